@@ -115,9 +115,7 @@ class Decoder(nn.Module):
         self.rotary = Rotary(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = LMHead(config.width, config.vocab_size)
-        if config.tied:
-            self.head.weight = self.embedding.weight
+        self.head = LMHead(embedding=self.embedding) if config.tied else LMHead(config.width, config.vocab_size)
         self.initialise()
 
     @torch.no_grad()
