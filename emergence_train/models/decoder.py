@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from emergence_kernels import LMHead, PositionLoss, attention, rms_norm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from emergence_train.models.config import ModelConfig
-
-INITIAL_STD = 0.02
 
 
 class RMSNorm(nn.Module):
@@ -28,32 +27,32 @@ class RMSNorm(nn.Module):
         return rms_norm(x_BTD, self.weight, self.eps, residual=residual_BTD)
 
 
-class Rotary(nn.Module):
-    """Rotates pairs (i, i + r/2) of the first r elements of each head by position x base^(-2i/r); the rest stay."""
+class RotaryTable(nn.Module):
+    """cos and sin of position x base^(-2i/r) for the pairs i of the first r elements of a head, [T, 1, r/2] float32."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
-        self.dim = config.rotary_dim
-        # float32 whatever the model's dtype: bf16 has 8 bits, and a position of 2047 would be rounded to 2048.
+        self.dim, self.base, self.length = config.rotary_dim, config.rotary_base, config.max_sequence
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
 
-    def tables(self, sequence: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin, [T, 1, r/2] in float32, made once and kept."""
+    def forward(self, sequence: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        # float32 whatever the model's dtype: bf16 has 8 bits, and position 2047 would be rounded to 2048. So the table
+        # is made here, after an engine has cast the module, and made again should it have been cast since.
         if self.cos.shape[0] < sequence or self.cos.device != device or self.cos.dtype != torch.float32:
             pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
-            frequencies = self.config.rotary_base ** (-pairs / self.dim)
-            length = max(sequence, self.config.max_sequence)
-            angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequencies
+            positions = torch.arange(max(sequence, self.length), dtype=torch.float64, device=device)
+            angles = positions[:, None] * self.base ** (-pairs / self.dim)
             self.cos, self.sin = angles.cos().float()[:, None, :], angles.sin().float()[:, None, :]
         return self.cos[:sequence], self.sin[:sequence]
 
-    def forward(self, x_BThd: Tensor) -> Tensor:
-        cos, sin = self.tables(x_BThd.shape[1], x_BThd.device)
-        first, second, rest = x_BThd.float().split([self.dim // 2, self.dim // 2, x_BThd.shape[-1] - self.dim], dim=-1)
-        turned = (first * cos - second * sin, second * cos + first * sin, rest)
-        return torch.cat(turned, dim=-1).to(x_BThd.dtype)
+
+def rotate(x_BThd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns pairs (i, i + r/2) of the first r elements of each head by the table's angles; the rest stay."""
+    half = cos.shape[-1]
+    first, second, rest = x_BThd.float().split([half, half, x_BThd.shape[-1] - 2 * half], dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin, rest)
+    return torch.cat(turned, dim=-1).to(x_BThd.dtype)
 
 
 class Attention(nn.Module):
@@ -65,12 +64,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, document_ids_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
         batch, sequence, width = x_BTD.shape
         heads_BThd = self.qkv(x_BTD).view(batch, sequence, self.heads + 2 * self.kv_heads, self.head_dim)
         # Queries and keys are rotated in one call: one launch instead of two.
         turned, v = heads_BThd.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotary(turned).split([self.heads, self.kv_heads], dim=2)
+        q, k = rotate(turned, *rotary).split([self.heads, self.kv_heads], dim=2)
         return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(batch, sequence, width))
 
 
@@ -98,7 +97,7 @@ class Block(nn.Module):
         self.swiglu = SwiGLU(config)
 
     def forward(
-        self, x_BTD: Tensor, residual_BTD: Tensor | None, rotary: Rotary, document_ids_BT: Tensor | None
+        self, x_BTD: Tensor, residual_BTD: Tensor | None, rotary: tuple[Tensor, Tensor], document_ids_BT: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         x, residual = self.attention_norm(x_BTD, residual_BTD)
         x, residual = self.swiglu_norm(self.attention(x, rotary, document_ids_BT), residual)
@@ -106,28 +105,17 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens to logits, or with targets to the loss at every position."""
+    """Tokens to logits, or with targets to the loss at every position. Weights are set by training.engine.initialise."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.rotary = Rotary(config)
+        self.rotary = RotaryTable(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = LMHead(embedding=self.embedding) if config.tied else LMHead(config.width, config.vocab_size)
-        self.initialise()
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Normal(0, 0.02); the matrices that write to the residual stream smaller by sqrt(2 x layers) (GPT-2's rule)."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                parameter.fill_(1.0)
-            elif name.endswith(("attention.out.weight", "swiglu.down.weight")):
-                parameter.normal_(std=INITIAL_STD / (2 * self.config.layers) ** 0.5)
-            else:
-                parameter.normal_(std=INITIAL_STD)
+        self.checkpoint_activations = False
 
     def forward(
         self,
@@ -135,15 +123,20 @@ class Decoder(nn.Module):
         targets_BT: Tensor | None = None,
         weights: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> PositionLoss | Tensor:
         """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position).
 
         `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
         """
+        rotary = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         x, residual = self.embedding(tokens_BT), None
         for block in self.blocks:
-            x, residual = block(x, residual, self.rotary, document_ids_BT)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x, residual = checkpoint(block, x, residual, rotary, document_ids_BT, use_reentrant=False)
+            else:
+                x, residual = block(x, residual, rotary, document_ids_BT)
         x, _ = self.norm(x, residual)
         if targets_BT is None:
             return self.head(x)
-        return self.head(x, targets_BT, weights=weights)
+        return self.head(x, targets_BT, weights=weights, z_loss=z_loss)
