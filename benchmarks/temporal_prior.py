@@ -19,7 +19,7 @@ from emergence_train.analysis.schedule import Plan
 from emergence_train.files import write_bytes, write_json
 
 HERE = Path(__file__).parent
-FLOOR_SHAPE, FLOOR_DROP = 0.20, 0.20  # spreads never below these: the runs are of few laboratories and one optimiser
+FLOOR_SHAPE, FLOOR_DROP = 0.25, 0.30  # never below these: the runs are of few laboratories and one optimiser
 
 
 def fit_groups(table: pd.DataFrame) -> pd.DataFrame:

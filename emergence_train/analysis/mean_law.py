@@ -8,6 +8,8 @@ of hypotheses (a grid), each solved in closed form, weighted by how well it expl
                Reconstructed on public curves; see docs/notebook.md
   annealing    L0 + A S1^-alpha - C S2, arXiv 2408.11029
   multi-power  L0 + A S1^-alpha - LD, arXiv 2503.12811, with the shape of LD held (see schedule.MULTI_POWER)
+  paper        L0 + A / (1 + b N) up to a separation point, from there on it follows the learning rate:
+               arXiv 2404.17785 as reconstructed (its a2 law); the separation point is one of HELD, chosen by fit
   power        L0 + A N^-alpha, the Kaplan-style baseline of arXiv 2404.17785, here with an offset
   reciprocal   L0 + A / (1 + b N)
   logarithmic  L0 - A log N
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.analysis import priors
-from emergence_train.analysis.schedule import INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, Plan
+from emergence_train.analysis.schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, Plan
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
@@ -51,6 +53,7 @@ LAWS = {
         Law("schedule", ("rate", "mixed"), tuple(INTRINSIC)),
         Law("annealing", ("rate",), (MOMENTUM,)),
         Law("multi-power", ("rate",), (MULTI_POWER,)),
+        Law("paper", ("held-0.5", "held-0.7", "held-0.85", "held-1"), (AT_ONCE,), "reciprocal"),
         Law("power", ("steps",), ()),
         Law("reciprocal", ("steps",), (), "reciprocal"),
         Law("logarithmic", ("steps",), (), "logarithmic"),
@@ -62,11 +65,12 @@ SCHEDULE_AWARE = ("schedule", "annealing", "multi-power")
 
 @dataclass(frozen=True)
 class Curve:
-    """The observed part of a loss curve, ready to fit: `x` steps, `y` nats, both (n,); `noise` of one row, nats."""
+    """The observed part of a loss curve, ready to fit: `x` steps, `y` nats, both (n,)."""
 
     x: np.ndarray
     y: np.ndarray
-    noise: float
+    noise: float  # standard deviation of one logged row about the curve, nats
+    sampling: float  # variance of a point by that noise where points are averages of many rows, else 0; nats^2
 
 
 def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
@@ -82,13 +86,15 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
     x, y = x[keep], y[keep]
     noise = float(np.median(np.abs(np.diff(y))) / 0.6745 / np.sqrt(2)) if len(y) > 2 else 0.0
     if len(x) <= BINS:
-        return Curve(x, y, noise)
+        return Curve(x, y, noise, 0.0)
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
     bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
     count = np.bincount(bin_of)
     mean_y = np.bincount(bin_of, y) / count
     medians = [np.median(y[bin_of == b]) if count[b] >= 5 else mean_y[b] for b in range(len(count))]
-    return Curve(np.bincount(bin_of, x) / count, np.asarray(medians), noise)
+    rows = len(x) / len(count)
+    sampling = np.pi / 2 * noise**2 / rows if rows >= 5 else 0.0
+    return Curve(np.bincount(bin_of, x) / count, np.asarray(medians), noise, float(sampling))
 
 
 @dataclass(frozen=True)
@@ -158,23 +164,26 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
     if borrowed:
         for j, (clock, kernel, shape) in enumerate(labels):
             mean_b[j], sd_b[j] = prior.decay(clock, kernel, plan.peak)
-            log_prior[j] = prior.log_shape(clock, shape)
+            log_prior[j] = prior.log_shape(clock, shape) if law.basis == "power" else 0.0
     # work with y + mean_b * decay, so that the prior of the third coefficient sits at 0
     target = y - features[:, :, 2] * mean_b[:, None]
     gram = features.transpose(0, 2, 1) @ features
     moment = np.einsum("jnk,jn->jk", features, target)
-    inflate = max(1.0, count / EFFECTIVE) if borrowed else 1.0
+    dependence = max(1.0, count / EFFECTIVE) if borrowed else 1.0
     variance = 1e-6
     for _ in range(4):
-        v = variance * inflate
+        # noise is independent from point to point, misfit is not
+        v = min(variance, curve.sampling) + max(variance - curve.sampling, 0) * dependence
         penalty = np.zeros((len(labels), 3, 3))
         penalty[:, 2, 2] = v / sd_b**2 if borrowed else 1.0  # without a kernel the third feature is 0
         normal = gram + penalty + 1e-11 * np.eye(3)
         coef = np.linalg.solve(normal, moment[:, :, None])[:, :, 0]
-        sse = ((target - np.einsum("jnk,jk->jn", features, coef)) ** 2).sum(1)
+        residual = target - np.einsum("jnk,jk->jn", features, coef)
+        sse = (residual**2).sum(1)
         cost = sse + (v * (coef[:, 2] / sd_b) ** 2 if borrowed else 0)
-        variance = max(sse[np.argmin(cost)] / max(count - 4, 1), 1e-10)
-    log_weight = -cost / (2 * variance * inflate) + log_prior - 50.0 * (coef[:, 1] < 0)
+        best = int(np.argmin(cost))
+        variance = max(sse[best] / max(count - 4, 1), 1e-10)
+    log_weight = -cost / (2 * v) + log_prior - 50.0 * (coef[:, 1] < 0)
     weight = np.exp(log_weight - log_weight.max())
     if not borrowed:  # a baseline forecasts with its one best fit
         weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
@@ -185,7 +194,7 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
         law,
         weight / weight.sum(),
         coef,
-        np.linalg.inv(normal) * variance * inflate,
+        np.linalg.inv(normal) * v,
         labels,
         float(np.sqrt(variance)),
         curve.noise,
@@ -196,7 +205,7 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
 
 
 def _clock(name: str, x: np.ndarray, plan: Plan | None) -> np.ndarray:
-    if name == "steps":
+    if name == "steps" or name.startswith("held"):
         return np.maximum(x, 1e-9)
     rate = np.maximum(plan.clock(x), 1e-9)
     return rate if name == "rate" else np.sqrt(rate * np.maximum(x, 1e-9))
@@ -224,8 +233,13 @@ def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, f
     decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
     blocks, labels = [], []
     for clock in law.clocks:
-        basis = _basis(law.basis, _clock(clock, x, plan) / reference[clock], shapes)
+        ratio = _clock(clock, x, plan) / reference[clock]
+        separation = float(clock.partition("-")[2] or np.inf)  # share of the observed length after which A is held
+        basis = _basis(law.basis, np.minimum(ratio, separation), shapes)
         for kernel, decay in decays:
+            if np.isfinite(separation):
+                before = plan.decay(np.array([separation * reference[clock]]), law.kernels[0])[0]
+                decay = np.where(ratio > separation, decay - before, 0.0)
             block = np.empty((len(shapes), len(x), 3))
             block[:, :, 0], block[:, :, 1], block[:, :, 2] = 1.0, basis, -decay
             blocks.append(block)

@@ -26,7 +26,8 @@ class Prior:
 
     def decay(self, clock: str, kernel: str, peak: float) -> tuple[float, float]:
         """Mean and standard deviation of B in nats for a run of this peak learning rate."""
-        intercept, slope, sd = self.drop[clock, kernel]
+        # the reconstructed law of the paper has no fits of its own: its rate term is nearest to this one
+        intercept, slope, sd = self.drop.get((clock, kernel)) or self.drop["mixed", "fast^1"]
         low, high = self.rates
         inside = float(np.clip(peak, low, high))
         away = abs(np.log(peak / inside))  # another optimiser or parametrisation: know less

@@ -45,6 +45,8 @@ MOMENTUM = Kernel("momentum", 1.0, lambda age, work, rate, peak: 1 - 0.999**age)
 MULTI_POWER = Kernel(
     "multi-power", 1.0, lambda age, work, rate, peak: 1 - (1 + 2.0 * (rate * peak) ** -0.64 * work * peak) ** -0.6
 )
+# The rate itself, without any delay: the cosine part of a2 in arXiv 2404.17785 as reconstructed.
+AT_ONCE = Kernel("at-once", 1.0, lambda age, work, rate, peak: np.ones_like(work))
 
 
 class Plan:
