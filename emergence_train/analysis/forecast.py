@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.analysis import priors
-from emergence_train.analysis.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Z, Fit, fit, observed_part
+from emergence_train.analysis.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Fit, Z, fit, observed_part
 from emergence_train.analysis.schedule import Plan
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
-MODEL_ERROR = 0.02  # laws are wrong by about this share of the change they forecast (docs/notebook.md)
+MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def forecast(
     curve = observed_part(x, y, plan)
     if len(curve.x) < MINIMUM:
         raise InputError(
-            f"not identified: {len(curve.x)} points after warm-up in the later part of the observed run, a forecast needs "
-            f"{MINIMUM}; observe longer or log more often"
+            f"not identified: {len(curve.x)} points after warm-up in the later part of the observed run, a forecast "
+            f"needs {MINIMUM}; observe longer or log more often"
         )
     shift_low = np.zeros(len(x_future))
     used = plan
@@ -70,8 +70,8 @@ def forecast(
         drop, _ = prior.decay("mixed", "fast^0.75", 1e-3)
         shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
         notes.append(
-            "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a decay to 0 "
-            f"({drop:.2f} nats, from other runs)"
+            "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a decay "
+            f"to 0 ({drop:.2f} nats, from other runs)"
         )
     fits = {name: fit(law, curve, used, prior) for name, law in LAWS.items()}
     scores = _backtest(x, y, used, prior, tuple(LAWS))
@@ -80,7 +80,8 @@ def forecast(
         notes += _identification(fits["schedule"], used, x_future)
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     start = sum(w * fits[name].predict(x[-1:])[0][0] for name, w in weights.items())
-    sd = np.hypot(sd, MODEL_ERROR * np.abs(mean - start))
+    decades = np.log10(np.maximum(x_future / x[-1], 1))
+    sd = np.hypot(sd, MODEL_ERROR * decades * np.abs(mean - start))
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
 
 
@@ -123,7 +124,8 @@ def _identification(one: Fit, plan: Plan, x_future: np.ndarray) -> list[str]:
     still = float(np.ptp(plan.decay(np.r_[0.0, x_future], one.law.kernels[2])))
     if one.decay_seen < 0.1 and still > 0.1:
         return [
-            "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the observed "
-            f"part); borrowed from {priors.SHIPPED.runs} other runs with their spread, and the interval is wider for it"
+            "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
+            f"observed part); borrowed from {priors.SHIPPED.runs} other runs with their spread, and the interval is "
+            "wider for it"
         ]
     return []

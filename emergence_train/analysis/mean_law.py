@@ -28,8 +28,9 @@ from emergence_train.analysis.schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULT
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
-EFFECTIVE = 6  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
-MINIMUM = 6  # points that a fit needs
+EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
+WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
+MINIMUM = 4  # points that a fit needs
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
 
@@ -74,15 +75,14 @@ class Curve:
 
 
 def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
-    """The window that a fit uses: from WINDOW of the observed length and after warm-up, in at most BINS bins.
+    """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
 
     `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
     spikes do not count. The Curve may hold fewer than MINIMUM points; it is for the caller to refuse.
     """
-    start = WINDOW * x[-1]
-    if plan is not None and plan.warmup_end < x[-1]:
-        start = max(start, min(1.2 * plan.warmup_end, 0.8 * x[-1]))
-    keep = x >= start
+    warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None and plan.warmup_end < x[-1] else 0.0
+    start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
+    keep = x >= max(start, 1e-9)
     x, y = x[keep], y[keep]
     noise = float(np.median(np.abs(np.diff(y))) / 0.6745 / np.sqrt(2)) if len(y) > 2 else 0.0
     if len(x) <= BINS:
