@@ -1,0 +1,110 @@
+"""The command line: one verb per function, no logic. Errors are one line; a traceback only with --debug."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from emergence_train.errors import InputError, RunError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 failed while running, 2 wrong use or wrong input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        result = arguments.verb(arguments)
+        if arguments.json and result is not None:
+            print(json.dumps(result))
+        return 0
+    except (InputError, RunError) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        elif not getattr(error, "told_by_first_rank", False):
+            print(f"emergence-train: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("emergence-train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone (head, less)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 1
+    except Exception as error:
+        if arguments.debug:
+            raise
+        reason = " ".join(str(error).split())[:500]
+        print(f"emergence-train: {type(error).__name__}: {reason} (a bug? see it with --debug)", file=sys.stderr)
+        return 1
+
+
+def _say(arguments: argparse.Namespace):
+    """Progress goes to standard output, or to standard error where the output is a result for machines."""
+    stream = sys.stderr if arguments.json else sys.stdout
+    return lambda line: print(line, file=stream, flush=True)
+
+
+def _prepare(arguments: argparse.Namespace) -> dict:
+    from emergence_train import config
+    from emergence_train.data.prepare import prepare
+
+    path = prepare(config.load(arguments.config, arguments.overrides).data, _say(arguments))
+    return {"path": str(path)}
+
+
+def _train(arguments: argparse.Namespace) -> dict:
+    from emergence_train import config, distributed
+    from emergence_train.training.loop import train
+
+    loaded = config.load(arguments.config, arguments.overrides)
+    try:
+        return {"run": str(train(loaded, _say(arguments)))}
+    finally:
+        distributed.stop()
+
+
+def _report(arguments: argparse.Namespace) -> dict:
+    from emergence_train.report.page import report
+
+    path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)
+    _say(arguments)(f"report: {path}")
+    return {"report": str(path)}
+
+
+def _doctor(arguments: argparse.Namespace) -> dict:
+    from emergence_train.doctor import doctor
+
+    return doctor(None if arguments.json else _say(arguments))
+
+
+class _OneLine(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result for machines")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser = _OneLine(prog="emergence-train", description=__doc__.split(":")[0], allow_abbrev=False)
+    # The deepspeed launcher puts this before the verb; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_OneLine)
+
+    def verb(name: str, function, help: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, parents=[common], help=help, description=help, allow_abbrev=False)
+        added.set_defaults(verb=function)
+        return added
+
+    for name, function, help in (
+        ("prepare", _prepare, "make tokenizer, shards and validation sets"),
+        ("train", _train, "train, or go on training, the run of a configuration"),
+    ):
+        added = verb(name, function, help)
+        added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
+        added.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+    added = verb("report", _report, "one self-contained HTML page of one or more runs")
+    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
+    verb("doctor", _doctor, "what this machine has, what will be used, what is missing")
+    return parser

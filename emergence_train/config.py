@@ -1,0 +1,320 @@
+"""The configuration: one typed tree, read from YAML, changed by dotted overrides (`training.zero_stage=2`).
+
+Every wrong key, type or size is one InputError line that names the place; nothing has been written by then.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from emergence_train.errors import InputError
+from emergence_train.models.config import PRESETS, ModelConfig
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+class Source(Section):
+    """Where the text of one domain comes from. Exactly one of `files`, `hub` and `sample`."""
+
+    domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    files: list[str] | None = Field(default=None, description="paths or globs: .txt, .jsonl (also .gz, .xz), .parquet")
+    hub: str | None = Field(default=None, description="a Hugging Face data set, streamed")
+    subset: str | None = Field(default=None, description="the hub data set's configuration name")
+    hub_split: str = "train"
+    sample: str | None = Field(default=None, description="a domain of the embedded sample")
+    text_field: str = "text"
+    weight: float = Field(default=1.0, ge=0, description="share of training tokens, relative; 0 keeps it out of training")
+    limit_documents: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Source":
+        given = [name for name in ("files", "hub", "sample") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"domain {self.domain!r} must have exactly one of files, hub and sample (has: {given})")
+        if self.domain in ("train", "iid", "ood"):
+            raise ValueError(f"domain name {self.domain!r} is taken by a split of the tables; choose another")
+        return self
+
+
+class Tokenizer(Section):
+    """Trained here (`vocab_size`), or loaded: a tokenizer.json, or a hub name."""
+
+    vocab_size: int | None = Field(default=None, ge=257, description="train a byte-level BPE of this size")
+    file: str | None = None
+    hub: str | None = None
+    train_bytes: int = Field(default=50_000_000, ge=1000, description="text read to train it")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Tokenizer":
+        given = [name for name in ("vocab_size", "file", "hub") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of vocab_size, file and hub (has: {given})")
+        return self
+
+
+class Validation(Section):
+    """Held-out sequences, one longer than `sequence` so that every position has a target."""
+
+    sequences: int = Field(default=256, ge=1, description="in the iid set, spread over domains by weight")
+    domain_sequences: int = Field(default=64, ge=0, description="at most, in each domain's own set")
+    ood_sequences: int = Field(default=256, ge=0)
+    fraction: float = Field(default=0.02, gt=0, lt=1, description="share of documents held out, by hash")
+
+
+class Data(Section):
+    path: str = Field(description="the prepared directory")
+    sequence: int = Field(ge=2, description="tokens a sequence")
+    sources: list[Source] = Field(min_length=1)
+    ood: list[Source] = Field(default=[], description="out-of-distribution sources, for validation only")
+    tokenizer: Tokenizer
+    validation: Validation = Validation()
+    shard_tokens: int = Field(default=100_000_000, ge=1000)
+    workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one a processor")
+
+    @model_validator(mode="after")
+    def _domains(self) -> "Data":
+        names = [source.domain for source in [*self.sources, *self.ood]]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"domain {twice[0]!r} stands twice; list its files in one source")
+        if not any(source.weight > 0 for source in self.sources):
+            raise ValueError("every source has weight 0; give at least one a positive weight")
+        return self
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+class Schedule(Section):
+    """Learning rate over tokens: linear warm-up to `lr`, then cosine, constant, or constant and a decay (wsd)."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    lr: float = Field(gt=0)
+    warmup_tokens: int = Field(default=0, ge=0)
+    final_ratio: float = Field(default=0.1, ge=0, le=1, description="lr at the end over peak lr")
+    decay_tokens: int = Field(default=0, ge=0, description="wsd only: length of the final decay")
+    decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
+
+
+class Optimizer(Section):
+    """AdamW. Weight decay applies to matrices, not to norms."""
+
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, ge=0, description="bound on the global gradient norm; 0 is none")
+
+
+class PositionWeights(Section):
+    """Weights of the loss by position: the first 10, middle 80 and last 10 percent, or any vector [sequence]."""
+
+    head: float = Field(default=1.0, ge=0)
+    body: float = Field(default=1.0, ge=0)
+    tail: float = Field(default=1.0, ge=0)
+    vector: list[Annotated[float, Field(ge=0)]] | None = None
+
+
+class Training(Section):
+    tokens: int = Field(ge=1, description="to train on; rounded up to whole steps")
+    batch: int = Field(ge=1, description="sequences a step, over all ranks")
+    micro_batch: int = Field(default=1, ge=1, description="sequences a forward pass, each rank")
+    precision: Literal["bf16", "fp32"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    schedule: Schedule
+    optimizer: Optimizer = Optimizer()
+    position_weights: PositionWeights = PositionWeights()
+    document_mask: bool = Field(default=False, description="keep attention and targets within a document")
+    z_loss: float = Field(default=0.0, ge=0)
+    compile: bool = Field(default=False, description="torch.compile each block")
+    activation_checkpointing: bool = False
+    threads: int | None = Field(default=None, ge=1, description="CPU threads a rank; None: torch's choice")
+
+
+class Checkpoints(Section):
+    every_tokens: int = Field(ge=1, description="distance of checkpoints: logs, validation, state")
+    log_spaced_start: bool = Field(default=False, description="also at steps 1, 2, 4 ... until every_tokens")
+    save_state: Literal["every", "last", "never"] = Field(
+        default="last", description="keep every checkpoint's model state, only the newest, or none (logs only)"
+    )
+
+
+class Logging(Section):
+    console_seconds: float = Field(default=5.0, ge=0, description="between console lines")
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        default="auto", description="auto: online with credentials, else offline"
+    )
+    wandb_project: str = "emergence-train"
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run, and of its directory")
+    out: str = Field(default="runs", description="directory that holds run directories")
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    data: Data
+    model: ModelConfig
+    training: Training
+    checkpoints: Checkpoints
+    logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        training, schedule, sequence = self.training, self.training.schedule, self.data.sequence
+        if sequence > self.model.max_sequence:
+            raise ValueError(
+                f"data.sequence {sequence} is longer than model.max_sequence {self.model.max_sequence}; "
+                f"shorten the one or raise the other"
+            )
+        if training.zero_stage == 0 and training.precision == "bf16":
+            raise ValueError(
+                "training.zero_stage 0 with bf16 makes DeepSpeed's first Adam step 0.74 of its size; "
+                "use zero_stage 1 (also on one GPU) or precision fp32"
+            )
+        if training.batch % training.micro_batch:
+            raise ValueError(f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch}")
+        if schedule.kind == "wsd" and schedule.decay_tokens == 0:
+            raise ValueError("training.schedule.kind wsd needs decay_tokens, the length of the final decay")
+        if schedule.kind != "wsd" and schedule.decay_tokens:
+            raise ValueError(f"training.schedule.decay_tokens is for kind wsd; kind is {schedule.kind}")
+        if schedule.warmup_tokens + schedule.decay_tokens > training.tokens:
+            raise ValueError("training.schedule: warmup_tokens and decay_tokens are more than training.tokens")
+        vector = training.position_weights.vector
+        if vector is not None and len(vector) != sequence:
+            raise ValueError(f"training.position_weights.vector has {len(vector)} entries; data.sequence is {sequence}")
+        if vector is not None and not any(vector):
+            raise ValueError("training.position_weights.vector is all zeros: nothing would be learned")
+        return self
+
+    @property
+    def run_directory(self) -> Path:
+        return Path(self.out) / self.name
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The configuration in the YAML file `path` with `a.b=value` overrides applied; values are parsed as YAML.
+
+    `model.preset: NAME` stands for that preset's sizes, which other keys under `model` then change.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    _expand_preset(tree, path)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error, tree)}") from None
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: a configuration is a mapping of keys to values; see configs/ for examples")
+    return tree
+
+
+def _apply(tree: dict, override: str) -> None:
+    """Set one `a.b.c=value`."""
+    dotted, sign, text = override.partition("=")
+    keys = dotted.split(".")
+    if not sign or not all(keys):
+        raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    if isinstance(value, str):
+        value = _number(value)
+    node: Any = tree
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
+                                 f"use an index from 0 to {len(node) - 1}")  # fmt: skip
+            key = int(key)
+        elif not isinstance(node, dict):
+            raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section")
+        if last:
+            node[key] = value
+        else:
+            node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+            if node is None:
+                raise InputError(f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file")
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 takes 3e-4 for a string; a person means the number."""
+    try:
+        return float(text) if any(character.isdigit() for character in text) else text
+    except ValueError:
+        return text
+
+
+def _expand_preset(tree: dict, path: str | Path) -> None:
+    model = tree.get("model")
+    if not isinstance(model, dict) or "preset" not in model:
+        return
+    name = model.pop("preset")
+    if name not in PRESETS:
+        raise InputError(f"{path}: model.preset: unknown {name!r}{_suggest(str(name), PRESETS)}")
+    tree["model"] = PRESETS[name] | model
+
+
+def _first_problem(error: ValidationError, tree: dict) -> str:
+    """The first pydantic complaint as one line: where, what, and the right key if one was misspelt."""
+    # A misspelt key usually also leaves its right spelling missing: the former says more.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        section = _section(problem["loc"][:-1])
+        known = list(section.model_fields) if section else []
+        if section is ModelConfig:
+            known.append("preset")
+        return f"{where}: unknown key{_suggest(str(problem['loc'][-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{where}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    return f"{where}: {message}{shown}"
+
+
+def _section(location: tuple) -> type[BaseModel] | None:
+    """The model class at a path of keys and indices."""
+    section: Any = Config
+    for key in location:
+        if isinstance(key, int):
+            continue
+        annotation = section.model_fields[key].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if section is None:
+            return None
+    return section
+
+
+def _suggest(word: str, known: Any) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,107 @@
+"""A prepared data set: batches of training samples by global index, and the validation windows."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emergence_train.config import Data
+from emergence_train.data import shards, tokenizer
+from emergence_train.data.sampling import Sampler
+from emergence_train.errors import InputError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Validation windows that belong to the same splits: rows [begin, end) of a domain's file."""
+
+    domain: str
+    begin: int
+    end: int
+    splits: tuple[str, ...]
+
+
+class Dataset:
+    """Opens `data.path` for training with the configuration's weights and sequence length.
+
+    `verify=True` compares every file with its checksum (one rank does this for all).
+    """
+
+    def __init__(self, data: Data, seed: int, *, verify: bool = True) -> None:
+        self.root = Path(data.path)
+        self.index = load_index(self.root)
+        self.sequence = data.sequence
+        self.vocabulary = self.index["tokenizer"]["vocabulary"]
+        self.fingerprint = self.index["tokenizer"]["fingerprint"]
+        self._check(data)
+        if verify:
+            check_tokenizer(self.root, self.index)
+            shards.verify(self.root, self._entries(), self.root / "verified.json")
+        dtype = np.dtype(self.index["dtype"])
+        self.domains = [source.domain for source in data.sources if source.weight > 0]
+        self.streams = [
+            shards.TokenStream(self.root, self.index["domains"][domain]["shards"], dtype) for domain in self.domains
+        ]
+        weights = [source.weight for source in data.sources if source.weight > 0]
+        self.sampler = Sampler([len(stream) for stream in self.streams], weights, data.sequence, seed)
+        self.windows = {
+            domain: np.memmap(self.root / entry["file"], dtype=dtype, mode="r").reshape(entry["sequences"], -1)
+            for domain, entry in self.index["validation"]["sets"].items()
+        }
+
+    def sample(self, index: int) -> np.ndarray:
+        """The `sequence + 1` tokens of global sample `index`, int64."""
+        window = self.sampler[index]
+        return self.streams[window.domain].read(window.start, self.sequence + 1)
+
+    def document_ids(self, index: int) -> np.ndarray:
+        """For each of those tokens the number of its document within the sample, int64."""
+        window = self.sampler[index]
+        return self.streams[window.domain].document_ids(window.start, self.sequence + 1)
+
+    def segments(self) -> list[Segment]:
+        """The validation windows grouped so that each group's sums go to the same splits."""
+        found = []
+        for domain, entry in self.index["validation"]["sets"].items():
+            begin = 0
+            for end in sorted(set(entry["ranges"].values()) - {0}):
+                splits = tuple(split for split, count in entry["ranges"].items() if count >= end)
+                found.append(Segment(domain, begin, end, splits))
+                begin = end
+        return found
+
+    def _check(self, data: Data) -> None:
+        if self.index["sequence"] != data.sequence:
+            raise InputError(f"{self.root}: was prepared for sequences of {self.index['sequence']} tokens, data.sequence "
+                             f"is {data.sequence}; prepare it again under another data.path")  # fmt: skip
+        for source in data.sources:
+            if source.domain not in self.index["domains"]:
+                raise InputError(f"{self.root}: has no domain {source.domain!r} (it has "
+                                 f"{', '.join(self.index['domains'])}); prepare it again")  # fmt: skip
+
+    def _entries(self) -> list[dict]:
+        parts = [shard[kind] for entry in self.index["domains"].values() for shard in entry["shards"]
+                 for kind in ("tokens", "documents")]  # fmt: skip
+        return parts + list(self.index["validation"]["sets"].values())
+
+
+def load_index(root: Path) -> dict:
+    try:
+        index = json.loads((root / "dataset.json").read_text())
+        if index["format"] != 1:
+            raise ValueError(f"format {index['format']} is not known to this version")
+    except FileNotFoundError:
+        raise InputError(f"{root}: is not a prepared data set; run `emergence-train prepare` first") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{root / 'dataset.json'}: cannot be read ({error}); delete {root} and prepare again") from None
+    return index
+
+
+def check_tokenizer(root: Path, index: dict) -> None:
+    """Raise InputError where tokenizer.json is not the one that made the shards."""
+    found = tokenizer.fingerprint(tokenizer.load_file(root / "tokenizer.json"))
+    wanted = index["tokenizer"]["fingerprint"]
+    if found != wanted:
+        raise InputError(f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {found}, theirs "
+                         f"{wanted}); restore it or prepare again")  # fmt: skip

@@ -1,0 +1,108 @@
+"""Which tokens sample number i is made of: a pure function of (seed, i).
+
+No iterator, no state to save: any world size, micro-batch size or restart sees the same sequence of samples.
+
+Domains. Samples come in blocks of BLOCK. Each block holds a fixed number of samples of each domain (its quota, the
+weights rounded to whole samples by largest remainder), in an order shuffled by (seed, block). So the k-th sample of a
+domain is known in closed form, and the mixture is exact in every block, not only on average.
+
+Windows. A domain's token stream is cut into windows; the k-th sample takes window k mod n of epoch k div n, in an order
+shuffled anew every epoch, with the cuts shifted by a random offset every epoch. No window repeats within an epoch.
+
+Shuffling is a pseudo-random permutation of range(n) by a Feistel network with cycle walking (Black and Rogaway 2002):
+constant memory, whatever the n.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.errors import InputError
+
+BLOCK = 8192
+ROUNDS = 6
+MASK = 2**64 - 1
+
+
+def mix(*parts: int) -> int:
+    """A well-mixed 64-bit hash of integers (the finaliser of SplitMix64, Steele et al. 2014, folded over the parts)."""
+    value = 0x243F6A8885A308D3
+    for part in parts:
+        value = (value ^ (part & MASK)) + 0x9E3779B97F4A7C15 & MASK
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
+        value ^= value >> 31
+    return value
+
+
+def permute(index: int, n: int, key: int) -> int:
+    """Where a pseudo-random permutation of range(n), chosen by `key`, sends `index`."""
+    half = max((n - 1).bit_length() + 1, 2) // 2
+    mask = (1 << half) - 1
+    while True:  # walk the cycle until it comes back into range(n): fewer than 4 turns on average
+        left, right = index >> half, index & mask
+        for turn in range(ROUNDS):
+            left, right = right, left ^ (mix(key, turn, right) & mask)
+        index = left << half | right
+        if index < n:
+            return index
+
+
+def quotas(weights: list[float], total: int = BLOCK) -> list[int]:
+    """`weights` as whole shares of `total`, by largest remainder; raises where a positive weight would get nothing."""
+    scale = total / sum(weights)
+    exact = [weight * scale for weight in weights]
+    shares = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    for weight, share in zip(weights, shares):
+        if weight > 0 and share == 0:
+            raise InputError(f"a source's weight is {weight / sum(weights):.2g} of the mixture, too small to be sampled "
+                             f"(the least is 1/{total}); raise it or set it to 0")  # fmt: skip
+    return shares
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sample: `length` tokens from `start` in the stream of domain number `domain`."""
+
+    domain: int
+    start: int
+    epoch: int
+
+
+class Sampler:
+    """Maps a global sample number to a window.
+
+    Args:
+        tokens: length of each domain's stream. weights: shares of the mixture. sequence: tokens a sample trains on; a
+        window is one longer, for the last target.
+    """
+
+    def __init__(self, tokens: list[int], weights: list[float], sequence: int, seed: int) -> None:
+        self.tokens, self.sequence, self.seed = tokens, sequence, seed
+        self.quotas = quotas(weights)
+        self.ends = np.cumsum(self.quotas)
+        # The offset of an epoch is below `sequence`, so a stream must hold one window more than it is said to have.
+        self.windows = [max((length - 1) // sequence - 1, 1) for length in tokens]
+        for length, quota in zip(tokens, self.quotas):
+            if quota and length < sequence + 1:
+                raise InputError(f"a source has {length} tokens, fewer than one sequence ({sequence + 1}); "
+                                 f"add text or shorten data.sequence")  # fmt: skip
+
+    def __getitem__(self, index: int) -> Window:
+        block, place = divmod(index, BLOCK)
+        slot = permute(place, BLOCK, mix(self.seed, 1, block))
+        domain = int(np.searchsorted(self.ends, slot, side="right"))
+        within = slot - int(self.ends[domain]) + self.quotas[domain]
+        ordinal = block * self.quotas[domain] + within
+        epoch, turn = divmod(ordinal, self.windows[domain])
+        window = permute(turn, self.windows[domain], mix(self.seed, 2, domain, epoch))
+        room = self.tokens[domain] - 1 - self.windows[domain] * self.sequence
+        offset = mix(self.seed, 3, domain, epoch) % (min(room, self.sequence - 1) + 1)
+        return Window(domain, window * self.sequence + offset, epoch)
+
+    def epochs(self, samples: int) -> list[float]:
+        """How often each domain will have been gone through after `samples` samples."""
+        return [samples / BLOCK * quota / windows for quota, windows in zip(self.quotas, self.windows)]

@@ -1,0 +1,91 @@
+"""Token shards on disk: raw little-endian uint16 or uint32, document boundaries beside them, checksums in the index."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from emergence_train import files
+from emergence_train.errors import InputError
+
+
+def token_dtype(vocabulary: int) -> np.dtype:
+    """The narrowest of uint16 and uint32 that holds every id."""
+    return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
+
+
+def describe(root: Path, path: Path) -> dict:
+    """A file's entry in the index."""
+    return {"file": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": files.sha256(path)}
+
+
+def verify(root: Path, entries: list[dict], stamp: Path) -> None:
+    """Raise InputError for the first file that is missing, truncated or altered.
+
+    Checksums of large corpora take minutes, so files that were verified before and have not been written since (same
+    size, time and inode) are trusted; `stamp` remembers them where the directory can be written.
+    """
+    try:
+        known = json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        known = {}
+    seen = {}
+
+    def check(entry: dict) -> None:
+        path = root / entry["file"]
+        try:
+            status = os.stat(path)
+        except OSError:
+            raise InputError(f"{path}: is missing; run prepare again") from None
+        if status.st_size != entry["bytes"]:
+            raise InputError(f"{path}: has {status.st_size} bytes instead of {entry['bytes']}; it is truncated or "
+                             f"altered: delete {root} and run prepare again")  # fmt: skip
+        mark = [entry["sha256"], status.st_size, status.st_mtime_ns, status.st_ino]
+        if known.get(entry["file"]) != mark and files.sha256(path) != entry["sha256"]:
+            raise InputError(f"{path}: its checksum does not match the index; it was altered: "
+                             f"delete {root} and run prepare again")  # fmt: skip
+        seen[entry["file"]] = mark
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(check, entries))
+    if seen != known:
+        try:
+            files.write_json(stamp, seen)
+        except Exception:  # a read-only corpus is verified in full every time
+            stamp.unlink(missing_ok=True) if os.access(stamp.parent, os.W_OK) else None
+
+
+class TokenStream:
+    """One domain's shards as one long sequence of tokens, memory-mapped."""
+
+    def __init__(self, root: Path, shards: list[dict], dtype: np.dtype) -> None:
+        self.parts = [np.memmap(root / shard["tokens"]["file"], dtype=dtype, mode="r") for shard in shards]
+        self.boundaries = [np.load(root / shard["documents"]["file"], mmap_mode="r") for shard in shards]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """`length` tokens from `start`, as int64."""
+        return np.concatenate([part[a:b] for part, _, a, b in self._pieces(start, length)]).astype(np.int64)
+
+    def document_ids(self, start: int, length: int) -> np.ndarray:
+        """For each of those tokens the number of its document, counted from the window's first; int64."""
+        ids, base = [], 0
+        for _, boundaries, a, b in self._pieces(start, length):
+            numbers = np.searchsorted(boundaries, np.arange(a, b), side="right")
+            ids.append(numbers - numbers[0] + base)
+            base = int(ids[-1][-1]) + 1  # a shard begins with a new document
+        return np.concatenate(ids)
+
+    def _pieces(self, start: int, length: int):
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        for number in range(first, len(self.parts)):
+            begin = int(self.ends[number]) - len(self.parts[number])
+            a, b = max(start - begin, 0), min(start + length - begin, len(self.parts[number]))
+            yield self.parts[number], self.boundaries[number], a, b
+            if start + length <= self.ends[number]:
+                return

@@ -1,0 +1,103 @@
+"""The process group: one process, torchrun and the deepspeed launcher alike; gloo on CPUs, NCCL on GPUs.
+
+Import this module before deepspeed: it tells DeepSpeed which accelerator to take.
+"""
+
+import datetime
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from emergence_train.errors import InputError
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place. `device` is where its tensors live."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def start(threads: int | None) -> Ranks:
+    """Join (or make) the process group."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    # DeepSpeed asks for these three whatever the launcher.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local_rank))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(f"local rank {local_rank} has no GPU of its own ({torch.cuda.device_count()} here); "
+                             f"start as many processes as there are GPUs")  # fmt: skip
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        device = torch.device("cpu")
+        torch.set_flush_denormal(True)  # Adam's second moments fade into denormals, 10 to 100 times slower on a CPU
+    if threads:
+        torch.set_num_threads(threads)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        # A lone process needs no address and no port to talk to itself.
+        store = dist.HashStore() if world == 1 else None
+        arguments = {"store": store, "rank": 0, "world_size": 1} if store else {}
+        dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
+    return Ranks(rank, world, local_rank, device)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def import_deepspeed():
+    """DeepSpeed, quiet, and without the shared-memory op that it would spend a minute compiling on CPUs."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        from deepspeed.utils import logger
+    logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` summed over all ranks, in place."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_first_rank(make):
+    """`make()` on rank 0, its result on every rank; an exception of rank 0 is raised on every rank."""
+    outcome: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = make()
+        except Exception as error:  # the others must not wait for a rank that has given up
+            outcome[1] = error
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        outcome[1].told_by_first_rank = dist.get_rank() > 0  # one line on the screen is enough
+        raise outcome[1]
+    return outcome[0]
+
+
+def barrier() -> None:
+    if dist.get_world_size() > 1:
+        dist.barrier()

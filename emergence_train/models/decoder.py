@@ -1,0 +1,142 @@
+"""The decoder: embedding, blocks of attention and SwiGLU with RMSNorm before each, output head with its loss.
+
+Shapes: B sequences, T tokens, D width, H query heads, K key/value heads, d head dimension, V vocabulary.
+The residual stream is carried beside each block's output so that the kernel which adds the two also normalises the sum.
+"""
+
+import torch
+import torch.nn.functional as F
+from emergence_kernels import LMHead, PositionLoss, attention, rms_norm
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from emergence_train.models.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, or the same of x + residual, returning the new residual too."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor, residual_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if residual_BTD is None:
+            return rms_norm(x_BTD, self.weight, self.eps), x_BTD
+        return rms_norm(x_BTD, self.weight, self.eps, residual=residual_BTD)
+
+
+class RotaryTable(nn.Module):
+    """cos and sin of position x base^(-2i/r) for the pairs i of the first r elements of a head, [T, 1, r/2] float32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dim, self.base, self.length = config.rotary_dim, config.rotary_base, config.max_sequence
+        self.register_buffer("cos", torch.empty(0), persistent=False)
+        self.register_buffer("sin", torch.empty(0), persistent=False)
+
+    def forward(self, sequence: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        # float32 whatever the model's dtype: bf16 has 8 bits, and position 2047 would be rounded to 2048. So the table
+        # is made here, after an engine has cast the module, and made again should it have been cast since.
+        if self.cos.shape[0] < sequence or self.cos.device != device or self.cos.dtype != torch.float32:
+            pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
+            positions = torch.arange(max(sequence, self.length), dtype=torch.float64, device=device)
+            angles = positions[:, None] * self.base ** (-pairs / self.dim)
+            self.cos, self.sin = angles.cos().float()[:, None, :], angles.sin().float()[:, None, :]
+        return self.cos[:sequence], self.sin[:sequence]
+
+
+def rotate(x_BThd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns pairs (i, i + r/2) of the first r elements of each head by the table's angles; the rest stay."""
+    half = cos.shape[-1]
+    first, second, rest = x_BThd.float().split([half, half, x_BThd.shape[-1] - 2 * half], dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin, rest)
+    return torch.cat(turned, dim=-1).to(x_BThd.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
+        batch, sequence, width = x_BTD.shape
+        heads_BThd = self.qkv(x_BTD).view(batch, sequence, self.heads + 2 * self.kv_heads, self.head_dim)
+        # Queries and keys are rotated in one call: one launch instead of two.
+        turned, v = heads_BThd.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        q, k = rotate(turned, *rotary).split([self.heads, self.kv_heads], dim=2)
+        return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(batch, sequence, width))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, config.width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """residual += attention(norm(residual)); residual += swiglu(norm(residual)), the additions one step late."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config)
+        self.swiglu_norm = RMSNorm(config.width, config.norm_eps)
+        self.swiglu = SwiGLU(config)
+
+    def forward(
+        self, x_BTD: Tensor, residual_BTD: Tensor | None, rotary: tuple[Tensor, Tensor], document_ids_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x, residual = self.attention_norm(x_BTD, residual_BTD)
+        x, residual = self.swiglu_norm(self.attention(x, rotary, document_ids_BT), residual)
+        return self.swiglu(x), residual
+
+
+class Decoder(nn.Module):
+    """Tokens to logits, or with targets to the loss at every position. Weights are set by training.engine.initialise."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.rotary = RotaryTable(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = LMHead(embedding=self.embedding) if config.tied else LMHead(config.width, config.vocab_size)
+        self.checkpoint_activations = False
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        weights: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
+        z_loss: float = 0.0,
+    ) -> PositionLoss | Tensor:
+        """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position).
+
+        `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
+        """
+        rotary = self.rotary(tokens_BT.shape[1], tokens_BT.device)
+        x, residual = self.embedding(tokens_BT), None
+        for block in self.blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x, residual = checkpoint(block, x, residual, rotary, document_ids_BT, use_reentrant=False)
+            else:
+                x, residual = block(x, residual, rotary, document_ids_BT)
+        x, _ = self.norm(x, residual)
+        if targets_BT is None:
+            return self.head(x)
+        return self.head(x, targets_BT, weights=weights, z_loss=z_loss)

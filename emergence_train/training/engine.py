@@ -1,0 +1,99 @@
+"""The DeepSpeed engine around the model: initial weights, optimizer, and a configuration without its traps."""
+
+import contextlib
+import hashlib
+
+import torch
+from torch import nn
+
+from emergence_train.config import Config
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder import Decoder
+from emergence_train.distributed import Ranks, import_deepspeed
+
+INITIAL_STD = 0.02
+
+
+def deepspeed_config(config: Config, world: int) -> dict:
+    """What DeepSpeed is told; written beside the run and logged to W&B."""
+    training = config.training
+    half = training.precision == "bf16"
+    zero: dict = {"stage": training.zero_stage}
+    if training.zero_stage == 3:
+        # Norms and other small weights stay on every rank: gathering them costs more than keeping them.
+        zero |= {"stage3_param_persistence_threshold": 100_000}
+    settings = {
+        "train_batch_size": training.batch,
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": training.batch // (training.micro_batch * world),
+        "gradient_clipping": training.optimizer.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "bf16": {"enabled": half},
+    }
+    if half:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}  # the default adds micro-batches up in bf16
+    return settings
+
+
+def build(config: Config, ranks: Ranks):
+    """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage."""
+    deepspeed = import_deepspeed()
+    settings = deepspeed_config(config, ranks.world)
+    third = config.training.zero_stage == 3
+    inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
+    with inside:
+        model = Decoder(config.model)
+    initialise(model, config.model, config.seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
+    if config.training.activation_checkpointing:
+        model.checkpoint_activations = True
+    if config.training.compile:
+        for block in model.blocks:
+            block.compile()
+    model.to(ranks.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.training.optimizer.weight_decay),
+        lr=config.training.schedule.lr,
+        betas=config.training.optimizer.betas,
+        eps=config.training.optimizer.eps,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    return engine
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay, vectors (norms) do not."""
+    # ZeRO-3 has emptied the parameters by now; ds_shape remembers.
+    dimensions = {p: len(getattr(p, "ds_shape", p.shape)) for p in model.parameters()}
+    return [
+        {"params": [p for p, d in dimensions.items() if d >= 2], "weight_decay": weight_decay},
+        {"params": [p for p, d in dimensions.items() if d < 2], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, config: ModelConfig, seed: int, gathered=contextlib.nullcontext) -> None:
+    """Normal(0, 0.02); matrices that write to the residual stream smaller by sqrt(2 x layers) (GPT-2); norms 1.
+
+    Each parameter has a generator of its own, seeded by (seed, name): its values depend on nothing else.
+    `gathered(parameter)` makes a partitioned parameter whole while it is written.
+    """
+    for name, parameter in model.named_parameters():
+        with gathered(parameter):
+            if parameter.numel() == 0:
+                continue  # a partitioned parameter is whole on rank 0 only, which writes it for all
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+                continue
+            writes = name.endswith(("attention.out.weight", "swiglu.down.weight"))
+            std = INITIAL_STD / (2 * config.layers) ** 0.5 if writes else INITIAL_STD
+            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            values = torch.empty(parameter.shape).normal_(std=std, generator=generator)
+            parameter.copy_(values)
+
+
+def _gatherer(deepspeed):
+    return lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

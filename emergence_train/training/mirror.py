@@ -1,0 +1,117 @@
+"""The mirror of a run in Weights & Biases. The run's files are the truth; this is a view and may fail.
+
+Everything W&B does happens on a thread of its own behind a bounded queue: a network that is gone or slow costs the
+training loop nothing but the rows that did not fit, and they are still in the run's files.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train.config import Config
+
+QUEUE = 10_000
+CURVE_POINTS = 64
+PATIENCE_SECONDS = 30
+
+
+class Mirror:
+    """Rank 0's view of the run. `mode` off makes every method do nothing."""
+
+    def __init__(self, config: Config, directory: Path, extra: dict, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.rows: queue.Queue = queue.Queue(QUEUE)
+        self.dropped = 0
+        self.thread = None
+        mode = _mode(config.logging.wandb)
+        if mode == "off":
+            return
+        settings = {
+            "project": config.logging.wandb_project,
+            "name": config.name,
+            # The same run directory is the same W&B run: a restart goes on with it.
+            "id": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
+            "resume": "allow" if mode == "online" else None,
+            "dir": str(directory),
+            "mode": mode,
+            "config": config.model_dump(mode="json") | extra,
+        }
+        self.thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
+        self.thread.start()
+
+    def log(self, values: dict) -> None:
+        """Numbers at `values["tokens"]`, the x-axis of every chart."""
+        self._put(values)
+
+    def positions(self, table: pd.DataFrame) -> None:
+        """A checkpoint's loss against position, a line for each split."""
+        self._put(table)
+
+    def close(self) -> None:
+        """Let it finish, but not for long."""
+        if self.thread is None:
+            return
+        self._put(None)
+        self.thread.join(PATIENCE_SECONDS)
+        if self.thread.is_alive():
+            self.say(f"W&B did not finish in {PATIENCE_SECONDS} s and is left behind; the run's own files are complete")
+        if self.dropped:
+            self.say(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
+
+    def _put(self, item) -> None:
+        if self.thread is None or not self.thread.is_alive():
+            return
+        try:
+            self.rows.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1
+
+    def _work(self, settings: dict) -> None:
+        try:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            import wandb
+
+            run = wandb.init(**settings, settings=wandb.Settings(init_timeout=120, _disable_stats=True, console="off"))
+            run.define_metric("tokens")
+            run.define_metric("*", step_metric="tokens")
+            while (item := self.rows.get()) is not None:
+                if isinstance(item, pd.DataFrame):
+                    run.log({"tokens": int(item["tokens"].iloc[0]), "loss_by_position": _chart(item)})
+                else:
+                    run.log(item)
+            run.finish()
+        except Exception as error:
+            self.say(f"W&B stopped ({' '.join(str(error).split())[:200]}); training goes on, the run's files are complete")
+
+
+def _mode(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
+        return "off" if mode in ("disabled", "off") else mode
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        known = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
+    except OSError:
+        known = False
+    return "online" if known else "offline"
+
+
+def _chart(table: pd.DataFrame):
+    import wandb
+
+    lines, keys = [], []
+    for split, rows in table.groupby("split", sort=False):
+        loss = (rows["loss_sum"] / rows["count"]).to_numpy()
+        at = sorted({round(len(loss) ** (i / (CURVE_POINTS - 1))) - 1 for i in range(CURVE_POINTS)})
+        at = [i for i in at if i < len(loss)]
+        lines.append((rows["position"].to_numpy()[at].tolist(), loss[at].tolist()))
+        keys.append(str(split))
+    title = f"loss by position at {int(table['tokens'].iloc[0]):,} tokens"
+    return wandb.plot.line_series([xs for xs, _ in lines], [ys for _, ys in lines], keys=keys, title=title)

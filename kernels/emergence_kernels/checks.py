@@ -1,0 +1,84 @@
+"""Argument checks shared by the operations: one clear error each, raised before anything is launched."""
+
+import os
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DEBUG = "EMERGENCE_KERNELS_DEBUG"
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def checks_values(device: torch.device) -> bool:
+    """Whether to look at values: free on the CPU, a device sync elsewhere (so only with EMERGENCE_KERNELS_DEBUG=1)."""
+    if torch.compiler.is_compiling():
+        return False
+    return device.type == "cpu" or os.environ.get(DEBUG, "0") == "1"
+
+
+def check_float(op: str, **tensors: torch.Tensor | None) -> None:
+    """Every tensor is floating point, and all share one dtype and one device."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    first_name, first = next(iter(given.items()))
+    for name, t in given.items():
+        require(t.dtype in FLOATS, f"{op}: {name} has dtype {t.dtype}; expected float32, bfloat16, float16 or float64")
+        require(
+            t.dtype == first.dtype,
+            f"{op}: {name} has dtype {t.dtype} but {first_name} has {first.dtype}; cast one of them",
+        )
+        require(t.device == first.device, f"{op}: {name} is on {t.device} but {first_name} is on {first.device}")
+
+
+def check_loss_inputs(
+    op: str, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, ignore_index: int
+) -> None:
+    """hidden (..., D), weight (V, D), targets (...) of integers, each target in [0, V) or ignore_index."""
+    check_float(op, hidden=hidden, weight=weight)
+    require(weight.dim() == 2, f"{op}: weight must be (vocabulary, features), got shape {tuple(weight.shape)}")
+    require(hidden.dim() >= 2, f"{op}: hidden must be (..., features), got shape {tuple(hidden.shape)}")
+    require(
+        hidden.shape[-1] == weight.shape[1],
+        f"{op}: hidden has {hidden.shape[-1]} features but weight has {weight.shape[1]}"
+        + (" (under ZeRO-3 call it inside the module that owns the weight: LMHead)" if weight.numel() == 0 else ""),
+    )
+    require(weight.shape[0] > 0, f"{op}: weight has no rows")
+    require(
+        targets.shape == hidden.shape[:-1],
+        f"{op}: targets have shape {tuple(targets.shape)}, expected {tuple(hidden.shape[:-1])}",
+    )
+    require(
+        targets.dtype in (torch.int64, torch.int32),
+        f"{op}: targets have dtype {targets.dtype}; expected int64 or int32",
+    )
+    require(targets.device == hidden.device, f"{op}: targets are on {targets.device} but hidden is on {hidden.device}")
+    if checks_values(targets.device) and targets.numel():
+        bad = (targets != ignore_index) & ((targets < 0) | (targets >= weight.shape[0]))
+        if bool(bad.any()):
+            value = int(targets[bad][0])
+            raise ValueError(
+                f"{op}: target {value} is outside the vocabulary of {weight.shape[0]} and is not ignore_index "
+                f"({ignore_index})"
+            )
+
+
+def check_weights(op: str, weights: torch.Tensor, targets_BT: torch.Tensor) -> None:
+    """Token weights (T,) or (B, T): finite, not negative, not to be differentiated."""
+    B, T = targets_BT.shape
+    require(
+        tuple(weights.shape) in {(T,), (B, T)},
+        f"{op}: weights have shape {tuple(weights.shape)}, expected ({T},) or ({B}, {T})",
+    )
+    require(weights.is_floating_point(), f"{op}: weights have dtype {weights.dtype}; expected a floating-point dtype")
+    require(
+        weights.device == targets_BT.device, f"{op}: weights are on {weights.device}, targets on {targets_BT.device}"
+    )
+    require(not weights.requires_grad, f"{op}: weights are constants of the loss; pass weights.detach()")
+    if checks_values(weights.device):
+        require(
+            bool(torch.isfinite(weights).all()) and not bool((weights < 0).any()),
+            f"{op}: weights must be finite and not negative",
+        )

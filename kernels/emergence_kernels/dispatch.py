@@ -1,0 +1,78 @@
+"""Which backend runs an operation.
+
+"torch" is the reference and runs anywhere. "triton" needs Triton and a CUDA device (or TRITON_INTERPRET=1, which runs
+the same kernels slowly on the CPU, for tests). "flash" is attention by flash-attn, or PyTorch's own flash kernels.
+"cuda" is the compiled extension. "auto" chooses the fastest that can run; a backend that is named either runs or
+raises BackendError before anything is launched.
+"""
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+
+BACKENDS = ("auto", "triton", "cuda", "flash", "torch")
+ENVIRONMENT = "EMERGENCE_KERNELS_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot run here."""
+
+
+@cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels on the CPU (the variable must be set before Triton is first imported)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+# What each operation can be computed by, best first. "torch" closes every list.
+IMPLEMENTED = {
+    "rms_norm": ("torch",),
+    "attention": ("torch",),
+    "linear_cross_entropy": ("torch",),
+    "position_loss": ("torch",),
+}
+
+
+def why_not(backend: str, op: str, device: torch.device) -> str | None:
+    """The reason why `backend` cannot run `op` on `device`, or None if it can."""
+    if backend not in IMPLEMENTED[op]:
+        return f"it has no {op}"
+    if backend == "torch":
+        return None
+    if backend == "triton":
+        if not has_triton():
+            return "triton is not installed"
+        if device.type == "cuda" or interpreting():
+            return None
+        return f"the tensors are on {device.type}, and Triton needs a CUDA device (or TRITON_INTERPRET=1)"
+    raise AssertionError(backend)
+
+
+def resolve_backend(backend: str | None, op: str, device: torch.device) -> str:
+    """Turns a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that will run `op`."""
+    asked = backend or os.environ.get(ENVIRONMENT) or "auto"
+    if asked not in BACKENDS:
+        raise BackendError(f"unknown kernel backend {asked!r}: choose one of {', '.join(BACKENDS)}")
+    if asked == "auto":
+        # The interpreter is a test tool: it is never chosen, only named.
+        if device.type != "cuda":
+            return "torch"
+        return next(name for name in IMPLEMENTED[op] if why_not(name, op, device) is None)
+    reason = why_not(asked, op, device)
+    if reason is not None:
+        raise BackendError(f"{op}: backend {asked!r} cannot run: {reason}; 'auto' chooses one that can")
+    return asked
+
+
+def available_backends(device: str | torch.device = "cpu") -> dict[str, dict[str, str]]:
+    """For each operation, {backend: "yes" or the reason why not} on `device`."""
+    device = torch.device(device)
+    return {
+        op: {name: why_not(name, op, device) or "yes" for name in BACKENDS if name != "auto"} for op in IMPLEMENTED
+    }

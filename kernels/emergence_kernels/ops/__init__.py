@@ -1,0 +1,1 @@
+"""The public operations, one a file: argument checks, dispatch, autograd."""

@@ -1,0 +1,152 @@
+"""Cross-entropy of a linear head, in chunks of rows: no more than a chunk of logits exists at a time.
+
+Shapes: N rows (tokens), D features, V vocabulary, R rows of a chunk. With z = hidden @ weight^T (softcapped if asked),
+lse = log sum exp z, p = softmax z and y the target:
+
+    loss          = lse - z_y
+    d loss / dz_v = p_v - [v = y]
+    z-loss        = z_loss * lse^2,  its d/dz_v = 2 * z_loss * lse * p_v        (Chowdhery et al. 2022, section 5)
+    entropy       = lse - sum_v p_v z_v
+    correct       = [z_y = max_v z_v]        (no argmax is needed; a tie with the target counts as correct)
+
+Logits and gradients of logits are float32 (float64 for float64 inputs). On a CPU 16-bit inputs are converted whole,
+since 16-bit matrix products are slower there; that costs a float32 copy of the weight.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Logits of one chunk. On a CPU small enough for the cache, where a pass over them is almost free; on a GPU large
+# enough to fill the device.
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
+
+
+class RowStatistics(NamedTuple):
+    """Per row, [N] each."""
+
+    loss: Tensor  # nats, without the z-loss term
+    lse: Tensor
+    correct: Tensor  # bool
+    entropy: Tensor  # nats; empty where it was not asked for
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    return max(1, CHUNK_LOGITS.get(device.type, 1 << 24) // vocabulary)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _softcap(z_RV: Tensor, softcap: float | None) -> Tensor:
+    return z_RV if softcap is None else z_RV.div_(softcap).tanh_().mul_(softcap)
+
+
+def fused_rows(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    scale_N: Tensor,
+    *,
+    z_loss: float,
+    need_dx: bool,
+    need_dw: bool,
+    rows_per_chunk: int | None = None,
+) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
+    """Statistics of every row, and the gradients of sum_n scale_n * (loss_n + z_loss * lse_n^2), in one sweep.
+
+    dX and dW come back in the inputs' dtype; dW is summed over chunks in float32. Every target must be in [0, V).
+    """
+    N, V = hidden_ND.shape[0], weight_VD.shape[0]
+    dtype = compute_dtype(hidden_ND.dtype)
+    rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
+    x_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    new = dict(dtype=dtype, device=hidden_ND.device)
+    loss_N, lse_N, entropy_N = (torch.empty(N, **new) for _ in range(3))
+    correct_N = torch.empty(N, dtype=torch.bool, device=hidden_ND.device)
+    z_buffer, p_buffer = torch.empty(rows, V, **new), torch.empty(rows, V, **new)
+    dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
+    dw_VD = torch.zeros(w_VD.shape, **new) if need_dw else None
+    for start in range(0, N, rows):
+        here = slice(start, min(N, start + rows))
+        n = here.stop - start
+        z_RV, p_RV = z_buffer[:n], p_buffer[:n]
+        target_R1 = targets_N[here].long().unsqueeze(1)
+        torch.mm(x_ND[here], w_VD.t(), out=z_RV)
+        top_R = z_RV.amax(-1)
+        torch.softmax(z_RV, -1, out=p_RV)
+        # At the largest logit p = 1 / sum exp(z - top), so one cheap pass over p yields the log-sum-exp.
+        lse_R = top_R - p_RV.amax(-1).log_()
+        z_target_R = z_RV.gather(1, target_R1).squeeze(1)
+        loss_N[here] = (lse_R - z_target_R).clamp_min_(0)
+        lse_N[here] = lse_R
+        correct_N[here] = z_target_R == top_R
+        entropy_N[here] = (lse_R - torch.linalg.vecdot(p_RV, z_RV)).clamp_min_(0)
+        if not (need_dx or need_dw):
+            continue
+        scale_R = scale_N[here]
+        dz_target_R1 = -scale_R.unsqueeze(1)  # added in float32, before any rounding to the inputs' dtype
+        p_RV.mul_((scale_R * (1 + 2 * z_loss * lse_R) if z_loss else scale_R).unsqueeze(1))
+        p_RV.scatter_add_(1, target_R1, dz_target_R1)
+        if need_dx:
+            dx_ND[here] = p_RV @ w_VD
+        if need_dw:
+            dw_VD.addmm_(p_RV.t(), x_ND[here])
+    if need_dw:
+        dw_VD = dw_VD.to(weight_VD.dtype)
+    return RowStatistics(loss_N, lse_N, correct_N, entropy_N), dx_ND, dw_VD
+
+
+def forward_rows(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, softcap: float | None, rows_per_chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(loss, lse) of every row, [N] each."""
+    N, V = hidden_ND.shape[0], weight_VD.shape[0]
+    dtype = compute_dtype(hidden_ND.dtype)
+    rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
+    w_DV = weight_VD.to(dtype).t()
+    loss_N, lse_N = (torch.empty(N, dtype=dtype, device=hidden_ND.device) for _ in range(2))
+    for start in range(0, N, rows):
+        here = slice(start, min(N, start + rows))
+        z_RV = _softcap(hidden_ND[here].to(dtype) @ w_DV, softcap)
+        lse_N[here] = torch.logsumexp(z_RV, -1)
+        loss_N[here] = lse_N[here] - z_RV.gather(1, targets_N[here].long().unsqueeze(1)).squeeze(1)
+    return loss_N.clamp_min_(0), lse_N
+
+
+def backward_rows(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    lse_N: Tensor,
+    grad_N: Tensor,
+    *,
+    z_loss: float,
+    softcap: float | None,
+    need_dx: bool,
+    need_dw: bool,
+    rows_per_chunk: int | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits from lse."""
+    N, V = hidden_ND.shape[0], weight_VD.shape[0]
+    dtype = compute_dtype(hidden_ND.dtype)
+    rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
+    w_VD = weight_VD.to(dtype)
+    dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
+    dw_VD = torch.zeros(w_VD.shape, dtype=dtype, device=w_VD.device) if need_dw else None
+    for start in range(0, N, rows):
+        here = slice(start, min(N, start + rows))
+        x_RD, grad_R1, lse_R1 = hidden_ND[here].to(dtype), grad_N[here].unsqueeze(1), lse_N[here].unsqueeze(1)
+        z_RV = _softcap(x_RD @ w_VD.t(), softcap)
+        slope_RV = None if softcap is None else 1 - (z_RV / softcap) ** 2
+        dz_RV = z_RV.sub_(lse_R1).exp_().mul_(grad_R1 * (1 + 2 * z_loss * lse_R1))
+        dz_RV.scatter_add_(1, targets_N[here].long().unsqueeze(1), -grad_R1)
+        if slope_RV is not None:
+            dz_RV.mul_(slope_RV)
+        if need_dx:
+            dx_ND[here] = dz_RV @ w_VD
+        if need_dw:
+            dw_VD.addmm_(dz_RV.t(), x_RD)
+    return dx_ND, None if dw_VD is None else dw_VD.to(weight_VD.dtype)
