@@ -1,0 +1,247 @@
+"""Laws of the mean loss along a run, fitted by quadrature over their nonlinear part, and their forecasts.
+
+Every law here reads  L(x) = L0 + A * basis(clock(x); shape) - B * decay(x): linear in L0, A and B once the shape, the
+clock and the kernel of the decay are given. So no optimiser and no starting value is needed: each law is a finite list
+of hypotheses (a grid), each solved in closed form, weighted by how well it explains the observed part and by the prior.
+
+  schedule     ours: power law in sqrt(steps * summed rate) or in the summed rate, decay in intrinsic time.
+               Reconstructed on public curves; see docs/notebook.md
+  annealing    L0 + A S1^-alpha - C S2, arXiv 2408.11029
+  multi-power  L0 + A S1^-alpha - LD, arXiv 2503.12811, with the shape of LD held (see schedule.MULTI_POWER)
+  paper        L0 + A / (1 + b N) up to a separation point, from there on it follows the learning rate:
+               arXiv 2404.17785 as reconstructed (its a2 law); the separation point is one of HELD, chosen by fit
+  power        L0 + A N^-alpha, the Kaplan-style baseline of arXiv 2404.17785, here with an offset
+  reciprocal   L0 + A / (1 + b N)
+  logarithmic  L0 - A log N
+
+The last three know nothing of the learning rate and use no prior. Where the rate has not decayed in the observed part,
+B is not identified: the data then say nothing of it and the prior of priors.py, fitted across other runs, speaks alone
+with its spread.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.analysis import priors
+from emergence_train.analysis.schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, Plan
+
+WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
+BINS = 60  # at most; more rows are averaged in bins of log step
+EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
+WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
+MINIMUM = 4  # points that a fit needs
+Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
+
+
+@dataclass(frozen=True)
+class Law:
+    """A family: which clocks, kernels and shapes its hypotheses combine. No kernel: the rate is not looked at."""
+
+    name: str
+    clocks: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+    basis: str = "power"
+
+    @property
+    def knows_schedule(self) -> bool:
+        return bool(self.kernels)
+
+
+LAWS = {
+    law.name: law
+    for law in (
+        Law("schedule", ("rate", "mixed"), tuple(INTRINSIC)),
+        Law("annealing", ("rate",), (MOMENTUM,)),
+        Law("multi-power", ("rate",), (MULTI_POWER,)),
+        Law("paper", ("held-0.5", "held-0.7", "held-0.85", "held-1"), (AT_ONCE,), "reciprocal"),
+        Law("power", ("steps",), ()),
+        Law("reciprocal", ("steps",), (), "reciprocal"),
+        Law("logarithmic", ("steps",), (), "logarithmic"),
+    )
+}
+CLASSICAL = ("power", "reciprocal", "logarithmic")
+SCHEDULE_AWARE = ("schedule", "annealing", "multi-power")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The observed part of a loss curve, ready to fit: `x` steps, `y` nats, both (n,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    noise: float  # standard deviation of one logged row about the curve, nats
+    sampling: float  # variance of a point by that noise where points are averages of many rows, else 0; nats^2
+
+
+def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
+    """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
+
+    `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
+    spikes do not count. The Curve may hold fewer than MINIMUM points; it is for the caller to refuse.
+    """
+    warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None and plan.warmup_end < x[-1] else 0.0
+    start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
+    keep = x >= max(start, 1e-9)
+    x, y = x[keep], y[keep]
+    noise = float(np.median(np.abs(np.diff(y))) / 0.6745 / np.sqrt(2)) if len(y) > 2 else 0.0
+    if len(x) <= BINS:
+        return Curve(x, y, noise, 0.0)
+    edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
+    bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
+    count = np.bincount(bin_of)
+    mean_y = np.bincount(bin_of, y) / count
+    medians = [np.median(y[bin_of == b]) if count[b] >= 5 else mean_y[b] for b in range(len(count))]
+    rows = len(x) / len(count)
+    sampling = np.pi / 2 * noise**2 / rows if rows >= 5 else 0.0
+    return Curve(np.bincount(bin_of, x) / count, np.asarray(medians), noise, float(sampling))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law fitted to a Curve. J hypotheses with weights; coef (J, 3) are L0, A (at the window's end) and B."""
+
+    law: Law
+    weight: np.ndarray  # (J,) sums to 1
+    coef: np.ndarray  # (J, 3)
+    covariance: np.ndarray  # (J, 3, 3)
+    labels: list[tuple[str, str, float]]  # clock, kernel, shape
+    residual: float  # standard deviation of the fitted points about the best hypothesis, nats
+    noise: float
+    reference: dict[str, float]  # each clock at the window's end
+    decay_seen: float  # change of the decay term in the window: B is identified by this alone
+    plan: Plan | None
+
+    def _features(self, x: np.ndarray) -> np.ndarray:
+        return _features(self.law, x, self.plan, self.reference)[0]
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (nats, both (m,)) of the noiseless loss at steps `x` (m,)."""
+        features = self._features(np.asarray(x, float))
+        each = np.einsum("jmk,jk->jm", features, self.coef)
+        mean = self.weight @ each
+        return mean, np.sqrt(np.maximum(self._spread(features, each, mean), 0))
+
+    def _spread(self, features: np.ndarray, each: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        inner = np.einsum("jmk,jkl,jml->jm", features, self.covariance, features)
+        return self.weight @ (inner + each**2) - mean**2
+
+    @property
+    def best(self) -> dict:
+        """The heaviest hypothesis in words and numbers, and the means of L0, A, B over all."""
+        j = int(np.argmax(self.weight))
+        clock, kernel, shape = self.labels[j]
+        l0, a, b = (float(value) for value in self.weight @ self.coef)
+        spread = np.sqrt(np.maximum(self.weight @ (self.coef**2 + np.diagonal(self.covariance, 0, 1, 2)), 0) - 0)
+        mean = self.weight @ self.coef
+        errors = np.sqrt(np.maximum(spread**2 - mean**2, 0))
+        shapes = np.array([label[2] for label in self.labels])
+        alpha = float(self.weight @ shapes)
+        return {
+            "clock": clock,
+            "kernel": kernel,
+            "shape": alpha,
+            "shape_se": float(np.sqrt(max(self.weight @ shapes**2 - alpha**2, 0))),
+            "L0": l0,
+            "A": a,
+            "B": b,
+            "L0_se": float(errors[0]),
+            "A_se": float(errors[1]),
+            "B_se": float(errors[2]),
+        }
+
+
+def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = None) -> Fit:
+    """Fit `law` to the observed part. One that knows the schedule needs a plan; `prior` defaults to the shipped one."""
+    prior = prior or priors.SHIPPED
+    x, y = curve.x, curve.y
+    reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
+    features, labels = _features(law, x, plan, reference)
+    count = len(x)
+    borrowed = law.knows_schedule
+    mean_b, sd_b = np.zeros(len(labels)), np.ones(len(labels))
+    log_prior = np.zeros(len(labels))
+    if borrowed:
+        for j, (clock, kernel, shape) in enumerate(labels):
+            mean_b[j], sd_b[j] = prior.decay(clock, kernel, plan.peak)
+            log_prior[j] = prior.log_shape(clock, shape) if law.basis == "power" else 0.0
+    # work with y + mean_b * decay, so that the prior of the third coefficient sits at 0
+    target = y - features[:, :, 2] * mean_b[:, None]
+    gram = features.transpose(0, 2, 1) @ features
+    moment = np.einsum("jnk,jn->jk", features, target)
+    dependence = max(1.0, count / EFFECTIVE) if borrowed else 1.0
+    variance = 1e-6
+    for _ in range(4):
+        # noise is independent from point to point, misfit is not
+        v = min(variance, curve.sampling) + max(variance - curve.sampling, 0) * dependence
+        penalty = np.zeros((len(labels), 3, 3))
+        penalty[:, 2, 2] = v / sd_b**2 if borrowed else 1.0  # without a kernel the third feature is 0
+        normal = gram + penalty + 1e-11 * np.eye(3)
+        coef = np.linalg.solve(normal, moment[:, :, None])[:, :, 0]
+        residual = target - np.einsum("jnk,jk->jn", features, coef)
+        sse = (residual**2).sum(1)
+        cost = sse + (v * (coef[:, 2] / sd_b) ** 2 if borrowed else 0)
+        best = int(np.argmin(cost))
+        variance = max(sse[best] / max(count - 4, 1), 1e-10)
+    log_weight = -cost / (2 * v) + log_prior - 50.0 * (coef[:, 1] < 0)
+    weight = np.exp(log_weight - log_weight.max())
+    if not borrowed:  # a baseline forecasts with its one best fit
+        weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
+    coef = coef.copy()
+    coef[:, 2] += mean_b
+    decays = features[:, :, 2]
+    return Fit(
+        law,
+        weight / weight.sum(),
+        coef,
+        np.linalg.inv(normal) * v,
+        labels,
+        float(np.sqrt(variance)),
+        curve.noise,
+        reference,
+        float(np.ptp(decays, axis=1).max()),
+        plan,
+    )
+
+
+def _clock(name: str, x: np.ndarray, plan: Plan | None) -> np.ndarray:
+    if name == "steps" or name.startswith("held"):
+        return np.maximum(x, 1e-9)
+    rate = np.maximum(plan.clock(x), 1e-9)
+    return rate if name == "rate" else np.sqrt(rate * np.maximum(x, 1e-9))
+
+
+SHAPES = {
+    "power": np.geomspace(0.08, 2.0, 28),
+    "reciprocal": np.geomspace(1e-2, 1e4, 60),
+    "logarithmic": np.ones(1),
+}
+FREE_EXPONENTS = np.geomspace(0.01, 4.0, 80)  # the classical power law uses no prior and searches further
+
+
+def _basis(kind: str, ratio: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    if kind == "power":
+        return ratio ** -shape[:, None]
+    if kind == "reciprocal":
+        return 1 / (1 + shape[:, None] * ratio)
+    return np.broadcast_to(-np.log(ratio), (len(shape), len(ratio)))
+
+
+def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, float]):
+    """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
+    shapes = SHAPES[law.basis] if law.kernels or law.basis != "power" else FREE_EXPONENTS
+    decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
+    blocks, labels = [], []
+    for clock in law.clocks:
+        ratio = _clock(clock, x, plan) / reference[clock]
+        separation = float(clock.partition("-")[2] or np.inf)  # share of the observed length after which A is held
+        basis = _basis(law.basis, np.minimum(ratio, separation), shapes)
+        for kernel, decay in decays:
+            if np.isfinite(separation):
+                before = plan.decay(np.array([separation * reference[clock]]), law.kernels[0])[0]
+                decay = np.where(ratio > separation, decay - before, 0.0)
+            block = np.empty((len(shapes), len(x), 3))
+            block[:, :, 0], block[:, :, 1], block[:, :, 2] = 1.0, basis, -decay
+            blocks.append(block)
+            labels += [(clock, kernel, float(shape)) for shape in shapes]
+    return np.concatenate(blocks), labels

@@ -1,0 +1,206 @@
+"""The temporal law with positions: L_i(N) = a0(N) / (1 + a1(N) i) + a2(N), forecast for every position.
+
+Two stages: fit a0, a1 and a2 at every observed checkpoint (position_law), then their laws along training: a0 and a1
+follow parameter_laws, a2 the schedule-aware laws of mean_law. The forecast takes its shape over positions from a0 and
+a1 and its level from the mean loss, which obeys the same laws as a2 (the position term's mean hardly moves) and is
+measured without the position fit's error. Position by position a residual is
+left over, the same at every checkpoint because the validation sequences are the same: its mean over the late observed
+checkpoints is carried forward, shrunk by how steady it was.
+
+`joint` refits all constants at once on all positions and checkpoints, starting from the two stages.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize
+
+from emergence_train.analysis import priors
+from emergence_train.analysis.forecast import Forecast, forecast
+from emergence_train.analysis.mean_law import WINDOW, Z
+from emergence_train.analysis.parameter_laws import ParameterLaw, _basis, fit_parameter
+from emergence_train.analysis.position_law import PositionMatrix, fit_matrix, position_bins, position_curve
+from emergence_train.analysis.schedule import INTRINSIC, Plan
+
+JOINT_BINS = 24
+
+
+@dataclass(frozen=True)
+class PositionForecast:
+    """Forecast of one run's split at steps `x` (m,) for positions (P,)."""
+
+    x: np.ndarray
+    position: np.ndarray
+    share: np.ndarray  # (P,) share of the split's tokens at each position
+    a0: ParameterLaw
+    a1: ParameterLaw
+    a2: Forecast  # of a2 itself
+    level: Forecast  # of the mean loss itself, positions not looked at
+    pattern: np.ndarray  # (P,) carried residual, nats
+    pattern_sd: np.ndarray  # (P,)
+    loss: np.ndarray  # (m, P) nats
+    sd: np.ndarray  # (m, P) nats, of one measured value
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(m,) mean loss over positions."""
+        return self.loss @ self.share
+
+    def interval(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high), both (m, P), at 50, 80 or 95 percent."""
+        return self.loss - Z[level] * self.sd, self.loss + Z[level] * self.sd
+
+
+def forecast_positions(
+    matrix: PositionMatrix, x: np.ndarray, x_future: np.ndarray, plan: Plan | None, prior: priors.Prior | None = None
+) -> PositionForecast:
+    """Forecast every position at steps `x_future` (m,) from the observed checkpoints of `matrix` at steps `x` (C,).
+
+    Raises InputError where there are too few checkpoints for a forecast.
+    """
+    fits = fit_matrix(matrix)
+    share = matrix.count.sum(0) / matrix.count.sum()
+    level = forecast(x, matrix.mean_loss, x_future, plan, prior)
+    usable = fits["status"].eq("ok").to_numpy()
+    if usable.sum() < 5:
+        return _level_only(matrix, x, x_future, share, level)
+    a0 = fit_parameter(x[usable], fits["a0"].to_numpy()[usable], fits["a0_se"].to_numpy()[usable])
+    a1 = fit_parameter(x[usable], fits["a1"].to_numpy()[usable], fits["a1_se"].to_numpy()[usable])
+    gap = _gap(fits["a0"], fits["a1"], matrix.position, share)
+    a2_seen = np.where(usable, fits["a2"], matrix.mean_loss - gap)
+    a2 = forecast(x, a2_seen, x_future, plan, prior)
+
+    late = x >= WINDOW * x[-1]
+    fitted = position_curve(*(fits[name].to_numpy()[:, None] for name in ("a0", "a1", "a2")), matrix.position)
+    residual = np.where(matrix.count > 0, matrix.loss - fitted, 0.0)[late & usable] if (late & usable).any() else None
+    pattern, pattern_sd = _carried(residual, len(matrix.position))
+
+    a0_mean, a0_sd = a0.predict(x_future)
+    a1_mean, a1_sd = a1.predict(x_future)
+    a1_mean = np.maximum(a1_mean, 1e-6)
+    shape = position_curve(a0_mean[:, None], a1_mean[:, None], 0.0, matrix.position)
+    shape = shape - (shape @ share)[:, None]
+    loss = level.mean[:, None] + shape + pattern - pattern @ share
+
+    slope0 = 1 / (1 + a1_mean[:, None] * matrix.position)
+    slope1 = -a0_mean[:, None] * matrix.position / (1 + a1_mean[:, None] * matrix.position) ** 2
+    slope0, slope1 = slope0 - (slope0 @ share)[:, None], slope1 - (slope1 @ share)[:, None]
+    sd = np.sqrt(
+        level.sd[:, None] ** 2 + (slope0 * a0_sd[:, None]) ** 2 + (slope1 * a1_sd[:, None]) ** 2 + pattern_sd**2
+    )
+    return PositionForecast(x_future, matrix.position, share, a0, a1, a2, level, pattern, pattern_sd, loss, sd)
+
+
+def _gap(a0, a1, position: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return position_curve(np.asarray(a0)[:, None], np.asarray(a1)[:, None], 0.0, position) @ share
+
+
+def _carried(residual: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean residual of each position over checkpoints (R, P), shrunk, and the spread of one measurement about it."""
+    if residual is None or len(residual) < 2:
+        return np.zeros(count), np.full(count, 0.0 if residual is None else float(np.std(residual)))
+    mean, spread = residual.mean(0), residual.std(0, ddof=1)
+    noise = float(np.mean(spread**2))
+    signal = max(float(np.mean(mean**2)) - noise / len(residual), 0.0)
+    keep = signal / (signal + noise / len(residual) + 1e-300)
+    return keep * mean, np.sqrt((spread**2 + noise) / 2 + (1 - keep) * signal)
+
+
+def _level_only(matrix: PositionMatrix, x, x_future, share, level: Forecast) -> PositionForecast:
+    """Where the position law is not identified: the last checkpoints' shape, moved with the mean loss."""
+    late = matrix.loss[-3:] - matrix.mean_loss[-3:, None]
+    pattern = late.mean(0)
+    constant = fit_parameter(x[-2:], np.zeros(2), np.ones(2))
+    loss = level.mean[:, None] + pattern - pattern @ share
+    spread = np.full(len(pattern), float(np.std(late - pattern)) if len(late) > 1 else 0.0)
+    sd = np.hypot(level.sd[:, None], spread)
+    level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
+    position = matrix.position
+    return PositionForecast(x_future, position, share, constant, constant, level, level, pattern, spread, loss, sd)
+
+
+# ------------------------------------------------------------------------------------------------------- joint fit
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """All constants at once. `table` has name, value, se, low95, high95, unit; `predict` gives (m, P) nats."""
+
+    table: pd.DataFrame
+    r2: float
+    rmse: float
+    a0_family: str
+    a1_family: str
+    _constants: np.ndarray
+    _model: object
+
+    def predict(self, x: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Loss at steps `x` (m,) and positions (P,): (m, P) nats."""
+        return self._model(self._constants, np.asarray(x, float), np.asarray(position, float))
+
+
+def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, plan: Plan | None) -> JointFit:
+    """Fit a0's and a1's best family and the schedule law of a2 to all late positions and checkpoints together.
+
+    Positions are averaged in JOINT_BINS bins of log position. Standard errors are clustered by bin: the noise of a
+    position is shared by all checkpoints, so checkpoints do not count as independent. The exponent and the effect of
+    the learning rate's decay keep the prior of priors.py.
+    """
+    prior = priors.SHIPPED
+    a0, a1 = two_stage.a0.fits[0], two_stage.a1.fits[0]
+    one = two_stage.a2.fits["schedule"]
+    j = int(np.argmax(one.weight))
+    clock, kernel_name, alpha = one.labels[j]
+    kernel = next(kernel for kernel in INTRINSIC if kernel.name == kernel_name)
+    used = plan or one.plan
+    mean_b, sd_b = prior.decay(clock, kernel_name, used.peak)
+    mean_alpha, sd_alpha = prior.shape[clock]
+    reference = one.reference[clock]
+
+    def model(c, steps, position):
+        unit0 = np.minimum(steps, a0.separation) / a0.length
+        unit1 = np.minimum(steps, a1.separation) / a1.length
+        v0 = c[0] + c[1] * _basis(a0.family, unit0, np.array([a0.q]))[0]
+        v1 = np.exp(c[2] + c[3] * _basis(a1.family, unit1, np.array([a1.q]))[0])
+        work = np.maximum(used.clock(steps), 1e-9)
+        ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(steps, 1e-9))) / reference
+        v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * used.decay(steps, kernel)
+        return v0[:, None] / (1 + v1[:, None] * position) + v2[:, None]
+
+    late = x >= WINDOW * x[-1]
+    bin_of = position_bins(matrix.position, JOINT_BINS)
+    member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
+    weight = matrix.weight[late] @ member
+    y = (matrix.weight[late] * matrix.loss[late]) @ member / np.maximum(weight, 1e-300)
+    steps = x[late]
+    # 1 / (1 + a1 i) averaged over a bin is taken at the bin's geometric middle
+    middle = np.exp(np.log(matrix.position) @ member / member.sum(0))
+    root = np.sqrt(weight / np.median(weight[weight > 0]))
+
+    a1_mid = max(float(a1.predict(steps[-1:])[0]), 1e-4)
+    start = np.array(
+        [a0.c0, a0.c1, np.log(a1_mid), 0.0, one.coef[j, 0], one.coef[j, 1], np.log(alpha), one.coef[j, 2]]
+    )
+    typical = max(one.residual, 1e-4)
+
+    def residuals(c):
+        data = root * (y - model(c, steps, middle)) / typical
+        return np.r_[data.ravel(), (c[6] - np.log(mean_alpha)) / sd_alpha, (c[7] - mean_b) / sd_b, c[3] / 3]
+
+    solved = optimize.least_squares(residuals, start, x_scale="jac", max_nfev=60)
+    c = solved.x
+    data = residuals(c)[:-3].reshape(len(steps), -1)
+    jacobian = solved.jac[:-3].reshape(len(steps), data.shape[1], -1)
+    scores = np.einsum("tb,tbk->bk", data, jacobian)  # clustered by bin of position
+    bread = np.linalg.pinv(solved.jac.T @ solved.jac)
+    covariance = bread @ (scores.T @ scores) @ bread * len(scores) / max(len(scores) - 1, 1)
+    errors = np.sqrt(np.maximum(np.diag(covariance), np.diag(bread)))  # the prior's share is not in the scores
+    names = ["a0.c0", "a0.c1", "log a1.c0", "log a1.c1", "a2.L0", "a2.A", "log a2.alpha", "a2.B"]
+    units = ["nats", "nats", "log(1/position)", "log(1/position)", "nats", "nats", "1", "nats"]
+    table = pd.DataFrame({"name": names, "value": c, "se": errors, "unit": units})
+    table["low95"], table["high95"] = c - Z[95] * errors, c + Z[95] * errors
+    miss = (y - model(c, steps, middle))[weight > 0]
+    total = y[weight > 0] - y[weight > 0].mean()
+    r2 = 1 - float((miss**2).sum() / max((total**2).sum(), 1e-300))
+    return JointFit(table, r2, float(np.sqrt(np.mean(miss**2))), a0.family, a1.family, c, model)
