@@ -1,0 +1,68 @@
+"""Tile shapes of every kernel, by architecture: built in, so that nothing is tuned while a job waits.
+
+Chosen from registers, shared memory and spills read out of the compiled code (tests/kernels/test_compile.py compiles
+every entry); none has been timed on a GPU yet. benchmarks/kernels.py compares them.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+
+import torch
+
+from ..dispatch import interpreting
+
+ARCHITECTURES = {"sm_80": 80, "sm_90": 90}
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A (m, n) tile of a matrix product, k at a time; `group` tiles of rows share the columns in the cache."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """`block_q` queries by `block_k` keys."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# Logits of the linear losses, by (architecture, bytes of an input element).
+LOGITS = {
+    ("sm_80", 2): Gemm(128, 128, 32, 8, num_warps=4, num_stages=4),
+    ("sm_90", 2): Gemm(128, 256, 64, 8, num_warps=8, num_stages=3),
+    ("sm_80", 4): Gemm(64, 64, 32, 8, num_warps=4, num_stages=3),
+    ("sm_90", 4): Gemm(64, 64, 32, 8, num_warps=4, num_stages=3),
+    ("interpreter", 2): Gemm(16, 64, 32, 2, num_warps=1, num_stages=1),
+    ("interpreter", 4): Gemm(16, 64, 32, 2, num_warps=1, num_stages=1),
+}
+
+# Logits that exist at a time, in elements. 2^29 are 1 GiB of 16-bit values: rows enough to keep the matrix products
+# efficient at a vocabulary of 131072, and few enough float32 accumulations of dW.
+CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
+
+
+@cache
+def _architecture_of(index: int) -> str:
+    major, _ = torch.cuda.get_device_capability(index)
+    return "sm_90" if major >= 9 else "sm_80"
+
+
+def architecture(device: torch.device) -> str:
+    """The table's name for a device. Newer architectures than sm_90 use its entries."""
+    if device.type != "cuda":
+        assert interpreting()
+        return "interpreter"
+    return _architecture_of(device.index if device.index is not None else torch.cuda.current_device())
+
+
+__all__ = ["ARCHITECTURES", "Attention", "CHUNK_LOGITS", "Gemm", "LOGITS", "architecture", "asdict", "replace"]
