@@ -4,7 +4,7 @@ Chosen from registers, shared memory and spills read out of the compiled code (t
 every entry); none has been timed on a GPU yet. benchmarks/kernels.py compares them.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -24,6 +24,8 @@ class Gemm:
     group: int
     num_warps: int
     num_stages: int
+    split: bool = False  # finish the tile in two halves, which spares registers
+    descriptors: bool = False  # read operands by tensor descriptors (Hopper's TMA)
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,22 @@ class Attention:
     num_stages: int
 
 
-# Logits of the linear losses, by (architecture, bytes of an input element).
+# Logits of the linear losses, by (architecture, bytes of an input element, softcapped).
 LOGITS = {
-    ("sm_80", 2): Gemm(128, 128, 32, 8, num_warps=4, num_stages=4),
-    ("sm_90", 2): Gemm(128, 256, 64, 8, num_warps=8, num_stages=3),
-    ("sm_80", 4): Gemm(64, 64, 32, 8, num_warps=4, num_stages=3),
-    ("sm_90", 4): Gemm(64, 64, 32, 8, num_warps=4, num_stages=3),
-    ("interpreter", 2): Gemm(16, 64, 32, 2, num_warps=1, num_stages=1),
-    ("interpreter", 4): Gemm(16, 64, 32, 2, num_warps=1, num_stages=1),
+    ("sm_80", 2, False): Gemm(128, 128, 32, 8, num_warps=8, num_stages=4),
+    ("sm_80", 2, True): Gemm(128, 128, 32, 8, num_warps=8, num_stages=4),
+    ("sm_90", 2, False): Gemm(128, 256, 64, 8, num_warps=8, num_stages=4, split=True),
+    ("sm_90", 2, True): Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
+} | {(arch, 4, softcap): Gemm(64, 64, 32, 8, 8, 3) for arch in ("sm_80", "sm_90") for softcap in (False, True)}
+LOGITS |= {("interpreter", size, cap): Gemm(16, 64, 32, 2, 1, 1, split=cap) for size in (2, 4) for cap in (False, True)}
+
+# Not chosen by "auto": candidates that a benchmark can put in the place of an entry above.
+LOGITS_VARIANTS = {
+    ("sm_90", 2, False): {
+        "descriptors": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4, descriptors=True),
+        "narrow": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
+    },
+    ("sm_80", 2, False): {"deep": Gemm(128, 128, 64, 8, num_warps=8, num_stages=3)},
 }
 
 # Logits that exist at a time, in elements. 2^29 are 1 GiB of 16-bit values: rows enough to keep the matrix products
@@ -63,6 +73,3 @@ def architecture(device: torch.device) -> str:
         assert interpreting()
         return "interpreter"
     return _architecture_of(device.index if device.index is not None else torch.cuda.current_device())
-
-
-__all__ = ["ARCHITECTURES", "Attention", "CHUNK_LOGITS", "Gemm", "LOGITS", "architecture", "asdict", "replace"]

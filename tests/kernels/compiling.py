@@ -1,0 +1,105 @@
+"""Compiles Triton kernels for a GPU that is not here, and reads the machine code.
+
+Run as a script (with TRITON_INTERPRET unset) it compiles every configuration that "auto" can choose and prints one line
+of JSON per kernel; test_compile.py runs it so and looks at the lines.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ALIGNED = [["tt.divisibility", 16]]
+
+
+def compile_kernel(kernel, types: dict, constants: dict, arch: int, num_warps: int, num_stages: int):
+    """types: argument -> Triton type, with a trailing ':16' where the launcher's specialisation would find a multiple of
+    16 (aligned pointers, strides), as it does for the shapes that matter."""
+    signature = {name: types[name].removesuffix(":16") for name in types} | {name: "constexpr" for name in constants}
+    signature = {name: signature[name] for name in kernel.arg_names}
+    attributes = {
+        (index,): ALIGNED for index, name in enumerate(kernel.arg_names) if types.get(name, "").endswith(":16")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
+    return triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=num_warps, num_stages=num_stages)
+    )
+
+
+def inspect(compiled) -> dict:
+    """Registers, spilled bytes, shared memory and counts of matrix instructions."""
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        run = lambda *options: subprocess.run(  # noqa: E731
+            [str(tools / "cuobjdump"), *options, file.name], capture_output=True, text=True, check=True
+        ).stdout
+        usage, code = run("-res-usage"), run("-sass")
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        "shared": compiled.metadata.shared,
+        "matrix": len(re.findall(r"\b(?:HMMA|HGMMA)\b", code)),
+        "wgmma": len(re.findall(r"\bHGMMA\b", code)),
+    }
+
+
+POINTER = {"bfloat16": "*bf16:16", "float16": "*fp16:16", "float32": "*fp32:16"}
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def cross_entropy(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.triton_backend import cross_entropy as module
+
+    x = POINTER[dtype]
+    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "lse_ptr", "scale_ptr")}
+    types |= {name: "*fp32:16" for name in ("loss_ptr", "entropy_ptr", "lse_chunk_ptr")}
+    types |= {name: "*i64:16" for name in ("target_ptr", "count_ptr", "order_ptr")} | {"correct_ptr": "*i1:16"}
+    types |= {name: x for name in ("x_ptr", "w_ptr", "e_ptr", "dz_ptr")}
+    types |= {name: "i32:16" for name in ("stride_x", "stride_wv", "stride_e", "stride_dz", "R", "D", "start")}
+    types |= {"V": "i32", "tiles_v": "i32", "strips": "i32", "softcap": "fp32", "z_loss": "fp32"}
+    small = dict(num_warps=4, num_stages=3)
+    for softcap in (False, True):
+        config = configs.LOGITS[arch, BYTES[dtype], softcap]
+        gemm = dict(
+            BLOCK_M=config.block_m, BLOCK_V=config.block_n, BLOCK_D=config.block_k, GROUP=config.group,
+            SPLIT=config.split, EVEN_D=True, PRECISION="ieee", stride_wd=1, DESCRIPTORS=False, SOFTCAP=softcap,
+        )  # fmt: skip
+        launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
+        for store in (False,) if softcap else (False, True):
+            constants = gemm | dict(STORE=store)
+            yield f"statistics softcap={softcap} store={store}", module._statistics_kernel, types, constants, launch
+        yield f"gradient softcap={softcap}", module._gradient_kernel, types, gemm, launch
+    for entropy in (False, True):
+        constants = dict(ROWS=4, BLOCK=128, ENTROPY=entropy)
+        yield f"combine entropy={entropy}", module._combine_kernel, types, constants, small
+    strip = configs.LOGITS[arch, BYTES[dtype], False]
+    constants = dict(ROWS=8, STRIP=strip.block_n // (2 if strip.split else 1))
+    yield "rescale", module._rescale_kernel, types, constants, small
+
+
+SUITES = {"cross_entropy": cross_entropy}
+
+
+def main(suites: list[str]) -> None:
+    for suite in suites or SUITES:
+        for arch, number in (("sm_80", 80), ("sm_90", 90)):
+            for dtype in POINTER:
+                for name, kernel, types, constants, launch in SUITES[suite](dtype, arch):
+                    needed = {k: v for k, v in types.items() if k in kernel.arg_names and k not in constants}
+                    compiled = compile_kernel(kernel, needed, constants, number, **launch)
+                    row = dict(suite=suite, arch=arch, dtype=dtype, kernel=name) | inspect(compiled)
+                    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
