@@ -32,7 +32,7 @@ def interpreting() -> bool:
 
 # What each operation can be computed by, best first. "torch" closes every list.
 IMPLEMENTED = {
-    "rms_norm": ("torch",),
+    "rms_norm": ("triton", "torch"),
     "attention": ("torch",),
     "linear_cross_entropy": ("triton", "torch"),
     "position_loss": ("triton", "torch"),

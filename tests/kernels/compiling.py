@@ -19,8 +19,7 @@ ALIGNED = [["tt.divisibility", 16]]
 
 
 def compile_kernel(kernel, types: dict, constants: dict, arch: int, num_warps: int, num_stages: int):
-    """types: argument -> Triton type, with a trailing ':16' where the launcher's specialisation would find a multiple of
-    16 (aligned pointers, strides), as it does for the shapes that matter."""
+    """types: argument -> Triton type, ending in ":16" where the launcher would find a multiple of 16."""
     signature = {name: types[name].removesuffix(":16") for name in types} | {name: "constexpr" for name in constants}
     signature = {name: signature[name] for name in kernel.arg_names}
     attributes = {
@@ -38,9 +37,11 @@ def inspect(compiled) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        run = lambda *options: subprocess.run(  # noqa: E731
-            [str(tools / "cuobjdump"), *options, file.name], capture_output=True, text=True, check=True
-        ).stdout
+        run = lambda *options: (
+            subprocess.run(  # noqa: E731
+                [str(tools / "cuobjdump"), *options, file.name], capture_output=True, text=True, check=True
+            ).stdout
+        )
         usage, code = run("-res-usage"), run("-sass")
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
@@ -87,7 +88,22 @@ def cross_entropy(dtype: str, arch: str):
     yield "rescale", module._rescale_kernel, types, constants, small
 
 
-SUITES = {"cross_entropy": cross_entropy}
+def rms_norm(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import rms_norm as module
+
+    types = {"rstd_ptr": "*fp32:16", "dw_ptr": "*fp32:16", "N": "i32", "D": "i32:16", "eps": "fp32"}
+    types |= {name: "i32:16" for name in ("stride_x", "stride_residual", "stride_dy", "stride_d_residual")}
+    for D in (512, 4096, 8192):
+        rows, block, warps = module.tile(D)
+        for residual in (False, True):
+            constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)
+            for kernel in (module._forward_kernel, module._backward_kernel):
+                named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
+                name = f"{kernel.__name__} D={D} residual={residual}"
+                yield name, kernel, named, constants, dict(num_warps=warps, num_stages=3)
+
+
+SUITES = {"cross_entropy": cross_entropy, "rms_norm": rms_norm}
 
 
 def main(suites: list[str]) -> None:

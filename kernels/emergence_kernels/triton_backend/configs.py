@@ -73,3 +73,10 @@ def architecture(device: torch.device) -> str:
         assert interpreting()
         return "interpreter"
     return _architecture_of(device.index if device.index is not None else torch.cuda.current_device())
+
+
+def persistent_programs(device: torch.device, num_warps: int) -> int:
+    """Programs that fill a device once, at about 16 warps a multiprocessor."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count * max(1, 16 // num_warps)
