@@ -37,12 +37,12 @@ def inspect(compiled) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        run = lambda *options: (
-            subprocess.run(  # noqa: E731
-                [str(tools / "cuobjdump"), *options, file.name], capture_output=True, text=True, check=True
+        usage, code = (
+            subprocess.run(
+                [str(tools / "cuobjdump"), option, file.name], capture_output=True, text=True, check=True
             ).stdout
+            for option in ("-res-usage", "-sass")
         )
-        usage, code = run("-res-usage"), run("-sass")
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),

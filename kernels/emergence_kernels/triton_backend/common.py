@@ -6,6 +6,7 @@ import torch
 import triton.language as tl
 
 from ..dispatch import interpreting
+from . import interpreter
 
 # The interpreter computes bfloat16 products wrongly in places: there every operand is widened to float32 first.
 WIDEN = tl.constexpr(interpreting())
@@ -23,18 +24,5 @@ def dot_precision(dtype: torch.dtype) -> str:
     return "ieee"
 
 
-def _mend_interpreter() -> None:
-    """Triton's interpreter (3.6) reads scalars with int(array of one element), which NumPy 2.4 refuses."""
-    from triton.runtime import interpreter
-
-    original = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        original(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patched
-
-
 if interpreting():
-    _mend_interpreter()
+    interpreter.mend()
