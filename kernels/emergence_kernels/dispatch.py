@@ -33,7 +33,7 @@ def interpreting() -> bool:
 # What each operation can be computed by, best first. "torch" closes every list.
 IMPLEMENTED = {
     "rms_norm": ("triton", "torch"),
-    "attention": ("torch",),
+    "attention": ("flash", "triton", "torch"),
     "linear_cross_entropy": ("triton", "torch"),
     "position_loss": ("triton", "torch"),
 }
@@ -50,6 +50,8 @@ def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str |
         return f"it has no {op}"
     if backend == "torch":
         return None
+    if backend == "flash":  # the operation has said in `limits` whether it can
+        return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
     if backend == "triton":
         if not has_triton():
             return "triton is not installed"

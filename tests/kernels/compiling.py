@@ -103,10 +103,41 @@ def rms_norm(dtype: str, arch: str):
                 yield name, kernel, named, constants, dict(num_warps=warps, num_stages=3)
 
 
-SUITES = {"cross_entropy": cross_entropy, "rms_norm": rms_norm}
+def attention(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import attention as module
+    from emergence_kernels.triton_backend import configs
+
+    kernels = {"forward": module._forward_kernel, "dkdv": module._dkdv_kernel, "dq": module._dq_kernel}
+    types = {"lse_ptr": "*fp32:16", "delta_ptr": "*fp32:16", "ids_ptr": "*i64:16", "range_ptr": "*i32:16"}
+    types |= {"T": "i32:16", "H": "i32", "window": "i32", "scale": "fp32", "scale2": "fp32"}
+    cases = {
+        "causal": (True, False, False),
+        "full": (False, False, False),
+        "causal+window": (True, True, False),
+        "causal+documents": (True, False, True),
+    }
+    for D in (64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
+        block_d = 1 << (D - 1).bit_length()
+        for part, kernel in kernels.items():
+            config = configs.ATTENTION[arch, BYTES[dtype], block_d][part]
+            for case, (causal, window, documents) in cases.items():
+                constants = dict(
+                    GROUP=1, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=True,
+                    PRECISION="ieee", CAUSAL=causal, WINDOW=window, DOCUMENTS=documents,
+                )  # fmt: skip
+                named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
+                named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
+                warps = config.masked_warps if window or documents else config.num_warps
+                launch = dict(num_warps=warps, num_stages=config.num_stages)
+                yield f"{part} D={D} {case}", kernel, named | types, constants, launch
+
+
+SUITES = {"cross_entropy": cross_entropy, "rms_norm": rms_norm, "attention": attention}
 
 
 def main(suites: list[str]) -> None:
+    if not set(suites) <= set(SUITES):
+        raise SystemExit(f"choose from {', '.join(SUITES)}")
     for suite in suites or SUITES:
         for arch, number in (("sm_80", 80), ("sm_90", 90)):
             for dtype in POINTER:

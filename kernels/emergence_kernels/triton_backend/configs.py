@@ -30,12 +30,13 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Attention:
-    """`block_q` queries by `block_k` keys."""
+    """`block_q` queries by `block_k` keys. Windows and documents mask every block, which takes more registers."""
 
     block_q: int
     block_k: int
     num_warps: int
     num_stages: int
+    masked_warps: int = 8
 
 
 # Logits of the linear losses, by (architecture, bytes of an input element, softcapped).
@@ -59,6 +60,42 @@ LOGITS_VARIANTS = {
 # Logits that exist at a time, in elements. 2^29 are 1 GiB of 16-bit values: rows enough to keep the matrix products
 # efficient at a vocabulary of 131072, and few enough float32 accumulations of dW.
 CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
+
+# Attention, by (architecture, bytes of an element, head dim padded to a power of two).
+ATTENTION = {
+    ("sm_80", 2, 64): {
+        "forward": Attention(128, 64, num_warps=4, num_stages=3),
+        "dkdv": Attention(64, 64, num_warps=4, num_stages=2),
+        "dq": Attention(64, 64, num_warps=4, num_stages=2),
+    },
+    ("sm_80", 2, 128): {
+        "forward": Attention(128, 64, num_warps=8, num_stages=3),
+        "dkdv": Attention(64, 64, num_warps=8, num_stages=2),
+        "dq": Attention(64, 64, num_warps=8, num_stages=2),
+    },
+    ("sm_90", 2, 64): {
+        "forward": Attention(128, 128, num_warps=8, num_stages=3),
+        "dkdv": Attention(64, 128, num_warps=8, num_stages=2),
+        "dq": Attention(128, 64, num_warps=8, num_stages=2),
+    },
+    ("sm_90", 2, 128): {
+        "forward": Attention(128, 128, num_warps=8, num_stages=2),
+        "dkdv": Attention(64, 128, num_warps=8, num_stages=2),
+        "dq": Attention(128, 64, num_warps=8, num_stages=2),
+    },
+}
+for _arch in ("sm_80", "sm_90"):
+    for _head in (16, 32):  # small models: one modest tile
+        ATTENTION[_arch, 2, _head] = dict.fromkeys(("forward", "dkdv", "dq"), Attention(64, 64, 4, 2))
+    for _head in (16, 32, 64, 128):  # float32 without tensor cores: correct, not fast
+        ATTENTION[_arch, 4, _head] = dict.fromkeys(("forward", "dkdv", "dq"), Attention(32, 32, 4, 2))
+for _head in (16, 32, 64, 128):
+    for _size in (2, 4):
+        ATTENTION["interpreter", _size, _head] = {
+            "forward": Attention(32, 16, 1, 1, 1),
+            "dkdv": Attention(16, 32, 1, 1, 1),
+            "dq": Attention(32, 16, 1, 1, 1),
+        }
 
 
 @cache
