@@ -49,8 +49,8 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     say = say if ranks.first else _silent
     config = _resolve(config, ranks)
     run = config.run_directory
+    from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     from_first_rank(lambda: _claim(run, config))
-    from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))
     dataset = Dataset(config.data, config.seed, verify=False)
     plan = Plan(config)
     if from_first_rank(lambda: plan.finished(run)):

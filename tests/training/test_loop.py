@@ -171,7 +171,7 @@ def test_log_spaced_start_and_logs_without_state(config_file, tmp_path):
     ("override", "said"),
     [
         ("training.schedule.lr=0.02", "is a run with training.schedule.lr = 0.01, not 0.02"),
-        ("data.sequence=16", "was prepared for sequences of 32"),
+        ("data.sequence=16", "is a run with data.sequence = 32, not 16"),
         ("model.vocab_size=64", "smaller than the tokenizer's"),
         ("data.path=nowhere", "is not a prepared data set"),
         ("training.batch=10", "not a multiple"),
