@@ -8,7 +8,6 @@ raises BackendError before anything is launched.
 
 import importlib.util
 import os
-from functools import cache
 
 import torch
 
@@ -20,9 +19,7 @@ class BackendError(RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
 
-@cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -33,6 +30,7 @@ def interpreting() -> bool:
 # What each operation can be computed by, best first. "torch" closes every list.
 IMPLEMENTED = {
     "rms_norm": ("triton", "torch"),
+    "rotary": ("triton", "torch"),
     "attention": ("flash", "triton", "torch"),
     "linear_cross_entropy": ("triton", "torch"),
     "position_loss": ("triton", "torch"),
@@ -53,7 +51,7 @@ def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str |
     if backend == "flash":  # the operation has said in `limits` whether it can
         return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
     if backend == "triton":
-        if not has_triton():
+        if not HAS_TRITON:
             return "triton is not installed"
         if device.type == "cuda" or interpreting():
             return None

@@ -62,8 +62,8 @@ def cross_entropy(dtype: str, arch: str):
     from emergence_kernels.triton_backend import cross_entropy as module
 
     x = POINTER[dtype]
-    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "lse_ptr", "scale_ptr")}
-    types |= {name: "*fp32:16" for name in ("loss_ptr", "entropy_ptr", "lse_chunk_ptr")}
+    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "scale_ptr")}
+    types |= {name: "*fp32:16" for name in ("loss_ptr", "entropy_ptr", "top_ptr", "log_total_ptr")}
     types |= {name: "*i64:16" for name in ("target_ptr", "count_ptr", "order_ptr")} | {"correct_ptr": "*i1:16"}
     types |= {name: x for name in ("x_ptr", "w_ptr", "e_ptr", "dz_ptr")}
     types |= {name: "i32:16" for name in ("stride_x", "stride_wv", "stride_e", "stride_dz", "R", "D", "start")}
@@ -119,16 +119,15 @@ def attention(dtype: str, arch: str):
     for D in (64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
         block_d = 1 << (D - 1).bit_length()
         for part, kernel in kernels.items():
-            config = configs.ATTENTION[arch, BYTES[dtype], block_d][part]
             for case, (causal, window, documents) in cases.items():
+                config = configs.attention(arch, BYTES[dtype], block_d, part, window or documents)
                 constants = dict(
                     GROUP=1, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=True,
                     PRECISION="ieee", CAUSAL=causal, WINDOW=window, DOCUMENTS=documents,
                 )  # fmt: skip
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
                 named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
-                warps = config.masked_warps if window or documents else config.num_warps
-                launch = dict(num_warps=warps, num_stages=config.num_stages)
+                launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
                 yield f"{part} D={D} {case}", kernel, named | types, constants, launch
 
 

@@ -400,7 +400,8 @@ class _Launch:
         self.window = window or 0
         self.block_d = max(16, triton.next_power_of_2(self.D))
         arch = configs.architecture(q.device)
-        self.configs = configs.ATTENTION[arch, q.element_size(), self.block_d]
+        masked = window is not None or document_ids is not None
+        self.config = lambda part: configs.attention(arch, q.element_size(), self.block_d, part, masked)
         self.flags = dict(
             CAUSAL=causal, WINDOW=window is not None, DOCUMENTS=self.ids is not None, PRECISION=dot_precision(q.dtype)
         )
@@ -414,7 +415,7 @@ class _Launch:
             BLOCK_Q=config.block_q,
             BLOCK_K=config.block_k,
             EVEN_T=self.T % config.block_q == 0 and self.T % config.block_k == 0,
-            num_warps=config.masked_warps if self.flags["WINDOW"] or self.flags["DOCUMENTS"] else config.num_warps,
+            num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
 
@@ -438,7 +439,7 @@ def forward(
     a = _Launch(q, k, v, causal, scale, document_ids, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(a.B, a.H, a.T, dtype=torch.float32, device=q.device)
-    config = a.configs["forward"]
+    config = a.config("forward")
     with on_device(q):
         _forward_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
             a.q, a.k, a.v, out, lse, *a.ranges(config.block_q, config.block_k), *a.strides,
@@ -468,12 +469,12 @@ def backward(
             out, do, delta, *out.stride()[:3], *do.stride()[:3], a.T, a.H, D=a.D, BLOCK_D=a.block_d, BLOCK_Q=64,
             num_warps=4,
         )  # fmt: skip
-        config = a.configs["dkdv"]
+        config = a.config("dkdv")
         _dkdv_kernel[(triton.cdiv(a.T, config.block_k), a.B * a.G)](
             a.q, a.k, a.v, do, lse, delta, dk, dv, *a.ranges(config.block_k, config.block_q), *a.strides,
             *do.stride()[:3], a.T, a.H, a.window, a.scale, **a.options(config),
         )  # fmt: skip
-        config = a.configs["dq"]
+        config = a.config("dq")
         _dq_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
             a.q, a.k, a.v, do, lse, delta, dq, *a.ranges(config.block_q, config.block_k), *a.strides,
             *do.stride()[:3], a.T, a.H, a.window, a.scale, **a.options(config),
