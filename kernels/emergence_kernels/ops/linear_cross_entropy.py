@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import autocast, check_loss_inputs, require
-from ..dispatch import no_float64, resolve_backend
+from ..dispatch import no_float64, resolve_backend, slow_products
 from ..reference import cross_entropy as reference
 
 
@@ -41,7 +41,7 @@ def linear_cross_entropy(
     hidden, weight = autocast(hidden, weight)
     check_loss_inputs("linear_cross_entropy", hidden, weight, targets, ignore_index)
     require(softcap is None or softcap > 0, f"linear_cross_entropy: softcap must be positive, got {softcap}")
-    backend = resolve_backend(backend, "linear_cross_entropy", hidden.device, no_float64(hidden))
+    backend = resolve_backend(backend, "linear_cross_entropy", hidden.device, no_float64(hidden), slow_products(hidden))
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
     loss_N, *_ = run(
         hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index, z_loss, softcap, backend

@@ -1,6 +1,6 @@
 """Attention in Triton, forward and backward, without a (T, T) matrix (Dao, arXiv 2307.08691).
 
-With s = scale * q k^T, p = softmax(s) and lse the log-sum-exp of a row, kept by the forward pass:
+With s = scale * q k^T, p = softmax(s) and lse the log-sum-exp of a row, kept by the forward pass (in base 2):
 
     o = p v        p = exp(s - lse)        dv = p^T do        dp = do v^T
     ds = p * (dp - delta), delta = rowsum(o * do)        dq = scale * ds k        dk = scale * ds^T q
@@ -23,7 +23,6 @@ from . import configs
 from .common import WIDEN, dot_precision, on_device
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1.0e30)  # finite: a row hidden from a whole block is put right by the block with its own key
 
 
@@ -195,8 +194,7 @@ def _forward_kernel(
     )  # fmt: skip
     o_row = H * D
     _store(o_ptr + b * T * o_row + h * D, o_row, acc / l[:, None], offs_q, offs_d, T, D)
-    lse = (m + tl.log2(l)) * LN2
-    tl.store(lse_ptr + (b * H + h) * T + offs_q, lse, mask=offs_q < T)
+    tl.store(lse_ptr + (b * H + h) * T + offs_q, m + tl.log2(l), mask=offs_q < T)
 
 
 @triton.jit
@@ -226,9 +224,9 @@ def _dkdv_step(
         q = _load(q_ptr, stride_q, offs_q, offs_d, T, D, BLOCK_D, EVEN_T)
         # Beyond the edge lse is +inf, so p is 0.
         if EVEN_T:
-            lse2 = tl.load(lse_ptr + offs_q) * LOG2E
+            lse2 = tl.load(lse_ptr + offs_q)
         else:
-            lse2 = tl.load(lse_ptr + offs_q, mask=offs_q < T, other=float("inf")) * LOG2E
+            lse2 = tl.load(lse_ptr + offs_q, mask=offs_q < T, other=float("inf"))
         st = tl.dot(k, q.T, input_precision=PRECISION) * scale2
         pt = tl.exp2(st - lse2[None, :])
         if MASKED:
@@ -341,7 +339,7 @@ def _dq_kernel(
     k_ptr += b * stride_kb + h // GROUP * stride_kh
     v_ptr += b * stride_vb + h // GROUP * stride_vh
     row = (b * H + h) * T
-    lse2 = tl.load(lse_ptr + row + offs_q, mask=offs_q < T, other=float("inf")) * LOG2E
+    lse2 = tl.load(lse_ptr + row + offs_q, mask=offs_q < T, other=float("inf"))
     delta = tl.load(delta_ptr + row + offs_q, mask=offs_q < T, other=0.0)
     ids_ptr += b * T
     ids_q = offs_q
@@ -435,7 +433,7 @@ def forward(
     document_ids: Tensor | None,
     window: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), lse (B, H, T) float32, natural logarithm."""
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
     a = _Launch(q, k, v, causal, scale, document_ids, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(a.B, a.H, a.T, dtype=torch.float32, device=q.device)

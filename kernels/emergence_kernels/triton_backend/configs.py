@@ -91,7 +91,7 @@ _PARTS = ("forward", "dkdv", "dq")
 for _arch in ("sm_80", "sm_90"):
     for _head in (16, 32):  # small models: one modest tile
         ATTENTION[_arch, 2, _head] = dict.fromkeys(_PARTS, Attention(64, 64, 4, 2))
-    for _head in (16, 32, 64, 128):  # float32 without tensor cores: correct, not fast
+    for _head in (16, 32, 64, 128):  # float32 without tensor cores: for checks, "auto" does not choose it
         ATTENTION[_arch, 4, _head] = dict.fromkeys(_PARTS, Attention(32, 32, 8, 2))
 for _head in (16, 32, 64, 128):
     for _size in (2, 4):

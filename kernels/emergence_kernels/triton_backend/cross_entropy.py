@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..products import add_to_dw
 from ..reference.cross_entropy import RowStatistics, gradient_dtype
 from . import configs
 from .common import WIDEN, dot_precision, on_device
@@ -353,19 +354,6 @@ class _Chunks:
         return torch.empty(self.rows, padded, dtype=like.dtype, device=like.device)[:, : self.V]
 
 
-def _add_to_dw(dw_VD: Tensor | None, dz_RV: Tensor, x_RD: Tensor, single: bool, wide: bool) -> Tensor:
-    """dw + dz^T x. Several chunks are summed in float32; a single one is rounded once, by the product itself."""
-    narrow = dz_RV.dtype in (torch.bfloat16, torch.float16)
-    if not narrow or (single and not wide):
-        return dz_RV.t() @ x_RD if dw_VD is None else dw_VD.addmm_(dz_RV.t(), x_RD)
-    if not dz_RV.is_cuda:  # the interpreter
-        product = dz_RV.t().float() @ x_RD.float()
-        return product if dw_VD is None else dw_VD.add_(product)
-    if dw_VD is None:
-        return torch.mm(dz_RV.t(), x_RD, out_dtype=torch.float32)
-    return torch.addmm(dw_VD, dz_RV.t(), x_RD, out_dtype=torch.float32, out=dw_VD)
-
-
 def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, *, z_loss, softcap, need_dx, need_dw, entropy, chunk):
     """Statistics of all rows, and gradients as far as they are needed."""
     chunks = _Chunks(hidden_ND, weight_VD, valid_N, softcap, chunk)
@@ -412,7 +400,7 @@ def _products(dz_RV, x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single):
     if dx_ND is not None:
         dx_ND.index_copy_(0, order_R, dz_RV @ weight_VD)
     if need_dw:
-        dw_VD = _add_to_dw(dw_VD, dz_RV, x_RD, single, wide=dz_RV.dtype == torch.float16)
+        dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=single)
     return dx_ND, dw_VD
 
 
