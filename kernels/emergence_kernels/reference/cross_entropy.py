@@ -11,8 +11,8 @@ lse = log sum exp z, p = softmax z and y the target:
     correct       = [z_y = max_v z_v]        (no argmax is needed; a tie with the target counts as correct)
 
 Logits are float32 (float64 for float64 inputs). Gradients of logits are formed in float32, and on a GPU rounded to the
-inputs' dtype for the matrix products. On a CPU 16-bit inputs are converted whole, since 16-bit products are slower there;
-that costs a float32 copy of the weight.
+inputs' dtype for the matrix products. On a CPU 16-bit inputs are converted whole, since 16-bit products are slow there,
+at the price of a float32 copy of the weight.
 """
 
 from typing import NamedTuple
