@@ -84,7 +84,8 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
     start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
     keep = x >= max(start, 1e-9)
     x, y = x[keep], y[keep]
-    noise = float(np.median(np.abs(np.diff(y))) / 0.6745 / np.sqrt(2)) if len(y) > 2 else 0.0
+    # second differences: the curve's own slope must not count as noise
+    noise = float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
     if len(x) <= BINS:
         return Curve(x, y, noise, 0.0)
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
