@@ -112,9 +112,10 @@ class Fit:
     reference: dict[str, float]  # each clock at the window's end
     decay_seen: float  # change of the decay term in the window: B is identified by this alone
     plan: Plan | None
+    shapes: np.ndarray  # the grid behind the labels
 
     def _features(self, x: np.ndarray) -> np.ndarray:
-        return _features(self.law, x, self.plan, self.reference)[0]
+        return _features(self.law, x, self.plan, self.reference, self.shapes)[0]
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (nats, both (m,)) of the noiseless loss at steps `x` (m,)."""
@@ -155,9 +156,22 @@ class Fit:
 def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = None) -> Fit:
     """Fit `law` to the observed part. One that knows the schedule needs a plan; `prior` defaults to the shipped one."""
     prior = prior or priors.SHIPPED
+    if law.knows_schedule:
+        return _fit(law, curve, plan, prior, SHAPES[law.basis])
+    shapes = FREE_EXPONENTS if law.basis == "power" else SHAPES[law.basis]
+    for _ in range(3):  # a baseline deserves its best fit: zoom in on the grid's best point
+        one = _fit(law, curve, plan, prior, shapes)
+        best = int(np.argmax(one.weight))
+        if len(shapes) == 1:
+            break
+        shapes = np.geomspace(shapes[max(best - 1, 0)], shapes[min(best + 1, len(shapes) - 1)], 24)
+    return one
+
+
+def _fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:
     x, y = curve.x, curve.y
     reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
-    features, labels = _features(law, x, plan, reference)
+    features, labels = _features(law, x, plan, reference, shapes)
     count = len(x)
     borrowed = law.knows_schedule
     mean_b, sd_b = np.zeros(len(labels)), np.ones(len(labels))
@@ -202,6 +216,7 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
         reference,
         float(np.ptp(decays, axis=1).max()),
         plan,
+        shapes,
     )
 
 
@@ -228,9 +243,8 @@ def _basis(kind: str, ratio: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.broadcast_to(-np.log(ratio), (len(shape), len(ratio)))
 
 
-def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, float]):
+def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, float], shapes: np.ndarray):
     """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
-    shapes = SHAPES[law.basis] if law.kernels or law.basis != "power" else FREE_EXPONENTS
     decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
     blocks, labels = [], []
     for clock in law.clocks:

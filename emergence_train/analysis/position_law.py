@@ -294,7 +294,7 @@ def _covariance(form: Form, i: np.ndarray, fit: _Fit, linear: np.ndarray) -> np.
     for r in range(3):
         for c in range(r, 3):
             normal[:, r, c] = normal[:, c, r] = (fit.weight * columns[r] * columns[c]).sum(1)
-    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
+    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-100))
     scaled = normal / size[:, :, None] / size[:, None, :] + 1e-14 * np.eye(3)  # a flat curve makes it singular
     return np.linalg.inv(scaled) / size[:, :, None] / size[:, None, :]
 

@@ -119,7 +119,7 @@ class Analysis:
                 self.matrix = observed_rows(series.matrix, seen)
                 self.positions = forecast_positions(self.matrix, self.x, self.future, series.plan)
                 self.level: Forecast = self.positions.level
-                if len(self.positions.a0.fits) > 1:
+                if self.positions.identified:
                     self.joint = joint(self.positions, self.matrix, self.x, series.plan)
             else:
                 self.level = forecast(self.x, self.y, self.future, series.plan)
@@ -242,6 +242,8 @@ class Analysis:
             one["joint"] = {
                 "a0_family": self.joint.a0_family,
                 "a1_family": self.joint.a1_family,
+                "a2_clock": self.joint.clock,
+                "a2_kernel": self.joint.kernel,
                 "r2": self.joint.r2,
                 "rmse": self.joint.rmse,
                 "constants": [_plain(row) for row in self.joint.table.to_dict("records")],
