@@ -57,6 +57,8 @@ def forecast(
     x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
     prior = prior or priors.SHIPPED
     notes: list[str] = []
+    if len(x) == 0 or (plan is not None and x[-1] <= plan.warmup_end):
+        raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
     curve = observed_part(x, y, plan)
     if len(curve.x) < MINIMUM:
         raise InputError(

@@ -80,7 +80,7 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
     `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
     spikes do not count. The Curve may hold fewer than MINIMUM points; it is for the caller to refuse.
     """
-    warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None and plan.warmup_end < x[-1] else 0.0
+    warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
     start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
     keep = x >= max(start, 1e-9)
     x, y = x[keep], y[keep]

@@ -118,7 +118,9 @@ def _level_only(matrix: PositionMatrix, x, x_future, share, level: Forecast) -> 
     sd = np.hypot(level.sd[:, None], spread)
     level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
     position = matrix.position
-    return PositionForecast(x_future, position, share, constant, constant, level, level, pattern, spread, loss, sd, False)
+    return PositionForecast(
+        x_future, position, share, constant, constant, level, level, pattern, spread, loss, sd, identified=False
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- joint fit
