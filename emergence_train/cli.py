@@ -56,7 +56,11 @@ def _train(arguments: argparse.Namespace) -> dict:
     from emergence_train import config, distributed
     from emergence_train.training.loop import train
 
-    loaded = config.load(arguments.config, arguments.overrides)
+    try:
+        loaded = config.load(arguments.config, arguments.overrides)
+    except InputError as error:
+        error.told_by_first_rank = os.environ.get("RANK", "0") != "0"
+        raise
     try:
         return {"run": str(train(loaded, _say(arguments)))}
     finally:

@@ -148,7 +148,7 @@ class Checkpoints(Section):
 
 class Logging(Section):
     console_seconds: float = Field(default=5.0, ge=0, description="between console lines")
-    wandb: Literal["auto", "online", "offline", "off"] = Field(
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto: online with credentials, else offline"
     )
     wandb_project: str = "emergence-train"

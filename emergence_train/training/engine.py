@@ -40,6 +40,7 @@ def deepspeed_config(config: Config, world: int) -> dict:
 def build(config: Config, ranks: Ranks):
     """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage."""
     deepspeed = import_deepspeed()
+    deepspeed.init_distributed(dist_init_required=False)  # takes up the process group that is there
     settings = deepspeed_config(config, ranks.world)
     third = config.training.zero_stage == 3
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from torch.nn.utils import get_total_norm
 
 from emergence_train import files
 from emergence_train.config import Config
-from emergence_train.data.dataset import Dataset
+from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.distributed import Ranks, from_first_rank, start, sum_over_ranks
 from emergence_train.errors import InputError, RunError
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, rows, validate
 from emergence_train.models import counting
 from emergence_train.models.config import padded_vocabulary
-from emergence_train.training import checkpoint, engine as engines
+from emergence_train.training import checkpoint
+from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.logs import RunLog, device_name, write_config, write_environment
 from emergence_train.training.mirror import Mirror
@@ -129,6 +131,7 @@ class Stepper:
         self.document_mask, self.z_loss = config.training.document_mask, config.training.z_loss
         weights = weight_vector(config.training.position_weights, config.data.sequence)
         self.weights = None if weights is None else weights.to(ranks.device)
+        self.own_norm = config.training.zero_stage == 0  # DeepSpeed clips there without telling the norm
 
     def __call__(self, step: int, lr: float) -> tuple[torch.Tensor, float | None, bool]:
         """-> ([loss sum, count] over all ranks, global gradient norm, whether the step was applied)."""
@@ -136,14 +139,17 @@ class Stepper:
             group["lr"] = lr
         batches = [self._load(step, number) for number in range(self.rounds)]
         scales = self._scales(batches)
-        totals = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        norm, totals = None, torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         for (tokens, targets, document_ids), scale in zip(batches, scales):
             out = self.engine(tokens, targets, self.weights, document_ids, self.z_loss)
             self.engine.backward(out.loss if scale is None else out.loss * scale)
+            if self.own_norm and self.engine.is_gradient_accumulation_boundary():
+                norm = get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
             self.engine.step()
             self.accumulator.add(out.positions)
             totals += torch.stack([out.positions.loss_sum.sum(), out.positions.count.sum().double()])
-        return sum_over_ranks(totals), self.engine.get_global_grad_norm(), self.engine.was_step_applied()
+        norm = norm if self.own_norm else self.engine.get_global_grad_norm()
+        return sum_over_ranks(totals), norm, self.engine.was_step_applied()
 
     def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
@@ -225,8 +231,6 @@ def _resolve(config: Config, ranks: Ranks) -> Config:
     if training.batch % (training.micro_batch * ranks.world):
         raise InputError(f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
                          f"{ranks.world} processes; change one of them")  # fmt: skip
-    from emergence_train.data.dataset import load_index
-
     vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
     size = config.model.vocab_size or padded_vocabulary(vocabulary)
     if size < vocabulary:

@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 30
 
 
 class Mirror:
-    """Rank 0's view of the run. `mode` off makes every method do nothing."""
+    """Rank 0's view of the run. `mode` disabled makes every method do nothing."""
 
     def __init__(self, config: Config, directory: Path, extra: dict, say: Callable[[str], None]) -> None:
         self.say = say
@@ -29,7 +29,7 @@ class Mirror:
         self.dropped = 0
         self.thread = None
         mode = _mode(config.logging.wandb)
-        if mode == "off":
+        if mode == "disabled":
             return
         settings = {
             "project": config.logging.wandb_project,
@@ -94,7 +94,7 @@ def _mode(wanted: str) -> str:
         return wanted
     mode = os.environ.get("WANDB_MODE")
     if mode:
-        return "off" if mode in ("disabled", "off") else mode
+        return mode
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         known = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())

@@ -82,3 +82,11 @@ def check_weights(op: str, weights: torch.Tensor, targets_BT: torch.Tensor) -> N
             bool(torch.isfinite(weights).all()) and not bool((weights < 0).any()),
             f"{op}: weights must be finite and not negative",
         )
+
+
+def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under torch.autocast, the tensors in its dtype, as for a linear layer; otherwise unchanged."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)

@@ -32,19 +32,26 @@ def interpreting() -> bool:
 
 # What each operation can be computed by, best first. "torch" closes every list.
 IMPLEMENTED = {
-    "rms_norm": ("torch",),
-    "attention": ("torch",),
-    "linear_cross_entropy": ("torch",),
-    "position_loss": ("torch",),
+    "rms_norm": ("triton", "torch"),
+    "attention": ("flash", "triton", "torch"),
+    "linear_cross_entropy": ("triton", "torch"),
+    "position_loss": ("triton", "torch"),
 }
 
 
-def why_not(backend: str, op: str, device: torch.device) -> str | None:
-    """The reason why `backend` cannot run `op` on `device`, or None if it can."""
+def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str | None]) -> str | None:
+    """The reason why `backend` cannot run `op` on `device`, or None if it can.
+
+    limits: for a backend, the reason why it cannot take these inputs.
+    """
+    if limits.get(backend):
+        return limits[backend]
     if backend not in IMPLEMENTED[op]:
         return f"it has no {op}"
     if backend == "torch":
         return None
+    if backend == "flash":  # the operation has said in `limits` whether it can
+        return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
     if backend == "triton":
         if not has_triton():
             return "triton is not installed"
@@ -54,8 +61,11 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
     raise AssertionError(backend)
 
 
-def resolve_backend(backend: str | None, op: str, device: torch.device) -> str:
+def resolve_backend(
+    backend: str | None, op: str, device: torch.device, limits: dict[str, str | None] | None = None
+) -> str:
     """Turns a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that will run `op`."""
+    limits = limits or {}
     asked = backend or os.environ.get(ENVIRONMENT) or "auto"
     if asked not in BACKENDS:
         raise BackendError(f"unknown kernel backend {asked!r}: choose one of {', '.join(BACKENDS)}")
@@ -63,16 +73,20 @@ def resolve_backend(backend: str | None, op: str, device: torch.device) -> str:
         # The interpreter is a test tool: it is never chosen, only named.
         if device.type != "cuda":
             return "torch"
-        return next(name for name in IMPLEMENTED[op] if why_not(name, op, device) is None)
-    reason = why_not(asked, op, device)
+        return next(name for name in IMPLEMENTED[op] if why_not(name, op, device, limits) is None)
+    reason = why_not(asked, op, device, limits)
     if reason is not None:
         raise BackendError(f"{op}: backend {asked!r} cannot run: {reason}; 'auto' chooses one that can")
     return asked
 
 
+def no_float64(tensor: torch.Tensor) -> dict[str, str | None]:
+    """The Triton kernels compute in float32."""
+    return {"triton": "float64 is computed by 'torch' only" if tensor.dtype == torch.float64 else None}
+
+
 def available_backends(device: str | torch.device = "cpu") -> dict[str, dict[str, str]]:
     """For each operation, {backend: "yes" or the reason why not} on `device`."""
     device = torch.device(device)
-    return {
-        op: {name: why_not(name, op, device) or "yes" for name in BACKENDS if name != "auto"} for op in IMPLEMENTED
-    }
+    names = [name for name in BACKENDS if name != "auto"]
+    return {op: {name: why_not(name, op, device, {}) or "yes" for name in names} for op in IMPLEMENTED}

@@ -1,11 +1,17 @@
 """Scaled dot-product attention for training: causal or full, grouped queries, documents, sliding window."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checks import check_float, require
-from ..dispatch import resolve_backend
+from .. import flash_backend
+from ..checks import autocast, check_float, require
+from ..dispatch import no_float64, resolve_backend
 from ..reference.attention import attention as attention_torch
+
+MAX_HEAD_DIM = 128  # of the Triton kernels, which pad others to 16, 32, 64 or 128
 
 
 def attention(
@@ -29,7 +35,7 @@ def attention(
         scale: of the scores; None means 1 / sqrt(D).
         document_ids: (B, T) integers; a query sees only keys of the same id. None: one document.
         window: query i sees keys with |i - j| < window (with causal: itself and the window - 1 before it).
-        deterministic: two backward passes give the same bits.
+        deterministic: two backward passes give the same bits (the Triton backward always does).
         backend: "triton", "flash", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
@@ -38,6 +44,7 @@ def attention(
     Raises:
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
+    q, k, v = autocast(q, k, v)
     check_float("attention", q=q, k=k, v=v)
     require(q.dim() == 4, f"attention: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
     require(k.shape == v.shape, f"attention: k has shape {tuple(k.shape)} but v has {tuple(v.shape)}")
@@ -61,5 +68,120 @@ def attention(
         require(
             document_ids.device == q.device, f"attention: document_ids are on {document_ids.device}, q on {q.device}"
         )
-    resolve_backend(backend, "attention", q.device)
-    return attention_torch(q, k, v, causal=causal, scale=scale, document_ids=document_ids, window=window)
+    limits = no_float64(q) | {"flash": flash_backend.why_not(q, document_ids, window, deterministic)}
+    if D > MAX_HEAD_DIM:
+        limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"
+    backend = resolve_backend(backend, "attention", q.device, limits)
+    if backend == "torch":
+        exact = deterministic and q.device.type == "cuda"  # PyTorch's fused backward passes add with atomics
+        with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
+            return attention_torch(q, k, v, causal=causal, scale=scale, document_ids=document_ids, window=window)
+    if backend == "flash":
+        return flash_backend.attention(q, k, v, causal=causal, scale=scale, window=window, deterministic=deterministic)
+    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
+    return run(q, k, v, causal, scale, document_ids, window)[0]
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    from ..triton_backend.attention import forward
+
+    return forward(q, k, v, causal, scale, document_ids, window)
+
+
+def _gradients(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ..triton_backend.attention import backward
+
+    return backward(grad, q, k, v, out, lse, causal, scale, document_ids, window)
+
+
+def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
+    q, k, v, causal, scale, document_ids, window = inputs
+    ctx.save_for_backward(q, k, v, *outputs, document_ids)
+    ctx.options = causal, scale, window
+
+
+def _backward(ctx, grad: Tensor, gradients) -> tuple[Tensor | None, ...]:
+    *saved, document_ids = ctx.saved_tensors
+    causal, scale, window = ctx.options
+    return *gradients(grad, *saved, causal, scale, document_ids, window), *(None,) * 4
+
+
+class _Eager(torch.autograd.Function):
+    """Calling a custom op costs tens of microseconds more than this."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        outputs = _forward(*inputs)
+        _save(ctx, inputs, outputs)
+        ctx.mark_non_differentiable(outputs[1])
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        return _backward(ctx, grad, _gradients)
+
+
+@torch.library.custom_op("emergence_kernels::attention", mutates_args=())
+def _compiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    return _forward(q, k, v, causal, scale, document_ids, window)
+
+
+@_compiled.register_fake
+def _(q, k, v, causal, scale, document_ids, window):
+    B, T, H, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
+
+
+@torch.library.custom_op("emergence_kernels::attention_backward", mutates_args=())
+def _compiled_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(grad, q, k, v, out, lse, causal, scale, document_ids, window)
+
+
+@_compiled_backward.register_fake
+def _(grad, q, k, v, out, lse, causal, scale, document_ids, window):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+_compiled.register_autograd(
+    lambda ctx, grad, _: _backward(ctx, grad, _compiled_backward),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+)

@@ -1,14 +1,13 @@
 """The training loss: a weighted mean over tokens, with the statistics of every position from the same sweep."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import check_loss_inputs, check_weights, require
-from ..dispatch import resolve_backend
-from ..reference import cross_entropy as torch_backend
+from ..checks import autocast, check_loss_inputs, check_weights, require
+from ..dispatch import no_float64, resolve_backend
+from ..reference import cross_entropy as reference
 
 
 class PositionSums(NamedTuple):
@@ -62,15 +61,17 @@ def position_loss(
     Raises:
         ValueError: shapes, dtypes, devices, targets or weights are wrong. BackendError: the backend cannot run.
     """
+    hidden, weight = autocast(hidden, weight)
     require(hidden.dim() == 3, f"position_loss: hidden must be (batch, seq, features), got shape {tuple(hidden.shape)}")
     check_loss_inputs("position_loss", hidden, weight, targets, ignore_index)
     if weights is not None:
         check_weights("position_loss", weights, targets)
         weights = weights.expand(targets.shape).reshape(-1)
-    resolve_backend(backend, "position_loss", hidden.device)
+    backend = resolve_backend(backend, "position_loss", hidden.device, no_float64(hidden))
     B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
-    loss, *rows = _PositionLoss.apply(
+    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
+    loss, *rows = run(
         hidden.reshape(-1, D),
         weight,
         targets.reshape(-1),
@@ -79,8 +80,9 @@ def position_loss(
         z_loss,
         grad and hidden.requires_grad,
         grad and weight.requires_grad,
+        backend,
     )
-    token_loss_BT, valid_BT, correct_BT, entropy_BT = (row.view(B, T) for row in rows)
+    token_loss_BT, valid_BT, correct_BT, entropy_BT = (row.detach().view(B, T) for row in rows[:4])
     wide_BT = token_loss_BT.double()
     positions = PositionSums(
         valid_BT.sum(0), wide_BT.sum(0), wide_BT.square().sum(0), correct_BT.sum(0), entropy_BT.double().sum(0)
@@ -88,62 +90,135 @@ def position_loss(
     return PositionLoss(loss, token_loss_BT, positions)
 
 
-def _forward(hidden_ND, weight_VD, targets_N, weights_N, ignore_index, z_loss, need_dx, need_dw):
-    """-> loss, (token_loss, valid, correct, entropy) [N], dX and dW times `raised`, raised."""
-    N = targets_N.shape[0]
-    dtype = torch_backend.compute_dtype(hidden_ND.dtype)
+def _forward(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor | None,
+    ignore_index: int,
+    z_loss: float,
+    need_dx: bool,
+    need_dw: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """-> loss, token_loss, valid, correct, entropy, raised, dX, dW: gradients of loss * raised, empty if not needed."""
+    dtype = reference.compute_dtype(hidden_ND.dtype)
     valid_N = targets_N != ignore_index
     share_N = valid_N.to(torch.float64)
     if weights_N is not None:
         share_N = share_N * weights_N
     total = share_N.sum()
-    share_N = (share_N / torch.where(total > 0, total, 1)).to(dtype)
+    share_N = share_N / torch.where(total > 0, total, 1)
     # float16 has no room for 1 / (number of tokens): its gradients are kept raised by a power of two until backward.
-    raised = 2.0 ** math.ceil(math.log2(N + 1)) if hidden_ND.dtype == torch.float16 else 1.0
-
-    keep = None
-    if hidden_ND.device.type == "cpu" and not bool(valid_N.all()):
-        keep = valid_N.nonzero().squeeze(1)  # rows packed: an ignored row costs nothing
-    x_ND = hidden_ND if keep is None else hidden_ND[keep]
-    safe_N = targets_N.masked_fill(~valid_N, 0) if keep is None else targets_N[keep]
-    scale_N = share_N if keep is None else share_N[keep]
-    rows, dx_ND, dw_VD = torch_backend.fused_rows(
-        x_ND, weight_VD, safe_N, scale_N * raised, z_loss=z_loss, need_dx=need_dx, need_dw=need_dw
-    )
+    raised = torch.ones((), dtype=dtype, device=hidden_ND.device)
+    if hidden_ND.dtype == torch.float16 and share_N.numel():
+        largest = share_N.max()
+        raised = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        rows, dx_ND, dw_VD = _sweep(backend)(
+            hidden_ND,
+            weight_VD,
+            targets_N,
+            valid_N,
+            (share_N * raised).to(dtype),
+            z_loss=z_loss,
+            need_dx=need_dx,
+            need_dw=need_dw,
+        )
     penalised_N = rows.loss + z_loss * rows.lse.square() if z_loss else rows.loss
-    loss = torch.dot(scale_N.double(), penalised_N.double()).to(dtype)
+    loss = torch.dot(share_N, penalised_N.double()).to(dtype)
+    empty = hidden_ND.new_empty(0)
+    return (
+        loss,
+        rows.loss,
+        valid_N,
+        rows.correct,
+        rows.entropy,
+        raised,
+        empty if dx_ND is None else dx_ND,
+        empty.clone() if dw_VD is None else dw_VD,
+    )
 
-    def spread(row):
-        if keep is None:
-            return row.masked_fill_(~valid_N, 0)
-        return torch.zeros(N, *row.shape[1:], dtype=row.dtype, device=row.device).index_copy_(0, keep, row)
 
-    token = [spread(row) for row in (rows.loss, rows.correct, rows.entropy)]
-    if keep is not None and dx_ND is not None:
-        dx_ND = spread(dx_ND)
-    return loss, token[0], valid_N, token[1], token[2], dx_ND, dw_VD, raised
+def _sweep(backend: str):
+    if backend == "triton":
+        from ..triton_backend.cross_entropy import fused_rows
+
+        return fused_rows
+    return reference.fused_rows
 
 
-class _PositionLoss(torch.autograd.Function):
+def _scaled(saved: Tensor, grad: Tensor, raised: Tensor, dtype: torch.dtype) -> Tensor:
+    """Out of place: the saved gradient must survive for a second backward over a retained graph."""
+    if dtype == torch.float16:  # grad / raised itself may lie below float16's range
+        return (saved.float() * (grad.float() / raised)).to(dtype)
+    return saved * grad.to(dtype)
+
+
+def _save(ctx, need_dx: bool, need_dw: bool, outputs: tuple[Tensor, ...]) -> None:
+    raised, dx_ND, dw_VD = outputs[5:]
+    ctx.save_for_backward(raised, dx_ND, dw_VD)
+    ctx.needed = need_dx, need_dw
+    ctx.dtype = dx_ND.dtype
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    raised, dx_ND, dw_VD = ctx.saved_tensors
+    dx, dw = (
+        _scaled(saved, grad, raised, ctx.dtype) if needed else None for saved, needed in zip((dx_ND, dw_VD), ctx.needed)
+    )
+    return dx, dw, *(None,) * 7
+
+
+class _Eager(torch.autograd.Function):
+    """Calling a custom op costs tens of microseconds more than this."""
+
     @staticmethod
     def forward(ctx, *inputs):
-        *outputs, dx_ND, dw_VD, raised = _forward(*inputs)
-        ctx.save_for_backward(dx_ND, dw_VD)
-        ctx.raised = raised
-        ctx.mark_non_differentiable(*outputs[1:])
-        return tuple(outputs)
+        outputs = _forward(*inputs)
+        _save(ctx, inputs[6], inputs[7], outputs)
+        ctx.mark_non_differentiable(*outputs[1:5])
+        return outputs[:5]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
-        # Out of place: the saved gradients must survive for a second backward over a retained graph.
-        dx_ND, dw_VD = (scaled(saved, grad, ctx.raised) for saved in ctx.saved_tensors)
-        return dx_ND, dw_VD, None, None, None, None, None, None
+        return _backward(ctx, grad)
 
 
-def scaled(saved: Tensor | None, grad: Tensor, raised: float) -> Tensor | None:
-    if saved is None:
-        return None
-    if saved.dtype == torch.float16:  # grad / raised itself may lie below float16's range
-        return (saved.float() * (grad.float() / raised)).to(saved.dtype)
-    return saved * grad.to(saved.dtype)
+@torch.library.custom_op("emergence_kernels::position_loss", mutates_args=())
+def _compiled(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    ignore_index: int,
+    z_loss: float,
+    need_dx: bool,
+    need_dw: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _forward(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend)
+
+
+@_compiled.register_fake
+def _(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend):
+    N = targets.shape[0]
+    dtype = reference.compute_dtype(hidden.dtype)
+    dw_dtype = reference.gradient_dtype(weight.dtype) if need_dw else weight.dtype
+    return (
+        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty(N, dtype=dtype),
+        hidden.new_empty(N, dtype=torch.bool),
+        hidden.new_empty(N, dtype=torch.bool),
+        hidden.new_empty(N, dtype=dtype),
+        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty(hidden.shape if need_dx else 0),
+        weight.new_empty(weight.shape if need_dw else 0, dtype=dw_dtype),
+    )
+
+
+_compiled.register_autograd(
+    lambda ctx, grad, *_: _backward(ctx, grad),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs[6], inputs[7], output),
+)

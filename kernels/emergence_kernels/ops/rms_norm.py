@@ -1,10 +1,13 @@
 """RMSNorm with an optional fused residual addition."""
 
+import torch
 from torch import Tensor
 
 from ..checks import check_float, require
-from ..dispatch import resolve_backend
+from ..dispatch import no_float64, resolve_backend
 from ..reference.rms_norm import rms_norm as rms_norm_torch
+
+MAX_FEATURES = 8192  # of the Triton kernels, which keep a row in registers
 
 
 def rms_norm(
@@ -28,6 +31,8 @@ def rms_norm(
     Raises:
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        weight = weight.to(x.dtype)
     check_float("rms_norm", x=x, weight=weight, residual=residual)
     require(x.dim() >= 1 and x.shape[-1] > 0, f"rms_norm: x must be (..., features), got shape {tuple(x.shape)}")
     require(
@@ -39,6 +44,81 @@ def rms_norm(
             residual.shape == x.shape,
             f"rms_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}",
         )
-    resolve_backend(backend, "rms_norm", x.device)
-    y, new_residual = rms_norm_torch(x, weight, eps, residual)
+    limits = no_float64(x)
+    if x.shape[-1] > MAX_FEATURES:
+        limits["triton"] = f"{x.shape[-1]} features are more than {MAX_FEATURES}"
+    if resolve_backend(backend, "rms_norm", x.device, limits) == "torch":
+        y, new_residual = rms_norm_torch(x, weight, eps, residual)
+    else:
+        run = _compiled if torch.compiler.is_compiling() else _Eager.apply
+        y, new_residual, _ = run(x, weight, eps, residual)
     return y if residual is None else (y, new_residual)
+
+
+def _forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    from ..triton_backend.rms_norm import forward
+
+    return forward(x, weight, eps, residual)
+
+
+def _gradients(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    from ..triton_backend.rms_norm import backward
+
+    return backward(dy, d_residual, x, weight, rstd)
+
+
+def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, _, residual = inputs
+    ctx.with_residual = residual is not None
+    ctx.save_for_backward(outputs[1] if ctx.with_residual else x, weight, outputs[2])
+
+
+def _backward(ctx, dy: Tensor, d_residual: Tensor, gradients) -> tuple[Tensor | None, ...]:
+    dx, dw = gradients(dy, d_residual if ctx.with_residual else None, *ctx.saved_tensors)
+    return dx, dw, None, dx if ctx.with_residual else None
+
+
+class _Eager(torch.autograd.Function):
+    """Calling a custom op costs tens of microseconds more than this."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        outputs = _forward(*inputs)
+        _save(ctx, inputs, outputs)
+        ctx.mark_non_differentiable(outputs[2])
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, d_residual, _):
+        return _backward(ctx, dy, d_residual, _gradients)
+
+
+@torch.library.custom_op("emergence_kernels::rms_norm", mutates_args=())
+def _compiled(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(x, weight, eps, residual)
+
+
+@_compiled.register_fake
+def _(x, weight, eps, residual):
+    rows = x.shape[:-1].numel()
+    new_residual = x.new_empty(0 if residual is None else x.shape)
+    return x.new_empty(x.shape), new_residual, x.new_empty(rows, dtype=torch.float32)
+
+
+@torch.library.custom_op("emergence_kernels::rms_norm_backward", mutates_args=())
+def _compiled_backward(
+    dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _gradients(dy, d_residual, x, weight, rstd)
+
+
+@_compiled_backward.register_fake
+def _(dy, d_residual, x, weight, rstd):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+_compiled.register_autograd(
+    lambda ctx, dy, d_residual, _: _backward(ctx, dy, d_residual, _compiled_backward),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+)

@@ -40,6 +40,27 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which the finished dW is kept until backward: a sum over tokens may exceed float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | None, ...]:
+    """(index of the rows that count, targets, rows...), packed. On a GPU packing would cost a sync: index is None,
+    every row is computed, with target 0 where it does not count."""
+    if valid_N.device.type == "cpu" and not bool(valid_N.all()):
+        keep = valid_N.nonzero().squeeze(1)
+        return keep, targets_N[keep], *(row[keep] for row in rows)
+    return None, targets_N.masked_fill(~valid_N, 0), *rows
+
+
+def _unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
+    """Back to N rows, 0 where a row does not count."""
+    if keep is None:
+        return row.masked_fill_(~valid_N if row.dim() == 1 else ~valid_N.unsqueeze(1), 0)
+    return torch.zeros(valid_N.shape[0], *row.shape[1:], dtype=row.dtype, device=row.device).index_copy_(0, keep, row)
+
+
 def _softcap(z_RV: Tensor, softcap: float | None) -> Tensor:
     return z_RV if softcap is None else z_RV.div_(softcap).tanh_().mul_(softcap)
 
@@ -48,6 +69,7 @@ def fused_rows(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets_N: Tensor,
+    valid_N: Tensor,
     scale_N: Tensor,
     *,
     z_loss: float,
@@ -57,8 +79,10 @@ def fused_rows(
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """Statistics of every row, and the gradients of sum_n scale_n * (loss_n + z_loss * lse_n^2), in one sweep.
 
-    dX and dW come back in the inputs' dtype; dW is summed over chunks in float32. Every target must be in [0, V).
+    dX comes back in the inputs' dtype and dW in gradient_dtype; dW is summed over chunks in float32. Rows that are not
+    valid have zeros everywhere.
     """
+    keep, targets_N, hidden_ND, scale_N = _pack(valid_N, targets_N, hidden_ND, scale_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
@@ -94,15 +118,25 @@ def fused_rows(
             dx_ND[here] = p_RV @ w_VD
         if need_dw:
             dw_VD.addmm_(p_RV.t(), x_ND[here])
+    rows = RowStatistics(*(_unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
+    if need_dx:
+        dx_ND = _unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
     if need_dw:
-        dw_VD = dw_VD.to(weight_VD.dtype)
-    return RowStatistics(loss_N, lse_N, correct_N, entropy_N), dx_ND, dw_VD
+        dw_VD = dw_VD.to(gradient_dtype(weight_VD.dtype))
+    return rows, dx_ND, dw_VD
 
 
 def forward_rows(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, softcap: float | None, rows_per_chunk: int | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    valid_N: Tensor,
+    *,
+    softcap: float | None,
+    rows_per_chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(loss, lse) of every row, [N] each."""
+    keep, targets_N, hidden_ND = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
@@ -113,13 +147,14 @@ def forward_rows(
         z_RV = _softcap(hidden_ND[here].to(dtype) @ w_DV, softcap)
         lse_N[here] = torch.logsumexp(z_RV, -1)
         loss_N[here] = lse_N[here] - z_RV.gather(1, targets_N[here].long().unsqueeze(1)).squeeze(1)
-    return loss_N.clamp_min_(0), lse_N
+    return _unpack(keep, valid_N, loss_N.clamp_min_(0)), _unpack(keep, valid_N, lse_N)
 
 
 def backward_rows(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets_N: Tensor,
+    valid_N: Tensor,
     lse_N: Tensor,
     grad_N: Tensor,
     *,
@@ -129,7 +164,11 @@ def backward_rows(
     need_dw: bool,
     rows_per_chunk: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits from lse."""
+    """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits from lse.
+
+    grad_N must be 0 where a row is not valid.
+    """
+    keep, targets_N, hidden_ND, lse_N, grad_N = _pack(valid_N, targets_N, hidden_ND, lse_N, grad_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
@@ -149,4 +188,6 @@ def backward_rows(
             dx_ND[here] = dz_RV @ w_VD
         if need_dw:
             dw_VD.addmm_(dz_RV.t(), x_RD)
+    if need_dx and keep is not None:
+        dx_ND = _unpack(keep, valid_N, dx_ND)
     return dx_ND, None if dw_VD is None else dw_VD.to(weight_VD.dtype)

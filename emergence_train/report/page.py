@@ -1,0 +1,44 @@
+"""`emergence-train report`: runs to one self-contained HTML page. Sections come from the modules beside this one."""
+
+import datetime
+import html
+from pathlib import Path
+
+from emergence_train import files
+from emergence_train.errors import InputError
+from emergence_train.report import first_look, svg
+from emergence_train.report.runs import load_run
+
+HERE = Path(__file__).parent
+
+
+def report(directories: list[Path], out: Path | None = None) -> Path:
+    """Write report.html for run directories and return its path (default place: report/ of the first run)."""
+    names = [directory.resolve() for directory in directories]
+    if len(set(names)) < len(names):
+        raise InputError("the same run directory is named twice; name each run once")
+    runs = [load_run(directory) for directory in directories]
+    runs.sort(key=lambda run: (run.params, run.name))
+    path = (out or directories[0] / "report") / "report.html"
+    sections = first_look.sections(runs)
+    files.write_bytes(path, page(runs, sections).encode())
+    return path
+
+
+def page(runs: list, sections: list[tuple[str, str, str]]) -> str:
+    """The document from (anchor, title, body) sections."""
+    links = "".join(f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, title, _ in sections)
+    bodies = "".join(
+        f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{body}</section>' for anchor, title, body in sections
+    )
+    names = html.escape(", ".join(run.name for run in runs))
+    today = datetime.date.today().isoformat()
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>emergence-train: {names}</title><link rel=\"icon\" href=\"data:,\">"
+        f"<style>{(HERE / 'page.css').read_text()}</style></head><body>"
+        f"<header><h1>Loss by position and by tokens</h1><p class=\"soft\">{names} · {today}</p>"
+        f"<nav>{links}</nav></header><main>{svg.CLIP}{bodies}</main>"
+        f"<script>{(HERE / 'page.js').read_text()}</script></body></html>\n"
+    )

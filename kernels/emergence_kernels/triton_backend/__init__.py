@@ -1,0 +1,1 @@
+"""Triton kernels, one operation a file. Import these modules only where Triton is installed."""

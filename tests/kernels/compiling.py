@@ -1,0 +1,152 @@
+"""Compiles Triton kernels for a GPU that is not here, and reads the machine code.
+
+Run as a script (with TRITON_INTERPRET unset) it compiles every configuration that "auto" can choose and prints one line
+of JSON per kernel; test_compile.py runs it so and looks at the lines.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ALIGNED = [["tt.divisibility", 16]]
+
+
+def compile_kernel(kernel, types: dict, constants: dict, arch: int, num_warps: int, num_stages: int):
+    """types: argument -> Triton type, ending in ":16" where the launcher would find a multiple of 16."""
+    signature = {name: types[name].removesuffix(":16") for name in types} | {name: "constexpr" for name in constants}
+    signature = {name: signature[name] for name in kernel.arg_names}
+    attributes = {
+        (index,): ALIGNED for index, name in enumerate(kernel.arg_names) if types.get(name, "").endswith(":16")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
+    return triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=num_warps, num_stages=num_stages)
+    )
+
+
+def inspect(compiled) -> dict:
+    """Registers, spilled bytes, shared memory and counts of matrix instructions."""
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run(
+                [str(tools / "cuobjdump"), option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        "shared": compiled.metadata.shared,
+        "matrix": len(re.findall(r"\b(?:HMMA|HGMMA)\b", code)),
+        "wgmma": len(re.findall(r"\bHGMMA\b", code)),
+    }
+
+
+POINTER = {"bfloat16": "*bf16:16", "float16": "*fp16:16", "float32": "*fp32:16"}
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def cross_entropy(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.triton_backend import cross_entropy as module
+
+    x = POINTER[dtype]
+    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "lse_ptr", "scale_ptr")}
+    types |= {name: "*fp32:16" for name in ("loss_ptr", "entropy_ptr", "lse_chunk_ptr")}
+    types |= {name: "*i64:16" for name in ("target_ptr", "count_ptr", "order_ptr")} | {"correct_ptr": "*i1:16"}
+    types |= {name: x for name in ("x_ptr", "w_ptr", "e_ptr", "dz_ptr")}
+    types |= {name: "i32:16" for name in ("stride_x", "stride_wv", "stride_e", "stride_dz", "R", "D", "start")}
+    types |= {"V": "i32", "tiles_v": "i32", "strips": "i32", "softcap": "fp32", "z_loss": "fp32"}
+    small = dict(num_warps=4, num_stages=3)
+    for softcap in (False, True):
+        config = configs.LOGITS[arch, BYTES[dtype], softcap]
+        gemm = dict(
+            BLOCK_M=config.block_m, BLOCK_V=config.block_n, BLOCK_D=config.block_k, GROUP=config.group,
+            SPLIT=config.split, EVEN_D=True, PRECISION="ieee", stride_wd=1, DESCRIPTORS=False, SOFTCAP=softcap,
+        )  # fmt: skip
+        launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
+        for store in (False,) if softcap else (False, True):
+            constants = gemm | dict(STORE=store)
+            yield f"statistics softcap={softcap} store={store}", module._statistics_kernel, types, constants, launch
+        yield f"gradient softcap={softcap}", module._gradient_kernel, types, gemm, launch
+    for entropy in (False, True):
+        constants = dict(ROWS=4, BLOCK=128, ENTROPY=entropy)
+        yield f"combine entropy={entropy}", module._combine_kernel, types, constants, small
+    strip = configs.LOGITS[arch, BYTES[dtype], False]
+    constants = dict(ROWS=8, STRIP=strip.block_n // (2 if strip.split else 1))
+    yield "rescale", module._rescale_kernel, types, constants, small
+
+
+def rms_norm(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import rms_norm as module
+
+    types = {"rstd_ptr": "*fp32:16", "dw_ptr": "*fp32:16", "N": "i32", "D": "i32:16", "eps": "fp32"}
+    types |= {name: "i32:16" for name in ("stride_x", "stride_residual", "stride_dy", "stride_d_residual")}
+    for D in (512, 4096, 8192):
+        rows, block, warps = module.tile(D)
+        for residual in (False, True):
+            constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)
+            for kernel in (module._forward_kernel, module._backward_kernel):
+                named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
+                name = f"{kernel.__name__} D={D} residual={residual}"
+                yield name, kernel, named, constants, dict(num_warps=warps, num_stages=3)
+
+
+def attention(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import attention as module
+    from emergence_kernels.triton_backend import configs
+
+    kernels = {"forward": module._forward_kernel, "dkdv": module._dkdv_kernel, "dq": module._dq_kernel}
+    types = {"lse_ptr": "*fp32:16", "delta_ptr": "*fp32:16", "ids_ptr": "*i64:16", "range_ptr": "*i32:16"}
+    types |= {"T": "i32:16", "H": "i32", "window": "i32", "scale": "fp32", "scale2": "fp32"}
+    cases = {
+        "causal": (True, False, False),
+        "full": (False, False, False),
+        "causal+window": (True, True, False),
+        "causal+documents": (True, False, True),
+    }
+    for D in (64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
+        block_d = 1 << (D - 1).bit_length()
+        for part, kernel in kernels.items():
+            config = configs.ATTENTION[arch, BYTES[dtype], block_d][part]
+            for case, (causal, window, documents) in cases.items():
+                constants = dict(
+                    GROUP=1, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=True,
+                    PRECISION="ieee", CAUSAL=causal, WINDOW=window, DOCUMENTS=documents,
+                )  # fmt: skip
+                named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
+                named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
+                warps = config.masked_warps if window or documents else config.num_warps
+                launch = dict(num_warps=warps, num_stages=config.num_stages)
+                yield f"{part} D={D} {case}", kernel, named | types, constants, launch
+
+
+SUITES = {"cross_entropy": cross_entropy, "rms_norm": rms_norm, "attention": attention}
+
+
+def main(suites: list[str]) -> None:
+    if not set(suites) <= set(SUITES):
+        raise SystemExit(f"choose from {', '.join(SUITES)}")
+    for suite in suites or SUITES:
+        for arch, number in (("sm_80", 80), ("sm_90", 90)):
+            for dtype in POINTER:
+                for name, kernel, types, constants, launch in SUITES[suite](dtype, arch):
+                    needed = {k: v for k, v in types.items() if k in kernel.arg_names and k not in constants}
+                    compiled = compile_kernel(kernel, needed, constants, number, **launch)
+                    row = dict(suite=suite, arch=arch, dtype=dtype, kernel=name) | inspect(compiled)
+                    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
