@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -53,6 +54,7 @@ def score(run: pd.DataFrame, fraction: float, prior) -> dict | None:
         row[f"rows{level}"] = float(np.mean((low <= actual) & (actual <= high)))
         row[f"end{level}"] = float(low[-1] <= actual[-1] <= high[-1])
     row["end error"] = float(one.mean[-1] - smooth[-1])
+    row |= {"end mean": float(one.mean[-1]), "end sd": float(one.sd[-1]), "end actual": float(smooth[-1])}
     return row
 
 
@@ -74,6 +76,31 @@ def summary(rows: pd.DataFrame) -> dict:
     }
 
 
+def ranking_calibration(rows: pd.DataFrame) -> list[dict]:
+    """Pairs of runs on one data set at one fraction: how often the stated order was right, by stated probability."""
+    stated, right = [], []
+    for _, part in rows.groupby(["data", "fraction"]):
+        mean, sd, actual = (part[name].to_numpy() for name in ("end mean", "end sd", "end actual"))
+        i, j = np.triu_indices(len(part), 1)
+        z = (mean[j] - mean[i]) / np.hypot(sd[i], sd[j])
+        differ = np.abs(actual[j] - actual[i]) > 1e-3
+        stated += list(norm.cdf(np.abs(z))[differ])
+        right += list((np.sign(z) == np.sign(actual[j] - actual[i]))[differ])
+    stated, right = np.array(stated), np.array(right)
+    table = []
+    for low, high in ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 0.99), (0.99, 1.01)):
+        inside = (stated >= low) & (stated < high)
+        table.append(
+            {
+                "stated": f"{low} to {min(high, 1)}",
+                "pairs": int(inside.sum()),
+                "mean stated": float(stated[inside].mean()),
+                "share right": float(right[inside].mean()),
+            }
+        )
+    return table
+
+
 def main() -> None:
     table = pd.read_parquet(sys.argv[1])
     groups = fit_groups(table[table["source"] != "noisy"])
@@ -88,13 +115,15 @@ def main() -> None:
             if row is not None:
                 kind = "cosine" if "cos" in first["schedule"] else first["schedule"]
                 kind = "constant" if kind == "constant" else "cosine" if kind == "cosine" else "wsd and other drops"
-                rows.append({"run": run, "source": first["source"], "schedule": kind, "fraction": fraction, **row})
+                rows.append({"run": run, "source": first["source"], "schedule": kind, "fraction": fraction,
+                             "data": first["group"].split("-")[0], **row})  # fmt: skip
     rows = pd.DataFrame(rows)
     result = {
         **provenance("python benchmarks/temporal_public.py curves.parquet"),
         "runs": int(rows["run"].nunique()),
         "too short to fit": short,
         "all": summary(rows),
+        "ranking of pairs on one data set": ranking_calibration(rows),
         **{
             by: {str(key): summary(part) for key, part in rows.groupby(by)}
             for by in ("fraction", "schedule", "source")
@@ -102,6 +131,7 @@ def main() -> None:
     }
     write_json(Path(__file__).parent / "results" / "temporal_public.json", result)
     rows.to_csv(Path(sys.argv[1]).with_suffix(".scores.csv"), index=False)
+    print(pd.DataFrame(result["ranking of pairs on one data set"]).round(3).to_string())
     for name, part in (("all", result["all"]), *((k, v) for by in ("fraction", "schedule", "source") for k, v in
                                                  result[by].items())):  # fmt: skip
         print(name, {key: part[key] if not isinstance(part[key], float) else round(part[key], 3) for key in part})
