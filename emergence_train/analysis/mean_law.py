@@ -30,7 +30,8 @@ WINDOW = 0.4  # a fit uses the observed part from this share of its length on: e
 BINS = 60  # at most; more rows are averaged in bins of log step
 EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
 WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
-MINIMUM = 4  # points that a fit needs
+MINIMUM = 3  # points that a fit needs
+GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: the scatter of points before they speak themselves, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
 
@@ -179,7 +180,7 @@ def _fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior, shapes:
     if borrowed:
         for j, (clock, kernel, shape) in enumerate(labels):
             mean_b[j], sd_b[j] = prior.decay(clock, kernel, plan.peak)
-            log_prior[j] = prior.log_shape(clock, shape) if law.basis == "power" else 0.0
+            log_prior[j] = prior.log_shape(clock, shape, x[-1]) if law.basis == "power" else 0.0
     # work with y + mean_b * decay, so that the prior of the third coefficient sits at 0
     target = y - features[:, :, 2] * mean_b[:, None]
     gram = features.transpose(0, 2, 1) @ features
@@ -197,7 +198,7 @@ def _fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior, shapes:
         sse = (residual**2).sum(1)
         cost = sse + (v * (coef[:, 2] / sd_b) ** 2 if borrowed else 0)
         best = int(np.argmin(cost))
-        variance = max(sse[best] / max(count - 4, 1), 1e-10)
+        variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
     log_weight = -cost / (2 * v) + log_prior - 50.0 * (coef[:, 1] < 0)
     weight = np.exp(log_weight - log_weight.max())
     if not borrowed:  # a baseline forecasts with its one best fit

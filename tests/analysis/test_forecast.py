@@ -118,8 +118,21 @@ def test_unknown_rate_is_said_and_leaves_room_below():
 
 
 def test_too_short_is_not_identified():
-    with pytest.raises(InputError, match="not identified: 3 points"):
-        forecast(np.array([1.0, 2, 3]), np.array([5.0, 4, 3.5]), np.array([10.0]), None)
+    with pytest.raises(InputError, match="not identified: 2 points"):
+        forecast(np.array([1.0, 2]), np.array([5.0, 4]), np.array([10.0]), None)
+    x, y, _ = curve_of("wsd")
+    with pytest.raises(InputError, match="nothing is observed beyond the warm-up"):
+        forecast(x[:1], y[:1], x[1:], plan_of("wsd"))
+
+
+def test_a_young_run_that_has_not_bent_yet_is_not_trusted_to_level_off():
+    """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which went on to 4.25 nats."""
+    x, y = np.array([30.0, 60, 90, 120, 150]), np.array([6.543, 6.316, 6.204, 5.961, 5.755])
+    plan = Plan(np.array([0.0, 20, 1500]), np.array([0, 4e-3, 4e-4]))
+    one = forecast(x, y, np.array([1500.0]), plan)
+    assert any("where the loss levels off" in note for note in one.notes)
+    low, high = one.interval(95)
+    assert low[0] < 4.25 < high[0]
 
 
 def test_intervals_are_nested():
@@ -137,7 +150,7 @@ def test_forecast_final_is_quick_and_never_raises():
     one = forecast_final(x[seen], y[seen], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert time.perf_counter() - begin < 0.5
     assert one["low95"] <= true[-1] <= one["high95"]
-    young = forecast_final(x[:3], y[:3], GRID, simulate.learning_rate("cosine", GRID), 20000)
+    young = forecast_final(x[:2], y[:2], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert young["reason"].startswith("not identified")
     assert "reason" in forecast_final([], [], GRID, simulate.learning_rate("cosine", GRID), 20000)
 

@@ -222,7 +222,7 @@ def test_step_logs_of_30000_rows(tmp_path):
         (lambda f: f.assign(lr=-f["lr"]), "'lr'.*negative"),
         (lambda f: f.drop(columns="loss"), "'loss' is missing"),
         (lambda f: f.head(1), r"1 checkpoint\(s\)"),
-        (lambda f: f.head(2), "not identified: 2 points"),
+        (lambda f: f.head(2), "not identified: nothing is observed beyond the warm-up"),
         (lambda f: f.head(0), "no rows"),
         (lambda f: f.assign(step=0).head(1), "no row after step 0"),
     ],
