@@ -39,7 +39,7 @@ def fit_groups(table: pd.DataFrame) -> pd.DataFrame:
             continue  # no decay in any of them: nothing to learn of B
         for law in (mean_law.LAWS[name] for name in mean_law.SCHEDULE_AWARE):
             reference = {clock: 20000.0 for clock in law.clocks}
-            parts = [mean_law._features(law, x, plan, reference) for x, _, plan in curves]
+            parts = [mean_law._features(law, x, plan, reference, mean_law.SHAPES[law.basis]) for x, _, plan in curves]
             features, labels = np.concatenate([part[0] for part in parts], axis=1), parts[0][1]
             y = np.concatenate([loss for _, loss, _ in curves])
             gram = features.transpose(0, 2, 1) @ features + 1e-9 * np.eye(3)

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.analysis import priors
-from emergence_train.analysis.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Fit, Z, fit, observed_part
+from emergence_train.analysis.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Curve, Fit, Z, fit, observed_part
 from emergence_train.analysis.schedule import Plan
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
-MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
+MODEL_ERROR = 0.03  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
+
+HALF_WAY = 0.6  # standard deviation of a uniform spread over [-1, 1]
+YOUNG_ERROR = 0.15  # more of it for every factor e that the run is younger than those behind the prior
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def forecast(
     x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
     prior = prior or priors.SHIPPED
     notes: list[str] = []
+    if len(x) == 0 or (plan is not None and x[-1] <= plan.warmup_end):
+        raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
     curve = observed_part(x, y, plan)
     if len(curve.x) < MINIMUM:
         raise InputError(
@@ -81,8 +86,31 @@ def forecast(
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     start = sum(w * fits[name].predict(x[-1:])[0][0] for name, w in weights.items())
     decades = np.log10(np.maximum(x_future / x[-1], 1))
-    sd = np.hypot(sd, MODEL_ERROR * decades * np.abs(mean - start))
+    slope = _unbent_slope(curve, fits["schedule"]) if priors.immaturity(x[-1]) > 0 else 0.0
+    if slope:
+        # half way between the laws and a straight fall in log steps, with both inside
+        further = np.maximum(slope * np.log(10) * decades - (start - mean), 0)
+        mean, sd = mean - further / 2, np.hypot(sd, HALF_WAY * further / 2)
+        notes.append(
+            f"not identified: where the loss levels off (after {x[-1]:.0f} steps it does not bend yet against the "
+            "logarithm of the steps); the forecast lies half way between the laws and a fall that goes on as now"
+        )
+    error = MODEL_ERROR + YOUNG_ERROR * priors.immaturity(x[-1])
+    sd = np.hypot(sd, error * decades * np.abs(mean - start))
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
+
+
+def _unbent_slope(curve: Curve, one: Fit) -> float:
+    """Nats per factor e of steps at the window's end, if the loss against log steps does not bend upwards beyond
+    chance there; 0 if it does, or if the learning rate has begun to decay."""
+    if one.decay_seen > 0.1 or len(curve.x) < 5:
+        return 0.0
+    u = np.log(curve.x / curve.x[-1])
+    design = np.stack([np.ones_like(u), u, u * u], 1)
+    coef, *_ = np.linalg.lstsq(design, curve.y, rcond=None)
+    variance = np.sum((curve.y - design @ coef) ** 2) / (len(u) - 3)
+    stderr = np.sqrt(variance * np.linalg.inv(design.T @ design)[2, 2])
+    return float(max(-coef[1], 0.0)) if coef[2] < 2 * stderr else 0.0
 
 
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,8 @@ WINDOW = 0.4  # a fit uses the observed part from this share of its length on: e
 BINS = 60  # at most; more rows are averaged in bins of log step
 EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
 WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
-MINIMUM = 4  # points that a fit needs
+MINIMUM = 3  # points that a fit needs
+GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: the scatter of points before they speak themselves, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
 
@@ -80,11 +81,12 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
     `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
     spikes do not count. The Curve may hold fewer than MINIMUM points; it is for the caller to refuse.
     """
-    warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None and plan.warmup_end < x[-1] else 0.0
+    warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
     start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
     keep = x >= max(start, 1e-9)
     x, y = x[keep], y[keep]
-    noise = float(np.median(np.abs(np.diff(y))) / 0.6745 / np.sqrt(2)) if len(y) > 2 else 0.0
+    # second differences: the curve's own slope must not count as noise
+    noise = float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
     if len(x) <= BINS:
         return Curve(x, y, noise, 0.0)
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
@@ -111,9 +113,10 @@ class Fit:
     reference: dict[str, float]  # each clock at the window's end
     decay_seen: float  # change of the decay term in the window: B is identified by this alone
     plan: Plan | None
+    shapes: np.ndarray  # the grid behind the labels
 
     def _features(self, x: np.ndarray) -> np.ndarray:
-        return _features(self.law, x, self.plan, self.reference)[0]
+        return _features(self.law, x, self.plan, self.reference, self.shapes)[0]
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (nats, both (m,)) of the noiseless loss at steps `x` (m,)."""
@@ -154,9 +157,22 @@ class Fit:
 def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = None) -> Fit:
     """Fit `law` to the observed part. One that knows the schedule needs a plan; `prior` defaults to the shipped one."""
     prior = prior or priors.SHIPPED
+    if law.knows_schedule:
+        return _fit(law, curve, plan, prior, SHAPES[law.basis])
+    shapes = FREE_EXPONENTS if law.basis == "power" else SHAPES[law.basis]
+    for _ in range(3):  # a baseline deserves its best fit: zoom in on the grid's best point
+        one = _fit(law, curve, plan, prior, shapes)
+        best = int(np.argmax(one.weight))
+        if len(shapes) == 1:
+            break
+        shapes = np.geomspace(shapes[max(best - 1, 0)], shapes[min(best + 1, len(shapes) - 1)], 24)
+    return one
+
+
+def _fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:
     x, y = curve.x, curve.y
     reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
-    features, labels = _features(law, x, plan, reference)
+    features, labels = _features(law, x, plan, reference, shapes)
     count = len(x)
     borrowed = law.knows_schedule
     mean_b, sd_b = np.zeros(len(labels)), np.ones(len(labels))
@@ -164,7 +180,7 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
     if borrowed:
         for j, (clock, kernel, shape) in enumerate(labels):
             mean_b[j], sd_b[j] = prior.decay(clock, kernel, plan.peak)
-            log_prior[j] = prior.log_shape(clock, shape) if law.basis == "power" else 0.0
+            log_prior[j] = prior.log_shape(clock, shape, x[-1]) if law.basis == "power" else 0.0
     # work with y + mean_b * decay, so that the prior of the third coefficient sits at 0
     target = y - features[:, :, 2] * mean_b[:, None]
     gram = features.transpose(0, 2, 1) @ features
@@ -182,7 +198,7 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
         sse = (residual**2).sum(1)
         cost = sse + (v * (coef[:, 2] / sd_b) ** 2 if borrowed else 0)
         best = int(np.argmin(cost))
-        variance = max(sse[best] / max(count - 4, 1), 1e-10)
+        variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
     log_weight = -cost / (2 * v) + log_prior - 50.0 * (coef[:, 1] < 0)
     weight = np.exp(log_weight - log_weight.max())
     if not borrowed:  # a baseline forecasts with its one best fit
@@ -201,6 +217,7 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
         reference,
         float(np.ptp(decays, axis=1).max()),
         plan,
+        shapes,
     )
 
 
@@ -227,9 +244,8 @@ def _basis(kind: str, ratio: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.broadcast_to(-np.log(ratio), (len(shape), len(ratio)))
 
 
-def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, float]):
+def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, float], shapes: np.ndarray):
     """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
-    shapes = SHAPES[law.basis] if law.kernels or law.basis != "power" else FREE_EXPONENTS
     decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
     blocks, labels = [], []
     for clock in law.clocks:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SEPARATIONS = np.array([0.35, 0.5, 0.65, 0.8, np.inf])  # shares of the observed length; inf = not yet separated
+SEPARATIONS = np.array([np.inf, 0.8, 0.65, 0.5, 0.35])  # shares of the observed length; inf = not yet separated
 ORIGINS = (0.4, 0.55, 0.7, 0.85)
 REACH = 0.3  # mean log distance of the backtest's targets from its origins
 _EXPONENTS = np.geomspace(0.05, 2.0, 12)
@@ -92,7 +92,7 @@ def fit_family(
     spread = np.maximum(stderr, np.median(stderr) * 0.3 + 1e-12)  # no single checkpoint rules
     w = 1 / spread**2
     shapes = _shapes(family)
-    separations = SEPARATIONS if family != "constant" else SEPARATIONS[-1:]
+    separations = SEPARATIONS if family != "constant" else SEPARATIONS[:1]
     best = None
     for separation in separations:
         basis = _basis(family, np.minimum(x / length, separation), shapes)

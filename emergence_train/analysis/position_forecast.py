@@ -41,6 +41,7 @@ class PositionForecast:
     pattern_sd: np.ndarray  # (P,)
     loss: np.ndarray  # (m, P) nats
     sd: np.ndarray  # (m, P) nats, of one measured value
+    identified: bool = True  # False: too few checkpoints where the position law could be fitted
 
     @property
     def mean(self) -> np.ndarray:
@@ -117,7 +118,9 @@ def _level_only(matrix: PositionMatrix, x, x_future, share, level: Forecast) -> 
     sd = np.hypot(level.sd[:, None], spread)
     level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
     position = matrix.position
-    return PositionForecast(x_future, position, share, constant, constant, level, level, pattern, spread, loss, sd)
+    return PositionForecast(
+        x_future, position, share, constant, constant, level, level, pattern, spread, loss, sd, identified=False
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- joint fit
@@ -132,6 +135,8 @@ class JointFit:
     rmse: float
     a0_family: str
     a1_family: str
+    clock: str
+    kernel: str
     _constants: np.ndarray
     _model: object
 
@@ -143,56 +148,60 @@ class JointFit:
 def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, plan: Plan | None) -> JointFit:
     """Fit a0's and a1's best family and the schedule law of a2 to all late positions and checkpoints together.
 
-    Positions are averaged in JOINT_BINS bins of log position. Standard errors are clustered by bin: the noise of a
-    position is shared by all checkpoints, so checkpoints do not count as independent. The exponent and the effect of
-    the learning rate's decay keep the prior of priors.py.
+    a0 = c0 + c1 basis, log a1 = c0 + c1 basis (so that a1 stays positive), a2 = L0 + A clock^-alpha - B decay with the
+    clock and kernel that fit best. Positions are averaged in JOINT_BINS bins of log position. Standard errors are
+    clustered by bin: the noise of a position is shared by all checkpoints, so checkpoints do not count as independent.
+    alpha and B keep the prior of priors.py.
     """
-    prior = priors.SHIPPED
-    a0, a1 = two_stage.a0.fits[0], two_stage.a1.fits[0]
-    one = two_stage.a2.fits["schedule"]
-    j = int(np.argmax(one.weight))
-    clock, kernel_name, alpha = one.labels[j]
-    kernel = next(kernel for kernel in INTRINSIC if kernel.name == kernel_name)
-    used = plan or one.plan
-    mean_b, sd_b = prior.decay(clock, kernel_name, used.peak)
-    mean_alpha, sd_alpha = prior.shape[clock]
-    reference = one.reference[clock]
-
-    def model(c, steps, position):
-        unit0 = np.minimum(steps, a0.separation) / a0.length
-        unit1 = np.minimum(steps, a1.separation) / a1.length
-        v0 = c[0] + c[1] * _basis(a0.family, unit0, np.array([a0.q]))[0]
-        v1 = np.exp(c[2] + c[3] * _basis(a1.family, unit1, np.array([a1.q]))[0])
-        work = np.maximum(used.clock(steps), 1e-9)
-        ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(steps, 1e-9))) / reference
-        v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * used.decay(steps, kernel)
-        return v0[:, None] / (1 + v1[:, None] * position) + v2[:, None]
-
+    used = plan or two_stage.a2.fits["schedule"].plan
     late = x >= WINDOW * x[-1]
     bin_of = position_bins(matrix.position, JOINT_BINS)
     member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
     weight = matrix.weight[late] @ member
     y = (matrix.weight[late] * matrix.loss[late]) @ member / np.maximum(weight, 1e-300)
-    steps = x[late]
     # 1 / (1 + a1 i) averaged over a bin is taken at the bin's geometric middle
     middle = np.exp(np.log(matrix.position) @ member / member.sum(0))
     root = np.sqrt(weight / np.median(weight[weight > 0]))
+    fits = [
+        _joint_of(two_stage, used, clock, kernel, x[late], middle, y, root)
+        for clock in ("rate", "mixed")
+        for kernel in INTRINSIC
+    ]
+    return min(fits, key=lambda one: one[0])[1]
 
-    a1_mid = max(float(a1.predict(steps[-1:])[0]), 1e-4)
-    start = np.array(
-        [a0.c0, a0.c1, np.log(a1_mid), 0.0, one.coef[j, 0], one.coef[j, 1], np.log(alpha), one.coef[j, 2]]
-    )
-    typical = max(one.residual, 1e-4)
+
+def _joint_of(two_stage, plan: Plan, clock: str, kernel, steps, middle, y, root) -> tuple[float, JointFit]:
+    """The joint fit for one clock and kernel, and its cost."""
+    a0, a1, one = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
+    mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan.peak)
+    mean_alpha, sd_alpha = priors.SHIPPED.shape[clock]
+    reference = one.reference[clock]
+
+    def model(c, at, position):
+        unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
+        v0 = c[0] + c[1] * _basis(a0.family, unit0, np.array([a0.q]))[0]
+        v1 = np.exp(c[2] + c[3] * _basis(a1.family, unit1, np.array([a1.q]))[0])
+        work = np.maximum(plan.clock(at), 1e-9)
+        ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(at, 1e-9))) / reference
+        v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * plan.decay(at, kernel)
+        return v0[:, None] / (1 + v1[:, None] * position) + v2[:, None]
+
+    decays = plan.decay(steps, kernel)
 
     def residuals(c):
-        data = root * (y - model(c, steps, middle)) / typical
+        data = root * (y - model(c, steps, middle)) / max(one.residual, 1e-4)
         return np.r_[data.ravel(), (c[6] - np.log(mean_alpha)) / sd_alpha, (c[7] - mean_b) / sd_b, c[3] / 3]
 
+    # the two-stage estimate is the start; a2 and B start from the closed form at the prior's exponent
+    rows = [j for j, label in enumerate(one.labels) if label[:2] == (clock, kernel.name)]
+    j = rows[int(np.argmax(one.weight[rows]))]
+    a1_now = max(float(a1.predict(steps[-1:])[0]), 1e-4)
+    l0, a, b = one.coef[j]
+    start = np.array([a0.c0, a0.c1, np.log(a1_now), 0.0, l0, a, np.log(one.labels[j][2]), b])
     solved = optimize.least_squares(residuals, start, x_scale="jac", max_nfev=60)
     c = solved.x
-    data = residuals(c)[:-3].reshape(len(steps), -1)
-    jacobian = solved.jac[:-3].reshape(len(steps), data.shape[1], -1)
-    scores = np.einsum("tb,tbk->bk", data, jacobian)  # clustered by bin of position
+    data = solved.fun[:-3].reshape(len(steps), -1)
+    scores = np.einsum("tb,tbk->bk", data, solved.jac[:-3].reshape(len(steps), data.shape[1], -1))
     bread = np.linalg.pinv(solved.jac.T @ solved.jac)
     covariance = bread @ (scores.T @ scores) @ bread * len(scores) / max(len(scores) - 1, 1)
     errors = np.sqrt(np.maximum(np.diag(covariance), np.diag(bread)))  # the prior's share is not in the scores
@@ -200,7 +209,9 @@ def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, pl
     units = ["nats", "nats", "log(1/position)", "log(1/position)", "nats", "nats", "1", "nats"]
     table = pd.DataFrame({"name": names, "value": c, "se": errors, "unit": units})
     table["low95"], table["high95"] = c - Z[95] * errors, c + Z[95] * errors
-    miss = (y - model(c, steps, middle))[weight > 0]
-    total = y[weight > 0] - y[weight > 0].mean()
+    table["identified"] = [True] * 7 + [bool(np.ptp(decays) > 0.1)]
+    there = root > 0
+    miss, total = (y - model(c, steps, middle))[there], y[there] - y[there].mean()
     r2 = 1 - float((miss**2).sum() / max((total**2).sum(), 1e-300))
-    return JointFit(table, r2, float(np.sqrt(np.mean(miss**2))), a0.family, a1.family, c, model)
+    fit = JointFit(table, r2, float(np.sqrt(np.mean(miss**2))), a0.family, a1.family, clock, kernel.name, c, model)
+    return float(solved.cost), fit

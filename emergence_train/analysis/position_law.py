@@ -294,7 +294,7 @@ def _covariance(form: Form, i: np.ndarray, fit: _Fit, linear: np.ndarray) -> np.
     for r in range(3):
         for c in range(r, 3):
             normal[:, r, c] = normal[:, c, r] = (fit.weight * columns[r] * columns[c]).sum(1)
-    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
+    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-100))
     scaled = normal / size[:, :, None] / size[:, None, :] + 1e-14 * np.eye(3)  # a flat curve makes it singular
     return np.linalg.inv(scaled) / size[:, :, None] / size[:, None, :]
 
@@ -381,38 +381,42 @@ def residual_table(frame: pd.DataFrame, bins: int = 16) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def compare_forms(frame: pd.DataFrame, folds: int = 5, checkpoints: int = 12) -> pd.DataFrame:
+def compare_forms(frame: pd.DataFrame) -> pd.DataFrame:
+    """compare_forms_of for every run and split of a `positions` frame."""
+    return pd.concat([compare_forms_of(matrix) for matrix in position_matrices(frame)], ignore_index=True)
+
+
+def compare_forms_of(matrix: PositionMatrix, folds: int = 5, checkpoints: int = 12) -> pd.DataFrame:
     """Error on held-out positions of reciprocal, power law and exponential, each with three free numbers.
 
     Positions are held out in blocks of log position (20 blocks dealt to `folds` folds), so that a form has to
-    interpolate; at most `checkpoints` evenly spread checkpoints of each run and split are used.
-    One row per run, split and form: form, excess_mse (nats^2, held-out squared error minus sampling variance, averaged
+    interpolate; at most `checkpoints` evenly spread checkpoints are used.
+    One row per form: run, split, form, excess_mse (nats^2, held-out squared error minus sampling variance, averaged
     over positions and checkpoints; near 0 = nothing left to explain), stderr (of the excess, over blocks), wins
-    (share of checkpoints at which this form has the least error) and checkpoints.
+    (share of checkpoints at which this form has the least error) and checkpoints. No rows below 20 positions.
     """
-    rows = []
-    for matrix in position_matrices(frame):
-        if len(matrix.position) < 20:
-            continue
-        keep = np.unique(np.linspace(0, len(matrix.loss) - 1, checkpoints).astype(int))
-        y, weight = matrix.loss[keep], matrix.weight[keep]
-        block = position_bins(matrix.position, 20)
-        fold = block % folds
-        errors = {}
-        for name, form in FORMS.items():
-            squared = np.zeros_like(y)
-            for f in range(folds):
-                held = fold == f
-                fit = _fit(form, matrix.position, y, np.where(held, 0.0, weight), rounds=2)
-                guess = fit.solved.linear[:, None] * form.basis(matrix.position, np.exp(fit.u)[:, None])
-                squared[:, held] = (y - guess - fit.solved.offset[:, None])[:, held] ** 2
-            noise = np.where(weight > 0, 1 / np.maximum(weight, 1e-300), 0)
-            errors[name] = np.where(weight > 0, squared - noise, 0.0)
-        best = np.argmin([errors[name].mean(1) for name in FORMS], 0)
-        for k, name in enumerate(FORMS):
-            by_block = np.array([errors[name][:, block == b].mean() for b in range(block.max() + 1)])
-            share = np.array([(block == b).mean() for b in range(block.max() + 1)])
-            stderr = np.sqrt((share**2 * (by_block - by_block @ share) ** 2).sum())
-            first = matrix.keys.iloc[0]
-            rows.append((first["run"], first["split"], name, by_block @ share, stderr, np.mean(best == k), len(keep)))
-    return pd.DataFrame(rows, columns=["run", "split", "form", "excess_mse", "stderr", "wins", "checkpoints"])
+    columns = ["run", "split", "form", "excess_mse", "stderr", "wins", "checkpoints"]
+    if len(matrix.position) < 20:
+        return pd.DataFrame(columns=columns)
+    keep = np.unique(np.linspace(0, len(matrix.loss) - 1, checkpoints).astype(int))
+    y, weight = matrix.loss[keep], matrix.weight[keep]
+    noise = np.where(weight > 0, 1 / np.maximum(weight, 1e-300), 0)
+    block = position_bins(matrix.position, 20)
+    errors = {}
+    for name, form in FORMS.items():
+        squared = np.zeros_like(y)
+        for fold in range(folds):
+            held = block % folds == fold
+            fit = _fit(form, matrix.position, y, np.where(held, 0.0, weight), rounds=2)
+            guess = fit.solved.linear[:, None] * form.basis(matrix.position, np.exp(fit.u)[:, None])
+            squared[:, held] = (y - guess - fit.solved.offset[:, None])[:, held] ** 2
+        errors[name] = np.where(weight > 0, squared - noise, 0.0)
+    best = np.argmin([error.mean(1) for error in errors.values()], 0)
+    share = np.bincount(block) / len(block)
+    first, rows = matrix.keys.iloc[0], []
+    for k, (name, error) in enumerate(errors.items()):
+        by_block = np.array([error[:, block == b].mean() for b in range(len(share))])
+        excess = by_block @ share
+        stderr = np.sqrt((share**2 * (by_block - excess) ** 2).sum())
+        rows.append((first["run"], first["split"], name, excess, stderr, np.mean(best == k), len(keep)))
+    return pd.DataFrame(rows, columns=columns)

@@ -12,6 +12,15 @@ import numpy as np
 
 from emergence_train.analysis import prior_numbers
 
+MATURE = 2000.0  # steps: the runs behind the prior were observed for at least about as many
+YOUNG = 0.7  # spread added to the log exponent for every factor e below that
+
+
+def immaturity(steps: float) -> float:
+    """How far a run is below MATURE steps, in factors of e; 0 above. Early training passes through phases (unigram
+    statistics, then context) that follow no one power law, so what mature runs say holds less and less there."""
+    return max(float(np.log(MATURE / steps)), 0.0) if steps > 0 else 10.0
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -34,10 +43,10 @@ class Prior:
         mean = float(np.exp(intercept + slope * np.log(inside / 1e-3)))
         return mean, mean * float(np.hypot(sd, min(0.3 * away, 0.5)))
 
-    def log_shape(self, clock: str, exponent: float) -> float:
-        """Log density (up to a constant) of a power-law exponent."""
+    def log_shape(self, clock: str, exponent: float, steps: float = np.inf) -> float:
+        """Log density (up to a constant) of a power-law exponent, for a run observed for so many steps."""
         mean, sd = self.shape[clock]
-        return -0.5 * (np.log(exponent / mean) / sd) ** 2
+        return -0.5 * (np.log(exponent / mean) / np.hypot(sd, YOUNG * immaturity(steps))) ** 2
 
 
 SHIPPED = Prior(

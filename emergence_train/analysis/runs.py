@@ -1,0 +1,224 @@
+"""Tables, files and run directories as series that the temporal analysis can fit: one per run and split.
+
+Where the learning rates come from, in this order: the `planned_lr` argument; a run directory's config.yaml (its
+schedule up to the planned end); the column lr of the table or metrics.jsonl. In a finished run that is analysed with
+--fit-fraction the recorded later rates count as the plan: they were decided before, and no loss is looked at.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from emergence_train import records
+from emergence_train.analysis.position_law import PositionMatrix, position_matrices
+from emergence_train.analysis.schedule import Plan
+from emergence_train.errors import InputError
+
+
+@dataclass
+class Series:
+    """The mean loss of one run's split along training, ascending by step; all arrays (C,)."""
+
+    run: str
+    split: str | None  # None: a `curves` table
+    step: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+    plan: Plan | None = None
+    end_step: int = 0  # planned end; the last row where no plan reaches further
+    end_tokens: int = 0
+    matrix: PositionMatrix | None = None
+    by_tokens: bool = True  # False: tokens are useless, shares of the run are counted in steps
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def progress(self) -> np.ndarray:
+        """(C,) share of the planned run behind each row."""
+        return self.tokens / self.end_tokens if self.by_tokens else self.step / self.end_step
+
+
+def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None = None) -> list[Series]:
+    """Every run and split found in `paths` (run directories, Parquet or CSV files of `positions` or `curves`).
+
+    `planned_lr` (K, 2) holds tokens (or steps, for tables without tokens) and learning rate of the whole run; it
+    applies to all runs. Raises InputError for what is not a table, and for tables that do not hold together.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not paths:
+        raise InputError("no table given; name a run directory, a Parquet file or a CSV file")
+    series: list[Series] = []
+    curves: list[Series] = []
+    directories: dict[str, Path] = {}
+    for path in map(Path, paths):
+        kinds = _kinds(path)
+        if "positions" in kinds:
+            found = [_of_matrix(matrix) for matrix in position_matrices(records.read(records.POSITIONS, path))]
+            series += found
+            directories |= {one.run: path for one in found if path.is_dir()}
+        if "curves" in kinds:
+            found = _of_curves(path)
+            curves += found
+            directories |= {one.run: path for one in found if path.is_dir()}
+    _refuse_twins(series)
+    _refuse_twins(curves)
+    rates = {one.run: one for one in curves if one.plan is not None}
+    for one in series + curves:
+        other = rates.get(one.run)
+        _set_plan(one, other, directories.get(one.run), planned_lr)
+    return series + curves
+
+
+def _kinds(path: Path) -> list[str]:
+    """Which tables a path holds."""
+    if path.is_dir():
+        kinds = []
+        if (path / "positions").is_dir() and any((path / "positions").iterdir()):
+            kinds.append("positions")
+        if (path / "metrics.jsonl").is_file():
+            if not kinds or _has_training_rows(path):
+                kinds.append("curves")
+            return kinds
+        if (path / "curves").is_dir():
+            kinds.append("curves")
+        if kinds:
+            return kinds
+        files = sorted(f for f in path.iterdir() if f.suffix in (".parquet", ".csv") and not f.name.startswith("."))
+        if not files:
+            raise InputError(f"{path}: holds no positions or curves table; is this a run directory?")
+        return _kinds(files[0])
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory; name a run directory, a Parquet file or a CSV file")
+    if path.suffix == ".jsonl":
+        return ["curves"]
+    try:
+        columns = pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from error
+    return ["positions"] if "position" in columns or "loss_sum" in columns else ["curves"]
+
+
+def _has_training_rows(path: Path) -> bool:
+    return any(row.get("kind") == "train" for row in records.read_metrics(path))
+
+
+def _of_matrix(matrix: PositionMatrix) -> Series:
+    keys = matrix.keys
+    one = Series(
+        str(keys["run"].iloc[0]),
+        str(keys["split"].iloc[0]),
+        keys["step"].to_numpy(float),
+        keys["tokens"].to_numpy(float),
+        matrix.mean_loss,
+        matrix=matrix,
+    )
+    return _without_start(one)
+
+
+def _of_curves(path: Path) -> list[Series]:
+    frame = records.read(records.CURVES, path)
+    found = []
+    for run, rows in frame.groupby("run", sort=True):
+        one = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
+        lr = rows["lr"].to_numpy(float)
+        if np.all(np.isfinite(lr)) and np.any(lr > 0):
+            one.plan = Plan(one.step, lr)
+        found.append(_without_start(one))
+    return found
+
+
+def _without_start(one: Series) -> Series:
+    """Drop step 0 (an untrained model obeys none of the laws) and see whether tokens can be used."""
+    keep = one.step > 0
+    one.step, one.tokens, one.loss = one.step[keep], one.tokens[keep], one.loss[keep]
+    if one.matrix is not None and not keep.all():
+        one.matrix = observed_rows(one.matrix, keep)
+    if len(one.step) and (one.tokens[-1] <= 0 or np.any(np.diff(one.tokens) <= 0)):
+        one.by_tokens = False
+        one.notes.append("tokens are zero or do not grow with the steps: shares of the run are counted in steps")
+    return one
+
+
+def observed_rows(matrix: PositionMatrix, keep: np.ndarray) -> PositionMatrix:
+    """The checkpoints of `matrix` where `keep` (C,) is True."""
+    return PositionMatrix(
+        matrix.keys[keep].reset_index(drop=True),
+        matrix.position,
+        matrix.count[keep],
+        matrix.loss[keep],
+        matrix.variance[keep],
+        matrix.mean_loss[keep],
+    )
+
+
+def _refuse_twins(series: list[Series]) -> None:
+    seen: set[tuple] = set()
+    for one in series:
+        if (one.run, one.split) in seen:
+            raise InputError(f"run {one.run!r} is given twice (split {one.split}); name each table once")
+        seen.add((one.run, one.split))
+
+
+def _set_plan(one: Series, recorded: Series | None, directory: Path | None, planned_lr: np.ndarray | None) -> None:
+    if not len(one.step):
+        raise InputError(f"run {one.run!r}: no row after step 0; nothing to fit")
+    one.end_step, one.end_tokens = int(one.step[-1]), int(one.tokens[-1])
+    per_step = one.tokens[-1] / one.step[-1] if one.by_tokens else 1.0
+    if planned_lr is not None:
+        table = np.asarray(planned_lr, float)
+        if table.ndim != 2 or table.shape[1] != 2 or np.any(np.diff(table[:, 0]) <= 0):
+            raise InputError("planned_lr: must be rows of (tokens, lr) with growing tokens")
+        one.plan = Plan(table[:, 0] / per_step, table[:, 1])
+        end = float(table[-1, 0])
+    elif directory is not None and (directory / "config.yaml").is_file():
+        planned = planned_rates(directory / "config.yaml")
+        if planned is None:
+            one.plan = one.plan or (recorded.plan if recorded else None)
+            end = 0.0
+        else:
+            one.plan, end = Plan(planned[:, 0] / per_step, planned[:, 1]), float(planned[-1, 0])
+    else:
+        one.plan = one.plan or (recorded.plan if recorded else None)
+        end = 0.0
+        if recorded is not None and recorded.step[-1] > one.step[-1]:
+            end = recorded.step[-1] * per_step
+    if end > (one.end_tokens if one.by_tokens else one.end_step) * 1.001:
+        one.end_step, one.end_tokens = math.ceil(end / per_step - 1e-6), int(end) if one.by_tokens else 0
+    if one.plan is None:
+        one.notes.append("no learning rate given: the laws that know the schedule are fitted as if it were constant")
+
+
+def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:
+    """(K, 2) tokens and learning rate that a run directory's config.yaml plans; None if it plans none.
+
+    Knows the schedules of our configuration: linear warm-up, then constant, cosine, or constant with a final decay
+    (wsd: linear, cosine or 1 - sqrt).
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        training = config["training"]
+        schedule, total = training["schedule"], float(training["tokens"])
+        kind, peak = schedule["kind"], float(schedule["lr"])
+        warmup, decay = float(schedule.get("warmup_tokens", 0)), float(schedule.get("decay_tokens", 0))
+        final, shape = peak * float(schedule.get("final_ratio", 0.0)), schedule.get("decay_shape", "linear")
+    except (KeyError, TypeError, AttributeError):
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
+    begin = {"cosine": warmup, "wsd": total - decay, "constant": total}.get(kind)
+    if begin is None:
+        raise InputError(f"{path}: training.schedule.kind {kind!r} is not known; give the plan as planned_lr")
+    tokens = np.unique(np.r_[np.linspace(0, total, points), warmup, begin])
+    done = np.clip((tokens - begin) / max(total - begin, 1e-9), 0, 1)
+    shape = "cosine" if kind == "cosine" else shape
+    left = {"cosine": (1 + np.cos(np.pi * done)) / 2, "linear": 1 - done, "sqrt": 1 - np.sqrt(done)}.get(shape)
+    if left is None:
+        raise InputError(f"{path}: training.schedule.decay_shape {shape!r} is not known; give the plan as planned_lr")
+    rate = final + (peak - final) * left
+    return np.c_[tokens, np.where(tokens < warmup, peak * tokens / max(warmup, 1e-9), rate)]
