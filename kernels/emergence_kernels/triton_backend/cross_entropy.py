@@ -26,6 +26,8 @@ from ..reference.cross_entropy import RowStatistics, gradient_dtype
 from . import configs
 from .common import WIDEN, dot_precision, on_device
 
+LOW = tl.constexpr(-1.0e30)  # in the place of what is not there; finite, so that 0 * LOW is 0
+
 
 @triton.jit
 def _tile_of_logits(
@@ -100,8 +102,7 @@ def _emit_statistics(
     offs_v = strip * STRIP + tl.arange(0, STRIP)
     if SOFTCAP:
         z = softcap * _tanh(z / softcap)
-    # Finite, so that below 0 * z is 0.
-    z = tl.where(offs_v[None, :] < V, z, -1e30)
+    z = tl.where(offs_v[None, :] < V, z, LOW)
     inside = offs_m < R
     rows = offs_m.to(tl.int64)
     partial = rows * strips + strip
@@ -172,22 +173,22 @@ def _combine_kernel(
     counts = inside & (start + offs_r < tl.load(count_ptr))
     partial = offs_r.to(tl.int64)[:, None] * strips
     strip = tl.arange(0, BLOCK)[None, :]
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    top = tl.full((ROWS,), LOW, tl.float32)
     for first in range(0, strips, BLOCK):
         mask = counts[:, None] & (first + strip < strips)
-        top = tl.maximum(top, tl.max(tl.load(max_ptr + partial + first + strip, mask=mask, other=float("-inf")), 1))
+        top = tl.maximum(top, tl.max(tl.load(max_ptr + partial + first + strip, mask=mask, other=LOW), 1))
     top = tl.where(counts, top, 0.0)
     total = tl.zeros((ROWS,), tl.float32)
     dot = tl.zeros((ROWS,), tl.float32)
     for first in range(0, strips, BLOCK):
         mask = counts[:, None] & (first + strip < strips)
-        gap = tl.load(max_ptr + partial + first + strip, mask=mask, other=float("-inf")) - top[:, None]
+        gap = tl.load(max_ptr + partial + first + strip, mask=mask, other=LOW) - top[:, None]
         factor = tl.exp(gap)
         part = tl.load(sum_ptr + partial + first + strip, mask=mask, other=0.0)
         total += tl.sum(factor * part, 1)
         if ENTROPY:
             part_dot = tl.load(dot_ptr + partial + first + strip, mask=mask, other=0.0)
-            dot += tl.sum(tl.where(factor > 0, factor * (part_dot + gap * part), 0.0), 1)
+            dot += tl.sum(factor * (part_dot + gap * part), 1)
     log_total = tl.log(tl.where(counts, total, 1.0))
     z_target = tl.load(z_target_ptr + offs_r, mask=counts, other=0.0)
     # (top - z) first: for a confident row both terms are small, while lse and z may be large.
@@ -246,10 +247,10 @@ def _emit_gradient(
     inside = offs_m < R
     counts = inside & (offs_m < counted)
     scale = tl.load(scale_ptr + rows, mask=counts, other=0.0)
-    top = tl.load(top_ptr + rows, mask=counts, other=float("inf"))  # exp(z - inf) = 0
+    top = tl.load(top_ptr + rows, mask=counts, other=-LOW)  # so that p is 0
     log_total = tl.load(log_total_ptr + rows, mask=counts, other=0.0)
     target = tl.load(target_ptr + rows, mask=counts, other=-1)
-    pull = tl.where(counts, 2.0 * z_loss * (top + log_total), 0.0)
+    pull = 2.0 * z_loss * (top + log_total)
     if SOFTCAP:
         t = _tanh(z / softcap)
         z = softcap * t
