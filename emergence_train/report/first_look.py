@@ -55,7 +55,7 @@ def _estimate(fit: pd.Series | None, name: str) -> str:
     if fit is None:
         return "–"
     if not str(fit["status"]).startswith("ok"):
-        return html.escape(str(fit["status"]))
+        return f'<span title="{html.escape(str(fit["status"]))}">not identified</span>'
     return f"{fit[name]:.3g} [{fit[f'{name}_low']:.3g}, {fit[f'{name}_high']:.3g}]"
 
 
