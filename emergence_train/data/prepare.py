@@ -250,10 +250,10 @@ def _tokenize(
     for texts, encoded in workers.encode(_batches(sources.documents(source, skip))):
         for text, ids in zip(texts, encoded):
             part.add(text, ids, held_out)
+            if part.tokens >= data.shard_tokens:
+                done.append(part.finish(last=False))
+                part = _Part(data, source, root, dtype, end, len(done))
         total += sum(map(len, encoded))
-        if part.tokens >= data.shard_tokens:
-            done.append(part.finish(last=False))
-            part = _Part(data, source, root, dtype, end, len(done))
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
             say(f"{source.domain}: {total:,} tokens, {total / (shown - began):,.0f} tokens/s")
@@ -293,8 +293,11 @@ class _Part:
             self.tokens += len(ids) + 1
             return
         key = document_hash(text)
+        # Like a training sample, a window begins anywhere in its document, not at its title.
+        offset = key % (len(ids) % self.window + 1)
         for number in range(len(ids) // self.window):
-            self.windows.append(ids[number * self.window : (number + 1) * self.window].astype(self.dtype))
+            begin = offset + number * self.window
+            self.windows.append(ids[begin : begin + self.window].astype(self.dtype))
             # A random order that depends on the text alone, so that windows are chosen evenly over documents.
             self.priorities.append(int.from_bytes(hashlib.blake2b(
                 key.to_bytes(8, "big") + number.to_bytes(8, "big"), digest_size=8).digest(), "big"))  # fmt: skip

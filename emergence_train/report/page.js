@@ -7,7 +7,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   let line = data.series.length - 1, at = 0;
   const show = () => {
     const s = data.series[line];
-    cursor.removeAttribute("hidden");
+    cursor.style.visibility = "visible";
     cursor.setAttribute("cx", s.px[at]);
     cursor.setAttribute("cy", s.py[at]);
     out.textContent = `${s.label} · ${data.x} ${s.x[at]} · ${data.y} ${s.y[at]}`;

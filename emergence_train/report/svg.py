@@ -79,7 +79,7 @@ class Chart:
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{name}. '
             f'{html.escape(self.y_label)} against {html.escape(self.x_label)}. Arrow keys read the values.">'
             f"{x_axis.horizontal(self.x_label)}{y_axis.vertical(self.y_label)}"
-            f'<g clip-path="url(#plot)">{marks}</g><circle class="cursor" r="5" hidden="hidden"/></svg>'
+            f'<g clip-path="url(#plot)">{marks}</g><circle class="cursor" r="5"/></svg>'
             f'<output class="read-out" aria-live="polite"></output>'
             f"{_legend(drawn, self.ramp)}"
             + (f'<p class="note">{html.escape(self.note)}</p>' if self.note else "")

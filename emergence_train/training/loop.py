@@ -6,6 +6,7 @@ since the last one and the validation losses become a `positions` table, then th
 goes on from a state has every row before it and none after.
 """
 
+import fcntl
 import math
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from emergence_train.training.weights import weight_vector
 VOLATILE = ("out", "logging", "data.path", "data.workers", "training.micro_batch", "training.threads",
             "checkpoints.save_state")  # fmt: skip
 
+_locks: list = []  # open files: a lock lasts as long as its file
+
 
 def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int | None = None) -> Path:
     """Train, or go on training, the run that `config` describes; returns its directory.
@@ -46,12 +49,13 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     say = say if ranks.first else _silent
     config = _resolve(config, ranks)
     run = config.run_directory
+    from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     from_first_rank(lambda: _claim(run, config))
-    from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))
     dataset = Dataset(config.data, config.seed, verify=False)
     plan = Plan(config)
     if from_first_rank(lambda: plan.finished(run)):
         say(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
+        _release()
         return run
 
     engine = engines.build(config, ranks)
@@ -97,7 +101,13 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
         log.close()
         mirror.close()
         say(console.closing(run))
+    _release()
     return run
+
+
+def _release() -> None:
+    while _locks:
+        _locks.pop().close()
 
 
 class Plan:
@@ -240,10 +250,19 @@ def _resolve(config: Config, ranks: Ranks) -> Config:
 
 
 def _claim(run: Path, config: Config) -> None:
-    """Make the run directory, or see that it belongs to this configuration."""
+    """Make the run directory, or see that it belongs to this configuration and that no one else is at it."""
     path = run / "config.yaml"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / ".lock", "w")  # noqa: SIM115 - held until this process ends, however it ends
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run}: another process is training this run; wait for it or choose another name") from None
+    except OSError as error:
+        raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
+    _locks.append(lock)
     if not path.is_file():
-        if run.is_dir() and any(run.iterdir()):
+        if any(entry.name != ".lock" for entry in run.iterdir()):
             raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
         write_config(run, config)
         return

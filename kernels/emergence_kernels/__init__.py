@@ -4,15 +4,17 @@ Every operation has a PyTorch reference ("torch") that says what it computes, an
 Importing the package needs torch only; Triton is imported when a Triton kernel is asked for.
 """
 
-from .dispatch import BACKENDS, available_backends, resolve_backend
+from .dispatch import BACKENDS, BackendError, available_backends, resolve_backend
 from .modules import LMHead
 from .ops.attention import attention
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.position_loss import PositionLoss, PositionSums, position_loss
 from .ops.rms_norm import rms_norm
+from .ops.rotary import rotary
 
 __all__ = [
     "BACKENDS",
+    "BackendError",
     "LMHead",
     "PositionLoss",
     "PositionSums",
@@ -22,5 +24,6 @@ __all__ = [
     "position_loss",
     "resolve_backend",
     "rms_norm",
+    "rotary",
 ]
 __version__ = "0.1.0"

@@ -8,7 +8,6 @@ raises BackendError before anything is launched.
 
 import importlib.util
 import os
-from functools import cache
 
 import torch
 
@@ -20,9 +19,7 @@ class BackendError(RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
 
-@cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -33,6 +30,7 @@ def interpreting() -> bool:
 # What each operation can be computed by, best first. "torch" closes every list.
 IMPLEMENTED = {
     "rms_norm": ("triton", "torch"),
+    "rotary": ("triton", "torch"),
     "attention": ("flash", "triton", "torch"),
     "linear_cross_entropy": ("triton", "torch"),
     "position_loss": ("triton", "torch"),
@@ -53,7 +51,7 @@ def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str |
     if backend == "flash":  # the operation has said in `limits` whether it can
         return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
     if backend == "triton":
-        if not has_triton():
+        if not HAS_TRITON:
             return "triton is not installed"
         if device.type == "cuda" or interpreting():
             return None
@@ -62,9 +60,16 @@ def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str |
 
 
 def resolve_backend(
-    backend: str | None, op: str, device: torch.device, limits: dict[str, str | None] | None = None
+    backend: str | None,
+    op: str,
+    device: torch.device,
+    limits: dict[str, str | None] | None = None,
+    avoid: tuple[str, ...] = (),
 ) -> str:
-    """Turns a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that will run `op`."""
+    """Turns a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that will run `op`.
+
+    limits: as in why_not. avoid: what "auto" passes over for these inputs although it could run.
+    """
     limits = limits or {}
     asked = backend or os.environ.get(ENVIRONMENT) or "auto"
     if asked not in BACKENDS:
@@ -73,7 +78,8 @@ def resolve_backend(
         # The interpreter is a test tool: it is never chosen, only named.
         if device.type != "cuda":
             return "torch"
-        return next(name for name in IMPLEMENTED[op] if why_not(name, op, device, limits) is None)
+        names = [name for name in IMPLEMENTED[op] if name not in avoid]
+        return next(name for name in names if why_not(name, op, device, limits) is None)
     reason = why_not(asked, op, device, limits)
     if reason is not None:
         raise BackendError(f"{op}: backend {asked!r} cannot run: {reason}; 'auto' chooses one that can")
@@ -83,6 +89,11 @@ def resolve_backend(
 def no_float64(tensor: torch.Tensor) -> dict[str, str | None]:
     """The Triton kernels compute in float32."""
     return {"triton": "float64 is computed by 'torch' only" if tensor.dtype == torch.float64 else None}
+
+
+def slow_products(tensor: torch.Tensor) -> tuple[str, ...]:
+    """float32 products without tensor cores are cuBLAS's strength, not Triton's: "auto" leaves them to 'torch'."""
+    return ("triton",) if tensor.dtype == torch.float32 else ()
 
 
 def available_backends(device: str | torch.device = "cpu") -> dict[str, dict[str, str]]:

@@ -62,8 +62,8 @@ def cross_entropy(dtype: str, arch: str):
     from emergence_kernels.triton_backend import cross_entropy as module
 
     x = POINTER[dtype]
-    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "lse_ptr", "scale_ptr")}
-    types |= {name: "*fp32:16" for name in ("loss_ptr", "entropy_ptr", "lse_chunk_ptr")}
+    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "scale_ptr")}
+    types |= {name: "*fp32:16" for name in ("loss_ptr", "entropy_ptr", "top_ptr", "log_total_ptr")}
     types |= {name: "*i64:16" for name in ("target_ptr", "count_ptr", "order_ptr")} | {"correct_ptr": "*i1:16"}
     types |= {name: x for name in ("x_ptr", "w_ptr", "e_ptr", "dz_ptr")}
     types |= {name: "i32:16" for name in ("stride_x", "stride_wv", "stride_e", "stride_dz", "R", "D", "start")}
@@ -93,7 +93,7 @@ def rms_norm(dtype: str, arch: str):
 
     types = {"rstd_ptr": "*fp32:16", "dw_ptr": "*fp32:16", "N": "i32", "D": "i32:16", "eps": "fp32"}
     types |= {name: "i32:16" for name in ("stride_x", "stride_residual", "stride_dy", "stride_d_residual")}
-    for D in (512, 4096, 8192):
+    for D in (4096, 8192):
         rows, block, warps = module.tile(D)
         for residual in (False, True):
             constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)
@@ -119,34 +119,76 @@ def attention(dtype: str, arch: str):
     for D in (64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
         block_d = 1 << (D - 1).bit_length()
         for part, kernel in kernels.items():
-            config = configs.ATTENTION[arch, BYTES[dtype], block_d][part]
             for case, (causal, window, documents) in cases.items():
+                config = configs.attention(arch, BYTES[dtype], block_d, part, window or documents)
                 constants = dict(
                     GROUP=1, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=True,
                     PRECISION="ieee", CAUSAL=causal, WINDOW=window, DOCUMENTS=documents,
                 )  # fmt: skip
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
                 named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
-                warps = config.masked_warps if window or documents else config.num_warps
-                launch = dict(num_warps=warps, num_stages=config.num_stages)
+                launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
                 yield f"{part} D={D} {case}", kernel, named | types, constants, launch
 
 
-SUITES = {"cross_entropy": cross_entropy, "rms_norm": rms_norm, "attention": attention}
+def attention_common(dtype: str, arch: str):
+    """The two head dims and the two masks that training meets most."""
+    for case in attention(dtype, arch):
+        if case[0].split()[1] in ("D=64", "D=128") and case[0].split()[2] in ("causal", "causal+documents"):
+            yield case
 
 
-def main(suites: list[str]) -> None:
-    if not set(suites) <= set(SUITES):
-        raise SystemExit(f"choose from {', '.join(SUITES)}")
-    for suite in suites or SUITES:
-        for arch, number in (("sm_80", 80), ("sm_90", 90)):
-            for dtype in POINTER:
-                for name, kernel, types, constants, launch in SUITES[suite](dtype, arch):
-                    needed = {k: v for k, v in types.items() if k in kernel.arg_names and k not in constants}
-                    compiled = compile_kernel(kernel, needed, constants, number, **launch)
-                    row = dict(suite=suite, arch=arch, dtype=dtype, kernel=name) | inspect(compiled)
-                    print(json.dumps(row), flush=True)
+def rotary(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import rotary as module
+
+    kernel = module._rotary_kernel
+    types = {"x_ptr": POINTER[dtype], "y_ptr": POINTER[dtype], "cos_ptr": "*fp32:16", "sin_ptr": "*fp32:16"}
+    types |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
+    types |= {"T": "i32:16", "H": "i32", "sign": "fp32"}
+    for D, R in ((64, 32), (128, 64), (128, 32)):
+        constants = dict(D=D, R=R, BLOCK_H=16, BLOCK_R=R, BLOCK_REST=max(1, D - 2 * R))
+        yield f"rotary D={D} R={R}", kernel, types, constants, dict(num_warps=4, num_stages=3)
+
+
+def variants(dtype: str, arch: str):
+    """Each explicit variant, in the place of the table's entry."""
+    from emergence_kernels.triton_backend import configs
+
+    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]
+    for (where, size, softcap), named in configs.LOGITS_VARIANTS.items():
+        if where != arch or size != BYTES[dtype]:
+            continue
+        for variant, config in named.items():
+            configs.LOGITS[where, size, softcap] = config
+            for name, kernel, types, constants, launch in cross_entropy(dtype, arch):
+                if "softcap=False" not in name:
+                    continue
+                if config.descriptors:
+                    tiles = {"x_ptr": config.block_m, "w_ptr": config.block_n}
+                    types = types | {k: f"tensordesc<{short}[{m}, {config.block_k}]>" for k, m in tiles.items()}
+                    constants = constants | dict(DESCRIPTORS=True)
+                yield f"{variant}: {name}", kernel, types, constants, launch
+
+
+SUITES = {
+    "cross_entropy": cross_entropy,
+    "rms_norm": rms_norm,
+    "rotary": rotary,
+    "attention": attention,
+    "attention_common": attention_common,
+    "variants": variants,
+}
+
+
+def main(suite: str, *dtypes: str) -> None:
+    for arch, number in (("sm_80", 80), ("sm_90", 90)):
+        for dtype in dtypes or POINTER:
+            for name, kernel, types, constants, launch in SUITES[suite](dtype, arch):
+                needed = {k: v for k, v in types.items() if k in kernel.arg_names and k not in constants}
+                compiled = compile_kernel(kernel, needed, constants, number, **launch)
+                row = dict(suite=suite, arch=arch, dtype=dtype, kernel=name) | inspect(compiled)
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

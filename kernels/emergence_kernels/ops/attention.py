@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import flash_backend
 from ..checks import autocast, check_float, require
-from ..dispatch import no_float64, resolve_backend
+from ..dispatch import no_float64, resolve_backend, slow_products
 from ..reference.attention import attention as attention_torch
 
 MAX_HEAD_DIM = 128  # of the Triton kernels, which pad others to 16, 32, 64 or 128
@@ -71,7 +71,7 @@ def attention(
     limits = no_float64(q) | {"flash": flash_backend.why_not(q, document_ids, window, deterministic)}
     if D > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"
-    backend = resolve_backend(backend, "attention", q.device, limits)
+    backend = resolve_backend(backend, "attention", q.device, limits, slow_products(q))
     if backend == "torch":
         exact = deterministic and q.device.type == "cuda"  # PyTorch's fused backward passes add with atomics
         with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():

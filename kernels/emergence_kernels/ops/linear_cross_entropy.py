@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import autocast, check_loss_inputs, require
-from ..dispatch import no_float64, resolve_backend
+from ..dispatch import no_float64, resolve_backend, slow_products
 from ..reference import cross_entropy as reference
 
 
@@ -41,9 +41,9 @@ def linear_cross_entropy(
     hidden, weight = autocast(hidden, weight)
     check_loss_inputs("linear_cross_entropy", hidden, weight, targets, ignore_index)
     require(softcap is None or softcap > 0, f"linear_cross_entropy: softcap must be positive, got {softcap}")
-    backend = resolve_backend(backend, "linear_cross_entropy", hidden.device, no_float64(hidden))
+    backend = resolve_backend(backend, "linear_cross_entropy", hidden.device, no_float64(hidden), slow_products(hidden))
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    loss_N, _ = run(
+    loss_N, *_ = run(
         hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index, z_loss, softcap, backend
     )
     return loss_N.view(targets.shape)
@@ -65,20 +65,24 @@ def _forward(
     z_loss: float,
     softcap: float | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> loss, and top and log_total, whose sum is the log-sum-exp (all 0 where ignored)."""
     valid_N = targets_N != ignore_index
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        loss_N, lse_N = _backend(backend).forward_rows(hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap)
+        loss_N, top_N, log_total_N = _backend(backend).forward_rows(
+            hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap
+        )
     if z_loss:
-        loss_N = loss_N + z_loss * lse_N.square()  # lse is 0 where a row does not count
-    return loss_N, lse_N
+        loss_N = loss_N + z_loss * (top_N + log_total_N).square()
+    return loss_N, top_N, log_total_N
 
 
 def _gradients(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets_N: Tensor,
-    lse_N: Tensor,
+    top_N: Tensor,
+    log_total_N: Tensor,
     grad_N: Tensor,
     ignore_index: int,
     z_loss: float,
@@ -95,7 +99,8 @@ def _gradients(
             weight_VD,
             targets_N,
             valid_N,
-            lse_N,
+            top_N,
+            log_total_N,
             grad_N.masked_fill(~valid_N, 0),
             z_loss=z_loss,
             softcap=softcap,
@@ -105,9 +110,9 @@ def _gradients(
     return hidden_ND.new_empty(0) if dx_ND is None else dx_ND, weight_VD.new_empty(0) if dw_VD is None else dw_VD
 
 
-def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
+def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
     hidden_ND, weight_VD, targets_N, *ctx.options = inputs
-    ctx.save_for_backward(hidden_ND, weight_VD, targets_N, outputs[1])
+    ctx.save_for_backward(hidden_ND, weight_VD, targets_N, *outputs[1:])
 
 
 def _backward(ctx, grad_N: Tensor, gradients) -> tuple[Tensor | None, ...]:
@@ -124,12 +129,12 @@ class _Eager(torch.autograd.Function):
     def forward(ctx, *inputs):
         outputs = _forward(*inputs)
         _save(ctx, inputs, outputs)
-        ctx.mark_non_differentiable(outputs[1])
+        ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_N, _):
+    def backward(ctx, grad_N, *_):
         return _backward(ctx, grad_N, _gradients)
 
 
@@ -142,14 +147,14 @@ def _compiled(
     z_loss: float,
     softcap: float | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     return _forward(hidden, weight, targets, ignore_index, z_loss, softcap, backend)
 
 
 @_compiled.register_fake
 def _(hidden, weight, targets, ignore_index, z_loss, softcap, backend):
     dtype = reference.compute_dtype(hidden.dtype)
-    return hidden.new_empty(targets.shape, dtype=dtype), hidden.new_empty(targets.shape, dtype=dtype)
+    return tuple(hidden.new_empty(targets.shape, dtype=dtype) for _ in range(3))
 
 
 @torch.library.custom_op("emergence_kernels::linear_cross_entropy_backward", mutates_args=())
@@ -157,7 +162,8 @@ def _compiled_backward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    lse: Tensor,
+    top: Tensor,
+    log_total: Tensor,
     grad: Tensor,
     ignore_index: int,
     z_loss: float,
@@ -166,15 +172,17 @@ def _compiled_backward(
     need_dw: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _gradients(hidden, weight, targets, lse, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend)
+    return _gradients(
+        hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend
+    )
 
 
 @_compiled_backward.register_fake
-def _(hidden, weight, targets, lse, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend):
+def _(hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend):
     return hidden.new_empty(hidden.shape if need_dx else 0), weight.new_empty(weight.shape if need_dw else 0)
 
 
 _compiled.register_autograd(
-    lambda ctx, grad, _: _backward(ctx, grad, _compiled_backward),
+    lambda ctx, grad, *_: _backward(ctx, grad, _compiled_backward),
     setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
 )

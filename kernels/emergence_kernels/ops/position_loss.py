@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import autocast, check_loss_inputs, check_weights, require
-from ..dispatch import no_float64, resolve_backend
+from ..dispatch import no_float64, resolve_backend, slow_products
 from ..reference import cross_entropy as reference
 
 
@@ -67,7 +67,7 @@ def position_loss(
     if weights is not None:
         check_weights("position_loss", weights, targets)
         weights = weights.expand(targets.shape).reshape(-1)
-    backend = resolve_backend(backend, "position_loss", hidden.device, no_float64(hidden))
+    backend = resolve_backend(backend, "position_loss", hidden.device, no_float64(hidden), slow_products(hidden))
     B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply

@@ -3,20 +3,24 @@
 Shapes: N rows (tokens), D features, V vocabulary, R rows of a chunk. With z = hidden @ weight^T (softcapped if asked),
 lse = log sum exp z, p = softmax z and y the target:
 
-    loss          = lse - z_y
+    loss          = lse - z_y, computed as (top - z_y) + log_total with top = max z and lse = top + log_total: where the
+                    model is confident these two are small while lse and z_y are large
     d loss / dz_v = p_v - [v = y]
     z-loss        = z_loss * lse^2,  its d/dz_v = 2 * z_loss * lse * p_v        (Chowdhery et al. 2022, section 5)
     entropy       = lse - sum_v p_v z_v
     correct       = [z_y = max_v z_v]        (no argmax is needed; a tie with the target counts as correct)
 
-Logits and gradients of logits are float32 (float64 for float64 inputs). On a CPU 16-bit inputs are converted whole,
-since 16-bit matrix products are slower there; that costs a float32 copy of the weight.
+Logits are float32 (float64 for float64 inputs). Gradients of logits are formed in float32, and on a GPU rounded to the
+inputs' dtype for the matrix products. On a CPU 16-bit inputs are converted whole, since 16-bit products are slow there,
+at the price of a float32 copy of the weight.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..products import add_to_dw, logits
 
 # Logits of one chunk. On a CPU small enough for the cache, where a pass over them is almost free; on a GPU large
 # enough to fill the device.
@@ -27,7 +31,7 @@ class RowStatistics(NamedTuple):
     """Per row, [N] each."""
 
     loss: Tensor  # nats, without the z-loss term
-    lse: Tensor
+    lse: Tensor  # 0 where a row does not count
     correct: Tensor  # bool
     entropy: Tensor  # nats; empty where it was not asked for
 
@@ -38,6 +42,14 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """As they enter the matrix products."""
+    if hidden_ND.is_cuda:
+        return hidden_ND, weight_VD
+    dtype = compute_dtype(hidden_ND.dtype)
+    return hidden_ND.to(dtype), weight_VD.to(dtype)
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -61,8 +73,14 @@ def _unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
     return torch.zeros(valid_N.shape[0], *row.shape[1:], dtype=row.dtype, device=row.device).index_copy_(0, keep, row)
 
 
-def _softcap(z_RV: Tensor, softcap: float | None) -> Tensor:
-    return z_RV if softcap is None else z_RV.div_(softcap).tanh_().mul_(softcap)
+def _finish(dw_VD: Tensor | None, weight_VD: Tensor, dtype: torch.dtype) -> Tensor:
+    """dW in its final dtype; zeros if no chunk had a row."""
+    return torch.zeros_like(weight_VD, dtype=dtype) if dw_VD is None else dw_VD.to(dtype)
+
+
+def _softcap(z_RV: Tensor, softcap: float | None) -> None:
+    if softcap is not None:
+        z_RV.div_(softcap).tanh_().mul_(softcap)
 
 
 def fused_rows(
@@ -86,44 +104,46 @@ def fused_rows(
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
-    x_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+    x_ND, w_VD = _operands(hidden_ND, weight_VD)
     new = dict(dtype=dtype, device=hidden_ND.device)
     loss_N, lse_N, entropy_N = (torch.empty(N, **new) for _ in range(3))
     correct_N = torch.empty(N, dtype=torch.bool, device=hidden_ND.device)
     z_buffer, p_buffer = torch.empty(rows, V, **new), torch.empty(rows, V, **new)
     dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
-    dw_VD = torch.zeros(w_VD.shape, **new) if need_dw else None
+    dw_VD = None
     for start in range(0, N, rows):
         here = slice(start, min(N, start + rows))
         n = here.stop - start
         z_RV, p_RV = z_buffer[:n], p_buffer[:n]
         target_R1 = targets_N[here].long().unsqueeze(1)
-        torch.mm(x_ND[here], w_VD.t(), out=z_RV)
+        logits(x_ND[here], w_VD, z_RV)
         top_R = z_RV.amax(-1)
         torch.softmax(z_RV, -1, out=p_RV)
-        # At the largest logit p = 1 / sum exp(z - top), so one cheap pass over p yields the log-sum-exp.
-        lse_R = top_R - p_RV.amax(-1).log_()
+        # At the largest logit p = 1 / sum exp(z - top), so one cheap pass over p yields log_total.
+        log_total_R = p_RV.amax(-1).log_().neg_()
+        lse_R = top_R + log_total_R
         z_target_R = z_RV.gather(1, target_R1).squeeze(1)
-        loss_N[here] = (lse_R - z_target_R).clamp_min_(0)
+        loss_N[here] = (top_R - z_target_R).add_(log_total_R)
         lse_N[here] = lse_R
         correct_N[here] = z_target_R == top_R
         entropy_N[here] = (lse_R - torch.linalg.vecdot(p_RV, z_RV)).clamp_min_(0)
         if not (need_dx or need_dw):
             continue
         scale_R = scale_N[here]
-        dz_target_R1 = -scale_R.unsqueeze(1)  # added in float32, before any rounding to the inputs' dtype
+        # The target's entry is formed apart: p - 1 first, with its weight, before any rounding to the inputs' dtype.
+        p_target_R = p_RV.gather(1, target_R1).squeeze(1)
+        dz_target_R = scale_R * ((p_target_R - 1) + 2 * z_loss * lse_R * p_target_R)
         p_RV.mul_((scale_R * (1 + 2 * z_loss * lse_R) if z_loss else scale_R).unsqueeze(1))
-        p_RV.scatter_add_(1, target_R1, dz_target_R1)
+        p_RV.scatter_(1, target_R1, dz_target_R.unsqueeze(1))
+        dz_RV = p_RV.to(w_VD.dtype)
         if need_dx:
-            dx_ND[here] = p_RV @ w_VD
+            dx_ND[here] = dz_RV @ w_VD
         if need_dw:
-            dw_VD.addmm_(p_RV.t(), x_ND[here])
+            dw_VD = add_to_dw(dw_VD, dz_RV, x_ND[here], single=rows >= N)
     rows = RowStatistics(*(_unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
     if need_dx:
         dx_ND = _unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
-    if need_dw:
-        dw_VD = dw_VD.to(gradient_dtype(weight_VD.dtype))
-    return rows, dx_ND, dw_VD
+    return rows, dx_ND, _finish(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
 
 
 def forward_rows(
@@ -134,20 +154,26 @@ def forward_rows(
     *,
     softcap: float | None,
     rows_per_chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(loss, lse) of every row, [N] each."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, top, log_total) of every row, [N] each, 0 where a row does not count."""
     keep, targets_N, hidden_ND = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
-    w_DV = weight_VD.to(dtype).t()
-    loss_N, lse_N = (torch.empty(N, dtype=dtype, device=hidden_ND.device) for _ in range(2))
+    x_ND, w_VD = _operands(hidden_ND, weight_VD)
+    z_buffer = torch.empty(rows, V, dtype=dtype, device=hidden_ND.device)
+    loss_N, top_N, log_total_N = (torch.empty(N, dtype=dtype, device=hidden_ND.device) for _ in range(3))
     for start in range(0, N, rows):
         here = slice(start, min(N, start + rows))
-        z_RV = _softcap(hidden_ND[here].to(dtype) @ w_DV, softcap)
-        lse_N[here] = torch.logsumexp(z_RV, -1)
-        loss_N[here] = lse_N[here] - z_RV.gather(1, targets_N[here].long().unsqueeze(1)).squeeze(1)
-    return _unpack(keep, valid_N, loss_N.clamp_min_(0)), _unpack(keep, valid_N, lse_N)
+        z_RV = z_buffer[: min(N, start + rows) - start]
+        logits(x_ND[here], w_VD, z_RV)
+        _softcap(z_RV, softcap)
+        z_target_R = z_RV.gather(1, targets_N[here].long().unsqueeze(1)).squeeze(1)
+        top_R = z_RV.amax(-1)
+        log_total_R = z_RV.sub_(top_R.unsqueeze(1)).exp_().sum(-1).log_()
+        top_N[here], log_total_N[here] = top_R, log_total_R
+        loss_N[here] = (top_R - z_target_R).add_(log_total_R)
+    return tuple(_unpack(keep, valid_N, row) for row in (loss_N, top_N, log_total_N))
 
 
 def backward_rows(
@@ -155,7 +181,8 @@ def backward_rows(
     weight_VD: Tensor,
     targets_N: Tensor,
     valid_N: Tensor,
-    lse_N: Tensor,
+    top_N: Tensor,
+    log_total_N: Tensor,
     grad_N: Tensor,
     *,
     z_loss: float,
@@ -164,30 +191,40 @@ def backward_rows(
     need_dw: bool,
     rows_per_chunk: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits from lse.
+    """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits.
 
     grad_N must be 0 where a row is not valid.
     """
-    keep, targets_N, hidden_ND, lse_N, grad_N = _pack(valid_N, targets_N, hidden_ND, lse_N, grad_N)
+    keep, targets_N, hidden_ND, top_N, log_total_N, grad_N = _pack(
+        valid_N, targets_N, hidden_ND, top_N, log_total_N, grad_N
+    )
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
-    w_VD = weight_VD.to(dtype)
+    x_ND, w_VD = _operands(hidden_ND, weight_VD)
+    z_buffer = torch.empty(rows, V, dtype=dtype, device=hidden_ND.device)
     dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
-    dw_VD = torch.zeros(w_VD.shape, dtype=dtype, device=w_VD.device) if need_dw else None
+    dw_VD = None
     for start in range(0, N, rows):
         here = slice(start, min(N, start + rows))
-        x_RD, grad_R1, lse_R1 = hidden_ND[here].to(dtype), grad_N[here].unsqueeze(1), lse_N[here].unsqueeze(1)
-        z_RV = _softcap(x_RD @ w_VD.t(), softcap)
+        x_RD, target_R1 = x_ND[here], targets_N[here].long().unsqueeze(1)
+        grad_R1, top_R1, log_total_R1 = (row[here].unsqueeze(1) for row in (grad_N, top_N, log_total_N))
+        z_RV = z_buffer[: len(x_RD)]
+        logits(x_RD, w_VD, z_RV)
+        _softcap(z_RV, softcap)
         slope_RV = None if softcap is None else 1 - (z_RV / softcap) ** 2
-        dz_RV = z_RV.sub_(lse_R1).exp_().mul_(grad_R1 * (1 + 2 * z_loss * lse_R1))
-        dz_RV.scatter_add_(1, targets_N[here].long().unsqueeze(1), -grad_R1)
+        p_RV = z_RV.sub_(top_R1).sub_(log_total_R1).exp_()
+        p_target_R1 = p_RV.gather(1, target_R1)
+        pull_R1 = 2 * z_loss * (top_R1 + log_total_R1)
+        dz_RV = p_RV.mul_(grad_R1 * (1 + pull_R1))
+        dz_RV.scatter_(1, target_R1, grad_R1 * ((p_target_R1 - 1) + pull_R1 * p_target_R1))
         if slope_RV is not None:
             dz_RV.mul_(slope_RV)
+        dz_RV = dz_RV.to(w_VD.dtype)
         if need_dx:
             dx_ND[here] = dz_RV @ w_VD
         if need_dw:
-            dw_VD.addmm_(dz_RV.t(), x_RD)
+            dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
     if need_dx and keep is not None:
         dx_ND = _unpack(keep, valid_N, dx_ND)
-    return dx_ND, None if dw_VD is None else dw_VD.to(weight_VD.dtype)
+    return dx_ND, _finish(dw_VD, weight_VD, weight_VD.dtype) if need_dw else None

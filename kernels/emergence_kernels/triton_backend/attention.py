@@ -1,6 +1,6 @@
 """Attention in Triton, forward and backward, without a (T, T) matrix (Dao, arXiv 2307.08691).
 
-With s = scale * q k^T, p = softmax(s) and lse the log-sum-exp of a row, kept by the forward pass:
+With s = scale * q k^T, p = softmax(s) and lse the log-sum-exp of a row, kept by the forward pass (in base 2):
 
     o = p v        p = exp(s - lse)        dv = p^T do        dp = do v^T
     ds = p * (dp - delta), delta = rowsum(o * do)        dq = scale * ds k        dk = scale * ds^T q
@@ -23,7 +23,6 @@ from . import configs
 from .common import WIDEN, dot_precision, on_device
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1.0e30)  # finite: a row hidden from a whole block is put right by the block with its own key
 
 
@@ -195,8 +194,7 @@ def _forward_kernel(
     )  # fmt: skip
     o_row = H * D
     _store(o_ptr + b * T * o_row + h * D, o_row, acc / l[:, None], offs_q, offs_d, T, D)
-    lse = (m + tl.log2(l)) * LN2
-    tl.store(lse_ptr + (b * H + h) * T + offs_q, lse, mask=offs_q < T)
+    tl.store(lse_ptr + (b * H + h) * T + offs_q, m + tl.log2(l), mask=offs_q < T)
 
 
 @triton.jit
@@ -226,9 +224,9 @@ def _dkdv_step(
         q = _load(q_ptr, stride_q, offs_q, offs_d, T, D, BLOCK_D, EVEN_T)
         # Beyond the edge lse is +inf, so p is 0.
         if EVEN_T:
-            lse2 = tl.load(lse_ptr + offs_q) * LOG2E
+            lse2 = tl.load(lse_ptr + offs_q)
         else:
-            lse2 = tl.load(lse_ptr + offs_q, mask=offs_q < T, other=float("inf")) * LOG2E
+            lse2 = tl.load(lse_ptr + offs_q, mask=offs_q < T, other=float("inf"))
         st = tl.dot(k, q.T, input_precision=PRECISION) * scale2
         pt = tl.exp2(st - lse2[None, :])
         if MASKED:
@@ -341,7 +339,7 @@ def _dq_kernel(
     k_ptr += b * stride_kb + h // GROUP * stride_kh
     v_ptr += b * stride_vb + h // GROUP * stride_vh
     row = (b * H + h) * T
-    lse2 = tl.load(lse_ptr + row + offs_q, mask=offs_q < T, other=float("inf")) * LOG2E
+    lse2 = tl.load(lse_ptr + row + offs_q, mask=offs_q < T, other=float("inf"))
     delta = tl.load(delta_ptr + row + offs_q, mask=offs_q < T, other=0.0)
     ids_ptr += b * T
     ids_q = offs_q
@@ -400,7 +398,8 @@ class _Launch:
         self.window = window or 0
         self.block_d = max(16, triton.next_power_of_2(self.D))
         arch = configs.architecture(q.device)
-        self.configs = configs.ATTENTION[arch, q.element_size(), self.block_d]
+        masked = window is not None or document_ids is not None
+        self.config = lambda part: configs.attention(arch, q.element_size(), self.block_d, part, masked)
         self.flags = dict(
             CAUSAL=causal, WINDOW=window is not None, DOCUMENTS=self.ids is not None, PRECISION=dot_precision(q.dtype)
         )
@@ -414,7 +413,7 @@ class _Launch:
             BLOCK_Q=config.block_q,
             BLOCK_K=config.block_k,
             EVEN_T=self.T % config.block_q == 0 and self.T % config.block_k == 0,
-            num_warps=config.masked_warps if self.flags["WINDOW"] or self.flags["DOCUMENTS"] else config.num_warps,
+            num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
 
@@ -434,11 +433,11 @@ def forward(
     document_ids: Tensor | None,
     window: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), lse (B, H, T) float32, natural logarithm."""
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
     a = _Launch(q, k, v, causal, scale, document_ids, window)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(a.B, a.H, a.T, dtype=torch.float32, device=q.device)
-    config = a.configs["forward"]
+    config = a.config("forward")
     with on_device(q):
         _forward_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
             a.q, a.k, a.v, out, lse, *a.ranges(config.block_q, config.block_k), *a.strides,
@@ -468,12 +467,12 @@ def backward(
             out, do, delta, *out.stride()[:3], *do.stride()[:3], a.T, a.H, D=a.D, BLOCK_D=a.block_d, BLOCK_Q=64,
             num_warps=4,
         )  # fmt: skip
-        config = a.configs["dkdv"]
+        config = a.config("dkdv")
         _dkdv_kernel[(triton.cdiv(a.T, config.block_k), a.B * a.G)](
             a.q, a.k, a.v, do, lse, delta, dk, dv, *a.ranges(config.block_k, config.block_q), *a.strides,
             *do.stride()[:3], a.T, a.H, a.window, a.scale, **a.options(config),
         )  # fmt: skip
-        config = a.configs["dq"]
+        config = a.config("dq")
         _dq_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
             a.q, a.k, a.v, do, lse, delta, dq, *a.ranges(config.block_q, config.block_k), *a.strides,
             *do.stride()[:3], a.T, a.H, a.window, a.scale, **a.options(config),

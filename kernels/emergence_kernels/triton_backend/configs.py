@@ -30,13 +30,12 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Attention:
-    """`block_q` queries by `block_k` keys. Windows and documents mask every block, which takes more registers."""
+    """`block_q` queries by `block_k` keys."""
 
     block_q: int
     block_k: int
     num_warps: int
     num_stages: int
-    masked_warps: int = 8
 
 
 # Logits of the linear losses, by (architecture, bytes of an input element, softcapped).
@@ -61,11 +60,14 @@ LOGITS_VARIANTS = {
 # efficient at a vocabulary of 131072, and few enough float32 accumulations of dW.
 CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
 
-# Attention, by (architecture, bytes of an element, head dim padded to a power of two).
+# Attention, by (architecture, bytes of an element, head dim padded to a power of two). Windows and documents mask every
+# block, which takes more registers: "masked" entries are for them, where the plain one would spill.
 ATTENTION = {
     ("sm_80", 2, 64): {
         "forward": Attention(128, 64, num_warps=4, num_stages=3),
+        "forward masked": Attention(128, 64, num_warps=8, num_stages=3),
         "dkdv": Attention(64, 64, num_warps=4, num_stages=2),
+        "dkdv masked": Attention(32, 64, num_warps=4, num_stages=2),
         "dq": Attention(64, 64, num_warps=4, num_stages=2),
     },
     ("sm_80", 2, 128): {
@@ -81,21 +83,28 @@ ATTENTION = {
     ("sm_90", 2, 128): {
         "forward": Attention(128, 128, num_warps=8, num_stages=2),
         "dkdv": Attention(64, 128, num_warps=8, num_stages=2),
+        "dkdv masked": Attention(64, 64, num_warps=8, num_stages=2),
         "dq": Attention(128, 64, num_warps=8, num_stages=2),
     },
 }
+_PARTS = ("forward", "dkdv", "dq")
 for _arch in ("sm_80", "sm_90"):
     for _head in (16, 32):  # small models: one modest tile
-        ATTENTION[_arch, 2, _head] = dict.fromkeys(("forward", "dkdv", "dq"), Attention(64, 64, 4, 2))
-    for _head in (16, 32, 64, 128):  # float32 without tensor cores: correct, not fast
-        ATTENTION[_arch, 4, _head] = dict.fromkeys(("forward", "dkdv", "dq"), Attention(32, 32, 4, 2))
+        ATTENTION[_arch, 2, _head] = dict.fromkeys(_PARTS, Attention(64, 64, 4, 2))
+    for _head in (16, 32, 64, 128):  # float32 without tensor cores: for checks, "auto" does not choose it
+        ATTENTION[_arch, 4, _head] = dict.fromkeys(_PARTS, Attention(32, 32, 8, 2))
 for _head in (16, 32, 64, 128):
     for _size in (2, 4):
         ATTENTION["interpreter", _size, _head] = {
-            "forward": Attention(32, 16, 1, 1, 1),
-            "dkdv": Attention(16, 32, 1, 1, 1),
-            "dq": Attention(32, 16, 1, 1, 1),
+            "forward": Attention(32, 16, 1, 1),
+            "dkdv": Attention(16, 32, 1, 1),
+            "dq": Attention(32, 16, 1, 1),
         }
+
+
+def attention(arch: str, size: int, block_d: int, part: str, masked: bool) -> Attention:
+    entries = ATTENTION[arch, size, block_d]
+    return entries.get(f"{part} masked", entries[part]) if masked else entries[part]
 
 
 @cache

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..products import add_to_dw
 from ..reference.cross_entropy import RowStatistics, gradient_dtype
 from . import configs
 from .common import WIDEN, dot_precision, on_device
@@ -162,8 +163,8 @@ def _statistics_kernel(
 
 @triton.jit
 def _combine_kernel(
-    max_ptr, sum_ptr, dot_ptr, z_target_ptr, count_ptr, order_ptr, lse_chunk_ptr,
-    loss_ptr, lse_ptr, entropy_ptr, correct_ptr, start, R, strips,
+    max_ptr, sum_ptr, dot_ptr, z_target_ptr, count_ptr, order_ptr,
+    loss_ptr, top_ptr, log_total_ptr, entropy_ptr, correct_ptr, start, R, strips,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
     offs_r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -188,15 +189,14 @@ def _combine_kernel(
             part_dot = tl.load(dot_ptr + partial + first + strip, mask=mask, other=0.0)
             dot += tl.sum(tl.where(factor > 0, factor * (part_dot + gap * part), 0.0), 1)
     log_total = tl.log(tl.where(counts, total, 1.0))
-    lse = top + log_total
     z_target = tl.load(z_target_ptr + offs_r, mask=counts, other=0.0)
     # (top - z) first: for a confident row both terms are small, while lse and z may be large.
     loss = (top - z_target) + log_total
-    tl.store(lse_chunk_ptr + offs_r, lse, mask=inside)
     # Rows that do not count get zeros; every row of the batch is written by exactly one program.
     row = tl.load(order_ptr + start + offs_r, mask=inside, other=0)
     tl.store(loss_ptr + row, tl.where(counts, loss, 0.0), mask=inside)
-    tl.store(lse_ptr + row, tl.where(counts, lse, 0.0), mask=inside)
+    tl.store(top_ptr + row, tl.where(counts, top, 0.0), mask=inside)
+    tl.store(log_total_ptr + row, tl.where(counts, log_total, 0.0), mask=inside)
     if ENTROPY:
         entropy = log_total - dot / tl.where(counts, total, 1.0)
         tl.store(entropy_ptr + row, tl.where(counts, tl.maximum(entropy, 0.0), 0.0), mask=inside)
@@ -205,7 +205,8 @@ def _combine_kernel(
 
 @triton.jit
 def _rescale_kernel(
-    e_ptr, max_ptr, z_target_ptr, lse_ptr, scale_ptr, target_ptr, count_ptr, stride_e, start, R, V, strips, z_loss,
+    e_ptr, max_ptr, z_target_ptr, top_ptr, log_total_ptr, scale_ptr, target_ptr, count_ptr, order_ptr,
+    stride_e, start, R, V, strips, z_loss,
     ROWS: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
     strip = tl.program_id(1)
@@ -214,25 +215,28 @@ def _rescale_kernel(
     inside = offs_r < R
     counts = inside & (start + offs_r < tl.load(count_ptr))
     rows = offs_r.to(tl.int64)
-    scale = tl.load(scale_ptr + rows, mask=counts, other=0.0)
-    lse = tl.load(lse_ptr + rows, mask=counts, other=0.0)
-    top = tl.load(max_ptr + rows * strips + strip, mask=counts, other=float("-inf"))
+    row = tl.load(order_ptr + start + offs_r, mask=inside, other=0)
+    scale = tl.load(scale_ptr + row, mask=counts, other=0.0)
+    top = tl.load(top_ptr + row, mask=counts, other=0.0)
+    log_total = tl.load(log_total_ptr + row, mask=counts, other=0.0)
+    strip_top = tl.load(max_ptr + rows * strips + strip, mask=counts, other=float("-inf"))
     z_target = tl.load(z_target_ptr + rows, mask=counts, other=float("-inf"))
     target = tl.load(target_ptr + rows, mask=counts, other=-1)
-    grow = 1.0 + 2.0 * z_loss * lse
+    pull = 2.0 * z_loss * (top + log_total)
     mask = inside[:, None] & (offs_v[None, :] < V)
     e_ptrs = e_ptr + rows[:, None] * stride_e + offs_v[None, :]
     # Not loaded for rows that do not count: nobody wrote them.
     e = tl.load(e_ptrs, mask=mask & counts[:, None], other=0.0).to(tl.float32)
-    dz = e * (tl.exp(top - lse) * grow * scale)[:, None]
-    dz_target = (tl.exp(z_target - lse) * grow - 1.0) * scale
+    dz = e * (tl.exp((strip_top - top) - log_total) * (1.0 + pull) * scale)[:, None]
+    p_target = tl.exp((z_target - top) - log_total)
+    dz_target = ((p_target - 1.0) + pull * p_target) * scale
     dz = tl.where(offs_v[None, :] == target[:, None], dz_target[:, None], dz)
     tl.store(e_ptrs, dz.to(e_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _emit_gradient(
-    z, strip, target_ptr, lse_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V, softcap, z_loss,
+    z, strip, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V, softcap, z_loss,
     BLOCK_M: tl.constexpr, STRIP: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """A strip of logits -> the same strip of d loss / dz."""
@@ -242,25 +246,25 @@ def _emit_gradient(
     inside = offs_m < R
     counts = inside & (offs_m < counted)
     scale = tl.load(scale_ptr + rows, mask=counts, other=0.0)
-    lse = tl.load(lse_ptr + rows, mask=counts, other=0.0)
+    top = tl.load(top_ptr + rows, mask=counts, other=float("inf"))  # exp(z - inf) = 0
+    log_total = tl.load(log_total_ptr + rows, mask=counts, other=0.0)
     target = tl.load(target_ptr + rows, mask=counts, other=-1)
-    grow = scale * (1.0 + 2.0 * z_loss * lse)
-    lse = tl.where(counts, lse, float("inf"))  # exp(z - lse) = 0
+    pull = tl.where(counts, 2.0 * z_loss * (top + log_total), 0.0)
     if SOFTCAP:
         t = _tanh(z / softcap)
-        dz = tl.exp(softcap * t - lse[:, None]) * grow[:, None]
-        dz = tl.where(offs_v[None, :] == target[:, None], dz - scale[:, None], dz)
+        z = softcap * t
+    p = tl.exp((z - top[:, None]) - log_total[:, None])
+    dz = tl.where(offs_v[None, :] == target[:, None], p - 1.0, p) + pull[:, None] * p
+    dz *= scale[:, None]
+    if SOFTCAP:
         dz *= 1.0 - t * t
-    else:
-        dz = tl.exp(z - lse[:, None]) * grow[:, None]
-        dz = tl.where(offs_v[None, :] == target[:, None], dz - scale[:, None], dz)
     dz_ptrs = dz_ptr + rows[:, None] * stride_dz + offs_v[None, :]
     tl.store(dz_ptrs, dz.to(dz_ptr.dtype.element_ty), mask=inside[:, None] & (offs_v[None, :] < V))
 
 
 @triton.jit
 def _gradient_kernel(
-    x_ptr, w_ptr, target_ptr, count_ptr, lse_ptr, scale_ptr, dz_ptr,
+    x_ptr, w_ptr, target_ptr, count_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr,
     stride_x, stride_wv, stride_wd, stride_dz, start, R, V, D, tiles_v, softcap, z_loss,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -281,17 +285,17 @@ def _gradient_kernel(
     if SPLIT:
         left, right = _halves(z, BLOCK_M, BLOCK_V // 2)
         _emit_gradient(
-            left, 2 * tile_v, target_ptr, lse_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V, softcap,
-            z_loss, BLOCK_M, BLOCK_V // 2, SOFTCAP,
+            left, 2 * tile_v, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m,
+            counted, R, V, softcap, z_loss, BLOCK_M, BLOCK_V // 2, SOFTCAP,
         )  # fmt: skip
         _emit_gradient(
-            right, 2 * tile_v + 1, target_ptr, lse_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V, softcap,
-            z_loss, BLOCK_M, BLOCK_V // 2, SOFTCAP,
+            right, 2 * tile_v + 1, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m,
+            counted, R, V, softcap, z_loss, BLOCK_M, BLOCK_V // 2, SOFTCAP,
         )  # fmt: skip
     else:
         _emit_gradient(
-            z, tile_v, target_ptr, lse_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V, softcap, z_loss,
-            BLOCK_M, BLOCK_V, SOFTCAP,
+            z, tile_v, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V,
+            softcap, z_loss, BLOCK_M, BLOCK_V, SOFTCAP,
         )  # fmt: skip
 
 
@@ -350,29 +354,16 @@ class _Chunks:
         return torch.empty(self.rows, padded, dtype=like.dtype, device=like.device)[:, : self.V]
 
 
-def _add_to_dw(dw_VD: Tensor | None, dz_RV: Tensor, x_RD: Tensor, single: bool, wide: bool) -> Tensor:
-    """dw + dz^T x. Several chunks are summed in float32; a single one is rounded once, by the product itself."""
-    narrow = dz_RV.dtype in (torch.bfloat16, torch.float16)
-    if not narrow or (single and not wide):
-        return dz_RV.t() @ x_RD if dw_VD is None else dw_VD.addmm_(dz_RV.t(), x_RD)
-    if not dz_RV.is_cuda:  # the interpreter
-        product = dz_RV.t().float() @ x_RD.float()
-        return product if dw_VD is None else dw_VD.add_(product)
-    if dw_VD is None:
-        return torch.mm(dz_RV.t(), x_RD, out_dtype=torch.float32)
-    return torch.addmm(dw_VD, dz_RV.t(), x_RD, out_dtype=torch.float32, out=dw_VD)
-
-
 def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, *, z_loss, softcap, need_dx, need_dw, entropy, chunk):
     """Statistics of all rows, and gradients as far as they are needed."""
     chunks = _Chunks(hidden_ND, weight_VD, valid_N, softcap, chunk)
     new = dict(dtype=torch.float32, device=hidden_ND.device)
     N, R = chunks.N, chunks.rows
-    loss_N, lse_N = torch.empty(N, **new), torch.empty(N, **new)
+    loss_N, top_N, log_total_N = (torch.empty(N, **new) for _ in range(3))
     entropy_N = torch.empty(N if entropy else 0, **new)
     correct_N = torch.empty(N if entropy else 0, dtype=torch.bool, device=hidden_ND.device)
     max_RT, sum_RT, dot_RT = (torch.empty(R, chunks.strips, **new) for _ in range(3))
-    z_target_R, lse_R = torch.empty(R, **new), torch.empty(R, **new)
+    z_target_R = torch.empty(R, **new)
     need = need_dx or need_dw
     e_RV = chunks.logits_buffer(hidden_ND) if need else max_RT
     dx_ND = torch.empty(hidden_ND.shape, dtype=hidden_ND.dtype, device=hidden_ND.device) if need_dx else None
@@ -391,26 +382,25 @@ def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, *, z_loss, softcap
                 STORE=need, **chunks.softcap, **chunks.gemm,
             )  # fmt: skip
             _combine_kernel[(triton.cdiv(n, 4),)](
-                max_RT, sum_RT, dot_RT, z_target_R, chunks.count, chunks.order_N, lse_R,
-                loss_N, lse_N, entropy_N, correct_N, start, n, chunks.strips,
+                max_RT, sum_RT, dot_RT, z_target_R, chunks.count, chunks.order_N,
+                loss_N, top_N, log_total_N, entropy_N, correct_N, start, n, chunks.strips,
                 ROWS=4, BLOCK=128, ENTROPY=entropy, num_warps=4,
             )  # fmt: skip
             if not need:
                 continue
-            scale_R = scale_N.index_select(0, order_R)
             _rescale_kernel[(triton.cdiv(n, 8), chunks.strips)](
-                e_RV, max_RT, z_target_R, lse_R, scale_R, target_R, chunks.count, e_RV.stride(0),
-                start, n, chunks.V, chunks.strips, z_loss, ROWS=8, STRIP=chunks.strip, num_warps=4,
+                e_RV, max_RT, z_target_R, top_N, log_total_N, scale_N, target_R, chunks.count, chunks.order_N,
+                e_RV.stride(0), start, n, chunks.V, chunks.strips, z_loss, ROWS=8, STRIP=chunks.strip, num_warps=4,
             )  # fmt: skip
             dx_ND, dw_VD = _products(e_RV[:n], x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single)
-    return (loss_N, lse_N, correct_N, entropy_N), dx_ND, dw_VD
+    return (loss_N, top_N, log_total_N, correct_N, entropy_N), dx_ND, dw_VD
 
 
 def _products(dz_RV, x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single):
     if dx_ND is not None:
         dx_ND.index_copy_(0, order_R, dz_RV @ weight_VD)
     if need_dw:
-        dw_VD = _add_to_dw(dw_VD, dz_RV, x_RD, single, wide=dz_RV.dtype == torch.float16)
+        dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=single)
     return dx_ND, dw_VD
 
 
@@ -431,16 +421,18 @@ def fused_rows(
         hidden_ND, weight_VD, targets_N, valid_N, scale_N, z_loss=z_loss, softcap=None,
         need_dx=need_dx, need_dw=need_dw, entropy=True, chunk=rows_per_chunk,
     )  # fmt: skip
-    return RowStatistics(*rows), dx_ND, None if dw_VD is None else dw_VD.to(gradient_dtype(weight_VD.dtype))
+    loss_N, top_N, log_total_N, correct_N, entropy_N = rows
+    rows = RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N)
+    return rows, dx_ND, None if dw_VD is None else dw_VD.to(gradient_dtype(weight_VD.dtype))
 
 
-def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, rows_per_chunk=None) -> tuple[Tensor, Tensor]:
+def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, rows_per_chunk=None):
     """As reference.cross_entropy.forward_rows."""
     rows, _, _ = _sweep(
         hidden_ND, weight_VD, targets_N, valid_N, None, z_loss=0.0, softcap=softcap,
         need_dx=False, need_dw=False, entropy=False, chunk=rows_per_chunk,
     )  # fmt: skip
-    return rows[0], rows[1]
+    return rows[:3]
 
 
 def backward_rows(
@@ -448,7 +440,8 @@ def backward_rows(
     weight_VD: Tensor,
     targets_N: Tensor,
     valid_N: Tensor,
-    lse_N: Tensor,
+    top_N: Tensor,
+    log_total_N: Tensor,
     grad_N: Tensor,
     *,
     z_loss: float,
@@ -472,10 +465,11 @@ def backward_rows(
         for start, order_R in chunks:
             n = len(order_R)
             x_RD = hidden_ND.index_select(0, order_R)
-            target_R, lse_R, grad_R = (t.index_select(0, order_R) for t in (targets_N, lse_N, grad_N))
+            rows = (targets_N, top_N, log_total_N, grad_N)
+            target_R, top_R, log_total_R, grad_R = (row.index_select(0, order_R) for row in rows)
             x, w, strides = chunks.operands(x_RD, weight_VD)
             _gradient_kernel[chunks.grid(n)](
-                x, w, target_R, chunks.count, lse_R, grad_R, dz_RV,
+                x, w, target_R, chunks.count, top_R, log_total_R, grad_R, dz_RV,
                 *strides, dz_RV.stride(0), start, n, chunks.V, chunks.D, chunks.tiles_v,
                 z_loss=z_loss, **chunks.softcap, **chunks.gemm,
             )  # fmt: skip

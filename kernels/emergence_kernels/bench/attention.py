@@ -1,0 +1,128 @@
+"""Cases of attention: SDPA by each of its kernels, FlexAttention, flash-attn, and this package."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .. import flash_backend
+from ..ops.attention import attention
+from ..reference.attention import attention as attention_torch
+from .contender import Case, Contender, relative
+
+# (batch, seq, query heads, key heads, head_dim, kind)
+SHAPES = {
+    "full": [
+        *(
+            (16384 // t, t, 2048 // d, 2048 // d, d, "causal")
+            for d in (64, 128)
+            for t in (1024, 2048, 4096, 8192, 16384)
+        ),
+        (4, 4096, 32, 8, 128, "causal"),
+        (8, 2048, 16, 16, 128, "documents"),
+        (2, 8192, 16, 16, 128, "window"),
+        (4, 4096, 16, 16, 128, "full"),
+        (8, 2048, 24, 24, 80, "causal"),
+        (8, 2048, 20, 20, 96, "causal"),
+    ],
+    "short": [
+        (16, 1024, 32, 32, 64, "causal"),
+        (4, 4096, 32, 32, 64, "causal"),
+        (4, 4096, 16, 16, 128, "causal"),
+        (1, 16384, 16, 16, 128, "causal"),
+        (4, 4096, 32, 8, 128, "causal"),
+        (8, 2048, 16, 16, 128, "documents"),
+        (2, 8192, 16, 16, 128, "window"),
+    ],
+    "tiny": [(1, 32, 2, 1, 16, "causal")],
+}
+WINDOW = 1024
+DOCUMENT = 512  # tokens
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, kind: str, ids: Tensor | None):
+    """FlexAttention with its block mask made beforehand, compiled."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def visible(b, h, i, j):
+        seen = i >= j
+        if kind == "documents":
+            seen = seen & (ids[b, i] == ids[b, j])
+        if kind == "window":
+            seen = seen & (i - j < WINDOW)
+        return seen
+
+    mask = None
+    if kind != "full":
+        batch = q.shape[0] if kind == "documents" else None
+        mask = create_block_mask(visible, batch, None, q.shape[1], q.shape[1], device=q.device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: SDPBackend) -> Tensor:
+    with sdpa_kernel(kernel):
+        out = F.scaled_dot_product_attention(
+            *(t.transpose(1, 2) for t in (q, k, v)), is_causal=causal, enable_gqa=q.shape[2] != k.shape[2]
+        )
+    return out.transpose(1, 2)
+
+
+def _errors(q, k, v, options, results: tuple[Tensor, ...]) -> dict[str, float]:
+    """Of one head of one sequence."""
+    a, b, c = (t[:1, :, :1].detach().double() for t in (q, k, v))
+    ids = options["document_ids"]
+    mine = options | {"document_ids": None if ids is None else ids[:1]}
+    return {"out": relative(results[0][:1, :, :1], attention_torch(a, b, c, scale=None, **mine))}
+
+
+def _pairs(T: int, kind: str) -> float:
+    """Query-key pairs that may see each other, per head."""
+    if kind == "full":
+        return float(T) * T
+    if kind == "window":
+        near = min(WINDOW, T)
+        return near * (near + 1) / 2 + (T - near) * near
+    if kind == "documents":
+        near = min(DOCUMENT, T)
+        return (T / near) * near * (near + 1) / 2
+    return T * (T + 1) / 2
+
+
+def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
+    for B, T, H, G, D, kind in SHAPES[suite]:
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(B, T, h, D, device=device).to(dtype).requires_grad_() for h in (H, G, G))
+        upstream = torch.randn(B, T, H, D, device=device).to(dtype)
+        ids = None
+        if kind == "documents":
+            ids = (torch.arange(T, device=device) // DOCUMENT).expand(B, T).contiguous()
+        options = dict(causal=kind != "full", document_ids=ids, window=WINDOW if kind == "window" else None)
+        runs = []
+        for backend in backends:
+            if backend == "torch" and kind in ("documents", "window") and suite != "tiny":
+                continue  # a (B, T, T) mask: not what anybody would run
+            runs.append((f"emergence {backend}", partial(attention, q, k, v, backend=backend, **options)))
+        if device.type == "cuda":
+            if kind in ("causal", "full"):
+                for name, kernel in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
+                    runs.append((f"SDPA {name}", partial(_sdpa, q, k, v, kind == "causal", kernel)))
+            runs.append(("FlexAttention", _flex(q, k, v, kind, ids)))
+            version = flash_backend.flash_attn_version()
+            if version is not None and kind != "documents":
+                flash = partial(flash_backend.attention, q, k, v, scale=None, deterministic=False)
+                runs.append((f"flash-attn {version}", partial(flash, causal=kind != "full", window=options["window"])))
+        product = 2.0 * B * H * D * _pairs(T, kind)
+        yield Case(
+            op="attention",
+            shape={"batch": B, "seq": T, "heads": H, "key_heads": G, "head_dim": D, "kind": kind},
+            contenders=[partial(Contender, name, run, (q, k, v)) for name, run in runs],
+            flops={"eval": 2 * product, "forward": 2 * product, "backward": 5 * product, "both": 7 * product},
+            formula="2 products forward, 5 backward, over the visible pairs only",
+            upstream=lambda upstream=upstream: upstream,
+            errors=partial(_errors, q, k, v, options),
+        )

@@ -1,0 +1,41 @@
+"""One way to compute one case, and what is measured of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Contender:
+    """forward() returns the tensor that is differentiated; eval() what is wanted without gradients, if it differs."""
+
+    name: str
+    forward: Callable[[], Tensor]
+    leaves: tuple[Tensor, ...]
+    note: str = ""
+
+    def both(self, upstream: Tensor | None) -> tuple[Tensor, ...]:
+        out = self.forward()
+        return out, *torch.autograd.grad(out, self.leaves, upstream)
+
+
+@dataclass
+class Case:
+    """A shape, its contenders, and how to turn milliseconds into rates. FLOPs and bytes are those the problem needs,
+    whoever computes it: one formula for all contenders."""
+
+    op: str
+    shape: dict[str, int | str | bool]
+    contenders: list[Callable[[], Contender]]  # made one at a time: each may hold memory
+    flops: dict[str, float] = field(default_factory=dict)  # of "forward" and "both"
+    bytes: dict[str, float] = field(default_factory=dict)
+    formula: str = ""
+    upstream: Callable[[], Tensor | None] = lambda: None
+    # Errors of (out, gradients...) against float64, as name -> relative norm.
+    errors: Callable[[tuple[Tensor, ...]], dict[str, float]] | None = None
+
+
+def relative(ours: Tensor, exact: Tensor) -> float:
+    return ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-300)).item()

@@ -1,0 +1,105 @@
+"""Cases of the linear losses: PyTorch, this package, and its peers where they are installed."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.linear_cross_entropy import linear_cross_entropy
+from ..ops.position_loss import position_loss
+from .contender import Case, Contender, relative
+
+# (tokens, features, vocabulary)
+SHAPES = {
+    "full": [(n, d, v) for v in (32000, 50304, 131072) for d in (1024, 2048, 4096) for n in (8192, 16384)],
+    "short": [(8192, 2048, 50304), (8192, 4096, 131072), (8192, 1024, 32000), (16384, 1024, 131072)],
+    "tiny": [(64, 32, 131)],
+}
+
+
+def _eager(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction=reduction)
+
+
+def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Iterator[tuple[str, object]]:
+    """(name, callable) of the peers that can be imported."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss(reduction=reduction)
+        yield "liger-kernel", lambda: liger(weight, hidden, targets)
+    except ImportError:
+        pass
+    try:
+        from cut_cross_entropy import linear_cross_entropy as cce
+
+        for impl in ("cce", "torch_compile"):
+            yield f"cut-cross-entropy {impl}", partial(cce, hidden, weight, targets, reduction=reduction, impl=impl)
+    except ImportError:
+        pass
+    try:
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy, linear_cross_entropy_func
+
+        if reduction != "none":
+            yield "quack chunked", lambda: chunked_linear_cross_entropy(hidden, weight, targets, reduction=reduction)
+        yield "quack", lambda: linear_cross_entropy_func(hidden, weight, None, targets, reduction=reduction)
+    except ImportError:
+        pass
+
+
+def _errors(hidden: Tensor, weight: Tensor, targets: Tensor, upstream_N: Tensor, results: tuple) -> dict[str, float]:
+    """Of the loss and of dX over the first rows: all of dW would take the whole (N, V) matrix in float64."""
+    rows = min(256, len(targets))
+    x = hidden[:rows].detach().double().requires_grad_()
+    exact = F.cross_entropy(x @ weight.detach().double().t(), targets[:rows], reduction="none")
+    (dx,) = torch.autograd.grad(exact, x, upstream_N[:rows].double())
+    out, got_dx, *_ = results
+    errors = {"dx": relative(got_dx[:rows], dx)}
+    if out.dim():
+        errors["loss"] = relative(out.view(-1)[:rows], exact.detach())
+    return errors
+
+
+def cases(op: str, suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
+    """op: "position_loss" (scalar, gradients in the forward pass) or "linear_cross_entropy" (a loss a token)."""
+    scalar = op == "position_loss"
+    reduction = "mean" if scalar else "none"
+    for N, D, V in SHAPES[suite]:
+        torch.manual_seed(0)
+        hidden = torch.randn(N, D, device=device).to(dtype).requires_grad_()
+        weight = (torch.randn(V, D, device=device) * D**-0.5).to(dtype).requires_grad_()
+        targets = torch.randint(V, (N,), device=device)
+        leaves = (hidden, weight)
+        upstream_N = torch.full((N,), 1 / N, device=device)
+        sequence = min(N, 1024)
+
+        def ours(backend, N=N, D=D, sequence=sequence, hidden=hidden, weight=weight, targets=targets, leaves=leaves):
+            def forward() -> Tensor:
+                if scalar:
+                    shaped = hidden.view(N // sequence, sequence, D)
+                    return position_loss(shaped, weight, targets.view(-1, sequence), backend=backend).loss
+                return linear_cross_entropy(hidden, weight, targets, backend=backend)
+
+            return Contender(f"emergence {backend}", forward, leaves)
+
+        def plain(name, run, hidden=hidden, weight=weight, targets=targets, leaves=leaves):
+            return Contender(name, lambda: run(hidden, weight, targets, reduction), leaves)
+
+        contenders = [partial(ours, backend) for backend in backends]
+        contenders.append(partial(plain, "torch eager", _eager))
+        if suite != "tiny":
+            contenders.append(partial(plain, "torch.compile", torch.compile(_eager, dynamic=False)))
+        for name, run in _peers(hidden, weight, targets, reduction):
+            contenders.append(partial(Contender, name, run, leaves))
+        matrix = 2.0 * N * D * V
+        yield Case(
+            op=op,
+            shape={"tokens": N, "features": D, "vocabulary": V},
+            contenders=contenders,
+            flops={"eval": matrix, "both": (3 if scalar else 4) * matrix},
+            formula="6TDV, all in one pass" if scalar else "8TDV: forward 2, recomputed logits 2, gradients 4",
+            upstream=(lambda: None) if scalar else (lambda upstream_N=upstream_N: upstream_N),
+            errors=partial(_errors, hidden, weight, targets, upstream_N),
+        )

@@ -1,0 +1,94 @@
+"""Cases of rms_norm and rotary: bound by memory, so measured in bytes a second."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.rms_norm import rms_norm
+from ..ops.rotary import rotary
+from ..reference.rotary import rotary as rotary_torch
+from .contender import Case, Contender, relative
+
+NORM_SHAPES = {
+    "full": [(n, d) for n in (8192, 32768) for d in (1024, 2048, 4096, 8192)],
+    "short": [(8192, 4096), (32768, 1024)],
+    "tiny": [(32, 48)],
+}
+ROTARY_SHAPES = {
+    "full": [(4, 2048, 16, 128), (8, 1024, 24, 64), (1, 16384, 32, 128)],
+    "short": [(4, 2048, 16, 128)],
+    "tiny": [(1, 8, 2, 16)],
+}
+
+
+def _norm_peers(x: Tensor, weight: Tensor) -> Iterator[tuple[str, object]]:
+    try:
+        from liger_kernel.transformers.functional import liger_rms_norm
+
+        yield "liger-kernel", lambda: liger_rms_norm(x, weight, 1e-6)
+    except ImportError:
+        pass
+    try:
+        from quack.rmsnorm import rmsnorm
+
+        yield "quack", lambda: rmsnorm(x, weight, eps=1e-6)
+    except ImportError:
+        pass
+
+
+def _norm_errors(x: Tensor, weight: Tensor, upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
+    a, w = (t.detach().double().requires_grad_() for t in (x, weight))
+    exact = F.rms_norm(a, (a.shape[-1],), w, 1e-6)
+    wanted = (exact.detach(), *torch.autograd.grad(exact, (a, w), upstream.double()))
+    return {name: relative(got, want) for name, got, want in zip(("y", "dx", "dweight"), results, wanted)}
+
+
+def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
+    for N, D in NORM_SHAPES[suite]:
+        torch.manual_seed(0)
+        x = torch.randn(N, D, device=device).to(dtype).requires_grad_()
+        weight = torch.randn(D, device=device).to(dtype).requires_grad_()
+        upstream = torch.randn(N, D, device=device).to(dtype)
+        eager = partial(F.rms_norm, x, (D,), weight, 1e-6)
+        runs = [(f"emergence {b}", partial(rms_norm, x, weight, backend=b)) for b in backends]
+        runs.append(("torch eager", eager))
+        if suite != "tiny":
+            compiled = torch.compile(lambda x, w: F.rms_norm(x, (x.shape[-1],), w, 1e-6), dynamic=False)
+            runs.append(("torch.compile", partial(compiled, x, weight)))
+        runs += list(_norm_peers(x, weight))
+        size = x.element_size() * N * D
+        yield Case(
+            op="rms_norm",
+            shape={"rows": N, "features": D},
+            contenders=[partial(Contender, name, run, (x, weight)) for name, run in runs],
+            bytes={"eval": 2 * size, "forward": 2 * size, "backward": 3 * size, "both": 5 * size},
+            formula="forward reads x, writes y; backward reads x and dy, writes dx",
+            upstream=lambda upstream=upstream: upstream,
+            errors=partial(_norm_errors, x, weight, upstream),
+        )
+
+
+def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
+    for B, T, H, D in ROTARY_SHAPES[suite]:
+        torch.manual_seed(0)
+        x = torch.randn(B, T, H, D, device=device).to(dtype).requires_grad_()
+        upstream = torch.randn(B, T, H, D, device=device).to(dtype)
+        angle = torch.rand(T, D // 2, device=device) * 6
+        cos, sin = angle.cos(), angle.sin()
+        runs = [(f"emergence {b}", partial(rotary, x, cos, sin, backend=b)) for b in backends]
+        if suite != "tiny":
+            runs.append(("torch.compile", partial(torch.compile(rotary_torch, dynamic=False), x, cos, sin)))
+        size = x.numel() * x.element_size()
+        exact = rotary_torch(x.detach().double(), cos, sin)
+        yield Case(
+            op="rotary",
+            shape={"batch": B, "seq": T, "heads": H, "head_dim": D},
+            contenders=[partial(Contender, name, run, (x,)) for name, run in runs],
+            bytes={"eval": 2 * size, "forward": 2 * size, "backward": 2 * size, "both": 4 * size},
+            formula="each way reads and writes the tensor once",
+            upstream=lambda upstream=upstream: upstream,
+            errors=lambda results, exact=exact: {"y": relative(results[0], exact)},
+        )

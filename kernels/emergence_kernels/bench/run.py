@@ -1,0 +1,229 @@
+"""The benchmark's command line: runs cases until the budget is spent, and writes each row as soon as it is known."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..dispatch import HAS_TRITON, interpreting
+from . import attention, losses, norms, step
+from .contender import Case, Contender
+from .timing import Timing, ceilings, measure, peak_extra_bytes
+
+OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "step")
+PEERS = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(
+        prog="emergence-kernels-bench", description="Measure the kernels beside their peers, in one run on one machine."
+    )
+    parse.add_argument("--op", action="append", choices=OPS, help="may be repeated; default: all")
+    parse.add_argument("--suite", choices=("full", "short", "tiny"), default="full", help="how many shapes")
+    parse.add_argument("--budget", type=float, default=None, metavar="SECONDS", help="start no measurement after this")
+    parse.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="results go to OUT/<device>/")
+    parse.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parse.add_argument("--dtype", choices=DTYPES, default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
+    parse.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
+    return parse
+
+
+def versions() -> dict[str, str | None]:
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return "cpu"
+
+
+def _rates(case: Case, mode: str, timing: Timing, limits: dict[str, float]) -> dict[str, float]:
+    rates = {}
+    if mode in case.flops:
+        rates["tflops"] = case.flops[mode] / timing.median_ms / 1e9
+        rates["percent_of_matmul"] = 100 * rates["tflops"] / limits["matmul_tflops"]
+    if mode in case.bytes:
+        rates["gbps"] = case.bytes[mode] / timing.median_ms / 1e6
+        rates["percent_of_copy"] = 100 * rates["gbps"] / limits["copy_gbps"]
+    return rates
+
+
+def measure_contender(case: Case, contender: Contender, device: torch.device, limits: dict[str, float]) -> dict:
+    """One row: evaluation (no gradients), forward as in training, both ways; backward is both minus forward."""
+    upstream = case.upstream()
+
+    def evaluate() -> torch.Tensor:
+        with torch.no_grad():
+            return contender.forward()
+
+    row: dict = {"op": case.op, "shape": case.shape, "contender": contender.name, "formula": case.formula, "modes": {}}
+    seconds = 0.4 if device.type == "cuda" else 0.05
+    runs = {"eval": evaluate, "forward": contender.forward, "both": lambda: contender.both(upstream)}
+    timings = {mode: measure(run, device, seconds) for mode, run in runs.items()}
+    both, forward = timings["both"], timings["forward"]
+    rest = [max(1e-6, b - forward.median_ms) for b in (both.median_ms, both.low_ms, both.high_ms)]
+    timings["backward"] = Timing(*rest, both.repeats)
+    for mode, timing in timings.items():
+        row["modes"][mode] = asdict(timing) | _rates(case, mode, timing, limits)
+    row["peak_extra_bytes"] = peak_extra_bytes(runs["both"], device)
+    if case.errors is not None:
+        row["errors"] = case.errors(contender.both(upstream))
+    return row
+
+
+def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
+    triton = HAS_TRITON and (device.type == "cuda" or interpreting())
+    backends = ["triton", "torch"] if triton else ["torch"]
+    if op in ("position_loss", "linear_cross_entropy"):
+        return losses.cases(op, suite, device, dtype, backends)
+    if op == "rms_norm":
+        return norms.norm_cases(suite, device, dtype, backends)
+    if op == "rotary":
+        return norms.rotary_cases(suite, device, dtype, backends)
+    return attention.cases(suite, device, dtype, backends)
+
+
+def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float]):
+    names = ["torch"]
+    if HAS_TRITON and (device.type == "cuda" or interpreting()):
+        names.append("triton")
+    if device.type == "cuda":
+        names += ["flash", "torch + compile", "auto + compile"]
+    for each in step.steps(suite, device, dtype, names):
+        timing = measure(each["run"], device, 2.0 if device.type == "cuda" else 0.05)
+        tflops = each["flops"] / timing.median_ms / 1e9
+        yield {
+            "op": "step",
+            "shape": each["shape"],
+            "contender": each["name"],
+            "formula": "6N + 6 L d T per token (causal half, head included), of this run's matmul rate",
+            "modes": {
+                "both": asdict(timing)
+                | {
+                    "tokens_per_second": each["tokens"] / timing.median_ms * 1e3,
+                    "tflops": tflops,
+                    "percent_of_matmul": 100 * tflops / limits["matmul_tflops"],
+                }
+            },
+            "peak_extra_bytes": peak_extra_bytes(each["run"], device),
+        }
+
+
+def _rows(op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed):
+    """The rows of one operation, as they are measured."""
+    if op == "step":
+        yield from step_rows(suite, device, dtype, limits)
+        return
+    for case in all_cases(op, suite, device, dtype):
+        for make in case.contenders:
+            contender = make()
+            try:
+                row = measure_contender(case, contender, device, limits)
+            except Exception as error:  # noqa: BLE001
+                failed(op, case.shape, contender.name, error)
+            else:
+                yield row
+
+
+class Results:
+    """One JSON file a run, rewritten after every row, so that a run that is cut off loses nothing."""
+
+    def __init__(self, path: Path, header: dict):
+        self.path, self.data = path, header | {"complete": False, "rows": [], "failures": []}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write()
+
+    def write(self) -> None:
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.data, indent=1) + "\n")
+        os.replace(scratch, self.path)
+
+    def add(self, row: dict, to: str = "rows") -> None:
+        self.data[to].append(row)
+        self.write()
+
+
+def _line(row: dict) -> str:
+    shape = " ".join(f"{k}={v}" for k, v in row["shape"].items())
+    parts = [f"{row['op']:<21} {row['contender']:<28} {shape}"]
+    for mode, values in row["modes"].items():
+        rate = next(
+            (f"{values[k]:.1f} {unit}" for k, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")) if k in values), ""
+        )
+        parts.append(f"{mode} {values['median_ms']:.3f} ms {rate}".rstrip())
+    return "  |  ".join(parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 1 if a measurement of this package's own kernels failed."""
+    args = parser().parse_args(argv)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("bench: --device cuda, but PyTorch sees no CUDA device here", file=sys.stderr)
+        return 2
+    name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    dtype = DTYPES[name]
+    begin = time.monotonic()
+    limits = ceilings(device, dtype)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    path = args.out / device_name(device) / f"{stamp}-{args.suite}-{name}.json"
+    header = {"device": device_name(device), "dtype": name, "suite": args.suite, "utc": stamp, "versions": versions()}
+    if interpreting():
+        header["warning"] = "Triton ran in its interpreter: its times say nothing"
+    results = Results(path, header | {"ceilings": limits})
+    cut: list[str] = []
+    ops = args.op or list(OPS)
+    stop = begin + args.budget if args.budget is not None else None
+
+    def report(row: dict) -> None:
+        results.add(row)
+        print(json.dumps(row) if args.json else _line(row), flush=True)
+
+    def failed(op: str, shape: dict, contender: str, error: Exception) -> None:
+        """A peer that cannot run a shape is a fact to keep, not a reason to stop."""
+        text = str(error).splitlines()
+        row = {
+            "op": op,
+            "shape": shape,
+            "contender": contender,
+            "error": f"{type(error).__name__}: {text[0] if text else ''}",
+        }
+        results.add(row, "failures")
+        print(f"bench: {op} {contender} failed: {row['error']}", file=sys.stderr, flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    for index, op in enumerate(ops):
+        # Each operation gets an equal share of the time that is left, so that a short budget starves none.
+        now = time.monotonic()
+        deadline = float("inf") if stop is None else now + (stop - now) / (len(ops) - index)
+        try:
+            for row in _rows(op, args.suite, device, dtype, limits, failed):
+                report(row)
+                if time.monotonic() > deadline:
+                    cut.append(op)
+                    break
+        except Exception as error:  # noqa: BLE001
+            failed(op, {}, "emergence", error)
+    results.data["cut_short"] = cut
+    results.data["complete"] = not cut
+    results.data["seconds"] = round(time.monotonic() - begin, 1)
+    results.write()
+    note = f"cut short by the budget: {', '.join(cut)}; " if cut else ""
+    print(f"{note}{len(results.data['rows'])} rows in {path}", file=sys.stderr)
+    return 1 if any(row["contender"].startswith("emergence") for row in results.data["failures"]) else 0

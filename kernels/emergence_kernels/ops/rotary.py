@@ -1,0 +1,83 @@
+"""Rotary position embedding, for queries and keys before attention."""
+
+import torch
+from torch import Tensor
+
+from ..checks import check_float, require
+from ..dispatch import no_float64, resolve_backend
+from ..reference.rotary import rotary as rotary_torch
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -> Tensor:
+    """Rotates the pairs of features (i, i + R), i < R, by an angle (Su et al., arXiv 2104.09864; pairs as in Llama).
+
+    Computed in float32 (float64 for float64) and rounded once. Features from 2R on pass unchanged (partial rotary).
+
+    Args:
+        x: (B, T, H, D).
+        cos, sin: (T, R) or (B, T, R) of any floating-point dtype, 2R <= D; constants, no gradient flows to them.
+        backend: "triton", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+
+    Returns:
+        (B, T, H, D).
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
+    """
+    check_float("rotary", x=x)
+    check_float("rotary", cos=cos, sin=sin)
+    require(x.dim() == 4, f"rotary: x must be (batch, seq, heads, head_dim), got shape {tuple(x.shape)}")
+    B, T, _, D = x.shape
+    R = cos.shape[-1]
+    require(cos.shape == sin.shape, f"rotary: cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}")
+    require(
+        tuple(cos.shape) in {(T, R), (B, T, R)} and 0 < 2 * R <= D,
+        f"rotary: cos has shape {tuple(cos.shape)}, expected ({T}, R) or ({B}, {T}, R) with 2R at most {D}",
+    )
+    require(cos.device == x.device, f"rotary: cos is on {cos.device} but x is on {x.device}")
+    require(not (cos.requires_grad or sin.requires_grad), "rotary: cos and sin are constants; pass them detached")
+    if resolve_backend(backend, "rotary", x.device, no_float64(x)) == "torch":
+        return rotary_torch(x, cos, sin)
+    if torch.compiler.is_compiling():
+        return _compiled(x, cos, sin, 1.0)
+    return _Eager.apply(x, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    from ..triton_backend.rotary import rotate
+
+    return rotate(x, cos, sin, sign)
+
+
+class _Eager(torch.autograd.Function):
+    """Calling a custom op costs tens of microseconds more than this."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return _rotate(grad, *ctx.saved_tensors, -1.0), None, None
+
+
+@torch.library.custom_op("emergence_kernels::rotary", mutates_args=())
+def _compiled(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    return _rotate(x, cos, sin, sign)
+
+
+@_compiled.register_fake
+def _(x, cos, sin, sign):
+    return x.new_empty(x.shape)
+
+
+def _save(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1], inputs[2])
+    ctx.sign = inputs[3]
+
+
+_compiled.register_autograd(
+    lambda ctx, grad: (_compiled(grad, *ctx.saved_tensors, -ctx.sign), None, None, None), setup_context=_save
+)

@@ -1,0 +1,225 @@
+"""From sources to shards: what is written is the text, held-out documents stay out, restarts go on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import small_config
+from emergence_train.config import Data, Source
+from emergence_train.data import prepare as module
+from emergence_train.data import sources, tokenizer
+from emergence_train.data.dataset import Dataset
+from emergence_train.data.prepare import document_hash, prepare
+from emergence_train.data.shards import TokenStream, token_dtype
+from emergence_train.errors import InputError, RunError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def data_of(path: Path, **changes) -> Data:
+    return Data.model_validate(small_config(path, path)["data"] | changes)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_shards_hold_the_training_documents_in_order(data_path):
+    data = data_of(data_path)
+    encoder = tokenizer.load_file(data_path / "tokenizer.json")
+    end = tokenizer.end_of_text(encoder)
+    dataset = Dataset(data, seed=0)
+    for source, stream in zip(data.sources, dataset.streams):
+        kept = [t for t in sources.documents(source) if document_hash(t) >= 0.2 * 2**64]
+        ids = [i for text in kept for i in [*encoder.encode(text).ids, end]]
+        assert stream.read(0, len(stream)).tolist() == ids
+        numbers = stream.document_ids(0, len(stream))
+        assert numbers[-1] + 1 == len(kept) and np.array_equal(np.diff(numbers) == 1, np.array(ids[:-1]) == end)
+
+
+def test_validation_windows_come_from_held_out_documents_only(data_path):
+    data = data_of(data_path)
+    encoder = tokenizer.load_file(data_path / "tokenizer.json")
+    dataset = Dataset(data, seed=0)
+    for source in [*data.sources, *data.ood]:
+        held = [t for t in sources.documents(source) if source in data.ood or document_hash(t) < 0.2 * 2**64]
+        streams = [" ".join(map(str, encoder.encode(text).ids)) for text in held]
+        windows = dataset.windows[source.domain]
+        assert windows.shape[1] == data.sequence + 1
+        for window in windows:
+            assert any(" ".join(map(str, window)) in stream for stream in streams)
+        assert len(np.unique(np.asarray(windows), axis=0)) == len(windows)
+    index = dataset.index["validation"]["splits"]
+    assert {k: v["sequences"] for k, v in index.items()} == {"iid": 12, "manuals": 4, "speeches": 4, "ood": 5}
+    counted = {split: 0 for split in index}
+    for segment in dataset.segments():
+        for split in segment.splits:
+            counted[split] += segment.end - segment.begin
+    assert counted == {k: v["sequences"] for k, v in index.items()}
+
+
+def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypatch):
+    small = {"shard_tokens": 20_000, "tokenizer": {"file": str(data_path / "tokenizer.json")}}
+    one = tmp_path / "one"
+    prepare(data_of(one, **small), lambda line: None)
+    many = tmp_path / "many"
+    prepare(data_of(many, **small, workers=2), lambda line: None)
+    assert tree(one) == tree(many)
+    assert len(json.loads((one / "dataset.json").read_text())["domains"]["manuals"]["shards"]) > 1
+
+    broken = tmp_path / "broken"
+    finish, calls = module._Part.finish, []
+
+    def fail(self, last):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RunError("killed here")
+        return finish(self, last)
+
+    monkeypatch.setattr(module._Part, "finish", fail)
+    with pytest.raises(RunError):
+        prepare(data_of(broken, **small), lambda line: None)
+    monkeypatch.undo()
+    assert not (broken / "dataset.json").exists()
+    with pytest.raises(InputError, match="not a prepared data set"):
+        Dataset(data_of(broken, **small), seed=0)
+    said = []
+    prepare(data_of(broken, **small), said.append)
+    assert any("going on after" in line for line in said)
+    assert tree(broken) == tree(one)
+
+
+def test_all_kinds_of_files_give_their_documents(tmp_path):
+    texts = ["one äöü", "two\nlines", "three"]
+    (tmp_path / "a.txt").write_text(texts[0])
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"body": t}) for t in texts) + "\n\n")
+    pq.write_table(pa.table({"body": texts, "other": [1, 2, 3]}), tmp_path / "c.parquet")
+
+    def read(pattern: str, **more) -> list[str]:
+        return list(sources.documents(Source(domain="d", files=[str(tmp_path / pattern)], text_field="body"), **more))
+
+    assert read("*.txt") == texts[:1] and read("b.jsonl") == texts and read("c.parquet") == texts
+    assert read("*", skip=2) == [texts[1], texts[2], *texts]
+    assert len(sources.sample_domains()) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": 3}', "line 2 has no text"),
+        ("a.jsonl", b'{"text": "x"\n', "line 1 is not JSON"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.pdf", b"%PDF", "unknown kind of file"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("a.jsonl.gz", b"not gzip", "cannot be read"),
+        ("a.jsonl", b"", "is empty"),
+        ("b.txt", b"x", "no file matches"),
+    ],
+)
+def test_a_bad_source_is_named_and_nothing_is_written(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    pattern = str(tmp_path / ("a.*" if name != "b.txt" else "missing.txt"))
+    data = data_of(tmp_path / "out", sources=[{"domain": "d", "files": [pattern]}])
+    with pytest.raises(InputError) as error:
+        prepare(data, lambda line: None)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_too_little_text_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a few words only")
+    data = data_of(tmp_path / "out", sources=[{"domain": "d", "files": [str(tmp_path / "a.txt")]}])
+    with pytest.raises(InputError, match="fewer than one sequence|validation sequences"):
+        prepare(data, lambda line: None)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(InputError, match="free"):
+        prepare(data_of(tmp_path / "out"), lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_recipe_is_refused_and_the_same_does_nothing(data_path):
+    before = tree(data_path)
+    with pytest.raises(InputError, match="prepared with another data.sequence"):
+        prepare(data_of(data_path, sequence=16), lambda line: None)
+    said = []
+    prepare(data_of(data_path, workers=2), said.append)
+    assert "already prepared" in said[0] and tree(data_path) == before
+
+
+@pytest.fixture
+def copy(data_path, tmp_path) -> Path:
+    return Path(shutil.copytree(data_path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("file", ["train/manuals/00000.bin", "train/speeches/00000.docs.npy", "validation/books.bin"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_shard_is_named(copy, file, damage):
+    path = copy / file
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        content = content[:-2] if damage == "truncate" else content
+        content[len(content) // 2] ^= damage == "flip"
+        path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        Dataset(data_of(copy), seed=0)
+    assert file in str(error.value)
+
+
+def test_a_tokenizer_of_other_shards_is_refused(copy):
+    other = tokenizer.train(iter(["entirely different text"] * 9), 270)
+    other.save(str(copy / "tokenizer.json"))
+    with pytest.raises(InputError, match="does not match the shards"):
+        Dataset(data_of(copy), seed=0)
+
+
+def test_other_sequence_lengths_and_domains_are_refused(data_path):
+    with pytest.raises(InputError, match="prepared for sequences of 32"):
+        Dataset(data_of(data_path, sequence=16), seed=0)
+    with pytest.raises(InputError, match="has no domain 'news'"):
+        Dataset(data_of(data_path, sources=[{"domain": "news", "sample": "code"}]), seed=0)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    import tokenizers
+
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "t.json"))
+    with pytest.raises(InputError, match="no end-of-text token"):
+        prepare(data_of(tmp_path / "out", tokenizer={"file": str(tmp_path / "t.json")}), lambda line: None)
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(InputError, match="not a tokenizer.json"):
+        prepare(data_of(tmp_path / "out2", tokenizer={"file": str(tmp_path / "t.json")}), lambda line: None)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4),
+    start=st.floats(0, 1), length=st.floats(0, 1),
+)  # fmt: skip
+def test_a_stream_reads_across_shards_as_if_they_were_one(tmp_path_factory, lengths, start, length):
+    """`lengths`: for each shard the lengths of its documents."""
+    root = tmp_path_factory.mktemp("shards")
+    entries, tokens, numbers = [], [], []
+    for number, documents in enumerate(lengths):
+        part = np.arange(len(tokens), len(tokens) + sum(documents), dtype=token_dtype(99))
+        part.tofile(root / f"{number}.bin")
+        np.save(root / f"{number}.npy", np.cumsum(documents))
+        entries.append({"tokens": {"file": f"{number}.bin"}, "documents": {"file": f"{number}.npy"}})
+        for document in documents:
+            numbers += [numbers[-1] + 1 if numbers else 0] * document
+        tokens += part.tolist()
+    stream = TokenStream(root, entries, token_dtype(99))
+    assert len(stream) == len(tokens)
+    begin = int(start * (len(tokens) - 1))
+    many = 1 + int(length * (len(tokens) - begin - 1))
+    assert stream.read(begin, many).tolist() == tokens[begin : begin + many]
+    wanted = np.array(numbers[begin : begin + many])
+    assert np.array_equal(stream.document_ids(begin, many), wanted - wanted[0])

@@ -1,0 +1,204 @@
+"""attention against a float64 oracle written out with a full matrix of scores."""
+
+import math
+
+import emergence_kernels as ek
+import pytest
+import torch
+from kernel_checks import assert_as_good, leaves
+
+
+def plain(q, k, v, causal=True, scale=None, document_ids=None, window=None):
+    """Softmax over a (T, T) matrix in the inputs' dtype (float32 softmax for 16-bit inputs)."""
+    B, T, H, D = q.shape
+    k, v = (t.repeat_interleave(H // t.shape[2], dim=2) for t in (k, v))
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * (D**-0.5 if scale is None else scale)
+    wide = scores.double() if q.dtype == torch.float64 else scores.float()
+    distance = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)[None, :]
+    seen = torch.ones(B, 1, T, T, dtype=torch.bool, device=q.device)
+    if causal:
+        seen = seen & (distance >= 0)
+    if window is not None:
+        seen = seen & (distance < window) & (distance > -window)
+    if document_ids is not None:
+        seen = seen & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+    p = torch.softmax(wide.masked_fill(~seen, float("-inf")), -1).to(q.dtype)
+    return torch.einsum("bhts,bshd->bthd", p, v)
+
+
+# name: (B, T, H, G, D), causal, documents, window, layout
+CASES = {
+    "head dim 64": ((1, 48, 2, 2, 64), True, None, None, "plain"),
+    "head dim 80": ((1, 37, 2, 1, 80), True, None, None, "plain"),
+    "head dim 96": ((1, 33, 1, 1, 96), True, None, None, "plain"),
+    "head dim 128": ((1, 32, 2, 1, 128), True, None, None, "plain"),
+    "odd head dim": ((1, 19, 2, 2, 20), True, None, None, "plain"),
+    "prime length": ((2, 43, 3, 1, 16), True, None, None, "plain"),
+    "one token": ((2, 1, 2, 1, 16), True, None, None, "plain"),
+    "full": ((1, 53, 2, 2, 16), False, None, None, "plain"),
+    "full, even": ((1, 64, 2, 1, 16), False, None, None, "plain"),
+    "GQA": ((1, 40, 6, 2, 16), True, None, None, "plain"),
+    "MQA": ((1, 40, 4, 1, 16), True, None, None, "plain"),
+    "documents": ((2, 70, 2, 1, 16), True, "packed", None, "plain"),
+    "documents in any order": ((1, 70, 2, 1, 16), True, "random", None, "plain"),
+    "full documents": ((1, 70, 2, 1, 16), False, "packed", None, "plain"),
+    "window": ((1, 90, 2, 1, 16), True, None, 21, "plain"),
+    "window of one": ((1, 35, 2, 1, 16), True, None, 1, "plain"),
+    "wide window": ((1, 35, 2, 1, 16), True, None, 1000, "plain"),
+    "full window": ((1, 90, 2, 1, 16), False, None, 17, "plain"),
+    "window and documents": ((2, 70, 2, 1, 16), True, "packed", 11, "plain"),
+    "peaked": ((1, 40, 2, 1, 16), True, None, None, "peaked"),
+    "heads first": ((2, 34, 2, 2, 16), True, None, None, "heads first"),
+    "expanded": ((2, 34, 2, 2, 16), True, None, None, "expanded"),
+    "one projection": ((2, 34, 2, 2, 16), True, None, None, "one projection"),
+}
+
+
+def make(shape, layout, dtype, device):
+    B, T, H, G, D = shape
+    if layout == "heads first":
+        tensors = [torch.randn(B, h, T, D).transpose(1, 2) for h in (H, G, G)]
+    elif layout == "expanded":
+        tensors = [torch.randn(B, T, 1, D).expand(B, T, h, D) for h in (H, G, G)]
+    elif layout == "one projection":  # q, k, v cut out of one matrix
+        tensors = list(torch.randn(B, T, H + 2 * G, D).split((H, G, G), dim=2))
+    else:
+        tensors = [torch.randn(B, T, h, D) for h in (H, G, G)]
+    if layout == "peaked":
+        tensors[0] = tensors[0] * 12
+    if layout == "expanded":
+        return [t[:, :, :1].to(device, dtype).expand_as(t) for t in tensors]
+    return [torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=device).copy_(t) for t in tensors]
+
+
+def documents(kind, B, T, device):
+    if kind is None:
+        return None
+    if kind == "packed":
+        return (torch.rand(B, T) < 0.08).cumsum(1).to(device)
+    return torch.randint(-2, 3, (B, T), device=device)
+
+
+NARROW = ("head dim 80", "GQA", "window and documents", "peaked", "full")  # the masks are tried in float32
+TRIED = [(case, torch.float32) for case in CASES] + [(case, torch.bfloat16) for case in NARROW]
+
+
+@pytest.mark.parametrize("case, dtype", TRIED, ids=str)
+def test_against_float64(case, dtype, backend, device):
+    shape, causal, kind, window, layout = CASES[case]
+    q, k, v = make(shape, layout, dtype, device)
+    ids = documents(kind, *shape[:2], device)
+    options = dict(causal=causal, document_ids=ids, window=window, scale=0.3 if case == "GQA" else None)
+    upstream = torch.randn(q.shape, device=device).to(dtype)
+    tracked = [t.detach().requires_grad_() for t in (q, k, v)]
+    out = ek.attention(*tracked, backend=backend, **options)
+    assert out.shape == q.shape and out.dtype == dtype
+    got = [out.detach(), *torch.autograd.grad(out, tracked, upstream)]
+    results = []
+    for kept in (torch.float64, dtype):
+        copies = leaves(q, k, v, dtype=kept)
+        other = plain(*copies, **options)
+        results.append([other.detach(), *torch.autograd.grad(other, copies, upstream.to(kept))])
+    for name, *three in zip(("out", "dq", "dk", "dv"), got, *results):
+        # ds = p * (dp - delta) cancels to 0 where a query sees one key only.
+        # Scores of 70 carry an eps of 70 into exp2 where they are scaled by log2(e), and PyTorch's by a power of two.
+        floor = 8.0 if layout == "peaked" else 2.0
+        assert_as_good(name, *three, floor=floor, terms=upstream.float().norm().item())
+
+
+def test_upstream_gradients(backend, device):
+    """Zero, and expanded as .sum() sends it; nothing of the caller's is written."""
+    q, k, v = (t.requires_grad_() for t in make((1, 21, 2, 1, 16), "plain", torch.float32, device))
+    out = ek.attention(q, k, v, backend=backend)
+    assert not any(g.any() for g in torch.autograd.grad(out, (q, k, v), torch.zeros_like(out), retain_graph=True))
+    upstream = torch.tensor(0.5, device=device).expand(out.shape)
+    got = torch.autograd.grad(out, (q, k, v), upstream)
+    copies = leaves(q, k, v, dtype=torch.float64)
+    exact = torch.autograd.grad(plain(*copies), copies, upstream.double())
+    assert all(torch.allclose(a.double(), b, atol=1e-5) for a, b in zip(got, exact))
+
+
+def test_deterministic_and_second_backward(backend, device):
+    q, k, v = (t.requires_grad_() for t in make((1, 40, 4, 2, 16), "plain", torch.bfloat16, device))
+    out = ek.attention(q, k, v, deterministic=True, backend=backend)
+    upstream = torch.randn_like(out)
+    first = torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True)
+    second = torch.autograd.grad(out, (q, k, v), upstream)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    again = ek.attention(q, k, v, deterministic=True, backend=backend)
+    assert torch.equal(out, again)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(out, (q, k, v), upstream)
+
+
+def test_lse_is_kept(triton_only, device):
+    from emergence_kernels.triton_backend.attention import forward
+
+    q, k, v = make((1, 37, 2, 2, 16), "plain", torch.float32, device)
+    _, lse2 = forward(q, k, v, True, None, None, None)
+    scores = torch.einsum("bthd,bshd->bhts", q.double(), k.double()) / 4
+    hidden = torch.ones(37, 37, device=device).triu(1).bool()
+    exact = torch.logsumexp(scores.masked_fill(hidden, float("-inf")), -1)
+    assert torch.allclose(lse2.double() * math.log(2), exact, atol=1e-5)
+
+
+def test_ranges_of_documents(triton_only):
+    from emergence_kernels.triton_backend.attention import overlapping_blocks
+
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2, 2]])
+    assert overlapping_blocks(ids, 4, 2).tolist() == [[[0, 4], [1, 5], [3, 5]]]
+    shuffled = torch.tensor([[3, 0, 3, 1]])  # a safe bound: the block (3, 0) may share an id with everything
+    assert overlapping_blocks(shuffled, 2, 2).tolist() == [[[0, 2], [0, 2]]]
+
+
+def test_opcheck(triton_only, device):
+    q, k, v = (t.requires_grad_() for t in make((1, 17, 2, 1, 16), "plain", torch.float32, device))
+    ids = documents("packed", 1, 17, device)
+    torch.library.opcheck(
+        torch.ops.emergence_kernels.attention,
+        (q, k, v, True, None, ids, 5),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+    lse = torch.rand(1, 2, 17, device=device)
+    arguments = [t.detach() for t in (torch.randn_like(q), q, k, v, q, lse)]
+    torch.library.opcheck(
+        torch.ops.emergence_kernels.attention_backward,
+        (*arguments, True, None, ids, 5),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_whole_graph(backend, device):
+    start = make((1, 17, 2, 1, 16), "plain", torch.float32, device)
+
+    def step(q, k, v):
+        return (ek.attention(q * 1.0, k, v, window=6, backend=backend) ** 2).sum()
+
+    eager, compiled = [], []
+    for results, run in ((eager, step), (compiled, torch.compile(step, fullgraph=True, backend="aot_eager"))):
+        tensors = leaves(*start)
+        loss = run(*tensors)
+        loss.backward()
+        results += [loss, *(t.grad for t in tensors)]
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(eager, compiled))
+
+
+def test_wrong_arguments(device):
+    q, k = torch.randn(2, 5, 4, 8, device=device), torch.randn(2, 5, 2, 8, device=device)
+    for arguments, options, message in [
+        ((q[0], k, k), {}, "q must be"),
+        ((q, k, k[:, :, :1]), {}, "k has shape .* but v has"),
+        ((q, k[:, :3], k[:, :3]), {}, "expected"),
+        ((q[:, :, :3], k, k), {}, "must divide 3"),
+        ((q, k.double(), k), {}, "dtype"),
+        ((q, k, k), {"window": 0}, "at least 1"),
+        ((q, k, k), {"document_ids": torch.zeros(2, 4, device=device)}, "document_ids have shape"),
+        ((q, k, k), {"document_ids": torch.zeros(2, 5, device=device)}, "int32 or int64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ek.attention(*arguments, **options)
+    wide = torch.randn(1, 2, 1, 136, device=device)
+    with pytest.raises(ek.BackendError, match="head dim 136 is more than 128"):
+        ek.attention(wide, wide, wide, backend="triton")
+    with pytest.raises(ek.BackendError, match="flash"):
+        ek.attention(q, k, k, backend="flash")  # float32, on any device

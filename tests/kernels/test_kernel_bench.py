@@ -1,0 +1,110 @@
+"""The benchmark runs, keeps what it measured when cut off, and its tables can be redrawn."""
+
+import json
+
+import pytest
+import torch
+from emergence_kernels.bench import draw, main
+from emergence_kernels.bench.attention import _pairs
+from emergence_kernels.bench.step import Model, flops_per_token
+from emergence_kernels.bench.timing import measure
+
+TINY = ["--suite", "tiny", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch):
+    """The interpreter would only make it slow."""
+    monkeypatch.setattr("emergence_kernels.bench.run.interpreting", lambda: False)
+
+
+def test_everything_once(tmp_path, capsys):
+    assert main([*TINY, "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    data = json.loads(file.read_text())
+    assert data["complete"] and not data["failures"] and data["versions"]["torch"]
+    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "step"]
+    assert list(dict.fromkeys(row["op"] for row in data["rows"])) == ops
+    for row in data["rows"]:
+        both = row["modes"]["both"]
+        assert 0 < both["low_ms"] <= both["median_ms"] <= both["high_ms"] and both["repeats"] >= 5
+        assert all(error < 1e-5 for error in row.get("errors", {}).values()), row
+    losses = {row["contender"] for row in data["rows"] if row["op"] == "position_loss"}
+    assert {"emergence torch", "torch eager"} <= losses
+    assert "position_loss" in capsys.readouterr().out
+
+    assert draw.main([str(tmp_path)]) == 0
+    text = file.with_suffix(".md").read_text()
+    assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
+    assert len(list((tmp_path / "cpu").glob("*.png"))) == 6
+
+
+def test_a_spent_budget_keeps_what_there_is(tmp_path):
+    assert main([*TINY, "--op", "rms_norm", "--op", "rotary", "--budget", "0", "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    data = json.loads(file.read_text())
+    assert not data["complete"] and data["cut_short"] == ["rms_norm", "rotary"] and len(data["rows"]) == 2
+    assert "Not complete" in draw.table(data)
+
+
+def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such kernel\nsecond line")
+
+    monkeypatch.setattr("emergence_kernels.bench.losses._eager", broken)
+    assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    (failure,) = json.loads(file.read_text())["failures"]
+    assert failure["contender"] == "torch eager" and failure["error"] == "RuntimeError: no such kernel"
+
+
+def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("emergence_kernels.bench.losses.position_loss", broken)
+    assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 1
+
+
+def test_wrong_use(tmp_path, capsys):
+    if not torch.cuda.is_available():
+        assert main(["--device", "cuda", "--out", str(tmp_path)]) == 2
+        assert "no CUDA device" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["--op", "softmax"])
+    assert stop.value.code == 2
+    assert draw.main([str(tmp_path)]) == 2
+
+
+def test_formulas():
+    assert _pairs(4, "full") == 16 and _pairs(4, "causal") == 10
+    assert _pairs(2048, "window") == 1024 * 1025 / 2 + 1024**2
+    assert _pairs(1024, "documents") == 2 * 512 * 513 / 2
+    model = Model(8, 16, 2, 1, 11, 4, "torch")
+    multiplied = 8 * 24 + 8 * 8 + 8 * 32 + 16 * 8 + 11 * 8  # qkv, out, gate and up, down, the tied head once
+    assert flops_per_token(model, 8, 1, 4) == 6 * multiplied + 6 * 1 * 8 * 4
+
+
+def test_timing_counts():
+    calls = []
+    timing = measure(lambda: calls.append(1), torch.device("cpu"), seconds=0, at_least=7)
+    assert timing.repeats == 7 and len(calls) == 9
+
+
+def test_the_model_trains_the_same_with_kernels_on(triton_only, device):
+    """A few steps of a tiny decoder, every operation by Triton and by PyTorch: the same losses."""
+    losses = {}
+    for backend in ("torch", "triton"):
+        torch.manual_seed(0)
+        model = Model(16, 24, 2, 2, 29, 8, backend).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        data = torch.randint(29, (2, 9), device=device)
+        losses[backend] = []
+        for _ in range(4):
+            loss = model(data[:, :-1], data[:, 1:])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[backend].append(loss.item())
+    assert losses["torch"] == pytest.approx(losses["triton"], rel=1e-4)
+    assert losses["triton"][-1] < losses["triton"][0] - 0.1

@@ -1,0 +1,75 @@
+"""Every configuration that "auto" can choose compiles for sm_80 and sm_90, without spills, on the matrix units.
+
+No GPU is needed: Triton compiles for a named target, and its cuobjdump reads the result.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def compiled(suite: str, *dtypes: str) -> list[dict]:
+    """In a process of its own: this one may be interpreting."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).parent / "compiling.py"
+    path = os.pathsep.join(p for p in sys.path if p)
+    run = subprocess.run(
+        [sys.executable, str(script), suite, *dtypes],
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {row["arch"] for row in rows} == {"sm_80", "sm_90"}
+    return rows
+
+
+def check(rows: list[dict], with_matrix: tuple[str, ...]) -> None:
+    for row in rows:
+        assert row["spills"] == 0 and row["stack"] == 0, row
+        assert row["shared"] <= {"sm_80": 163, "sm_90": 227}[row["arch"]] * 1024, row
+        if row["kernel"].startswith(with_matrix):
+            assert row["matrix"] > 0, row
+            assert (row["wgmma"] > 0) == (row["arch"] == "sm_90"), row
+
+
+def test_cross_entropy():
+    rows = compiled("cross_entropy", "bfloat16")
+    assert len(rows) == 2 * 8
+    check(rows, ("statistics", "gradient"))
+
+
+def test_rms_norm_and_rotary():
+    check(compiled("rms_norm", "bfloat16") + compiled("rotary", "bfloat16"), ())
+
+
+def test_attention():
+    rows = compiled("attention_common", "bfloat16")
+    assert {row["kernel"].split()[0] for row in rows} == {"forward", "dkdv", "dq"}
+    check(rows, ("forward", "dkdv", "dq"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_attention(dtype):
+    check(compiled("attention", dtype), ("forward", "dkdv", "dq"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["cross_entropy", "rms_norm", "rotary"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_other_dtypes(suite, dtype):
+    check(compiled(suite, dtype), ("statistics", "gradient") if dtype == "float16" else ())
+
+
+@pytest.mark.slow
+def test_variants_compile():
+    """Candidates for a benchmark: they must compile; whether they spill is for the benchmark to show."""
+    assert len(compiled("variants", "bfloat16")) >= 3

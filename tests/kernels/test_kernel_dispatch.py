@@ -1,0 +1,103 @@
+"""Which backend runs, what is said when one cannot, and that the package stands alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import emergence_kernels as ek
+import pytest
+import torch
+from emergence_kernels.dispatch import resolve_backend
+
+PACKAGE = Path(ek.__file__).parent
+CPU = torch.device("cpu")
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "EMERGENCE_KERNELS_BACKEND")}
+    path = os.pathsep.join([str(PACKAGE.parent), clean.get("PYTHONPATH", "")])
+    clean |= {"PYTHONPATH": path} | environment
+    return subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True)
+
+
+def test_auto_on_a_cpu_is_torch_even_while_interpreting():
+    for op in ("rms_norm", "rotary", "attention", "linear_cross_entropy", "position_loss"):
+        assert resolve_backend(None, op, CPU) == resolve_backend("auto", op, CPU) == "torch"
+
+
+def test_auto_on_a_gpu(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("emergence_kernels.dispatch.HAS_TRITON", True)
+    assert resolve_backend("auto", "rms_norm", cuda) == "triton"
+    assert resolve_backend("auto", "attention", cuda) == "flash"
+    assert resolve_backend("auto", "attention", cuda, {"flash": "no"}) == "triton"
+    assert resolve_backend("auto", "position_loss", cuda, None, ("triton",)) == "torch"
+    assert resolve_backend("triton", "position_loss", cuda, None, ("triton",)) == "triton"
+    monkeypatch.setattr("emergence_kernels.dispatch.HAS_TRITON", False)
+    assert resolve_backend("auto", "rms_norm", cuda) == "torch"
+
+
+def test_the_environment_chooses(monkeypatch):
+    monkeypatch.setenv("EMERGENCE_KERNELS_BACKEND", "torch")
+    assert resolve_backend(None, "rms_norm", torch.device("cuda")) == "torch"
+    assert resolve_backend("auto", "rms_norm", CPU) == "torch"
+    monkeypatch.setenv("EMERGENCE_KERNELS_BACKEND", "tritn")
+    with pytest.raises(ek.BackendError, match="unknown kernel backend 'tritn'"):
+        ek.rms_norm(torch.ones(2, 4), torch.ones(4))
+
+
+def test_a_named_backend_that_cannot_run_raises():
+    x, weight = torch.ones(2, 4), torch.ones(4)
+    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it has no rms_norm"):
+        ek.rms_norm(x, weight, backend="cuda")
+    with pytest.raises(ek.BackendError, match="'flash' cannot run"):
+        ek.attention(*(torch.ones(1, 2, 1, 8, dtype=torch.bfloat16),) * 3, backend="flash")
+    with pytest.raises(ek.BackendError, match="float64 is computed by 'torch' only"):
+        ek.rms_norm(x.double(), weight.double(), backend="triton")
+    told = run(
+        "import torch, emergence_kernels as ek\n"
+        "try: ek.rms_norm(torch.ones(2, 4), torch.ones(4), backend='triton')\n"
+        "except ek.BackendError as error: print(error)"
+    )
+    assert "CUDA device" in told.stdout or "not installed" in told.stdout, told.stderr
+
+
+def test_without_triton():
+    """Importing, and the torch backend, need torch only."""
+    told = run(
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('triton', 'flash_attn', 'emergence_train'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda n, *a: None if n == 'triton' else find(n, *a)\n"
+        "import torch, emergence_kernels as ek\n"
+        "loss = ek.position_loss(torch.ones(1, 2, 4), torch.ones(3, 4), torch.zeros(1, 2, dtype=torch.long)).loss\n"
+        "print(round(loss.item(), 4))\n"
+        "try: ek.rms_norm(torch.ones(2, 4), torch.ones(4), backend='triton')\n"
+        "except ek.BackendError as error: print(error)\n"
+        "print('triton' in sys.modules)"
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.splitlines()[0] == "1.0986" and "triton is not installed" in told.stdout
+    assert told.stdout.splitlines()[-1] == "False"
+
+
+def test_importing_does_not_import_triton():
+    told = run("import sys, emergence_kernels; print('triton' in sys.modules)")
+    assert told.stdout.strip() == "False", told.stderr
+
+
+def test_the_framework_is_not_imported():
+    for file in PACKAGE.rglob("*.py"):
+        assert "emergence_train" not in file.read_text(), file
+
+
+def test_available_backends():
+    table = ek.available_backends("cpu")
+    assert set(table) == {"rms_norm", "rotary", "attention", "linear_cross_entropy", "position_loss"}
+    assert all(row["torch"] == "yes" and row["cuda"] != "yes" for row in table.values())

@@ -1,0 +1,150 @@
+"""What only a GPU can show. Skipped without one."""
+
+import emergence_kernels as ek
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GIB = 1 << 30
+
+
+def extra_memory(run) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = run()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del kept
+    return peak
+
+
+def problem(N, D, V, dtype=torch.bfloat16):
+    hidden = torch.randn(1, N, D, device="cuda", dtype=dtype, requires_grad=True)
+    weight = (torch.randn(V, D, device="cuda") * D**-0.5).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(V, (1, N), device="cuda")
+
+
+@pytest.mark.parametrize("op", ["position_loss", "linear_cross_entropy"])
+@pytest.mark.parametrize("N, D, V", [(4096, 512, 50257), (3000, 1000, 32001), (24576, 64, 131071)])
+def test_losses_at_size(op, N, D, V):
+    """Odd vocabularies; the last has 3.2e9 logits, more than 2^31. Checked on the first and the last rows."""
+    hidden, weight, targets = problem(N, D, V)
+    if op == "position_loss":
+        out = ek.position_loss(hidden, weight, targets, backend="triton")
+        losses, loss = out.token_loss, out.loss
+    else:
+        losses = ek.linear_cross_entropy(hidden, weight, targets, backend="triton")
+        loss = losses.mean()
+    dx, dw = torch.autograd.grad(loss, (hidden, weight))
+    for rows in (slice(0, 64), slice(N - 64, N)):
+        x = hidden[0, rows].detach().double().requires_grad_()
+        exact = F.cross_entropy(x @ weight.detach().double().t(), targets[0, rows], reduction="none")
+        (exact_dx,) = torch.autograd.grad(exact.sum() / N, x)
+        assert torch.allclose(losses[0, rows].double(), exact, atol=2e-3)
+        assert (dx[0, rows].double() - exact_dx).norm() <= 0.02 * exact_dx.norm()
+    # dW of a few words, from all rows.
+    some = torch.tensor([0, V // 2, V - 1], device="cuda")
+    exact_dw = torch.zeros(3, D, dtype=torch.float64, device="cuda")
+    for start in range(0, N, 512):
+        x = hidden[0, start : start + 512].detach().double()
+        p = torch.softmax(x.float() @ weight.detach().float().t(), -1)[:, some].double()
+        hit = (targets[0, start : start + 512, None] == some).double()
+        exact_dw += (p - hit).t() @ x / N
+    assert (dw[some].double() - exact_dw).norm() <= 0.02 * exact_dw.norm()
+
+
+def test_memory_does_not_grow_with_tokens():
+    """Beyond gradients of the inputs' size, both losses hold one chunk of logits and one float32 dW."""
+    D, V = 512, 131072
+    for op in (ek.position_loss, ek.linear_cross_entropy):
+        extras = []
+        for N in (8192, 32768):
+            hidden, weight, targets = problem(N, D, V)
+
+            def run(op=op, hidden=hidden, weight=weight, targets=targets):
+                out = op(hidden, weight, targets, backend="triton")
+                loss = out.loss if op is ek.position_loss else out.sum()
+                return torch.autograd.grad(loss, (hidden, weight))
+
+            run()
+            extras.append(extra_memory(run) - 2 * hidden.numel() * hidden.element_size())
+        assert extras[1] <= 1.1 * extras[0] + 0.1 * GIB, extras
+        assert extras[1] < 32768 * V * 2, "as much as the logits themselves"
+
+
+@pytest.mark.parametrize("D", [64, 80, 96, 128])
+@pytest.mark.parametrize("kind", ["causal", "full", "documents", "window"])
+def test_attention_at_size(D, kind):
+    B, T, H, G = 2, 1500, 4, 2
+    q, k, v = (torch.randn(B, T, h, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (H, G, G))
+    ids = (torch.arange(T, device="cuda") // 400).expand(B, T) if kind == "documents" else None
+    options = dict(causal=kind != "full", document_ids=ids, window=300 if kind == "window" else None)
+    out = ek.attention(q, k, v, backend="triton", **options)
+    upstream = torch.randn_like(out)
+    got = torch.autograd.grad(out, (q, k, v), upstream)
+    copies = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    exact = ek.attention(*copies, backend="torch", **options)
+    wanted = torch.autograd.grad(exact, copies, upstream.double())
+    for a, b in zip((out, *got), (exact, *wanted)):
+        assert (a.double() - b).norm() <= 0.01 * b.norm()
+
+
+@pytest.mark.parametrize("D", [1024, 4096, 8192])
+def test_rms_norm_at_size(D):
+    x, residual = (torch.randn(8192, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    weight = torch.randn(D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    y, total = ek.rms_norm(x, weight, residual=residual, backend="triton")
+    upstream = torch.randn_like(y)
+    got = torch.autograd.grad((y, total), (x, weight, residual), (upstream, upstream))
+    copies = [t.detach().double().requires_grad_() for t in (total, weight)]
+    exact = F.rms_norm(copies[0], (D,), copies[1], 1e-6)
+    dx, dw = torch.autograd.grad(exact, copies, upstream.double())
+    assert (y.double() - exact).norm() <= 0.01 * exact.norm()
+    assert (got[0].double() - (dx + upstream.double())).norm() <= 0.01 * dx.norm()
+    assert (got[1].double() - dw).norm() <= 0.01 * dw.norm()
+
+
+def test_variants_agree():
+    """The explicit candidates of the tile table compute the same."""
+    from emergence_kernels.triton_backend import configs
+
+    key = configs.architecture(torch.device("cuda")), 2, False
+    hidden, weight, targets = problem(1024, 256, 5000)
+    usual = configs.LOGITS[key]
+    results = []
+    try:
+        for config in (usual, *configs.LOGITS_VARIANTS.get(key, {}).values()):
+            configs.LOGITS[key] = config
+            out = ek.position_loss(hidden, weight, targets, backend="triton")
+            results.append((out.token_loss, *torch.autograd.grad(out.loss, (hidden, weight))))
+    finally:
+        configs.LOGITS[key] = usual
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert (a - b).norm() <= 0.01 * a.norm()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_the_other_device():
+    """Tensors on a device that is not the current one."""
+    x = torch.randn(64, 256, device="cuda:1")
+    y = ek.rms_norm(x, torch.ones(256, device="cuda:1"), backend="triton")
+    assert y.device == x.device and torch.allclose(y, F.rms_norm(x, (256,), eps=1e-6), atol=1e-5)
+
+
+def test_inductor_keeps_whole_graphs():
+    hidden, weight, targets = problem(512, 128, 999)
+    gain = torch.ones(128, device="cuda", dtype=torch.bfloat16)
+
+    @torch.compile(fullgraph=True)
+    def step(hidden, weight):
+        return ek.position_loss(ek.rms_norm(hidden, gain, backend="triton"), weight, targets, backend="triton").loss
+
+    loss = step(hidden, weight)
+    loss.backward()
+    assert torch.isfinite(hidden.grad).all() and weight.grad.any()

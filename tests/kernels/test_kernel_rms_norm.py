@@ -1,0 +1,148 @@
+"""rms_norm against a float64 oracle."""
+
+import emergence_kernels as ek
+import pytest
+import torch
+from kernel_checks import DTYPES, assert_as_good, leaves
+
+EPS = 1e-6
+
+
+def plain(x, weight, residual=None):
+    """The textbook formula in the inputs' dtype, statistics in float32 as PyTorch's own does."""
+    x = x if residual is None else x + residual
+    wide = x.double() if x.dtype == torch.float64 else x.float()
+    y = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * weight
+    return y, x
+
+
+def make(layout):
+    """x and a residual of the same layout."""
+    if layout == "prime":
+        return torch.randn(2, 7, 131), torch.randn(2, 7, 131)
+    if layout == "flat":
+        return torch.randn(64), torch.randn(64)
+    if layout == "strided rows":
+        return torch.randn(6, 2, 48)[:, 0], torch.randn(6, 96)[:, :48]
+    if layout == "strided features":
+        return torch.randn(5, 80)[:, ::2], torch.randn(40, 5).t()
+    if layout == "expanded":
+        return torch.randn(1, 40).expand(5, 40), torch.randn(1, 40).expand(5, 40)
+    if layout == "huge and tiny":
+        return torch.randn(4, 32) * torch.tensor([1e4, 1e-4, 1.0, 0.0])[:, None], torch.zeros(4, 32)
+    if layout == "no rows":
+        return torch.randn(0, 32), torch.randn(0, 32)
+    raise AssertionError(layout)
+
+
+LAYOUTS = ["prime", "flat", "strided rows", "strided features", "expanded", "huge and tiny", "no rows"]
+
+
+def keep(t, dtype, device):
+    if 0 in t.stride() and t.numel():
+        return t[:1].to(device=device, dtype=dtype).expand_as(t)
+    return torch.empty_strided(t.shape, t.stride(), dtype=dtype, device=device).copy_(t)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_against_float64(layout, with_residual, dtype, backend, device):
+    x, residual = (keep(t, dtype, device) for t in make(layout))
+    weight = (1 + 0.3 * torch.randn(x.shape[-1])).to(device, dtype)
+    inputs = [x, weight, residual] if with_residual else [x, weight]
+    upstream = [torch.randn(x.shape).to(device, dtype) for _ in range(2 if with_residual else 1)]
+    tracked = [t.detach().requires_grad_() for t in inputs]
+    out = ek.rms_norm(tracked[0], tracked[1], EPS, residual=tracked[2] if with_residual else None, backend=backend)
+    out = out if with_residual else (out,)
+    assert all(o.dtype == dtype and o.shape == x.shape for o in out)
+    got = [*(o.detach() for o in out), *torch.autograd.grad(out, tracked, upstream)]
+    results = []
+    for kept in (torch.float64, dtype):
+        copies = leaves(*inputs, dtype=kept)
+        other = plain(*copies)[: len(out)]
+        results.append([*other, *torch.autograd.grad(other, copies, [g.to(kept) for g in upstream])])
+    names = ["y", "new residual", "dx", "dweight", "dresidual"] if with_residual else ["y", "dx", "dweight"]
+    for name, *three in zip(names, got, *results):
+        assert_as_good(name, *(t.detach() for t in three))
+
+
+def test_many_rows(triton_only, device):
+    """More rows than persistent programs, several rows a program, a last block that is not full."""
+    x, weight = leaves(torch.randn(53, 24, device=device), torch.randn(24, device=device))
+    upstream = torch.randn(53, 24, device=device)
+    got = torch.autograd.grad(ek.rms_norm(x, weight, EPS, backend="triton"), (x, weight), upstream)
+    a, b = leaves(x, weight, dtype=torch.float64)
+    exact = torch.autograd.grad(plain(a, b)[0], (a, b), upstream.double())
+    for one, other in zip(got, exact):
+        assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("used", ["y", "residual"])
+def test_one_output_unused(used, backend, device):
+    x, weight, residual = leaves(*(torch.randn(3, 16, device=device) for _ in range(2)), torch.randn(3, 16))
+    weight = weight.detach()[0].clone().requires_grad_()
+    residual = residual.detach().to(device).requires_grad_()
+    y, total = ek.rms_norm(x, weight, EPS, residual=residual, backend=backend)
+    (y if used == "y" else total).square().sum().backward()
+    a, w, r = leaves(x, weight, residual, dtype=torch.float64)
+    y, total = plain(a, w, r)
+    (y if used == "y" else total).square().sum().backward()
+    assert torch.allclose(x.grad.double(), a.grad, atol=1e-5) and torch.allclose(
+        residual.grad.double(), r.grad, atol=1e-5
+    )
+    assert used == "residual" or torch.allclose(weight.grad.double(), w.grad, atol=1e-5)
+
+
+def test_second_backward_and_shared_buffers(backend, device):
+    x, weight, residual = leaves(torch.randn(5, 16), torch.randn(16), torch.randn(5, 16))
+    x, weight, residual = (t.detach().to(device).requires_grad_() for t in (x, weight, residual))
+    y, total = ek.rms_norm(x, weight, residual=residual, backend=backend)
+    upstream = torch.randn(5, 16, device=device)
+    kept = upstream.clone()
+    out = (y * 1).sum() + (total * upstream).sum()
+    first = torch.autograd.grad(out, (x, weight, residual), retain_graph=True)
+    second = torch.autograd.grad(out, (x, weight, residual))
+    assert all(torch.equal(a, b) for a, b in zip(first, second)) and torch.equal(kept, upstream)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(out, (x, weight, residual))
+
+
+@pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+def test_opcheck(with_residual, triton_only, device):
+    x, weight, residual = leaves(*(torch.randn(s, device=device) for s in ((3, 16), (16,), (3, 16))))
+    residual = residual if with_residual else None
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm, (x, weight, EPS, residual), test_utils=tests[:3])
+    arguments = (torch.randn_like(x), residual, x, weight, torch.rand(3, device=device))
+    detached = tuple(None if t is None else t.detach() for t in arguments)
+    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm_backward, detached, test_utils=(tests[0], tests[2]))
+
+
+def test_whole_graph(backend, device):
+    def step(x, weight, residual):
+        y, total = ek.rms_norm(x * 1.0, weight, residual=residual, backend=backend)
+        return (y * total).sum()
+
+    eager, compiled = [], []
+    start = [torch.randn(s, device=device) for s in ((2, 3, 16), (16,), (2, 3, 16))]
+    for results, run in ((eager, step), (compiled, torch.compile(step, fullgraph=True, backend="aot_eager"))):
+        tensors = leaves(*start)
+        loss = run(*tensors)
+        loss.backward()
+        results += [loss, *(t.grad for t in tensors)]
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(eager, compiled))
+
+
+def test_wrong_arguments(device):
+    x, weight = torch.randn(3, 8, device=device), torch.randn(8, device=device)
+    for arguments, options, message in [
+        ((x, weight[:5]), {}, "weight has shape"),
+        ((x, weight.double()), {}, "dtype"),
+        ((x, weight), {"residual": x[:2]}, "residual has shape"),
+        ((x.long(), weight), {}, "dtype"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ek.rms_norm(*arguments, **options)
+    with pytest.raises(ek.BackendError, match="8200 features are more than 8192"):
+        ek.rms_norm(torch.randn(1, 8200, device=device), torch.randn(8200, device=device), backend="triton")

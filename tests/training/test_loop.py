@@ -1,0 +1,225 @@
+"""Training as a user runs it: against a plain loop, over processes and ZeRO stages, stopped and started again."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import command, metrics
+from emergence_train import config, records
+from emergence_train.data.dataset import Dataset
+from emergence_train.models.config import padded_vocabulary
+from emergence_train.models.decoder import Decoder
+from emergence_train.training.engine import initialise, parameter_groups
+from emergence_train.training.schedule import learning_rate
+
+STEPS, BATCH, SEQUENCE = 12, 8, 32
+
+
+def plain_losses(loaded) -> tuple[list[float], list[float], np.ndarray]:
+    """A single-process PyTorch loop without DeepSpeed and without our kernels' loss -> losses, norms, train sums."""
+    dataset = Dataset(loaded.data, loaded.seed)
+    shape = loaded.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})
+    model = Decoder(shape)
+    initialise(model, shape, loaded.seed)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+    losses, norms, sums = [], [], np.zeros((STEPS, 2, SEQUENCE))
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(loaded.training.schedule, (step + 1) * BATCH * SEQUENCE, STEPS * BATCH * SEQUENCE)
+        windows = torch.from_numpy(np.stack([dataset.sample(step * BATCH + i) for i in range(BATCH)]))
+        token_loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
+        token_loss.mean().backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(token_loss.mean().item())
+        rows = token_loss.detach().view(BATCH, SEQUENCE).double()
+        sums[step] = torch.stack([rows.sum(0), rows.square().sum(0)]).numpy()
+    return losses, norms, sums
+
+
+@pytest.fixture(scope="module")
+def plain(data_path):
+    from conftest import small_config
+
+    return plain_losses(config.Config.model_validate(small_config(data_path, data_path)))
+
+
+@pytest.mark.parametrize(("stage", "processes"), [(0, 1), (1, 2), (2, 2), (3, 2)])
+def test_losses_equal_a_plain_loop(config_file, tmp_path, plain, stage, processes):
+    """fp32: losses within 2e-6 relative, gradient norms within 2e-5, position sums within 1e-5, at every step."""
+    done = command("train", str(config_file), f"training.zero_stage={stage}", processes=processes)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "run"
+    rows = metrics(run)
+    losses, norms, sums = plain
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=2e-6)
+    assert [row["grad_norm"] for row in rows] == pytest.approx(norms, rel=2e-5)
+    assert losses[-1] < losses[0] - 0.5, "it learns"
+
+    table = records.read(records.POSITIONS, run)
+    assert set(table["split"]) == {"train", "iid", "ood", "manuals", "speeches"} and set(table["step"]) == {4, 8, 12}
+    train = table[table["split"] == "train"]
+    assert (train["count"] == 4 * BATCH).all()
+    for step in (4, 8, 12):
+        at = train[train["step"] == step]
+        assert at["loss_sum"].to_numpy() == pytest.approx(sums[step - 4 : step, 0].sum(0), rel=1e-5)
+        assert at["loss_sq_sum"].to_numpy() == pytest.approx(sums[step - 4 : step, 1].sum(0), rel=1e-5)
+    counts = table[table["step"] == 12].groupby("split")["count"].agg(["min", "max"])
+    assert counts.loc["iid"].tolist() == [12, 12] and counts.loc["ood"].tolist() == [5, 5]
+    assert done.stdout.count("checkpoint  step") == 3 and "MFU n/a" in done.stdout and "ETA" in done.stdout
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_over_two_processes_follows_fp32(config_file, tmp_path, plain, stage):
+    done = command("train", str(config_file), f"training.zero_stage={stage}", "training.precision=bf16", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert [row["loss"] for row in metrics(tmp_path / "runs" / "run")] == pytest.approx(plain[0], abs=0.03)
+
+
+@pytest.mark.parametrize(("stage", "processes"), [(1, 1), (2, 2), (3, 2)])
+def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, processes):
+    """Stopped between checkpoints and started again, a run's logs equal the uninterrupted run's, bit for bit."""
+    stop = (
+        "import sys; from emergence_train import config, distributed; from emergence_train.training.loop import train;"
+        "train(config.load(sys.argv[1], sys.argv[2:]), stop_after=6); distributed.stop()"
+    )
+    script = tmp_path / "stop.py"
+    script.write_text(stop)
+    over = [str(config_file), f"training.zero_stage={stage}"]
+    whole = command("train", *over, "name=whole", processes=processes)
+    first = run_script(script, *over, "name=parts", processes=processes)
+    assert whole.returncode == first.returncode == 0, whole.stderr + first.stderr
+    parts = tmp_path / "runs" / "parts"
+    assert len(metrics(parts)) == 5, "the sixth step was still to be written when it stopped"
+    second = command("train", *over, "name=parts", processes=processes)
+    assert second.returncode == 0 and "going on after step 4" in second.stdout, second.stderr
+    assert_same_logs(tmp_path / "runs" / "whole", parts)
+    again = command("train", *over, "name=parts", processes=processes)
+    assert again.returncode == 0 and "is finished" in again.stdout
+    assert len(json.loads((parts / "environment.json").read_text())["sessions"]) == 2
+
+
+def run_script(script, *arguments, processes):
+    """`script` in place of the module, under the same launcher."""
+    import os
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*start, str(script), *arguments], capture_output=True, text=True, timeout=240, env=environment)
+
+
+def assert_same_logs(one, two):
+    timeless = ("tokens_per_second", "seconds", "run")
+    for a, b in zip(*(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (one, two)), strict=True):
+        assert {k: v for k, v in a.items() if k not in timeless} == {k: v for k, v in b.items() if k not in timeless}
+    tables = [records.read(records.POSITIONS, run).drop(columns="run") for run in (one, two)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_a_damaged_checkpoint_is_set_aside(config_file, tmp_path):
+    command("train", str(config_file), "checkpoints.save_state=every", "name=whole")
+    run = tmp_path / "runs" / "whole"
+    whole = tmp_path / "runs" / "copy"
+    shutil.copytree(run, whole)
+    last = run / "checkpoints" / "step-0000000012"
+    shutil.rmtree(last)
+    damaged = next((run / "checkpoints" / "step-0000000008" / "state").glob("*optim*"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    done = command("train", str(config_file), "checkpoints.save_state=every", "name=whole")
+    assert done.returncode == 0, done.stderr
+    assert "set aside" in done.stdout and damaged.name in done.stdout and "going on after step 4" in done.stdout
+    assert_same_logs(run, whole)
+
+
+def test_document_masks_weights_and_accumulation_do_not_depend_on_the_split_over_ranks(config_file, tmp_path):
+    options = ["training.document_mask=true", "training.position_weights.head=0.5", "training.z_loss=0.0001"]
+    one = command("train", str(config_file), *options, "name=one", "training.micro_batch=8")
+    two = command("train", str(config_file), *options, "name=two", "training.micro_batch=1", processes=2)
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    losses = [[row["loss"] for row in metrics(tmp_path / "runs" / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-6)
+    norms = [[row["grad_norm"] for row in metrics(tmp_path / "runs" / name)] for name in ("one", "two")]
+    assert norms[0] == pytest.approx(norms[1], rel=2e-5)
+
+
+def test_log_spaced_start_and_logs_without_state(config_file, tmp_path):
+    over = [str(config_file), "checkpoints.log_spaced_start=true", "checkpoints.save_state=never"]
+    done = command("train", *over)
+    run = tmp_path / "runs" / "run"
+    assert done.returncode == 0 and not list(run.glob("checkpoints/*")), done.stderr
+    assert sorted(set(records.read(records.POSITIONS, run)["step"])) == [1, 2, 4, 8, 12]
+    assert "is finished" in command("train", *over).stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.schedule.lr=0.02", "is a run with training.schedule.lr = 0.01, not 0.02"),
+        ("data.sequence=16", "is a run with data.sequence = 32, not 16"),
+        ("model.vocab_size=64", "smaller than the tokenizer's"),
+        ("data.path=nowhere", "is not a prepared data set"),
+        ("training.batch=10", "not a multiple"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override, said):
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(
+        config.load(config_file, ["model.vocab_size=320"]).to_yaml()  # as a finished resolution would have left it
+    )
+    before = sorted(run.iterdir())
+    done = command("train", str(config_file), override, processes=2 if "batch" in override else 0)
+    told = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
+    assert len(told) == 1 and said in told[0], done.stderr
+    assert done.returncode == 2 or "batch" in override  # torchrun has an exit code of its own
+    assert [p for p in sorted(run.iterdir()) if p.name != ".lock"] == before
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(config_file, tmp_path):
+    import fcntl
+
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    with open(run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = command("train", str(config_file))
+    assert done.returncode == 2 and "another process is training this run" in done.stderr
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(config_file):
+    done = command("train", str(config_file), "training.schedule.lr=1e30", "training.schedule.warmup_tokens=0",
+                   "training.optimizer.clip=0")  # fmt: skip
+    assert done.returncode == 1 and "lower training.schedule.lr" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_deepspeed_launchers_argument_is_accepted(config_file):
+    done = command("--local_rank=0", "train", str(config_file))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_environment_and_the_configuration_are_recorded(config_file, tmp_path):
+    command("train", str(config_file))
+    run = tmp_path / "runs" / "run"
+    session = json.loads((run / "environment.json").read_text())["sessions"][0]
+    assert session["versions"]["torch"] == torch.__version__ and session["device"] and session["command"]
+    resolved = config.load(run / "config.yaml")
+    assert resolved.model.vocab_size == 320
+    assert json.loads((run / "deepspeed.json").read_text())["train_batch_size"] == 8
+    header = metrics(run, "run")[0]
+    assert header["params"] == copy.copy(records.read(records.POSITIONS, run)["params"].iloc[0])
