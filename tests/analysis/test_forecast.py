@@ -146,9 +146,9 @@ def test_intervals_are_nested():
 def test_forecast_final_is_quick_and_never_raises():
     x, y, true = curve_of("cosine", rows=19000, noise=0.03)
     seen = x <= 0.5 * x[-1]
-    begin = time.perf_counter()
+    begin = time.process_time()
     one = forecast_final(x[seen], y[seen], GRID, simulate.learning_rate("cosine", GRID), 20000)
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     assert one["low95"] <= true[-1] <= one["high95"]
     young = forecast_final(x[:2], y[:2], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert young["reason"].startswith("not identified")
