@@ -271,9 +271,9 @@ class Analysis:
         member = member / member.sum(0)
         rows = slice(-1, None) if last_only else slice(None)
         loss = positions.loss[rows] @ member
-        # within a bin the carried pattern's errors are independent, the rest is shared
-        shared = np.sqrt(np.maximum(positions.sd[rows] ** 2 - positions.pattern_sd**2, 0)) @ member
-        sd = np.sqrt(shared**2 + positions.pattern_sd**2 @ member**2)
+        own = positions.own_variance[rows]
+        shared = np.sqrt(np.maximum(positions.sd[rows] ** 2 - own, 0)) @ member
+        sd = np.sqrt(shared**2 + own @ member**2)
         count = loss.shape[1]
         frame = pd.DataFrame(
             {

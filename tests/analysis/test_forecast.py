@@ -185,7 +185,7 @@ def test_every_position_is_forecast_and_the_carried_pattern_helps():
     assert one.loss.shape == actual.shape
     np.testing.assert_allclose(one.mean, one.level.mean, atol=1e-9)
     with_pattern = np.mean((one.loss - actual) ** 2)
-    without = np.mean((one.loss - one.pattern - actual) ** 2)
+    without = np.mean((one.loss - one.pattern.value - actual) ** 2)
     assert with_pattern < without / 2  # the same sequences are hard at every checkpoint
     low, high = one.interval(95)
     assert np.mean((low <= actual) & (actual <= high)) > 0.9
