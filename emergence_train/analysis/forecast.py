@@ -18,7 +18,7 @@ from emergence_train.errors import InputError
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
-MODEL_ERROR = 0.03  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
+MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
 
 HALF_WAY = 0.6  # standard deviation of a uniform spread over [-1, 1]
 YOUNG_ERROR = 0.15  # more of it for every factor e that the run is younger than those behind the prior

@@ -151,3 +151,9 @@ def fit_parameter(x: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> Param
         weights = np.array([float(fit.family == "constant") for fit in fits])  # too short to see a law
     order = np.argsort(-weights)
     return ParameterLaw([fits[k] for k in order], weights[order] / weights.sum())
+
+
+def constant_law(x: np.ndarray, value: float) -> ParameterLaw:
+    """A parameter that is held at `value`; x (n,) the observed steps."""
+    length = float(x[-1])
+    return ParameterLaw([ParameterFit("constant", value, 0.0, 1.0, np.inf, length, 0.0, 0.0, 0.0, 0.0)], np.ones(1))

@@ -3,9 +3,9 @@
 Two stages: fit a0, a1 and a2 at every observed checkpoint (position_law), then their laws along training: a0 and a1
 follow parameter_laws, a2 the schedule-aware laws of mean_law. The forecast takes its shape over positions from a0 and
 a1 and its level from the mean loss, which obeys the same laws as a2 (the position term's mean hardly moves) and is
-measured without the position fit's error. Position by position a residual is
-left over, the same at every checkpoint because the validation sequences are the same: its mean over the late observed
-checkpoints is carried forward, shrunk by how steady it was.
+measured without the position fit's error. Position by position a residual is left over, much the same at every
+checkpoint because the validation sequences are the same: it is carried forward, shrunk by its noise, and wanders as it
+was seen to wander.
 
 `joint` refits all constants at once on all positions and checkpoints, starting from the two stages.
 """
@@ -19,11 +19,19 @@ from scipy import optimize
 from emergence_train.analysis import priors
 from emergence_train.analysis.forecast import Forecast, forecast
 from emergence_train.analysis.mean_law import WINDOW, Z
-from emergence_train.analysis.parameter_laws import ParameterLaw, _basis, fit_parameter
-from emergence_train.analysis.position_law import PositionMatrix, fit_matrix, position_bins, position_curve
+from emergence_train.analysis.parameter_laws import ParameterLaw, _basis, constant_law, fit_parameter
+from emergence_train.analysis.position_law import (
+    ONLY_RATIO,
+    PositionMatrix,
+    fit_given_a1,
+    fit_matrix,
+    position_bins,
+    position_curve,
+)
 from emergence_train.analysis.schedule import INTRINSIC, Plan
 
 JOINT_BINS = 24
+ENOUGH = 5  # checkpoints at which the position law must be identified before its numbers are followed
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,17 @@ class PositionForecast:
     a1: ParameterLaw
     a2: Forecast  # of a2 itself
     level: Forecast  # of the mean loss itself, positions not looked at
-    pattern: np.ndarray  # (P,) carried residual, nats
-    pattern_sd: np.ndarray  # (P,)
+    pattern: "Pattern"  # carried residual
     loss: np.ndarray  # (m, P) nats
-    sd: np.ndarray  # (m, P) nats, of one measured value
-    identified: bool = True  # False: too few checkpoints where the position law could be fitted
+    shared_sd: np.ndarray  # (m, P) or (m,) nats: errors of level and shape, which neighbouring positions share
+    own_variance: np.ndarray  # (m, P) nats^2: pattern and noise of each position
+    identified: bool  # False: too few checkpoints where the position law could be fitted
+
+    @property
+    def sd(self) -> np.ndarray:
+        """(m, P) nats, of one measured value."""
+        shared = self.shared_sd if self.shared_sd.ndim == 2 else self.shared_sd[:, None]
+        return np.sqrt(shared**2 + self.own_variance)
 
     @property
     def mean(self) -> np.ndarray:
@@ -63,63 +77,114 @@ def forecast_positions(
     fits = fit_matrix(matrix)
     share = matrix.count.sum(0) / matrix.count.sum()
     level = forecast(x, matrix.mean_loss, x_future, plan, prior)
+    late = x >= WINDOW * x[-1]
     usable = fits["status"].eq("ok").to_numpy()
-    if usable.sum() < 5:
-        return _level_only(matrix, x, x_future, share, level)
+    identified = usable.sum() >= ENOUGH
+    if not identified:
+        usable = usable | fits["status"].str.contains(ONLY_RATIO, regex=False).to_numpy()
+        if usable.sum() < ENOUGH:
+            return _level_only(matrix, x, x_future, share, level)
+        held = float(fits["a1"][usable & late if (usable & late).any() else usable].median())
+        fits = fit_given_a1(matrix, held)
+        level.notes.append(f"not identified: a0 and a1 apart; a1 is held at {held:.3g}, so that a0 speaks for a0/a1")
     a0 = fit_parameter(x[usable], fits["a0"].to_numpy()[usable], fits["a0_se"].to_numpy()[usable])
-    a1 = fit_parameter(x[usable], fits["a1"].to_numpy()[usable], fits["a1_se"].to_numpy()[usable])
+    if identified:
+        a1 = fit_parameter(x[usable], fits["a1"].to_numpy()[usable], fits["a1_se"].to_numpy()[usable])
+    else:
+        a1 = constant_law(x, held)
     gap = _gap(fits["a0"], fits["a1"], matrix.position, share)
     a2_seen = np.where(usable, fits["a2"], matrix.mean_loss - gap)
     a2 = forecast(x, a2_seen, x_future, plan, prior)
 
-    late = x >= WINDOW * x[-1]
     fitted = position_curve(*(fits[name].to_numpy()[:, None] for name in ("a0", "a1", "a2")), matrix.position)
-    residual = np.where(matrix.count > 0, matrix.loss - fitted, 0.0)[late & usable] if (late & usable).any() else None
-    pattern, pattern_sd = _carried(residual, len(matrix.position))
+    rows = late & usable if (late & usable).any() else usable
+    pattern = _carried(np.where(matrix.count > 0, matrix.loss - fitted, 0.0)[rows], x[rows])
 
     a0_mean, a0_sd = a0.predict(x_future)
     a1_mean, a1_sd = a1.predict(x_future)
     a1_mean = np.maximum(a1_mean, 1e-6)
     shape = position_curve(a0_mean[:, None], a1_mean[:, None], 0.0, matrix.position)
     shape = shape - (shape @ share)[:, None]
-    loss = level.mean[:, None] + shape + pattern - pattern @ share
+    loss = level.mean[:, None] + shape + pattern.value - pattern.value @ share
 
     slope0 = 1 / (1 + a1_mean[:, None] * matrix.position)
     slope1 = -a0_mean[:, None] * matrix.position / (1 + a1_mean[:, None] * matrix.position) ** 2
     slope0, slope1 = slope0 - (slope0 @ share)[:, None], slope1 - (slope1 @ share)[:, None]
-    sd = np.sqrt(
-        level.sd[:, None] ** 2 + (slope0 * a0_sd[:, None]) ** 2 + (slope1 * a1_sd[:, None]) ** 2 + pattern_sd**2
+    shared = np.sqrt(level.sd[:, None] ** 2 + (slope0 * a0_sd[:, None]) ** 2 + (slope1 * a1_sd[:, None]) ** 2)
+    return PositionForecast(
+        x_future,
+        matrix.position,
+        share,
+        a0,
+        a1,
+        a2,
+        level,
+        pattern,
+        loss,
+        shared,
+        _wandered(pattern, x, x_future),
+        bool(identified),
     )
-    return PositionForecast(x_future, matrix.position, share, a0, a1, a2, level, pattern, pattern_sd, loss, sd)
 
 
 def _gap(a0, a1, position: np.ndarray, share: np.ndarray) -> np.ndarray:
     return position_curve(np.asarray(a0)[:, None], np.asarray(a1)[:, None], 0.0, position) @ share
 
 
-def _carried(residual: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean residual of each position over checkpoints (R, P), shrunk, and the spread of one measurement about it."""
-    if residual is None or len(residual) < 2:
-        return np.zeros(count), np.full(count, 0.0 if residual is None else float(np.std(residual)))
-    mean, spread = residual.mean(0), residual.std(0, ddof=1)
-    noise = float(np.mean(spread**2))
-    signal = max(float(np.mean(mean**2)) - noise / len(residual), 0.0)
-    keep = signal / (signal + noise / len(residual) + 1e-300)
-    return keep * mean, np.sqrt((spread**2 + noise) / 2 + (1 - keep) * signal)
+@dataclass(frozen=True)
+class Pattern:
+    """What the law leaves over at each position (P,), carried on: it is the same sequences at every checkpoint.
+
+    A model changes, and with it how hard those sequences are: the pattern wanders, with a variance that grows by
+    `drift` for every factor e of steps. Both are measured on the observed checkpoints.
+    """
+
+    value: np.ndarray  # nats
+    variance: np.ndarray  # nats^2, of one measurement about it now
+    drift: float  # nats^2 per factor e of steps
+
+
+def _carried(residual: np.ndarray, x: np.ndarray) -> Pattern:
+    """The pattern at the end of `residual` (R, P), measured at steps `x` (R,) ascending."""
+    rows, count = residual.shape
+    if rows < 3:
+        return Pattern(residual.mean(0), np.full(count, float(np.var(residual))), 0.0)
+    pick = np.unique(np.linspace(0, rows - 1, min(rows, 20)).astype(int))
+    i, j = np.triu_indices(len(pick), 1)
+    lag = np.log(x[pick[j]] / x[pick[i]])
+    change = ((residual[pick[j]] - residual[pick[i]]) ** 2).mean(1)
+    # mean squared change = 2 noise + drift * lag
+    drift, twice = np.polyfit(lag, change, 1)
+    drift = max(float(drift), 0.0)
+    noise = max(float(twice) / 2 if drift else float(change.mean()) / 2, 0.1 * float(change.min()) / 2)
+    # average back only as far as the drift over that stretch stays below the noise
+    back = np.log(x[-1] / x)
+    near = drift * back <= noise
+    near[-1] = True
+    value = residual[near].mean(0)
+    signal = max(float(np.mean(value**2)) - noise / near.sum(), 0.0)
+    keep = signal / (signal + noise / near.sum() + 1e-300)
+    each = residual.var(0, ddof=1)
+    variance = noise * (1 + keep / near.sum()) * np.sqrt(np.maximum(each / max(each.mean(), 1e-300), 0.25))
+    return Pattern(keep * value, variance + (1 - keep) * signal, drift)
+
+
+def _wandered(pattern: Pattern, x: np.ndarray, x_future: np.ndarray) -> np.ndarray:
+    """(m, P) variance of one measurement at `x_future` about the carried pattern."""
+    ahead = np.log(np.maximum(x_future / x[-1], 1))
+    return pattern.variance + pattern.drift * ahead[:, None]
 
 
 def _level_only(matrix: PositionMatrix, x, x_future, share, level: Forecast) -> PositionForecast:
-    """Where the position law is not identified: the last checkpoints' shape, moved with the mean loss."""
-    late = matrix.loss[-3:] - matrix.mean_loss[-3:, None]
-    pattern = late.mean(0)
-    constant = fit_parameter(x[-2:], np.zeros(2), np.ones(2))
-    loss = level.mean[:, None] + pattern - pattern @ share
-    spread = np.full(len(pattern), float(np.std(late - pattern)) if len(late) > 1 else 0.0)
-    sd = np.hypot(level.sd[:, None], spread)
+    """Where the position law is not identified: the late checkpoints' shape, moved with the mean loss."""
+    late = x >= WINDOW * x[-1]
+    pattern = _carried((matrix.loss - matrix.mean_loss[:, None])[late], x[late])
+    nothing = constant_law(x, 0.0)
+    loss = level.mean[:, None] + pattern.value - pattern.value @ share
+    variance = _wandered(pattern, x, x_future)
     level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
-    position = matrix.position
     return PositionForecast(
-        x_future, position, share, constant, constant, level, level, pattern, spread, loss, sd, identified=False
+        x_future, matrix.position, share, nothing, nothing, level, level, pattern, loss, level.sd, variance, False
     )
 
 
@@ -204,7 +269,8 @@ def _joint_of(two_stage, plan: Plan, clock: str, kernel, steps, middle, y, root)
     scores = np.einsum("tb,tbk->bk", data, solved.jac[:-3].reshape(len(steps), data.shape[1], -1))
     bread = np.linalg.pinv(solved.jac.T @ solved.jac)
     covariance = bread @ (scores.T @ scores) @ bread * len(scores) / max(len(scores) - 1, 1)
-    errors = np.sqrt(np.maximum(np.diag(covariance), np.diag(bread)))  # the prior's share is not in the scores
+    # the prior's share is not in the scores
+    errors = np.sqrt(np.maximum(np.maximum(np.diag(covariance), np.diag(bread)), 0))
     names = ["a0.c0", "a0.c1", "log a1.c0", "log a1.c1", "a2.L0", "a2.A", "log a2.alpha", "a2.B"]
     units = ["nats", "nats", "log(1/position)", "log(1/position)", "nats", "nats", "1", "nats"]
     table = pd.DataFrame({"name": names, "value": c, "se": errors, "unit": units})

@@ -23,6 +23,7 @@ from emergence_train.errors import InputError
 KEY = ["run", "params", "step", "tokens", "split"]
 HUBER = 2.5
 FLAT_LEVEL = 0.01  # a curve whose dependence on position could be noise at this level is called flat
+ONLY_RATIO = "only a0/a1 is determined"
 _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
@@ -275,13 +276,20 @@ def fit_matrix(matrix: PositionMatrix) -> pd.DataFrame:
         [flat, is_open["high"], is_open["low"]],
         [
             "not identified: the loss does not depend on position beyond noise",
-            "not identified: a1 has no upper bound, only a0/a1 is determined",
+            f"not identified: a1 has no upper bound, {ONLY_RATIO}",
             "not identified: a1 is not separable from 0, only a0*a1 is determined",
         ],
         "ok",
     )
     out["status"] = reason
     return out
+
+
+def fit_given_a1(matrix: PositionMatrix, a1: float) -> pd.DataFrame:
+    """a0, a0_se, a1, a2 (C rows) with a1 held: for curves of which only a0/a1 is determined."""
+    x = np.broadcast_to(1 / (1 + a1 * matrix.position), matrix.loss.shape)
+    solved = _solve(x, matrix.loss, matrix.weight)
+    return pd.DataFrame({"a0": solved.linear, "a0_se": np.sqrt(solved.linear_variance), "a1": a1, "a2": solved.offset})
 
 
 def _covariance(form: Form, i: np.ndarray, fit: _Fit, linear: np.ndarray) -> np.ndarray:

@@ -216,7 +216,7 @@ class Analysis:
         positions = self.positions
         last = fit_matrix(self.matrix).iloc[-1]
         laws = {}
-        for name, law in (("a0", positions.a0), ("a1", positions.a1)):
+        for name, law in (("a0", positions.a0), ("a1", positions.a1)) if positions.identified else ():
             best = law.fits[0]
             laws[name] = {
                 "family": best.family,
@@ -234,6 +234,7 @@ class Analysis:
         one = {
             "law": "L_i = a0 / (1 + a1 i) + a2, arXiv 2404.17785",
             "last_fit": _plain({k: last[k] for k in last.index if k not in ("run", "params", "split")}),
+            "identified": positions.identified,
             "laws": laws,
             "final": self.position_rows(last_only=True).drop(columns=["step", "tokens"]).to_dict("records"),
             "forms": [_plain(row) for row in self.form_rows().to_dict("records")],
@@ -270,9 +271,9 @@ class Analysis:
         member = member / member.sum(0)
         rows = slice(-1, None) if last_only else slice(None)
         loss = positions.loss[rows] @ member
-        # within a bin the carried pattern's errors are independent, the rest is shared
-        shared = np.sqrt(np.maximum(positions.sd[rows] ** 2 - positions.pattern_sd**2, 0)) @ member
-        sd = np.sqrt(shared**2 + positions.pattern_sd**2 @ member**2)
+        own = positions.own_variance[rows]
+        shared = np.sqrt(np.maximum(positions.sd[rows] ** 2 - own, 0)) @ member
+        sd = np.sqrt(shared**2 + own @ member**2)
         count = loss.shape[1]
         frame = pd.DataFrame(
             {
@@ -295,7 +296,7 @@ class Analysis:
         fits["held_out"] = ~self.seen
         steps = self.series.step
         observed = self.positions
-        for name, law in (("a0", observed.a0), ("a1", observed.a1)):
+        for name, law in (("a0", observed.a0), ("a1", observed.a1)) if observed.identified else ():
             fits[f"{name}_law"], fits[f"{name}_law_sd"] = law.predict(steps)
         a2 = observed.a2
         fits["a2_law"] = sum(w * a2.fits[name].predict(steps)[0] for name, w in a2.weights.items())

@@ -36,11 +36,15 @@ def draw(one: Analysis, out: Path) -> list[str]:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", one.series.run + (f"-{one.series.split}" if one.series.split else ""))[:100]
     pictures = {"forecast": _forecast}
     if one.positions is not None:
-        pictures |= {"positions": _positions, "parameters": _parameters, "residuals": _residuals}
+        pictures |= {"positions": _positions, "residuals": _residuals}
+        if one.positions.identified:
+            pictures["parameters"] = _parameters
     names = []
     with plt.rc_context(STYLE):
         for name, make in pictures.items():
             figure = make(one)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not again for every file
             for suffix in (".png", ".svg"):
                 metadata = {"Date": None} if suffix == ".svg" else None
                 with atomic_path(out / f"{stem}-{name}{suffix}") as temporary:

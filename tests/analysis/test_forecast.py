@@ -146,9 +146,9 @@ def test_intervals_are_nested():
 def test_forecast_final_is_quick_and_never_raises():
     x, y, true = curve_of("cosine", rows=19000, noise=0.03)
     seen = x <= 0.5 * x[-1]
-    begin = time.perf_counter()
+    begin = time.process_time()
     one = forecast_final(x[seen], y[seen], GRID, simulate.learning_rate("cosine", GRID), 20000)
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     assert one["low95"] <= true[-1] <= one["high95"]
     young = forecast_final(x[:2], y[:2], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert young["reason"].startswith("not identified")
@@ -185,7 +185,7 @@ def test_every_position_is_forecast_and_the_carried_pattern_helps():
     assert one.loss.shape == actual.shape
     np.testing.assert_allclose(one.mean, one.level.mean, atol=1e-9)
     with_pattern = np.mean((one.loss - actual) ** 2)
-    without = np.mean((one.loss - one.pattern - actual) ** 2)
+    without = np.mean((one.loss - one.pattern.value - actual) ** 2)
     assert with_pattern < without / 2  # the same sequences are hard at every checkpoint
     low, high = one.interval(95)
     assert np.mean((low <= actual) & (actual <= high)) > 0.9

@@ -305,7 +305,8 @@ def test_an_early_run_without_position_structure_still_forecasts(tmp_path):
     flat = table.groupby("step")["loss_sum"].transform("mean")
     table["loss_sq_sum"] += flat**2 / table["count"] - table["loss_sum"] ** 2 / table["count"]
     table["loss_sum"] = flat
-    one = analyze_temporal(written(table, tmp_path), fit_fraction=0.5)["runs"][0]
+    one = analyze_temporal(written(table, tmp_path), fit_fraction=0.5, out=tmp_path / "out")["runs"][0]
+    assert one["positions"]["identified"] is False and list(one["positions"]["laws"]) == ["a2"]
     assert any("not identified: the position law" in note for note in one["notes"])
     assert one["positions"]["last_fit"]["status"].startswith("not identified")
     assert np.isfinite(one["final"]["loss"])

@@ -25,7 +25,6 @@ def test_position_law_covers_93_to_97_percent():
 @pytest.mark.slow
 def test_forecasts_cover_as_stated():
     part = script().forecast_coverage(500, misfit=True)
-    for key in ("end95", "mean95"):
-        assert 0.93 <= part[key] <= 0.97, (key, part)
-    assert 0.93 <= part["position95"] <= 0.98, part
+    for key in ("end95", "mean95", "position95"):
+        assert 0.93 <= part[key] <= 0.975, (key, part)  # 0.970, 0.948 and 0.971 where the result was committed
     assert 0.75 <= part["end80"] <= 0.92 and 0.42 <= part["end50"] <= 0.70, part
