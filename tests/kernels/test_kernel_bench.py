@@ -94,7 +94,7 @@ def test_timing_counts():
 def test_the_model_trains_the_same_with_kernels_on(triton_only, device):
     """A few steps of a tiny decoder, every operation by Triton and by PyTorch: the same losses."""
     losses = {}
-    for backend in ("torch", "triton"):
+    for backend in ("plain", "torch", "triton"):
         torch.manual_seed(0)
         model = Model(16, 24, 2, 2, 29, 8, backend).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -107,4 +107,5 @@ def test_the_model_trains_the_same_with_kernels_on(triton_only, device):
             optimizer.zero_grad()
             losses[backend].append(loss.item())
     assert losses["torch"] == pytest.approx(losses["triton"], rel=1e-4)
+    assert losses["torch"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["triton"][-1] < losses["triton"][0] - 0.1

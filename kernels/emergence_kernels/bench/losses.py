@@ -15,6 +15,7 @@ from .contender import Case, Contender, relative
 SHAPES = {
     "full": [(n, d, v) for v in (32000, 50304, 131072) for d in (1024, 2048, 4096) for n in (8192, 16384)],
     "short": [(8192, 2048, 50304), (8192, 4096, 131072), (8192, 1024, 32000), (16384, 1024, 131072)],
+    "laptop": [(2048, d, 4096) for d in (128, 256, 512)],
     "tiny": [(64, 32, 131)],
 }
 
