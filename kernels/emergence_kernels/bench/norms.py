@@ -30,7 +30,7 @@ def _norm_peers(x: Tensor, weight: Tensor) -> Iterator[tuple[str, object]]:
     try:
         from liger_kernel.transformers.functional import liger_rms_norm
 
-        yield "liger-kernel", lambda: liger_rms_norm(x, weight, 1e-6)
+        yield "liger-kernel", lambda: liger_rms_norm(x, weight, 1e-6, in_place=False)
     except ImportError:
         pass
     try:
