@@ -125,7 +125,8 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
         block_d = 1 << (D - 1).bit_length()
         for part, kernel in kernels.items():
             for case, (causal, window, documents) in cases.items():
-                config = configs.attention(arch, BYTES[dtype], block_d, part, window or documents)
+                T = 4096 if even else 1000
+                config = configs.attention(arch, BYTES[dtype], block_d, part, T, window or documents)
                 constants = dict(
                     GROUP=group, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=even,
                     PRECISION="ieee", CAUSAL=causal, WINDOW=window, DOCUMENTS=documents,
