@@ -121,7 +121,7 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
         "causal+window": (True, True, False),
         "causal+documents": (True, False, True),
     }
-    for D in (64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
+    for D in (32, 64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
         block_d = 1 << (D - 1).bit_length()
         for part, kernel in kernels.items():
             for case, (causal, window, documents) in cases.items():

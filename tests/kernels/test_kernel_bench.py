@@ -66,6 +66,27 @@ def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
     assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 1
 
 
+def test_a_variant_takes_its_place_and_leaves_it(triton_only, monkeypatch):
+    """The benchmark's candidates run by their own tile table, which is as it was afterwards."""
+    import dataclasses
+
+    from emergence_kernels.bench import losses
+    from emergence_kernels.triton_backend import configs
+
+    key = "interpreter", 4, False
+    usual = configs.LOGITS[key]
+    candidate = dataclasses.replace(usual, block_m=32)
+    monkeypatch.setattr(losses, "_variants", lambda *_: {"tall": (key, candidate)})
+    seen = []
+    original = configs.architecture
+    monkeypatch.setattr(configs, "architecture", lambda d: seen.append(configs.LOGITS[key].block_m) or original(d))
+    (case,) = losses.cases("linear_cross_entropy", "tiny", torch.device("cpu"), torch.float32, [])
+    contender = case.contenders[0]()
+    assert contender.name == "emergence triton, tall"
+    contender.both(case.upstream())
+    assert seen == [32, 32] and configs.LOGITS[key] == usual  # forward and backward
+
+
 def test_wrong_use(tmp_path, capsys):
     if not torch.cuda.is_available():
         assert main(["--device", "cuda", "--out", str(tmp_path)]) == 2

@@ -62,9 +62,9 @@ LOGITS_VARIANTS = {
 # efficient at a vocabulary of 131072, and few enough float32 accumulations of dW.
 CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
 
-# Attention, by (architecture, bytes of an element, head dim padded to a power of two). Windows, documents and lengths that
-# the blocks do not divide put a mask on every block, which takes registers: "careful" entries are for them, where the
-# plain one would spill.
+# Attention, by (architecture, bytes of an element, head dim padded to a power of two). Windows, documents and lengths
+# that the blocks do not divide put a mask on every block, which takes registers: "careful" entries are for them, where
+# the plain one would spill.
 ATTENTION = {
     ("sm_80", 2, 64): {
         "forward": Attention(128, 64, num_warps=4, num_stages=3),
