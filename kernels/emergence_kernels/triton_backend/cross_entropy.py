@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..products import add_to_dw
+from ..products import add_to_dw, finish_dw
 from ..reference.cross_entropy import RowStatistics, gradient_dtype
 from . import configs
 from .common import WIDEN, dot_precision, on_device
@@ -424,7 +424,7 @@ def fused_rows(
     )  # fmt: skip
     loss_N, top_N, log_total_N, correct_N, entropy_N = rows
     rows = RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N)
-    return rows, dx_ND, None if dw_VD is None else dw_VD.to(gradient_dtype(weight_VD.dtype))
+    return rows, dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
 
 
 def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, rows_per_chunk=None):
@@ -457,7 +457,7 @@ def backward_rows(
     dx_ND = torch.empty(hidden_ND.shape, dtype=hidden_ND.dtype, device=hidden_ND.device) if need_dx else None
     dw_VD = None
     single = chunks.rows >= chunks.N
-    half = hidden_ND.dtype == torch.float16
+    half = hidden_ND.dtype == torch.float16 and chunks.N > 0
     if half:  # 1 / (number of tokens) times p lies below float16: the largest |grad| is brought to about 1 meanwhile
         size = torch.exp2(torch.ceil(torch.log2(grad_N.abs().max())))
         size = torch.where(size > 0, size, 1.0)
@@ -478,4 +478,4 @@ def backward_rows(
     if half:
         dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)
         dw_VD = None if dw_VD is None else dw_VD * size
-    return dx_ND, None if dw_VD is None else dw_VD.to(weight_VD.dtype)
+    return dx_ND, finish_dw(dw_VD, weight_VD, weight_VD.dtype) if need_dw else None
