@@ -207,12 +207,13 @@ class Stepper:
 def _log_step(log: RunLog | None, mirror: Mirror | None, console: Console, history: list, pending: tuple) -> None:
     """Write the step's line; a loss that is not a number ends the run on every rank alike."""
     step, tokens, lr, totals, grad_norm, applied = pending
+    speed = console.tick()
     loss_sum, count = totals.tolist()
     loss = loss_sum / count if count else math.nan
     grad_norm = None if grad_norm is None else float(grad_norm)
     if log is not None:
         row = log.write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
-                        tokens_per_second=console.tokens_per_second)  # fmt: skip
+                        tokens_per_second=round(speed, 1))  # fmt: skip
         if not applied:
             log.write("skipped", step=step, tokens=tokens, reason="DeepSpeed skipped the step: a gradient not finite")
         mirror.log({key: value for key, value in row.items() if key not in ("kind", "step")})
