@@ -84,7 +84,7 @@ def cross_entropy(dtype: str, arch: str, even: bool = True):
         constants = dict(ROWS=4, BLOCK=128, ENTROPY=entropy)
         yield f"combine entropy={entropy}", module._combine_kernel, types, constants, small
     strip = configs.LOGITS[arch, BYTES[dtype], False]
-    constants = dict(ROWS=8, STRIP=strip.block_n // (2 if strip.split else 1))
+    constants = dict(ROWS=32, STRIP=strip.block_n // (2 if strip.split else 1))
     yield "rescale", module._rescale_kernel, types, constants, small
 
 
@@ -98,7 +98,7 @@ def rms_norm(dtype: str, arch: str):
 
     types = {"rstd_ptr": "*fp32:16", "dw_ptr": "*fp32:16", "N": "i32", "D": "i32:16", "eps": "fp32"}
     types |= {name: "i32:16" for name in ("stride_x", "stride_residual", "stride_dy", "stride_d_residual")}
-    for D in (4096, 8192):
+    for D in (1024, 4096, 8192):
         rows, block, warps = module.tile(D)
         for residual in (False, True):
             constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)

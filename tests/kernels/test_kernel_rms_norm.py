@@ -81,13 +81,14 @@ def test_a_sum_over_thousands_of_rows(device):
 
 def test_many_rows(triton_only, device):
     """More rows than persistent programs, several rows a program, a last block that is not full."""
-    x, weight = leaves(torch.randn(53, 24, device=device), torch.randn(24, device=device))
-    upstream = torch.randn(53, 24, device=device)
+    rows = 1000 if device.type == "cpu" else 100_000  # the interpreter has two programs, of 128 rows at a time
+    x, weight = leaves(torch.randn(rows, 24, device=device), torch.randn(24, device=device))
+    upstream = torch.randn(rows, 24, device=device)
     got = torch.autograd.grad(ek.rms_norm(x, weight, EPS, backend="triton"), (x, weight), upstream)
     a, b = leaves(x, weight, dtype=torch.float64)
     exact = torch.autograd.grad(plain(a, b)[0], (a, b), upstream.double())
     for one, other in zip(got, exact):
-        assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-5)
+        assert (one.double() - other).norm() <= 1e-6 * other.norm()
 
 
 @pytest.mark.parametrize("used", ["y", "residual"])
