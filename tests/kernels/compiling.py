@@ -133,6 +133,8 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
                 )  # fmt: skip
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
                 named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
+                if part == "forward":
+                    constants["DESCRIPTORS"] = False
                 launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
                 yield f"{part} D={D} {case}", kernel, named | types, constants, launch
 
@@ -166,6 +168,17 @@ def variants(dtype: str, arch: str):
     from emergence_kernels.triton_backend import configs
 
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]
+    for (where, size, block_d), named in configs.ATTENTION_VARIANTS.items():
+        if where != arch or size != BYTES[dtype]:
+            continue
+        for variant, config in named.items():
+            configs.ATTENTION[where, size, block_d]["forward"] = config
+            for name, kernel, types, constants, launch in attention(dtype, arch):
+                if not name.startswith(f"forward D={block_d} "):
+                    continue
+                tile = f"tensordesc<{short}[1, {config.block_k}, 1, {block_d}]>"
+                types = types | {"k_ptr": tile, "v_ptr": tile}
+                yield f"{variant}: {name}", kernel, types, constants | dict(DESCRIPTORS=True), launch
     for (where, size, softcap), named in configs.LOGITS_VARIANTS.items():
         if where != arch or size != BYTES[dtype]:
             continue

@@ -142,6 +142,28 @@ def test_lse_is_kept(triton_only, device):
     assert torch.allclose(lse2.double() * math.log(2), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["prime length", "head dim 80", "GQA", "window and documents", "one projection"])
+def test_tensor_descriptors(case, triton_only, device, monkeypatch):
+    """The candidate that reads keys and values by descriptors gives the same bits."""
+    import dataclasses
+
+    from emergence_kernels.triton_backend import configs
+
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("tensor descriptors need sm_90")
+    shape, causal, kind, window, layout = CASES[case]
+    q, k, v = make(shape, layout, torch.bfloat16, device)
+    options = dict(causal=causal, document_ids=documents(kind, *shape[:2], device), window=window)
+    usual = ek.attention(q, k, v, backend="triton", **options)
+    original = configs.attention
+
+    def with_descriptors(*arguments):
+        return dataclasses.replace(original(*arguments), descriptors=True)
+
+    monkeypatch.setattr(configs, "attention", with_descriptors)
+    assert torch.equal(ek.attention(q, k, v, backend="triton", **options), usual)
+
+
 def test_ranges_of_documents(triton_only):
     from emergence_kernels.triton_backend.attention import overlapping_blocks
 

@@ -108,6 +108,30 @@ def test_chunks_do_not_matter(dtype, backend, device):
         assert (dw - other_dw).abs().max() <= 16 * eps * dw.abs().max()
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "in halves"])
+def test_tensor_descriptors(split, triton_only, device, monkeypatch):
+    """Candidates of the tile table: operands by tensor descriptors, and tiles finished in halves."""
+    import dataclasses
+
+    from emergence_kernels.triton_backend import configs
+
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("tensor descriptors need sm_90")
+    inputs = ordinary(D=40).to(torch.bfloat16, device)
+    key = configs.architecture(device), 2, False
+    usual = configs.LOGITS[key]
+    results = []
+    for config in (usual, dataclasses.replace(usual, descriptors=True, split=split)):
+        monkeypatch.setitem(configs.LOGITS, key, config)
+        hidden, weight = leaves(inputs.hidden, inputs.weight)
+        out = ek.position_loss(hidden, weight, inputs.targets, backend="triton")
+        tokens = ek.linear_cross_entropy(hidden, weight, inputs.targets, backend="triton")
+        gradients = torch.autograd.grad(out.loss + tokens.square().mean(), (hidden, weight))
+        results.append((out.token_loss, out.positions.entropy_sum.float(), tokens, *gradients))
+    for a, b in zip(*results):
+        assert (a - b).norm() <= 2e-3 * a.norm()
+
+
 def test_bits_repeat(backend, device):
     inputs = ordinary().to(torch.bfloat16, device)
 
