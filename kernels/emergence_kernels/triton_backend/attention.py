@@ -206,11 +206,13 @@ def _forward_kernel(
     if not (WINDOW or DOCUMENTS):
         acc, m, l = _forward_step(
             acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, b, g, ids_ptr, ids_q, offs_q, offs_d,
-            low, free, T, window, scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION, CAUSAL, WINDOW, DOCUMENTS, False, DESCRIPTORS,
+            low, free, T, window, scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
+            CAUSAL, WINDOW, DOCUMENTS, False, DESCRIPTORS,
         )  # fmt: skip
     acc, m, l = _forward_step(
         acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, b, g, ids_ptr, ids_q, offs_q, offs_d,
-        free, high, T, window, scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION, CAUSAL, WINDOW, DOCUMENTS, True, DESCRIPTORS,
+        free, high, T, window, scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
+        CAUSAL, WINDOW, DOCUMENTS, True, DESCRIPTORS,
     )  # fmt: skip
     o_row = H * D
     _store(o_ptr + b * T * o_row + h * D, o_row, acc / l[:, None], offs_q, offs_d, T, D)
