@@ -197,6 +197,44 @@ def test_whole_graph(backend, device):
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(eager, compiled))
 
 
+def test_flash_by_sdpa(device, monkeypatch):
+    """The flash backend's own calls, as far as a CPU has such kernels: layout, grouping, scale, whole graphs."""
+    from emergence_kernels import flash_backend
+
+    monkeypatch.setattr(flash_backend, "FLASH_ATTN", None)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = make((2, 33, 4, 4, 16), "plain", dtype, device)
+    for causal in (True, False):
+
+        def run(q, k, v, causal=causal):
+            return flash_backend.attention(q, k, v, causal=causal, scale=0.3, window=None, deterministic=False)
+
+        exact = plain(*(t.double() for t in (q, k, v)), causal=causal, scale=0.3)
+        for each in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+            assert (each(q, k, v).double() - exact).norm() <= 0.01 * exact.norm()
+
+
+def test_what_flash_refuses():
+    from emergence_kernels.flash_backend import why_not
+
+    def asked(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
+        return why_not(torch.empty(1, 2, 1, D, dtype=dtype, device="meta"), ids, window, deterministic)
+
+    assert "CUDA" in asked()
+
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")
+
+    def on_cuda(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
+        q = torch.empty(1, 2, 1, D, dtype=dtype).as_subclass(OnCuda)
+        return why_not(q, ids, window, deterministic)
+
+    assert on_cuda() is None
+    assert "float32" in on_cuda(torch.float32)
+    assert "60" in on_cuda(D=60)
+    assert "document" in on_cuda(ids=torch.zeros(1, 2))
+
+
 def test_wrong_arguments(device):
     q, k = torch.randn(2, 5, 4, 8, device=device), torch.randn(2, 5, 2, 8, device=device)
     for arguments, options, message in [
