@@ -60,6 +60,7 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 def cross_entropy(dtype: str, arch: str, even: bool = True):
     from emergence_kernels.triton_backend import configs
     from emergence_kernels.triton_backend import cross_entropy as module
+    from emergence_kernels.triton_backend import scale as scale_module
 
     x = POINTER[dtype]
     types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "scale_ptr")}
@@ -86,6 +87,8 @@ def cross_entropy(dtype: str, arch: str, even: bool = True):
     strip = configs.LOGITS[arch, BYTES[dtype], False]
     constants = dict(ROWS=32, STRIP=strip.block_n // (2 if strip.split else 1))
     yield "rescale", module._rescale_kernel, types, constants, small
+    scale = {"x_ptr": x, "y_ptr": x, "factor_ptr": "*fp32:16", "size": "i32:16"}
+    yield "scale", scale_module._scale_kernel, scale, dict(BLOCK=scale_module.BLOCK), small
 
 
 def cross_entropy_uneven(dtype: str, arch: str):

@@ -237,6 +237,19 @@ def test_a_tied_head(backend, device):
     assert head(embedding(tokens)).shape == (2, 9, 43)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_upstream_scalar_is_not_rounded(dtype, backend, device):
+    """A third of a loss is a third of its gradient, rounded element by element, not by one rounded third."""
+    inputs = ordinary().to(dtype, device)
+    hidden, weight = leaves(inputs.hidden, inputs.weight)
+    loss = ek.position_loss(hidden, weight, inputs.targets, backend=backend).loss
+    whole = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    third = torch.autograd.grad(loss / 3, (hidden, weight))
+    for a, b in zip(whole, third):
+        ratio = (b.double() * a.double()).sum() / a.double().square().sum()
+        assert ratio.item() == pytest.approx(1 / 3, rel=2e-4)  # a third in bfloat16 is off by 1.3e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_opcheck(dtype, backend, device):
     inputs = ordinary(B=1, T=5, D=16, V=33).to(dtype, device)
