@@ -42,7 +42,7 @@ def check(rows: list[dict], with_matrix: tuple[str, ...]) -> None:
 
 def test_cross_entropy():
     rows = compiled("cross_entropy", "bfloat16")
-    assert len(rows) == 2 * 8
+    assert len(rows) == 2 * 9
     check(rows, ("statistics", "gradient"))
 
 
