@@ -1,5 +1,6 @@
 """Static figures of the temporal analysis, as PNG and SVG: for papers, slides and issue threads."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -33,7 +34,10 @@ CURVES = 40  # checkpoints drawn in the picture of loss against position
 
 def draw(one: Analysis, out: Path) -> list[str]:
     """Write the figures of one run's split into `out`; returns the file names."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", one.series.run + (f"-{one.series.split}" if one.series.split else ""))[:100]
+    name = one.series.run + (f"-{one.series.split}" if one.series.split else "")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    if len(stem) > 100 or stem != name:  # cut or mended: keep names of different runs apart
+        stem = f"{stem[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     pictures = {"forecast": _forecast}
     if one.positions is not None:
         pictures |= {"positions": _positions, "residuals": _residuals}
