@@ -3,9 +3,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-SIZES  := 0.2m 0.9m 3m
+# preset:learning rate; the smaller the model, the larger the rate it bears
+SIZES  := 0.05m:2e-2 0.2m:1e-2 0.9m:4e-3
+RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
-.PHONY: install quickstart test test-slow lint bench-cpu clean
+.PHONY: install quickstart test test-slow lint bench-cpu gpu-check gpu-bench clean
 
 install: $(VENV)/.installed
 
@@ -19,9 +21,11 @@ $(VENV)/.installed: setup.py constraints.txt
 quickstart: install
 	$(BIN)/emergence-train prepare configs/quickstart.yaml
 	for size in $(SIZES); do \
-	  $(BIN)/emergence-train train configs/quickstart.yaml name=quickstart-$$size model.preset=tiny-$$size || exit 1; \
+	  $(BIN)/emergence-train train configs/quickstart.yaml name=quickstart-$${size%:*} \
+	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
 	done
-	$(BIN)/emergence-train report $(SIZES:%=runs/quickstart-%) --out runs/quickstart-report
+	$(BIN)/emergence-train analyze temporal $(RUNS) --fit-fraction 0.4 --out runs/quickstart-report/temporal
+	$(BIN)/emergence-train report $(RUNS) --out runs/quickstart-report
 
 test: install
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
@@ -36,6 +40,14 @@ lint: install
 bench-cpu: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/cpu_training.py
+
+# On a machine with a GPU, with whatever torch and Triton its $(PYTHON) has (see benchmarks/README.md for offline ones).
+gpu-check:
+	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) $(PYTHON) benchmarks/gpu_check.py
+
+gpu-bench:
+	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) $(PYTHON) benchmarks/kernels.py --suite short --budget 330
+	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) timeout 180 $(PYTHON) benchmarks/gpu_training.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

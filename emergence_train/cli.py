@@ -12,6 +12,11 @@ from emergence_train.errors import InputError, RunError
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed while running, 2 wrong use or wrong input."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:  # the kernels' own command line, which does not need the framework
+        from emergence_kernels.bench import main as bench
+
+        return bench(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         result = arguments.verb(arguments)
@@ -67,6 +72,18 @@ def _train(arguments: argparse.Namespace) -> dict:
         distributed.stop()
 
 
+def _temporal(arguments: argparse.Namespace) -> dict:
+    from emergence_train.analysis.temporal import analyze_temporal
+    from emergence_train.analysis.temporal_output import format_table
+
+    result = analyze_temporal(arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out)
+    say = _say(arguments)
+    say(format_table(result))
+    if arguments.out:
+        say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
+    return result
+
+
 def _report(arguments: argparse.Namespace) -> dict:
     from emergence_train.report.page import report
 
@@ -107,8 +124,21 @@ def _parser() -> argparse.ArgumentParser:
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
         added.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+    analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
+        metavar="ANALYSIS", required=True, parser_class=_OneLine
+    )
+    added = analyses.add_parser(
+        "temporal", parents=[common], help="fit the temporal scaling law and forecast", allow_abbrev=False
+    )
+    added.set_defaults(verb=_temporal)
+    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
+    added.add_argument(
+        "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
+    )
+    added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
+    verbs.add_parser("bench", help="the kernels against their peers; see bench --help")
     verb("doctor", _doctor, "what this machine has, what will be used, what is missing")
     return parser

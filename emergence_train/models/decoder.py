@@ -6,7 +6,7 @@ The residual stream is carried beside each block's output so that the kernel whi
 
 import torch
 import torch.nn.functional as F
-from emergence_kernels import LMHead, PositionLoss, attention, rms_norm
+from emergence_kernels import LMHead, PositionLoss, attention, rms_norm, rotary
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class RotaryTable(nn.Module):
-    """cos and sin of position x base^(-2i/r) for the pairs i of the first r elements of a head, [T, 1, r/2] float32."""
+    """cos and sin of position x base^(-2i/r) for the pairs i of the first r elements of a head, [T, r/2] float32."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,16 +43,8 @@ class RotaryTable(nn.Module):
             pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
             positions = torch.arange(max(sequence, self.length), dtype=torch.float64, device=device)
             angles = positions[:, None] * self.base ** (-pairs / self.dim)
-            self.cos, self.sin = angles.cos().float()[:, None, :], angles.sin().float()[:, None, :]
+            self.cos, self.sin = angles.cos().float(), angles.sin().float()
         return self.cos[:sequence], self.sin[:sequence]
-
-
-def rotate(x_BThd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns pairs (i, i + r/2) of the first r elements of each head by the table's angles; the rest stay."""
-    half = cos.shape[-1]
-    first, second, rest = x_BThd.float().split([half, half, x_BThd.shape[-1] - 2 * half], dim=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin, rest)
-    return torch.cat(turned, dim=-1).to(x_BThd.dtype)
 
 
 class Attention(nn.Module):
@@ -64,12 +56,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
         batch, sequence, width = x_BTD.shape
         heads_BThd = self.qkv(x_BTD).view(batch, sequence, self.heads + 2 * self.kv_heads, self.head_dim)
         # Queries and keys are rotated in one call: one launch instead of two.
         turned, v = heads_BThd.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotate(turned, *rotary).split([self.heads, self.kv_heads], dim=2)
+        q, k = rotary(turned, *angles).split([self.heads, self.kv_heads], dim=2)
         return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(batch, sequence, width))
 
 
@@ -97,10 +89,10 @@ class Block(nn.Module):
         self.swiglu = SwiGLU(config)
 
     def forward(
-        self, x_BTD: Tensor, residual_BTD: Tensor | None, rotary: tuple[Tensor, Tensor], document_ids_BT: Tensor | None
+        self, x_BTD: Tensor, residual_BTD: Tensor | None, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         x, residual = self.attention_norm(x_BTD, residual_BTD)
-        x, residual = self.swiglu_norm(self.attention(x, rotary, document_ids_BT), residual)
+        x, residual = self.swiglu_norm(self.attention(x, angles, document_ids_BT), residual)
         return self.swiglu(x), residual
 
 
@@ -129,13 +121,13 @@ class Decoder(nn.Module):
 
         `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
         """
-        rotary = self.rotary(tokens_BT.shape[1], tokens_BT.device)
+        angles = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         x, residual = self.embedding(tokens_BT), None
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x, residual = checkpoint(block, x, residual, rotary, document_ids_BT, use_reentrant=False)
+                x, residual = checkpoint(block, x, residual, angles, document_ids_BT, use_reentrant=False)
             else:
-                x, residual = block(x, residual, rotary, document_ids_BT)
+                x, residual = block(x, residual, angles, document_ids_BT)
         x, _ = self.norm(x, residual)
         if targets_BT is None:
             return self.head(x)

@@ -1,6 +1,7 @@
 """The first look at runs: loss against position at every checkpoint with the position law, loss against tokens, speed."""
 
 import html
+import re
 
 import numpy as np
 import pandas as pd
@@ -52,11 +53,26 @@ def _loss(row: pd.Series | None) -> str:
 
 
 def _estimate(fit: pd.Series | None, name: str) -> str:
+    """A number of the law with its interval, where the data bound it on both sides."""
     if fit is None:
         return "–"
-    if not str(fit["status"]).startswith("ok"):
-        return html.escape(str(fit["status"]))
+    if not np.isfinite([fit[f"{name}_low"], fit[f"{name}_high"]]).all():
+        return f'<span title="{html.escape(str(fit["status"]))}">not identified</span>'
     return f"{fit[name]:.3g} [{fit[f'{name}_low']:.3g}, {fit[f'{name}_high']:.3g}]"
+
+
+def _has_curve(fit: pd.Series | None) -> bool:
+    """Whether the fitted curve means something; it also does where only the ratio a0/a1 is known."""
+    return fit is not None and (fit["status"] == "ok" or "only a0/a1" in str(fit["status"]))
+
+
+def _law_note(fit: pd.Series) -> str:
+    if fit["status"] == "ok":
+        return ", ".join(f"{name} = {_estimate(fit, name)}" for name in ("a0", "a1", "a2"))
+    if _has_curve(fit):
+        return (f"The curve falls as 1/position from the start: a0/a1 = {fit['a0'] / fit['a1']:.3g}, a2 = {_estimate(fit, 'a2')}; "
+                "a0 and a1 apart are not identified.")  # fmt: skip
+    return f"Position law of the last checkpoint: {fit['status']}."
 
 
 def binned(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,14 +117,11 @@ def _position_chart(run: Run, split: str) -> Chart:
         x, y, _ = binned(rows[rows["tokens"] == count])
         series.append(Series(x, y, f"{_short(count)} tokens", colour))
     fit = run.last(run.fits, split)
-    note = ""
-    if fit is not None and str(fit["status"]).startswith("ok"):
+    if _has_curve(fit):
         x = np.geomspace(1, rows["position"].max(), 60)
         series.append(Series(x, position_curve(fit["a0"], fit["a1"], fit["a2"], x), "position law, last checkpoint", 1,
                              dashed=True))  # fmt: skip
-        note = f"a0 = {_estimate(fit, 'a0')}, a1 = {_estimate(fit, 'a1')}, a2 = {_estimate(fit, 'a2')}"
-    elif fit is not None:
-        note = f"Position law of the last checkpoint: {fit['status']}"
+    note = "" if fit is None else re.sub("<.*?>", "", _law_note(fit))
     return Chart(
         f"{run.name}, {split}", "position", "loss (nats)", series, x_log=True,
         ramp=("tokens", _short(tokens[0]), _short(tokens[-1])), note=note,
@@ -127,7 +140,7 @@ def _by_size(runs: list[Run]) -> str:
             label = f"{run.name} ({_short(run.params)})"
             series.append(Series(x, y, label, number, points=True, line=False, low=y - 1.96 * error, high=y + 1.96 * error))
             fit = run.last(run.fits, split)
-            if fit is not None and str(fit["status"]).startswith("ok"):
+            if _has_curve(fit):
                 x = np.geomspace(1, rows["position"].max(), 60)
                 series.append(Series(x, position_curve(fit["a0"], fit["a1"], fit["a2"], x), label, number, quiet=True))
         charts.append(Chart(f"Last checkpoint, {split}", "position", "loss (nats)", series, x_log=True))
@@ -142,16 +155,17 @@ def _law(runs: list[Run]) -> str:
                "a2": "a2: loss with unlimited context (nats)"}  # fmt: skip
     charts = []
     for name, title in meaning.items():
-        series = []
+        series, left_out = [], 0
         for number, run in enumerate(runs):
-            rows = run.fits[(run.fits["split"] == "iid") & run.fits["status"].astype(str).str.startswith("ok")]
+            rows = run.fits[run.fits["split"] == "iid"]
+            bounded = np.isfinite(rows[f"{name}_low"]) & np.isfinite(rows[f"{name}_high"])
+            left_out += int((~bounded).sum())
+            rows = rows[bounded]
             series.append(Series(
                 rows["tokens"].to_numpy(float), rows[name].to_numpy(float), run.name, number, points=True,
                 low=rows[f"{name}_low"].to_numpy(float), high=rows[f"{name}_high"].to_numpy(float),
             ))  # fmt: skip
-        left_out = sum(int((~run.fits[run.fits["split"] == "iid"]["status"].astype(str).str.startswith("ok")).sum())
-                       for run in runs)  # fmt: skip
-        note = f"{left_out} early checkpoints whose curve is too flat to fit are left out." if left_out else ""
+        note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
         charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name == "a1", note=note))
     return "<p>On iid, with 95% profile intervals as bands.</p>" + _grid(charts)
 
@@ -188,8 +202,14 @@ def _speed(runs: list[Run]) -> str:
         if "tokens_per_second" not in run.curve:
             continue
         rows = run.curve.dropna(subset=["tokens_per_second"])
-        series.append(Series(rows["tokens"].to_numpy(float), rows["tokens_per_second"].to_numpy(float), run.name, number))
-    return "<p>Training alone: validation and saving are not counted.</p>" + _grid(
+        group = np.arange(len(rows)) * 60 // max(len(rows), 1)
+        parts = rows[["tokens", "tokens_per_second"]].astype(float).groupby(group)
+        middle = parts.median()
+        series.append(Series(
+            middle["tokens"].to_numpy(), middle["tokens_per_second"].to_numpy(), run.name, number,
+            low=parts.quantile(0.1)["tokens_per_second"].to_numpy(), high=parts.quantile(0.9)["tokens_per_second"].to_numpy(),
+        ))  # fmt: skip
+    return "<p>Training alone: validation and saving are not counted. Median of neighbouring steps; the band holds 80% of them.</p>" + _grid(
         [Chart("Speed", "tokens", "tokens/s", series, y_log=True)]
     )
 

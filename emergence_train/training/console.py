@@ -26,32 +26,34 @@ class Console:
             name = torch.cuda.get_device_name(ranks.device)
         peak = peak_flops(name)
         self.peak = peak * ranks.world if peak else None
-        self.began = self.shown = self.mark = time.monotonic()
-        self.tokens_since_mark = 0
-        self.paused = 0.0
-        self.tokens_per_second: float | None = None
-        self.first_tokens: int | None = None
-        self.steps = 0
+        self.began = self.shown = self.last = time.monotonic()
+        self.paused = 0.0  # since the last step
+        self.steps = self.steps_shown = 0
+        self.seconds = 0.0  # of training since the last line
+
+    def tick(self) -> float:
+        """A step has ended: its tokens/s, pauses left out."""
+        now = time.monotonic()
+        took = max(now - self.last - self.paused, 1e-9)
+        self.last, self.paused = now, 0.0
+        self.steps += 1
+        self.seconds += took
+        return self.plan.step_tokens / took
 
     def step(self, step: int, tokens: int, loss: float, grad_norm: float | None, lr: float, applied: bool) -> None:
-        now = time.monotonic()
-        self.steps += 1
-        self.tokens_since_mark += self.plan.step_tokens
-        elapsed = now - self.mark - self.paused
-        if elapsed > 0:
-            self.tokens_per_second = self.tokens_since_mark / elapsed
-        if now - self.shown < self.every and step < self.plan.total_steps:
+        """Print the step's line if it is time for one; its speed is the mean since the last line."""
+        if self.last - self.shown < self.every and step < self.plan.total_steps:
             return
-        left = (now - self.began) / self.steps * (self.plan.total_steps - step)
-        mfu = f"{self.tokens_per_second * self.flops_per_token / self.peak:.1%}" if self.peak else "n/a"
+        speed = (self.steps - self.steps_shown) * self.plan.step_tokens / self.seconds
+        left = (self.last - self.began) / self.steps * (self.plan.total_steps - step)
+        mfu = f"{speed * self.flops_per_token / self.peak:.1%}" if self.peak else "n/a"
         norm = "n/a" if grad_norm is None else f"{grad_norm:.3g}"
         self.say(
             f"step {step}/{self.plan.total_steps}  tokens {tokens:,}  loss {loss:.4f}  grad {norm}  lr {lr:.3g}  "
-            f"{self.tokens_per_second:,.0f} tokens/s  MFU {mfu}  ETA {datetime.timedelta(seconds=round(left))}"
+            f"{speed:,.0f} tokens/s  MFU {mfu}  ETA {datetime.timedelta(seconds=round(left))}"
             + ("" if applied else "  (step skipped: gradient not finite)")
         )
-        self.shown = self.mark = now
-        self.tokens_since_mark, self.paused = 0, 0.0
+        self.shown, self.steps_shown, self.seconds = self.last, self.steps, 0.0
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

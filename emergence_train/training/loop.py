@@ -18,6 +18,7 @@ import yaml
 from torch.nn.utils import get_total_norm
 
 from emergence_train import files
+from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.distributed import Ranks, from_first_rank, start, sum_over_ranks
@@ -25,6 +26,7 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, rows, validate
 from emergence_train.models import counting
 from emergence_train.models.config import padded_vocabulary
+from emergence_train.records import read_metrics
 from emergence_train.training import checkpoint
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
@@ -36,6 +38,7 @@ from emergence_train.training.weights import weight_vector
 # What may change when a run goes on: nothing that changes a loss.
 VOLATILE = ("out", "logging", "data.path", "data.workers", "training.micro_batch", "training.threads",
             "checkpoints.save_state")  # fmt: skip
+PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
 
 _locks: list = []  # open files: a lock lasts as long as its file
 
@@ -71,7 +74,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
         "flops_per_token": counting.flops_per_token(config.model, config.data.sequence),
         "total_tokens": plan.total_tokens,
     }
-    settings = engines.deepspeed_config(config, ranks.world)
+    settings = engines.deepspeed_config(config, ranks)
     log = mirror = None
     if ranks.first:
         write_environment(run, ranks.world, ranks.device, first_step)
@@ -83,18 +86,24 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     console = Console(plan, header["flops_per_token"], ranks, config.logging.console_seconds, say)
     accumulator = PositionAccumulator(config.data.sequence, ranks.device)
     stepper = Stepper(config, engine, dataset, ranks, accumulator)
+    history = _history(run) if ranks.first else []
     pending = None  # the last step's numbers, read one step late so that a GPU is never waited for
     for step in range(first_step + 1, plan.total_steps + 1):
         lr = learning_rate(config.training.schedule, step * plan.step_tokens, plan.total_tokens)
         numbers = stepper(step, lr)
         if pending is not None:
-            _log_step(log, mirror, console, pending)
+            _log_step(log, mirror, console, history, pending)
         pending = (step, step * plan.step_tokens, lr, *numbers)
         if step in plan.checkpoint_steps:
-            _log_step(log, mirror, console, pending)
+            _log_step(log, mirror, console, history, pending)
             pending = None
             with console.pause():
-                _checkpoint(config, plan, engine, dataset, ranks, run, step, accumulator, log, mirror, say)
+                sums = _validate(engine, dataset, ranks, accumulator, config.training.micro_batch)
+                if ranks.first:
+                    _record(config, plan, step, sums, history, log, mirror, say)
+                if step in plan.state_steps and config.checkpoints.save_state != "never":
+                    keep = config.checkpoints.save_state == "every"
+                    checkpoint.save(engine, run, step, ranks, {"step": step}, keep_older=keep)
         if step == stop_after:
             break
     if ranks.first:
@@ -195,18 +204,20 @@ class Stepper:
         return (counted if self.weights is None else counted * self.weights).sum()
 
 
-def _log_step(log: RunLog | None, mirror: Mirror | None, console: Console, pending: tuple) -> None:
+def _log_step(log: RunLog | None, mirror: Mirror | None, console: Console, history: list, pending: tuple) -> None:
     """Write the step's line; a loss that is not a number ends the run on every rank alike."""
     step, tokens, lr, totals, grad_norm, applied = pending
+    speed = console.tick()
     loss_sum, count = totals.tolist()
     loss = loss_sum / count if count else math.nan
     grad_norm = None if grad_norm is None else float(grad_norm)
     if log is not None:
         row = log.write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
-                        tokens_per_second=console.tokens_per_second)  # fmt: skip
+                        tokens_per_second=round(speed, 1))  # fmt: skip
         if not applied:
             log.write("skipped", step=step, tokens=tokens, reason="DeepSpeed skipped the step: a gradient not finite")
         mirror.log({key: value for key, value in row.items() if key not in ("kind", "step")})
+        history.append((step, loss))
     if not math.isfinite(loss):
         if log is not None:
             log.flush()
@@ -215,24 +226,43 @@ def _log_step(log: RunLog | None, mirror: Mirror | None, console: Console, pendi
     console.step(step, tokens, loss, grad_norm, lr, applied)
 
 
-def _checkpoint(config, plan, engine, dataset, ranks, run, step, accumulator, log, mirror, say) -> None:
-    """Positions of train and of every validation split, then the state."""
+def _history(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of the steps before this start of the run."""
+    return [(row["step"], row["loss"]) for row in read_metrics(run) if row["kind"] == "train"]
+
+
+def _validate(engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator, batch: int) -> dict:
+    """Sums by split over all ranks: the training loss since the last checkpoint, and every validation split."""
     began = time.monotonic()
-    splits = reduced({"train": accumulator.take()}) | validate(engine, dataset, ranks, config.training.micro_batch)
-    tokens = step * plan.step_tokens
-    if ranks.first:
-        table = log.positions(step, tokens, {name: rows(sums, name) for name, sums in splits.items()})
-        means = {name: float(sums[1].sum() / sums[0].sum()) for name, sums in splits.items() if sums[0].sum() > 0}
-        seconds = time.monotonic() - began
-        log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means)
-        log.flush()
-        mirror.log({"tokens": tokens} | {f"validation/{name}": loss for name, loss in means.items()})
-        mirror.positions(table)
-        shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
-        say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
-    if step in plan.state_steps and config.checkpoints.save_state != "never":
-        keep = config.checkpoints.save_state == "every"
-        checkpoint.save(engine, run, step, ranks, {"step": step}, keep_older=keep)
+    sums = reduced({"train": accumulator.take()}) | validate(engine, dataset, ranks, batch)
+    return sums | {"seconds": time.monotonic() - began}
+
+
+def _record(config: Config, plan: "Plan", step: int, sums: dict, history: list, log: RunLog, mirror: Mirror, say) -> None:
+    """A checkpoint's positions table, its means and the forecast of the end, to the files, to W&B and to the screen."""
+    tokens, seconds = step * plan.step_tokens, sums.pop("seconds")
+    table = log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
+    means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
+    log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means)
+    mirror.log({"tokens": tokens} | {f"validation/{name}": loss for name, loss in means.items()})
+    mirror.positions(table)
+    shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
+    if step < plan.total_steps:
+        outlook = _outlook(config, plan, history)
+        log.write("forecast", step=step, tokens=tokens, **outlook)
+        if "loss" in outlook:
+            mirror.log({"tokens": tokens} | {f"forecast/{name}": value for name, value in outlook.items()})
+            shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
+    log.flush()
+    say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
+
+
+def _outlook(config: Config, plan: "Plan", history: list) -> dict:
+    """The training loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
+    steps, losses = np.array(history).T
+    planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
+    rates = [learning_rate(config.training.schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
+    return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)
 
 
 def _resolve(config: Config, ranks: Ranks) -> Config:

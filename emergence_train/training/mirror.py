@@ -17,7 +17,8 @@ from emergence_train.config import Config
 
 QUEUE = 10_000
 CURVE_POINTS = 64
-PATIENCE_SECONDS = 30
+INIT_SECONDS = 20  # for the server to answer
+PATIENCE_SECONDS = 45  # at the end, for what is still on its way
 
 
 class Mirror:
@@ -71,12 +72,24 @@ class Mirror:
         except queue.Full:
             self.dropped += 1
 
+    def _start(self, wandb, settings: dict):
+        """A W&B run; offline where the server does not answer in time (`wandb sync` brings that up to date later)."""
+        options = wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
+        try:
+            return wandb.init(**settings, settings=options)
+        except Exception as error:
+            if settings["mode"] != "online":
+                raise
+            reason = " ".join(str(error).split())[:160]
+            self.say(f"W&B cannot be reached ({reason}); it is kept offline under {settings['dir']}/wandb")
+            return wandb.init(**settings | {"mode": "offline", "resume": None}, settings=options)
+
     def _work(self, settings: dict) -> None:
         try:
             os.environ.setdefault("WANDB_SILENT", "true")
             import wandb
 
-            run = wandb.init(**settings, settings=wandb.Settings(init_timeout=120, _disable_stats=True, console="off"))
+            run = self._start(wandb, settings)
             run.define_metric("tokens")
             run.define_metric("*", step_metric="tokens")
             while (item := self.rows.get()) is not None:

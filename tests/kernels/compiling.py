@@ -57,7 +57,7 @@ POINTER = {"bfloat16": "*bf16:16", "float16": "*fp16:16", "float32": "*fp32:16"}
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-def cross_entropy(dtype: str, arch: str):
+def cross_entropy(dtype: str, arch: str, even: bool = True):
     from emergence_kernels.triton_backend import configs
     from emergence_kernels.triton_backend import cross_entropy as module
 
@@ -73,7 +73,7 @@ def cross_entropy(dtype: str, arch: str):
         config = configs.LOGITS[arch, BYTES[dtype], softcap]
         gemm = dict(
             BLOCK_M=config.block_m, BLOCK_V=config.block_n, BLOCK_D=config.block_k, GROUP=config.group,
-            SPLIT=config.split, EVEN_D=True, PRECISION="ieee", stride_wd=1, DESCRIPTORS=False, SOFTCAP=softcap,
+            SPLIT=config.split, EVEN_D=even, PRECISION="ieee", stride_wd=1, DESCRIPTORS=False, SOFTCAP=softcap,
         )  # fmt: skip
         launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
         for store in (False,) if softcap else (False, True):
@@ -86,6 +86,11 @@ def cross_entropy(dtype: str, arch: str):
     strip = configs.LOGITS[arch, BYTES[dtype], False]
     constants = dict(ROWS=8, STRIP=strip.block_n // (2 if strip.split else 1))
     yield "rescale", module._rescale_kernel, types, constants, small
+
+
+def cross_entropy_uneven(dtype: str, arch: str):
+    """Features that no block divides."""
+    yield from cross_entropy(dtype, arch, even=False)
 
 
 def rms_norm(dtype: str, arch: str):
@@ -103,7 +108,7 @@ def rms_norm(dtype: str, arch: str):
                 yield name, kernel, named, constants, dict(num_warps=warps, num_stages=3)
 
 
-def attention(dtype: str, arch: str):
+def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
     from emergence_kernels.triton_backend import attention as module
     from emergence_kernels.triton_backend import configs
 
@@ -116,13 +121,14 @@ def attention(dtype: str, arch: str):
         "causal+window": (True, True, False),
         "causal+documents": (True, False, True),
     }
-    for D in (64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
+    for D in (32, 64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
         block_d = 1 << (D - 1).bit_length()
         for part, kernel in kernels.items():
             for case, (causal, window, documents) in cases.items():
-                config = configs.attention(arch, BYTES[dtype], block_d, part, window or documents)
+                T = 4096 if even else 1000
+                config = configs.attention(arch, BYTES[dtype], block_d, part, T, window or documents)
                 constants = dict(
-                    GROUP=1, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=True,
+                    GROUP=group, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=even,
                     PRECISION="ieee", CAUSAL=causal, WINDOW=window, DOCUMENTS=documents,
                 )  # fmt: skip
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
@@ -136,6 +142,11 @@ def attention_common(dtype: str, arch: str):
     for case in attention(dtype, arch):
         if case[0].split()[1] in ("D=64", "D=128") and case[0].split()[2] in ("causal", "causal+documents"):
             yield case
+
+
+def attention_uneven(dtype: str, arch: str):
+    """Grouped queries, and lengths that no block divides."""
+    yield from attention(dtype, arch, group=4, even=False)
 
 
 def rotary(dtype: str, arch: str):
@@ -176,6 +187,8 @@ SUITES = {
     "rotary": rotary,
     "attention": attention,
     "attention_common": attention_common,
+    "attention_uneven": attention_uneven,
+    "cross_entropy_uneven": cross_entropy_uneven,
     "variants": variants,
 }
 

@@ -66,6 +66,27 @@ def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
     assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 1
 
 
+def test_a_variant_takes_its_place_and_leaves_it(triton_only, monkeypatch):
+    """The benchmark's candidates run by their own tile table, which is as it was afterwards."""
+    import dataclasses
+
+    from emergence_kernels.bench import losses
+    from emergence_kernels.triton_backend import configs
+
+    key = "interpreter", 4, False
+    usual = configs.LOGITS[key]
+    candidate = dataclasses.replace(usual, block_m=32)
+    monkeypatch.setattr(losses, "_variants", lambda *_: {"tall": (key, candidate)})
+    seen = []
+    original = configs.architecture
+    monkeypatch.setattr(configs, "architecture", lambda d: seen.append(configs.LOGITS[key].block_m) or original(d))
+    (case,) = losses.cases("linear_cross_entropy", "tiny", torch.device("cpu"), torch.float32, [])
+    contender = case.contenders[0]()
+    assert contender.name == "emergence triton, tall"
+    contender.both(case.upstream())
+    assert seen == [32, 32] and configs.LOGITS[key] == usual  # forward and backward
+
+
 def test_wrong_use(tmp_path, capsys):
     if not torch.cuda.is_available():
         assert main(["--device", "cuda", "--out", str(tmp_path)]) == 2
@@ -94,7 +115,7 @@ def test_timing_counts():
 def test_the_model_trains_the_same_with_kernels_on(triton_only, device):
     """A few steps of a tiny decoder, every operation by Triton and by PyTorch: the same losses."""
     losses = {}
-    for backend in ("torch", "triton"):
+    for backend in ("plain", "torch", "triton"):
         torch.manual_seed(0)
         model = Model(16, 24, 2, 2, 29, 8, backend).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -107,4 +128,5 @@ def test_the_model_trains_the_same_with_kernels_on(triton_only, device):
             optimizer.zero_grad()
             losses[backend].append(loss.item())
     assert losses["torch"] == pytest.approx(losses["triton"], rel=1e-4)
+    assert losses["torch"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["triton"][-1] < losses["triton"][0] - 0.1

@@ -57,13 +57,14 @@ def test_attention():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("suite", ["attention", "attention_uneven"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_every_attention(dtype):
-    check(compiled("attention", dtype), ("forward", "dkdv", "dq"))
+def test_every_attention(suite, dtype):
+    check(compiled(suite, dtype), ("forward", "dkdv", "dq"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["cross_entropy", "rms_norm", "rotary"])
+@pytest.mark.parametrize("suite", ["cross_entropy", "cross_entropy_uneven", "rms_norm", "rotary"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_other_dtypes(suite, dtype):
     check(compiled(suite, dtype), ("statistics", "gradient") if dtype == "float16" else ())

@@ -179,6 +179,15 @@ def test_nothing_counts(cause, backend, device):
     assert (out.positions.count.sum() == 0) == (cause == "every token ignored")
 
 
+def test_no_tokens(backend, device):
+    hidden = torch.randn(0, 5, 8, device=device, requires_grad=True)
+    weight = torch.randn(11, 8, device=device, requires_grad=True)
+    out = ek.position_loss(hidden, weight, torch.zeros(0, 5, dtype=torch.int64, device=device), backend=backend)
+    out.loss.backward()
+    assert out.loss.item() == 0 and hidden.grad.shape == (0, 5, 8) and not weight.grad.any()
+    assert out.positions.count.tolist() == [0] * 5
+
+
 def test_float16_keeps_small_gradients(backend, device):
     """1 / tokens times p is below float16's smallest number until the loss scale is applied in backward."""
     inputs = ordinary(B=4, T=64, D=16, V=61).to(torch.float16, device)

@@ -67,6 +67,18 @@ def test_against_float64(layout, with_residual, dtype, backend, device):
         assert_as_good(name, *(t.detach() for t in three))
 
 
+def test_a_sum_over_thousands_of_rows(device):
+    """dweight of the torch backend keeps PyTorch's exactness at a laptop's batch."""
+    x, weight, upstream = (torch.randn(s, device=device) for s in ((4096, 32), (32,), (4096, 32)))
+    results = []
+    for run, dtype in ((ek.rms_norm, torch.float32), (plain, torch.float64), (plain, torch.float32)):
+        tracked = leaves(x, weight, dtype=dtype)
+        y = run(*tracked) if run is ek.rms_norm else run(*tracked)[0]
+        results.append(torch.autograd.grad(y, tracked, upstream.to(dtype)))
+    for name, *three in zip(("dx", "dweight"), *results):
+        assert_as_good(name, *three)
+
+
 def test_many_rows(triton_only, device):
     """More rows than persistent programs, several rows a program, a last block that is not full."""
     x, weight = leaves(torch.randn(53, 24, device=device), torch.randn(24, device=device))

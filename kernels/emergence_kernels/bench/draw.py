@@ -19,9 +19,9 @@ def _cell(values: dict | None) -> str:
     if "tokens_per_second" in values:
         text += f" ({values['tokens_per_second']:.0f} tokens/s, {values['percent_of_matmul']:.0f}% of matmul)"
     elif "tflops" in values:
-        text += f" ({values['tflops']:.1f} TFLOP/s, {values['percent_of_matmul']:.0f}%)"
+        text += f" ({values['tflops']:.3g} TFLOP/s, {values['percent_of_matmul']:.0f}%)"
     elif "gbps" in values:
-        text += f" ({values['gbps']:.0f} GB/s, {values['percent_of_copy']:.0f}%)"
+        text += f" ({values['gbps']:.3g} GB/s, {values['percent_of_copy']:.0f}%)"
     return text
 
 
@@ -32,7 +32,8 @@ def table(data: dict) -> str:
     lines = [
         f"# {data['device']}, {data['dtype']}, suite {data['suite']}, {data['utc']} UTC",
         "",
-        f"{known}. Matmul {limits['matmul_tflops']:.1f} TFLOP/s, copy {limits['copy_gbps']:.0f} GB/s in the same run.",
+        f"{known}. Matmul {limits['matmul_tflops']:.3g} TFLOP/s, copy {limits['copy_gbps']:.3g} GB/s in the same run.",
+        f"CPU threads {data['threads']}, load average at the start {data['load_average']:.1f}.",
         "Milliseconds are medians ± the larger distance to the 20th or 80th percentile; backward is both - forward.",
     ]
     if "warning" in data:

@@ -1,12 +1,15 @@
 """Cases of the linear losses: PyTorch, this package, and its peers where they are installed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dispatch import HAS_TRITON
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from ..ops.position_loss import position_loss
 from .contender import Case, Contender, relative
@@ -15,6 +18,7 @@ from .contender import Case, Contender, relative
 SHAPES = {
     "full": [(n, d, v) for v in (32000, 50304, 131072) for d in (1024, 2048, 4096) for n in (8192, 16384)],
     "short": [(8192, 2048, 50304), (8192, 4096, 131072), (8192, 1024, 32000), (16384, 1024, 131072)],
+    "laptop": [(2048, d, 4096) for d in (128, 256, 512)],
     "tiny": [(64, 32, 131)],
 }
 
@@ -47,6 +51,39 @@ def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> I
         yield "quack", lambda: linear_cross_entropy_func(hidden, weight, None, targets, reduction=reduction)
     except ImportError:
         pass
+
+
+def _variants(device: torch.device, dtype: torch.dtype) -> dict[str, tuple]:
+    """name -> (key of the tile table, entry) of the candidates that "auto" does not choose."""
+    if device.type != "cuda" or not HAS_TRITON:
+        return {}
+    from ..triton_backend import configs
+
+    key = configs.architecture(device), dtype.itemsize, False
+    return {name: (key, entry) for name, entry in configs.LOGITS_VARIANTS.get(key, {}).items()}
+
+
+@contextmanager
+def _using(key: tuple, entry: object) -> Iterator[None]:
+    """The candidate in the place of the table's entry."""
+    from ..triton_backend import configs
+
+    usual = configs.LOGITS[key]
+    configs.LOGITS[key] = entry
+    try:
+        yield
+    finally:
+        configs.LOGITS[key] = usual
+
+
+@dataclass
+class _Variant(Contender):
+    key: tuple = ()
+    entry: object = None
+
+    def both(self, upstream: Tensor | None) -> tuple[Tensor, ...]:
+        with _using(self.key, self.entry):  # backward recomputes logits by the same table
+            return super().both(upstream)
 
 
 def _errors(hidden: Tensor, weight: Tensor, targets: Tensor, upstream_N: Tensor, results: tuple) -> dict[str, float]:
@@ -84,10 +121,20 @@ def cases(op: str, suite: str, device: torch.device, dtype: torch.dtype, backend
 
             return Contender(f"emergence {backend}", forward, leaves)
 
+        def variant(name, key, entry, ours=ours):
+            made = ours("triton")
+
+            def forward() -> Tensor:
+                with _using(key, entry):
+                    return made.forward()
+
+            return _Variant(f"emergence triton, {name}", forward, made.leaves, key=key, entry=entry)
+
         def plain(name, run, hidden=hidden, weight=weight, targets=targets, leaves=leaves):
             return Contender(name, lambda: run(hidden, weight, targets, reduction), leaves)
 
         contenders = [partial(ours, backend) for backend in backends]
+        contenders += [partial(variant, name, *where) for name, where in _variants(device, dtype).items()]
         contenders.append(partial(plain, "torch eager", _eager))
         if suite != "tiny":
             contenders.append(partial(plain, "torch.compile", torch.compile(_eager, dynamic=False)))

@@ -15,11 +15,13 @@ from .contender import Case, Contender, relative
 NORM_SHAPES = {
     "full": [(n, d) for n in (8192, 32768) for d in (1024, 2048, 4096, 8192)],
     "short": [(8192, 4096), (32768, 1024)],
+    "laptop": [(2048, d) for d in (128, 256, 512)],
     "tiny": [(32, 48)],
 }
 ROTARY_SHAPES = {
     "full": [(4, 2048, 16, 128), (8, 1024, 24, 64), (1, 16384, 32, 128)],
     "short": [(4, 2048, 16, 128)],
+    "laptop": [(8, 256, 4, 32), (8, 256, 8, 64)],
     "tiny": [(1, 8, 2, 16)],
 }
 
@@ -28,7 +30,7 @@ def _norm_peers(x: Tensor, weight: Tensor) -> Iterator[tuple[str, object]]:
     try:
         from liger_kernel.transformers.functional import liger_rms_norm
 
-        yield "liger-kernel", lambda: liger_rms_norm(x, weight, 1e-6)
+        yield "liger-kernel", lambda: liger_rms_norm(x, weight, 1e-6, in_place=False)
     except ImportError:
         pass
     try:

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         prog="emergence-kernels-bench", description="Measure the kernels beside their peers, in one run on one machine."
     )
     parse.add_argument("--op", action="append", choices=OPS, help="may be repeated; default: all")
-    parse.add_argument("--suite", choices=("full", "short", "tiny"), default="full", help="how many shapes")
+    parse.add_argument("--suite", choices=("full", "short", "laptop", "tiny"), default="full", help="which shapes")
     parse.add_argument("--budget", type=float, default=None, metavar="SECONDS", help="start no measurement after this")
     parse.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="results go to OUT/<device>/")
     parse.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -99,11 +99,11 @@ def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
 
 
 def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float]):
-    names = ["torch"]
+    names = ["plain", "torch"]
     if HAS_TRITON and (device.type == "cuda" or interpreting()):
         names.append("triton")
     if device.type == "cuda":
-        names += ["flash", "torch + compile", "auto + compile"]
+        names += ["auto", "plain + compile", "auto + compile"]
     for each in step.steps(suite, device, dtype, names):
         timing = measure(each["run"], device, 2.0 if device.type == "cuda" else 0.05)
         tflops = each["flops"] / timing.median_ms / 1e9
@@ -111,6 +111,7 @@ def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict
             "op": "step",
             "shape": each["shape"],
             "contender": each["name"],
+            "note": "plain: PyTorch's own operations, no kernels of this package; otherwise the backend's name",
             "formula": "6N + 6 L d T per token (causal half, head included), of this run's matmul rate",
             "modes": {
                 "both": asdict(timing)
@@ -163,7 +164,7 @@ def _line(row: dict) -> str:
     parts = [f"{row['op']:<21} {row['contender']:<28} {shape}"]
     for mode, values in row["modes"].items():
         rate = next(
-            (f"{values[k]:.1f} {unit}" for k, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")) if k in values), ""
+            (f"{values[k]:.3g} {unit}" for k, unit in (("tflops", "TFLOP/s"), ("gbps", "GB/s")) if k in values), ""
         )
         parts.append(f"{mode} {values['median_ms']:.3f} ms {rate}".rstrip())
     return "  |  ".join(parts)
@@ -183,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = args.out / device_name(device) / f"{stamp}-{args.suite}-{name}.json"
     header = {"device": device_name(device), "dtype": name, "suite": args.suite, "utc": stamp, "versions": versions()}
+    header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
     if interpreting():
         header["warning"] = "Triton ran in its interpreter: its times say nothing"
     results = Results(path, header | {"ceilings": limits})

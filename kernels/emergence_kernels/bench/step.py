@@ -10,13 +10,32 @@ from ..modules import LMHead
 from ..ops.attention import attention
 from ..ops.rms_norm import rms_norm
 from ..ops.rotary import rotary
+from ..reference.rotary import rotary as rotary_torch
 
 # width, feed-forward width, heads, layers, vocabulary, batch, sequence. "full" has 467M parameters without embeddings.
 SHAPES = {
     "full": [(1536, 4288, 12, 16, 50304, 16, 1024)],
     "short": [(1536, 4288, 12, 16, 50304, 8, 1024)],
+    "laptop": [(128, 384, 4, 4, 4096, 8, 256), (256, 768, 4, 6, 4096, 8, 256)],
     "tiny": [(32, 64, 2, 1, 67, 2, 8)],
 }
+
+
+def add_norm(x: Tensor, branch: Tensor, weight: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """-> norm(x + branch), x + branch."""
+    if backend == "plain":
+        x = x + branch
+        return F.rms_norm(x, weight.shape, weight, 1e-6), x
+    return rms_norm(branch, weight, residual=x, backend=backend)
+
+
+def mix(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
+    """Causal attention of rotated queries and keys (B, T, H, D)."""
+    if backend == "plain":
+        q, k = (rotary_torch(t, cos, sin) for t in (q, k))
+        return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True).transpose(1, 2)
+    q, k = (rotary(t, cos, sin, backend=backend) for t in (q, k))
+    return attention(q, k, v, backend=backend)
 
 
 class Block(nn.Module):
@@ -32,17 +51,12 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, branch_BTD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """(residual, what is to be added to it) -> the same after the block, so that each addition meets a norm."""
         B, T, D = x_BTD.shape
-        y, x_BTD = rms_norm(branch_BTD, self.norms[0], residual=x_BTD, backend=self.norm_backend)
+        y, x_BTD = add_norm(x_BTD, branch_BTD, self.norms[0], self.backend)
         q, k, v = self.qkv(y).view(B, T, 3 * self.heads, -1).split(self.heads, dim=2)
-        q, k = (rotary(t, cos, sin, backend=self.norm_backend) for t in (q, k))
-        branch_BTD = self.out(attention(q, k, v, backend=self.backend).reshape(B, T, D))
-        y, x_BTD = rms_norm(branch_BTD, self.norms[1], residual=x_BTD, backend=self.norm_backend)
+        branch_BTD = self.out(mix(q, k, v, cos, sin, self.backend).reshape(B, T, D))
+        y, x_BTD = add_norm(x_BTD, branch_BTD, self.norms[1], self.backend)
         gate, up = self.up(y).chunk(2, -1)
         return x_BTD, self.down(F.silu(gate) * up)
-
-    @property
-    def norm_backend(self) -> str:
-        return "auto" if self.backend == "flash" else self.backend
 
 
 class Model(nn.Module):
@@ -64,9 +78,10 @@ class Model(nn.Module):
         branch = torch.zeros_like(x)
         for block in self.blocks:
             x, branch = block(x, branch, self.cos, self.sin)
-        backend = self.blocks[0].norm_backend
-        y, _ = rms_norm(branch, self.norm, residual=x, backend=backend)
-        return self.head(y, targets_BT, backend=backend).loss
+        y, _ = add_norm(x, branch, self.norm, self.backend)
+        if self.backend == "plain":
+            return F.cross_entropy(self.head(y).flatten(0, 1).float(), targets_BT.flatten())
+        return self.head(y, targets_BT, backend=self.backend).loss
 
 
 def flops_per_token(model: Model, width: int, layers: int, T: int) -> float:
@@ -76,7 +91,7 @@ def flops_per_token(model: Model, width: int, layers: int, T: int) -> float:
 
 
 def steps(suite: str, device: torch.device, dtype: torch.dtype, names: list[str]) -> Iterator[dict]:
-    """{name, shape, run, tokens, flops} of each variant: a backend's name, with " + compile" for compiled blocks."""
+    """{name, shape, run, tokens, flops} of each variant: "plain" or a backend, " + compile" for compiled blocks."""
     for width, hidden, heads, layers, vocabulary, B, T in SHAPES[suite]:
         for name in names:
             torch.manual_seed(0)
@@ -99,7 +114,7 @@ def steps(suite: str, device: torch.device, dtype: torch.dtype, names: list[str]
 
             shape = dict(width=width, ffn=hidden, heads=heads, layers=layers, vocabulary=vocabulary, batch=B, seq=T)
             yield {
-                "name": f"emergence {name}",
+                "name": name if backend == "plain" else f"emergence {name}",
                 "shape": shape,
                 "run": run,
                 "tokens": B * T,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..products import add_to_dw, logits
+from ..products import add_to_dw, finish_dw, logits
 
 # Logits of one chunk. On a CPU small enough for the cache, where a pass over them is almost free; on a GPU large
 # enough to fill the device.
@@ -71,11 +71,6 @@ def _unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
     if keep is None:
         return row.masked_fill_(~valid_N if row.dim() == 1 else ~valid_N.unsqueeze(1), 0)
     return torch.zeros(valid_N.shape[0], *row.shape[1:], dtype=row.dtype, device=row.device).index_copy_(0, keep, row)
-
-
-def _finish(dw_VD: Tensor | None, weight_VD: Tensor, dtype: torch.dtype) -> Tensor:
-    """dW in its final dtype; zeros if no chunk had a row."""
-    return torch.zeros_like(weight_VD, dtype=dtype) if dw_VD is None else dw_VD.to(dtype)
 
 
 def _softcap(z_RV: Tensor, softcap: float | None) -> None:
@@ -143,7 +138,7 @@ def fused_rows(
     rows = RowStatistics(*(_unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
     if need_dx:
         dx_ND = _unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
-    return rows, dx_ND, _finish(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
+    return rows, dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
 
 
 def forward_rows(
@@ -227,4 +222,4 @@ def backward_rows(
             dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
     if need_dx and keep is not None:
         dx_ND = _unpack(keep, valid_N, dx_ND)
-    return dx_ND, _finish(dw_VD, weight_VD, weight_VD.dtype) if need_dw else None
+    return dx_ND, finish_dw(dw_VD, weight_VD, weight_VD.dtype) if need_dw else None

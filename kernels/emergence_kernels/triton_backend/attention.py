@@ -399,7 +399,7 @@ class _Launch:
         self.block_d = max(16, triton.next_power_of_2(self.D))
         arch = configs.architecture(q.device)
         masked = window is not None or document_ids is not None
-        self.config = lambda part: configs.attention(arch, q.element_size(), self.block_d, part, masked)
+        self.config = lambda part: configs.attention(arch, q.element_size(), self.block_d, part, self.T, masked)
         self.flags = dict(
             CAUSAL=causal, WINDOW=window is not None, DOCUMENTS=self.ids is not None, PRECISION=dot_precision(q.dtype)
         )

@@ -51,6 +51,8 @@ LOGITS |= {("interpreter", size, cap): Gemm(16, 64, 32, 2, 1, 1, split=cap) for 
 LOGITS_VARIANTS = {
     ("sm_90", 2, False): {
         "descriptors": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4, descriptors=True),
+        # One of its kernels spills a little (12 instructions).
+        "wide descriptors": Gemm(128, 256, 64, 8, num_warps=8, num_stages=4, split=True, descriptors=True),
         "narrow": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
     },
     ("sm_80", 2, False): {"deep": Gemm(128, 128, 64, 8, num_warps=8, num_stages=3)},
@@ -60,30 +62,35 @@ LOGITS_VARIANTS = {
 # efficient at a vocabulary of 131072, and few enough float32 accumulations of dW.
 CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
 
-# Attention, by (architecture, bytes of an element, head dim padded to a power of two). Windows and documents mask every
-# block, which takes more registers: "masked" entries are for them, where the plain one would spill.
+# Attention, by (architecture, bytes of an element, head dim padded to a power of two). Windows, documents and lengths
+# that the blocks do not divide put a mask on every block, which takes registers: "careful" entries are for them, where
+# the plain one would spill.
 ATTENTION = {
     ("sm_80", 2, 64): {
         "forward": Attention(128, 64, num_warps=4, num_stages=3),
-        "forward masked": Attention(128, 64, num_warps=8, num_stages=3),
+        "forward careful": Attention(128, 64, num_warps=8, num_stages=3),
         "dkdv": Attention(64, 64, num_warps=4, num_stages=2),
-        "dkdv masked": Attention(32, 64, num_warps=4, num_stages=2),
+        "dkdv careful": Attention(32, 128, num_warps=8, num_stages=2),
         "dq": Attention(64, 64, num_warps=4, num_stages=2),
+        "dq careful": Attention(64, 64, num_warps=8, num_stages=2),
     },
     ("sm_80", 2, 128): {
         "forward": Attention(128, 64, num_warps=8, num_stages=3),
+        "forward careful": Attention(128, 32, num_warps=8, num_stages=3),
         "dkdv": Attention(64, 64, num_warps=8, num_stages=2),
+        "dkdv careful": Attention(32, 64, num_warps=8, num_stages=2),
         "dq": Attention(64, 64, num_warps=8, num_stages=2),
     },
     ("sm_90", 2, 64): {
         "forward": Attention(128, 128, num_warps=8, num_stages=3),
         "dkdv": Attention(64, 128, num_warps=8, num_stages=2),
+        "dkdv careful": Attention(64, 64, num_warps=8, num_stages=2),
         "dq": Attention(128, 64, num_warps=8, num_stages=2),
     },
     ("sm_90", 2, 128): {
         "forward": Attention(128, 128, num_warps=8, num_stages=2),
         "dkdv": Attention(64, 128, num_warps=8, num_stages=2),
-        "dkdv masked": Attention(64, 64, num_warps=8, num_stages=2),
+        "dkdv careful": Attention(32, 64, num_warps=8, num_stages=2),
         "dq": Attention(128, 64, num_warps=8, num_stages=2),
     },
 }
@@ -102,9 +109,13 @@ for _head in (16, 32, 64, 128):
         }
 
 
-def attention(arch: str, size: int, block_d: int, part: str, masked: bool) -> Attention:
+def attention(arch: str, size: int, block_d: int, part: str, T: int, masked: bool) -> Attention:
+    """The entry for one kernel ("forward", "dkdv", "dq") and a length T; masked: by a window or documents."""
     entries = ATTENTION[arch, size, block_d]
-    return entries.get(f"{part} masked", entries[part]) if masked else entries[part]
+    plain = entries[part]
+    if masked or T % plain.block_q or T % plain.block_k:
+        return entries.get(f"{part} careful", plain)
+    return plain
 
 
 @cache

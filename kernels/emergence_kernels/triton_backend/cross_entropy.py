@@ -21,10 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..products import add_to_dw
+from ..products import add_to_dw, finish_dw
 from ..reference.cross_entropy import RowStatistics, gradient_dtype
 from . import configs
 from .common import WIDEN, dot_precision, on_device
+
+LOW = tl.constexpr(-1.0e30)  # in the place of what is not there; finite, so that 0 * LOW is 0
 
 
 @triton.jit
@@ -100,8 +102,7 @@ def _emit_statistics(
     offs_v = strip * STRIP + tl.arange(0, STRIP)
     if SOFTCAP:
         z = softcap * _tanh(z / softcap)
-    # Finite, so that below 0 * z is 0.
-    z = tl.where(offs_v[None, :] < V, z, -1e30)
+    z = tl.where(offs_v[None, :] < V, z, LOW)
     inside = offs_m < R
     rows = offs_m.to(tl.int64)
     partial = rows * strips + strip
@@ -172,22 +173,22 @@ def _combine_kernel(
     counts = inside & (start + offs_r < tl.load(count_ptr))
     partial = offs_r.to(tl.int64)[:, None] * strips
     strip = tl.arange(0, BLOCK)[None, :]
-    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    top = tl.full((ROWS,), LOW, tl.float32)
     for first in range(0, strips, BLOCK):
         mask = counts[:, None] & (first + strip < strips)
-        top = tl.maximum(top, tl.max(tl.load(max_ptr + partial + first + strip, mask=mask, other=float("-inf")), 1))
+        top = tl.maximum(top, tl.max(tl.load(max_ptr + partial + first + strip, mask=mask, other=LOW), 1))
     top = tl.where(counts, top, 0.0)
     total = tl.zeros((ROWS,), tl.float32)
     dot = tl.zeros((ROWS,), tl.float32)
     for first in range(0, strips, BLOCK):
         mask = counts[:, None] & (first + strip < strips)
-        gap = tl.load(max_ptr + partial + first + strip, mask=mask, other=float("-inf")) - top[:, None]
+        gap = tl.load(max_ptr + partial + first + strip, mask=mask, other=LOW) - top[:, None]
         factor = tl.exp(gap)
         part = tl.load(sum_ptr + partial + first + strip, mask=mask, other=0.0)
         total += tl.sum(factor * part, 1)
         if ENTROPY:
             part_dot = tl.load(dot_ptr + partial + first + strip, mask=mask, other=0.0)
-            dot += tl.sum(tl.where(factor > 0, factor * (part_dot + gap * part), 0.0), 1)
+            dot += tl.sum(factor * (part_dot + gap * part), 1)
     log_total = tl.log(tl.where(counts, total, 1.0))
     z_target = tl.load(z_target_ptr + offs_r, mask=counts, other=0.0)
     # (top - z) first: for a confident row both terms are small, while lse and z may be large.
@@ -246,10 +247,10 @@ def _emit_gradient(
     inside = offs_m < R
     counts = inside & (offs_m < counted)
     scale = tl.load(scale_ptr + rows, mask=counts, other=0.0)
-    top = tl.load(top_ptr + rows, mask=counts, other=float("inf"))  # exp(z - inf) = 0
+    top = tl.load(top_ptr + rows, mask=counts, other=-LOW)  # so that p is 0
     log_total = tl.load(log_total_ptr + rows, mask=counts, other=0.0)
     target = tl.load(target_ptr + rows, mask=counts, other=-1)
-    pull = tl.where(counts, 2.0 * z_loss * (top + log_total), 0.0)
+    pull = 2.0 * z_loss * (top + log_total)
     if SOFTCAP:
         t = _tanh(z / softcap)
         z = softcap * t
@@ -423,7 +424,7 @@ def fused_rows(
     )  # fmt: skip
     loss_N, top_N, log_total_N, correct_N, entropy_N = rows
     rows = RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N)
-    return rows, dx_ND, None if dw_VD is None else dw_VD.to(gradient_dtype(weight_VD.dtype))
+    return rows, dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
 
 
 def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, rows_per_chunk=None):
@@ -456,7 +457,7 @@ def backward_rows(
     dx_ND = torch.empty(hidden_ND.shape, dtype=hidden_ND.dtype, device=hidden_ND.device) if need_dx else None
     dw_VD = None
     single = chunks.rows >= chunks.N
-    half = hidden_ND.dtype == torch.float16
+    half = hidden_ND.dtype == torch.float16 and chunks.N > 0
     if half:  # 1 / (number of tokens) times p lies below float16: the largest |grad| is brought to about 1 meanwhile
         size = torch.exp2(torch.ceil(torch.log2(grad_N.abs().max())))
         size = torch.where(size > 0, size, 1.0)
@@ -477,4 +478,4 @@ def backward_rows(
     if half:
         dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)
         dw_VD = None if dw_VD is None else dw_VD * size
-    return dx_ND, None if dw_VD is None else dw_VD.to(weight_VD.dtype)
+    return dx_ND, finish_dw(dw_VD, weight_VD, weight_VD.dtype) if need_dw else None

@@ -1,0 +1,208 @@
+"""Tokens/s of our training loop beside a plain PyTorch loop and transformers' Llama: same shape, data, threads, one run.
+
+    python benchmarks/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 7] [--out FILE]
+
+The contestants take turns, a few steps each, so that a machine whose speed drifts is as unkind to one as to the other;
+the figure is the median over rounds, with the least and the greatest beside it. All run eagerly in fp32 with the same
+AdamW (fused) and clipping. `ours` is what `emergence-train train` runs between checkpoints: DeepSpeed ZeRO-1, data
+loading, position-resolved loss and its sums. `ours, plain loss` puts F.cross_entropy in place of the position-resolved
+loss and sums nothing: the difference is what position logging costs.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
+
+from emergence_train import config as configs
+from emergence_train import distributed
+from emergence_train.data.dataset import Dataset
+from emergence_train.data.prepare import prepare
+from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.models.config import padded_vocabulary
+from emergence_train.training import engine as engines
+from emergence_train.training.logs import environment
+from emergence_train.training.loop import Stepper
+
+STEPS_A_TURN = 8
+
+
+class PlainModel(nn.Module):
+    """The same decoder as a textbook writes it: one module a matrix, PyTorch's own operations."""
+
+    def __init__(self, c) -> None:
+        super().__init__()
+        self.c = c
+        self.embedding = nn.Embedding(c.vocab_size, c.width)
+        self.layers = nn.ModuleList()
+        for _ in range(c.layers):
+            self.layers.append(nn.ModuleDict({
+                "n1": nn.RMSNorm(c.width, eps=c.norm_eps), "n2": nn.RMSNorm(c.width, eps=c.norm_eps),
+                "qkv": nn.Linear(c.width, 3 * c.width, bias=False), "o": nn.Linear(c.width, c.width, bias=False),
+                "gate": nn.Linear(c.width, c.ffn, bias=False), "up": nn.Linear(c.width, c.ffn, bias=False),
+                "down": nn.Linear(c.ffn, c.width, bias=False),
+            }))  # fmt: skip
+        self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
+        half = c.head_dim // 2
+        angles = torch.arange(c.max_sequence)[:, None] * c.rotary_base ** (-torch.arange(half) / half)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def turn(self, x):  # (B, H, T, d)
+        a, b = x.chunk(2, dim=-1)
+        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+    def forward(self, tokens):
+        B, T = tokens.shape
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            q, k, v = (
+                p.view(B, T, self.c.heads, -1).transpose(1, 2) for p in layer["qkv"](layer["n1"](x)).chunk(3, dim=-1)
+            )
+            y = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v, is_causal=True)
+            x = x + layer["o"](y.transpose(1, 2).reshape(B, T, -1))
+            h = layer["n2"](x)
+            x = x + layer["down"](F.silu(layer["gate"](h)) * layer["up"](h))
+        return F.linear(self.norm(x), self.embedding.weight)
+
+
+def llama(c) -> nn.Module:
+    import transformers
+
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.width, intermediate_size=c.ffn, num_hidden_layers=c.layers,
+        num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, rms_norm_eps=c.norm_eps,
+        max_position_embeddings=c.max_sequence, tie_word_embeddings=True, attn_implementation="sdpa", use_cache=False,
+    ))  # fmt: skip
+
+
+def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
+    """A training step in plain PyTorch; the data come the same way as ours."""
+    import numpy as np
+
+    optimizer = torch.optim.AdamW(engines.parameter_groups(model, 0.1), lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+    def step(number: int) -> float:
+        windows = torch.from_numpy(np.stack([dataset.sample(number * batch + i) for i in range(batch)]))
+        tokens, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        loss = F.cross_entropy(logits(model, tokens).flatten(0, 1), targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def our_loop(config, dataset: Dataset, ranks):
+    stepper = Stepper(config, engines.build(config, ranks), dataset, ranks, PositionAccumulator(dataset.sequence, ranks.device))
+
+    def step(number: int) -> float:
+        totals, _, _ = stepper(number + 1, 1e-3)
+        loss_sum, count = totals.tolist()
+        return loss_sum / count
+
+    return step
+
+
+def our_loop_with_plain_loss(config, dataset: Dataset, ranks):
+    engine = engines.build(config, ranks)
+    stepper = Stepper(config, engine, dataset, ranks, None)
+
+    def step(number: int) -> float:
+        for group in engine.optimizer.param_groups:
+            group["lr"] = 1e-3
+        tokens, targets, _ = stepper._load(number + 1, 0)
+        loss = F.cross_entropy(engine(tokens).flatten(0, 1), targets.flatten())
+        engine.backward(loss)
+        engine.step()
+        engine.get_global_grad_norm()
+        return loss.item()
+
+    return step
+
+
+def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
+    shape, batch = config.model, config.training.batch
+    contestants = {
+        "ours": our_loop(config, dataset, ranks),
+        "ours, plain loss": our_loop_with_plain_loss(config, dataset, ranks),
+        "plain PyTorch": plain_loop(PlainModel(shape), lambda m, t: m(t), dataset, batch),
+        "transformers Llama": plain_loop(llama(shape), lambda m, t: m(input_ids=t).logits, dataset, batch),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    number = 0
+    for turn in range(rounds + 1):  # the first is warm-up
+        for name, step in contestants.items():
+            began = time.perf_counter()
+            for k in range(STEPS_A_TURN):
+                step(number + k)
+            elapsed = time.perf_counter() - began
+            if turn:
+                speeds[name].append(STEPS_A_TURN * batch * dataset.sequence / elapsed)
+        number += STEPS_A_TURN
+    peers = [statistics.median(speeds[name]) for name in ("plain PyTorch", "transformers Llama")]
+    plain_loss = speeds["ours, plain loss"]
+    return [
+        {
+            "contestant": name,
+            "tokens_per_second": statistics.median(values),
+            "least": min(values),
+            "greatest": max(values),
+            "over_faster_peer": statistics.median(values) / max(peers),
+            # Pair by pair, turn by turn: what is common to a turn (a busy machine) cancels.
+            "over_plain_loss": statistics.median(a / b for a, b in zip(values, plain_loss)),
+        }
+        for name, values in speeds.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", default="tiny-0.05m,tiny-0.2m,tiny-0.9m")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--data", default="data/quickstart")
+    parser.add_argument("--out", default="benchmarks/results/cpu/training.json")
+    arguments = parser.parse_args()
+    ranks = distributed.start(arguments.threads)
+    results = {}
+    for size in arguments.sizes.split(","):
+        config = configs.load("configs/quickstart.yaml", [f"model.preset={size}", f"data.path={arguments.data}"])
+        prepare(config.data)
+        dataset = Dataset(config.data, config.seed)
+        shape = config.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})
+        config = config.model_copy(update={"model": shape})
+        results[size] = measure(config, dataset, ranks, arguments.rounds)
+        print(f"\n{size}  ({config.training.batch} x {dataset.sequence} tokens a step)")
+        for row in results[size]:
+            print(f"  {row['contestant']:20s} {row['tokens_per_second']:10,.0f} tokens/s  "
+                  f"[{row['least']:,.0f}, {row['greatest']:,.0f}]  {row['over_faster_peer']:.3f} of the faster peer")  # fmt: skip
+        print(f"  position logging costs {1 - results[size][0]['over_plain_loss']:+.1%}")
+    out = Path(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "command": ["python", *sys.argv],
+        "environment": environment(ranks.device),
+        "steps_a_turn": STEPS_A_TURN,
+        "rounds": arguments.rounds,
+        "sizes": results,
+    }
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\nwritten: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""`emergence-train doctor`: what this machine has, what will be used, what is missing."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable
+
+OPTIONAL = {
+    "flash_attn": ("flash-attn", "pip install 'emergence-train[flash]'", "backend 'flash' of attention"),
+    "datasets": ("datasets", "pip install 'emergence-train[hub]'", "Hugging Face hub data sets"),
+    "transformers": ("transformers", "pip install 'emergence-train[bench]'", "benchmarks against Llama"),
+}
+
+
+def doctor(say: Callable[[str], None] | None) -> dict:
+    """Look, tell each finding through `say`, and return them all."""
+    import torch
+    from emergence_kernels import available_backends, resolve_backend
+
+    say = say or (lambda line: None)
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    found = {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "triton", "deepspeed", "numpy", "wandb", "pyarrow")},
+        "processors": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "free_disk_gb": round(shutil.disk_usage(".").free / 1e9, 1),
+        "kernels": {
+            op: {"chosen": resolve_backend(None, op, torch.device(device)), "backends": backends}
+            for op, backends in available_backends(device).items()
+        },
+        "optional": {},
+        "wandb": "online" if os.environ.get("WANDB_API_KEY") else "offline unless logged in",
+        "launch": {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID") if name in os.environ},
+    }
+    say(f"python      {found['python']}, " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in found["versions"].items()))
+    say(f"processors  {found['processors']}, {found['free_disk_gb']} GB of disk free here")
+    say("gpus        " + (", ".join(found["gpus"]) or "none: training runs on the processor (gloo), in fp32 at best"))
+    for op, state in found["kernels"].items():
+        others = [f"{name}: {why}" for name, why in state["backends"].items() if why != "yes"]
+        say(f"kernel      {op}: {state['chosen']}" + (f"  (not {'; not '.join(others)})" if others else ""))
+    for module, (package, remedy, what) in OPTIONAL.items():
+        there = importlib.util.find_spec(module) is not None
+        found["optional"][package] = _version(package) if there else None
+        say(f"optional    {package} " + (found["optional"][package] or "?" if there else f"missing: {what}; {remedy}"))
+    say(f"wandb       {found['wandb']}")
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

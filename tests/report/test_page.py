@@ -1,0 +1,122 @@
+"""The page: self-contained, its numbers those of the tables, and, where there is a browser, without a script error."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from emergence_train import records
+from emergence_train.errors import InputError
+from emergence_train.report.page import report
+from emergence_train.report.svg import Chart, Series, _Axis, _short
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write_run(root, name="one", params=1000, positions=64, seed=0):
+    """A run directory with known losses: L_i = a0 / (1 + a1 i) + a2, falling with training."""
+    rng = np.random.default_rng(seed)
+    run = root / name
+    rows = [{"kind": "run", "run": name, "params": params, "vocabulary": "v"}]
+    for step in range(1, 81):
+        rows.append({"kind": "train", "step": step, "tokens": 1000 * step, "lr": 1e-3, "loss": 3 + 20 / (step + 9),
+                     "grad_norm": 1.0, "tokens_per_second": 5000.0 if step > 1 else None})  # fmt: skip
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    i = np.arange(1, positions + 1)
+    for step in (10, 20, 40, 80):
+        parts = []
+        for split, shift in (("train", 0.0), ("iid", 0.0), ("ood", 0.5)):
+            mean = 1.5 / (1 + 0.2 * i) + 3 + 20 / (step + 9) + shift
+            tokens = mean[:, None] + rng.normal(0, 0.5, (positions, 400))
+            parts.append(pd.DataFrame({
+                "run": name, "params": params, "step": step, "tokens": 1000 * step, "split": split, "position": i,
+                "count": 400, "loss_sum": tokens.sum(1), "loss_sq_sum": (tokens**2).sum(1), "correct": 10,
+            }))  # fmt: skip
+        table = pd.concat(parts)
+        records.write(records.POSITIONS, table, run / "positions" / f"step-{step:010d}.parquet", vocabulary="v")
+    return run
+
+
+@pytest.fixture
+def page(tmp_path):
+    runs = [write_run(tmp_path, "small & <b>", 1000, seed=1), write_run(tmp_path, "large", 4000, seed=2)]
+    return report(runs, tmp_path / "out")
+
+
+def test_nothing_is_fetched_and_names_are_escaped(page):
+    text = page.read_text()
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", text) and "http" not in re.sub(r"<script type.*?</script>", "", text)
+    assert "small &amp; &lt;b&gt;" in text and "small & <b>" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert page.stat().st_size < 1_000_000
+
+
+def test_the_numbers_are_those_of_the_tables(page, tmp_path):
+    text = page.read_text()
+    means = records.mean_loss(records.read(records.POSITIONS, tmp_path / "large"))
+    last = means[(means["step"] == 80) & (means["split"] == "iid")].iloc[0]
+    assert f"<td>{last['loss']:.3f}</td>" in text
+    law = re.search(r"a0 = ([\d.]+) \[([\d.]+), ([\d.]+)\], a1 = ([\d.]+) \[([\d.]+), ([\d.]+)\]", text)
+    a0, low, high, a1, low1, high1 = map(float, law.groups())
+    assert low < 1.5 < high and low1 < 0.2 < high1 and low < a0 < high and low1 < a1 < high1
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        report([tmp_path])
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "run", "run": "r", "params": 3}\n')
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        report([tmp_path])
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train"}\n')
+    with pytest.raises(InputError, match="no line of kind 'run'"):
+        report([tmp_path])
+    run = write_run(tmp_path, "twice")
+    with pytest.raises(InputError, match="named twice"):
+        report([run, tmp_path / "x" / ".." / "twice"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "0.5"), (12, "12"), (30_000, "30k"), (2.5e6, "2.5M"), (4e11, "400B"), (3e12, "3T"), (-2e3, "-2k")]
+)
+def test_short_numbers(value, text):
+    assert _short(value) == text
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [(1, 256, True), (3.1, 3.2, False), (1e9, 4e11, True), (5, 5, False), (7, 7, True)])
+def test_axes_have_a_few_ticks_within_them(low, high, log):
+    axis = _Axis([np.array([low, high], float)], log, (0, 100))
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 12 and all(-1 <= axis.at(t) <= 101 for t in ticks)
+    assert axis.at(axis.low) == pytest.approx(0) and axis.at(axis.high) == pytest.approx(100)
+
+
+def test_what_cannot_be_drawn_is_left_out():
+    series = Series(np.array([0, 1, 2.0, np.nan]), np.array([1, 2, np.inf, 1]), "s")
+    drawn = Chart("t", "x", "y", [series], x_log=True).html()
+    assert "NaN" not in drawn and "inf" not in drawn.lower().replace("info", "")
+    assert "No data" in Chart("t", "x", "y", []).html()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_a_browser_runs_it_without_an_error(page, tmp_path):
+    """The page reports its own errors into the title; arrow keys read a value, and one split is shown at a time."""
+    probe = """<script>addEventListener('error', e => document.title = 'ERROR ' + e.message);
+    addEventListener('load', () => { const svg = [...document.querySelectorAll('figure.chart svg')].find(s => s.checkVisibility());
+      svg.focus(); svg.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));
+      const grids = [...document.querySelectorAll('[data-of=split]')].filter(g => g.checkVisibility()).length;
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      document.title += ' | ' + svg.parentElement.querySelector('output').textContent + ' | grids ' + grids + ' | wide ' + wide; });
+    </script>"""
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("<head>", "<head>" + probe))
+    for width in (390, 1280):
+        done = subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom",
+             f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", f"file://{probed}"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        title = re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1)
+        assert "ERROR" not in title and "loss (nats)" in title and "grids 1" in title and "wide false" in title

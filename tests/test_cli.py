@@ -1,0 +1,58 @@
+"""The command line as a person meets it: exit codes, one-line errors, help, JSON."""
+
+import json
+
+import pytest
+from conftest import command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: VERB"),
+        (["trian", "x"], "invalid choice: 'trian'"),
+        (["train"], "required: CONFIG"),
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["report", "nowhere"], "nowhere: no such file"),
+        (["report", "a", "--uot", "x"], "unrecognized arguments: --uot"),
+        (["analyze", "temporal", "nowhere.csv"], "nowhere.csv: no such file"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, said):
+    done = command(*arguments)
+    assert done.returncode == 2 and said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback():
+    done = command("train", "nowhere.yaml", "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+def test_help_names_every_verb():
+    done = command("--help")
+    assert done.returncode == 0
+    for verb in ("prepare", "train", "report", "analyze", "bench", "doctor"):
+        assert f"    {verb}" in done.stdout
+
+
+def test_doctor_says_what_will_be_used():
+    plain, machine = command("doctor"), command("doctor", "--json")
+    assert plain.returncode == 0 and "position_loss: torch" in plain.stdout
+    found = json.loads(machine.stdout)
+    assert found["kernels"]["attention"]["chosen"] == "torch" and found["versions"]["deepspeed"]
+
+
+def test_the_whole_way_ends_in_json_and_a_page(config_file, tmp_path):
+    """prepare, train, analyze, report as a user types them; with --json the output is one JSON document."""
+    fresh = [str(config_file), f"data.path={tmp_path / 'data'}", "checkpoints.every_tokens=256"]
+    prepared = command("prepare", *fresh, "--json")
+    assert json.loads(prepared.stdout) == {"path": str(tmp_path / "data")}, prepared.stderr
+    trained = command("train", *fresh, "--json")
+    run = json.loads(trained.stdout)["run"]
+    analysed = command("analyze", "temporal", run, "--out", str(tmp_path / "analysis"), "--json")
+    assert analysed.returncode == 0, analysed.stderr
+    assert {one["run"] for one in json.loads(analysed.stdout)["runs"]} == {"run"}
+    assert (tmp_path / "analysis" / "result.json").is_file()
+    page = command("report", run, "--out", str(tmp_path / "page"))
+    assert page.returncode == 0 and (tmp_path / "page" / "report.html").is_file(), page.stderr
