@@ -68,6 +68,7 @@ def summary(rows: pd.DataFrame) -> dict:
         "median MSE over best classical": float(ratio.median()),
         "share better than best classical": float((ratio < 1).mean()),
         "share at most a fifth of it": float((ratio <= 0.2).mean()),
+        "median RMSE of best classical": float(np.sqrt(classical).median()),
         "median RMSE": {law: float(np.sqrt(rows[f"mse {law}"]).median()) for law in laws},
         "median R2": {law: float(rows[f"r2 {law}"].median()) for law in laws},
         "coverage of rows": {str(level): float(rows[f"rows{level}"].mean()) for level in Z},

@@ -2,8 +2,9 @@
 
     python benchmarks/temporal_runs.py --name tiny-cpu RUN...
 
-Writes benchmarks/results/temporal_runs_NAME.json: for iid, ood and the training curve the error of the selected forecast
-and of every law, smoothed over 100 groups of rows (training losses are noisy), and the coverage of the 95% intervals.
+Writes benchmarks/results/temporal_runs_NAME.json: for iid, ood and the training curve the error of the selected
+forecast and of every law, smoothed over 100 groups of rows (training losses are noisy), and the coverage of the 95%
+intervals.
 """
 
 import argparse

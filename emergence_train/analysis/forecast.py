@@ -20,6 +20,7 @@ SHARPNESS = 2  # weights fall with this power of the backtest error
 STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
 MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
 
+FULLY_YOUNG = 2.5  # factors of e below a mature run at which the forecast lies half way
 HALF_WAY = 0.6  # standard deviation of a uniform spread over [-1, 1]
 YOUNG_ERROR = 0.15  # more of it for every factor e that the run is younger than those behind the prior
 
@@ -86,16 +87,17 @@ def forecast(
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     start = sum(w * fits[name].predict(x[-1:])[0][0] for name, w in weights.items())
     decades = np.log10(np.maximum(x_future / x[-1], 1))
-    slope = _unbent_slope(curve, fits["schedule"]) if priors.immaturity(x[-1]) > 0 else 0.0
+    young = priors.immaturity(x[-1])
+    slope = _unbent_slope(curve, fits["schedule"]) if young > 0 else 0.0
     if slope:
-        # half way between the laws and a straight fall in log steps, with both inside
+        # between the laws and a straight fall in log steps, the younger the nearer to it, with both inside
         further = np.maximum(slope * np.log(10) * decades - (start - mean), 0)
-        mean, sd = mean - further / 2, np.hypot(sd, HALF_WAY * further / 2)
+        mean, sd = mean - min(young / FULLY_YOUNG, 1) * further / 2, np.hypot(sd, HALF_WAY * further / 2)
         notes.append(
             f"not identified: where the loss levels off (after {x[-1]:.0f} steps it does not bend yet against the "
-            "logarithm of the steps); the forecast lies half way between the laws and a fall that goes on as now"
+            "logarithm of the steps); the forecast lies between the laws and a fall that goes on as now"
         )
-    error = MODEL_ERROR + YOUNG_ERROR * priors.immaturity(x[-1])
+    error = MODEL_ERROR + YOUNG_ERROR * young
     sd = np.hypot(sd, error * decades * np.abs(mean - start))
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
 

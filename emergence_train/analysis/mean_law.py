@@ -30,6 +30,7 @@ WINDOW = 0.4  # a fit uses the observed part from this share of its length on: e
 BINS = 60  # at most; more rows are averaged in bins of log step
 EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
 WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
+KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
 MINIMUM = 3  # points that a fit needs
 GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: the scatter of points before they speak themselves, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
@@ -115,12 +116,21 @@ class Fit:
     plan: Plan | None
     shapes: np.ndarray  # the grid behind the labels
 
-    def _features(self, x: np.ndarray) -> np.ndarray:
-        return _features(self.law, x, self.plan, self.reference, self.shapes)[0]
-
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (nats, both (m,)) of the noiseless loss at steps `x` (m,)."""
-        features = self._features(np.asarray(x, float))
+        x = np.asarray(x, float)
+        if len(x) <= 2 * KNOTS:
+            return self._predict(x)
+        low, high = max(float(x.min()), 1e-9), float(x.max())  # a log of every step: the law is smooth between knots
+        knots = np.unique(np.r_[np.linspace(low, high, KNOTS // 2), np.geomspace(low, high, KNOTS // 2)])
+        if self.plan is not None:
+            inside = (self.plan.x > low) & (self.plan.x < high)
+            knots = np.unique(np.r_[knots, self.plan.x[inside]])
+        mean, sd = self._predict(knots)
+        return np.interp(x, knots, mean), np.interp(x, knots, sd)
+
+    def _predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features = _features(self.law, x, self.plan, self.reference, self.shapes)[0]
         each = np.einsum("jmk,jk->jm", features, self.coef)
         mean = self.weight @ each
         return mean, np.sqrt(np.maximum(self._spread(features, each, mean), 0))

@@ -13,7 +13,8 @@ import numpy as np
 from emergence_train.analysis import prior_numbers
 
 MATURE = 2000.0  # steps: the runs behind the prior were observed for at least about as many
-YOUNG = 0.7  # spread added to the log exponent for every factor e below that
+SLOWER = 0.5  # decline of the log exponent for every factor e below that (own tiny runs; public ones agree)
+YOUNG = 0.4  # spread added to it for every such factor
 
 
 def immaturity(steps: float) -> float:
@@ -46,7 +47,8 @@ class Prior:
     def log_shape(self, clock: str, exponent: float, steps: float = np.inf) -> float:
         """Log density (up to a constant) of a power-law exponent, for a run observed for so many steps."""
         mean, sd = self.shape[clock]
-        return -0.5 * (np.log(exponent / mean) / np.hypot(sd, YOUNG * immaturity(steps))) ** 2
+        young = immaturity(steps)
+        return -0.5 * ((np.log(exponent / mean) + SLOWER * young) / np.hypot(sd, YOUNG * young)) ** 2
 
 
 SHIPPED = Prior(

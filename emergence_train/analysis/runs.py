@@ -190,8 +190,6 @@ def _set_plan(one: Series, recorded: Series | None, directory: Path | None, plan
             end = recorded.step[-1] * per_step
     if end > (one.end_tokens if one.by_tokens else one.end_step) * 1.001:
         one.end_step, one.end_tokens = math.ceil(end / per_step - 1e-6), int(end) if one.by_tokens else 0
-    if one.plan is None:
-        one.notes.append("no learning rate given: the laws that know the schedule are fitted as if it were constant")
 
 
 def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:

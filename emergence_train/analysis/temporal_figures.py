@@ -1,5 +1,6 @@
 """Static figures of the temporal analysis, as PNG and SVG: for papers, slides and issue threads."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -33,7 +34,10 @@ CURVES = 40  # checkpoints drawn in the picture of loss against position
 
 def draw(one: Analysis, out: Path) -> list[str]:
     """Write the figures of one run's split into `out`; returns the file names."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", one.series.run + (f"-{one.series.split}" if one.series.split else ""))[:100]
+    name = one.series.run + (f"-{one.series.split}" if one.series.split else "")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    if len(stem) > 100 or stem != name:  # cut or mended: keep names of different runs apart
+        stem = f"{stem[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     pictures = {"forecast": _forecast}
     if one.positions is not None:
         pictures |= {"positions": _positions, "residuals": _residuals}
@@ -65,18 +69,25 @@ def _axis(one: Analysis) -> tuple[np.ndarray, np.ndarray, str]:
     return one.series.step, one.future, "step"
 
 
+def _thin(rows: np.ndarray, most: int = 1000) -> np.ndarray:
+    """At most `most` evenly spread rows: a picture shows no more, and an SVG grows with every point."""
+    return rows if len(rows) <= most else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
+
+
 def _forecast(one: Analysis):
     figure, axis = plt.subplots()
     x, future, label = _axis(one)
+    seen, held, ahead = _thin(np.flatnonzero(one.seen)), _thin(np.flatnonzero(~one.seen)), _thin(np.arange(len(future)))
     for level, alpha in ((95, 0.15), (80, 0.22), (50, 0.3)):
-        low, high = one.level.interval(level)
-        axis.fill_between(future, low, high, color=MODEL, alpha=alpha, linewidth=0, label=f"{level}% interval")
-    axis.plot(x[one.seen], one.y, color=OBSERVED, linewidth=1.2, label="observed")
+        low, high = (end[ahead] for end in one.level.interval(level))
+        axis.fill_between(future[ahead], low, high, color=MODEL, alpha=alpha, linewidth=0, label=f"{level}% interval")
+    axis.plot(x[seen], one.series.loss[seen], color=OBSERVED, linewidth=1.2, label="observed")
     if one.held:
-        axis.plot(x[~one.seen], one.actual, color=HELD, linewidth=1.0, label="held out")
-    axis.plot(future, one.level.mean, color=MODEL, linewidth=1.4, label="forecast")
+        axis.plot(x[held], one.series.loss[held], color=HELD, linewidth=1.0, label="held out")
+    axis.plot(future[ahead], one.level.mean[ahead], color=MODEL, linewidth=1.4, label="forecast")
     for name, style in zip(CLASSICAL, ("--", ":", "-.")):
-        axis.plot(future, one.level.fits[name].predict(one.future)[0], style, color="#777777", linewidth=1, label=name)
+        guess, _ = one.level.fits[name].predict(one.future[ahead])
+        axis.plot(future[ahead], guess, style, color="#777777", linewidth=1, label=name)
     axis.axvline(x[one.seen][-1], color="#999999", linewidth=0.8)
     shown = np.r_[one.y[one.x >= 0.1 * one.x[-1]], one.actual, one.level.mean]
     margin = 0.08 * np.ptp(shown) + 1e-3

@@ -31,7 +31,7 @@ def _table(path: Path, analysed: list[Analysis], rows: Callable[[Analysis], pd.D
     frame = pd.concat(parts, ignore_index=True)
     columns = ["run", "split", *(column for column in frame.columns if column not in ("run", "split"))]
     with atomic_path(path) as temporary:
-        frame[columns].to_csv(temporary, index=False)
+        frame[columns].to_csv(temporary, index=False, float_format="%.8g")
 
 
 def format_table(result: dict) -> str:
