@@ -166,7 +166,7 @@ def _law(runs: list[Run]) -> str:
                 low=rows[f"{name}_low"].to_numpy(float), high=rows[f"{name}_high"].to_numpy(float),
             ))  # fmt: skip
         note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
-        charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name == "a1", note=note))
+        charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name != "a2", note=note))
     return "<p>On iid, with 95% profile intervals as bands.</p>" + _grid(charts)
 
 

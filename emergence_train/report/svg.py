@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 WIDTH, HEIGHT = 480, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 48
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 48
 COLOURS = 8  # categorical colours in page.css, --c0 to --c7
 
 
@@ -153,7 +153,7 @@ class _Axis:
             out += f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/><text x="{LEFT - 7}" y="{y + 4.5:.1f}" '
             out += f'text-anchor="end">{_short(tick)}</text>'
         middle = (TOP + HEIGHT - BOTTOM) / 2
-        return out + f'<text class="label" transform="translate(15 {middle}) rotate(-90)" text-anchor="middle">{html.escape(label)}</text>'
+        return out + f'<text class="label" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{html.escape(label)}</text>'
 
 
 def _finite(series: Series, x_log: bool, y_log: bool) -> Series:
@@ -191,8 +191,8 @@ def _draw(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
     if series.line and len(at) > 1:
         kind = "line dashed" if series.dashed else "line"
         out += f'<path class="{kind}" {style} d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in at)}"/>'
-    if series.points or len(at) == 1:
-        out += "".join(f'<circle class="point" {style} cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in at)
+    if series.points or (series.line and len(at) == 1):
+        out += "".join(f'<circle class="point" {style} cx="{x:.1f}" cy="{y:.1f}" r="{3 if len(at) < 60 else 1.5}"/>' for x, y in at)
     return out
 
 

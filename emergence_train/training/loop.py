@@ -93,7 +93,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
         numbers = stepper(step, lr)
         if pending is not None:
             _log_step(log, mirror, console, history, pending)
-        pending = (step, step * plan.step_tokens, lr, *numbers)
+        pending = (step, step * plan.step_tokens, lr, console.tick(), *numbers)
         if step in plan.checkpoint_steps:
             _log_step(log, mirror, console, history, pending)
             pending = None
@@ -206,8 +206,7 @@ class Stepper:
 
 def _log_step(log: RunLog | None, mirror: Mirror | None, console: Console, history: list, pending: tuple) -> None:
     """Write the step's line; a loss that is not a number ends the run on every rank alike."""
-    step, tokens, lr, totals, grad_norm, applied = pending
-    speed = console.tick()
+    step, tokens, lr, speed, totals, grad_norm, applied = pending
     loss_sum, count = totals.tolist()
     loss = loss_sum / count if count else math.nan
     grad_norm = None if grad_norm is None else float(grad_norm)
