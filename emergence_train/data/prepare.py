@@ -246,7 +246,8 @@ def _tokenize(
     end = tokenizer.end_of_text(tokenizer.load_file(root / "tokenizer.json"))
     part = _Part(data, source, root, dtype, end, len(done))
     began = shown = time.monotonic()
-    total = 0
+    total = size = 0
+    expected = _text_bytes(source)
     for texts, encoded in workers.encode(_batches(sources.documents(source, skip))):
         for text, ids in zip(texts, encoded):
             part.add(text, ids, held_out)
@@ -254,11 +255,22 @@ def _tokenize(
                 done.append(part.finish(last=False))
                 part = _Part(data, source, root, dtype, end, len(done))
         total += sum(map(len, encoded))
+        size += sum(len(text.encode()) for text in texts)
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
-            say(f"{source.domain}: {total:,} tokens, {total / (shown - began):,.0f} tokens/s")
+            left = (shown - began) * max(expected / size - 1, 0) if expected else None
+            say(f"{source.domain}: {total:,} tokens, {total / (shown - began):,.0f} tokens/s, ETA "
+                + ("unknown" if left is None else f"{left:.0f} s"))  # fmt: skip
     done.append(part.finish(last=True))
     return done
+
+
+def _text_bytes(source: Source) -> float | None:
+    """About how much text a local source holds; None for a stream, whose end is not known beforehand."""
+    if source.hub or source.limit_documents:
+        return None
+    packed = {".gz": 3.0, ".xz": 4.0, ".parquet": 2.0}  # usual ratios of text to file
+    return sum(path.stat().st_size * packed.get(path.suffix, 1.0) for path in sources.paths(source))
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

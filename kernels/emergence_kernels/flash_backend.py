@@ -1,6 +1,6 @@
 """Attention by kernels of others: flash-attn 3 or 2 if installed, else PyTorch's cuDNN and flash kernels."""
 
-from functools import cache
+import importlib.util
 
 import torch
 import torch.nn.functional as F
@@ -8,21 +8,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-@cache
-def flash_attn_version() -> int | None:
-    """3 (flash_attn_interface), 2 (flash_attn), or None."""
-    try:
-        import flash_attn_interface  # noqa: F401
+def _installed() -> int | None:
+    for name, version in (("flash_attn_interface", 3), ("flash_attn", 2)):
+        if importlib.util.find_spec(name) is not None:
+            return version
+    return None
 
-        return 3
-    except ImportError:
-        pass
-    try:
-        import flash_attn  # noqa: F401
 
-        return 2
-    except ImportError:
-        return None
+FLASH_ATTN = _installed()  # 3 (flash_attn_interface), 2 (flash_attn), or None
 
 
 def why_not(q: Tensor, document_ids: Tensor | None, window: int | None, deterministic: bool) -> str | None:
@@ -35,7 +28,7 @@ def why_not(q: Tensor, document_ids: Tensor | None, window: int | None, determin
         return f"flash attention takes head dims that are multiples of 8 up to 256, not {q.shape[-1]}"
     if document_ids is not None:
         return "document masks are computed by 'triton' and 'torch'"
-    if flash_attn_version() is None and (window is not None or deterministic):
+    if FLASH_ATTN is None and (window is not None or deterministic):
         return "without flash-attn installed, PyTorch's kernels have no window and no deterministic backward"
     return None
 
@@ -44,11 +37,10 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None, window: int | None, deterministic: bool
 ) -> Tensor:
     """q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D)."""
-    version = flash_attn_version()
-    if version is not None:
+    if FLASH_ATTN is not None:
         near = (-1, -1) if window is None else (window - 1, 0 if causal else window - 1)
         options = dict(softmax_scale=scale, causal=causal, window_size=near, deterministic=deterministic)
-        if version == 3:
+        if FLASH_ATTN == 3:
             from flash_attn_interface import flash_attn_func
 
             out = flash_attn_func(q, k, v, **options)

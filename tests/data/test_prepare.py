@@ -107,6 +107,22 @@ def test_all_kinds_of_files_give_their_documents(tmp_path):
     assert len(sources.sample_domains()) == 7
 
 
+def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
+    """A directory in the hub's layout stands for the hub, which tests cannot reach."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = "\n".join(json.dumps({"content": f"document {i}"}) for i in range(5))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(rows)
+    source = Source(domain="d", hub=str(tmp_path / "set"), text_field="content", limit_documents=4)
+    assert list(sources.documents(source)) == [f"document {i}" for i in range(4)]
+    assert list(sources.documents(source, skip=3)) == ["document 3"]
+    with pytest.raises(InputError, match="no text under 'text'"):
+        next(sources.documents(source.model_copy(update={"text_field": "text"})))
+    with pytest.raises(InputError, match="cannot be opened"):
+        next(sources.documents(Source(domain="d", hub="nobody/nothing-of-this-name")))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

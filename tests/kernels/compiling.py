@@ -60,6 +60,7 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 def cross_entropy(dtype: str, arch: str, even: bool = True):
     from emergence_kernels.triton_backend import configs
     from emergence_kernels.triton_backend import cross_entropy as module
+    from emergence_kernels.triton_backend import scale as scale_module
 
     x = POINTER[dtype]
     types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "scale_ptr")}
@@ -84,8 +85,10 @@ def cross_entropy(dtype: str, arch: str, even: bool = True):
         constants = dict(ROWS=4, BLOCK=128, ENTROPY=entropy)
         yield f"combine entropy={entropy}", module._combine_kernel, types, constants, small
     strip = configs.LOGITS[arch, BYTES[dtype], False]
-    constants = dict(ROWS=8, STRIP=strip.block_n // (2 if strip.split else 1))
+    constants = dict(ROWS=32, STRIP=strip.block_n // (2 if strip.split else 1))
     yield "rescale", module._rescale_kernel, types, constants, small
+    scale = {"x_ptr": x, "y_ptr": x, "factor_ptr": "*fp32:16", "size": "i32:16"}
+    yield "scale", scale_module._scale_kernel, scale, dict(BLOCK=scale_module.BLOCK), small
 
 
 def cross_entropy_uneven(dtype: str, arch: str):
@@ -98,7 +101,7 @@ def rms_norm(dtype: str, arch: str):
 
     types = {"rstd_ptr": "*fp32:16", "dw_ptr": "*fp32:16", "N": "i32", "D": "i32:16", "eps": "fp32"}
     types |= {name: "i32:16" for name in ("stride_x", "stride_residual", "stride_dy", "stride_d_residual")}
-    for D in (4096, 8192):
+    for D in (1024, 4096, 8192):
         rows, block, warps = module.tile(D)
         for residual in (False, True):
             constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)
@@ -133,6 +136,8 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
                 )  # fmt: skip
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
                 named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
+                if part == "forward":
+                    constants["DESCRIPTORS"] = False
                 launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
                 yield f"{part} D={D} {case}", kernel, named | types, constants, launch
 
@@ -166,6 +171,17 @@ def variants(dtype: str, arch: str):
     from emergence_kernels.triton_backend import configs
 
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]
+    for (where, size, block_d), named in configs.ATTENTION_VARIANTS.items():
+        if where != arch or size != BYTES[dtype]:
+            continue
+        for variant, config in named.items():
+            configs.ATTENTION[where, size, block_d]["forward"] = config
+            for name, kernel, types, constants, launch in attention(dtype, arch):
+                if not name.startswith(f"forward D={block_d} "):
+                    continue
+                tile = f"tensordesc<{short}[1, {config.block_k}, 1, {block_d}]>"
+                types = types | {"k_ptr": tile, "v_ptr": tile}
+                yield f"{variant}: {name}", kernel, types, constants | dict(DESCRIPTORS=True), launch
     for (where, size, softcap), named in configs.LOGITS_VARIANTS.items():
         if where != arch or size != BYTES[dtype]:
             continue

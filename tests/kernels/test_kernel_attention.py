@@ -142,6 +142,28 @@ def test_lse_is_kept(triton_only, device):
     assert torch.allclose(lse2.double() * math.log(2), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["prime length", "head dim 80", "GQA", "window and documents", "one projection"])
+def test_tensor_descriptors(case, triton_only, device, monkeypatch):
+    """The candidate that reads keys and values by descriptors gives the same bits."""
+    import dataclasses
+
+    from emergence_kernels.triton_backend import configs
+
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("tensor descriptors need sm_90")
+    shape, causal, kind, window, layout = CASES[case]
+    q, k, v = make(shape, layout, torch.bfloat16, device)
+    options = dict(causal=causal, document_ids=documents(kind, *shape[:2], device), window=window)
+    usual = ek.attention(q, k, v, backend="triton", **options)
+    original = configs.attention
+
+    def with_descriptors(*arguments):
+        return dataclasses.replace(original(*arguments), descriptors=True)
+
+    monkeypatch.setattr(configs, "attention", with_descriptors)
+    assert torch.equal(ek.attention(q, k, v, backend="triton", **options), usual)
+
+
 def test_ranges_of_documents(triton_only):
     from emergence_kernels.triton_backend.attention import overlapping_blocks
 
@@ -154,18 +176,10 @@ def test_ranges_of_documents(triton_only):
 def test_opcheck(triton_only, device):
     q, k, v = (t.requires_grad_() for t in make((1, 17, 2, 1, 16), "plain", torch.float32, device))
     ids = documents("packed", 1, 17, device)
-    torch.library.opcheck(
-        torch.ops.emergence_kernels.attention,
-        (q, k, v, True, None, ids, 5),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )
+    torch.library.opcheck(torch.ops.emergence_kernels.attention, (q, k, v, True, None, ids, 5))
     lse = torch.rand(1, 2, 17, device=device)
     arguments = [t.detach() for t in (torch.randn_like(q), q, k, v, q, lse)]
-    torch.library.opcheck(
-        torch.ops.emergence_kernels.attention_backward,
-        (*arguments, True, None, ids, 5),
-        test_utils=("test_schema", "test_faketensor"),
-    )
+    torch.library.opcheck(torch.ops.emergence_kernels.attention_backward, (*arguments, True, None, ids, 5))
 
 
 def test_whole_graph(backend, device):
@@ -181,6 +195,44 @@ def test_whole_graph(backend, device):
         loss.backward()
         results += [loss, *(t.grad for t in tensors)]
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(eager, compiled))
+
+
+def test_flash_by_sdpa(device, monkeypatch):
+    """The flash backend's own calls, as far as a CPU has such kernels: layout, grouping, scale, whole graphs."""
+    from emergence_kernels import flash_backend
+
+    monkeypatch.setattr(flash_backend, "FLASH_ATTN", None)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = make((2, 33, 4, 4, 16), "plain", dtype, device)
+    for causal in (True, False):
+
+        def run(q, k, v, causal=causal):
+            return flash_backend.attention(q, k, v, causal=causal, scale=0.3, window=None, deterministic=False)
+
+        exact = plain(*(t.double() for t in (q, k, v)), causal=causal, scale=0.3)
+        for each in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+            assert (each(q, k, v).double() - exact).norm() <= 0.01 * exact.norm()
+
+
+def test_what_flash_refuses():
+    from emergence_kernels.flash_backend import why_not
+
+    def asked(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
+        return why_not(torch.empty(1, 2, 1, D, dtype=dtype, device="meta"), ids, window, deterministic)
+
+    assert "CUDA" in asked()
+
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda")
+
+    def on_cuda(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
+        q = torch.empty(1, 2, 1, D, dtype=dtype).as_subclass(OnCuda)
+        return why_not(q, ids, window, deterministic)
+
+    assert on_cuda() is None
+    assert "float32" in on_cuda(torch.float32)
+    assert "60" in on_cuda(D=60)
+    assert "document" in on_cuda(ids=torch.zeros(1, 2))
 
 
 def test_wrong_arguments(device):

@@ -70,13 +70,13 @@ def test_a_variant_takes_its_place_and_leaves_it(triton_only, monkeypatch):
     """The benchmark's candidates run by their own tile table, which is as it was afterwards."""
     import dataclasses
 
-    from emergence_kernels.bench import losses
+    from emergence_kernels.bench import losses, variants
     from emergence_kernels.triton_backend import configs
 
     key = "interpreter", 4, False
     usual = configs.LOGITS[key]
     candidate = dataclasses.replace(usual, block_m=32)
-    monkeypatch.setattr(losses, "_variants", lambda *_: {"tall": (key, candidate)})
+    monkeypatch.setattr(variants, "of_losses", lambda *_: {"tall": ((configs.LOGITS, key), candidate)})
     seen = []
     original = configs.architecture
     monkeypatch.setattr(configs, "architecture", lambda d: seen.append(configs.LOGITS[key].block_m) or original(d))

@@ -42,7 +42,7 @@ def check(rows: list[dict], with_matrix: tuple[str, ...]) -> None:
 
 def test_cross_entropy():
     rows = compiled("cross_entropy", "bfloat16")
-    assert len(rows) == 2 * 8
+    assert len(rows) == 2 * 9
     check(rows, ("statistics", "gradient"))
 
 
@@ -58,9 +58,9 @@ def test_attention():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["attention", "attention_uneven"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_every_attention(suite, dtype):
-    check(compiled(suite, dtype), ("forward", "dkdv", "dq"))
+def test_every_attention(suite):
+    """Every head dim and mask; float16 has the same tiles."""
+    check(compiled(suite, "bfloat16"), ("forward", "dkdv", "dq"))
 
 
 @pytest.mark.slow

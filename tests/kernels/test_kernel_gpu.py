@@ -94,6 +94,18 @@ def test_attention_at_size(D, kind):
         assert (a.double() - b).norm() <= 0.01 * b.norm()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_agrees(causal):
+    q = torch.randn(2, 512, 8, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    k, v = (torch.randn(2, 512, 8, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    results = []
+    for backend in ("flash", "triton"):
+        out = ek.attention(q, k, v, causal=causal, backend=backend)
+        results.append((out, *torch.autograd.grad(out.float().square().mean(), (q, k, v))))
+    for a, b in zip(*results):
+        assert (a - b).norm() <= 0.02 * b.norm()
+
+
 @pytest.mark.parametrize("D", [1024, 4096, 8192])
 def test_rms_norm_at_size(D):
     x, residual = (torch.randn(8192, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))

@@ -81,13 +81,14 @@ def test_a_sum_over_thousands_of_rows(device):
 
 def test_many_rows(triton_only, device):
     """More rows than persistent programs, several rows a program, a last block that is not full."""
-    x, weight = leaves(torch.randn(53, 24, device=device), torch.randn(24, device=device))
-    upstream = torch.randn(53, 24, device=device)
+    rows = 1000 if device.type == "cpu" else 100_000  # the interpreter has two programs, of 128 rows at a time
+    x, weight = leaves(torch.randn(rows, 24, device=device), torch.randn(24, device=device))
+    upstream = torch.randn(rows, 24, device=device)
     got = torch.autograd.grad(ek.rms_norm(x, weight, EPS, backend="triton"), (x, weight), upstream)
     a, b = leaves(x, weight, dtype=torch.float64)
     exact = torch.autograd.grad(plain(a, b)[0], (a, b), upstream.double())
     for one, other in zip(got, exact):
-        assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-5)
+        assert (one.double() - other).norm() <= 1e-6 * other.norm()
 
 
 @pytest.mark.parametrize("used", ["y", "residual"])
@@ -124,11 +125,10 @@ def test_second_backward_and_shared_buffers(backend, device):
 def test_opcheck(with_residual, triton_only, device):
     x, weight, residual = leaves(*(torch.randn(s, device=device) for s in ((3, 16), (16,), (3, 16))))
     residual = residual if with_residual else None
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm, (x, weight, EPS, residual), test_utils=tests[:3])
+    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm, (x, weight, EPS, residual))
     arguments = (torch.randn_like(x), residual, x, weight, torch.rand(3, device=device))
     detached = tuple(None if t is None else t.detach() for t in arguments)
-    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm_backward, detached, test_utils=(tests[0], tests[2]))
+    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm_backward, detached)
 
 
 def test_whole_graph(backend, device):

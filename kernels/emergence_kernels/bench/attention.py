@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import flash_backend
 from ..ops.attention import attention
 from ..reference.attention import attention as attention_torch
+from . import variants
 from .contender import Case, Contender, relative
 
 # (batch, seq, query heads, key heads, head_dim, kind)
@@ -113,15 +114,21 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
                 for name, kernel in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
                     runs.append((f"SDPA {name}", partial(_sdpa, q, k, v, kind == "causal", kernel)))
             runs.append(("FlexAttention", _flex(q, k, v, kind, ids)))
-            version = flash_backend.flash_attn_version()
+            version = flash_backend.FLASH_ATTN
             if version is not None and kind != "documents":
                 flash = partial(flash_backend.attention, q, k, v, scale=None, deterministic=False)
                 runs.append((f"flash-attn {version}", partial(flash, causal=kind != "full", window=options["window"])))
+        contenders = [partial(Contender, name, run, (q, k, v)) for name, run in runs]
+        if kind in ("causal", "full"):
+            ours = partial(attention, q, k, v, backend="triton", **options)
+            usual = Contender("emergence triton", ours, (q, k, v))
+            found = variants.of_attention(device, dtype, D)
+            contenders += [partial(variants.in_place, usual, name, *where) for name, where in found.items()]
         product = 2.0 * B * H * D * _pairs(T, kind)
         yield Case(
             op="attention",
             shape={"batch": B, "seq": T, "heads": H, "key_heads": G, "head_dim": D, "kind": kind},
-            contenders=[partial(Contender, name, run, (q, k, v)) for name, run in runs],
+            contenders=contenders,
             flops={"eval": 2 * product, "forward": 2 * product, "backward": 5 * product, "both": 7 * product},
             formula="2 products forward, 5 backward, over the visible pairs only",
             upstream=lambda upstream=upstream: upstream,

@@ -1,17 +1,15 @@
 """Cases of the linear losses: PyTorch, this package, and its peers where they are installed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import HAS_TRITON
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from ..ops.position_loss import position_loss
+from . import variants
 from .contender import Case, Contender, relative
 
 # (tokens, features, vocabulary)
@@ -53,39 +51,6 @@ def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> I
         pass
 
 
-def _variants(device: torch.device, dtype: torch.dtype) -> dict[str, tuple]:
-    """name -> (key of the tile table, entry) of the candidates that "auto" does not choose."""
-    if device.type != "cuda" or not HAS_TRITON:
-        return {}
-    from ..triton_backend import configs
-
-    key = configs.architecture(device), dtype.itemsize, False
-    return {name: (key, entry) for name, entry in configs.LOGITS_VARIANTS.get(key, {}).items()}
-
-
-@contextmanager
-def _using(key: tuple, entry: object) -> Iterator[None]:
-    """The candidate in the place of the table's entry."""
-    from ..triton_backend import configs
-
-    usual = configs.LOGITS[key]
-    configs.LOGITS[key] = entry
-    try:
-        yield
-    finally:
-        configs.LOGITS[key] = usual
-
-
-@dataclass
-class _Variant(Contender):
-    key: tuple = ()
-    entry: object = None
-
-    def both(self, upstream: Tensor | None) -> tuple[Tensor, ...]:
-        with _using(self.key, self.entry):  # backward recomputes logits by the same table
-            return super().both(upstream)
-
-
 def _errors(hidden: Tensor, weight: Tensor, targets: Tensor, upstream_N: Tensor, results: tuple) -> dict[str, float]:
     """Of the loss and of dX over the first rows: all of dW would take the whole (N, V) matrix in float64."""
     rows = min(256, len(targets))
@@ -122,19 +87,13 @@ def cases(op: str, suite: str, device: torch.device, dtype: torch.dtype, backend
             return Contender(f"emergence {backend}", forward, leaves)
 
         def variant(name, key, entry, ours=ours):
-            made = ours("triton")
-
-            def forward() -> Tensor:
-                with _using(key, entry):
-                    return made.forward()
-
-            return _Variant(f"emergence triton, {name}", forward, made.leaves, key=key, entry=entry)
+            return variants.in_place(ours("triton"), name, key, entry)
 
         def plain(name, run, hidden=hidden, weight=weight, targets=targets, leaves=leaves):
             return Contender(name, lambda: run(hidden, weight, targets, reduction), leaves)
 
         contenders = [partial(ours, backend) for backend in backends]
-        contenders += [partial(variant, name, *where) for name, where in _variants(device, dtype).items()]
+        contenders += [partial(variant, name, *where) for name, where in variants.of_losses(device, dtype).items()]
         contenders.append(partial(plain, "torch eager", _eager))
         if suite != "tiny":
             contenders.append(partial(plain, "torch.compile", torch.compile(_eager, dynamic=False)))

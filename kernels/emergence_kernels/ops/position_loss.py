@@ -148,24 +148,33 @@ def _sweep(backend: str):
     return reference.fused_rows
 
 
-def _scaled(saved: Tensor, grad: Tensor, raised: Tensor, dtype: torch.dtype) -> Tensor:
-    """Out of place: the saved gradient must survive for a second backward over a retained graph."""
-    if dtype == torch.float16:  # grad / raised itself may lie below float16's range
-        return (saved.float() * (grad.float() / raised)).to(dtype)
-    return saved * grad.to(dtype)
+def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    """saved * factor, multiplied in float32 and rounded once.
+
+    Out of place: what was saved must survive for a second backward over a retained graph.
+    """
+    if backend == "triton":
+        from ..triton_backend.scale import scale
+
+        return scale(saved.contiguous(), factor, dtype)
+    if saved.device.type == "cpu":  # takes a scalar tensor in its own precision
+        return (saved * factor).to(dtype)
+    return (saved.to(factor.dtype) * factor).to(dtype)
 
 
-def _save(ctx, need_dx: bool, need_dw: bool, outputs: tuple[Tensor, ...]) -> None:
+def _save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
     raised, dx_ND, dw_VD = outputs[5:]
     ctx.save_for_backward(raised, dx_ND, dw_VD)
-    ctx.needed = need_dx, need_dw
+    ctx.needed, ctx.backend = inputs[6:8], inputs[8]
     ctx.dtype = dx_ND.dtype
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx, grad: Tensor, scaled) -> tuple[Tensor | None, ...]:
     raised, dx_ND, dw_VD = ctx.saved_tensors
+    factor = grad.to(raised.dtype) / raised
     dx, dw = (
-        _scaled(saved, grad, raised, ctx.dtype) if needed else None for saved, needed in zip((dx_ND, dw_VD), ctx.needed)
+        scaled(saved, factor, ctx.dtype, ctx.backend) if needed else None
+        for saved, needed in zip((dx_ND, dw_VD), ctx.needed)
     )
     return dx, dw, *(None,) * 7
 
@@ -176,14 +185,14 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         outputs = _forward(*inputs)
-        _save(ctx, inputs[6], inputs[7], outputs)
+        _save(ctx, inputs, outputs)
         ctx.mark_non_differentiable(*outputs[1:5])
         return outputs[:5]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
-        return _backward(ctx, grad)
+        return _backward(ctx, grad, _scaled)
 
 
 @torch.library.custom_op("emergence_kernels::position_loss", mutates_args=())
@@ -218,7 +227,17 @@ def _(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, 
     )
 
 
+@torch.library.custom_op("emergence_kernels::scale", mutates_args=())
+def _compiled_scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    return _scaled(saved, factor, dtype, backend)
+
+
+@_compiled_scaled.register_fake
+def _(saved, factor, dtype, backend):
+    return saved.new_empty(saved.shape, dtype=dtype)
+
+
 _compiled.register_autograd(
-    lambda ctx, grad, *_: _backward(ctx, grad),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs[6], inputs[7], output),
+    lambda ctx, grad, *_: _backward(ctx, grad, _compiled_scaled),
+    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
 )

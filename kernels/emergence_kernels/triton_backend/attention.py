@@ -129,14 +129,28 @@ def _query_range(
 
 
 @triton.jit
+def _load_tile(descriptor, b, k0, g, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows k0... of head g of sequence b by Hopper's TMA, 0 outside: no masks and no pointers in registers."""
+    x = tl.reshape(descriptor.load([b.to(tl.int32), k0, g.to(tl.int32), 0]), (BLOCK_K, BLOCK_D))
+    if WIDEN:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
 def _forward_step(
-    acc, m, l, q, k_ptr, v_ptr, stride_k, stride_v, ids_ptr, ids_q, offs_q, offs_d, start, stop, T, window, scale2,
+    acc, m, l, q, k_ptr, v_ptr, stride_k, stride_v, b, g, ids_ptr, ids_q, offs_q, offs_d,
+    start, stop, T, window, scale2,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr, PRECISION: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr, MASKED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     for k0 in range(start, stop, BLOCK_K):
         offs_k = k0 + tl.arange(0, BLOCK_K)
-        k = _load(k_ptr, stride_k, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
+        if DESCRIPTORS:
+            k = _load_tile(k_ptr, b, k0, g, BLOCK_K, BLOCK_D)
+        else:
+            k = _load(k_ptr, stride_k, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
         s = tl.dot(q, k.T, input_precision=PRECISION) * scale2
         if MASKED:
             ids_k = ids_q
@@ -147,7 +161,10 @@ def _forward_step(
         p = tl.exp2(s - m_new[:, None])
         alpha = tl.exp2(m - m_new)
         l = l * alpha + tl.sum(p, 1)
-        v = _load(v_ptr, stride_v, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
+        if DESCRIPTORS:
+            v = _load_tile(v_ptr, b, k0, g, BLOCK_K, BLOCK_D)
+        else:
+            v = _load(v_ptr, stride_v, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
         acc = tl.dot(_narrow(p, v), v, acc * alpha[:, None], input_precision=PRECISION)
         m = m_new
     return acc, m, l
@@ -160,6 +177,7 @@ def _forward_kernel(
     T, H, window, scale2, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.num_programs(0)
     block = tl.program_id(0)
@@ -171,8 +189,10 @@ def _forward_kernel(
     offs_q = q0 + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, BLOCK_D)
     q = _load(q_ptr + b * stride_qb + h * stride_qh, stride_qt, offs_q, offs_d, T, D, BLOCK_D, EVEN_T)
-    k_ptr += b * stride_kb + h // GROUP * stride_kh
-    v_ptr += b * stride_vb + h // GROUP * stride_vh
+    g = h // GROUP
+    if not DESCRIPTORS:
+        k_ptr += b * stride_kb + g * stride_kh
+        v_ptr += b * stride_vb + g * stride_vh
     ids_ptr += b * T
     ids_q = offs_q
     if DOCUMENTS:
@@ -185,12 +205,14 @@ def _forward_kernel(
     )
     if not (WINDOW or DOCUMENTS):
         acc, m, l = _forward_step(
-            acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, ids_ptr, ids_q, offs_q, offs_d, low, free, T, window,
-            scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION, CAUSAL, WINDOW, DOCUMENTS, False,
+            acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, b, g, ids_ptr, ids_q, offs_q, offs_d,
+            low, free, T, window, scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
+            CAUSAL, WINDOW, DOCUMENTS, False, DESCRIPTORS,
         )  # fmt: skip
     acc, m, l = _forward_step(
-        acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, ids_ptr, ids_q, offs_q, offs_d, free, high, T, window,
-        scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION, CAUSAL, WINDOW, DOCUMENTS, True,
+        acc, m, l, q, k_ptr, v_ptr, stride_kt, stride_vt, b, g, ids_ptr, ids_q, offs_q, offs_d,
+        free, high, T, window, scale2, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
+        CAUSAL, WINDOW, DOCUMENTS, True, DESCRIPTORS,
     )  # fmt: skip
     o_row = H * D
     _store(o_ptr + b * T * o_row + h * D, o_row, acc / l[:, None], offs_q, offs_d, T, D)
@@ -438,10 +460,16 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(a.B, a.H, a.T, dtype=torch.float32, device=q.device)
     config = a.config("forward")
+    keys, values = a.k, a.v
+    if config.descriptors:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        tile = [1, config.block_k, 1, a.block_d]
+        keys, values = (TensorDescriptor.from_tensor(t, tile) for t in (a.k, a.v))
     with on_device(q):
         _forward_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
-            a.q, a.k, a.v, out, lse, *a.ranges(config.block_q, config.block_k), *a.strides,
-            a.T, a.H, a.window, a.scale * math.log2(math.e), **a.options(config),
+            a.q, keys, values, out, lse, *a.ranges(config.block_q, config.block_k), *a.strides,
+            a.T, a.H, a.window, a.scale * math.log2(math.e), DESCRIPTORS=config.descriptors, **a.options(config),
         )  # fmt: skip
     return out, lse
 

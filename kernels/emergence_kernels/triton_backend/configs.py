@@ -36,6 +36,7 @@ class Attention:
     block_k: int
     num_warps: int
     num_stages: int
+    descriptors: bool = False  # forward only: read keys and values by tensor descriptors (Hopper's TMA)
 
 
 # Logits of the linear losses, by (architecture, bytes of an input element, softcapped).
@@ -94,6 +95,18 @@ ATTENTION = {
         "dq": Attention(128, 64, num_warps=8, num_stages=2),
     },
 }
+# Not chosen by "auto": as LOGITS_VARIANTS, for the forward kernel.
+ATTENTION_VARIANTS = {
+    ("sm_90", 2, 64): {
+        "descriptors": Attention(128, 128, num_warps=8, num_stages=3, descriptors=True),
+        "descriptors, small": Attention(128, 64, num_warps=4, num_stages=4, descriptors=True),
+    },
+    ("sm_90", 2, 128): {
+        "descriptors": Attention(128, 128, num_warps=8, num_stages=2, descriptors=True),
+        "descriptors, small": Attention(128, 64, num_warps=8, num_stages=3, descriptors=True),
+    },
+}
+
 _PARTS = ("forward", "dkdv", "dq")
 for _arch in ("sm_80", "sm_90"):
     for _head in (16, 32):  # small models: one modest tile

@@ -389,9 +389,9 @@ def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, *, z_loss, softcap
             )  # fmt: skip
             if not need:
                 continue
-            _rescale_kernel[(triton.cdiv(n, 8), chunks.strips)](
+            _rescale_kernel[(triton.cdiv(n, 32), chunks.strips)](
                 e_RV, max_RT, z_target_R, top_N, log_total_N, scale_N, target_R, chunks.count, chunks.order_N,
-                e_RV.stride(0), start, n, chunks.V, chunks.strips, z_loss, ROWS=8, STRIP=chunks.strip, num_warps=4,
+                e_RV.stride(0), start, n, chunks.V, chunks.strips, z_loss, ROWS=32, STRIP=chunks.strip, num_warps=4,
             )  # fmt: skip
             dx_ND, dw_VD = _products(e_RV[:n], x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single)
     return (loss_N, top_N, log_total_N, correct_N, entropy_N), dx_ND, dw_VD

@@ -44,6 +44,16 @@ def _forward_kernel(
 
 
 @triton.jit
+def _load_rows(x_ptr, dy_ptr, stride_x, stride_dy, block, N, offs_d, columns, ROWS: tl.constexpr):
+    """x and dy of a block of rows, in their dtype, 0 beyond the edge."""
+    rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
+    mask = (rows < N)[:, None] & columns[None, :]
+    x = tl.load(x_ptr + rows[:, None] * stride_x + offs_d[None, :], mask=mask, other=0.0)
+    dy = tl.load(dy_ptr + rows[:, None] * stride_dy + offs_d[None, :], mask=mask, other=0.0)
+    return x, dy
+
+
+@triton.jit
 def _backward_kernel(
     dy_ptr, d_residual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, dw_ptr, stride_dy, stride_d_residual, stride_x, N, D,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -54,12 +64,17 @@ def _backward_kernel(
     columns = offs_d < D
     weight = tl.load(weight_ptr + offs_d, mask=columns, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    for block in range(pid, tl.cdiv(N, ROWS), programs):
+    blocks = tl.cdiv(N, ROWS)
+    x_next, dy_next = _load_rows(x_ptr, dy_ptr, stride_x, stride_dy, pid, N, offs_d, columns, ROWS)
+    for block in range(pid, blocks, programs):
+        x, dy = x_next.to(tl.float32), dy_next.to(tl.float32)
+        # The next rows are on their way while these are reduced.
+        x_next, dy_next = _load_rows(
+            x_ptr, dy_ptr, stride_x, stride_dy, block + programs, N, offs_d, columns, ROWS
+        )  # fmt: skip
         rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
         inside = rows < N
         mask = inside[:, None] & columns[None, :]
-        x = tl.load(x_ptr + rows[:, None] * stride_x + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + rows[:, None] * stride_dy + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + rows, mask=inside, other=0.0)
         normed = x * rstd[:, None]
         dw += tl.sum(dy * normed.to(dx_ptr.dtype.element_ty).to(tl.float32), 0)
@@ -74,9 +89,9 @@ def _backward_kernel(
 
 
 def tile(D: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a program: a row of up to 8k values, several of a short one."""
+    """(rows, columns, warps) of a program: about 4k values, or one longer row."""
     block = triton.next_power_of_2(D)
-    rows = max(1, 1024 // block)
+    rows = max(1, 4096 // block)
     return rows, block, max(1, min(16, rows * block // 512))
 
 

@@ -1,0 +1,62 @@
+"""Candidates of the tile tables that "auto" does not choose, run in the place of the table's entry."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..dispatch import HAS_TRITON
+from .contender import Contender
+
+Where = tuple[dict, object]  # a table, and a key of it
+
+
+def of_losses(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Where, object]]:
+    """name -> (where, entry)"""
+    if device.type != "cuda" or not HAS_TRITON:
+        return {}
+    from ..triton_backend import configs
+
+    key = configs.architecture(device), dtype.itemsize, False
+    return {name: ((configs.LOGITS, key), entry) for name, entry in configs.LOGITS_VARIANTS.get(key, {}).items()}
+
+
+def of_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, tuple[Where, object]]:
+    if device.type != "cuda" or not HAS_TRITON:
+        return {}
+    from ..triton_backend import configs
+
+    key = configs.architecture(device), dtype.itemsize, head_dim
+    found = configs.ATTENTION_VARIANTS.get(key, {})
+    return {name: ((configs.ATTENTION[key], "forward"), entry) for name, entry in found.items()}
+
+
+@contextmanager
+def _using(where: Where, entry: object) -> Iterator[None]:
+    table, key = where
+    usual = table[key]
+    table[key] = entry
+    try:
+        yield
+    finally:
+        table[key] = usual
+
+
+@dataclass
+class _Variant(Contender):
+    where: Where = ({}, None)
+    entry: object = None
+
+    def both(self, upstream: Tensor | None) -> tuple[Tensor, ...]:
+        with _using(self.where, self.entry):  # backward may look into the table too
+            return super().both(upstream)
+
+
+def in_place(contender: Contender, name: str, where: Where, entry: object) -> Contender:
+    def forward() -> Tensor:
+        with _using(where, entry):
+            return contender.forward()
+
+    return _Variant(f"{contender.name}, {name}", forward, contender.leaves, where=where, entry=entry)
