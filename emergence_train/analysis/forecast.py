@@ -21,6 +21,7 @@ STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights be
 MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
 
 FULLY_YOUNG = 2.5  # factors of e below a mature run at which the forecast lies half way
+STEEPER = 0.3  # share by which a young run's slope may yet change: the next phase can be steeper
 HALF_WAY = 0.6  # standard deviation of a uniform spread over [-1, 1]
 YOUNG_ERROR = 0.15  # more of it for every factor e that the run is younger than those behind the prior
 
@@ -91,8 +92,10 @@ def forecast(
     slope = _unbent_slope(curve, fits["schedule"]) if young > 0 else 0.0
     if slope:
         # between the laws and a straight fall in log steps, the younger the nearer to it, with both inside
-        further = np.maximum(slope * np.log(10) * decades - (start - mean), 0)
-        mean, sd = mean - min(young / FULLY_YOUNG, 1) * further / 2, np.hypot(sd, HALF_WAY * further / 2)
+        straight, share = slope * np.log(10) * decades, min(young / FULLY_YOUNG, 1)
+        further = np.maximum(straight - (start - mean), 0)
+        mean = mean - share * further / 2
+        sd = np.sqrt(sd**2 + (HALF_WAY * further / 2) ** 2 + (STEEPER * share * straight) ** 2)
         notes.append(
             f"not identified: where the loss levels off (after {x[-1]:.0f} steps it does not bend yet against the "
             "logarithm of the steps); the forecast lies between the laws and a fall that goes on as now"
@@ -104,10 +107,12 @@ def forecast(
 
 def _unbent_slope(curve: Curve, one: Fit) -> float:
     """Nats per factor e of steps at the window's end, if the loss against log steps does not bend upwards beyond
-    chance there; 0 if it does, or if the learning rate has begun to decay."""
-    if one.decay_seen > 0.1 or len(curve.x) < 5:
+    chance there (or if there are too few points to see it); 0 if it does, or if the learning rate decays already."""
+    if one.decay_seen > 0.2:
         return 0.0
     u = np.log(curve.x / curve.x[-1])
+    if len(u) < 5:
+        return float(max((curve.y[-2] - curve.y[-1]) / (u[-1] - u[-2]), 0.0)) if len(u) > 1 else 0.0
     design = np.stack([np.ones_like(u), u, u * u], 1)
     coef, *_ = np.linalg.lstsq(design, curve.y, rcond=None)
     variance = np.sum((curve.y - design @ coef) ** 2) / (len(u) - 3)

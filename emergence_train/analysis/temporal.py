@@ -12,7 +12,7 @@ import pandas as pd
 
 from emergence_train.analysis import priors
 from emergence_train.analysis.forecast import Forecast, forecast
-from emergence_train.analysis.mean_law import LAWS
+from emergence_train.analysis.mean_law import LAWS, Z
 from emergence_train.analysis.position_forecast import JointFit, PositionForecast, forecast_positions, joint
 from emergence_train.analysis.position_law import (
     bin_residuals,
@@ -51,9 +51,10 @@ def analyze_temporal(
 
     Returns what result.json holds: {"runs": [{"run", "split", "fit_fraction", "fit_until_tokens", "selected",
     "forecast": [{"step", "tokens", "loss", "low50", ..., "high95"}...], "final": {...}, "models": [{"name", "mse",
-    "r2", "heldout_points"}...], ...}...], "ranking", "prior", "units"}. Losses in nats per token; intervals are of one
-    logged row, its noise included; "final" also has them without ("curve_low95", ...). Raises InputError for bad
-    tables, for fractions outside (0, 1) and for runs too short to fit.
+    "r2", "heldout_points"}...], ...}...], "skipped" (runs and splits too short to fit, with the reason), "ranking",
+    "prior", "units"}. Losses in nats per token; intervals are of one logged row, its noise included; "final" also has
+    them without ("curve_low95", ...). Raises InputError for bad tables, for fractions outside (0, 1), and where nothing
+    is long enough to fit.
     """
     if fit_fraction is not None and not 0 < fit_fraction < 1:
         raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
@@ -62,11 +63,19 @@ def analyze_temporal(
         found = [series for series in found if series.split in set(splits)]
         if not found:
             raise InputError(f"no split named {', '.join(splits)} in these tables; leave --split out to see all")
-    analysed = [Analysis(series, fit_fraction) for series in found]
+    analysed, skipped = [], []
+    for series in found:
+        try:
+            analysed.append(Analysis(series, fit_fraction))
+        except InputError as error:
+            skipped.append({"run": series.run, "split": series.split, "reason": str(error)})
+    if not analysed:
+        raise InputError(skipped[0]["reason"])
     result = {
         "units": {"loss": "nats per token", "tokens": "trained so far", "mse": "nats^2", "intervals": "percent"},
         "prior": {"source": priors.SHIPPED.source, "runs": priors.SHIPPED.runs, "groups": priors.SHIPPED.groups},
         "runs": [one.result() for one in analysed],
+        "skipped": skipped,
         "ranking": _rankings(analysed),
     }
     if out is not None:
@@ -271,7 +280,7 @@ class Analysis:
         return one
 
     def position_rows(self, last_only: bool = False) -> pd.DataFrame:
-        """Forecast loss by bin of position and step: position_low, position_high, loss, low95, high95, actual."""
+        """Forecast loss by bin of position and step: position_low, position_high, loss, low50 ... high95, actual."""
         positions = self.positions
         bin_of = position_bins(positions.position, POSITION_BINS)
         member = (bin_of[:, None] == np.arange(bin_of.max() + 1)) * positions.share[:, None]
@@ -289,10 +298,10 @@ class Analysis:
                 "position_low": np.tile([int(positions.position[bin_of == b][0]) for b in range(count)], len(loss)),
                 "position_high": np.tile([int(positions.position[bin_of == b][-1]) for b in range(count)], len(loss)),
                 "loss": loss.ravel(),
-                "low95": (loss - 1.96 * sd).ravel(),
-                "high95": (loss + 1.96 * sd).ravel(),
             }
         )
+        for level in LEVELS:
+            frame[f"low{level}"], frame[f"high{level}"] = (loss - Z[level] * sd).ravel(), (loss + Z[level] * sd).ravel()
         if self.held:
             frame["actual"] = (self.series.matrix.loss[~self.seen][rows] @ member).ravel()
         return frame

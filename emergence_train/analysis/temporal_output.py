@@ -52,6 +52,7 @@ def format_table(result: dict) -> str:
                 r2 = f"{model['r2']:.4f}" if model["r2"] is not None else "-"
                 lines.append(f"  {model['name']:<24}{model['mse']:>12.3e}{r2:>10}")
         lines += [f"  note: {note}" for note in one["notes"]]
+    lines += [f"left out: {one['reason']}" for one in result["skipped"]]
     for ranking in result["ranking"]:
         lines.append(f"ranking{' on ' + ranking['split'] if ranking['split'] else ''} (right with probability "
                      f"{ranking['probability']:.2f}):")  # fmt: skip

@@ -267,6 +267,15 @@ def test_paths_that_are_no_tables(tmp_path):
         analyze_temporal([])
 
 
+def test_what_is_too_short_is_left_out_with_its_reason(tmp_path):
+    short = curve(run="short").head(2)
+    result = analyze_temporal(written(pd.concat([curve(), short]), tmp_path))
+    assert [one["run"] for one in result["runs"]] == ["simulated"]
+    (left,) = result["skipped"]
+    assert left["run"] == "short" and "not identified" in left["reason"]
+    assert "left out: run 'short'" in format_table(result)
+
+
 def test_unsorted_rows_are_sorted(tmp_path):
     frame = curve()
     mixed = frame.sample(frac=1, random_state=3)
