@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import command
+from support import command
 
 
 @pytest.mark.parametrize(

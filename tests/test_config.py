@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import small_config
+from support import small_config
 from emergence_train import config
 from emergence_train.errors import InputError
 from hypothesis import given
@@ -24,7 +24,7 @@ def test_overrides_presets_and_the_way_back(file):
 
 
 def test_every_shipped_configuration_loads():
-    from conftest import ROOT
+    from support import ROOT
 
     files = sorted((ROOT / "configs").glob("*.yaml"))
     assert files

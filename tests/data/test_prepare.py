@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import small_config
+from support import small_config
 from emergence_train.config import Data, Source
 from emergence_train.data import prepare as module
 from emergence_train.data import sources, tokenizer

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import command, metrics
+from support import command, metrics
 from emergence_train import config, records
 from emergence_train.data.dataset import Dataset
 from emergence_train.models.config import padded_vocabulary
@@ -45,7 +45,7 @@ def plain_losses(loaded) -> tuple[list[float], list[float], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def plain(data_path):
-    from conftest import small_config
+    from support import small_config
 
     return plain_losses(config.Config.model_validate(small_config(data_path, data_path)))
 
@@ -112,7 +112,7 @@ def run_script(script, *arguments, processes):
     import subprocess
     import sys
 
-    from conftest import ROOT
+    from support import ROOT
 
     start = [sys.executable]
     if processes > 1:

@@ -6,7 +6,7 @@ import types
 
 import pandas as pd
 import pytest
-from conftest import command, metrics, small_config
+from support import command, metrics, small_config
 from emergence_train.config import Config
 from emergence_train.training import mirror as module
 from emergence_train.training.mirror import Mirror, _mode
