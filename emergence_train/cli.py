@@ -79,7 +79,9 @@ def _temporal(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis.temporal import analyze_temporal
     from emergence_train.analysis.temporal_output import format_table
 
-    result = analyze_temporal(arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out, splits=arguments.split)
+    result = analyze_temporal(
+        arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out, splits=arguments.split
+    )
     say = _say(arguments)
     say(format_table(result))
     if arguments.out:

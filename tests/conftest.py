@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from support import small_config
 
 os.environ.setdefault("WANDB_MODE", "disabled")

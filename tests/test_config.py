@@ -2,11 +2,12 @@
 
 import pytest
 import yaml
-from support import small_config
-from emergence_train import config
-from emergence_train.errors import InputError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from emergence_train import config
+from emergence_train.errors import InputError
+from support import small_config
 
 
 @pytest.fixture

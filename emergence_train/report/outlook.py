@@ -46,7 +46,9 @@ def _fan(run: Run, analysis: Analysis) -> Chart:
         low, high = level.interval(percent)
         series.append(Series(tokens[late], level.mean[late], f"{percent}% band", 0, line=False, low=low[late],
                              high=high[late], quiet=True))  # fmt: skip
-    series.append(Series(tokens[late], level.mean[late], f"forecast ({LABELS.get(analysis.selected, analysis.selected)})", 0))
+    series.append(
+        Series(tokens[late], level.mean[late], f"forecast ({LABELS.get(analysis.selected, analysis.selected)})", 0)
+    )
     series.append(Series(observed[early], analysis.y[early], "seen by the fit", 7, line=False, points=True))
     if analysis.held:
         series.append(Series(tokens[late], analysis.actual[late], "held back", 1, line=False, points=True))
@@ -55,7 +57,9 @@ def _fan(run: Run, analysis: Analysis) -> Chart:
     start = float(np.quantile(analysis.y, 0.9))  # the untrained model's losses would flatten everything else
     shown = np.concatenate([analysis.y[analysis.y <= start], analysis.actual, level.mean, *level.interval(95)])
     span = (float(shown.min()) - 0.05, float(shown.max()) + 0.05)
-    return Chart(f"{run.name}, {SPLITS[analysis.series.split]}", "tokens", "loss (nats)", series, y_range=span, note=note)
+    return Chart(
+        f"{run.name}, {SPLITS[analysis.series.split]}", "tokens", "loss (nats)", series, y_range=span, note=note
+    )
 
 
 def _table(run: Run, analysis: Analysis) -> str:
@@ -68,8 +72,9 @@ def _table(run: Run, analysis: Analysis) -> str:
         r2 = "–" if row["r2"] is None else f"{row['r2']:.3f}"
         body += f"<tr><td>{html.escape(row['name'])}{chosen}</td><td>{row['mse']:.2e}</td><td>{r2}</td></tr>"
     count = rows[0]["heldout_points"]
+    title = f"{html.escape(run.name)}, {SPLITS[analysis.series.split]}: error on {count} held-back rows"
     return (
-        f'<h3>{html.escape(run.name)}, {SPLITS[analysis.series.split]}: error on {count} held-back rows</h3><div class="scroll" tabindex="0" '
+        f'<h3>{title}</h3><div class="scroll" tabindex="0" '
         f'role="region" aria-label="Errors of {html.escape(run.name)}"><table><thead><tr><th>law</th><th>MSE (nats²)</th>'
         f"<th>R²</th></tr></thead><tbody>{body}</tbody></table></div>"
     )
