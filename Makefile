@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SIZES  := 0.05m:2e-2 0.2m:1e-2 0.9m:4e-3
 RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
-.PHONY: install quickstart test test-slow lint bench-cpu gpu-check gpu-bench clean
+.PHONY: install quickstart test test-slow lint bench-cpu gpu-check gpu-bench gpu-wheels clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,18 @@ gpu-check:
 gpu-bench:
 	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) $(PYTHON) benchmarks/kernels.py --suite short --budget 330
 	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) timeout 180 $(PYTHON) benchmarks/gpu_training.py
+
+# Wheels for a GPU machine without network that has torch, Triton and Python 3.12 (unpack: benchmarks/README.md).
+PLATFORMS := $(foreach v,2_28 2_27 2_17 2014 1,--platform $(if $(filter 2014 1,$(v)),manylinux$(v),manylinux_$(v))_x86_64)
+gpu-wheels: install
+	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir wheels --constraint constraints.txt deepspeed
+	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(PLATFORMS) \
+	  --dest wheels --constraint constraints.txt hjson pydantic pydantic_core annotated-types typing-inspection
+	for peer in liger-kernel quack-kernels cut-cross-entropy flash-attn-4; do \
+	  $(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(PLATFORMS) \
+	    --pre --dest wheels $$peer || echo "$$peer: no wheel, left out"; \
+	done
+	ls -l wheels
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
