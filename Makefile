@@ -24,7 +24,7 @@ quickstart: install
 	  $(BIN)/emergence-train train configs/quickstart.yaml name=quickstart-$${size%:*} \
 	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
 	done
-	$(BIN)/emergence-train analyze temporal $(RUNS) --fit-fraction 0.4 --out runs/quickstart-report/temporal
+	$(BIN)/emergence-train analyze temporal $(RUNS) --fit-fraction 0.4 --split iid --out runs/quickstart-report/temporal
 	$(BIN)/emergence-train report $(RUNS) --out runs/quickstart-report
 
 test: install

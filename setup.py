@@ -39,7 +39,14 @@ setup(
         "flash": ["flash-attn>=2.8"],
         "hub": ["datasets>=4.0", "huggingface_hub>=1.0"],
         "bench": ["transformers>=5.0"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "transformers>=5.0", "datasets>=4.0"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "transformers>=5.0",
+            "datasets>=4.0",
+        ],
     },
     entry_points={"console_scripts": ["emergence-train = emergence_train.cli:main"]},
 )

@@ -109,7 +109,9 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
 
 
 def our_loop(config, dataset: Dataset, ranks):
-    stepper = Stepper(config, engines.build(config, ranks), dataset, ranks, PositionAccumulator(dataset.sequence, ranks.device))
+    stepper = Stepper(
+        config, engines.build(config, ranks), dataset, ranks, PositionAccumulator(dataset.sequence, ranks.device)
+    )
 
     def step(number: int) -> float:
         totals, _, _ = stepper(number + 1, 1e-3)

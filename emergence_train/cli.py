@@ -79,7 +79,9 @@ def _temporal(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis.temporal import analyze_temporal
     from emergence_train.analysis.temporal_output import format_table
 
-    result = analyze_temporal(arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out)
+    result = analyze_temporal(
+        arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out, splits=arguments.split
+    )
     say = _say(arguments)
     say(format_table(result))
     if arguments.out:
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
     )
+    added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")

@@ -31,7 +31,9 @@ class Source(Section):
     hub_split: str = "train"
     sample: str | None = Field(default=None, description="a domain of the embedded sample")
     text_field: str = "text"
-    weight: float = Field(default=1.0, ge=0, description="share of training tokens, relative; 0 keeps it out of training")
+    weight: float = Field(
+        default=1.0, ge=0, description="share of training tokens, relative; 0 keeps it out of training"
+    )
     limit_documents: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -241,7 +243,9 @@ def _apply(tree: dict, override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if isinstance(value, str):
         value = _number(value)
     node: Any = tree

@@ -17,6 +17,7 @@ OPTIONAL = {
 def doctor(say: Callable[[str], None] | None) -> dict:
     """Look, tell each finding through `say`, and return them all."""
     import torch
+
     from emergence_kernels import available_backends, resolve_backend
 
     say = say or (lambda line: None)

@@ -214,9 +214,7 @@ def _check_duplicates(table: Table, frame: pd.DataFrame) -> None:
         twin = frame[duplicated]
         key = tuple(twin.iloc[0][list(table.key)])
         same = twin[(twin[list(table.key)] == list(key)).all(axis=1)]
-        places = " and ".join(
-            f"{file} row {row}" for file, row in zip(same["_file"].head(2), same["_row"].head(2))
-        )
+        places = " and ".join(f"{file} row {row}" for file, row in zip(same["_file"].head(2), same["_row"].head(2)))
         named = ", ".join(f"{name}={value}" for name, value in zip(table.key, key))
         raise InputError(f"the key ({named}) stands twice: {places}; keep one of them")
 
@@ -308,7 +306,9 @@ def write(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: st
 # ------------------------------------------------------------------------------------------------------- derivation
 
 
-def mean_loss(positions: pd.DataFrame, by: Sequence[str] = ("run", "params", "step", "tokens", "split")) -> pd.DataFrame:
+def mean_loss(
+    positions: pd.DataFrame, by: Sequence[str] = ("run", "params", "step", "tokens", "split")
+) -> pd.DataFrame:
     """Mean loss (nats per token) and its standard error, `by` any of the key columns, from a positions table.
 
     The standard error treats tokens as independent, so it is a lower bound: tokens of one sequence are correlated.

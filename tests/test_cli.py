@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from conftest import command
+
+from support import command
 
 
 @pytest.mark.parametrize(

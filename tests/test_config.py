@@ -2,11 +2,12 @@
 
 import pytest
 import yaml
-from conftest import small_config
-from emergence_train import config
-from emergence_train.errors import InputError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from emergence_train import config
+from emergence_train.errors import InputError
+from support import small_config
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_overrides_presets_and_the_way_back(file):
 
 
 def test_every_shipped_configuration_loads():
-    from conftest import ROOT
+    from support import ROOT
 
     files = sorted((ROOT / "configs").glob("*.yaml"))
     assert files

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from emergence_train import records
 from emergence_train.errors import InputError
 

@@ -39,12 +39,14 @@ def analyze_temporal(
     fit_fraction: float | None = None,
     out: str | Path | None = None,
     planned_lr: np.ndarray | None = None,
+    splits: Iterable[str] | None = None,
 ) -> dict:
     """Fit the temporal law to every run and split in `paths` and forecast the rest of each run.
 
     `fit_fraction` in (0, 1): only rows up to this share of the planned tokens are observed; the later ones are held
     back, touch no fit and no choice, and are what the forecasts are scored on. None: everything is observed and the
-    forecast reaches to the planned end. `planned_lr` (K, 2): tokens and learning rate, see runs.load. With `out`,
+    forecast reaches to the planned end. `planned_lr` (K, 2): tokens and learning rate, see runs.load. `splits` names
+    the splits to take; None: all, and the training curve. With `out`,
     writes result.json, CSV tables and figures (PNG and SVG) there.
 
     Returns what result.json holds: {"runs": [{"run", "split", "fit_fraction", "fit_until_tokens", "selected",
@@ -56,8 +58,13 @@ def analyze_temporal(
     """
     if fit_fraction is not None and not 0 < fit_fraction < 1:
         raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
+    found = load(paths, planned_lr)
+    if splits is not None:
+        found = [series for series in found if series.split in set(splits)]
+        if not found:
+            raise InputError(f"no split named {', '.join(splits)} in these tables; leave --split out to see all")
     analysed, skipped = [], []
-    for series in load(paths, planned_lr):
+    for series in found:
         try:
             analysed.append(Analysis(series, fit_fraction))
         except InputError as error:

@@ -94,7 +94,9 @@ def load_index(root: Path) -> dict:
     except FileNotFoundError:
         raise InputError(f"{root}: is not a prepared data set; run `emergence-train prepare` first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{root / 'dataset.json'}: cannot be read ({error}); delete {root} and prepare again") from None
+        raise InputError(
+            f"{root / 'dataset.json'}: cannot be read ({error}); delete {root} and prepare again"
+        ) from None
     return index
 
 

@@ -233,7 +233,13 @@ def _encode(batch: list[str]) -> list[np.ndarray]:
 
 
 def _tokenize(
-    data: Data, source: Source, root: Path, dtype: np.dtype, workers: _Workers, say: Callable[[str], None], held_out: float
+    data: Data,
+    source: Source,
+    root: Path,
+    dtype: np.dtype,
+    workers: _Workers,
+    say: Callable[[str], None],
+    held_out: float,
 ) -> list[dict]:
     """The source's parts, those of an earlier try included."""
     folder = root / "parts" / source.domain

@@ -109,7 +109,9 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
     try:
         file = pq.ParquetFile(path)
         if field not in file.schema_arrow.names:
-            raise InputError(f"{path}: no column {field!r} (it has {', '.join(file.schema_arrow.names)}); set text_field")
+            raise InputError(
+                f"{path}: no column {field!r} (it has {', '.join(file.schema_arrow.names)}); set text_field"
+            )
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
             for text in batch.column(0).to_pylist():
                 yield text or ""

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import torch
-from emergence_kernels import PositionSums
 
+from emergence_kernels import PositionSums
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, sum_over_ranks
 

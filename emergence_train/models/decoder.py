@@ -6,10 +6,10 @@ The residual stream is carried beside each block's output so that the kernel whi
 
 import torch
 import torch.nn.functional as F
-from emergence_kernels import LMHead, PositionLoss, attention, rms_norm, rotary
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from emergence_kernels import LMHead, PositionLoss, attention, rms_norm, rotary
 from emergence_train.models.config import ModelConfig
 
 

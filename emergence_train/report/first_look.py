@@ -70,7 +70,8 @@ def _law_note(fit: pd.Series) -> str:
     if fit["status"] == "ok":
         return ", ".join(f"{name} = {_estimate(fit, name)}" for name in ("a0", "a1", "a2"))
     if _has_curve(fit):
-        return (f"The curve falls as 1/position from the start: a0/a1 = {fit['a0'] / fit['a1']:.3g}, a2 = {_estimate(fit, 'a2')}; "
+        return (f"The curve falls as 1/position from the start: a0/a1 = {fit['a0'] / fit['a1']:.3g}, "
+                f"a2 = {_estimate(fit, 'a2')}; "
                 "a0 and a1 apart are not identified.")  # fmt: skip
     return f"Position law of the last checkpoint: {fit['status']}."
 
@@ -133,12 +134,16 @@ def _by_size(runs: list[Run]) -> str:
     for split in ("iid", "ood"):
         series = []
         for number, run in enumerate(runs):
-            rows = run.positions[(run.positions["split"] == split) & (run.positions["step"] == run.positions["step"].max())]
+            rows = run.positions[
+                (run.positions["split"] == split) & (run.positions["step"] == run.positions["step"].max())
+            ]
             if not len(rows):
                 continue
             x, y, error = binned(rows)
             label = f"{run.name} ({_short(run.params)})"
-            series.append(Series(x, y, label, number, points=True, line=False, low=y - 1.96 * error, high=y + 1.96 * error))
+            series.append(
+                Series(x, y, label, number, points=True, line=False, low=y - 1.96 * error, high=y + 1.96 * error)
+            )
             fit = run.last(run.fits, split)
             if _has_curve(fit):
                 x = np.geomspace(1, rows["position"].max(), 60)
@@ -166,7 +171,7 @@ def _law(runs: list[Run]) -> str:
                 low=rows[f"{name}_low"].to_numpy(float), high=rows[f"{name}_high"].to_numpy(float),
             ))  # fmt: skip
         note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
-        charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name == "a1", note=note))
+        charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name != "a2", note=note))
     return "<p>On iid, with 95% profile intervals as bands.</p>" + _grid(charts)
 
 
@@ -209,8 +214,9 @@ def _speed(runs: list[Run]) -> str:
             middle["tokens"].to_numpy(), middle["tokens_per_second"].to_numpy(), run.name, number,
             low=parts.quantile(0.1)["tokens_per_second"].to_numpy(), high=parts.quantile(0.9)["tokens_per_second"].to_numpy(),
         ))  # fmt: skip
-    return "<p>Training alone: validation and saving are not counted. Median of neighbouring steps; the band holds 80% of them.</p>" + _grid(
-        [Chart("Speed", "tokens", "tokens/s", series, y_log=True)]
+    return (
+        "<p>Training alone: validation and saving are not counted. Median of neighbouring steps; the band holds 80% of them.</p>"
+        + _grid([Chart("Speed", "tokens", "tokens/s", series, y_log=True)])
     )
 
 

@@ -36,9 +36,9 @@ def page(runs: list, sections: list[tuple[str, str, str]]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>emergence-train: {names}</title><link rel=\"icon\" href=\"data:,\">"
+        f'<title>emergence-train: {names}</title><link rel="icon" href="data:,">'
         f"<style>{(HERE / 'page.css').read_text()}</style></head><body>"
-        f"<header><h1>Loss by position and by tokens</h1><p class=\"soft\">{names} · {today}</p>"
+        f'<header><h1>Loss by position and by tokens</h1><p class="soft">{names} · {today}</p>'
         f"<nav>{links}</nav></header><main>{svg.CLIP}{bodies}</main>"
         f"<script>{(HERE / 'page.js').read_text()}</script></body></html>\n"
     )

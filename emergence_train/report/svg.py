@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 WIDTH, HEIGHT = 480, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 48
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 48
 COLOURS = 8  # categorical colours in page.css, --c0 to --c7
 
 
@@ -126,7 +126,9 @@ class _Axis:
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-                found = [s * 10.0**d for d in decades for s in steps if self.low * 0.999 <= s * 10.0**d <= self.high * 1.001]
+                found = [
+                    s * 10.0**d for d in decades for s in steps if self.low * 0.999 <= s * 10.0**d <= self.high * 1.001
+                ]
                 if len(found) >= 3:
                     return found
             if len(found) >= 2:
@@ -144,7 +146,8 @@ class _Axis:
             x = self.at(tick)
             out += f'<path class="grid" d="M{x:.1f} {TOP}V{bottom}"/><text x="{x:.1f}" y="{bottom + 18}" '
             out += f'text-anchor="middle">{_short(tick)}</text>'
-        return out + f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(label)}</text>'
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        return out + _label(f'x="{middle}" y="{HEIGHT - 8}"', label)
 
     def vertical(self, label: str) -> str:
         out = ""
@@ -153,7 +156,11 @@ class _Axis:
             out += f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/><text x="{LEFT - 7}" y="{y + 4.5:.1f}" '
             out += f'text-anchor="end">{_short(tick)}</text>'
         middle = (TOP + HEIGHT - BOTTOM) / 2
-        return out + f'<text class="label" transform="translate(15 {middle}) rotate(-90)" text-anchor="middle">{html.escape(label)}</text>'
+        return out + _label(f'transform="translate(14 {middle}) rotate(-90)"', label)
+
+
+def _label(place: str, text: str) -> str:
+    return f'<text class="label" {place} text-anchor="middle">{html.escape(text)}</text>'
 
 
 def _finite(series: Series, x_log: bool, y_log: bool) -> Series:
@@ -171,7 +178,9 @@ def _finite(series: Series, x_log: bool, y_log: bool) -> Series:
             if band is not None:
                 keep &= np.asarray(band, float) > 0
     bands = [None if band is None else np.asarray(band, float)[keep] for band in (series.low, series.high)]
-    return Series(x[keep], y[keep], series.label, series.colour, series.line, series.points, series.dashed, *bands, series.quiet)
+    return Series(
+        x[keep], y[keep], series.label, series.colour, series.line, series.points, series.dashed, *bands, series.quiet
+    )
 
 
 def _style(colour: int | tuple[str, str]) -> str:
@@ -191,8 +200,10 @@ def _draw(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
     if series.line and len(at) > 1:
         kind = "line dashed" if series.dashed else "line"
         out += f'<path class="{kind}" {style} d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in at)}"/>'
-    if series.points or len(at) == 1:
-        out += "".join(f'<circle class="point" {style} cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in at)
+    if series.points or (series.line and len(at) == 1):
+        out += "".join(
+            f'<circle class="point" {style} cx="{x:.1f}" cy="{y:.1f}" r="{3 if len(at) < 60 else 1.5}"/>' for x, y in at
+        )
     return out
 
 

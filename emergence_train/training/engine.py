@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from emergence_train.config import Config
+from emergence_train.distributed import Ranks, import_deepspeed
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
-from emergence_train.distributed import Ranks, import_deepspeed
 
 INITIAL_STD = 0.02
 

@@ -93,7 +93,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
         numbers = stepper(step, lr)
         if pending is not None:
             _log_step(log, mirror, console, history, pending)
-        pending = (step, step * plan.step_tokens, lr, *numbers)
+        pending = (step, step * plan.step_tokens, lr, console.tick(), *numbers)
         if step in plan.checkpoint_steps:
             _log_step(log, mirror, console, history, pending)
             pending = None
@@ -143,7 +143,9 @@ class Plan:
 class Stepper:
     """One optimizer step: micro-batches, gradients, update, and the sums of the loss."""
 
-    def __init__(self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator) -> None:
+    def __init__(
+        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator
+    ) -> None:
         self.engine, self.dataset, self.ranks, self.accumulator = engine, dataset, ranks, accumulator
         self.batch, self.micro = config.training.batch, config.training.micro_batch
         self.rounds = self.batch // (self.micro * ranks.world)
@@ -206,8 +208,7 @@ class Stepper:
 
 def _log_step(log: RunLog | None, mirror: Mirror | None, console: Console, history: list, pending: tuple) -> None:
     """Write the step's line; a loss that is not a number ends the run on every rank alike."""
-    step, tokens, lr, totals, grad_norm, applied = pending
-    speed = console.tick()
+    step, tokens, lr, speed, totals, grad_norm, applied = pending
     loss_sum, count = totals.tolist()
     loss = loss_sum / count if count else math.nan
     grad_norm = None if grad_norm is None else float(grad_norm)
@@ -238,7 +239,9 @@ def _validate(engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccum
     return sums | {"seconds": time.monotonic() - began}
 
 
-def _record(config: Config, plan: "Plan", step: int, sums: dict, history: list, log: RunLog, mirror: Mirror, say) -> None:
+def _record(
+    config: Config, plan: "Plan", step: int, sums: dict, history: list, log: RunLog, mirror: Mirror, say
+) -> None:
     """A checkpoint's positions table, its means and the forecast of the end, to the files, to W&B and to the screen."""
     tokens, seconds = step * plan.step_tokens, sums.pop("seconds")
     table = log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
@@ -321,7 +324,9 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 def _opening(config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, header: dict, first_step: int) -> str:
     epochs = dataset.sampler.epochs(plan.total_steps * config.training.batch)
     shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
-    where = f"{ranks.world} x {device_name(ranks.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
+    where = (
+        f"{ranks.world} x {device_name(ranks.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
+    )
     begin = f"going on after step {first_step}" if first_step else f"{plan.total_steps} steps"
     return (f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
             f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}")  # fmt: skip

@@ -99,7 +99,9 @@ class Mirror:
                     run.log(item)
             run.finish()
         except Exception as error:
-            self.say(f"W&B stopped ({' '.join(str(error).split())[:200]}); training goes on, the run's files are complete")
+            self.say(
+                f"W&B stopped ({' '.join(str(error).split())[:200]}); training goes on, the run's files are complete"
+            )
 
 
 def _mode(wanted: str) -> str:

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import small_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from emergence_train.config import Data, Source
 from emergence_train.data import prepare as module
 from emergence_train.data import sources, tokenizer
@@ -16,8 +18,7 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import document_hash, prepare
 from emergence_train.data.shards import TokenStream, token_dtype
 from emergence_train.errors import InputError, RunError
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from support import small_config
 
 
 def data_of(path: Path, **changes) -> Data:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from emergence_train.data.sampling import BLOCK, Sampler, permute, quotas
-from emergence_train.errors import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from emergence_train.data.sampling import BLOCK, Sampler, permute, quotas
+from emergence_train.errors import InputError
 
 
 @given(st.integers(1, 300), st.integers(0, 2**64 - 1))
@@ -49,7 +50,7 @@ def test_windows_lie_in_their_stream_and_do_not_depend_on_what_was_asked_before(
     again = Sampler(tokens, weights, sequence, seed)
     assert there == [again[i] for i in reversed(range(start, start + 50))][::-1]
     for window in there:
-        assert 0 <= window.start and window.start + sequence + 1 <= tokens[window.domain]
+        assert window.start >= 0 and window.start + sequence + 1 <= tokens[window.domain]
 
 
 def test_every_block_holds_the_mixture_exactly():

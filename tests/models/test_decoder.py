@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from emergence_train.models import counting
 from emergence_train.models.config import PRESETS, ModelConfig, padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.training.engine import initialise
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 96, "max_sequence": 64}
 

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+
 from emergence_train import records
 from emergence_train.errors import InputError
 from emergence_train.report.page import report
@@ -49,7 +50,9 @@ def page(tmp_path):
 
 def test_nothing_is_fetched_and_names_are_escaped(page):
     text = page.read_text()
-    assert not re.search(r"(?:src|href)=\"(?!#|data:)", text) and "http" not in re.sub(r"<script type.*?</script>", "", text)
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", text) and "http" not in re.sub(
+        r"<script type.*?</script>", "", text
+    )
     assert "small &amp; &lt;b&gt;" in text and "small & <b>" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert page.stat().st_size < 1_000_000
 
@@ -79,13 +82,16 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.5, "0.5"), (12, "12"), (30_000, "30k"), (2.5e6, "2.5M"), (4e11, "400B"), (3e12, "3T"), (-2e3, "-2k")]
+    ("value", "text"),
+    [(0.5, "0.5"), (12, "12"), (30_000, "30k"), (2.5e6, "2.5M"), (4e11, "400B"), (3e12, "3T"), (-2e3, "-2k")],
 )
 def test_short_numbers(value, text):
     assert _short(value) == text
 
 
-@pytest.mark.parametrize(("low", "high", "log"), [(1, 256, True), (3.1, 3.2, False), (1e9, 4e11, True), (5, 5, False), (7, 7, True)])
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(1, 256, True), (3.1, 3.2, False), (1e9, 4e11, True), (5, 5, False), (7, 7, True)]
+)
 def test_axes_have_a_few_ticks_within_them(low, high, log):
     axis = _Axis([np.array([low, high], float)], log, (0, 100))
     ticks = axis.ticks()
@@ -104,11 +110,13 @@ def test_what_cannot_be_drawn_is_left_out():
 def test_a_browser_runs_it_without_an_error(page, tmp_path):
     """The page reports its own errors into the title; arrow keys read a value, and one split is shown at a time."""
     probe = """<script>addEventListener('error', e => document.title = 'ERROR ' + e.message);
-    addEventListener('load', () => { const svg = [...document.querySelectorAll('figure.chart svg')].find(s => s.checkVisibility());
+    addEventListener('load', () => { const svg = 
+        [...document.querySelectorAll('figure.chart svg')].find(s => s.checkVisibility());
       svg.focus(); svg.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));
       const grids = [...document.querySelectorAll('[data-of=split]')].filter(g => g.checkVisibility()).length;
       const wide = document.documentElement.scrollWidth > innerWidth;
-      document.title += ' | ' + svg.parentElement.querySelector('output').textContent + ' | grids ' + grids + ' | wide ' + wide; });
+      document.title += ' | ' + svg.parentElement.querySelector('output').textContent 
+        + ' | grids ' + grids + ' | wide ' + wide; });
     </script>"""
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text().replace("<head>", "<head>" + probe))

