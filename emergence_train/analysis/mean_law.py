@@ -141,27 +141,16 @@ class Fit:
 
     @property
     def best(self) -> dict:
-        """The heaviest hypothesis in words and numbers, and the means of L0, A, B over all."""
-        j = int(np.argmax(self.weight))
-        clock, kernel, shape = self.labels[j]
-        l0, a, b = (float(value) for value in self.weight @ self.coef)
-        spread = np.sqrt(np.maximum(self.weight @ (self.coef**2 + np.diagonal(self.covariance, 0, 1, 2)), 0) - 0)
-        mean = self.weight @ self.coef
-        errors = np.sqrt(np.maximum(spread**2 - mean**2, 0))
-        shapes = np.array([label[2] for label in self.labels])
-        alpha = float(self.weight @ shapes)
-        return {
-            "clock": clock,
-            "kernel": kernel,
-            "shape": alpha,
-            "shape_se": float(np.sqrt(max(self.weight @ shapes**2 - alpha**2, 0))),
-            "L0": l0,
-            "A": a,
-            "B": b,
-            "L0_se": float(errors[0]),
-            "A_se": float(errors[1]),
-            "B_se": float(errors[2]),
-        }
+        """Clock and kernel of the heaviest hypothesis; means and standard errors of L0, A, B and the shape over all."""
+        clock, kernel, _ = self.labels[int(np.argmax(self.weight))]
+        numbers = np.c_[self.coef, [label[2] for label in self.labels]]  # (J, 4)
+        within = np.c_[np.diagonal(self.covariance, 0, 1, 2), np.zeros(len(numbers))]
+        mean = self.weight @ numbers
+        errors = np.sqrt(np.maximum(self.weight @ (numbers**2 + within) - mean**2, 0))
+        words: dict = {"clock": clock, "kernel": kernel}
+        for name, value, error in zip(("L0", "A", "B", "shape"), mean, errors):
+            words |= {name: float(value), f"{name}_se": float(error)}
+        return words
 
 
 def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = None) -> Fit:
