@@ -15,11 +15,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
 
 from emergence_train import records
 from emergence_train.analysis.position_law import PositionMatrix, position_matrices
 from emergence_train.analysis.schedule import Plan
+from emergence_train.config import Schedule
 from emergence_train.errors import InputError
+from emergence_train.schedule import learning_rate
 
 
 @dataclass
@@ -193,30 +196,21 @@ def _set_plan(one: Series, recorded: Series | None, directory: Path | None, plan
 
 
 def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:
-    """(K, 2) tokens and learning rate that a run directory's config.yaml plans; None if it plans none.
-
-    Knows the schedules of our configuration: linear warm-up, then constant, cosine, or constant with a final decay
-    (wsd: linear, cosine or 1 - sqrt).
-    """
+    """(K, 2) tokens and learning rate that a run directory's config.yaml plans; None if it plans none."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        training = config["training"]
-        schedule, total = training["schedule"], float(training["tokens"])
-        kind, peak = schedule["kind"], float(schedule["lr"])
-        warmup, decay = float(schedule.get("warmup_tokens", 0)), float(schedule.get("decay_tokens", 0))
-        final, shape = peak * float(schedule.get("final_ratio", 0.0)), schedule.get("decay_shape", "linear")
-    except (KeyError, TypeError, AttributeError):
+        training = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]
+        planned, total = training["schedule"], float(training["tokens"])
+    except (KeyError, TypeError):
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
-    begin = {"cosine": warmup, "wsd": total - decay, "constant": total}.get(kind)
-    if begin is None:
-        raise InputError(f"{path}: training.schedule.kind {kind!r} is not known; give the plan as planned_lr")
-    tokens = np.unique(np.r_[np.linspace(0, total, points), warmup, begin])
-    done = np.clip((tokens - begin) / max(total - begin, 1e-9), 0, 1)
-    shape = "cosine" if kind == "cosine" else shape
-    left = {"cosine": (1 + np.cos(np.pi * done)) / 2, "linear": 1 - done, "sqrt": 1 - np.sqrt(done)}.get(shape)
-    if left is None:
-        raise InputError(f"{path}: training.schedule.decay_shape {shape!r} is not known; give the plan as planned_lr")
-    rate = final + (peak - final) * left
-    return np.c_[tokens, np.where(tokens < warmup, peak * tokens / max(warmup, 1e-9), rate)]
+    try:
+        schedule = Schedule.model_validate(planned)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(["training.schedule", *map(str, problem["loc"])])
+        raise InputError(f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); give the plan as planned_lr") from error
+    # the corners belong to the grid, so that nothing is lost between its points
+    corners = [schedule.warmup_tokens, total - schedule.decay_tokens]
+    tokens = np.unique(np.r_[np.linspace(0, total, points), corners])
+    return np.c_[tokens, [learning_rate(schedule, t, total) for t in tokens]]

@@ -3,8 +3,8 @@
 No iterator, no state to save: any world size, micro-batch size or restart sees the same sequence of samples.
 
 Domains. Samples come in blocks of BLOCK. Each block holds a fixed number of samples of each domain (its quota, the
-weights rounded to whole samples by largest remainder), in an order shuffled by (seed, block). So the k-th sample of a
-domain is known in closed form, and the mixture is exact in every block, not only on average.
+weights rounded to whole samples by largest remainder), in an order shuffled by (seed, block). So the mixture is exact in
+every block, not only on average, and which sample of its domain a sample is, k, follows from its own block alone.
 
 Windows. A domain's token stream is cut into windows; the k-th sample takes window k mod n of epoch k div n, in an order
 shuffled anew every epoch, with the cuts shifted by a random offset every epoch. No window repeats within an epoch.
@@ -83,7 +83,7 @@ class Sampler:
     def __init__(self, tokens: list[int], weights: list[float], sequence: int, seed: int) -> None:
         self.tokens, self.sequence, self.seed = tokens, sequence, seed
         self.quotas = quotas(weights)
-        self.ends = np.cumsum(self.quotas)
+        self._last: tuple = (None,)  # the block looked at last: neighbours ask for the same one
         # The offset of an epoch is below `sequence`, so a stream must hold one window more than it is said to have.
         self.windows = [max((length - 1) // sequence - 1, 1) for length in tokens]
         for length, quota in zip(tokens, self.quotas):
@@ -91,12 +91,22 @@ class Sampler:
                 raise InputError(f"a source has {length} tokens, fewer than one sequence ({sequence + 1}); "
                                  f"add text or shorten data.sequence")  # fmt: skip
 
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each place in a block its domain, and how many of that domain stand before it in the block."""
+        if self._last[0] != block:
+            keys = np.array([mix(self.seed, 1, block, slot) for slot in range(BLOCK)], dtype=np.uint64)
+            domains = np.repeat(np.arange(len(self.quotas)), self.quotas)[np.argsort(keys, kind="stable")]
+            before = np.empty(BLOCK, dtype=np.int64)
+            for domain, quota in enumerate(self.quotas):
+                before[domains == domain] = np.arange(quota)
+            self._last = (block, domains, before)
+        return self._last[1:]
+
     def __getitem__(self, index: int) -> Window:
         block, place = divmod(index, BLOCK)
-        slot = permute(place, BLOCK, mix(self.seed, 1, block))
-        domain = int(np.searchsorted(self.ends, slot, side="right"))
-        within = slot - int(self.ends[domain]) + self.quotas[domain]
-        ordinal = block * self.quotas[domain] + within
+        domains, before = self._block(block)
+        domain = int(domains[place])
+        ordinal = block * self.quotas[domain] + int(before[place])
         epoch, turn = divmod(ordinal, self.windows[domain])
         window = permute(turn, self.windows[domain], mix(self.seed, 2, domain, epoch))
         room = self.tokens[domain] - 1 - self.windows[domain] * self.sequence

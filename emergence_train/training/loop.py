@@ -27,12 +27,12 @@ from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, r
 from emergence_train.models import counting
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.records import read_metrics
+from emergence_train.schedule import learning_rate
 from emergence_train.training import checkpoint
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.logs import RunLog, device_name, write_config, write_environment
 from emergence_train.training.mirror import Mirror
-from emergence_train.training.schedule import learning_rate
 from emergence_train.training.weights import weight_vector
 
 # What may change when a run goes on: nothing that changes a loss.

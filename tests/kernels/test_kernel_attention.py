@@ -2,10 +2,11 @@
 
 import math
 
-import emergence_kernels as ek
 import pytest
 import torch
 from kernel_checks import assert_as_good, leaves
+
+import emergence_kernels as ek
 
 
 def plain(q, k, v, causal=True, scale=None, document_ids=None, window=None):

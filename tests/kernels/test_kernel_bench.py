@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from emergence_kernels.bench import draw, main
 from emergence_kernels.bench.attention import _pairs
 from emergence_kernels.bench.step import Model, flops_per_token

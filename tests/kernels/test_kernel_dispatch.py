@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import emergence_kernels as ek
 import pytest
 import torch
+
+import emergence_kernels as ek
 from emergence_kernels.dispatch import resolve_backend
 
 PACKAGE = Path(ek.__file__).parent

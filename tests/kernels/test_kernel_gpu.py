@@ -1,9 +1,10 @@
 """What only a GPU can show. Skipped without one."""
 
-import emergence_kernels as ek
 import pytest
 import torch
 import torch.nn.functional as F
+
+import emergence_kernels as ek
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,11 +1,12 @@
 """linear_cross_entropy against a float64 oracle, under upstream gradients that are not ones."""
 
-import emergence_kernels as ek
 import pytest
 import torch
-from emergence_kernels.reference import cross_entropy as reference
 from kernel_checks import DTYPES, assert_as_good, leaves
 from loss_cases import CASES, IGNORE, ordinary, token_losses
+
+import emergence_kernels as ek
+from emergence_kernels.reference import cross_entropy as reference
 
 
 def plain_loss(hidden, weight, targets, z_loss, softcap):

@@ -1,11 +1,12 @@
 """position_loss against a float64 oracle, in every backend that runs here."""
 
-import emergence_kernels as ek
 import pytest
 import torch
-from emergence_kernels.reference import cross_entropy as reference
 from kernel_checks import DTYPES, assert_as_good, leaves
 from loss_cases import CASES, IGNORE, ordinary, token_losses
+
+import emergence_kernels as ek
+from emergence_kernels.reference import cross_entropy as reference
 
 Z_LOSS = 1e-3
 

@@ -1,11 +1,12 @@
 """Shapes and masks that nobody thought of, against the float64 oracles (the same ones in every run)."""
 
-import emergence_kernels as ek
 import pytest
 import torch
 from kernel_checks import leaves
 from loss_cases import IGNORE, token_losses
 from test_kernel_attention import plain
+
+import emergence_kernels as ek
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies

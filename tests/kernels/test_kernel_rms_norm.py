@@ -1,9 +1,10 @@
 """rms_norm against a float64 oracle."""
 
-import emergence_kernels as ek
 import pytest
 import torch
 from kernel_checks import DTYPES, assert_as_good, leaves
+
+import emergence_kernels as ek
 
 EPS = 1e-6
 

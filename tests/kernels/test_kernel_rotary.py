@@ -1,9 +1,10 @@
 """rotary against the rotation written with complex numbers."""
 
-import emergence_kernels as ek
 import pytest
 import torch
 from kernel_checks import DTYPES, assert_as_good, leaves
+
+import emergence_kernels as ek
 
 
 def angles(T, R, device, batch=None):

@@ -6,9 +6,10 @@ import os
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: E402
-import emergence_kernels as ek  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
+
+import emergence_kernels as ek  # noqa: E402
 
 
 class Model(nn.Module):

@@ -14,8 +14,8 @@ from emergence_train import config, records
 from emergence_train.data.dataset import Dataset
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
+from emergence_train.schedule import learning_rate
 from emergence_train.training.engine import initialise, parameter_groups
-from emergence_train.training.schedule import learning_rate
 from support import command, metrics
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
