@@ -50,7 +50,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     """
     ranks = start(config.training.threads)
     say = say if ranks.first else _silent
-    config = _resolve(config, ranks)
+    config = from_first_rank(lambda: _resolve(config, ranks))
     run = config.run_directory
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     from_first_rank(lambda: _claim(run, config))
