@@ -126,6 +126,10 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
     }
     for D in (32, 64, 80, 96, 128) if BYTES[dtype] == 2 else (64, 128):
         block_d = 1 << (D - 1).bit_length()
+        delta = {name: "i32:16" for name in module._delta_kernel.arg_names if name.startswith("stride_")} | types
+        delta |= {"o_ptr": POINTER[dtype], "do_ptr": POINTER[dtype]}
+        constants = dict(D=D, BLOCK_D=block_d, BLOCK_Q=64)
+        yield f"delta D={D} any", module._delta_kernel, delta, constants, dict(num_warps=4, num_stages=3)
         for part, kernel in kernels.items():
             for case, (causal, window, documents) in cases.items():
                 T = 4096 if even else 1000

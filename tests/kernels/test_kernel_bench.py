@@ -34,6 +34,7 @@ def test_everything_once(tmp_path, capsys):
     assert {"emergence torch", "torch eager"} <= losses
     assert "position_loss" in capsys.readouterr().out
 
+    pytest.importorskip("matplotlib")
     assert draw.main([str(tmp_path)]) == 0
     text = file.with_suffix(".md").read_text()
     assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
@@ -67,21 +68,21 @@ def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
     assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 1
 
 
-def test_a_variant_takes_its_place_and_leaves_it(triton_only, monkeypatch):
+def test_a_variant_takes_its_place_and_leaves_it(triton_only, device, monkeypatch):
     """The benchmark's candidates run by their own tile table, which is as it was afterwards."""
     import dataclasses
 
     from emergence_kernels.bench import losses, variants
     from emergence_kernels.triton_backend import configs
 
-    key = "interpreter", 4, False
+    key = configs.architecture(device), 4, False
     usual = configs.LOGITS[key]
     candidate = dataclasses.replace(usual, block_m=32)
     monkeypatch.setattr(variants, "of_losses", lambda *_: {"tall": ((configs.LOGITS, key), candidate)})
     seen = []
     original = configs.architecture
     monkeypatch.setattr(configs, "architecture", lambda d: seen.append(configs.LOGITS[key].block_m) or original(d))
-    (case,) = losses.cases("linear_cross_entropy", "tiny", torch.device("cpu"), torch.float32, [])
+    (case,) = losses.cases("linear_cross_entropy", "tiny", device, torch.float32, [])
     contender = case.contenders[0]()
     assert contender.name == "emergence triton, tall"
     contender.both(case.upstream())

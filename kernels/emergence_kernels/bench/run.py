@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch._dynamo
 
 from ..dispatch import HAS_TRITON, interpreting
 from . import attention, losses, norms, step
@@ -179,6 +180,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     dtype = DTYPES[name]
+    # A compiled contender that is compiled anew for many shapes would fall back to eager, silently.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     begin = time.monotonic()
     limits = ceilings(device, dtype)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())

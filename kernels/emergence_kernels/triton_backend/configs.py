@@ -90,6 +90,7 @@ ATTENTION = {
     },
     ("sm_90", 2, 128): {
         "forward": Attention(128, 128, num_warps=8, num_stages=2),
+        "forward careful": Attention(128, 64, num_warps=8, num_stages=3),
         "dkdv": Attention(64, 128, num_warps=8, num_stages=2),
         "dkdv careful": Attention(32, 64, num_warps=8, num_stages=2),
         "dq": Attention(128, 64, num_warps=8, num_stages=2),
@@ -111,6 +112,10 @@ _PARTS = ("forward", "dkdv", "dq")
 for _arch in ("sm_80", "sm_90"):
     for _head in (16, 32):  # small models: one modest tile
         ATTENTION[_arch, 2, _head] = dict.fromkeys(_PARTS, Attention(64, 64, 4, 2))
+        ATTENTION[_arch, 2, _head] |= {
+            "forward careful": Attention(64, 32, 4, 2),
+            "dkdv careful": Attention(32, 64, 4, 2),
+        }
     for _head in (16, 32, 64, 128):  # float32 without tensor cores: for checks, "auto" does not choose it
         ATTENTION[_arch, 4, _head] = dict.fromkeys(_PARTS, Attention(32, 32, 8, 2))
 for _head in (16, 32, 64, 128):
