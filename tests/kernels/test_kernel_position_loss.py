@@ -109,6 +109,27 @@ def test_chunks_do_not_matter(dtype, backend, device):
         assert (dw - other_dw).abs().max() <= 16 * eps * dw.abs().max()
 
 
+def test_many_chunks_add_up_in_float32(backend, device):
+    """128 chunks of bfloat16 products, all of one sign: a sum kept in bfloat16 would stop growing after a few."""
+    if backend == "triton":
+        from emergence_kernels.triton_backend import cross_entropy as module
+    else:
+        module = reference
+    N, D, V = 512, 8, 16
+    hidden = (1 + 0.1 * torch.randn(N, D, device=device)).bfloat16()
+    weight = (torch.randn(V, D, device=device) * 0.1).bfloat16()
+    targets = torch.zeros(N, dtype=torch.int64, device=device)
+    valid, scale = targets == 0, torch.full((N,), 1 / N, device=device)
+    options = dict(z_loss=0.0, need_dx=False, need_dw=True, rows_per_chunk=4)
+    _, _, fused = module.fused_rows(hidden, weight, targets, valid, scale, **options)
+    kept = module.forward_rows(hidden, weight, targets, valid, softcap=None)[1:]
+    _, recomputed = module.backward_rows(hidden, weight, targets, valid, *kept, scale, softcap=None, **options)
+    (w,) = leaves(weight, dtype=torch.float64)
+    token_losses(hidden.double(), w, targets)[0].mean().backward()
+    for dw in (fused, recomputed):
+        assert (dw.double() - w.grad).norm() <= 0.004 * w.grad.norm()
+
+
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "in halves"])
 def test_tensor_descriptors(split, triton_only, device, monkeypatch):
     """Candidates of the tile table: operands by tensor descriptors, and tiles finished in halves."""
