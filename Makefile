@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SIZES  := 0.05m:2e-2 0.2m:1e-2 0.9m:4e-3
 RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
-.PHONY: install quickstart test test-slow lint bench-cpu gpu-check gpu-bench gpu-wheels clean
+.PHONY: install quickstart test test-slow lint bench-cpu gpu-check gpu-bench gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,9 @@ bench-cpu: install
 # On a machine with a GPU, with whatever torch and Triton its $(PYTHON) has (see benchmarks/README.md for offline ones).
 gpu-check:
 	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) $(PYTHON) benchmarks/gpu_check.py
+
+bench-redraw: install
+	$(BIN)/python benchmarks/redraw.py benchmarks/results
 
 gpu-bench:
 	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) $(PYTHON) benchmarks/kernels.py --suite short --budget 330
