@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # preset:learning rate; the smaller the model, the larger the rate it bears
-SIZES  := 0.05m:2e-2 0.2m:1e-2 0.9m:4e-3
+SIZES  := 0.05m:1.5e-2 0.2m:8e-3 0.9m:2e-3
 RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
 .PHONY: install quickstart test test-slow lint bench-cpu gpu-check gpu-bench gpu-wheels bench-redraw clean

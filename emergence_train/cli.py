@@ -58,9 +58,9 @@ def _prepare(arguments: argparse.Namespace) -> dict:
 
 
 def _train(arguments: argparse.Namespace) -> dict:
-    # Before torch is imported: OpenMP's waiting threads spin by default, and on a processor that someone else uses too
-    # they take the time that the others are waiting for (8 times slower, measured on 2 busy cores).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, and on a processor that someone else uses
+    # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     from emergence_train import config, distributed
     from emergence_train.training.loop import train
 
