@@ -49,5 +49,5 @@ setup(
             "datasets>=4.0",
         ],
     },
-    entry_points={"console_scripts": ["emergence-train = emergence_train.cli:main"]},
+    entry_points={"console_scripts": ["emergence-train = emergence_train.cli:run"]},
 )

@@ -1,8 +1,6 @@
 """`python -m emergence_train` is the command line."""
 
-import sys
-
-from emergence_train.cli import main
+from emergence_train.cli import run
 
 if __name__ == "__main__":  # spawned tokenizing processes import this module too
-    sys.exit(main())
+    run()

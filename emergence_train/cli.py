@@ -43,6 +43,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def run() -> None:
+    """The console command: main, then the end of the process."""
+    code = main()
+    if "torch" in sys.modules:
+        from emergence_train.distributed import leave
+
+        leave(code)
+    sys.exit(code)
+
+
 def _say(arguments: argparse.Namespace):
     """Progress goes to standard output, or to standard error where the output is a result for machines."""
     stream = sys.stderr if arguments.json else sys.stdout

@@ -6,6 +6,7 @@ Import this module before deepspeed: it tells DeepSpeed which accelerator to tak
 import datetime
 import logging
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -59,8 +60,19 @@ def start(threads: int | None) -> Ranks:
 
 
 def stop() -> None:
-    if dist.is_initialized():
+    """Undo start() in a lone process, which may go on; one of several leaves by leave()."""
+    if dist.is_initialized() and dist.get_world_size() == 1:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End this process. One of several ends at once: gloo's threads may still run, and taking them down at exit aborts
+    now and then ("terminate called without an active exception") after all work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        os._exit(code)
+    sys.exit(code)
 
 
 def import_deepspeed():

@@ -91,7 +91,7 @@ def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, process
     """Stopped between checkpoints and started again, a run's logs equal the uninterrupted run's, bit for bit."""
     stop = (
         "import sys; from emergence_train import config, distributed; from emergence_train.training.loop import train;"
-        "train(config.load(sys.argv[1], sys.argv[2:]), stop_after=6); distributed.stop()"
+        "train(config.load(sys.argv[1], sys.argv[2:]), stop_after=6); distributed.leave(0)"
     )
     script = tmp_path / "stop.py"
     script.write_text(stop)
