@@ -52,6 +52,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def describe(root: Path, path: Path) -> dict:
+    """A file's entry in an index or manifest: its place under `root`, its size and its SHA-256."""
+    return {"file": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def fsync_file(path: Path) -> None:
     """Flush one file's data to the disk."""
     with open(path, "rb") as file:

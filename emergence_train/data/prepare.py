@@ -56,7 +56,7 @@ def prepare(data: Data, say: Callable[[str], None] = print) -> Path:
         "sequence": data.sequence,
         "dtype": dtype.str,
         "tokenizer": {
-            **shards.describe(root, root / "tokenizer.json"),
+            **files.describe(root, root / "tokenizer.json"),
             "vocabulary": vocabulary,
             "fingerprint": tokenizer.fingerprint(encoder),
             "end_of_text": tokenizer.end_of_text(encoder),
@@ -331,8 +331,8 @@ class _Part:
             with files.atomic_path(boundaries) as path, open(path, "wb") as file:
                 np.save(file, ends)
             shard = {
-                "tokens": shards.describe(self.root, self.shard),
-                "documents": shards.describe(self.root, boundaries),
+                "tokens": files.describe(self.root, self.shard),
+                "documents": files.describe(self.root, boundaries),
             }
         held = self.record.with_suffix(".npz")
         with files.atomic_path(held) as path, open(path, "wb") as file:
@@ -388,7 +388,7 @@ def _validation_sets(data: Data, root: Path, parts: dict, dtype: np.dtype, encod
         files.write_bytes(path, chosen.astype(dtype).tobytes())
         # Bytes of text behind the targets, for bits per byte.
         sizes = [len(encoder.decode(row[1:].tolist(), skip_special_tokens=False).encode()) for row in chosen]
-        sets[domain] = {**shards.describe(root, path), "sequences": needed, "ranges": ranges}
+        sets[domain] = {**files.describe(root, path), "sequences": needed, "ranges": ranges}
         for split, count in ranges.items():
             splits[split]["sequences"] += count
             splits[split]["bytes"] += sum(sizes[:count])

@@ -16,11 +16,6 @@ def token_dtype(vocabulary: int) -> np.dtype:
     return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
 
 
-def describe(root: Path, path: Path) -> dict:
-    """A file's entry in the index."""
-    return {"file": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": files.sha256(path)}
-
-
 def verify(root: Path, entries: list[dict], stamp: Path) -> None:
     """Raise InputError for the first file that is missing, truncated or altered.
 

@@ -100,7 +100,7 @@ def _manifest(root: Path) -> list[dict]:
 
     def describe(path: Path) -> dict:
         files.fsync_file(path)
-        return {"file": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": files.sha256(path)}
+        return files.describe(root, path)
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(describe, paths))

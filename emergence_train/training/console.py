@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emergence_train.distributed import Ranks
 from emergence_train.models.counting import peak_flops
+from emergence_train.training.logs import device_name
 
 
 class Console:
@@ -19,12 +20,7 @@ class Console:
     def __init__(self, plan, flops_per_token: float, ranks: Ranks, every_seconds: float, say: Callable[[str], None]):
         self.plan, self.say, self.every = plan, say, every_seconds
         self.flops_per_token = flops_per_token
-        name = ""
-        if ranks.device.type == "cuda":
-            import torch
-
-            name = torch.cuda.get_device_name(ranks.device)
-        peak = peak_flops(name)
+        peak = peak_flops(device_name(ranks.device))
         self.peak = peak * ranks.world if peak else None
         self.began = self.shown = self.last = time.monotonic()
         self.paused = 0.0  # since the last step
