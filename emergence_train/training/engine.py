@@ -29,7 +29,8 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.batch // (training.micro_batch * ranks.world),
-        "gradient_clipping": training.optimizer.clip,
+        # At stage 0 the loop clips (training.loop.Stepper): DeepSpeed would not tell the norm that it computes there.
+        "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
@@ -64,6 +65,8 @@ def build(config: Config, ranks: Ranks):
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    if config.training.zero_stage == 0 and ranks.world == 1:
+        engine.enable_backward_allreduce = False  # nothing to add up, and the copies are not free
     return engine
 
 

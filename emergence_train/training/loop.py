@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grad_norm_
 
 from emergence_train import files
 from emergence_train.analysis.temporal import forecast_final
@@ -152,7 +152,8 @@ class Stepper:
         self.document_mask, self.z_loss = config.training.document_mask, config.training.z_loss
         weights = weight_vector(config.training.position_weights, config.data.sequence)
         self.weights = None if weights is None else weights.to(ranks.device)
-        self.own_norm = config.training.zero_stage == 0  # DeepSpeed clips there without telling the norm
+        # None: DeepSpeed clips. 0 is no clipping, but the norm is wanted.
+        self.clip = (config.training.optimizer.clip or math.inf) if config.training.zero_stage == 0 else None
 
     def __call__(self, step: int, lr: float) -> tuple[torch.Tensor, float | None, bool]:
         """-> ([loss sum, count] over all ranks, global gradient norm, whether the step was applied)."""
@@ -164,12 +165,12 @@ class Stepper:
         for (tokens, targets, document_ids), scale in zip(batches, scales):
             out = self.engine(tokens, targets, self.weights, document_ids, self.z_loss)
             self.engine.backward(out.loss if scale is None else out.loss * scale)
-            if self.own_norm and self.engine.is_gradient_accumulation_boundary():
-                norm = get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
+            if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
+                norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
             self.engine.step()
             self.accumulator.add(out.positions)
             totals += torch.stack([out.positions.loss_sum.sum(), out.positions.count.sum().double()])
-        norm = norm if self.own_norm else self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm() if self.clip is None else norm
         return sum_over_ranks(totals), norm, self.engine.was_step_applied()
 
     def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
