@@ -99,6 +99,14 @@ def _temporal(arguments: argparse.Namespace) -> dict:
     return result
 
 
+def _weights(arguments: argparse.Namespace) -> dict:
+    from emergence_train.analysis.position_weights import analyze_weights, format_weights
+
+    result = analyze_weights(arguments.runs, arguments.out)
+    _say(arguments)(format_weights(result))
+    return result
+
+
 def _report(arguments: argparse.Namespace) -> dict:
     from emergence_train.report.page import report
 
@@ -152,6 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    added = analyses.add_parser(
+        "weights", parents=[common], help="compare runs that weighted their loss by position", allow_abbrev=False
+    )
+    added.set_defaults(verb=_weights)
+    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
+    added.add_argument("--out", metavar="DIR", help="where result.json, the CSV table and the figure go")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from emergence_train import records
+from emergence_train import files, records
 from emergence_train.errors import InputError
 
 UNIFORM = "uniform"
@@ -23,6 +23,54 @@ def regions(length: int) -> dict[str, tuple[int, int]]:
     """Positions (first, last; from 1, both inclusive) of head, body and tail of a sequence of `length` positions."""
     head, tail = max(round(0.1 * length), 1), length - max(round(0.1 * length), 1)
     return {"all": (1, length), "head": (1, head), "body": (head + 1, tail), "tail": (tail + 1, length)}
+
+
+def analyze_weights(runs: Iterable[str | Path], out: str | Path | None = None) -> dict:
+    """The comparison as {"rows": [...]}, null where there is no number; with `out` also result.json, CSV and figures."""
+    table = compare_position_weights(runs)
+    rows = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in table.to_dict("records")]
+    result = {"rows": rows}
+    if out is not None:
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with files.atomic_path(out / "position_weights.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.8g")
+        result["figures"] = _draw(table, out)
+        files.write_json(out / "result.json", result)
+    return result
+
+
+def format_weights(result: dict) -> str:
+    """The short table that `analyze weights` prints: differences from uniform weights on iid and ood."""
+    lines = [f"{'weights':<14}{'split':<8}{'region':<8}{'loss':>9}{'difference':>12}   95% interval over seeds"]
+    for row in result["rows"]:
+        if row["split"] in ("iid", "ood"):
+            interval = "one seed" if row["low95"] is None else f"{row['low95']:+.4f} to {row['high95']:+.4f}"
+            lines.append(f"{row['variant']:<14}{row['split']:<8}{row['region']:<8}{row['loss']:>9.4f}"
+                         f"{row['difference']:>+12.4f}   {interval} ({row['seeds']} seeds)")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _draw(table: pd.DataFrame, out: Path) -> list[str]:
+    """Difference from uniform weights by region, one panel a split, as position_weights.png, .svg and .pdf."""
+    from emergence_train.analysis.temporal_figures import plt, save, styled
+
+    splits = [split for split in ("iid", "ood") if split in set(table["split"])] or sorted(set(table["split"]))[:2]
+    places = list(regions(10))
+    with styled():
+        figure, axes = plt.subplots(1, len(splits), sharey=True, squeeze=False)
+        for axis, split in zip(axes[0], splits):
+            for number, (variant, rows) in enumerate(table[table["split"] == split].groupby("variant")):
+                rows = rows.set_index("region").reindex(places)
+                reach = np.abs(rows[["low95", "high95"]].to_numpy().T - rows["difference"].to_numpy())
+                at = np.arange(len(places)) + 0.15 * (number - 1)
+                axis.errorbar(at, rows["difference"], np.nan_to_num(reach), fmt="o", markersize=4, capsize=2, label=variant)
+            axis.axhline(0, color="#555555", linewidth=0.8)
+            axis.set_xticks(range(len(places)), places)
+            axis.set(title=split, xlabel="positions")
+        axes[0, 0].set_ylabel("loss - loss with uniform weights (nats)")
+        axes[0, -1].legend(fontsize=8, frameon=False, title="training loss of")
+        return save(figure, out, "position_weights")
 
 
 def compare_position_weights(runs: Iterable[str | Path]) -> pd.DataFrame:

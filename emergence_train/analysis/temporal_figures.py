@@ -1,4 +1,4 @@
-"""Static figures of the temporal analysis, as PNG and SVG: for papers, slides and issue threads."""
+"""Static figures of the temporal analysis, as PNG, SVG and PDF: for slides, issue threads and papers."""
 
 import hashlib
 import re
@@ -25,6 +25,7 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "font.size": 9,
+    "pdf.fonttype": 42,  # TrueType: journals refuse the default
     "svg.fonttype": "none",  # text stays text: searchable, and small files
     "svg.hashsalt": "emergence-train",  # the same figure gives the same file
 }
@@ -43,18 +44,25 @@ def draw(one: Analysis, out: Path) -> list[str]:
         pictures |= {"positions": _positions, "residuals": _residuals}
         if one.positions.identified:
             pictures["parameters"] = _parameters
+    with styled():
+        return [file for name, make in pictures.items() for file in save(make(one), out, f"{stem}-{name}")]
+
+
+def styled():
+    """The context in which figures are made and saved."""
+    return plt.rc_context(STYLE)
+
+
+def save(figure, out: Path, stem: str) -> list[str]:
+    """Write a figure as PNG, SVG and PDF into `out` and close it; returns the file names."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not again for every file
     names = []
-    with plt.rc_context(STYLE):
-        for name, make in pictures.items():
-            figure = make(one)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, not again for every file
-            for suffix in (".png", ".svg"):
-                metadata = {"Date": None} if suffix == ".svg" else None
-                with atomic_path(out / f"{stem}-{name}{suffix}") as temporary:
-                    figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
-                names.append(f"{stem}-{name}{suffix}")
-            plt.close(figure)
+    for suffix, metadata in ((".png", None), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
+        with atomic_path(out / f"{stem}{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
+        names.append(f"{stem}{suffix}")
+    plt.close(figure)
     return names
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from emergence_train.analysis.position_law import position_bins, position_curve
 from emergence_train.report.runs import Run
-from emergence_train.report.svg import Chart, Series, _short, ramp_colours
+from emergence_train.report.svg import Chart, Series, grid, ramp_colours, short
 
 BINS = 40  # of position, equal in the logarithm
 
@@ -116,7 +116,7 @@ def _position_chart(run: Run, split: str) -> Chart:
     series = []
     for count, colour in zip(tokens, ramp_colours(shares)):
         x, y, _ = binned(rows[rows["tokens"] == count])
-        series.append(Series(x, y, f"{_short(count)} tokens", colour))
+        series.append(Series(x, y, f"{short(count)} tokens", colour))
     fit = run.last(run.fits, split)
     if _has_curve(fit):
         x = np.geomspace(1, rows["position"].max(), 60)
@@ -125,7 +125,7 @@ def _position_chart(run: Run, split: str) -> Chart:
     note = "" if fit is None else re.sub("<.*?>", "", _law_note(fit))
     return Chart(
         f"{run.name}, {split}", "position", "loss (nats)", series, x_log=True,
-        ramp=("tokens", _short(tokens[0]), _short(tokens[-1])), note=note,
+        ramp=("tokens", short(tokens[0]), short(tokens[-1])), note=note,
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _by_size(runs: list[Run]) -> str:
             if not len(rows):
                 continue
             x, y, error = binned(rows)
-            label = f"{run.name} ({_short(run.params)})"
+            label = f"{run.name} ({short(run.params)})"
             series.append(
                 Series(x, y, label, number, points=True, line=False, low=y - 1.96 * error, high=y + 1.96 * error)
             )
@@ -151,7 +151,7 @@ def _by_size(runs: list[Run]) -> str:
         charts.append(Chart(f"Last checkpoint, {split}", "position", "loss (nats)", series, x_log=True))
     return (
         "<p>Points are the last checkpoint of each run with their 95% bands (tokens taken as independent, so a little "
-        "too narrow); lines are the fitted law.</p>" + _grid(charts)
+        "too narrow); lines are the fitted law.</p>" + grid(charts)
     )
 
 
@@ -172,7 +172,7 @@ def _law(runs: list[Run]) -> str:
             ))  # fmt: skip
         note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
         charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name != "a2", note=note))
-    return "<p>On iid, with 95% profile intervals as bands.</p>" + _grid(charts)
+    return "<p>On iid, with 95% profile intervals as bands.</p>" + grid(charts)
 
 
 def _by_tokens(runs: list[Run]) -> str:
@@ -191,7 +191,7 @@ def _by_tokens(runs: list[Run]) -> str:
         charts.append(Chart(f"Validation, {split}", "tokens", "loss (nats)", marks, x_log=True))
     charts.insert(0, Chart("Training", "tokens", "loss (nats)", series, x_log=True,
                            note="Mean of steps in bins equal in log tokens."))  # fmt: skip
-    return _grid(charts)
+    return grid(charts)
 
 
 def _smoothed(curve: pd.DataFrame, bins: int = 120) -> pd.DataFrame:
@@ -216,9 +216,5 @@ def _speed(runs: list[Run]) -> str:
         ))  # fmt: skip
     return (
         "<p>Training alone: validation and saving are not counted. Median of neighbouring steps; the band holds 80% of them.</p>"
-        + _grid([Chart("Speed", "tokens", "tokens/s", series, y_log=True)])
+        + grid([Chart("Speed", "tokens", "tokens/s", series, y_log=True)])
     )
-
-
-def _grid(charts: list[Chart]) -> str:
-    return '<div class="grid">' + "".join(chart.html() for chart in charts) + "</div>"

@@ -1,4 +1,4 @@
-"""Where the runs were going: the forecast from the first part of each run, beside what then happened."""
+"""Where the runs were going: the forecast from the first part of each run, beside what then happened, and its laws."""
 
 import html
 
@@ -8,16 +8,17 @@ from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal import LABELS, Analysis
 from emergence_train.errors import InputError
 from emergence_train.report.runs import Run
-from emergence_train.report.svg import Chart, Series
+from emergence_train.report.svg import Chart, Series, grid, ramp_colours, short
 
 FRACTION = 0.4  # of the planned tokens, observed
 SPLITS = {None: "training loss, every step", "iid": "iid, every checkpoint"}
 POINTS = 150  # drawn of a curve
+CHECKPOINTS = 12  # drawn of the residuals
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
-    charts, tables, notes = [], [], []
+    charts, laws, residuals, tables, notes = [], [], [], [], []
     for run in runs:
         try:
             found = {one.split: one for one in load(run.directory) if one.split in SPLITS}
@@ -27,14 +28,81 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
             continue
         charts += [_fan(run, analysis) for analysis in analyses]
         tables += [_table(run, analysis) for analysis in analyses]
+        for analysis in analyses:
+            if analysis.positions is not None:
+                laws += _trajectories(run, analysis)
+                residuals.append(_residuals(run, analysis))
     share = f"{FRACTION:.0%}"
     text = (
         f"<p>Fitted to the first {share} of each run's tokens and to nothing after them; the planned learning rate is "
         "known, the later losses are not. The bands are its 50, 80 and 95% intervals. Points are what was measured: "
         "grey where the fit saw it, orange where it was held back.</p>"
     )
-    body = text + "".join(notes) + '<div class="grid">' + "".join(c.html() for c in charts) + "</div>" + "".join(tables)
-    return [("outlook", "Forecast and outcome", body)]
+    found = [("outlook", "Forecast and outcome", text + "".join(notes) + grid(charts) + "".join(tables))]
+    if laws:
+        text = (
+            f"<p>The three numbers of the position law at every checkpoint (iid, points with 95% intervals), and the laws "
+            f"of them in tokens that were fitted to the first {share}: grey points were seen by the fit, orange ones not. "
+            "a0 and a1 follow a logarithmic, hyperbolic or constant law, whichever predicted best within the observed "
+            "part; a2 follows the learning-rate schedule.</p>"
+        )
+        found.append(("laws", "The law's numbers and their forecast", text + grid(laws)))
+        text = (
+            "<p>Measured loss minus the position law fitted at the same checkpoint, by position. Where lines leave the "
+            "grey band (95% of the sampling noise at the last checkpoint) together, the law's form is at fault, not the "
+            "noise.</p>"
+        )
+        found.append(("residuals", "What the position law misses", text + grid(residuals)))
+    return found
+
+
+def _trajectories(run: Run, analysis: Analysis) -> list[Chart]:
+    """a0, a1 and a2 along training with the law of each; those that the data do not bound are left out, and said."""
+    rows, seen, tokens = analysis.parameter_rows(), analysis.seen, analysis.series.tokens
+    charts = []
+    for name, unit in (("a0", "nats"), ("a1", "1 / position"), ("a2", "nats")):
+        low, value, high = (rows[f"{name}{end}"].to_numpy(float) for end in ("_low", "", "_high"))
+        bounded = np.isfinite(low) & np.isfinite(high)
+        if not bounded.any():
+            continue
+        series = []
+        if f"{name}_law" in rows:
+            law, reach = rows[f"{name}_law"].to_numpy(float), 1.96 * rows[f"{name}_law_sd"].to_numpy(float)
+            series.append(Series(tokens, law, f"law of {name}", 0))
+            series.append(Series(tokens[~seen], law[~seen], "95%", 0, line=False, low=(law - reach)[~seen],
+                                 high=(law + reach)[~seen], quiet=True))  # fmt: skip
+        for part, label, colour in ((seen, "seen by the fit", 7), (~seen, "held back", 1)):
+            keep = bounded & part
+            series.append(Series(tokens[keep], value[keep], label, colour, line=False, points=True))
+            bars = zip(tokens[keep], low[keep], high[keep])
+            series += [Series(np.full(2, x), np.array(ends), "", colour, quiet=True) for x, *ends in bars]
+        inside = np.quantile(value[bounded], [0.02, 0.98])
+        margin = 0.25 * np.ptp(inside) + 1e-6
+        left_out = int((~bounded).sum())
+        notes = [f"{left_out} checkpoints whose curve does not bound {name} are left out."] if left_out else []
+        if f"{name}_law" not in rows:
+            notes.append("Too few checkpoints bound it: no law is fitted, and the forecast holds a1.")
+        charts.append(Chart(f"{run.name}: {name}", "tokens", f"{name} ({unit})", series, x_log=True, note=" ".join(notes),
+                            y_range=(inside[0] - margin, inside[1] + margin)))  # fmt: skip
+    return charts
+
+
+def _residuals(run: Run, analysis: Analysis) -> Chart:
+    rows = analysis.residual_rows()
+    steps = np.sort(rows["step"].unique())
+    chosen = steps[np.unique(np.linspace(0, len(steps) - 1, CHECKPOINTS).astype(int))]
+    tokens = dict(zip(analysis.series.step.astype(int), analysis.series.tokens))
+    last = rows[rows["step"] == steps[-1]]
+    middle = np.sqrt(last["position_low"] * last["position_high"]).to_numpy(float)
+    noise = 1.96 * last["stderr"].to_numpy(float)
+    series = [Series(middle, np.zeros(len(middle)), "noise", 7, low=-noise, high=noise, quiet=True)]
+    low, high = np.log(max(tokens[chosen[0]], 1)), np.log(tokens[chosen[-1]])
+    shares = [(np.log(max(tokens[step], 1)) - low) / max(high - low, 1e-9) for step in chosen]
+    for step, colour in zip(chosen, ramp_colours(np.array(shares))):
+        here = rows[rows["step"] == step]
+        series.append(Series(middle, here["residual"].to_numpy(float), f"{short(tokens[step])} tokens", colour))
+    return Chart(f"{run.name}, iid", "position", "loss - law (nats)", series, x_log=True,
+                 ramp=("tokens", short(tokens[chosen[0]]), short(tokens[chosen[-1]])))  # fmt: skip
 
 
 def _fan(run: Run, analysis: Analysis) -> Chart:

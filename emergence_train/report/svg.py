@@ -64,8 +64,8 @@ class Chart:
         read_out = [
             {
                 "label": s.label,
-                "x": [_short(v) for v in s.x],
-                "y": [_short(v) for v in s.y],
+                "x": [short(v) for v in s.x],
+                "y": [short(v) for v in s.y],
                 "px": [round(x_axis.at(v), 1) for v in s.x],
                 "py": [round(y_axis.at(v), 1) for v in s.y],
             }
@@ -85,6 +85,11 @@ class Chart:
             + (f'<p class="note">{html.escape(self.note)}</p>' if self.note else "")
             + f'<script type="application/json">{data}</script></figure>'
         )
+
+
+def grid(charts: list[Chart]) -> str:
+    """Charts side by side, as many as the width holds."""
+    return '<div class="grid">' + "".join(chart.html() for chart in charts) + "</div>"
 
 
 def ramp_colours(shares: np.ndarray) -> list[tuple[str, str]]:
@@ -145,7 +150,7 @@ class _Axis:
         for tick in self.ticks():
             x = self.at(tick)
             out += f'<path class="grid" d="M{x:.1f} {TOP}V{bottom}"/><text x="{x:.1f}" y="{bottom + 18}" '
-            out += f'text-anchor="middle">{_short(tick)}</text>'
+            out += f'text-anchor="middle">{short(tick)}</text>'
         middle = (LEFT + WIDTH - RIGHT) / 2
         return out + _label(f'x="{middle}" y="{HEIGHT - 8}"', label)
 
@@ -154,7 +159,7 @@ class _Axis:
         for tick in self.ticks():
             y = self.at(tick)
             out += f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/><text x="{LEFT - 7}" y="{y + 4.5:.1f}" '
-            out += f'text-anchor="end">{_short(tick)}</text>'
+            out += f'text-anchor="end">{short(tick)}</text>'
         middle = (TOP + HEIGHT - BOTTOM) / 2
         return out + _label(f'transform="translate(14 {middle}) rotate(-90)"', label)
 
@@ -223,7 +228,7 @@ def _legend(drawn: list[Series], ramp: tuple[str, str, str] | None) -> str:
     return f'<div class="legend">{items}</div>'
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """A number as a person writes it on an axis: 0.5, 12, 30k, 2.5M, 400B."""
     value = float(value)
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

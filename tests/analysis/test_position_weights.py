@@ -1,11 +1,13 @@
 """Position weighting study: pairing by seed, regions, intervals."""
 
+import json
+
 import numpy as np
 import pytest
 import simulate
 import yaml
 
-from emergence_train import records
+from emergence_train import cli, records
 from emergence_train.analysis.position_weights import compare_position_weights, regions
 from emergence_train.errors import InputError
 
@@ -39,6 +41,18 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert table.loc["head", "difference"] == pytest.approx(0, abs=1e-12)
     assert table.loc["all", "difference"] == pytest.approx(0.012)
     assert table.loc["tail", "p"] < 0.05
+
+
+def test_the_verb_writes_numbers_and_a_figure(tmp_path, capsys):
+    paths = [run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)]
+    assert cli.main(["analyze", "weights", *map(str, paths), "--out", str(tmp_path / "out")]) == 0
+    assert "tail x0.5" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    tail = [row for row in result["rows"] if row["region"] == "tail"]
+    assert tail and all(row["difference"] == pytest.approx(0.1) and row["seeds"] == 2 for row in tail)
+    assert result["figures"] == [f"position_weights.{suffix}" for suffix in ("png", "svg", "pdf")]
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in result["figures"])
+    assert cli.main(["analyze", "weights", str(paths[0])]) == 2
 
 
 def test_one_seed_has_no_interval(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from emergence_train import records
 from emergence_train.errors import InputError
 from emergence_train.report.page import report
-from emergence_train.report.svg import Chart, Series, _Axis, _short
+from emergence_train.report.svg import Chart, Series, _Axis, short
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -86,7 +86,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     [(0.5, "0.5"), (12, "12"), (30_000, "30k"), (2.5e6, "2.5M"), (4e11, "400B"), (3e12, "3T"), (-2e3, "-2k")],
 )
 def test_short_numbers(value, text):
-    assert _short(value) == text
+    assert short(value) == text
 
 
 @pytest.mark.parametrize(
