@@ -53,14 +53,15 @@ class Mirror:
         """A checkpoint's loss against position, a line for each split."""
         self._put(table)
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
         """Let it finish, but not for long."""
+        patience = PATIENCE_SECONDS if patience is None else patience
         if self.thread is None:
             return
         self._put(None)
-        self.thread.join(PATIENCE_SECONDS)
+        self.thread.join(patience)
         if self.thread.is_alive():
-            self.say(f"W&B did not finish in {PATIENCE_SECONDS} s and is left behind; the run's own files are complete")
+            self.say(f"W&B did not finish in {patience:g} s and is left behind; the run's own files are complete")
         if self.dropped:
             self.say(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
 
