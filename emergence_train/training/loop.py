@@ -68,7 +68,7 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
     from_first_rank(lambda: claim(run, config))
     dataset = Dataset(config.data, config.seed, verify=False)
     plan = Plan(config)
-    if from_first_rank(lambda: plan.finished(run)):
+    if from_first_rank(lambda: plan.finished(run, say)):
         say(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
         return run
 
@@ -140,7 +140,7 @@ class Session:
         if self.config.checkpoints.save_state != "never" and self.saver.durable < self.plan.total_steps:
             problem = problem or "the last checkpoint could not be saved"
         if problem:
-            raise RunError(f"{self.run}: {problem}; mend that and run the same command: it goes on from step "
+            raise self._failure(f"{self.run}: {problem}; mend that and run the same command: it goes on from step "
                            f"{self.saver.durable}")  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ going back
@@ -185,10 +185,10 @@ class Session:
         self.saver.wait()
         back_to = self.saver.durable
         if not back_to:
-            raise RunError(f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
+            raise self._failure(f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
                            f"training.schedule.lr or lengthen the warm-up")  # fmt: skip
         if len(self.skips.rewinds) >= self.config.faults.give_up_after:
-            raise RunError(f"step {failed}: {event.reason}, after {len(self.skips.rewinds)} rewinds; lower "
+            raise self._failure(f"step {failed}: {event.reason}, after {len(self.skips.rewinds)} rewinds; lower "
                            f"training.schedule.lr")  # fmt: skip
         self.skips.add(back_to, failed, event.reason, write=self.ranks.first)
         self.say(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
@@ -215,7 +215,7 @@ class Session:
         if event is not None and event.action == "stop":
             if self.recorder is not None:
                 self.recorder.log.flush()
-            raise RunError(f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
+            raise self._failure(f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
                            f"again: it goes on from the last checkpoint")  # fmt: skip
         self.console.step(step, step * self.plan.step_tokens, loss, grad_norm, lr, bool(applied))
         return None
@@ -230,7 +230,9 @@ class Session:
                     self.recorder.checkpoint(step, *measured)
                     self.saver.best = self.recorder.best
             self._agree()
-            if self.plan.saves(step) or self.told:
+            if step == self.saver.durable:
+                pass  # gone on from it just now, with its tables still to be made
+            elif self.plan.saves(step) or self.told:
                 self._save(step, {"due": due})
             elif self.recorder is not None:
                 self.recorder.log.flush()
@@ -263,7 +265,7 @@ class Session:
         if self.recorder is not None:
             self.recorder.log.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
             self.recorder.log.flush()
-        raise RunError(f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
+        raise self._failure(f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
                        f"goes on from the last checkpoint")  # fmt: skip
 
     def _save(self, step: int, loop: dict) -> None:
@@ -286,6 +288,12 @@ class Session:
             self.recorder.log.write("save_failed", step=self.saver.step, reason=self.saver.problem)
         self.saver.problem = None
 
+    def _failure(self, text: str) -> RunError:
+        """What all ranks raise alike, and one of them says."""
+        error = RunError(text)
+        error.told_by_first_rank = not self.ranks.first
+        return error
+
     def _agree(self) -> bool:
         """Whether any rank was told to stop: every rank gets the same answer."""
         if not self.told:
@@ -301,7 +309,7 @@ class Session:
             self.recorder.log.close()
             self.recorder.mirror.close(patience=5.0)
         if self.saver.durable < step:
-            raise RunError(f"told to stop at step {step}, and its state could not be saved; the same command goes on from "
+            raise self._failure(f"told to stop at step {step}, and its state could not be saved; the same command goes on from "
                            f"step {self.saver.durable}")  # fmt: skip
         raise self.stop.stopped(step)
 

@@ -1,5 +1,6 @@
 """How many steps a run has, at which of them a checkpoint is made, and at which state is saved besides."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from emergence_train import checkpoints
@@ -29,8 +30,17 @@ class Plan:
     def saves(self, step: int) -> bool:
         return self.save_state != "never" and step in self.state_steps | self.ephemeral_steps
 
-    def finished(self, run: Path) -> bool:
+    def finished(self, run: Path, say: Callable[[str], None]) -> bool:
+        """All tables are there and the last state is whole; or nothing is whole that could be gone on from."""
         if not (run / "positions" / f"{checkpoints.step_name(self.total_steps)}.parquet").is_file():
             return False
-        last = run / "checkpoints" / checkpoints.step_name(self.total_steps)
-        return self.save_state == "never" or (last / checkpoints.MANIFEST).is_file()
+        if self.save_state == "never":
+            return True
+        there = checkpoints.complete(run / "checkpoints")
+        if not there or there[-1].name != checkpoints.step_name(self.total_steps):
+            return False
+        wrong = checkpoints.problems(there[-1])
+        if wrong and all(checkpoints.problems(path) for path in there[:-1]):
+            say(f"{wrong[0]}; the run's logs are complete, and no other state is whole")  # never begin anew for that
+            return True
+        return not wrong

@@ -63,7 +63,7 @@ class Launched:
         self.wait(10)
 
     def said(self) -> str:
-        return "".join(log.read_text(errors="replace") for log in self.logs)
+        return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
 
 
 def free_port() -> int:
@@ -72,10 +72,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch(arguments: list[str], world: int, place: Path, *, slow_disk: float = 0.0) -> Launched:
+def launch(arguments: list[str], world: int, place: Path, *, slow_disk: float = 0.0, patch=None) -> Launched:
     """Start `emergence-train` with `arguments` in `world` processes; logs go to `place`.
 
     `slow_disk`: seconds each fsync takes longer, so that a blow at a random moment meets a save more often.
+    `patch(rank)` is called in each process first: faults that no signal can make.
     """
     place.mkdir(parents=True, exist_ok=True)
     port, number = free_port(), len(list(place.glob("*-0.log")))
@@ -85,12 +86,12 @@ def launch(arguments: list[str], world: int, place: Path, *, slow_disk: float = 
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
-            _child(arguments, rank, world, port, launched.logs[rank], slow_disk)
+            _child(arguments, rank, world, port, launched.logs[rank], slow_disk, patch)
         launched.pids.append(pid)
     return launched
 
 
-def _child(arguments: list[str], rank: int, world: int, port: int, log: Path, slow_disk: float) -> None:
+def _child(arguments: list[str], rank: int, world: int, port: int, log: Path, slow_disk: float, patch) -> None:
     """Never returns."""
     code = 70
     try:
@@ -106,6 +107,8 @@ def _child(arguments: list[str], rank: int, world: int, port: int, log: Path, sl
         faulthandler.dump_traceback_later(LEASE / 2, file=sys.stderr)
         if slow_disk:
             _slow(slow_disk)
+        if patch:
+            patch(rank)
         code = cli.main(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
