@@ -123,13 +123,13 @@ def newest(run: Path, step: int | None = None) -> Path:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict:
     """Write a safetensors file, hashed while it is written and fsynced; returns its entry in the manifest.
 
     Written here rather than by the library so that a shard is neither held in memory twice nor read again for its
     checksum. The format: 8 bytes that give the header's length, a JSON header, the raw little-endian data.
     """
-    header, place = {}, 0
+    header, place = {"__metadata__": metadata} if metadata else {}, 0
     for name, tensor in tensors.items():
         end = place + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
