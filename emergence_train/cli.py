@@ -108,6 +108,19 @@ def _report(arguments: argparse.Namespace) -> dict:
     return {"report": str(path)}
 
 
+def _export(arguments: argparse.Namespace) -> dict:
+    from emergence_train.export import export
+
+    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _say(arguments))
+    return {"export": str(path)}
+
+
+def _sync(arguments: argparse.Namespace) -> dict:
+    from emergence_train.training.sync import sync
+
+    return {"synced": [sync(Path(run), _say(arguments)) for run in arguments.runs]}
+
+
 def _doctor(arguments: argparse.Namespace) -> dict:
     from emergence_train.doctor import doctor
 
@@ -156,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
+    added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest whole one)")
+    added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
+    added.add_argument("out", metavar="DIR", help="a new or empty directory")
+    added = verb("sync", _sync, "bring Weights & Biases up to date from the run's own files")
+    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     verbs.add_parser("bench", help="the kernels against their peers; see bench --help")
     verb("doctor", _doctor, "what this machine has, what will be used, what is missing")
     return parser
