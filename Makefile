@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SIZES  := 0.05m:1.5e-2 0.2m:8e-3 0.9m:2e-3
 RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
-.PHONY: install quickstart test test-slow lint bench-cpu gpu-check gpu-bench gpu-wheels bench-redraw clean
+.PHONY: install quickstart test test-slow fault-trials lint bench-cpu gpu-check gpu-bench gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m "slow and not gpu" tests
+
+# Runs that are killed, stopped, starved and damaged, 220 of them; half an hour on 2 cores.
+fault-trials: install
+	$(BIN)/python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
 
 lint: install
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ setup(
         "scipy>=1.14",
         "matplotlib>=3.9",
         "tokenizers>=0.21",
+        "safetensors>=0.5",
     ],
     extras_require={
         "flash": ["flash-attn>=2.8"],

@@ -35,8 +35,10 @@ from emergence_train.data.prepare import prepare
 from emergence_train.evaluation.positions import PositionAccumulator
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.training import engine as engines
+from emergence_train.training.anomalies import Judge, Skips
 from emergence_train.training.logs import environment
 from emergence_train.training.loop import Stepper
+from emergence_train.training.watchdog import Watchdog
 
 STEPS_A_TURN = 8
 MAX_CONTESTED = 30  # rounds thrown away; then whatever comes is taken
@@ -111,14 +113,20 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
     return step
 
 
+def our_stepper(config, engine, dataset: Dataset, ranks) -> tuple[Stepper, Judge]:
+    sums, judge = PositionAccumulator(dataset.sequence, ranks.device), Judge(config.faults, [])
+    nowhere = Path(os.devnull) / "run"
+    watch = Watchdog(ranks, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
+    return Stepper(config, engine, dataset, ranks, sums, Skips(nowhere), judge, watch), judge
+
+
 def our_loop(config, dataset: Dataset, ranks):
-    stepper = Stepper(
-        config, engines.build(config, ranks), dataset, ranks, PositionAccumulator(dataset.sequence, ranks.device)
-    )
+    stepper, judge = our_stepper(config, engines.build(config, ranks), dataset, ranks)
 
     def step(number: int) -> float:
-        totals, _, _ = stepper(number + 1, 1e-3)
-        loss_sum, count = totals.tolist()
+        totals, norm, applied = stepper(number + 1, 1e-3, False)
+        loss_sum, count, _ = totals.tolist()
+        judge(loss_sum / count, float(norm), bool(applied))
         return loss_sum / count
 
     return step
@@ -126,7 +134,7 @@ def our_loop(config, dataset: Dataset, ranks):
 
 def our_loop_with_plain_loss(config, dataset: Dataset, ranks):
     engine = engines.build(config, ranks)
-    stepper = Stepper(config, engine, dataset, ranks, None)
+    stepper, _ = our_stepper(config, engine, dataset, ranks)
 
     def step(number: int) -> float:
         for group in engine.optimizer.param_groups:

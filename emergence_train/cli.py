@@ -7,11 +7,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from emergence_train.errors import InputError, RunError
+from emergence_train.errors import InputError, RunError, Stopped
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 failed while running, 2 wrong use or wrong input."""
+    """Returns the exit code: 0 done, 1 failed while running, 2 wrong use or wrong input; errors.py has the others."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["bench"]:  # the kernels' own command line, which does not need the framework
         from emergence_kernels.bench import main as bench
@@ -23,12 +23,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json and result is not None:
             print(json.dumps(result))
         return 0
-    except (InputError, RunError) as error:
+    except (InputError, RunError, Stopped) as error:
         if arguments.debug:
             traceback.print_exc()
         elif not getattr(error, "told_by_first_rank", False):
             print(f"emergence-train: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return error.code
     except KeyboardInterrupt:
         print("emergence-train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 1
@@ -71,6 +71,7 @@ def _train(arguments: argparse.Namespace) -> dict:
     # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, and on a processor that someone else uses
     # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of C++ frames
     from emergence_train import config, distributed
     from emergence_train.training.loop import train
 
@@ -113,6 +114,19 @@ def _report(arguments: argparse.Namespace) -> dict:
     path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)
     _say(arguments)(f"report: {path}")
     return {"report": str(path)}
+
+
+def _export(arguments: argparse.Namespace) -> dict:
+    from emergence_train.export import export
+
+    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _say(arguments))
+    return {"export": str(path)}
+
+
+def _sync(arguments: argparse.Namespace) -> dict:
+    from emergence_train.training.sync import sync
+
+    return {"synced": [sync(Path(run), _say(arguments)) for run in arguments.runs]}
 
 
 def _doctor(arguments: argparse.Namespace) -> dict:
@@ -169,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
+    added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest whole one)")
+    added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
+    added.add_argument("out", metavar="DIR", help="a new or empty directory")
+    added = verb("sync", _sync, "bring Weights & Biases up to date from the run's own files")
+    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     verbs.add_parser("bench", help="the kernels against their peers; see bench --help")
     verb("doctor", _doctor, "what this machine has, what will be used, what is missing")
     return parser

@@ -144,8 +144,31 @@ class Checkpoints(Section):
     every_tokens: int = Field(ge=1, description="distance of checkpoints: logs, validation, state")
     log_spaced_start: bool = Field(default=False, description="also at steps 1, 2, 4 ... until every_tokens")
     save_state: Literal["every", "last", "never"] = Field(
-        default="last", description="keep every checkpoint's model state, only the newest, or none (logs only)"
+        default="last", description="keep every checkpoint's model state, only the last ones, or none (logs only)"
     )
+    keep_last: int = Field(default=2, ge=1, description="of save_state last; a damaged one then has one before it")
+    keep_every: int | None = Field(default=None, ge=1, description="keep each n-th checkpoint's state for good")
+    keep_best: bool = Field(default=False, description="keep the state with the lowest iid loss")
+    state_tokens: int | None = Field(
+        default=None, ge=1, description="also save state this often, between checkpoints; only the last ones stay"
+    )
+    asynchronous: bool = Field(default=False, description="write state beside training, from a copy in memory")
+
+
+class Faults(Section):
+    """What to do about numbers that go wrong and processes that do not answer; see docs/faults.md."""
+
+    not_finite: Literal["skip", "rewind", "stop"] = Field(
+        default="skip", description="a loss or gradient that is not finite: leave the update out, or go back, or end"
+    )
+    spike: Literal["log", "skip", "rewind", "stop"] = Field(
+        default="log", description="a loss far above the last 64; skip waits for the loss before each update"
+    )
+    spike_deviations: float = Field(default=10.0, gt=0, description="how far: standard deviations, from the median")
+    give_up_after: int = Field(default=16, ge=1, description="skipped steps in a row, or rewinds in all, that end the run")
+    compare_replicas: bool = Field(default=False, description="compare the ranks' weights at each checkpoint")
+    silent_seconds: float = Field(default=30.0, gt=0, description="without a sign of life: the process is lost")
+    hang_seconds: float = Field(default=1800.0, gt=0, description="in one operation: the processes wait for each other")
 
 
 class Logging(Section):
@@ -164,6 +187,7 @@ class Config(Section):
     model: ModelConfig
     training: Training
     checkpoints: Checkpoints
+    faults: Faults = Faults()
     logging: Logging = Logging()
 
     @model_validator(mode="after")

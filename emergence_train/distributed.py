@@ -107,7 +107,7 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def from_first_rank(make):
+def from_first_rank(make, group=None):
     """`make()` on rank 0, its result on every rank; an exception of rank 0 is raised on every rank."""
     outcome: list = [None, None]
     if dist.get_rank() == 0:
@@ -116,13 +116,16 @@ def from_first_rank(make):
         except Exception as error:  # the others must not wait for a rank that has given up
             outcome[1] = error
     if dist.get_world_size() > 1:
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
         outcome[1].told_by_first_rank = dist.get_rank() > 0  # one line on the screen is enough
         raise outcome[1]
     return outcome[0]
 
 
-def barrier() -> None:
-    if dist.get_world_size() > 1:
-        dist.barrier()
+def from_every_rank(value, group=None) -> list:
+    """Each rank's `value`, in the order of ranks, on every rank."""
+    values = [value] * dist.get_world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group=group)
+    return values

@@ -1,9 +1,28 @@
-"""The two errors a person sees as one line. Anything else that escapes is a bug and is reported as such."""
+"""The errors a person sees as one line, each with its exit code. Anything else that escapes is a bug, reported as such."""
 
 
 class InputError(Exception):
-    """Wrong use or wrong input: what, where, and what to do about it. The command line exits with 2."""
+    """Wrong use or wrong input: what, where, and what to do about it."""
+
+    code = 2
 
 
 class RunError(Exception):
-    """Something failed while running (a full disk, a dead peer). The command line exits with 1."""
+    """Something failed while running (a full disk, a loss that is not a number)."""
+
+    code = 1
+
+
+class Stopped(Exception):
+    """The run was told to stop (SIGTERM, SIGUSR1) and has saved what there was to save: the same command goes on.
+
+    75 is EX_TEMPFAIL of sysexits.h, "try again later": what a requeue looks for.
+    """
+
+    code = 75
+
+
+class PeerLost(RunError):
+    """Another process of the run was killed, stopped or hangs: the same command goes on from the last checkpoint."""
+
+    code = 76

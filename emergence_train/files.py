@@ -57,10 +57,15 @@ def describe(root: Path, path: Path) -> dict:
     return {"file": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def fsync(file) -> None:
+    """Flush an open file's data to the disk."""
+    os.fsync(file.fileno())
+
+
 def fsync_file(path: Path) -> None:
     """Flush one file's data to the disk."""
     with open(path, "rb") as file:
-        os.fsync(file.fileno())
+        fsync(file)
 
 
 def fsync_directory(path: Path) -> None:

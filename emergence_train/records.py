@@ -277,7 +277,10 @@ def read_metrics(path: str | Path) -> list[dict]:
 def _curve_of_metrics(path: Path) -> pd.DataFrame:
     rows = read_metrics(path)
     header = next((row for row in rows if row.get("kind") == "run"), {})
+    # A step whose update was left out because its loss was not a number has nothing to tell of a curve.
+    skipped = {row.get("step") for row in rows if row.get("kind") == "skipped"}
     steps = [row for row in rows if row.get("kind") == "train"]
+    steps = [row for row in steps if row.get("loss") is not None or row.get("step") not in skipped]
     frame = pd.DataFrame(steps, columns=["step", "tokens", "lr", "loss"])
     frame.insert(0, "run", header.get("run", path.parent.name))
     frame.insert(1, "params", header.get("params", 0))

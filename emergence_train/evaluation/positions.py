@@ -1,5 +1,7 @@
 """Sums of the loss at each position, and validation: the same number of forward passes on every rank."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -22,7 +24,9 @@ class PositionAccumulator:
         self.sums = torch.zeros(len(COLUMNS), sequence, dtype=torch.float64, device=device)
 
     def add(self, sums: PositionSums) -> None:
-        self.sums += torch.stack([getattr(sums, column).double() for column in COLUMNS])
+        """Add a micro-batch; one whose loss is not a number is left out, since its step is (see training/anomalies.py)."""
+        stacked = torch.stack([getattr(sums, column).double() for column in COLUMNS])
+        self.sums += torch.where(stacked.sum().isfinite(), stacked, 0.0)
 
     def take(self) -> torch.Tensor:
         """This rank's sums so far; starts again from zero."""
@@ -53,9 +57,12 @@ def reduced(accumulators: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def validate(model: torch.nn.Module, dataset: Dataset, ranks: Ranks, batch: int) -> dict[str, torch.Tensor]:
+def validate(
+    model: torch.nn.Module, dataset: Dataset, ranks: Ranks, batch: int, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, torch.Tensor] | None:
     """[4, T] sums (count, loss, loss squared, correct) over all ranks for each split.
 
+    `stopped`, asked before each batch, ends it early with None; it must answer the same on all ranks.
     The batches of all splits are dealt out to the ranks in turn; a rank left without one runs a batch whose targets
     are all ignored, since under ZeRO-3 every forward pass is a collective.
     """
@@ -72,6 +79,9 @@ def validate(model: torch.nn.Module, dataset: Dataset, ranks: Ranks, batch: int)
     model.eval()
     rounds = -(-len(batches) // ranks.world)
     for number in range(ranks.rank, rounds * ranks.world, ranks.world):
+        if stopped():
+            model.train()
+            return None
         segment, chosen = batches[number] if number < len(batches) else (batches[-1][0], range(0))
         windows = np.zeros((batch, dataset.sequence + 1), dtype=np.int64)
         windows[: len(chosen)] = dataset.windows[segment.domain][chosen.start : chosen.stop]

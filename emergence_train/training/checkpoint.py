@@ -1,106 +1,208 @@
-"""Saving and loading the engine's state, so that a checkpoint is whole or absent.
+"""Saving and loading an engine's state over all ranks, so that a checkpoint is whole or absent.
 
-DeepSpeed's ranks write into a temporary directory; when all have finished, rank 0 lists every file with size and
-SHA-256 in manifest.json, and renames the directory. What has no manifest, or does not match it, is not a checkpoint.
+Each rank writes and fsyncs its own shard into a temporary directory and says its size and SHA-256; when all have said so,
+rank 0 writes the manifest and renames the directory; only then does `latest` point at it. A save that fails anywhere
+leaves the older checkpoints as they were and training goes on.
+
+Optionally the writing is done by a thread: ranks then copy their pieces to memory and go on training, and agree over a
+process group of their own. The promises are the same, since it is the same code.
 """
 
-import json
+import contextlib
+import itertools
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from emergence_train import files
-from emergence_train.distributed import Ranks, barrier, from_first_rank
-from emergence_train.errors import InputError
-from emergence_train.training.logs import step_name
+import torch
+import torch.distributed as dist
 
-STATE = "state"  # DeepSpeed's tag: the directory inside ours
+from emergence_train import checkpoints, files
+from emergence_train.checkpoints import POINTER, STATE, complete, step_name
+from emergence_train.config import Config
+from emergence_train.distributed import Ranks, from_every_rank, from_first_rank
+from emergence_train.errors import InputError, RunError
+from emergence_train.training import retention
+from emergence_train.training.state import EngineState
 
-
-def save(engine, directory: Path, step: int, ranks: Ranks, client_state: dict, *, keep_older: bool) -> Path:
-    """Write checkpoints/step-XXXXXXXXXX of run `directory`; all ranks call it. Returns its path."""
-    folder = directory / "checkpoints"
-    final, temporary = folder / step_name(step), folder / f".{step_name(step)}.tmp"
-    from_first_rank(lambda: _fresh(temporary))
-    engine.save_checkpoint(str(temporary), tag=STATE, client_state=client_state, save_latest=False)
-    barrier()
-
-    def finish() -> None:
-        manifest = _manifest(temporary)
-        files.write_json(temporary / "manifest.json", {"step": step, "world_size": ranks.world, "files": manifest})
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        files.fsync_directory(folder)
-        if not keep_older:
-            for older in _complete(folder):
-                if older != final:
-                    shutil.rmtree(older)
-
-    from_first_rank(finish)
-    return final
+POSITIONS = "positions"  # the sums since the last table, each rank's own
+SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
 
 
-def load_newest(engine, directory: Path, ranks: Ranks, say) -> dict | None:
-    """Load the newest checkpoint that matches its manifest and return its client state; None where there is none."""
-    chosen = from_first_rank(lambda: _newest_good(directory / "checkpoints", ranks.world, say))
-    if chosen is None:
-        return None
-    _, client_state = engine.load_checkpoint(str(chosen), tag=STATE)
-    return client_state
+class Saver:
+    """Makes checkpoints of a run. `save` is called by all ranks alike; `wait` ends a save that goes on beside training.
+
+    After either, `durable` is the step of the newest checkpoint known to be whole, and a problem has been said.
+    """
+
+    def __init__(self, run: Path, config: Config, regular: set[int], ranks: Ranks, say: Callable[[str], None]) -> None:
+        self.folder, self.config, self.regular = run / "checkpoints", config.checkpoints, regular
+        self.ranks, self.say = ranks, say
+        self.durable = 0
+        self.best: int | None = None  # the step of the lowest iid loss, known to rank 0
+        self.step = 0  # of the save that began last
+        self.problem: str | None = None  # of it, where it failed
+        self.thread: threading.Thread | None = None
+        self.group = None
+        if self.config.asynchronous and ranks.world > 1:
+            self.group = dist.new_group(backend="gloo")
+
+    def save(self, engine, step: int, loop: dict, sums: torch.Tensor) -> None:
+        """Write checkpoints/step-XXXXXXXXXX with what the loop must remember and this rank's position sums."""
+        self.wait()
+        self.step = step
+        state = EngineState(engine, self.ranks)
+        tensors = state.tensors() | {POSITIONS: sums}
+        content = {
+            "format": checkpoints.FORMAT,
+            "step": step,
+            "world_size": self.ranks.world,
+            "zero_stage": state.stage,
+            "updates": state.updates,
+            "parameters": state.shapes,
+            "loop": loop,
+        }
+        if not self.config.asynchronous:
+            self._write(step, tensors, content)
+            return
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self.thread = threading.Thread(target=self._write, args=(step, copies, content), name="save", daemon=True)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Let a save that is under way come to its end."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+    def _write(self, step: int, tensors: dict, content: dict) -> None:
+        final, temporary = self.folder / step_name(step), self.folder / f".{step_name(step)}.tmp"
+        began = time.monotonic()
+        try:
+            needed = sum(from_every_rank(sum(t.nbytes for t in tensors.values()), self.group))
+            problem = from_first_rank(lambda: _problem(lambda: _prepare(temporary, needed)), self.group)
+            entry = None
+            if problem is None:
+                name = checkpoints.shard_name(self.ranks.rank, self.ranks.world)
+                problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
+                outcomes = from_every_rank((problem, entry), self.group)
+                problem = next((told for told, _ in outcomes if told), None)
+                entries = [entry for _, entry in outcomes]
+            if problem is None:
+                problem = from_first_rank(
+                    lambda: _problem(lambda: _commit(temporary, final, step, entries, content)), self.group
+                )
+        except Exception as error:  # a peer is gone: the watchdog says who
+            self.problem = f"the ranks could not agree ({' '.join(str(error).split())[:200]})"
+            return
+        self.problem = problem
+        if problem is None:
+            self.durable = step
+        if self.ranks.first:
+            self._conclude(step, temporary, problem, time.monotonic() - began)
+
+    def _conclude(self, step: int, temporary: Path, problem: str | None, seconds: float) -> None:
+        if problem is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.say(f"checkpoint of step {step} not saved: {problem}; training goes on, older ones are untouched")
+            return
+        with contextlib.suppress(OSError):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Delete what need not be kept: renamed first, so that no half of a checkpoint keeps its name."""
+        there = complete(self.folder)
+        steps = [int(path.name.removeprefix("step-")) for path in there]
+        keep = retention.kept(steps, self.config, self.regular, self.best, retention.pinned(there))
+        for step, path in zip(steps, there):
+            if step not in keep:
+                _remove(path)
 
 
-def problems(path: Path) -> list[str]:
-    """What is wrong with a checkpoint: a line for each missing, short or altered file."""
+def _remove(path: Path) -> None:
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _prepare(temporary: Path, needed: int) -> None:
+    """An empty temporary directory, and room for what will be written into it."""
+    folder = temporary.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # of a process that was killed
+        shutil.rmtree(rest)
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        raise OSError(None, f"needs {(needed + SPARE) / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+    temporary.mkdir()
+
+
+def _commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
+    """The manifest, then the name, then the pointer; each on the disk before the next."""
+    files.write_json(temporary / STATE, content)
+    checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
+    files.fsync_directory(temporary)
+    if final.exists():
+        _remove(final)
+    temporary.rename(final)
+    files.fsync_directory(final.parent)
+    files.fsync_directory(final.parent.parent)
+    with contextlib.suppress(RunError):  # the checkpoint is there all the same: loading looks at manifests
+        files.write_bytes(final.parent / POINTER, f"{final.name}\n".encode())
+
+
+def _problem(work: Callable[[], None]) -> str | None:
+    return _attempt(work)[0]
+
+
+def _attempt(work: Callable):
+    """(what went wrong in one line or None, result)"""
     try:
-        entries = json.loads((path / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{path}: manifest.json cannot be read ({error})"]
-
-    def look(entry: dict) -> str | None:
-        file = path / entry["file"]
-        if not file.is_file():
-            return f"{file}: is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{file}: has {file.stat().st_size} bytes instead of {entry['bytes']}"
-        if files.sha256(file) != entry["sha256"]:
-            return f"{file}: was altered (checksum)"
-        return None
-
-    with ThreadPoolExecutor(8) as pool:
-        return [problem for problem in pool.map(look, entries) if problem]
+        return None, work()
+    except Exception as error:  # whatever it is, it must not end the training
+        reason = getattr(error, "strerror", None) or str(error)
+        return " ".join(f"{reason} ({type(error).__name__})".split()), None
 
 
-def _newest_good(folder: Path, world: int, say) -> Path | None:
-    for path in reversed(_complete(folder)):
-        wrong = problems(path)
-        if wrong:
-            say(f"checkpoint set aside: {wrong[0]}")
-            path.rename(path.with_name(f"damaged-{path.name}"))
-            continue
-        saved_by = json.loads((path / "manifest.json").read_text())["world_size"]
-        if saved_by != world:
-            raise InputError(f"{path}: was saved by {saved_by} processes, this is {world}; start it with {saved_by}")
-        return path
-    return None
+# ----------------------------------------------------------------------------------------------------------- loading
 
 
-def _complete(folder: Path) -> list[Path]:
-    """Checkpoint directories with a manifest, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "manifest.json").is_file())
+def load_newest(engine, run: Path, ranks: Ranks, say: Callable[[str], None]) -> tuple[dict, list] | None:
+    """Load the newest checkpoint that matches its manifest, and say what that cost; None where there is none.
+
+    Returns state.json's content and each saving rank's position sums. Damaged ones are named and set aside.
+    """
+    while True:
+        chosen = from_first_rank(lambda: next(reversed(complete(run / "checkpoints")), None))
+        if chosen is None:
+            return None
+        began = time.monotonic()
+        share = slice(ranks.rank, None, ranks.world)  # the ranks verify together, each its own shard first of all
+        wrong = [line for found in from_every_rank(checkpoints.problems(chosen, share)) for line in found]
+        if not wrong:
+            break
+        say(f"checkpoint set aside: {wrong[0]}")
+        from_first_rank(lambda path=chosen: set_aside(path))
+    verified = time.monotonic()
+    content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, ranks)
+    if content["parameters"] != state.shapes:
+        raise InputError(f"{chosen}: holds a model of another shape; choose another name for this run")
+    state.load(shards, content["updates"])
+    engine.global_steps = content["step"]
+    sums = shards.each(POSITIONS)
+    say(f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
+        f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s")  # fmt: skip
+    return content, sums
 
 
-def _fresh(temporary: Path) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-
-
-def _manifest(root: Path) -> list[dict]:
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
-
-    def describe(path: Path) -> dict:
-        files.fsync_file(path)
-        return files.describe(root, path)
-
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(describe, paths))
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint so that no one takes it for one, and nothing of it is lost."""
+    names = (f"damaged-{path.name}" + (f"-{number}" if number else "") for number in itertools.count())
+    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise RunError(f"{path}: is damaged and cannot be set aside ({error.strerror}); move it away") from None

@@ -3,6 +3,7 @@
 A restart first takes them back to the checkpoint it continues from, so that no row is there twice and none is missing.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -11,64 +12,108 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from emergence_train import files, records
+from emergence_train.checkpoints import step_name
 from emergence_train.config import Config
+from emergence_train.errors import RunError
 
 PACKAGES = ("torch", "triton", "deepspeed", "numpy", "pyarrow", "tokenizers", "wandb", "flash-attn", "emergence-train")
 
 
-def step_name(step: int) -> str:
-    return f"step-{step:010d}"
+WRITE_SECONDS = 1.0  # rows reach the file at least this often, and all of them before state is saved
+FOLDERS = ("positions", "evaluations")  # tables named step-XXXXXXXXXX.parquet
 
 
 class RunLog:
-    """Written by rank 0 only. `header` opens metrics.jsonl and names run, params and vocabulary for the readers."""
+    """Written by rank 0 only. `header` opens metrics.jsonl and names run, params and vocabulary for the readers.
 
-    def __init__(self, directory: Path, header: dict, resume_step: int) -> None:
-        self.directory = directory
-        self.header = header
-        self._take_back_to(resume_step)
-        self.metrics = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - kept open for the run
+    Where the disk does not take a row or a table, it is kept in memory and tried again: no state is saved before all
+    that belongs to it is on the disk, so nothing can be missing from a run that goes on.
+    """
 
-    def _take_back_to(self, step: int) -> None:
-        path = self.directory / "metrics.jsonl"
-        rows = records.read_metrics(path) if step and path.is_file() else []
-        kept = [row for row in rows if row.get("step", 0) <= step and row.get("kind") != "run"]
+    def __init__(self, directory: Path, header: dict, step: int, rewinds: list[dict]) -> None:
+        self.directory, self.header = directory, header
+        self.path = directory / "metrics.jsonl"
+        self.file = None
+        self.take_back_to(step, rewinds)
+
+    def take_back_to(self, step: int, rewinds: list[dict]) -> None:
+        """Rows and tables of later steps are removed; `rewinds` stand where they happened, whatever was removed."""
+        if self.file is not None:
+            os.close(self.file)
+        rows = records.read_metrics(self.path) if step and self.path.is_file() else []
+        kept = [row for row in rows if row.get("step", 0) <= step and row.get("kind") not in ("run", "rewind")]
+        for rewind in rewinds:
+            at = next((i for i, row in enumerate(kept) if row.get("step", 0) > rewind["step"]), len(kept))
+            kept.insert(at, {"kind": "rewind", **rewind})
         lines = [json.dumps(row) for row in [{"kind": "run", **self.header}, *kept]]
-        files.write_bytes(path, ("\n".join(lines) + "\n").encode())
-        for table in (self.directory / "positions").glob("step-*.parquet"):
-            if int(table.stem.removeprefix("step-")) > step:
+        files.write_bytes(self.path, ("\n".join(lines) + "\n").encode())
+        for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
+            if table.stem.removeprefix("step-").isdigit() and int(table.stem.removeprefix("step-")) > step:
                 table.unlink()
+        self.rows = kept
+        self.pending: list[str] = []
+        self.tables: list[tuple[Path, pd.DataFrame]] = []
+        self.file = os.open(self.path, os.O_WRONLY)
+        self.end = os.fstat(self.file).st_size  # of what is known to be written
+        self.written = time.monotonic()
 
     def write(self, kind: str, **values) -> dict:
         """Append one line; what is not a finite number is written as null, which JSON can hold."""
         row = {"kind": kind} | {key: _finite(value) for key, value in values.items()}
-        self.metrics.write(json.dumps(row) + "\n")
+        self.pending.append(json.dumps(row) + "\n")
+        if time.monotonic() - self.written > WRITE_SECONDS:
+            self._drain()
         return row
 
-    def flush(self) -> None:
-        """Onto the disk: called before a checkpoint is declared good."""
+    def flush(self) -> str | None:
+        """Rows and tables onto the disk, before state is saved; says in a line what would not go there."""
+        for path, table in list(self.tables):
+            try:
+                records.write(records.POSITIONS, table, path, vocabulary=self.header["vocabulary"])
+            except (RunError, OSError) as error:
+                return str(error)
+            self.tables.remove((path, table))
+        error = self._drain()
         try:
-            self.metrics.flush()
-            os.fsync(self.metrics.fileno())
-        except OSError as error:
-            raise files.disk_error(error, self.directory / "metrics.jsonl") from None
+            os.fsync(self.file)
+        except OSError as late:
+            error = late
+        return None if error is None else str(files.disk_error(error, self.path))
 
     def positions(self, step: int, tokens: int, splits: dict[str, pd.DataFrame]) -> pd.DataFrame:
-        """Write the checkpoint's table and return it."""
+        """The checkpoint's table, which the next flush writes."""
         table = pd.concat(list(splits.values()), ignore_index=True)
         table = table.assign(run=self.header["run"], params=self.header["params"], step=step, tokens=tokens)
-        path = self.directory / "positions" / f"{step_name(step)}.parquet"
-        records.write(records.POSITIONS, table, path, vocabulary=self.header["vocabulary"])
+        self.tables.append((self.directory / "positions" / f"{step_name(step)}.parquet", table))
         return table
 
-    def close(self) -> None:
-        self.metrics.close()
+    def close(self) -> str | None:
+        problem = self.flush()
+        os.close(self.file)
+        return problem
+
+    def _drain(self) -> OSError | None:
+        """Write the pending lines after what is known to be whole; a line half written is written again."""
+        self.written = time.monotonic()
+        data = "".join(self.pending).encode()
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self.file, data[done:], self.end + done)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.file, self.end)
+            return error
+        self.end += len(data)
+        self.pending = []
+        return None
 
 
 def _finite(value):

@@ -6,7 +6,6 @@ since the last one and the validation losses become a `positions` table, then th
 goes on from a state has every row before it and none after.
 """
 
-import fcntl
 import math
 import time
 from collections.abc import Callable
@@ -14,139 +13,316 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch.nn.utils import clip_grad_norm_
 
 from emergence_train import files
-from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
-from emergence_train.data.dataset import Dataset, load_index
+from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, from_first_rank, start, sum_over_ranks
-from emergence_train.errors import InputError, RunError
-from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, rows, validate
+from emergence_train.errors import RunError
+from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, validate
 from emergence_train.models import counting
-from emergence_train.models.config import padded_vocabulary
-from emergence_train.records import read_metrics
 from emergence_train.schedule import learning_rate
 from emergence_train.training import checkpoint
 from emergence_train.training import engine as engines
+from emergence_train.training.anomalies import Event, Judge, Skips, drifted
 from emergence_train.training.console import Console
-from emergence_train.training.logs import RunLog, device_name, write_config, write_environment
+from emergence_train.training.logs import RunLog, write_environment
 from emergence_train.training.mirror import Mirror
+from emergence_train.training.opening import claim, opening, release, resolve
+from emergence_train.training.plan import Plan
+from emergence_train.training.recording import Recorder
+from emergence_train.training.signals import StopSignal
+from emergence_train.training.watchdog import Watchdog
 from emergence_train.training.weights import weight_vector
-
-# What may change when a run goes on: nothing that changes a loss.
-VOLATILE = ("out", "logging", "data.path", "data.workers", "training.micro_batch", "training.threads",
-            "checkpoints.save_state")  # fmt: skip
-PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
-
-_locks: list = []  # open files: a lock lasts as long as its file
 
 
 def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int | None = None) -> Path:
     """Train, or go on training, the run that `config` describes; returns its directory.
 
-    `stop_after` ends this process after that step as a kill would (tests of resuming use it).
+    `stop_after` ends this process after that step as a kill would (tests of resuming use it). Raises Stopped where the
+    process was told to stop and PeerLost where another process of the run is gone.
     """
     ranks = start(config.training.threads)
     say = say if ranks.first else _silent
-    config = from_first_rank(lambda: _resolve(config, ranks))
+    stop = StopSignal(ranks.first, say)
+    watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+    try:
+        return _train(config, ranks, say, stop, watch, stop_after)
+    except Exception as error:
+        explained = watch.explain(error)
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        watch.close()
+        stop.close()
+        release()
+
+
+def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
+    watch.at("opening the data")
+    config = from_first_rank(lambda: resolve(config, ranks))
     run = config.run_directory
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
-    from_first_rank(lambda: _claim(run, config))
+    from_first_rank(lambda: claim(run, config))
     dataset = Dataset(config.data, config.seed, verify=False)
     plan = Plan(config)
-    if from_first_rank(lambda: plan.finished(run)):
+    if from_first_rank(lambda: plan.finished(run, say)):
         say(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
-        _release()
         return run
 
+    watch.at("building the engine")
     engine = engines.build(config, ranks)
-    state = checkpoint.load_newest(engine, run, ranks, say) or {"step": 0}
-    first_step = state["step"]
-    header = {
-        "run": config.name,
-        "params": counting.non_embedding_parameters(config.model),
-        "parameters": counting.parameters(config.model),
-        "vocabulary": dataset.fingerprint,
-        "sequence": config.data.sequence,
-        "batch": config.training.batch,
-        "flops_per_token": counting.flops_per_token(config.model, config.data.sequence),
-        "total_tokens": plan.total_tokens,
-    }
-    settings = engines.deepspeed_config(config, ranks)
-    log = mirror = None
-    if ranks.first:
-        write_environment(run, ranks.world, ranks.device, first_step)
-        files.write_json(run / "deepspeed.json", settings)
-        log = RunLog(run, header, first_step)
-        mirror = Mirror(config, run, header | {"deepspeed": settings}, say)
-    say(_opening(config, plan, dataset, ranks, header, first_step))
-
-    console = Console(plan, header["flops_per_token"], ranks, config.logging.console_seconds, say)
-    accumulator = PositionAccumulator(config.data.sequence, ranks.device)
-    stepper = Stepper(config, engine, dataset, ranks, accumulator)
-    history = _history(run) if ranks.first else []
-    pending = None  # the last step's numbers, read one step late so that a GPU is never waited for
-    for step in range(first_step + 1, plan.total_steps + 1):
-        lr = learning_rate(config.training.schedule, step * plan.step_tokens, plan.total_tokens)
-        numbers = stepper(step, lr)
-        if pending is not None:
-            _log_step(log, mirror, console, history, pending)
-        pending = (step, step * plan.step_tokens, lr, console.tick(), *numbers)
-        if step in plan.checkpoint_steps:
-            _log_step(log, mirror, console, history, pending)
-            pending = None
-            with console.pause():
-                sums = _validate(engine, dataset, ranks, accumulator, config.training.micro_batch)
-                if ranks.first:
-                    _record(config, plan, step, sums, history, log, mirror, say)
-                if step in plan.state_steps and config.checkpoints.save_state != "never":
-                    keep = config.checkpoints.save_state == "every"
-                    checkpoint.save(engine, run, step, ranks, {"step": step}, keep_older=keep)
-        if step == stop_after:
-            break
-    if ranks.first:
-        log.close()
-        mirror.close()
-        say(console.closing(run))
-    _release()
+    session = Session(config, plan, dataset, ranks, engine, say, stop, watch)
+    session.run_to(stop_after or plan.total_steps)
+    if not stop_after:
+        session.close()
+    elif session.recorder is not None:
+        session.recorder.log.close()
     return run
 
 
-def _release() -> None:
-    while _locks:
-        _locks.pop().close()
+class Session:
+    """One start of a run, from the state that was there to the end or to whatever stops it."""
 
+    def __init__(
+        self, config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, engine, say, stop: StopSignal, watch: Watchdog
+    ) -> None:
+        self.config, self.plan, self.dataset, self.ranks, self.engine = config, plan, dataset, ranks, engine
+        self.say, self.stop, self.watch = say, stop, watch
+        self.run = config.run_directory
+        self.header = {
+            "run": config.name,
+            "params": counting.non_embedding_parameters(config.model),
+            "parameters": counting.parameters(config.model),
+            "vocabulary": dataset.fingerprint,
+            "sequence": config.data.sequence,
+            "batch": config.training.batch,
+            "flops_per_token": counting.flops_per_token(config.model, config.data.sequence),
+            "total_tokens": plan.total_tokens,
+        }
+        self.accumulator = PositionAccumulator(config.data.sequence, ranks.device)
+        self.skips = from_first_rank(lambda: Skips(self.run))
+        self.saver = checkpoint.Saver(self.run, config, plan.state_steps, ranks, say)
+        self.console = Console(plan, self.header["flops_per_token"], ranks, config.logging.console_seconds, say)
+        self.judge = Judge(config.faults, [])
+        self.stepper = Stepper(config, engine, dataset, ranks, self.accumulator, self.skips, self.judge, watch)
+        self.recorder: Recorder | None = None  # rank 0's
+        self.pending: tuple | None = None  # the last step's numbers, read one step late: a GPU is never waited for
+        self.told = False  # some rank was told to stop, and all know
 
-class Plan:
-    """How many steps, and at which of them a checkpoint is made."""
+    def run_to(self, last: int) -> None:
+        """Train until step `last`."""
+        step = self._restore(opening_line=True)
+        while step < last:
+            step += 1
+            lr = learning_rate(self.config.training.schedule, step * self.plan.step_tokens, self.plan.total_tokens)
+            numbers = self.stepper(step, lr, self.stop.requested)
+            fault = self._settle()
+            self.pending = (step, lr, self.console.tick(), *numbers)
+            if fault is None and (step in self.plan.checkpoint_steps or self.plan.saves(step) or self.told):
+                fault = self._settle()
+                if fault is None:
+                    self._checkpoint(step)
+            if fault is not None:
+                step = self._rewind(*fault)
 
-    def __init__(self, config: Config) -> None:
-        self.step_tokens = config.training.batch * config.data.sequence
-        self.total_steps = -(-config.training.tokens // self.step_tokens)
-        self.total_tokens = self.total_steps * self.step_tokens
-        self.every = max(1, round(config.checkpoints.every_tokens / self.step_tokens))
-        self.save_state = config.checkpoints.save_state
-        self.state_steps = {*range(self.every, self.total_steps + 1, self.every), self.total_steps}
-        self.checkpoint_steps = set(self.state_steps)
-        if config.checkpoints.log_spaced_start:
-            powers = (2**k for k in range(self.every.bit_length()))
-            self.checkpoint_steps |= {step for step in powers if step <= self.total_steps}
+    def close(self) -> None:
+        """The end of the plan: everything must be on the disk now."""
+        self.watch.at("the last of the saving", self.plan.total_steps)
+        self._await_save()
+        problem = None
+        if self.recorder is not None:
+            problem = self.recorder.log.close()
+            self.recorder.mirror.close()
+        self.say(self.console.closing(self.run))
+        if self.config.checkpoints.save_state != "never" and self.saver.durable < self.plan.total_steps:
+            problem = problem or "the last checkpoint could not be saved"
+        if problem:
+            raise self._failure(f"{self.run}: {problem}; mend that and run the same command: it goes on from step "
+                           f"{self.saver.durable}")  # fmt: skip
 
-    def finished(self, run: Path) -> bool:
-        if self.save_state == "never":
-            return (run / "positions" / f"{checkpoint.step_name(self.total_steps)}.parquet").is_file()
-        return (run / "checkpoints" / checkpoint.step_name(self.total_steps) / "manifest.json").is_file()
+    # ------------------------------------------------------------------------------------------------ going back
+
+    def _restore(self, *, opening_line: bool = False) -> int:
+        """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
+        self.watch.at("loading a checkpoint")
+        found = checkpoint.load_newest(self.engine, self.run, self.ranks, self.say)
+        content, sums = found or ({"step": 0, "world_size": self.ranks.world, "loop": {}}, [])
+        step = content["step"]
+        self.accumulator.take()
+        if content["world_size"] == self.ranks.world and sums:
+            self.accumulator.sums += sums[self.ranks.rank].to(self.ranks.device)
+        elif self.ranks.first:  # dealt out anew: their sum is what counts
+            for tensor in sums:
+                self.accumulator.sums += tensor.to(self.ranks.device)
+        self.saver.durable, self.pending, self.told = step, None, False
+        if self.ranks.first:
+            self._open_log(step)
+            self.saver.best = self.recorder.best
+        self.judge.restart(from_first_rank(lambda: self.recorder.judged))
+        if opening_line:
+            self.say(opening(self.config, self.plan, self.dataset, self.ranks, self.header, step))
+        if content["loop"].get("due"):
+            self._checkpoint(step)
+        return step
+
+    def _open_log(self, step: int) -> None:
+        if self.recorder is not None:
+            self.recorder.log.take_back_to(step, self.skips.rewinds)
+            self.recorder.reread()
+            return
+        settings = engines.deepspeed_config(self.config, self.ranks)
+        write_environment(self.run, self.ranks.world, self.ranks.device, step)
+        files.write_json(self.run / "deepspeed.json", settings)
+        log = RunLog(self.run, self.header, step, self.skips.rewinds)
+        mirror = Mirror(self.config, self.run, self.header | {"deepspeed": settings}, self.say)
+        self.recorder = Recorder(self.config, self.plan, log, mirror, self.say)
+
+    def _rewind(self, failed: int, event: Event) -> int:
+        """Back to the newest checkpoint, and on without the batches since; on all ranks alike. Returns its step."""
+        self.saver.wait()
+        back_to = self.saver.durable
+        if not back_to:
+            raise self._failure(f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
+                           f"training.schedule.lr or lengthen the warm-up")  # fmt: skip
+        if len(self.skips.rewinds) >= self.config.faults.give_up_after:
+            raise self._failure(f"step {failed}: {event.reason}, after {len(self.skips.rewinds)} rewinds; lower "
+                           f"training.schedule.lr")  # fmt: skip
+        self.skips.add(back_to, failed, event.reason, write=self.ranks.first)
+        self.say(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
+        return self._restore()
+
+    # ------------------------------------------------------------------------------------------- what is written
+
+    def _settle(self) -> tuple[int, Event] | None:
+        """Read and write the pending step's numbers; what asks for a rewind is returned, on every rank alike."""
+        if self.pending is None:
+            return None
+        step, lr, speed, totals, grad_norm, applied = self.pending
+        self.pending = None
+        loss_sum, count, votes = totals.tolist()
+        self.told = self.told or votes > 0
+        self.stop.exposed = True
+        loss = loss_sum / count if count else math.nan
+        grad_norm = None if grad_norm is None else float(grad_norm)
+        event = self.judge(loss, grad_norm, bool(applied))
+        if event is not None and event.action == "rewind":
+            return step, event
+        if self.recorder is not None:
+            self.recorder.step(step, lr, speed, loss, grad_norm, event)
+        if event is not None and event.action == "stop":
+            if self.recorder is not None:
+                self.recorder.log.flush()
+            raise self._failure(f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
+                           f"again: it goes on from the last checkpoint")  # fmt: skip
+        self.console.step(step, step * self.plan.step_tokens, loss, grad_norm, lr, bool(applied))
+        return None
+
+    def _checkpoint(self, step: int) -> None:
+        """Tables where the plan has them, then state. Told to stop, the tables are left to the next start."""
+        due = step in self.plan.checkpoint_steps
+        with self.console.pause():
+            if due and not self.told and (measured := self._measure(step)):
+                due = False
+                if self.recorder is not None:
+                    self.recorder.checkpoint(step, *measured)
+                    self.saver.best = self.recorder.best
+            self._agree()
+            if step == self.saver.durable:
+                pass  # gone on from it just now, with its tables still to be made
+            elif self.plan.saves(step) or self.told:
+                self._save(step, {"due": due})
+            elif self.recorder is not None:
+                self.recorder.log.flush()
+            self._agree()
+        if self.told:
+            self._end(step, due)
+
+    def _measure(self, step: int) -> tuple[dict, float] | None:
+        """Sums by split over all ranks (the training loss since the last table, and every validation split), and the
+        seconds it took; None where a signal came in between."""
+        began = time.monotonic()
+        if self.config.faults.compare_replicas:
+            self._compare(step)
+
+        def stopped() -> bool:
+            self.watch.at("validation", step)
+            return self._agree()
+
+        sums = validate(self.engine, self.dataset, self.ranks, self.config.training.micro_batch, stopped)
+        if sums is None:
+            return None
+        return reduced({"train": self.accumulator.take()}) | sums, time.monotonic() - began
+
+    def _compare(self, step: int) -> None:
+        self.watch.at("comparing replicas", step)
+        wrong = drifted(self.engine.module)
+        if not wrong:
+            return
+        reason = f"the weights of rank {', '.join(map(str, wrong))} differ from the other ranks'"
+        if self.recorder is not None:
+            self.recorder.log.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
+            self.recorder.log.flush()
+        raise self._failure(f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
+                       f"goes on from the last checkpoint")  # fmt: skip
+
+    def _save(self, step: int, loop: dict) -> None:
+        """The log first: a state is never ahead of its rows."""
+        self.watch.at("saving", step)
+        self.stop.answered = self.told
+        self._await_save()
+        problem = from_first_rank(lambda: self.recorder.log.flush())
+        if problem is None:
+            self.saver.save(self.engine, step, loop, self.accumulator.sums)
+            if self.saver.thread is None or self.told:
+                self._await_save()
+        else:
+            self.say(f"checkpoint of step {step} not saved: {problem}; rows are kept in memory, training goes on")
+
+    def _await_save(self) -> None:
+        """The end of a save, and a row if it failed."""
+        self.saver.wait()
+        if self.saver.problem is not None and self.recorder is not None:
+            self.recorder.log.write("save_failed", step=self.saver.step, reason=self.saver.problem)
+        self.saver.problem = None
+
+    def _failure(self, text: str) -> RunError:
+        """What all ranks raise alike, and one of them says."""
+        error = RunError(text)
+        error.told_by_first_rank = not self.ranks.first
+        return error
+
+    def _agree(self) -> bool:
+        """Whether any rank was told to stop: every rank gets the same answer."""
+        if not self.told:
+            votes = torch.tensor([float(self.stop.requested)], device=self.ranks.device)
+            self.told = bool(sum_over_ranks(votes).item())
+        return self.told
+
+    def _end(self, step: int, due: bool) -> None:
+        """Told to stop: everything is saved, unless the disk would not."""
+        if step == self.plan.total_steps and not due:
+            return  # nothing is left to do but to close
+        if self.recorder is not None:
+            self.recorder.log.close()
+            self.recorder.mirror.close(patience=5.0)
+        if self.saver.durable < step:
+            raise self._failure(f"told to stop at step {step}, and its state could not be saved; the same command goes on from "
+                           f"step {self.saver.durable}")  # fmt: skip
+        raise self.stop.stopped(step)
 
 
 class Stepper:
     """One optimizer step: micro-batches, gradients, update, and the sums of the loss."""
 
     def __init__(
-        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator
-    ) -> None:
+        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator, skips: Skips,
+        judge: Judge, watch: Watchdog,
+    ) -> None:  # fmt: skip
         self.engine, self.dataset, self.ranks, self.accumulator = engine, dataset, ranks, accumulator
+        self.skips, self.judge, self.watch = skips, judge, watch
         self.batch, self.micro = config.training.batch, config.training.micro_batch
         self.rounds = self.batch // (self.micro * ranks.world)
         self.document_mask, self.z_loss = config.training.document_mask, config.training.z_loss
@@ -154,28 +330,44 @@ class Stepper:
         self.weights = None if weights is None else weights.to(ranks.device)
         # None: DeepSpeed clips. 0 is no clipping, but the norm is wanted.
         self.clip = (config.training.optimizer.clip or math.inf) if config.training.zero_stage == 0 else None
+        self.skip_spikes = config.faults.spike == "skip"
 
-    def __call__(self, step: int, lr: float) -> tuple[torch.Tensor, float | None, bool]:
-        """-> ([loss sum, count] over all ranks, global gradient norm, whether the step was applied)."""
+    def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:
+        """-> ([loss sum, count, ranks told to stop] over all ranks, global gradient norm, whether the step was applied)."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        self.watch.at("loading samples", step)
         batches = [self._load(step, number) for number in range(self.rounds)]
         scales = self._scales(batches)
-        norm, totals = None, torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        for (tokens, targets, document_ids), scale in zip(batches, scales):
+        norm, applied = None, True
+        totals = torch.tensor([0.0, 0.0, float(stop)], dtype=torch.float64, device=self.ranks.device)
+        for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
+            self.watch.at("forward", step)
             out = self.engine(tokens, targets, self.weights, document_ids, self.z_loss)
-            self.engine.backward(out.loss if scale is None else out.loss * scale)
+            self.accumulator.add(out.positions)
+            totals[:2] += torch.stack([out.positions.loss_sum.sum(), out.positions.count.sum().double()])
+            loss = out.loss if scale is None else out.loss * scale
+            if self.skip_spikes and number == self.rounds - 1:
+                # Every optimizer of DeepSpeed leaves out a step whose gradient is not finite; so will this one be.
+                totals = sum_over_ranks(totals)
+                if self.judge.spike((totals[0] / totals[1]).item()):
+                    loss = loss * math.nan
+            self.watch.at("backward", step)
+            self.engine.backward(loss)
+            self.watch.at("optimizer step", step)
             if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
                 norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
+                applied = norm.isfinite()
+                self.engine.optimizer.found_inf = (~applied).float()  # a fused optimizer then leaves the step out
             self.engine.step()
-            self.accumulator.add(out.positions)
-            totals += torch.stack([out.positions.loss_sum.sum(), out.positions.count.sum().double()])
-        norm = self.engine.get_global_grad_norm() if self.clip is None else norm
-        return sum_over_ranks(totals), norm, self.engine.was_step_applied()
+        if self.clip is None:
+            norm, applied = self.engine.get_global_grad_norm(), self.engine.was_step_applied()
+        self.watch.at("adding up the loss", step)
+        return totals if self.skip_spikes else sum_over_ranks(totals), norm, applied
 
     def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
-        begin = (step - 1) * self.batch + (number * self.ranks.world + self.ranks.rank) * self.micro
+        begin = self.skips.batch(step) * self.batch + (number * self.ranks.world + self.ranks.rank) * self.micro
         samples = range(begin, begin + self.micro)
         windows = torch.from_numpy(np.stack([self.dataset.sample(index) for index in samples]))
         tokens, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
@@ -205,132 +397,6 @@ class Stepper:
     def _weight(self, targets: torch.Tensor) -> torch.Tensor:
         counted = (targets != IGNORED).double()
         return (counted if self.weights is None else counted * self.weights).sum()
-
-
-def _log_step(log: RunLog | None, mirror: Mirror | None, console: Console, history: list, pending: tuple) -> None:
-    """Write the step's line; a loss that is not a number ends the run on every rank alike."""
-    step, tokens, lr, speed, totals, grad_norm, applied = pending
-    loss_sum, count = totals.tolist()
-    loss = loss_sum / count if count else math.nan
-    grad_norm = None if grad_norm is None else float(grad_norm)
-    if log is not None:
-        row = log.write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
-                        tokens_per_second=round(speed, 1))  # fmt: skip
-        if not applied:
-            log.write("skipped", step=step, tokens=tokens, reason="DeepSpeed skipped the step: a gradient not finite")
-        mirror.log({key: value for key, value in row.items() if key not in ("kind", "step")})
-        history.append((step, loss))
-    if not math.isfinite(loss):
-        if log is not None:
-            log.flush()
-        raise RunError(f"the loss of step {step} is {loss}; lower training.schedule.lr or lengthen the warm-up, then run "
-                       f"again: it goes on from the last checkpoint")  # fmt: skip
-    console.step(step, tokens, loss, grad_norm, lr, applied)
-
-
-def _history(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of the steps before this start of the run."""
-    return [(row["step"], row["loss"]) for row in read_metrics(run) if row["kind"] == "train"]
-
-
-def _validate(engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator, batch: int) -> dict:
-    """Sums by split over all ranks: the training loss since the last checkpoint, and every validation split."""
-    began = time.monotonic()
-    sums = reduced({"train": accumulator.take()}) | validate(engine, dataset, ranks, batch)
-    return sums | {"seconds": time.monotonic() - began}
-
-
-def _record(
-    config: Config, plan: "Plan", step: int, sums: dict, history: list, log: RunLog, mirror: Mirror, say
-) -> None:
-    """A checkpoint's positions table, its means and the forecast of the end, to the files, to W&B and to the screen."""
-    tokens, seconds = step * plan.step_tokens, sums.pop("seconds")
-    table = log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
-    means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
-    log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means)
-    mirror.log({"tokens": tokens} | {f"validation/{name}": loss for name, loss in means.items()})
-    mirror.positions(table)
-    shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
-    if step < plan.total_steps:
-        outlook = _outlook(config, plan, history)
-        log.write("forecast", step=step, tokens=tokens, **outlook)
-        if "loss" in outlook:
-            mirror.log({"tokens": tokens} | {f"forecast/{name}": value for name, value in outlook.items()})
-            shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
-    log.flush()
-    say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
-
-
-def _outlook(config: Config, plan: "Plan", history: list) -> dict:
-    """The training loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
-    steps, losses = np.array(history).T
-    planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
-    rates = [learning_rate(config.training.schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
-    return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)
-
-
-def _resolve(config: Config, ranks: Ranks) -> Config:
-    """The configuration with what only the data set and the world size can tell."""
-    training = config.training
-    if training.batch % (training.micro_batch * ranks.world):
-        raise InputError(f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
-                         f"{ranks.world} processes; change one of them")  # fmt: skip
-    vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
-    size = config.model.vocab_size or padded_vocabulary(vocabulary)
-    if size < vocabulary:
-        raise InputError(f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
-                         f"({config.data.path}); raise it or leave it out")  # fmt: skip
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
-
-
-def _claim(run: Path, config: Config) -> None:
-    """Make the run directory, or see that it belongs to this configuration and that no one else is at it."""
-    path = run / "config.yaml"
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / ".lock", "w")  # noqa: SIM115 - held until this process ends, however it ends
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{run}: another process is training this run; wait for it or choose another name") from None
-    except OSError as error:
-        raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
-    _locks.append(lock)
-    if not path.is_file():
-        if any(entry.name != ".lock" for entry in run.iterdir()):
-            raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
-        write_config(run, config)
-        return
-    try:
-        before = _flat(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
-    now = _flat(config.model_dump(mode="json"))
-    for key in sorted(before.keys() | now.keys()):
-        volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
-        if not volatile and before.get(key) != now.get(key):
-            raise InputError(f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
-                             f"or restore the configuration")  # fmt: skip
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _opening(config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, header: dict, first_step: int) -> str:
-    epochs = dataset.sampler.epochs(plan.total_steps * config.training.batch)
-    shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
-    where = (
-        f"{ranks.world} x {device_name(ranks.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
-    )
-    begin = f"going on after step {first_step}" if first_step else f"{plan.total_steps} steps"
-    return (f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
-            f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}")  # fmt: skip
 
 
 def _silent(_: str) -> None:

@@ -29,19 +29,10 @@ class Mirror:
         self.rows: queue.Queue = queue.Queue(QUEUE)
         self.dropped = 0
         self.thread = None
-        mode = _mode(config.logging.wandb)
+        mode = chosen_mode(config.logging.wandb)
         if mode == "disabled":
             return
-        settings = {
-            "project": config.logging.wandb_project,
-            "name": config.name,
-            # The same run directory is the same W&B run: a restart goes on with it.
-            "id": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
-            "resume": "allow" if mode == "online" else None,
-            "dir": str(directory),
-            "mode": mode,
-            "config": config.model_dump(mode="json") | extra,
-        }
+        settings = init_settings(config, directory, extra, mode)
         self.thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
         self.thread.start()
 
@@ -53,14 +44,15 @@ class Mirror:
         """A checkpoint's loss against position, a line for each split."""
         self._put(table)
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
         """Let it finish, but not for long."""
+        patience = PATIENCE_SECONDS if patience is None else patience
         if self.thread is None:
             return
         self._put(None)
-        self.thread.join(PATIENCE_SECONDS)
+        self.thread.join(patience)
         if self.thread.is_alive():
-            self.say(f"W&B did not finish in {PATIENCE_SECONDS} s and is left behind; the run's own files are complete")
+            self.say(f"W&B did not finish in {patience:g} s and is left behind; the run's own files are complete")
         if self.dropped:
             self.say(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
 
@@ -90,11 +82,10 @@ class Mirror:
             import wandb
 
             run = self._start(wandb, settings)
-            run.define_metric("tokens")
-            run.define_metric("*", step_metric="tokens")
+            against_tokens(run)
             while (item := self.rows.get()) is not None:
                 if isinstance(item, pd.DataFrame):
-                    run.log({"tokens": int(item["tokens"].iloc[0]), "loss_by_position": _chart(item)})
+                    run.log({"tokens": int(item["tokens"].iloc[0]), "loss_by_position": chart(item)})
                 else:
                     run.log(item)
             run.finish()
@@ -104,7 +95,27 @@ class Mirror:
             )
 
 
-def _mode(wanted: str) -> str:
+def init_settings(config: Config, directory: Path, extra: dict, mode: str) -> dict:
+    """What wandb.init is told of a run."""
+    return {
+        "project": config.logging.wandb_project,
+        "name": config.name,
+        # The same run directory is the same W&B run: a restart goes on with it.
+        "id": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
+        "resume": "allow" if mode == "online" else None,
+        "dir": str(directory),
+        "mode": mode,
+        "config": config.model_dump(mode="json") | extra,
+    }
+
+
+def against_tokens(run) -> None:
+    """Tokens are every chart's x-axis, so a row that comes late is still in its place."""
+    run.define_metric("tokens")
+    run.define_metric("*", step_metric="tokens")
+
+
+def chosen_mode(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     mode = os.environ.get("WANDB_MODE")
@@ -118,7 +129,7 @@ def _mode(wanted: str) -> str:
     return "online" if known else "offline"
 
 
-def _chart(table: pd.DataFrame):
+def chart(table: pd.DataFrame):
     import wandb
 
     lines, keys = [], []

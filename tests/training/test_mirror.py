@@ -9,7 +9,7 @@ import pytest
 
 from emergence_train.config import Config
 from emergence_train.training import mirror as module
-from emergence_train.training.mirror import Mirror, _mode
+from emergence_train.training.mirror import Mirror, chosen_mode
 from support import command, metrics, small_config
 
 
@@ -95,11 +95,11 @@ def test_the_mode_follows_the_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert _mode("auto") == "offline" and _mode("online") == "online"
+    assert chosen_mode("auto") == "offline" and chosen_mode("online") == "online"
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert _mode("auto") == "online"
+    assert chosen_mode("auto") == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert _mode("auto") == "disabled"
+    assert chosen_mode("auto") == "disabled"
 
 
 def test_offline_wandb_really_writes_its_run(config_file, tmp_path):

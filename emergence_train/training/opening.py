@@ -1,0 +1,91 @@
+"""Before the first step: the configuration completed, the run directory claimed, and what is said about the run."""
+
+import fcntl
+from pathlib import Path
+
+import yaml
+
+from emergence_train.config import Config
+from emergence_train.data.dataset import Dataset, load_index
+from emergence_train.distributed import Ranks
+from emergence_train.errors import InputError
+from emergence_train.models.config import padded_vocabulary
+from emergence_train.training.logs import device_name, write_config
+from emergence_train.training.plan import Plan
+
+# What may change when a run goes on: nothing that changes a loss by more than rounding.
+VOLATILE = ("out", "logging", "faults", "data.path", "data.workers", "training.micro_batch", "training.threads",
+            "training.zero_stage", "checkpoints.save_state", "checkpoints.keep_last", "checkpoints.keep_every",
+            "checkpoints.keep_best", "checkpoints.state_tokens", "checkpoints.asynchronous")  # fmt: skip
+
+_locks: list = []  # open files: a lock lasts as long as its file
+
+
+def resolve(config: Config, ranks: Ranks) -> Config:
+    """The configuration with what only the data set and the world size can tell."""
+    training = config.training
+    if training.batch % (training.micro_batch * ranks.world):
+        raise InputError(f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
+                         f"{ranks.world} processes; change one of them")  # fmt: skip
+    vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
+    size = config.model.vocab_size or padded_vocabulary(vocabulary)
+    if size < vocabulary:
+        raise InputError(f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
+                         f"({config.data.path}); raise it or leave it out")  # fmt: skip
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+
+
+def claim(run: Path, config: Config) -> None:
+    """Make the run directory, or see that it belongs to this configuration and that no one else is at it."""
+    path = run / "config.yaml"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / ".lock", "w")  # noqa: SIM115 - held until this process ends, however it ends
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run}: another process is training this run; wait for it or choose another name") from None
+    except OSError as error:
+        raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
+    _locks.append(lock)
+    if not path.is_file():
+        if any(entry.name != ".lock" for entry in run.iterdir()):
+            raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
+        write_config(run, config)
+        return
+    try:
+        before = _flat(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
+    now = _flat(config.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
+        if not volatile and before.get(key) != now.get(key):
+            raise InputError(f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
+                             f"or restore the configuration")  # fmt: skip
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def release() -> None:
+    """Let another process have the run."""
+    while _locks:
+        _locks.pop().close()
+
+
+def opening(config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, header: dict, first_step: int) -> str:
+    epochs = dataset.sampler.epochs(plan.total_steps * config.training.batch)
+    shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
+    where = (
+        f"{ranks.world} x {device_name(ranks.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
+    )
+    begin = f"going on after step {first_step}" if first_step else f"{plan.total_steps} steps"
+    return (f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
+            f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}")  # fmt: skip

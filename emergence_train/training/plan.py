@@ -1,0 +1,46 @@
+"""How many steps a run has, at which of them a checkpoint is made, and at which state is saved besides."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from emergence_train import checkpoints
+from emergence_train.config import Config
+
+
+class Plan:
+    """All in steps, counted from 1. `checkpoint_steps` write tables, `state_steps` of them state too, and
+    `ephemeral_steps` state alone."""
+
+    def __init__(self, config: Config) -> None:
+        self.step_tokens = config.training.batch * config.data.sequence
+        self.total_steps = -(-config.training.tokens // self.step_tokens)
+        self.total_tokens = self.total_steps * self.step_tokens
+        self.every = max(1, round(config.checkpoints.every_tokens / self.step_tokens))
+        self.save_state = config.checkpoints.save_state
+        self.state_steps = {*range(self.every, self.total_steps + 1, self.every), self.total_steps}
+        self.checkpoint_steps = set(self.state_steps)
+        if config.checkpoints.log_spaced_start:
+            powers = (2**k for k in range(self.every.bit_length()))
+            self.checkpoint_steps |= {step for step in powers if step <= self.total_steps}
+        self.ephemeral_steps: set[int] = set()
+        if config.checkpoints.state_tokens:
+            between = max(1, round(config.checkpoints.state_tokens / self.step_tokens))
+            self.ephemeral_steps = set(range(between, self.total_steps + 1, between)) - self.state_steps
+
+    def saves(self, step: int) -> bool:
+        return self.save_state != "never" and step in self.state_steps | self.ephemeral_steps
+
+    def finished(self, run: Path, say: Callable[[str], None]) -> bool:
+        """All tables are there and the last state is whole; or nothing is whole that could be gone on from."""
+        if not (run / "positions" / f"{checkpoints.step_name(self.total_steps)}.parquet").is_file():
+            return False
+        if self.save_state == "never":
+            return True
+        there = checkpoints.complete(run / "checkpoints")
+        if not there or there[-1].name != checkpoints.step_name(self.total_steps):
+            return False
+        wrong = checkpoints.problems(there[-1])
+        if wrong and all(checkpoints.problems(path) for path in there[:-1]):
+            say(f"{wrong[0]}; the run's logs are complete, and no other state is whole")  # never begin anew for that
+            return True
+        return not wrong

@@ -1,0 +1,78 @@
+"""What rank 0 writes down: the rows of each step, a checkpoint's table and means, and the forecast of the end."""
+
+import math
+
+import numpy as np
+
+from emergence_train.analysis.temporal import forecast_final
+from emergence_train.config import Config
+from emergence_train.evaluation.positions import rows
+from emergence_train.schedule import learning_rate
+from emergence_train.training.anomalies import WINDOW, Event
+from emergence_train.training.logs import RunLog
+from emergence_train.training.mirror import Mirror
+from emergence_train.training.plan import Plan
+
+PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
+
+
+class Recorder:
+    """The run's log and its mirror, and what of the log the rest of training needs."""
+
+    def __init__(self, config: Config, plan: Plan, log: RunLog, mirror: Mirror, say) -> None:
+        self.config, self.plan, self.log, self.mirror, self.say = config, plan, log, mirror, say
+        self.reread()
+
+    def reread(self) -> None:
+        """History from the rows that the log was taken back to."""
+        kinds = {"train": [], "validation": [], "skipped": []}
+        for row in self.log.rows:
+            kinds.get(row.get("kind"), []).append(row)
+        skipped = {row["step"] for row in kinds["skipped"]}
+        self.history = [(row["step"], row["loss"]) for row in kinds["train"] if row["loss"] is not None]
+        self.judged = [loss for step, loss in self.history if step not in skipped][-WINDOW:]
+        self.iid = {row["step"]: row["loss"].get("iid", math.inf) for row in kinds["validation"]}
+
+    @property
+    def best(self) -> int | None:
+        """The step of the lowest iid loss."""
+        return min(self.iid, key=self.iid.get, default=None)
+
+    def step(self, step: int, lr: float, speed: float, loss: float, grad_norm: float | None, event: Event | None):
+        """The step's row, and one for what was wrong with it."""
+        tokens = step * self.plan.step_tokens
+        row = self.log.write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
+                             tokens_per_second=round(speed, 1))  # fmt: skip
+        self.mirror.log({key: value for key, value in row.items() if key not in ("kind", "step")})
+        if event is not None:
+            kind = {"skip": "skipped", "log": "spike"}.get(event.action, event.action)
+            self.log.write(kind, step=step, tokens=tokens, reason=event.reason)
+            self.say(f"step {step}: {event.reason}" + ("; the update was left out" if event.action == "skip" else ""))
+        if math.isfinite(loss):
+            self.history.append((step, loss))
+
+    def checkpoint(self, step: int, sums: dict, seconds: float) -> None:
+        """A checkpoint's positions table, its means and the forecast of the end, to the files, W&B and the screen."""
+        tokens = step * self.plan.step_tokens
+        table = self.log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
+        means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
+        self.log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means)
+        self.iid[step] = means.get("iid", math.inf)
+        self.mirror.log({"tokens": tokens} | {f"validation/{name}": loss for name, loss in means.items()})
+        self.mirror.positions(table)
+        shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
+        if step < self.plan.total_steps and self.history:
+            outlook = self._outlook()
+            self.log.write("forecast", step=step, tokens=tokens, **outlook)
+            if "loss" in outlook:
+                self.mirror.log({"tokens": tokens} | {f"forecast/{name}": value for name, value in outlook.items()})
+                shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
+        self.say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
+
+    def _outlook(self) -> dict:
+        """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
+        plan, schedule = self.plan, self.config.training.schedule
+        steps, losses = np.array(self.history).T
+        planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
+        rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
+        return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)

@@ -1,0 +1,89 @@
+"""SIGTERM and SIGUSR1 (Slurm's warning): save, then end with exit code 75, wherever the program is.
+
+A signal handler of Python runs only between bytecodes, so a process that waits in a collective would not hear it. The
+operating system's part of the handler writes to a pipe, and a thread reads that pipe whatever the main thread does. The
+loop asks `requested`, tells the other ranks through the sums that are reduced anyway, saves and raises Stopped. Where
+nothing has been trained since the last durable checkpoint (start, loading, compiling), or where the loop does not come
+round within GRACE_SECONDS (a collective that hangs), the thread ends the process itself.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+from emergence_train.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+GRACE_SECONDS = 20.0  # torchrun and Slurm kill 30 s after SIGTERM
+
+
+class StopSignal:
+    """Listens from its making until close(). Only the main thread may make one; elsewhere it never hears anything."""
+
+    def __init__(self, first: bool, say: Callable[[str], None]) -> None:
+        self.first, self.say = first, say
+        self.requested = False
+        self.exposed = False  # there are steps that no durable checkpoint holds, and the loop will come round
+        self.answered = False  # the loop has seen it and is saving
+        self._name = ""
+        self._before: dict = {}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, _nothing)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def stopped(self, step: int) -> Stopped:
+        """The end of a run that was told to stop and has saved `step`."""
+        name = self._name or "a signal to another process"
+        error = Stopped(f"{name}: saved at step {step}; the same command goes on from there")
+        error.told_by_first_rank = not self.first
+        return error
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._fd)
+            self._before = {}
+            self._write.close()
+
+    def _listen(self) -> None:
+        while data := self._read.recv(64):
+            heard = [number for number in SIGNALS if number in data]
+            if heard:
+                break
+        else:
+            self._read.close()
+            return
+        self._name = heard[0].name
+        self.requested = True
+        if self.exposed:
+            self.say(f"{self._name}: stopping with a checkpoint")
+            self._read.settimeout(GRACE_SECONDS)
+            try:
+                while self._read.recv(64):  # more signals change nothing; closed is done
+                    pass
+                return
+            except TimeoutError:
+                if self.answered:
+                    return
+            self._leave(f"the step did not end within {GRACE_SECONDS:.0f} s; the last checkpoint stands")
+        self._leave("nothing trained since the last checkpoint; the same command goes on from there")
+
+    def _leave(self, reason: str) -> None:
+        """End the process from this thread; what is being written has a temporary name."""
+        if self.first:
+            print(f"emergence-train: {self._name}: {reason}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(Stopped.code)
+
+
+def _nothing(number: int, frame) -> None:
+    """Python's part of the handler: the thread does the work."""

@@ -1,0 +1,90 @@
+"""Weights & Biases brought up to date from a run's own files, after a network, a disk or a machine was gone.
+
+Online, the server is asked which points it has, and gets those it lacks: every chart is against tokens, so it does not
+matter that they come late. Offline, the whole run is written as a new offline run, which `wandb sync` uploads.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from emergence_train import records
+from emergence_train.config import Config
+from emergence_train.errors import InputError, RunError
+from emergence_train.training.mirror import INIT_SECONDS, against_tokens, chart, chosen_mode, init_settings
+
+
+def sync(run: Path, say: Callable[[str], None]) -> dict:
+    """Send what W&B lacks of `run`; returns {"run", "mode", "sent"}: the number of points."""
+    try:
+        config = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]}); is this a run "
+                         f"directory?") from None  # fmt: skip
+    mode = chosen_mode(config.logging.wandb)
+    if mode == "disabled":
+        raise InputError(f"{run}: W&B is disabled (logging.wandb of its config.yaml, or WANDB_MODE); set it to offline or "
+                         f"online")  # fmt: skip
+    points = list(_points(run))
+    header = next((row for row in records.read_metrics(run) if row["kind"] == "run"), {})
+    settings = init_settings(config, run, {key: value for key, value in header.items() if key != "kind"}, mode)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        import wandb
+
+        known = _known(wandb, settings) if mode == "online" else set()
+        lacking = [values for key, values in points if key not in known]
+        if not lacking:
+            say(f"{run}: W&B is up to date ({len(points):,} points)")
+            return {"run": str(run), "mode": mode, "sent": 0}
+        remote = wandb.init(
+            **settings, settings=wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
+        )
+        against_tokens(remote)
+        for values in lacking:
+            remote.log({name: value() if callable(value) else value for name, value in values.items()})
+        folder = Path(remote.dir).parent
+        remote.finish()
+    except Exception as error:  # whatever W&B raises: the run's files are untouched
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{run}: W&B was not brought up to date ({reason}); try again when it can be reached") from None
+    done = f"upload it with: wandb sync {folder}" if mode == "offline" else "up to date"
+    say(f"{run}: {len(lacking):,} of {len(points):,} points sent, {mode}; {done}")
+    return {"run": str(run), "mode": mode, "sent": len(lacking)}
+
+
+def _points(run: Path):
+    """((chart, tokens), values) as training sends them (recording.py), tables as a function that makes their chart."""
+    for row in records.read_metrics(run):
+        tokens = row.get("tokens")
+        if row["kind"] == "train":
+            yield ("loss", tokens), {key: value for key, value in row.items() if key not in ("kind", "step")}
+        elif row["kind"] == "validation":
+            named = {f"validation/{name}": loss for name, loss in row["loss"].items()}
+            yield ("validation/iid", tokens), {"tokens": tokens, **named}
+        elif row["kind"] == "forecast" and "loss" in row:
+            named = {f"forecast/{name}": value for name, value in row.items() if name not in ("kind", "step", "tokens")}
+            yield ("forecast/loss", tokens), {"tokens": tokens, **named}
+    for path in sorted((run / "positions").glob("step-*.parquet")):
+        table = records.read(records.POSITIONS, path)
+        tokens = int(table["tokens"].iloc[0])
+        yield ("loss_by_position", tokens), {"tokens": tokens, "loss_by_position": lambda table=table: chart(table)}
+
+
+def _known(wandb, settings: dict) -> set[tuple[str, int]]:
+    """The (chart, tokens) that the server has; none where it has no such run."""
+    api = wandb.Api(timeout=INIT_SECONDS)
+    path = f"{settings['project']}/{settings['id']}"
+    try:
+        remote = api.run(path if not api.default_entity else f"{api.default_entity}/{path}")
+    except (ValueError, wandb.errors.CommError) as error:
+        if "not find" in str(error).lower() or "not found" in str(error).lower():
+            return set()
+        raise
+    known = set()
+    for name in ("loss", "validation/iid", "forecast/loss"):
+        known |= {(name, row["tokens"]) for row in remote.scan_history(keys=["tokens", name])}
+    # A chart is a table under a name of its own; it is sent with its checkpoint's validation row.
+    return known | {("loss_by_position", tokens) for name, tokens in known if name == "validation/iid"}

@@ -1,0 +1,250 @@
+"""Faults and changes with a known outcome: one process forks every run, prints one JSON object, tests look at it.
+
+    python tests/faults/scenarios.py PLACE [NAME ...]
+"""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
+
+import numpy as np
+import torch
+import yaml
+
+from emergence_train import records
+from emergence_train.models.decoder import Decoder
+from emergence_train.training.loop import Stepper
+from faults.launch import launch  # first: it must not be imported after anything that computes
+from faults.trials import Wrong, compare, prepared, trial_config
+
+STEPS = 24
+
+
+class Runs:
+    """Runs by name under one place, all of one configuration with overrides."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.data = place, prepared(place)
+        tree = trial_config(self.data, place / "runs")
+        tree["training"] |= {"tokens": STEPS * 12 * 32, "batch": 12, "micro_batch": 1}
+        tree["checkpoints"] |= {"every_tokens": 6 * 12 * 32, "state_tokens": 3 * 12 * 32}
+        (place / "config.yaml").write_text(yaml.safe_dump(tree))
+
+    def start(self, name: str, *over: str, world: int = 1, patch=None, stop_at: int | None = None) -> dict:
+        """One start of a run, told to stop at a step if wanted -> {"codes", "said", "seconds"}."""
+        arguments = ["train", str(self.place / "config.yaml"), f"name={name}", *over]
+        launched = launch(arguments, world, self.place / "logs" / name, patch=patch)
+        if stop_at is not None:
+            while launched.poll() and f"step {stop_at}/" not in launched.said():
+                time.sleep(0.002)
+            launched.send(signal.SIGTERM)
+        hangs = not launched.wait(90)
+        launched.end()
+        codes = [launched.codes[rank] for rank in range(world)]
+        return {"codes": codes, "said": launched.said(), "seconds": time.monotonic() - launched.began, "hangs": hangs}
+
+    def path(self, name: str) -> Path:
+        return self.place / "runs" / name
+
+    def rows(self, name: str, kind: str) -> list[dict]:
+        return [row for row in records.read_metrics(self.path(name)) if row["kind"] == kind]
+
+    def differs(self, one: str, two: str) -> str | None:
+        try:
+            compare(self.path(one), self.path(two))
+        except Wrong as wrong:
+            return str(wrong)
+        return None
+
+
+def poison(batches: set[int], factor: float):
+    """The loss of these batches is multiplied, whatever step trains on them."""
+    now = {"batch": -1}
+    load, forward = Stepper._load, Decoder.forward
+
+    def loading(self, step, number):
+        now["batch"] = self.skips.batch(step)
+        return load(self, step, number)
+
+    def wrong(self, *given, **named):
+        out = forward(self, *given, **named)
+        if not self.training or now["batch"] not in batches:
+            return out
+        return out._replace(loss=out.loss * factor, positions=out.positions._replace(
+            loss_sum=out.positions.loss_sum * factor, loss_sq_sum=out.positions.loss_sq_sum * factor**2))  # fmt: skip
+
+    def patch(rank: int) -> None:
+        Stepper._load, Decoder.forward = loading, wrong
+
+    return patch
+
+
+# ------------------------------------------------------------------------------------------------------------ elastic
+
+
+def elastic(runs: Runs) -> dict:
+    """Another world size, stage and micro-batch at every start, against one process that was never stopped."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        base = [f"training.precision={precision}"]
+        whole = runs.start(f"whole-{precision}", *base)
+        name, ends = f"elastic-{precision}", []
+        chain = [(4, 1, 1, 4), (2, 3, 2, 9), (1, 2, 3, 15), (3, 1, 4, None)]  # processes, stage, micro-batch, stop at
+        for world, stage, micro, stop_at in chain:
+            over = [*base, f"training.zero_stage={stage}", f"training.micro_batch={micro}"]
+            ends.append(runs.start(name, *over, world=world, stop_at=stop_at))
+        losses = [np.array([row["loss"] for row in runs.rows(n, "train")]) for n in (f"whole-{precision}", name)]
+        tables = [records.read(records.POSITIONS, runs.path(n)) for n in (f"whole-{precision}", name)]
+        same = len(losses[0]) == len(losses[1]) and len(tables[0]) == len(tables[1])
+        found[precision] = {
+            "chain": [f"{w} processes, stage {s}, micro-batch {m}" for w, s, m, _ in chain],
+            "codes": [whole["codes"], *[end["codes"] for end in ends]],
+            "said": "" if same else "".join(end["said"] for end in ends)[-3000:],
+            "rows": [len(losses[0]), len(losses[1])],
+            "loss_difference": float(np.max(np.abs(losses[1] / losses[0] - 1))) if same else None,
+            "table_difference": float((tables[1]["loss_sum"] / tables[0]["loss_sum"] - 1).abs().max()) if same else None,
+            "counts_equal": same and bool((tables[0]["count"] == tables[1]["count"]).all()),
+        }
+    return found
+
+
+def exact(runs: Runs) -> dict:
+    """Stopped by SIGTERM and started again, in every precision, at every stage, saved beside training or not."""
+    found = {}
+    for precision, stage, world, asynchronous in [
+        ("fp32", 0, 2, False), ("fp32", 2, 2, True), ("fp32", 3, 1, True),
+        ("bf16", 1, 2, False), ("bf16", 2, 2, False), ("bf16", 3, 2, False),
+    ]:  # fmt: skip
+        key = f"{precision}-{stage}-{world}-{asynchronous}"
+        over = [f"training.precision={precision}", f"training.zero_stage={stage}",
+                f"checkpoints.asynchronous={asynchronous}"]  # fmt: skip
+        whole = runs.start(f"one-{key}", *over, world=world)
+        first = runs.start(f"two-{key}", *over, world=world, stop_at=5)
+        second = runs.start(f"two-{key}", *over, world=world)
+        found[key] = {"codes": [whole["codes"], first["codes"], second["codes"]],
+                      "differs": runs.differs(f"one-{key}", f"two-{key}")}  # fmt: skip
+        if any(second["codes"]):
+            found[key]["said"] = second["said"][-2000:]
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- numbers, replicas
+
+
+def rewind(runs: Runs) -> dict:
+    """A batch whose loss is not a number (or a spike): back, and on as a run that never had the skipped batches."""
+    found = {}
+    for stage, world, factor in ((1, 1, float("nan")), (3, 2, float("nan")), (2, 1, 30.0)):
+        key = f"{stage}-{world}-{factor}"
+        over = [f"training.zero_stage={stage}", "faults.not_finite=rewind", "faults.spike=rewind"]
+        hurt = runs.start(f"rewind-{key}", *over, world=world, patch=poison({19}, factor))
+        # The reference: the same skips known from the start of the state it goes back to.
+        rewinds = runs.rows(f"rewind-{key}", "rewind")
+        runs.start(f"skips-{key}", *over, world=world, stop_at=2)
+        (runs.path(f"skips-{key}") / "rewinds.json").write_text(
+            json.dumps({"rewinds": [{k: v for k, v in row.items() if k != "kind"} for row in rewinds]})
+        )
+        whole = runs.start(f"skips-{key}", *over, world=world, patch=poison({19}, factor))
+        found[key] = {"codes": [hurt["codes"], whole["codes"]], "rewinds": rewinds, "said": hurt["said"][-1500:],
+                      "differs": runs.differs(f"skips-{key}", f"rewind-{key}")}  # fmt: skip
+    return found
+
+
+def skip(runs: Runs) -> dict:
+    """A bad batch is left out of the weights, at every stage, and named; the others are trained on."""
+    found = {}
+    for stage, world, precision, factor in (
+        (0, 2, "fp32", float("nan")), (1, 1, "fp32", float("nan")), (2, 2, "fp32", 30.0), (3, 1, "fp32", 30.0),
+        (0, 1, "fp32", 30.0), (1, 1, "bf16", float("nan")), (1, 2, "bf16", 30.0),
+    ):  # fmt: skip
+        key = f"{stage}-{world}-{precision}-{factor}"
+        over = [f"training.zero_stage={stage}", f"training.precision={precision}", "faults.spike=skip"]
+        end = runs.start(f"skip-{key}", *over, world=world, patch=poison({19}, factor))
+        losses = [row["loss"] for row in runs.rows(f"skip-{key}", "train")]
+        found[key] = {"codes": end["codes"], "skipped": runs.rows(f"skip-{key}", "skipped"), "losses": losses,
+                      "curve_steps": len(records.read(records.CURVES, runs.path(f"skip-{key}"))),
+                      "tables": len(records.read(records.POSITIONS, runs.path(f"skip-{key}")))}  # fmt: skip
+    return found
+
+
+def drift(runs: Runs) -> dict:
+    """Rank 1's copy of a weight changes by one unit in the last place."""
+    call = Stepper.__call__
+
+    def stepping(self, step, lr, stop):
+        out = call(self, step, lr, stop)
+        if step == 4 and self.ranks.rank == 1:
+            with torch.no_grad():
+                weight = self.engine.module.norm.weight
+                weight.view(-1)[3] = torch.nextafter(weight.view(-1)[3], torch.tensor(9.0))
+        return out
+
+    def patch(rank: int) -> None:
+        Stepper.__call__ = stepping
+
+    end = runs.start("drift", "training.zero_stage=0", "faults.compare_replicas=true", world=4, patch=patch)
+    calm = runs.start("calm", "faults.compare_replicas=true", world=2)
+    return {"codes": end["codes"], "said": end["said"], "events": runs.rows("drift", "drift"), "calm": calm["codes"]}
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+def hang(runs: Runs) -> dict:
+    """Rank 1 sleeps over its data; and a rank that fails by itself is quoted by the others."""
+    load = Stepper._load
+
+    def loading(self, step, number):
+        if step == 5 and self.ranks.rank == 1:
+            time.sleep(60)
+        return load(self, step, number)
+
+    def failing(self, step, number):
+        if step == 5 and self.ranks.rank == 1:
+            raise OSError(5, "Input/output error")
+        return load(self, step, number)
+
+    def asleep(rank: int) -> None:
+        Stepper._load = loading
+
+    def broken(rank: int) -> None:
+        Stepper._load = failing
+
+    over = ["faults.hang_seconds=4", "faults.silent_seconds=10"]
+    one = runs.start("hang", *over, world=3, patch=asleep)
+    two = runs.start("broken", *over, world=3, patch=broken)
+    stacks = {path.name: path.read_text() for path in (runs.path("hang") / "stacks").glob("*")}
+    return {"hang": one, "stacks": stacks, "broken": two}
+
+
+def pinned(runs: Runs) -> dict:
+    """Retention as a run does it: the last two, each second planned one, the best, and one that a person keeps."""
+    over = ["checkpoints.keep_every=2", "checkpoints.keep_last=1"]
+    first = runs.start("pinned", *over, stop_at=4)
+    newest = sorted((runs.path("pinned") / "checkpoints").glob("step-*"))[-1]
+    (newest / "keep").write_text("for the paper\n")
+    second = runs.start("pinned", *over)
+    left = sorted(path.name for path in (runs.path("pinned") / "checkpoints").glob("step-*"))
+    return {"codes": [first["codes"], second["codes"]], "pinned": newest.name, "left": left}
+
+
+SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, pinned)}
+
+
+def main() -> None:
+    place, chosen = Path(sys.argv[1]), sys.argv[2:] or list(SCENARIOS)
+    runs = Runs(place)
+    out = {}
+    for name in chosen:
+        began = time.monotonic()
+        out[name] = SCENARIOS[name](runs)
+        print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What scenarios.py finds: elastic and exact continuation, numbers that go wrong, processes that hang."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Every scenario's outcome; one process imports everything once and forks the runs."""
+    script = Path(__file__).parent / "scenarios.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path_factory.mktemp("runs"))], capture_output=True, text=True, timeout=580
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("precision", "loss", "table"), [("fp32", 1e-6, 1e-5), ("bf16", 2e-3, 0.03)])
+def test_another_world_size_stage_and_micro_batch_at_every_start(found, precision, loss, table):
+    """4 -> 2 -> 1 -> 3 processes and stage 1 -> 3 -> 2 -> 1: the same samples, losses equal up to rounding."""
+    elastic = found["elastic"][precision]
+    assert elastic["codes"] == [[0], [75] * 4, [75] * 2, [75], [0] * 3], elastic["said"]
+    assert elastic["rows"] == [24, 24] and elastic["counts_equal"], elastic["said"]
+    assert elastic["loss_difference"] < loss and elastic["table_difference"] < table
+
+
+def test_stopped_and_started_again_leaves_no_trace(found):
+    """Exactly, in fp32 and bf16, at every stage, with the state written beside training too."""
+    assert len(found["exact"]) == 6
+    for key, outcome in found["exact"].items():
+        assert [set(codes) for codes in outcome["codes"]] == [{0}, {75}, {0}], (key, outcome)
+        assert outcome["differs"] is None, (key, outcome["differs"])
+
+
+def test_a_rewind_goes_on_as_if_the_batches_had_not_been(found):
+    for key, outcome in found["rewind"].items():
+        assert all(code == 0 for codes in outcome["codes"] for code in codes), (key, outcome["said"])
+        (event,) = outcome["rewinds"]
+        assert (event["step"], event["failed_step"], event["first_batch"], event["last_batch"]) == (18, 20, 18, 19)
+        assert outcome["differs"] is None, (key, outcome["differs"])
+
+
+def test_a_bad_step_is_left_out_at_every_stage(found):
+    for key, outcome in found["skip"].items():
+        spike = key.endswith("30.0")
+        assert set(outcome["codes"]) == {0}, (key, outcome)
+        assert [row["step"] for row in outcome["skipped"]] == [20], key
+        assert outcome["skipped"][0]["reason"].startswith("loss 136" if spike else "loss not finite")
+        before, bad, *after = outcome["losses"][18:]
+        assert bad is None if not spike else bad > 100
+        assert all(abs(loss - before) < 0.15 for loss in after), "the weights took no harm"
+        assert outcome["curve_steps"] == (24 if spike else 23) and outcome["tables"] == 4 * 5 * 32
+
+
+def test_a_replica_that_drifts_by_one_bit_is_named(found):
+    drift = found["drift"]
+    assert drift["codes"] == [1] * 4 and drift["calm"] == [0, 0]
+    assert "step 6: the weights of rank 1 differ" in drift["events"][0]["reason"] + drift["said"]
+    assert drift["said"].count("emergence-train:") == 1 and "Traceback" not in drift["said"]
+
+
+def test_a_rank_that_hangs_or_fails_is_named_by_the_others(found):
+    hang, broken = found["hang"]["hang"], found["hang"]["broken"]
+    assert hang["codes"] == [76] * 3 and hang["seconds"] < 40
+    assert hang["said"].count("emergence-train:") == 1 and "rank 1 is waited for by 2 others" in hang["said"]
+    assert "'loading samples' of step 5" in hang["said"]
+    assert len(found["hang"]["stacks"]) == 3 and "in loading" in found["hang"]["stacks"]["rank-1.txt"]
+    assert broken["codes"] == [76, 1, 76] and broken["seconds"] < 40
+    assert "rank 1 (process" in broken["said"] and "Input/output error" in broken["said"]
+
+
+def test_retention(found):
+    pinned = found["pinned"]
+    assert pinned["codes"] == [[75], [0]]
+    assert pinned["left"] == sorted({pinned["pinned"], "step-0000000012", "step-0000000024"})

@@ -1,0 +1,420 @@
+"""Seeded trials: a run is hurt, started again until it is done, and compared with one that nothing happened to.
+
+A trial passes when
+- every start ends by itself within its time, with an exit code that fits what was done to it;
+- a start goes on from the newest checkpoint that was whole when it began, so nothing durable is lost;
+- the finished run's metrics and tables equal the uninterrupted run's exactly, and its checkpoints are whole.
+
+    python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
+"""
+
+import argparse
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
+
+import pandas as pd
+import yaml
+
+from emergence_train import checkpoints, records
+from faults.launch import Launched, launch  # first: it must not be imported after anything that computes
+from support import small_config
+
+STEPS = 16
+STARTS = 8  # more than this many, and a trial has failed to get anywhere
+TIMELESS = ("tokens_per_second", "seconds", "run")
+SILENT = 5.0  # seconds
+BOUND = 40.0  # for the others to end once a process is lost
+
+
+def trial_config(data: Path, out: Path) -> dict:
+    """16 steps, tables every fourth, state every second: as many saves as a short run can have."""
+    tree = small_config(data, out)
+    tree["model"] |= {"layers": 1}
+    tree["training"] |= {"tokens": STEPS * 8 * 32, "micro_batch": 2}
+    tree["checkpoints"] |= {"state_tokens": 2 * 8 * 32}
+    tree["faults"] = {"silent_seconds": SILENT}
+    return tree
+
+
+class Wrong(AssertionError):
+    """What a trial found."""
+
+
+class Trial:
+    """One run, hurt by `random`'s choices."""
+
+    def __init__(self, kind: str, stage: int, world: int, seed: int, place: Path, data: Path) -> None:
+        self.kind, self.stage, self.world, self.place = kind, stage, world, place
+        self.random = random.Random(f"{kind}/{stage}/{world}/{seed}")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.yaml").write_text(yaml.safe_dump(trial_config(data, place / "runs")))
+        self.run = place / "runs" / "run"
+        self.over = [f"training.zero_stage={stage}"]
+        self.slow = self.random.choice([0.0, 0.003, 0.01])
+        self.events: list[str] = []
+        whole = place.parent / f"whole-{stage}-{world}" / "seconds"
+        self.usual = float(whole.read_text()) if whole.is_file() else 1.0  # seconds of a run that nothing happens to
+
+    def start(self, world: int | None = None) -> Launched:
+        arguments = ["train", str(self.place / "config.yaml"), *self.over]
+        return launch(arguments, world or self.world, self.place / "logs", slow_disk=self.slow)
+
+    # ------------------------------------------------------------------------------------------------- the moments
+
+    def until(self, launched: Launched, moment: str) -> None:
+        """Wait for a moment of the run: some random time in it, or while it saves."""
+        if moment == "any":
+            end = time.monotonic() + self.random.uniform(0.02, 0.95) * self.usual
+            while launched.poll() and time.monotonic() < end:
+                time.sleep(0.005)
+            return
+        folder = self.run / "checkpoints"
+        target = self.random.randint(1, 5)  # which of the saves
+        seen: set[str] = set()
+        while launched.poll():
+            now = {p.name for p in folder.glob(".step-*.tmp")} if folder.is_dir() else set()
+            seen |= now
+            if now and len(seen) >= target:
+                break
+            time.sleep(0.0005)
+        time.sleep(self.random.uniform(0, 0.03))
+
+    # -------------------------------------------------------------------------------------------------- the faults
+
+    def hurt(self, launched: Launched) -> None:
+        """What this trial does to a start; what it may then end with is checked here."""
+        getattr(self, f"do_{self.kind}")(launched)
+
+    def do_kill_all(self, launched: Launched) -> None:
+        self.until(launched, "any")
+        launched.send(signal.SIGKILL)
+
+    def do_kill_save(self, launched: Launched) -> None:
+        self.until(launched, "save")
+        launched.send(signal.SIGKILL)
+
+    def do_kill_one(self, launched: Launched) -> None:
+        self.until(launched, self.random.choice(["any", "save"]))
+        self.lose_one(launched, signal.SIGKILL)
+
+    def do_stop_one(self, launched: Launched) -> None:
+        self.until(launched, "any")
+        self.lose_one(launched, signal.SIGSTOP)
+
+    def lose_one(self, launched: Launched, number: int) -> None:
+        """The others must end in bounded time, and say which rank it was if they had begun to train."""
+        victim = self.random.randrange(self.world)
+        launched.poll()
+        if launched.codes:
+            return  # it was over
+        training = "tokens," in launched.said()
+        launched.send(number, [victim])
+        began = time.monotonic()
+        others = set(range(self.world)) - {victim}
+        if not launched.wait(BOUND, others):
+            raise Wrong(f"ranks {sorted(others - set(launched.codes))} did not end in {BOUND} s after rank {victim} was lost")
+        took = time.monotonic() - began
+        launched.send(signal.SIGKILL, [victim])
+        codes = {launched.codes[rank] for rank in others}
+        if training and codes == {76}:
+            said = launched.said()
+            if victim and f"rank {victim} " not in said or not victim and "rank 0" not in said:
+                raise Wrong(f"no line names rank {victim}: {said[-500:]}")
+        elif training and codes - {76, 0, 1}:
+            raise Wrong(f"the others ended with {codes}: {launched.said()[-500:]}")
+        self.events.append(f"rank {victim} lost, others ended in {took:.1f} s with {sorted(codes)}")
+
+    def do_slow_one(self, launched: Launched) -> None:
+        """A process that stops for less than silent_seconds is waited for."""
+        for _ in range(3):
+            self.until(launched, "any")
+            victim = [self.random.randrange(self.world)]
+            launched.send(signal.SIGSTOP, victim)
+            time.sleep(self.random.uniform(0.1, 0.4) * SILENT)
+            launched.send(signal.SIGCONT, victim)
+
+    def do_sigterm(self, launched: Launched) -> None:
+        self.ask(launched, signal.SIGTERM, None)
+
+    def do_sigusr1_one(self, launched: Launched) -> None:
+        self.ask(launched, signal.SIGUSR1, [self.random.randrange(self.world)])
+
+    def ask(self, launched: Launched, number: int, ranks: list[int] | None) -> None:
+        """Every rank ends within seconds, with 75; before it listens a signal ends it as it ends any program."""
+        self.until(launched, self.random.choice(["any", "any", "save"]))
+        launched.poll()
+        began = time.monotonic()
+        listening = "tokens," in launched.said()
+        launched.send(number, ranks)
+        if not launched.wait(BOUND):
+            raise Wrong(f"did not end in {BOUND} s after {number.name}")
+        codes = set(launched.codes.values())
+        allowed = {0, 75} if listening else {0, 75, 76, 1, -number}
+        if codes - allowed:
+            raise Wrong(f"{number.name} gave {codes}: {launched.said()[-500:]}")
+        self.events.append(f"{number.name}: ended in {time.monotonic() - began:.1f} s with {sorted(codes)}")
+
+    def do_damage(self, launched: Launched) -> None:
+        """Killed, and the newest checkpoint hurt besides."""
+        self.until(launched, self.random.choice(["any", "save"]))
+        launched.send(signal.SIGKILL)
+        launched.wait(10)
+        there = checkpoints.complete(self.run / "checkpoints")
+        if there:
+            self.damage(there)
+
+    def damage(self, there: list[Path]) -> None:
+        how = self.random.choice(["flip", "truncate", "delete", "manifest", "no manifest", "pointer", "stale pointer"])
+        self.events.append(how)
+        path = there[-1]
+        if how == "pointer":
+            (path.parent / checkpoints.POINTER).write_text("step-9999999999\n")
+        elif how == "stale pointer":
+            (path.parent / checkpoints.POINTER).write_text(f"{there[0].name}\n")
+        elif how == "no manifest":
+            (path / checkpoints.MANIFEST).unlink()
+        else:
+            victim = path / checkpoints.MANIFEST
+            if how != "manifest":
+                victim = self.random.choice(sorted(p for p in path.iterdir() if p.name != checkpoints.MANIFEST))
+            data = bytearray(victim.read_bytes())
+            place = self.random.randrange(len(data))
+            if how == "delete":
+                victim.unlink()
+            elif how == "truncate" or how == "manifest" and self.random.random() < 0.5:
+                victim.write_bytes(data[:place])
+            else:
+                data[place] ^= 1 << self.random.randrange(8)
+                victim.write_bytes(data)
+
+    def do_disk_full(self, launched: Launched) -> None:
+        """The file system fills up while it trains, and is freed a while later."""
+        ballast = self.place / "runs" / "ballast"
+        self.until(launched, "any")
+        with open(ballast, "wb") as file:
+            try:
+                while True:
+                    file.write(b"x" * 65536)
+                    file.flush()
+            except OSError:
+                pass
+        end = time.monotonic() + self.random.uniform(0.1, 3.0)
+        while launched.poll() and time.monotonic() < end:
+            time.sleep(0.01)
+        ballast.unlink()
+        self.events.append("the disk was full for a while")
+
+    # -------------------------------------------------------------------------------------------------- the verdict
+
+    def play(self) -> dict:
+        """Hurt the first starts, let the later ones be, and compare; raises Wrong."""
+        began = time.monotonic()
+        tmpfs = self.kind == "disk_full"
+        if tmpfs:
+            (self.place / "runs").mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(self.place / "runs")], check=True)
+        hurts, misses = self.random.choice([1, 1, 2, 3]), 0
+        try:
+            number = -1
+            while number < STARTS:
+                number += 1
+                durable = self.newest_whole()
+                launched = self.start()
+                try:
+                    if number < hurts:
+                        self.hurt(launched)
+                    if not launched.wait():
+                        raise Wrong(f"start {number} hangs: {launched.said()[-500:]}")
+                finally:
+                    launched.end()
+                self.check_start(launched, durable)
+                if set(launched.codes.values()) == {0}:
+                    if number or misses == 3 or self.kind in UNBROKEN:
+                        break
+                    misses, number = misses + 1, -1  # it was over before the blow fell
+                    shutil.rmtree(self.run)
+                    self.events.clear()
+            else:
+                raise Wrong(f"not done after {STARTS} starts: {launched.said()[-800:]}")
+            compare(self.place.parent / f"whole-{self.stage}-{self.world}" / "runs" / "run", self.run)
+            self.check_end("no other state is whole" in launched.said())
+        finally:
+            if tmpfs:
+                subprocess.run(["umount", "-l", str(self.place / "runs")], check=False)
+        hurt = number > 0 or self.kind in UNBROKEN
+        took = round(time.monotonic() - began, 2)
+        return {"starts": number + 1, "hurt": hurt, "seconds": took, "events": self.events}
+
+    def newest_whole(self) -> int:
+        """The step of the newest checkpoint whose every byte is right."""
+        for path in reversed(checkpoints.complete(self.run / "checkpoints")):
+            if not checkpoints.problems(path):
+                return int(path.name.removeprefix("step-"))
+        return 0
+
+    def check_start(self, launched: Launched, durable: int) -> None:
+        said = launched.said()
+        if "Traceback" in said or "a bug?" in said:
+            raise Wrong(f"a traceback or an unknown error: {said[-1500:]}")
+        found = re.search(r"going on after step (\d+)", said)
+        if found and int(found[1]) != durable:
+            raise Wrong(f"went on after step {found[1]}; the newest whole checkpoint was of step {durable}")
+        if durable and not found and f"{STEPS} steps; " in said:
+            raise Wrong(f"began anew; the newest whole checkpoint was of step {durable}")
+
+    def check_end(self, all_damaged: bool) -> None:
+        """All states are whole, unless the trial damaged the last one of a finished run and there was no other."""
+        if all_damaged and self.kind == "damage":
+            return
+        folder = self.run / "checkpoints"
+        for path in checkpoints.complete(folder):
+            if checkpoints.problems(path):
+                raise Wrong(f"a checkpoint of the finished run is damaged: {checkpoints.problems(path)}")
+        if self.newest_whole() != STEPS:
+            raise Wrong(f"the newest whole checkpoint is of step {self.newest_whole()}")
+
+
+def compare(whole: Path, run: Path) -> None:
+    """The logs of two runs, in all but times; raises Wrong at the first difference."""
+    one, two = ([row for row in records.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run))
+    if len(one) != len(two):
+        steps = Counter((row["kind"], row.get("step")) for row in two)
+        twice = [key for key, count in steps.items() if count > 1]
+        raise Wrong(f"{len(two)} rows instead of {len(one)}; twice: {twice}")
+    for a, b in zip(one, two):
+        a, b = ({k: v for k, v in row.items() if k not in TIMELESS} for row in (a, b))
+        if a != b:
+            raise Wrong(f"a row differs: {a} and {b}")
+    tables = [records.read(records.POSITIONS, r).drop(columns="run") for r in (whole, run)]
+    try:
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    except AssertionError as error:
+        raise Wrong(f"the tables differ: {error}") from None
+
+
+def reference(stage: int, world: int, place: Path, data: Path) -> None:
+    """The uninterrupted run that trials of this stage and world are compared with."""
+    whole = Trial("whole", stage, world, 0, place / f"whole-{stage}-{world}", data)
+    if (whole.run / "positions" / f"{checkpoints.step_name(STEPS)}.parquet").is_file():
+        return
+    launched = whole.start()
+    if not launched.wait() or set(launched.codes.values()) != {0}:
+        launched.end()
+        raise RuntimeError(f"the uninterrupted run failed: {launched.said()}")
+    (whole.place / "seconds").write_text(str(time.monotonic() - launched.began))
+
+
+KINDS = ("kill_all", "kill_save", "kill_one", "stop_one", "slow_one", "sigterm", "sigusr1_one", "damage", "disk_full")
+UNBROKEN = ("slow_one", "disk_full")  # which a run may survive in one start
+ALONE = ("kill_all", "kill_save", "sigterm", "sigusr1_one", "damage", "disk_full")  # that one process can suffer
+
+
+def plan(count: int, seed: int, worlds: list[int]) -> list[tuple[str, int, int, int]]:
+    """`count` trials (kind, stage, world, seed): every kind at every stage and world before any comes again."""
+    rng = random.Random(seed)
+    kinds = [kind for kind in KINDS if kind != "disk_full" or may_mount()]
+    trials = []
+    while len(trials) < count:
+        turn = [(kind, stage, world) for world in worlds for kind in kinds for stage in (1, 2, 3)
+                if world > 1 or kind in ALONE]  # fmt: skip
+        rng.shuffle(turn)
+        trials += [(*chosen, seed + len(trials) + i) for i, chosen in enumerate(turn)]
+    return trials[:count]
+
+
+def may_mount() -> bool:
+    """Whether a small file system can be had, to be filled: a right that not every machine gives."""
+    with tempfile.TemporaryDirectory() as place:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
+        if mounted.returncode:
+            print("no right to mount a small file system: the trials of a full disk are left out")
+            return False
+        subprocess.run(["umount", place], check=True)
+    return True
+
+
+def play(trial: tuple[str, int, int, int], place: Path, data: Path) -> dict:
+    """One trial's outcome: {"passed", "wrong", ...}."""
+    kind, stage, world, seed = trial
+    reference(stage, world, place, data)
+    folder = place / f"{kind}-{stage}-{world}-{seed}"
+    outcome = {"kind": kind, "stage": stage, "world": world, "seed": seed, "passed": True}
+    try:
+        outcome |= Trial(kind, stage, world, seed, folder, data).play()
+        shutil.rmtree(folder)
+    except Wrong as wrong:
+        outcome |= {"passed": False, "wrong": str(wrong)}
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=220)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 4], help="numbers of processes")
+    parser.add_argument("--only", help="one kind of trial")
+    parser.add_argument("--place", type=Path, default=Path("runs/fault-trials"))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    data = prepared(arguments.place)
+    every = plan(arguments.count * 20, arguments.seed, arguments.worlds)
+    chosen = [trial for trial in every if arguments.only in (None, trial[0])]
+    outcomes, began = [], time.monotonic()
+    for trial in chosen[: arguments.count]:
+        outcomes.append(play(trial, arguments.place, data))
+        last = outcomes[-1]
+        print(f"{len(outcomes):4d}  {'passed' if last['passed'] else 'FAILED'}  {last}", flush=True)
+        if arguments.out:
+            write(arguments.out, outcomes, arguments, time.monotonic() - began)
+    failed = sum(not outcome["passed"] for outcome in outcomes)
+    print(f"{len(outcomes)} trials, {failed} failed, {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
+
+
+def prepared(place: Path) -> Path:
+    """The data set, made in a process of its own so that this one stays fit to fork."""
+    data = place / "data"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "config.yaml").write_text(yaml.safe_dump(trial_config(data, place / "runs")))
+    if not (data / "dataset.json").is_file():
+        launched = launch(["prepare", str(place / "config.yaml")], 1, place / "logs")
+        if not launched.wait() or launched.codes != {0: 0}:
+            raise RuntimeError(launched.said())
+    return data
+
+
+def write(out: Path, outcomes: list[dict], arguments: argparse.Namespace, seconds: float) -> None:
+    import torch
+
+    from emergence_train import files
+    from emergence_train.training.logs import environment
+
+    by_kind = {kind: [o for o in outcomes if o["kind"] == kind] for kind in KINDS}
+    summary = {
+        "trials": len(outcomes),
+        "passed": sum(outcome["passed"] for outcome in outcomes),
+        "unhurt": sum(not outcome.get("hurt", True) for outcome in outcomes),  # over before the blow fell
+        "seed": arguments.seed,
+        "seconds": round(seconds),
+        "command": "python tests/faults/trials.py " + " ".join(sys.argv[1:]),
+        "environment": environment(torch.device("cpu")),
+        "by_kind": {k: {"trials": len(v), "passed": sum(o["passed"] for o in v)} for k, v in by_kind.items() if v},
+        "outcomes": outcomes,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(out, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
