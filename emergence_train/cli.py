@@ -99,6 +99,18 @@ def _temporal(arguments: argparse.Namespace) -> dict:
     return result
 
 
+def _emergence(arguments: argparse.Namespace) -> dict:
+    from emergence_train.analysis.emergence import analyze_emergence
+    from emergence_train.analysis.emergence_output import format_table
+
+    result = analyze_emergence(arguments.tables, out=arguments.out)
+    say = _say(arguments)
+    say(format_table(result))
+    if arguments.out:
+        say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
+    return result
+
+
 def _report(arguments: argparse.Namespace) -> dict:
     from emergence_train.report.page import report
 
@@ -151,6 +163,13 @@ def _parser() -> argparse.ArgumentParser:
         "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
     )
     added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
+    added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    added = analyses.add_parser(
+        "emergence", parents=[common], help="performance as a function of loss: thresholds, size, forecasts",
+        allow_abbrev=False,
+    )  # fmt: skip
+    added.set_defaults(verb=_emergence)
+    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
