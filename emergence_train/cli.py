@@ -85,6 +85,19 @@ def _train(arguments: argparse.Namespace) -> dict:
         distributed.stop()
 
 
+def _evaluate(arguments: argparse.Namespace) -> dict:
+    from emergence_train import distributed
+    from emergence_train.evaluation.offline import evaluate, format_result
+
+    say = _say(arguments)
+    try:
+        result = evaluate(Path(arguments.run), arguments.step, arguments.tasks, arguments.split, say)
+    finally:
+        distributed.stop()
+    say(format_result(result))
+    return result
+
+
 def _temporal(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis.temporal import analyze_temporal
     from emergence_train.analysis.temporal_output import format_table
@@ -151,6 +164,11 @@ def _parser() -> argparse.ArgumentParser:
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
         added.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+    added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
+    added.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of the run or known ones (default: the run's)")
+    added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
         metavar="ANALYSIS", required=True, parser_class=_OneLine
     )

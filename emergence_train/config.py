@@ -156,6 +156,17 @@ class Logging(Section):
     wandb_project: str = "emergence-train"
 
 
+class TaskConfig(Section):
+    """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
+    are made from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text)."""
+
+    task: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1, description="in the tables; None: that of the task")
+    items: int | None = Field(default=None, ge=1, description="at most; None: 200 made ones, or all of a file")
+    file: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+
 class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run, and of its directory")
     out: str = Field(default="runs", description="directory that holds run directories")
@@ -165,6 +176,7 @@ class Config(Section):
     training: Training
     checkpoints: Checkpoints
     logging: Logging = Logging()
+    tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

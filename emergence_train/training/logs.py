@@ -41,7 +41,7 @@ class RunLog:
         kept = [row for row in rows if row.get("step", 0) <= step and row.get("kind") != "run"]
         lines = [json.dumps(row) for row in [{"kind": "run", **self.header}, *kept]]
         files.write_bytes(path, ("\n".join(lines) + "\n").encode())
-        for table in (self.directory / "positions").glob("step-*.parquet"):
+        for table in [path for name in ("positions", "evaluations") for path in (self.directory / name).glob("step-*.parquet")]:
             if int(table.stem.removeprefix("step-")) > step:
                 table.unlink()
 

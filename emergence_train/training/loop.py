@@ -23,6 +23,7 @@ from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.distributed import Ranks, from_first_rank, start, sum_over_ranks
 from emergence_train.errors import InputError, RunError
+from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, rows, validate
 from emergence_train.models import counting
 from emergence_train.models.config import padded_vocabulary
@@ -37,7 +38,7 @@ from emergence_train.training.weights import weight_vector
 
 # What may change when a run goes on: nothing that changes a loss.
 VOLATILE = ("out", "logging", "data.path", "data.workers", "training.micro_batch", "training.threads",
-            "checkpoints.save_state")  # fmt: skip
+            "checkpoints.save_state", "tasks")  # fmt: skip
 PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
 
 _locks: list = []  # open files: a lock lasts as long as its file
@@ -55,6 +56,8 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     from_first_rank(lambda: _claim(run, config))
     dataset = Dataset(config.data, config.seed, verify=False)
+    from_first_rank(lambda: bool(Evaluator(config, dataset)))  # every task is there
+    evaluator = Evaluator(config, dataset)
     plan = Plan(config)
     if from_first_rank(lambda: plan.finished(run)):
         say(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
@@ -99,8 +102,10 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
             pending = None
             with console.pause():
                 sums = _validate(engine, dataset, ranks, accumulator, config.training.micro_batch)
+                scores = evaluator.score(engine, ranks)
                 if ranks.first:
-                    _record(config, plan, step, sums, history, log, mirror, say)
+                    means = _record(config, plan, step, sums, history, log, mirror, say, evaluator)
+                    evaluator.record(scores, run, header, step, step * plan.step_tokens, means, log, mirror, say)
                 if step in plan.state_steps and config.checkpoints.save_state != "never":
                     keep = config.checkpoints.save_state == "every"
                     checkpoint.save(engine, run, step, ranks, {"step": step}, keep_older=keep)
@@ -240,13 +245,16 @@ def _validate(engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccum
 
 
 def _record(
-    config: Config, plan: "Plan", step: int, sums: dict, history: list, log: RunLog, mirror: Mirror, say
-) -> None:
-    """A checkpoint's positions table, its means and the forecast of the end, to the files, to W&B and to the screen."""
+    config: Config, plan: "Plan", step: int, sums: dict, history: list, log: RunLog, mirror: Mirror, say,
+    evaluator: Evaluator,
+) -> dict[str, float]:
+    """A checkpoint's positions table, its means and the forecast of the end, to the files, to W&B and to the screen.
+
+    Returns the mean loss of each split, nats per token."""
     tokens, seconds = step * plan.step_tokens, sums.pop("seconds")
     table = log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
     means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
-    log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means)
+    log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means, **evaluator.comparable(means))
     mirror.log({"tokens": tokens} | {f"validation/{name}": loss for name, loss in means.items()})
     mirror.positions(table)
     shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
@@ -258,6 +266,7 @@ def _record(
             shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
     log.flush()
     say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
+    return means
 
 
 def _outlook(config: Config, plan: "Plan", history: list) -> dict:
