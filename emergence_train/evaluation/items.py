@@ -23,6 +23,24 @@ class Item:
 
 
 @dataclass(frozen=True)
+class OpenItem:
+    """A prompt and the texts that count as right. With `number` only the last number of a generation is compared."""
+
+    context: str
+    answers: tuple[str, ...]
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """Items whose answers are generated: greedy, up to the first line break, at most `longest` tokens."""
+
+    name: str
+    items: tuple[OpenItem, ...]
+    longest: int = 64
+
+
+@dataclass(frozen=True)
 class Task:
     """A named list of items. `chance` is the share right by uniform guessing."""
 
@@ -51,10 +69,14 @@ def checked(name: str, items: list[Item], where: str) -> Task:
     return Task(name, tuple(items))
 
 
-def from_file(name: str, path: Path, most: int | None = None) -> Task:
-    """Items of a JSONL file (also .gz): rows of {"context", "choices", "answer"}, or requests as oe_eval writes them, one
-    row a choice with {"doc_id", "idx", "label", "request": {"context", "continuation"}}."""
+def from_file(name: str, path: Path, most: int | None = None) -> Task | OpenTask:
+    """Items of a JSONL file (also .gz): rows of {"context", "choices", "answer"}; or requests as oe_eval writes them, one
+    row a choice with {"doc_id", "idx", "label", "request": {"context", "continuation"}}; or, with open answers,
+    {"context", "answers"} where "extract": "number" compares the last number alone (chains of thought)."""
     rows = list(_rows(path))
+    if rows and "answers" in rows[0][1]:
+        found = tuple(_open_item(path, number, row) for number, row in rows[:most])
+        return OpenTask(name, found, 256 if any(item.number for item in found) else 64)
     if rows and "request" in rows[0][1]:
         items = _of_requests(path, rows)
     else:
@@ -83,6 +105,16 @@ def _of_row(path: Path, number: int, row: dict) -> Item:
         return Item(str(row["context"]), tuple(str(choice) for choice in row["choices"]), int(row["answer"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: row {number}: needs context, choices (a list) and answer (an index): {error!r}") from None
+
+
+def _open_item(path: Path, number: int, row: dict) -> OpenItem:
+    try:
+        answers = tuple(str(answer) for answer in row["answers"])
+        if not answers or not all(answer.strip() for answer in answers):
+            raise InputError(f"{path}: row {number}: has no answer, or an empty one")
+        return OpenItem(str(row["context"]), answers, row.get("extract") == "number")
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: row {number}: needs context and answers (a list): {error!r}") from None
 
 
 def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:

@@ -7,11 +7,15 @@
                         constant one-hot answer 2 (1 - 1/k). Some tools take the mean over choices: k times smaller
   answer_loglik         log-likelihood of the right choice, nats
   answer_bits_per_byte  the same with the sign turned, in bits for each byte of the choice
+  exact_match           open answers: the generated text is one of the answers, case, width and spaces aside
 """
+
+import re
+import unicodedata
 
 import numpy as np
 
-from emergence_train.evaluation.items import Task
+from emergence_train.evaluation.items import OpenItem, OpenTask, Task
 
 HIGHER_IS_BETTER = {
     "acc": True, "acc_norm": True, "correct_choice_prob": True, "brier": False, "answer_loglik": True,
@@ -50,3 +54,30 @@ def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
         }
         for name, values in each.items()
     ]
+
+
+def exact_match(item: OpenItem, text: str) -> bool:
+    """Whether a generated text is right."""
+    if item.number:
+        numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+        return bool(numbers) and any(_number(numbers[-1]) == _number(answer) for answer in item.answers)
+    return any(_folded(text) == _folded(answer) for answer in item.answers)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return text
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def open_metrics(task: OpenTask, texts: list[str]) -> list[dict]:
+    """The row of a task with open answers; guessing is never right, so chance is 0."""
+    right = [float(exact_match(item, text)) for item, text in zip(task.items, texts)]
+    stderr = float(np.std(right, ddof=1) / np.sqrt(len(right))) if len(right) > 1 else np.nan
+    return [{"task": task.name, "metric": "exact_match", "value": float(np.mean(right)), "stderr": stderr,
+             "items": len(right), "chance": 0.0, "higher_is_better": True}]  # fmt: skip

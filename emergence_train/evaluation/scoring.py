@@ -36,9 +36,15 @@ def encode(tokenizer, context: str, continuation: str, end_of_text: int, longest
     return Request(tuple(kept), min(scored, len(kept) - 1))
 
 
-@torch.no_grad()
 def log_likelihoods(model: torch.nn.Module, requests: list[Request], ranks: Ranks) -> np.ndarray:
     """(R,) sums of log p over each request's continuation, nats, the same on every rank. All ranks call it."""
+    return score(model, requests, ranks)[:, 0]
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, requests: list[Request], ranks: Ranks, *, greedy: bool = False) -> np.ndarray:
+    """(R, 2): log-likelihood in nats, and with `greedy` whether every token of the continuation is the likeliest one (1 or
+    0). That needs the logits, which take memory: leave it out where only the likelihood is wanted."""
     order = sorted(range(len(requests)), key=lambda r: (-len(requests[r].ids), requests[r].ids))
     batches: list[list[int]] = []
     for r in order:
@@ -46,7 +52,7 @@ def log_likelihoods(model: torch.nn.Module, requests: list[Request], ranks: Rank
         if not batches or (len(batches[-1]) + 1) * length > TOKENS:
             batches.append([])
         batches[-1].append(r)
-    found = torch.zeros(len(requests), dtype=torch.float64, device=ranks.device)
+    found = torch.zeros(len(requests), 2, dtype=torch.float64, device=ranks.device)
     was_training = model.training
     model.eval()
     for number in range(ranks.rank, -(-len(batches) // ranks.world) * ranks.world, ranks.world):
@@ -55,11 +61,24 @@ def log_likelihoods(model: torch.nn.Module, requests: list[Request], ranks: Rank
         tokens, targets = _tensors([requests[r] for r in chosen], ranks.device)
         if not real:
             targets.fill_(IGNORED)
-        losses = model(tokens, targets).token_loss.double().sum(1)
+        if greedy:
+            values = _from_logits(model(tokens), targets)
+        else:
+            losses = model(tokens, targets).token_loss.double().sum(1)
+            values = torch.stack([-losses, torch.zeros_like(losses)], 1)
         if real:
-            found[torch.tensor(chosen, device=ranks.device)] = -losses
+            found[torch.tensor(chosen, device=ranks.device)] = values
     model.train(was_training)
     return sum_over_ranks(found).cpu().numpy()
+
+
+def _from_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """[B, 2] log-likelihood and greediness of each row's targets."""
+    counted = targets != IGNORED
+    wanted = targets.clamp(min=0)
+    log_p = logits.float().log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double()
+    likeliest = (logits.argmax(-1) == wanted) | ~counted
+    return torch.stack([(log_p * counted).sum(1), likeliest.all(1).double()], 1)
 
 
 def _padded(ids: int) -> int:

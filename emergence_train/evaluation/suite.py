@@ -13,10 +13,11 @@ from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks
 from emergence_train.errors import InputError
-from emergence_train.evaluation import items, synthetic
-from emergence_train.evaluation.metrics import choice_metrics
+from emergence_train.evaluation import generation, items, synthetic
+from emergence_train.evaluation.metrics import choice_metrics, open_metrics
 from emergence_train.evaluation.scoring import encode, log_likelihoods
 
+LM_EVAL = "lm-eval/"
 KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
 
 
@@ -27,11 +28,18 @@ class Suite:
         self.dataset, self.longest = dataset, longest
         self.tokenizer = tokenizers.load_file(dataset.root / "tokenizer.json")
         self.end = dataset.index["tokenizer"]["end_of_text"]
-        self.tasks = [self._task(one) for one in wanted]
-        names = [task.name for task in self.tasks]
+        self.of_lm_eval = [one for one in wanted if one.task.startswith(LM_EVAL)]
+        if self.of_lm_eval:
+            from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is wanted
+
+            lm_eval_adapter.check([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
+        made = [self._task(one) for one in wanted if not one.task.startswith(LM_EVAL)]
+        names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"tasks: {twice[0]!r} stands twice; give one of them a name of its own")
+        self.tasks = [task for task in made if isinstance(task, items.Task)]
+        self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]
         self.requests = [
             encode(self.tokenizer, item.context, choice, self.end, longest)
             for task in self.tasks for item in task.items for choice in item.choices
@@ -42,7 +50,7 @@ class Suite:
         """How many requests were too long and lost the beginning of their context."""
         return sum(len(request.ids) == self.longest + 1 for request in self.requests)
 
-    def _task(self, wanted: TaskConfig) -> items.Task:
+    def _task(self, wanted: TaskConfig) -> items.Task | items.OpenTask:
         name = wanted.name or wanted.task
         if wanted.file:
             return items.from_file(name, Path(wanted.file), wanted.items)
@@ -62,7 +70,7 @@ class Suite:
     def score(self, model, ranks: Ranks) -> tuple[list[dict], float]:
         """Rows of metrics (see metrics.choice_metrics) and the seconds they took. All ranks call it."""
         began = time.monotonic()
-        values = log_likelihoods(model, self.requests, ranks)
+        values = log_likelihoods(model, self.requests, ranks) if self.requests else np.empty(0)
         rows, at = [], 0
         for task in self.tasks:
             each = []
@@ -70,7 +78,31 @@ class Suite:
                 each.append(values[at : at + len(item.choices)])
                 at += len(item.choices)
             rows += choice_metrics(task, each)
+        rows += [row for task in self.open_tasks for row in open_metrics(task, self._generated(model, task))]
+        if self.of_lm_eval:
+            from emergence_train.evaluation import lm_eval_adapter
+
+            lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, ranks)
+            for one in self.of_lm_eval:
+                rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
         return rows, time.monotonic() - began
+
+
+    def _generated(self, model, task: items.OpenTask) -> list[str]:
+        """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
+        module = generation.whole_model(model)
+        longest = min(task.longest, self.longest // 2)
+        prompts = [
+            self.tokenizer.encode(item.context, add_special_tokens=False).ids[-(self.longest - longest) :] or [self.end]
+            for item in task.items
+        ]
+        whole = any(item.number for item in task.items)
+
+        def finished(ids: list[int]) -> bool:
+            return ids[-1] == self.end or (not whole and "\n" in self.tokenizer.decode(ids).lstrip("\n "))
+
+        texts = [self.tokenizer.decode(ids) for ids in generation.generate(module, prompts, longest, finished)]
+        return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
 
 
 def unknown(name: str) -> str:

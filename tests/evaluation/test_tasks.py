@@ -21,7 +21,7 @@ from emergence_train.evaluation.comparable import (
     unigram_losses,
 )
 from emergence_train.evaluation.items import Item, Task
-from emergence_train.evaluation.metrics import choice_metrics
+from emergence_train.evaluation.metrics import choice_metrics, exact_match
 from emergence_train.evaluation.offline import evaluate
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods
 from emergence_train.evaluation.suite import Suite
@@ -189,6 +189,23 @@ def test_unknown_tasks_are_answered_with_near_names(config_file):
         Suite([TaskConfig(task="mine", file="nowhere.jsonl")], dataset, 32)
     made = Suite([TaskConfig(task="continuation", items=5)], dataset, 32).tasks[0]
     assert len(made.items) == 5 and made.chance == 0.25
+
+
+def test_open_answers(tmp_path, config_file):
+    """Exact match by hand, and a file of open items scored on a model by generation."""
+    plain, number = items.OpenItem("q", ("Kurt Gödel",)), items.OpenItem("q", ("1,234",), number=True)
+    assert exact_match(plain, " kurt  Gödel ") and not exact_match(plain, "Gödel")
+    assert exact_match(number, "so 12 and then 1234.0") and not exact_match(number, "1234 or 5") and not exact_match(number, "x")
+    rows = [{"context": "what is", "answers": ["it"]}, {"context": "1 + 1 =", "answers": ["2"]}]
+    (tmp_path / "open.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = Dataset(configs.load(config_file).data, 1, verify=False)
+    suite = Suite([TaskConfig(task="qa", file=str(tmp_path / "open.jsonl"))], dataset, 32)
+    model = Decoder(ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32))
+    (row,), _ = suite.score(model, start(1))
+    assert row["metric"] == "exact_match" and row["items"] == 2 and row["chance"] == 0.0 and 0 <= row["value"] <= 1
+    (tmp_path / "open.jsonl").write_text('{"context": "what is", "answers": [" "]}')
+    with pytest.raises(InputError, match="row 1: has no answer"):
+        items.from_file("qa", tmp_path / "open.jsonl")
 
 
 # -------------------------------------------------------------------------------------------------- comparable loss
