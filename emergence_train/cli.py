@@ -86,6 +86,19 @@ def _train(arguments: argparse.Namespace) -> dict:
         distributed.stop()
 
 
+def _evaluate(arguments: argparse.Namespace) -> dict:
+    from emergence_train import distributed
+    from emergence_train.evaluation.offline import evaluate, format_result
+
+    say = _say(arguments)
+    try:
+        result = evaluate(Path(arguments.run), arguments.step, arguments.tasks, arguments.split, say)
+    finally:
+        distributed.stop()
+    say(format_result(result))
+    return result
+
+
 def _temporal(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis.temporal import analyze_temporal
     from emergence_train.analysis.temporal_output import format_table
@@ -105,6 +118,18 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
     result = analyze_weights(arguments.runs, arguments.out)
     _say(arguments)(format_weights(result))
+    return result
+
+
+def _emergence(arguments: argparse.Namespace) -> dict:
+    from emergence_train.analysis.emergence import analyze_emergence
+    from emergence_train.analysis.emergence_output import format_table
+
+    result = analyze_emergence(arguments.tables, out=arguments.out)
+    say = _say(arguments)
+    say(format_table(result))
+    if arguments.out:
+        say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
     return result
 
 
@@ -161,6 +186,11 @@ def _parser() -> argparse.ArgumentParser:
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
         added.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+    added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
+    added.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of the run or known ones (default: the run's)")
+    added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
         metavar="ANALYSIS", required=True, parser_class=_OneLine
     )
@@ -180,6 +210,13 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(verb=_weights)
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
     added.add_argument("--out", metavar="DIR", help="where result.json, the CSV table and the figure go")
+    added = analyses.add_parser(
+        "emergence", parents=[common], help="performance as a function of loss: thresholds, size, forecasts",
+        allow_abbrev=False,
+    )  # fmt: skip
+    added.set_defaults(verb=_emergence)
+    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
+    added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")

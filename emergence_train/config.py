@@ -179,6 +179,25 @@ class Logging(Section):
     wandb_project: str = "emergence-train"
 
 
+class TaskConfig(Section):
+    """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
+    are made from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text); or it is lm-eval/NAME,
+    a task of lm-eval (pip install 'emergence-train[tasks]')."""
+
+    task: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1, description="in the tables; None: that of the task")
+    items: int | None = Field(default=None, ge=1, description="at most; None: 200 made ones, or all of a file")
+    file: str | None = None
+    shots: int | None = Field(default=None, ge=0, description="lm-eval only: worked examples; None: the task's own number")
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TaskConfig":
+        if self.shots is not None and not self.task.startswith("lm-eval/"):
+            raise ValueError(f"task {self.task!r}: shots are for tasks of lm-eval; items of a file hold their own examples")
+        return self
+
+
 class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run, and of its directory")
     out: str = Field(default="runs", description="directory that holds run directories")
@@ -189,6 +208,7 @@ class Config(Section):
     checkpoints: Checkpoints
     faults: Faults = Faults()
     logging: Logging = Logging()
+    tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

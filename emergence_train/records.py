@@ -4,7 +4,8 @@ Three tables, Parquet or CSV with the same columns:
 
 `positions`    sums over the tokens at one position of one split at one checkpoint. Sums, never means: they add up
                across ranks and files. Losses in nats; position 1 is the first predicted token.
-`evaluations`  one row a metric of a task at a checkpoint.
+`evaluations`  one row a metric of a task at a checkpoint; what others did not write down (stderr, items, chance,
+               higher_is_better) may be missing or empty. unigram_loss and bits_per_byte of the same text are optional.
 `curves`       the training loss and learning rate along a run. A run's own metrics.jsonl is read as one.
 
 A reader returns a sorted pandas DataFrame or raises InputError naming file, row and column; nothing is half-read.
@@ -29,13 +30,19 @@ VOCABULARY = "vocabulary"  # optional column or Parquet metadata key: which toke
 
 @dataclass(frozen=True)
 class Table:
-    """Columns with their types, the columns that identify a row, those that must not be negative, and optional ones."""
+    """Columns with their types, the columns that identify a row, those that must not be negative, and optional ones.
+
+    A cell of a `sparse` column may be empty: it is read as NaN, whole numbers then as float64. `extra` columns are read
+    and written only where they are there.
+    """
 
     name: str
     columns: dict[str, pa.DataType]
     key: tuple[str, ...]
     non_negative: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    sparse: tuple[str, ...] = ()
+    extra: tuple[tuple[str, pa.DataType], ...] = ()
 
     @property
     def schema(self) -> pa.Schema:
@@ -76,7 +83,10 @@ EVALUATIONS = Table(
         "higher_is_better": BOOLEAN,
     },
     key=("run", "step", "task", "metric"),
-    non_negative=("params", "step", "tokens", "loss", "stderr", "items"),
+    non_negative=("params", "step", "tokens", "loss", "stderr", "items", "unigram_loss", "bits_per_byte"),
+    optional=("stderr", "items", "chance", "higher_is_better"),
+    sparse=("stderr", "items", "chance", "higher_is_better", "unigram_loss", "bits_per_byte"),
+    extra=(("unigram_loss", REAL), ("bits_per_byte", REAL)),
 )
 CURVES = Table(
     "curves",
@@ -160,11 +170,12 @@ def _read_file(table: Table, path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: the {table.name} table has no rows")
     for column in missing:
         frame[column] = np.nan
-    for column, kind in table.columns.items():
+    extra = {column: kind for column, kind in table.extra if column in frame}
+    for column, kind in (table.columns | extra).items():
         if column not in missing:
-            frame[column] = _typed(frame[column], kind, path)
+            frame[column] = _typed(frame[column], kind, path, column in table.sparse)
     for column in table.non_negative:
-        if column not in missing:
+        if column in frame and column not in missing:
             _refuse(frame[column] < 0, frame[column], path, "is negative")
     if table is POSITIONS:
         _check_sums(frame, path)
@@ -173,22 +184,28 @@ def _read_file(table: Table, path: Path) -> pd.DataFrame:
     return frame
 
 
-def _typed(column: pd.Series, kind: pa.DataType, path: Path) -> pd.Series:
-    """The column in its declared type, or an InputError that names the first row that is not."""
-    _refuse(column.isna(), column, path, "is empty or NaN")
+def _typed(column: pd.Series, kind: pa.DataType, path: Path, sparse: bool = False) -> pd.Series:
+    """The column in its declared type, or an InputError that names the first row that is not.
+
+    In a `sparse` column empty cells stay NaN, and whole numbers beside them become float64.
+    """
+    empty = column.isna()
+    if not sparse:
+        _refuse(empty, column, path, "is empty or NaN")
     if kind == TEXT:
         return column.astype(str)
     if kind == BOOLEAN:
-        values = column.astype(str).str.lower().map({"true": True, "false": False, "1": True, "0": False})
-        _refuse(values.isna(), column, path, "is neither true nor false")
-        return values.astype(bool)
+        words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+        values = column.astype(str).str.lower().map(words)
+        _refuse(values.isna() & ~empty, column, path, "is neither true nor false")
+        return values.astype(object if empty.any() else bool)
     values = pd.to_numeric(column, errors="coerce")
-    _refuse(values.isna() | np.isinf(values.astype(float)), column, path, "is not a finite number")
+    _refuse(values.isna() & ~empty | np.isinf(values.astype(float)), column, path, "is not a finite number")
     if kind == REAL:
         return values.astype(np.float64)
     if not pd.api.types.is_integer_dtype(values):
-        _refuse(values != np.round(values), column, path, "is not a whole number")
-    return values.astype(kind.to_pandas_dtype())
+        _refuse(values.notna() & (values != np.round(values)), column, path, "is not a whole number")
+    return values.astype(np.float64 if empty.any() else kind.to_pandas_dtype())
 
 
 def _refuse(bad: pd.Series, column: pd.Series, path: Path, what: str) -> None:
@@ -300,7 +317,9 @@ def write(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: st
     missing = [column for column in table.columns if column not in frame]
     if missing:
         raise InputError(f"{path}: a {table.name} table to be written lacks the column {missing[0]!r}")
-    arrow = pa.Table.from_pandas(frame[list(table.columns)], schema=table.schema, preserve_index=False)
+    extra = [(column, kind) for column, kind in table.extra if column in frame]
+    schema = pa.schema([*table.columns.items(), *extra])
+    arrow = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
     arrow = arrow.replace_schema_metadata({"table": table.name, VOCABULARY: vocabulary})
     with atomic_path(path) as temporary:
         pq.write_table(arrow, temporary)

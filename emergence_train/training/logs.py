@@ -59,7 +59,7 @@ class RunLog:
                 table.unlink()
         self.rows = kept
         self.pending: list[str] = []
-        self.tables: list[tuple[Path, pd.DataFrame]] = []
+        self.tables: list[tuple[str, Path, pd.DataFrame]] = []
         self.file = os.open(self.path, os.O_WRONLY)
         self.end = os.fstat(self.file).st_size  # of what is known to be written
         self.written = time.monotonic()
@@ -74,12 +74,13 @@ class RunLog:
 
     def flush(self) -> str | None:
         """Rows and tables onto the disk, before state is saved; says in a line what would not go there."""
-        for path, table in list(self.tables):
+        while self.tables:
+            schema, path, table = self.tables[0]
             try:
-                records.write(records.POSITIONS, table, path, vocabulary=self.header["vocabulary"])
+                records.write(schema, table, path, vocabulary=self.header["vocabulary"])
             except (RunError, OSError) as error:
                 return str(error)
-            self.tables.remove((path, table))
+            del self.tables[0]
         error = self._drain()
         try:
             os.fsync(self.file)
@@ -91,8 +92,12 @@ class RunLog:
         """The checkpoint's table, which the next flush writes."""
         table = pd.concat(list(splits.values()), ignore_index=True)
         table = table.assign(run=self.header["run"], params=self.header["params"], step=step, tokens=tokens)
-        self.tables.append((self.directory / "positions" / f"{step_name(step)}.parquet", table))
+        self.tables.append((records.POSITIONS, self.directory / "positions" / f"{step_name(step)}.parquet", table))
         return table
+
+    def evaluations(self, step: int, table: pd.DataFrame) -> None:
+        """The checkpoint's table of tasks, which the next flush writes."""
+        self.tables.append((records.EVALUATIONS, self.directory / "evaluations" / f"{step_name(step)}.parquet", table))
 
     def close(self) -> str | None:
         problem = self.flush()

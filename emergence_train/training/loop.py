@@ -20,6 +20,7 @@ from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, from_first_rank, start, sum_over_ranks
 from emergence_train.errors import RunError
+from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, validate
 from emergence_train.models import counting
 from emergence_train.schedule import learning_rate
@@ -67,6 +68,7 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     from_first_rank(lambda: claim(run, config))
     dataset = Dataset(config.data, config.seed, verify=False)
+    from_first_rank(lambda: bool(Evaluator(config, dataset)))  # every task is there
     plan = Plan(config)
     if from_first_rank(lambda: plan.finished(run, say)):
         say(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
@@ -81,6 +83,10 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
     elif session.recorder is not None:
         session.recorder.log.close()
     return run
+
+
+class _Told(Exception):
+    """Some rank was told to stop while tasks were scored."""
 
 
 class Session:
@@ -102,6 +108,7 @@ class Session:
             "flops_per_token": counting.flops_per_token(config.model, config.data.sequence),
             "total_tokens": plan.total_tokens,
         }
+        self.evaluator = Evaluator(config, dataset)
         self.accumulator = PositionAccumulator(config.data.sequence, ranks.device)
         self.skips = from_first_rank(lambda: Skips(self.run))
         self.saver = checkpoint.Saver(self.run, config, plan.state_steps, ranks, say)
@@ -178,7 +185,7 @@ class Session:
         files.write_json(self.run / "deepspeed.json", settings)
         log = RunLog(self.run, self.header, step, self.skips.rewinds)
         mirror = Mirror(self.config, self.run, self.header | {"deepspeed": settings}, self.say)
-        self.recorder = Recorder(self.config, self.plan, log, mirror, self.say)
+        self.recorder = Recorder(self.config, self.plan, self.evaluator, log, mirror, self.say)
 
     def _rewind(self, failed: int, event: Event) -> int:
         """Back to the newest checkpoint, and on without the batches since; on all ranks alike. Returns its step."""
@@ -240,9 +247,9 @@ class Session:
         if self.told:
             self._end(step, due)
 
-    def _measure(self, step: int) -> tuple[dict, float] | None:
-        """Sums by split over all ranks (the training loss since the last table, and every validation split), and the
-        seconds it took; None where a signal came in between."""
+    def _measure(self, step: int) -> tuple[dict, float, Scores] | None:
+        """Sums by split over all ranks (the training loss since the last table, and every validation split), the seconds
+        they took, and the tasks' scores; None where a signal came in between."""
         began = time.monotonic()
         if self.config.faults.compare_replicas:
             self._compare(step)
@@ -254,7 +261,17 @@ class Session:
         sums = validate(self.engine, self.dataset, self.ranks, self.config.training.micro_batch, stopped)
         if sums is None:
             return None
-        return reduced({"train": self.accumulator.take()}) | sums, time.monotonic() - began
+        seconds = time.monotonic() - began
+        try:
+            scores = self.evaluator.score(self.engine, self.ranks, lambda: self._go_on("tasks", step))
+        except _Told:
+            return None
+        return reduced({"train": self.accumulator.take()}) | sums, seconds, scores
+
+    def _go_on(self, operation: str, step: int) -> None:
+        self.watch.at(operation, step)
+        if self._agree():
+            raise _Told
 
     def _compare(self, step: int) -> None:
         self.watch.at("comparing replicas", step)

@@ -6,6 +6,7 @@ import numpy as np
 
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
+from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import rows
 from emergence_train.schedule import learning_rate
 from emergence_train.training.anomalies import WINDOW, Event
@@ -19,8 +20,9 @@ PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
 class Recorder:
     """The run's log and its mirror, and what of the log the rest of training needs."""
 
-    def __init__(self, config: Config, plan: Plan, log: RunLog, mirror: Mirror, say) -> None:
-        self.config, self.plan, self.log, self.mirror, self.say = config, plan, log, mirror, say
+    def __init__(self, config: Config, plan: Plan, evaluator: Evaluator, log: RunLog, mirror: Mirror, say) -> None:
+        self.config, self.plan, self.evaluator = config, plan, evaluator
+        self.log, self.mirror, self.say = log, mirror, say
         self.reread()
 
     def reread(self) -> None:
@@ -51,12 +53,14 @@ class Recorder:
         if math.isfinite(loss):
             self.history.append((step, loss))
 
-    def checkpoint(self, step: int, sums: dict, seconds: float) -> None:
-        """A checkpoint's positions table, its means and the forecast of the end, to the files, W&B and the screen."""
+    def checkpoint(self, step: int, sums: dict, seconds: float, scores: Scores) -> None:
+        """A checkpoint's positions table, its means, the forecast of the end and the tasks' scores, to the files, W&B and
+        the screen."""
         tokens = step * self.plan.step_tokens
         table = self.log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
         means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
-        self.log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means)
+        comparable = self.evaluator.comparable(means)
+        self.log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means, **comparable)
         self.iid[step] = means.get("iid", math.inf)
         self.mirror.log({"tokens": tokens} | {f"validation/{name}": loss for name, loss in means.items()})
         self.mirror.positions(table)
@@ -68,6 +72,19 @@ class Recorder:
                 self.mirror.log({"tokens": tokens} | {f"forecast/{name}": value for name, value in outlook.items()})
                 shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
         self.say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
+        if scores.rows:
+            self._tasks(step, tokens, means, scores)
+
+    def _tasks(self, step: int, tokens: int, means: dict[str, float], scores: Scores) -> None:
+        header = self.log.header
+        table = self.evaluator.table(scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means)
+        self.log.evaluations(step, table)
+        values = {f"{row['task']}/{row['metric']}": row["value"] for row in scores.rows}
+        self.log.write("evaluation", step=step, tokens=tokens, seconds=round(scores.seconds, 3),
+                       cut_requests=self.evaluator.cut, value=values)  # fmt: skip
+        self.mirror.log({"tokens": tokens} | {f"tasks/{name}": value for name, value in values.items()})
+        shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] == "acc")
+        self.say(f"tasks       step {step}  accuracy: {shown}  ({scores.seconds:.1f} s)")
 
     def _outlook(self) -> dict:
         """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""

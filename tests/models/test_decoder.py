@@ -9,6 +9,7 @@ from emergence_train.models import counting
 from emergence_train.models.config import PRESETS, ModelConfig, padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.training.engine import initialise
+from support import llama_of
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 96, "max_sequence": 64}
 
@@ -56,30 +57,10 @@ def test_flops_in_closed_form_equal_a_count(tied):
 
 def test_it_is_llama():
     """Same weights in transformers' LlamaForCausalLM (full rotation, float64): same logits."""
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     model = made(vocab_size=128)
-    c = model.config
-    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.width, intermediate_size=c.ffn, num_hidden_layers=c.layers,
-        num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, rms_norm_eps=c.norm_eps,
-        max_position_embeddings=c.max_sequence, rope_theta=c.rotary_base, tie_word_embeddings=False,
-    )).double()  # fmt: skip
-    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight,
-               "lm_head.weight": model.head.weight}  # fmt: skip
-    for number, block in enumerate(model.blocks):
-        at = f"model.layers.{number}"
-        q, k, v = block.attention.qkv.weight.split([c.width, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim])
-        gate, up = block.swiglu.gate_up.weight.chunk(2)
-        weights |= {f"{at}.self_attn.{n}_proj.weight": w for n, w in
-                    {"q": q, "k": k, "v": v, "o": block.attention.out.weight}.items()}  # fmt: skip
-        weights |= {f"{at}.mlp.{n}_proj.weight": w for n, w in
-                    {"gate": gate, "up": up, "down": block.swiglu.down.weight}.items()}  # fmt: skip
-        weights[f"{at}.input_layernorm.weight"] = block.attention_norm.weight
-        weights[f"{at}.post_attention_layernorm.weight"] = block.swiglu_norm.weight
+    other = llama_of(model)
     with torch.no_grad():
-        for name, parameter in other.named_parameters():
-            parameter.copy_(weights.pop(name))
-        assert not weights
         tokens = torch.randint(0, 128, (3, 64), generator=torch.Generator().manual_seed(0))
         # Rotary angles and the mean square are float32 in both; hence not 1e-12.
         torch.testing.assert_close(model(tokens), other(tokens).logits, atol=2e-6, rtol=2e-5)

@@ -1,0 +1,108 @@
+"""Which sizes can have an ability at all: performance is non-zero if and only if N >= N0 (eta - L_inf)^(-1/alpha).
+
+From L(N) = L_inf + (N0/N)^alpha at fixed data (arXiv 2403.15796). alpha is a grid, L_inf and N0^alpha are linear; the grid
+is averaged by fit. With three sizes the three constants fit any losses, so nothing is identified below four.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+ALPHAS = np.linspace(0.03, 1.2, 79)
+SIZES = 4
+NOISE = 0.005  # nats: scatter between runs that a fit through few sizes cannot know
+WIDEST = 2.0  # decades of N that an interval may span and still say something
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class SizeLaw:
+    """Draws of alpha, L_inf and N0^alpha, (S,); `tokens` at which the losses were compared."""
+
+    alpha: np.ndarray
+    floor: np.ndarray
+    strength: np.ndarray
+    tokens: int
+    sizes: int
+
+
+def losses_at_equal_tokens(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, int]:
+    """(sizes, losses, tokens): each size's mean loss at the most tokens that all sizes have, straight in log tokens."""
+    points = frame[frame["tokens"] > 0].drop_duplicates(["run", "step"])
+    if points.empty:
+        return np.empty(0), np.empty(0), 0
+    tokens = points.groupby("params")["tokens"].max().min()
+    first = points.groupby("run")["tokens"].transform("min")
+    last = points.groupby("run")["tokens"].transform("max")
+    points = points[(first <= tokens) & (last >= tokens)]
+    sizes, losses = [], []
+    for params, rows in points.groupby("params"):
+        each = [np.interp(np.log(tokens), np.log(r["tokens"]), r["loss"]) for _, r in
+                ((name, group.sort_values("tokens")) for name, group in rows.groupby("run"))]  # fmt: skip
+        sizes.append(float(params))
+        losses.append(float(np.mean(each)))
+    return np.array(sizes), np.array(losses), int(tokens)
+
+
+def fit_size_law(sizes: np.ndarray, losses: np.ndarray, tokens: int, rng: np.random.Generator) -> SizeLaw | str:
+    """The law of loss in size at fixed data, or why it is not identified."""
+    if len(sizes) < SIZES:
+        return f"not identified: {len(sizes)} sizes at equal tokens, the law has three constants and needs {SIZES}"
+    if losses[np.argmax(sizes)] >= losses[np.argmin(sizes)]:
+        return "not identified: the loss does not fall with size at equal tokens"
+    log_evidence, coefs, covs = [], [], []
+    scale = np.exp(np.mean(np.log(sizes)))
+    for alpha in ALPHAS:
+        design = np.stack([np.ones(len(sizes)), (sizes / scale) ** -alpha], 1)
+        coef, *_ = np.linalg.lstsq(design, losses, rcond=None)
+        rss = float(np.sum((losses - design @ coef) ** 2))
+        degrees = len(sizes) - 2
+        variance = (rss + NOISE**2 * 2) / (degrees + 2)
+        valid = coef[1] > 0 and coef[0] >= 0
+        log_evidence.append(-0.5 * (degrees + 2) * np.log(rss + 2 * NOISE**2) if valid else -np.inf)
+        coefs.append(coef)
+        covs.append(variance * np.linalg.inv(design.T @ design))
+    log = np.array(log_evidence)
+    if not np.isfinite(log).any():
+        return "not identified: no power law with a floor above zero fits the losses"
+    weight = np.exp(log - log.max())
+    chosen = rng.choice(len(ALPHAS), DRAWS, p=weight / weight.sum())
+    drawn = np.array([rng.multivariate_normal(coefs[k], covs[k], method="cholesky") for k in chosen])
+    good = (drawn[:, 1] > 0) & (drawn[:, 0] >= 0)
+    if good.mean() < 0.5:
+        return "not identified: the floor of the loss is open"
+    alpha, drawn = ALPHAS[chosen][good], drawn[good]
+    return SizeLaw(alpha, drawn[:, 0], drawn[:, 1] * scale**alpha, tokens, len(sizes))
+
+
+def least_size(law: SizeLaw | str, eta: np.ndarray, rng: np.random.Generator) -> dict:
+    """The closed form for one task from draws of its threshold (nats): least N at the law's tokens, with constants."""
+    if isinstance(law, str):
+        return {"identified": False, "reason": law}
+    threshold = rng.choice(eta, len(law.alpha))
+    room = threshold - law.floor
+    log_n = np.where(room > 0, (np.log10(law.strength) - np.log10(np.maximum(room, 1e-12))) / law.alpha, np.inf)
+    possible = float(np.mean(room > 0))
+    constants = {
+        "alpha": _interval(law.alpha),
+        "l_inf": _interval(law.floor),
+        "log10_n0": _interval(np.log10(law.strength) / law.alpha),
+        "tokens": law.tokens,
+        "sizes": law.sizes,
+        "probability_that_any_size_suffices": possible,
+    }
+    if possible < 0.975:
+        return constants | {"identified": False,
+                            "reason": "not identified: the threshold may lie below what any size reaches"}  # fmt: skip
+    low, middle, high = np.quantile(log_n, [0.025, 0.5, 0.975])
+    if not high - low < WIDEST:
+        return constants | {"identified": False,
+                            "reason": f"not identified: the interval of N spans {high - low:.1f} decades"}  # fmt: skip
+    n = {"value": 10**middle, "low95": 10**low, "high95": 10**high}
+    return constants | {"identified": True, "n": {key: float(value) for key, value in n.items()}}
+
+
+def _interval(values: np.ndarray) -> dict:
+    low, middle, high = np.quantile(values, [0.025, 0.5, 0.975])
+    return {"value": float(middle), "low95": float(low), "high95": float(high)}

@@ -1,0 +1,70 @@
+"""Is an emergent verdict the metric's doing? The same outputs scored with continuous metrics (arXiv 2304.15004).
+
+Accuracy and exact match can stay flat while the probability of the right answer grows, so a threshold that stands only in
+them may be a mirage. Continuous metrics have chance levels of their own: a Brier score that falls from 1.5 (a constant
+one-hot answer among four) to 0.75 (uniform guesses) is calibration, not learning.
+"""
+
+import numpy as np
+
+DISCONTINUOUS = ("acc", "exact", "em", "match", "f1", "pass", "choice_grade", "multiple_choice_grade", "correct")
+
+
+def continuous(metric: str) -> bool:
+    """Whether a metric moves with every change of the model's probabilities."""
+    name = metric.lower()
+    if "prob" in name or "brier" in name or "loglik" in name or "logprob" in name:
+        return True
+    return not any(name == word or name.startswith((word + "_", word + ",")) for word in DISCONTINUOUS)
+
+
+def emergence_score(performance: np.ndarray) -> float | None:
+    """sign(argmax y - argmin y) (max y - min y) / sqrt(median((y_i - y_{i-1})^2)) of arXiv 2304.15004.
+
+    `performance` (n,) in the order of growing ability. None where it is not defined: fewer than 3 values, or a median
+    step of 0.
+    """
+    y = np.asarray(performance, float)
+    if len(y) < 3:
+        return None
+    step = float(np.sqrt(np.median(np.diff(y) ** 2)))
+    if step == 0:
+        return None
+    return float(np.sign(int(y.argmax()) - int(y.argmin())) * (y.max() - y.min()) / step)
+
+
+def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> np.ndarray:
+    """Mean of `y` in equal bins of `x` in [0, 1], empty ones left out: neighbours that differ by more than noise."""
+    index = np.minimum((x * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    return (np.bincount(index, y, bins)[count > 0]) / count[count > 0]
+
+
+def mirage(entries: list[dict]) -> list[dict]:
+    """For each task with an emergent verdict, whether the verdict stands in a continuous metric too."""
+    found = []
+    for one in entries:
+        if one["verdict"] != "emergent" or continuous(one["metric"]):
+            continue
+        others = [
+            other for other in entries
+            if (other["family"], other["task"]) == (one["family"], one["task"]) and continuous(other["metric"])
+        ]  # fmt: skip
+        verdicts = {other["metric"]: other["verdict"] for other in others}
+        telling = {name for name in verdicts.values() if name not in ("not-identified", "at-chance")}
+        if not others:
+            says = "cannot be said: the table has no continuous metric of this task"
+            survives = None
+        elif "emergent" in telling:
+            says, survives = "survives: emergent in a continuous metric too", True
+        elif telling:
+            says = "does not survive: a continuous metric moves without a threshold (" + ", ".join(
+                f"{metric} {verdict}" for metric, verdict in verdicts.items()) + ")"  # fmt: skip
+            survives = False
+        else:
+            says, survives = "open: the continuous metrics tell nothing", None
+        found.append({
+            "family": one["family"], "task": one["task"], "metric": one["metric"], "continuous": verdicts,
+            "survives": survives, "says": says, "resolution": one["resolution"],
+        })  # fmt: skip
+    return found

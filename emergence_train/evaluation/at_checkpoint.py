@@ -1,0 +1,52 @@
+"""What a run measures at a checkpoint beside the loss at each position: its tasks, and losses that compare between runs."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import pandas as pd
+
+from emergence_train.config import Config
+from emergence_train.data.dataset import Dataset
+from emergence_train.distributed import Ranks
+from emergence_train.evaluation.comparable import comparable, unigram_losses
+from emergence_train.evaluation.suite import Suite, table
+
+
+class Scores(NamedTuple):
+    rows: list[dict]  # of metrics, see evaluation.metrics
+    seconds: float
+
+
+class Evaluator:
+    """Made once a run; raises InputError where a task cannot be had."""
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.suite = Suite(config.tasks, dataset, config.data.sequence) if config.tasks else None
+
+    @cached_property
+    def unigram(self) -> dict[str, float]:
+        """Cross-entropy of each validation split under the unigram model, nats per token."""
+        return unigram_losses(self.dataset)
+
+    def comparable(self, losses: dict[str, float]) -> dict:
+        """bits_per_byte and log_pplu of each validation split's loss."""
+        return comparable(self.dataset, losses, self.unigram)
+
+    @property
+    def cut(self) -> int:
+        """How many requests were too long and lost the beginning of their context."""
+        return self.suite.cut if self.suite else 0
+
+    def score(self, model, ranks: Ranks, each_batch: Callable[[], None] = lambda: None) -> Scores:
+        """The tasks' metrics; all ranks call it. `each_batch` is called before each batch, by all ranks alike, and may
+        raise to end it."""
+        return Scores(*self.suite.score(model, ranks, each_batch)) if self.suite else Scores([], 0.0)
+
+    def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> pd.DataFrame:
+        """The `evaluations` table of one checkpoint; `losses` are its mean losses by split, nats per token."""
+        return table(
+            scores.rows, run=run, params=params, step=step, tokens=tokens, loss=losses["iid"],
+            unigram_loss=self.unigram["iid"], bits_per_byte=self.comparable(losses)["bits_per_byte"]["iid"],
+        )  # fmt: skip

@@ -1,0 +1,141 @@
+"""Questions with several answers to choose from, and where they come from: files, or generators beside this module.
+
+An item is a context, its choices and which of them is right; a model is asked for the log-likelihood of each choice after
+the context. Text is kept as text: each tokenizer makes its own tokens of it.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from emergence_train.errors import InputError
+
+UNCONDITIONAL = 1_000_000  # doc_id from which on a requests file holds choices without their context
+
+
+@dataclass(frozen=True)
+class Item:
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class OpenItem:
+    """A prompt and the texts that count as right. With `number` only the last number of a generation is compared."""
+
+    context: str
+    answers: tuple[str, ...]
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """Items whose answers are generated: greedy, up to the first line break, at most `longest` tokens."""
+
+    name: str
+    items: tuple[OpenItem, ...]
+    longest: int = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named list of items. `chance` is the share right by uniform guessing."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def chance(self) -> float:
+        return sum(1 / len(item.choices) for item in self.items) / len(self.items)
+
+
+def checked(name: str, items: list[Item], where: str) -> Task:
+    """The task, or InputError naming the first item that cannot be scored."""
+    if not items:
+        raise InputError(f"{where}: task {name!r} has no items")
+    for number, item in enumerate(items, 1):
+        place = f"{where}: item {number} of task {name!r}"
+        if len(item.choices) < 2:
+            raise InputError(f"{place}: has {len(item.choices)} choices; give at least 2")
+        if any(not choice.strip() for choice in item.choices):
+            raise InputError(f"{place}: has an empty choice; remove it")
+        if len(set(item.choices)) < len(item.choices):
+            raise InputError(f"{place}: has the same choice twice; an answer must be one of different choices")
+        if not 0 <= item.answer < len(item.choices):
+            raise InputError(f"{place}: answer {item.answer} is not one of 0 to {len(item.choices) - 1}")
+    return Task(name, tuple(items))
+
+
+def from_file(name: str, path: Path, most: int | None = None) -> Task | OpenTask:
+    """Items of a JSONL file (also .gz): rows of {"context", "choices", "answer"}; or requests as oe_eval writes them, one
+    row a choice with {"doc_id", "idx", "label", "request": {"context", "continuation"}}; or, with open answers,
+    {"context", "answers"} where "extract": "number" compares the last number alone (chains of thought)."""
+    rows = list(_rows(path))
+    if rows and "answers" in rows[0][1]:
+        found = tuple(_open_item(path, number, row) for number, row in rows[:most])
+        return OpenTask(name, found, 256 if any(item.number for item in found) else 64)
+    if rows and "request" in rows[0][1]:
+        items = _of_requests(path, rows)
+    else:
+        items = [_of_row(path, number, row) for number, row in rows]
+    return checked(name, items[:most], str(path))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise InputError(f"{path}: row {number} is not a JSON object")
+                    yield number, row
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a task's items are a JSONL file of context, choices and answer") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSONL: {' '.join(str(error).split())}") from None
+
+
+def _of_row(path: Path, number: int, row: dict) -> Item:
+    try:
+        return Item(str(row["context"]), tuple(str(choice) for choice in row["choices"]), int(row["answer"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: row {number}: needs context, choices (a list) and answer (an index): {error!r}") from None
+
+
+def _open_item(path: Path, number: int, row: dict) -> OpenItem:
+    try:
+        answers = tuple(str(answer) for answer in row["answers"])
+        if not answers or not all(answer.strip() for answer in answers):
+            raise InputError(f"{path}: row {number}: has no answer, or an empty one")
+        return OpenItem(str(row["context"]), answers, row.get("extract") == "number")
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: row {number}: needs context and answers (a list): {error!r}") from None
+
+
+def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
+    documents: dict[int, list[tuple[int, dict]]] = {}
+    for number, row in rows:
+        try:
+            if row["doc_id"] < UNCONDITIONAL and "continuation" in row["request"]:
+                documents.setdefault(row["doc_id"], []).append((number, row))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: row {number}: is not a request with doc_id and request: {error!r}") from None
+    items = []
+    for parts in documents.values():
+        parts.sort(key=lambda part: part[1]["idx"])
+        number, first = parts[0]
+        contexts = {row["request"]["context"] for _, row in parts}
+        if len(contexts) > 1:
+            raise InputError(f"{path}: row {number}: doc_id {first['doc_id']} has several contexts; only choices after one "
+                             f"context can be scored")  # fmt: skip
+        try:
+            choices = tuple(row["request"]["continuation"] for _, row in parts)
+            items.append(Item(contexts.pop(), choices, int(first["label"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: row {number}: needs label and request.continuation: {error!r}") from None
+    return items

@@ -1,0 +1,168 @@
+"""lm-eval's tasks on our model: `pip install 'emergence-train[tasks]'`, tasks named lm-eval/NAME.
+
+Import this module only where lm-eval is wanted. Every rank holds every request and the batches are dealt out inside
+(scoring.score), so lm-eval itself is told of one rank. Log-likelihoods and choices equal those of lm-eval's own Hugging Face
+backend on the same weights (tests/evaluation/test_lm_eval.py).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from emergence_train.distributed import Ranks
+from emergence_train.errors import InputError
+from emergence_train.evaluation import generation, scoring
+from emergence_train.evaluation.items import Item, Task
+from emergence_train.evaluation.metrics import choice_metrics
+
+try:
+    import lm_eval
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.tasks import TaskManager
+except ImportError as error:
+    raise InputError("tasks of lm-eval need it installed: pip install 'emergence-train[tasks]'") from error
+
+NEW_TOKENS = 256
+CONTINUOUS = ("correct_choice_prob", "brier", "answer_loglik", "answer_bits_per_byte")
+
+
+class EmergenceLM(TemplateLM):
+    """`model` is a Decoder or a DeepSpeed engine around one; `longest` the tokens it can look at."""
+
+    def __init__(
+        self, model, tokenizer, end_of_text: int, longest: int, ranks: Ranks, each_batch: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__()
+        self.each_batch = each_batch
+        self.model, self.tokens, self.end, self.longest, self.ranks = model, tokenizer, end_of_text, longest, ranks
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.end
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        return self.tokens.encode(string, add_special_tokens=False).ids
+
+    def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
+        wanted = []
+        for _, context, continuation in requests:
+            ids = tuple([*context, *continuation][-(self.longest + 1) :])
+            wanted.append(scoring.Request(ids, min(len(continuation), len(ids) - 1)))
+        return [(float(value), bool(greedy)) for value, greedy in self._score(wanted)]
+
+    def _score(self, requests: list[scoring.Request]) -> np.ndarray:
+        return scoring.score(self.model, requests, self.ranks, self.each_batch, greedy=True) if requests else np.empty((0, 2))
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts: windows of `longest` tokens, each token predicted once, the last window with as
+        much context as fits."""
+        windows, owner = [], []
+        for number, request in enumerate(requests):
+            ids = [self.end, *self.tok_encode(request.args[0])]
+            for begin in range(1, len(ids), self.longest):
+                end = min(begin + self.longest, len(ids))
+                windows.append(scoring.Request(tuple(ids[max(end - self.longest - 1, 0) : end]), end - begin))
+                owner.append(number)
+        values = self._score(windows)[:, 0]
+        return np.bincount(owner, values, len(requests)).tolist()
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations up to the first stop string."""
+        model = generation.whole_model(self.model)
+        found = [""] * len(requests)
+        groups: dict[tuple, list[int]] = {}
+        for number, request in enumerate(requests):
+            settings = request.args[1]
+            if settings.get("do_sample") or settings.get("temperature", 0):
+                raise InputError(f"lm-eval asks for sampling ({settings}); only greedy generation is offered")
+            until = settings.get("until") or []
+            until = [until] if isinstance(until, str) else list(until)
+            groups.setdefault((settings.get("max_gen_toks", NEW_TOKENS), tuple(until)), []).append(number)
+        for (most, until), numbers in groups.items():
+            room = self.longest - most
+            if room < 1:
+                raise InputError(f"a task generates up to {most} tokens, the model looks at {self.longest}")
+            prompts = [self.tok_encode(requests[number].args[0])[-room:] or [self.end] for number in numbers]
+            done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
+            for number, ids in zip(numbers, generation.generate(model, prompts, most, done, self.each_batch)):
+                ids = ids[: ids.index(self.end)] if self.end in ids else ids
+                text = self.tokens.decode(ids)
+                for stop in until:
+                    text = text.split(stop)[0] if stop else text
+                found[number] = text
+        return found
+
+
+def check(names: list[str]) -> TaskManager:
+    """lm-eval's list of tasks; InputError for a name that is not in it."""
+    manager = TaskManager()
+    for name in names:
+        if name not in manager.all_tasks:
+            raise InputError(_unknown(name, manager.all_tasks))
+    return manager
+
+
+def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit: int | None = None) -> list[dict]:
+    """Rows of metrics as in metrics.choice_metrics: lm-eval's own accuracy or exact match, and for choices also the
+    continuous metrics of the same log-likelihoods."""
+    manager = check(names)
+    try:
+        with torch.no_grad():
+            found = lm_eval.simple_evaluate(
+                lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=manager,
+                log_samples=True,
+            )
+    except (OSError, ConnectionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"lm-eval task {', '.join(names)}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE "
+                         f"to a copy or give the items as a file") from error  # fmt: skip
+    rows = []
+    for name in names:
+        values = found["results"][name]
+        samples = [sample for task in _leaves(name, found.get("group_subtasks", {})) for sample in found["samples"].get(task, [])]
+        choices = choice_rows(name, samples)
+        chance = choices[0]["chance"] if choices else 0.0
+        for key, value in values.items():
+            metric, _, filter_name = key.partition(",")
+            if not isinstance(value, (int, float)) or metric.endswith("_stderr") or metric in ("alias", "sample_len"):
+                continue
+            label = metric if filter_name in ("none", "") else f"{metric}_{filter_name}"
+            stderr = values.get(f"{metric}_stderr,{filter_name}")
+            rows.append({
+                "task": name, "metric": label, "value": float(value),
+                "stderr": float(stderr) if isinstance(stderr, (int, float)) else np.nan,
+                "items": len(samples),
+                "chance": chance if metric.startswith(("acc", "exact_match", "em")) else np.nan,
+                "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(metric, True)),
+            })  # fmt: skip
+        rows += [row for row in choices if row["metric"] in CONTINUOUS]
+    return rows
+
+
+def _leaves(name: str, groups: dict[str, list[str]]) -> list[str]:
+    """The tasks of a group (mmlu has 57), or the task itself."""
+    return [leaf for task in groups[name] for leaf in _leaves(task, groups)] if groups.get(name) else [name]
+
+
+def choice_rows(name: str, samples: list[dict]) -> list[dict]:
+    """Our metrics of a multiple-choice task from lm-eval's samples; [] for other kinds of task."""
+    items, values = [], []
+    for sample in samples:
+        answers, target = sample["filtered_resps"], sample["target"]
+        multiple = len(answers) > 1 and all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers)
+        if not multiple or not str(target).isdigit() or int(target) >= len(answers):
+            return []
+        arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
+        texts = [a["arg_1"] if isinstance(a, dict) else a[1] for a in arguments[: len(answers)]]
+        items.append(Item("", tuple(texts), int(target)))
+        values.append(np.array([float(a[0]) for a in answers]))
+    return choice_metrics(Task(name, tuple(items)), values) if items else []
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = "; did you mean " + " or ".join(map(repr, close)) + "?" if close else ""
+    return f"lm-eval has no task {name!r}{near}"

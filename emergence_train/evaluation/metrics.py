@@ -1,0 +1,83 @@
+"""From the log-likelihoods of an item's choices to metrics, each with standard error, number of items and chance level.
+
+  acc                   the likeliest choice is the right one
+  acc_norm              the same with log-likelihoods divided by the choices' characters (lm-eval's acc_norm)
+  correct_choice_prob   probability of the right choice, normalised over the choices (arXiv 2304.15004)
+  brier                 sum over choices of (1[right] - p)^2, mean over items: uniform guessing among k gives 1 - 1/k, a
+                        constant one-hot answer 2 (1 - 1/k). Some tools take the mean over choices: k times smaller
+  answer_loglik         log-likelihood of the right choice, nats
+  answer_bits_per_byte  the same with the sign turned, in bits for each byte of the choice
+  exact_match           open answers: the generated text is one of the answers, case, width and spaces aside
+"""
+
+import re
+import unicodedata
+
+import numpy as np
+
+from emergence_train.evaluation.items import OpenItem, OpenTask, Task
+
+HIGHER_IS_BETTER = {
+    "acc": True, "acc_norm": True, "correct_choice_prob": True, "brier": False, "answer_loglik": True,
+    "answer_bits_per_byte": False,
+}  # fmt: skip
+
+
+def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
+    """Rows of {"task", "metric", "value", "stderr", "items", "chance", "higher_is_better"}.
+
+    `log_likelihoods` holds an array of each item's choices, nats. `chance` is NaN where guessing defines none.
+    """
+    each: dict[str, list[float]] = {name: [] for name in HIGHER_IS_BETTER}
+    for item, values in zip(task.items, log_likelihoods):
+        answer, choice = item.answer, item.choices[item.answer]
+        length = np.array([len(text) for text in item.choices])
+        p = np.exp(values - values.max())
+        p /= p.sum()
+        right = np.arange(len(values)) == answer
+        each["acc"].append(float(np.argmax(values) == answer))
+        each["acc_norm"].append(float(np.argmax(values / length) == answer))
+        each["correct_choice_prob"].append(float(p[answer]))
+        each["brier"].append(float(np.sum((right - p) ** 2)))
+        each["answer_loglik"].append(float(values[answer]))
+        each["answer_bits_per_byte"].append(float(-values[answer] / np.log(2) / len(choice.encode())))
+    chance = {"acc": task.chance, "acc_norm": task.chance, "correct_choice_prob": task.chance, "brier": 1 - task.chance}
+    return [
+        {
+            "task": task.name,
+            "metric": name,
+            "value": float(np.mean(values)),
+            "stderr": float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan,
+            "items": len(values),
+            "chance": chance.get(name, np.nan),
+            "higher_is_better": HIGHER_IS_BETTER[name],
+        }
+        for name, values in each.items()
+    ]
+
+
+def exact_match(item: OpenItem, text: str) -> bool:
+    """Whether a generated text is right."""
+    if item.number:
+        numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+        return bool(numbers) and any(_number(numbers[-1]) == _number(answer) for answer in item.answers)
+    return any(_folded(text) == _folded(answer) for answer in item.answers)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return text
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def open_metrics(task: OpenTask, texts: list[str]) -> list[dict]:
+    """The row of a task with open answers; guessing is never right, so chance is 0."""
+    right = [float(exact_match(item, text)) for item, text in zip(task.items, texts)]
+    stderr = float(np.std(right, ddof=1) / np.sqrt(len(right))) if len(right) > 1 else np.nan
+    return [{"task": task.name, "metric": "exact_match", "value": float(np.mean(right)), "stderr": stderr,
+             "items": len(right), "chance": 0.0, "higher_is_better": True}]  # fmt: skip

@@ -1,0 +1,98 @@
+"""`emergence-train evaluate`: tasks and validation splits on any saved checkpoint of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from emergence_train import checkpoints
+from emergence_train import config as configs
+from emergence_train.config import Config, TaskConfig
+from emergence_train.data.dataset import Dataset
+from emergence_train.distributed import from_first_rank, start
+from emergence_train.errors import InputError
+from emergence_train.evaluation.at_checkpoint import Evaluator
+from emergence_train.evaluation.positions import validate
+from emergence_train.evaluation.suite import write
+from emergence_train.models.counting import non_embedding_parameters
+from emergence_train.models.decoder import Decoder
+
+BATCH = 8  # validation sequences in a forward pass
+
+
+def evaluate(
+    run: Path, step: int | None = None, tasks: list[str] | None = None, splits: list[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> dict:  # fmt: skip
+    """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
+
+    `tasks` are names of the run's own tasks or of those that can be made (suite.KNOWN); None: the run's own. `splits`: whose
+    loss to say; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
+    """
+    config = _config(run)
+    folder = checkpoints.newest(run, step)
+    step = checkpoints.read_state(folder)["step"]
+    config = config.model_copy(update={"tasks": chosen(config, tasks)})
+    ranks = start(config.training.threads)
+    from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))
+    dataset = Dataset(config.data, config.seed, verify=False)
+    known = dataset.index["validation"]["splits"]
+    for split in splits or ():
+        if split not in known:
+            raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
+    evaluator = Evaluator(config, dataset)
+    model = load_model(config, folder).to(ranks.device)
+    if config.training.precision == "bf16" and ranks.device.type == "cuda":
+        model = model.bfloat16()
+    sums = validate(model, dataset, ranks, BATCH)
+    losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
+    scores = evaluator.score(model, ranks)
+    tokens = step * config.training.batch * config.data.sequence
+    also = evaluator.comparable(losses)
+    if ranks.first and scores.rows:
+        params = non_embedding_parameters(config.model)
+        frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
+        path = write(run, f"step-{step:010d}", frame, dataset.fingerprint)
+        say(f"written: {path} ({scores.seconds:.1f} s)")
+    shown = splits or list(losses)
+    return {
+        "run": config.name,
+        "step": step,
+        "tokens": tokens,
+        "loss": {name: losses[name] for name in shown},
+        **{key: {name: value for name, value in part.items() if name in shown} for key, part in also.items()},
+        "tasks": [{key: None if value != value else value for key, value in row.items()} for row in scores.rows],
+    }
+
+
+def format_result(result: dict) -> str:
+    """What the command line prints."""
+    lines = [f"{result['run']}, step {result['step']}, {result['tokens']:,} tokens"]
+    for split, loss in result["loss"].items():
+        lines.append(f"  {split:<16} {loss:.4f} nats/token  {result['bits_per_byte'].get(split, float('nan')):.4f} bits/byte  "
+                     f"log PPLu {result['log_pplu'].get(split, float('nan')):+.4f}")  # fmt: skip
+    for row in result["tasks"]:
+        stderr = "" if row["stderr"] is None else f" +- {row['stderr']:.4f}"
+        chance = "" if row["chance"] is None else f"  chance {row['chance']:.3g}"
+        lines.append(f"  {row['task']}, {row['metric']}: {row['value']:.4f}{stderr}  {row['items']} items{chance}")
+    return "\n".join(lines)
+
+
+def _config(run: Path) -> Config:
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}: is not a run directory (no config.yaml)")
+    return configs.load(run / "config.yaml")
+
+
+def chosen(config: Config, names: list[str] | None) -> list[TaskConfig]:
+    """The run's tasks, or those of `names`: its own by their names, others by what they are."""
+    own = {task.name or task.task: task for task in config.tasks}
+    return [own.get(name, TaskConfig(task=name)) for name in names] if names else config.tasks
+
+
+def load_model(config: Config, checkpoint: Path) -> Decoder:
+    """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
+    model = Decoder(config.model)
+    weights = checkpoints.read_weights(checkpoint)
+    if config.model.tied:
+        weights.setdefault("head.weight", weights["embedding.weight"])
+    model.load_state_dict(weights)
+    return model

@@ -1,0 +1,131 @@
+"""The tasks of a configuration, scored on a model: what a checkpoint's `evaluations` table is made of."""
+
+import difflib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from emergence_train import records
+from emergence_train.config import TaskConfig
+from emergence_train.data import tokenizer as tokenizers
+from emergence_train.data.dataset import Dataset
+from emergence_train.distributed import Ranks
+from emergence_train.errors import InputError
+from emergence_train.evaluation import generation, items, synthetic
+from emergence_train.evaluation.metrics import choice_metrics, open_metrics
+from emergence_train.evaluation.scoring import encode, log_likelihoods
+
+LM_EVAL = "lm-eval/"
+KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
+
+
+class Suite:
+    """The tasks' items as requests in the run's tokens. Building it needs no model and checks everything."""
+
+    def __init__(self, wanted: list[TaskConfig], dataset: Dataset, longest: int) -> None:
+        self.dataset, self.longest = dataset, longest
+        self.tokenizer = tokenizers.load_file(dataset.root / "tokenizer.json")
+        self.end = dataset.index["tokenizer"]["end_of_text"]
+        self.of_lm_eval = [one for one in wanted if one.task.startswith(LM_EVAL)]
+        if self.of_lm_eval:
+            from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is wanted
+
+            lm_eval_adapter.check([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
+        made = [self._task(one) for one in wanted if not one.task.startswith(LM_EVAL)]
+        names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"tasks: {twice[0]!r} stands twice; give one of them a name of its own")
+        self.tasks = [task for task in made if isinstance(task, items.Task)]
+        self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]
+        self.requests = [
+            encode(self.tokenizer, item.context, choice, self.end, longest)
+            for task in self.tasks for item in task.items for choice in item.choices
+        ]  # fmt: skip
+
+    @property
+    def cut(self) -> int:
+        """How many requests were too long and lost the beginning of their context."""
+        return sum(len(request.ids) == self.longest + 1 for request in self.requests)
+
+    def _task(self, wanted: TaskConfig) -> items.Task | items.OpenTask:
+        name = wanted.name or wanted.task
+        if wanted.file:
+            return items.from_file(name, Path(wanted.file), wanted.items)
+        if wanted.task in synthetic.GENERATORS:
+            made = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
+            return items.checked(name, made, "tasks")
+        if wanted.task == synthetic.FROM_TEXT:
+            windows = np.concatenate([
+                np.asarray(self.dataset.windows[segment.domain][segment.begin : segment.end], dtype=np.int64)
+                for segment in self.dataset.segments() if "iid" in segment.splits
+            ])  # fmt: skip
+            decode = self.tokenizer.decode
+            made = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
+            return items.checked(name, made, f"{self.dataset.root}: validation sequences too few or too short")
+        raise InputError(unknown(wanted.task))
+
+    def score(self, model, ranks: Ranks, each_batch: Callable[[], None] = lambda: None) -> tuple[list[dict], float]:
+        """Rows of metrics (see metrics.choice_metrics) and the seconds they took. All ranks call it, and each calls
+        `each_batch` before each batch."""
+        began = time.monotonic()
+        values = log_likelihoods(model, self.requests, ranks, each_batch) if self.requests else np.empty(0)
+        rows, at = [], 0
+        for task in self.tasks:
+            each = []
+            for item in task.items:
+                each.append(values[at : at + len(item.choices)])
+                at += len(item.choices)
+            rows += choice_metrics(task, each)
+        rows += [row for task in self.open_tasks for row in open_metrics(task, self._generated(model, task, each_batch))]
+        if self.of_lm_eval:
+            from emergence_train.evaluation import lm_eval_adapter
+
+            lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, ranks, each_batch)
+            for one in self.of_lm_eval:
+                rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
+        return rows, time.monotonic() - began
+
+
+    def _generated(self, model, task: items.OpenTask, each_batch: Callable[[], None]) -> list[str]:
+        """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
+        module = generation.whole_model(model)
+        longest = min(task.longest, self.longest // 2)
+        prompts = [
+            self.tokenizer.encode(item.context, add_special_tokens=False).ids[-(self.longest - longest) :] or [self.end]
+            for item in task.items
+        ]
+        whole = any(item.number for item in task.items)
+
+        def finished(ids: list[int]) -> bool:
+            return ids[-1] == self.end or (not whole and "\n" in self.tokenizer.decode(ids).lstrip("\n "))
+
+        texts = [self.tokenizer.decode(ids) for ids in generation.generate(module, prompts, longest, finished, each_batch)]
+        return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
+
+
+def unknown(name: str) -> str:
+    """The error line for a task that does not exist, with the names nearest to it."""
+    close = difflib.get_close_matches(name, KNOWN, n=3, cutoff=0.4)
+    near = "did you mean " + " or ".join(map(repr, close)) if close else "known: " + ", ".join(KNOWN)
+    return f"task {name!r} is not known; {near}? Items of your own: tasks: [{{task: NAME, file: ITEMS.jsonl}}]"
+
+
+def table(rows: list[dict], *, run: str, params: int, step: int, tokens: int, loss: float, **extra: float) -> pd.DataFrame:
+    """The `evaluations` table of one checkpoint. `loss` is the iid validation loss, nats per token; `extra` may hold
+    unigram_loss and bits_per_byte."""
+    return pd.DataFrame(rows).assign(run=run, params=params, step=step, tokens=tokens, loss=loss, **extra)
+
+
+def write(directory: Path, name: str, frame: pd.DataFrame, vocabulary: str) -> Path:
+    """evaluations/`name`.parquet of a run; rows of tasks that it had and `frame` has not stay."""
+    path = directory / "evaluations" / f"{name}.parquet"
+    if path.is_file():
+        before = records.read(records.EVALUATIONS, path)
+        kept = before[~before["task"].isin(frame["task"])]
+        frame = pd.concat([kept[[c for c in kept if c in frame]], frame], ignore_index=True)
+    records.write(records.EVALUATIONS, frame, path, vocabulary=vocabulary)
+    return path

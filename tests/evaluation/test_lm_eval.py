@@ -1,0 +1,113 @@
+"""Our adapter against lm-eval's Hugging Face backend on the same weights. Skipped where lm-eval is not installed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+transformers = pytest.importorskip("transformers")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+from emergence_train.data.tokenizer import END_OF_TEXT, load_file  # noqa: E402
+from emergence_train.distributed import start  # noqa: E402
+from emergence_train.errors import InputError  # noqa: E402
+from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
+from emergence_train.models.config import ModelConfig  # noqa: E402
+from emergence_train.models.decoder import Decoder  # noqa: E402
+from support import llama_of  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def both(data_path):
+    """(our adapter, lm-eval's) around the same weights, fp32."""
+    tokenizer = load_file(data_path / "tokenizer.json")
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(data_path / "tokenizer.json"), eos_token=END_OF_TEXT)
+    ours = EmergenceLM(model, tokenizer, tokenizer.token_to_id(END_OF_TEXT), 64, start(1))
+    theirs = HFLM(pretrained=llama_of(model), tokenizer=fast, max_length=64, batch_size=1, device="cpu", dtype="float32")
+    return ours, theirs
+
+
+def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
+
+
+def test_log_likelihoods_and_greediness_are_equal(both):
+    pairs = [("The cat sat on", " the mat"), ("The cat sat on ", "the mat"), ("", "Once upon"), ("A" * 300, " end of it"),
+             ("one two", " three four five"), ("x\n", "y")]  # fmt: skip
+    ours, theirs = (lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for lm in both)
+    assert np.allclose([a for a, _ in ours], [a for a, _ in theirs], atol=1e-4)
+    assert [g for _, g in ours] == [g for _, g in theirs]
+
+
+def test_choices_are_equal(both):
+    rng = np.random.default_rng(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "it", "was", "for", "you", "that", "he", "with", "this"]
+    pairs = [(" ".join(rng.choice(words, 8)), " " + " ".join(rng.choice(words, 3))) for _ in range(80)]
+    ours, theirs = (np.array(lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True))[:, 0].reshape(20, 4)
+                    for lm in both)  # fmt: skip
+    assert (ours.argmax(1) == theirs.argmax(1)).all() and np.abs(ours - theirs).max() < 1e-4
+
+
+def test_rolling_log_likelihoods_are_equal(both):
+    texts = [("A short text.",), ("A long one, longer than the model can look at. " * 20,)]
+    ours, theirs = (lm.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True) for lm in both)
+    assert np.allclose(ours, theirs, atol=1e-3, rtol=1e-5)
+
+
+def test_generations_are_equal(both):
+    prompts = [("The cat sat on", {"until": ["\n"], "max_gen_toks": 12}), ("Once", {"until": ["e"], "max_gen_toks": 12}),
+               ("word " * 60, {"until": ["\n\n"], "max_gen_toks": 12})]  # fmt: skip
+    ours, theirs = (lm.generate_until(requests("generate_until", prompts), disable_tqdm=True) for lm in both)
+    assert ours == theirs
+
+
+def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monkeypatch):
+    """A multiple-choice task over a local file, through lm-eval's own evaluator with both backends."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"q": f"{a} plus {b} is", "choices": [str(c) for c in range(4)], "gold": (a + b) % 4}
+            for a in range(5) for b in range(5)]  # fmt: skip
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(
+        f"task: sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{gold}}'\nmetric_list: [{metric: acc}, {metric: acc_norm}]\nmetadata: {version: 1}\n"
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    manager = TaskManager(include_path=str(tmp_path))
+    monkeypatch.setattr("emergence_train.evaluation.lm_eval_adapter.TaskManager", lambda: manager)
+    found = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
+    theirs = lm_eval.simple_evaluate(both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager,
+                                     log_samples=True)  # fmt: skip
+    assert found["acc"]["value"] == theirs["results"]["sums"]["acc,none"] and found["acc"]["items"] == 25
+    assert found["acc"]["stderr"] == pytest.approx(theirs["results"]["sums"]["acc_stderr,none"])
+    same = {row["metric"]: row for row in choice_rows("sums", theirs["samples"]["sums"])}
+    assert same["acc"]["value"] == found["acc"]["value"] and same["acc"]["stderr"] == pytest.approx(found["acc"]["stderr"])
+    assert same["acc_norm"]["value"] == found["acc_norm"]["value"]
+    assert same["brier"]["value"] == pytest.approx(found["brier"]["value"], abs=1e-5) and found["brier"]["chance"] == 0.75
+    with pytest.raises(InputError, match="lm-eval has no task 'sumz'.*'sums'"):
+        run_tasks(both[0], ["sumz"])
+
+
+def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, both):
+    """lm-eval/NAME in a configuration: checked when the suite is made, scored with the others."""
+    from emergence_train.config import Data, TaskConfig
+    from emergence_train.data.dataset import Dataset
+    from emergence_train.evaluation.suite import Suite
+    from support import small_config
+
+    dataset = Dataset(Data.model_validate(small_config(data_path, tmp_path)["data"]), 1, verify=False)
+    with pytest.raises(InputError, match="did you mean 'hellaswag'"):
+        Suite([TaskConfig(task="lm-eval/hellaswagg")], dataset, 32)
+    suite = Suite([TaskConfig(task="lm-eval/hellaswag", items=2)], dataset, 32)
+    assert [task.name for task in suite.tasks] == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag"

@@ -1,0 +1,285 @@
+"""Tasks, their scoring and their metrics: against hand computation, against plain logits, over ranks, in and after training."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from emergence_train import config as configs
+from emergence_train.config import TaskConfig
+from emergence_train.data.dataset import Dataset
+from emergence_train.distributed import Ranks, start
+from emergence_train.errors import InputError
+from emergence_train.evaluation import items, synthetic
+from emergence_train.evaluation.comparable import (
+    bits_per_byte,
+    log_unigram_normalised_perplexity,
+    unigram_cross_entropy,
+    unigram_losses,
+)
+from emergence_train.evaluation.items import Item, Task
+from emergence_train.evaluation.metrics import choice_metrics, exact_match
+from emergence_train.evaluation.offline import evaluate
+from emergence_train.evaluation.scoring import Request, encode, log_likelihoods
+from emergence_train.evaluation.suite import Suite
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder import Decoder
+from support import command, metrics, small_config
+
+TASKS = [{"task": "copying", "items": 12}, {"task": "modular-addition", "name": "sums", "items": 8}]
+
+
+def by_metric(rows: list[dict]) -> dict:
+    return {row["metric"]: row for row in rows}
+
+
+def random_model(seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    model = Decoder(ModelConfig(layers=2, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=64, max_sequence=32))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------- metrics
+
+
+def test_metrics_by_hand():
+    """Two items of four choices, with probabilities 0.4, 0.3, 0.2, 0.1 and right answers 0 and 2."""
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    choices = ("aa", "b", "cé", "d")
+    task = Task("t", (Item("x", choices, 0), Item("x", choices, 2)))
+    found = by_metric(choice_metrics(task, [np.log(p) - 3, np.log(p) + 1]))  # whatever they share cancels in p
+    assert found["acc"]["value"] == 0.5 and found["acc"]["stderr"] == pytest.approx(0.5) and found["acc"]["chance"] == 0.25
+    assert found["correct_choice_prob"]["value"] == pytest.approx((0.4 + 0.2) / 2)
+    first, second = 0.36 + 0.09 + 0.04 + 0.01, 0.16 + 0.09 + 0.64 + 0.01
+    assert found["brier"]["value"] == pytest.approx((first + second) / 2) and found["brier"]["chance"] == 0.75
+    assert found["brier"]["stderr"] == pytest.approx(abs(second - first) / 2)
+    logs = np.array([np.log(0.4) - 3, np.log(0.2) + 1])
+    assert found["answer_loglik"]["value"] == pytest.approx(logs.mean())
+    assert found["answer_bits_per_byte"]["value"] == pytest.approx((-logs / np.log(2) / [2, 3]).mean())
+    assert np.isnan(found["answer_loglik"]["chance"]) and all(row["items"] == 2 for row in found.values())
+    # divided by characters: (log p - 3) / (2, 1, 2, 1) is largest for choice 0, (log p + 1) / ... for choice 0 again
+    assert found["acc_norm"]["value"] == 0.5
+
+
+def test_brier_of_uniform_and_of_constant_answers():
+    """Sum over options: 0.75 for uniform guesses among four, 1.5 for always the same certain one."""
+    task = Task("t", tuple(Item("x", ("a", "b", "c", "d"), answer) for answer in range(4)))
+    uniform = by_metric(choice_metrics(task, [np.zeros(4)] * 4))["brier"]["value"]
+    certain = by_metric(choice_metrics(task, [np.array([0.0, -500, -500, -500])] * 4))["brier"]["value"]
+    assert uniform == pytest.approx(0.75) and certain == pytest.approx(1.5)
+
+
+# ------------------------------------------------------------------------------------------------------- scoring
+
+
+@torch.no_grad()
+def test_log_likelihoods_are_those_of_plain_logits():
+    model = random_model()
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 33, 40)
+    requests = [Request(tuple(rng.integers(0, 64, n).tolist()), int(rng.integers(1, n))) for n in lengths]
+    found = log_likelihoods(model, requests, start(1))
+    for request, value in zip(requests, found):
+        logs = torch.log_softmax(model(torch.tensor([request.ids[:-1]]))[0].double(), -1)
+        wanted = sum(float(logs[-k, request.ids[-k]]) for k in range(1, request.scored + 1))
+        assert value == pytest.approx(wanted, abs=1e-4)
+
+
+def test_requests_are_split_as_lm_eval_splits_them(data_path):
+    from emergence_train.data.tokenizer import load_file
+
+    tokenizer = load_file(data_path / "tokenizer.json")
+    plain = tokenizer.encode("the cat sat", add_special_tokens=False).ids
+    one = encode(tokenizer, "the cat", " sat", 0, 32)
+    assert list(one.ids) == plain and one.scored == len(plain) - len(tokenizer.encode("the cat").ids)
+    assert encode(tokenizer, "the cat ", "sat", 0, 32) == one  # the space moves into the continuation
+    empty = encode(tokenizer, "", "the", 7, 32)
+    assert empty.ids[0] == 7 and empty.scored == len(empty.ids) - 1
+    cut = encode(tokenizer, "the cat " * 20, "sat", 0, 10)
+    assert len(cut.ids) == 11 and cut.ids[-1] == plain[-1]
+
+
+def test_a_rank_without_a_batch_runs_as_many_forwards(monkeypatch):
+    """Three batches on two ranks: both run two forwards, and their sums together are those of one rank."""
+    from emergence_train.evaluation import scoring
+
+    monkeypatch.setattr(scoring, "TOKENS", 40)
+    model = random_model()
+    requests = [Request(tuple(range(1, 17)), 3 + k % 3) for k in range(5)]
+    alone = log_likelihoods(model, requests, start(1))
+    parts, forwards = [], []
+    for rank in range(2):
+        calls = []
+        handle = model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        parts.append(log_likelihoods(model, requests, Ranks(rank, 2, rank, torch.device("cpu"))))
+        forwards.append(len(calls))
+        handle.remove()
+    assert forwards[0] == forwards[1] and np.allclose(parts[0] + parts[1], alone)
+    assert all((part != 0).any() for part in parts)
+
+
+# --------------------------------------------------------------------------------------------------------- items
+
+
+@pytest.mark.parametrize("make", synthetic.GENERATORS.values())
+def test_made_items_are_the_same_for_a_seed_and_their_answers_are_right(make):
+    made = make(50, 3)
+    assert made == make(50, 3) and made != make(50, 4)
+    items.checked("t", made, "here")
+    assert len({item.answer for item in made}) > 2  # the right answer's place says nothing
+
+
+def test_answers_of_made_items():
+    for item in synthetic.modular_addition(30, 0):
+        a, b = (int(word) for word in item.context.splitlines()[-1].removesuffix(" =").split(" + "))
+        assert item.choices[item.answer] == f" {(a + b) % synthetic.MODULUS}"
+    for item in synthetic.copying(30, 0):
+        words, _, begun = (line.split() for line in item.context.splitlines())
+        assert item.choices[item.answer] == " " + words[len(begun)]
+        assert all(choice.strip() in words for choice in item.choices)
+    for item in synthetic.unscrambling(30, 0):
+        letters = item.context.splitlines()[-1].removesuffix(" ->")
+        assert [sorted(choice.strip()) == sorted(letters) for choice in item.choices].index(True) == item.answer
+
+
+def test_items_of_files(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"context": "a", "choices": [" b", " c"], "answer": 1}\n')
+    assert items.from_file("t", path).items == (Item("a", (" b", " c"), 1),)
+    rows = [{"doc_id": d, "idx": i, "label": 1, "request": {"context": f"q{d}", "continuation": f" {c}"}}
+            for d in (0, 1, 1_000_000) for i, c in ((1, "no"), (0, "yes"))]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = items.from_file("t", path)
+    assert task.items[0] == Item("q0", (" yes", " no"), 1) and len(task.items) == 2 and task.chance == 0.5
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"context": "a", "choices": ["b", " "], "answer": 0}, "item 1 of task 't': has an empty choice"),
+        ({"context": "a", "choices": ["b", "b"], "answer": 0}, "the same choice twice"),
+        ({"context": "a", "choices": ["b"], "answer": 0}, "has 1 choices"),
+        ({"context": "a", "choices": ["b", "c"], "answer": 2}, "answer 2 is not one of 0 to 1"),
+        ({"context": "a", "choices": ["b", "c"]}, "row 1: needs context, choices"),
+        ([1], "is not a JSON object"),
+    ],
+)
+def test_bad_items_are_one_line(tmp_path, row, said):
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError) as error:
+        items.from_file("t", path)
+    assert said in str(error.value) and str(path) in str(error.value)
+
+
+def test_unknown_tasks_are_answered_with_near_names(config_file):
+    config = configs.load(config_file)
+    dataset = Dataset(config.data, 1, verify=False)
+    with pytest.raises(InputError, match="did you mean 'copying'"):
+        Suite([TaskConfig(task="copyng")], dataset, 32)
+    with pytest.raises(InputError, match="stands twice"):
+        Suite([TaskConfig(task="copying"), TaskConfig(task="copying")], dataset, 32)
+    with pytest.raises(InputError, match="no such file"):
+        Suite([TaskConfig(task="mine", file="nowhere.jsonl")], dataset, 32)
+    made = Suite([TaskConfig(task="continuation", items=5)], dataset, 32).tasks[0]
+    assert len(made.items) == 5 and made.chance == 0.25
+
+
+def test_open_answers(tmp_path, config_file):
+    """Exact match by hand, and a file of open items scored on a model by generation."""
+    plain, number = items.OpenItem("q", ("Kurt Gödel",)), items.OpenItem("q", ("1,234",), number=True)
+    assert exact_match(plain, " kurt  Gödel ") and not exact_match(plain, "Gödel")
+    assert exact_match(number, "so 12 and then 1234.0") and not exact_match(number, "1234 or 5") and not exact_match(number, "x")
+    rows = [{"context": "what is", "answers": ["it"]}, {"context": "1 + 1 =", "answers": ["2"]}]
+    (tmp_path / "open.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = Dataset(configs.load(config_file).data, 1, verify=False)
+    suite = Suite([TaskConfig(task="qa", file=str(tmp_path / "open.jsonl"))], dataset, 32)
+    model = Decoder(ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32))
+    (row,), _ = suite.score(model, start(1))
+    assert row["metric"] == "exact_match" and row["items"] == 2 and row["chance"] == 0.0 and 0 <= row["value"] <= 1
+    (tmp_path / "open.jsonl").write_text('{"context": "what is", "answers": [" "]}')
+    with pytest.raises(InputError, match="row 1: has no answer"):
+        items.from_file("qa", tmp_path / "open.jsonl")
+
+
+# -------------------------------------------------------------------------------------------------- comparable loss
+
+
+def test_losses_that_compare_by_hand():
+    assert bits_per_byte(2.0, 100, 400) == pytest.approx(2.0 * 100 / 400 / np.log(2))
+    assert log_unigram_normalised_perplexity(3.0, 7.0) == -4.0
+    counts, targets = np.array([7, 1, 0]), np.array([0, 0, 1, 2])
+    wanted = -(2 * np.log(8 / 11) + np.log(2 / 11) + np.log(1 / 11)) / 4
+    assert unigram_cross_entropy(counts, targets) == pytest.approx(wanted)
+
+
+def test_the_unigram_model_of_real_text_lies_between_its_entropy_and_a_uniform_model(config_file):
+    config = configs.load(config_file)
+    dataset = Dataset(config.data, 1, verify=False)
+    losses = unigram_losses(dataset)
+    assert set(losses) == set(dataset.index["validation"]["splits"])
+    assert all(3 < loss < np.log(dataset.vocabulary) for loss in losses.values())
+
+
+# ------------------------------------------------------------------------------------------------- in a training run
+
+
+@pytest.fixture(scope="module")
+def trained(data_path, tmp_path_factory):
+    """The same small run with one and with two processes."""
+    runs = {}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"run{processes}")
+        tree = small_config(data_path, folder) | {"tasks": TASKS}
+        (folder / "c.yaml").write_text(yaml.safe_dump(tree))
+        done = command("train", str(folder / "c.yaml"), processes=processes if processes > 1 else 0)
+        assert done.returncode == 0, done.stderr
+        runs[processes] = folder / "run"
+    return runs
+
+
+def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
+    one, two = (pd.read_parquet(run / "evaluations") for run in (trained[1], trained[2]))
+    assert len(one) == 3 * 2 * 6 and set(one["task"]) == {"copying", "sums"}
+    keys = ["step", "task", "metric"]
+    one, two = one.sort_values(keys), two.sort_values(keys)
+    assert np.allclose(one["value"], two["value"], atol=1e-4) and (one["unigram_loss"] > 3).all()
+    last = metrics(trained[1], "validation")[-1]
+    rows = one[one["step"] == last["step"]]
+    assert np.allclose(rows["loss"], last["loss"]["iid"]) and np.allclose(rows["bits_per_byte"], last["bits_per_byte"]["iid"])
+    assert last["log_pplu"]["iid"] == pytest.approx(last["loss"]["iid"] - rows["unigram_loss"].iloc[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_saved_checkpoint_scores_as_it_did_in_training(trained, processes):
+    run = trained[processes]
+    before = pd.read_parquet(run / "evaluations").query("step == 12").set_index(["task", "metric"])["value"]
+    result = evaluate(run, tasks=["copying", "unscrambling"], say=lambda line: None)
+    for row in result["tasks"]:
+        if row["task"] == "copying":
+            assert row["value"] == pytest.approx(before["copying", row["metric"]], abs=1e-4)
+    after = pd.read_parquet(run / "evaluations").query("step == 12")
+    assert set(after["task"]) == {"copying", "sums", "unscrambling"} and not after.duplicated(["task", "metric"]).any()
+
+
+def test_evaluate_on_the_command_line(trained):
+    done = command("evaluate", str(trained[1]), "--split", "ood", "--tasks", "sums", "--json")
+    found = json.loads(done.stdout)
+    assert list(found["loss"]) == ["ood"] and found["tasks"][0]["task"] == "sums", done.stderr
+    for wrong, said in (("--step 7", "has no checkpoint of step 7; it has states of steps 8, 12"), ("--tasks coping", "did you mean 'copying'"),
+                        ("--split nowhere", "no validation split 'nowhere'")):  # fmt: skip
+        done = command("evaluate", str(trained[1]), *wrong.split())
+        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_analysis_reads_the_run(trained, tmp_path):
+    done = command("analyze", "emergence", str(trained[1]), "--out", str(tmp_path), "--json")
+    result = json.loads(done.stdout)
+    assert {one["verdict"] for one in result["tasks"]} == {"not-identified"} and (tmp_path / "result.json").is_file()
+    assert result["tasks"][0]["size_effect"]["reason"].startswith("one size only")
