@@ -50,7 +50,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     try:
         return _train(config, ranks, say, stop, watch, stop_after)
     except Exception as error:
-        explained = watch.explain(error)
+        explained = watch.explain(error, lambda: stop.requested)
         if explained is error:
             raise
         raise explained from error
