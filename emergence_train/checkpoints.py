@@ -28,7 +28,7 @@ from emergence_train.errors import InputError
 FORMAT = 1
 MANIFEST, STATE, POINTER = "manifest.json", "state.json", "latest"
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
-CHUNK = 1 << 24  # bytes hashed and written at a time
+CHUNK, SMALL = 1 << 24, 1 << 18  # bytes hashed and written at a time; below which tensors are put together first
 
 
 def step_name(step: int) -> str:
@@ -140,7 +140,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with open(path, "wb") as file:
         for data in _pieces(struct.pack("<Q", len(text)) + text, tensors):
             # Both let go of the interpreter's lock: the checksum costs time only where it is slower than the disk.
-            hashing = threading.Thread(target=digest.update, args=(data,)) if len(data) >= CHUNK else None
+            hashing = threading.Thread(target=digest.update, args=(data,)) if len(data) >= SMALL else None
             hashing.start() if hashing else digest.update(data)
             file.write(data)
             if hashing:
@@ -152,23 +152,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _pieces(head: bytes, tensors: dict[str, Tensor]):
-    """The bytes of a file in pieces of about CHUNK: small tensors together, large ones cut."""
+    """The bytes of a file in pieces of at most CHUNK: small tensors together, large ones cut and not copied."""
     gathered = bytearray(head)
     for tensor in tensors.values():
         data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-        if len(data) < CHUNK:
+        if len(data) < SMALL:
             gathered += data
-            if len(gathered) >= CHUNK:
-                yield gathered
-                gathered = bytearray()
-            continue
-        if gathered:
+        if len(data) >= SMALL or len(gathered) >= CHUNK:
             yield gathered
             gathered = bytearray()
-        for begin in range(0, len(data), CHUNK):
-            yield data[begin : begin + CHUNK]
-    if gathered:
-        yield gathered
+        if len(data) >= SMALL:
+            for begin in range(0, len(data), CHUNK):
+                yield data[begin : begin + CHUNK]
+    yield gathered
 
 
 def write_manifest(path: Path, step: int, entries: list[dict]) -> None:

@@ -323,7 +323,7 @@ def _expand_preset(tree: dict, path: str | Path) -> None:
     if not isinstance(model, dict) or "preset" not in model:
         return
     name = model.pop("preset")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"{path}: model.preset: unknown {name!r}{_suggest(str(name), PRESETS)}")
     tree["model"] = PRESETS[name] | model
 

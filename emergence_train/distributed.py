@@ -9,15 +9,17 @@ import datetime
 import logging
 import os
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, PeerLost
 
-TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
+JOIN_SECONDS = 600.0  # for all processes to find each other
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ def start(threads: int | None) -> Ranks:
         torch.set_num_threads(threads)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        # A lone process needs no address and no port to talk to itself.
-        store = dist.HashStore() if world == 1 else None
-        arguments = {"store": store, "rank": 0, "world_size": 1} if store else {}
-        dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
+        store = _store(world)
+        arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
+        with _limited(JOIN_SECONDS):
+            dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
+            barrier()
     return Ranks(rank, world, local_rank, device)
 
 
@@ -70,6 +73,42 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_threshold, 32 << 20)  # the most it takes
         mallopt(trim_threshold, 1 << 30)
+
+
+def _store(world: int) -> dist.Store | None:
+    """Where the processes meet; None leaves that to torch."""
+    if world == 1:  # a lone process needs no address and no port to talk to itself
+        return dist.HashStore()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps its store when it starts the workers again, and a worker may read the address that one now dead
+        # has left there ("connection refused", or no answer at all). On one machine all workers know which start it is.
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout=TIMEOUT)
+        return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return None
+
+
+@contextlib.contextmanager
+def _limited(seconds: float):
+    """End the process where the block takes longer: there is no one yet to find out who is missing."""
+
+    def give_up() -> None:
+        print(f"emergence-train: the processes have not found each other within {seconds:.0f} s (rank "
+              f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']} is here); the same command tries again",
+              file=sys.stderr, flush=True)  # fmt: skip
+        os._exit(PeerLost.code)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def barrier() -> None:
+    if dist.get_world_size() > 1:
+        dist.barrier()
 
 
 def stop() -> None:

@@ -35,6 +35,7 @@ def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
     import hashlib
 
     monkeypatch.setattr(checkpoints, "CHUNK", 1000)
+    monkeypatch.setattr(checkpoints, "SMALL", 200)
     tensors = {
         "a": torch.randn(17, dtype=torch.float32),
         "b": torch.randn(333, 5, dtype=torch.float64),  # larger than a piece

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from emergence_train.config import Data
 from emergence_train.data import shards, tokenizer
+from emergence_train.data.index import Index
 from emergence_train.data.sampling import Sampler
 from emergence_train.errors import InputError
 
@@ -89,13 +91,18 @@ class Dataset:
 def load_index(root: Path) -> dict:
     try:
         index = json.loads((root / "dataset.json").read_text())
-        if index["format"] != 1:
-            raise ValueError(f"format {index['format']} is not known to this version")
+        Index.model_validate(index)
     except FileNotFoundError:
         raise InputError(f"{root}: is not a prepared data set; run `emergence-train prepare` first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "it"
+        raise InputError(f"{root / 'dataset.json'}: {' '.join((where + ': ' + problem['msg']).split())}; it is of another "
+                         f"version or altered: delete {root} and prepare again") from None  # fmt: skip
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{root / 'dataset.json'}: cannot be read ({error}); delete {root} and prepare again"
+            f"{root / 'dataset.json'}: cannot be read ({reason}); delete {root} and prepare again"
         ) from None
     return index
 

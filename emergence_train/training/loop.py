@@ -51,7 +51,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     try:
         return _train(config, ranks, say, stop, watch, stop_after)
     except Exception as error:
-        explained = watch.explain(error)
+        explained = watch.explain(error, lambda: stop.requested)
         if explained is error:
             raise
         raise explained from error
@@ -335,11 +335,11 @@ class Stepper:
     """One optimizer step: micro-batches, gradients, update, and the sums of the loss."""
 
     def __init__(
-        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator, skips: Skips,
-        judge: Judge, watch: Watchdog,
+        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator,
+        skips: Skips, judge: Judge, watch: Watchdog,
     ) -> None:  # fmt: skip
         self.engine, self.dataset, self.ranks, self.accumulator = engine, dataset, ranks, accumulator
-        self.skips, self.judge, self.watch = skips, judge, watch
+        self.batch_of, self.at, self.judge = skips.batch, watch.at, judge
         self.batch, self.micro = config.training.batch, config.training.micro_batch
         self.rounds = self.batch // (self.micro * ranks.world)
         self.document_mask, self.z_loss = config.training.document_mask, config.training.z_loss
@@ -353,13 +353,13 @@ class Stepper:
         """-> ([loss sum, count, ranks told to stop] over all ranks, global gradient norm, whether the step was applied)."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        self.watch.at("loading samples", step)
+        self.at("loading samples", step)
         batches = [self._load(step, number) for number in range(self.rounds)]
         scales = self._scales(batches)
         norm, applied = None, True
         totals = torch.tensor([0.0, 0.0, float(stop)], dtype=torch.float64, device=self.ranks.device)
         for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
-            self.watch.at("forward", step)
+            self.at("forward", step)
             out = self.engine(tokens, targets, self.weights, document_ids, self.z_loss)
             self.accumulator.add(out.positions)
             totals[:2] += torch.stack([out.positions.loss_sum.sum(), out.positions.count.sum().double()])
@@ -369,9 +369,9 @@ class Stepper:
                 totals = sum_over_ranks(totals)
                 if self.judge.spike((totals[0] / totals[1]).item()):
                     loss = loss * math.nan
-            self.watch.at("backward", step)
+            self.at("backward", step)
             self.engine.backward(loss)
-            self.watch.at("optimizer step", step)
+            self.at("optimizer step", step)
             if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
                 norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
                 applied = norm.isfinite()
@@ -379,12 +379,12 @@ class Stepper:
             self.engine.step()
         if self.clip is None:
             norm, applied = self.engine.get_global_grad_norm(), self.engine.was_step_applied()
-        self.watch.at("adding up the loss", step)
+        self.at("adding up the loss", step)
         return totals if self.skip_spikes else sum_over_ranks(totals), norm, applied
 
     def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
-        begin = self.skips.batch(step) * self.batch + (number * self.ranks.world + self.ranks.rank) * self.micro
+        begin = self.batch_of(step) * self.batch + (number * self.ranks.world + self.ranks.rank) * self.micro
         samples = range(begin, begin + self.micro)
         windows = torch.from_numpy(np.stack([self.dataset.sample(index) for index in samples]))
         tokens, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

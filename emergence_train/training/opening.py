@@ -47,8 +47,11 @@ def claim(run: Path, config: Config) -> None:
     except OSError as error:
         raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
     _locks.append(lock)
+    for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of writes that a kill has cut off
+        if rest.is_file():
+            rest.unlink()
     if not path.is_file():
-        if any(entry.name != ".lock" for entry in run.iterdir()):
+        if any(not entry.name.startswith(".") for entry in run.iterdir()):  # a start that was killed leaves hidden files
             raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
         write_config(run, config)
         return

@@ -19,14 +19,17 @@ import socket
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
 
-from emergence_train.distributed import Ranks
+from emergence_train.distributed import Ranks, from_first_rank
 from emergence_train.errors import InputError, PeerLost, RunError, Stopped
 
 AGAIN = "the same command goes on from the last checkpoint"
+ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
 MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdict
 STACKS = "stacks"  # in the run directory: where each rank stood when all hung
 
@@ -42,6 +45,8 @@ class Watchdog:
         self.verdict: str | None = None
         self.found, self.ending = threading.Event(), threading.Event()
         self.last_words: str | None = None
+        self.stored = True  # there is a store to agree over
+        self.alarmed = False  # a connection broke: who is silent now is gone
         self.thread = None
         if ranks.world > 1:
             # A connection of its own: the main thread may be waiting on the other.
@@ -49,24 +54,38 @@ class Watchdog:
                 os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
                 timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
             )  # fmt: skip
-            self.prefix = f"emergence-train/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/"
+            # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
+            self.prefix = f"emergence-train/{from_first_rank(lambda: uuid.uuid4().hex)}/"
             self._beat(0)
+            self.answered = time.monotonic()  # by the store
             self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self.thread.start()
+            threading.Thread(target=self._guard, name="watchdog-guard", daemon=True).start()
 
     def at(self, operation: str, step: int = 0) -> None:
         """The main thread begins an operation."""
         self.place = (self.place[0] + 1, operation, step, time.monotonic())
 
-    def explain(self, error: Exception) -> Exception:
-        """What to raise for an error of this rank: itself, or the loss of a peer that caused it."""
+    def explain(self, error: Exception, told: Callable[[], bool]) -> Exception:
+        """What to raise for an error of this rank: itself, or the loss of a peer that caused it.
+
+        `told` says whether this process was told to stop: a launcher that has lost one process stops the others, and
+        must not be kept waiting for the name of the one it knows.
+        """
         if self.thread is None:
             return error
         if isinstance(error, (InputError, RunError, Stopped)):
             self._say_goodbye(None if getattr(error, "told_by_first_rank", None) is not None else str(error))
             return error
         # "Connection closed by peer" and its like: whose, the watchdog knows soon. A bug has no peer to blame.
-        if _of_communication(error) and self.found.wait(self.silent + 4 * self.interval + MAIN_SECONDS):
+        if _of_communication(error):
+            self.alarmed = True
+            until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS
+            while not self.found.wait(self.interval) and time.monotonic() < until:
+                if told():
+                    self.verdict = f"another process is gone ({' '.join(str(error).split())[:120]})"
+                    break
+        if self.verdict:
             self.ending.set()
             lost = PeerLost(f"{self.verdict}; {AGAIN}")
             lost.told_by_first_rank = not self._first_to_tell()
@@ -83,7 +102,7 @@ class Watchdog:
     def _say_goodbye(self, words: str | None) -> None:
         self.last_words = words
         self.ending.set()
-        self.thread.join(self.silent)
+        self.thread.join(min(self.silent, ALARMED_SECONDS))
 
     # ------------------------------------------------------------------------------------------ the thread's own
 
@@ -93,15 +112,25 @@ class Watchdog:
             while not self.ending.wait(self.interval):
                 self._beat(number)
                 verdict = self._look(seen)
+                self.answered = time.monotonic()
                 if verdict:
                     self._end(verdict)
                     return
                 number += 1
-            self._beat(-1, self.last_words)  # the last: it ends in order
+            if self.stored and not self.found.is_set():
+                self._beat(-1, self.last_words)  # the last: it ends in order
         except Exception as error:  # the store has gone with the process that held it
             if not self.ending.is_set():
                 reason = " ".join(str(error).split())[:120]
                 self._end(f"rank 0 or its launcher is gone ({type(error).__name__}: {reason}); {self._own_place()}")
+
+    def _guard(self) -> None:
+        """The store does not answer where the process that holds it is stopped, and torch waits for it for ever."""
+        while not self.ending.wait(self.interval) and not self.found.is_set():
+            silent = time.monotonic() - self.answered
+            if silent > self.silent:
+                self._end(f"rank 0 or its launcher, which holds the store, has not answered for {silent:.0f} s; "
+                          f"{self._own_place()}", store=False)  # fmt: skip
 
     def _beat(self, number: int, words: str | None = None) -> None:
         operations, operation, step, since = self.place
@@ -137,7 +166,7 @@ class Watchdog:
                     return f"{name} (process {sign['pid']} on {sign['host']}) ended: {sign['words']}"
                 continue
             silent = now - sign["came"]
-            if silent > self.silent:
+            if silent > (min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent):
                 return f"{name} has given no sign of life for {silent:.0f} s, killed or stopped; {_place(sign)}"
         present = {rank: sign for rank, sign in seen.items() if sign["n"] != -1}
         if self.ranks.first and present and min(sign["for"] for sign in present.values()) > self.hang:
@@ -147,9 +176,9 @@ class Watchdog:
             return f"nothing has moved for {sign['for']:.0f} s, {who}; {_place(sign)}; stacks are in {self.run / STACKS}"
         return None
 
-    def _end(self, verdict: str) -> None:
+    def _end(self, verdict: str, *, store: bool = True) -> None:
         """Let the main thread raise it; where that hangs in a collective, end the process from here."""
-        self.verdict = verdict
+        self.verdict, self.stored = verdict, store
         if "stacks are in" in verdict:
             self._dump()
         self.found.set()
@@ -163,6 +192,8 @@ class Watchdog:
     def _first_to_tell(self) -> bool:
         """One line on the screen is enough."""
         try:
+            if not self.stored:
+                return self.ranks.rank == 1
             return self.store.add(f"{self.prefix}told", 1) == 1
         except Exception:
             return self.ranks.rank == 1  # no store left to agree over: rank 0 had it

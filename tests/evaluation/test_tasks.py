@@ -272,7 +272,8 @@ def test_evaluate_on_the_command_line(trained):
     done = command("evaluate", str(trained[1]), "--split", "ood", "--tasks", "sums", "--json")
     found = json.loads(done.stdout)
     assert list(found["loss"]) == ["ood"] and found["tasks"][0]["task"] == "sums", done.stderr
-    for wrong, said in (("--step 7", "has no checkpoint of step 7; it has states of steps 8, 12"), ("--tasks coping", "did you mean 'copying'"),
+    for wrong, said in (("--step 7", "has no checkpoint of step 7; it has states of steps 8, 12"), 
+                          ("--tasks coping", "did you mean 'copying'"),
                         ("--split nowhere", "no validation split 'nowhere'")):  # fmt: skip
         done = command("evaluate", str(trained[1]), *wrong.split())
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -102,6 +102,7 @@ def _child(arguments: list[str], rank: int, world: int, port: int, log: Path, sl
             signal.signal(name, signal.SIG_DFL)
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
                           MASTER_PORT=str(port), WANDB_MODE="disabled", OMP_NUM_THREADS="1")  # fmt: skip
+        distributed.JOIN_SECONDS = 20.0
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         faulthandler.dump_traceback_later(LEASE / 2, file=sys.stderr)

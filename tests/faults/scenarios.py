@@ -67,7 +67,7 @@ def poison(batches: set[int], factor: float):
     load, forward = Stepper._load, Decoder.forward
 
     def loading(self, step, number):
-        now["batch"] = self.skips.batch(step)
+        now["batch"] = self.batch_of(step)
         return load(self, step, number)
 
     def wrong(self, *given, **named):
@@ -175,7 +175,7 @@ def drift(runs: Runs) -> dict:
     """Rank 1's copy of a weight changes by one unit in the last place."""
     call = Stepper.__call__
 
-    def stepping(self, step, lr, stop):
+    def stepping(self, step, lr, stop=False):
         out = call(self, step, lr, stop)
         if step == 4 and self.ranks.rank == 1:
             with torch.no_grad():

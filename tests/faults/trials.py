@@ -9,6 +9,7 @@ A trial passes when
 """
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -34,6 +35,7 @@ STEPS = 16
 STARTS = 8  # more than this many, and a trial has failed to get anywhere
 TIMELESS = ("tokens_per_second", "seconds", "run")
 SILENT = 5.0  # seconds
+JOIN = 20.0  # for the processes to find each other
 BOUND = 40.0  # for the others to end once a process is lost
 
 
@@ -118,11 +120,11 @@ class Trial:
         launched.poll()
         if launched.codes:
             return  # it was over
-        training = "tokens," in launched.said()
+        training = re.search(r"step \d+/", launched.said())
         launched.send(number, [victim])
         began = time.monotonic()
         others = set(range(self.world)) - {victim}
-        if not launched.wait(BOUND, others):
+        if not launched.wait(BOUND if training else BOUND + JOIN, others):
             raise Wrong(f"ranks {sorted(others - set(launched.codes))} did not end in {BOUND} s after rank {victim} was lost")
         took = time.monotonic() - began
         launched.send(signal.SIGKILL, [victim])
@@ -155,7 +157,7 @@ class Trial:
         self.until(launched, self.random.choice(["any", "any", "save"]))
         launched.poll()
         began = time.monotonic()
-        listening = "tokens," in launched.said()
+        listening = re.search(r"step \d+/", launched.said())
         launched.send(number, ranks)
         if not launched.wait(BOUND):
             raise Wrong(f"did not end in {BOUND} s after {number.name}")
@@ -202,13 +204,9 @@ class Trial:
         """The file system fills up while it trains, and is freed a while later."""
         ballast = self.place / "runs" / "ballast"
         self.until(launched, "any")
-        with open(ballast, "wb") as file:
-            try:
-                while True:
-                    file.write(b"x" * 65536)
-                    file.flush()
-            except OSError:
-                pass
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
         end = time.monotonic() + self.random.uniform(0.1, 3.0)
         while launched.poll() and time.monotonic() < end:
             time.sleep(0.01)

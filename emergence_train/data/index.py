@@ -1,0 +1,67 @@
+"""What dataset.json must say before anything is read through it."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+
+
+def _inside(name: object) -> str:
+    if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ValueError("must be a path inside the directory")
+    return name
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")  # later versions may say more
+
+
+class File(_Strict):
+    file: Annotated[str, PlainValidator(_inside)]
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Tokenizer(_Strict):
+    vocabulary: int = Field(ge=1, lt=2**32)
+    fingerprint: str
+
+
+class Shard(_Strict):
+    tokens: File
+    documents: File
+
+
+class Domain(_Strict):
+    shards: list[Shard] = Field(min_length=1)
+
+
+class Windows(File):
+    sequences: int = Field(ge=0)
+    ranges: dict[str, Annotated[int, Field(ge=0)]]
+
+
+class Validation(_Strict):
+    sets: dict[str, Windows]
+
+
+class Index(_Strict):
+    format: Literal[1]
+    sequence: int = Field(ge=1)
+    dtype: Literal["<u2", "<u4"]
+    tokenizer: Tokenizer
+    domains: dict[str, Domain]
+    validation: Validation
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "Index":
+        width = np.dtype(self.dtype).itemsize
+        for name, windows in self.validation.sets.items():
+            if windows.bytes != windows.sequences * (self.sequence + 1) * width:
+                raise ValueError(f"validation set {name!r} has {windows.bytes} bytes for {windows.sequences} sequences")
+            if max(windows.ranges.values(), default=0) > windows.sequences:
+                raise ValueError(f"validation set {name!r} has fewer sequences than its ranges")
+        for name, domain in self.domains.items():
+            if any(shard.tokens.bytes % width for shard in domain.shards):
+                raise ValueError(f"domain {name!r} has a shard that is not a whole number of tokens")
+        return self
