@@ -65,9 +65,18 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path], *, out: str | Pa
     Runs whose losses do not compare (other vocabularies or families) are analysed apart. Raises InputError for tables
     that do not hold together. The result does not depend on the order of rows or files.
     """
+    result, findings = investigate(paths)
+    if out is not None:
+        from emergence_train.analysis.emergence_output import write  # matplotlib only where figures are wanted
+
+        write(Path(out), result, findings)
+    return result
+
+
+def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Finding]]:
+    """What analyze_emergence returns, and the findings behind it."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     tasks, notes = emergence_table.load(paths)
-    emergence_table.require(tasks)
     findings = [find(task) for task in tasks]
     entries = [entry(one) for one in findings]
     directories = run_directories(paths)
@@ -82,12 +91,7 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path], *, out: str | Pa
         "size_law": laws,
         "abilities": abilities,
     }  # fmt: skip
-    result = _plain(result)
-    if out is not None:
-        from emergence_train.analysis.emergence_output import write  # matplotlib only where figures are wanted
-
-        write(Path(out), result, findings)
-    return result
+    return _plain(result), findings
 
 
 def find(task: Task) -> Finding:

@@ -13,7 +13,6 @@ import pandas as pd
 
 from emergence_train import records
 from emergence_train.analysis.emergence_shapes import Rows
-from emergence_train.errors import InputError
 
 UNIGRAM_STAND_IN = 7.0  # nats per token: what word frequencies alone leave of English at 30k to 65k entries
 SMALLEST = 0.02  # least change of a share that is worth naming
@@ -236,12 +235,6 @@ def _brier_chance(tasks: list[Task]) -> None:
             task.chance = -(1 - choice[task.family, task.task])
             task.notes = [note for note in task.notes if not note.startswith("chance is missing")]
             task.notes.append(f"chance {-task.chance:g} is 1 - chance of the accuracy: uniform guesses, sum over options")
-
-
-def require(tasks: list[Task]) -> None:
-    """Raise InputError where nothing is there to analyse."""
-    if not tasks:
-        raise InputError("no evaluations in the table; name a run directory or an evaluations table")
 
 
 def part(task: Task, keep: np.ndarray) -> Task:
