@@ -18,7 +18,7 @@ from emergence_train.analysis import emergence_table
 from emergence_train.analysis.emergence_forecast import OBSERVED, Outlook, crossing, outlook, outlooks
 from emergence_train.analysis.emergence_law import fit_size_law, least_size, losses_at_equal_tokens
 from emergence_train.analysis.emergence_mirage import binned, continuous, emergence_score, mirage
-from emergence_train.analysis.emergence_size import SizeEffect, size_effect
+from emergence_train.analysis.emergence_size import SizeEffect, collapse, size_effect
 from emergence_train.analysis.emergence_table import Task
 from emergence_train.analysis.emergence_verdict import PLATEAU, Verdict, judge
 
@@ -139,6 +139,7 @@ def entry(one: Finding) -> dict:
         "plateau": plateau,
         "change": {"value": change[0], "low95": change[1], "high95": change[2]},
         "size_effect": one.size.result(),
+        "collapse": collapse(task),
         "rows": len(task.frame),
         "sizes": len(task.sizes),
         "params": task.sizes,
