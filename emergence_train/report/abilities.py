@@ -115,15 +115,17 @@ def _sizes(result: dict) -> str:
             continue
         held = [row for row in size["held_out"] if row["rmse"] is not None]
         worst = max((row["rmse"] / max(row["noise"], 1e-12) for row in held), default=None)
+        shares = ["–" if value is None else f"{value:.3f}" for value in one["collapse"].values()]
         rows.append([
-            _name(one), f"{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]", f"{size['p']:.3f}",
-            *("–" if one["collapse"][key] is None else f"{one['collapse'][key]:.3f}" for key in ("r2_loss", "r2_compute")), "–" if worst is None else f"{worst:.1f}",
+            _name(one), f"{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]", f"{size['p']:.3f}", *shares,
+            "–" if worst is None else f"{worst:.1f}",
         ])  # fmt: skip
     head = ["task, metric", "ten times the size [95%]", "p", "R² of loss", "R² of compute", "held-out sizes: error / noise"]
     said = "".join(f"<p>{count} of {len(result['tasks'])}: {html.escape(reason)}.</p>" for reason, count in reasons.items())
     text = (
         "<p>Change of performance for ten times the parameters at the same loss, and p of a test that deals sizes out anew "
-        "among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column predicts each size from the others: 1 is noise alone.</p>"
+        "among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column predicts each "
+        "size from the others: 1 is noise alone.</p>"
     )
     return text + (_table(head, rows, "Size at equal loss") if rows else "") + said
 
