@@ -25,6 +25,7 @@ quickstart: install
 	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
 	done
 	$(BIN)/emergence-train analyze temporal $(RUNS) --fit-fraction 0.4 --split iid --out runs/quickstart-report/temporal
+	$(BIN)/emergence-train analyze emergence $(RUNS) --out runs/quickstart-report/emergence
 	$(BIN)/emergence-train report $(RUNS) --out runs/quickstart-report
 
 test: install

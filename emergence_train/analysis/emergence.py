@@ -18,7 +18,7 @@ from emergence_train.analysis import emergence_table
 from emergence_train.analysis.emergence_forecast import OBSERVED, Outlook, crossing, outlook, outlooks
 from emergence_train.analysis.emergence_law import fit_size_law, least_size, losses_at_equal_tokens
 from emergence_train.analysis.emergence_mirage import binned, continuous, emergence_score, mirage
-from emergence_train.analysis.emergence_size import SizeEffect, size_effect
+from emergence_train.analysis.emergence_size import SizeEffect, collapse, size_effect
 from emergence_train.analysis.emergence_table import Task
 from emergence_train.analysis.emergence_verdict import PLATEAU, Verdict, judge
 
@@ -65,9 +65,18 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path], *, out: str | Pa
     Runs whose losses do not compare (other vocabularies or families) are analysed apart. Raises InputError for tables
     that do not hold together. The result does not depend on the order of rows or files.
     """
+    result, findings = investigate(paths)
+    if out is not None:
+        from emergence_train.analysis.emergence_output import write  # matplotlib only where figures are wanted
+
+        write(Path(out), result, findings)
+    return result
+
+
+def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Finding]]:
+    """What analyze_emergence returns, and the findings behind it."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     tasks, notes = emergence_table.load(paths)
-    emergence_table.require(tasks)
     findings = [find(task) for task in tasks]
     entries = [entry(one) for one in findings]
     directories = run_directories(paths)
@@ -82,12 +91,7 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path], *, out: str | Pa
         "size_law": laws,
         "abilities": abilities,
     }  # fmt: skip
-    result = _plain(result)
-    if out is not None:
-        from emergence_train.analysis.emergence_output import write  # matplotlib only where figures are wanted
-
-        write(Path(out), result, findings)
-    return result
+    return _plain(result), findings
 
 
 def find(task: Task) -> Finding:
@@ -135,6 +139,7 @@ def entry(one: Finding) -> dict:
         "plateau": plateau,
         "change": {"value": change[0], "low95": change[1], "high95": change[2]},
         "size_effect": one.size.result(),
+        "collapse": collapse(task),
         "rows": len(task.frame),
         "sizes": len(task.sizes),
         "params": task.sizes,

@@ -18,7 +18,8 @@ from emergence_train.analysis.emergence_mirage import continuous  # noqa: E402
 from emergence_train.analysis.temporal_figures import MODEL, STYLE  # noqa: E402
 from emergence_train.files import atomic_path  # noqa: E402
 
-PANELS = 12  # on a page
+PANELS = 12  # of the first family's page (the one with most rows)
+FEWER = 8  # of other pages
 FAMILIES = 4  # drawn, one page each; the tables have the rest
 COLUMNS = 4
 POINTS = 250  # drawn in a panel
@@ -38,10 +39,10 @@ def draw(findings: list[Finding], result: dict, out: Path) -> list[str]:
             chosen = _main([one for one in findings if one.task.family == family])
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", family)[:40]
             stem = f"-{stem}" if stem and len(families) > 1 else ""
-            chosen = chosen[:PANELS]
-            names += _save(_multiples(chosen, "loss", family), out, f"performance-loss{stem}")
+            part = chosen[: PANELS if place == 0 else FEWER]
+            names += _save(_multiples(part, "loss", family), out, f"performance-loss{stem}")
             if place == 0:
-                names += _save(_multiples(chosen, "compute", family), out, f"performance-compute{stem}")
+                names += _save(_multiples(chosen[:FEWER], "compute", family), out, f"performance-compute{stem}")
         sized = [one for one in findings if one.size.value is not None and one.task.best == 1.0]
         if sized:
             names += _save(_sizes(sized[:LINES]), out, "size-effect")

@@ -239,7 +239,8 @@ class _Fits:
         turn_occam = -0.5 * np.log(det / ridge**2)
 
         def log_evidence(values):
-            return -0.5 * (data.effective + PRIOR_DISPERSION) * np.log(PRIOR_DISPERSION + np.maximum(values, 0) * shrink)
+            degrees = max(data.effective + PRIOR_DISPERSION - 2, 1.0)  # level and change are fitted
+            return -0.5 * degrees * np.log(PRIOR_DISPERSION + np.maximum(values, 0) * shrink)
 
         log = np.r_[log_evidence(np.array([syy])), log_evidence(rss) + occam, log_evidence(turn_rss) + turn_occam]
         kinds = np.r_[["flat"], basis.family, np.repeat("turn", len(_TURNS))]

@@ -16,7 +16,7 @@ from emergence_train.analysis.emergence_shapes import PRIOR_DISPERSION, neighbou
 from emergence_train.analysis.emergence_table import Task
 
 PERMUTATIONS = 999
-SEGMENTS = 8  # at most; a run is cut into so many pieces for the permutation test
+SEGMENTS = 4  # at most; a run is cut into so many pieces for the permutation test
 LEAST = 6  # rows where sizes overlap
 
 
@@ -222,6 +222,26 @@ def held_out_sizes(task: Task) -> list[dict]:
             "params": int(size), "rows": int(mine.sum()), "rmse": float(np.sqrt(np.mean(error**2))),
             "bias": float(np.mean(error)), "noise": float(np.sqrt(np.mean(rows.variance[mine]))),
         })  # fmt: skip
+    return found
+
+
+def collapse(task: Task) -> dict:
+    """Share of the variance that a monotone curve explains: of loss, and of training compute (6 x parameters x tokens).
+
+    Sizes that share one curve of loss and none of compute are what arXiv 2403.15796 reports.
+    """
+    frame = task.frame
+    compute = frame["params"].to_numpy(float) * frame["tokens"].to_numpy(float)
+    y = task.rows.y
+    found = {}
+    for name, x in (("r2_loss", task.rows.x), ("r2_compute", np.log(np.maximum(compute, 1.0)))):
+        weight = np.ones(len(y))
+        if len(y) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
+            found[name] = None
+            continue
+        x = (x - x.min()) / np.ptp(x)
+        rest = _residual(monotone_basis(x, y, weight), y, weight)
+        found[name] = 1 - float(rest @ rest) / _scatter(y, weight)
     return found
 
 

@@ -13,11 +13,11 @@ import pandas as pd
 
 from emergence_train import records
 from emergence_train.analysis.emergence_shapes import Rows
-from emergence_train.errors import InputError
 
 UNIGRAM_STAND_IN = 7.0  # nats per token: what word frequencies alone leave of English at 30k to 65k entries
 SMALLEST = 0.02  # least change of a share that is worth naming
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
+RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that count right items
 SIZE = re.compile(r"(?<![a-z0-9])(size)?[-_]?\d+([._]\d+)?\s*[kmbt](?![a-z0-9])", re.IGNORECASE)
 NUMBERS = re.compile(r"[-_.\s]*(seed|run|step|v)?[-_.]?\d*$", re.IGNORECASE)
 
@@ -37,7 +37,7 @@ class Task:
     best: float
     smallest: float
     scale: float
-    sign: int  # y = sign * value
+    sign: int  # value = sign * y: 1, -1 where lower is better, 100 for percent
     items: float  # median; NaN: unknown
     notes: list[str] = field(default_factory=list)
 
@@ -121,8 +121,18 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> Task:
     elif frame["chance"].nunique(dropna=True) > 1:
         notes.append(f"chance differs between rows; its median {chance:g} is used")
     value = frame["value"].to_numpy(float)
-    share = bool(np.all((value >= 0) & (value <= 1)) and sign > 0 and (chance is None or 0 <= chance <= 1))
-    frame = frame.assign(y=sign * value)
+    percent = sign > 0 and RIGHT.search(metric.lower()) is not None and value.min() >= 0 and 1 < value.max() <= 100
+    if percent:
+        notes.append("values above 1 are taken as percent; changes and size effects are given as shares")
+        sign = 100
+        chance = None if chance is None else chance / 100
+        frame = frame.assign(stderr=frame["stderr"] / 100)
+        value = value / 100
+    if chance is not None and sign > 0 and chance >= 1:
+        notes.append(f"chance {chance:g} leaves no room above it; taken as unknown")
+        chance = None
+    share = bool(np.all((value >= 0) & (value <= 1)) and sign > 0 and (chance is None or 0 <= chance < 1))
+    frame = frame.assign(y=value if sign > 0 else -value)
     frame = _above_unigram(frame, notes)
     loss_from, loss_to = float(frame["loss"].max()), float(frame["loss"].min())
     x = (loss_from - frame["loss"].to_numpy(float)) / max(loss_from - loss_to, 1e-12)
@@ -140,11 +150,11 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> Task:
     items_out = float(np.median(items)) if items is not None else np.nan
     rows = Rows(
         x, y, variance, pd.factorize(frame["run"])[0], frame["step"].to_numpy(float),
-        items if share and items is not None and _binomial(frame["value"].to_numpy(float), items, metric) else None,
+        items if share and items is not None and _binomial(y, items, metric) else None,
     )  # fmt: skip
     return Task(
         task, metric, family, frame.assign(x=x), rows, loss_from, loss_to,
-        np.nan if chance is None else sign * chance, best, smallest, scale, sign, items_out, notes,
+        np.nan if chance is None else float(np.sign(sign)) * chance, best, smallest, scale, sign, items_out, notes,
     )  # fmt: skip
 
 
@@ -186,15 +196,15 @@ def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
     """Whether the values are shares of right items: then their variance follows from their mean."""
     count = value * items
     whole = np.abs(count - np.round(count)) < np.maximum(0.02, 1e-4 * count)
-    named = re.search(r"acc|exact|match|^em$|correct$|pass", metric.lower()) is not None
-    return named or bool(np.mean(whole) > 0.95)
+    return RIGHT.search(metric.lower()) is not None or bool(np.mean(whole) > 0.95)
 
 
 def _noise(
     frame: pd.DataFrame, share: bool, metric: str, x: np.ndarray, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Sampling variance of each row (n,), and its items where they are known or follow from the standard error."""
-    value, y = frame["value"].to_numpy(float), frame["y"].to_numpy(float)
+    y = frame["y"].to_numpy(float)
+    value = np.abs(y)
     stderr = frame["stderr"].to_numpy(float)
     items = frame["items"].to_numpy(float)
     items = np.where(items > 0, items, np.nan)
@@ -236,12 +246,6 @@ def _brier_chance(tasks: list[Task]) -> None:
             task.chance = -(1 - choice[task.family, task.task])
             task.notes = [note for note in task.notes if not note.startswith("chance is missing")]
             task.notes.append(f"chance {-task.chance:g} is 1 - chance of the accuracy: uniform guesses, sum over options")
-
-
-def require(tasks: list[Task]) -> None:
-    """Raise InputError where nothing is there to analyse."""
-    if not tasks:
-        raise InputError("no evaluations in the table; name a run directory or an evaluations table")
 
 
 def part(task: Task, keep: np.ndarray) -> Task:

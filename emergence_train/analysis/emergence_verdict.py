@@ -26,6 +26,7 @@ SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others
 LIFTED = 0.35  # share of the way from chance to perfect up to which a flat curve may still be a lifted plateau
 CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturation
 CEILING_CHANGE = 0.08
+UNKNOWN_CEILING = 0.85
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified")
 
@@ -76,7 +77,8 @@ def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: 
     names = np.full(len(drawn.kind), "at-chance", dtype="<U14")
     low = drawn.curves.min(1)
     span = best - chance if np.isfinite(best - chance) else np.nan
-    share = (low - chance) / span if np.isfinite(span) else np.full(len(low), 0.0)
+    # Without a chance level only a curve near perfection can be told from one at chance.
+    share = (low - chance) / span if np.isfinite(span) else (low >= UNKNOWN_CEILING * best).astype(float)
     least = np.where(share >= CEILING, np.maximum(smallest, CEILING_CHANGE * (span if np.isfinite(span) else 0)), smallest)
 
     ordered = np.sort(rows.x)

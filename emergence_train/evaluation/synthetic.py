@@ -81,7 +81,7 @@ def unscrambling(items: int, seed: int) -> list[Item]:
 def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[list[int]], str]) -> list[Item]:
     """Held-out text (`windows` (n, T) of token ids) and four continuations: its own, and three from other texts."""
     draw = random.Random(f"continuation/{seed}")
-    context, length = min(32, windows.shape[1] // 2), min(12, windows.shape[1] // 4)
+    context, length = min(24, windows.shape[1] // 2), min(8, windows.shape[1] // 4)
     made: list[Item] = []
     for _ in range(20 * items):
         if len(made) == items or windows.shape[1] <= context + length or len(windows) < CHOICES:

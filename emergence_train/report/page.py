@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emergence_train import files
 from emergence_train.errors import InputError
-from emergence_train.report import first_look, outlook, svg
+from emergence_train.report import abilities, first_look, outlook, svg
 from emergence_train.report.runs import load_run
 
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ def report(directories: list[Path], out: Path | None = None) -> Path:
     runs = [load_run(directory) for directory in directories]
     runs.sort(key=lambda run: (run.params, run.name))
     path = (out or directories[0] / "report") / "report.html"
-    sections = [*first_look.sections(runs), *outlook.sections(runs)]
+    sections = [*first_look.sections(runs), *outlook.sections(runs), *abilities.sections(runs)]
     files.write_bytes(path, page(runs, sections).encode())
     return path
 

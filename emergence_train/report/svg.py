@@ -49,6 +49,7 @@ class Chart:
     y_range: tuple[float, float] | None = None
     ramp: tuple[str, str, str] | None = None
     note: str = ""
+    x_falling: bool = False  # large values on the left
     table: list[list[str]] = field(default_factory=list)
 
     def html(self) -> str:
@@ -57,7 +58,8 @@ class Chart:
         drawn = [series for series in drawn if len(series.x)]
         if not drawn:
             return f"<figure><figcaption>{html.escape(self.title)}</figcaption><p>No data.</p></figure>"
-        x_axis = _Axis([s.x for s in drawn], self.x_log, (LEFT, WIDTH - RIGHT))
+        ends = (WIDTH - RIGHT, LEFT) if self.x_falling else (LEFT, WIDTH - RIGHT)
+        x_axis = _Axis([s.x for s in drawn], self.x_log, ends)
         ys = [v for s in drawn for v in (s.y, s.low, s.high) if v is not None]
         y_axis = _Axis(ys, self.y_log, (HEIGHT - BOTTOM, TOP), self.y_range)
         marks = "".join(_draw(series, x_axis, y_axis) for series in drawn)

@@ -236,6 +236,22 @@ def test_a_written_table_with_empty_cells_is_read_back(tmp_path):
     assert found["chance"].isna().all() and (found["unigram_loss"] == 7.1).all() and (found["items"] == 4000).all()
 
 
+def test_percent_is_told_from_shares(tmp_path):
+    frame = emergent_ladder()
+    shares = analyze_emergence(written(frame, tmp_path))
+    percent = frame.assign(value=frame["value"] * 100, stderr=frame["stderr"] * 100, chance=25.0)
+    found = by_task(analyze_emergence(written(percent, tmp_path)))["jump"]
+    same = by_task(shares)["jump"]
+    assert found["eta"] == pytest.approx(same["eta"]) and found["size_effect"]["value"] == same["size_effect"]["value"]
+    assert found["plateau"]["level"] == pytest.approx(100 * same["plateau"]["level"]) and found["chance"] == 25.0
+    assert any("percent" in note for note in found["notes"])
+
+
+def test_runs_collapse_on_loss_and_not_on_compute(tmp_path):
+    one = by_task(analyze_emergence(written(emergent_ladder(), tmp_path)))["steady"]["collapse"]
+    assert one["r2_loss"] > 0.98 and one["r2_compute"] < 0.92
+
+
 # ------------------------------------------------------------------------------------------------------- the parts
 
 

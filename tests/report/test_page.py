@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from emergence_train import records
+from emergence_train.analysis.emergence import analyze_emergence
 from emergence_train.errors import InputError
 from emergence_train.report.page import report
 from emergence_train.report.svg import Chart, Series, _Axis, short
@@ -42,9 +43,25 @@ def write_run(root, name="one", params=1000, positions=64, seed=0):
     return run
 
 
+def write_evaluations(run, params, seed=0):
+    """A task that is flat at chance down to a loss of 3.6 and then rises, and one that rises all along."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for step in np.unique(np.geomspace(1, 80, 14).astype(int)):
+        loss = 3.2 + 20 / (step + 9) - 0.1 * seed
+        for task, share in (("jump <i>", 0.25 + 0.5 * max(3.6 - loss, 0)), ("steady", 0.8 - 0.1 * loss)):
+            value = rng.binomial(4000, share) / 4000
+            rows.append({"run": run.name, "params": params, "step": step, "tokens": 1000 * step, "loss": loss, "task": task,
+                         "metric": "acc", "value": value, "stderr": np.sqrt(value * (1 - value) / 4000), "items": 4000,
+                         "chance": 0.25, "higher_is_better": True, "unigram_loss": 6.0})  # fmt: skip
+    records.write(records.EVALUATIONS, pd.DataFrame(rows), run / "evaluations" / "all.parquet", vocabulary="v")
+
+
 @pytest.fixture
 def page(tmp_path):
     runs = [write_run(tmp_path, "small & <b>", 1000, seed=1), write_run(tmp_path, "large", 4000, seed=2)]
+    for seed, (run, params) in enumerate(zip(runs, (1000, 4000)), 1):
+        write_evaluations(run, params, seed)
     return report(runs, tmp_path / "out")
 
 
@@ -65,6 +82,19 @@ def test_the_numbers_are_those_of_the_tables(page, tmp_path):
     law = re.search(r"a0 = ([\d.]+) \[([\d.]+), ([\d.]+)\], a1 = ([\d.]+) \[([\d.]+), ([\d.]+)\]", text)
     a0, low, high, a1, low1, high1 = map(float, law.groups())
     assert low < 1.5 < high and low1 < 0.2 < high1 and low < a0 < high and low1 < a1 < high1
+
+
+def test_the_section_on_tasks_says_what_the_analysis_finds(page, tmp_path):
+    text = page.read_text()
+    section = text[text.index('<section id="emergence">') :]
+    result = analyze_emergence([tmp_path / "small & <b>", tmp_path / "large"])
+    jump = next(one for one in result["tasks"] if one["task"] == "jump <i>")
+    eta, size = jump["eta"], jump["size_effect"]
+    assert jump["verdict"] == "emergent" and eta["low95"] < 3.6 < eta["high95"]
+    assert f"<td>{eta['value']:.3f} [{eta['low95']:.3f}, {eta['high95']:.3f}]</td>" in section
+    assert f"<td>{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]</td>" in section
+    assert "jump &lt;i&gt;" in section and "<td>gradual</td>" in section and "<td>reached</td>" in section
+    assert 'id="emergence"' not in report([write_run(tmp_path, "no-tasks")], tmp_path / "without").read_text()
 
 
 def test_what_is_no_run_is_refused(tmp_path):
