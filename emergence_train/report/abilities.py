@@ -7,7 +7,7 @@ import numpy as np
 from emergence_train.analysis.emergence import Finding, investigate
 from emergence_train.analysis.emergence_mirage import continuous
 from emergence_train.report.runs import Run
-from emergence_train.report.svg import Chart, Series, _short
+from emergence_train.report.svg import Chart, Series, grid, short
 
 PANELS = 12  # tasks drawn
 ORDER = ("emergent", "u-shaped", "gradual", "inverse", "saturated", "not-identified", "at-chance")
@@ -33,7 +33,7 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
         f"<p>{html.escape(result['convention'])} Loss falls to the right; lines are the posterior mean of performance given "
         "loss with its 95% band, all sizes together. If loss is all that matters, the runs share one curve.</p>"
         + _notes(result)
-        + _grid(charts)
+        + grid(charts)
         + rest
         + "<h3>Verdicts</h3>"
         + _verdicts(result)
@@ -147,7 +147,7 @@ def _timeline(result: dict, runs: list[Run]) -> str:
                             low=ends * 0 + eta["low95"], high=ends * 0 + eta["high95"]))  # fmt: skip
         for run in one["runs"]:
             tokens = run["tokens"]
-            low, middle, high = (_short(tokens[k]) if tokens[k] is not None else None for k in ("low95", "value", "high95"))
+            low, middle, high = (short(tokens[k]) if tokens[k] is not None else None for k in ("low95", "value", "high95"))
             when = "not before its end" if middle is None else f"{middle} [{low}, {high or 'later than its end'}]"
             rows.append([_name(one), html.escape(run["run"]), run["status"].replace("-", " "), when, f"{run['probability']:.2f}"])
     series = [
@@ -157,12 +157,8 @@ def _timeline(result: dict, runs: list[Run]) -> str:
     ]
     chart = Chart("Loss against tokens, and the thresholds", "tokens", "iid loss (nats)", [*marks, *series], x_log=True)
     head = ["task, metric", "run", "", "tokens [95%]", "probability by its end"]
-    return _grid([chart]) + _table(head, rows, "When runs gain abilities")
+    return grid([chart]) + _table(head, rows, "When runs gain abilities")
 
 
 def _notes(result: dict) -> str:
     return "".join(f'<p class="note">{html.escape(note)}</p>' for note in result["notes"])
-
-
-def _grid(charts: list[Chart]) -> str:
-    return '<div class="grid">' + "".join(chart.html() for chart in charts) + "</div>"
