@@ -232,11 +232,12 @@ def test_the_unigram_model_of_real_text_lies_between_its_entropy_and_a_uniform_m
 
 @pytest.fixture(scope="module")
 def trained(data_path, tmp_path_factory):
-    """The same small run with one and with two processes."""
+    """The same small run with one process at ZeRO 1 and with two at ZeRO 3."""
     runs = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"run{processes}")
         tree = small_config(data_path, folder) | {"tasks": TASKS}
+        tree["training"]["zero_stage"] = 1 if processes == 1 else 3
         (folder / "c.yaml").write_text(yaml.safe_dump(tree))
         done = command("train", str(folder / "c.yaml"), processes=processes if processes > 1 else 0)
         assert done.returncode == 0, done.stderr
