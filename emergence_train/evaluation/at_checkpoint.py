@@ -15,6 +15,7 @@ class Evaluator:
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         self.dataset = dataset
+        self.told = False
         self.suite = Suite(config.tasks, dataset, config.data.sequence) if config.tasks else None
 
     @cached_property
@@ -44,5 +45,8 @@ class Evaluator:
         log.write("evaluation", step=step, tokens=tokens, seconds=round(seconds, 3), cut_requests=self.suite.cut, value=values)
         mirror.log({"tokens": tokens} | {f"tasks/{name}": value for name, value in values.items()})
         log.flush()
+        for note in self.suite.notes if not self.told else ():
+            say(f"tasks       {note}")
+        self.told = True
         shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in rows if row["metric"] == "acc")
         say(f"tasks       step {step}  accuracy: {shown}  ({seconds:.1f} s)")

@@ -55,6 +55,8 @@ def evaluate(
             rows, run=config.name, params=non_embedding_parameters(config.model), step=step, tokens=tokens,
             loss=losses["iid"], unigram_loss=evaluator.unigram["iid"], bits_per_byte=also["bits_per_byte"]["iid"],
         )  # fmt: skip
+        for note in evaluator.suite.notes:
+            say(note)
         path = write(run, f"step-{step:010d}", frame, dataset.fingerprint)
         say(f"written: {path} ({seconds:.1f} s)")
     shown = splits or list(losses)
