@@ -4,7 +4,8 @@ Every task is at chance for an untrained model. So a threshold means a plateau o
 which the model already beats a unigram model, and then a rise. Each curve drawn from the posterior over shapes is called
 by the same rules, and the shares of the draws are the verdict's probabilities:
 
-  at-chance      no change of a size worth naming, level near chance (a plateau that answer length or a majority answer
+  at-chance      never further from chance than guessing on so many items may lie, or no change of a size worth naming at a
+                 level near chance (a plateau that answer length or a majority answer
                  lifts or lowers counts as chance; its level is estimated)
   saturated      no change worth naming, level far above chance
   emergent       a plateau of at least PLATEAU of the range, then a rise
@@ -26,6 +27,7 @@ SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others
 LIFTED = 0.35  # share of the way from chance to perfect up to which a flat curve may still be a lifted plateau
 CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturation
 CEILING_CHANGE = 0.08
+GUESSING = 2.0  # standard errors of one checkpoint's score: a curve that stays so near to chance shows nothing
 UNKNOWN_CEILING = 0.85
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified")
@@ -97,6 +99,10 @@ def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: 
     still = turn & ~fell & ~up
     names[still & rose] = np.where(real, "emergent", "gradual")[still & rose]
     names[still & down] = "inverse"
+    if rows.items is not None and 0 < chance < 1:
+        # All checkpoints answer the same items: a guesser whose guesses change drifts by as much as the items' noise.
+        noise = GUESSING * np.sqrt(chance * (1 - chance) / np.median(rows.items))
+        names[(drawn.curves.max(1) <= chance + noise) & (low >= chance - noise)] = "at-chance"
     flat = names == "at-chance"
     names[flat & (share > LIFTED)] = "saturated"
     return names

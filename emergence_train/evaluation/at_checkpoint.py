@@ -35,6 +35,11 @@ class Evaluator:
         return comparable(self.dataset, losses, self.unigram)
 
     @property
+    def notes(self) -> list[str]:
+        """What should be said once of how tasks are scored."""
+        return self.suite.notes if self.suite else []
+
+    @property
     def cut(self) -> int:
         """How many requests were too long and lost the beginning of their context."""
         return self.suite.cut if self.suite else 0

@@ -12,14 +12,23 @@ from pathlib import Path
 
 from emergence_train.errors import InputError
 
+BAD = 0.05  # share of unusable items beyond which a file is refused
 UNCONDITIONAL = 1_000_000  # doc_id from which on a requests file holds choices without their context
 
 
 @dataclass(frozen=True)
 class Item:
+    """`contexts` where each choice stands after one of its own (WinoGrande)."""
+
     context: str
     choices: tuple[str, ...]
     answer: int
+    contexts: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(context, choice) of each choice."""
+        return list(zip(self.contexts or (self.context,) * len(self.choices), self.choices))
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,11 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class Task:
-    """A named list of items. `chance` is the share right by uniform guessing."""
+    """A named list of items, and what was left out of it. `chance` is the share right by uniform guessing."""
 
     name: str
     items: tuple[Item, ...]
+    note: str = ""
 
     @property
     def chance(self) -> float:
@@ -53,20 +63,33 @@ class Task:
 
 
 def checked(name: str, items: list[Item], where: str) -> Task:
-    """The task, or InputError naming the first item that cannot be scored."""
+    """The task without the items that cannot be scored (real data sets have a few), which its note counts.
+
+    Raises InputError, with the first reason, where more than BAD of the items are such.
+    """
     if not items:
         raise InputError(f"{where}: task {name!r} has no items")
-    for number, item in enumerate(items, 1):
-        place = f"{where}: item {number} of task {name!r}"
-        if len(item.choices) < 2:
-            raise InputError(f"{place}: has {len(item.choices)} choices; give at least 2")
-        if any(not choice.strip() for choice in item.choices):
-            raise InputError(f"{place}: has an empty choice; remove it")
-        if len(set(item.choices)) < len(item.choices):
-            raise InputError(f"{place}: has the same choice twice; an answer must be one of different choices")
-        if not 0 <= item.answer < len(item.choices):
-            raise InputError(f"{place}: answer {item.answer} is not one of 0 to {len(item.choices) - 1}")
-    return Task(name, tuple(items))
+    problems = {number: problem for number, item in enumerate(items, 1) if (problem := _problem(item))}
+    if not problems:
+        return Task(name, tuple(items))
+    number, problem = next(iter(problems.items()))
+    if len(problems) > BAD * len(items):
+        raise InputError(f"{where}: item {number} of task {name!r} {problem} ({len(problems)} of "
+                         f"{len(items)} items cannot be scored); mend the file")  # fmt: skip
+    note = f"task {name!r}: {len(problems)} of {len(items)} items left out, the first because item {number} {problem}"
+    return Task(name, tuple(item for number, item in enumerate(items, 1) if number not in problems), note)
+
+
+def _problem(item: Item) -> str:
+    if len(item.choices) < 2:
+        return f"has {len(item.choices)} choices, not at least 2"
+    if any(not choice.strip() for choice in item.choices):
+        return "has an empty choice"
+    if len(set(item.pairs)) < len(item.choices):
+        return "has the same choice twice"
+    if not 0 <= item.answer < len(item.choices):
+        return f"has the answer {item.answer}, which is not one of 0 to {len(item.choices) - 1}"
+    return ""
 
 
 def from_file(name: str, path: Path, most: int | None = None) -> Task | OpenTask:
@@ -129,13 +152,11 @@ def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
     for parts in documents.values():
         parts.sort(key=lambda part: part[1]["idx"])
         number, first = parts[0]
-        contexts = {row["request"]["context"] for _, row in parts}
-        if len(contexts) > 1:
-            raise InputError(f"{path}: row {number}: doc_id {first['doc_id']} has several contexts; only choices after one "
-                             f"context can be scored")  # fmt: skip
         try:
+            contexts = tuple(row["request"]["context"] for _, row in parts)
             choices = tuple(row["request"]["continuation"] for _, row in parts)
-            items.append(Item(contexts.pop(), choices, int(first["label"])))
+            apart = len(set(contexts)) > 1
+            items.append(Item(contexts[0], choices, int(first["label"]), contexts if apart else ()))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: row {number}: needs label and request.continuation: {error!r}") from None
     return items

@@ -50,6 +50,8 @@ def evaluate(
     if ranks.first and scores.rows:
         params = non_embedding_parameters(config.model)
         frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
+        for note in evaluator.notes:
+            say(note)
         path = write(run, f"step-{step:010d}", frame, dataset.fingerprint)
         say(f"written: {path} ({scores.seconds:.1f} s)")
     shown = splits or list(losses)

@@ -42,9 +42,17 @@ class Suite:
         self.tasks = [task for task in made if isinstance(task, items.Task)]
         self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]
         self.requests = [
-            encode(self.tokenizer, item.context, choice, self.end, longest)
-            for task in self.tasks for item in task.items for choice in item.choices
+            encode(self.tokenizer, context, choice, self.end, longest)
+            for task in self.tasks for item in task.items for context, choice in item.pairs
         ]  # fmt: skip
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out or cut, to be said once."""
+        found = [task.note for task in self.tasks if task.note]
+        if self.cut:
+            found.append(f"{self.cut} of {len(self.requests)} contexts are longer than {self.longest} tokens: cut on the left")
+        return found
 
     @property
     def cut(self) -> int:

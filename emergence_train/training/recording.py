@@ -23,6 +23,7 @@ class Recorder:
     def __init__(self, config: Config, plan: Plan, evaluator: Evaluator, log: RunLog, mirror: Mirror, say) -> None:
         self.config, self.plan, self.evaluator = config, plan, evaluator
         self.log, self.mirror, self.say = log, mirror, say
+        self.noted = False  # what is to be said once of the tasks
         self.reread()
 
     def reread(self) -> None:
@@ -83,6 +84,9 @@ class Recorder:
         self.log.write("evaluation", step=step, tokens=tokens, seconds=round(scores.seconds, 3),
                        cut_requests=self.evaluator.cut, value=values)  # fmt: skip
         self.mirror.log({"tokens": tokens} | {f"tasks/{name}": value for name, value in values.items()})
+        for note in self.evaluator.notes if not self.noted else ():
+            self.say(f"tasks       {note}")
+        self.noted = True
         shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] == "acc")
         self.say(f"tasks       step {step}  accuracy: {shown}  ({scores.seconds:.1f} s)")
 

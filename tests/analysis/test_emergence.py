@@ -88,6 +88,18 @@ def test_noise_alone_with_very_many_items_is_at_chance():
     assert one.verdict.name == "at-chance" and one.verdict.probability > 0.9
 
 
+def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
+    """64 items answered by guessing, the guesses of later checkpoints mostly those of earlier ones: from 0.20 to 0.27."""
+    rng = np.random.default_rng(0)
+    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    value = np.round(64 * (0.20 + 0.07 * x + rng.normal(0, 0.02, len(x)))) / 64
+    frame = frame.assign(task="t", metric="acc", value=value, stderr=0.054, items=64, chance=0.25, higher_is_better=True)
+    assert find(study().task_of(frame)).verdict.name == "at-chance"
+    many = frame.assign(items=6400, value=np.round(value * 6400) / 6400, stderr=0.0054)
+    assert find(study().task_of(many)).verdict.name == "gradual"
+
+
 def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
     rng = np.random.default_rng(1)
     names = []

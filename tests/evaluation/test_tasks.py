@@ -162,10 +162,10 @@ def test_items_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"context": "a", "choices": ["b", " "], "answer": 0}, "item 1 of task 't': has an empty choice"),
+        ({"context": "a", "choices": ["b", " "], "answer": 0}, "item 1 of task 't' has an empty choice"),
         ({"context": "a", "choices": ["b", "b"], "answer": 0}, "the same choice twice"),
         ({"context": "a", "choices": ["b"], "answer": 0}, "has 1 choices"),
-        ({"context": "a", "choices": ["b", "c"], "answer": 2}, "answer 2 is not one of 0 to 1"),
+        ({"context": "a", "choices": ["b", "c"], "answer": 2}, "the answer 2, which is not one of 0 to 1"),
         ({"context": "a", "choices": ["b", "c"]}, "row 1: needs context, choices"),
         ([1], "is not a JSON object"),
     ],
@@ -176,6 +176,20 @@ def test_bad_items_are_one_line(tmp_path, row, said):
     with pytest.raises(InputError) as error:
         items.from_file("t", path)
     assert said in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_few_bad_items_are_left_out_and_said(tmp_path):
+    """Real data sets have them: SciQ, CommonsenseQA and SIQA repeat choices. Each choice may have a context of its own."""
+    good = [{"context": f"q{n}", "choices": [" b", " c"], "answer": 1} for n in range(40)]
+    path = tmp_path / "items.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*good[:7], {"context": "q", "choices": [" b", " b"], "answer": 0}, *good[7:]])))
+    task = items.from_file("t", path)
+    assert len(task.items) == 40 and "1 of 41 items left out" in task.note and "item 8 has the same choice twice" in task.note
+    rows = [{"doc_id": 0, "idx": i, "label": 1, "request": {"context": f"the {noun} was", "continuation": " too large"}}
+            for i, noun in enumerate(("trophy", "case"))]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    (item,) = items.from_file("t", path).items
+    assert item.pairs == [("the trophy was", " too large"), ("the case was", " too large")] and item.answer == 1
 
 
 def test_unknown_tasks_are_answered_with_near_names(config_file):
@@ -232,11 +246,12 @@ def test_the_unigram_model_of_real_text_lies_between_its_entropy_and_a_uniform_m
 
 @pytest.fixture(scope="module")
 def trained(data_path, tmp_path_factory):
-    """The same small run with one and with two processes."""
+    """The same small run with one process at ZeRO 1 and with two at ZeRO 3."""
     runs = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"run{processes}")
         tree = small_config(data_path, folder) | {"tasks": TASKS}
+        tree["training"]["zero_stage"] = 1 if processes == 1 else 3
         (folder / "c.yaml").write_text(yaml.safe_dump(tree))
         done = command("train", str(folder / "c.yaml"), processes=processes if processes > 1 else 0)
         assert done.returncode == 0, done.stderr
