@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ import yaml
 from emergence_train import records
 from emergence_train.models.decoder import Decoder
 from emergence_train.training.loop import Stepper
+from emergence_train.training.watchdog import Watchdog
 from faults.launch import launch  # first: it must not be imported after anything that computes
 from faults.trials import Wrong, compare, prepared, trial_config
 
@@ -221,6 +223,41 @@ def hang(runs: Runs) -> dict:
     return {"hang": one, "stacks": stacks, "broken": two}
 
 
+PHASES = ("loading samples", "forward", "backward", "optimizer step", "adding up the loss", "validation", "saving")
+
+
+def phases(runs: Runs) -> dict:
+    """SIGTERM in each phase of step 6, a planned checkpoint, to one rank of two; and while a lone process starts."""
+    at, found = Watchdog.at, {}
+
+    def signalling(phase: str, to: int):
+        def hooked(self, operation, step=0):
+            at(self, operation, step)
+            if operation == phase and step in (0, 6) and self.ranks.rank == to and not hasattr(self, "sent"):
+                self.sent = True
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not step:
+                    time.sleep(5)  # the thread ends the process; the main thread would go on
+
+        def patch(rank: int) -> None:
+            Watchdog.at = hooked
+
+        return patch
+
+    runs.start("phases-whole", world=2)
+    for number, phase in enumerate(PHASES):
+        name = f"phases-{number}"
+        first = runs.start(name, world=2, patch=signalling(phase, number % 2))
+        steps = [row["step"] for row in runs.rows(name, "train")]
+        second = runs.start(name, world=2)
+        found[phase] = {"codes": [first["codes"], second["codes"]], "last": max(steps), "said": first["said"][-600:],
+                        "differs": runs.differs("phases-whole", name), "seconds": first["seconds"]}  # fmt: skip
+    for phase in ("opening the data", "building the engine", "loading a checkpoint"):
+        end = runs.start(f"phases-{phase[:4]}", patch=signalling(phase, 0))
+        found[phase] = {"codes": [end["codes"]], "said": end["said"], "seconds": end["seconds"]}
+    return found
+
+
 def pinned(runs: Runs) -> dict:
     """Retention as a run does it: the last two, each second planned one, the best, and one that a person keeps."""
     over = ["checkpoints.keep_every=2", "checkpoints.keep_last=1"]
@@ -232,7 +269,7 @@ def pinned(runs: Runs) -> dict:
     return {"codes": [first["codes"], second["codes"]], "pinned": newest.name, "left": left}
 
 
-SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, pinned)}
+SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, phases, pinned)}
 
 
 def main() -> None:

@@ -73,6 +73,20 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_others(found):
     assert "rank 1 (process" in broken["said"] and "Input/output error" in broken["said"]
 
 
+def test_a_signal_in_any_phase_is_answered(found):
+    """To one rank of two in each phase of a step, in validation and while saving; and while a process starts."""
+    phases = found["phases"]
+    assert len(phases) == 10
+    for phase, outcome in phases.items():
+        assert outcome["seconds"] < 30, phase
+        if "differs" not in outcome:  # nothing to save: it leaves at once
+            assert outcome["codes"] == [[75]] and "nothing trained since" in outcome["said"], (phase, outcome)
+            continue
+        assert outcome["codes"] == [[75, 75], [0, 0]], (phase, outcome)
+        assert outcome["last"] <= 7, (phase, outcome["last"])
+        assert outcome["differs"] is None, (phase, outcome["differs"])
+
+
 def test_retention(found):
     pinned = found["pinned"]
     assert pinned["codes"] == [[75], [0]]
