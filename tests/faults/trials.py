@@ -349,6 +349,7 @@ def play(trial: tuple[str, int, int, int], place: Path, data: Path) -> dict:
     kind, stage, world, seed = trial
     reference(stage, world, place, data)
     folder = place / f"{kind}-{stage}-{world}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a trial that was cut off
     outcome = {"kind": kind, "stage": stage, "world": world, "seed": seed, "passed": True}
     try:
         outcome |= Trial(kind, stage, world, seed, folder, data).play()
