@@ -33,6 +33,7 @@ class Runs:
         self.place, self.data = place, prepared(place)
         tree = trial_config(self.data, place / "runs")
         tree["training"] |= {"tokens": STEPS * 12 * 32, "batch": 12, "micro_batch": 1}
+        tree["faults"] = {"silent_seconds": 20.0}
         tree["checkpoints"] |= {"every_tokens": 6 * 12 * 32, "state_tokens": 3 * 12 * 32}
         (place / "config.yaml").write_text(yaml.safe_dump(tree))
 
