@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import uuid
 import warnings
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
+    meeting: str = ""  # a name that these processes alone have, for what they leave in a store that may outlive them
 
     @property
     def first(self) -> bool:
@@ -61,8 +63,10 @@ def start(threads: int | None) -> Ranks:
         arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
         with _limited(JOIN_SECONDS):
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
+            meeting = from_first_rank(lambda: uuid.uuid4().hex)
             barrier()
-    return Ranks(rank, world, local_rank, device)
+        return Ranks(rank, world, local_rank, device, meeting)
+    return Ranks(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
 
 
 def _keep_freed_memory() -> None:

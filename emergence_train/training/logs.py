@@ -6,6 +6,7 @@ A restart first takes them back to the checkpoint it continues from, so that no 
 import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -41,7 +42,20 @@ class RunLog:
         self.directory, self.header = directory, header
         self.path = directory / "metrics.jsonl"
         self.file = None
+        self.put_away: Path | None = None  # where logs went that no state belongs to
+        if not step and any((directory / "positions").glob("step-*.parquet")):
+            self.put_away = self._put_away()
         self.take_back_to(step, rewinds)
+
+    def _put_away(self) -> Path:
+        """Every state was lost and the run begins anew: what it had measured is moved aside, not deleted."""
+        places = (self.directory / f"begun-anew-{number}" for number in itertools.count(1))
+        place = next(path for path in places if not path.exists())
+        place.mkdir()
+        for name in ("metrics.jsonl", *FOLDERS):
+            if (self.directory / name).exists():
+                (self.directory / name).rename(place / name)
+        return place
 
     def take_back_to(self, step: int, rewinds: list[dict]) -> None:
         """Rows and tables of later steps are removed; `rewinds` stand where they happened, whatever was removed."""

@@ -184,6 +184,8 @@ class Session:
         write_environment(self.run, self.ranks.world, self.ranks.device, step)
         files.write_json(self.run / "deepspeed.json", settings)
         log = RunLog(self.run, self.header, step, self.skips.rewinds)
+        if log.put_away:
+            self.say(f"no state is left to go on from: the run begins anew, its earlier logs are in {log.put_away}")
         mirror = Mirror(self.config, self.run, self.header | {"deepspeed": settings}, self.say)
         self.recorder = Recorder(self.config, self.plan, self.evaluator, log, mirror, self.say)
 

@@ -19,13 +19,12 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
 
-from emergence_train.distributed import Ranks, from_first_rank
+from emergence_train.distributed import Ranks
 from emergence_train.errors import InputError, PeerLost, RunError, Stopped
 
 AGAIN = "the same command goes on from the last checkpoint"
@@ -55,7 +54,8 @@ class Watchdog:
                 timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
             )  # fmt: skip
             # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
-            self.prefix = f"emergence-train/{from_first_rank(lambda: uuid.uuid4().hex)}/"
+            self.prefix = f"emergence-train/{ranks.meeting}/"
+            self.began = time.monotonic()
             self._beat(0)
             self.answered = time.monotonic()  # by the store
             self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -145,15 +145,20 @@ class Watchdog:
             return self.store.get(f"{self.prefix}verdict").decode()
         watched = range(self.ranks.world) if self.ranks.first else (0, self.ranks.rank)
         keys = [f"{self.prefix}{rank}" for rank in watched]
-        if not self.store.check(keys):
-            return None  # not everyone has come yet: joining has a timeout of its own
         now = time.monotonic()
+        if not self.store.check(keys):  # all have joined, but not everyone has given a first sign
+            absent = next((rank for rank, key in zip(watched, keys) if not self.store.check([key])), None)
+            late = absent is not None and now - self.began > self.silent
+            return self._publish(f"rank {absent} has joined and given no sign of life since") if late else None
         for rank, text in zip(watched, self.store.multi_get(keys)):
             sign = json.loads(text)
             old = seen.get(rank)
             if old is None or old["n"] != sign["n"]:
                 seen[rank] = {"host": None, "pid": None, **(old or {}), **sign, "came": now}
-        verdict = self._judge(seen, now)
+        return self._publish(self._judge(seen, now))
+
+    def _publish(self, verdict: str | None) -> str | None:
+        """Rank 0's verdict is everyone's."""
         if verdict and self.ranks.first:
             self.store.set(f"{self.prefix}verdict", verdict)
         return verdict

@@ -1,9 +1,10 @@
 """Faults and changes with a known outcome: one process forks every run, prints one JSON object, tests look at it.
 
-    python tests/faults/scenarios.py PLACE [NAME ...]
+    python tests/faults/scenarios.py PLACE [--few] [NAME ...]
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -18,19 +19,26 @@ import yaml
 from emergence_train import records
 from emergence_train.models.decoder import Decoder
 from emergence_train.training.loop import Stepper
+from emergence_train.training.watchdog import Watchdog
 from faults.launch import launch  # first: it must not be imported after anything that computes
 from faults.trials import Wrong, compare, prepared, trial_config
 
 STEPS = 24
 
 
+def some(cases: list, few: bool, number: int) -> list:
+    """All cases, or in a short run the first ones."""
+    return cases[:number] if few else cases
+
+
 class Runs:
     """Runs by name under one place, all of one configuration with overrides."""
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.data = place, prepared(place)
+    def __init__(self, place: Path, few: bool) -> None:
+        self.place, self.data, self.few = place, prepared(place), few
         tree = trial_config(self.data, place / "runs")
         tree["training"] |= {"tokens": STEPS * 12 * 32, "batch": 12, "micro_batch": 1}
+        tree["faults"] = {"silent_seconds": 20.0}
         tree["checkpoints"] |= {"every_tokens": 6 * 12 * 32, "state_tokens": 3 * 12 * 32}
         (place / "config.yaml").write_text(yaml.safe_dump(tree))
 
@@ -89,7 +97,7 @@ def poison(batches: set[int], factor: float):
 def elastic(runs: Runs) -> dict:
     """Another world size, stage and micro-batch at every start, against one process that was never stopped."""
     found = {}
-    for precision in ("fp32", "bf16"):
+    for precision in some(["fp32", "bf16"], runs.few, 1):
         base = [f"training.precision={precision}"]
         whole = runs.start(f"whole-{precision}", *base)
         name, ends = f"elastic-{precision}", []
@@ -115,10 +123,11 @@ def elastic(runs: Runs) -> dict:
 def exact(runs: Runs) -> dict:
     """Stopped by SIGTERM and started again, in every precision, at every stage, saved beside training or not."""
     found = {}
-    for precision, stage, world, asynchronous in [
-        ("fp32", 0, 2, False), ("fp32", 2, 2, True), ("fp32", 3, 1, True),
-        ("bf16", 1, 2, False), ("bf16", 2, 2, False), ("bf16", 3, 2, False),
-    ]:  # fmt: skip
+    cases = [
+        ("fp32", 2, 2, True), ("bf16", 1, 2, False), ("fp32", 0, 2, False), ("fp32", 3, 1, True),
+        ("bf16", 2, 2, False), ("bf16", 3, 2, False),
+    ]  # fmt: skip
+    for precision, stage, world, asynchronous in some(cases, runs.few, 2):
         key = f"{precision}-{stage}-{world}-{asynchronous}"
         over = [f"training.precision={precision}", f"training.zero_stage={stage}",
                 f"checkpoints.asynchronous={asynchronous}"]  # fmt: skip
@@ -138,7 +147,8 @@ def exact(runs: Runs) -> dict:
 def rewind(runs: Runs) -> dict:
     """A batch whose loss is not a number (or a spike): back, and on as a run that never had the skipped batches."""
     found = {}
-    for stage, world, factor in ((1, 1, float("nan")), (3, 2, float("nan")), (2, 1, 30.0)):
+    cases = [(3, 2, float("nan")), (1, 1, float("nan")), (2, 1, 30.0)]
+    for stage, world, factor in some(cases, runs.few, 1):
         key = f"{stage}-{world}-{factor}"
         over = [f"training.zero_stage={stage}", "faults.not_finite=rewind", "faults.spike=rewind"]
         hurt = runs.start(f"rewind-{key}", *over, world=world, patch=poison({19}, factor))
@@ -157,10 +167,11 @@ def rewind(runs: Runs) -> dict:
 def skip(runs: Runs) -> dict:
     """A bad batch is left out of the weights, at every stage, and named; the others are trained on."""
     found = {}
-    for stage, world, precision, factor in (
-        (0, 2, "fp32", float("nan")), (1, 1, "fp32", float("nan")), (2, 2, "fp32", 30.0), (3, 1, "fp32", 30.0),
-        (0, 1, "fp32", 30.0), (1, 1, "bf16", float("nan")), (1, 2, "bf16", 30.0),
-    ):  # fmt: skip
+    cases = [
+        (0, 2, "fp32", float("nan")), (3, 1, "fp32", 30.0), (1, 1, "bf16", float("nan")), (1, 1, "fp32", float("nan")),
+        (2, 2, "fp32", 30.0), (0, 1, "fp32", 30.0), (1, 2, "bf16", 30.0),
+    ]  # fmt: skip
+    for stage, world, precision, factor in some(cases, runs.few, 3):
         key = f"{stage}-{world}-{precision}-{factor}"
         over = [f"training.zero_stage={stage}", f"training.precision={precision}", "faults.spike=skip"]
         end = runs.start(f"skip-{key}", *over, world=world, patch=poison({19}, factor))
@@ -221,6 +232,42 @@ def hang(runs: Runs) -> dict:
     return {"hang": one, "stacks": stacks, "broken": two}
 
 
+PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "adding up the loss"]
+STARTS = ["building the engine", "opening the data", "loading a checkpoint"]
+
+
+def phases(runs: Runs) -> dict:
+    """SIGTERM in each phase of step 6, a planned checkpoint, to one rank of two; and while a lone process starts."""
+    at, found = Watchdog.at, {}
+
+    def signalling(phase: str, to: int):
+        def hooked(self, operation, step=0):
+            at(self, operation, step)
+            if operation == phase and step in (0, 6) and self.ranks.rank == to and not hasattr(self, "sent"):
+                self.sent = True
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not step:
+                    time.sleep(5)  # the thread ends the process; the main thread would go on
+
+        def patch(rank: int) -> None:
+            Watchdog.at = hooked
+
+        return patch
+
+    runs.start("phases-whole", world=2)
+    for number, phase in enumerate(some(PHASES, runs.few, 3)):
+        name = f"phases-{number}"
+        first = runs.start(name, world=2, patch=signalling(phase, number % 2))
+        steps = [row["step"] for row in runs.rows(name, "train")]
+        second = runs.start(name, world=2)
+        found[phase] = {"codes": [first["codes"], second["codes"]], "last": max(steps), "said": first["said"][-600:],
+                        "differs": runs.differs("phases-whole", name), "seconds": first["seconds"]}  # fmt: skip
+    for phase in some(STARTS, runs.few, 1):
+        end = runs.start(f"phases-{phase[:4]}", patch=signalling(phase, 0))
+        found[phase] = {"codes": [end["codes"]], "said": end["said"], "seconds": end["seconds"]}
+    return found
+
+
 def pinned(runs: Runs) -> dict:
     """Retention as a run does it: the last two, each second planned one, the best, and one that a person keeps."""
     over = ["checkpoints.keep_every=2", "checkpoints.keep_last=1"]
@@ -232,12 +279,14 @@ def pinned(runs: Runs) -> dict:
     return {"codes": [first["codes"], second["codes"]], "pinned": newest.name, "left": left}
 
 
-SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, pinned)}
+SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, phases, pinned)}
 
 
 def main() -> None:
-    place, chosen = Path(sys.argv[1]), sys.argv[2:] or list(SCENARIOS)
-    runs = Runs(place)
+    few = "--few" in sys.argv
+    place, *chosen = (argument for argument in sys.argv[1:] if argument != "--few")
+    chosen = chosen or list(SCENARIOS)
+    runs = Runs(Path(place), few)
     out = {}
     for name in chosen:
         began = time.monotonic()

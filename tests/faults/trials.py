@@ -65,6 +65,7 @@ class Trial:
         self.over = [f"training.zero_stage={stage}"]
         self.slow = self.random.choice([0.0, 0.003, 0.01])
         self.events: list[str] = []
+        self.again = False  # hurt after it had ended, perhaps well
         whole = place.parent / f"whole-{stage}-{world}" / "seconds"
         self.usual = float(whole.read_text()) if whole.is_file() else 1.0  # seconds of a run that nothing happens to
 
@@ -175,6 +176,7 @@ class Trial:
         there = checkpoints.complete(self.run / "checkpoints")
         if there:
             self.damage(there)
+            self.again = True
 
     def damage(self, there: list[Path]) -> None:
         how = self.random.choice(["flip", "truncate", "delete", "manifest", "no manifest", "pointer", "stale pointer"])
@@ -227,7 +229,7 @@ class Trial:
             number = -1
             while number < STARTS:
                 number += 1
-                durable = self.newest_whole()
+                durable, self.again = self.newest_whole(), False
                 launched = self.start()
                 try:
                     if number < hurts:
@@ -237,7 +239,7 @@ class Trial:
                 finally:
                     launched.end()
                 self.check_start(launched, durable)
-                if set(launched.codes.values()) == {0}:
+                if set(launched.codes.values()) == {0} and not self.again:
                     if number or misses == 3 or self.kind in UNBROKEN:
                         break
                     misses, number = misses + 1, -1  # it was over before the blow fell
@@ -347,6 +349,7 @@ def play(trial: tuple[str, int, int, int], place: Path, data: Path) -> dict:
     kind, stage, world, seed = trial
     reference(stage, world, place, data)
     folder = place / f"{kind}-{stage}-{world}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a trial that was cut off
     outcome = {"kind": kind, "stage": stage, "world": world, "seed": seed, "passed": True}
     try:
         outcome |= Trial(kind, stage, world, seed, folder, data).play()
@@ -364,13 +367,16 @@ def main() -> int:
     parser.add_argument("--only", help="one kind of trial")
     parser.add_argument("--place", type=Path, default=Path("runs/fault-trials"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--go-on", action="store_true", help="keep what passed of the file named by --out")
     arguments = parser.parse_args()
     data = prepared(arguments.place)
     every = plan(arguments.count * 20, arguments.seed, arguments.worlds)
     chosen = [trial for trial in every if arguments.only in (None, trial[0])]
-    outcomes, began = [], time.monotonic()
+    before = json.loads(arguments.out.read_text()) if arguments.go_on else {"outcomes": [], "seconds": 0}
+    passed = {(o["kind"], o["stage"], o["world"], o["seed"]): o for o in before["outcomes"] if o["passed"]}
+    outcomes, began = [], time.monotonic() - before["seconds"]
     for trial in chosen[: arguments.count]:
-        outcomes.append(play(trial, arguments.place, data))
+        outcomes.append(passed.get(trial) or play(trial, arguments.place, data))
         last = outcomes[-1]
         print(f"{len(outcomes):4d}  {'passed' if last['passed'] else 'FAILED'}  {last}", flush=True)
         if arguments.out:

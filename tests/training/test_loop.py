@@ -153,6 +153,18 @@ def test_a_damaged_checkpoint_is_set_aside(config_file, tmp_path):
     assert_same_logs(run, whole)
 
 
+def test_where_no_state_is_left_the_logs_are_put_away(config_file, tmp_path):
+    assert command("train", str(config_file)).returncode == 0
+    run = tmp_path / "runs" / "run"
+    tables = {path.name: path.read_bytes() for path in (run / "positions").iterdir()}
+    for path in run.glob("checkpoints/step-*"):
+        shutil.rmtree(path)
+    done = command("train", str(config_file))
+    assert done.returncode == 0 and "begins anew" in done.stdout, done.stderr
+    assert {path.name: path.read_bytes() for path in (run / "begun-anew-1" / "positions").iterdir()} == tables
+    assert len(metrics(run)) == len(metrics(run / "begun-anew-1")) == STEPS
+
+
 def test_document_masks_weights_and_accumulation_do_not_depend_on_the_split_over_ranks(config_file, tmp_path):
     options = ["training.document_mask=true", "training.position_weights.head=0.5", "training.z_loss=0.0001"]
     one = command("train", str(config_file), *options, "name=one", "training.micro_batch=8")
