@@ -181,7 +181,8 @@ def variants(dtype: str, arch: str):
         for variant, config in named.items():
             configs.ATTENTION[where, size, block_d]["forward"] = config
             for name, kernel, types, constants, launch in attention(dtype, arch):
-                if not name.startswith(f"forward D={block_d} "):
+                plain = name.endswith((" causal", " full"))  # masked ones take the careful entry, not the variant
+                if not name.startswith(f"forward D={block_d} ") or not plain:
                     continue
                 tile = f"tensordesc<{short}[1, {config.block_k}, 1, {block_d}]>"
                 types = types | {"k_ptr": tile, "v_ptr": tile}
