@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 import simulate_emergence
+import yaml
 
 from emergence_train import records
 from emergence_train.analysis import emergence_table
