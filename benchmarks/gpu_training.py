@@ -17,6 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
@@ -54,6 +56,8 @@ def main() -> None:
     parser.add_argument("--backends", default="auto,torch")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results"))
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("gpu-bench: PyTorch sees no CUDA device here; benchmarks/cpu_training.py is for processors")
     given = [arguments.config, *arguments.overrides]
     subprocess.run([sys.executable, "-m", "emergence_train", "prepare", *given], check=True, env=os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])})  # fmt: skip
