@@ -15,7 +15,7 @@ from emergence_train.models.config import PRESETS, ModelConfig
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # NaN passes every bound
 
 
 # ------------------------------------------------------------------------------------------------------------- data

@@ -1,19 +1,26 @@
 """The errors a person sees as one line, each with its exit code. Anything else that escapes is a bug, reported as such."""
 
 
-class InputError(Exception):
+class OneLine(Exception):
+    """Its text is one line whatever it quotes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(str(text).splitlines()))
+
+
+class InputError(OneLine):
     """Wrong use or wrong input: what, where, and what to do about it."""
 
     code = 2
 
 
-class RunError(Exception):
+class RunError(OneLine):
     """Something failed while running (a full disk, a loss that is not a number)."""
 
     code = 1
 
 
-class Stopped(Exception):
+class Stopped(OneLine):
     """The run was told to stop (SIGTERM, SIGUSR1) and has saved what there was to save: the same command goes on.
 
     75 is EX_TEMPFAIL of sysexits.h, "try again later": what a requeue looks for.

@@ -61,6 +61,8 @@ class Index(_Strict):
                 raise ValueError(f"validation set {name!r} has {windows.bytes} bytes for {windows.sequences} sequences")
             if max(windows.ranges.values(), default=0) > windows.sequences:
                 raise ValueError(f"validation set {name!r} has fewer sequences than its ranges")
+        if not any(count for windows in self.validation.sets.values() for count in windows.ranges.values()):
+            raise ValueError("there are no validation sequences")
         for name, domain in self.domains.items():
             if any(shard.tokens.bytes % width for shard in domain.shards):
                 raise ValueError(f"domain {name!r} has a shard that is not a whole number of tokens")

@@ -8,7 +8,7 @@ VOCABULARY_MULTIPLE = 64  # embedding rows are rounded up to this: aligned rows 
 class ModelConfig(BaseModel):
     """A LLaMA-like decoder. Sizes are in elements; `vocab_size` None means the tokenizer's, rounded up to 64."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     layers: int = Field(ge=1)
     width: int = Field(ge=1, description="d_model")

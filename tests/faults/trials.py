@@ -411,7 +411,7 @@ def write(out: Path, outcomes: list[dict], arguments: argparse.Namespace, second
         "unhurt": sum(not outcome.get("hurt", True) for outcome in outcomes),  # over before the blow fell
         "seed": arguments.seed,
         "seconds": round(seconds),
-        "command": "python tests/faults/trials.py " + " ".join(sys.argv[1:]),
+        "command": f"python tests/faults/trials.py --count {arguments.count} --seed {arguments.seed}",
         "environment": environment(torch.device("cpu")),
         "by_kind": {k: {"trials": len(v), "passed": sum(o["passed"] for o in v)} for k, v in by_kind.items() if v},
         "outcomes": outcomes,
