@@ -13,12 +13,13 @@ from emergence_train.report.svg import Chart, Series, grid, ramp_colours, short
 FRACTION = 0.4  # of the planned tokens, observed
 SPLITS = {None: "training loss, every step", "iid": "iid, every checkpoint"}
 POINTS = 150  # drawn of a curve
+FEWEST = 3  # checkpoints that must bound a number of the law for it to be drawn
 CHECKPOINTS = 12  # drawn of the residuals
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
-    charts, laws, residuals, tables, notes = [], [], [], [], []
+    charts, laws, unbounded, residuals, scored, notes = [], [], [], [], [], []
     for run in runs:
         try:
             found = {one.split: one for one in load(run.directory) if one.split in SPLITS}
@@ -27,10 +28,12 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
             notes.append(f"<p>{html.escape(run.name)}: no forecast. {html.escape(str(error))}</p>")
             continue
         charts += [_fan(run, analysis) for analysis in analyses]
-        tables += [_table(run, analysis) for analysis in analyses]
+        scored += [(run, analysis) for analysis in analyses]
         for analysis in analyses:
             if analysis.positions is not None:
-                laws += _trajectories(run, analysis)
+                found_here, missing = _trajectories(run, analysis)
+                laws += found_here
+                unbounded += [f"{html.escape(run.name)}: {name}" for name in missing]
                 residuals.append(_residuals(run, analysis))
     share = f"{FRACTION:.0%}"
     text = (
@@ -38,7 +41,7 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
         "known, the later losses are not. The bands are its 50, 80 and 95% intervals. Points are what was measured: "
         "grey where the fit saw it, orange where it was held back.</p>"
     )
-    found = [("outlook", "Forecast and outcome", text + "".join(notes) + grid(charts) + "".join(tables))]
+    found = [("outlook", "Forecast and outcome", text + "".join(notes) + grid(charts) + _table(scored))]
     if laws:
         text = (
             f"<p>The three numbers of the position law at every checkpoint (iid, points with 95% intervals), and the laws "
@@ -46,6 +49,8 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
             "a0 and a1 follow a logarithmic, hyperbolic or constant law, whichever predicted best within the observed "
             "part; a2 follows the learning-rate schedule.</p>"
         )
+        if unbounded:
+            text += f"<p>Bounded by the data at fewer than {FEWEST} checkpoints, and not drawn: {'; '.join(unbounded)}.</p>"
         found.append(("laws", "The law's numbers and their forecast", text + grid(laws)))
         text = (
             "<p>Measured loss minus the position law fitted at the same checkpoint, by position. Where lines leave the "
@@ -56,14 +61,15 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _trajectories(run: Run, analysis: Analysis) -> list[Chart]:
-    """a0, a1 and a2 along training with the law of each; those that the data do not bound are left out, and said."""
+def _trajectories(run: Run, analysis: Analysis) -> tuple[list[Chart], list[str]]:
+    """a0, a1 and a2 along training with the law of each, and the names of those that the data hardly ever bound."""
     rows, seen, tokens = analysis.parameter_rows(), analysis.seen, analysis.series.tokens
-    charts = []
+    charts, missing = [], []
     for name, unit in (("a0", "nats"), ("a1", "1 / position"), ("a2", "nats")):
         low, value, high = (rows[f"{name}{end}"].to_numpy(float) for end in ("_low", "", "_high"))
         bounded = np.isfinite(low) & np.isfinite(high)
-        if not bounded.any():
+        if bounded.sum() < FEWEST:
+            missing.append(name)
             continue
         series = []
         if f"{name}_law" in rows:
@@ -84,7 +90,7 @@ def _trajectories(run: Run, analysis: Analysis) -> list[Chart]:
             notes.append("Too few checkpoints bound it: no law is fitted, and the forecast holds a1.")
         charts.append(Chart(f"{run.name}: {name}", "tokens", f"{name} ({unit})", series, x_log=True, note=" ".join(notes),
                             y_range=(inside[0] - margin, inside[1] + margin)))  # fmt: skip
-    return charts
+    return charts, missing
 
 
 def _residuals(run: Run, analysis: Analysis) -> Chart:
@@ -130,19 +136,30 @@ def _fan(run: Run, analysis: Analysis) -> Chart:
     )
 
 
-def _table(run: Run, analysis: Analysis) -> str:
-    if not analysis.held:
+def _table(analyses: list[tuple[Run, Analysis]]) -> str:
+    """Mean squared error on the held-back rows: a law a row, a run and split a column."""
+    columns = [(run, one, {row["name"]: row for row in one.models()}) for run, one in analyses if one.held]
+    if not columns:
         return ""
-    rows = sorted(analysis.models(), key=lambda row: row["mse"])
+    head = "".join(
+        f"<th>{html.escape(run.name)}<br>{html.escape(one.series.split or 'training')}, "
+        f"{next(iter(laws.values()))['heldout_points']} rows</th>"
+        for run, one, laws in columns
+    )
     body = ""
-    for row in rows:
-        chosen = " (selected before)" if row["name"] == analysis.selected else ""
-        r2 = "–" if row["r2"] is None else f"{row['r2']:.3f}"
-        body += f"<tr><td>{html.escape(row['name'])}{chosen}</td><td>{row['mse']:.2e}</td><td>{r2}</td></tr>"
-    count = rows[0]["heldout_points"]
-    title = f"{html.escape(run.name)}, {SPLITS[analysis.series.split]}: error on {count} held-back rows"
+    for law in dict.fromkeys(name for *_, laws in columns for name in laws):
+        cells = ""
+        for _, one, laws in columns:
+            row = laws.get(law)
+            mark, best = "selected" if law == one.selected else "", min(found["mse"] for found in laws.values())
+            text = "–" if row is None else f"{row['mse']:.2e}"
+            text = f"<b>{text}</b>" if row is not None and row["mse"] == best else text
+            below = "" if row is None or row["r2"] is None else f"{row['r2']:.2f}"
+            cells += f'<td>{text}<br><span class="soft">{below} {mark}</span></td>'
+        body += f"<tr><td>{html.escape(law)}</td>{cells}</tr>"
     return (
-        f'<h3>{title}</h3><div class="scroll" tabindex="0" '
-        f'role="region" aria-label="Errors of {html.escape(run.name)}"><table><thead><tr><th>law</th><th>MSE (nats²)</th>'
-        f"<th>R²</th></tr></thead><tbody>{body}</tbody></table></div>"
+        "<h3>Error on what was held back: MSE (nats²), R² below it</h3><p>The law marked selected was chosen before, from the "
+        "observed part alone; the least error is bold.</p>"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Errors on what was held back"><table><thead><tr><th>law</th>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
