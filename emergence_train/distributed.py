@@ -119,6 +119,7 @@ def stop() -> None:
     """Undo start() in a lone process, which may go on; one of several leaves by leave()."""
     if dist.is_initialized() and dist.get_world_size() == 1:
         dist.destroy_process_group()
+        torch.set_flush_denormal(False)
 
 
 def leave(code: int) -> None:

@@ -4,11 +4,19 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from support import small_config
 
 os.environ.setdefault("WANDB_MODE", "disabled")
+
+
+@pytest.fixture(autouse=True)
+def whole_floats():
+    """Tests that start a process group in this process flush denormals; hypothesis draws them."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
