@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ..products import add_to_dw, finish_dw, logits
 
-# Logits of one chunk. On a CPU small enough for the cache, where a pass over them is almost free; on a GPU large
-# enough to fill the device.
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
+# Logits of one chunk. On a CPU small enough for a core's cache, where a pass over them is almost free, but rows enough
+# for the matrix products; on a GPU large enough to fill the device.
+CHUNK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 28}
+LEAST_ROWS = 128
 
 
 class RowStatistics(NamedTuple):
@@ -37,7 +38,7 @@ class RowStatistics(NamedTuple):
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    return max(1, CHUNK_LOGITS.get(device.type, 1 << 24) // vocabulary)
+    return max(LEAST_ROWS, CHUNK_LOGITS.get(device.type, 1 << 24) // vocabulary)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
