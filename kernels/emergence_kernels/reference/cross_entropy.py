@@ -24,7 +24,7 @@ from ..products import add_to_dw, finish_dw, logits
 
 # Logits of one chunk. On a CPU small enough for a core's cache, where a pass over them is almost free, but rows enough
 # for the matrix products; on a GPU large enough to fill the device.
-CHUNK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 28}
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 LEAST_ROWS = 128
 
 
