@@ -27,12 +27,18 @@ from emergence_train.errors import InputError
 
 FORMAT = 1
 MANIFEST, STATE, POINTER = "manifest.json", "state.json", "latest"
+WEIGHTS = "weights"  # the kind of piece beside the optimizer's moments
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
 CHUNK, SMALL = 1 << 24, 1 << 18  # bytes hashed and written at a time; below which tensors are put together first
 
 
 def step_name(step: int) -> str:
     return f"step-{step:010d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's directory or a table's file is named after."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def shard_name(rank: int, world: int) -> str:
@@ -115,7 +121,7 @@ def newest(run: Path, step: int | None = None) -> Path:
             return path
     if wrong:
         raise InputError(f"{wrong[0]}; restore it or choose another step")
-    steps = [str(int(path.name.removeprefix("step-"))) for path in complete(folder)]
+    steps = [str(step_of(path)) for path in complete(folder)]
     there = f"has states of steps {', '.join(steps)}" if steps else "holds no state (checkpoints.save_state)"
     raise InputError(f"{run}: has no checkpoint{'' if step is None else f' of step {step}'}; it {there}")
 
@@ -228,5 +234,5 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """All fp32 weights of a verified checkpoint, for evaluation and export: a state_dict of models.decoder.Decoder."""
     shards, shapes = Shards(path), read_state(path)["parameters"]
     return {
-        name: shards.read("weights", name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
+        name: shards.read(WEIGHTS, name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
     }

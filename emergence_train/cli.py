@@ -99,6 +99,15 @@ def _evaluate(arguments: argparse.Namespace) -> dict:
     return result
 
 
+def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:
+    """Print an analysis' short table and where the rest is."""
+    say = _say(arguments)
+    say(table)
+    if arguments.out:
+        say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
+    return result
+
+
 def _temporal(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis.temporal import analyze_temporal
     from emergence_train.analysis.temporal_output import format_table
@@ -106,11 +115,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
     result = analyze_temporal(
         arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out, splits=arguments.split
     )
-    say = _say(arguments)
-    say(format_table(result))
-    if arguments.out:
-        say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
-    return result
+    return _shown(arguments, result, format_table(result))
 
 
 def _weights(arguments: argparse.Namespace) -> dict:
@@ -126,11 +131,7 @@ def _emergence(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis.emergence_output import format_table
 
     result = analyze_emergence(arguments.tables, out=arguments.out)
-    say = _say(arguments)
-    say(format_table(result))
-    if arguments.out:
-        say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
-    return result
+    return _shown(arguments, result, format_table(result))
 
 
 def _report(arguments: argparse.Namespace) -> dict:

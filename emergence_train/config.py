@@ -264,6 +264,13 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         raise InputError(f"{path}: {_first_problem(error, tree)}") from None
 
 
+def of_run(run: Path) -> Config:
+    """The resolved configuration that a run directory holds."""
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
+    return load(run / "config.yaml")
+
+
 def _read_yaml(path: Path) -> dict:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -13,11 +13,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from torch import Tensor
 
 from emergence_train import checkpoints, files
-from emergence_train.config import Config
+from emergence_train import config as configs
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
@@ -25,12 +24,7 @@ from emergence_train.models.config import ModelConfig
 
 def export(run: Path, step: int | None, out: Path, say: Callable[[str], None]) -> Path:
     """Write the weights of `step` (None: the newest whole checkpoint) of `run` to the directory `out`."""
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
-    try:
-        config = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+    config = configs.of_run(run)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
     chosen = checkpoints.newest(run, step)

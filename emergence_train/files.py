@@ -46,6 +46,12 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_csv(path: Path, frame) -> None:
+    """Write a pandas frame as CSV, numbers to 8 digits, atomically."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.8g")
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256 as hex."""
     with open(path, "rb") as file:

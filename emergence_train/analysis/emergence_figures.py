@@ -5,18 +5,14 @@ import math
 import re
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import EngFormatter, NullLocator
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.colors import LogNorm  # noqa: E402
-from matplotlib.ticker import EngFormatter, NullLocator  # noqa: E402
-
-from emergence_train.analysis.emergence import Finding  # noqa: E402
-from emergence_train.analysis.emergence_mirage import continuous  # noqa: E402
-from emergence_train.analysis.temporal_figures import MODEL, STYLE  # noqa: E402
-from emergence_train.files import atomic_path  # noqa: E402
+from emergence_train.analysis.emergence import Finding
+from emergence_train.analysis.emergence_mirage import continuous
+from emergence_train.analysis.emergence_verdict import ORDER
+from emergence_train.analysis.figures import MODEL, plt, save, styled
 
 PANELS = 12  # of the first family's page (the one with most rows)
 FEWER = 8  # of other pages
@@ -24,13 +20,13 @@ FAMILIES = 4  # drawn, one page each; the tables have the rest
 COLUMNS = 4
 POINTS = 250  # drawn in a panel
 LINES = 30  # of the size figure and the timeline
-ORDER = ("emergent", "u-shaped", "gradual", "inverse", "saturated", "not-identified", "at-chance")
+SUFFIXES, DPI = (".png", ".svg"), 130  # small multiples of scatter plots: many and large
 
 
 def draw(findings: list[Finding], result: dict, out: Path) -> list[str]:
     """Write the figures into `out`; returns the file names."""
     names: list[str] = []
-    with plt.rc_context(STYLE):
+    with styled():
         rows: dict[str, int] = {}
         for one in findings:
             rows[one.task.family] = rows.get(one.task.family, 0) + len(one.task.frame)
@@ -40,26 +36,15 @@ def draw(findings: list[Finding], result: dict, out: Path) -> list[str]:
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", family)[:40]
             stem = f"-{stem}" if stem and len(families) > 1 else ""
             part = chosen[: PANELS if place == 0 else FEWER]
-            names += _save(_multiples(part, "loss", family), out, f"performance-loss{stem}")
+            names += save(_multiples(part, "loss", family), out, f"performance-loss{stem}", SUFFIXES, DPI)
             if place == 0:
-                names += _save(_multiples(chosen[:FEWER], "compute", family), out, f"performance-compute{stem}")
+                names += save(_multiples(chosen[:FEWER], "compute", family), out, f"performance-compute{stem}", SUFFIXES, DPI)
         sized = [one for one in findings if one.size.value is not None and one.task.best == 1.0]
         if sized:
-            names += _save(_sizes(sized[:LINES]), out, "size-effect")
+            names += save(_sizes(sized[:LINES]), out, "size-effect", SUFFIXES, DPI)
         if result["abilities"]:
-            names += _save(_timeline(result["abilities"]), out, "abilities")
+            names += save(_timeline(result["abilities"]), out, "abilities", SUFFIXES, DPI)
     return names
-
-
-def _save(figure, out: Path, stem: str) -> list[str]:
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not again for every file
-    for suffix in (".png", ".svg"):
-        with atomic_path(out / f"{stem}{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix[1:], dpi=130, metadata={"Date": None} if suffix == ".svg" else None)
-    plt.close(figure)
-    return [f"{stem}.png", f"{stem}.svg"]
 
 
 def _main(findings: list[Finding]) -> list[Finding]:

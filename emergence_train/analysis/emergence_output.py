@@ -6,7 +6,7 @@ import pandas as pd
 
 from emergence_train.analysis.emergence import Finding
 from emergence_train.analysis.emergence_figures import draw
-from emergence_train.files import atomic_path, write_json
+from emergence_train.files import write_csv, write_json
 
 SHOWN = 60  # lines of the printed table
 
@@ -49,8 +49,7 @@ def _csv(path: Path, rows) -> None:
     if frame.empty:
         return
     first = [name for name in ("family", "task", "metric") if name in frame]
-    with atomic_path(path) as temporary:
-        frame[[*first, *(c for c in frame.columns if c not in first)]].to_csv(temporary, index=False, float_format="%.8g")
+    write_csv(path, frame[[*first, *(c for c in frame.columns if c not in first)]])
 
 
 def _flat(one: dict) -> dict:

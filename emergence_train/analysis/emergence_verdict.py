@@ -21,6 +21,9 @@ import numpy as np
 
 from emergence_train.analysis.emergence_shapes import Posterior, Rows, posterior
 
+# In which verdicts are shown, the telling ones first.
+ORDER = ("emergent", "u-shaped", "gradual", "inverse", "saturated", "not-identified", "at-chance")
+
 PLATEAU = 0.2  # share of the loss range that a plateau covers at least
 SIDE = 3  # checkpoints that must lie before and after an onset
 SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others

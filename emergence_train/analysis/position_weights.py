@@ -33,8 +33,7 @@ def analyze_weights(runs: Iterable[str | Path], out: str | Path | None = None) -
     if out is not None:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        with files.atomic_path(out / "position_weights.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.8g")
+        files.write_csv(out / "position_weights.csv", table)
         result["figures"] = _draw(table, out)
         files.write_json(out / "result.json", result)
     return result
@@ -53,7 +52,7 @@ def format_weights(result: dict) -> str:
 
 def _draw(table: pd.DataFrame, out: Path) -> list[str]:
     """Difference from uniform weights by region, one panel a split, as position_weights.png, .svg and .pdf."""
-    from emergence_train.analysis.temporal_figures import plt, save, styled
+    from emergence_train.analysis.figures import plt, save, styled
 
     splits = [split for split in ("iid", "ood") if split in set(table["split"])] or sorted(set(table["split"]))[:2]
     places = list(regions(10))

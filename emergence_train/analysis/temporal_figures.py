@@ -4,32 +4,16 @@ import hashlib
 import re
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import EngFormatter
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.colors import LogNorm  # noqa: E402
-from matplotlib.ticker import EngFormatter  # noqa: E402
+from emergence_train.analysis.figures import MODEL, plt, save, styled
+from emergence_train.analysis.mean_law import CLASSICAL
+from emergence_train.analysis.position_law import position_bins
+from emergence_train.analysis.temporal import Analysis
 
-from emergence_train.analysis.mean_law import CLASSICAL  # noqa: E402
-from emergence_train.analysis.position_law import position_bins  # noqa: E402
-from emergence_train.analysis.temporal import Analysis  # noqa: E402
-from emergence_train.files import atomic_path  # noqa: E402
-
-STYLE = {
-    "figure.figsize": (6.4, 4.0),
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "font.size": 9,
-    "pdf.fonttype": 42,  # TrueType: journals refuse the default
-    "svg.fonttype": "none",  # text stays text: searchable, and small files
-    "svg.hashsalt": "emergence-train",  # the same figure gives the same file
-}
-OBSERVED, HELD, MODEL = "#1b6ca8", "#222222", "#d1495b"
+OBSERVED, HELD = "#1b6ca8", "#222222"
 CURVES = 40  # checkpoints drawn in the picture of loss against position
 
 
@@ -46,24 +30,6 @@ def draw(one: Analysis, out: Path) -> list[str]:
             pictures["parameters"] = _parameters
     with styled():
         return [file for name, make in pictures.items() for file in save(make(one), out, f"{stem}-{name}")]
-
-
-def styled():
-    """The context in which figures are made and saved."""
-    return plt.rc_context(STYLE)
-
-
-def save(figure, out: Path, stem: str) -> list[str]:
-    """Write a figure as PNG, SVG and PDF into `out` and close it; returns the file names."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, not again for every file
-    names = []
-    for suffix, metadata in ((".png", None), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
-        with atomic_path(out / f"{stem}{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
-        names.append(f"{stem}{suffix}")
-    plt.close(figure)
-    return names
 
 
 def _title(one: Analysis) -> str:

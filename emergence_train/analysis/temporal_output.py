@@ -7,7 +7,7 @@ import pandas as pd
 
 from emergence_train.analysis.temporal import Analysis
 from emergence_train.analysis.temporal_figures import draw
-from emergence_train.files import atomic_path, write_json
+from emergence_train.files import write_csv, write_json
 
 
 def write(out: Path, result: dict, analysed: list[Analysis]) -> None:
@@ -30,8 +30,7 @@ def _table(path: Path, analysed: list[Analysis], rows: Callable[[Analysis], pd.D
     parts = [rows(one).assign(run=one.series.run, split=one.series.split or "") for one in analysed]
     frame = pd.concat(parts, ignore_index=True)
     columns = ["run", "split", *(column for column in frame.columns if column not in ("run", "split"))]
-    with atomic_path(path) as temporary:
-        frame[columns].to_csv(temporary, index=False, float_format="%.8g")
+    write_csv(path, frame[columns])
 
 
 def format_table(result: dict) -> str:

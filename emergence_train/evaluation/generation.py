@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emergence_kernels import rotary
 from emergence_train.errors import InputError
 from emergence_train.models.decoder import Block, Decoder
 
@@ -52,15 +51,12 @@ def next_logits(model: Decoder, tokens_BT: Tensor, cache: Cache) -> Tensor:
 
 def _attention(block: Block, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: Cache, number: int) -> Tensor:
     part = block.attention
-    batch, count, width = x_BTD.shape
-    heads = part.qkv(x_BTD).view(batch, count, part.heads + 2 * part.kv_heads, part.head_dim)
-    turned, v = heads.split([part.heads + part.kv_heads, part.kv_heads], dim=2)
-    q, k = rotary(turned, *angles).split([part.heads, part.kv_heads], dim=2)
+    q, k, v = part.project(x_BTD, angles)
     k, v = cache.extend(number, k.transpose(1, 2), v.transpose(1, 2))
     out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k, v, is_causal=count > 1, enable_gqa=part.heads != part.kv_heads
+        q.transpose(1, 2), k, v, is_causal=x_BTD.shape[1] > 1, enable_gqa=part.heads != part.kv_heads
     )
-    return part.out(out.transpose(1, 2).reshape(batch, count, width))
+    return part.out(out.transpose(1, 2).reshape(x_BTD.shape))
 
 
 def whole_model(model) -> Decoder:

@@ -27,7 +27,7 @@ def evaluate(
     `tasks` are names of the run's own tasks or of those that can be made (suite.KNOWN); None: the run's own. `splits`: whose
     loss to say; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
-    config = _config(run)
+    config = configs.of_run(run)
     folder = checkpoints.newest(run, step)
     step = checkpoints.read_state(folder)["step"]
     config = config.model_copy(update={"tasks": chosen(config, tasks)})
@@ -52,7 +52,7 @@ def evaluate(
         frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
         for note in evaluator.notes:
             say(note)
-        path = write(run, f"step-{step:010d}", frame, dataset.fingerprint)
+        path = write(run, checkpoints.step_name(step), frame, dataset.fingerprint)
         say(f"written: {path} ({scores.seconds:.1f} s)")
     shown = splits or list(losses)
     return {
@@ -76,12 +76,6 @@ def format_result(result: dict) -> str:
         chance = "" if row["chance"] is None else f"  chance {row['chance']:.3g}"
         lines.append(f"  {row['task']}, {row['metric']}: {row['value']:.4f}{stderr}  {row['items']} items{chance}")
     return "\n".join(lines)
-
-
-def _config(run: Path) -> Config:
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}: is not a run directory (no config.yaml)")
-    return configs.load(run / "config.yaml")
 
 
 def chosen(config: Config, names: list[str] | None) -> list[TaskConfig]:

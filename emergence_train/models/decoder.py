@@ -56,13 +56,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
-        batch, sequence, width = x_BTD.shape
+    def project(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, d] and keys [B, T, K, d], both rotated, and values [B, T, K, d]."""
+        batch, sequence, _ = x_BTD.shape
         heads_BThd = self.qkv(x_BTD).view(batch, sequence, self.heads + 2 * self.kv_heads, self.head_dim)
         # Queries and keys are rotated in one call: one launch instead of two.
         turned, v = heads_BThd.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         q, k = rotary(turned, *angles).split([self.heads, self.kv_heads], dim=2)
-        return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(batch, sequence, width))
+        return q, k, v
+
+    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
+        q, k, v = self.project(x_BTD, angles)
+        return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(x_BTD.shape))
 
 
 class SwiGLU(nn.Module):

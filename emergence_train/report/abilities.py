@@ -6,11 +6,12 @@ import numpy as np
 
 from emergence_train.analysis.emergence import Finding, investigate
 from emergence_train.analysis.emergence_mirage import continuous
+from emergence_train.analysis.emergence_verdict import ORDER
+from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
-from emergence_train.report.svg import Chart, Series, grid, short
+from emergence_train.report.svg import Chart, Series, short
 
 PANELS = 12  # tasks drawn
-ORDER = ("emergent", "u-shaped", "gradual", "inverse", "saturated", "not-identified", "at-chance")
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
@@ -77,15 +78,6 @@ def _against_loss(one: Finding, names: dict[str, int]) -> Chart:
                  x_falling=True)  # fmt: skip
 
 
-def _table(head: list[str], rows: list[list[str]], name: str) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    top = "".join(f"<th>{title}</th>" for title in head)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{cells}</tbody></table></div>"
-    )
-
-
 def _name(one: dict) -> str:
     return html.escape(f"{one['task']}, {one['metric']}")
 
@@ -103,7 +95,7 @@ def _verdicts(result: dict) -> str:
         ])  # fmt: skip
     head = ["task, metric", "verdict", "probability", "η (nats)", "plateau", "chance", "items", "checkpoints"]
     mirage = "".join(f"<p>Mirage check, {_name(one)}: {html.escape(one['says'])}.</p>" for one in result["mirage"])
-    return _table(head, rows, "Verdicts") + mirage
+    return table(head, rows, "Verdicts") + mirage
 
 
 def _sizes(result: dict) -> str:
@@ -127,7 +119,7 @@ def _sizes(result: dict) -> str:
         "among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column predicts each "
         "size from the others: 1 is noise alone.</p>"
     )
-    return text + (_table(head, rows, "Size at equal loss") if rows else "") + said
+    return text + (table(head, rows, "Size at equal loss") if rows else "") + said
 
 
 def _timeline(result: dict, runs: list[Run]) -> str:
@@ -157,7 +149,7 @@ def _timeline(result: dict, runs: list[Run]) -> str:
     ]
     chart = Chart("Loss against tokens, and the thresholds", "tokens", "iid loss (nats)", [*marks, *series], x_log=True)
     head = ["task, metric", "run", "", "tokens [95%]", "probability by its end"]
-    return grid([chart]) + _table(head, rows, "When runs gain abilities")
+    return grid([chart]) + table(head, rows, "When runs gain abilities")
 
 
 def _notes(result: dict) -> str:

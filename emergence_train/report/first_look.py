@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.position_law import position_bins, position_curve
+from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
-from emergence_train.report.svg import Chart, Series, grid, ramp_colours, short
+from emergence_train.report.svg import Chart, Series, ramp_colours, short
 
 BINS = 40  # of position, equal in the logarithm
 
@@ -26,25 +27,22 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
 
 
 def _summary(runs: list[Run]) -> str:
-    head = "".join(f"<th>{h}</th>" for h in (
-        "run", "parameters (non-embedding)", "tokens", "iid loss", "ood loss", "a0", "a1", "a2", "tokens/s"))  # fmt: skip
-    body = ""
+    head = ["run", "parameters (non-embedding)", "tokens", "iid loss", "ood loss", "a0", "a1", "a2", "tokens/s"]
+    rows = []
     for run in runs:
         iid, ood, fit = run.last(run.means, "iid"), run.last(run.means, "ood"), run.last(run.fits, "iid")
         speed = run.curve["tokens_per_second"].median() if "tokens_per_second" in run.curve else np.nan
-        cells = [
+        rows.append([
             html.escape(run.name), f"{run.params:,}", f"{run.tokens:,}", _loss(iid), _loss(ood),
             *(_estimate(fit, name) for name in ("a0", "a1", "a2")), f"{speed:,.0f}",
-        ]  # fmt: skip
-        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        ])  # fmt: skip
     return (
         "<p>Each checkpoint is scored on held-out text of the training mixture (iid) and on books that are not in it "
         "(ood). Losses are in nats per token; position 1 is the first predicted token, which sees one token of context."
         "</p><p>The position law of arXiv 2404.17785, loss at position i = a0 / (1 + a1 i) + a2, is fitted at each "
         "checkpoint: a0 is what context is worth, a1 how soon it is had, a2 the loss with unlimited context. "
         "Brackets are 95% profile intervals.</p>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Runs"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        + table(head, rows, "Runs")
     )
 
 

@@ -7,8 +7,9 @@ import numpy as np
 from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal import LABELS, Analysis
 from emergence_train.errors import InputError
+from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
-from emergence_train.report.svg import Chart, Series, grid, ramp_colours, short
+from emergence_train.report.svg import Chart, Series, ramp_colours, short
 
 FRACTION = 0.4  # of the planned tokens, observed
 SPLITS = {None: "training loss, every step", "iid": "iid, every checkpoint"}
@@ -141,25 +142,23 @@ def _table(analyses: list[tuple[Run, Analysis]]) -> str:
     columns = [(run, one, {row["name"]: row for row in one.models()}) for run, one in analyses if one.held]
     if not columns:
         return ""
-    head = "".join(
-        f"<th>{html.escape(run.name)}<br>{html.escape(one.series.split or 'training')}, "
-        f"{next(iter(laws.values()))['heldout_points']} rows</th>"
+    head = ["law"] + [
+        f"{html.escape(run.name)}<br>{html.escape(one.series.split or 'training')}, "
+        f"{next(iter(laws.values()))['heldout_points']} rows"
         for run, one, laws in columns
-    )
-    body = ""
+    ]
+    rows = []
     for law in dict.fromkeys(name for *_, laws in columns for name in laws):
-        cells = ""
+        cells = [html.escape(law)]
         for _, one, laws in columns:
             row = laws.get(law)
             mark, best = "selected" if law == one.selected else "", min(found["mse"] for found in laws.values())
             text = "–" if row is None else f"{row['mse']:.2e}"
             text = f"<b>{text}</b>" if row is not None and row["mse"] == best else text
             below = "" if row is None or row["r2"] is None else f"{row['r2']:.2f}"
-            cells += f'<td>{text}<br><span class="soft">{below} {mark}</span></td>'
-        body += f"<tr><td>{html.escape(law)}</td>{cells}</tr>"
+            cells.append(f'{text}<br><span class="soft">{below} {mark}</span>')
+        rows.append(cells)
     return (
         "<h3>Error on what was held back: MSE (nats²), R² below it</h3><p>The law marked selected was chosen before, from the "
-        "observed part alone; the least error is bold.</p>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="Errors on what was held back"><table><thead><tr><th>law</th>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        "observed part alone; the least error is bold.</p>" + table(head, rows, "Errors on what was held back")
     )

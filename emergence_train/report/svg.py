@@ -89,11 +89,6 @@ class Chart:
         )
 
 
-def grid(charts: list[Chart]) -> str:
-    """Charts side by side, as many as the width holds."""
-    return '<div class="grid">' + "".join(chart.html() for chart in charts) + "</div>"
-
-
 def ramp_colours(shares: np.ndarray) -> list[tuple[str, str]]:
     """(light, dark) colours for shares in [0, 1]: viridis without the end that would vanish in the background."""
     from matplotlib import colormaps

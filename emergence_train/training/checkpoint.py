@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from emergence_train import checkpoints, files
-from emergence_train.checkpoints import POINTER, STATE, complete, step_name
+from emergence_train.checkpoints import POINTER, STATE, complete, step_name, step_of
 from emergence_train.config import Config
 from emergence_train.distributed import Ranks, from_every_rank, from_first_rank
 from emergence_train.errors import InputError, RunError
@@ -114,7 +114,7 @@ class Saver:
     def _forget(self) -> None:
         """Delete what need not be kept: renamed first, so that no half of a checkpoint keeps its name."""
         there = complete(self.folder)
-        steps = [int(path.name.removeprefix("step-")) for path in there]
+        steps = [step_of(path) for path in there]
         keep = retention.kept(steps, self.config, self.regular, self.best, retention.pinned(there))
         for step, path in zip(steps, there):
             if step not in keep:

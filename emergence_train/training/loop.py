@@ -68,7 +68,9 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     from_first_rank(lambda: claim(run, config))
     dataset = Dataset(config.data, config.seed, verify=False)
-    from_first_rank(lambda: bool(Evaluator(config, dataset)))  # every task is there
+    made: list[Evaluator] = []
+    from_first_rank(lambda: made.append(Evaluator(config, dataset)))  # one rank finds out whether every task is there
+    evaluator = made[0] if made else Evaluator(config, dataset)
     plan = Plan(config)
     if from_first_rank(lambda: plan.finished(run, say)):
         say(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
@@ -76,7 +78,7 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
 
     watch.at("building the engine")
     engine = engines.build(config, ranks)
-    session = Session(config, plan, dataset, ranks, engine, say, stop, watch)
+    session = Session(config, plan, dataset, evaluator, ranks, engine, say, stop, watch)
     session.run_to(stop_after or plan.total_steps)
     if not stop_after:
         session.close()
@@ -93,8 +95,9 @@ class Session:
     """One start of a run, from the state that was there to the end or to whatever stops it."""
 
     def __init__(
-        self, config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, engine, say, stop: StopSignal, watch: Watchdog
-    ) -> None:
+        self, config: Config, plan: Plan, dataset: Dataset, evaluator: Evaluator, ranks: Ranks, engine, say,
+        stop: StopSignal, watch: Watchdog,
+    ) -> None:  # fmt: skip
         self.config, self.plan, self.dataset, self.ranks, self.engine = config, plan, dataset, ranks, engine
         self.say, self.stop, self.watch = say, stop, watch
         self.run = config.run_directory
@@ -108,7 +111,7 @@ class Session:
             "flops_per_token": counting.flops_per_token(config.model, config.data.sequence),
             "total_tokens": plan.total_tokens,
         }
-        self.evaluator = Evaluator(config, dataset)
+        self.evaluator = evaluator
         self.accumulator = PositionAccumulator(config.data.sequence, ranks.device)
         self.skips = from_first_rank(lambda: Skips(self.run))
         self.saver = checkpoint.Saver(self.run, config, plan.state_steps, ranks, say)

@@ -109,6 +109,22 @@ def init_settings(config: Config, directory: Path, extra: dict, mode: str) -> di
     }
 
 
+def view(row: dict) -> dict | None:
+    """What W&B is shown of a line of metrics.jsonl, as {chart: value} with its tokens; None: nothing."""
+    kind = row["kind"]
+    if kind == "train":
+        return {key: value for key, value in row.items() if key not in ("kind", "step")}
+    if kind == "validation":
+        folder, values = "validation", row["loss"]
+    elif kind == "evaluation":
+        folder, values = "tasks", row["value"]
+    elif kind == "forecast" and "loss" in row:
+        folder, values = "forecast", {k: value for k, value in row.items() if k not in ("kind", "step", "tokens")}
+    else:
+        return None
+    return {"tokens": row["tokens"]} | {f"{folder}/{name}": value for name, value in values.items()}
+
+
 def against_tokens(run) -> None:
     """Tokens are every chart's x-axis, so a row that comes late is still in its place."""
     run.define_metric("tokens")

@@ -28,7 +28,7 @@ class Plan:
             self.ephemeral_steps = set(range(between, self.total_steps + 1, between)) - self.state_steps
 
     def saves(self, step: int) -> bool:
-        return self.save_state != "never" and step in self.state_steps | self.ephemeral_steps
+        return self.save_state != "never" and (step in self.state_steps or step in self.ephemeral_steps)
 
     def finished(self, run: Path, say: Callable[[str], None]) -> bool:
         """All tables are there and the last state is whole; or nothing is whole that could be gone on from."""

@@ -11,7 +11,7 @@ from emergence_train.evaluation.positions import rows
 from emergence_train.schedule import learning_rate
 from emergence_train.training.anomalies import WINDOW, Event
 from emergence_train.training.logs import RunLog
-from emergence_train.training.mirror import Mirror
+from emergence_train.training.mirror import Mirror, view
 from emergence_train.training.plan import Plan
 
 PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
@@ -44,12 +44,11 @@ class Recorder:
     def step(self, step: int, lr: float, speed: float, loss: float, grad_norm: float | None, event: Event | None):
         """The step's row, and one for what was wrong with it."""
         tokens = step * self.plan.step_tokens
-        row = self.log.write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
-                             tokens_per_second=round(speed, 1))  # fmt: skip
-        self.mirror.log({key: value for key, value in row.items() if key not in ("kind", "step")})
+        self._write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
+                    tokens_per_second=round(speed, 1))  # fmt: skip
         if event is not None:
             kind = {"skip": "skipped", "log": "spike"}.get(event.action, event.action)
-            self.log.write(kind, step=step, tokens=tokens, reason=event.reason)
+            self._write(kind, step=step, tokens=tokens, reason=event.reason)
             self.say(f"step {step}: {event.reason}" + ("; the update was left out" if event.action == "skip" else ""))
         if math.isfinite(loss):
             self.history.append((step, loss))
@@ -61,16 +60,14 @@ class Recorder:
         table = self.log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
         means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
         comparable = self.evaluator.comparable(means)
-        self.log.write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means, **comparable)
+        self._write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means, **comparable)
         self.iid[step] = means.get("iid", math.inf)
-        self.mirror.log({"tokens": tokens} | {f"validation/{name}": loss for name, loss in means.items()})
         self.mirror.positions(table)
         shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
         if step < self.plan.total_steps and self.history:
             outlook = self._outlook()
-            self.log.write("forecast", step=step, tokens=tokens, **outlook)
+            self._write("forecast", step=step, tokens=tokens, **outlook)
             if "loss" in outlook:
-                self.mirror.log({"tokens": tokens} | {f"forecast/{name}": value for name, value in outlook.items()})
                 shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
         self.say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
         if scores.rows:
@@ -81,14 +78,19 @@ class Recorder:
         table = self.evaluator.table(scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means)
         self.log.evaluations(step, table)
         values = {f"{row['task']}/{row['metric']}": row["value"] for row in scores.rows}
-        self.log.write("evaluation", step=step, tokens=tokens, seconds=round(scores.seconds, 3),
-                       cut_requests=self.evaluator.cut, value=values)  # fmt: skip
-        self.mirror.log({"tokens": tokens} | {f"tasks/{name}": value for name, value in values.items()})
+        self._write("evaluation", step=step, tokens=tokens, seconds=round(scores.seconds, 3),
+                    cut_requests=self.evaluator.cut, value=values)  # fmt: skip
         for note in self.evaluator.notes if not self.noted else ():
             self.say(f"tasks       {note}")
         self.noted = True
         shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] == "acc")
         self.say(f"tasks       step {step}  accuracy: {shown}  ({scores.seconds:.1f} s)")
+
+    def _write(self, kind: str, **values) -> None:
+        """A line of metrics.jsonl, and of it what W&B shows."""
+        shown = view(self.log.write(kind, **values))
+        if shown is not None:
+            self.mirror.log(shown)
 
     def _outlook(self) -> dict:
         """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""

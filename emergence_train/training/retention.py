@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from emergence_train.checkpoints import step_of
 from emergence_train.config import Checkpoints
 
 PIN = "keep"  # a file of this name in a checkpoint keeps it for good: an analysis, or a person, needs it
@@ -22,4 +23,4 @@ def kept(steps: list[int], config: Checkpoints, regular: set[int], best: int | N
 
 
 def pinned(checkpoints: list[Path]) -> set[int]:
-    return {int(path.name.removeprefix("step-")) for path in checkpoints if (path / PIN).exists()}
+    return {step_of(path) for path in checkpoints if (path / PIN).exists()}

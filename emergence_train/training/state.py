@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emergence_train.checkpoints import Shards
+from emergence_train.checkpoints import WEIGHTS, Shards
 from emergence_train.distributed import Ranks
-
-WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,11 @@ import yaml
 from emergence_train import records
 from emergence_train.config import Config
 from emergence_train.errors import InputError, RunError
-from emergence_train.training.mirror import INIT_SECONDS, against_tokens, chart, chosen_mode, init_settings
+from emergence_train.training.mirror import INIT_SECONDS, against_tokens, chart, chosen_mode, init_settings, view
+
+# The chart that a kind of row is known by on the server; tasks differ, and are known by their first.
+CHARTS = {"train": "loss", "validation": "validation/iid", "forecast": "forecast/loss"}
+BY_POSITION = "loss_by_position"
 
 
 def sync(run: Path, say: Callable[[str], None]) -> dict:
@@ -34,7 +38,7 @@ def sync(run: Path, say: Callable[[str], None]) -> dict:
     try:
         import wandb
 
-        known = _known(wandb, settings) if mode == "online" else set()
+        known = _known(wandb, settings, {known_by for (known_by, _), _ in points}) if mode == "online" else set()
         lacking = [values for key, values in points if key not in known]
         if not lacking:
             say(f"{run}: W&B is up to date ({len(points):,} points)")
@@ -56,25 +60,19 @@ def sync(run: Path, say: Callable[[str], None]) -> dict:
 
 
 def _points(run: Path):
-    """((chart, tokens), values) as training sends them (recording.py), tables as a function that makes their chart."""
+    """((chart, tokens), values) as training sends them (mirror.view); a table as a function that makes its chart."""
     for row in records.read_metrics(run):
-        tokens = row.get("tokens")
-        if row["kind"] == "train":
-            yield ("loss", tokens), {key: value for key, value in row.items() if key not in ("kind", "step")}
-        elif row["kind"] == "validation":
-            named = {f"validation/{name}": loss for name, loss in row["loss"].items()}
-            yield ("validation/iid", tokens), {"tokens": tokens, **named}
-        elif row["kind"] == "forecast" and "loss" in row:
-            named = {f"forecast/{name}": value for name, value in row.items() if name not in ("kind", "step", "tokens")}
-            yield ("forecast/loss", tokens), {"tokens": tokens, **named}
+        if (values := view(row)) is not None:
+            known_by = CHARTS.get(row["kind"]) or next(name for name in values if name != "tokens")
+            yield (known_by, values["tokens"]), values
     for path in sorted((run / "positions").glob("step-*.parquet")):
         table = records.read(records.POSITIONS, path)
         tokens = int(table["tokens"].iloc[0])
-        yield ("loss_by_position", tokens), {"tokens": tokens, "loss_by_position": lambda table=table: chart(table)}
+        yield (BY_POSITION, tokens), {"tokens": tokens, BY_POSITION: lambda table=table: chart(table)}
 
 
-def _known(wandb, settings: dict) -> set[tuple[str, int]]:
-    """The (chart, tokens) that the server has; none where it has no such run."""
+def _known(wandb, settings: dict, charts: set[str]) -> set[tuple[str, int]]:
+    """The (chart, tokens) of `charts` that the server has; none where it has no such run."""
     api = wandb.Api(timeout=INIT_SECONDS)
     path = f"{settings['project']}/{settings['id']}"
     try:
@@ -84,7 +82,7 @@ def _known(wandb, settings: dict) -> set[tuple[str, int]]:
             return set()
         raise
     known = set()
-    for name in ("loss", "validation/iid", "forecast/loss"):
+    for name in sorted(charts - {BY_POSITION}):
         known |= {(name, row["tokens"]) for row in remote.scan_history(keys=["tokens", name])}
     # A chart is a table under a name of its own; it is sent with its checkpoint's validation row.
-    return known | {("loss_by_position", tokens) for name, tokens in known if name == "validation/iid"}
+    return known | {(BY_POSITION, tokens) for name, tokens in known if name == CHARTS["validation"]}

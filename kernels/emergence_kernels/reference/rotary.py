@@ -10,27 +10,29 @@ def rotary(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     wide = torch.promote_types(x_BTHD.dtype, torch.float32)
     cos, sin = (t.to(wide).unsqueeze(-2) for t in (cos_TR, sin_TR))
     if x_BTHD.device.type == "cpu" and x_BTHD.dtype == wide and not torch.compiler.is_compiling():
-        return _FewPasses.apply(x_BTHD, cos, sin)
+        return Rotation.apply(x_BTHD, cos, sin, _turn)
     first, second = x_BTHD[..., :R].to(wide), x_BTHD[..., R : 2 * R].to(wide)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x_BTHD.dtype)
     return turned if x_BTHD.shape[-1] == 2 * R else torch.cat((turned, x_BTHD[..., 2 * R :]), -1)
 
 
-class _FewPasses(torch.autograd.Function):
-    """The same with fewer passes over memory: a rotation's gradient is turned back by the same angle."""
+class Rotation(torch.autograd.Function):
+    """`turn(x, cos, sin, sign)` with its gradient, which is turned back by the same angle."""
 
     @staticmethod
-    def forward(ctx, x_BTHD, cos_T1R, sin_T1R):
-        ctx.save_for_backward(cos_T1R, sin_T1R)
-        return _turn(x_BTHD, cos_T1R, sin_T1R, 1)
+    def forward(ctx, x, cos, sin, turn):
+        ctx.save_for_backward(cos, sin)
+        ctx.turn = turn
+        return turn(x, cos, sin, 1.0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_BTHD):
-        return _turn(grad_BTHD, *ctx.saved_tensors, -1), None, None
+    def backward(ctx, grad):
+        return ctx.turn(grad, *ctx.saved_tensors, -1.0), None, None, None
 
 
-def _turn(x_BTHD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, sign: int) -> Tensor:
+def _turn(x_BTHD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, sign: float) -> Tensor:
+    """Fewer passes over memory than autograd would make: on a CPU they are the cost."""
     R = cos_T1R.shape[-1]
     out_BTHD = torch.empty(x_BTHD.shape, dtype=x_BTHD.dtype, device=x_BTHD.device)
     first, second = x_BTHD[..., :R], x_BTHD[..., R : 2 * R]

@@ -1,0 +1,18 @@
+"""Pieces of the page that several sections use."""
+
+from emergence_train.report.svg import Chart
+
+
+def grid(charts: list[Chart]) -> str:
+    """Charts side by side, as many as the width holds."""
+    return '<div class="grid">' + "".join(chart.html() for chart in charts) + "</div>"
+
+
+def table(head: list[str], rows: list[list[str]], name: str) -> str:
+    """A table that scrolls sideways where it is too wide. `head` and `rows` are HTML; `name` is for screen readers."""
+    top = "".join(f"<th>{title}</th>" for title in head)
+    cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><thead><tr>{top}</tr></thead>'
+        f"<tbody>{cells}</tbody></table></div>"
+    )
