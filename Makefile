@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SIZES  := 0.05m:1.5e-2 0.2m:8e-3 0.9m:2e-3
 RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
-.PHONY: install quickstart test test-slow fault-trials lint bench-cpu gpu-check gpu-bench gpu-wheels bench-redraw clean
+.PHONY: install quickstart test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-bench gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,15 @@ fault-trials: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --diff . || true
+
+# The CUDA kernels of csrc/, beside the package (needs nvcc; EMERGENCE_CUDA_ARCHITECTURES=80,90a,100a by default).
+cuda: install
+	$(BIN)/python -m emergence_kernels.cuda_backend.build
+
+# With the CUDA kernels compiled in: for any Python 3 and any torch from 2.10 on.
+wheel: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77'
+	EMERGENCE_CUDA=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 bench-cpu: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

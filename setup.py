@@ -1,13 +1,57 @@
 """Packaging of emergence-train: the framework (emergence_train) and its kernels (emergence_kernels, under kernels/).
 
 The kernels are usable without the framework. A CPU install needs no compiler and no CUDA.
+
+The CUDA extension (csrc/) is built if EMERGENCE_CUDA=1 asks for it, or if nvcc and a torch with CUDA are in sight (pip hides
+the installed torch unless told --no-build-isolation), and quietly left out otherwise. It is no Python module but a library
+on torch's stable ABI, so a wheel with it serves every Python 3.
 """
 
+import importlib.util
+import os
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
+MODULE = "emergence_kernels.cuda_backend.emergence_cuda"
+
+
+def builder():
+    """cuda_backend/build.py by its path: the package itself would import torch."""
+    path = HERE / "kernels/emergence_kernels/cuda_backend/build.py"
+    spec = importlib.util.spec_from_file_location("cuda_build", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def wanted() -> bool:
+    asked = os.environ.get("EMERGENCE_CUDA")
+    if asked is not None:
+        return asked not in ("0", "")
+    tool = builder()
+    try:
+        return tool.nvcc() is not None and "cuda: Optional[str] = None" not in tool.torch_version()
+    except tool.BuildError:
+        return False
+
+
+class BuildLibrary(build_ext):
+    def get_ext_filename(self, name: str) -> str:
+        return os.path.join(*name.split(".")) + ".so"  # of no Python's in particular
+
+    def build_extension(self, extension: Extension) -> None:
+        builder().build(Path(self.get_ext_fullpath(extension.name)))
+
+
+class AnyPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if self.distribution.ext_modules else (python, abi, platform)
+
 
 setup(
     name="emergence-train",
@@ -20,6 +64,8 @@ setup(
     packages=find_packages(include=["emergence_train", "emergence_train.*"])
     + find_packages("kernels", include=["emergence_kernels", "emergence_kernels.*"]),
     package_dir={"emergence_kernels": "kernels/emergence_kernels"},
+    ext_modules=[Extension(MODULE, sorted(str(p.relative_to(HERE)) for p in HERE.glob("csrc/*.cu")))] if wanted() else [],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
     package_data={"emergence_train": ["data/sample/*", "report/*.html", "report/*.css", "report/*.js"]},
     install_requires=[
         "torch>=2.11",

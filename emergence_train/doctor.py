@@ -19,6 +19,7 @@ def doctor(say: Callable[[str], None] | None) -> dict:
     import torch
 
     from emergence_kernels import available_backends, resolve_backend
+    from emergence_kernels.cuda_backend import library
 
     say = say or (lambda line: None)
     cuda = torch.cuda.is_available()
@@ -33,6 +34,7 @@ def doctor(say: Callable[[str], None] | None) -> dict:
             op: {"chosen": resolve_backend(None, op, torch.device(device)), "backends": backends}
             for op, backends in available_backends(device).items()
         },
+        "cuda_library": library.describe(),
         "optional": {},
         "wandb": "online" if os.environ.get("WANDB_API_KEY") else "offline unless logged in",
         "launch": {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID") if name in os.environ},
@@ -43,6 +45,7 @@ def doctor(say: Callable[[str], None] | None) -> dict:
     for op, state in found["kernels"].items():
         others = [f"{name}: {why}" for name, why in state["backends"].items() if why != "yes"]
         say(f"kernel      {op}: {state['chosen']}" + (f"  (not {'; not '.join(others)})" if others else ""))
+    say(f"cuda        csrc/: {found['cuda_library']}")
     for module, (package, remedy, what) in OPTIONAL.items():
         there = importlib.util.find_spec(module) is not None
         found["optional"][package] = _version(package) if there else None

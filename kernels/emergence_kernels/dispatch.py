@@ -2,8 +2,8 @@
 
 "torch" is the reference and runs anywhere. "triton" needs Triton and a CUDA device (or TRITON_INTERPRET=1, which runs
 the same kernels slowly on the CPU, for tests). "flash" is attention by flash-attn, or PyTorch's own flash kernels.
-"cuda" is the compiled extension. "auto" chooses the fastest that can run; a backend that is named either runs or
-raises BackendError before anything is launched.
+"cuda" is the compiled extension, if it was built (cuda_backend/). "auto" chooses the fastest that can run; a backend that
+is named either runs or raises BackendError before anything is launched.
 """
 
 import importlib.util
@@ -29,11 +29,11 @@ def interpreting() -> bool:
 
 # What each operation can be computed by, best first. "torch" closes every list.
 IMPLEMENTED = {
-    "rms_norm": ("triton", "torch"),
+    "rms_norm": ("triton", "cuda", "torch"),
     "rotary": ("triton", "torch"),
     "attention": ("flash", "triton", "torch"),
-    "linear_cross_entropy": ("triton", "torch"),
-    "position_loss": ("triton", "torch"),
+    "linear_cross_entropy": ("triton", "cuda", "torch"),
+    "position_loss": ("triton", "cuda", "torch"),
 }
 
 
@@ -50,6 +50,10 @@ def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str |
         return None
     if backend == "flash":  # the operation has said in `limits` whether it can
         return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
+    if backend == "cuda":
+        from .cuda_backend import library
+
+        return library.why_not(device)
     if backend == "triton":
         if not HAS_TRITON:
             return "triton is not installed"
@@ -87,8 +91,9 @@ def resolve_backend(
 
 
 def no_float64(tensor: torch.Tensor) -> dict[str, str | None]:
-    """The Triton kernels compute in float32."""
-    return {"triton": "float64 is computed by 'torch' only" if tensor.dtype == torch.float64 else None}
+    """The Triton and CUDA kernels compute in float32."""
+    reason = "float64 is computed by 'torch' only" if tensor.dtype == torch.float64 else None
+    return {"triton": reason, "cuda": reason}
 
 
 def slow_products(tensor: torch.Tensor) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ NARROW = (torch.bfloat16, torch.float16)
 
 def logits(x_RD: Tensor, w_VD: Tensor, out_RV: Tensor) -> None:
     """out = x w^T in out's dtype."""
-    if x_RD.dtype in NARROW and out_RV.dtype == torch.float32:
+    if x_RD.dtype in NARROW and not x_RD.is_cuda:
+        torch.mm(x_RD.to(out_RV.dtype), w_VD.t().to(out_RV.dtype), out=out_RV)
+    elif x_RD.dtype in NARROW and out_RV.dtype == torch.float32:
         torch.mm(x_RD, w_VD.t(), out_dtype=torch.float32, out=out_RV)
     else:
         torch.mm(x_RD, w_VD.t(), out=out_RV)

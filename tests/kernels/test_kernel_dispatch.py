@@ -50,8 +50,15 @@ def test_the_environment_chooses(monkeypatch):
 
 def test_a_named_backend_that_cannot_run_raises():
     x, weight = torch.ones(2, 4), torch.ones(4)
-    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it has no rms_norm"):
-        ek.rms_norm(x, weight, backend="cuda")
+    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it has no attention"):
+        ek.attention(*(torch.ones(1, 2, 1, 8),) * 3, backend="cuda")
+    told = run(
+        "import torch, emergence_kernels as ek\n"
+        "try: ek.rms_norm(torch.ones(2, 4), torch.ones(4), backend='cuda')\n"
+        "except ek.BackendError as error: print(error)",
+        EMERGENCE_CUDA_LIBRARY="nowhere.so",
+    )
+    assert "'cuda' cannot run: EMERGENCE_CUDA_LIBRARY names no file: nowhere.so" in told.stdout, told.stderr
     with pytest.raises(ek.BackendError, match="'flash' cannot run"):
         ek.attention(*(torch.ones(1, 2, 1, 8, dtype=torch.bfloat16),) * 3, backend="flash")
     with pytest.raises(ek.BackendError, match="float64 is computed by 'torch' only"):
@@ -101,4 +108,5 @@ def test_the_framework_is_not_imported():
 def test_available_backends():
     table = ek.available_backends("cpu")
     assert set(table) == {"rms_norm", "rotary", "attention", "linear_cross_entropy", "position_loss"}
-    assert all(row["torch"] == "yes" and row["cuda"] != "yes" for row in table.values())
+    assert all(row["torch"] == "yes" for row in table.values())
+    assert table["attention"]["cuda"] == "it has no attention"

@@ -54,6 +54,10 @@ def _backend(name: str):
         from ..triton_backend import cross_entropy
 
         return cross_entropy
+    if name == "cuda":
+        from ..cuda_backend import cross_entropy
+
+        return cross_entropy
     return reference
 
 
@@ -93,6 +97,12 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """dX and dW; empty where not needed."""
     valid_N = targets_N != ignore_index
+    grad_N = grad_N.masked_fill(~valid_N, 0)
+    half = hidden_ND.dtype == torch.float16 and grad_N.numel() > 0
+    if half:  # 1 / (number of tokens) times p lies below float16: the largest |grad| is brought to about 1 meanwhile
+        size = torch.exp2(torch.ceil(torch.log2(grad_N.abs().max())))
+        size = torch.where(size > 0, size, 1.0)
+        grad_N = grad_N / size
     with torch.autocast(hidden_ND.device.type, enabled=False):
         dx_ND, dw_VD = _backend(backend).backward_rows(
             hidden_ND,
@@ -101,12 +111,15 @@ def _gradients(
             valid_N,
             top_N,
             log_total_N,
-            grad_N.masked_fill(~valid_N, 0),
+            grad_N,
             z_loss=z_loss,
             softcap=softcap,
             need_dx=need_dx,
             need_dw=need_dw,
         )
+    if half:
+        dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)
+        dw_VD = None if dw_VD is None else (dw_VD * size).to(weight_VD.dtype)
     return hidden_ND.new_empty(0) if dx_ND is None else dx_ND, weight_VD.new_empty(0) if dw_VD is None else dw_VD
 
 

@@ -52,7 +52,7 @@ def position_loss(
         weights: None (all 1), (T,) or (B, T), constants, not negative (checked as targets are).
         ignore_index: targets that take no part.
         z_loss: coefficient of the squared log-sum-exp in the loss (Chowdhery et al. 2022, section 5).
-        backend: "triton", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cuda", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         PositionLoss(loss, token_loss, positions). If no token counts, or all weights are 0, the loss is 0 and still
@@ -83,11 +83,18 @@ def position_loss(
         backend,
     )
     token_loss_BT, valid_BT, correct_BT, entropy_BT = (row.detach().view(B, T) for row in rows[:4])
+    return PositionLoss(loss, token_loss_BT, _sums(token_loss_BT, valid_BT, correct_BT, entropy_BT, backend))
+
+
+def _sums(token_loss_BT: Tensor, valid_BT: Tensor, correct_BT: Tensor, entropy_BT: Tensor, backend: str) -> PositionSums:
+    if backend == "cuda" and not torch.compiler.is_compiling():  # Inductor fuses what follows by itself
+        from ..cuda_backend.cross_entropy import position_sums
+
+        return PositionSums(*position_sums(token_loss_BT, valid_BT, correct_BT, entropy_BT))
     wide_BT = token_loss_BT.double()
-    positions = PositionSums(
+    return PositionSums(
         valid_BT.sum(0), wide_BT.sum(0), wide_BT.square().sum(0), correct_BT.sum(0), entropy_BT.double().sum(0)
     )
-    return PositionLoss(loss, token_loss_BT, positions)
 
 
 def _forward(
@@ -143,6 +150,10 @@ def _forward(
 def _sweep(backend: str):
     if backend == "triton":
         from ..triton_backend.cross_entropy import fused_rows
+
+        return fused_rows
+    if backend == "cuda":
+        from ..cuda_backend.cross_entropy import fused_rows
 
         return fused_rows
     return reference.fused_rows

@@ -7,7 +7,8 @@ from ..checks import check_float, require
 from ..dispatch import no_float64, resolve_backend
 from ..reference.rms_norm import rms_norm as rms_norm_torch
 
-MAX_FEATURES = 8192  # of the Triton kernels, which keep a row in registers
+MAX_FEATURES = 8192  # of the Triton and CUDA kernels, which keep a row in registers
+MAX_FEATURES_SINGLY = 4096  # of the CUDA kernels, where rows do not divide into packs of 16 bytes
 
 
 def rms_norm(
@@ -23,7 +24,7 @@ def rms_norm(
         weight: (D,), same dtype and device as x.
         eps: added to the mean square.
         residual: (..., D) or None. If given, x + residual (rounded to x's dtype) is what is normalised.
-        backend: "triton", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cuda", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         y (..., D); with a residual (y, x + residual).
@@ -45,37 +46,49 @@ def rms_norm(
             f"rms_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}",
         )
     limits = no_float64(x)
-    if x.shape[-1] > MAX_FEATURES:
-        limits["triton"] = f"{x.shape[-1]} features are more than {MAX_FEATURES}"
-    if resolve_backend(backend, "rms_norm", x.device, limits) == "torch":
+    D = x.shape[-1]
+    if D > MAX_FEATURES:
+        limits["triton"] = limits["cuda"] = f"{D} features are more than {MAX_FEATURES}"
+    elif D > MAX_FEATURES_SINGLY and D * x.element_size() % 16:
+        limits["cuda"] = f"{D} features are more than {MAX_FEATURES_SINGLY} and no multiple of {16 // x.element_size()}"
+    backend = resolve_backend(backend, "rms_norm", x.device, limits)
+    if backend == "torch":
         y, new_residual = rms_norm_torch(x, weight, eps, residual)
     else:
         run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-        y, new_residual, _ = run(x, weight, eps, residual)
+        y, new_residual, _ = run(x, weight, eps, residual, backend)
     return y if residual is None else (y, new_residual)
 
 
-def _forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    from ..triton_backend.rms_norm import forward
+def _module(backend: str):
+    if backend == "cuda":
+        from ..cuda_backend import rms_norm as module
+    else:
+        from ..triton_backend import rms_norm as module
+    return module
 
-    return forward(x, weight, eps, residual)
+
+def _forward(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _module(backend).forward(x, weight, eps, residual)
 
 
-def _gradients(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    from ..triton_backend.rms_norm import backward
-
-    return backward(dy, d_residual, x, weight, rstd)
+def _gradients(
+    dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _module(backend).backward(dy, d_residual, x, weight, rstd)
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, _, residual = inputs
+    x, weight, _, residual, ctx.backend = inputs
     ctx.with_residual = residual is not None
     ctx.save_for_backward(outputs[1] if ctx.with_residual else x, weight, outputs[2])
 
 
 def _backward(ctx, dy: Tensor, d_residual: Tensor, gradients) -> tuple[Tensor | None, ...]:
-    dx, dw = gradients(dy, d_residual if ctx.with_residual else None, *ctx.saved_tensors)
-    return dx, dw, None, dx if ctx.with_residual else None
+    dx, dw = gradients(dy, d_residual if ctx.with_residual else None, *ctx.saved_tensors, ctx.backend)
+    return dx, dw, None, dx if ctx.with_residual else None, None
 
 
 class _Eager(torch.autograd.Function):
@@ -95,12 +108,14 @@ class _Eager(torch.autograd.Function):
 
 
 @torch.library.custom_op("emergence_kernels::rms_norm", mutates_args=())
-def _compiled(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(x, weight, eps, residual)
+def _compiled(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(x, weight, eps, residual, backend)
 
 
 @_compiled.register_fake
-def _(x, weight, eps, residual):
+def _(x, weight, eps, residual, backend):
     rows = x.shape[:-1].numel()
     new_residual = x.new_empty(0 if residual is None else x.shape)
     return x.new_empty(x.shape), new_residual, x.new_empty(rows, dtype=torch.float32)
@@ -108,13 +123,13 @@ def _(x, weight, eps, residual):
 
 @torch.library.custom_op("emergence_kernels::rms_norm_backward", mutates_args=())
 def _compiled_backward(
-    dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
+    dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _gradients(dy, d_residual, x, weight, rstd)
+    return _gradients(dy, d_residual, x, weight, rstd, backend)
 
 
 @_compiled_backward.register_fake
-def _(dy, d_residual, x, weight, rstd):
+def _(dy, d_residual, x, weight, rstd, backend):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 

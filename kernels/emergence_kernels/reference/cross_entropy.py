@@ -189,7 +189,7 @@ def backward_rows(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits.
 
-    grad_N must be 0 where a row is not valid.
+    grad_N must be 0 where a row is not valid. dX comes back in the inputs' dtype and dW in gradient_dtype.
     """
     keep, targets_N, hidden_ND, top_N, log_total_N, grad_N = _pack(
         valid_N, targets_N, hidden_ND, top_N, log_total_N, grad_N
@@ -223,4 +223,4 @@ def backward_rows(
             dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
     if need_dx and keep is not None:
         dx_ND = _unpack(keep, valid_N, dx_ND)
-    return dx_ND, finish_dw(dw_VD, weight_VD, weight_VD.dtype) if need_dw else None
+    return dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None

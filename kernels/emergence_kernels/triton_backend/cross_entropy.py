@@ -457,11 +457,6 @@ def backward_rows(
     dx_ND = torch.empty(hidden_ND.shape, dtype=hidden_ND.dtype, device=hidden_ND.device) if need_dx else None
     dw_VD = None
     single = chunks.rows >= chunks.N
-    half = hidden_ND.dtype == torch.float16 and chunks.N > 0
-    if half:  # 1 / (number of tokens) times p lies below float16: the largest |grad| is brought to about 1 meanwhile
-        size = torch.exp2(torch.ceil(torch.log2(grad_N.abs().max())))
-        size = torch.where(size > 0, size, 1.0)
-        grad_N = grad_N / size
     with on_device(hidden_ND):
         for start, order_R in chunks:
             n = len(order_R)
@@ -475,7 +470,4 @@ def backward_rows(
                 z_loss=z_loss, **chunks.softcap, **chunks.gemm,
             )  # fmt: skip
             dx_ND, dw_VD = _products(dz_RV[:n], x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single)
-    if half:
-        dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)
-        dw_VD = None if dw_VD is None else dw_VD * size
-    return dx_ND, finish_dw(dw_VD, weight_VD, weight_VD.dtype) if need_dw else None
+    return dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None

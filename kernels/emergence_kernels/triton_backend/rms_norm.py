@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layout import adjacent_rows
 from . import configs
 from .common import on_device
 
@@ -95,16 +96,10 @@ def tile(D: int) -> tuple[int, int, int]:
     return rows, block, max(1, min(16, rows * block // 512))
 
 
-def _rows(t: Tensor) -> Tensor:
-    """(N, D) whose last stride is 1; a view where that is possible."""
-    t = t.reshape(-1, t.shape[-1])
-    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
-
-
 def forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, x + residual (empty without one), rstd (N,) float32."""
-    x_ND = _rows(x)
-    residual_ND = None if residual is None else _rows(residual)
+    x_ND = adjacent_rows(x)
+    residual_ND = None if residual is None else adjacent_rows(residual)
     N, D = x_ND.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     new_residual = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
@@ -121,8 +116,8 @@ def forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> t
 
 def backward(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd_N: Tensor) -> tuple[Tensor, Tensor]:
     """x is what was normalised. -> dx, dweight."""
-    dy_ND, x_ND = _rows(dy), _rows(x)
-    d_residual_ND = None if d_residual is None else _rows(d_residual)
+    dy_ND, x_ND = adjacent_rows(dy), adjacent_rows(x)
+    d_residual_ND = None if d_residual is None else adjacent_rows(d_residual)
     N, D = x_ND.shape
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, block, warps = tile(D)
