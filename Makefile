@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 SIZES  := 0.05m:1.5e-2 0.2m:8e-3 0.9m:2e-3
 RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
-.PHONY: install quickstart test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-bench gpu-wheels bench-redraw clean
+.PHONY: install quickstart test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
 
@@ -57,15 +57,29 @@ bench-cpu: install
 	$(BIN)/python benchmarks/cpu_training.py
 
 # On a machine with a GPU, with whatever torch and Triton its $(PYTHON) has (see benchmarks/README.md for offline ones).
+# The CUDA kernels are compiled first where there is an nvcc.
+PATHS  := PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH)
+ON_GPU := $(PATHS) $(PYTHON)
+BUILD_CUDA = $(ON_GPU) -m emergence_kernels.cuda_backend.build || echo "the CUDA kernels are left out"
 gpu-check:
-	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) $(PYTHON) benchmarks/gpu_check.py
+	@$(BUILD_CUDA)
+	$(ON_GPU) benchmarks/gpu_check.py
+
+# Accesses out of bounds, races and uninitialised memory in the CUDA kernels, at small shapes.
+gpu-sanitize:
+	@$(BUILD_CUDA)
+	for tool in memcheck racecheck initcheck; do \
+	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_cuda.py -k "against_float64 or shapes or sums" || exit 1; \
+	done
 
 bench-redraw: install
-	$(BIN)/python benchmarks/redraw.py benchmarks/results
+	$(BIN)/python benchmarks/redraw.py --choices benchmarks/results
 
 gpu-bench:
-	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) $(PYTHON) benchmarks/kernels.py --suite short --budget 330
-	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH) timeout 180 $(PYTHON) benchmarks/gpu_training.py
+	@$(BUILD_CUDA)
+	$(ON_GPU) benchmarks/kernels.py --suite short --budget 320
+	$(PATHS) timeout 180 $(PYTHON) benchmarks/gpu_training.py
 
 # Wheels for a GPU machine without network that has torch, Triton and Python 3.12 (unpack: benchmarks/README.md).
 PLATFORMS := $(foreach v,2_28 2_27 2_17 2014 1,--platform $(if $(filter 2014 1,$(v)),manylinux$(v),manylinux_$(v))_x86_64)

@@ -66,7 +66,10 @@ setup(
     package_dir={"emergence_kernels": "kernels/emergence_kernels"},
     ext_modules=[Extension(MODULE, sorted(str(p.relative_to(HERE)) for p in HERE.glob("csrc/*.cu")))] if wanted() else [],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
-    package_data={"emergence_train": ["data/sample/*", "report/*.html", "report/*.css", "report/*.js"]},
+    package_data={
+        "emergence_train": ["data/sample/*", "report/*.html", "report/*.css", "report/*.js"],
+        "emergence_kernels": ["choices.json"],
+    },
     install_requires=[
         "torch>=2.11",
         'triton>=3.6; platform_system == "Linux"',

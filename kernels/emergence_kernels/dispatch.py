@@ -27,7 +27,8 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-# What each operation can be computed by, best first. "torch" closes every list.
+# What each operation can be computed by, best first as far as it is known; choices.py knows better where it was measured.
+# "auto" takes "cuda" only there: no GPU has run those kernels yet. "torch" closes every list.
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "torch"),
     "rotary": ("triton", "torch"),
@@ -69,10 +70,12 @@ def resolve_backend(
     device: torch.device,
     limits: dict[str, str | None] | None = None,
     avoid: tuple[str, ...] = (),
+    measured: tuple[str, ...] | list[str] = (),
 ) -> str:
     """Turns a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that will run `op`.
 
-    limits: as in why_not. avoid: what "auto" passes over for these inputs although it could run.
+    limits: as in why_not. avoid: what "auto" passes over for these inputs although it could run. measured: backends from the
+    fastest to the slowest for such inputs, as choices.fastest knows them.
     """
     limits = limits or {}
     asked = backend or os.environ.get(ENVIRONMENT) or "auto"
@@ -82,7 +85,8 @@ def resolve_backend(
         # The interpreter is a test tool: it is never chosen, only named.
         if device.type != "cuda":
             return "torch"
-        names = [name for name in IMPLEMENTED[op] if name not in avoid]
+        known = [name for name in IMPLEMENTED[op] if name != "cuda"]
+        names = [name for name in dict.fromkeys([*measured, *known]) if name in IMPLEMENTED[op] and name not in avoid]
         return next(name for name in names if why_not(name, op, device, limits) is None)
     reason = why_not(asked, op, device, limits)
     if reason is not None:

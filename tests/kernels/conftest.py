@@ -38,8 +38,10 @@ def cuda_library() -> str | None:
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """`backend`: all that have the module's operation."""
-    if "backend" in metafunc.fixturenames:
+    """`backend`: all that have the module's operation. `fused`: those with kernels of our own for rows."""
+    if "fused" in metafunc.fixturenames:
+        metafunc.parametrize("fused", ["triton", "cuda"], indirect=True)
+    elif "backend" in metafunc.fixturenames:
         without = ("attention", "rotary")
         rows = not any(name in metafunc.module.__name__ for name in without)
         metafunc.parametrize("backend", ["torch", "triton", *(["cuda"] if rows else [])], indirect=True)
@@ -47,6 +49,15 @@ def pytest_generate_tests(metafunc) -> None:
 
 @pytest.fixture
 def backend(request) -> str:
+    return _checked(request)
+
+
+@pytest.fixture
+def fused(request) -> str:
+    return _checked(request)
+
+
+def _checked(request) -> str:
     if request.param == "triton":
         request.getfixturevalue("triton_only")
     elif request.param == "cuda" and (reason := request.getfixturevalue("cuda_library")):

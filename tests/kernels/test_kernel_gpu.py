@@ -32,14 +32,14 @@ def problem(N, D, V, dtype=torch.bfloat16):
 
 @pytest.mark.parametrize("op", ["position_loss", "linear_cross_entropy"])
 @pytest.mark.parametrize("N, D, V", [(4096, 512, 50257), (3000, 1000, 32001), (24576, 64, 131071)])
-def test_losses_at_size(op, N, D, V):
+def test_losses_at_size(op, N, D, V, fused):
     """Odd vocabularies; the last has 3.2e9 logits, more than 2^31. Checked on the first and the last rows."""
     hidden, weight, targets = problem(N, D, V)
     if op == "position_loss":
-        out = ek.position_loss(hidden, weight, targets, backend="triton")
+        out = ek.position_loss(hidden, weight, targets, backend=fused)
         losses, loss = out.token_loss, out.loss
     else:
-        losses = ek.linear_cross_entropy(hidden, weight, targets, backend="triton")
+        losses = ek.linear_cross_entropy(hidden, weight, targets, backend=fused)
         loss = losses.mean()
     dx, dw = torch.autograd.grad(loss, (hidden, weight))
     for rows in (slice(0, 64), slice(N - 64, N)):
@@ -59,7 +59,7 @@ def test_losses_at_size(op, N, D, V):
     assert (dw[some].double() - exact_dw).norm() <= 0.02 * exact_dw.norm()
 
 
-def test_memory_does_not_grow_with_tokens():
+def test_memory_does_not_grow_with_tokens(fused):
     """Beyond gradients of the inputs' size, both losses hold one chunk of logits and one float32 dW."""
     D, V = 512, 131072
     for op in (ek.position_loss, ek.linear_cross_entropy):
@@ -68,7 +68,7 @@ def test_memory_does_not_grow_with_tokens():
             hidden, weight, targets = problem(N, D, V)
 
             def run(op=op, hidden=hidden, weight=weight, targets=targets):
-                out = op(hidden, weight, targets, backend="triton")
+                out = op(hidden, weight, targets, backend=fused)
                 loss = out.loss if op is ek.position_loss else out.sum()
                 return torch.autograd.grad(loss, (hidden, weight))
 
@@ -108,10 +108,10 @@ def test_flash_agrees(causal):
 
 
 @pytest.mark.parametrize("D", [1024, 4096, 8192])
-def test_rms_norm_at_size(D):
+def test_rms_norm_at_size(D, fused):
     x, residual = (torch.randn(8192, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     weight = torch.randn(D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    y, total = ek.rms_norm(x, weight, residual=residual, backend="triton")
+    y, total = ek.rms_norm(x, weight, residual=residual, backend=fused)
     upstream = torch.randn_like(y)
     got = torch.autograd.grad((y, total), (x, weight, residual), (upstream, upstream))
     copies = [t.detach().double().requires_grad_() for t in (total, weight)]
@@ -143,20 +143,20 @@ def test_variants_agree():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_the_other_device():
+def test_the_other_device(fused):
     """Tensors on a device that is not the current one."""
     x = torch.randn(64, 256, device="cuda:1")
-    y = ek.rms_norm(x, torch.ones(256, device="cuda:1"), backend="triton")
+    y = ek.rms_norm(x, torch.ones(256, device="cuda:1"), backend=fused)
     assert y.device == x.device and torch.allclose(y, F.rms_norm(x, (256,), eps=1e-6), atol=1e-5)
 
 
-def test_inductor_keeps_whole_graphs():
+def test_inductor_keeps_whole_graphs(fused):
     hidden, weight, targets = problem(512, 128, 999)
     gain = torch.ones(128, device="cuda", dtype=torch.bfloat16)
 
     @torch.compile(fullgraph=True)
     def step(hidden, weight):
-        return ek.position_loss(ek.rms_norm(hidden, gain, backend="triton"), weight, targets, backend="triton").loss
+        return ek.position_loss(ek.rms_norm(hidden, gain, backend=fused), weight, targets, backend=fused).loss
 
     loss = step(hidden, weight)
     loss.backward()

@@ -123,12 +123,12 @@ def test_second_backward_and_shared_buffers(backend, device):
 
 
 @pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
-def test_opcheck(with_residual, triton_only, device):
+def test_opcheck(with_residual, fused, device):
     x, weight, residual = leaves(*(torch.randn(s, device=device) for s in ((3, 16), (16,), (3, 16))))
     residual = residual if with_residual else None
-    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm, (x, weight, EPS, residual))
-    arguments = (torch.randn_like(x), residual, x, weight, torch.rand(3, device=device))
-    detached = tuple(None if t is None else t.detach() for t in arguments)
+    torch.library.opcheck(torch.ops.emergence_kernels.rms_norm, (x, weight, EPS, residual, fused))
+    arguments = (torch.randn_like(x), residual, x, weight, torch.rand(3, device=device), fused)
+    detached = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in arguments)
     torch.library.opcheck(torch.ops.emergence_kernels.rms_norm_backward, detached)
 
 

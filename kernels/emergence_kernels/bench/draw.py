@@ -6,6 +6,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from .. import choices
+
 
 def _shape(row: dict) -> str:
     return ", ".join(f"{k} {v}" for k, v in row["shape"].items())
@@ -27,7 +29,8 @@ def _cell(values: dict | None) -> str:
 
 def table(data: dict) -> str:
     """Markdown: per operation and shape, the contenders from fastest to slowest both ways."""
-    known = ", ".join(f"{k} {v}" for k, v in data["versions"].items() if v)
+    known = f"Commit {data['commit']}. " if data.get("commit") else ""
+    known += ", ".join(f"{k} {v}" for k, v in data["versions"].items() if v)
     limits = data["ceilings"]
     lines = [
         f"# {data['device']}, {data['dtype']}, suite {data['suite']}, {data['utc']} UTC",
@@ -95,13 +98,17 @@ def main(argv: list[str] | None = None) -> int:
     parse = argparse.ArgumentParser(description="Redraw tables (Markdown) and plots (PNG) beside benchmark results.")
     parse.add_argument("results", type=Path, nargs="+", help="JSON files, or folders to search")
     parse.add_argument("--no-plots", action="store_true", help="tables only (no matplotlib needed)")
+    parse.add_argument("--choices", action="store_true", help='also rewrite choices.json, what "auto" prefers on a GPU')
     args = parse.parse_args(argv)
     files = [f for path in args.results for f in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
-    if not files:
-        print(f"redraw: no JSON files in {', '.join(map(str, args.results))}", file=sys.stderr)
+    runs = {file: data for file in files if "ceilings" in (data := json.loads(file.read_text()))}  # not other benchmarks'
+    if args.choices:
+        choices.write(choices.from_results(list(runs.values())))
+        print(choices.FILE)
+    elif not runs:
+        print(f"redraw: no results of kernels in {', '.join(map(str, args.results))}", file=sys.stderr)
         return 2
-    for file in files:
-        data = json.loads(file.read_text())
+    for file, data in runs.items():
         text = file.with_suffix(".md")
         text.write_text(table(data))
         plots = [] if args.no_plots else plot(data, file.parent, file.stem)

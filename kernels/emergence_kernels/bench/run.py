@@ -4,7 +4,9 @@ import argparse
 import importlib.metadata
 import json
 import os
+import platform
 import re
+import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -13,7 +15,8 @@ from pathlib import Path
 import torch
 import torch._dynamo
 
-from ..dispatch import HAS_TRITON, interpreting
+from ..cuda_backend import library
+from ..dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from . import attention, losses, norms, step
 from .contender import Case, Contender
 from .timing import Timing, ceilings, measure, peak_extra_bytes
@@ -53,6 +56,30 @@ def device_name(device: torch.device) -> str:
     return "cpu"
 
 
+def _commit() -> str | None:
+    """The commit of the checkout that this package is in, "-dirty" if it was changed since; None outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _architecture(device: torch.device) -> str | None:
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+
+
+def _backends(op: str, device: torch.device) -> list[str]:
+    """Of ours, those to measure."""
+    names = ["torch"]
+    if HAS_TRITON and (device.type == "cuda" or interpreting()):
+        names.insert(0, "triton")
+    if device.type == "cuda" and "cuda" in IMPLEMENTED.get(op, ()) and library.why_not(device) is None:
+        names.insert(0, "cuda")
+    return names
+
+
 def _rates(case: Case, mode: str, timing: Timing, limits: dict[str, float]) -> dict[str, float]:
     rates = {}
     if mode in case.flops:
@@ -88,8 +115,7 @@ def measure_contender(case: Case, contender: Contender, device: torch.device, li
 
 
 def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
-    triton = HAS_TRITON and (device.type == "cuda" or interpreting())
-    backends = ["triton", "torch"] if triton else ["torch"]
+    backends = _backends(op, device)
     if op in ("position_loss", "linear_cross_entropy"):
         return losses.cases(op, suite, device, dtype, backends)
     if op == "rms_norm":
@@ -188,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     path = args.out / device_name(device) / f"{stamp}-{args.suite}-{name}.json"
     header = {"device": device_name(device), "dtype": name, "suite": args.suite, "utc": stamp, "versions": versions()}
+    header |= {"commit": _commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
+    header |= {"architecture": _architecture(device), "python": platform.python_version(), "cuda_library": library.describe()}
     header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
     if interpreting():
         header["warning"] = "Triton ran in its interpreter: its times say nothing"

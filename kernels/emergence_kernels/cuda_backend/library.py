@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..tracing import constant_while_tracing
 from .build import LIBRARY
 
 VARIABLE = "EMERGENCE_CUDA_LIBRARY"
@@ -46,7 +47,7 @@ def emulated() -> bool:
     return (_library()[0] or "").startswith("emulated")
 
 
-@torch.compiler.assume_constant_result  # files are looked at while a graph is traced, not in it
+@constant_while_tracing  # files are looked at while a graph is traced, not in it
 def why_not(device: torch.device) -> str | None:
     """The reason why the library cannot run on `device`, or None."""
     built, missing = _library()

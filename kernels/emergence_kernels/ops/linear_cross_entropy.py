@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import autocast, check_loss_inputs, require
+from ..choices import fastest
 from ..dispatch import no_float64, resolve_backend, slow_products
 from ..reference import cross_entropy as reference
 
@@ -41,7 +42,10 @@ def linear_cross_entropy(
     hidden, weight = autocast(hidden, weight)
     check_loss_inputs("linear_cross_entropy", hidden, weight, targets, ignore_index)
     require(softcap is None or softcap > 0, f"linear_cross_entropy: softcap must be positive, got {softcap}")
-    backend = resolve_backend(backend, "linear_cross_entropy", hidden.device, no_float64(hidden), slow_products(hidden))
+    measured = fastest("linear_cross_entropy", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
+    backend = resolve_backend(
+        backend, "linear_cross_entropy", hidden.device, no_float64(hidden), slow_products(hidden), measured
+    )
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
     loss_N, *_ = run(
         hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index, z_loss, softcap, backend

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import autocast, check_loss_inputs, check_weights, require
+from ..choices import fastest
 from ..dispatch import no_float64, resolve_backend, slow_products
 from ..reference import cross_entropy as reference
 
@@ -67,7 +68,10 @@ def position_loss(
     if weights is not None:
         check_weights("position_loss", weights, targets)
         weights = weights.expand(targets.shape).reshape(-1)
-    backend = resolve_backend(backend, "position_loss", hidden.device, no_float64(hidden), slow_products(hidden))
+    measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
+    backend = resolve_backend(
+        backend, "position_loss", hidden.device, no_float64(hidden), slow_products(hidden), measured
+    )
     B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_float, require
+from ..choices import fastest
 from ..dispatch import no_float64, resolve_backend
 from ..reference.rms_norm import rms_norm as rms_norm_torch
 
@@ -51,7 +52,8 @@ def rms_norm(
         limits["triton"] = limits["cuda"] = f"{D} features are more than {MAX_FEATURES}"
     elif D > MAX_FEATURES_SINGLY and D * x.element_size() % 16:
         limits["cuda"] = f"{D} features are more than {MAX_FEATURES_SINGLY} and no multiple of {16 // x.element_size()}"
-    backend = resolve_backend(backend, "rms_norm", x.device, limits)
+    measured = fastest("rms_norm", x.device, x.dtype, (D,))
+    backend = resolve_backend(backend, "rms_norm", x.device, limits, measured=measured)
     if backend == "torch":
         y, new_residual = rms_norm_torch(x, weight, eps, residual)
     else:

@@ -1,0 +1,123 @@
+""" "auto" on a GPU follows what was measured, and never takes what was not."""
+
+import json
+
+import pytest
+import torch
+
+from emergence_kernels import choices
+from emergence_kernels.bench import draw
+from emergence_kernels.dispatch import resolve_backend
+
+GPU = torch.device("cuda")
+
+
+def row(contender: str, ms: float, tokens: int = 8192, features: int = 1024, op: str = "rms_norm", **more) -> dict:
+    shape = {"tokens": tokens, "features": features} | more
+    return {"op": op, "contender": contender, "shape": shape, "modes": {"both": {"median_ms": ms}}}
+
+
+def run(*rows: dict, utc: str = "20260101-000000", architecture: str | None = "sm_90") -> dict:
+    return {"utc": utc, "architecture": architecture, "dtype": "bfloat16", "commit": "abc", "rows": list(rows)}
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Makes a table of runs the one in force, on a pretended H100 with everything built."""
+
+    def use(*runs: dict) -> None:
+        monkeypatch.setattr(choices, "FILE", tmp_path / "choices.json")
+        choices.write(choices.from_results(list(runs)))
+        choices._table.cache_clear()
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr("emergence_kernels.dispatch.why_not", lambda *_: None)
+    yield use
+    choices._table.cache_clear()
+
+
+def auto(op: str, *widths: int, dtype: torch.dtype = torch.bfloat16) -> str:
+    return resolve_backend("auto", op, GPU, measured=choices.fastest(op, GPU, dtype, widths))
+
+
+def test_without_a_measurement_cuda_is_never_chosen(measured):
+    measured()
+    for op in ("rms_norm", "position_loss", "linear_cross_entropy"):
+        assert auto(op, 4096, 50304) == "triton"
+
+
+def test_the_nearest_widths_decide(measured):
+    measured(
+        run(
+            row("emergence cuda", 1.0), row("emergence triton", 2.0), row("torch eager", 0.1),
+            row("emergence cuda", 9.0, features=8192), row("emergence triton", 5.0, features=8192),
+            row("emergence triton, wide", 0.5, features=8192),
+        )
+    )  # fmt: skip
+    assert auto("rms_norm", 1000) == auto("rms_norm", 64) == "cuda"
+    assert auto("rms_norm", 8192) == auto("rms_norm", 5000) == "triton"
+    assert auto("rms_norm", 1024, dtype=torch.float16) == "triton", "another dtype was not measured"
+    assert auto("position_loss", 1024, 50304) == "triton", "another operation was not measured"
+
+
+def test_several_numbers_of_tokens_count_alike(measured):
+    """A factor of 3 behind on one and of 2 ahead on another is behind."""
+    measured(
+        run(
+            row("emergence cuda", 1.0), row("emergence triton", 2.0),
+            row("emergence cuda", 30.0, tokens=1 << 16), row("emergence triton", 10.0, tokens=1 << 16),
+            row("emergence torch", 0.001, tokens=1 << 16),  # failed on the other: not compared
+        )
+    )  # fmt: skip
+    assert choices.fastest("rms_norm", GPU, torch.bfloat16, (1024,)) == ["triton", "cuda"]
+
+
+def test_a_later_run_replaces_an_earlier_one(measured):
+    old = run(row("emergence cuda", 1.0), row("emergence triton", 2.0))
+    new = run(row("emergence cuda", 3.0), row("emergence triton", 2.0), utc="20260202-000000")
+    measured(new, old)
+    assert auto("rms_norm", 1024) == "triton"
+
+
+def test_a_cpu_run_and_another_architecture_say_nothing(measured):
+    rows = row("emergence cuda", 1.0), row("emergence triton", 2.0)
+    measured(run(*rows, architecture=None), run(*rows, architecture="sm_80"))
+    assert auto("rms_norm", 1024) == "triton"
+    assert choices.fastest("rms_norm", torch.device("cpu"), torch.bfloat16, (1024,)) == []
+
+
+def test_what_cannot_run_is_passed_over(measured, monkeypatch):
+    measured(run(row("emergence cuda", 1.0), row("emergence triton", 2.0)))
+    monkeypatch.setattr(
+        "emergence_kernels.dispatch.why_not", lambda backend, *_: "it is not built" if backend == "cuda" else None
+    )
+    assert auto("rms_norm", 1024) == "triton"
+
+
+def test_one_command_writes_the_table(measured, tmp_path, capsys):
+    measured()
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "other.json").write_text(json.dumps({"runs": []}))  # another benchmark's
+    assert draw.main([str(results), "--no-plots"]) == 2
+    full = run(row("emergence cuda", 1.0), row("emergence triton", 2.0)) | {
+        "device": "h100", "suite": "short", "versions": {}, "threads": 1, "load_average": 0.0, "complete": True,
+        "ceilings": {"matmul_tflops": 1.0, "copy_gbps": 1.0}, "failures": [],
+    }  # fmt: skip
+    for each in full["rows"]:
+        each["formula"] = "bytes"
+        each["modes"]["both"] |= {"low_ms": 0.9, "high_ms": 2.1}
+    (results / "run.json").write_text(json.dumps(full))
+    assert draw.main([str(results), "--no-plots", "--choices"]) == 0
+    choices._table.cache_clear()
+    assert auto("rms_norm", 1024) == "cuda"
+    assert "Commit abc." in (results / "run.md").read_text()
+
+
+def test_the_table_that_is_committed_is_of_results_that_are():
+    """Nobody edits choices.json by hand."""
+    from pathlib import Path
+
+    stored = Path(__file__).parents[2] / "benchmarks" / "results"
+    runs = [data for file in stored.rglob("*.json") if "ceilings" in (data := json.loads(file.read_text()))]
+    assert json.loads(choices.FILE.read_text()) == choices.from_results(runs)
