@@ -2,9 +2,10 @@
 
 The kernels are usable without the framework. A CPU install needs no compiler and no CUDA.
 
-The CUDA extension (csrc/) is built if EMERGENCE_CUDA=1 asks for it, or if nvcc and a torch with CUDA are in sight (pip hides
-the installed torch unless told --no-build-isolation), and quietly left out otherwise. It is no Python module but a library
-on torch's stable ABI, so a wheel with it serves every Python 3.
+Two compiled libraries (csrc/) are built if their compiler and torch are in sight (pip hides the installed torch unless told
+--no-build-isolation), and quietly left out otherwise: for this kind of processor, and for CUDA where torch has it too.
+EMERGENCE_CUDA=1 insists on CUDA's, EMERGENCE_CUDA=0 leaves it out. They are no Python modules but libraries on torch's
+stable ABI, so a wheel with them serves every Python 3.
 """
 
 import importlib.util
@@ -16,27 +17,27 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-MODULE = "emergence_kernels.cuda_backend.emergence_cuda"
+PACKAGE = "emergence_kernels.compiled"
 
 
 def builder():
-    """cuda_backend/build.py by its path: the package itself would import torch."""
-    path = HERE / "kernels/emergence_kernels/cuda_backend/build.py"
+    """compiled/build.py by its path: the package itself would import torch."""
+    path = HERE / "kernels/emergence_kernels/compiled/build.py"
     spec = importlib.util.spec_from_file_location("cuda_build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def wanted() -> bool:
-    asked = os.environ.get("EMERGENCE_CUDA")
-    if asked is not None:
-        return asked not in ("0", "")
-    tool = builder()
+def wanted() -> list[str]:
+    """Of "cpu" and "cuda", those to build."""
+    tool, asked = builder(), os.environ.get("EMERGENCE_CUDA")
     try:
-        return tool.nvcc() is not None and "cuda: Optional[str] = None" not in tool.torch_version()
-    except tool.BuildError:
-        return False
+        has_cuda = "cuda: Optional[str] = None" not in tool.torch_version()
+    except tool.BuildError:  # no torch in sight
+        return ["cuda"] if asked not in (None, "0", "") else []
+    cuda = asked not in ("0", "") if asked is not None else has_cuda and tool.nvcc() is not None
+    return (["cpu"] if tool.host_compiler() else []) + (["cuda"] if cuda else [])
 
 
 class BuildLibrary(build_ext):
@@ -44,7 +45,8 @@ class BuildLibrary(build_ext):
         return os.path.join(*name.split(".")) + ".so"  # of no Python's in particular
 
     def build_extension(self, extension: Extension) -> None:
-        builder().build(Path(self.get_ext_fullpath(extension.name)))
+        kind = extension.name.rpartition("_")[2]
+        builder().build(kind, Path(self.get_ext_fullpath(extension.name)))
 
 
 class AnyPython(bdist_wheel):
@@ -64,7 +66,7 @@ setup(
     packages=find_packages(include=["emergence_train", "emergence_train.*"])
     + find_packages("kernels", include=["emergence_kernels", "emergence_kernels.*"]),
     package_dir={"emergence_kernels": "kernels/emergence_kernels"},
-    ext_modules=[Extension(MODULE, sorted(str(p.relative_to(HERE)) for p in HERE.glob("csrc/*.cu")))] if wanted() else [],
+    ext_modules=[Extension(f"{PACKAGE}.emergence_{kind}", []) for kind in wanted()],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
     package_data={
         "emergence_train": ["data/sample/*", "report/*.html", "report/*.css", "report/*.js"],

@@ -1,16 +1,12 @@
 // What this library was built of, for `emergence-train doctor`: readable without torch.
 
-#ifndef EMERGENCE_BUILD
-#define EMERGENCE_BUILD "by hand"
-#endif
-
-extern "C" __attribute__((visibility("default"))) const char* emergence_cuda_build() { return EMERGENCE_BUILD; }
+extern "C" __attribute__((visibility("default"))) const char* emergence_build() { return EMERGENCE_BUILD; }
 
 #ifndef __CUDACC__
 #include "emulate.h"
 
 // The reasons of the barriers that kernels met so far, one a line.
-extern "C" __attribute__((visibility("default"))) const char* emergence_cuda_barriers() {
+extern "C" __attribute__((visibility("default"))) const char* emergence_barriers() {
   static std::string lines;
   lines.clear();
   for (const std::string& reason : emulate::Machine::get().barriers) lines += reason + "\n";

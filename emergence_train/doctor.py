@@ -19,7 +19,7 @@ def doctor(say: Callable[[str], None] | None) -> dict:
     import torch
 
     from emergence_kernels import available_backends, resolve_backend
-    from emergence_kernels.cuda_backend import library
+    from emergence_kernels.compiled import library
 
     say = say or (lambda line: None)
     cuda = torch.cuda.is_available()
@@ -34,7 +34,7 @@ def doctor(say: Callable[[str], None] | None) -> dict:
             op: {"chosen": resolve_backend(None, op, torch.device(device)), "backends": backends}
             for op, backends in available_backends(device).items()
         },
-        "cuda_library": library.describe(),
+        "compiled": {backend: library.describe(backend) for backend in ("cpu", "cuda")},
         "optional": {},
         "wandb": "online" if os.environ.get("WANDB_API_KEY") else "offline unless logged in",
         "launch": {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID") if name in os.environ},
@@ -45,7 +45,8 @@ def doctor(say: Callable[[str], None] | None) -> dict:
     for op, state in found["kernels"].items():
         others = [f"{name}: {why}" for name, why in state["backends"].items() if why != "yes"]
         say(f"kernel      {op}: {state['chosen']}" + (f"  (not {'; not '.join(others)})" if others else ""))
-    say(f"cuda        csrc/: {found['cuda_library']}")
+    for backend, built in found["compiled"].items():
+        say(f"compiled    csrc/ for {backend}: {built}")
     for module, (package, remedy, what) in OPTIONAL.items():
         there = importlib.util.find_spec(module) is not None
         found["optional"][package] = _version(package) if there else None

@@ -2,8 +2,8 @@
 
 "torch" is the reference and runs anywhere. "triton" needs Triton and a CUDA device (or TRITON_INTERPRET=1, which runs
 the same kernels slowly on the CPU, for tests). "flash" is attention by flash-attn, or PyTorch's own flash kernels.
-"cuda" is the compiled extension, if it was built (cuda_backend/). "auto" chooses the fastest that can run; a backend that
-is named either runs or raises BackendError before anything is launched.
+"cuda" and "cpu" are compiled C++, where it was built (compiled/); "cpu" takes float32 only. "auto" chooses the fastest that
+can run; a backend that is named either runs or raises BackendError before anything is launched.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ import os
 
 import torch
 
-BACKENDS = ("auto", "triton", "cuda", "flash", "torch")
+BACKENDS = ("auto", "triton", "cuda", "cpu", "flash", "torch")
 ENVIRONMENT = "EMERGENCE_KERNELS_BACKEND"
 
 
@@ -30,12 +30,15 @@ def interpreting() -> bool:
 # What each operation can be computed by, best first as far as it is known; choices.py knows better where it was measured.
 # "auto" takes "cuda" only there: no GPU has run those kernels yet. "torch" closes every list.
 IMPLEMENTED = {
-    "rms_norm": ("triton", "cuda", "torch"),
-    "rotary": ("triton", "torch"),
+    "rms_norm": ("triton", "cuda", "cpu", "torch"),
+    "rotary": ("triton", "cpu", "torch"),
     "attention": ("flash", "triton", "torch"),
-    "linear_cross_entropy": ("triton", "cuda", "torch"),
-    "position_loss": ("triton", "cuda", "torch"),
+    "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),
+    "position_loss": ("triton", "cuda", "cpu", "torch"),
 }
+
+
+CPU_OPERATIONS = {op for op, backends in IMPLEMENTED.items() if "cpu" in backends}
 
 
 def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str | None]) -> str | None:
@@ -51,10 +54,10 @@ def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str |
         return None
     if backend == "flash":  # the operation has said in `limits` whether it can
         return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
-    if backend == "cuda":
-        from .cuda_backend import library
+    if backend in ("cuda", "cpu"):
+        from .compiled import library
 
-        return library.why_not(device)
+        return library.why_not(backend, device)
     if backend == "triton":
         if not HAS_TRITON:
             return "triton is not installed"
@@ -82,10 +85,11 @@ def resolve_backend(
     if asked not in BACKENDS:
         raise BackendError(f"unknown kernel backend {asked!r}: choose one of {', '.join(BACKENDS)}")
     if asked == "auto":
-        # The interpreter is a test tool: it is never chosen, only named.
         if device.type != "cuda":
-            return "torch"
-        known = [name for name in IMPLEMENTED[op] if name != "cuda"]
+            # Interpreter and emulation are test tools: never chosen, only named. A graph's passes are fused by Inductor.
+            compiled = op in CPU_OPERATIONS and not torch.compiler.is_compiling()
+            return "cpu" if compiled and why_not("cpu", op, device, limits) is None else "torch"
+        known = [name for name in IMPLEMENTED[op] if name not in ("cuda", "cpu")]
         names = [name for name in dict.fromkeys([*measured, *known]) if name in IMPLEMENTED[op] and name not in avoid]
         return next(name for name in names if why_not(name, op, device, limits) is None)
     reason = why_not(asked, op, device, limits)
@@ -94,10 +98,11 @@ def resolve_backend(
     return asked
 
 
-def no_float64(tensor: torch.Tensor) -> dict[str, str | None]:
-    """The Triton and CUDA kernels compute in float32."""
+def what_takes(tensor: torch.Tensor) -> dict[str, str | None]:
+    """Our kernels compute in float32, and those for processors take nothing else."""
     reason = "float64 is computed by 'torch' only" if tensor.dtype == torch.float64 else None
-    return {"triton": reason, "cuda": reason}
+    narrow = None if tensor.dtype == torch.float32 else f"it takes float32 only, not {tensor.dtype}"
+    return {"triton": reason, "cuda": reason, "cpu": reason or narrow}
 
 
 def slow_products(tensor: torch.Tensor) -> tuple[str, ...]:

@@ -1,14 +1,13 @@
 """Where the kernels run: compiled on a CUDA device if there is one, else in Triton's interpreter on the CPU."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from emergence_kernels.cuda_backend import build, library
+from emergence_kernels.compiled import build, library
 
 CUDA = torch.cuda.is_available()
 # The interpreter must be chosen before Triton is first imported. If some other test module was quicker,
@@ -17,8 +16,11 @@ TOO_LATE = not CUDA and "triton" in sys.modules and os.environ.get("TRITON_INTER
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
-if not CUDA:  # the CUDA kernels' own source, on the CPU
-    os.environ[library.VARIABLE] = str(Path(__file__).parents[2] / "build" / "cuda" / "emulated.so")
+# Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
+BUILT = Path(__file__).parents[2] / "build" / "csrc"
+KINDS = {"cpu": "cpu"} | ({} if CUDA else {"cuda": "emulated"})
+for _backend, _kind in KINDS.items():
+    os.environ[library.VARIABLES[_backend]] = str(BUILT / f"{_kind}.so")
 
 
 @pytest.fixture(scope="session")
@@ -26,25 +28,49 @@ def device() -> torch.device:
     return torch.device("cuda" if CUDA else "cpu")
 
 
+def _library(backend: str) -> str | None:
+    """Why there is no library to test, or None. It is compiled first: 10 seconds, once a change."""
+    if backend in KINDS:
+        try:
+            build.build(KINDS[backend], Path(os.environ[library.VARIABLES[backend]]))
+        except build.BuildError as error:
+            return str(error)
+    return library.why_not(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
+
+
 @pytest.fixture(scope="session")
 def cuda_library() -> str | None:
-    """Why there is no CUDA library to test, or None. On a CPU it is compiled first: 10 seconds, once a change."""
-    if CUDA:
-        return library.why_not(torch.device("cuda"))
-    if shutil.which("g++") is None:
-        return "g++ is not here to compile the emulation"
-    build.build(Path(os.environ[library.VARIABLE]), emulate=True)
-    return library.why_not(torch.device("cpu"))
+    return _library("cuda")
+
+
+@pytest.fixture(scope="session")
+def cpu_library() -> str | None:
+    return _library("cpu")
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """`backend`: all that have the module's operation. `fused`: those with kernels of our own for rows."""
-    if "fused" in metafunc.fixturenames:
-        metafunc.parametrize("fused", ["triton", "cuda"], indirect=True)
+    """`backend`: all that have the module's operation. `fused`: those with kernels of our own. `compiled`: in C++."""
+    module = metafunc.module.__name__
+    names = ["triton"]
+    names += ["cuda"] if "attention" not in module and "rotary" not in module else []
+    names += ["cpu"] if "attention" not in module and not CUDA else []
+    if "compiled" in metafunc.fixturenames:
+        metafunc.parametrize("compiled", ["cuda", *([] if CUDA else ["cpu"])], indirect=True)
+    elif "fused" in metafunc.fixturenames:
+        metafunc.parametrize("fused", names, indirect=True)
     elif "backend" in metafunc.fixturenames:
-        without = ("attention", "rotary")
-        rows = not any(name in metafunc.module.__name__ for name in without)
-        metafunc.parametrize("backend", ["torch", "triton", *(["cuda"] if rows else [])], indirect=True)
+        metafunc.parametrize("backend", ["torch", *names], indirect=True)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Of "cpu" only float32 is there to test."""
+    parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
+    items[:] = [
+        item
+        for item, of in zip(items, parameters)
+        if "cpu" not in (of.get("backend"), of.get("compiled"))
+        or {of.get("dtype", torch.float32), *of.get("types", ())} == {torch.float32}
+    ]
 
 
 @pytest.fixture
@@ -57,10 +83,15 @@ def fused(request) -> str:
     return _checked(request)
 
 
+@pytest.fixture
+def compiled(request) -> str:
+    return _checked(request)
+
+
 def _checked(request) -> str:
     if request.param == "triton":
         request.getfixturevalue("triton_only")
-    elif request.param == "cuda" and (reason := request.getfixturevalue("cuda_library")):
+    elif request.param in ("cuda", "cpu") and (reason := request.getfixturevalue(f"{request.param}_library")):
         pytest.skip(reason)
     return request.param
 

@@ -6,6 +6,11 @@ from torch import Tensor
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+def narrow(backend: str) -> torch.dtype:
+    """The narrowest usual dtype that the backend takes."""
+    return torch.float32 if backend == "cpu" else torch.bfloat16
+
+
 def assert_as_good(
     name: str, ours: Tensor, exact: Tensor, plain: Tensor, factor: float = 2.0, floor: float = 2.0, terms: float = 0.0
 ) -> None:

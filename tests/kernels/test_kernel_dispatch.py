@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import emergence_kernels as ek
-from emergence_kernels.dispatch import resolve_backend
+from emergence_kernels.dispatch import resolve_backend, what_takes
 
 PACKAGE = Path(ek.__file__).parent
 CPU = torch.device("cpu")
@@ -22,9 +22,20 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True)
 
 
-def test_auto_on_a_cpu_is_torch_even_while_interpreting():
+def test_auto_on_a_cpu_is_never_the_interpreter_or_the_emulation(monkeypatch):
+    monkeypatch.setenv("EMERGENCE_CPU_LIBRARY", "nowhere.so")
     for op in ("rms_norm", "rotary", "attention", "linear_cross_entropy", "position_loss"):
         assert resolve_backend(None, op, CPU) == resolve_backend("auto", op, CPU) == "torch"
+
+
+def test_auto_on_a_cpu_is_the_compiled_library(cpu_library):
+    if cpu_library:
+        pytest.skip(cpu_library)
+    assert resolve_backend(None, "position_loss", CPU, what_takes(torch.ones(1))) == "cpu"
+    assert resolve_backend(None, "position_loss", CPU, what_takes(torch.ones(1).bfloat16())) == "torch"
+    assert resolve_backend(None, "attention", CPU) == "torch"
+    with pytest.raises(ek.BackendError, match="'cpu' cannot run: it takes float32 only, not torch.bfloat16"):
+        ek.rms_norm(torch.ones(2, 4).bfloat16(), torch.ones(4).bfloat16(), backend="cpu")
 
 
 def test_auto_on_a_gpu(monkeypatch):
@@ -42,7 +53,7 @@ def test_auto_on_a_gpu(monkeypatch):
 def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv("EMERGENCE_KERNELS_BACKEND", "torch")
     assert resolve_backend(None, "rms_norm", torch.device("cuda")) == "torch"
-    assert resolve_backend("auto", "rms_norm", CPU) == "torch"
+    assert resolve_backend("auto", "attention", CPU) == "torch"
     monkeypatch.setenv("EMERGENCE_KERNELS_BACKEND", "tritn")
     with pytest.raises(ek.BackendError, match="unknown kernel backend 'tritn'"):
         ek.rms_norm(torch.ones(2, 4), torch.ones(4))

@@ -51,11 +51,11 @@ def test_scores_depend_on_distance(backend, device):
         assert torch.allclose(line, line[:1].expand_as(line), atol=1e-4)
 
 
-def test_opcheck_and_whole_graph(triton_only, device):
+def test_opcheck_and_whole_graph(fused, device):
     (x,) = leaves(torch.randn(1, 3, 2, 8, device=device))
     cos, sin = angles(3, 4, device)
-    torch.library.opcheck(torch.ops.emergence_kernels.rotary, (x, cos, sin, 1.0))
-    step = torch.compile(lambda x: ek.rotary(x * 1.0, cos, sin, backend="triton"), fullgraph=True, backend="aot_eager")
+    torch.library.opcheck(torch.ops.emergence_kernels.rotary, (x, cos, sin, 1.0, fused))
+    step = torch.compile(lambda x: ek.rotary(x * 1.0, cos, sin, backend=fused), fullgraph=True, backend="aot_eager")
     upstream = torch.randn_like(x)
     got = torch.autograd.grad(step(x), x, upstream)[0]
     assert torch.allclose(got, ek.rotary(upstream, cos, -sin, backend="torch"), atol=1e-6)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch._dynamo
 
-from ..cuda_backend import library
+from ..compiled import library
 from ..dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from . import attention, losses, norms, step
 from .contender import Case, Contender
@@ -75,8 +75,10 @@ def _backends(op: str, device: torch.device) -> list[str]:
     names = ["torch"]
     if HAS_TRITON and (device.type == "cuda" or interpreting()):
         names.insert(0, "triton")
-    if device.type == "cuda" and "cuda" in IMPLEMENTED.get(op, ()) and library.why_not(device) is None:
+    if device.type == "cuda" and "cuda" in IMPLEMENTED.get(op, ()) and library.why_not("cuda", device) is None:
         names.insert(0, "cuda")
+    if device.type == "cpu" and "cpu" in IMPLEMENTED.get(op, ()) and library.why_not("cpu", device) is None:
+        names.insert(0, "cpu")
     return names
 
 
@@ -215,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     path = args.out / device_name(device) / f"{stamp}-{args.suite}-{name}.json"
     header = {"device": device_name(device), "dtype": name, "suite": args.suite, "utc": stamp, "versions": versions()}
     header |= {"commit": _commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
-    header |= {"architecture": _architecture(device), "python": platform.python_version(), "cuda_library": library.describe()}
+    header |= {"architecture": _architecture(device), "python": platform.python_version()}
+    header |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
     header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
     if interpreting():
         header["warning"] = "Triton ran in its interpreter: its times say nothing"

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import flash_backend
 from ..checks import autocast, check_float, require
-from ..dispatch import no_float64, resolve_backend, slow_products
+from ..dispatch import resolve_backend, slow_products, what_takes
 from ..reference.attention import attention as attention_torch
 
 MAX_HEAD_DIM = 128  # of the Triton kernels, which pad others to 16, 32, 64 or 128
@@ -68,7 +68,7 @@ def attention(
         require(
             document_ids.device == q.device, f"attention: document_ids are on {document_ids.device}, q on {q.device}"
         )
-    limits = no_float64(q) | {"flash": flash_backend.why_not(q, document_ids, window, deterministic)}
+    limits = what_takes(q) | {"flash": flash_backend.why_not(q, document_ids, window, deterministic)}
     if D > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"
     backend = resolve_backend(backend, "attention", q.device, limits, slow_products(q))

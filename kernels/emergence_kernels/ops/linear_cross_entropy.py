@@ -1,11 +1,13 @@
 """Cross-entropy of a linear head, one loss a token, differentiable under any upstream gradient."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ..checks import autocast, check_loss_inputs, require
 from ..choices import fastest
-from ..dispatch import no_float64, resolve_backend, slow_products
+from ..dispatch import resolve_backend, slow_products, what_takes
 from ..reference import cross_entropy as reference
 
 
@@ -44,7 +46,7 @@ def linear_cross_entropy(
     require(softcap is None or softcap > 0, f"linear_cross_entropy: softcap must be positive, got {softcap}")
     measured = fastest("linear_cross_entropy", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
-        backend, "linear_cross_entropy", hidden.device, no_float64(hidden), slow_products(hidden), measured
+        backend, "linear_cross_entropy", hidden.device, what_takes(hidden), slow_products(hidden), measured
     )
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
     loss_N, *_ = run(
@@ -53,16 +55,17 @@ def linear_cross_entropy(
     return loss_N.view(targets.shape)
 
 
-def _backend(name: str):
-    if name == "triton":
-        from ..triton_backend import cross_entropy
+def _rows(backend: str):
+    """(forward_rows, backward_rows)"""
+    if backend == "triton":
+        from ..triton_backend import cross_entropy as rows
+    elif backend == "torch":
+        rows = reference
+    else:
+        from ..compiled import cross_entropy as rows
 
-        return cross_entropy
-    if name == "cuda":
-        from ..cuda_backend import cross_entropy
-
-        return cross_entropy
-    return reference
+        return partial(rows.forward_rows, backend=backend), partial(rows.backward_rows, backend=backend)
+    return rows.forward_rows, rows.backward_rows
 
 
 def _forward(
@@ -77,7 +80,7 @@ def _forward(
     """-> loss, and top and log_total, whose sum is the log-sum-exp (all 0 where ignored)."""
     valid_N = targets_N != ignore_index
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        loss_N, top_N, log_total_N = _backend(backend).forward_rows(
+        loss_N, top_N, log_total_N = _rows(backend)[0](
             hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap
         )
     if z_loss:
@@ -108,7 +111,7 @@ def _gradients(
         size = torch.where(size > 0, size, 1.0)
         grad_N = grad_N / size
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        dx_ND, dw_VD = _backend(backend).backward_rows(
+        dx_ND, dw_VD = _rows(backend)[1](
             hidden_ND,
             weight_VD,
             targets_N,

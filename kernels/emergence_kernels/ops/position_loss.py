@@ -1,5 +1,6 @@
 """The training loss: a weighted mean over tokens, with the statistics of every position from the same sweep."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from ..checks import autocast, check_loss_inputs, check_weights, require
 from ..choices import fastest
-from ..dispatch import no_float64, resolve_backend, slow_products
+from ..dispatch import resolve_backend, slow_products, what_takes
 from ..reference import cross_entropy as reference
 
 
@@ -53,7 +54,7 @@ def position_loss(
         weights: None (all 1), (T,) or (B, T), constants, not negative (checked as targets are).
         ignore_index: targets that take no part.
         z_loss: coefficient of the squared log-sum-exp in the loss (Chowdhery et al. 2022, section 5).
-        backend: "triton", "cuda", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cuda", "cpu", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         PositionLoss(loss, token_loss, positions). If no token counts, or all weights are 0, the loss is 0 and still
@@ -70,7 +71,7 @@ def position_loss(
         weights = weights.expand(targets.shape).reshape(-1)
     measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
-        backend, "position_loss", hidden.device, no_float64(hidden), slow_products(hidden), measured
+        backend, "position_loss", hidden.device, what_takes(hidden), slow_products(hidden), measured
     )
     B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
@@ -91,10 +92,10 @@ def position_loss(
 
 
 def _sums(token_loss_BT: Tensor, valid_BT: Tensor, correct_BT: Tensor, entropy_BT: Tensor, backend: str) -> PositionSums:
-    if backend == "cuda" and not torch.compiler.is_compiling():  # Inductor fuses what follows by itself
-        from ..cuda_backend.cross_entropy import position_sums
+    if backend in ("cuda", "cpu") and not torch.compiler.is_compiling():  # Inductor fuses what follows by itself
+        from ..compiled.cross_entropy import position_sums
 
-        return PositionSums(*position_sums(token_loss_BT, valid_BT, correct_BT, entropy_BT))
+        return PositionSums(*position_sums(token_loss_BT, valid_BT, correct_BT, entropy_BT, backend=backend))
     wide_BT = token_loss_BT.double()
     return PositionSums(
         valid_BT.sum(0), wide_BT.sum(0), wide_BT.square().sum(0), correct_BT.sum(0), entropy_BT.double().sum(0)
@@ -156,10 +157,10 @@ def _sweep(backend: str):
         from ..triton_backend.cross_entropy import fused_rows
 
         return fused_rows
-    if backend == "cuda":
-        from ..cuda_backend.cross_entropy import fused_rows
+    if backend in ("cuda", "cpu"):
+        from ..compiled.cross_entropy import fused_rows
 
-        return fused_rows
+        return partial(fused_rows, backend=backend)
     return reference.fused_rows
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..checks import check_float, require
 from ..choices import fastest
-from ..dispatch import no_float64, resolve_backend
+from ..dispatch import resolve_backend, what_takes
 from ..reference.rms_norm import rms_norm as rms_norm_torch
 
 MAX_FEATURES = 8192  # of the Triton and CUDA kernels, which keep a row in registers
@@ -25,7 +25,7 @@ def rms_norm(
         weight: (D,), same dtype and device as x.
         eps: added to the mean square.
         residual: (..., D) or None. If given, x + residual (rounded to x's dtype) is what is normalised.
-        backend: "triton", "cuda", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cuda", "cpu", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         y (..., D); with a residual (y, x + residual).
@@ -46,7 +46,7 @@ def rms_norm(
             residual.shape == x.shape,
             f"rms_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}",
         )
-    limits = no_float64(x)
+    limits = what_takes(x)
     D = x.shape[-1]
     if D > MAX_FEATURES:
         limits["triton"] = limits["cuda"] = f"{D} features are more than {MAX_FEATURES}"
@@ -62,24 +62,28 @@ def rms_norm(
     return y if residual is None else (y, new_residual)
 
 
-def _module(backend: str):
-    if backend == "cuda":
-        from ..cuda_backend import rms_norm as module
-    else:
-        from ..triton_backend import rms_norm as module
-    return module
-
-
 def _forward(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _module(backend).forward(x, weight, eps, residual)
+    if backend == "triton":
+        from ..triton_backend.rms_norm import forward
+
+        return forward(x, weight, eps, residual)
+    from ..compiled.rms_norm import forward
+
+    return forward(x, weight, eps, residual, backend=backend)
 
 
 def _gradients(
     dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _module(backend).backward(dy, d_residual, x, weight, rstd)
+    if backend == "triton":
+        from ..triton_backend.rms_norm import backward
+
+        return backward(dy, d_residual, x, weight, rstd)
+    from ..compiled.rms_norm import backward
+
+    return backward(dy, d_residual, x, weight, rstd, backend=backend)
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,10 +1,12 @@
 """Rotary position embedding, for queries and keys before attention."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ..checks import check_float, require
-from ..dispatch import no_float64, resolve_backend
+from ..dispatch import resolve_backend, what_takes
 from ..reference.rotary import Rotation
 from ..reference.rotary import rotary as rotary_torch
 
@@ -17,7 +19,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
     Args:
         x: (B, T, H, D).
         cos, sin: (T, R) or (B, T, R) of any floating-point dtype, 2R <= D; constants, no gradient flows to them.
-        backend: "triton", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cpu", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         (B, T, H, D).
@@ -37,34 +39,38 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
     )
     require(cos.device == x.device, f"rotary: cos is on {cos.device} but x is on {x.device}")
     require(not (cos.requires_grad or sin.requires_grad), "rotary: cos and sin are constants; pass them detached")
-    if resolve_backend(backend, "rotary", x.device, no_float64(x)) == "torch":
+    backend = resolve_backend(backend, "rotary", x.device, what_takes(x))
+    if backend == "torch":
         return rotary_torch(x, cos, sin)
     if torch.compiler.is_compiling():
-        return _compiled(x, cos, sin, 1.0)
-    return Rotation.apply(x, cos, sin, _rotate)  # calling a custom op costs tens of microseconds more
+        return _compiled(x, cos, sin, 1.0, backend)
+    return Rotation.apply(x, cos, sin, partial(_rotate, backend=backend))  # calling a custom op costs tens of microseconds more
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    from ..triton_backend.rotary import rotate
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str) -> Tensor:
+    if backend == "cpu":
+        from ..compiled.rotary import rotate
+    else:
+        from ..triton_backend.rotary import rotate
 
     return rotate(x, cos, sin, sign)
 
 
 @torch.library.custom_op("emergence_kernels::rotary", mutates_args=())
-def _compiled(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    return _rotate(x, cos, sin, sign)
+def _compiled(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str) -> Tensor:
+    return _rotate(x, cos, sin, sign, backend)
 
 
 @_compiled.register_fake
-def _(x, cos, sin, sign):
+def _(x, cos, sin, sign, backend):
     return x.new_empty(x.shape)
 
 
 def _save(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(inputs[1], inputs[2])
-    ctx.sign = inputs[3]
+    ctx.sign, ctx.backend = inputs[3:]
 
 
 _compiled.register_autograd(
-    lambda ctx, grad: (_compiled(grad, *ctx.saved_tensors, -ctx.sign), None, None, None), setup_context=_save
+    lambda ctx, grad: (_compiled(grad, *ctx.saved_tensors, -ctx.sign, ctx.backend), *(None,) * 4), setup_context=_save
 )

@@ -67,7 +67,7 @@ def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | N
     return None, targets_N.masked_fill(~valid_N, 0), *rows
 
 
-def _unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
+def unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
     """Back to N rows, 0 where a row does not count."""
     if keep is None:
         return row.masked_fill_(~valid_N if row.dim() == 1 else ~valid_N.unsqueeze(1), 0)
@@ -136,9 +136,9 @@ def fused_rows(
             dx_ND[here] = dz_RV @ w_VD
         if need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_ND[here], single=rows >= N)
-    rows = RowStatistics(*(_unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
+    rows = RowStatistics(*(unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
     if need_dx:
-        dx_ND = _unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
+        dx_ND = unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
     return rows, dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
 
 
@@ -169,7 +169,7 @@ def forward_rows(
         log_total_R = z_RV.sub_(top_R.unsqueeze(1)).exp_().sum(-1).log_()
         top_N[here], log_total_N[here] = top_R, log_total_R
         loss_N[here] = (top_R - z_target_R).add_(log_total_R)
-    return tuple(_unpack(keep, valid_N, row) for row in (loss_N, top_N, log_total_N))
+    return tuple(unpack(keep, valid_N, row) for row in (loss_N, top_N, log_total_N))
 
 
 def backward_rows(
@@ -222,5 +222,5 @@ def backward_rows(
         if need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
     if need_dx and keep is not None:
-        dx_ND = _unpack(keep, valid_N, dx_ND)
+        dx_ND = unpack(keep, valid_N, dx_ND)
     return dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None

@@ -1,7 +1,7 @@
-"""The CUDA kernels beyond what every backend must do: many shapes of rows, thread orders, races, and the compiled code.
+"""The compiled kernels beyond what every backend must do: many shapes of rows, thread orders, races, the compiled code.
 
-On a CPU their own source runs in csrc/emulate.h, which objects to races, to accesses out of bounds and to shared memory that
-nobody wrote. On a GPU the same tests run the compiled kernels.
+"cpu" is C++ for processors. Without a GPU the CUDA kernels' own source runs in csrc/emulate.h, which objects to races, to
+accesses out of bounds and to shared memory that nobody wrote. On a GPU the same tests run the compiled kernels.
 """
 
 import ctypes
@@ -16,16 +16,19 @@ import torch
 from kernel_checks import assert_as_good
 
 import emergence_kernels as ek
-from emergence_kernels.cuda_backend import build, cross_entropy, library, rms_norm
+from emergence_kernels.compiled import build, cross_entropy, library, rms_norm
+from emergence_kernels.compiled.library import operations
 
 EMULATED = not torch.cuda.is_available()
-needs_emulation = pytest.mark.skipif(not EMULATED, reason="a GPU's threads cannot be told their order")
 
 
-@pytest.fixture(autouse=True)
-def there(cuda_library):
+@pytest.fixture
+def emulation(cuda_library):
+    if not EMULATED:
+        pytest.skip("a GPU's threads cannot be told their order")
     if cuda_library:
         pytest.skip(cuda_library)
+
 
 
 def rows_of(R: int, V: int, z_dtype: torch.dtype, dz_dtype: torch.dtype, device, *, in_place: bool = True):
@@ -42,11 +45,11 @@ def rows_of(R: int, V: int, z_dtype: torch.dtype, dz_dtype: torch.dtype, device,
     return z_RS, dz_RS, targets_R, valid_R, scale_R
 
 
-def sweep(z_RS, dz_RS, V, targets_R, valid_R, scale_R, z_loss=0.0, softcap=0.0):
+def sweep(backend, z_RS, dz_RS, V, targets_R, valid_R, scale_R, z_loss=0.0, softcap=0.0):
     floats = [torch.full(targets_R.shape, torch.nan, device=z_RS.device) for _ in range(4)]
     correct_R = torch.zeros_like(valid_R)
     loss_R, top_R, log_total_R, entropy_R = floats
-    torch.ops.emergence_cuda.loss_rows(
+    operations(backend).loss_rows(
         z_RS, dz_RS, V, targets_R, valid_R, scale_R, loss_R, top_R, log_total_R, correct_R, entropy_R, z_loss, softcap
     )
     return loss_R, top_R, log_total_R, correct_R, entropy_R
@@ -72,33 +75,34 @@ def exact(z_RS, V, targets_R, valid_R, scale_R, z_loss):
      (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)],
     ids=lambda types: "-".join(str(t).removeprefix("torch.") for t in types),
 )  # fmt: skip
-def test_rows_against_float64(V, types, device):
+def test_rows_against_float64(V, types, compiled, device):
     R = 7
     for in_place in (True, False):
         z, dz, *rows = rows_of(R, V, *types, device, in_place=in_place)
         wanted = exact(z, V, *rows, z_loss=1e-3)
-        loss, top, log_total, correct, entropy = sweep(z, dz, V, *rows, z_loss=1e-3)
+        loss, top, log_total, correct, entropy = sweep(compiled, z, dz, V, *rows, z_loss=1e-3)
         got = loss, top + log_total, correct, entropy, dz[:, :V]
         assert torch.equal(got[2], wanted[2])
         for name, ours, true in zip(("loss", "lse", "entropy"), (got[0], got[1], got[3]), (wanted[0], wanted[1], wanted[3])):
             assert_as_good(name, ours, true, true.float(), floor=8.0, terms=50.0)
         assert_as_good("dz", got[4], wanted[4], wanted[4].to(types[1]), floor=8.0)
-        pack = 16 // types[0].itemsize
+        pack = 16 // types[0].itemsize if compiled == "cuda" else 1
         assert (dz[:, V : -(-V // pack) * pack] == 0).all(), "the rest of the last pack is zeroed"
 
 
-def test_statistics_alone_leave_the_logits(device):
+def test_statistics_alone_leave_the_logits(compiled, device):
     z, _, *rows = rows_of(6, 301, torch.float32, torch.float32, device)
     before = z.clone()
     targets, valid, scale = rows
-    loss, *_ = sweep(z, z, 301, targets, valid, None)
+    loss, *_ = sweep(compiled, z, z, 301, targets, valid, None)
     assert torch.equal(z, before)
     assert_as_good("loss", loss, exact(z, 301, *rows, z_loss=0.0)[0], loss.double(), floor=8.0)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_gradient_from_known_statistics(softcap, device):
-    z, dz, targets, valid, scale = rows_of(6, 2500, torch.float32, torch.bfloat16, device)
+def test_gradient_from_known_statistics(softcap, compiled, device):
+    dtype = torch.float32 if compiled == "cpu" else torch.bfloat16
+    z, dz, targets, valid, scale = rows_of(6, 2500, torch.float32, dtype, device)
     wide = z[:, :2500].double().clone().requires_grad_()
     capped = softcap * torch.tanh(wide / softcap) if softcap else wide
     lse = torch.logsumexp(capped, -1)
@@ -106,38 +110,40 @@ def test_gradient_from_known_statistics(softcap, device):
     (wanted,) = torch.autograd.grad((loss * scale.double() * valid).sum(), wide)
     top = capped.detach().amax(-1)
     log_total = lse.detach() - top
-    torch.ops.emergence_cuda.loss_rows_gradient(
+    operations(compiled).loss_rows_gradient(
         z, dz, 2500, targets, valid, scale, top.float(), log_total.float(), 1e-2, softcap
     )
-    assert_as_good("dz", dz[:, :2500], wanted, wanted.bfloat16(), floor=8.0)
+    assert_as_good("dz", dz[:, :2500], wanted, wanted.to(dtype), floor=8.0)
 
 
-def test_a_target_out_of_range_is_an_infinite_loss_and_no_stray_read(device):
+def test_a_target_out_of_range_is_an_infinite_loss_and_no_stray_read(compiled, device):
     z, dz, targets, valid, scale = rows_of(4, 60, torch.float32, torch.float32, device)
     targets[:] = torch.tensor([5, 60, -3, 1 << 40])
     valid[:] = True
-    loss, *_ = sweep(z, dz, 60, targets, valid, scale)
+    loss, *_ = sweep(compiled, z, dz, 60, targets, valid, scale)
     assert torch.isfinite(loss[0]) and torch.isinf(loss[1:]).all()
 
 
-def test_what_does_not_fit_is_refused(device):
+def test_what_does_not_fit_is_refused(cuda_library, device):
+    if cuda_library:
+        pytest.skip(cuda_library)
     z, dz, targets, valid, scale = rows_of(4, 60, torch.float32, torch.float32, device)
     with pytest.raises(RuntimeError, match="logits and their gradients must be"):
-        sweep(z[:, :58], dz, 60, targets, valid, scale)
+        sweep("cuda", z[:, :58], dz, 60, targets, valid, scale)
     with pytest.raises(RuntimeError, match="logits and their gradients must be"):
-        sweep(z[:, 1:].contiguous()[:, :58], dz, 59, targets, valid, scale)
+        sweep("cuda", z[:, 1:].contiguous()[:, :58], dz, 59, targets, valid, scale)
     with pytest.raises(RuntimeError, match="targets must be contiguous"):
-        sweep(z, dz, 60, targets.int(), valid, scale)
+        sweep("cuda", z, dz, 60, targets.int(), valid, scale)
     with pytest.raises(RuntimeError, match="float32, bfloat16 or float16"):
-        sweep(z.double(), dz.double(), 60, targets, valid, scale)
+        sweep("cuda", z.double(), dz.double(), 60, targets, valid, scale)
 
 
-def test_position_sums_are_bit_for_bit(device):
+def test_position_sums_are_bit_for_bit(compiled, device):
     """In order down the batch, so equal to a loop of double additions."""
     B, T = 5, 77
     loss, entropy = torch.rand(B, T, device=device) * 1e3, torch.rand(B, T, device=device)
     valid, correct = torch.rand(B, T, device=device) < 0.7, torch.rand(B, T, device=device) < 0.3
-    got = cross_entropy.position_sums(loss, valid, correct, entropy)
+    got = cross_entropy.position_sums(loss, valid, correct, entropy, backend=compiled)
     wide, total, square = loss.double(), torch.zeros(T, device=device).double(), torch.zeros(T, device=device).double()
     for b in range(B):
         total += wide[b]
@@ -151,13 +157,13 @@ def test_position_sums_are_bit_for_bit(device):
 # Features: one warp and several rows a block, several warps, the longest row; singly loaded ones; a start that is not aligned.
 @pytest.mark.parametrize("rows, D", [(50, 64), (9, 512), (11, 1032), (3, 8192), (40, 37), (5, 4095)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rms_norm_shapes(rows, D, dtype, device):
+def test_rms_norm_shapes(rows, D, dtype, compiled, device):
     base = torch.randn(rows * D + 1).to(device, dtype)
     x = base[1:].view(rows, D)  # two or four bytes off
     weight = (1 + torch.randn(D) / 4).to(device, dtype)
     residual, dy, d_residual = (torch.randn(rows, D).to(device, dtype) for _ in range(3))
-    y, new_residual, rstd = rms_norm.forward(x, weight, 1e-6, residual)
-    dx, dw = rms_norm.backward(dy, d_residual, new_residual, weight, rstd)
+    y, new_residual, rstd = rms_norm.forward(x, weight, 1e-6, residual, backend=compiled)
+    dx, dw = rms_norm.backward(dy, d_residual, new_residual, weight, rstd, backend=compiled)
     results = []
     for kept in (torch.float64, dtype):
         a, b, w = (t.detach().to(kept).requires_grad_() for t in (x, residual, weight))
@@ -171,7 +177,9 @@ def test_rms_norm_shapes(rows, D, dtype, device):
         assert_as_good(name, *three, floor=4.0)
 
 
-def test_rms_norm_of_too_many_features_is_refused_before_a_launch(device):
+def test_rms_norm_of_too_many_features_is_refused_before_a_launch(cuda_library, device):
+    if cuda_library:
+        pytest.skip(cuda_library)
     with pytest.raises(ek.BackendError, match="9000 features are more than 8192"):
         ek.rms_norm(torch.ones(2, 9000, device=device), torch.ones(9000, device=device), backend="cuda")
     with pytest.raises(ek.BackendError, match="5001 features are more than 4096 and no multiple of 4"):
@@ -185,7 +193,7 @@ def every_kernel() -> list[torch.Tensor]:
     """Each kernel once, on shapes that meet all of its barriers."""
     torch.manual_seed(0)
     z, dz, *rows = rows_of(3, 4099, torch.float32, torch.bfloat16, "cpu")
-    out = [*sweep(z, dz, 4099, *rows), dz.clone()]
+    out = [*sweep("cuda", z, dz, 4099, *rows), dz.clone()]
     z, dz, targets, valid, scale = rows_of(2, 2100, torch.float32, torch.bfloat16, "cpu")
     torch.ops.emergence_cuda.loss_rows_gradient(
         z, dz, 2100, targets, valid, scale, torch.full((2,), 20.0), torch.zeros(2), 0.0, 0.0
@@ -193,14 +201,14 @@ def every_kernel() -> list[torch.Tensor]:
     out.append(dz.clone())
     for rows, D in ((17, 200), (9, 2000)):
         x, dy, weight = torch.randn(rows, D), torch.randn(rows, D), torch.randn(D)
-        y, _, rstd = rms_norm.forward(x, weight, 1e-6, None)
-        out += [y, *rms_norm.backward(dy, None, x, weight, rstd)]
-    out += cross_entropy.position_sums(torch.rand(3, 99), torch.ones(3, 99) > 0, torch.ones(3, 99) > 0, torch.rand(3, 99))
+        y, _, rstd = rms_norm.forward(x, weight, 1e-6, None, backend="cuda")
+        out += [y, *rms_norm.backward(dy, None, x, weight, rstd, backend="cuda")]
+    yes = torch.ones(3, 99, dtype=torch.bool)
+    out += cross_entropy.position_sums(torch.rand(3, 99), yes, yes, torch.rand(3, 99), backend="cuda")
     return out
 
 
-@needs_emulation
-def test_the_order_of_threads_does_not_matter(monkeypatch):
+def test_the_order_of_threads_does_not_matter(emulation, monkeypatch):
     """Bit for bit the same, whoever runs first."""
     usual = every_kernel()
     for seed in range(1, 6):
@@ -208,11 +216,10 @@ def test_the_order_of_threads_does_not_matter(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(usual, every_kernel()))
 
 
-@needs_emulation
-def test_every_barrier_is_needed(monkeypatch):
+def test_every_barrier_is_needed(emulation, monkeypatch):
     """Each barrier left out in turn: the emulator must see a race, or else the barrier, or the referee, is idle."""
     every_kernel()
-    read = ctypes.CDLL(os.environ[library.VARIABLE]).emergence_cuda_barriers
+    read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
     read.restype = ctypes.c_char_p
     met = read().decode().splitlines()
     in_source = set()
@@ -225,6 +232,59 @@ def test_every_barrier_is_needed(monkeypatch):
             every_kernel()
 
 
+# ---- processors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processor(cpu_library):
+    if cpu_library:
+        pytest.skip(cpu_library)
+
+
+def test_exponentials_on_a_processor(processor):
+    """Two logits 0 and -x: the other's gradient is exp(-x) / (1 + exp(-x)), to 2 ulp down to 1e-37, then 0 or nearly."""
+    x = torch.cat([torch.linspace(0, 87, 5001), torch.tensor([88.0, 200.0, 1e4, torch.inf])])
+    z = torch.zeros(len(x), 8)
+    z[:, 1] = -x
+    rows = torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), dtype=torch.bool), torch.ones(len(x))
+    dz = torch.empty_like(z)
+    loss, *_ = sweep("cpu", z, dz, 2, *rows)
+    wanted = 1 / (1 + x.double().exp())
+    assert ((dz[:, 1].double() - wanted).abs() <= 4e-7 * wanted + 1.7e-38).all()
+    assert ((loss.double() - torch.log1p((-x.double()).exp())).abs() <= 1e-7).all()
+
+
+def test_what_is_not_a_number_stays_so(processor):
+    z, _, *rows = rows_of(4, 20, torch.float32, torch.float32, "cpu")
+    rows[1][:] = True
+    z[1, 5], z[2, 6] = torch.nan, torch.inf
+    loss, *_ = sweep("cpu", z, z, 20, *rows)
+    assert torch.isnan(loss[1]) and not torch.isfinite(loss[2]) and torch.isfinite(loss[[0, 3]]).all()
+    assert torch.isnan(z[1, :20]).any()
+
+
+def test_the_number_of_threads_does_not_matter(processor):
+    """Bit for bit: who computes a row does not change it, and dweight is added up in blocks of rows of a fixed size."""
+    x, dy, weight = torch.randn(1000, 96), torch.randn(1000, 96), torch.randn(96)
+    hidden, head, targets = torch.randn(4, 300, 32), torch.randn(501, 32), torch.randint(501, (4, 300))
+    results, usual = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, _, rstd = rms_norm.forward(x, weight, 1e-6, None, backend="cpu")
+            out = ek.position_loss(hidden, head, targets, backend="cpu")
+            results.append([y, *rms_norm.backward(dy, None, x, weight, rstd, backend="cpu"), *out.positions])
+    finally:
+        torch.set_num_threads(usual)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+
+
+def test_float32_alone_is_taken_by_the_processor(processor):
+    with pytest.raises(RuntimeError, match="logits must be float32"):
+        z, dz, *rows = rows_of(2, 8, torch.float32, torch.float32, "cpu")
+        sweep("cpu", z.half(), dz.half(), 8, *rows)
+
+
 # ---- the compiled code -----------------------------------------------------------------------------------------------
 
 
@@ -232,7 +292,7 @@ def test_every_barrier_is_needed(monkeypatch):
 def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
     """For sm_80 and sm_90a, warnings being errors. Loads without a GPU, and says what it was built for."""
     out = tmp_path / "emergence_cuda.so"
-    said = build.build(out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
+    said = build.build("cuda", out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
     for arch in ("sm_80", "sm_90a"):
         kernels = set(re.findall(rf"Compiling entry function '(\S+)' for '{arch}'", said))
         assert sum("statistics" in name for name in kernels) == 11, "float32 to three types, 16 bits to one, two without"
@@ -242,12 +302,12 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
     assert len(spills) > 50 and all(pair == ("0", "0") for pair in spills), "registers are spilled"
     code = (
         "import torch\n"
-        "from emergence_kernels.cuda_backend import library\n"
-        "print(library.describe()); print(library.why_not(torch.device('cpu')))\n"
+        "from emergence_kernels.compiled import library\n"
+        "print(library.describe('cuda')); print(library.why_not('cuda', torch.device('cpu')))\n"
         "print(torch.ops.emergence_cuda.loss_rows.default._schema)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {library.VARIABLE: str(out)}, capture_output=True, text=True
+        [sys.executable, "-c", code], env=os.environ | {library.VARIABLES["cuda"]: str(out)}, capture_output=True, text=True
     )
     assert "sm_80 sm_90a, Cuda compilation tools, release" in done.stdout, done.stderr
     assert "needs a CUDA device" in done.stdout and "emergence_cuda::loss_rows(Tensor z" in done.stdout
@@ -256,10 +316,10 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
 def test_a_build_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(build.BuildError, match="nvcc is not on the path"):
-        build.build(tmp_path / "x.so")
+        build.build("cuda", tmp_path / "x.so")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(build.BuildError, match=r"g\+\+ is not on the path"):
-        build.build(tmp_path / "x.so", emulate=True)
+        build.build("emulated", tmp_path / "x.so")
     monkeypatch.delenv("CXX")
     broken = tmp_path / "csrc"
     broken.mkdir()
@@ -267,7 +327,7 @@ def test_a_build_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "SOURCES", broken)
     if shutil.which("g++"):
         with pytest.raises(build.BuildError, match=r"failed: .*a\.cu:1:.*error"):
-            build.build(tmp_path / "x.so", emulate=True)
+            build.build("emulated", tmp_path / "x.so")
     assert not (tmp_path / "x.so").exists()
 
 
@@ -280,7 +340,7 @@ def test_a_library_that_is_damaged_is_named(tmp_path):
         "except ek.BackendError as error: print(error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {library.VARIABLE: str(bad)}, capture_output=True, text=True
+        [sys.executable, "-c", code], env=os.environ | {library.VARIABLES["cuda"]: str(bad)}, capture_output=True, text=True
     )
     assert "cannot be loaded" in done.stdout and "bad.so" in done.stdout, done.stderr
 

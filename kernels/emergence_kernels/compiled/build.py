@@ -1,10 +1,11 @@
-"""Compiles csrc/ into one shared library.
+"""Compiles csrc/ into shared libraries.
 
-    python -m emergence_kernels.cuda_backend.build              nvcc, for sm_80 and sm_90a, beside this file
-    python -m emergence_kernels.cuda_backend.build --emulate    g++: the same source on a CPU, for tests (csrc/emulate.h)
+    python -m emergence_kernels.compiled.build cuda        csrc/*.cu by nvcc, for sm_80 and sm_90a, beside this file
+    python -m emergence_kernels.compiled.build cpu         csrc/cpu/*.cpp by g++, for this kind of processor
+    python -m emergence_kernels.compiled.build emulated    csrc/*.cu by g++: the GPU's source on a CPU (csrc/emulate.h)
 
-Only torch's stable ABI is used, so the library serves every torch from 2.10 on and every Python; torch's headers may be
-those of a CPU build. setup.py, the tests and `make cuda` come here. Objects are cached under build/ by what went into them.
+Only torch's stable ABI is used, so a library serves every torch from 2.10 on and every Python; torch's headers may be
+those of a CPU build. setup.py, the Makefile and the tests come here. Objects are cached under build/ by what went into them.
 """
 
 import argparse
@@ -18,21 +19,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[3] / "csrc"
-LIBRARY = Path(__file__).with_name("emergence_cuda.so")
+KINDS = ("cuda", "cpu", "emulated")
 ARCHITECTURES = ("80", "90a")
 ARCHITECTURES_VARIABLE = "EMERGENCE_CUDA_ARCHITECTURES"  # such as "80,90a,100a"
 TORCH_ABI = "0x020a000000000000"  # 2.10
 COMMON = ["-std=c++20", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
+FLAGS = {
+    "cuda": ["-O3", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-Wall", "--Werror", "all-warnings"],
+    # Loops vectorise where nobody asks for errno or floating-point traps; the order of sums is left as written.
+    "cpu": ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-Wall", "-Wextra"],
+    "emulated": ["-x", "c++", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"],
+}
 
 
 class BuildError(RuntimeError):
     """The library could not be built; one line says why."""
 
 
+def library(kind: str) -> Path:
+    """Where the library of "cuda" or "cpu" lies."""
+    return Path(__file__).with_name(f"emergence_{kind}.so")
+
+
 def nvcc() -> str | None:
     """The compiler of CUDA_HOME, else of the path."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+
+
+def host_compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def torch_folder() -> Path:
@@ -58,48 +74,49 @@ def architectures() -> tuple[str, ...]:
 
 
 def build(
-    output: Path = LIBRARY,
+    kind: str,
+    output: Path | None = None,
     *,
-    emulate: bool = False,
     archs: tuple[str, ...] | None = None,
     cache: Path | None = None,
     extra: tuple[str, ...] = (),
 ) -> str:
     """-> what the compiler said (with `extra` = ("-Xptxas", "-v"): registers and spills of every kernel).
 
+    Args:
+        kind: one of KINDS. output: the library; by default beside this file. archs: of "cuda", such as ("80", "90a").
+
     Raises:
         BuildError: no compiler, no torch, or an error in the source.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++")) if emulate else nvcc()
+    compiler = nvcc() if kind == "cuda" else host_compiler()
     if compiler is None:
-        raise BuildError("g++ is not on the path" if emulate else "nvcc is not on the path (nor under CUDA_HOME)")
-    torch = torch_folder()
-    include = ["-I", str(SOURCES), "-isystem", str(torch / "include")]
-    if emulate:
-        flags = [*COMMON, "-x", "c++", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-        what, link = "emulated", []
-    else:
+        raise BuildError("nvcc is not on the path (nor under CUDA_HOME)" if kind == "cuda" else "g++ is not on the path")
+    folder = SOURCES / "cpu" if kind == "cpu" else SOURCES
+    sources = sorted(folder.glob("*.cpp" if kind == "cpu" else "*.cu"))
+    if not sources:
+        raise BuildError(f"{folder} holds no source: a library is built from a checkout, or installed prebuilt")
+    output, torch = output or library(kind), torch_folder()
+    flags, what = [*COMMON, *FLAGS[kind]], kind
+    if kind == "cuda":
         archs = archs or architectures()
-        flags = [*COMMON, "-O3", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-Wall", "--Werror", "all-warnings"]
         for arch in archs:
             flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-        what, link = " ".join(f"sm_{arch}" for arch in archs), ["-ldl"]
+        what = " ".join(f"sm_{arch}" for arch in archs)
     told = _output([compiler, "--version"]).splitlines()
     version = next((line for line in told if "release" in line), told[0]).strip()
     flags += ["-DEMERGENCE_BUILD=" + f'"{what}, {version}"', *extra]
-    if not SOURCES.is_dir():
-        raise BuildError(f"{SOURCES} is not there: the library is built from a checkout, or installed prebuilt")
-    sources = sorted(SOURCES.glob("*.cu"))
+    include = ["-I", str(folder), "-isystem", str(torch / "include")]
     seen = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
-    for header in sorted(SOURCES.glob("*.h")):
+    for header in sorted(folder.glob("*.h")):
         seen.update(header.read_bytes())
-    cache = cache or SOURCES.parent / "build" / "cuda"
+    cache = cache or SOURCES.parent / "build" / "csrc"
     cache.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> tuple[Path, str]:
         digest = seen.copy()
         digest.update(source.read_bytes())
-        made = cache / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        made = cache / f"{kind}-{source.stem}-{digest.hexdigest()[:16]}.o"
         log = made.with_suffix(".log")
         if not (made.exists() and log.exists()):
             partial = made.with_suffix(f".{os.getpid()}.o")
@@ -112,8 +129,9 @@ def build(
         objects, said = zip(*pool.map(compile_one, sources))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(f".{os.getpid()}.so")
-    linker = [compiler, "-shared", *map(str, objects), f"-L{torch / 'lib'}", "-ltorch_cpu", *link, "-o", str(partial)]
-    _output(linker if emulate else [*linker[:1], "-cudart", "static", *linker[1:]])
+    static = ["-cudart", "static"] if kind == "cuda" else []
+    link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
+    _output([compiler, "-shared", *static, *map(str, objects), *link, "-o", str(partial)])
     partial.replace(output)  # whole or not at all
     return "".join(said)
 
@@ -128,21 +146,21 @@ def _output(command: list[str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile csrc/ into one shared library.")
-    parser.add_argument("--emulate", action="store_true", help="for the CPU, by g++, for tests")
+    parser = argparse.ArgumentParser(description="Compile csrc/ into a shared library.")
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--arch", help=f"such as 80,90a (default: ${ARCHITECTURES_VARIABLE}, else sm_80 and sm_90a)")
     parser.add_argument("--verbose", action="store_true", help="registers and spills of every kernel")
-    parser.add_argument("--out", type=Path, default=LIBRARY)
+    parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     archs = tuple(arguments.arch.replace("sm_", "").split(",")) if arguments.arch else None
-    extra = ("-Xptxas", "-v") if arguments.verbose and not arguments.emulate else ()
+    extra = ("-Xptxas", "-v") if arguments.verbose and arguments.kind == "cuda" else ()
     try:
-        said = build(arguments.out, emulate=arguments.emulate, archs=archs, extra=extra)
+        said = build(arguments.kind, arguments.out, archs=archs, extra=extra)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(said, end="")
-    print(arguments.out)
+    print(arguments.out or library(arguments.kind))
     return 0
 
 

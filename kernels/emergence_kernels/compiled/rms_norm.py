@@ -1,12 +1,10 @@
-"""RMSNorm by CUDA (csrc/rms_norm.cu), with the signatures of triton_backend/rms_norm.py."""
+"""RMSNorm by csrc/ (rms_norm.cu has the formulas), as triton_backend/rms_norm.py with `backend` "cuda" or "cpu" beside."""
 
 import torch
 from torch import Tensor
 
 from ..layout import adjacent_rows
-
-MAX_FEATURES = 8192
-MAX_FEATURES_SINGLY = 4096  # where rows do not divide into packs of 16 bytes
+from .library import operations
 
 
 def _aligned(t: Tensor | None) -> Tensor | None:
@@ -20,26 +18,30 @@ def _aligned(t: Tensor | None) -> Tensor | None:
     return t
 
 
-def forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, *, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, x + residual (empty without one), rstd (N,) float32."""
     x_ND, residual_ND = _aligned(x), _aligned(residual)
     N, D = x_ND.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     new_residual = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
     rstd_N = torch.empty(N, dtype=torch.float32, device=x.device)
-    torch.ops.emergence_cuda.rms_norm(
+    operations(backend).rms_norm.default(
         x_ND, residual_ND, weight.contiguous(), y.view(N, D), None if residual is None else new_residual.view(N, D),
         rstd_N, eps,
     )  # fmt: skip
     return y, new_residual, rstd_N
 
 
-def backward(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd_N: Tensor) -> tuple[Tensor, Tensor]:
+def backward(
+    dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd_N: Tensor, *, backend: str
+) -> tuple[Tensor, Tensor]:
     """x is what was normalised. -> dx, dweight."""
     x_ND = _aligned(x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    torch.ops.emergence_cuda.rms_norm_backward(
+    operations(backend).rms_norm_backward.default(
         _aligned(dy), _aligned(d_residual), x_ND, weight.contiguous(), rstd_N, dx.view(x_ND.shape), dweight
     )
     return dx, dweight

@@ -1,0 +1,81 @@
+// What the processor's kernels share: float32 only, threads by torch's own pool, vectors by the compiler.
+//
+// A function marked CLONED is compiled for several generations of x86-64 and the fastest that runs here is taken when the
+// library is loaded, so that one build serves a cluster of unlike nodes. Loops marked `omp simd` may be vectorised although
+// that adds in another order; the order is fixed for a given processor.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONED
+#endif
+
+namespace cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// exp(x) for x <= 0, within 2 ulp; 1.6e-38 below -87. In a form that vectorises: x = n ln 2 + r, |r| <= ln 2 / 2, and
+// exp(x) = 2^n exp(r) with Taylor's polynomial, whose 8th term is below 6e-9.
+inline float exp_negative(float x) {
+  x = x < -87.0f ? -87.0f : x;  // a NaN stays one
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+  const float shifted = x * 1.44269504088896341f + kRounder;
+  const float n = shifted - kRounder;
+  const float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln 2 in two parts: n times the first is exact
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  int32_t bits;
+  std::memcpy(&bits, &shifted, 4);  // its low bits are n
+  bits = (bits + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return p * scale;
+}
+
+template <typename T>
+T* pointer(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+template <typename T>
+T* pointer(const std::optional<Tensor>& tensor) {
+  return tensor ? pointer<T>(*tensor) : nullptr;
+}
+
+inline void check_vector(const Tensor& tensor, int64_t length, ScalarType type, const char* name) {
+  STD_TORCH_CHECK(tensor.numel() == length && tensor.is_contiguous() && tensor.scalar_type() == type, "emergence_cpu: ", name,
+                  " must be contiguous, of its type, and hold ", length, " values");
+}
+
+// (rows, columns) float32 with adjacent columns.
+inline void check_rows(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) >= columns &&
+                      (tensor.stride(1) == 1 || tensor.size(1) == 1) && tensor.scalar_type() == ScalarType::Float,
+                  "emergence_cpu: ", name, " must be float32 (", rows, ", ", columns, ") with adjacent columns");
+}
+
+// Rows for a thread to be worth waking: about 16k values.
+inline int64_t grain(int64_t columns) { return std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, columns)); }
+
+}  // namespace cpu

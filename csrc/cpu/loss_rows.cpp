@@ -1,0 +1,177 @@
+// Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient in place, on a processor. The formulas, and the
+// arguments, are those of ../loss_rows.cu. A row stays in the first-level cache while it is passed over three times: maximum;
+// exponentials, their sum and their product with z; gradient.
+
+#include "cpu.h"
+
+namespace {
+
+using cpu::ScalarType;
+using cpu::Tensor;
+
+struct Rows {
+  float* z;
+  float* dz;  // may be z
+  int64_t stride_z, stride_dz, V;
+  const int64_t* targets;
+  const bool* valid;
+  const float* scale;  // null: no gradient
+  float *loss, *top, *log_total;
+  bool* correct;
+  float* entropy;
+  float z_loss, softcap;
+};
+
+// Columns whose exponentials are added up in float32 before they join the row's sum, in double: a sum over a large vocabulary
+// loses nothing that shows.
+constexpr int64_t kBlock = 512;
+
+inline float capped(float z, float softcap) { return softcap == 0.0f ? z : softcap * std::tanh(z / softcap); }
+
+CLONED void statistics(const Rows& rows, int64_t begin, int64_t end) {
+  const int64_t V = rows.V;
+  for (int64_t r = begin; r < end; ++r) {
+    const float* z = rows.z + r * rows.stride_z;
+    float* dz = rows.scale ? rows.dz + r * rows.stride_dz : nullptr;
+    const int64_t target = rows.targets[r];
+    float loss = 0.0f, top = 0.0f, log_total = 0.0f, entropy = 0.0f;
+    bool correct = false;
+    if (rows.valid[r]) {
+      const bool known = target >= 0 && target < V;
+      const float z_target = known ? capped(z[target], rows.softcap) : -INFINITY;
+      top = -INFINITY;
+      double total = 0.0, dot = 0.0;
+      if (rows.softcap != 0.0f) {
+        for (int64_t v = 0; v < V; ++v) top = std::max(top, capped(z[v], rows.softcap));
+        for (int64_t v = 0; v < V; ++v) {
+          const float t = capped(z[v], rows.softcap) - top, e = cpu::exp_negative(t);
+          total += e;
+          dot += e * t;
+        }
+      } else {
+#pragma omp simd reduction(max : top)
+        for (int64_t v = 0; v < V; ++v) top = std::max(top, z[v]);
+        for (int64_t block = 0; block < V; block += kBlock) {
+          const int64_t stop = std::min(V, block + kBlock);
+          float sum = 0.0f, product = 0.0f;
+          if (dz) {
+#pragma omp simd reduction(+ : sum, product)
+            for (int64_t v = block; v < stop; ++v) {
+              const float t = z[v] - top, e = cpu::exp_negative(t);
+              dz[v] = e;
+              sum += e;
+              product += e * t;
+            }
+          } else {
+#pragma omp simd reduction(+ : sum, product)
+            for (int64_t v = block; v < stop; ++v) {
+              const float t = z[v] - top, e = cpu::exp_negative(t);
+              sum += e;
+              product += e * t;
+            }
+          }
+          total += sum;
+          dot += product;
+        }
+      }
+      log_total = float(std::log(total));
+      loss = (top - z_target) + log_total;
+      correct = z_target == top;
+      entropy = std::max(log_total - float(dot / total), 0.0f);
+      if (dz) {
+        const float pull = 2.0f * rows.z_loss * (top + log_total), scale = rows.scale[r];
+        const float p_target = known ? float(dz[target] / total) : 0.0f;
+        const float factor = float(scale * (1.0f + pull) / total);
+#pragma omp simd
+        for (int64_t v = 0; v < V; ++v) dz[v] *= factor;
+        if (known) dz[target] = scale * ((p_target - 1.0f) + pull * p_target);
+      }
+    } else if (dz) {
+      std::fill(dz, dz + V, 0.0f);
+    }
+    rows.loss[r] = loss;
+    rows.top[r] = top;
+    rows.log_total[r] = log_total;
+    if (rows.correct) rows.correct[r] = correct;
+    if (rows.entropy) rows.entropy[r] = entropy;
+  }
+}
+
+// The gradient alone, from top and log total known before.
+CLONED void gradient(const Rows& rows, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    const float* z = rows.z + r * rows.stride_z;
+    float* dz = rows.dz + r * rows.stride_dz;
+    if (!rows.valid[r]) {
+      std::fill(dz, dz + rows.V, 0.0f);
+      continue;
+    }
+    const float top = rows.top[r], log_total = rows.log_total[r], scale = rows.scale[r];
+    const float pull = 2.0f * rows.z_loss * (top + log_total);
+    const int64_t target = rows.targets[r];
+    if (rows.softcap != 0.0f) {
+      for (int64_t v = 0; v < rows.V; ++v) {
+        const float t = std::tanh(z[v] / rows.softcap), p = cpu::exp_negative((rows.softcap * t - top) - log_total);
+        dz[v] = ((v == target ? p - 1.0f : p) + pull * p) * scale * (1.0f - t * t);
+      }
+      continue;
+    }
+    const bool known = target >= 0 && target < rows.V;
+    const float z_target = known ? z[target] : 0.0f, factor = scale * (1.0f + pull);
+#pragma omp simd
+    for (int64_t v = 0; v < rows.V; ++v) dz[v] = cpu::exp_negative((z[v] - top) - log_total) * factor;
+    if (known) {
+      const float p = cpu::exp_negative((z_target - top) - log_total);
+      dz[target] = scale * ((p - 1.0f) + pull * p);
+    }
+  }
+}
+
+Rows checked(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targets, const Tensor& valid,
+             const std::optional<Tensor>& scale, const Tensor& loss, const Tensor& top, const Tensor& log_total,
+             const std::optional<Tensor>& correct, const std::optional<Tensor>& entropy, double z_loss, double softcap) {
+  const int64_t R = z.size(0);
+  cpu::check_rows(z, R, V, "logits");
+  cpu::check_rows(dz, R, V, "gradients of logits");
+  cpu::check_vector(targets, R, ScalarType::Long, "targets");
+  cpu::check_vector(valid, R, ScalarType::Bool, "valid");
+  for (const Tensor* t : {&loss, &top, &log_total}) cpu::check_vector(*t, R, ScalarType::Float, "statistics");
+  if (scale) cpu::check_vector(*scale, R, ScalarType::Float, "scale");
+  if (correct) cpu::check_vector(*correct, R, ScalarType::Bool, "correct");
+  if (entropy) cpu::check_vector(*entropy, R, ScalarType::Float, "entropy");
+  return {cpu::pointer<float>(z),       cpu::pointer<float>(dz),        z.stride(0),
+          dz.stride(0),                 V,                              cpu::pointer<int64_t>(targets),
+          cpu::pointer<bool>(valid),    cpu::pointer<float>(scale),     cpu::pointer<float>(loss),
+          cpu::pointer<float>(top),     cpu::pointer<float>(log_total), cpu::pointer<bool>(correct),
+          cpu::pointer<float>(entropy), float(z_loss),                  float(softcap)};
+}
+
+void loss_rows(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targets, const Tensor& valid,
+               std::optional<Tensor> scale, const Tensor& loss, const Tensor& top, const Tensor& log_total,
+               std::optional<Tensor> correct, std::optional<Tensor> entropy, double z_loss, double softcap) {
+  STD_TORCH_CHECK(!(scale && softcap != 0.0), "emergence_cpu: a softcap with the gradient in one sweep is not offered");
+  const Rows rows = checked(z, dz, V, targets, valid, scale, loss, top, log_total, correct, entropy, z_loss, softcap);
+  torch::stable::parallel_for(0, z.size(0), cpu::grain(V), [&](int64_t begin, int64_t end) { statistics(rows, begin, end); });
+}
+
+void loss_rows_gradient(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targets, const Tensor& valid,
+                        const Tensor& scale, const Tensor& top, const Tensor& log_total, double z_loss, double softcap) {
+  const Rows rows = checked(z, dz, V, targets, valid, scale, top, top, log_total, {}, {}, z_loss, softcap);
+  torch::stable::parallel_for(0, z.size(0), cpu::grain(V), [&](int64_t begin, int64_t end) { gradient(rows, begin, end); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cpu, library) {
+  library.def(
+      "loss_rows(Tensor z, Tensor(a!) dz, int V, Tensor targets, Tensor valid, Tensor? scale, Tensor(b!) loss, "
+      "Tensor(c!) top, Tensor(d!) log_total, Tensor(e!)? correct, Tensor(f!)? entropy, float z_loss, float softcap) -> ()");
+  library.def(
+      "loss_rows_gradient(Tensor z, Tensor(a!) dz, int V, Tensor targets, Tensor valid, Tensor scale, Tensor top, "
+      "Tensor log_total, float z_loss, float softcap) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(emergence_cpu, CPU, library) {
+  library.impl("loss_rows", TORCH_BOX(&loss_rows));
+  library.impl("loss_rows_gradient", TORCH_BOX(&loss_rows_gradient));
+}

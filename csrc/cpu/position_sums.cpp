@@ -1,0 +1,47 @@
+// Sums over the batch at each position, in order and in double: ../position_sums.cu on a processor.
+
+#include "cpu.h"
+
+namespace {
+
+using cpu::ScalarType;
+using cpu::Tensor;
+
+void position_sums(const Tensor& token_loss, const Tensor& valid, const Tensor& correct, const Tensor& entropy,
+                   const Tensor& count, const Tensor& loss_sum, const Tensor& loss_sq_sum, const Tensor& correct_sum,
+                   const Tensor& entropy_sum) {
+  STD_TORCH_CHECK(token_loss.dim() == 2, "emergence_cpu: token losses must be (batch, positions)");
+  const int64_t B = token_loss.size(0), T = token_loss.size(1);
+  for (const Tensor* t : {&token_loss, &entropy}) cpu::check_vector(*t, B * T, ScalarType::Float, "token losses");
+  for (const Tensor* t : {&valid, &correct}) cpu::check_vector(*t, B * T, ScalarType::Bool, "token flags");
+  for (const Tensor* t : {&count, &correct_sum}) cpu::check_vector(*t, T, ScalarType::Long, "counts");
+  for (const Tensor* t : {&loss_sum, &loss_sq_sum, &entropy_sum}) cpu::check_vector(*t, T, ScalarType::Double, "sums");
+  int64_t *tokens = cpu::pointer<int64_t>(count), *hits = cpu::pointer<int64_t>(correct_sum);
+  double *sum = cpu::pointer<double>(loss_sum), *squares = cpu::pointer<double>(loss_sq_sum);
+  double* entropies = cpu::pointer<double>(entropy_sum);
+  std::fill(tokens, tokens + T, 0);
+  std::fill(hits, hits + T, 0);
+  for (double* out : {sum, squares, entropies}) std::fill(out, out + T, 0.0);
+  for (int64_t b = 0; b < B; ++b) {
+    const float *losses = cpu::pointer<float>(token_loss) + b * T, *e = cpu::pointer<float>(entropy) + b * T;
+    const bool *is_valid = cpu::pointer<bool>(valid) + b * T, *is_correct = cpu::pointer<bool>(correct) + b * T;
+    for (int64_t t = 0; t < T; ++t) {
+      const double loss = losses[t];
+      tokens[t] += is_valid[t];
+      hits[t] += is_correct[t];
+      sum[t] += loss;
+      squares[t] += loss * loss;
+      entropies[t] += e[t];
+    }
+  }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cpu, library) {
+  library.def(
+      "position_sums(Tensor token_loss, Tensor valid, Tensor correct, Tensor entropy, Tensor(a!) count, "
+      "Tensor(b!) loss_sum, Tensor(c!) loss_sq_sum, Tensor(d!) correct_sum, Tensor(e!) entropy_sum) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(emergence_cpu, CPU, library) { library.impl("position_sums", TORCH_BOX(&position_sums)); }

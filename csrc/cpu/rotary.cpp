@@ -1,0 +1,69 @@
+// Rotary position embedding on a processor (Su et al., arXiv 2104.09864): pairs (i, i + R) of the first 2R features of a head
+// are turned by an angle that depends on the position and on i; the rest passes. Its gradient is the turn back.
+
+#include "cpu.h"
+
+namespace {
+
+using cpu::ScalarType;
+using cpu::Tensor;
+
+struct Turn {
+  const float *x, *cos, *sin;
+  float* out;  // (B, T, H, D) contiguous
+  int64_t stride_b, stride_t, stride_h, stride_angle_b, T, H, D, R;
+  float sign;
+};
+
+CLONED void turn(const Turn& t, int64_t begin, int64_t end) {
+  for (int64_t place = begin; place < end; ++place) {  // (sequence, position)
+    const int64_t b = place / t.T, position = place % t.T;
+    const float* cos = t.cos + b * t.stride_angle_b + position * t.R;
+    const float* sin = t.sin + b * t.stride_angle_b + position * t.R;
+    for (int64_t h = 0; h < t.H; ++h) {
+      const float* x = t.x + b * t.stride_b + position * t.stride_t + h * t.stride_h;
+      float* out = t.out + (place * t.H + h) * t.D;
+#pragma omp simd
+      for (int64_t i = 0; i < t.R; ++i) {
+        const float first = x[i], second = x[i + t.R], s = t.sign * sin[i];
+        out[i] = first * cos[i] - second * s;
+        out[i + t.R] = second * cos[i] + first * s;
+      }
+      std::copy(x + 2 * t.R, x + t.D, out + 2 * t.R);
+    }
+  }
+}
+
+// x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous -> out (B, T, H, D) contiguous.
+void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out, double sign) {
+  STD_TORCH_CHECK(x.dim() == 4 && (x.stride(3) == 1 || x.size(3) == 1) && x.scalar_type() == ScalarType::Float,
+                  "emergence_cpu: x must be float32 (batch, positions, heads, features) with adjacent features");
+  const int64_t B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3), R = cos.size(cos.dim() - 1);
+  const bool batched = cos.dim() == 3;
+  for (const Tensor* angle : {&cos, &sin})
+    cpu::check_vector(*angle, (batched ? B : 1) * T * R, ScalarType::Float, "cos and sin");
+  cpu::check_vector(out, B * T * H * D, ScalarType::Float, "out");
+  STD_TORCH_CHECK(2 * R <= D, "emergence_cpu: more angles than pairs of features");
+  const Turn t{cpu::pointer<float>(x),
+               cpu::pointer<float>(cos),
+               cpu::pointer<float>(sin),
+               cpu::pointer<float>(out),
+               x.stride(0),
+               x.stride(1),
+               x.stride(2),
+               batched ? T * R : 0,
+               T,
+               H,
+               D,
+               R,
+               float(sign)};
+  torch::stable::parallel_for(0, B * T, cpu::grain(H * D), [&](int64_t begin, int64_t end) { turn(t, begin, end); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cpu, library) {
+  library.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor(a!) out, float sign) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(emergence_cpu, CPU, library) { library.impl("rotary", TORCH_BOX(&rotary)); }
