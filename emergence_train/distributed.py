@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from emergence_train.errors import InputError, PeerLost
+from emergence_train.errors import InputError, PeerLost, Stopped
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
 JOIN_SECONDS = 600.0  # for all processes to find each other
@@ -124,10 +124,11 @@ def stop() -> None:
 
 def leave(code: int) -> None:
     """End this process. One of several ends at once: gloo's threads may still run, and taking them down at exit aborts
-    now and then ("terminate called without an active exception") after all work is done."""
+    now and then ("terminate called without an active exception") after all work is done. So does one that was told to
+    stop: Python would wait for a compiler that runs beside it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if code == Stopped.code or dist.is_initialized() and dist.get_world_size() > 1:
         os._exit(code)
     sys.exit(code)
 

@@ -77,6 +77,8 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
         return run
 
     watch.at("building the engine")
+    if config.training.compile:
+        stop.compilations.listen()
     engine = engines.build(config, ranks)
     session = Session(config, plan, dataset, evaluator, ranks, engine, say, stop, watch)
     session.run_to(stop_after or plan.total_steps)

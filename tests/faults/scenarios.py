@@ -3,10 +3,12 @@
     python tests/faults/scenarios.py PLACE [--few] [NAME ...]
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -268,6 +270,42 @@ def phases(runs: Runs) -> dict:
     return found
 
 
+def compiling(runs: Runs) -> dict:
+    """SIGTERM while validation compiles, which would take a minute: in a compiler that lets the interruption through, and
+    in one that swallows the first. torch's own compiler is tried by test_compiling.py."""
+    compile, at, now = torch.nn.Module.compile, Watchdog.at, {}
+
+    def noting(self, operation, step=0):
+        at(self, operation, step)
+        now["operation"] = operation
+
+    def patch_of(case: str, interrupted: bool):
+        def backend(graph, inputs):
+            if interrupted and now["operation"] == "validation" and "sent" not in now:
+                now["sent"] = True
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                with contextlib.suppress(*([Exception] if case == "swallowed" else [])):
+                    time.sleep(60)
+                time.sleep(60)
+            return graph.forward
+
+        def patch(rank: int) -> None:
+            torch.nn.Module.compile = lambda self: compile(self, backend=backend)
+            Watchdog.at = noting
+
+        return patch
+
+    found = {}
+    for case, world, stage in some([("raised", 2, 1), ("swallowed", 1, 1), ("raised", 2, 3)], runs.few, 2):
+        key, over = f"compiling-{case}-{stage}", ["training.compile=true", f"training.zero_stage={stage}"]
+        whole = runs.start(f"whole-{key}", *over, world=world, patch=patch_of(case, False))
+        first = runs.start(key, *over, world=world, patch=patch_of(case, True))
+        second = runs.start(key, *over, world=world, patch=patch_of(case, False))
+        found[key] = {"codes": [whole["codes"], first["codes"], second["codes"]], "said": first["said"][-600:],
+                      "differs": runs.differs(f"whole-{key}", key), "seconds": first["seconds"]}  # fmt: skip
+    return found
+
+
 def pinned(runs: Runs) -> dict:
     """Retention as a run does it: the last two, each second planned one, the best, and one that a person keeps."""
     over = ["checkpoints.keep_every=2", "checkpoints.keep_last=1"]
@@ -279,7 +317,7 @@ def pinned(runs: Runs) -> dict:
     return {"codes": [first["codes"], second["codes"]], "pinned": newest.name, "left": left}
 
 
-SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, phases, pinned)}
+SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, phases, compiling, pinned)}
 
 
 def main() -> None:

@@ -93,6 +93,15 @@ def test_a_signal_in_any_phase_is_answered(found):
         assert outcome["differs"] is None, (phase, outcome["differs"])
 
 
+def test_a_signal_breaks_off_a_compilation(found):
+    """It is heard in the middle of it, and the state of the step before is saved."""
+    assert len(found["compiling"]) == (2 if FEW else 3)
+    for key, outcome in found["compiling"].items():
+        assert [set(codes) for codes in outcome["codes"]] == [{0}, {75}, {0}], (key, outcome)
+        assert "saved at step 6" in outcome["said"] and "Traceback" not in outcome["said"], (key, outcome)
+        assert outcome["seconds"] < 15 and outcome["differs"] is None, (key, outcome)
+
+
 def test_retention(found):
     pinned = found["pinned"]
     assert pinned["codes"] == [[75], [0]]
