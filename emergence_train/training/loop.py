@@ -24,7 +24,7 @@ from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, validate
 from emergence_train.models import counting
 from emergence_train.schedule import learning_rate
-from emergence_train.training import checkpoint
+from emergence_train.training import checkpoint, flight
 from emergence_train.training import engine as engines
 from emergence_train.training.anomalies import Event, Judge, Skips, drifted
 from emergence_train.training.console import Console
@@ -44,6 +44,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     `stop_after` ends this process after that step as a kill would (tests of resuming use it). Raises Stopped where the
     process was told to stop and PeerLost where another process of the run is gone.
     """
+    flight.prepare(config.run_directory, torch.cuda.is_available())
     ranks = start(config.training.threads)
     say = say if ranks.first else _silent
     stop = StopSignal(ranks.first, say)

@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -230,8 +231,11 @@ def hang(runs: Runs) -> dict:
     over = ["faults.hang_seconds=4", "faults.silent_seconds=10"]
     one = runs.start("hang", *over, world=3, patch=asleep)
     two = runs.start("broken", *over, world=3, patch=broken)
-    stacks = {path.name: path.read_text() for path in (runs.path("hang") / "stacks").glob("*")}
-    return {"hang": one, "stacks": stacks, "broken": two}
+    folder = runs.path("hang") / "stacks"
+    stacks = {path.name: path.read_text() for path in folder.glob("*.txt")}
+    records = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("flight-*"))]
+    collectives = [[entry["collective_seq_id"] for entry in record["entries"]] for record in records]
+    return {"hang": one, "stacks": stacks, "collectives": [max(numbers) for numbers in collectives], "broken": two}
 
 
 PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "adding up the loss"]
