@@ -1,8 +1,8 @@
 """torch's flight recorder: the last collectives of a process, which of them had begun and which had ended.
 
 When the watchdog has a verdict every rank writes its own to stacks/flight-RANK in the run directory; torch does the same by
-itself where NCCL finds a collective timed out. `torchfrtrace RUN/stacks -p flight-` (with -j for gloo's) says which rank called
-what. The files are pickles, torch's format for that tool; nothing here reads them.
+itself where NCCL finds a collective timed out. `torchfrtrace RUN/stacks -p flight-` compares NCCL's over the
+ranks. The files are pickles, torch's format for that tool; nothing here reads them.
 """
 
 import contextlib
