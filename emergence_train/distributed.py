@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import uuid
 import warnings
 from dataclasses import dataclass
@@ -59,9 +60,9 @@ def start(threads: int | None) -> Ranks:
         torch.set_num_threads(threads)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store = _store(world)
-        arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
         with _limited(JOIN_SECONDS):
+            store = _store(rank, world)
+            arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
             meeting = from_first_rank(lambda: uuid.uuid4().hex)
             barrier()
@@ -79,16 +80,36 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 1 << 30)
 
 
-def _store(world: int) -> dist.Store | None:
+def _store(rank: int, world: int) -> dist.Store | None:
     """Where the processes meet; None leaves that to torch."""
     if world == 1:  # a lone process needs no address and no port to talk to itself
         return dist.HashStore()
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun keeps its store when it starts the workers again, and a worker may read the address that one now dead
-        # has left there ("connection refused", or no answer at all). On one machine all workers know which start it is.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout=TIMEOUT)
-        return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return dist.PrefixStore(this_start(store, rank, world), store)
     return None
+
+
+def this_start(store: dist.Store, rank: int, world: int) -> str:
+    """A name that the processes of this start have in common, and those of an earlier start had not.
+
+    torchrun keeps its store when it starts the workers again, and a worker would read the address that one now dead has left
+    there ("connection refused", or no answer at all); and what torchrun counts of its starts differs from machine to
+    machine. So rank 0 makes up a name. The others may read that of an earlier start: each answers under the name it read
+    with a number of its own, and believes it when rank 0 has repeated that number.
+    """
+    own, key = uuid.uuid4().hex, "emergence-train/start"
+    if rank == 0:
+        store.set(key, own)
+        answers = [store.get(f"{own}/{other}").decode() for other in range(1, world)]
+        store.set(f"{own}/all", " ".join(answers))
+        return own
+    while True:
+        name = store.get(key).decode()
+        store.set(f"{name}/{rank}", own)
+        if store.check([f"{name}/all"]) and store.get(f"{name}/all").decode().split()[rank - 1] == own:
+            return name
+        time.sleep(0.05 + 0.001 * world)  # rank 0's machine answers all of them
 
 
 @contextlib.contextmanager
