@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from emergence_train.errors import InputError, PeerLost, Stopped
+from emergence_train.errors import InputError, PeerLost, Stopped, tell
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
 JOIN_SECONDS = 600.0  # for all processes to find each other
@@ -117,9 +117,8 @@ def _limited(seconds: float):
     """End the process where the block takes longer: there is no one yet to find out who is missing."""
 
     def give_up() -> None:
-        print(f"emergence-train: the processes have not found each other within {seconds:.0f} s (rank "
-              f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']} is here); the same command tries again",
-              file=sys.stderr, flush=True)  # fmt: skip
+        tell(f"the processes have not found each other within {seconds:.0f} s (rank {os.environ['RANK']} of "
+             f"{os.environ['WORLD_SIZE']} is here); the same command tries again")  # fmt: skip
         os._exit(PeerLost.code)
 
     timer = threading.Timer(seconds, give_up)
@@ -147,9 +146,13 @@ def leave(code: int) -> None:
     """End this process. One of several ends at once: gloo's threads may still run, and taking them down at exit aborts
     now and then ("terminate called without an active exception") after all work is done. So does one that was told to
     stop: Python would wait for a compiler that runs beside it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == Stopped.code or dist.is_initialized() and dist.get_world_size() > 1:
+    lost = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            lost = True  # a full disk, or a reader that has gone; Python would end with a code of its own
+    if lost or code == Stopped.code or dist.is_initialized() and dist.get_world_size() > 1:
         os._exit(code)
     sys.exit(code)
 

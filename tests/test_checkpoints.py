@@ -1,6 +1,8 @@
 """The files of a checkpoint: written as safetensors that others read, verified to the last byte, read in any layout."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 from emergence_train import checkpoints
 from emergence_train.checkpoints import MANIFEST, STATE, Shards, complete, newest, problems, step_name
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 
 
 def make(folder, step=4, world=2, size=10):
@@ -133,3 +135,36 @@ def test_the_newest_whole_one_is_found(tmp_path):
         newest(tmp_path, 6)
     with pytest.raises(InputError, match="holds no state"):
         newest(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, STATE, "shard-00000-of-00002.safetensors"])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
+    """No right to read, a stale handle, too many open files: RunError. An error of the disk itself is damage."""
+    path = make(tmp_path)
+    plain, fault = open, [0]
+
+    def refusing(file, *given, **named):
+        if str(file).endswith(name):
+            raise OSError(fault[0], os.strerror(fault[0]), str(file))
+        return plain(file, *given, **named)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    monkeypatch.setattr(type(path), "open", refusing)  # what read_text calls
+    for fault[0] in (errno.EACCES, errno.ESTALE, errno.EMFILE):
+        with pytest.raises(RunError, match=f"{name}: cannot be read") as raised:
+            problems(path)
+        assert "\n" not in str(raised.value)
+    fault[0] = errno.EIO
+    assert len(problems(path)) == 1 and name in problems(path)[0]
+
+
+def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
+    assert complete(tmp_path / "checkpoints") == []
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
+    with pytest.raises(RunError, match="which is not there"):
+        complete(tmp_path / "checkpoints")
+    (tmp_path / "scratch").mkdir()
+    assert complete(tmp_path / "checkpoints") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be read"):
+        complete(tmp_path / "file")

@@ -6,6 +6,7 @@ since the last one and the validation losses become a `positions` table, then th
 goes on from a state has every row before it and none after.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     """
     flight.prepare(config.run_directory, torch.cuda.is_available())
     ranks = start(config.training.threads)
-    say = say if ranks.first else _silent
+    say = _tireless(say) if ranks.first else _silent
     stop = StopSignal(ranks.first, say)
     watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
     try:
@@ -426,3 +427,13 @@ class Stepper:
 
 def _silent(_: str) -> None:
     """What ranks other than the first have to say."""
+
+
+def _tireless(say: Callable[[str], None]) -> Callable[[str], None]:
+    """The screen may be a file on a full disk, or a pipe whose reader has gone: no reason to end a run."""
+
+    def line(text: str) -> None:
+        with contextlib.suppress(OSError):
+            say(text)
+
+    return line

@@ -10,12 +10,11 @@ round within GRACE_SECONDS (a collective that hangs), the thread ends the proces
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 
-from emergence_train.errors import Stopped
+from emergence_train.errors import Stopped, tell
 from emergence_train.training.compiling import Compilations
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -52,7 +51,8 @@ class StopSignal:
     def close(self) -> None:
         self.compilations.close()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Launchers send a signal more than once: the exit code is to be the one that says that all is saved.
+            signal.signal(number, signal.SIG_IGN if self.requested else handler)
         if self._before:
             signal.set_wakeup_fd(self._fd)
             self._before = {}
@@ -96,7 +96,6 @@ class StopSignal:
     def _leave(self, reason: str) -> None:
         """End the process from this thread; what is being written has a temporary name."""
         if self.first:
-            print(f"emergence-train: {self._name}: {reason}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+            tell(f"{self._name}: {reason}")
         os._exit(Stopped.code)
 

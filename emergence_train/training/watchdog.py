@@ -18,7 +18,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from emergence_train.distributed import Ranks
-from emergence_train.errors import InputError, PeerLost, RunError, Stopped
+from emergence_train.errors import InputError, PeerLost, RunError, Stopped, tell
 from emergence_train.training import flight
 from emergence_train.training.flight import STACKS
 
@@ -195,7 +194,7 @@ class Watchdog:
         if self.ending.wait(MAIN_SECONDS):
             return
         if self._first_to_tell():
-            print(f"emergence-train: {verdict}; {AGAIN}", file=sys.stderr, flush=True)
+            tell(f"{verdict}; {AGAIN}")
         self._outlast()
         os._exit(PeerLost.code)
 
