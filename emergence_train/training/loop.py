@@ -68,7 +68,9 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
     config = from_first_rank(lambda: resolve(config, ranks))
     run = config.run_directory
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
-    from_first_rank(lambda: claim(run, config))
+    note = from_first_rank(lambda: claim(run, config))
+    if note:
+        say(note)
     dataset = Dataset(config.data, config.seed, verify=False)
     made: list[Evaluator] = []
     from_first_rank(lambda: made.append(Evaluator(config, dataset)))  # one rank finds out whether every task is there
@@ -331,6 +333,8 @@ class Session:
         """Told to stop: everything is saved, unless the disk would not."""
         if step == self.plan.total_steps and not due:
             return  # nothing is left to do but to close
+        self.stop.answered = True
+        self._await_save()  # one that began beside training, just before the signal came
         if self.recorder is not None:
             self.recorder.log.close()
             self.recorder.mirror.close(patience=5.0)

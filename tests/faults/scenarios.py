@@ -19,8 +19,9 @@ import numpy as np
 import torch
 import yaml
 
-from emergence_train import records
+from emergence_train import files, records
 from emergence_train.models.decoder import Decoder
+from emergence_train.training.checkpoint import Saver
 from emergence_train.training.loop import Stepper
 from emergence_train.training.watchdog import Watchdog
 from faults.launch import launch  # first: it must not be imported after anything that computes
@@ -268,6 +269,25 @@ def phases(runs: Runs) -> dict:
         second = runs.start(name, world=2)
         found[phase] = {"codes": [first["codes"], second["codes"]], "last": max(steps), "said": first["said"][-600:],
                         "differs": runs.differs("phases-whole", name), "seconds": first["seconds"]}  # fmt: skip
+    save, fsync = Saver.save, files.fsync
+
+    def beside(self, engine, step, *given):
+        save(self, engine, step, *given)
+        if step == 6 and self.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # it has been heard, and the save goes on
+
+    def slowly(file):
+        time.sleep(0.2)
+        fsync(file)
+
+    def slow_and_signalled(rank: int) -> None:
+        Saver.save, files.fsync = beside, slowly
+
+    first = runs.start("phases-beside", "checkpoints.asynchronous=true", world=2, patch=slow_and_signalled)
+    second = runs.start("phases-beside", world=2)
+    found["saving beside training"] = {"codes": [first["codes"], second["codes"]], "last": 6, "said": first["said"][-600:],
+        "differs": runs.differs("phases-whole", "phases-beside"), "seconds": first["seconds"]}  # fmt: skip
     for phase in some(STARTS, runs.few, 1):
         end = runs.start(f"phases-{phase[:4]}", patch=signalling(phase, 0))
         found[phase] = {"codes": [end["codes"]], "said": end["said"], "seconds": end["seconds"]}

@@ -84,7 +84,7 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_others(found):
 def test_a_signal_in_any_phase_is_answered(found):
     """To one rank of two in each phase of a step, in validation and while saving; and while a process starts."""
     phases = found["phases"]
-    assert len(phases) == (4 if FEW else 10)
+    assert len(phases) == (5 if FEW else 11)
     for phase, outcome in phases.items():
         assert outcome["seconds"] < 30, phase
         if "differs" not in outcome:  # nothing to save: it leaves at once

@@ -1,5 +1,6 @@
 """Training as a user runs it: against a plain loop, over processes and ZeRO stages, stopped and started again."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.schedule import learning_rate
+from emergence_train.training import opening
 from emergence_train.training.engine import initialise, parameter_groups
 from support import ROOT, command, metrics
 
@@ -218,6 +220,20 @@ def test_a_run_is_trained_by_one_process_at_a_time(config_file, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = command("train", str(config_file))
     assert done.returncode == 2 and "another process is training this run" in done.stderr
+
+
+def test_a_file_system_without_locks_is_trained_on_and_told(config_file, tmp_path, monkeypatch):
+    loaded = config.load(config_file)
+    run = tmp_path / "runs" / "run"
+    assert opening.claim(run, loaded) is None
+    opening.release()
+
+    def refusing(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(opening.fcntl, "flock", refusing)
+    assert "has no locks" in opening.claim(run, loaded)
+    opening.release()
 
 
 def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_path):
