@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import re
 import struct
 import threading
@@ -167,17 +168,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest, written = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        for data in _pieces(struct.pack("<Q", len(text)) + text, tensors):
-            # Both let go of the interpreter's lock: the checksum costs time only where it is slower than the disk.
-            hashing = threading.Thread(target=digest.update, args=(data,)) if len(data) >= SMALL else None
-            hashing.start() if hashing else digest.update(data)
-            file.write(data)
-            if hashing:
-                hashing.join()
-            written += len(data)
-        file.flush()
-        files.fsync(file)
+    ahead: queue.Queue = queue.Queue(4)  # pieces on their way to the disk and not yet hashed; few, since they may be copies
+
+    def work() -> None:
+        while (data := ahead.get()) is not None:
+            digest.update(data)
+
+    hashing = threading.Thread(target=work, name="checksum", daemon=True)
+    hashing.start()
+    try:
+        with open(path, "wb") as file:
+            for data in _pieces(struct.pack("<Q", len(text)) + text, tensors):
+                ahead.put(data)  # hashing and writing both let go of the interpreter's lock
+                file.write(data)
+                written += len(data)
+            file.flush()
+            files.fsync(file)
+    finally:
+        ahead.put(None)
+        hashing.join()
     return {"file": path.name, "bytes": written, "sha256": digest.hexdigest()}
 
 

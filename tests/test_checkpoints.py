@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +53,17 @@ def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
     assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
     data = (tmp_path / "x.safetensors").read_bytes()
     assert entry == {"file": "x.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a device that is always full")
+def test_a_write_that_fails_raises_and_leaves_no_thread(tmp_path, monkeypatch):
+    """More pieces than wait for their checksum, on a device that is always full."""
+    monkeypatch.setattr(checkpoints, "CHUNK", 1000)
+    monkeypatch.setattr(checkpoints, "SMALL", 200)
+    (tmp_path / "x.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write_tensors(tmp_path / "x.safetensors", {"a": torch.randn(100_000)})
+    assert not any(thread.name == "checksum" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
