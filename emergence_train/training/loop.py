@@ -176,6 +176,9 @@ class Session:
         self.saver.durable, self.pending, self.told = step, None, False
         if self.ranks.first:
             self._open_log(step)
+            measured = {s for s in self.plan.checkpoint_steps if s < step + (not content["loop"].get("due"))}
+            if gap := self.recorder.log.lacking(step, measured):
+                self.say(gap)
             self.saver.best = self.recorder.best
         self.judge.restart(from_first_rank(lambda: self.recorder.judged))
         if opening_line:

@@ -250,6 +250,17 @@ def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_pa
     assert {path.name: path.read_bytes() for path in run.glob("*.*")} == before and len(metrics(run)) == STEPS
 
 
+def test_a_table_or_rows_that_someone_deleted_are_missed(config_file, tmp_path):
+    assert "lacks" not in command("train", str(config_file)).stdout
+    run = tmp_path / "runs" / "run"
+    (run / "positions" / "step-0000000012.parquet").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:1] + lines[4:]))
+    done = command("train", str(config_file))
+    assert done.returncode == 0, done.stderr
+    assert "lacks 3 of 12 train rows of metrics.jsonl and the positions table of step 12;" in done.stdout
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a file that is always full")
 def test_a_screen_that_cannot_be_written_does_not_end_a_run(config_file, tmp_path):
     """Standard output is often a file on the disk that is full. The exit code still says what happened."""
