@@ -16,7 +16,7 @@ def found(tmp_path_factory):
     """Every scenario's outcome; one process imports everything once and forks the runs."""
     script = Path(__file__).parent / "scenarios.py"
     arguments = [str(script), str(tmp_path_factory.mktemp("runs")), *(["--few"] if FEW else [])]
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=580)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=580 if FEW else 2400)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -101,7 +101,7 @@ def test_a_signal_breaks_off_a_compilation(found):
     for key, outcome in found["compiling"].items():
         assert [set(codes) for codes in outcome["codes"]] == [{0}, {75}, {0}], (key, outcome)
         assert "saved at step 6" in outcome["said"] and "Traceback" not in outcome["said"], (key, outcome)
-        assert outcome["seconds"] < 15 and outcome["differs"] is None, (key, outcome)
+        assert outcome["seconds"] < 20 and outcome["differs"] is None, (key, outcome)
 
 
 def test_retention(found):
