@@ -235,8 +235,8 @@ def hang(runs: Runs) -> dict:
     folder = runs.path("hang") / "stacks"
     stacks = {path.name: path.read_text() for path in folder.glob("*.txt")}
     records = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("flight-*"))]
-    collectives = [[entry["collective_seq_id"] for entry in record["entries"]] for record in records]
-    return {"hang": one, "stacks": stacks, "collectives": [max(numbers) for numbers in collectives], "broken": two}
+    open_calls = [[e["profiling_name"] for e in record["entries"] if not e["retired"]] for record in records]
+    return {"hang": one, "stacks": stacks, "open_calls": open_calls, "broken": two}
 
 
 PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "adding up the loss"]
@@ -325,7 +325,7 @@ def compiling(runs: Runs) -> dict:
         whole = runs.start(f"whole-{key}", *over, world=world, patch=patch_of(case, False))
         first = runs.start(key, *over, world=world, patch=patch_of(case, True))
         second = runs.start(key, *over, world=world, patch=patch_of(case, False))
-        found[key] = {"codes": [whole["codes"], first["codes"], second["codes"]], "said": first["said"][-600:],
+        found[key] = {"codes": [whole["codes"], first["codes"], second["codes"]], "said": first["said"],
                       "differs": runs.differs(f"whole-{key}", key), "seconds": first["seconds"]}  # fmt: skip
     return found
 
