@@ -130,6 +130,27 @@ def _limited(seconds: float):
         timer.cancel()
 
 
+@contextlib.contextmanager
+def finding_each_other():
+    """What breaks in the block because another process has gone is said so: there is no watchdog yet to name it."""
+    try:
+        yield
+    except Exception as error:
+        if not of_communication(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise PeerLost(f"a process went, or could not be reached, before all had found each other ({reason}); the same "
+                       f"command tries again") from error  # fmt: skip
+
+
+def of_communication(error: Exception) -> bool:
+    """Whether an error may be the echo of a peer's end: torch names the backend in it, not always the class."""
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("gloo", "nccl", "peer", "connection", "socket", "timed out", "store", "broken pipe")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
 def barrier() -> None:
     if dist.get_world_size() > 1:
         dist.barrier()

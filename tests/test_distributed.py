@@ -2,9 +2,11 @@
 
 import threading
 
+import pytest
 import torch.distributed as dist
 
-from emergence_train.distributed import this_start
+from emergence_train.distributed import finding_each_other, this_start
+from emergence_train.errors import InputError, PeerLost
 
 
 def names(store, delays: dict[int, float], world: int) -> list[str]:
@@ -38,3 +40,24 @@ def test_a_start_that_was_killed_while_it_came_together_is_passed_over():
     store.set("dead/1", "gone")
     found = names(store, {0: 0.3}, 2)
     assert found[0] == found[1] not in ("", "dead")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # What gloo and torch's store raise where a peer has left its address and gone (trial 196 of kill_one).
+        RuntimeError("Gloo connectFullMesh failed with [pair.cc:152] timed out connecting:\nSO_ERROR: Connection refused"),
+        dist.DistNetworkError("The client socket has failed to connect"),
+    ],
+)
+def test_a_process_that_goes_before_all_have_met_is_a_lost_one(error):
+    with pytest.raises(PeerLost, match="before all had found each other") as raised, finding_each_other():
+        raise error
+    assert raised.value.code == 76 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [InputError("training.batch"), RuntimeError("a bug"), ValueError("connection")])
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as raised, finding_each_other():
+        raise error
+    assert raised.value is error

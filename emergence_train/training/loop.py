@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 from emergence_train import files
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks, from_first_rank, start, sum_over_ranks
+from emergence_train.distributed import Ranks, finding_each_other, from_first_rank, start, sum_over_ranks
 from emergence_train.errors import RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, validate
@@ -46,10 +46,11 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     process was told to stop and PeerLost where another process of the run is gone.
     """
     flight.prepare(config.run_directory, torch.cuda.is_available())
-    ranks = start(config.training.threads)
-    say = _tireless(say) if ranks.first else _silent
-    stop = StopSignal(ranks.first, say)
-    watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+    with finding_each_other():
+        ranks = start(config.training.threads)
+        say = _tireless(say) if ranks.first else _silent
+        stop = StopSignal(ranks.first, say)
+        watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
     try:
         return _train(config, ranks, say, stop, watch, stop_after)
     except Exception as error:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from emergence_train.distributed import Ranks
+from emergence_train.distributed import Ranks, of_communication
 from emergence_train.errors import InputError, PeerLost, RunError, Stopped, tell
 from emergence_train.training import flight
 from emergence_train.training.flight import STACKS
@@ -80,7 +80,7 @@ class Watchdog:
             self._say_goodbye(None if getattr(error, "told_by_first_rank", None) is not None else str(error))
             return error
         # "Connection closed by peer" and its like: whose, the watchdog knows soon. A bug has no peer to blame.
-        if _of_communication(error):
+        if of_communication(error):
             self.alarmed = True
             until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight.SECONDS
             while not self.found.wait(self.interval) and time.monotonic() < until:
@@ -227,11 +227,3 @@ class Watchdog:
 
 def _place(sign: dict) -> str:
     return f"its last operation was {sign['op']!r} of step {sign['step']}"
-
-
-def _of_communication(error: Exception) -> bool:
-    """Whether an error may be the echo of a peer's end: torch names the backend in it, not always the class."""
-    if isinstance(error, dist.DistError):
-        return True
-    words = ("gloo", "nccl", "peer", "connection", "socket", "timed out", "store", "broken pipe")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
