@@ -10,8 +10,11 @@ A piece is a one-dimensional tensor named kind|start|parameter: elements from `s
 ("weights", "exp_avg", ...). So whoever reads needs to know nothing of the world size or ZeRO stage that wrote.
 """
 
+import errno
 import hashlib
 import json
+import os
+import queue
 import re
 import struct
 import threading
@@ -23,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emergence_train import files
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 
 FORMAT = 1
 MANIFEST, STATE, POINTER = "manifest.json", "state.json", "latest"
@@ -46,16 +49,33 @@ def shard_name(rank: int, world: int) -> str:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoint directories that have a manifest, oldest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{10}", path.name)]
-    return sorted(path for path in found if (path / MANIFEST).is_file())
+    """Checkpoint directories that have a manifest, oldest first; RunError where one cannot look."""
+    try:
+        names = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{10}", name)]
+        return sorted(folder / name for name in names if (folder / name / MANIFEST).is_file())
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise RunError(f"{folder}: is a link to {os.readlink(folder)}, which is not there; mount or restore it, then "
+                           f"run again") from None  # fmt: skip
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> RunError:
+    """What is there and cannot be read now is not taken for damaged: nothing is set aside, and no run begun anew."""
+    return RunError(f"{error.filename or path}: cannot be read ({error.strerror or error}); mend that, then run again")
+
+
+DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors that a file gives which is gone or broken
 
 
 # ------------------------------------------------------------------------------------------------------ verification
 
 
 def manifest(path: Path) -> list[dict]:
-    """The entries (file, bytes, sha256) of a checkpoint's manifest; ValueError says what is wrong with it."""
+    """The entries (file, bytes, sha256) of a checkpoint's manifest; ValueError says what is wrong with it, RunError why it
+    cannot be read."""
     place = path / MANIFEST
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
@@ -74,12 +94,15 @@ def manifest(path: Path) -> list[dict]:
         if len(set(names)) != len(names) or STATE not in names:
             raise ValueError("does not list each file once")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno not in DAMAGED:
+            raise unreadable(place, error) from None
         raise ValueError(f"{place}: cannot be used ({type(error).__name__}: {' '.join(str(error).split())})") from None
     return entries
 
 
 def problems(path: Path, share: slice = slice(None)) -> list[str]:
-    """What is wrong with a checkpoint: a line for each missing, short or altered file among the `share` of them."""
+    """What is wrong with a checkpoint: a line for each missing, short or altered file among the `share` of them. RunError
+    where they cannot be read."""
     try:
         entries = manifest(path)
     except ValueError as error:
@@ -96,6 +119,8 @@ def problems(path: Path, share: slice = slice(None)) -> list[str]:
         except FileNotFoundError:
             return f"{file}: is missing"
         except OSError as error:
+            if error.errno not in DAMAGED:
+                raise unreadable(file, error) from None
             return f"{file}: cannot be read ({error.strerror or error})"
         return None
 
@@ -143,17 +168,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest, written = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        for data in _pieces(struct.pack("<Q", len(text)) + text, tensors):
-            # Both let go of the interpreter's lock: the checksum costs time only where it is slower than the disk.
-            hashing = threading.Thread(target=digest.update, args=(data,)) if len(data) >= SMALL else None
-            hashing.start() if hashing else digest.update(data)
-            file.write(data)
-            if hashing:
-                hashing.join()
-            written += len(data)
-        file.flush()
-        files.fsync(file)
+    ahead: queue.Queue = queue.Queue(4)  # pieces on their way to the disk and not yet hashed; few, since they may be copies
+
+    def work() -> None:
+        while (data := ahead.get()) is not None:
+            digest.update(data)
+
+    hashing = threading.Thread(target=work, name="checksum", daemon=True)
+    hashing.start()
+    try:
+        with open(path, "wb") as file:
+            for data in _pieces(struct.pack("<Q", len(text)) + text, tensors):
+                ahead.put(data)  # hashing and writing both let go of the interpreter's lock
+                file.write(data)
+                written += len(data)
+            file.flush()
+            files.fsync(file)
+    finally:
+        ahead.put(None)
+        hashing.join()
     return {"file": path.name, "bytes": written, "sha256": digest.hexdigest()}
 
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from emergence_train.errors import InputError, RunError, Stopped
+from emergence_train.errors import InputError, RunError, Stopped, tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         elif not getattr(error, "told_by_first_rank", False):
-            print(f"emergence-train: {error}", file=sys.stderr)
+            tell(str(error))
         return error.code
     except KeyboardInterrupt:
-        print("emergence-train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        tell("interrupted; the same command goes on from the last checkpoint")
         return 1
     except BrokenPipeError:  # the reader of our output has gone (head, less)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         reason = " ".join(str(error).split())[:500]
-        print(f"emergence-train: {type(error).__name__}: {reason} (a bug? see it with --debug)", file=sys.stderr)
+        tell(f"{type(error).__name__}: {reason} (a bug? see it with --debug)")
         return 1
 
 

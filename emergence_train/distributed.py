@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import uuid
 import warnings
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from emergence_train.errors import InputError, PeerLost
+from emergence_train.errors import InputError, PeerLost, Stopped, tell
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
 JOIN_SECONDS = 600.0  # for all processes to find each other
@@ -59,9 +60,9 @@ def start(threads: int | None) -> Ranks:
         torch.set_num_threads(threads)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store = _store(world)
-        arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
         with _limited(JOIN_SECONDS):
+            store = _store(rank, world)
+            arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
             meeting = from_first_rank(lambda: uuid.uuid4().hex)
             barrier()
@@ -79,16 +80,36 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 1 << 30)
 
 
-def _store(world: int) -> dist.Store | None:
+def _store(rank: int, world: int) -> dist.Store | None:
     """Where the processes meet; None leaves that to torch."""
     if world == 1:  # a lone process needs no address and no port to talk to itself
         return dist.HashStore()
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun keeps its store when it starts the workers again, and a worker may read the address that one now dead
-        # has left there ("connection refused", or no answer at all). On one machine all workers know which start it is.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout=TIMEOUT)
-        return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return dist.PrefixStore(this_start(store, rank, world), store)
     return None
+
+
+def this_start(store: dist.Store, rank: int, world: int) -> str:
+    """A name that the processes of this start have in common, and those of an earlier start had not.
+
+    torchrun keeps its store when it starts the workers again, and a worker would read the address that one now dead has left
+    there ("connection refused", or no answer at all); and what torchrun counts of its starts differs from machine to
+    machine. So rank 0 makes up a name. The others may read that of an earlier start: each answers under the name it read
+    with a number of its own, and believes it when rank 0 has repeated that number.
+    """
+    own, key = uuid.uuid4().hex, "emergence-train/start"
+    if rank == 0:
+        store.set(key, own)
+        answers = [store.get(f"{own}/{other}").decode() for other in range(1, world)]
+        store.set(f"{own}/all", " ".join(answers))
+        return own
+    while True:
+        name = store.get(key).decode()
+        store.set(f"{name}/{rank}", own)
+        if store.check([f"{name}/all"]) and store.get(f"{name}/all").decode().split()[rank - 1] == own:
+            return name
+        time.sleep(0.05 + 0.001 * world)  # rank 0's machine answers all of them
 
 
 @contextlib.contextmanager
@@ -96,9 +117,8 @@ def _limited(seconds: float):
     """End the process where the block takes longer: there is no one yet to find out who is missing."""
 
     def give_up() -> None:
-        print(f"emergence-train: the processes have not found each other within {seconds:.0f} s (rank "
-              f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']} is here); the same command tries again",
-              file=sys.stderr, flush=True)  # fmt: skip
+        tell(f"the processes have not found each other within {seconds:.0f} s (rank {os.environ['RANK']} of "
+             f"{os.environ['WORLD_SIZE']} is here); the same command tries again")  # fmt: skip
         os._exit(PeerLost.code)
 
     timer = threading.Timer(seconds, give_up)
@@ -108,6 +128,27 @@ def _limited(seconds: float):
         yield
     finally:
         timer.cancel()
+
+
+@contextlib.contextmanager
+def finding_each_other():
+    """What breaks in the block because another process has gone is said so: there is no watchdog yet to name it."""
+    try:
+        yield
+    except Exception as error:
+        if not of_communication(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise PeerLost(f"a process went, or could not be reached, before all had found each other ({reason}); the same "
+                       f"command tries again") from error  # fmt: skip
+
+
+def of_communication(error: Exception) -> bool:
+    """Whether an error may be the echo of a peer's end: torch names the backend in it, not always the class."""
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("gloo", "nccl", "peer", "connection", "socket", "timed out", "store", "broken pipe")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def barrier() -> None:
@@ -124,10 +165,15 @@ def stop() -> None:
 
 def leave(code: int) -> None:
     """End this process. One of several ends at once: gloo's threads may still run, and taking them down at exit aborts
-    now and then ("terminate called without an active exception") after all work is done."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    now and then ("terminate called without an active exception") after all work is done. So does one that was told to
+    stop: Python would wait for a compiler that runs beside it."""
+    lost = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            lost = True  # a full disk, or a reader that has gone; Python would end with a code of its own
+    if lost or code == Stopped.code or dist.is_initialized() and dist.get_world_size() > 1:
         os._exit(code)
     sys.exit(code)
 

@@ -1,5 +1,14 @@
 """The errors a person sees as one line, each with its exit code. Anything else that escapes is a bug, reported as such."""
 
+import contextlib
+import sys
+
+
+def tell(text: str) -> None:
+    """The one line, to standard error; where that cannot be written (a full disk, a reader that has gone) it is lost."""
+    with contextlib.suppress(OSError):
+        print(f"emergence-train: {text}", file=sys.stderr, flush=True)
+
 
 class OneLine(Exception):
     """Its text is one line whatever it quotes."""

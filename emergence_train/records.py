@@ -143,6 +143,7 @@ def _read_file(table: Table, path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             arrow = pq.read_table(path)
+            arrow.validate(full=True)  # text that is not UTF-8 would fail later, in the middle of pandas
             frame = arrow.to_pandas()
             vocabulary = (arrow.schema.metadata or {}).get(VOCABULARY.encode(), b"").decode()
             if vocabulary and VOCABULARY not in frame:

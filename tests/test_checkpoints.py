@@ -1,6 +1,10 @@
 """The files of a checkpoint: written as safetensors that others read, verified to the last byte, read in any layout."""
 
+import errno
 import json
+import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from safetensors.torch import load_file
 
 from emergence_train import checkpoints
 from emergence_train.checkpoints import MANIFEST, STATE, Shards, complete, newest, problems, step_name
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 
 
 def make(folder, step=4, world=2, size=10):
@@ -49,6 +53,17 @@ def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
     assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
     data = (tmp_path / "x.safetensors").read_bytes()
     assert entry == {"file": "x.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a device that is always full")
+def test_a_write_that_fails_raises_and_leaves_no_thread(tmp_path, monkeypatch):
+    """More pieces than wait for their checksum, on a device that is always full."""
+    monkeypatch.setattr(checkpoints, "CHUNK", 1000)
+    monkeypatch.setattr(checkpoints, "SMALL", 200)
+    (tmp_path / "x.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write_tensors(tmp_path / "x.safetensors", {"a": torch.randn(100_000)})
+    assert not any(thread.name == "checksum" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -101,7 +116,10 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "600")), deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 @given(
     content=st.binary(max_size=60)
     | VALUES.map(lambda value: json.dumps(value).encode())
@@ -133,3 +151,36 @@ def test_the_newest_whole_one_is_found(tmp_path):
         newest(tmp_path, 6)
     with pytest.raises(InputError, match="holds no state"):
         newest(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, STATE, "shard-00000-of-00002.safetensors"])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
+    """No right to read, a stale handle, too many open files: RunError. An error of the disk itself is damage."""
+    path = make(tmp_path)
+    plain, fault = open, [0]
+
+    def refusing(file, *given, **named):
+        if str(file).endswith(name):
+            raise OSError(fault[0], os.strerror(fault[0]), str(file))
+        return plain(file, *given, **named)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    monkeypatch.setattr(type(path), "open", refusing)  # what read_text calls
+    for fault[0] in (errno.EACCES, errno.ESTALE, errno.EMFILE):
+        with pytest.raises(RunError, match=f"{name}: cannot be read") as raised:
+            problems(path)
+        assert "\n" not in str(raised.value)
+    fault[0] = errno.EIO
+    assert len(problems(path)) == 1 and name in problems(path)[0]
+
+
+def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
+    assert complete(tmp_path / "checkpoints") == []
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
+    with pytest.raises(RunError, match="which is not there"):
+        complete(tmp_path / "checkpoints")
+    (tmp_path / "scratch").mkdir()
+    assert complete(tmp_path / "checkpoints") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be read"):
+        complete(tmp_path / "file")

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from emergence_train import records
@@ -91,6 +93,16 @@ def test_missing_columns_files_and_rows(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no positions table"):
         records.read(records.POSITIONS, tmp_path / "empty")
+
+
+def test_text_that_is_no_text_is_refused(tmp_path):
+    """A flipped bit in a name leaves bytes that no one can print. (Found by test_fuzz.py.)"""
+    path = tmp_path / "t.parquet"
+    table = pa.Table.from_pandas(positions(), preserve_index=False)
+    names = pa.array([b"\x80id"] * len(table), pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(table.column_names.index("split"), "split", names), path)
+    with pytest.raises(InputError, match="cannot be read as a positions table"):
+        records.read(records.POSITIONS, path)
 
 
 def test_different_vocabularies_are_not_mixed_silently(tmp_path):

@@ -108,7 +108,7 @@ class Saver:
             shutil.rmtree(temporary, ignore_errors=True)
             self.say(f"checkpoint of step {step} not saved: {problem}; training goes on, older ones are untouched")
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RunError):
             self._forget()
 
     def _forget(self) -> None:

@@ -78,6 +78,15 @@ class RunLog:
         self.end = os.fstat(self.file).st_size  # of what is known to be written
         self.written = time.monotonic()
 
+    def lacking(self, step: int, tables: set[int]) -> str | None:
+        """What is not there of the rows and tables (of the steps `tables`) up to `step`. No stop leaves such a gap: a state
+        is saved after its rows; someone has deleted or cut a file."""
+        rows = step - len({row["step"] for row in self.rows if row.get("kind") == "train"})
+        absent = sorted(s for s in tables if not (self.directory / "positions" / f"{step_name(s)}.parquet").is_file())
+        gaps = [f"{rows} of {step} train rows of {self.path.name}"] if rows else []
+        gaps += [f"the positions table of step {', '.join(map(str, absent))}"] if absent else []
+        return f"{self.directory}: lacks {' and '.join(gaps)}; training goes on, and what was lost stays lost" if gaps else None
+
     def write(self, kind: str, **values) -> dict:
         """Append one line; what is not a finite number is written as null, which JSON can hold."""
         row = {"kind": kind} | {key: _finite(value) for key, value in values.items()}

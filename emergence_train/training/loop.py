@@ -6,6 +6,7 @@ since the last one and the validation losses become a `positions` table, then th
 goes on from a state has every row before it and none after.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -18,13 +19,13 @@ from torch.nn.utils import clip_grad_norm_
 from emergence_train import files
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks, from_first_rank, start, sum_over_ranks
+from emergence_train.distributed import Ranks, finding_each_other, from_first_rank, start, sum_over_ranks
 from emergence_train.errors import RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, validate
 from emergence_train.models import counting
 from emergence_train.schedule import learning_rate
-from emergence_train.training import checkpoint
+from emergence_train.training import checkpoint, flight
 from emergence_train.training import engine as engines
 from emergence_train.training.anomalies import Event, Judge, Skips, drifted
 from emergence_train.training.console import Console
@@ -44,10 +45,12 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     `stop_after` ends this process after that step as a kill would (tests of resuming use it). Raises Stopped where the
     process was told to stop and PeerLost where another process of the run is gone.
     """
-    ranks = start(config.training.threads)
-    say = say if ranks.first else _silent
-    stop = StopSignal(ranks.first, say)
-    watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+    flight.prepare(config.run_directory, torch.cuda.is_available())
+    with finding_each_other():
+        ranks = start(config.training.threads)
+        say = _tireless(say) if ranks.first else _silent
+        stop = StopSignal(ranks.first, say)
+        watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
     try:
         return _train(config, ranks, say, stop, watch, stop_after)
     except Exception as error:
@@ -66,7 +69,9 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
     config = from_first_rank(lambda: resolve(config, ranks))
     run = config.run_directory
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
-    from_first_rank(lambda: claim(run, config))
+    note = from_first_rank(lambda: claim(run, config))
+    if note:
+        say(note)
     dataset = Dataset(config.data, config.seed, verify=False)
     made: list[Evaluator] = []
     from_first_rank(lambda: made.append(Evaluator(config, dataset)))  # one rank finds out whether every task is there
@@ -77,6 +82,8 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
         return run
 
     watch.at("building the engine")
+    if config.training.compile:
+        stop.compilations.listen()
     engine = engines.build(config, ranks)
     session = Session(config, plan, dataset, evaluator, ranks, engine, say, stop, watch)
     session.run_to(stop_after or plan.total_steps)
@@ -170,6 +177,9 @@ class Session:
         self.saver.durable, self.pending, self.told = step, None, False
         if self.ranks.first:
             self._open_log(step)
+            measured = {s for s in self.plan.checkpoint_steps if s < step + (not content["loop"].get("due"))}
+            if gap := self.recorder.log.lacking(step, measured):
+                self.say(gap)
             self.saver.best = self.recorder.best
         self.judge.restart(from_first_rank(lambda: self.recorder.judged))
         if opening_line:
@@ -327,6 +337,8 @@ class Session:
         """Told to stop: everything is saved, unless the disk would not."""
         if step == self.plan.total_steps and not due:
             return  # nothing is left to do but to close
+        self.stop.answered = True
+        self._await_save()  # one that began beside training, just before the signal came
         if self.recorder is not None:
             self.recorder.log.close()
             self.recorder.mirror.close(patience=5.0)
@@ -423,3 +435,13 @@ class Stepper:
 
 def _silent(_: str) -> None:
     """What ranks other than the first have to say."""
+
+
+def _tireless(say: Callable[[str], None]) -> Callable[[str], None]:
+    """The screen may be a file on a full disk, or a pipe whose reader has gone: no reason to end a run."""
+
+    def line(text: str) -> None:
+        with contextlib.suppress(OSError):
+            say(text)
+
+    return line

@@ -1,5 +1,6 @@
 """Before the first step: the configuration completed, the run directory claimed, and what is said about the run."""
 
+import errno
 import fcntl
 from pathlib import Path
 
@@ -18,6 +19,7 @@ VOLATILE = ("out", "logging", "faults", "tasks", "data.path", "data.workers", "t
             "training.zero_stage", "checkpoints.save_state", "checkpoints.keep_last", "checkpoints.keep_every",
             "checkpoints.keep_best", "checkpoints.state_tokens", "checkpoints.asynchronous")  # fmt: skip
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
 _locks: list = []  # open files: a lock lasts as long as its file
 
 
@@ -35,18 +37,20 @@ def resolve(config: Config, ranks: Ranks) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
 
 
-def claim(run: Path, config: Config) -> None:
-    """Make the run directory, or see that it belongs to this configuration and that no one else is at it."""
-    path = run / "config.yaml"
+def claim(run: Path, config: Config) -> str | None:
+    """Make the run directory, or see that it belongs to this configuration and that no one else is at it. What there is to
+    be said of that is returned."""
+    path, note = run / "config.yaml", None
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = open(run / ".lock", "w")  # noqa: SIM115 - held until this process ends, however it ends
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locks.append(open(run / ".lock", "w"))  # noqa: SIM115 - held until this process ends, however it ends
+        fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(f"{run}: another process is training this run; wait for it or choose another name") from None
     except OSError as error:
-        raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
-    _locks.append(lock)
+        if error.errno not in NO_LOCKS:
+            raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
+        note = f"{run}: this file system has no locks ({error.strerror}); see to it yourself that one job at a time trains it"
     for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of writes that a kill has cut off
         if rest.is_file():
             rest.unlink()
@@ -54,7 +58,7 @@ def claim(run: Path, config: Config) -> None:
         if any(not entry.name.startswith(".") for entry in run.iterdir()):  # a start that was killed leaves hidden files
             raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
         write_config(run, config)
-        return
+        return note
     try:
         before = _flat(yaml.safe_load(path.read_text()))
     except (OSError, yaml.YAMLError, AttributeError) as error:
@@ -65,6 +69,7 @@ def claim(run: Path, config: Config) -> None:
         if not volatile and before.get(key) != now.get(key):
             raise InputError(f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
                              f"or restore the configuration")  # fmt: skip
+    return note
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -4,17 +4,18 @@ A signal handler of Python runs only between bytecodes, so a process that waits 
 operating system's part of the handler writes to a pipe, and a thread reads that pipe whatever the main thread does. The
 loop asks `requested`, tells the other ranks through the sums that are reduced anyway, saves and raises Stopped. Where
 nothing has been trained since the last durable checkpoint (start, loading, compiling), or where the loop does not come
-round within GRACE_SECONDS (a collective that hangs), the thread ends the process itself.
+round within GRACE_SECONDS (a collective that hangs), the thread ends the process itself. A compilation is broken off.
 """
 
 import os
 import signal
 import socket
-import sys
 import threading
+import time
 from collections.abc import Callable
 
-from emergence_train.errors import Stopped
+from emergence_train.errors import Stopped, tell
+from emergence_train.training.compiling import Compilations
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 GRACE_SECONDS = 20.0  # torchrun and Slurm kill 30 s after SIGTERM
@@ -25,6 +26,7 @@ class StopSignal:
 
     def __init__(self, first: bool, say: Callable[[str], None]) -> None:
         self.first, self.say = first, say
+        self.compilations = Compilations()
         self.requested = False
         self.exposed = False  # there are steps that no durable checkpoint holds, and the loop will come round
         self.answered = False  # the loop has seen it and is saving
@@ -36,7 +38,7 @@ class StopSignal:
         self._write.setblocking(False)
         self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, _nothing)
+            self._before[number] = signal.signal(number, self._interrupt)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def stopped(self, step: int) -> Stopped:
@@ -47,8 +49,10 @@ class StopSignal:
         return error
 
     def close(self) -> None:
+        self.compilations.close()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Launchers send a signal more than once: the exit code is to be the one that says that all is saved.
+            signal.signal(number, signal.SIG_IGN if self.requested else handler)
         if self._before:
             signal.set_wakeup_fd(self._fd)
             self._before = {}
@@ -66,24 +70,32 @@ class StopSignal:
         self.requested = True
         if self.exposed:
             self.say(f"{self._name}: stopping with a checkpoint")
-            self._read.settimeout(GRACE_SECONDS)
-            try:
-                while self._read.recv(64):  # more signals change nothing; closed is done
-                    pass
+            if self._closed_within(GRACE_SECONDS) or self.answered:
                 return
-            except TimeoutError:
-                if self.answered:
-                    return
             self._leave(f"the step did not end within {GRACE_SECONDS:.0f} s; the last checkpoint stands")
         self._leave("nothing trained since the last checkpoint; the same command goes on from there")
+
+    def _closed_within(self, seconds: float) -> bool:
+        """Whether the loop has come round and closed the pipe; more signals change nothing."""
+        until = time.monotonic() + seconds
+        self._read.settimeout(1.0)
+        while time.monotonic() < until:
+            try:
+                if not self._read.recv(64):
+                    return True
+            except TimeoutError:
+                if self.compilations.now:  # something in it has swallowed the exception: it gets another
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        return False
+
+    def _interrupt(self, number: int, frame) -> None:
+        """Python's part of the handler, in the main thread: the listening thread does all else."""
+        if self.exposed:
+            self.compilations.break_off()
 
     def _leave(self, reason: str) -> None:
         """End the process from this thread; what is being written has a temporary name."""
         if self.first:
-            print(f"emergence-train: {self._name}: {reason}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+            tell(f"{self._name}: {reason}")
         os._exit(Stopped.code)
 
-
-def _nothing(number: int, frame) -> None:
-    """Python's part of the handler: the thread does the work."""

@@ -8,6 +8,8 @@ others read the verdict, and rank 0's sign, since it may be rank 0 that is gone.
 - Every rank in one operation for `hang_seconds`: the one that has begun the fewest operations is waited for.
 - A rank that ends with an error says so, and the others repeat it instead of "connection closed by peer".
 
+Each rank also leaves torch's record of its last collectives (flight.py).
+
 A lone process has no peers and no watchdog.
 """
 
@@ -16,7 +18,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,13 +25,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from emergence_train.distributed import Ranks
-from emergence_train.errors import InputError, PeerLost, RunError, Stopped
+from emergence_train.distributed import Ranks, of_communication
+from emergence_train.errors import InputError, PeerLost, RunError, Stopped, tell
+from emergence_train.training import flight
+from emergence_train.training.flight import STACKS
 
 AGAIN = "the same command goes on from the last checkpoint"
 ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
 MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdict
-STACKS = "stacks"  # in the run directory: where each rank stood when all hung
 
 
 class Watchdog:
@@ -78,9 +80,9 @@ class Watchdog:
             self._say_goodbye(None if getattr(error, "told_by_first_rank", None) is not None else str(error))
             return error
         # "Connection closed by peer" and its like: whose, the watchdog knows soon. A bug has no peer to blame.
-        if _of_communication(error):
+        if of_communication(error):
             self.alarmed = True
-            until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS
+            until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight.SECONDS
             while not self.found.wait(self.interval) and time.monotonic() < until:
                 if told():
                     self.verdict = f"another process is gone ({' '.join(str(error).split())[:120]})"
@@ -183,14 +185,16 @@ class Watchdog:
 
     def _end(self, verdict: str, *, store: bool = True) -> None:
         """Let the main thread raise it; where that hangs in a collective, end the process from here."""
-        self.verdict, self.stored = verdict, store
         if "stacks are in" in verdict:
             self._dump()
+        record = flight.write(self.run, self.ranks.rank, self.ranks.device.type == "cuda")
+        self.verdict = verdict = verdict if record is None else f"{verdict}; the last collectives are in {record}"
+        self.stored = store
         self.found.set()
         if self.ending.wait(MAIN_SECONDS):
             return
         if self._first_to_tell():
-            print(f"emergence-train: {verdict}; {AGAIN}", file=sys.stderr, flush=True)
+            tell(f"{verdict}; {AGAIN}")
         self._outlast()
         os._exit(PeerLost.code)
 
@@ -223,11 +227,3 @@ class Watchdog:
 
 def _place(sign: dict) -> str:
     return f"its last operation was {sign['op']!r} of step {sign['step']}"
-
-
-def _of_communication(error: Exception) -> bool:
-    """Whether an error may be the echo of a peer's end: torch names the backend in it, not always the class."""
-    if isinstance(error, dist.DistError):
-        return True
-    words = ("gloo", "nccl", "peer", "connection", "socket", "timed out", "store", "broken pipe")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

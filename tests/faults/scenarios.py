@@ -3,10 +3,13 @@
     python tests/faults/scenarios.py PLACE [--few] [NAME ...]
 """
 
+import contextlib
 import json
 import os
+import pickle
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,8 +19,9 @@ import numpy as np
 import torch
 import yaml
 
-from emergence_train import records
+from emergence_train import files, records
 from emergence_train.models.decoder import Decoder
+from emergence_train.training.checkpoint import Saver
 from emergence_train.training.loop import Stepper
 from emergence_train.training.watchdog import Watchdog
 from faults.launch import launch  # first: it must not be imported after anything that computes
@@ -228,8 +232,11 @@ def hang(runs: Runs) -> dict:
     over = ["faults.hang_seconds=4", "faults.silent_seconds=10"]
     one = runs.start("hang", *over, world=3, patch=asleep)
     two = runs.start("broken", *over, world=3, patch=broken)
-    stacks = {path.name: path.read_text() for path in (runs.path("hang") / "stacks").glob("*")}
-    return {"hang": one, "stacks": stacks, "broken": two}
+    folder = runs.path("hang") / "stacks"
+    stacks = {path.name: path.read_text() for path in folder.glob("*.txt")}
+    records = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("flight-*"))]
+    open_calls = [[e["profiling_name"] for e in record["entries"] if not e["retired"]] for record in records]
+    return {"hang": one, "stacks": stacks, "open_calls": open_calls, "broken": two}
 
 
 PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "adding up the loss"]
@@ -262,9 +269,64 @@ def phases(runs: Runs) -> dict:
         second = runs.start(name, world=2)
         found[phase] = {"codes": [first["codes"], second["codes"]], "last": max(steps), "said": first["said"][-600:],
                         "differs": runs.differs("phases-whole", name), "seconds": first["seconds"]}  # fmt: skip
+    save, fsync = Saver.save, files.fsync
+
+    def beside(self, engine, step, *given):
+        save(self, engine, step, *given)
+        if step == 6 and self.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # it has been heard, and the save goes on
+
+    def slowly(file):
+        time.sleep(0.2)
+        fsync(file)
+
+    def slow_and_signalled(rank: int) -> None:
+        Saver.save, files.fsync = beside, slowly
+
+    first = runs.start("phases-beside", "checkpoints.asynchronous=true", world=2, patch=slow_and_signalled)
+    second = runs.start("phases-beside", world=2)
+    found["saving beside training"] = {"codes": [first["codes"], second["codes"]], "last": 6, "said": first["said"][-600:],
+        "differs": runs.differs("phases-whole", "phases-beside"), "seconds": first["seconds"]}  # fmt: skip
     for phase in some(STARTS, runs.few, 1):
         end = runs.start(f"phases-{phase[:4]}", patch=signalling(phase, 0))
         found[phase] = {"codes": [end["codes"]], "said": end["said"], "seconds": end["seconds"]}
+    return found
+
+
+def compiling(runs: Runs) -> dict:
+    """SIGTERM while validation compiles, which would take a minute: in a compiler that lets the interruption through, and
+    in one that swallows the first. torch's own compiler is tried by test_compiling.py."""
+    compile, at, now = torch.nn.Module.compile, Watchdog.at, {}
+
+    def noting(self, operation, step=0):
+        at(self, operation, step)
+        now["operation"] = operation
+
+    def patch_of(case: str, interrupted: bool):
+        def backend(graph, inputs):
+            if interrupted and now["operation"] == "validation" and "sent" not in now:
+                now["sent"] = True
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                with contextlib.suppress(*([Exception] if case == "swallowed" else [])):
+                    time.sleep(60)
+                time.sleep(60)
+            return graph.forward
+
+        def patch(rank: int) -> None:
+            torch.nn.Module.compile = lambda self: compile(self, backend=backend)
+            Watchdog.at = noting
+
+        return patch
+
+    found = {}
+    for case, world, stage in some([("raised", 2, 1), ("swallowed", 1, 1), ("raised", 2, 3)], runs.few, 2):
+        key, over = f"compiling-{case}-{stage}", ["training.compile=true", f"training.zero_stage={stage}"]
+        whole = runs.start(f"whole-{key}", *over, world=world, patch=patch_of(case, False))
+        first = runs.start(key, *over, world=world, patch=patch_of(case, True))
+        second = runs.start(key, *over, world=world, patch=patch_of(case, False))
+        found[key] = {"codes": [whole["codes"], first["codes"], second["codes"]], "said": first["said"],
+                      "differs": runs.differs(f"whole-{key}", key), "seconds": first["seconds"]}  # fmt: skip
     return found
 
 
@@ -279,7 +341,7 @@ def pinned(runs: Runs) -> dict:
     return {"codes": [first["codes"], second["codes"]], "pinned": newest.name, "left": left}
 
 
-SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, phases, pinned)}
+SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, phases, compiling, pinned)}
 
 
 def main() -> None:

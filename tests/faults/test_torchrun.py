@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,9 +20,22 @@ def workers(launcher: int) -> list[int]:
     return [int(pid) for pid in found if b"emergence_train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def state(run: Path, after: str = "") -> str:
+    """The name of a checkpoint later than `after`, once there is one."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        there = sorted(path.parent.name for path in run.glob("checkpoints/step-*/manifest.json"))
+        if there and there[-1] > after:
+            return there[-1]
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint after {after or 'the start'}")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
-def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path):
+@pytest.mark.parametrize("machines", [1, 2])
+def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path, machines):
+    """Twice, on one machine and with a launcher of its own for each of two; the store of the first outlives the workers."""
     tree = small_config(data_path, tmp_path)
     tree["training"]["tokens"] *= 40  # long enough to be caught in the middle
     tree["checkpoints"]["every_tokens"] *= 10
@@ -31,20 +45,27 @@ def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2",
-                 "-m", "emergence_train", "train", str(tmp_path / "config.yaml"), "name=killed"]  # fmt: skip
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    place = ["--standalone"] if machines == 1 else ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "job",
+                                                    "--rdzv-endpoint", f"localhost:{port}"]  # fmt: skip
+    arguments = [sys.executable, "-m", "torch.distributed.run", *place, "--nproc-per-node", str(2 // machines),
+                 "--max-restarts", "3", "-m", "emergence_train", "train",
+                 str(tmp_path / "config.yaml"), "name=killed"]  # fmt: skip
     run = tmp_path / "killed"
     with open(tmp_path / "log", "w") as log:
-        launcher = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        launchers = [subprocess.Popen(arguments, stdout=log, stderr=log, env=environment) for _ in range(machines)]
         try:
-            until = time.monotonic() + 240
-            while not list(run.glob("checkpoints/step-*/manifest.json")) and time.monotonic() < until:
-                time.sleep(0.02)
-            os.kill(workers(launcher.pid)[1], signal.SIGKILL)
-            assert launcher.wait(240) == 0, (tmp_path / "log").read_text()
+            first = state(run)
+            os.kill(workers(launchers[-1].pid)[-1], signal.SIGKILL)
+            state(run, first)
+            os.kill(workers(launchers[0].pid)[0], signal.SIGKILL)
+            assert [launcher.wait(240) for launcher in launchers] == [0] * machines, (tmp_path / "log").read_text()
         finally:
-            launcher.kill()
+            for launcher in launchers:
+                launcher.terminate()  # its workers with it
     said = (tmp_path / "log").read_text()
-    assert "going on after step" in said and "Traceback" not in said, said
+    assert said.count("going on after step") == 2 and "Traceback" not in said, said
     losses = [[row["loss"] for row in metrics(path)] for path in (tmp_path / "whole", run)]
     assert losses[0] == losses[1] and len(losses[0]) == 480

@@ -64,13 +64,14 @@ class Trial:
         self.run = place / "runs" / "run"
         self.over = [f"training.zero_stage={stage}"]
         self.slow = self.random.choice([0.0, 0.003, 0.01])
+        self.asynchronous = kind != "whole" and self.random.random() < 0.5  # saves beside training
         self.events: list[str] = []
         self.again = False  # hurt after it had ended, perhaps well
         whole = place.parent / f"whole-{stage}-{world}" / "seconds"
         self.usual = float(whole.read_text()) if whole.is_file() else 1.0  # seconds of a run that nothing happens to
 
     def start(self, world: int | None = None) -> Launched:
-        arguments = ["train", str(self.place / "config.yaml"), *self.over]
+        arguments = ["train", str(self.place / "config.yaml"), *self.over, f"checkpoints.asynchronous={self.asynchronous}"]
         return launch(arguments, world or self.world, self.place / "logs", slow_disk=self.slow)
 
     # ------------------------------------------------------------------------------------------------- the moments
@@ -254,7 +255,7 @@ class Trial:
                 subprocess.run(["umount", "-l", str(self.place / "runs")], check=False)
         hurt = number > 0 or self.kind in UNBROKEN
         took = round(time.monotonic() - began, 2)
-        return {"starts": number + 1, "hurt": hurt, "seconds": took, "events": self.events}
+        return {"starts": number + 1, "hurt": hurt, "asynchronous": self.asynchronous, "seconds": took, "events": self.events}
 
     def newest_whole(self) -> int:
         """The step of the newest checkpoint whose every byte is right."""
@@ -267,6 +268,8 @@ class Trial:
         said = launched.said()
         if "Traceback" in said or "a bug?" in said:
             raise Wrong(f"a traceback or an unknown error: {said[-1500:]}")
+        if ": lacks " in said:
+            raise Wrong(f"rows or tables were lost: {said[-800:]}")
         found = re.search(r"going on after step (\d+)", said)
         if found and int(found[1]) != durable:
             raise Wrong(f"went on after step {found[1]}; the newest whole checkpoint was of step {durable}")
@@ -409,6 +412,7 @@ def write(out: Path, outcomes: list[dict], arguments: argparse.Namespace, second
         "trials": len(outcomes),
         "passed": sum(outcome["passed"] for outcome in outcomes),
         "unhurt": sum(not outcome.get("hurt", True) for outcome in outcomes),  # over before the blow fell
+        "asynchronous": sum(outcome.get("asynchronous", False) for outcome in outcomes),  # saved beside training
         "seed": arguments.seed,
         "seconds": round(seconds),
         "command": f"python tests/faults/trials.py --count {arguments.count} --seed {arguments.seed}",

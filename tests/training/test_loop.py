@@ -1,7 +1,14 @@
 """Training as a user runs it: against a plain loop, over processes and ZeRO stages, stopped and started again."""
 
+import errno
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,8 +21,9 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.schedule import learning_rate
+from emergence_train.training import opening
 from emergence_train.training.engine import initialise, parameter_groups
-from support import command, metrics
+from support import ROOT, command, metrics
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
 
@@ -110,12 +118,6 @@ def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, process
 
 def run_script(script, *arguments, processes):
     """`script` in place of the module, under the same launcher."""
-    import os
-    import subprocess
-    import sys
-
-    from support import ROOT
-
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -218,6 +220,69 @@ def test_a_run_is_trained_by_one_process_at_a_time(config_file, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = command("train", str(config_file))
     assert done.returncode == 2 and "another process is training this run" in done.stderr
+
+
+def test_a_file_system_without_locks_is_trained_on_and_told(config_file, tmp_path, monkeypatch):
+    loaded = config.load(config_file)
+    run = tmp_path / "runs" / "run"
+    assert opening.claim(run, loaded) is None
+    opening.release()
+
+    def refusing(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(opening.fcntl, "flock", refusing)
+    assert "has no locks" in opening.claim(run, loaded)
+    opening.release()
+
+
+def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_path):
+    """The run does not begin anew, and nothing of it is moved."""
+    assert command("train", str(config_file)).returncode == 0
+    run = tmp_path / "runs" / "run"
+    (run / "checkpoints").rename(tmp_path / "scratch")
+    (run / "checkpoints").symlink_to(tmp_path / "scratch")
+    assert "is finished" in command("train", str(config_file)).stdout
+    (tmp_path / "scratch").rename(tmp_path / "unmounted")
+    before = {path.name: path.read_bytes() for path in run.glob("*.*")}
+    done = command("train", str(config_file))
+    assert done.returncode == 1 and "which is not there" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in run.glob("*.*")} == before and len(metrics(run)) == STEPS
+
+
+def test_a_table_or_rows_that_someone_deleted_are_missed(config_file, tmp_path):
+    assert "lacks" not in command("train", str(config_file)).stdout
+    run = tmp_path / "runs" / "run"
+    (run / "positions" / "step-0000000012.parquet").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:1] + lines[4:]))
+    done = command("train", str(config_file))
+    assert done.returncode == 0, done.stderr
+    assert "lacks 3 of 12 train rows of metrics.jsonl and the positions table of step 12;" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a file that is always full")
+def test_a_screen_that_cannot_be_written_does_not_end_a_run(config_file, tmp_path):
+    """Standard output is often a file on the disk that is full. The exit code still says what happened."""
+    start = [sys.executable, "-m", "emergence_train", "train", str(config_file)]
+    variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(start, stdout=full, stderr=full, env=variables, timeout=240)
+        wrong = subprocess.run([*start, "training.batch=10"], stdout=full, stderr=full, env=variables, timeout=240)
+    assert done.returncode == 0 and wrong.returncode == 2
+    assert len(metrics(tmp_path / "runs" / "run")) == STEPS
+
+
+def test_sigterm_again_and_again_still_gives_75(config_file, tmp_path):
+    start = [sys.executable, "-m", "emergence_train", "train", str(config_file)]
+    variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log, subprocess.Popen(start, stdout=log, stderr=log, env=variables) as process:
+        while process.poll() is None and "step 2/" not in (tmp_path / "log").read_text():
+            time.sleep(0.002)
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.0005)
+    assert process.returncode == 75 and "saved at step" in (tmp_path / "log").read_text()
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(config_file):
