@@ -159,6 +159,51 @@ def test_items_of_files(tmp_path):
     assert task.items[0] == Item("q0", (" yes", " no"), 1) and len(task.items) == 2 and task.chance == 0.5
 
 
+def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path, config_file):
+    """LAMBADA's rows in the requests' schema (idx null, the label a list) and our own rows, against plain logits."""
+    texts = [("the cat sat on the", " mat"), ("once upon a", " time"), ("it is", " not so")]
+    rows = [{"doc_id": d, "idx": None, "label": [a.strip()], "request": {"context": c, "continuation": a}}
+            for d, (c, a) in enumerate(texts)]  # fmt: skip
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps({"context": c, "continuation": a}) for c, a in texts))
+    two = [{"context": c, "choices": [a, " x"], "answer": 0} for c, a in texts]
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, two)))
+    dataset = Dataset(configs.load(config_file).data, 1, verify=False)
+    wanted = [TaskConfig(task=name, file=str(tmp_path / f"{name}.jsonl")) for name in ("requests", "two", "own")]
+    suite = Suite(wanted, dataset, 32)
+    torch.manual_seed(1)
+    model = Decoder(ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32)).eval()
+    logs, greedy, hidden = [], [], []
+    for number, (context, answer) in enumerate(texts):
+        ids = suite.tokenizer.encode(context + answer, add_special_tokens=False).ids
+        count = len(ids) - len(suite.tokenizer.encode(context, add_special_tokens=False).ids)
+        if number == 0:  # teach it the first answer, so that greediness is seen in both senses
+            with torch.no_grad():
+                model.head.weight.zero_()
+                handle = model.head.register_forward_hook(lambda _, given, out: hidden.append(given[0]))
+                model(torch.tensor([ids[:-1]]))
+                handle.remove()
+                for k in range(count):
+                    model.head.weight[ids[-1 - k]] += 5 * hidden[0][0, -1 - k] / hidden[0][0, -1 - k].norm()
+        p = torch.log_softmax(model(torch.tensor([ids[:-1]]))[0].double(), -1)
+        logs.append(sum(float(p[-k, ids[-k]].detach()) for k in range(1, count + 1)))
+        greedy.append(all(int(p[-k].argmax()) == ids[-k] for k in range(1, count + 1)))
+    assert greedy[0] and not all(greedy)
+    found = {(row["task"], row["metric"]): row for row in suite.score(model, start(1))[0]}
+    assert [metric for task, metric in found if task == "own"] == ["exact_match", "answer_loglik", "answer_bits_per_byte"]
+    size = [len(answer) for _, answer in texts]
+    for task in ("requests", "own"):
+        assert found[task, "exact_match"]["value"] == pytest.approx(np.mean(greedy)) and found[task, "exact_match"]["chance"] == 0
+        assert found[task, "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
+        bits = -np.mean(np.divide(logs, size)) / np.log(2)
+        assert found[task, "answer_bits_per_byte"]["value"] == pytest.approx(bits, abs=1e-4)
+        assert not found[task, "answer_bits_per_byte"]["higher_is_better"]
+    assert found["two", "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
+    (tmp_path / "own.jsonl").write_text('{"context": "a", "continuation": " "}')
+    with pytest.raises(InputError, match="item 1 of task 'own' has an empty continuation"):
+        items.from_file("own", tmp_path / "own.jsonl")
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
