@@ -25,14 +25,11 @@ KEPT = ("task", "metric", "verdict", "probability", "reason", "eta", "plateau", 
 
 
 def cost(run: Path) -> dict:
-    """Seconds of scoring tasks beside those of the training steps between checkpoints."""
+    """Seconds of scoring tasks beside those of the training steps."""
     rows = records.read_metrics(run)
-    tokens = [row for row in rows if row["kind"] == "train" and row.get("tokens_per_second")]
-    each = tokens[1]["tokens"] - tokens[0]["tokens"]
-    training = sum(each / row["tokens_per_second"] for row in tokens)
-    scoring = [row["seconds"] for row in rows if row["kind"] == "evaluation"]
-    return {"checkpoints": len(scoring), "seconds_of_tasks": round(sum(scoring), 1), "seconds_of_training": round(training, 1),
-            "share": round(sum(scoring) / (sum(scoring) + training), 4)}  # fmt: skip
+    scoring, training = records.cost_of_tasks(rows)
+    return {"checkpoints": sum(row["kind"] == "evaluation" for row in rows), "seconds_of_tasks": round(scoring, 1),
+            "seconds_of_training": round(training, 1), "tasks_over_training": round(scoring / training, 4)}  # fmt: skip
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from emergence_train.analysis.emergence import Finding, investigate
 from emergence_train.analysis.emergence_mirage import continuous
 from emergence_train.analysis.emergence_verdict import ORDER
+from emergence_train.records import cost_of_tasks
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
 from emergence_train.report.svg import Chart, Series, short
@@ -42,6 +43,7 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
         + _sizes(result)
         + "<h3>When runs gain abilities</h3>"
         + _timeline(result, runs)
+        + _cost(runs)
     )
     return [("emergence", "Tasks against loss", body)]
 
@@ -150,6 +152,20 @@ def _timeline(result: dict, runs: list[Run]) -> str:
     chart = Chart("Loss against tokens, and the thresholds", "tokens", "iid loss (nats)", [*marks, *series], x_log=True)
     head = ["task, metric", "run", "", "tokens [95%]", "probability by its end"]
     return grid([chart]) + table(head, rows, "When runs gain abilities")
+
+
+def _cost(runs: list[Run]) -> str:
+    """What scoring the tasks took inside training."""
+    rows = []
+    for run in runs:
+        scoring, training = cost_of_tasks(run.metrics)
+        scored = sum(row.get("kind") == "evaluation" for row in run.metrics)
+        if scored and training:
+            rows.append([html.escape(run.name), str(scored), f"{scoring:,.1f}", f"{training:,.1f}", f"{scoring / training:.1%}"])
+    if not rows:
+        return ""
+    head = ["run", "checkpoints scored", "seconds of tasks", "seconds of training steps", "tasks / training"]
+    return "<h3>What the tasks cost</h3>" + table(head, rows, "What the tasks cost")
 
 
 def _notes(result: dict) -> str:

@@ -118,6 +118,8 @@ def view(row: dict) -> dict | None:
         folder, values = "validation", row["loss"]
     elif kind == "evaluation":
         folder, values = "tasks", row["value"]
+        if row.get("share_of_training") is not None:
+            values = values | {"share_of_training": row["share_of_training"]}
     elif kind == "forecast" and "loss" in row:
         folder, values = "forecast", {k: value for k, value in row.items() if k not in ("kind", "step", "tokens")}
     else:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from emergence_train import records
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
@@ -35,6 +36,7 @@ class Recorder:
         self.history = [(row["step"], row["loss"]) for row in kinds["train"] if row["loss"] is not None]
         self.judged = [loss for step, loss in self.history if step not in skipped][-WINDOW:]
         self.iid = {row["step"]: row["loss"].get("iid", math.inf) for row in kinds["validation"]}
+        self.scoring, self.training = records.cost_of_tasks([self.log.header | {"kind": "run"}, *self.log.rows])  # seconds
 
     @property
     def best(self) -> int | None:
@@ -46,6 +48,7 @@ class Recorder:
         tokens = step * self.plan.step_tokens
         self._write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
                     tokens_per_second=round(speed, 1))  # fmt: skip
+        self.training += self.plan.step_tokens / speed
         if event is not None:
             kind = {"skip": "skipped", "log": "spike"}.get(event.action, event.action)
             self._write(kind, step=step, tokens=tokens, reason=event.reason)
@@ -78,13 +81,16 @@ class Recorder:
         table = self.evaluator.table(scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means)
         self.log.evaluations(step, table)
         values = {f"{row['task']}/{row['metric']}": row["value"] for row in scores.rows}
+        self.scoring += scores.seconds
+        share = self.scoring / self.training if self.training else None
         self._write("evaluation", step=step, tokens=tokens, seconds=round(scores.seconds, 3),
-                    cut_requests=self.evaluator.cut, value=values)  # fmt: skip
+                    share_of_training=share and round(share, 4), cut_requests=self.evaluator.cut, value=values)  # fmt: skip
         for note in self.evaluator.notes if not self.noted else ():
             self.say(f"tasks       {note}")
         self.noted = True
-        shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] == "acc")
-        self.say(f"tasks       step {step}  accuracy: {shown}  ({scores.seconds:.1f} s)")
+        shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] in ("acc", "exact_match"))
+        cost = "" if share is None else f"; so far {share:.1%} of the time in training steps"
+        self.say(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
 
     def _write(self, kind: str, **values) -> None:
         """A line of metrics.jsonl, and of it what W&B shows."""

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from emergence_train import config as configs
+from emergence_train import records
 from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, start
@@ -301,6 +302,7 @@ def trained(data_path, tmp_path_factory):
         done = command("train", str(folder / "c.yaml"), processes=processes if processes > 1 else 0)
         assert done.returncode == 0, done.stderr
         runs[processes] = folder / "run"
+        (folder / "said.txt").write_text(done.stdout)
     return runs
 
 
@@ -314,6 +316,23 @@ def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
     rows = one[one["step"] == last["step"]]
     assert np.allclose(rows["loss"], last["loss"]["iid"]) and np.allclose(rows["bits_per_byte"], last["bits_per_byte"]["iid"])
     assert last["log_pplu"]["iid"] == pytest.approx(last["loss"]["iid"] - rows["unigram_loss"].iloc[0], abs=1e-5)
+
+
+def test_what_the_tasks_cost_is_written_and_said(trained):
+    """Seconds of tasks so far over those of training steps so far, computed here from the steps' own speeds."""
+    run = trained[1]
+    scoring = training = 0.0
+    for row in (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()):
+        if row["kind"] == "train":
+            training += 8 * 32 / row["tokens_per_second"]
+        if row["kind"] == "evaluation":
+            scoring += row["seconds"]
+            rounding = 3 * 0.0005 / training  # seconds are written to a thousandth
+            assert row["share_of_training"] == pytest.approx(scoring / training, abs=rounding)
+    assert records.cost_of_tasks(records.read_metrics(run)) == pytest.approx((scoring, training))
+    said = [line for line in (run.parent / "said.txt").read_text().splitlines() if line.startswith("tasks       step")]
+    assert len(said) == 3 and "copying 0." in said[-1] and "so far " in said[-1], said
+    assert said[-1].endswith("% of the time in training steps)")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

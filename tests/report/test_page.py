@@ -22,7 +22,7 @@ def write_run(root, name="one", params=1000, positions=64, seed=0):
     """A run directory with known losses: L_i = a0 / (1 + a1 i) + a2, falling with training."""
     rng = np.random.default_rng(seed)
     run = root / name
-    rows = [{"kind": "run", "run": name, "params": params, "vocabulary": "v"}]
+    rows = [{"kind": "run", "run": name, "params": params, "vocabulary": "v", "batch": 10, "sequence": 100}]
     for step in range(1, 81):
         rows.append({"kind": "train", "step": step, "tokens": 1000 * step, "lr": 1e-3, "loss": 3 + 20 / (step + 9),
                      "grad_norm": 1.0, "tokens_per_second": 5000.0 if step > 1 else None})  # fmt: skip
@@ -55,6 +55,9 @@ def write_evaluations(run, params, seed=0):
                          "metric": "acc", "value": value, "stderr": np.sqrt(value * (1 - value) / 4000), "items": 4000,
                          "chance": 0.25, "higher_is_better": True, "unigram_loss": 6.0})  # fmt: skip
     records.write(records.EVALUATIONS, pd.DataFrame(rows), run / "evaluations" / "all.parquet", vocabulary="v")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps({"kind": "evaluation", "step": s, "tokens": 1000 * s, "seconds": 1.5, "value": {}}) + "\n"
+                        for s in (40, 80))  # fmt: skip
 
 
 @pytest.fixture
@@ -95,6 +98,11 @@ def test_the_section_on_tasks_says_what_the_analysis_finds(page, tmp_path):
     assert f"<td>{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]</td>" in section
     assert "jump &lt;i&gt;" in section and "<td>gradual</td>" in section and "<td>reached</td>" in section
     assert 'id="emergence"' not in report([write_run(tmp_path, "no-tasks")], tmp_path / "without").read_text()
+
+
+def test_the_cost_of_tasks_is_shown(page):
+    """Two times 1.5 s, beside 79 steps of 1,000 tokens at 5,000 tokens/s: 15.8 s."""
+    assert "<td>2</td><td>3.0</td><td>15.8</td><td>19.0%</td>" in page.read_text()
 
 
 def test_what_is_no_run_is_refused(tmp_path):
