@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from emergence_train.analysis import emergence_table
-from emergence_train.analysis.emergence_forecast import OBSERVED, Outlook, crossing, outlook, outlooks
+from emergence_train.analysis.emergence_forecast import OBSERVED, Outlook, crossing, fan, outlook, outlooks
 from emergence_train.analysis.emergence_law import fit_size_law, least_size, losses_at_equal_tokens
 from emergence_train.analysis.emergence_mirage import binned, continuous, emergence_score, mirage
 from emergence_train.analysis.emergence_size import SizeEffect, collapse, size_effect
@@ -61,7 +61,7 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path], *, out: str | Pa
     """Analyse the evaluations in `paths` (run directories, Parquet or CSV); with `out` write result.json, tables, figures.
 
     Returns what result.json holds: {"tasks": [{"task", "metric", "family", "verdict", "probability", "eta",
-    "size_effect", "rows", "sizes", ...}...], "mirage", "abilities", "size_law", "notes", "convention", "units"}.
+    "size_effect", "rows", "sizes", ...}...], "mirage", "abilities", "outlooks", "size_law", "notes", "convention", "units"}.
     Runs whose losses do not compare (other vocabularies or families) are analysed apart. Raises InputError for tables
     that do not hold together. The result does not depend on the order of rows or files.
     """
@@ -80,7 +80,7 @@ def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Fi
     findings = [find(task) for task in tasks]
     entries = [entry(one) for one in findings]
     directories = run_directories(paths)
-    laws, abilities, notes_ahead = _ahead(findings, directories)
+    laws, abilities, fans, notes_ahead = _ahead(findings, directories)
     result = {
         "units": {"eta": "nats per token", "size_effect": "metric units per tenfold parameters, plus is better",
                   "tokens": "trained so far"},
@@ -90,6 +90,7 @@ def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Fi
         "mirage": mirage(entries),
         "size_law": laws,
         "abilities": abilities,
+        "outlooks": fans,
     }  # fmt: skip
     return _plain(result), findings
 
@@ -163,9 +164,9 @@ def run_directories(paths: list) -> dict[str, Path]:
     return {Path(path).resolve().name: Path(path) for path in paths if (Path(path) / "config.yaml").is_file()}
 
 
-def _ahead(findings: list[Finding], directories: dict[str, Path]) -> tuple[list, list, list]:
-    """(size laws, abilities by task and run, notes) of every family that has an emergent task."""
-    laws, abilities, notes = [], [], []
+def _ahead(findings: list[Finding], directories: dict[str, Path]) -> tuple[list, list, list, list]:
+    """(size laws, abilities by task and run, loss forecasts by run, notes) of every family that has an emergent task."""
+    laws, abilities, fans, notes = [], [], [], []
     for family in sorted({one.task.family for one in findings}):
         group = [one for one in findings if one.task.family == family]
         emergent = [one for one in group if one.verdict.name == "emergent"]
@@ -176,6 +177,7 @@ def _ahead(findings: list[Finding], directories: dict[str, Path]) -> tuple[list,
         whole = whole.drop_duplicates(["run", "step"])
         law = fit_size_law(*losses_at_equal_tokens(whole), rng)
         coming: list[Outlook] = outlooks(whole, directories, rng)
+        fans += [{"family": family} | found for one in coming if (found := fan(one))]
         for one in emergent:
             draws = one.eta_draws
             found = {"family": family, "task": one.task.task, "metric": one.task.metric}
@@ -184,7 +186,7 @@ def _ahead(findings: list[Finding], directories: dict[str, Path]) -> tuple[list,
             abilities.append(found | {"runs": kept, "smallest_size_that_has_it": _smallest(kept)})
     if not directories and abilities:
         notes.append("planned ends and learning rates of the runs are not known from tables; give run directories")
-    return laws, abilities, notes
+    return laws, abilities, fans, notes
 
 
 def _plain(value):

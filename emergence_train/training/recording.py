@@ -1,10 +1,12 @@
 """What rank 0 writes down: the rows of each step, a checkpoint's table and means, and the forecast of the end."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
 from emergence_train import records
+from emergence_train.analysis.ability_watch import abilities_ahead, read_thresholds, said
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
@@ -25,6 +27,11 @@ class Recorder:
         self.config, self.plan, self.evaluator = config, plan, evaluator
         self.log, self.mirror, self.say = log, mirror, say
         self.noted = False  # what is to be said once of the tasks
+        self.thresholds = []
+        if config.abilities:
+            self.thresholds = read_thresholds(Path(config.abilities), log.header["vocabulary"])
+            if not self.thresholds:
+                say(f"{config.abilities}: no task has a threshold there, so no ability is forecast")
         self.reread()
 
     def reread(self) -> None:
@@ -75,6 +82,8 @@ class Recorder:
         self.say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
         if scores.rows:
             self._tasks(step, tokens, means, scores)
+        if self.thresholds:
+            self._abilities(step, tokens)
 
     def _tasks(self, step: int, tokens: int, means: dict[str, float], scores: Scores) -> None:
         header = self.log.header
@@ -91,6 +100,17 @@ class Recorder:
         shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] in ("acc", "exact_match"))
         cost = "" if share is None else f"; so far {share:.1%} of the time in training steps"
         self.say(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
+
+    def _abilities(self, step: int, tokens: int) -> None:
+        """When this run will gain the abilities whose thresholds are known, from its iid losses so far."""
+        found = abilities_ahead(self.thresholds, self.iid, self.plan.step_tokens, self.log.directory)
+        if not found:
+            return
+        values = {f"{name}/{key}": value for name, one in found.items()
+                  for key, value in {"probability": one["probability"], "tokens": one["tokens"]["value"],
+                                     "low95": one["tokens"]["low95"], "high95": one["tokens"]["high95"]}.items()}  # fmt: skip
+        self._write("abilities", step=step, tokens=tokens, value=values)
+        self.say(f"abilities   step {step}  {said(found)}")
 
     def _write(self, kind: str, **values) -> None:
         """A line of metrics.jsonl, and of it what W&B shows."""
