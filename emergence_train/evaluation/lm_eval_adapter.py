@@ -69,7 +69,6 @@ class EmergenceLM(TemplateLM):
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first stop string."""
-        model = generation.whole_model(self.model)
         found = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
@@ -85,7 +84,8 @@ class EmergenceLM(TemplateLM):
                 raise InputError(f"a task generates up to {most} tokens, the model looks at {self.longest}")
             prompts = [self.tok_encode(requests[number].args[0])[-room:] or [self.end] for number in numbers]
             done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
-            for number, ids in zip(numbers, generation.generate(model, prompts, most, done, self.each_batch)):
+            made = generation.generate(self.model, prompts, most, done, self.ranks, self.each_batch)
+            for number, ids in zip(numbers, made):
                 ids = ids[: ids.index(self.end)] if self.end in ids else ids
                 text = self.tokens.decode(ids)
                 for stop in until:

@@ -99,7 +99,7 @@ class Suite:
             for task in self.answer_tasks:
                 rows += answer_metrics(task, values[at : at + len(task.items)])
                 at += len(task.items)
-        rows += [row for task in self.open_tasks for row in open_metrics(task, self._generated(model, task, each_batch))]
+        rows += [row for task in self.open_tasks for row in open_metrics(task, self._generated(model, task, ranks, each_batch))]
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter
 
@@ -108,9 +108,8 @@ class Suite:
                 rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
         return rows, time.monotonic() - began
 
-    def _generated(self, model, task: items.OpenTask, each_batch: Callable[[], None]) -> list[str]:
+    def _generated(self, model, task: items.OpenTask, ranks: Ranks, each_batch: Callable[[], None]) -> list[str]:
         """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
-        module = generation.whole_model(model)
         longest = min(task.longest, self.longest // 2)
         prompts = [
             self.tokenizer.encode(item.context, add_special_tokens=False).ids[-(self.longest - longest) :] or [self.end]
@@ -121,7 +120,8 @@ class Suite:
         def finished(ids: list[int]) -> bool:
             return ids[-1] == self.end or (not whole and "\n" in self.tokenizer.decode(ids).lstrip("\n "))
 
-        texts = [self.tokenizer.decode(ids) for ids in generation.generate(module, prompts, longest, finished, each_batch)]
+        found = generation.generate(model, prompts, longest, finished, ranks, each_batch)
+        texts = [self.tokenizer.decode(ids) for ids in found]
         return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
 
 

@@ -296,7 +296,9 @@ def trained(data_path, tmp_path_factory):
     runs = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"run{processes}")
-        tree = small_config(data_path, folder) | {"tasks": TASKS}
+        prompts = [{"context": "the " * n, "answers": ["it"]} for n in (3, 5, 5, 9)]
+        (folder / "qa.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+        tree = small_config(data_path, folder) | {"tasks": [*TASKS, {"task": "qa", "file": str(folder / "qa.jsonl")}]}
         tree["training"]["zero_stage"] = 1 if processes == 1 else 3
         (folder / "c.yaml").write_text(yaml.safe_dump(tree))
         done = command("train", str(folder / "c.yaml"), processes=processes if processes > 1 else 0)
@@ -308,7 +310,7 @@ def trained(data_path, tmp_path_factory):
 
 def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
     one, two = (pd.read_parquet(run / "evaluations") for run in (trained[1], trained[2]))
-    assert len(one) == 3 * 2 * 6 and set(one["task"]) == {"copying", "sums"}
+    assert len(one) == 3 * (2 * 6 + 1) and set(one["task"]) == {"copying", "sums", "qa"}
     keys = ["step", "task", "metric"]
     one, two = one.sort_values(keys), two.sort_values(keys)
     assert np.allclose(one["value"], two["value"], atol=1e-4) and (one["unigram_loss"] > 3).all()
@@ -344,7 +346,7 @@ def test_a_saved_checkpoint_scores_as_it_did_in_training(trained, processes):
         if row["task"] == "copying":
             assert row["value"] == pytest.approx(before["copying", row["metric"]], abs=1e-4)
     after = pd.read_parquet(run / "evaluations").query("step == 12")
-    assert set(after["task"]) == {"copying", "sums", "unscrambling"} and not after.duplicated(["task", "metric"]).any()
+    assert set(after["task"]) == {"copying", "sums", "qa", "unscrambling"} and not after.duplicated(["task", "metric"]).any()
 
 
 def test_evaluate_on_the_command_line(trained):
