@@ -38,7 +38,8 @@ VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturate
 
 @dataclass(frozen=True)
 class Verdict:
-    """`eta` etc. are in shares of the range; None where the verdict is not emergent."""
+    """`eta` etc. are in shares of the range; None where the verdict is not emergent. `begins_by` is the share of the range at
+    which it may begin at the latest for the verdict to stand: had the model not beaten a unigram model before."""
 
     name: str
     probability: float
@@ -48,6 +49,7 @@ class Verdict:
     change: tuple[float, float, float]  # performance at the lowest loss less that at the highest
     posterior: Posterior | None
     reason: str = ""
+    begins_by: float | None = None
 
 
 def judge(
@@ -70,11 +72,21 @@ def judge(
         known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]
         reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
-    eta = plateau = None
+    eta = plateau = begins_by = None
     if top == "emergent":
         these = names == "emergent"
         eta, plateau = _interval(drawn.onset[these]), _interval(drawn.level[these])
-    return Verdict(top, probabilities[top], probabilities, eta, plateau, change, drawn)
+        begins_by = _begins_by(drawn.onset[these], probabilities[top])
+    return Verdict(top, probabilities[top], probabilities, eta, plateau, change, drawn, begins_by=begins_by)
+
+
+def _begins_by(onset: np.ndarray, probability: float) -> float:
+    """The latest beginning of the range, a share of it, from which enough of the drawn plateaus are long enough.
+
+    A range that begins at b leaves (onset - b) / (1 - b) of plateau, at least PLATEAU of it where b <= (onset - PLATEAU) / (1 -
+    PLATEAU); `onset` are the draws called emergent, `probability` their share of all.
+    """
+    return float(np.quantile((onset - PLATEAU) / (1 - PLATEAU), 1 - SURE["emergent"] / probability))
 
 
 def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: float) -> np.ndarray:
