@@ -78,7 +78,7 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
     Raises InputError, with the first reason, where more than BAD of the items are such.
     """
     if not items:
-        raise InputError(f"{where}: task {name!r} has no items")
+        raise InputError(f"{where}: task {name!r} has no items; fill it, or leave the task out")
     problem_of = problem_of or _problem
     problems = {number: problem for number, item in enumerate(items, 1) if (problem := problem_of(item))}
     if not problems:

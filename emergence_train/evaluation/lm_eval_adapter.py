@@ -5,6 +5,7 @@ Import this module only where lm-eval is wanted. Every rank holds every request 
 backend on the same weights (tests/evaluation/test_lm_eval.py).
 """
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,7 @@ from emergence_train.evaluation.metrics import choice_metrics
 try:
     import lm_eval
     from lm_eval.api.model import TemplateLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager, get_task_dict
 except ImportError as error:
     raise InputError("tasks of lm-eval need it installed: pip install 'emergence-train[tasks]'") from error
 
@@ -103,20 +104,33 @@ def check(names: list[str]) -> TaskManager:
     return manager
 
 
+def reach(names: list[str]) -> None:
+    """Load the tasks once, before any training: InputError where a name is unknown or its data cannot be had."""
+    manager = check(names)
+    for name in names:
+        with _explained(name):
+            get_task_dict([name], manager)
+
+
+@contextlib.contextmanager
+def _explained(names: str):
+    """What the data sets' library raises, as one line."""
+    try:
+        yield
+    except (OSError, ConnectionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"lm-eval task {names}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE to a copy or "
+                         f"give the items as a file") from error  # fmt: skip
+
+
 def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit: int | None = None) -> list[dict]:
     """Rows of metrics as in metrics.choice_metrics: lm-eval's own accuracy or exact match, and for choices also the
     continuous metrics of the same log-likelihoods."""
     manager = check(names)
-    try:
-        with torch.no_grad():
-            found = lm_eval.simple_evaluate(
-                lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=manager,
-                log_samples=True,
-            )
-    except (OSError, ConnectionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"lm-eval task {', '.join(names)}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE "
-                         f"to a copy or give the items as a file") from error  # fmt: skip
+    with _explained(", ".join(names)), torch.no_grad():
+        found = lm_eval.simple_evaluate(
+            lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=manager, log_samples=True
+        )
     rows = []
     for name in names:
         values = found["results"][name]

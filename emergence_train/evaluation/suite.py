@@ -33,7 +33,7 @@ class Suite:
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is wanted
 
-            lm_eval_adapter.check([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
+            lm_eval_adapter.reach([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
         made = [self._task(one) for one in wanted if not one.task.startswith(LM_EVAL)]
         names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -128,8 +128,9 @@ class Suite:
 def unknown(name: str) -> str:
     """The error line for a task that does not exist, with the names nearest to it."""
     close = difflib.get_close_matches(name, KNOWN, n=3, cutoff=0.4)
-    near = "did you mean " + " or ".join(map(repr, close)) if close else "known: " + ", ".join(KNOWN)
-    return f"task {name!r} is not known; {near}? Items of your own: tasks: [{{task: NAME, file: ITEMS.jsonl}}]"
+    near = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "made here are " + ", ".join(KNOWN) + "."
+    return (f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
+            "{task: NAME, file: ITEMS.jsonl}")  # fmt: skip
 
 
 def table(rows: list[dict], *, run: str, params: int, step: int, tokens: int, loss: float, **extra: float) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from emergence_train.data.tokenizer import END_OF_TEXT, load_file  # noqa: E402
 from emergence_train.distributed import start  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
+from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
 from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
 from emergence_train.models.config import ModelConfig  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
@@ -99,8 +100,8 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
         run_tasks(both[0], ["sumz"])
 
 
-def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, both):
-    """lm-eval/NAME in a configuration: checked when the suite is made, scored with the others."""
+def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
+    """lm-eval/NAME in a configuration: its name and its data are checked when the suite is made."""
     from emergence_train.config import Data, TaskConfig
     from emergence_train.data.dataset import Dataset
     from emergence_train.evaluation.suite import Suite
@@ -109,5 +110,14 @@ def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, both):
     dataset = Dataset(Data.model_validate(small_config(data_path, tmp_path)["data"]), 1, verify=False)
     with pytest.raises(InputError, match="did you mean 'hellaswag'"):
         Suite([TaskConfig(task="lm-eval/hellaswagg")], dataset, 32)
+    made = []
+    monkeypatch.setattr(lm_eval_adapter, "get_task_dict", lambda names, manager: made.extend(names))
     suite = Suite([TaskConfig(task="lm-eval/hellaswag", items=2)], dataset, 32)
-    assert [task.name for task in suite.tasks] == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag"
+    assert suite.tasks == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag" and made == ["hellaswag"]
+
+    def offline(names, manager):
+        raise ConnectionError("Couldn't reach it\non the Hub")
+
+    monkeypatch.setattr(lm_eval_adapter, "get_task_dict", offline)
+    with pytest.raises(InputError, match="hellaswag: its data cannot be had .Couldn't reach it on the Hub.; offline, set"):
+        Suite([TaskConfig(task="lm-eval/hellaswag")], dataset, 32)
