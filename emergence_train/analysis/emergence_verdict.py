@@ -4,9 +4,9 @@ Every task is at chance for an untrained model. So a threshold means a plateau o
 which the model already beats a unigram model, and then a rise. Each curve drawn from the posterior over shapes is called
 by the same rules, and the shares of the draws are the verdict's probabilities:
 
-  at-chance      never further from chance than guessing on so many items may lie, or no change of a size worth naming at a
-                 level near chance (a plateau that answer length or a majority answer
-                 lifts or lowers counts as chance; its level is estimated)
+  at-chance      never better than chance; or never further from it than guessing on so many items may lie; or no change of a
+                 size worth naming at a level near chance (a plateau that answer length or a majority answer lifts or lowers
+                 counts as chance; its level is estimated)
   saturated      no change worth naming, level far above chance
   emergent       a plateau of at least PLATEAU of the range, then a rise
   gradual        a rise without such a plateau
@@ -30,7 +30,7 @@ SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others
 LIFTED = 0.35  # share of the way from chance to perfect up to which a flat curve may still be a lifted plateau
 CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturation
 CEILING_CHANGE = 0.08
-GUESSING = 2.0  # standard errors of one checkpoint's score: a curve that stays so near to chance shows nothing
+GUESSING = 2.0  # standard errors of one checkpoint's score and of the curve: one that stays so near to chance shows nothing
 UNKNOWN_CEILING = 0.85
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified")
@@ -114,13 +114,25 @@ def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: 
     still = turn & ~fell & ~up
     names[still & rose] = np.where(real, "emergent", "gradual")[still & rose]
     names[still & down] = "inverse"
-    if rows.items is not None and 0 < chance < 1:
-        # All checkpoints answer the same items: a guesser whose guesses change drifts by as much as the items' noise.
-        noise = GUESSING * np.sqrt(chance * (1 - chance) / np.median(rows.items))
-        names[(drawn.curves.max(1) <= chance + noise) & (low >= chance - noise)] = "at-chance"
+    better = (names == "emergent") | (names == "gradual")
+    names[better & (drawn.curves.max(1) <= chance)] = "at-chance"  # a Brier score that falls to chance is calibration
+    if np.isfinite(chance):
+        names[_guessing(drawn, rows, chance)] = "at-chance"
     flat = names == "at-chance"
     names[flat & (share > LIFTED)] = "saturated"
     return names
+
+
+def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
+    """(S,) whether each drawn curve stays where a guesser's may: all checkpoints answer the same items, so one whose guesses
+    change drifts by as much as the items' noise, about chance or about a level below it (answer length can lower it)."""
+    if rows.items is not None and 0 < chance < 1:
+        variance = chance * (1 - chance) / np.median(rows.items)
+    else:
+        variance = float(np.median(rows.variance))
+    level = min(chance, float(drawn.curves.mean()))
+    room = GUESSING * np.sqrt(variance + drawn.curves.var(0))
+    return np.all(np.abs(drawn.curves - level) <= room, axis=1)
 
 
 def _too_little(rows: Rows) -> str:

@@ -101,6 +101,29 @@ def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
     assert find(study().task_of(many)).verdict.name == "gradual"
 
 
+def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
+    """What a real ladder showed: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
+    rng = np.random.default_rng(0)
+    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    for items, verdict in ((200, "at-chance"), (20_000, "inverse")):
+        value = rng.binomial(items * 50, 0.20 - 0.03 * x) / (items * 50)  # the same items: rows differ by less than sampling
+        rows = frame.assign(task="t", metric="acc", value=np.round(value * items) / items, stderr=0.4 / np.sqrt(items),
+                            items=items, chance=0.25, higher_is_better=True)  # fmt: skip
+        assert find(study().task_of(rows)).verdict.name == verdict, items
+
+
+@pytest.mark.parametrize(("lowest", "verdict"), [(1.0, "at-chance"), (0.6, "emergent")])
+def test_a_brier_score_that_never_beats_chance_is_calibration(lowest, verdict):
+    """Confident and wrong at first (1.15, uniform guesses would have 0.9), then a fall: an ability only where it ends below."""
+    rng = np.random.default_rng(0)
+    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    value = 1.15 - (1.15 - lowest) * np.maximum(x - 0.5, 0) / 0.5 + rng.normal(0, 0.003, len(x))
+    frame = frame.assign(task="t", metric="brier", value=value, stderr=0.004, items=2000, chance=0.9, higher_is_better=False)
+    assert find(study().task_of(frame)).verdict.name == verdict
+
+
 def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
     rng = np.random.default_rng(1)
     names = []
