@@ -163,15 +163,33 @@ def choice_rows(name: str, samples: list[dict]) -> list[dict]:
     """Our metrics of a multiple-choice task from lm-eval's samples; [] for other kinds of task."""
     items, values = [], []
     for sample in samples:
-        answers, target = sample["filtered_resps"], sample["target"]
-        multiple = len(answers) > 1 and all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers)
-        if not multiple or not str(target).isdigit() or int(target) >= len(answers):
+        answers = sample["filtered_resps"]
+        if len(answers) < 2 or not all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers):
             return []
         arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
-        texts = [a["arg_1"] if isinstance(a, dict) else a[1] for a in arguments[: len(answers)]]
-        items.append(Item("", tuple(texts), int(target)))
-        values.append(np.array([float(a[0]) for a in answers]))
+        pairs = [(a["arg_0"], a["arg_1"]) if isinstance(a, dict) else tuple(a[:2]) for a in arguments[: len(answers)]]
+        likelihoods = np.array([float(a[0]) for a in answers])
+        answer = _right(sample, [text for _, text in pairs], likelihoods)
+        if answer is None:
+            return []
+        items.append(Item("", tuple(text for _, text in pairs), answer, tuple(context for context, _ in pairs)))
+        values.append(likelihoods)
     return choice_metrics(Task(name, tuple(items)), values) if items else []
+
+
+def _right(sample: dict, texts: list[str], likelihoods: np.ndarray) -> int | None:
+    """Which choice is right: the target names it by number or by text; where choices differ in the context instead (WinoGrande)
+    the target is what they share, and whether the likeliest was counted as right tells it between two."""
+    target = str(sample["target"])
+    if target.isdigit() and int(target) < len(texts):
+        return int(target)
+    stripped = [text.strip() for text in texts]
+    if stripped.count(target.strip()) == 1:
+        return stripped.index(target.strip())
+    likeliest = int(likelihoods.argmax())
+    if sample.get("acc") == 1:
+        return likeliest
+    return 1 - likeliest if sample.get("acc") == 0 and len(texts) == 2 else None
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -100,6 +100,30 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
         run_tasks(both[0], ["sumz"])
 
 
+def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, monkeypatch):
+    """As lm-eval has WinoGrande: doc_to_text is the number of the right context, the target what follows either."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"beginnings": [f"the {a} was told by the {b}, and the {noun}" for noun in (a, b)], "end": "was sorry for it",
+             "gold": n % 2} for n, (a, b) in enumerate([("cat", "mat"), ("man", "dog"), ("sea", "hat")] * 4)]  # fmt: skip
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(
+        f"task: nouns\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{gold}}'\ndoc_to_choice: '{{beginnings}}'\n"
+        "doc_to_target: '{{end}}'\nmetric_list: [{metric: acc}]\nmetadata: {version: 1}\n"
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    manager = TaskManager(include_path=str(tmp_path))
+    monkeypatch.setattr("emergence_train.evaluation.lm_eval_adapter.TaskManager", lambda: manager)
+    found = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
+    theirs = lm_eval.simple_evaluate(both[1], tasks=["nouns"], num_fewshot=0, bootstrap_iters=100, task_manager=manager)
+    assert found["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and found["acc"]["chance"] == 0.5
+    pairs = [(row["beginnings"][row["gold"]], " " + row["end"]) for row in rows]
+    right = [value for value, _ in both[1].loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)]
+    assert 0 < found["acc"]["value"] < 1 and found["answer_loglik"]["value"] == pytest.approx(np.mean(right), abs=1e-4)
+
+
 def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
     """lm-eval/NAME in a configuration: its name and its data are checked when the suite is made."""
     from emergence_train.config import Data, TaskConfig
