@@ -39,7 +39,7 @@ ladder: install
 	  $(BIN)/emergence-train train configs/ladder.yaml name=ladder-$${size%:*} \
 	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
 	done
-	$(BIN)/python benchmarks/emergence_runs.py --name ladder \
+	$(BIN)/python benchmarks/emergence_runs.py --name ladder --sources data/ladder/sources.json \
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: install
