@@ -52,8 +52,7 @@ def loss_backtest(run: Path) -> list[dict]:
     ahead = outlook(run.name, frame, run, rng, until=OBSERVED)
     tokens, best = frame["tokens"].to_numpy(float), np.minimum.accumulate(frame["loss"].to_numpy(float))
     rows = []
-    for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        at = int(np.searchsorted(tokens, share * tokens[-1] * 0.999))
+    for at in sorted({int(np.searchsorted(tokens, share * tokens[-1] * 0.999)) for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}):
         actual = float(tokens[np.argmax(best <= best[at])])
         said = crossing(ahead, np.array([best[at]]), rng)["tokens"]
         low, high = (np.inf if said[key] is None else said[key] for key in ("low95", "high95"))
