@@ -7,7 +7,11 @@ BIN    := $(VENV)/bin
 SIZES  := 0.05m:1.5e-2 0.2m:8e-3 0.9m:2e-3
 RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
 
-.PHONY: install quickstart test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-wheels bench-redraw clean
+# the same on real benchmarks, see configs/ladder.yaml
+RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
+
+.PHONY: install quickstart ladder test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench \
+        gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +32,17 @@ quickstart: install
 	$(BIN)/emergence-train analyze temporal $(RUNS) --fit-fraction 0.4 --split iid --out runs/quickstart-report/temporal
 	$(BIN)/emergence-train analyze emergence $(RUNS) --out runs/quickstart-report/emergence
 	$(BIN)/emergence-train report $(RUNS) --out runs/quickstart-report
+
+# An hour and a half on one core that others use too; another time goes on where it stopped.
+ladder: install
+	test -f data/ladder/sources.json || $(BIN)/python benchmarks/ladder_text.py
+	$(BIN)/emergence-train prepare configs/ladder.yaml
+	for size in $(RUNGS); do \
+	  $(BIN)/emergence-train train configs/ladder.yaml name=ladder-$${size%:*} \
+	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
+	done
+	$(BIN)/python benchmarks/emergence_runs.py --name ladder --sources data/ladder/sources.json \
+	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: install
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests

@@ -209,6 +209,10 @@ class Config(Section):
     faults: Faults = Faults()
     logging: Logging = Logging()
     tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
+    abilities: str | None = Field(
+        default=None, description="result.json of an earlier `analyze emergence`: at every checkpoint it is forecast at how "
+        "many tokens this run's loss reaches the thresholds found there"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

@@ -292,6 +292,15 @@ def read_metrics(path: str | Path) -> list[dict]:
     return rows
 
 
+def cost_of_tasks(rows: list[dict]) -> tuple[float, float]:
+    """(seconds spent on scoring tasks, seconds spent in training steps) so far, from the lines of metrics.jsonl."""
+    steps = [row for row in rows if row.get("kind") == "train" and row.get("tokens_per_second")]
+    header = next((row for row in rows if row.get("kind") == "run"), {})
+    each = header.get("batch", 0) * header.get("sequence", 0)
+    scoring = sum(row["seconds"] for row in rows if row.get("kind") == "evaluation" and row.get("seconds"))
+    return scoring, sum(each / row["tokens_per_second"] for row in steps)
+
+
 def _curve_of_metrics(path: Path) -> pd.DataFrame:
     rows = read_metrics(path)
     header = next((row for row in rows if row.get("kind") == "run"), {})

@@ -77,6 +77,17 @@ def _plan(directory: Path | None, tokens: np.ndarray, step: np.ndarray) -> tuple
     return None, HORIZON * float(tokens[-1]), False
 
 
+def fan(one: Outlook) -> dict | None:
+    """The forecast loss of a run that goes on: {"run", "params", "planned_end_known", "tokens": [...], "loss": medians, and
+    "low50" to "high95": quantiles}, in nats; None where there is no forecast."""
+    if not len(one.future):
+        return None
+    bands = {f"{side}{level}": np.quantile(one.curves, 0.5 + sign * level / 200, axis=0).tolist()
+             for level in (95, 80, 50) for side, sign in (("low", -1), ("high", 1))}  # fmt: skip
+    return {"run": one.run, "params": one.params, "planned_end_known": one.planned, "tokens": one.future.tolist(),
+            "loss": np.median(one.curves, axis=0).tolist(), **bands}  # fmt: skip
+
+
 def crossing(one: Outlook, eta: np.ndarray, rng: np.random.Generator) -> dict:
     """Tokens at which the run's loss falls to the threshold, from draws `eta` (nats) of it.
 

@@ -14,7 +14,6 @@ import pandas as pd
 from emergence_train import records
 from emergence_train.analysis.emergence_shapes import Rows
 
-UNIGRAM_STAND_IN = 7.0  # nats per token: what word frequencies alone leave of English at 30k to 65k entries
 SMALLEST = 0.02  # least change of a share that is worth naming
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
 RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that count right items
@@ -174,19 +173,17 @@ def _one(column: pd.Series) -> float | None:
 
 
 def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The rows in which the model beats a unigram model: only there does a plateau mean anything."""
+    """The rows in which the model beats a unigram model: only there does a plateau mean anything. All rows where the unigram
+    model's loss is not known: nothing stands in for it, and a threshold then says what it rests on (emergence.find)."""
     known = _one(frame["unigram_loss"]) if "unigram_loss" in frame else None
-    limit = UNIGRAM_STAND_IN if known is None else known
-    beats = frame["loss"] < limit
     frame.attrs["unigram"] = known
     if known is None:
-        if beats.sum() < 3:  # losses in other units, or of another kind: nothing can stand in
-            notes.append("the unigram model's loss is unknown; the whole observed range counts")
-            return frame
-        notes.append(f"the unigram model's loss is unknown; {limit:g} nats per token stands in for it")
+        notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
+        return frame
+    beats = frame["loss"] < known
     dropped = int((~beats).sum())
     if dropped:
-        notes.append(f"{dropped} rows at or above {'the unigram loss ' if known is not None else ''}{limit:.4g} left out")
+        notes.append(f"{dropped} rows at or above the unigram loss {known:.4g} left out")
     kept = frame[beats] if beats.any() else frame
     kept.attrs["unigram"] = known
     return kept

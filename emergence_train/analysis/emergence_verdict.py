@@ -4,9 +4,9 @@ Every task is at chance for an untrained model. So a threshold means a plateau o
 which the model already beats a unigram model, and then a rise. Each curve drawn from the posterior over shapes is called
 by the same rules, and the shares of the draws are the verdict's probabilities:
 
-  at-chance      never further from chance than guessing on so many items may lie, or no change of a size worth naming at a
-                 level near chance (a plateau that answer length or a majority answer
-                 lifts or lowers counts as chance; its level is estimated)
+  at-chance      never better than chance; or never further from it than guessing on so many items may lie; or no change of a
+                 size worth naming at a level near chance (a plateau that answer length or a majority answer lifts or lowers
+                 counts as chance; its level is estimated)
   saturated      no change worth naming, level far above chance
   emergent       a plateau of at least PLATEAU of the range, then a rise
   gradual        a rise without such a plateau
@@ -30,7 +30,7 @@ SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others
 LIFTED = 0.35  # share of the way from chance to perfect up to which a flat curve may still be a lifted plateau
 CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturation
 CEILING_CHANGE = 0.08
-GUESSING = 2.0  # standard errors of one checkpoint's score: a curve that stays so near to chance shows nothing
+GUESSING = 2.0  # standard errors of one checkpoint's score and of the curve: one that stays so near to chance shows nothing
 UNKNOWN_CEILING = 0.85
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified")
@@ -38,7 +38,8 @@ VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturate
 
 @dataclass(frozen=True)
 class Verdict:
-    """`eta` etc. are in shares of the range; None where the verdict is not emergent."""
+    """`eta` etc. are in shares of the range; None where the verdict is not emergent. `begins_by` is the share of the range at
+    which it may begin at the latest for the verdict to stand: had the model not beaten a unigram model before."""
 
     name: str
     probability: float
@@ -48,6 +49,7 @@ class Verdict:
     change: tuple[float, float, float]  # performance at the lowest loss less that at the highest
     posterior: Posterior | None
     reason: str = ""
+    begins_by: float | None = None
 
 
 def judge(
@@ -70,11 +72,21 @@ def judge(
         known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]
         reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
-    eta = plateau = None
+    eta = plateau = begins_by = None
     if top == "emergent":
         these = names == "emergent"
         eta, plateau = _interval(drawn.onset[these]), _interval(drawn.level[these])
-    return Verdict(top, probabilities[top], probabilities, eta, plateau, change, drawn)
+        begins_by = _begins_by(drawn.onset[these], probabilities[top])
+    return Verdict(top, probabilities[top], probabilities, eta, plateau, change, drawn, begins_by=begins_by)
+
+
+def _begins_by(onset: np.ndarray, probability: float) -> float:
+    """The latest beginning of the range, a share of it, from which enough of the drawn plateaus are long enough.
+
+    A range that begins at b leaves (onset - b) / (1 - b) of plateau, at least PLATEAU of it where b <= (onset - PLATEAU) / (1 -
+    PLATEAU); `onset` are the draws called emergent, `probability` their share of all.
+    """
+    return float(np.quantile((onset - PLATEAU) / (1 - PLATEAU), 1 - SURE["emergent"] / probability))
 
 
 def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: float) -> np.ndarray:
@@ -102,13 +114,25 @@ def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: 
     still = turn & ~fell & ~up
     names[still & rose] = np.where(real, "emergent", "gradual")[still & rose]
     names[still & down] = "inverse"
-    if rows.items is not None and 0 < chance < 1:
-        # All checkpoints answer the same items: a guesser whose guesses change drifts by as much as the items' noise.
-        noise = GUESSING * np.sqrt(chance * (1 - chance) / np.median(rows.items))
-        names[(drawn.curves.max(1) <= chance + noise) & (low >= chance - noise)] = "at-chance"
+    better = (names == "emergent") | (names == "gradual")
+    names[better & (drawn.curves.max(1) <= chance)] = "at-chance"  # a Brier score that falls to chance is calibration
+    if np.isfinite(chance):
+        names[_guessing(drawn, rows, chance)] = "at-chance"
     flat = names == "at-chance"
     names[flat & (share > LIFTED)] = "saturated"
     return names
+
+
+def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
+    """(S,) whether each drawn curve stays where a guesser's may: all checkpoints answer the same items, so one whose guesses
+    change drifts by as much as the items' noise, about chance or about a level below it (answer length can lower it)."""
+    if rows.items is not None and 0 < chance < 1:
+        variance = chance * (1 - chance) / np.median(rows.items)
+    else:
+        variance = float(np.median(rows.variance))
+    level = min(chance, float(drawn.curves.mean()))
+    room = GUESSING * np.sqrt(variance + drawn.curves.var(0))
+    return np.all(np.abs(drawn.curves - level) <= room, axis=1)
 
 
 def _too_little(rows: Rows) -> str:

@@ -1,4 +1,4 @@
-"""Questions with several answers to choose from, and where they come from: files, or generators beside this module.
+"""Questions, most with several answers to choose from, and where they come from: files, or generators beside this module.
 
 An item is a context, its choices and which of them is right; a model is asked for the log-likelihood of each choice after
 the context. Text is kept as text: each tokenizer makes its own tokens of it.
@@ -6,7 +6,7 @@ the context. Text is kept as text: each tokenizer makes its own tokens of it.
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,16 @@ class OpenTask:
 
 
 @dataclass(frozen=True)
+class AnswerTask:
+    """Contexts with their one right continuation, an Item of one choice each: LAMBADA, and gold answers to be scored in bits
+    per byte. Asked is how likely the answer is, and whether greedy generation would give it."""
+
+    name: str
+    items: tuple[Item, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """A named list of items, and what was left out of it. `chance` is the share right by uniform guessing."""
 
@@ -62,14 +72,15 @@ class Task:
         return sum(1 / len(item.choices) for item in self.items) / len(self.items)
 
 
-def checked(name: str, items: list[Item], where: str) -> Task:
+def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item], str] | None = None) -> Task:
     """The task without the items that cannot be scored (real data sets have a few), which its note counts.
 
     Raises InputError, with the first reason, where more than BAD of the items are such.
     """
     if not items:
-        raise InputError(f"{where}: task {name!r} has no items")
-    problems = {number: problem for number, item in enumerate(items, 1) if (problem := _problem(item))}
+        raise InputError(f"{where}: task {name!r} has no items; fill it, or leave the task out")
+    problem_of = problem_of or _problem
+    problems = {number: problem for number, item in enumerate(items, 1) if (problem := problem_of(item))}
     if not problems:
         return Task(name, tuple(items))
     number, problem = next(iter(problems.items()))
@@ -92,10 +103,15 @@ def _problem(item: Item) -> str:
     return ""
 
 
-def from_file(name: str, path: Path, most: int | None = None) -> Task | OpenTask:
-    """Items of a JSONL file (also .gz): rows of {"context", "choices", "answer"}; or requests as oe_eval writes them, one
-    row a choice with {"doc_id", "idx", "label", "request": {"context", "continuation"}}; or, with open answers,
-    {"context", "answers"} where "extract": "number" compares the last number alone (chains of thought)."""
+def _no_answer(item: Item) -> str:
+    return "" if item.choices[0].strip() else "has an empty continuation"
+
+
+def from_file(name: str, path: Path, most: int | None = None) -> Task | AnswerTask | OpenTask:
+    """Items of a JSONL file (also .gz): rows of {"context", "choices", "answer"}; or {"context", "continuation"}, the one right
+    answer; or requests as oe_eval writes them, one row a choice with {"doc_id", "idx", "label", "request": {"context",
+    "continuation"}}; or, with open answers, {"context", "answers"} where "extract": "number" compares the last number alone
+    (chains of thought)."""
     rows = list(_rows(path))
     if rows and "answers" in rows[0][1]:
         found = tuple(_open_item(path, number, row) for number, row in rows[:most])
@@ -104,6 +120,10 @@ def from_file(name: str, path: Path, most: int | None = None) -> Task | OpenTask
         items = _of_requests(path, rows)
     else:
         items = [_of_row(path, number, row) for number, row in rows]
+    single = bool(items) and all(len(item.choices) == 1 for item in items)
+    if single and "choices" not in rows[0][1]:
+        task = checked(name, items[:most], str(path), _no_answer)
+        return AnswerTask(name, task.items, task.note)
     return checked(name, items[:most], str(path))
 
 
@@ -125,6 +145,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 def _of_row(path: Path, number: int, row: dict) -> Item:
     try:
+        if "continuation" in row:
+            return Item(str(row["context"]), (str(row["continuation"]),), 0)
         return Item(str(row["context"]), tuple(str(choice) for choice in row["choices"]), int(row["answer"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: row {number}: needs context, choices (a list) and answer (an index): {error!r}") from None
@@ -150,9 +172,12 @@ def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
             raise InputError(f"{path}: row {number}: is not a request with doc_id and request: {error!r}") from None
     items = []
     for parts in documents.values():
-        parts.sort(key=lambda part: part[1]["idx"])
         number, first = parts[0]
         try:
+            if len(parts) == 1:  # its idx is null, its label the texts that would be right
+                items.append(Item(first["request"]["context"], (first["request"]["continuation"],), 0))
+                continue
+            parts.sort(key=lambda part: part[1]["idx"])
             contexts = tuple(row["request"]["context"] for _, row in parts)
             choices = tuple(row["request"]["continuation"] for _, row in parts)
             apart = len(set(contexts)) > 1

@@ -5,6 +5,7 @@ Import this module only where lm-eval is wanted. Every rank holds every request 
 backend on the same weights (tests/evaluation/test_lm_eval.py).
 """
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,7 @@ from emergence_train.evaluation.metrics import choice_metrics
 try:
     import lm_eval
     from lm_eval.api.model import TemplateLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager, get_task_dict
 except ImportError as error:
     raise InputError("tasks of lm-eval need it installed: pip install 'emergence-train[tasks]'") from error
 
@@ -69,7 +70,6 @@ class EmergenceLM(TemplateLM):
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first stop string."""
-        model = generation.whole_model(self.model)
         found = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
@@ -85,7 +85,8 @@ class EmergenceLM(TemplateLM):
                 raise InputError(f"a task generates up to {most} tokens, the model looks at {self.longest}")
             prompts = [self.tok_encode(requests[number].args[0])[-room:] or [self.end] for number in numbers]
             done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
-            for number, ids in zip(numbers, generation.generate(model, prompts, most, done, self.each_batch)):
+            made = generation.generate(self.model, prompts, most, done, self.ranks, self.each_batch)
+            for number, ids in zip(numbers, made):
                 ids = ids[: ids.index(self.end)] if self.end in ids else ids
                 text = self.tokens.decode(ids)
                 for stop in until:
@@ -103,20 +104,33 @@ def check(names: list[str]) -> TaskManager:
     return manager
 
 
+def reach(names: list[str]) -> None:
+    """Load the tasks once, before any training: InputError where a name is unknown or its data cannot be had."""
+    manager = check(names)
+    for name in names:
+        with _explained(name):
+            get_task_dict([name], manager)
+
+
+@contextlib.contextmanager
+def _explained(names: str):
+    """What the data sets' library raises, as one line."""
+    try:
+        yield
+    except (OSError, ConnectionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"lm-eval task {names}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE to a copy or "
+                         f"give the items as a file") from error  # fmt: skip
+
+
 def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit: int | None = None) -> list[dict]:
     """Rows of metrics as in metrics.choice_metrics: lm-eval's own accuracy or exact match, and for choices also the
     continuous metrics of the same log-likelihoods."""
     manager = check(names)
-    try:
-        with torch.no_grad():
-            found = lm_eval.simple_evaluate(
-                lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=manager,
-                log_samples=True,
-            )
-    except (OSError, ConnectionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"lm-eval task {', '.join(names)}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE "
-                         f"to a copy or give the items as a file") from error  # fmt: skip
+    with _explained(", ".join(names)), torch.no_grad():
+        found = lm_eval.simple_evaluate(
+            lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=manager, log_samples=True
+        )
     rows = []
     for name in names:
         values = found["results"][name]
@@ -149,15 +163,33 @@ def choice_rows(name: str, samples: list[dict]) -> list[dict]:
     """Our metrics of a multiple-choice task from lm-eval's samples; [] for other kinds of task."""
     items, values = [], []
     for sample in samples:
-        answers, target = sample["filtered_resps"], sample["target"]
-        multiple = len(answers) > 1 and all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers)
-        if not multiple or not str(target).isdigit() or int(target) >= len(answers):
+        answers = sample["filtered_resps"]
+        if len(answers) < 2 or not all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers):
             return []
         arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
-        texts = [a["arg_1"] if isinstance(a, dict) else a[1] for a in arguments[: len(answers)]]
-        items.append(Item("", tuple(texts), int(target)))
-        values.append(np.array([float(a[0]) for a in answers]))
+        pairs = [(a["arg_0"], a["arg_1"]) if isinstance(a, dict) else tuple(a[:2]) for a in arguments[: len(answers)]]
+        likelihoods = np.array([float(a[0]) for a in answers])
+        answer = _right(sample, [text for _, text in pairs], likelihoods)
+        if answer is None:
+            return []
+        items.append(Item("", tuple(text for _, text in pairs), answer, tuple(context for context, _ in pairs)))
+        values.append(likelihoods)
     return choice_metrics(Task(name, tuple(items)), values) if items else []
+
+
+def _right(sample: dict, texts: list[str], likelihoods: np.ndarray) -> int | None:
+    """Which choice is right: the target names it by number or by text; where choices differ in the context instead (WinoGrande)
+    the target is what they share, and whether the likeliest was counted as right tells it between two."""
+    target = str(sample["target"])
+    if target.isdigit() and int(target) < len(texts):
+        return int(target)
+    stripped = [text.strip() for text in texts]
+    if stripped.count(target.strip()) == 1:
+        return stripped.index(target.strip())
+    likeliest = int(likelihoods.argmax())
+    if sample.get("acc") == 1:
+        return likeliest
+    return 1 - likeliest if sample.get("acc") == 0 and len(texts) == 2 else None
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -7,7 +7,8 @@
                         constant one-hot answer 2 (1 - 1/k). Some tools take the mean over choices: k times smaller
   answer_loglik         log-likelihood of the right choice, nats
   answer_bits_per_byte  the same with the sign turned, in bits for each byte of the choice
-  exact_match           open answers: the generated text is one of the answers, case, width and spaces aside
+  exact_match           open answers: the generated text is one of the answers, case, width and spaces aside; where the
+                        one right continuation is given: greedy generation would give it, token for token
 """
 
 import re
@@ -15,7 +16,7 @@ import unicodedata
 
 import numpy as np
 
-from emergence_train.evaluation.items import OpenItem, OpenTask, Task
+from emergence_train.evaluation.items import AnswerTask, OpenItem, OpenTask, Task
 
 HIGHER_IS_BETTER = {
     "acc": True, "acc_norm": True, "correct_choice_prob": True, "brier": False, "answer_loglik": True,
@@ -43,17 +44,27 @@ def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
         each["answer_bits_per_byte"].append(float(-values[answer] / np.log(2) / len(choice.encode())))
     chance = {"acc": task.chance, "acc_norm": task.chance, "correct_choice_prob": task.chance, "brier": 1 - task.chance}
     return [
-        {
-            "task": task.name,
-            "metric": name,
-            "value": float(np.mean(values)),
-            "stderr": float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan,
-            "items": len(values),
-            "chance": chance.get(name, np.nan),
-            "higher_is_better": HIGHER_IS_BETTER[name],
-        }
+        _row(task.name, name, values, chance.get(name, np.nan), HIGHER_IS_BETTER[name]) for name, values in each.items()
+    ]
+
+
+def answer_metrics(task: AnswerTask, scores: np.ndarray) -> list[dict]:
+    """Rows, as choice_metrics has them, of a task with one right continuation an item. `scores` (items, 2): its log-likelihood
+    in nats, and 1 where every token of it is the likeliest. Guessing among a vocabulary is never right: chance 0."""
+    size = np.array([len(item.choices[0].encode()) for item in task.items])
+    each = {"exact_match": scores[:, 1], "answer_loglik": scores[:, 0],
+            "answer_bits_per_byte": -scores[:, 0] / np.log(2) / size}  # fmt: skip
+    return [
+        _row(task.name, name, values, 0.0 if name == "exact_match" else np.nan, HIGHER_IS_BETTER.get(name, True))
         for name, values in each.items()
     ]
+
+
+def _row(task: str, metric: str, values, chance: float, higher_is_better: bool) -> dict:
+    """Mean of the items' values, with sample deviation / sqrt(items) as its standard error."""
+    stderr = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
+    return {"task": task, "metric": metric, "value": float(np.mean(values)), "stderr": stderr, "items": len(values),
+            "chance": chance, "higher_is_better": higher_is_better}  # fmt: skip
 
 
 def exact_match(item: OpenItem, text: str) -> bool:
@@ -78,6 +89,4 @@ def _folded(text: str) -> str:
 def open_metrics(task: OpenTask, texts: list[str]) -> list[dict]:
     """The row of a task with open answers; guessing is never right, so chance is 0."""
     right = [float(exact_match(item, text)) for item, text in zip(task.items, texts)]
-    stderr = float(np.std(right, ddof=1) / np.sqrt(len(right))) if len(right) > 1 else np.nan
-    return [{"task": task.name, "metric": "exact_match", "value": float(np.mean(right)), "stderr": stderr,
-             "items": len(right), "chance": 0.0, "higher_is_better": True}]  # fmt: skip
+    return [_row(task.name, "exact_match", right, 0.0, True)]

@@ -15,8 +15,8 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
-from emergence_train.evaluation.metrics import choice_metrics, open_metrics
-from emergence_train.evaluation.scoring import encode, log_likelihoods
+from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics
+from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
 
 LM_EVAL = "lm-eval/"
 KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
@@ -33,33 +33,39 @@ class Suite:
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is wanted
 
-            lm_eval_adapter.check([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
+            lm_eval_adapter.reach([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
         made = [self._task(one) for one in wanted if not one.task.startswith(LM_EVAL)]
         names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"tasks: {twice[0]!r} stands twice; give one of them a name of its own")
         self.tasks = [task for task in made if isinstance(task, items.Task)]
+        self.answer_tasks = [task for task in made if isinstance(task, items.AnswerTask)]
         self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]
-        self.requests = [
-            encode(self.tokenizer, context, choice, self.end, longest)
-            for task in self.tasks for item in task.items for context, choice in item.pairs
+        self.requests = self._requests(self.tasks)
+        self.answers = self._requests(self.answer_tasks)
+
+    def _requests(self, tasks) -> list[Request]:
+        return [
+            encode(self.tokenizer, context, choice, self.end, self.longest)
+            for task in tasks for item in task.items for context, choice in item.pairs
         ]  # fmt: skip
 
     @property
     def notes(self) -> list[str]:
         """What was left out or cut, to be said once."""
-        found = [task.note for task in self.tasks if task.note]
+        found = [task.note for task in (*self.tasks, *self.answer_tasks) if task.note]
         if self.cut:
-            found.append(f"{self.cut} of {len(self.requests)} contexts are longer than {self.longest} tokens: cut on the left")
+            asked = len(self.requests) + len(self.answers)
+            found.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: cut on the left")
         return found
 
     @property
     def cut(self) -> int:
         """How many requests were too long and lost the beginning of their context."""
-        return sum(len(request.ids) == self.longest + 1 for request in self.requests)
+        return sum(len(request.ids) == self.longest + 1 for request in (*self.requests, *self.answers))
 
-    def _task(self, wanted: TaskConfig) -> items.Task | items.OpenTask:
+    def _task(self, wanted: TaskConfig) -> items.Task | items.AnswerTask | items.OpenTask:
         name = wanted.name or wanted.task
         if wanted.file:
             return items.from_file(name, Path(wanted.file), wanted.items)
@@ -88,7 +94,12 @@ class Suite:
                 each.append(values[at : at + len(item.choices)])
                 at += len(item.choices)
             rows += choice_metrics(task, each)
-        rows += [row for task in self.open_tasks for row in open_metrics(task, self._generated(model, task, each_batch))]
+        if self.answers:
+            values, at = score(model, self.answers, ranks, each_batch, greedy=True), 0
+            for task in self.answer_tasks:
+                rows += answer_metrics(task, values[at : at + len(task.items)])
+                at += len(task.items)
+        rows += [row for task in self.open_tasks for row in open_metrics(task, self._generated(model, task, ranks, each_batch))]
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter
 
@@ -97,10 +108,8 @@ class Suite:
                 rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
         return rows, time.monotonic() - began
 
-
-    def _generated(self, model, task: items.OpenTask, each_batch: Callable[[], None]) -> list[str]:
+    def _generated(self, model, task: items.OpenTask, ranks: Ranks, each_batch: Callable[[], None]) -> list[str]:
         """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
-        module = generation.whole_model(model)
         longest = min(task.longest, self.longest // 2)
         prompts = [
             self.tokenizer.encode(item.context, add_special_tokens=False).ids[-(self.longest - longest) :] or [self.end]
@@ -111,15 +120,17 @@ class Suite:
         def finished(ids: list[int]) -> bool:
             return ids[-1] == self.end or (not whole and "\n" in self.tokenizer.decode(ids).lstrip("\n "))
 
-        texts = [self.tokenizer.decode(ids) for ids in generation.generate(module, prompts, longest, finished, each_batch)]
+        found = generation.generate(model, prompts, longest, finished, ranks, each_batch)
+        texts = [self.tokenizer.decode(ids) for ids in found]
         return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
 
 
 def unknown(name: str) -> str:
     """The error line for a task that does not exist, with the names nearest to it."""
     close = difflib.get_close_matches(name, KNOWN, n=3, cutoff=0.4)
-    near = "did you mean " + " or ".join(map(repr, close)) if close else "known: " + ", ".join(KNOWN)
-    return f"task {name!r} is not known; {near}? Items of your own: tasks: [{{task: NAME, file: ITEMS.jsonl}}]"
+    near = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "made here are " + ", ".join(KNOWN) + "."
+    return (f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
+            "{task: NAME, file: ITEMS.jsonl}")  # fmt: skip
 
 
 def table(rows: list[dict], *, run: str, params: int, step: int, tokens: int, loss: float, **extra: float) -> pd.DataFrame:

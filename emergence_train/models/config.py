@@ -87,6 +87,7 @@ PRESETS: dict[str, dict] = {
     "1.2b": _temporal_paper(20, 2048, 16, 5504),
     "tiny-0.05m": _tiny(4, 32, 2, 96),
     "tiny-0.2m": _tiny(4, 64, 2, 192),
+    "tiny-0.4m": _tiny(4, 96, 3, 256),
     "tiny-0.9m": _tiny(4, 128, 2, 384),
     "tiny-3m": _tiny(4, 256, 4, 704),
 }

@@ -70,6 +70,16 @@ class Attention(nn.Module):
         return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(x_BTD.shape))
 
 
+    def extend(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: "Cache", block: int) -> Tensor:
+        """The same for positions that follow those in the cache, which grows by them."""
+        q, k, v = self.project(x_BTD, angles)
+        k, v = cache.extend(block, k.transpose(1, 2), v.transpose(1, 2))
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, is_causal=x_BTD.shape[1] > 1, enable_gqa=self.heads != self.kv_heads
+        )
+        return self.out(out.transpose(1, 2).reshape(x_BTD.shape))
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
@@ -101,6 +111,24 @@ class Block(nn.Module):
         return self.swiglu(x), residual
 
 
+class Cache:
+    """Keys and values of the positions so far, for each block [B, K, T, d]: each new token then costs one position."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if block in self.keys:
+            key, value = torch.cat([self.keys[block], key], 2), torch.cat([self.values[block], value], 2)
+        self.keys[block], self.values[block] = key, value
+        return key, value
+
+
 class Decoder(nn.Module):
     """Tokens to logits, or with targets to the loss at every position. Weights are set by training.engine.initialise."""
 
@@ -121,11 +149,15 @@ class Decoder(nn.Module):
         weights: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
         z_loss: float = 0.0,
+        cache: Cache | None = None,
     ) -> PositionLoss | Tensor:
-        """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position).
+        """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position), or with `cache`
+        the logits [B, V] after the last of `tokens_BT`, which follow what the cache holds.
 
         `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
         """
+        if cache is not None:
+            return self._next(tokens_BT, cache)
         angles = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         x, residual = self.embedding(tokens_BT), None
         for block in self.blocks:
@@ -137,3 +169,19 @@ class Decoder(nn.Module):
         if targets_BT is None:
             return self.head(x)
         return self.head(x, targets_BT, weights=weights, z_loss=z_loss)
+
+    def _next(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+        """A part of forward(), not a method to call: under ZeRO-3 the weights are there only inside the root's forward.
+        Blocks are taken apart, so that compiled ones need not be compiled for every length."""
+        before, count = cache.length, tokens_BT.shape[1]
+        if before and count > 1:
+            raise ValueError("after a prompt, tokens come one at a time")
+        cos, sin = self.rotary(before + count, tokens_BT.device)
+        x, residual = self.embedding(tokens_BT), None
+        for number, block in enumerate(self.blocks):
+            x, residual = block.attention_norm(x, residual)
+            x = block.attention.extend(x, (cos[before:], sin[before:]), cache, number)
+            x, residual = block.swiglu_norm(x, residual)
+            x = block.swiglu(x)
+        x, _ = self.norm(x, residual)
+        return self.head(x[:, -1:])[:, 0]

@@ -7,6 +7,7 @@ import numpy as np
 from emergence_train.analysis.emergence import Finding, investigate
 from emergence_train.analysis.emergence_mirage import continuous
 from emergence_train.analysis.emergence_verdict import ORDER
+from emergence_train.records import cost_of_tasks
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
 from emergence_train.report.svg import Chart, Series, short
@@ -17,8 +18,10 @@ PANELS = 12  # tasks drawn
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body); nothing where no run has evaluations."""
     directories = [run.directory for run in runs if any((run.directory / "evaluations").glob("*.parquet"))]
+    past = [chart for run in runs if (chart := _history(run))]
+    history = grid(past) if past else ""
     if not directories:
-        return []
+        return [("emergence", "When runs gain abilities", history)] if history else []
     result, findings = investigate(directories)
     findings = sorted(findings, key=lambda one: (ORDER.index(one.verdict.name), one.task.task, continuous(one.task.metric)))
     chosen: dict[tuple, Finding] = {}
@@ -42,6 +45,8 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
         + _sizes(result)
         + "<h3>When runs gain abilities</h3>"
         + _timeline(result, runs)
+        + history
+        + _cost(runs)
     )
     return [("emergence", "Tasks against loss", body)]
 
@@ -123,33 +128,116 @@ def _sizes(result: dict) -> str:
 
 
 def _timeline(result: dict, runs: list[Run]) -> str:
+    """When runs gain abilities: for a run that goes on the fan of its loss, crossing the thresholds; and all as a table."""
     if not result["abilities"]:
         return "<p>No task has a threshold here, so there is none to wait for.</p>"
-    rows, marks = [], []
-    for number, one in enumerate(result["abilities"]):
-        if continuous(one["metric"]) and any(
-            other["task"] == one["task"] and not continuous(other["metric"]) for other in result["abilities"]
-        ):
-            continue
-        eta = next(t["eta"] for t in result["tasks"] if (t["family"], t["task"], t["metric"])
-                   == (one["family"], one["task"], one["metric"]))  # fmt: skip
-        most = max(run.tokens for run in runs)
-        ends = np.array([min(run.positions["tokens"].min() for run in runs), most], float)
-        marks.append(Series(ends, ends * 0 + eta["value"], f"η of {one['task']}", 7 - number % 3, dashed=True,
-                            low=ends * 0 + eta["low95"], high=ends * 0 + eta["high95"]))  # fmt: skip
-        for run in one["runs"]:
-            tokens = run["tokens"]
-            low, middle, high = (short(tokens[k]) if tokens[k] is not None else None for k in ("low95", "value", "high95"))
-            when = "not before its end" if middle is None else f"{middle} [{low}, {high or 'later than its end'}]"
-            rows.append([_name(one), html.escape(run["run"]), run["status"].replace("-", " "), when, f"{run['probability']:.2f}"])
-    series = [
-        Series(rows_["tokens"].to_numpy(float), rows_["loss"].to_numpy(float), run.name, number, points=True)
-        for number, run in enumerate(runs)
-        for rows_ in [run.means[run.means["split"] == "iid"]]
-    ]
-    chart = Chart("Loss against tokens, and the thresholds", "tokens", "iid loss (nats)", [*marks, *series], x_log=True)
+    named = {(one["family"], one["task"], one["metric"]) for one in result["abilities"] if not continuous(one["metric"])}
+    thresholds = [one for one in result["abilities"] if not continuous(one["metric"])
+                  or not any((one["family"], one["task"]) == other[:2] for other in named)]  # fmt: skip
+    eta = {(one["family"], one["task"], one["metric"]): one["eta"] for one in result["tasks"]}
+    marked = [(one, eta[one["family"], one["task"], one["metric"]]) for one in thresholds]
+    rows = [
+        [_name(one), html.escape(run["run"]), run["status"].replace("-", " "), _when(run["tokens"]), f"{run['probability']:.2f}"]
+        for one in thresholds for run in one["runs"]
+    ]  # fmt: skip
+    unfinished = [one for one in result["outlooks"] if one["planned_end_known"]]
+    charts = [_past(runs, marked)]
+    charts += [_fan(one, run, marked) for one in unfinished[:PANELS] for run in runs if run.name == one["run"]]
+    text = ""
+    if unfinished:
+        text = ("<p>Where a run goes on, the bands are the 50, 80 and 95% intervals of its loss to the planned end. A point with "
+                "a bar says when it falls to a threshold: median and 95% interval, that of the threshold included.</p>")
     head = ["task, metric", "run", "", "tokens [95%]", "probability by its end"]
-    return grid([chart]) + table(head, rows, "When runs gain abilities")
+    return text + grid(charts) + table(head, rows, "When runs gain abilities")
+
+
+def _when(tokens: dict) -> str:
+    low, middle, high = (short(tokens[k]) if tokens[k] is not None else None for k in ("low95", "value", "high95"))
+    return "not before its end" if middle is None else f"{middle} [{low}, {high or 'later than its end'}]"
+
+
+def _eta_lines(marked: list, ends: np.ndarray) -> list[Series]:
+    """Thresholds as dashed lines with their intervals, between two numbers of tokens."""
+    return [
+        Series(ends, ends * 0 + eta["value"], f"η of {one['task']}", 7 - number % 3, dashed=True,
+               low=ends * 0 + eta["low95"], high=ends * 0 + eta["high95"])
+        for number, (one, eta) in enumerate(marked)
+    ]  # fmt: skip
+
+
+def _past(runs: list[Run], marked: list) -> Chart:
+    ends = np.array([min(run.positions["tokens"].min() for run in runs), max(run.tokens for run in runs)], float)
+    series = [
+        Series(rows["tokens"].to_numpy(float), rows["loss"].to_numpy(float), run.name, number, points=True)
+        for number, run in enumerate(runs)
+        for rows in [run.means[run.means["split"] == "iid"]]
+    ]
+    return Chart("Loss against tokens, and the thresholds", "tokens", "iid loss (nats)", [*_eta_lines(marked, ends), *series],
+                 x_log=True)  # fmt: skip
+
+
+def _fan(fan: dict, run: Run, marked: list) -> Chart:
+    """One run that goes on: its loss so far, the forecast, the thresholds and when they are reached."""
+    past = run.means[run.means["split"] == "iid"].sort_values("tokens")
+    tokens, loss = past["tokens"].to_numpy(float), past["loss"].to_numpy(float)
+    ahead, middle = np.array(fan["tokens"]), np.array(fan["loss"])
+    mine = [(one, eta) for one, eta in marked if one["family"] == fan["family"]]
+    series = [
+        Series(ahead, middle, f"{level}%", 0, line=False, low=np.array(fan[f"low{level}"]), high=np.array(fan[f"high{level}"]),
+               quiet=True)
+        for level in (95, 80, 50)
+    ]  # fmt: skip
+    series += _eta_lines(mine, np.array([tokens[0], ahead[-1]]))
+    series += [Series(ahead, middle, "forecast", 0), Series(tokens, loss, "so far", 7, line=False, points=True)]
+    heights = [float(np.quantile(loss, 0.9)), *middle, *fan["low95"], *fan["high95"]]  # not the untrained model's
+    for number, (one, eta) in enumerate(mine):
+        at = next(found["tokens"] for found in one["runs"] if found["run"] == run.name)
+        heights += [eta["low95"], eta["high95"]]
+        if at["value"] is not None:
+            bar = np.array([at["low95"], at["high95"] if at["high95"] is not None else ahead[-1]])
+            label = f"{one['task']}: {_when(at)}"
+            colour, point = 1 + number % 3, np.array([at["value"]])
+            series.append(Series(bar, bar * 0 + eta["value"], label, colour, quiet=True))
+            series.append(Series(point, point * 0 + eta["value"], label, colour, line=False, points=True))
+    room = 0.04 * (max(heights) - min(heights)) + 0.01
+    return Chart(f"{run.name}, going on", "tokens", "iid loss (nats)", series, x_log=True,
+                 y_range=(min(heights) - room, max(heights) + room))  # fmt: skip
+
+
+def _history(run: Run) -> Chart | None:
+    """What was forecast inside training at each checkpoint, against the thresholds of an earlier analysis."""
+    rows = [row for row in run.metrics if row.get("kind") == "abilities"]
+    names = dict.fromkeys(name.removesuffix("/tokens") for row in rows for name in row["value"] if name.endswith("/tokens"))
+    end = run.header.get("total_tokens") or run.tokens
+    series = []
+    for number, name in enumerate(names):
+        found = [(row["tokens"], row["value"]) for row in rows if row["value"].get(f"{name}/tokens") is not None]
+        x = np.array([tokens for tokens, _ in found], float)
+        low, middle, high = (
+            np.array([end if value[f"{name}/{key}"] is None else value[f"{name}/{key}"] for _, value in found], float)
+            for key in ("low95", "tokens", "high95")
+        )
+        series.append(Series(x, middle, name, number, points=True, low=low, high=high))
+    if not any(len(one.x) for one in series):
+        return None
+    now = np.array([min(one.x.min() for one in series if len(one.x)), run.tokens], float)
+    series.append(Series(now, now, "now", 7, dashed=True))
+    return Chart(f"{run.name}: forecast while it trained", "tokens trained", "tokens at which it is gained", series, x_log=True,
+                 y_log=True, note="Bands that reach the planned end are open there.")  # fmt: skip
+
+
+def _cost(runs: list[Run]) -> str:
+    """What scoring the tasks took inside training."""
+    rows = []
+    for run in runs:
+        scoring, training = cost_of_tasks(run.metrics)
+        scored = sum(row.get("kind") == "evaluation" for row in run.metrics)
+        if scored and training:
+            rows.append([html.escape(run.name), str(scored), f"{scoring:,.1f}", f"{training:,.1f}", f"{scoring / training:.1%}"])
+    if not rows:
+        return ""
+    head = ["run", "checkpoints scored", "seconds of tasks", "seconds of training steps", "tasks / training"]
+    return "<h3>What the tasks cost</h3>" + table(head, rows, "What the tasks cost")
 
 
 def _notes(result: dict) -> str:

@@ -12,7 +12,8 @@ from emergence_train.errors import InputError
 
 @dataclass(frozen=True)
 class Run:
-    """`positions` and `fits` (the position law, one row a checkpoint and split) and the training `curve`."""
+    """`positions` and `fits` (the position law, one row a checkpoint and split), the training `curve`, and all lines of
+    metrics.jsonl as `metrics`."""
 
     name: str
     directory: Path
@@ -22,6 +23,7 @@ class Run:
     means: pd.DataFrame
     fits: pd.DataFrame
     curve: pd.DataFrame
+    metrics: list[dict]
 
     @property
     def tokens(self) -> int:
@@ -50,5 +52,5 @@ def load_run(directory: Path) -> Run:
     curve = pd.DataFrame([row for row in metrics if row.get("kind") == "train"])
     return Run(
         header["run"], directory, int(header["params"]), header, positions,
-        records.mean_loss(positions), fit_positions(positions), curve,
+        records.mean_loss(positions), fit_positions(positions), curve, metrics,
     )  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from emergence_train import files
+from emergence_train.analysis.ability_watch import read_thresholds
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, finding_each_other, from_first_rank, start, sum_over_ranks
@@ -76,6 +77,8 @@ def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog,
     made: list[Evaluator] = []
     from_first_rank(lambda: made.append(Evaluator(config, dataset)))  # one rank finds out whether every task is there
     evaluator = made[0] if made else Evaluator(config, dataset)
+    if config.abilities:
+        from_first_rank(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))
     plan = Plan(config)
     if from_first_rank(lambda: plan.finished(run, say)):
         say(f"{run}: is finished ({plan.total_steps} steps); nothing to do")

@@ -118,6 +118,10 @@ def view(row: dict) -> dict | None:
         folder, values = "validation", row["loss"]
     elif kind == "evaluation":
         folder, values = "tasks", row["value"]
+        if row.get("share_of_training") is not None:
+            values = values | {"share_of_training": row["share_of_training"]}
+    elif kind == "abilities":  # tokens are null where the ability is not gained before the end
+        folder, values = "abilities", {name: value for name, value in row["value"].items() if value is not None}
     elif kind == "forecast" and "loss" in row:
         folder, values = "forecast", {k: value for k, value in row.items() if k not in ("kind", "step", "tokens")}
     else:

@@ -15,9 +15,10 @@ from emergence_train.training.logs import device_name, write_config
 from emergence_train.training.plan import Plan
 
 # What may change when a run goes on: nothing that changes a loss by more than rounding.
-VOLATILE = ("out", "logging", "faults", "tasks", "data.path", "data.workers", "training.micro_batch", "training.threads",
-            "training.zero_stage", "checkpoints.save_state", "checkpoints.keep_last", "checkpoints.keep_every",
-            "checkpoints.keep_best", "checkpoints.state_tokens", "checkpoints.asynchronous")  # fmt: skip
+VOLATILE = ("out", "logging", "faults", "tasks", "abilities", "data.path", "data.workers", "training.micro_batch",
+            "training.threads", "training.zero_stage", "checkpoints.save_state", "checkpoints.keep_last",
+            "checkpoints.keep_every", "checkpoints.keep_best", "checkpoints.state_tokens",
+            "checkpoints.asynchronous")  # fmt: skip
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
 _locks: list = []  # open files: a lock lasts as long as its file

@@ -1,9 +1,12 @@
 """What rank 0 writes down: the rows of each step, a checkpoint's table and means, and the forecast of the end."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
+from emergence_train import records
+from emergence_train.analysis.ability_watch import abilities_ahead, read_thresholds, said
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
@@ -24,6 +27,11 @@ class Recorder:
         self.config, self.plan, self.evaluator = config, plan, evaluator
         self.log, self.mirror, self.say = log, mirror, say
         self.noted = False  # what is to be said once of the tasks
+        self.thresholds = []
+        if config.abilities:
+            self.thresholds = read_thresholds(Path(config.abilities), log.header["vocabulary"])
+            if not self.thresholds:
+                say(f"{config.abilities}: no task has a threshold there, so no ability is forecast")
         self.reread()
 
     def reread(self) -> None:
@@ -35,6 +43,7 @@ class Recorder:
         self.history = [(row["step"], row["loss"]) for row in kinds["train"] if row["loss"] is not None]
         self.judged = [loss for step, loss in self.history if step not in skipped][-WINDOW:]
         self.iid = {row["step"]: row["loss"].get("iid", math.inf) for row in kinds["validation"]}
+        self.scoring, self.training = records.cost_of_tasks([self.log.header | {"kind": "run"}, *self.log.rows])  # seconds
 
     @property
     def best(self) -> int | None:
@@ -46,6 +55,7 @@ class Recorder:
         tokens = step * self.plan.step_tokens
         self._write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
                     tokens_per_second=round(speed, 1))  # fmt: skip
+        self.training += self.plan.step_tokens / speed
         if event is not None:
             kind = {"skip": "skipped", "log": "spike"}.get(event.action, event.action)
             self._write(kind, step=step, tokens=tokens, reason=event.reason)
@@ -72,19 +82,35 @@ class Recorder:
         self.say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
         if scores.rows:
             self._tasks(step, tokens, means, scores)
+        if self.thresholds:
+            self._abilities(step, tokens)
 
     def _tasks(self, step: int, tokens: int, means: dict[str, float], scores: Scores) -> None:
         header = self.log.header
         table = self.evaluator.table(scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means)
         self.log.evaluations(step, table)
         values = {f"{row['task']}/{row['metric']}": row["value"] for row in scores.rows}
+        self.scoring += scores.seconds
+        share = self.scoring / self.training if self.training else None
         self._write("evaluation", step=step, tokens=tokens, seconds=round(scores.seconds, 3),
-                    cut_requests=self.evaluator.cut, value=values)  # fmt: skip
+                    share_of_training=share and round(share, 4), cut_requests=self.evaluator.cut, value=values)  # fmt: skip
         for note in self.evaluator.notes if not self.noted else ():
             self.say(f"tasks       {note}")
         self.noted = True
-        shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] == "acc")
-        self.say(f"tasks       step {step}  accuracy: {shown}  ({scores.seconds:.1f} s)")
+        shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] in ("acc", "exact_match"))
+        cost = "" if share is None else f"; so far {share:.1%} of the time in training steps"
+        self.say(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
+
+    def _abilities(self, step: int, tokens: int) -> None:
+        """When this run will gain the abilities whose thresholds are known, from its iid losses so far."""
+        found = abilities_ahead(self.thresholds, self.iid, self.plan.step_tokens, self.log.directory)
+        if not found:
+            return
+        values = {f"{name}/{key}": value for name, one in found.items()
+                  for key, value in {"probability": one["probability"], "tokens": one["tokens"]["value"],
+                                     "low95": one["tokens"]["low95"], "high95": one["tokens"]["high95"]}.items()}  # fmt: skip
+        self._write("abilities", step=step, tokens=tokens, value=values)
+        self.say(f"abilities   step {step}  {said(found)}")
 
     def _write(self, kind: str, **values) -> None:
         """A line of metrics.jsonl, and of it what W&B shows."""

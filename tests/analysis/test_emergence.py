@@ -101,6 +101,29 @@ def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
     assert find(study().task_of(many)).verdict.name == "gradual"
 
 
+def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
+    """What a real ladder showed: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
+    rng = np.random.default_rng(0)
+    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    for items, verdict in ((200, "at-chance"), (20_000, "inverse")):
+        value = rng.binomial(items * 50, 0.20 - 0.03 * x) / (items * 50)  # the same items: rows differ by less than sampling
+        rows = frame.assign(task="t", metric="acc", value=np.round(value * items) / items, stderr=0.4 / np.sqrt(items),
+                            items=items, chance=0.25, higher_is_better=True)  # fmt: skip
+        assert find(study().task_of(rows)).verdict.name == verdict, items
+
+
+@pytest.mark.parametrize(("lowest", "verdict"), [(1.0, "at-chance"), (0.6, "emergent")])
+def test_a_brier_score_that_never_beats_chance_is_calibration(lowest, verdict):
+    """Confident and wrong at first (1.15, uniform guesses would have 0.9), then a fall: an ability only where it ends below."""
+    rng = np.random.default_rng(0)
+    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    value = 1.15 - (1.15 - lowest) * np.maximum(x - 0.5, 0) / 0.5 + rng.normal(0, 0.003, len(x))
+    frame = frame.assign(task="t", metric="brier", value=value, stderr=0.004, items=2000, chance=0.9, higher_is_better=False)
+    assert find(study().task_of(frame)).verdict.name == verdict
+
+
 def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
     rng = np.random.default_rng(1)
     names = []
@@ -224,6 +247,28 @@ def test_rows_that_do_not_beat_a_unigram_model_do_not_make_a_plateau(tmp_path):
     )
     assert beats["verdict"] == "emergent" and not_yet["verdict"] == "gradual"
     assert not_yet["loss_range"]["unigram"] == 4.0 and any("left out" in note for note in not_yet["notes"])
+
+
+@pytest.mark.parametrize(("rises_at", "verdict"), [(3.5, "emergent"), (7.0, "not-identified")])
+def test_where_the_unigram_model_is_unknown_a_threshold_says_what_it_rests_on(tmp_path, rises_at, verdict):
+    """Flat from 10.8 nats (untrained) and then rising. By hand: a plateau of a fifth of the range from u to 2 nats ends at
+    u - (u - 2) / 5, so u must be at least (rises_at - 0.4) / 0.8."""
+    loss = np.linspace(10.8, 2, 80)
+    frame = pd.DataFrame({"run": "a", "params": 10, "step": range(80), "tokens": range(80), "loss": loss})
+    frame = frame.assign(task="t", metric="acc", stderr=0.003, items=20_000, chance=0.25, higher_is_better=True)
+    value = 0.25 + 0.5 * np.maximum(rises_at - loss, 0) / rises_at
+    frame["value"] = np.random.default_rng(0).binomial(20_000, value) / 20_000
+    one = by_task(analyze_emergence(written(frame, tmp_path)))["t"]
+    needed = one["loss_range"]["unigram_needed"]
+    assert one["verdict"] == verdict and needed == pytest.approx((rises_at - 0.4) / 0.8, abs=0.25)
+    if verdict == "emergent":
+        assert any("rests on a unigram model's loss of loss_range.unigram_needed" in note for note in one["notes"])
+    else:
+        assert f"unigram model's loss on this text is at least {needed:.3g} nats" in one["reason"]
+    assert (one["eta"] is None) == (verdict != "emergent") and one["loss_range"]["from"] == 10.8
+    for known, right in ((needed + 0.5, "emergent"), (needed - 0.5, "gradual")):
+        given = by_task(analyze_emergence(written(frame.assign(unigram_loss=known), tmp_path)))["t"]
+        assert given["verdict"] == right and not any("unknown" in note for note in given["notes"])
 
 
 @pytest.mark.parametrize(

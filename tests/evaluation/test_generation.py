@@ -1,11 +1,22 @@
-"""Generation with a cache gives what the model gives without one."""
+"""Generation with a cache gives what the model gives without one, on one process and dealt out over two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from emergence_train.evaluation.generation import Cache, generate, next_logits
+from emergence_train import config as configs
+from emergence_train.distributed import Ranks, start
+from emergence_train.evaluation import generation
+from emergence_train.evaluation.generation import generate
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.decoder import Decoder
+from emergence_train.models.decoder import Cache, Decoder
+from emergence_train.training.engine import initialise
+from support import ROOT
 
 
 def model(**changes) -> Decoder:
@@ -23,9 +34,9 @@ def model(**changes) -> Decoder:
 def test_cached_logits_are_the_whole_model_s(changes):
     made = model(**changes)
     tokens = torch.randint(0, 64, (3, 20), generator=torch.Generator().manual_seed(0))
-    cache = Cache(2)
-    cached = [next_logits(made, tokens[:, :9], cache)]
-    cached += [next_logits(made, tokens[:, t : t + 1], cache) for t in range(9, 20)]
+    cache = Cache()
+    cached = [made(tokens[:, :9], cache=cache)]
+    cached += [made(tokens[:, t : t + 1], cache=cache) for t in range(9, 20)]
     torch.testing.assert_close(torch.stack(cached, 1), made(tokens)[:, 8:], atol=1e-4, rtol=1e-4)
 
 
@@ -33,11 +44,53 @@ def test_cached_logits_are_the_whole_model_s(changes):
 def test_generation_is_greedy_and_stops():
     made = model()
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8]]
-    found = generate(made, prompts, 10, lambda ids: False)
+    found = generate(made, prompts, 10, lambda ids: False, start(1))
     for prompt, ids in zip(prompts, found):
         text = list(prompt)
         for token in ids:
             assert token == int(made(torch.tensor([text]))[0, -1].argmax())
             text.append(token)
-    stopped = generate(made, prompts, 10, lambda ids: len(ids) == 4)
+    stopped = generate(made, prompts, 10, lambda ids: len(ids) == 4, start(1))
     assert stopped == [ids[:4] for ids in found]
+
+
+def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path):
+    """Four batches of texts that end after different numbers of tokens, before and between training steps; a rank that ran
+    fewer forwards than the other would leave it waiting."""
+    worker = Path(__file__).with_name("generation_worker.py")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(worker.parent)])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker), str(config_file),
+         "3", str(tmp_path)],
+        capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == two and all(part["forwards"] > 2 for part in one)
+
+    from generation_worker import MOST, PROMPTS, finished
+
+    config = configs.load(config_file, ["model.vocab_size=320"])
+    alone = Decoder(config.model)
+    initialise(alone, config.model, config.seed)
+    assert one[0]["texts"] == generate(alone, PROMPTS, MOST, finished, start(1))
+    assert len({len(text) for text in one[0]["texts"]}) > 1
+    assert one[1]["texts"] != one[0]["texts"]  # the weights have moved since
+
+
+def test_ranks_run_the_same_number_of_forwards(monkeypatch):
+    """Five batches on two ranks, each told that the other has just finished: rounds alone make the counts equal."""
+    made = model()
+    prompts = [[1] * n for n in range(1, 6)]
+    whole = generate(made, prompts, 6, lambda ids: False, start(1))
+    parts, forwards = [], []
+    for rank in range(2):
+        calls = []
+        handle = made.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        # The sum over ranks of what is still open: the other rank is open for all six tokens, and found nothing.
+        monkeypatch.setattr(generation, "sum_over_ranks", lambda tensor: tensor + (tensor.numel() == 1))
+        parts.append(generate(made, prompts, 6, lambda ids: len(ids) == 2, Ranks(rank, 2, rank, torch.device("cpu"))))
+        forwards.append(len(calls))
+        handle.remove()
+    assert forwards == [18, 18]
+    assert [a or b for a, b in zip(*parts)] == [text[:2] for text in whole] and all(not (a and b) for a, b in zip(*parts))

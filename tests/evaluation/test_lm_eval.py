@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from emergence_train.data.tokenizer import END_OF_TEXT, load_file  # noqa: E402
 from emergence_train.distributed import start  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
+from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
 from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
 from emergence_train.models.config import ModelConfig  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
@@ -99,8 +100,32 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
         run_tasks(both[0], ["sumz"])
 
 
-def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, both):
-    """lm-eval/NAME in a configuration: checked when the suite is made, scored with the others."""
+def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, monkeypatch):
+    """As lm-eval has WinoGrande: doc_to_text is the number of the right context, the target what follows either."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"beginnings": [f"the {a} was told by the {b}, and the {noun}" for noun in (a, b)], "end": "was sorry for it",
+             "gold": n % 2} for n, (a, b) in enumerate([("cat", "mat"), ("man", "dog"), ("sea", "hat")] * 4)]  # fmt: skip
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(
+        f"task: nouns\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{gold}}'\ndoc_to_choice: '{{beginnings}}'\n"
+        "doc_to_target: '{{end}}'\nmetric_list: [{metric: acc}]\nmetadata: {version: 1}\n"
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    manager = TaskManager(include_path=str(tmp_path))
+    monkeypatch.setattr("emergence_train.evaluation.lm_eval_adapter.TaskManager", lambda: manager)
+    found = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
+    theirs = lm_eval.simple_evaluate(both[1], tasks=["nouns"], num_fewshot=0, bootstrap_iters=100, task_manager=manager)
+    assert found["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and found["acc"]["chance"] == 0.5
+    pairs = [(row["beginnings"][row["gold"]], " " + row["end"]) for row in rows]
+    right = [value for value, _ in both[1].loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)]
+    assert 0 < found["acc"]["value"] < 1 and found["answer_loglik"]["value"] == pytest.approx(np.mean(right), abs=1e-4)
+
+
+def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
+    """lm-eval/NAME in a configuration: its name and its data are checked when the suite is made."""
     from emergence_train.config import Data, TaskConfig
     from emergence_train.data.dataset import Dataset
     from emergence_train.evaluation.suite import Suite
@@ -109,5 +134,14 @@ def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, both):
     dataset = Dataset(Data.model_validate(small_config(data_path, tmp_path)["data"]), 1, verify=False)
     with pytest.raises(InputError, match="did you mean 'hellaswag'"):
         Suite([TaskConfig(task="lm-eval/hellaswagg")], dataset, 32)
+    made = []
+    monkeypatch.setattr(lm_eval_adapter, "get_task_dict", lambda names, manager: made.extend(names))
     suite = Suite([TaskConfig(task="lm-eval/hellaswag", items=2)], dataset, 32)
-    assert [task.name for task in suite.tasks] == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag"
+    assert suite.tasks == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag" and made == ["hellaswag"]
+
+    def offline(names, manager):
+        raise ConnectionError("Couldn't reach it\non the Hub")
+
+    monkeypatch.setattr(lm_eval_adapter, "get_task_dict", offline)
+    with pytest.raises(InputError, match="hellaswag: its data cannot be had .Couldn't reach it on the Hub.; offline, set"):
+        Suite([TaskConfig(task="lm-eval/hellaswag")], dataset, 32)

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from emergence_train import config as configs
+from emergence_train import records
 from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, start
@@ -159,6 +160,51 @@ def test_items_of_files(tmp_path):
     assert task.items[0] == Item("q0", (" yes", " no"), 1) and len(task.items) == 2 and task.chance == 0.5
 
 
+def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path, config_file):
+    """LAMBADA's rows in the requests' schema (idx null, the label a list) and our own rows, against plain logits."""
+    texts = [("the cat sat on the", " mat"), ("once upon a", " time"), ("it is", " not so")]
+    rows = [{"doc_id": d, "idx": None, "label": [a.strip()], "request": {"context": c, "continuation": a}}
+            for d, (c, a) in enumerate(texts)]  # fmt: skip
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps({"context": c, "continuation": a}) for c, a in texts))
+    two = [{"context": c, "choices": [a, " x"], "answer": 0} for c, a in texts]
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, two)))
+    dataset = Dataset(configs.load(config_file).data, 1, verify=False)
+    wanted = [TaskConfig(task=name, file=str(tmp_path / f"{name}.jsonl")) for name in ("requests", "two", "own")]
+    suite = Suite(wanted, dataset, 32)
+    torch.manual_seed(1)
+    model = Decoder(ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32)).eval()
+    logs, greedy, hidden = [], [], []
+    for number, (context, answer) in enumerate(texts):
+        ids = suite.tokenizer.encode(context + answer, add_special_tokens=False).ids
+        count = len(ids) - len(suite.tokenizer.encode(context, add_special_tokens=False).ids)
+        if number == 0:  # teach it the first answer, so that greediness is seen in both senses
+            with torch.no_grad():
+                model.head.weight.zero_()
+                handle = model.head.register_forward_hook(lambda _, given, out: hidden.append(given[0]))
+                model(torch.tensor([ids[:-1]]))
+                handle.remove()
+                for k in range(count):
+                    model.head.weight[ids[-1 - k]] += 5 * hidden[0][0, -1 - k] / hidden[0][0, -1 - k].norm()
+        p = torch.log_softmax(model(torch.tensor([ids[:-1]]))[0].double(), -1)
+        logs.append(sum(float(p[-k, ids[-k]].detach()) for k in range(1, count + 1)))
+        greedy.append(all(int(p[-k].argmax()) == ids[-k] for k in range(1, count + 1)))
+    assert greedy[0] and not all(greedy)
+    found = {(row["task"], row["metric"]): row for row in suite.score(model, start(1))[0]}
+    assert [metric for task, metric in found if task == "own"] == ["exact_match", "answer_loglik", "answer_bits_per_byte"]
+    size = [len(answer) for _, answer in texts]
+    for task in ("requests", "own"):
+        assert found[task, "exact_match"]["value"] == pytest.approx(np.mean(greedy)) and found[task, "exact_match"]["chance"] == 0
+        assert found[task, "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
+        bits = -np.mean(np.divide(logs, size)) / np.log(2)
+        assert found[task, "answer_bits_per_byte"]["value"] == pytest.approx(bits, abs=1e-4)
+        assert not found[task, "answer_bits_per_byte"]["higher_is_better"]
+    assert found["two", "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
+    (tmp_path / "own.jsonl").write_text('{"context": "a", "continuation": " "}')
+    with pytest.raises(InputError, match="item 1 of task 'own' has an empty continuation"):
+        items.from_file("own", tmp_path / "own.jsonl")
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -250,18 +296,21 @@ def trained(data_path, tmp_path_factory):
     runs = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"run{processes}")
-        tree = small_config(data_path, folder) | {"tasks": TASKS}
+        prompts = [{"context": "the " * n, "answers": ["it"]} for n in (3, 5, 5, 9)]
+        (folder / "qa.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+        tree = small_config(data_path, folder) | {"tasks": [*TASKS, {"task": "qa", "file": str(folder / "qa.jsonl")}]}
         tree["training"]["zero_stage"] = 1 if processes == 1 else 3
         (folder / "c.yaml").write_text(yaml.safe_dump(tree))
         done = command("train", str(folder / "c.yaml"), processes=processes if processes > 1 else 0)
         assert done.returncode == 0, done.stderr
         runs[processes] = folder / "run"
+        (folder / "said.txt").write_text(done.stdout)
     return runs
 
 
 def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
     one, two = (pd.read_parquet(run / "evaluations") for run in (trained[1], trained[2]))
-    assert len(one) == 3 * 2 * 6 and set(one["task"]) == {"copying", "sums"}
+    assert len(one) == 3 * (2 * 6 + 1) and set(one["task"]) == {"copying", "sums", "qa"}
     keys = ["step", "task", "metric"]
     one, two = one.sort_values(keys), two.sort_values(keys)
     assert np.allclose(one["value"], two["value"], atol=1e-4) and (one["unigram_loss"] > 3).all()
@@ -269,6 +318,23 @@ def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
     rows = one[one["step"] == last["step"]]
     assert np.allclose(rows["loss"], last["loss"]["iid"]) and np.allclose(rows["bits_per_byte"], last["bits_per_byte"]["iid"])
     assert last["log_pplu"]["iid"] == pytest.approx(last["loss"]["iid"] - rows["unigram_loss"].iloc[0], abs=1e-5)
+
+
+def test_what_the_tasks_cost_is_written_and_said(trained):
+    """Seconds of tasks so far over those of training steps so far, computed here from the steps' own speeds."""
+    run = trained[1]
+    scoring = training = 0.0
+    for row in (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()):
+        if row["kind"] == "train":
+            training += 8 * 32 / row["tokens_per_second"]
+        if row["kind"] == "evaluation":
+            scoring += row["seconds"]
+            rounding = 3 * 0.0005 / training  # seconds are written to a thousandth
+            assert row["share_of_training"] == pytest.approx(scoring / training, abs=rounding)
+    assert records.cost_of_tasks(records.read_metrics(run)) == pytest.approx((scoring, training))
+    said = [line for line in (run.parent / "said.txt").read_text().splitlines() if line.startswith("tasks       step")]
+    assert len(said) == 3 and "copying 0." in said[-1] and "so far " in said[-1], said
+    assert said[-1].endswith("% of the time in training steps)")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -280,7 +346,7 @@ def test_a_saved_checkpoint_scores_as_it_did_in_training(trained, processes):
         if row["task"] == "copying":
             assert row["value"] == pytest.approx(before["copying", row["metric"]], abs=1e-4)
     after = pd.read_parquet(run / "evaluations").query("step == 12")
-    assert set(after["task"]) == {"copying", "sums", "unscrambling"} and not after.duplicated(["task", "metric"]).any()
+    assert set(after["task"]) == {"copying", "sums", "qa", "unscrambling"} and not after.duplicated(["task", "metric"]).any()
 
 
 def test_evaluate_on_the_command_line(trained):

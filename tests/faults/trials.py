@@ -33,7 +33,7 @@ from support import small_config
 
 STEPS = 16
 STARTS = 8  # more than this many, and a trial has failed to get anywhere
-TIMELESS = ("tokens_per_second", "seconds", "run")
+TIMELESS = ("tokens_per_second", "seconds", "share_of_training", "run")
 SILENT = 5.0  # seconds
 JOIN = 20.0  # for the processes to find each other
 BOUND = 40.0  # for the others to end once a process is lost

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from emergence_train import records
 from emergence_train.analysis.emergence import analyze_emergence
@@ -18,18 +19,19 @@ from emergence_train.report.svg import Chart, Series, _Axis, short
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def write_run(root, name="one", params=1000, positions=64, seed=0):
-    """A run directory with known losses: L_i = a0 / (1 + a1 i) + a2, falling with training."""
+def write_run(root, name="one", params=1000, positions=64, seed=0, until=80):
+    """A run directory with known losses: L_i = a0 / (1 + a1 i) + a2, falling with training, up to step `until`."""
     rng = np.random.default_rng(seed)
     run = root / name
-    rows = [{"kind": "run", "run": name, "params": params, "vocabulary": "v"}]
-    for step in range(1, 81):
+    rows = [{"kind": "run", "run": name, "params": params, "vocabulary": "v", "batch": 10, "sequence": 100,
+             "total_tokens": 80_000}]  # fmt: skip
+    for step in range(1, until + 1):
         rows.append({"kind": "train", "step": step, "tokens": 1000 * step, "lr": 1e-3, "loss": 3 + 20 / (step + 9),
                      "grad_norm": 1.0, "tokens_per_second": 5000.0 if step > 1 else None})  # fmt: skip
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     i = np.arange(1, positions + 1)
-    for step in (10, 20, 40, 80):
+    for step in [s for s in (10, 20, 40, 80) if s <= until]:
         parts = []
         for split, shift in (("train", 0.0), ("iid", 0.0), ("ood", 0.5)):
             mean = 1.5 / (1 + 0.2 * i) + 3 + 20 / (step + 9) + shift
@@ -43,11 +45,11 @@ def write_run(root, name="one", params=1000, positions=64, seed=0):
     return run
 
 
-def write_evaluations(run, params, seed=0):
+def write_evaluations(run, params, seed=0, until=80):
     """A task that is flat at chance down to a loss of 3.6 and then rises, and one that rises all along."""
     rng = np.random.default_rng(seed)
     rows = []
-    for step in np.unique(np.geomspace(1, 80, 14).astype(int)):
+    for step in np.unique(np.geomspace(1, until, 14).astype(int)):
         loss = 3.2 + 20 / (step + 9) - 0.1 * seed
         for task, share in (("jump <i>", 0.25 + 0.5 * max(3.6 - loss, 0)), ("steady", 0.8 - 0.1 * loss)):
             value = rng.binomial(4000, share) / 4000
@@ -55,6 +57,9 @@ def write_evaluations(run, params, seed=0):
                          "metric": "acc", "value": value, "stderr": np.sqrt(value * (1 - value) / 4000), "items": 4000,
                          "chance": 0.25, "higher_is_better": True, "unigram_loss": 6.0})  # fmt: skip
     records.write(records.EVALUATIONS, pd.DataFrame(rows), run / "evaluations" / "all.parquet", vocabulary="v")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps({"kind": "evaluation", "step": s, "tokens": 1000 * s, "seconds": 1.5, "value": {}}) + "\n"
+                        for s in (40, 80))  # fmt: skip
 
 
 @pytest.fixture
@@ -95,6 +100,43 @@ def test_the_section_on_tasks_says_what_the_analysis_finds(page, tmp_path):
     assert f"<td>{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]</td>" in section
     assert "jump &lt;i&gt;" in section and "<td>gradual</td>" in section and "<td>reached</td>" in section
     assert 'id="emergence"' not in report([write_run(tmp_path, "no-tasks")], tmp_path / "without").read_text()
+
+
+def test_a_run_that_goes_on_has_a_fan_that_crosses_the_threshold(tmp_path):
+    """Two finished runs and one at half of its plan; its own forecasts while it trained are drawn too."""
+    runs = [write_run(tmp_path, f"done-{n}", 1000 * n, seed=n) for n in (1, 2)]
+    runs.append(write_run(tmp_path, "goes-on", 9000, seed=3, until=40))
+    for seed, run in enumerate(runs, 1):
+        write_evaluations(run, 1000 * seed, 0, 80 if run.name != "goes-on" else 40)
+    plan = {"training": {"tokens": 80_000, "schedule": {"kind": "constant", "lr": 1e-3}}}
+    (runs[2] / "config.yaml").write_text(yaml.safe_dump(plan))
+    with open(runs[2] / "metrics.jsonl", "a") as file:
+        for step, high in ((20, None), (40, 70_000)):
+            value = {f"jump <i>/acc/{k}": v for k, v in
+                     {"probability": 0.8, "tokens": 50_000, "low95": 45_000, "high95": high}.items()}  # fmt: skip
+            file.write(json.dumps({"kind": "abilities", "step": step, "tokens": 1000 * step, "value": value}) + "\n")
+    text = report(runs, tmp_path / "out").read_text()
+    result = analyze_emergence(runs)
+    (fan,) = [one for one in result["outlooks"] if one["planned_end_known"]]
+    assert fan["run"] == "goes-on" and fan["tokens"][-1] == 80_000 and np.all(np.array(fan["low95"]) < fan["high95"])
+    assert abs(fan["loss"][-1] - (3.2 + 20 / 89)) < 0.15
+    figure = text[text.index("goes-on, going on") :]
+    figure = figure[: figure.index("</figure>")]
+    drawn = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure, re.S).group(1))
+    labels = [one["label"] for one in drawn["series"]]
+    assert figure.count('class="band"') >= 4 and "forecast" in labels and "η of jump <i>" in labels
+    found = next(run for one in result["abilities"] for run in one["runs"] if run["run"] == "goes-on")
+    assert found["status"] in ("expected", "reached")
+    when = next(one for one in drawn["series"] if one["label"].startswith("jump <i>: "))
+    assert when["x"] == [short(found["tokens"]["value"])]
+    history = text[text.index("goes-on: forecast while it trained") :]
+    assert '["50k", "50k"]' in history[: history.index("</figure>")]
+    assert "going on" not in report(runs[:2], tmp_path / "two").read_text()
+
+
+def test_the_cost_of_tasks_is_shown(page):
+    """Two times 1.5 s, beside 79 steps of 1,000 tokens at 5,000 tokens/s: 15.8 s."""
+    assert "<td>2</td><td>3.0</td><td>15.8</td><td>19.0%</td>" in page.read_text()
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -64,6 +64,11 @@ def test_everything_is_against_tokens(config, tmp_path, monkeypatch):
     assert wandb.settings["config"]["deepspeed"]["train_batch_size"] == 8 and wandb.settings["mode"] == "offline"
 
 
+def test_what_is_shown_of_the_tasks():
+    row = {"kind": "evaluation", "step": 4, "tokens": 64, "seconds": 1.0, "share_of_training": 0.2, "value": {"copying/acc": 0.5}}
+    assert module.view(row) == {"tokens": 64, "tasks/copying/acc": 0.5, "tasks/share_of_training": 0.2}
+
+
 def test_a_network_that_hangs_costs_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(lambda: time.sleep(60)))
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)

@@ -173,11 +173,11 @@ def without_repeats(documents: Iterator[str]) -> Iterator[str]:
             yield text
 
 
-def fetch(work: Path) -> Path:
-    """Download and unpack the packages under `work`; no root needed."""
+def fetch(work: Path, debian: list[str] = DEBIAN, npm: list[str] = NPM) -> Path:
+    """Download and unpack the packages under `work`; no root needed. Returns the directory with one for each package."""
     work.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", "-qq", *DEBIAN], cwd=work, check=True)
-    subprocess.run(["npm", "pack", "--silent", *NPM], cwd=work, check=True)
+    subprocess.run(["apt-get", "download", "-qq", *debian], cwd=work, check=True)
+    subprocess.run(["npm", "pack", "--silent", *npm], cwd=work, check=True)
     (work / "x").mkdir(exist_ok=True)
     for package in work.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", package, work / "x" / package.name.split("_")[0]], check=True)
