@@ -5,7 +5,7 @@
 The contestants take turns, a few steps each, so that a machine whose speed drifts is as unkind to one as to the other;
 a round during which other processes took more than 5% of one core is thrown away and run again (both are counted); the
 figure is the median over rounds, with the least and the greatest beside it. All run eagerly in fp32 with the same
-AdamW (fused) and clipping. `ours` is what `emergence-train train` runs between checkpoints: DeepSpeed ZeRO-1, data
+AdamW (fused) and clipping. `ours` is what `emergence-train train` runs between checkpoints: DeepSpeed, data
 loading, position-resolved loss and its sums. `ours, plain loss` puts F.cross_entropy in place of the position-resolved
 loss and sums nothing: the difference is what position logging costs.
 """
@@ -13,6 +13,7 @@ loss and sums nothing: the difference is what position logging costs.
 import argparse
 import datetime
 import json
+import math
 import os
 import resource
 import statistics
@@ -134,7 +135,7 @@ def our_loop(config, dataset: Dataset, ranks):
 
 def our_loop_with_plain_loss(config, dataset: Dataset, ranks):
     engine = engines.build(config, ranks)
-    stepper, _ = our_stepper(config, engine, dataset, ranks)
+    stepper, judge = our_stepper(config, engine, dataset, ranks)
 
     def step(number: int) -> float:
         for group in engine.optimizer.param_groups:
@@ -142,9 +143,11 @@ def our_loop_with_plain_loss(config, dataset: Dataset, ranks):
         tokens, targets, _ = stepper._load(number + 1, 0)
         loss = F.cross_entropy(engine(tokens).flatten(0, 1), targets.flatten())
         engine.backward(loss)
+        norm = math.nan
         if stepper.clip is not None:
-            nn.utils.clip_grad_norm_(engine.module.parameters(), stepper.clip)
+            norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), stepper.clip))
         engine.step()
+        judge(loss.item(), norm, True)  # spikes are looked for whatever the loss
         return loss.item()
 
     return step
