@@ -37,11 +37,14 @@ def test_help_names_every_verb():
         assert f"    {verb}" in done.stdout
 
 
-def test_doctor_says_what_will_be_used():
-    plain, machine = command("doctor"), command("doctor", "--json")
-    assert plain.returncode == 0 and "position_loss: torch" in plain.stdout
-    found = json.loads(machine.stdout)
+def test_doctor_says_what_will_be_used(monkeypatch):
+    found = json.loads(command("doctor", "--json").stdout)
     assert found["kernels"]["attention"]["chosen"] == "torch" and found["versions"]["deepspeed"]
+    assert found["kernels"]["position_loss"]["chosen"] in ("torch", "cpu") and set(found["compiled"]) == {"cpu", "cuda"}
+    monkeypatch.setenv("EMERGENCE_CPU_LIBRARY", "nowhere.so")
+    plain = command("doctor")
+    assert plain.returncode == 0 and "position_loss: torch" in plain.stdout
+    assert "csrc/ for cpu: not available: EMERGENCE_CPU_LIBRARY names no file: nowhere.so" in plain.stdout
 
 
 def test_the_whole_way_ends_in_json_and_a_page(config_file, tmp_path):
