@@ -20,7 +20,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m emergence_kernels.compiled.build cpu >/dev/null 2>&1 || echo "no C++ compiler: PyTorch's own operations"
+	@$(BIN)/python -m emergence_kernels.compiled.build cpu >/dev/null 2>&1 || echo "csrc/cpu was not compiled (no g++?): PyTorch's own operations"
 	touch $@
 
 quickstart: install
