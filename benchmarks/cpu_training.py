@@ -147,8 +147,9 @@ def our_loop_with_plain_loss(config, dataset: Dataset, ranks):
         if stepper.clip is not None:
             norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), stepper.clip))
         engine.step()
-        judge(loss.item(), norm, True)  # spikes are looked for whatever the loss
-        return loss.item()
+        value = loss.item()
+        judge(value, norm, True)  # spikes are looked for whatever the loss
+        return value
 
     return step
 

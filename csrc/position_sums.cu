@@ -59,9 +59,7 @@ void position_sums(const Tensor& token_loss, const Tensor& valid, const Tensor& 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
-  library.def(
-      "position_sums(Tensor token_loss, Tensor valid, Tensor correct, Tensor entropy, Tensor(a!) count, "
-      "Tensor(b!) loss_sum, Tensor(c!) loss_sq_sum, Tensor(d!) correct_sum, Tensor(e!) entropy_sum) -> ()");
+  library.def(POSITION_SUMS);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

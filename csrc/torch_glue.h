@@ -5,18 +5,13 @@
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "operators.h"
 #include "portable.h"
 
 #ifdef __CUDACC__
@@ -28,8 +23,10 @@
 
 namespace glue {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using operators::check_vector;
+using operators::pointer;
+using operators::ScalarType;
+using operators::Tensor;
 
 template <typename T>
 struct scalar_type;
@@ -59,21 +56,6 @@ void by_type(const Tensor& tensor, F&& f) {
     default:
       STD_TORCH_CHECK(false, "emergence_cuda: float32, bfloat16 or float16 expected");
   }
-}
-
-template <typename T>
-T* pointer(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-template <typename T>
-T* pointer(const std::optional<Tensor>& tensor) {
-  return tensor ? pointer<T>(*tensor) : nullptr;
-}
-
-inline void check_vector(const Tensor& tensor, int64_t length, ScalarType type, const char* name) {
-  STD_TORCH_CHECK(tensor.numel() == length && tensor.is_contiguous() && tensor.scalar_type() == type, "emergence_cuda: ",
-                  name, " must be contiguous, of its type, and hold ", length, " values");
 }
 
 inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }

@@ -5,18 +5,13 @@
 // that adds in another order; the order is fixed for a given processor.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
+#include "../operators.h"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <optional>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CLONED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -26,8 +21,10 @@
 
 namespace cpu {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using operators::check_vector;
+using operators::pointer;
+using operators::ScalarType;
+using operators::Tensor;
 
 // exp(x) for x <= 0, within 2 ulp; 1.6e-38 below -87. In a form that vectorises: x = n ln 2 + r, |r| <= ln 2 / 2, and
 // exp(x) = 2^n exp(r) with Taylor's polynomial, whose 8th term is below 6e-9.
@@ -51,21 +48,6 @@ inline float exp_negative(float x) {
   float scale;
   std::memcpy(&scale, &bits, 4);
   return p * scale;
-}
-
-template <typename T>
-T* pointer(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-template <typename T>
-T* pointer(const std::optional<Tensor>& tensor) {
-  return tensor ? pointer<T>(*tensor) : nullptr;
-}
-
-inline void check_vector(const Tensor& tensor, int64_t length, ScalarType type, const char* name) {
-  STD_TORCH_CHECK(tensor.numel() == length && tensor.is_contiguous() && tensor.scalar_type() == type, "emergence_cpu: ", name,
-                  " must be contiguous, of its type, and hold ", length, " values");
 }
 
 // (rows, columns) float32 with adjacent columns.

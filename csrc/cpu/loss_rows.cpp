@@ -163,12 +163,8 @@ void loss_rows_gradient(const Tensor& z, const Tensor& dz, int64_t V, const Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cpu, library) {
-  library.def(
-      "loss_rows(Tensor z, Tensor(a!) dz, int V, Tensor targets, Tensor valid, Tensor? scale, Tensor(b!) loss, "
-      "Tensor(c!) top, Tensor(d!) log_total, Tensor(e!)? correct, Tensor(f!)? entropy, float z_loss, float softcap) -> ()");
-  library.def(
-      "loss_rows_gradient(Tensor z, Tensor(a!) dz, int V, Tensor targets, Tensor valid, Tensor scale, Tensor top, "
-      "Tensor log_total, float z_loss, float softcap) -> ()");
+  library.def(LOSS_ROWS);
+  library.def(LOSS_ROWS_GRADIENT);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cpu, CPU, library) {

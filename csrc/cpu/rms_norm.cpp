@@ -142,12 +142,8 @@ void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cpu, library) {
-  library.def(
-      "rms_norm(Tensor x, Tensor? residual, Tensor weight, Tensor(a!) y, Tensor(b!)? new_residual, Tensor(c!) rstd, "
-      "float eps) -> ()");
-  library.def(
-      "rms_norm_backward(Tensor dy, Tensor? d_residual, Tensor x, Tensor weight, Tensor rstd, Tensor(a!) dx, "
-      "Tensor(b!) dweight) -> ()");
+  library.def(RMS_NORM);
+  library.def(RMS_NORM_BACKWARD);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cpu, CPU, library) {

@@ -70,7 +70,7 @@ def architectures() -> tuple[str, ...]:
     if asked := os.environ.get(ARCHITECTURES_VARIABLE):
         return tuple(name.strip().removeprefix("sm_") for name in asked.split(",") if name.strip())
     known = _output([nvcc(), "--list-gpu-code"])
-    return ARCHITECTURES + (("100a",) if "sm_100a" in known or "sm_100" in known else ())
+    return ARCHITECTURES + (("100a",) if "sm_100" in known else ())
 
 
 def build(
@@ -108,7 +108,7 @@ def build(
     flags += ["-DEMERGENCE_BUILD=" + f'"{what}, {version}"', *extra]
     include = ["-I", str(folder), "-isystem", str(torch / "include")]
     seen = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
-    for header in sorted(folder.glob("*.h")):
+    for header in sorted({*SOURCES.glob("*.h"), *folder.glob("*.h")}):
         seen.update(header.read_bytes())
     cache = cache or SOURCES.parent / "build" / "csrc"
     cache.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ tests, as TRITON_INTERPRET is.
 
 import ctypes
 import os
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,7 +36,6 @@ def _remedy(backend: str) -> str:
     return f"python -m emergence_kernels.compiled.build {backend}"
 
 
-@cache
 def _load(path: Path) -> tuple[str | None, str | None]:
     try:
         torch.ops.load_library(str(path))
