@@ -62,7 +62,15 @@ struct Thread {
   dim3 index;
   uint32_t id = 0;  // within the block
   enum { kRuns, kAtBarrier, kInShuffle, kDone } state = kRuns;
-  unsigned shuffle = 0;  // the generation that it waits for
+  const unsigned* completed = nullptr;  // what it waits for in a shuffle or collective, and the count that lets it go on
+  unsigned wanted = 0;
+};
+
+// Threads that execute an instruction as one.
+struct Group {
+  unsigned generation = 0;  // instructions completed
+  std::vector<void*> operands;  // of those that have arrived, by lane
+  uint32_t arrived = 0;
 };
 
 // What is remembered of a byte. A thread's number is unique over the launch; `epoch` counts barriers over the launch.
@@ -77,6 +85,7 @@ struct Machine {
   ucontext_t scheduler{};
   std::vector<Thread> threads;
   std::vector<Warp> warps;
+  std::unordered_map<uint64_t, Group> groups;  // by first thread and size
   Thread* current = nullptr;
   dim3 grid, block, block_index;
   uint32_t launch = 0, epoch = 0, block_number = 0;
@@ -118,11 +127,32 @@ struct Machine {
       warp.arrived = 0;
       ++warp.generation;
     } else {
-      current->shuffle = generation + 1;
-      current->state = Thread::kInShuffle;
-      pause();
+      wait(&warp.generation, generation + 1);
     }
     return warp.slots[generation & 1][from];
+  }
+
+  void wait(const unsigned* completed, unsigned wanted) {
+    current->completed = completed;
+    current->wanted = wanted;
+    current->state = Thread::kInShuffle;
+    pause();
+  }
+
+  // For instructions that `count` neighbours (a warp, a warpgroup) execute as one. Each brings its operands, the last to
+  // arrive runs act(operands of all, by lane) for everybody, and only then does any of them go on.
+  template <typename T, typename F>
+  void together(uint32_t count, T& mine, F&& act) {
+    const uint32_t lane = current->id % count;
+    Group& group = groups[uint64_t(current->id - lane) << 32 | count];
+    group.operands.resize(count);
+    group.operands[lane] = &mine;
+    if (++group.arrived < count) return wait(&group.generation, group.generation + 1);
+    group.arrived = 0;
+    ++group.generation;
+    std::vector<T*> operands(count);
+    for (uint32_t i = 0; i < count; ++i) operands[i] = static_cast<T*>(group.operands[i]);
+    act(operands);
   }
 
   Byte& remember(uintptr_t address, bool shared) {
@@ -189,6 +219,7 @@ struct Machine {
     const uint32_t count = block.x * block.y * block.z;
     threads.resize(count);
     warps.assign((count + kLanes - 1) / kLanes, Warp{});
+    groups.clear();
     for (uint32_t id = 0; id < count; ++id) {
       Thread& t = threads[id];
       t.id = id;
@@ -206,7 +237,7 @@ struct Machine {
       ready.clear();
       size_t done = 0, waiting = 0;
       for (Thread& t : threads) {
-        if (t.state == Thread::kInShuffle && int(warps[t.id / kLanes].generation - t.shuffle) >= 0) t.state = Thread::kRuns;
+        if (t.state == Thread::kInShuffle && int(*t.completed - t.wanted) >= 0) t.state = Thread::kRuns;
         if (t.state == Thread::kRuns) ready.push_back(&t);
         done += t.state == Thread::kDone;
         waiting += t.state == Thread::kAtBarrier;
