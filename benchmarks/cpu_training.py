@@ -1,30 +1,32 @@
 """Tokens/s of our training loop beside a plain PyTorch loop and transformers' Llama: same shape, data, threads, one run.
 
-    python benchmarks/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 7] [--out FILE]
+    python benchmarks/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 25] [--out FILE]
 
-The contestants take turns, a few steps each, so that a machine whose speed drifts is as unkind to one as to the other;
-a round during which other processes took more than 5% of one core is thrown away and run again (both are counted); the
-figure is the median over rounds, with the least and the greatest beside it. All run eagerly in fp32 with the same
-AdamW (fused) and clipping. `ours` is what `emergence-train train` runs between checkpoints: DeepSpeed, data
-loading, position-resolved loss and its sums. `ours, plain loss` puts F.cross_entropy in place of the position-resolved
-loss and sums nothing: the difference is what position logging costs.
+The contestants take turns, a few steps each and another one first each round, so that a machine whose speed drifts is as
+unkind to one as to the other; a round during which other processes took more than 5% of one core is thrown away and run
+again (both are counted); the figure is the median over rounds, with the least and the greatest beside it. All run eagerly
+in fp32 with the same AdamW (fused) and clipping. `ours` is what `emergence-train train` runs between checkpoints:
+DeepSpeed, data loading, position-resolved loss and its sums. `ours, plain loss` is the same step with F.cross_entropy in
+place of the position-resolved loss, and its mean alone is added up: the difference is what position logging costs, the
+median over rounds of the pair's ratio, with the 95% interval that the order of the rounds' ratios gives.
 """
 
 import argparse
 import datetime
 import json
-import math
 import os
 import resource
 import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line does, for every contestant
 
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import nn
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
@@ -114,44 +116,37 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
     return step
 
 
-def our_stepper(config, engine, dataset: Dataset, ranks) -> tuple[Stepper, Judge]:
-    sums, judge = PositionAccumulator(dataset.sequence, ranks.device), Judge(config.faults, [])
-    nowhere = Path(os.devnull) / "run"
+def our_loop(config, dataset: Dataset, ranks, engine, sums):
+    judge, nowhere = Judge(config.faults, []), Path(os.devnull) / "run"
     watch = Watchdog(ranks, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
-    return Stepper(config, engine, dataset, ranks, sums, Skips(nowhere), judge, watch), judge
-
-
-def our_loop(config, dataset: Dataset, ranks):
-    stepper, judge = our_stepper(config, engines.build(config, ranks), dataset, ranks)
+    stepper = Stepper(config, engine, dataset, ranks, sums, Skips(nowhere), judge, watch)
 
     def step(number: int) -> float:
         totals, norm, applied = stepper(number + 1, 1e-3, False)
-        loss_sum, count, _ = totals.tolist()
+        count, loss_sum, _ = totals.tolist()
         judge(loss_sum / count, float(norm), bool(applied))
         return loss_sum / count
 
     return step
 
 
-def our_loop_with_plain_loss(config, dataset: Dataset, ranks):
-    engine = engines.build(config, ranks)
-    stepper, judge = our_stepper(config, engine, dataset, ranks)
+class PlainLoss:
+    """An engine whose loss is F.cross_entropy, and the sum of that loss in the place of sums by position."""
 
-    def step(number: int) -> float:
-        for group in engine.optimizer.param_groups:
-            group["lr"] = 1e-3
-        tokens, targets, _ = stepper._load(number + 1, 0)
-        loss = F.cross_entropy(engine(tokens).flatten(0, 1), targets.flatten())
-        engine.backward(loss)
-        norm = math.nan
-        if stepper.clip is not None:
-            norm = float(nn.utils.clip_grad_norm_(engine.module.parameters(), stepper.clip))
-        engine.step()
-        value = loss.item()
-        judge(value, norm, True)  # spikes are looked for whatever the loss
-        return value
+    def __init__(self, engine) -> None:
+        self.engine = engine
 
-    return step
+    def __getattr__(self, name: str):
+        return getattr(self.engine, name)
+
+    def __call__(self, tokens, targets, *_):
+        loss = F.cross_entropy(self.engine(tokens).flatten(0, 1), targets.flatten())
+        return SimpleNamespace(loss=loss, positions=(targets.numel(), loss.detach()))
+
+    @staticmethod
+    def add(sums: tuple) -> torch.Tensor:
+        count, loss = sums
+        return torch.tensor([count, count * loss.item()], dtype=torch.float64)
 
 
 def others_seconds() -> float:
@@ -164,9 +159,11 @@ def others_seconds() -> float:
 
 def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
     shape, batch = config.model, config.training.batch
+    plain_loss = PlainLoss(engines.build(config, ranks))
+    by_position = PositionAccumulator(dataset.sequence, ranks.device)
     contestants = {
-        "ours": our_loop(config, dataset, ranks),
-        "ours, plain loss": our_loop_with_plain_loss(config, dataset, ranks),
+        "ours": our_loop(config, dataset, ranks, engines.build(config, ranks), by_position),
+        "ours, plain loss": our_loop(config, dataset, ranks, plain_loss, plain_loss),
         "plain PyTorch": plain_loop(PlainModel(shape), lambda m, t: m(t), dataset, batch),
         "transformers Llama": plain_loop(llama(shape), lambda m, t: m(input_ids=t).logits, dataset, batch),
     }
@@ -174,7 +171,9 @@ def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
     number = contested = 0
     while len(speeds["ours"]) <= rounds:  # the first is warm-up
         round_, others, began_round = {}, others_seconds(), time.perf_counter()
-        for name, step in contestants.items():
+        first = len(speeds["ours"]) % len(contestants)
+        for name in (*list(contestants)[first:], *list(contestants)[:first]):
+            step = contestants[name]
             began = time.perf_counter()
             for k in range(STEPS_A_TURN):
                 step(number + k)
@@ -188,27 +187,32 @@ def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
     for values in speeds.values():
         del values[0]
     peers = [statistics.median(speeds[name]) for name in ("plain PyTorch", "transformers Llama")]
-    plain_loss = speeds["ours, plain loss"]
     print(f"{contested} rounds thrown away")
-    return [
+    rows = [
         {
             "contestant": name,
             "tokens_per_second": statistics.median(values),
             "least": min(values),
             "greatest": max(values),
             "over_faster_peer": statistics.median(values) / max(peers),
-            # Pair by pair, turn by turn: what is common to a turn (a busy machine) cancels.
-            "over_plain_loss": statistics.median(a / b for a, b in zip(values, plain_loss)),
         }
         for name, values in speeds.items()
     ]
+    # Pair by pair: what is common to a round (a busy machine) cancels.
+    costs = [1 - ours / plain for ours, plain in zip(speeds["ours"], speeds["ours, plain loss"])]
+    interval = stats.quantile_test(costs, q=0, p=0.5).confidence_interval(0.95)
+    rows[0]["position_logging"] = {
+        "cost": statistics.median(costs), "low95": interval.low, "high95": interval.high, "rounds": len(costs),
+        "rounds_thrown_away": contested,
+    }  # fmt: skip
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", default="tiny-0.05m,tiny-0.2m,tiny-0.9m")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--data", default="data/quickstart")
     parser.add_argument("--out", default="benchmarks/results/cpu/training.json")
     arguments = parser.parse_args()
@@ -225,7 +229,8 @@ def main() -> None:
         for row in results[size]:
             print(f"  {row['contestant']:20s} {row['tokens_per_second']:10,.0f} tokens/s  "
                   f"[{row['least']:,.0f}, {row['greatest']:,.0f}]  {row['over_faster_peer']:.3f} of the faster peer")  # fmt: skip
-        print(f"  position logging costs {1 - results[size][0]['over_plain_loss']:+.1%}")
+        logging = results[size][0]["position_logging"]
+        print(f"  position logging costs {logging['cost']:+.1%} [{logging['low95']:+.1%}, {logging['high95']:+.1%}]")
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {

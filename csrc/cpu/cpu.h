@@ -34,12 +34,11 @@ inline float exp_negative(float x) {
   const float shifted = x * 1.44269504088896341f + kRounder;
   const float n = shifted - kRounder;
   const float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln 2 in two parts: n times the first is exact
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
+  float p = 1.3814599603657884e-3f;
+  p = p * r + 8.368717164654843e-3f;
+  p = p * r + 4.166838805356467e-2f;
+  p = p * r + 1.666652062936716e-1f;
+  p = p * r + 4.999999344768402e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   int32_t bits;
@@ -48,6 +47,22 @@ inline float exp_negative(float x) {
   float scale;
   std::memcpy(&scale, &bits, 4);
   return p * scale;
+}
+
+// Four vectors' worth of maxima side by side: one maximum waits for the one before, and GCC leaves that loop scalar. A NaN is
+// passed over.
+inline float maximum(const float* values, int64_t count) {
+  constexpr int kLanes = 64;
+  float of_lane[kLanes];
+  std::fill(of_lane, of_lane + kLanes, -INFINITY);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane)
+      of_lane[lane] = of_lane[lane] < values[i + lane] ? values[i + lane] : of_lane[lane];
+  for (; i < count; ++i) of_lane[0] = std::max(of_lane[0], values[i]);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) of_lane[lane] = std::max(of_lane[lane], of_lane[lane + width]);
+  return of_lane[0];
 }
 
 // (rows, columns) float32 with adjacent columns.

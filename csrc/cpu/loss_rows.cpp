@@ -49,8 +49,7 @@ CLONED void statistics(const Rows& rows, int64_t begin, int64_t end) {
           dot += e * t;
         }
       } else {
-#pragma omp simd reduction(max : top)
-        for (int64_t v = 0; v < V; ++v) top = std::max(top, z[v]);
+        top = cpu::maximum(z, V);
         for (int64_t block = 0; block < V; block += kBlock) {
           const int64_t stop = std::min(V, block + kBlock);
           float sum = 0.0f, product = 0.0f;

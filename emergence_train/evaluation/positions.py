@@ -1,5 +1,6 @@
 """Sums of the loss at each position, and validation: the same number of forward passes on every rank."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -23,10 +24,15 @@ class PositionAccumulator:
     def __init__(self, sequence: int, device: torch.device) -> None:
         self.sums = torch.zeros(len(COLUMNS), sequence, dtype=torch.float64, device=device)
 
-    def add(self, sums: PositionSums) -> None:
-        """Add a micro-batch; one whose loss is not a number is left out, since its step is (see training/anomalies.py)."""
-        stacked = torch.stack([getattr(sums, column).double() for column in COLUMNS])
-        self.sums += torch.where(stacked.sum().isfinite(), stacked, 0.0)
+    def add(self, sums: PositionSums) -> torch.Tensor:
+        """Add a micro-batch; one whose loss is not a number is left out, since its step is (see training/anomalies.py).
+
+        -> its total over positions of each column, [4].
+        """
+        stacked = torch.stack([getattr(sums, column) for column in COLUMNS])  # integers become float64
+        totals = stacked.sum(1)
+        self.sums += stacked.where(totals[COLUMNS.index("loss_sum")] < math.inf, 0.0)  # a NaN is not less either
+        return totals
 
     def take(self) -> torch.Tensor:
         """This rank's sums so far; starts again from zero."""

@@ -227,7 +227,7 @@ class Session:
             return None
         step, lr, speed, totals, grad_norm, applied = self.pending
         self.pending = None
-        loss_sum, count, votes = totals.tolist()
+        count, loss_sum, votes = totals.tolist()
         self.told = self.told or votes > 0
         self.stop.exposed = True
         loss = loss_sum / count if count else math.nan
@@ -370,7 +370,7 @@ class Stepper:
         self.skip_spikes = config.faults.spike == "skip"
 
     def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:
-        """-> ([loss sum, count, ranks told to stop] over all ranks, global gradient norm, whether the step was applied)."""
+        """-> ([count, loss sum, ranks told to stop] over all ranks, global gradient norm, whether the step was applied)."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.at("loading samples", step)
@@ -381,13 +381,12 @@ class Stepper:
         for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
             self.at("forward", step)
             out = self.engine(tokens, targets, self.weights, document_ids, self.z_loss)
-            self.accumulator.add(out.positions)
-            totals[:2] += torch.stack([out.positions.loss_sum.sum(), out.positions.count.sum().double()])
+            totals[:2].add_(self.accumulator.add(out.positions)[:2])
             loss = out.loss if scale is None else out.loss * scale
             if self.skip_spikes and number == self.rounds - 1:
                 # Every optimizer of DeepSpeed leaves out a step whose gradient is not finite; so will this one be.
                 totals = sum_over_ranks(totals)
-                if self.judge.spike((totals[0] / totals[1]).item()):
+                if self.judge.spike((totals[1] / totals[0]).item()):
                     loss = loss * math.nan
             self.at("backward", step)
             self.engine.backward(loss)

@@ -56,6 +56,9 @@ def check_loss_inputs(
     )
     require(targets.device == hidden.device, f"{op}: targets are on {targets.device} but hidden is on {hidden.device}")
     if checks_values(targets.device) and targets.numel():
+        least, greatest = torch.aminmax(targets)  # one pass, and as a rule all that is to be seen
+        if int(least) >= 0 and int(greatest) < weight.shape[0]:
+            return
         bad = (targets != ignore_index) & ((targets < 0) | (targets >= weight.shape[0]))
         if bool(bad.any()):
             value = int(targets[bad][0])

@@ -190,6 +190,19 @@ def test_second_backward(backend, device):
         loss.backward()
 
 
+def test_the_last_backward_leaves_what_earlier_ones_gave(backend, device):
+    """It may write over what was saved, and nothing else."""
+    inputs = ordinary().to(torch.float32, device)
+    hidden, weight = leaves(inputs.hidden, inputs.weight)
+    loss = ek.position_loss(hidden, weight, inputs.targets, backend=backend).loss
+    first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    kept = [g.clone() for g in first]
+    last = torch.autograd.grad(3 * loss, (hidden, weight))
+    assert all(torch.equal(a, b) for a, b in zip(first, kept))
+    assert all(torch.allclose(a, 3 * b, rtol=1e-6) for a, b in zip(last, kept))
+    assert not {t.data_ptr() for t in (*first, *last)} & {hidden.data_ptr(), weight.data_ptr()}
+
+
 def test_only_what_is_needed(backend, device):
     inputs = ordinary().to(torch.float32, device)
     with torch.no_grad():

@@ -119,20 +119,20 @@ def _forward(
     share_N = valid_N.to(torch.float64)
     if weights_N is not None:
         share_N = share_N * weights_N
-    total = share_N.sum()
-    share_N = share_N / torch.where(total > 0, total, 1)
+    share_N /= share_N.sum().clamp_min_(torch.finfo(torch.float64).tiny)  # all 0 stay so
     # float16 has no room for 1 / (number of tokens): its gradients are kept raised by a power of two until backward.
-    raised = torch.ones((), dtype=dtype, device=hidden_ND.device)
+    raised, scale_N = torch.ones((), dtype=dtype, device=hidden_ND.device), share_N.to(dtype)
     if hidden_ND.dtype == torch.float16 and share_N.numel():
         largest = share_N.max()
         raised = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
+        scale_N = (share_N * raised).to(dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         rows, dx_ND, dw_VD = _sweep(backend)(
             hidden_ND,
             weight_VD,
             targets_N,
             valid_N,
-            (share_N * raised).to(dtype),
+            scale_N,
             z_loss=z_loss,
             need_dx=need_dx,
             need_dw=need_dw,
@@ -164,17 +164,20 @@ def _sweep(backend: str):
     return reference.fused_rows
 
 
-def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str, last: bool = False) -> Tensor:
     """saved * factor, multiplied in float32 and rounded once.
 
-    Out of place: what was saved must survive for a second backward over a retained graph.
+    Out of place, as what was saved must survive for another backward pass over a retained graph; unless this is the last.
     """
+    last = last and saved.dtype == dtype
     if backend == "triton":
         from ..triton_backend.scale import scale
 
-        return scale(saved.contiguous(), factor, dtype)
+        return scale(saved.contiguous(), factor, dtype, in_place=last)
     if saved.device.type == "cpu":  # takes a scalar tensor in its own precision
-        return (saved * factor).to(dtype)
+        if not last:
+            return (saved * factor).to(dtype)
+        return saved if factor.item() == 1 else saved.mul_(factor)
     return (saved.to(factor.dtype) * factor).to(dtype)
 
 
@@ -208,7 +211,8 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
-        return _backward(ctx, grad, _scaled)
+        last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler asks this too
+        return _backward(ctx, grad, partial(_scaled, last=last))
 
 
 @torch.library.custom_op("emergence_kernels::position_loss", mutates_args=())

@@ -21,9 +21,9 @@ def _scale_kernel(x_ptr, factor_ptr, y_ptr, size, BLOCK: tl.constexpr):
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def scale(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """x contiguous, factor () float32 -> a new tensor of `dtype`."""
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+def scale(x: Tensor, factor: Tensor, dtype: torch.dtype, *, in_place: bool) -> Tensor:
+    """x contiguous, factor () float32 -> a new tensor of `dtype`, or x itself."""
+    y = x if in_place else torch.empty(x.shape, dtype=dtype, device=x.device)
     with on_device(x):
         _scale_kernel[(triton.cdiv(x.numel(), BLOCK),)](x, factor, y, x.numel(), BLOCK=BLOCK, num_warps=4)
     return y
