@@ -1,4 +1,8 @@
-"""Log-likelihoods of continuations, batched and padded, with the same number of forward passes on every rank."""
+"""Log-likelihoods of continuations, batched and padded, with the same number of forward passes on every rank.
+
+Requests that follow each other and begin alike, as the choices of an item do, share a row: the common beginning once, then
+what each goes on with, which sees the beginning and itself (Decoder.forward's `branches_BT`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +15,7 @@ from emergence_train.evaluation.positions import IGNORED
 
 TOKENS = 16_384  # of a forward pass, each rank
 MULTIPLE = 16  # lengths are rounded up to this, so that few shapes occur
+LONGEST_SHARED = 4096  # tokens of a row that requests share: its mask grows with the square
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,15 @@ class Request:
 
     ids: tuple[int, ...]
     scored: int
+
+
+@dataclass
+class Row:
+    """Requests that share their first `shared` ids, and the tokens that they take together."""
+
+    requests: list[int]  # their numbers
+    shared: int
+    length: int
 
 
 def encode(tokenizer, context: str, continuation: str, end_of_text: int, longest: int) -> Request:
@@ -51,54 +65,101 @@ def score(
 ) -> np.ndarray:  # fmt: skip
     """(R, 2): log-likelihood in nats, and with `greedy` whether every token of the continuation is the likeliest one (1 or
     0). That needs the logits, which take memory: leave it out where only the likelihood is wanted."""
-    order = sorted(range(len(requests)), key=lambda r: (-len(requests[r].ids), requests[r].ids))
-    batches: list[list[int]] = []
-    for r in order:
-        length = _padded(len(requests[batches[-1][0]].ids)) if batches else 0
-        if not batches or (len(batches[-1]) + 1) * length > TOKENS:
-            batches.append([])
-        batches[-1].append(r)
+    batches = _batches(_rows(requests), ranks.world)
     found = torch.zeros(len(requests), 2, dtype=torch.float64, device=ranks.device)
     was_training = model.training
     model.eval()
-    for number in range(ranks.rank, -(-len(batches) // ranks.world) * ranks.world, ranks.world):
+    for real, chosen in batches[ranks.rank :: ranks.world]:
         each_batch()
-        real = number < len(batches)  # a rank left without a batch runs one whose targets are all ignored
-        chosen = batches[number] if real else batches[-1][:1]
-        tokens, targets = _tensors([requests[r] for r in chosen], ranks.device)
+        tokens, targets, branches = (t.to(ranks.device) for t in _tensors(chosen, requests))
         if not real:
             targets.fill_(IGNORED)
+        shared = {"branches_BT": branches} if chosen[0].shared else {}
         if greedy:
-            values = _from_logits(model(tokens), targets)
+            log_p, likeliest = _from_logits(model(tokens, **shared), targets)
         else:
-            losses = model(tokens, targets).token_loss.double().sum(1)
-            values = torch.stack([-losses, torch.zeros_like(losses)], 1)
-        if real:
-            found[torch.tensor(chosen, device=ranks.device)] = values
+            log_p = -model(tokens, targets, **shared).token_loss.double()
+            likeliest = torch.zeros_like(targets, dtype=torch.bool)
+        likeliest |= targets == IGNORED
+        for branch in range(1, max(len(row.requests) for row in chosen) + 1) if real else ():
+            mine = branches == branch
+            sums = torch.stack([(log_p * mine).sum(1), (likeliest | ~mine).all(1).double()], 1)
+            held = [(number, row.requests[branch - 1]) for number, row in enumerate(chosen) if branch <= len(row.requests)]
+            rows, of_request = torch.tensor(held, device=ranks.device).T
+            found[of_request] = sums[rows]
     model.train(was_training)
     return sum_over_ranks(found).cpu().numpy()
 
 
-def _from_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """[B, 2] log-likelihood and greediness of each row's targets."""
-    counted = targets != IGNORED
+def _rows(requests: list[Request]) -> list[Row]:
+    """A request joins the row before it where that spares tokens."""
+    rows: list[Row] = []
+    for number, request in enumerate(requests):
+        count = len(request.ids) - 1
+        before = rows[-1] if rows else None
+        if before is not None:
+            first = requests[before.requests[0]]
+            # All but the last token of the context: that one predicts, and each request another token.
+            most = min(before.shared or len(first.ids) - 1 - first.scored, count - request.scored)
+            common = _common(first.ids, request.ids, most)
+            others = len(before.requests)
+            spared, length = common * others - before.shared * (others - 1), before.length + count
+            length -= spared
+            if spared > 0 and length <= LONGEST_SHARED:
+                rows[-1] = Row([*before.requests, number], common, length)
+                continue
+        rows.append(Row([number], 0, count))
+    return rows
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...], most: int) -> int:
+    """How many of the first `most` ids are the same."""
+    if a[:most] == b[:most]:
+        return most
+    return next(i for i in range(most) if a[i] != b[i])
+
+
+def _batches(rows: list[Row], world: int) -> list[tuple[bool, list[Row]]]:
+    """The longest first, `world` at a time of one kind: all shared, or none, as under ZeRO-3 every rank must run the same
+    modules. A rank left without a batch runs one that is not real: its targets are to be ignored."""
+    batches: list[tuple[bool, list[Row]]] = []
+    for shared in (False, True):
+        of_kind: list[list[Row]] = []
+        for row in sorted((row for row in rows if (row.shared > 0) == shared), key=lambda row: (-row.length, row.requests)):
+            if not of_kind or (len(of_kind[-1]) + 1) * _padded(of_kind[-1][0].length) > TOKENS:
+                of_kind.append([])
+            of_kind[-1].append(row)
+        batches += [(True, batch) for batch in of_kind]
+        batches += [(False, of_kind[-1][:1]) for _ in range(-len(of_kind) % world)]
+    return batches
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // MULTIPLE) * MULTIPLE
+
+
+def _tensors(rows: list[Row], requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """tokens, targets and branches [B, T], padded on the right: causal attention never looks there.
+
+    Branch 0 is what is shared, branch k the k-th request of the row."""
+    shape = len(rows), _padded(rows[0].length)
+    tokens, branches = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    targets = np.full(shape, IGNORED, dtype=np.int64)
+    for at, row in enumerate(rows):
+        tokens[at, : row.shared] = requests[row.requests[0]].ids[: row.shared]
+        end = row.shared
+        for branch, number in enumerate(row.requests, 1):
+            request = requests[number]
+            begin, end = end, end + len(request.ids) - 1 - row.shared
+            tokens[at, begin:end] = request.ids[row.shared : -1]
+            targets[at, end - request.scored : end] = request.ids[-request.scored :]
+            branches[at, begin:end] = branch
+        branches[at, end:] = len(row.requests)
+    return torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(branches)
+
+
+def _from_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, T] log-likelihood of each target, 0 where there is none, and whether it is the likeliest token."""
     wanted = targets.clamp(min=0)
     log_p = logits.float().log_softmax(-1).gather(-1, wanted[..., None])[..., 0].double()
-    likeliest = (logits.argmax(-1) == wanted) | ~counted
-    return torch.stack([(log_p * counted).sum(1), likeliest.all(1).double()], 1)
-
-
-def _padded(ids: int) -> int:
-    return -(-(ids - 1) // MULTIPLE) * MULTIPLE
-
-
-def _tensors(requests: list[Request], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """tokens and targets [B, T], padded on the right: causal attention never looks there."""
-    length = _padded(max(len(request.ids) for request in requests))
-    tokens = np.zeros((len(requests), length), dtype=np.int64)
-    targets = np.full((len(requests), length), IGNORED, dtype=np.int64)
-    for row, request in enumerate(requests):
-        count = len(request.ids) - 1
-        tokens[row, :count] = request.ids[:-1]
-        targets[row, count - request.scored : count] = request.ids[-request.scored :]
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(targets).to(device)
+    return log_p * (targets != IGNORED), logits.argmax(-1) == wanted

@@ -69,6 +69,11 @@ class Attention(nn.Module):
         q, k, v = self.project(x_BTD, angles)
         return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(x_BTD.shape))
 
+    def masked(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], seen_B1TT: Tensor) -> Tensor:
+        """The same where any mask says what a query (row) sees: PyTorch's attention, which takes one."""
+        q, k, v = (t.transpose(1, 2) for t in self.project(x_BTD, angles))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_B1TT, enable_gqa=self.heads != self.kv_heads)
+        return self.out(out.transpose(1, 2).reshape(x_BTD.shape))
 
     def extend(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: "Cache", block: int) -> Tensor:
         """The same for positions that follow those in the cache, which grows by them."""
@@ -150,14 +155,26 @@ class Decoder(nn.Module):
         document_ids_BT: Tensor | None = None,
         z_loss: float = 0.0,
         cache: Cache | None = None,
+        branches_BT: Tensor | None = None,
     ) -> PositionLoss | Tensor:
         """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position), or with `cache`
         the logits [B, V] after the last of `tokens_BT`, which follow what the cache holds.
 
         `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
+        `branches_BT`: 0 for a row's beginning, then 1, 2, ... for texts that each go on from it and do not see each other.
         """
         if cache is not None:
             return self._next(tokens_BT, cache)
+        if branches_BT is not None:
+            x, residual = self._branched(tokens_BT, branches_BT)
+        else:
+            x, residual = self._trunk(tokens_BT, document_ids_BT)
+        x, _ = self.norm(x, residual)
+        if targets_BT is None:
+            return self.head(x)
+        return self.head(x, targets_BT, weights=weights, z_loss=z_loss)
+
+    def _trunk(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         angles = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         x, residual = self.embedding(tokens_BT), None
         for block in self.blocks:
@@ -165,10 +182,26 @@ class Decoder(nn.Module):
                 x, residual = checkpoint(block, x, residual, angles, document_ids_BT, use_reentrant=False)
             else:
                 x, residual = block(x, residual, angles, document_ids_BT)
-        x, _ = self.norm(x, residual)
-        if targets_BT is None:
-            return self.head(x)
-        return self.head(x, targets_BT, weights=weights, z_loss=z_loss)
+        return x, residual
+
+    def _branched(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """A branch's positions go on from the row's beginning. Blocks are taken apart for the same reason as in _next."""
+        T, device = tokens_BT.shape[1], tokens_BT.device
+        index_T = torch.arange(T, device=device)
+        begins_BT = branches_BT != torch.cat([torch.zeros_like(branches_BT[:, :1]), branches_BT[:, :-1]], 1)
+        begin_BT = (index_T * begins_BT).cummax(1).values  # of each token's branch
+        before_BT = (branches_BT == 0).sum(1, keepdim=True)
+        position_BT = torch.where(branches_BT == 0, index_T, index_T - begin_BT + before_BT)
+        cos, sin = self.rotary(T, device)
+        angles = cos[position_BT], sin[position_BT]
+        own_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, None, :] == branches_BT[:, :, None])
+        seen_B1TT = (own_BTT & (index_T[:, None] >= index_T))[:, None]
+        x, residual = self.embedding(tokens_BT), None
+        for block in self.blocks:
+            x, residual = block.attention_norm(x, residual)
+            x, residual = block.swiglu_norm(block.attention.masked(x, angles, seen_B1TT), residual)
+            x = block.swiglu(x)
+        return x, residual
 
     def _next(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
         """A part of forward(), not a method to call: under ZeRO-3 the weights are there only inside the root's forward.

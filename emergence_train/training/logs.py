@@ -179,7 +179,7 @@ def environment(device: torch.device) -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **versions},
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **versions, "torch": torch.__version__},
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
         "commit": _commit(),

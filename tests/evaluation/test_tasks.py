@@ -92,6 +92,35 @@ def test_log_likelihoods_are_those_of_plain_logits():
         assert value == pytest.approx(wanted, abs=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("greedy", [False, True])
+def test_requests_that_begin_alike_share_a_row(greedy, monkeypatch):
+    """Choices under one context, of any lengths: the same values from fewer tokens, whoever stands beside whom."""
+    from emergence_train.evaluation import scoring
+
+    model, rng = random_model(), np.random.default_rng(1)
+    requests = []
+    for item in range(30):
+        context = rng.integers(0, 64, rng.integers(0, 20)).tolist()
+        for _ in range(rng.integers(1, 6)):
+            choice = rng.integers(0, 4, rng.integers(1, 8)).tolist()
+            requests.append(Request((7, *context, *choice), len(choice)))
+        if item % 5 == 0:
+            likeliest = model(torch.tensor([[7, *context]]))[0, -1].argmax().item()
+            requests += [requests[-1], Request((7, *context, likeliest), 1)]  # the same twice, and a greedy one
+    monkeypatch.setattr(scoring, "TOKENS", 300)
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    together = scoring.score(model, requests, start(1), greedy=greedy)
+    tokens = sum(batch.numel() for batch in seen)
+    monkeypatch.setattr(scoring, "LONGEST_SHARED", 0)
+    seen.clear()
+    alone = scoring.score(model, requests, start(1), greedy=greedy)
+    handle.remove()
+    assert np.allclose(together, alone, rtol=0, atol=1e-4) and tokens < 0.7 * sum(batch.numel() for batch in seen)
+    assert not greedy or 0 < together[:, 1].sum() < len(requests)
+
+
 def test_requests_are_split_as_lm_eval_splits_them(data_path):
     from emergence_train.data.tokenizer import load_file
 
@@ -112,7 +141,7 @@ def test_a_rank_without_a_batch_runs_as_many_forwards(monkeypatch):
 
     monkeypatch.setattr(scoring, "TOKENS", 40)
     model = random_model()
-    requests = [Request(tuple(range(1, 17)), 3 + k % 3) for k in range(5)]
+    requests = [Request(tuple(range(1 + k, 17 + k)), 3 + k % 3) for k in range(5)]
     alone = log_likelihoods(model, requests, start(1))
     parts, forwards = [], []
     for rank in range(2):
