@@ -76,7 +76,7 @@ def fused_rows(
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """As reference.cross_entropy.fused_rows."""
     rows, gradients, unpacked = _sweep(
-        hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, None, need_dx, need_dw, rows_per_chunk
+        hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, None, need_dx, need_dw, rows_per_chunk, True
     )
     loss_N, top_N, log_total_N, correct_N, entropy_N = map(unpacked, rows)
     dx_ND, dw_VD = gradients.result(gradient_dtype(weight_VD.dtype))
@@ -84,14 +84,18 @@ def fused_rows(
     return RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N), dx_ND, dw_VD
 
 
-def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, softcap, need_dx, need_dw, rows_per_chunk):
-    """-> (loss, top, log_total, correct, entropy) of the packed rows, their gradients, and what puts rows back."""
+def _sweep(
+    hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, softcap, need_dx, need_dw, rows_per_chunk, statistics
+):
+    """-> (loss, top, log_total, correct, entropy) of the packed rows (the last two are `statistics`, else None), their
+    gradients, and what puts rows back."""
     packed = _Packed(valid_N)
     targets_N, hidden_ND = packed.rows(targets_N).long(), packed.rows(hidden_ND)
     scale_N = None if scale_N is None else packed.rows(scale_N)
     N, device = hidden_ND.shape[0], hidden_ND.device
-    loss_N, top_N, log_total_N, entropy_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(4))
-    correct_N = torch.empty(N, dtype=torch.bool, device=device)
+    loss_N, top_N, log_total_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(3))
+    correct_N = torch.empty(N, dtype=torch.bool, device=device) if statistics else None
+    entropy_N = torch.empty(N, dtype=torch.float32, device=device) if statistics else None
     rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
     chunks = _Chunks(hidden_ND, weight_VD, rows_per_chunk)
     gradients = _Gradients(chunks, need_dx, need_dw)
@@ -100,7 +104,7 @@ def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, s
     for here, logits_RS, gradient_RS in chunks:
         sweep(
             logits_RS, gradient_RS if wanted else logits_RS, chunks.V, targets_N[here], packed.valid_N[here],
-            scale_N[here] if wanted else None, *(row[here] for row in rows), z_loss, softcap or 0.0,
+            scale_N[here] if wanted else None, *(None if row is None else row[here] for row in rows), z_loss, softcap or 0.0,
         )  # fmt: skip
         if wanted:
             gradients.add(here, gradient_RS)
@@ -127,7 +131,7 @@ class _Packed:
 def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, backend, softcap, rows_per_chunk=None):
     """As reference.cross_entropy.forward_rows."""
     rows, _, unpacked = _sweep(
-        hidden_ND, weight_VD, targets_N, valid_N, None, backend, 0.0, softcap, False, False, rows_per_chunk
+        hidden_ND, weight_VD, targets_N, valid_N, None, backend, 0.0, softcap, False, False, rows_per_chunk, False
     )
     return tuple(map(unpacked, rows[:3]))
 
