@@ -49,6 +49,26 @@ def test_a_spent_budget_keeps_what_there_is(tmp_path):
     assert "Not complete" in draw.table(data)
 
 
+def test_a_processor_gets_shapes_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("emergence_kernels.bench.run._rows", lambda *_: [])
+    assert main(["--device", "cpu", "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    assert json.loads(file.read_text())["suite"] == "laptop"
+
+
+def test_a_backward_lost_in_noise_is_left_out(tmp_path, monkeypatch):
+    """Where forward and backward together measure shorter than forward alone."""
+    from emergence_kernels.bench.timing import Timing
+
+    times = iter([Timing(1.0, 1.0, 1.0, 5), Timing(2.0, 2.0, 2.0, 5), Timing(1.5, 1.4, 1.6, 5)])
+    monkeypatch.setattr("emergence_kernels.bench.run.ceilings", lambda *_: {"matmul_tflops": 1.0, "copy_gbps": 1.0})
+    monkeypatch.setattr("emergence_kernels.bench.run.measure", lambda *_: next(times))
+    main([*TINY, "--op", "rms_norm", "--budget", "0", "--out", str(tmp_path)])
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    data = json.loads(file.read_text())
+    assert set(data["rows"][0]["modes"]) == {"eval", "forward", "both"} and "1.5" in draw.table(data)
+
+
 def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no such kernel\nsecond line")

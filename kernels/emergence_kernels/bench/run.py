@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
         prog="emergence-kernels-bench", description="Measure the kernels beside their peers, in one run on one machine."
     )
     parse.add_argument("--op", action="append", choices=OPS, help="may be repeated; default: all")
-    parse.add_argument("--suite", choices=("full", "short", "laptop", "tiny"), default="full", help="which shapes")
+    suites = ("full", "short", "laptop", "tiny")
+    parse.add_argument("--suite", choices=suites, default=None, help="which shapes; default: full on a GPU, laptop on a CPU")
     parse.add_argument("--budget", type=float, default=None, metavar="SECONDS", help="start no measurement after this")
     parse.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="results go to OUT/<device>/")
     parse.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -94,7 +95,8 @@ def _rates(case: Case, mode: str, timing: Timing, limits: dict[str, float]) -> d
 
 
 def measure_contender(case: Case, contender: Contender, device: torch.device, limits: dict[str, float]) -> dict:
-    """One row: evaluation (no gradients), forward as in training, both ways; backward is both minus forward."""
+    """One row: evaluation (no gradients), forward as in training, both ways; backward is both minus forward, where
+    that is positive."""
     upstream = case.upstream()
 
     def evaluate() -> torch.Tensor:
@@ -106,8 +108,9 @@ def measure_contender(case: Case, contender: Contender, device: torch.device, li
     runs = {"eval": evaluate, "forward": contender.forward, "both": lambda: contender.both(upstream)}
     timings = {mode: measure(run, device, seconds) for mode, run in runs.items()}
     both, forward = timings["both"], timings["forward"]
-    rest = [max(1e-6, b - forward.median_ms) for b in (both.median_ms, both.low_ms, both.high_ms)]
-    timings["backward"] = Timing(*rest, both.repeats)
+    rest = [ms - forward.median_ms for ms in (both.median_ms, both.low_ms, both.high_ms)]
+    if rest[0] > 0:  # else the machine was too unsteady to say
+        timings["backward"] = Timing(rest[0], max(rest[1], 0.0), rest[2], both.repeats)
     for mode, timing in timings.items():
         row["modes"][mode] = asdict(timing) | _rates(case, mode, timing, limits)
     row["peak_extra_bytes"] = peak_extra_bytes(runs["both"], device)
@@ -128,11 +131,11 @@ def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
 
 
 def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float]):
-    names = ["plain", "torch"]
+    names = ["plain", "torch", "auto"]
     if HAS_TRITON and (device.type == "cuda" or interpreting()):
-        names.append("triton")
+        names.insert(2, "triton")
     if device.type == "cuda":
-        names += ["auto", "plain + compile", "auto + compile"]
+        names += ["plain + compile", "auto + compile"]
     for each in step.steps(suite, device, dtype, names):
         timing = measure(each["run"], device, 2.0 if device.type == "cuda" else 0.05)
         tflops = each["flops"] / timing.median_ms / 1e9
@@ -207,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         print("bench: --device cuda, but PyTorch sees no CUDA device here", file=sys.stderr)
         return 2
     name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    suite = args.suite or ("full" if device.type == "cuda" else "laptop")
     dtype = DTYPES[name]
     # A compiled contender that is compiled anew for many shapes would fall back to eager, silently.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
@@ -214,8 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     begin = time.monotonic()
     limits = ceilings(device, dtype)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    path = args.out / device_name(device) / f"{stamp}-{args.suite}-{name}.json"
-    header = {"device": device_name(device), "dtype": name, "suite": args.suite, "utc": stamp, "versions": versions()}
+    path = args.out / device_name(device) / f"{stamp}-{suite}-{name}.json"
+    header = {"device": device_name(device), "dtype": name, "suite": suite, "utc": stamp, "versions": versions()}
     header |= {"commit": _commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
     header |= {"architecture": _architecture(device), "python": platform.python_version()}
     header |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
@@ -225,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     results = Results(path, header | {"ceilings": limits})
     cut: list[str] = []
     ops = args.op or list(OPS)
+    print(f"bench: {', '.join(ops)} with {suite} shapes on {device_name(device)}, {name}", file=sys.stderr, flush=True)
     stop = begin + args.budget if args.budget is not None else None
 
     def report(row: dict) -> None:
@@ -250,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
         now = time.monotonic()
         deadline = float("inf") if stop is None else now + (stop - now) / (len(ops) - index)
         try:
-            for row in _rows(op, args.suite, device, dtype, limits, failed):
+            for row in _rows(op, suite, device, dtype, limits, failed):
                 report(row)
                 if time.monotonic() > deadline:
                     cut.append(op)
