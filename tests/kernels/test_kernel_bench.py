@@ -69,6 +69,20 @@ def test_a_backward_lost_in_noise_is_left_out(tmp_path, monkeypatch):
     assert set(data["rows"][0]["modes"]) == {"eval", "forward", "both"} and "1.5" in draw.table(data)
 
 
+def test_each_operation_in_a_process_of_its_own(tmp_path, monkeypatch, capfd):
+    """As on a GPU; one that hangs is killed, and the others' rows are there."""
+    from emergence_kernels.bench import run
+
+    args = run.parser().parse_args(["--device", "cpu", "--out", str(tmp_path), "--budget", "2"])
+    assert run.apart(args, ["rms_norm", "rotary"], "tiny", "float32") == 0
+    files = sorted((tmp_path / "cpu").glob("*.json"))
+    assert {file.name.split("-")[2] for file in files} == {"rms_norm", "rotary"}
+    assert all(json.loads(file.read_text())["rows"] for file in files)
+    monkeypatch.setattr(run, "PATIENCE", 0)
+    args.budget = 0.0
+    assert run.apart(args, ["rotary"], "tiny", "float32") == 1 and "rotary was killed" in capfd.readouterr().err
+
+
 def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no such kernel\nsecond line")

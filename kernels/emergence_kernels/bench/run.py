@@ -22,6 +22,7 @@ from .contender import Case, Contender
 from .timing import Timing, ceilings, measure, peak_extra_bytes
 
 OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "step")
+PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
 PEERS = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -57,7 +58,7 @@ def device_name(device: torch.device) -> str:
     return "cpu"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that this package is in, "-dirty" if it was changed since; None outside of one."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -202,6 +203,26 @@ def _line(row: dict) -> str:
     return "  |  ".join(parts)
 
 
+def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> int:
+    """Each operation in a process of its own, as a GPU's error ends all that its process does afterwards, and a kernel that
+    hangs can only be killed with it. -> the highest exit status."""
+    begin, status = time.monotonic(), 0
+    packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in packages if path)}
+    fixed = ["--suite", suite, "--dtype", dtype, "--device", args.device, "--out", str(args.out), *["--json"] * args.json]
+    for index, op in enumerate(ops):
+        command, limit = [sys.executable, "-m", "emergence_kernels.bench", "--op", op, *fixed], None
+        if args.budget is not None:  # an equal share of the time that is left, so that a short budget starves none
+            share = max(0.0, args.budget - (time.monotonic() - begin)) / (len(ops) - index)
+            command, limit = [*command, "--budget", f"{share:.0f}"], share + PATIENCE
+        try:
+            status = max(status, subprocess.run(command, env=environment, timeout=limit).returncode)
+        except subprocess.TimeoutExpired:
+            print(f"bench: {op} was killed, {PATIENCE} seconds after its time was up; its rows so far are kept", file=sys.stderr)
+            status = 1
+    return status
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 if a measurement of this package's own kernels failed."""
     args = parser().parse_args(argv)
@@ -212,15 +233,19 @@ def main(argv: list[str] | None = None) -> int:
     name = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     suite = args.suite or ("full" if device.type == "cuda" else "laptop")
     dtype = DTYPES[name]
+    ops = args.op or list(OPS)
+    if device.type == "cuda" and len(ops) > 1:
+        return apart(args, ops, suite, name)
     # A compiled contender that is compiled anew for many shapes would fall back to eager, silently.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     begin = time.monotonic()
     limits = ceilings(device, dtype)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    path = args.out / device_name(device) / f"{stamp}-{suite}-{name}.json"
+    what = f"{ops[0]}-{suite}" if len(ops) == 1 else suite
+    path = args.out / device_name(device) / f"{stamp}-{what}-{name}.json"
     header = {"device": device_name(device), "dtype": name, "suite": suite, "utc": stamp, "versions": versions()}
-    header |= {"commit": _commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
+    header |= {"commit": commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
     header |= {"architecture": _architecture(device), "python": platform.python_version()}
     header |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
     header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
@@ -228,7 +253,6 @@ def main(argv: list[str] | None = None) -> int:
         header["warning"] = "Triton ran in its interpreter: its times say nothing"
     results = Results(path, header | {"ceilings": limits})
     cut: list[str] = []
-    ops = args.op or list(OPS)
     print(f"bench: {', '.join(ops)} with {suite} shapes on {device_name(device)}, {name}", file=sys.stderr, flush=True)
     stop = begin + args.budget if args.budget is not None else None
 
