@@ -78,6 +78,11 @@ class Referee {
   // The thread's writes up to `clock` reach the asynchronous proxy, for those who learn of a later clock of it.
   void fence(uint32_t thread, uint32_t clock) { fences_[thread].push_back(clock); }
 
+  // Does the actor know what the agent did at that clock?
+  bool learned(const Actor& actor, uint32_t agent, uint32_t clock) const {
+    return knows(actor, int64_t(block_) * kAgents + agent, clock);
+  }
+
   enum Verdict { kFine, kUnwritten, kUnfenced, kRaceWithWrite, kRaceWithRead };
 
   Verdict touch(const Actor& actor, uintptr_t address, size_t bytes, bool writes, bool shared) {
