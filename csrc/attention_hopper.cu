@@ -14,20 +14,14 @@
 //
 // Per stage and tensor two mbarriers: `full` counts TMA's bytes, `empty` one arrival of each consumer warp.
 
-#include "tensor_map.h"
+#include "attention_hopper.h"
 
 namespace {
 
-using namespace hopper;
+using namespace attention;
 
 constexpr int kKeys = 128;  // of a block of keys
 constexpr int kStages = 2;
-
-struct Problem {
-  int T, H, group, window;  // group: query heads that share a key head; window: at most T where there is none
-  bool causal;
-  float scale2;  // scale * log2(e), positive
-};
 
 // A matrix of R rows lies in shared memory as D / 64 slabs of (R, 64).
 template <int D, int CONSUMERS>
@@ -54,15 +48,7 @@ struct Layout {
 
 #if HOPPER_CODE
 
-// Barriers of some threads. A warpgroup's own, and its turn to issue products.
-constexpr int kOwn = 1, kTurn = 4;
-
-// Keys [low, high) that a row may see, documents apart.
-__device__ __forceinline__ int lowest(const Problem& p, int row) { return row - p.window + 1 > 0 ? row - p.window + 1 : 0; }
-__device__ __forceinline__ int highest(const Problem& p, int row) {
-  const int high = p.causal ? row + 1 : row + p.window;
-  return high < p.T ? high : p.T;
-}
+constexpr int kTurn = 4;  // number of the first warpgroup's turn to issue products, as a barrier
 
 template <int D, int CONSUMERS>
 __device__ __forceinline__ void produce(const Layout<D, CONSUMERS>& tiles, const TensorMap& of_q, const TensorMap& of_k,
@@ -111,33 +97,13 @@ __device__ __forceinline__ void gather(const Layout<D, CONSUMERS>& tiles, int st
   commit_products("sums of values are waited for as a group");
 }
 
-// What a thread knows of its two rows, row and row + 8.
-struct Rows {
-  int row, low[2], width[2];  // and of the keys that they may see
-  int64_t id[2];
+// The softmax so far of a thread's two rows.
+struct Online {
   float top[2], sum[2];
 };
 
-// Scores of the block of keys from k0 on that a row may not see become kLow.
-template <bool DOCUMENTS>
-__device__ __forceinline__ void hide(float (&s)[kKeys / 2], const Rows& rows, const int64_t* ids, int T, int k0) {
-  const int column = k0 + threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < kKeys / 2; i += 4)
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int key = column + i * 2 + c;
-      const int64_t id = DOCUMENTS ? load(ids + min(key, T - 1)) : 0;
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const bool seen = unsigned(key - rows.low[r]) < unsigned(rows.width[r]) && (!DOCUMENTS || id == rows.id[r]);
-        s[i + 2 * r + c] = seen ? s[i + 2 * r + c] : kLow;
-      }
-    }
-}
-
 // s becomes p. -> in factor, by what sums over earlier keys shrink. A row that has seen nothing yet has p = 0.
-__device__ __forceinline__ void softmax(float (&s)[kKeys / 2], Rows& rows, float scale2, float (&factor)[2]) {
+__device__ __forceinline__ void softmax(float (&s)[kKeys / 2], Online& rows, float scale2, float (&factor)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float top = rows.top[r];
@@ -161,34 +127,25 @@ __device__ __forceinline__ void softmax(float (&s)[kKeys / 2], Rows& rows, float
   }
 }
 
-// p as the left operand of a product: the layout of two neighbouring 8 columns of an accumulator is that of 16 steps of k.
-template <typename T>
-__device__ __forceinline__ void narrow(const float (&s)[kKeys / 2], uint32_t (&p)[kKeys / 16][4]) {
-#pragma unroll
-  for (int step = 0; step < kKeys / 16; ++step)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) p[step][i] = pair<T>(s[step * 8 + 2 * i], s[step * 8 + 2 * i + 1]);
-}
-
 template <typename T, int D, int CONSUMERS>
 __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int group, T* out, float* lse, const int64_t* ids,
                                         const int* unmasked, const Problem& problem, int q0, int first, int last, int h,
                                         int b) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
   const int row0 = q0 + group * 64;
-  Rows rows;
-  rows.row = row0 + warp * 16 + lane / 4;
+  const int row = row0 + warp * 16 + lane / 4;
+  Seen seen;
+  Online rows;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int row = rows.row + 8 * r;
-    rows.low[r] = lowest(problem, row);
-    rows.width[r] = max(highest(problem, row) - rows.low[r], 0);
-    rows.id[r] = ids && row < problem.T ? load(ids + row) : 0;
+    seen.low[r] = lowest_key(problem, row + 8 * r);
+    seen.width[r] = max(highest_key(problem, row + 8 * r) - seen.low[r], 0);
+    seen.id[r] = ids && row + 8 * r < problem.T ? load(ids + row + 8 * r) : 0;
     rows.top[r] = kLow;
     rows.sum[r] = 0.0f;
   }
   // Blocks of keys [free_low, free_high) are seen by all 64 rows.
-  int free_low = (lowest(problem, row0 + 63) + kKeys - 1) / kKeys, free_high = highest(problem, row0) / kKeys;
+  int free_low = (lowest_key(problem, row0 + 63) + kKeys - 1) / kKeys, free_high = highest_key(problem, row0) / kKeys;
   if (ids) {
     free_low = max(free_low, unmasked[0]);
     free_high = min(free_high, unmasked[1]);
@@ -196,9 +153,9 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
   const auto hide_block = [&](int block, float(&s)[kKeys / 2]) {
     if (block >= free_low && block < free_high) return;
     if (ids)
-      hide<true>(s, rows, ids, problem.T, block * kKeys);
+      hide<true>(s, seen, ids, problem.T, block * kKeys);
     else
-      hide<false>(s, rows, ids, problem.T, block * kKeys);
+      hide<false>(s, seen, ids, problem.T, block * kKeys);
   };
   const int my_turn = kTurn + group, next_turn = kTurn + (group + 1) % CONSUMERS;
 
@@ -249,7 +206,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
   wait_products<0>("the last sums of values are there before they are stored");
   hold(o);
 
-  // Out by way of shared memory, where this warpgroup's queries lay, so that global memory gets whole rows.
+  // Results go out by way of the tile of queries.
   sync_some(kOwn + group, kGroup, "queries are multiplied before results overwrite them");
   float scale[2];
 #pragma unroll
@@ -258,25 +215,14 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
     sum += from_lane_xor(sum, 1);
     sum += from_lane_xor(sum, 2);
     scale[r] = 1.0f / sum;
-    const int row = rows.row + 8 * r;
-    if (lane % 4 == 0 && row < problem.T)
-      store(lse + (int64_t(b) * problem.H + h) * problem.T + row, rows.top[r] * problem.scale2 + log2f(sum));
+    if (lane % 4 == 0 && row + 8 * r < problem.T)
+      store(lse + (int64_t(b) * problem.H + h) * problem.T + row + 8 * r, rows.top[r] * problem.scale2 + log2f(sum));
   }
-#pragma unroll
-  for (int j = 0; j < D / 2; j += 2) {
-    const int column = j / 4 * 8, r = j / 2 % 2;
-    store_shared(in_tile(tiles.q(column / 64), group * 64 + warp * 16 + lane / 4 + 8 * r, column % 64 / 8) + lane % 4 * 4,
-                 pair<T>(o[j] * scale[r], o[j + 1] * scale[r]));
-  }
+  const uint32_t tile = tiles.q(0) + group * 64 * kSwizzleRow;
+  put_rows<T, D>(tile, tiles.kSlabQ, o, scale);
   sync_some(kOwn + group, kGroup, "results are in shared memory before whole rows of them are stored");
-#pragma unroll
-  for (int j = 0; j < D / 16; ++j) {  // 16 rows of D / 8 packs, a warp's own
-    const int pack = (j * kWarp + lane) % 8, slab = j / 4, row = warp * 16 + (j * kWarp + lane) / 8 % 16;
-    if (row0 + row < problem.T)
-      store(reinterpret_cast<Pack<uint32_t, 4>*>(out + ((int64_t(b) * problem.T + row0 + row) * problem.H + h) * D + slab * 64 +
-                                                 pack * 8),
-            load_shared(in_tile(tiles.q(slab), group * 64 + row, pack)));
-  }
+  store_rows<T, D>(tile, tiles.kSlabQ, out + ((int64_t(b) * problem.T + row0) * problem.H + h) * D, int64_t(problem.H) * D,
+                   problem.T - row0);
 }
 
 #endif
@@ -296,7 +242,7 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
   const int b = blockIdx.y / problem.H, h = blockIdx.y % problem.H, g = h / problem.group;
   const int q0 = block * Tiles::kRows;
   const int row_last = min(q0 + Tiles::kRows, problem.T) - 1;
-  int first = lowest(problem, q0) / kKeys, last = (highest(problem, row_last) + kKeys - 1) / kKeys;
+  int first = lowest_key(problem, q0) / kKeys, last = (highest_key(problem, row_last) + kKeys - 1) / kKeys;
   int unmasked[2] = {0, 0};
   if (ids) {
     ids += int64_t(b) * problem.T;
@@ -332,26 +278,19 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
 
 using glue::Tensor;
 
-void check_heads(const Tensor& t, const Tensor& q, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == q.size(0) && t.size(1) == q.size(1) && t.size(3) == q.size(3) &&
-                      t.size(2) > 0 && q.size(2) % t.size(2) == 0 && t.scalar_type() == q.scalar_type(),
-                  "emergence_cuda: ", name, " must be (batch, positions, heads, features) of q's type and sizes");
-}
-
 // q, out (B, T, H, D), k, v (B, T, G, D), lse (B, H, T) float32. scale > 0; window 0: none.
 void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
                       std::optional<Tensor> ids, std::optional<Tensor> ranges, bool causal, double scale, int64_t window) {
-  for (const Tensor* t : {&q, &k, &v, &out}) check_heads(*t, q, "q, k, v and out");
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3);
-  STD_TORCH_CHECK(k.size(2) == v.size(2) && out.size(2) == H && out.is_contiguous() && (D == 64 || D == 128),
-                  "emergence_cuda: attention_hopper takes head dims 64 and 128");
-  STD_TORCH_CHECK(scale > 0 && window >= 0 && T < (int64_t(1) << 30) && ids.has_value() == ranges.has_value(),
-                  "emergence_cuda: attention_hopper: scale, window, positions or documents");
+  check_heads(k, q, true, "k");
+  check_heads(v, k, false, "v");
+  check_heads(out, q, false, "out");
+  check_contiguous(out, "out");
+  const Problem problem = problem_of(q, k, causal, scale, window);
   glue::check_vector(lse, B * H * T, glue::ScalarType::Float, "lse");
   if (ids) glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
+  STD_TORCH_CHECK(ids.has_value() == ranges.has_value(), "emergence_cuda: document ids need their ranges");
   if (B * H * T == 0) return;
-  const Problem problem{int(T), int(H), int(H / k.size(2)), int(window > 0 && window < T ? window : T), causal,
-                        float(scale * 1.4426950408889634)};
   const auto run = [&](auto of_q, auto features, auto consumers) {
     using E = decltype(of_q);
     using Tiles = Layout<features(), consumers()>;
@@ -362,15 +301,12 @@ void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const T
                  tiles_of(k, kKeys), tiles_of(v, kKeys), glue::pointer<E>(out), glue::pointer<float>(lse),
                  glue::pointer<int64_t>(ids), glue::pointer<int>(ranges), problem);
   };
-  const auto by_features = [&](auto of_q) {
+  by_type(q, [&](auto of_q) {
     if (D == 64)
       run(of_q, std::integral_constant<int, 64>{}, std::integral_constant<int, 3>{});
     else
       run(of_q, std::integral_constant<int, 128>{}, std::integral_constant<int, 2>{});
-  };
-  if (q.scalar_type() == glue::ScalarType::BFloat16) return by_features(bf16{});
-  STD_TORCH_CHECK(q.scalar_type() == glue::ScalarType::Half, "emergence_cuda: attention_hopper takes bfloat16 and float16");
-  by_features(f16{});
+  });
 }
 
 }  // namespace

@@ -60,12 +60,6 @@ namespace emulate {
 constexpr int kLanes = 32;
 constexpr size_t kStack = 128 << 10;
 
-struct Warp {
-  int lanes = 0, arrived = 0;
-  unsigned generation = 0;      // shuffles completed
-  uint64_t slots[2][kLanes]{};  // by parity: a lane may deposit for the next shuffle while others still read this one's
-};
-
 struct Thread {
   ucontext_t context{};
   std::unique_ptr<char[]> stack{new char[kStack]};
@@ -85,11 +79,18 @@ struct Thread {
   }
 };
 
-// A barrier of some threads of the block (bar.sync and bar.arrive with a count).
+// A barrier of some threads of the block (bar.sync and bar.arrive with a count), or of a warp.
 struct NamedBarrier {
   unsigned generation = 0, arrived = 0;
   Knowledge told;
   std::vector<Thread*> waiting;
+};
+
+struct Warp {
+  int lanes = 0, arrived = 0;
+  unsigned generation = 0;      // shuffles completed
+  uint64_t slots[2][kLanes]{};  // by parity: a lane may deposit for the next shuffle while others still read this one's
+  NamedBarrier barrier;
 };
 
 // Threads that execute an instruction as one.
@@ -145,8 +146,15 @@ struct Machine {
   }
 
   void named_barrier(uint32_t id, uint32_t count, bool waits, const char* reason) {
-    if (drops(reason)) return;
-    NamedBarrier& b = named[id];
+    if (!drops(reason)) meet(named[id], count, waits);
+  }
+
+  void warp_barrier(const char* reason) {
+    const uint32_t warp = current->id / kLanes;
+    if (!drops(reason)) meet(warps[warp].barrier, warps[warp].lanes, true);
+  }
+
+  void meet(NamedBarrier& b, uint32_t count, bool waits) {
     referee.exact = true;
     current->release(b.told, referee);
     if (waits) b.waiting.push_back(current);
@@ -301,7 +309,8 @@ struct Machine {
         } catch (const std::exception& error) {
           failure = error.what();
         }
-        if (ready.empty() && !moved && failure.empty()) failure = "a barrier or shuffle that some threads of the block never reach";
+        if (ready.empty() && !moved && failure.empty())
+          failure = "a barrier or shuffle that some threads of the block never reach";
         if (!failure.empty()) return;
         if (moved) continue;  // somebody may go on now
       }

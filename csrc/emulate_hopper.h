@@ -45,6 +45,8 @@ struct Hopper {
   static constexpr uint32_t kBase = 3 << 10;  // where dynamic shared memory starts: never 0, lest somebody forget to add it
   static constexpr int kGroup = 128;
 
+  using Fragments = std::array<std::array<uint32_t, 4>, kGroup>;  // A's registers of a warpgroup
+
   struct Accumulators {
     std::vector<float> values[kGroup];
     uint64_t last = 0;  // product that writes them
@@ -167,20 +169,36 @@ struct Hopper {
 
   void load(uint32_t to, const TensorMap& map, uint32_t address, const int (&from)[4]) {
     Machine& m = Machine::get();
+    if (to % 1024) m.fail("a tile of 128-byte swizzle must be aligned to 1024 bytes");
+    if (map.box[0] * map.element != 128) m.fail("the inner side of a box of 128-byte swizzle must have 128 bytes");
+    const std::array<int, 4> start{from[0], from[1], from[2], from[3]};
+    send(address, int64_t(map.element) * map.box[0] * map.box[1] * map.box[2] * map.box[3],
+         [=](const Actor& actor) { copy(to, map, start, actor); });
+  }
+
+  void load_bytes(uint32_t to, const unsigned char* from, uint32_t bytes, uint32_t address) {
+    Machine& m = Machine::get();
+    if (to % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16) m.fail("a bulk copy must be aligned to 16 bytes");
+    send(address, bytes, [=, &m](const Actor& actor) {
+      if (!m.inside(from, bytes)) m.fail("a bulk copy reads outside the tensors of the launch");
+      m.touch(actor, from, bytes, false, false);
+      m.touch(actor, shared(to, bytes), bytes, true, true);
+      std::memcpy(shared(to, bytes), from, bytes);
+    });
+  }
+
+  // Has a copy happen at some time, and its bytes counted then.
+  void send(uint32_t address, int64_t bytes, std::function<void(const Actor&)> copies) {
+    Machine& m = Machine::get();
     Thread& t = thread();
     Mbarrier& b = at(address, t);
     if (!b.fenced || !m.referee.learned({t.id, t.clock, &t.knows}, b.maker, b.fenced + (b.maker != t.id)))
       m.fail("the asynchronous proxy meets an mbarrier without fence.mbarrier_init in between");
-    if (to % 1024) m.fail("a tile of 128-byte swizzle must be aligned to 1024 bytes");
-    if (map.box[0] * map.element != 128) m.fail("the inner side of a box of 128-byte swizzle must have 128 bytes");
     auto knows = std::make_shared<Knowledge>(t.knows);
     knows->learn(t.id, t.clock);
     const uint32_t clock = m.referee.tick();
-    const std::array<int, 4> start{from[0], from[1], from[2], from[3]};
-    m.in_flight[1000 + ++m.units].push_back([=, this, &m, &b] {
-      copy(to, map, start, Actor{b.agent, clock, knows.get(), true});
-      int64_t bytes = map.element;
-      for (int side : map.box) bytes *= side;
+    m.in_flight[1000 + ++m.units].push_back([=, this, &b] {
+      copies(Actor{b.agent, clock, knows.get(), true});
       b.bytes -= bytes;
       b.told.learn(b.agent, clock);
       complete(b);
@@ -244,7 +262,7 @@ struct Hopper {
     const Product product = *all[0];
     const uint64_t number = ++w.issued;
     w.clocks.push_back(m.referee.tick());
-    auto fragments = std::make_shared<std::array<std::array<uint32_t, 4>, kGroup>>();
+    auto fragments = std::make_shared<Fragments>();
     std::shared_ptr<Accumulators> accumulators;
     for (int lane = 0; lane < kGroup; ++lane) {
       const Product& p = *all[lane];
@@ -325,7 +343,7 @@ struct Hopper {
     Machine& m = Machine::get();
     const uint32_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
     const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
-    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) m.fail("only descriptors of 128-byte swizzle, base offset 0, are emulated");
+    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) m.fail("only 128-byte swizzle with base offset 0 is emulated");
     const uint32_t address = mn_adjacent ? start + mn % 64 * 2 + mn / 64 * leading + k % 8 * 128 + k / 8 * stride
                                          : start + mn % 8 * 128 + mn / 8 * stride + k * 2;
     const unsigned char* where = shared(swizzled(address), 16);
@@ -334,17 +352,19 @@ struct Hopper {
   }
 
   // Into out[k][mn].
-  static void read(const Product& p, uint64_t descriptor, bool mn_adjacent, int size, std::vector<float>& out, const Actor& actor) {
+  static void read(const Product& p, uint64_t descriptor, bool mn_adjacent, int size, std::vector<float>& out,
+                   const Actor& actor) {
     out.resize(16 * size);
     for (int mn = 0; mn < size; mn += mn_adjacent ? 8 : 1)
       for (int k = 0; k < 16; k += mn_adjacent ? 1 : 8) {
         const unsigned char* bytes = chunk(descriptor, mn_adjacent, mn, k, actor);
-        for (int i = 0; i < 8; ++i) out[(mn_adjacent ? k : k + i) * size + (mn_adjacent ? mn + i : mn)] = p.convert(bytes + 2 * i);
+        for (int i = 0; i < 8; ++i)
+          out[(mn_adjacent ? k : k + i) * size + (mn_adjacent ? mn + i : mn)] = p.convert(bytes + 2 * i);
       }
   }
 
-  __attribute__((optimize("O3"))) static void multiply(const Product& p, const std::array<std::array<uint32_t, 4>, kGroup>* fragments,
-                                                       Accumulators& d, const Actor& actor) {
+  __attribute__((optimize("O3"))) static void multiply(const Product& p, const Fragments* fragments, Accumulators& d,
+                                                       const Actor& actor) {
     std::vector<float> a(16 * 64), b, sums(64 * p.N);
     if (fragments) {
       for (int lane = 0; lane < kGroup; ++lane)

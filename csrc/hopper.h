@@ -70,6 +70,16 @@ __device__ __forceinline__ uint32_t pair(float low, float high) {
 #endif
 }
 
+__device__ __forceinline__ float as_float(uint32_t bits) {
+#ifdef __CUDACC__
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+#endif
+}
+
 // ---- threads ---------------------------------------------------------------------------------------------------------
 
 // The same value in all lanes, said so that the compiler knows it too: branches on it do not diverge.
@@ -96,6 +106,15 @@ __device__ __forceinline__ void arrive_some(int id, int count, [[maybe_unused]] 
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory");
 #else
   emulate::Machine::get().named_barrier(id, count, false, race);
+#endif
+}
+
+// The threads of a warp: what they did to memory before is past for all of them after.
+__device__ __forceinline__ void sync_warp([[maybe_unused]] const char* race) {
+#ifdef __CUDACC__
+  __syncwarp();
+#else
+  emulate::Machine::get().warp_barrier(race);
 #endif
 }
 
@@ -172,7 +191,7 @@ __device__ __forceinline__ void wait(uint32_t mbarrier, uint32_t parity, [[maybe
 #endif
 }
 
-// ---- copies ("cp.async.bulk.tensor", "Tensors: Swizzling Modes") -------------------------------------------------------
+// ---- copies ("cp.async.bulk.tensor", "Swizzling Modes") -------------------------------------------------------
 
 __device__ __forceinline__ void prefetch([[maybe_unused]] const TensorMap& map) {
 #ifdef __CUDACC__
@@ -191,6 +210,17 @@ __device__ __forceinline__ void load_tile(uint32_t to, const TensorMap& map, uin
       : "memory");
 #else
   emulate::Hopper::get().load(to, map, mbarrier, {c0, c1, c2, c3});
+#endif
+}
+
+// So many bytes, a multiple of 16 from a multiple of 16 to one ("cp.async.bulk").
+__device__ __forceinline__ void load_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t mbarrier) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(mbarrier)
+               : "memory");
+#else
+  emulate::Hopper::get().load_bytes(to, static_cast<const unsigned char*>(from), bytes, mbarrier);
 #endif
 }
 
@@ -293,6 +323,16 @@ __device__ __forceinline__ void hold([[maybe_unused]] float (&registers)[N]) {
 __device__ __forceinline__ void settle([[maybe_unused]] float never_negative) {
 #ifdef __CUDACC__
   if (never_negative < 0.0f) __nanosleep(0);
+#endif
+}
+
+template <int N>
+__device__ __forceinline__ void settle([[maybe_unused]] const float (&never_negative)[N]) {
+#ifdef __CUDACC__
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < N; ++i) sum += never_negative[i];
+  settle(sum);
 #endif
 }
 

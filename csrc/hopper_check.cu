@@ -1,7 +1,7 @@
 // One product by TMA and wgmma in each form that the kernels use: for tests of hopper.h, in the emulator and on a GPU.
 //
 // d (64, N) = a b, or d = a b + 2 d: a (64, 64) or, transposed, (64 k, 64); b (N, 64 k) or, transposed, (64 k, N), N = 64
-// or 128. With `registers`, a is not read by wgmma from shared memory, but loaded into registers.
+// or 128. a gets into shared memory by a copy, or by threads' stores, or it is loaded into registers.
 
 #include "tensor_map.h"
 
@@ -9,9 +9,11 @@ namespace {
 
 using namespace hopper;
 
+enum Way : int { kByCopy, kByThreads, kInRegisters };
+
 constexpr int kA = 64 * kSwizzleRow, kB = 2 * kA;
 
-template <typename T, int N, bool TRANSPOSED_A, bool TRANSPOSED_B, bool REGISTERS>
+template <typename T, int N, bool TRANSPOSED_A, bool TRANSPOSED_B, int WAY>
 __global__ void __launch_bounds__(kGroup)
     product_kernel(const __grid_constant__ TensorMap of_a, const __grid_constant__ TensorMap of_b, const T* a, float* d) {
 #if HOPPER_CODE
@@ -23,12 +25,19 @@ __global__ void __launch_bounds__(kGroup)
   }
   barrier("check: the mbarrier is initialised before anybody waits for it");
   if (threadIdx.x == 0) {
-    arrive_expecting(mbarrier, kA + N * kSwizzleRow, "check: matrices are there before they are multiplied (bytes)");
-    load_tile(to_a, of_a, mbarrier, 0, 0, 0, 0);
+    arrive_expecting(mbarrier, (WAY == kByCopy ? kA : 0) + N * kSwizzleRow,
+                     "check: matrices are there before they are multiplied (bytes)");
+    if (WAY == kByCopy) load_tile(to_a, of_a, mbarrier, 0, 0, 0, 0);
     if (TRANSPOSED_B)
       for (int slab = 0; slab < N / 64; ++slab) load_tile(to_b + slab * kA, of_b, mbarrier, slab * 64, 0, 0, 0);
     else
       load_tile(to_b, of_b, mbarrier, 0, 0, 0, 0);
+  }
+  if (WAY == kByThreads) {
+    for (int i = threadIdx.x; i < 64 * 32; i += kGroup)
+      store_shared(in_tile(to_a, i / 32, i % 32 / 4) + i % 4 * 4, pair<T>(to_float(load(a + 2 * i)), to_float(load(a + 2 * i + 1))));
+    fence_async("check: threads' stores reach the asynchronous proxy");
+    barrier("check: every thread's stores are there before they are multiplied");
   }
   wait(mbarrier, 0, "check: matrices are there before they are multiplied (wait)");
   const int lane = threadIdx.x % kWarp, row0 = threadIdx.x / kWarp * 16 + lane / 4, column0 = lane % 4 * 2;
@@ -36,7 +45,7 @@ __global__ void __launch_bounds__(kGroup)
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) sums[i] = 2.0f * load(d + (row0 + i / 2 % 2 * 8) * N + i / 4 * 8 + column0 + i % 2);
   uint32_t fragments[4][4];
-  if (REGISTERS)
+  if (WAY == kInRegisters)
 #pragma unroll
     for (int step = 0; step < 4; ++step)
 #pragma unroll
@@ -50,7 +59,7 @@ __global__ void __launch_bounds__(kGroup)
   for (int step = 0; step < 4; ++step) {
     const uint64_t left = TRANSPOSED_A ? columns_of_k(to_a + step * 16 * kSwizzleRow, kA) : rows_of_k(to_a + step * 32);
     const uint64_t right = TRANSPOSED_B ? columns_of_k(to_b + step * 16 * kSwizzleRow, kA) : rows_of_k(to_b + step * 32);
-    if constexpr (REGISTERS)
+    if constexpr (WAY == kInRegisters)
       Products<T, N>::template registers<TRANSPOSED_B>(sums, fragments[step], right, true);
     else
       Products<T, N>::template shared<TRANSPOSED_A, TRANSPOSED_B>(sums, left, right, true);
@@ -63,12 +72,15 @@ __global__ void __launch_bounds__(kGroup)
 #endif
 }
 
+// ---- host ------------------------------------------------------------------------------------------------------------
+
 using glue::Tensor;
 
 // a (1, 64, 1, 64), b (1, N, 1, 64) or transposed (1, 64, 1, N), d (64, N) float32.
-void product(const Tensor& a, const Tensor& b, const Tensor& d, bool transposed_a, bool transposed_b, bool registers) {
+void product(const Tensor& a, const Tensor& b, const Tensor& d, bool transposed_a, bool transposed_b, int64_t way) {
   const int64_t N = d.size(1);
-  STD_TORCH_CHECK((N == 64 || N == 128) && d.size(0) == 64 && d.is_contiguous() && !(transposed_a && registers) &&
+  STD_TORCH_CHECK((N == 64 || N == 128) && d.size(0) == 64 && d.is_contiguous() && way >= kByCopy && way <= kInRegisters &&
+                      !(transposed_a && way == kInRegisters) &&
                       a.scalar_type() == b.scalar_type() && a.is_contiguous() && a.numel() == 64 * 64 && b.numel() == 64 * N,
                   "emergence_cuda: hopper_product: shapes");
   const auto flag = [](bool value, auto&& f) { return value ? f(std::true_type{}) : f(std::false_type{}); };
@@ -76,11 +88,14 @@ void product(const Tensor& a, const Tensor& b, const Tensor& d, bool transposed_
     using T = decltype(of_a);
     flag(transposed_a, [&](auto ta) {
       flag(transposed_b, [&](auto tb) {
-        flag(registers, [&](auto regs) {
-          if constexpr (!(ta() && regs()))
-            glue::launch(&product_kernel<T, n(), ta(), tb(), regs()>, dim3(1), dim3(kGroup), kA + kB + 8, a, {&a, &b, &d},
+        const auto in_way = [&](auto w) {
+          if constexpr (!(ta() && w() == kInRegisters))
+            glue::launch(&product_kernel<T, n(), ta(), tb(), w()>, dim3(1), dim3(kGroup), kA + kB + 8, a, {&a, &b, &d},
                          tiles_of(a, 64), tiles_of(b, tb() ? 64 : n()), glue::pointer<T>(a), glue::pointer<float>(d));
-        });
+        };
+        if (way == kByCopy) return in_way(std::integral_constant<int, kByCopy>{});
+        if (way == kByThreads) return in_way(std::integral_constant<int, kByThreads>{});
+        in_way(std::integral_constant<int, kInRegisters>{});
       });
     });
   };
@@ -97,7 +112,7 @@ void product(const Tensor& a, const Tensor& b, const Tensor& d, bool transposed_
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
-  library.def("hopper_product(Tensor a, Tensor b, Tensor(a!) d, bool transposed_a, bool transposed_b, bool registers) -> ()");
+  library.def("hopper_product(Tensor a, Tensor b, Tensor(a!) d, bool transposed_a, bool transposed_b, int way) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

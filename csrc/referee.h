@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -66,6 +67,8 @@ class Referee {
     exact = false;
     sets_.assign(1, {});
     grown_.clear();
+    last_step_ = Step{};
+    last_grown_ = 0;
     fences_.clear();
   }
 
@@ -119,8 +122,9 @@ class Referee {
     bool many = false;  // too many: only a whole-block barrier later than read_clock orders a write after them
   };
   using Readers = std::vector<std::pair<int64_t, uint32_t>>;
+  using Step = std::tuple<uint32_t, int64_t, int64_t, uint32_t, uint32_t>;
   static constexpr uintptr_t kPage = 4096;
-  static constexpr size_t kReaders = 24;  // that a set holds
+  static constexpr size_t kReaders = 128;  // that a set holds
 
   Byte& remember(uintptr_t address, uint64_t stamp) {
     if (address / kPage != page_number_ || page_ == nullptr) {
@@ -191,7 +195,10 @@ class Referee {
 
   // The set with the byte's last reader added. Many bytes go the same way, so each step is remembered.
   uint32_t grow(const Actor& actor, int64_t mine, const Byte& byte) {
-    uint32_t& next = grown_[{{byte.set, mine}, {byte.reader, uint64_t(byte.read_clock) << 32 | actor.clock}}];
+    const Step step{byte.set, mine, byte.reader, byte.read_clock, actor.clock};
+    if (step == last_step_) return last_grown_;
+    last_step_ = step;
+    uint32_t& next = grown_[step];
     if (next == 0) {
       Readers readers;
       for (const auto& reader : sets_[byte.set])
@@ -201,7 +208,7 @@ class Referee {
       next = sets_.size();
       sets_.push_back(std::move(readers));
     }
-    return next;
+    return last_grown_ = next;
   }
 
   uint32_t launch_ = 0, block_ = 0, threads_ = 0, now_ = 1;
@@ -209,7 +216,9 @@ class Referee {
   Byte* page_ = nullptr;  // the last one
   uintptr_t page_number_ = 0;
   std::vector<Readers> sets_{1};
-  std::map<std::pair<std::pair<uint32_t, int64_t>, std::pair<int64_t, uint64_t>>, uint32_t> grown_;
+  std::map<Step, uint32_t> grown_;
+  Step last_step_{};
+  uint32_t last_grown_ = 0;
   std::unordered_map<uint32_t, std::vector<uint32_t>> fences_;  // by thread, rising
 };
 

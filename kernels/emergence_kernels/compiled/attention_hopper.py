@@ -1,4 +1,4 @@
-"""Attention's forward pass on Hopper by csrc/attention_hopper.cu, as triton_backend/attention.py offers it."""
+"""Attention on Hopper by csrc/attention_hopper.cu and attention_hopper_backward.cu, as triton_backend/attention.py offers it."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,10 @@ from .library import operations
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16)
+# Rows and columns of blocks, as in the sources; of queries by head dim.
+BLOCK_Q = {64: 192, 128: 128}
 BLOCK_K = 128
-BLOCK_Q = {64: 192, 128: 128}  # by head dim, as in the source
+COLUMNS = 64  # of backward's tiles
 
 
 def why_not(q: Tensor) -> str | None:
@@ -43,7 +45,8 @@ def key_ranges(ids_BT: Tensor, rows: int, columns: int) -> Tensor:
         return [torch.where(which, index, low.shape[1]).amin(-1), torch.where(which, index + 1, 0).amax(-1)]
 
     overlap = (row_low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= row_high[:, :, None])
-    same = (row_low == row_high)[:, :, None] & (low == row_low[:, :, None]) & (high == row_low[:, :, None])
+    single = (row_low == row_high)[:, :, None] & (low == high)[:, None, :]
+    same = single & (row_low[:, :, None] == low[:, None, :])
     first, last = span(same)
     last = torch.where(same.sum(-1) == last - first, last, first)  # none where others lie in between
     return torch.stack([*span(overlap), first, last], -1).to(torch.int32).contiguous()
@@ -57,6 +60,15 @@ def _bounds(ids_BT: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return padded.amin(-1), padded.amax(-1)
 
 
+def _positive(q: Tensor, scale: float | None) -> tuple[Tensor, float, int]:
+    """q, scale, sign: the kernels take maxima before they scale, so a scale's sign is q's."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if scale > 0:
+        return q, scale, 1
+    sign = -1 if scale < 0 else 0
+    return q * sign, -scale or 1.0, sign
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -68,16 +80,43 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
     B, T, H, D = q.shape
-    scale = D**-0.5 if scale is None else scale
-    if scale <= 0:  # the kernel takes the maximum before it scales
-        q, scale = q * (-1 if scale < 0 else 0), -scale or 1.0
+    q, scale, _ = _positive(q, scale)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     ids = ranges = None
-    if document_ids is not None and T > 0:
+    if document_ids is not None and B * T > 0:
         ids = document_ids.to(torch.int64).contiguous()
         ranges = key_ranges(ids, BLOCK_Q[D], BLOCK_K)
     operations("cuda").attention_hopper.default(
         *map(_for_copies, (q, k, v)), out, lse, ids, ranges, causal, scale, min(window or 0, T)
     )
     return out, lse
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> dq, dk, dv. Every sum has a fixed order: two passes give the same bits."""
+    B, T, H, D = q.shape
+    q, scale, sign = _positive(q, scale)
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    padded = -(-T // BLOCK_Q[D]) * BLOCK_Q[D]
+    statistics = torch.empty(B, H, padded, 2, dtype=torch.float32, device=q.device)
+    ids = of_queries = of_keys = None
+    if document_ids is not None and B * T > 0:
+        ids = document_ids.to(torch.int64).contiguous()
+        of_queries, of_keys = key_ranges(ids, BLOCK_Q[D], COLUMNS), key_ranges(ids, BLOCK_K, COLUMNS)
+    operations("cuda").attention_hopper_backward.default(
+        *map(_for_copies, (do, q, k, v)), out.contiguous(), lse, statistics, dq, dk, dv, ids, of_queries, of_keys, causal,
+        scale, min(window or 0, T),
+    )  # fmt: skip
+    return dq if sign == 1 else dq * sign, dk, dv
