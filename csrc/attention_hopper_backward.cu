@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
 // statistics (B, H, padded, 2): lse and delta = rowsum(out do) of every query; beyond the last one inf, for p = 0, and 0.
 // D / 8 lanes hold a row.
 template <typename T, int D>
-__global__ void __launch_bounds__(256) statistics_kernel(const T* out, const T* d_out, const float* lse, float* statistics, int H,
+__global__ void __launch_bounds__(256) delta_kernel(const T* out, const T* d_out, const float* lse, float* statistics, int H,
                                                          int Tq, int padded, int64_t stride_b, int64_t stride_t,
                                                          int64_t stride_h) {
   constexpr int kLanes = D / 8;
@@ -329,7 +329,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
   const auto by_features = [&](auto of_q, auto features, auto consumers_of_queries) {
     using E = decltype(of_q);
     constexpr int kRows = 256 / (features() / 8);
-    glue::launch(&statistics_kernel<E, features()>, dim3(glue::divide_up(padded, kRows), B * H), dim3(256), 0, q,
+    glue::launch(&delta_kernel<E, features()>, dim3(glue::divide_up(padded, kRows), B * H), dim3(256), 0, q,
                  {&out, &d_out, &lse, &statistics}, glue::pointer<E>(out), glue::pointer<E>(d_out), glue::pointer<float>(lse),
                  glue::pointer<float>(statistics), static_cast<int>(H), static_cast<int>(T), static_cast<int>(padded),
                  d_out.stride(0), d_out.stride(1), d_out.stride(2));

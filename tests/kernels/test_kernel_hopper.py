@@ -10,6 +10,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,39 @@ def disassembler() -> Path | None:
         return None
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     return tool if tool.is_file() else None
+
+
+def forms(ptx: str) -> tuple[set, set, set]:
+    """Copies; products of 64 x 128 bfloat16 and whether b is transposed; (swizzle, stride, leading offset) of descriptors."""
+    copies = set(re.findall(r"cp\.async\.bulk\.tensor[\w.:]+", ptx))
+    products = set(re.findall(r"(wgmma\.mma_async\S*m64n128k16\.f32\.bf16\.bf16) [^;]*, 1, 1(?:, 0)?, (\d);", ptx))
+    fields = set()
+    for number in map(int, re.findall(r"\b46\d{17}\b", ptx)):
+        fields.add((number >> 62, number >> 32 & 0x3FFF, number >> 16 & 0x3FFF))
+    return copies, products, fields
+
+
+@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
+def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
+    """The emulator was written by who wrote the kernels: what both got wrong, Triton's code for a Hopper would show."""
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("hopper_by_triton.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = tmp_path / "ours.ptx"
+    include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
+    flags = [*build.COMMON, *build.FLAGS["cuda"], "-arch=sm_90a", '-DEMERGENCE_BUILD=""', *include]
+    source = str(build.SOURCES / "attention_hopper.cu")
+    subprocess.run([build.nvcc(), *flags, "-ptx", source, "-o", str(ours)], check=True)
+    copies, products, fields = forms(ours.read_text())
+    their_copies, their_products, their_fields = forms(done.stdout)
+    assert copies == their_copies and len(copies) == 1
+    assert products == their_products and len(products) == 2
+    by_swizzle = {field for field in fields if field[0] == 1}
+    # Rows of k: stride 1024 bytes, the leading offset without meaning. Columns: slabs of 128 rows of 128 bytes.
+    assert (1, 64, 1024) in by_swizzle & their_fields
+    assert {field[:2] for field in by_swizzle} == {field[:2] for field in their_fields} == {(1, 64)}
 
 
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
