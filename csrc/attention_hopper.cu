@@ -18,7 +18,7 @@
 
 namespace {
 
-using namespace attention;
+using namespace hopper_attention;
 
 constexpr int kKeys = 128;  // of a block of keys
 constexpr int kStages = 2;

@@ -3,7 +3,7 @@
 
 #include "tensor_map.h"
 
-namespace attention {
+namespace hopper_attention {
 
 using namespace hopper;
 
@@ -110,6 +110,7 @@ inline void check_contiguous(const Tensor& t, const char* name) {
 inline Problem problem_of(const Tensor& q, const Tensor& k, bool causal, double scale, int64_t window) {
   const int64_t T = q.size(1), D = q.size(3);
   STD_TORCH_CHECK(D == 64 || D == 128, "emergence_cuda: Hopper's attention takes head dims 64 and 128");
+  STD_TORCH_CHECK(q.size(0) * q.size(2) <= 65535, "emergence_cuda: attention: more than 65535 heads in the batch");
   STD_TORCH_CHECK(scale > 0 && window >= 0 && T < (int64_t(1) << 30), "emergence_cuda: attention: scale, window or positions");
   return {int(T), int(q.size(2)), int(q.size(2) / k.size(2)), int(window > 0 && window < T ? window : T),
           causal, float(scale),   float(scale * kLog2e)};
@@ -122,4 +123,4 @@ void by_type(const Tensor& q, F&& f) {
   f(f16{});
 }
 
-}  // namespace attention
+}  // namespace hopper_attention

@@ -16,7 +16,7 @@
 
 namespace {
 
-using namespace attention;
+using namespace hopper_attention;
 
 constexpr int kColumns = 64;  // of a passing tile
 constexpr int kStages = 3;

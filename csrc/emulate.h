@@ -81,7 +81,7 @@ struct Thread {
 
 // A barrier of some threads of the block (bar.sync and bar.arrive with a count), or of a warp.
 struct NamedBarrier {
-  unsigned generation = 0, arrived = 0;
+  unsigned generation = 0, arrived = 0, count = 0;
   Knowledge told;
   std::vector<Thread*> waiting;
 };
@@ -151,11 +151,13 @@ struct Machine {
 
   void warp_barrier(const char* reason) {
     const uint32_t warp = current->id / kLanes;
-    if (!drops(reason)) meet(warps[warp].barrier, warps[warp].lanes, true);
+    if (!drops(reason)) meet(warps[warp].barrier, kLanes, true);
   }
 
   void meet(NamedBarrier& b, uint32_t count, bool waits) {
     referee.exact = true;
+    if (count % kLanes || (b.arrived && b.count != count)) fail("a barrier's threads must agree on their number, of whole warps");
+    b.count = count;
     current->release(b.told, referee);
     if (waits) b.waiting.push_back(current);
     if (++b.arrived < count) return waits ? wait(&b.generation, b.generation + 1) : void();
@@ -300,6 +302,8 @@ struct Machine {
       }
       if (done == count) {
         if (!in_flight.empty()) failure = "the block ends before all that it set in motion is done";
+        for (NamedBarrier& b : named)
+          if (b.arrived) failure = "the block ends, and a barrier waits for more threads";
         return;
       }
       if (ready.empty() ? waiting < count : !in_flight.empty() && random() % 2 == 0) {

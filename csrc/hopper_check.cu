@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kGroup)
   }
   if (WAY == kByThreads) {
     for (int i = threadIdx.x; i < 64 * 32; i += kGroup)
-      store_shared(in_tile(to_a, i / 32, i % 32 / 4) + i % 4 * 4, pair<T>(to_float(load(a + 2 * i)), to_float(load(a + 2 * i + 1))));
+      store_shared(in_tile(to_a, i / 32, i % 32 / 4) + i % 4 * 4,
+                   pair<T>(to_float(load(a + 2 * i)), to_float(load(a + 2 * i + 1))));
     fence_async("check: threads' stores reach the asynchronous proxy");
     barrier("check: every thread's stores are there before they are multiplied");
   }
