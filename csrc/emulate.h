@@ -302,8 +302,6 @@ struct Machine {
       }
       if (done == count) {
         if (!in_flight.empty()) failure = "the block ends before all that it set in motion is done";
-        for (NamedBarrier& b : named)
-          if (b.arrived) failure = "the block ends, and a barrier waits for more threads";
         return;
       }
       if (ready.empty() ? waiting < count : !in_flight.empty() && random() % 2 == 0) {
@@ -396,6 +394,8 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::vector<Ra
     m.block_number = number;
     m.block_index = dim3(number % grid.x, number / grid.x);
     m.run_block();
+    for (NamedBarrier& b : m.named)
+      if (b.arrived && m.failure.empty()) m.failure = "the block ends, and a barrier waits for more threads";
     if (!m.failure.empty()) break;
   }
   m.body = nullptr;

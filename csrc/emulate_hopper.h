@@ -100,7 +100,7 @@ struct Hopper {
   // Anybody may get ahead of the thread at any of these.
   static Thread& thread() {
     Machine& m = Machine::get();
-    if (m.random() % 2) m.pause();
+    if (m.random() % 8 == 0) m.pause();
     return *m.current;
   }
 
