@@ -19,6 +19,8 @@ def why_not(q: Tensor) -> str | None:
         return f"Hopper's kernels take bfloat16 and float16, not {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"Hopper's kernels take head dims 64 and 128, not {q.shape[-1]}"
+    if q.shape[0] * q.shape[2] > 65535:
+        return f"Hopper's kernels take at most 65535 heads in a batch, not {q.shape[0] * q.shape[2]}"
     if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) != (9, 0):
         return "Hopper's kernels run on compute capability 9.0 alone"
     return None
