@@ -4,25 +4,30 @@
 // at which a coin falls on "let somebody else go on", and then the scheduler picks any fiber that can run. So the order of
 // threads is as bad as it gets, and the same for the same seed (EMERGENCE_EMULATE_SEED).
 //
-// The referee looks at every access that goes through load(), store() or shared memory:
-//   - two threads touch a byte, one of them writes, and no barrier lies between: a race, whatever the order happened to be;
+// The referee (referee.h) looks at every access that goes through load(), store() or shared memory:
+//   - two threads touch a byte, one of them writes, and no barrier orders the two: a race, whatever the order happened to be;
 //   - an address outside the tensors of the launch, or outside the shared array: out of bounds;
 //   - shared memory that is read before this block wrote it;
 //   - a barrier that some threads of the block never reach.
 // Each ends the launch with an exception that names the kernel's place. EMERGENCE_EMULATE_DROP=text leaves out the barriers
 // of that reason: a test drops each in turn and expects the referee to object.
 //
-// Not modelled: time, memory order within a warp (lanes are fibers like others), textures, and anything asynchronous.
+// What the hardware does on its own (bulk copies, wgmma) waits in queues and happens at a random time before it is due.
+//
+// Not modelled: time, memory order within a warp (lanes are fibers like others), textures.
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -34,27 +39,26 @@
 #include <utility>
 #include <vector>
 
+#include "referee.h"
+
 #define __global__ static
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 using cudaStream_t = void*;
+using std::max;
+using std::min;
 
 namespace emulate {
 
 constexpr int kLanes = 32;
 constexpr size_t kStack = 128 << 10;
-
-struct Warp {
-  int lanes = 0, arrived = 0;
-  unsigned generation = 0;      // shuffles completed
-  uint64_t slots[2][kLanes]{};  // by parity: a lane may deposit for the next shuffle while others still read this one's
-};
 
 struct Thread {
   ucontext_t context{};
@@ -64,6 +68,29 @@ struct Thread {
   enum { kRuns, kAtBarrier, kInShuffle, kDone } state = kRuns;
   const unsigned* completed = nullptr;  // what it waits for in a shuffle or collective, and the count that lets it go on
   unsigned wanted = 0;
+  Knowledge knows;
+  uint32_t clock = 0;
+
+  // What others learn who wait for what this thread does now. What it does next is later than that.
+  void release(Knowledge& to, Referee& referee) {
+    to.learn(knows);
+    to.learn(id, clock);
+    clock = referee.tick();
+  }
+};
+
+// A barrier of some threads of the block (bar.sync and bar.arrive with a count), or of a warp.
+struct NamedBarrier {
+  unsigned generation = 0, arrived = 0, count = 0;
+  Knowledge told;
+  std::vector<Thread*> waiting;
+};
+
+struct Warp {
+  int lanes = 0, arrived = 0;
+  unsigned generation = 0;      // shuffles completed
+  uint64_t slots[2][kLanes]{};  // by parity: a lane may deposit for the next shuffle while others still read this one's
+  NamedBarrier barrier;
 };
 
 // Threads that execute an instruction as one.
@@ -73,14 +100,6 @@ struct Group {
   uint32_t arrived = 0;
 };
 
-// What is remembered of a byte. A thread's number is unique over the launch; `epoch` counts barriers over the launch.
-struct Byte {
-  uint64_t stamp = 0;  // of the launch, or of the block for shared memory: what is older is forgotten
-  int64_t writer = -1, reader = -1;
-  uint32_t write_epoch = 0, read_epoch = 0;
-  bool many_readers = false;
-};
-
 struct Machine {
   ucontext_t scheduler{};
   std::vector<Thread> threads;
@@ -88,13 +107,17 @@ struct Machine {
   std::unordered_map<uint64_t, Group> groups;  // by first thread and size
   Thread* current = nullptr;
   dim3 grid, block, block_index;
-  uint32_t launch = 0, epoch = 0, block_number = 0;
+  uint32_t block_number = 0;
+  uint64_t blocks_run = 0;
+  Referee referee;
+  NamedBarrier named[16];
+  std::map<uint64_t, std::deque<std::function<void()>>> in_flight;  // by unit, each in order: what the hardware will do
+  uint64_t units = 0;
   std::mt19937_64 random;
   std::function<void()> body;
   std::string failure, dropped;
   std::vector<std::pair<uintptr_t, uintptr_t>> ranges;
   std::vector<unsigned char> dynamic;
-  std::unordered_map<uintptr_t, std::unique_ptr<Byte[]>> pages;
   std::set<std::string> barriers;  // reasons of those that were met, over the process
   std::mutex mutex;
 
@@ -103,8 +126,6 @@ struct Machine {
     return machine;
   }
 
-  int64_t number(const Thread& t) const { return int64_t(block_number) * 4096 + t.id; }
-
   void pause() { swapcontext(&current->context, &scheduler); }
 
   [[noreturn]] void fail(const std::string& what) {
@@ -112,11 +133,63 @@ struct Machine {
                              ", thread " + std::to_string(current->id) + ")");
   }
 
-  void barrier(const char* reason) {
+  // Notes that a barrier, fence or wait of this reason was met. -> is it the one to leave out?
+  bool drops(const char* reason) {
     barriers.insert(reason);
-    if (dropped == reason) return;
+    return dropped == reason;
+  }
+
+  void barrier(const char* reason) {
+    if (drops(reason)) return;
     current->state = Thread::kAtBarrier;
     pause();
+  }
+
+  void named_barrier(uint32_t id, uint32_t count, bool waits, const char* reason) {
+    if (!drops(reason)) meet(named[id], count, waits);
+  }
+
+  void warp_barrier(const char* reason) {
+    const uint32_t warp = current->id / kLanes;
+    if (!drops(reason)) meet(warps[warp].barrier, kLanes, true);
+  }
+
+  void meet(NamedBarrier& b, uint32_t count, bool waits) {
+    referee.exact = true;
+    if (count % kLanes || (b.arrived && b.count != count)) fail("a barrier's threads must agree on their number, of whole warps");
+    b.count = count;
+    current->release(b.told, referee);
+    if (waits) b.waiting.push_back(current);
+    if (++b.arrived < count) return waits ? wait(&b.generation, b.generation + 1) : void();
+    for (Thread* t : b.waiting) t->knows.learn(b.told);
+    const unsigned generation = b.generation + 1;
+    b = NamedBarrier{};
+    b.generation = generation;
+  }
+
+  // All threads of the block know all that threads did, and what any of them knew of others.
+  void everybody_knows() {
+    Knowledge all;
+    if (referee.exact)
+      for (Thread& t : threads) all.learn(t.knows);
+    all.threads = referee.now();
+    for (Thread& t : threads) {
+      t.knows.threads = all.threads;
+      if (referee.exact) t.knows.learn(all);
+      t.clock = all.threads + 1;
+    }
+    referee.tick();
+  }
+
+  // One thing that the hardware has to do, of a unit chosen at random; false where there is nothing.
+  bool advance() {
+    if (in_flight.empty()) return false;
+    auto unit = std::next(in_flight.begin(), random() % in_flight.size());
+    auto work = std::move(unit->second.front());
+    unit->second.pop_front();
+    if (unit->second.empty()) in_flight.erase(unit);
+    work();
+    return true;
   }
 
   uint64_t shuffle(uint64_t value, int from) {
@@ -155,50 +228,30 @@ struct Machine {
     act(operands);
   }
 
-  Byte& remember(uintptr_t address, bool shared) {
-    const uint64_t stamp = uint64_t(launch) << 32 | (shared ? block_number + 1 : 0);
-    constexpr uintptr_t kPage = 4096;
-    auto& page = pages[address / kPage];
-    if (!page) page.reset(new Byte[kPage]);
-    Byte& byte = page[address % kPage];
-    if (byte.stamp != stamp) {
-      byte = Byte{};
-      byte.stamp = stamp;
-    }
-    return byte;
-  }
-
-  // Another thread's access is ordered before ours only by a barrier of our own block.
-  bool unordered(int64_t other, uint32_t at, int64_t mine) const {
-    return other >= 0 && other != mine && (other / 4096 != mine / 4096 || at == epoch);
-  }
-
   void touch(const void* pointer, size_t bytes, bool writes, bool shared) {
     if (random() % 8 == 0) pause();
-    const int64_t mine = number(*current);
-    for (size_t i = 0; i < bytes; ++i) {
-      Byte& byte = remember(reinterpret_cast<uintptr_t>(pointer) + i, shared);
-      if (shared && !writes && byte.writer < 0) fail("shared memory read before this block wrote it");
-      if (unordered(byte.writer, byte.write_epoch, mine) ||
-          (writes && (unordered(byte.reader, byte.read_epoch, mine) || (byte.many_readers && byte.read_epoch == epoch))))
-        fail(std::string("race in ") + (shared ? "shared" : "global") + " memory: a byte is " + (writes ? "written" : "read") +
-             " that another thread touched, and no barrier lies between");
-      if (writes) {
-        byte.writer = mine;
-        byte.write_epoch = epoch;
-      } else {
-        byte.many_readers = byte.reader >= 0 && byte.read_epoch == epoch && (byte.many_readers || byte.reader != mine);
-        byte.reader = mine;
-        byte.read_epoch = epoch;
-      }
-    }
+    touch({current->id, current->clock, &current->knows}, pointer, bytes, writes, shared);
+  }
+
+  void touch(const Actor& actor, const void* pointer, size_t bytes, bool writes, bool shared) {
+    const auto verdict = referee.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared);
+    if (verdict == Referee::kFine) return;
+    if (verdict == Referee::kUnwritten) fail("shared memory read before this block wrote it");
+    if (verdict == Referee::kUnfenced) fail("the asynchronous proxy meets a thread's write that no fence.proxy.async passed on");
+    fail(std::string("race in ") + (shared ? "shared" : "global") + " memory: a byte is " + (writes ? "written" : "read") +
+         " that another " + (verdict == Referee::kRaceWithWrite ? "wrote" : "read") + ", and nothing orders the two");
+  }
+
+  bool inside(const void* pointer, size_t bytes) const {
+    const auto first = reinterpret_cast<uintptr_t>(pointer);
+    for (auto& [low, high] : ranges)
+      if (low <= first && first + bytes <= high) return true;
+    return false;
   }
 
   void global(const void* pointer, size_t bytes, bool writes) {
     const auto first = reinterpret_cast<uintptr_t>(pointer);
-    bool inside = false;
-    for (auto& [low, high] : ranges) inside = inside || (low <= first && first + bytes <= high);
-    if (!inside) fail(std::string(writes ? "write" : "read") + " outside the tensors of the launch");
+    if (!inside(pointer, bytes)) fail(std::string(writes ? "write" : "read") + " outside the tensors of the launch");
     if (first % bytes) fail("address not aligned to the " + std::to_string(bytes) + " bytes of the access");
     touch(pointer, bytes, writes, false);
   }
@@ -215,8 +268,11 @@ struct Machine {
   }
 
   void run_block() {
-    ++epoch;
     const uint32_t count = block.x * block.y * block.z;
+    referee.begin_block(block_number, count);
+    ++blocks_run;
+    for (NamedBarrier& b : named) b = NamedBarrier{};
+    in_flight.clear();
     threads.resize(count);
     warps.assign((count + kLanes - 1) / kLanes, Warp{});
     groups.clear();
@@ -225,6 +281,8 @@ struct Machine {
       t.id = id;
       t.index = dim3(id % block.x, id / block.x % block.y, id / (block.x * block.y));
       t.state = Thread::kRuns;
+      t.knows = Knowledge{};
+      t.clock = referee.now();
       ++warps[id / kLanes].lanes;
       getcontext(&t.context);
       t.context.uc_stack.ss_sp = t.stack.get();
@@ -242,13 +300,24 @@ struct Machine {
         done += t.state == Thread::kDone;
         waiting += t.state == Thread::kAtBarrier;
       }
-      if (done == count) return;
-      if (ready.empty()) {
-        if (waiting < count) {
-          failure = "a barrier or shuffle that some threads of the block never reach";
-          return;
+      if (done == count) {
+        if (!in_flight.empty()) failure = "the block ends before all that it set in motion is done";
+        return;
+      }
+      if (ready.empty() ? waiting < count : !in_flight.empty() && random() % 2 == 0) {
+        bool moved = false;
+        try {
+          moved = advance();
+        } catch (const std::exception& error) {
+          failure = error.what();
         }
-        ++epoch;
+        if (ready.empty() && !moved && failure.empty())
+          failure = "a barrier or shuffle that some threads of the block never reach";
+        if (!failure.empty()) return;
+        if (moved) continue;  // somebody may go on now
+      }
+      if (ready.empty()) {
+        everybody_knows();
         for (Thread& t : threads) t.state = Thread::kRuns;
         continue;
       }
@@ -317,9 +386,7 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::vector<Ra
   m.ranges.clear();
   for (const Range& r : ranges)
     if (r.pointer) m.ranges.emplace_back(reinterpret_cast<uintptr_t>(r.pointer), reinterpret_cast<uintptr_t>(r.pointer) + r.bytes);
-  ++m.launch;
-  if (m.pages.size() > 1024) m.pages.clear();
-  m.epoch = 0;
+  m.referee.begin_launch();
   std::vector<uint32_t> order(size_t(grid.x) * grid.y);
   for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), m.random);
@@ -327,6 +394,8 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::vector<Ra
     m.block_number = number;
     m.block_index = dim3(number % grid.x, number / grid.x);
     m.run_block();
+    for (NamedBarrier& b : m.named)
+      if (b.arrived && m.failure.empty()) m.failure = "the block ends, and a barrier waits for more threads";
     if (!m.failure.empty()) break;
   }
   m.body = nullptr;

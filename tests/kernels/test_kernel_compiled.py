@@ -224,9 +224,10 @@ def test_every_barrier_is_needed(emulation, monkeypatch):
     met = read().decode().splitlines()
     in_source = set()
     for source in build.SOURCES.glob("*.cu"):
-        in_source |= set(re.findall(r'\bbarrier\("([^"]+)"\)', source.read_text()))
-    assert set(met) == in_source and len(met) >= 4, "the shapes of every_kernel miss a barrier"
-    for reason in met:
+        if "hopper" not in source.name:  # test_kernel_hopper.py
+            in_source |= set(re.findall(r'\bbarrier\("([^"]+)"\)', source.read_text()))
+    assert in_source <= set(met) and len(in_source) >= 4, "the shapes of every_kernel miss a barrier"
+    for reason in sorted(in_source):
         monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
         with pytest.raises(RuntimeError, match="race in|read before this block wrote it"):
             every_kernel()

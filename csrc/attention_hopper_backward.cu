@@ -1,0 +1,358 @@
+// Attention's backward pass for Hopper (sm_90a). Of s = scale q k^T, p = 2^(s log2(e) - lse), delta = rowsum(out do):
+//
+//   dv = p^T do      ds = p (do v^T - delta)      dq = scale ds k      dk = scale ds^T q
+//
+// Two launches of one kernel, each of which computes s and do v^T anew, so that every sum has one owner and a fixed order
+// (no atomics: two runs give the same bits). A block of threads keeps rows, and walks over columns that pass in a ring:
+//
+//   KEYS:      rows are keys, columns queries (and the query heads that share the keys): s^T = k q^T, dp^T = v do^T,
+//              dv += p^T do, dk += ds^T q
+//   otherwise: rows are queries, columns keys: s = q k^T, dp = do v^T, dq += ds k
+//
+// Both have p and ds as rows by columns, in registers, which is how wgmma wants its left operand: neither goes through
+// shared memory. A producer warpgroup has TMA bring the kept pair (k and v, or q and do) and the passing pair.
+
+#include "attention_hopper.h"
+
+namespace {
+
+using namespace hopper_attention;
+
+constexpr int kColumns = 64;  // of a passing tile
+constexpr int kStages = 3;
+constexpr int kStatistics = kColumns * 8;  // bytes: lse and delta of each query, adjacent
+
+template <int D, int CONSUMERS>
+struct Layout {
+  static constexpr int kRows = 64 * CONSUMERS, kThreads = kGroup * (CONSUMERS + 1), kSlabs = D / 64;
+  static constexpr int kSlabKept = kRows * kSwizzleRow, kSlabPassing = kColumns * kSwizzleRow;
+  static constexpr int kKept = kSlabs * kSlabKept, kPassing = kSlabs * kSlabPassing;  // bytes of a tile
+  static constexpr int kRing = 2 * kKept, kOfStatistics = kRing + kStages * 2 * kPassing;
+  static constexpr int kBarriers = kOfStatistics + kStages * kStatistics;
+  static constexpr int kBytes = kBarriers + 8 * (1 + 2 * kStages);
+  static constexpr int kForProducer = CONSUMERS == 2 ? 24 : 32, kForConsumers = CONSUMERS == 2 ? 240 : 160;
+  static_assert(kGroup * (kForProducer + CONSUMERS * kForConsumers) <= 65536 / kThreads / 8 * 8 * kThreads);
+
+  uint32_t base;
+  // which: 0 is k or q, 1 is v or do.
+  __device__ uint32_t kept(int which, int slab) const { return base + which * kKept + slab * kSlabKept; }
+  __device__ uint32_t passing(int which, int stage, int slab) const {
+    return base + kRing + (2 * stage + which) * kPassing + slab * kSlabPassing;
+  }
+  __device__ uint32_t statistics(int stage) const { return base + kOfStatistics + stage * kStatistics; }
+  __device__ uint32_t full_kept() const { return base + kBarriers; }
+  __device__ uint32_t full(int stage) const { return base + kBarriers + 8 + 16 * stage; }
+  __device__ uint32_t empty(int stage) const { return full(stage) + 8; }
+};
+
+// What a block of threads does: its rows, and [first, last) of the tiles of columns, for each of `heads` query heads.
+struct Work {
+  int row0, first, last, b, head_kept, head_passing, heads;
+};
+
+#if HOPPER_CODE
+
+template <int D, int CONSUMERS, bool KEYS>
+__device__ __forceinline__ void produce(const Layout<D, CONSUMERS>& tiles, const TensorMap& kept_0, const TensorMap& kept_1,
+                                        const TensorMap& passing_0, const TensorMap& passing_1, const float* statistics,
+                                        int padded, int H, const Work& work) {
+  constexpr int kSlabs = D / 64;
+  arrive_expecting(tiles.full_kept(), 2 * tiles.kKept, "what is kept is there before it is multiplied (bytes)");
+#pragma unroll
+  for (int slab = 0; slab < kSlabs; ++slab) {
+    load_tile(tiles.kept(0, slab), kept_0, tiles.full_kept(), slab * 64, work.row0, work.head_kept, work.b);
+    load_tile(tiles.kept(1, slab), kept_1, tiles.full_kept(), slab * 64, work.row0, work.head_kept, work.b);
+  }
+  int i = 0;
+  for (int head = work.head_passing; head < work.head_passing + work.heads; ++head)
+    for (int block = work.first; block < work.last; ++block, ++i) {
+      const int stage = i % kStages, column = block * kColumns;
+      wait(tiles.empty(stage), (i / kStages & 1) ^ 1, "what passes is multiplied before more overwrites it (wait)");
+      arrive_expecting(tiles.full(stage), 2 * tiles.kPassing + (KEYS ? kStatistics : 0),
+                       "what passes is there before it is multiplied (bytes)");
+#pragma unroll
+      for (int slab = 0; slab < kSlabs; ++slab) {
+        load_tile(tiles.passing(0, stage, slab), passing_0, tiles.full(stage), slab * 64, column, head, work.b);
+        load_tile(tiles.passing(1, stage, slab), passing_1, tiles.full(stage), slab * 64, column, head, work.b);
+      }
+      if (KEYS)
+        load_bytes(tiles.statistics(stage), statistics + 2 * ((int64_t(work.b) * H + head) * padded + column), kStatistics,
+                   tiles.full(stage));
+    }
+}
+
+// s = kept passing^T, of the pair's first or second, issued as a group.
+template <typename T, int D, int CONSUMERS>
+__device__ __forceinline__ void score(const Layout<D, CONSUMERS>& tiles, int which, int group, int stage,
+                                      float (&s)[kColumns / 2]) {
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step)
+    Products<T, kColumns>::template shared<0, 0>(
+        s, rows_of_k(tiles.kept(which, step / 4) + group * 64 * kSwizzleRow + step % 4 * 32),
+        rows_of_k(tiles.passing(which, stage, step / 4) + step % 4 * 32), step > 0);
+  commit_products("scores are waited for as a group");
+}
+
+// sum += p passing, issued as a group.
+template <typename T, int D, int CONSUMERS>
+__device__ __forceinline__ void gather(const Layout<D, CONSUMERS>& tiles, int which, int stage,
+                                       const uint32_t (&p)[kColumns / 16][4], float (&sum)[D / 2], bool add) {
+#pragma unroll
+  for (int step = 0; step < kColumns / 16; ++step)
+    Products<T, D>::template registers<1>(
+        sum, p[step], columns_of_k(tiles.passing(which, stage, 0) + step * 16 * kSwizzleRow, tiles.kSlabPassing),
+                                          add || step > 0);
+  commit_products("sums are waited for as a group");
+}
+
+// lse and delta of the queries that an accumulator's elements i, i + 1 (and i + 2, i + 3) belong to.
+__device__ __forceinline__ Pack<float, 4> of_columns(uint32_t statistics, int i) {
+  const Pack<uint32_t, 4> raw = load_shared(statistics + i * 16 + threadIdx.x % 4 * 16);
+  Pack<float, 4> out;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) out.v[j] = as_float(raw.v[j]);
+  return out;
+}
+
+template <typename T, int D, int CONSUMERS, bool KEYS>
+__device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int group, T* d0, T* d1, const float* statistics,
+                                        int padded, const int64_t* ids, const int* unmasked, const Problem& problem,
+                                        const Work& work) {
+  constexpr int N = kColumns / 2;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
+  const int row0 = work.row0 + group * 64, row = row0 + warp * 16 + lane / 4;
+  Seen seen;
+  float lse[2] = {}, delta[2] = {};
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int mine = row + 8 * r;
+    seen.low[r] = KEYS ? lowest_query(problem, mine) : lowest_key(problem, mine);
+    seen.width[r] = max((KEYS ? highest_query(problem, mine) : highest_key(problem, mine)) - seen.low[r], 0);
+    seen.id[r] = ids && mine < problem.T ? load(ids + mine) : 0;
+    if (!KEYS) {  // what is beyond the last query has lse = inf, so p = 0; blocks are no longer than what it is padded to
+      const float* of_row = statistics + 2 * ((int64_t(work.b) * problem.H + work.head_kept) * padded + mine);
+      lse[r] = load(of_row);
+      delta[r] = load(of_row + 1);
+    }
+  }
+  // Tiles of columns [free_low, free_high) are seen by all 64 rows.
+  int free_low = ((KEYS ? lowest_query(problem, row0 + 63) : lowest_key(problem, row0 + 63)) + kColumns - 1) / kColumns;
+  int free_high = (KEYS ? highest_query(problem, row0) : highest_key(problem, row0)) / kColumns;
+  if (ids) {
+    free_low = max(free_low, unmasked[0]);
+    free_high = min(free_high, unmasked[1]);
+  }
+
+  float s[N], dp[N], sum0[D / 2], sum1[KEYS ? D / 2 : 1];
+  uint32_t p[kColumns / 16][4];
+  wait(tiles.full_kept(), 0, "what is kept is there before it is multiplied (wait)");
+  const int count = work.heads * (work.last - work.first);
+  for (int i = 0, block = work.first; i < count; ++i, block = block + 1 < work.last ? block + 1 : work.first) {
+    const int stage = i % kStages;
+    wait(tiles.full(stage), i / kStages & 1, "what passes is there before it is multiplied (wait)");
+    hold(s);
+    hold(dp);
+    fence_products("registers are settled before products take them (scores)");
+    score<T>(tiles, 0, group, stage, s);
+    score<T>(tiles, 1, group, stage, dp);
+    wait_products<1>("scores are there before p is computed");
+    hold(s);
+    if (block < free_low || block >= free_high) {
+      if (ids)
+        hide<true>(s, seen, ids, problem.T, block * kColumns);
+      else
+        hide<false>(s, seen, ids, problem.T, block * kColumns);
+    }
+#pragma unroll
+    for (int j = 0; j < N; j += 4) {
+      Pack<float, 4> of;
+      if constexpr (KEYS) of = of_columns(tiles.statistics(stage), j);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[j + e] = exp2_fast(s[j + e] * problem.scale2 - (KEYS ? of.v[e % 2 * 2] : lse[e / 2]));
+    }
+    if constexpr (!KEYS) settle(s);
+    if constexpr (KEYS) {
+      narrow<T>(s, p);
+      hold(sum1);
+      fence_products("registers are settled before products take them (p)");
+      gather<T>(tiles, 1, stage, p, sum1, i > 0);
+    }
+    wait_products<KEYS ? 1 : 0>("products of upstream gradients are there before ds is computed");
+    hold(dp);
+#pragma unroll
+    for (int j = 0; j < N; j += 4) {
+      Pack<float, 4> of;
+      if constexpr (KEYS) of = of_columns(tiles.statistics(stage), j);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dp[j + e] = s[j + e] * (dp[j + e] - (KEYS ? of.v[e % 2 * 2 + 1] : delta[e / 2]));
+    }
+    if constexpr (KEYS) {  // registers are short: ds takes those of p
+      wait_products<0>("sums of upstream gradients are there, and p read before ds overwrites it");
+      hold(sum1);
+    }
+    narrow<T>(dp, p);
+    hold(sum0);
+    fence_products("registers are settled before products take them (ds)");
+    gather<T>(tiles, 0, stage, p, sum0, i > 0);
+    wait_products<0>("sums are there, and what they read, before the tile is given back");
+    hold(sum0);
+    if constexpr (KEYS) sync_warp("statistics are read before others overwrite them");
+    if (lane == 0) arrive(tiles.empty(stage), "what passes is multiplied before more overwrites it (arrival)");
+  }
+
+  // Results go out by way of the kept tiles.
+  sync_some(kOwn + group, kGroup, "what is kept is multiplied before results overwrite it");
+  const float by_scale[2] = {problem.scale, problem.scale}, plain[2] = {1.0f, 1.0f};
+  const int heads = KEYS ? problem.H / problem.group : problem.H;
+  const int64_t out = ((int64_t(work.b) * problem.T + row0) * heads + work.head_kept) * D;
+  const uint32_t tile0 = tiles.kept(0, 0) + group * 64 * kSwizzleRow, tile1 = tiles.kept(1, 0) + group * 64 * kSwizzleRow;
+  put_rows<T, D>(tile0, tiles.kSlabKept, sum0, by_scale);
+  if constexpr (KEYS) put_rows<T, D>(tile1, tiles.kSlabKept, sum1, plain);
+  sync_some(kOwn + group, kGroup, "results are in shared memory before whole rows of them are stored");
+  store_rows<T, D>(tile0, tiles.kSlabKept, d0 + out, int64_t(heads) * D, problem.T - row0);
+  if constexpr (KEYS) store_rows<T, D>(tile1, tiles.kSlabKept, d1 + out, int64_t(heads) * D, problem.T - row0);
+}
+
+#endif
+
+// kept and passing: of k, v, q and do, or of q, do, k and v. d0, d1: dk and dv, or dq and nothing. statistics (B, H, padded,
+// 2): lse and delta. ids (B, T), or null. ranges (B, gridDim.x, 4): as in attention_hopper.cu, of rows and tiles of columns.
+template <typename T, int D, int CONSUMERS, bool KEYS>
+__global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
+    backward_hopper(const __grid_constant__ TensorMap kept_0, const __grid_constant__ TensorMap kept_1,
+                    const __grid_constant__ TensorMap passing_0, const __grid_constant__ TensorMap passing_1, T* d0, T* d1,
+                    const float* statistics, int padded, const int64_t* ids, const int* ranges, const Problem problem) {
+#if HOPPER_CODE
+  using Tiles = Layout<D, CONSUMERS>;
+  TILES(memory);
+  const Tiles tiles{memory};
+  // The longest first: of causal queries the last, of causal keys the first.
+  const int block = problem.causal && !KEYS ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const int heads = KEYS ? problem.H / problem.group : problem.H;
+  const int b = blockIdx.y / heads, head = blockIdx.y % heads;
+  Work work{block * Tiles::kRows, 0, 0, b, head, KEYS ? head * problem.group : head / problem.group, KEYS ? problem.group : 1};
+  const int last = min(work.row0 + Tiles::kRows, problem.T) - 1;
+  work.first = (KEYS ? lowest_query(problem, work.row0) : lowest_key(problem, work.row0)) / kColumns;
+  work.last = ((KEYS ? highest_query(problem, last) : highest_key(problem, last)) + kColumns - 1) / kColumns;
+  int unmasked[2] = {0, 0};
+  if (ids) {
+    ids += int64_t(b) * problem.T;
+    ranges += (int64_t(b) * gridDim.x + block) * 4;
+    work.first = max(work.first, load(ranges));
+    work.last = min(work.last, load(ranges + 1));
+    unmasked[0] = load(ranges + 2);
+    unmasked[1] = load(ranges + 3);
+  }
+  if (threadIdx.x == 0) {
+    mbarrier_init(tiles.full_kept(), 1);
+    for (int stage = 0; stage < kStages; ++stage) {
+      mbarrier_init(tiles.full(stage), 1);
+      mbarrier_init(tiles.empty(stage), 4 * CONSUMERS);
+    }
+    fence_mbarrier_init("copies know of the mbarriers that they tell");
+  }
+  barrier("mbarriers are initialised before anybody waits for them");
+  const int warpgroup = uniform(threadIdx.x / kGroup);
+  if (warpgroup == 0) {
+    give_registers<Tiles::kForProducer>();
+    if (threadIdx.x == 0)
+      produce<D, CONSUMERS, KEYS>(tiles, kept_0, kept_1, passing_0, passing_1, statistics, padded, problem.H, work);
+  } else {
+    take_registers<Tiles::kForConsumers>();
+    consume<T, D, CONSUMERS, KEYS>(tiles, warpgroup - 1, d0, d1, statistics, padded, ids, unmasked, problem, work);
+  }
+#endif
+}
+
+// statistics (B, H, padded, 2): lse and delta = rowsum(out do) of every query; beyond the last one inf, for p = 0, and 0.
+// D / 8 lanes hold a row.
+template <typename T, int D>
+__global__ void __launch_bounds__(256) delta_kernel(const T* out, const T* d_out, const float* lse, float* statistics, int H,
+                                                         int Tq, int padded, int64_t stride_b, int64_t stride_t,
+                                                         int64_t stride_h) {
+  constexpr int kLanes = D / 8;
+  const int t = blockIdx.x * (256 / kLanes) + threadIdx.x / kLanes, column = threadIdx.x % kLanes * 8;
+  const int b = blockIdx.y / H, h = blockIdx.y % H;
+  float sum = 0.0f;
+  if (t < Tq) {
+    const auto o = load(reinterpret_cast<const Pack<T, 8>*>(out + ((int64_t(b) * Tq + t) * H + h) * D + column));
+    const auto d = load(reinterpret_cast<const Pack<T, 8>*>(d_out + b * stride_b + t * stride_t + h * stride_h + column));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += to_float(o.v[i]) * to_float(d.v[i]);
+  }
+#pragma unroll
+  for (int bits = kLanes / 2; bits > 0; bits /= 2) sum += from_lane_xor(sum, bits);
+  if (column == 0 && t < padded) {
+    float* to = statistics + 2 * (int64_t(blockIdx.y) * padded + t);
+    store(reinterpret_cast<Pack<float, 2>*>(to), {{t < Tq ? load(lse + int64_t(blockIdx.y) * Tq + t) : INFINITY, sum}});
+  }
+}
+
+// ---- host ------------------------------------------------------------------------------------------------------------
+
+// d_out, q, out, dq (B, T, H, D); k, v, dk, dv (B, T, G, D); lse (B, H, T) and statistics (B, H, padded, 2) float32.
+void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+                               const Tensor& lse, const Tensor& statistics, const Tensor& dq, const Tensor& dk,
+                               const Tensor& dv, std::optional<Tensor> ids, std::optional<Tensor> ranges_of_queries,
+                               std::optional<Tensor> ranges_of_keys, bool causal, double scale, int64_t window) {
+  const int64_t B = q.size(0), T = q.size(1), H = q.size(2), G = k.size(2), D = q.size(3);
+  check_heads(k, q, true, "k");
+  for (const Tensor* t : {&v, &dk, &dv}) check_heads(*t, k, false, "v, dk and dv");
+  for (const Tensor* t : {&d_out, &out, &dq}) check_heads(*t, q, false, "do, out and dq");
+  for (const Tensor* t : {&out, &dq, &dk, &dv}) check_contiguous(*t, "out, dq, dk and dv");
+  const Problem problem = problem_of(q, k, causal, scale, window);
+  glue::check_vector(lse, B * H * T, glue::ScalarType::Float, "lse");
+  STD_TORCH_CHECK(statistics.dim() == 4 && statistics.size(2) >= T, "emergence_cuda: statistics must be (B, H, padded, 2)");
+  const int64_t padded = statistics.size(2);
+  glue::check_vector(statistics, B * H * padded * 2, glue::ScalarType::Float, "statistics");
+  if (ids) glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
+  STD_TORCH_CHECK(ids.has_value() == ranges_of_keys.has_value() && ids.has_value() == ranges_of_queries.has_value(),
+                  "emergence_cuda: document ids need their ranges");
+  if (B * H * T == 0) return;
+  const auto run = [&](auto of_q, auto features, auto consumers, auto keys, const std::optional<Tensor>& ranges) {
+    using E = decltype(of_q);
+    using Tiles = Layout<features(), consumers()>;
+    const unsigned blocks = glue::divide_up(T, Tiles::kRows);
+    STD_TORCH_CHECK(padded >= int64_t(keys() ? glue::divide_up(T, kColumns) * kColumns : blocks * Tiles::kRows),
+                    "emergence_cuda: statistics must be padded to whole blocks");
+    if (ranges) glue::check_vector(*ranges, B * blocks * 4, glue::ScalarType::Int, "ranges");
+    const Tensor &kept_0 = keys() ? k : q, &kept_1 = keys() ? v : d_out, &passing_0 = keys() ? q : k,
+                 &passing_1 = keys() ? d_out : v;
+    glue::launch(&backward_hopper<E, features(), consumers(), keys()>, dim3(blocks, B * (keys() ? G : H)),
+                 dim3(Tiles::kThreads), Tiles::kBytes, q,
+                 {&q, &k, &v, &d_out, &dq, &dk, &dv, &statistics, glue::given(ids), glue::given(ranges)},
+                 tiles_of(kept_0, Tiles::kRows), tiles_of(kept_1, Tiles::kRows), tiles_of(passing_0, kColumns),
+                 tiles_of(passing_1, kColumns), glue::pointer<E>(keys() ? dk : dq), glue::pointer<E>(dv),
+                 glue::pointer<float>(statistics), static_cast<int>(padded), glue::pointer<int64_t>(ids),
+                 glue::pointer<int>(ranges), problem);
+  };
+  const auto by_features = [&](auto of_q, auto features, auto consumers_of_queries) {
+    using E = decltype(of_q);
+    constexpr int kRows = 256 / (features() / 8);
+    glue::launch(&delta_kernel<E, features()>, dim3(glue::divide_up(padded, kRows), B * H), dim3(256), 0, q,
+                 {&out, &d_out, &lse, &statistics}, glue::pointer<E>(out), glue::pointer<E>(d_out), glue::pointer<float>(lse),
+                 glue::pointer<float>(statistics), static_cast<int>(H), static_cast<int>(T), static_cast<int>(padded),
+                 d_out.stride(0), d_out.stride(1), d_out.stride(2));
+    run(of_q, features, std::integral_constant<int, 2>{}, std::true_type{}, ranges_of_keys);
+    run(of_q, features, consumers_of_queries, std::false_type{}, ranges_of_queries);
+  };
+  by_type(q, [&](auto of_q) {
+    if (D == 64)
+      by_features(of_q, std::integral_constant<int, 64>{}, std::integral_constant<int, 3>{});
+    else
+      by_features(of_q, std::integral_constant<int, 128>{}, std::integral_constant<int, 2>{});
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
+  library.def(
+      "attention_hopper_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor(a!) statistics, "
+      "Tensor(b!) dq, Tensor(c!) dk, Tensor(d!) dv, Tensor? ids, Tensor? ranges_of_queries, Tensor? ranges_of_keys, "
+      "bool causal, float scale, int window) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {
+  library.impl("attention_hopper_backward", TORCH_BOX(&attention_hopper_backward));
+}

@@ -1,0 +1,440 @@
+// What Hopper does on its own, for emulate.h: mbarriers, bulk copies of tiles (TMA), wgmma, after the PTX ISA 8.x.
+//
+// - A tile's copy happens at a random time after it was issued, and then tells its mbarrier of the bytes.
+// - A product reads shared memory at a random time between its issue and its wait. Until the wait its accumulators hold
+//   NaNs, and it is an error if they, or the registers of A, are found changed.
+// - Both belong to the asynchronous proxy, and the referee sees them as agents of their own: each mbarrier's copies, each
+//   warp's products. Who waits for the mbarrier, or for the warp's products, learns of what they did.
+#pragma once
+
+#include "emulate.h"
+
+namespace emulate {
+
+// As a CUtensorMap describes it: four dimensions, the first one adjacent; a box of it is copied, zeros beyond the edges.
+struct TensorMap {
+  const unsigned char* base;
+  int64_t sizes[4], strides[4];  // elements; bytes
+  int box[4], element;
+};
+
+struct Mbarrier {
+  uint32_t count = 0, pending = 0, agent = 0, maker = 0, made = 0, fenced = 0;
+  int64_t bytes = 0;     // expected less arrived
+  unsigned phases = 0;   // completed
+  Knowledge told, of_phase;  // by the arrivals of the phase under way, and of the last completed one
+};
+
+using Convert = float (*)(const unsigned char*);
+
+// One wgmma of a warpgroup, as a thread issues it: D (64, N) = A (64, 16) B (16, N) + D.
+struct Product {
+  float* d;
+  const uint32_t* a;  // registers, or null: descriptor_a
+  uint64_t descriptor_a, descriptor_b;
+  int N;
+  bool transposed_a, transposed_b, accumulate;
+  Convert convert;
+  bool same(const Product& o) const {
+    return descriptor_a == o.descriptor_a && descriptor_b == o.descriptor_b && N == o.N && transposed_a == o.transposed_a &&
+           transposed_b == o.transposed_b && accumulate == o.accumulate && !a == !o.a;
+  }
+};
+
+struct Hopper {
+  static constexpr uint32_t kBase = 3 << 10;  // where dynamic shared memory starts: never 0, lest somebody forget to add it
+  static constexpr int kGroup = 128;
+
+  using Fragments = std::array<std::array<uint32_t, 4>, kGroup>;  // A's registers of a warpgroup
+
+  struct Accumulators {
+    std::vector<float> values[kGroup];
+    uint64_t last = 0;  // product that writes them
+  };
+  struct Fragment {
+    const uint32_t* registers;
+    uint32_t values[4];
+    uint64_t product;
+  };
+  struct OfThread {
+    bool fenced = false;
+    uint64_t issued = 0;
+    std::vector<uint64_t> groups;  // committed and not waited for: the last product of each
+    std::map<float*, std::shared_ptr<Accumulators>> accumulators;
+    std::vector<Fragment> fragments;
+  };
+  struct OfWarpgroup {
+    uint64_t issued = 0, executed = 0;
+    std::vector<uint32_t> clocks{0};  // of the products
+    std::shared_ptr<Knowledge> common;
+    uint64_t common_version = 0;
+  };
+
+  uint64_t block = 0;
+  std::map<uint32_t, Mbarrier> mbarriers;
+  std::vector<OfThread> threads;
+  std::vector<OfWarpgroup> warpgroups;
+
+  static Hopper& get() {
+    static Hopper hopper;
+    Machine& m = Machine::get();
+    if (hopper.block != m.blocks_run) {
+      hopper.block = m.blocks_run;
+      hopper.mbarriers.clear();
+      hopper.threads.assign(m.threads.size(), OfThread{});
+      hopper.warpgroups.assign(m.threads.size() / kGroup + 1, OfWarpgroup{});
+    }
+    m.referee.exact = true;
+    return hopper;
+  }
+
+  static unsigned char* shared(uint32_t address, size_t bytes) {
+    Machine& m = Machine::get();
+    if (address < kBase || address - kBase + bytes > m.dynamic.size()) m.fail("shared address out of bounds");
+    return m.dynamic.data() + (address - kBase);
+  }
+
+  // The 128-byte swizzle: which 16 bytes of a row of 128, by the row of eight. It works on the address, whoever made it.
+  static uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+
+  // Anybody may get ahead of the thread at any of these.
+  static Thread& thread() {
+    Machine& m = Machine::get();
+    if (m.random() % 8 == 0) m.pause();
+    return *m.current;
+  }
+
+  // ---- mbarriers -----------------------------------------------------------------------------------------------------
+
+  void make(uint32_t address, uint32_t count) {
+    Thread& t = thread();
+    shared(address, 8);
+    if (address % 8) Machine::get().fail("an mbarrier must be aligned to 8 bytes");
+    Mbarrier& b = mbarriers[address];
+    if (b.count) Machine::get().fail("an mbarrier is initialised twice");
+    b.count = b.pending = count;
+    b.agent = Machine::get().threads.size() * 33 / 32 + 1 + mbarriers.size();
+    b.maker = t.id;
+    b.made = t.clock;
+  }
+
+  void fence_made(const char* reason) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    if (m.drops(reason)) return;
+    for (auto& [address, b] : mbarriers)
+      if (b.maker == t.id && !b.fenced) b.fenced = t.clock;
+    t.clock = m.referee.tick();
+  }
+
+  Mbarrier& at(uint32_t address, const Thread& t) {
+    Machine& m = Machine::get();
+    const auto found = mbarriers.find(address);
+    if (found == mbarriers.end()) m.fail("an mbarrier is used before it is initialised");
+    Mbarrier& b = found->second;
+    if (!m.referee.learned({t.id, t.clock, &t.knows}, b.maker, b.made)) m.fail("race: an mbarrier's use and its initialisation");
+    return b;
+  }
+
+  void complete(Mbarrier& b) {
+    if (b.pending || b.bytes) return;
+    b.pending = b.count;
+    b.of_phase = b.told;
+    b.told = Knowledge{};
+    ++b.phases;
+  }
+
+  void arrive(uint32_t address, uint32_t bytes, const char* reason) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    if (m.drops(reason)) return;
+    Mbarrier& b = at(address, t);
+    if (b.pending == 0) m.fail("more arrivals at an mbarrier than it counts");
+    b.bytes += bytes;
+    t.release(b.told, m.referee);
+    --b.pending;
+    complete(b);
+  }
+
+  void wait(uint32_t address, uint32_t parity, const char* reason) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    if (m.drops(reason)) return;
+    Mbarrier& b = at(address, t);
+    while ((b.phases & 1) == (parity & 1)) m.wait(&b.phases, b.phases + 1);  // a fresh one has completed a phase of parity 1
+    t.knows.learn(b.of_phase);
+  }
+
+  // ---- copies --------------------------------------------------------------------------------------------------------
+
+  void load(uint32_t to, const TensorMap& map, uint32_t address, const int (&from)[4]) {
+    Machine& m = Machine::get();
+    if (to % 1024) m.fail("a tile of 128-byte swizzle must be aligned to 1024 bytes");
+    if (map.box[0] * map.element != 128) m.fail("the inner side of a box of 128-byte swizzle must have 128 bytes");
+    const std::array<int, 4> start{from[0], from[1], from[2], from[3]};
+    send(address, int64_t(map.element) * map.box[0] * map.box[1] * map.box[2] * map.box[3],
+         [=](const Actor& actor) { copy(to, map, start, actor); });
+  }
+
+  void load_bytes(uint32_t to, const unsigned char* from, uint32_t bytes, uint32_t address) {
+    Machine& m = Machine::get();
+    if (to % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16) m.fail("a bulk copy must be aligned to 16 bytes");
+    send(address, bytes, [=, &m](const Actor& actor) {
+      if (!m.inside(from, bytes)) m.fail("a bulk copy reads outside the tensors of the launch");
+      m.touch(actor, from, bytes, false, false);
+      m.touch(actor, shared(to, bytes), bytes, true, true);
+      std::memcpy(shared(to, bytes), from, bytes);
+    });
+  }
+
+  // Has a copy happen at some time, and its bytes counted then.
+  void send(uint32_t address, int64_t bytes, std::function<void(const Actor&)> copies) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    Mbarrier& b = at(address, t);
+    if (!b.fenced || !m.referee.learned({t.id, t.clock, &t.knows}, b.maker, b.fenced + (b.maker != t.id)))
+      m.fail("the asynchronous proxy meets an mbarrier without fence.mbarrier_init in between");
+    auto knows = std::make_shared<Knowledge>(t.knows);
+    knows->learn(t.id, t.clock);
+    const uint32_t clock = m.referee.tick();
+    m.in_flight[1000 + ++m.units].push_back([=, this, &b] {
+      copies(Actor{b.agent, clock, knows.get(), true});
+      b.bytes -= bytes;
+      b.told.learn(b.agent, clock);
+      complete(b);
+    });
+  }
+
+  static void copy(uint32_t to, const TensorMap& map, const std::array<int, 4>& start, const Actor& actor) {
+    Machine& m = Machine::get();
+    for (int i3 = 0; i3 < map.box[3]; ++i3)
+      for (int i2 = 0; i2 < map.box[2]; ++i2)
+        for (int i1 = 0; i1 < map.box[1]; ++i1, to += 128) {
+          const int64_t at[3] = {start[1] + i1, start[2] + i2, start[3] + i3};
+          bool inside = true;
+          int64_t offset = 0;
+          for (int d = 0; d < 3; ++d) {
+            inside = inside && at[d] >= 0 && at[d] < map.sizes[d + 1];
+            offset += at[d] * map.strides[d + 1];
+          }
+          unsigned char row[128] = {};
+          const int64_t low = std::max<int64_t>(0, -start[0]), high = std::min<int64_t>(map.box[0], map.sizes[0] - start[0]);
+          if (inside && low < high) {
+            const unsigned char* source = map.base + offset + (start[0] + low) * map.element;
+            const size_t bytes = (high - low) * map.element;
+            if (!m.inside(source, bytes)) m.fail("a bulk copy reads outside the tensors of the launch");
+            m.touch(actor, source, bytes, false, false);
+            std::memcpy(row + low * map.element, source, bytes);
+          }
+          for (int chunk = 0; chunk < 128; chunk += 16) {
+            unsigned char* where = shared(swizzled(to + chunk), 16);
+            m.touch(actor, where, 16, true, true);
+            std::memcpy(where, row + chunk, 16);
+          }
+        }
+  }
+
+  void fence_async(const char* reason) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    if (m.drops(reason)) return;
+    m.referee.fence(t.id, t.clock);
+    t.clock = m.referee.tick();
+  }
+
+  // ---- products ------------------------------------------------------------------------------------------------------
+
+  void fence_registers(const char* reason) {
+    Machine& m = Machine::get();
+    Thread& t = thread();
+    if (!m.drops(reason)) threads[t.id].fenced = true;
+  }
+
+  void issue(Product mine) {
+    thread();
+    Machine::get().together(kGroup, mine, [this](const std::vector<Product*>& all) { start(all); });
+  }
+
+  void start(const std::vector<Product*>& all) {
+    Machine& m = Machine::get();
+    const uint32_t group = m.current->id / kGroup, first = group * kGroup;
+    OfWarpgroup& w = warpgroups[group];
+    const Product product = *all[0];
+    const uint64_t number = ++w.issued;
+    w.clocks.push_back(m.referee.tick());
+    auto fragments = std::make_shared<Fragments>();
+    std::shared_ptr<Accumulators> accumulators;
+    for (int lane = 0; lane < kGroup; ++lane) {
+      const Product& p = *all[lane];
+      OfThread& t = threads[first + lane];
+      if (!p.same(product)) m.fail("the threads of a warpgroup issue different products");
+      if (!t.fenced) m.fail("wgmma after other use of registers, and no wgmma.fence in between");
+      t.issued = number;
+      if (p.a) {
+        std::copy(p.a, p.a + 4, (*fragments)[lane].begin());
+        t.fragments.push_back({p.a, {p.a[0], p.a[1], p.a[2], p.a[3]}, number});
+      }
+      auto& held = t.accumulators[p.d];
+      if (lane == 0) accumulators = held ? held : std::make_shared<Accumulators>();
+      if (!held) {
+        held = accumulators;
+        held->values[lane].assign(p.d, p.d + p.N / 2);
+        std::fill(p.d, p.d + p.N / 2, poison());
+      }
+      if (held != accumulators || held->values[lane].size() != size_t(p.N / 2)) m.fail("accumulators that overlap others'");
+      held->last = number;
+    }
+    auto knows = common(group);
+    const uint32_t warps = m.threads.size() + group * 4;
+    const Actor actor{warps | kWarpgroup, w.clocks.back(), nullptr, true};
+    m.in_flight[group].push_back([=, &w] {
+      Actor reader = actor;
+      reader.knows = knows.get();
+      multiply(product, product.a ? fragments.get() : nullptr, *accumulators, reader);
+      ++w.executed;
+    });
+  }
+
+  static float poison() {
+    const uint32_t bits = 0x7fc0dead;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  }
+
+  static bool poisoned(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits == 0x7fc0dead;
+  }
+
+  // What every thread of the warpgroup knows, and is thus past for a product of theirs.
+  std::shared_ptr<Knowledge> common(uint32_t group) {
+    Machine& m = Machine::get();
+    uint64_t version = 1;
+    size_t agents = m.threads.size();
+    for (int lane = 0; lane < kGroup; ++lane) {
+      const Knowledge& of = m.threads[group * kGroup + lane].knows;
+      version += of.version;
+      agents = std::max(agents, of.of.size());
+    }
+    OfWarpgroup& w = warpgroups[group];
+    if (w.common && w.common_version == version) return w.common;
+    auto all = std::make_shared<Knowledge>();
+    all->threads = UINT32_MAX;
+    all->of.assign(agents, UINT32_MAX);
+    for (uint32_t id = group * kGroup; id < (group + 1) * kGroup; ++id) {
+      const Knowledge& of = m.threads[id].knows;
+      all->threads = std::min(all->threads, of.threads);
+      for (size_t a = 0; a < agents; ++a) {
+        const uint32_t known = a < of.of.size() ? of.of[a] : 0;
+        if (a != id) all->of[a] = std::min(all->of[a], a < m.threads.size() ? std::max(known, of.threads) : known);
+      }
+    }
+    w.common = all;
+    w.common_version = version;
+    return all;
+  }
+
+  // 16 bytes along the side of a matrix that is adjacent in memory. `fixed`: along the other. In units of elements of 2 bytes.
+  //   K adjacent:   (row, k)  at  start + row % 8 * 128 + row / 8 * stride + k * 2           k < 16
+  //   MN adjacent:  (mn, k)   at  start + mn % 64 * 2 + mn / 64 * leading + k % 8 * 128 + k / 8 * stride
+  static const unsigned char* chunk(uint64_t descriptor, bool mn_adjacent, int mn, int k, const Actor& actor) {
+    Machine& m = Machine::get();
+    const uint32_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
+    const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
+    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) m.fail("only 128-byte swizzle with base offset 0 is emulated");
+    const uint32_t address = mn_adjacent ? start + mn % 64 * 2 + mn / 64 * leading + k % 8 * 128 + k / 8 * stride
+                                         : start + mn % 8 * 128 + mn / 8 * stride + k * 2;
+    const unsigned char* where = shared(swizzled(address), 16);
+    m.touch(actor, where, 16, false, true);
+    return where;
+  }
+
+  // Into out[k][mn].
+  static void read(const Product& p, uint64_t descriptor, bool mn_adjacent, int size, std::vector<float>& out,
+                   const Actor& actor) {
+    out.resize(16 * size);
+    for (int mn = 0; mn < size; mn += mn_adjacent ? 8 : 1)
+      for (int k = 0; k < 16; k += mn_adjacent ? 1 : 8) {
+        const unsigned char* bytes = chunk(descriptor, mn_adjacent, mn, k, actor);
+        for (int i = 0; i < 8; ++i)
+          out[(mn_adjacent ? k : k + i) * size + (mn_adjacent ? mn + i : mn)] = p.convert(bytes + 2 * i);
+      }
+  }
+
+  __attribute__((optimize("O3"))) static void multiply(const Product& p, const Fragments* fragments, Accumulators& d,
+                                                       const Actor& actor) {
+    std::vector<float> a(16 * 64), b, sums(64 * p.N);
+    if (fragments) {
+      for (int lane = 0; lane < kGroup; ++lane)
+        for (int i = 0; i < 8; ++i) {  // register i / 2 holds row g or g + 8, columns 2 t and 2 t + 1, or 8 further
+          const auto* bytes = reinterpret_cast<const unsigned char*>((*fragments)[lane].data());
+          const int row = lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8, k = lane % 4 * 2 + i % 2 + i / 4 * 8;
+          a[k * 64 + row] = p.convert(bytes + 2 * i);
+        }
+    } else {
+      read(p, p.descriptor_a, p.transposed_a, 64, a, actor);
+    }
+    read(p, p.descriptor_b, p.transposed_b, p.N, b, actor);
+    const int N = p.N;
+    for (int row = 0; row < 64; ++row) {
+      float* sum = sums.data() + row * N;
+      for (int k = 0; k < 16; ++k) {
+        const float factor = a[k * 64 + row];
+        const float* of_k = b.data() + k * N;
+        for (int n = 0; n < N; ++n) sum[n] += factor * of_k[n];
+      }
+    }
+    for (int lane = 0; lane < kGroup; ++lane)
+      for (int i = 0; i < N / 2; ++i) {
+        const int row = lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        d.values[lane][i] = (p.accumulate ? d.values[lane][i] : 0.0f) + sums[row * N + n];
+      }
+  }
+
+  void commit(const char* reason) {
+    Thread& t = thread();
+    if (!Machine::get().drops(reason)) threads[t.id].groups.push_back(threads[t.id].issued);
+  }
+
+  // Until at most `left` groups are on their way.
+  void wait_products(size_t left, const char* reason) {
+    Machine& m = Machine::get();
+    Thread& now = thread();
+    if (m.drops(reason)) return;
+    OfThread& t = threads[now.id];
+    OfWarpgroup& w = warpgroups[now.id / kGroup];
+    t.fenced = false;
+    if (t.groups.size() <= left) return;
+    const uint64_t wanted = t.groups[t.groups.size() - 1 - left];
+    t.groups.erase(t.groups.begin(), t.groups.end() - left);
+    while (w.executed < wanted) {
+      auto unit = m.in_flight.find(now.id / kGroup);
+      auto work = std::move(unit->second.front());
+      unit->second.pop_front();
+      if (unit->second.empty()) m.in_flight.erase(unit);
+      work();
+    }
+    for (auto it = t.accumulators.begin(); it != t.accumulators.end();) {
+      if (it->second->last > wanted) {
+        ++it;
+        continue;
+      }
+      const auto& values = it->second->values[now.id % kGroup];
+      for (size_t i = 0; i < values.size(); ++i) {
+        if (!poisoned(it->first[i])) m.fail("accumulators are written while a product has them");
+        it->first[i] = values[i];
+      }
+      it = t.accumulators.erase(it);
+    }
+    std::erase_if(t.fragments, [&](const Fragment& f) {
+      if (f.product > wanted) return false;
+      if (!std::equal(f.values, f.values + 4, f.registers)) m.fail("registers of A are written while a product reads them");
+      return true;
+    });
+    now.knows.learn(m.threads.size() + now.id / kLanes, w.clocks[wanted]);
+  }
+};
+
+}  // namespace emulate
