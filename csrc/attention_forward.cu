@@ -85,7 +85,6 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     multiply_add_rows<T, D>(acc, probabilities, tiles, kV);
   }
-  wait_for_copies<0>("no copy is on its way when the block ends");
 
 #pragma unroll
   for (int m = 0; m < kM; ++m)
