@@ -154,14 +154,16 @@ __device__ __forceinline__ int place(int row, int chunk) {
   return row * kPitch<D> + (chunk ^ (row & 7));
 }
 
-// Calls f(row, chunk) for what this thread copies of a tile, so that 8 or 16 threads share a row and row % 8 stays the same.
-template <int D, int ROWS, typename F>
-__device__ __forceinline__ void for_my_chunks(F&& f) {
+// Calls f(row, chunk, address) for what this thread copies of rows first, first + 1 ... of a head. 8 or 16 threads share a row,
+// and row % 8 stays the same.
+template <int D, int ROWS, typename T, typename F>
+__device__ __forceinline__ void for_my_chunks(T* head, int64_t stride, int first, F&& f) {
   constexpr int kStep = kThreads / kPitch<D>;
   static_assert(ROWS % kStep == 0 && kStep % 8 == 0);
   const int thread = unforeseen(threadIdx.x), row = thread / kPitch<D>, chunk = thread % kPitch<D>;
+  T* address = head + (first + row) * stride + chunk * 8;
 #pragma unroll
-  for (int i = 0; i < ROWS; i += kStep) f(row + i, chunk);
+  for (int i = 0; i < ROWS; i += kStep, address += kStep * stride) f(row + i, chunk, address);
 }
 
 // Where this lane reads what load_matrices takes 16 rows of two chunks of, from row 0 and chunk 0 on: matrices in the order of
@@ -174,10 +176,9 @@ __device__ __forceinline__ int my_place(bool across) {
 // Rows first, first + 1 ... of a head on their way to the tile at `tile`; zeros beyond T and head_dim.
 template <int D, int ROWS, typename Array, typename T>
 __device__ __forceinline__ void copy_rows(Array& tiles, int tile, const T* head, int64_t stride, int first, const Problem& p) {
-  for_my_chunks<D, ROWS>([&](int row, int chunk) {
+  for_my_chunks<D, ROWS>(head, stride, first, [&](int row, int chunk, const T* address) {
     const bool there = first + row < p.T && chunk * 8 < p.head_dim;
-    if (chunk < D / 8)
-      copy_async(tiles, tile + place<D>(row, chunk), there ? head + (first + row) * stride + chunk * 8 : head, there);
+    if (chunk < D / 8) copy_async(tiles, tile + place<D>(row, chunk), there ? address : head, there);
   });
 }
 
@@ -199,10 +200,10 @@ __device__ __forceinline__ void put_rows(Array& tiles, int tile, const float (&c
 // The tile to rows first, first + 1 ... of a head.
 template <int D, int ROWS, typename Array, typename T>
 __device__ __forceinline__ void store_rows(Array& tiles, int tile, T* head, int64_t stride, int first, const Problem& p) {
-  for_my_chunks<D, ROWS>([&](int row, int chunk) {
+  for_my_chunks<D, ROWS>(head, stride, first, [&](int row, int chunk, T* address) {
     if (first + row < p.T && chunk * 8 < p.head_dim) {
       const Chunk<T> values = tiles[tile + place<D>(row, chunk)];
-      store(reinterpret_cast<Chunk<T>*>(head + (first + row) * stride + chunk * 8), values);
+      store(reinterpret_cast<Chunk<T>*>(address), values);
     }
   });
 }
