@@ -49,7 +49,9 @@ struct Problem {
   int T, H, G, head_dim;
   int before, after;    // query i sees keys i - before ... i + after
   const int64_t* ids;   // (B, T), or null: the document of each position
-  const int32_t* ranges;  // (B, blocks of 64 positions, 2), with ids: blocks [first, last) that may share an id with a block
+  // With ids, (B, blocks of 64 positions, 4): blocks [first, last) that may share an id with a block, and blocks [first, last)
+  // all of whose positions have the one id that all of the block's have.
+  const int32_t* ranges;
 };
 
 __device__ __forceinline__ int lane() { return threadIdx.x % kWarp; }
@@ -69,27 +71,39 @@ struct Span {
   int first, last;  // [first, last)
 };
 
+// Problem::ranges of [start, start + N), in positions: those that may share a document with them lie in `overlap`, and in
+// `equal` are all of one document with all of them.
+template <int N>
+__device__ __forceinline__ void document_spans(const Problem& p, int b, int start, Span& overlap, Span& equal) {
+  static_assert(N <= 2 * kRangeBlock);
+  using Range = Pack<int32_t, 4>;
+  const int blocks = (p.T + kRangeBlock - 1) / kRangeBlock;
+  const Range* range = reinterpret_cast<const Range*>(p.ranges) + int64_t(b) * blocks + start / kRangeBlock;
+  Range r = load(range);
+  if (N > kRangeBlock && start + kRangeBlock < p.T) {
+    const Range other = load(range + 1);
+    r = {{min(r.v[0], other.v[0]), max(r.v[1], other.v[1]), max(r.v[2], other.v[2]), min(r.v[3], other.v[3])}};
+  }
+  overlap = {r.v[0] * kRangeBlock, r.v[1] * kRangeBlock};
+  equal = {r.v[2] * kRangeBlock, r.v[3] * kRangeBlock};
+}
+
 // The keys that some query of [start, start + N) may see. With `before` and `after` exchanged: the queries that may see a key.
 template <int N>
 __device__ __forceinline__ Span span(const Problem& p, int b, int start, int before, int after) {
-  Span s{max(0, start - before), min(p.T, start + N + after)};
+  Span s{max(0, start - before), min(p.T, start + N + after)}, overlap, equal;
   if (p.ids != nullptr) {
-    const int blocks = (p.T + kRangeBlock - 1) / kRangeBlock;
-    const int32_t* range = p.ranges + 2 * (int64_t(b) * blocks + start / kRangeBlock);
-    int first = load(range), last = load(range + 1);
-    if (N > kRangeBlock && start + kRangeBlock < p.T) {
-      first = min(first, load(range + 2));
-      last = max(last, load(range + 3));
-    }
-    s = {max(s.first, first * kRangeBlock), min(s.last, last * kRangeBlock)};
+    document_spans<N>(p, b, start, overlap, equal);
+    s = {max(s.first, overlap.first), min(s.last, overlap.last)};
   }
   return s;
 }
 
-// Whether all NQ queries from q on see all NK keys from k on. Queries beyond T do no harm: nobody stores what they get.
+// Whether all NQ queries from q on see all NK keys from k on, as far as documents let them. Queries beyond T do no harm: nobody
+// stores what they get.
 template <int NQ, int NK>
 __device__ __forceinline__ bool all_visible(const Problem& p, int q, int k) {
-  return p.ids == nullptr && q + NQ - 1 - k <= p.before && k + NK - 1 - q <= p.after && k + NK <= p.T;
+  return q + NQ - 1 - k <= p.before && k + NK - 1 - q <= p.after && k + NK <= p.T;
 }
 
 // Calls f(row, column, value) for what this lane holds of C, (16 MT, 8 NT).
@@ -103,14 +117,19 @@ __device__ __forceinline__ void for_each(float (&c)[MT][NT][4], F&& f) {
       for (int i = 0; i < 4; ++i) f(16 * m + lane() / 4 + 8 * (i / 2), 8 * n + 2 * (lane() % 4) + i % 2, c[m][n][i]);
 }
 
-// same[m]: bit 4 n + i says whether the row and the column of C's [m][n][i] lie in the same document. Done before the scores are
-// there, in a loop that is not unrolled: ids would fill the registers that scores take.
-template <int NT, int MT>
-__device__ __forceinline__ void same_document(uint32_t (&same)[MT], const Problem& p, int b, int row, int column) {
+// same[m]: bit 4 n + i says whether the row and the column of C's [m][n][i] lie in the same document. The block has ROWS rows from
+// `start` on, this warp's begin at `row`. In a loop that is not unrolled, and before there are scores where those are
+// many: ids would fill the registers.
+template <int ROWS, int NT, int MT>
+__device__ __forceinline__ void same_document(uint32_t (&same)[MT], const Problem& p, int b, int start, int row, int column) {
   static_assert(NT <= 8);
-#pragma unroll
-  for (int m = 0; m < MT; ++m) same[m] = 0;
   if (p.ids == nullptr) return;
+  Span overlap, equal;
+  document_spans<ROWS>(p, b, start, overlap, equal);
+  const bool all = equal.first <= column && column + 8 * NT <= equal.last;
+#pragma unroll
+  for (int m = 0; m < MT; ++m) same[m] = all ? ~0u : 0u;
+  if (all) return;
   const int64_t* ids = p.ids + int64_t(b) * p.T;
   const int last = p.T - 1;
   int64_t of_row[2 * MT];
@@ -127,13 +146,18 @@ __device__ __forceinline__ void same_document(uint32_t (&same)[MT], const Proble
 }
 
 // Puts kLow over the scores of keys that their query may not see. C has a row a query, or with KEYS_FIRST a row a key; its
-// first query and key are q and k. same: as same_document says, where there are documents.
+// first query and key are q and k.
 template <bool KEYS_FIRST, int MT, int NT>
-__device__ __forceinline__ void hide(float (&s)[MT][NT][4], const Problem& p, const uint32_t (&same)[MT], int q, int k) {
+__device__ __forceinline__ void hide(float (&s)[MT][NT][4], const Problem& p, int q, int k) {
   for_each(s, [&](int row, int column, float& value) {
     const int query = q + (KEYS_FIRST ? column : row), key = k + (KEYS_FIRST ? row : column);
     if (query - key > p.before || key - query > p.after || key >= p.T) value = kLow;
   });
+}
+
+// The same for keys of other documents, with `same` at hand.
+template <int MT, int NT>
+__device__ __forceinline__ void hide_documents(float (&s)[MT][NT][4], const Problem& p, const uint32_t (&same)[MT]) {
   if (p.ids == nullptr) return;
 #pragma unroll
   for (int m = 0; m < MT; ++m)
@@ -142,6 +166,14 @@ __device__ __forceinline__ void hide(float (&s)[MT][NT][4], const Problem& p, co
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (!(same[m] >> (4 * n + i) & 1)) s[m][n][i] = kLow;
+}
+
+template <int ROWS, int MT, int NT>
+__device__ __forceinline__ void hide_documents(float (&s)[MT][NT][4], const Problem& p, int b, int start, int row, int column) {
+  if (p.ids == nullptr) return;
+  uint32_t same[MT];
+  same_document<ROWS, NT>(same, p, b, start, row, column);
+  hide_documents(s, p, same);
 }
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
@@ -296,7 +328,8 @@ inline Problem problem(const Tensor& q, const Tensor& k, const Tensor& v, const 
   STD_TORCH_CHECK(ids.has_value() == ranges.has_value(), "emergence_cuda: document ids come with their ranges");
   if (ids) {
     glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
-    glue::check_vector(*ranges, B * glue::divide_up(T, kRangeBlock) * 2, glue::ScalarType::Int, "ranges");
+    STD_TORCH_CHECK(glue::aligned(ranges->data_ptr(), 16), "emergence_cuda: ranges must be aligned to 16 bytes");
+    glue::check_vector(*ranges, B * glue::divide_up(T, kRangeBlock) * 4, glue::ScalarType::Int, "ranges");
   }
   const int reach = window > 0 ? static_cast<int>(std::min<int64_t>(window - 1, kUnbounded)) : kUnbounded;
   return {int(T), int(H), int(G), int(D), reach, causal ? 0 : reach, glue::pointer<int64_t>(ids), glue::pointer<int32_t>(ranges)};

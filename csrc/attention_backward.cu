@@ -116,15 +116,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     if (next_h < (g + 1) * group) fetch(next_h, next, buffer ^ 1);
 
-    uint32_t same[1];
-    same_document<kN>(same, p, b, row0, q0);
     float s[1][kN][4], dp[1][kN][4];
     const int q_tile = kQ + buffer * kTile, grad_tile = kGrad + buffer * kTile;
     if constexpr (kKeep)
       multiply_kept<T, D>(s, keys, tiles, q_tile);
     else
       multiply_tiles<T, D>(s, tiles, kK, q_tile);
-    if (!all_visible<kQueries, kKeys>(p, q0, k0)) hide<true>(s, p, same, q0, row0);
+    if (!all_visible<kQueries, kKeys>(p, q0, k0)) hide<true>(s, p, q0, row0);
+    hide_documents<kKeys>(s, p, b, k0, row0, q0);
     if constexpr (kKeep)
       multiply_kept<T, D>(dp, values, tiles, grad_tile);
     else
@@ -192,9 +191,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       of_rows[m][half] = load(terms + (int64_t(b) * p.H + h) * padded + row0 + 16 * m + 8 * half + lane() / 4);
   wait_for_copies<1>("this thread's copies of its queries have landed before anybody reads them");
   barrier("all of the block's queries are there before a warp takes its rows into registers");
-  uint32_t queries[D / 16][kM][4], upstream[D / 16][kM][4];
+  constexpr bool kKeep = kM == 1;  // dout in registers; else it is read again and again, for want of them
+  uint32_t queries[D / 16][kM][4], upstream[kKeep ? D / 16 : 1][kM][4];
   load_all<D>(queries, tiles, kQ);
-  load_all<D>(upstream, tiles, kGrad);
+  if constexpr (kKeep) load_all<D>(upstream, tiles, kGrad);
 
   float acc[kM][D / 8][4] = {};
   int buffer = 0;
@@ -203,12 +203,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     barrier("all keys and values are there, and nobody reads the other buffer any more, where the next ones land");
     if (k0 + kTileKeys < keys.last) fetch(k0 + kTileKeys, buffer ^ 1);
 
-    uint32_t same[kM];
-    same_document<kN>(same, p, b, row0, k0);
     float s[kM][kN][4], dp[kM][kN][4];
     multiply_kept<T, D>(s, queries, tiles, kK + buffer * kTile);
-    if (!all_visible<kRows, kTileKeys>(p, q0, k0)) hide<false>(s, p, same, row0, k0);
-    multiply_kept<T, D>(dp, upstream, tiles, kV + buffer * kTile);
+    if (!all_visible<kRows, kTileKeys>(p, q0, k0)) hide<false>(s, p, row0, k0);
+    hide_documents<kRows>(s, p, b, q0, row0, k0);
+    if constexpr (kKeep)
+      multiply_kept<T, D>(dp, upstream, tiles, kV + buffer * kTile);
+    else
+      multiply_tiles<T, D>(dp, tiles, kGrad, kV + buffer * kTile);
     uint32_t ds[kM][kN][2];
 #pragma unroll
     for (int m = 0; m < kM; ++m)

@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     barrier("all keys are there, and nobody reads the last values any more, where the next ones land");
     copy_rows<D, kKeys>(tiles, kV, v_head, v.of_row, k0, p);
     commit_copies();
-    uint32_t same[kM];
-    same_document<kN>(same, p, b, row0, k0);
+    uint32_t same[kM] = {};
+    same_document<kQueries, kN>(same, p, b, q0, row0, k0);
     float s[kM][kN][4];
     multiply_tiles<T, D>(s, tiles, kQ, kK);
     wait_for_copies<0>("this thread's copies of the values have landed before anybody reads them");
@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (k0 + kKeys < keys.last) copy_rows<D, kKeys>(tiles, kK, k_head, k.of_row, k0 + kKeys, p);
     commit_copies();
 
-    if (!all_visible<kQueries, kKeys>(p, q0, k0)) hide<false>(s, p, same, row0, k0);
+    if (!all_visible<kQueries, kKeys>(p, q0, k0)) hide<false>(s, p, row0, k0);
+    hide_documents(s, p, same);
     uint32_t probabilities[kM][kN][2];
 #pragma unroll
     for (int m = 0; m < kM; ++m)

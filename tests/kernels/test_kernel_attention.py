@@ -8,7 +8,7 @@ import torch
 from kernel_checks import assert_as_good, leaves, of_attention
 
 import emergence_kernels as ek
-from emergence_kernels.document_ranges import overlapping_blocks
+from emergence_kernels.document_ranges import overlapping_and_equal_blocks, overlapping_blocks
 
 
 def plain(q, k, v, causal=True, scale=None, document_ids=None, window=None):
@@ -180,6 +180,13 @@ def test_ranges_of_documents():
     assert overlapping_blocks(ids, 4, 2).tolist() == [[[0, 4], [1, 5], [3, 5]]]
     shuffled = torch.tensor([[3, 0, 3, 1]])  # a safe bound: the block (3, 0) may share an id with everything
     assert overlapping_blocks(shuffled, 2, 2).tolist() == [[[0, 2], [0, 2]]]
+    packed = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1]])
+    assert overlapping_and_equal_blocks(packed, 2, 2)[0].tolist() == [
+        [0, 3, 0, 2], [0, 3, 0, 2], [0, 5, 5, 5], [2, 5, 3, 5], [2, 5, 3, 5],
+    ]  # fmt: skip
+    apart = torch.tensor([[0, 0, 1, 1, 0, 0]])  # the blocks of id 0 have another one in between: none is named
+    first, last = overlapping_and_equal_blocks(apart, 2, 2)[0, 0, 2:].tolist()
+    assert first >= last
 
 
 def test_opcheck(fused, device):

@@ -55,6 +55,15 @@ def test_several_blocks(D, mask, device):
     check(*heads(1, T, 2, 1, D, device), causal=causal, document_ids=documents(kind, 1, T, device), window=window)
 
 
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [(64, 64, 101), (10, 219), (192, 37)])
+def test_documents_longer_than_tiles(lengths, causal, D, device):
+    """Tiles that lie in one document with all of the block get no mask: two documents a block, one, an uneven edge."""
+    ids = torch.repeat_interleave(torch.arange(len(lengths)) * 3 % 4, torch.tensor(lengths))[None].to(device)
+    check(*heads(1, ids.shape[1], 1, 1, D, device), causal=causal, document_ids=ids)
+
+
 def test_keys_hidden_from_all_of_the_first_tiles(device):
     """Rows that see nothing in the first tile that their block visits: a probability of 0 there, not of 1."""
     q, k, v = heads(1, 200, 1, 1, 64, device)

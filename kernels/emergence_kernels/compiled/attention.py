@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..document_ranges import overlapping_blocks
+from ..document_ranges import overlapping_and_equal_blocks
 from .library import operations
 
 MAX_HEAD_DIM = 128
@@ -33,7 +33,7 @@ def _masks(
     if document_ids is None or document_ids.shape[1] == 0:
         return (None, None), (causal, window or 0)
     ids = document_ids.long().contiguous()
-    return (ids, overlapping_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)), (causal, window or 0)
+    return (ids, overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)), (causal, window or 0)
 
 
 def _positive(q: Tensor, scale: float | None) -> tuple[Tensor, float, int]:
