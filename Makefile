@@ -87,7 +87,8 @@ gpu-sanitize:
 	@$(BUILD_CUDA)
 	for tool in memcheck racecheck initcheck; do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_cuda.py -k "against_float64 or shapes or sums" || exit 1; \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py tests/kernels/test_kernel_compiled_attention.py \
+	    -k "cuda or blocks or tiles or strides" || exit 1; \
 	done
 
 bench-redraw: install
