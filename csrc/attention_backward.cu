@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int k0 = blockIdx.x % blocks * kKeys;  // causal: the first keys, which most queries see, come first
   const int b = blockIdx.x / blocks / p.G, g = blockIdx.x / blocks % p.G;
   const Span queries = span<kKeys>(p, b, k0, p.after, p.before);
-  const int first = queries.first / 8 * 8, row0 = k0 + 16 * warp();
+  const int first = queries.first / kQueries * kQueries, row0 = k0 + 16 * warp();  // whole tiles, as `terms` is padded to
 
   copy_rows<D, kKeys>(tiles, kK, k.at(b, g), k.of_row, k0, p);
   copy_rows<D, kKeys>(tiles, kV, v.at(b, g), v.of_row, k0, p);

@@ -74,6 +74,11 @@ def test_keys_hidden_from_all_of_the_first_tiles(device):
     check(q, k, v, document_ids=ids)
 
 
+def test_a_window_that_begins_between_tiles(device):
+    """The last tile of queries must end where their sequence does, or else within what it is padded to."""
+    check(*heads(1, 128, 1, 1, 64, device), causal=False, window=57)
+
+
 @pytest.mark.parametrize("scale", [-0.4, 0.0, 3.0])
 def test_scales(scale, device):
     check(*heads(1, 70, 2, 2, 32, device), scale=scale)

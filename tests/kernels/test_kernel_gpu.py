@@ -110,6 +110,21 @@ def test_attention_of_many_heads(fused):
         assert (a[some].double() - b).norm() <= 0.01 * b.norm()
 
 
+def test_attention_of_more_than_2_31_values(fused):
+    """Checked on the last positions, where 32-bit offsets would have wrapped."""
+    if torch.cuda.mem_get_info()[0] < 24 * GIB:
+        pytest.skip("needs 24 GiB")
+    T, H, D, window = (1 << 20) + 200, 16, 128, 64
+    q, k, v = (torch.randn(1, T, h, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (H, 1, 1))
+    out = ek.attention(q, k, v, window=window, backend=fused)
+    got = torch.autograd.grad(out, (q, k, v), out.detach())
+    copies = [t[:, -200:].detach().double().requires_grad_() for t in (q, k, v)]
+    exact = ek.attention(*copies, window=window, backend="torch")
+    wanted = torch.autograd.grad(exact, copies, out[:, -200:].detach().double())
+    for a, b in zip((out, *got), (exact, *wanted)):
+        assert (a[:, -100:].double() - b[:, -100:]).norm() <= 0.01 * b[:, -100:].norm()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_flash_agrees(causal, fused):
     q = torch.randn(2, 512, 8, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
