@@ -1,5 +1,5 @@
 // Tensor cores of sm_80 and later, and the copies that feed them: thin wrappers of PTX instructions. Without nvcc the same
-// instructions are emulated, with the layouts that the PTX ISA documents; tests/kernels/tensor_cores.cu checks those.
+// instructions are emulated, with the layouts that the PTX ISA documents; tests/kernels/tensor_cores_check.cpp checks those.
 //
 // A warp multiplies A (16, 16) by B (16, 8) and adds to C (16, 8). With g = lane / 4 and t = lane % 4 a lane holds
 //
