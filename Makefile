@@ -88,7 +88,8 @@ gpu-sanitize:
 	for tool in memcheck racecheck initcheck; do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py \
-	    -k "cuda and (against_float64 or shapes or sums)" || exit 1; \
+	    tests/kernels/test_kernel_compiled_attention.py tests/kernels/test_kernel_hopper.py \
+	    -k "cuda or hopper or blocks or tiles or strides" || exit 1; \
 	done
 
 bench-redraw: install

@@ -36,6 +36,7 @@
 #include <string>
 #include <type_traits>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -113,6 +114,7 @@ struct Machine {
   NamedBarrier named[16];
   std::map<uint64_t, std::deque<std::function<void()>>> in_flight;  // by unit, each in order: what the hardware will do
   uint64_t units = 0;
+  std::unordered_set<uintptr_t> arriving;  // 16-byte pieces of shared memory, by number, that copies are on their way to
   std::mt19937_64 random;
   std::function<void()> body;
   std::string failure, dropped;
@@ -234,6 +236,9 @@ struct Machine {
   }
 
   void touch(const Actor& actor, const void* pointer, size_t bytes, bool writes, bool shared) {
+    if (shared && !arriving.empty())
+      for (auto at = reinterpret_cast<uintptr_t>(pointer) / 16; at <= (reinterpret_cast<uintptr_t>(pointer) + bytes - 1) / 16; ++at)
+        if (arriving.count(at)) fail("race in shared memory: a copy to it is on its way, and nobody has waited for it");
     const auto verdict = referee.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared);
     if (verdict == Referee::kFine) return;
     if (verdict == Referee::kUnwritten) fail("shared memory read before this block wrote it");
@@ -273,6 +278,7 @@ struct Machine {
     ++blocks_run;
     for (NamedBarrier& b : named) b = NamedBarrier{};
     in_flight.clear();
+    arriving.clear();
     threads.resize(count);
     warps.assign((count + kLanes - 1) / kLanes, Warp{});
     groups.clear();
@@ -301,7 +307,7 @@ struct Machine {
         waiting += t.state == Thread::kAtBarrier;
       }
       if (done == count) {
-        if (!in_flight.empty()) failure = "the block ends before all that it set in motion is done";
+        if (!in_flight.empty() || !arriving.empty()) failure = "the block ends before all that it set in motion is done";
         return;
       }
       if (ready.empty() ? waiting < count : !in_flight.empty() && random() % 2 == 0) {

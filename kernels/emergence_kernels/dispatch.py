@@ -32,7 +32,7 @@ def interpreting() -> bool:
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
     "rotary": ("triton", "cpu", "torch"),
-    "attention": ("flash", "triton", "torch"),
+    "attention": ("flash", "triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),
     "position_loss": ("triton", "cuda", "cpu", "torch"),
 }

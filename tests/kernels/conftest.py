@@ -50,10 +50,10 @@ def cpu_library() -> str | None:
 
 def pytest_generate_tests(metafunc) -> None:
     """`backend`: all that have the module's operation. `fused`: those with kernels of our own. `compiled`: in C++."""
-    module = metafunc.module.__name__
+    module, name = metafunc.module.__name__, metafunc.function.__name__
     names = ["triton"]
-    names += ["cuda"] if "attention" not in module and "rotary" not in module else []
-    names += ["cpu"] if "attention" not in module and not CUDA else []
+    names += ["cuda"] if "rotary" not in module else []
+    names += ["cpu"] if "attention" not in module + name and not CUDA else []
     if "compiled" in metafunc.fixturenames:
         metafunc.parametrize("compiled", ["cuda", *([] if CUDA else ["cpu"])], indirect=True)
     elif "fused" in metafunc.fixturenames:

@@ -11,6 +11,11 @@ def narrow(backend: str) -> torch.dtype:
     return torch.float32 if backend == "cpu" else torch.bfloat16
 
 
+def of_attention(backend: str, dtype: torch.dtype = torch.float32) -> torch.dtype:
+    """The dtype to try in the place of `dtype`: "cuda" has 16 bits only."""
+    return {torch.float32: torch.bfloat16, torch.bfloat16: torch.float16}[dtype] if backend == "cuda" else dtype
+
+
 def assert_as_good(
     name: str, ours: Tensor, exact: Tensor, plain: Tensor, factor: float = 2.0, floor: float = 2.0, terms: float = 0.0
 ) -> None:

@@ -5,18 +5,20 @@ accesses out of bounds and to shared memory that nobody wrote. On a GPU the same
 """
 
 import ctypes
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from kernel_checks import assert_as_good
 
 import emergence_kernels as ek
-from emergence_kernels.compiled import build, cross_entropy, library, rms_norm
+from emergence_kernels.compiled import attention, build, cross_entropy, library, rms_norm
 from emergence_kernels.compiled.library import operations
 
 EMULATED = not torch.cuda.is_available()
@@ -205,6 +207,11 @@ def every_kernel() -> list[torch.Tensor]:
         out += [y, *rms_norm.backward(dy, None, x, weight, rstd, backend="cuda")]
     yes = torch.ones(3, 99, dtype=torch.bool)
     out += cross_entropy.position_sums(torch.rand(3, 99), yes, yes, torch.rand(3, 99), backend="cuda")
+    # Tiles enough that both buffers are filled again; the widest heads keep less in registers.
+    for D, T, window in ((64, 140, None), (128, 75, 50)):
+        q, k, v = (torch.randn(1, T, h, D).bfloat16() for h in (2, 1, 1))
+        result, lse = attention.forward(q, k, v, True, None, None, window)
+        out += [result, lse, *attention.backward(q, q, k, v, result, lse, True, None, None, window)]
     return out
 
 
@@ -217,7 +224,8 @@ def test_the_order_of_threads_does_not_matter(emulation, monkeypatch):
 
 
 def test_every_barrier_is_needed(emulation, monkeypatch):
-    """Each barrier left out in turn: the emulator must see a race, or else the barrier, or the referee, is idle."""
+    """Each barrier, and each wait for copies, left out in turn: the emulator must see a race, or else it, or the referee, is
+    idle."""
     every_kernel()
     read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
     read.restype = ctypes.c_char_p
@@ -225,7 +233,7 @@ def test_every_barrier_is_needed(emulation, monkeypatch):
     in_source = set()
     for source in build.SOURCES.glob("*.cu"):
         if "hopper" not in source.name:  # test_kernel_hopper.py
-            in_source |= set(re.findall(r'\bbarrier\("([^"]+)"\)', source.read_text()))
+            in_source |= set(re.findall(r'\b(?:barrier|wait_for_copies<\d>)\("([^"]+)"\)', source.read_text()))
     assert in_source <= set(met) and len(in_source) >= 4, "the shapes of every_kernel miss a barrier"
     for reason in sorted(in_source):
         monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
@@ -289,6 +297,13 @@ def test_float32_alone_is_taken_by_the_processor(processor):
 # ---- the compiled code -----------------------------------------------------------------------------------------------
 
 
+def _cuobjdump() -> str | None:
+    """The toolkit's, else Triton's."""
+    found = importlib.util.find_spec("triton")
+    of_triton = Path(found.origin).parent / "backends" / "nvidia" / "bin" if found and found.origin else None
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=of_triton)
+
+
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
 def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
     """For sm_80 and sm_90a, warnings being errors. Loads without a GPU, and says what it was built for."""
@@ -297,10 +312,20 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
     for arch in ("sm_80", "sm_90a"):
         kernels = set(re.findall(rf"Compiling entry function '(\S+)' for '{arch}'", said))
         assert sum("statistics" in name for name in kernels) == 11, "float32 to three types, 16 bits to one, two without"
+        for part in ("attention_forward", "keys_kernel", "queries_kernel"):
+            assert sum(part in name for name in kernels) == 6, "two types, three widths"
         assert {part for part in ("gradient_kernel", "forward_kernel", "backward_kernel", "sum_shares", "position_sums")
                 if not any(part in name for name in kernels)} == set()  # fmt: skip
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert len(spills) > 50 and all(pair == ("0", "0") for pair in spills), "registers are spilled"
+    if cuobjdump := _cuobjdump():
+        for arch in ("sm_80", "sm_90a"):
+            listing = subprocess.run([cuobjdump, "-sass", "-arch", arch, str(out)], capture_output=True, text=True).stdout
+            functions = re.split(r"\n\s*Function : ", listing)[1:]
+            attending = [f for f in functions if re.match(r"\S*attention\S*(forward|keys|queries)_kernel", f)]
+            assert len(attending) == 18
+            for function in attending:  # tensor cores, loads of matrices as they are and transposed, asynchronous copies
+                assert all(what in function for what in ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS")), arch
     code = (
         "import torch\n"
         "from emergence_kernels.compiled import library\n"

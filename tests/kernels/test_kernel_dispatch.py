@@ -44,6 +44,11 @@ def test_auto_on_a_gpu(monkeypatch):
     assert resolve_backend("auto", "rms_norm", cuda) == "triton"
     assert resolve_backend("auto", "attention", cuda) == "flash"
     assert resolve_backend("auto", "attention", cuda, {"flash": "no"}) == "triton"
+    # Never the kernels that no GPU has run, whatever else cannot.
+    nothing = {"flash": "no", "triton": "no"}
+    monkeypatch.setattr("emergence_kernels.compiled.library.why_not", lambda *_: None)
+    assert resolve_backend("cuda", "attention", cuda, nothing) == "cuda"
+    assert resolve_backend("auto", "attention", cuda, nothing) == "torch"
     assert resolve_backend("auto", "position_loss", cuda, None, ("triton",)) == "torch"
     assert resolve_backend("triton", "position_loss", cuda, None, ("triton",)) == "triton"
     monkeypatch.setattr("emergence_kernels.dispatch.HAS_TRITON", False)
@@ -61,8 +66,8 @@ def test_the_environment_chooses(monkeypatch):
 
 def test_a_named_backend_that_cannot_run_raises():
     x, weight = torch.ones(2, 4), torch.ones(4)
-    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it has no attention"):
-        ek.attention(*(torch.ones(1, 2, 1, 8),) * 3, backend="cuda")
+    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it has no rotary"):
+        ek.rotary(torch.ones(1, 2, 1, 8), torch.ones(2, 4), torch.ones(2, 4), backend="cuda")
     told = run(
         "import torch, emergence_kernels as ek\n"
         "try: ek.rms_norm(torch.ones(2, 4), torch.ones(4), backend='cuda')\n"
@@ -120,4 +125,4 @@ def test_available_backends():
     table = ek.available_backends("cpu")
     assert set(table) == {"rms_norm", "rotary", "attention", "linear_cross_entropy", "position_loss"}
     assert all(row["torch"] == "yes" for row in table.values())
-    assert table["attention"]["cuda"] == "it has no attention"
+    assert table["rotary"]["cuda"] == "it has no rotary"

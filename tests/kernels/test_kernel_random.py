@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_checks import leaves
+from kernel_checks import leaves, of_attention
 from loss_cases import IGNORE, token_losses
 from test_kernel_attention import plain
 
@@ -30,22 +30,29 @@ tried = hypothesis.settings(
     kind=st.sampled_from([None, "packed", "random"]),
     seed=st.integers(0, 1000),
 )
-def test_attention(triton_only, device, B, T, heads, D, causal, window, kind, seed):
+def test_attention(fused, device, B, T, heads, D, causal, window, kind, seed):
     torch.manual_seed(seed)
-    q, k, v = (torch.randn(B, T, h, D, device=device, requires_grad=True) for h in (heads[0], heads[1], heads[1]))
+    dtype = of_attention(fused)
+    if fused == "cuda":
+        D = 8 * (1 + D % 16)
+    shapes = [(B, T, h, D) for h in (heads[0], heads[1], heads[1])]
+    q, k, v = (torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes)
     ids = None
     if kind is not None:
         ids = torch.randint(0, 4, (B, T), device=device)
         ids = ids.sort(1).values if kind == "packed" else ids
     options = dict(causal=causal, window=window, document_ids=ids)
-    out = ek.attention(q, k, v, backend="triton", **options)
+    out = ek.attention(q, k, v, backend=fused, **options)
     upstream = torch.randn_like(out)
     got = [out, *torch.autograd.grad(out, (q, k, v), upstream)]
     copies = leaves(q, k, v, dtype=torch.float64)
     exact = plain(*copies, **options)
     wanted = [exact, *torch.autograd.grad(exact, copies, upstream.double())]
     for a, b in zip(got, wanted):
-        assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-5)
+        if fused == "cuda":  # 16 bits: dq and dk cancel to 0 where a query sees one key only
+            assert (a.double() - b).norm() <= 0.01 * b.norm() + 1e-5 * upstream.float().norm()
+        else:
+            assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
 @tried

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import flash_backend
+from ..compiled import attention as compiled_attention
 from ..ops.attention import attention
 from ..reference.attention import attention as attention_torch
 from . import variants
@@ -108,6 +109,8 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         for backend in backends:
             if backend == "torch" and kind in ("documents", "window") and device.type == "cuda":
                 continue  # a (B, T, T) mask: not what anybody would run
+            if backend == "cuda" and compiled_attention.why_not(q) is not None:
+                continue  # float32
             runs.append((f"emergence {backend}", partial(attention, q, k, v, backend=backend, **options)))
         if device.type == "cuda":
             if kind in ("causal", "full"):

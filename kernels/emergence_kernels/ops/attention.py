@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import flash_backend
 from ..checks import autocast, check_float, require
+from ..compiled import attention as compiled_attention
 from ..dispatch import resolve_backend, slow_products, what_takes
 from ..reference.attention import attention as attention_torch
 
@@ -35,8 +36,8 @@ def attention(
         scale: of the scores; None means 1 / sqrt(D).
         document_ids: (B, T) integers; a query sees only keys of the same id. None: one document.
         window: query i sees keys with |i - j| < window (with causal: itself and the window - 1 before it).
-        deterministic: two backward passes give the same bits (the Triton backward always does).
-        backend: "triton", "flash", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        deterministic: two backward passes give the same bits (those of "triton" and "cuda" always do).
+        backend: "triton", "cuda", "flash", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         (B, T, H, D). Every query sees itself, so no row is empty.
@@ -68,7 +69,10 @@ def attention(
         require(
             document_ids.device == q.device, f"attention: document_ids are on {document_ids.device}, q on {q.device}"
         )
-    limits = what_takes(q) | {"flash": flash_backend.why_not(q, document_ids, window, deterministic)}
+    limits = what_takes(q) | {
+        "flash": flash_backend.why_not(q, document_ids, window, deterministic),
+        "cuda": compiled_attention.why_not(q),
+    }
     if D > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"
     backend = resolve_backend(backend, "attention", q.device, limits, slow_products(q))
@@ -79,7 +83,7 @@ def attention(
     if backend == "flash":
         return flash_backend.attention(q, k, v, causal=causal, scale=scale, window=window, deterministic=deterministic)
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    return run(q, k, v, causal, scale, document_ids, window)[0]
+    return run(q, k, v, causal, scale, document_ids, window, backend)[0]
 
 
 def _forward(
@@ -90,8 +94,12 @@ def _forward(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    from ..triton_backend.attention import forward
+    if backend == "triton":
+        from ..triton_backend.attention import forward
+    else:
+        from ..compiled.attention import forward
 
     return forward(q, k, v, causal, scale, document_ids, window)
 
@@ -107,22 +115,26 @@ def _gradients(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from ..triton_backend.attention import backward
+    if backend == "triton":
+        from ..triton_backend.attention import backward
+    else:
+        from ..compiled.attention import backward
 
     return backward(grad, q, k, v, out, lse, causal, scale, document_ids, window)
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
-    q, k, v, causal, scale, document_ids, window = inputs
+    q, k, v, causal, scale, document_ids, window, backend = inputs
     ctx.save_for_backward(q, k, v, *outputs, document_ids)
-    ctx.options = causal, scale, window
+    ctx.options = causal, scale, window, backend
 
 
 def _backward(ctx, grad: Tensor, gradients) -> tuple[Tensor | None, ...]:
     *saved, document_ids = ctx.saved_tensors
-    causal, scale, window = ctx.options
-    return *gradients(grad, *saved, causal, scale, document_ids, window), *(None,) * 4
+    causal, scale, window, backend = ctx.options
+    return *gradients(grad, *saved, causal, scale, document_ids, window, backend), *(None,) * 5
 
 
 class _Eager(torch.autograd.Function):
@@ -150,12 +162,13 @@ def _compiled(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, causal, scale, document_ids, window)
+    return _forward(q, k, v, causal, scale, document_ids, window, backend)
 
 
 @_compiled.register_fake
-def _(q, k, v, causal, scale, document_ids, window):
+def _(q, k, v, causal, scale, document_ids, window, backend):
     B, T, H, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
 
@@ -172,12 +185,13 @@ def _compiled_backward(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(grad, q, k, v, out, lse, causal, scale, document_ids, window)
+    return _gradients(grad, q, k, v, out, lse, causal, scale, document_ids, window, backend)
 
 
 @_compiled_backward.register_fake
-def _(grad, q, k, v, out, lse, causal, scale, document_ids, window):
+def _(grad, q, k, v, out, lse, causal, scale, document_ids, window, backend):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
