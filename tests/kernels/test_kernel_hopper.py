@@ -19,6 +19,7 @@ from kernel_checks import assert_as_good, leaves
 from test_kernel_attention import documents, make, plain
 
 from emergence_kernels.compiled import attention_hopper, build, library
+from emergence_kernels.document_ranges import overlapping_and_equal_blocks
 
 CUDA = torch.cuda.is_available()
 
@@ -175,9 +176,9 @@ def test_scales_that_are_not_positive(scale, device):
 def test_ranges_of_documents():
     """[first, last) of blocks that may share an id, and of those that share a single one with all of the queries."""
     ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 2]])
-    assert attention_hopper.key_ranges(ids, 4, 2).tolist() == [[[0, 5, 5, 5], [1, 5, 2, 4], [1, 5, 5, 5]]]
+    assert overlapping_and_equal_blocks(ids, 4, 2).tolist() == [[[0, 5, 5, 5], [1, 5, 2, 4], [1, 5, 5, 5]]]
     mixed = torch.tensor([[7, 7, 1, 9, 7, 7]] * 2)  # the blocks of 7 are not neighbours: every block gets its mask
-    assert attention_hopper.key_ranges(mixed, 2, 2).tolist()[1][0] == [0, 3, 0, 0]
+    assert overlapping_and_equal_blocks(mixed, 2, 2).tolist()[1][0] == [0, 3, 0, 0]
 
 
 def test_what_is_taken():

@@ -211,15 +211,21 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in packages if path)}
     fixed = ["--suite", suite, "--dtype", dtype, "--device", args.device, "--out", str(args.out), *["--json"] * args.json]
     for index, op in enumerate(ops):
-        command, limit = [sys.executable, "-m", "emergence_kernels.bench", "--op", op, *fixed], None
-        if args.budget is not None:  # an equal share of the time that is left, so that a short budget starves none
-            share = max(0.0, args.budget - (time.monotonic() - begin)) / (len(ops) - index)
-            command, limit = [*command, "--budget", f"{share:.0f}"], share + PATIENCE
-        try:
-            status = max(status, subprocess.run(command, env=environment, timeout=limit).returncode)
-        except subprocess.TimeoutExpired:
-            print(f"bench: {op} was killed, {PATIENCE} seconds after its time was up; its rows so far are kept", file=sys.stderr)
-            status = 1
+        code = None
+        for without in ({}, {library.VARIABLES["cuda"]: "left out"}):
+            command, limit = [sys.executable, "-m", "emergence_kernels.bench", "--op", op, *fixed], None
+            if args.budget is not None:  # an equal share of the time that is left, so that a short budget starves none
+                share = max(0.0, args.budget - (time.monotonic() - begin)) / (len(ops) - index)
+                command, limit = [*command, "--budget", f"{share:.0f}"], share + PATIENCE
+            try:
+                code = subprocess.run(command, env=environment | without, timeout=limit).returncode
+            except subprocess.TimeoutExpired:
+                code = 1
+                print(f"bench: {op} was killed {PATIENCE} seconds after its time; its rows so far are kept", file=sys.stderr)
+            status = max(status, abs(code))
+            if code == 0 or library.why_not("cuda", torch.device(args.device)) is not None:
+                break
+            print(f"bench: {op} did not go well{'' if without else '; once more without the CUDA kernels'}", file=sys.stderr)
     return status
 
 

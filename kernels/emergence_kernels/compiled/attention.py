@@ -1,85 +1,24 @@
-"""Attention by csrc/attention_forward.cu and attention_backward.cu, as triton_backend/attention.py offers it."""
+"""Attention by csrc/: Hopper's own kernels where they run, those of sm_80 elsewhere, as triton_backend/attention.py offers it."""
 
-import torch
+from types import ModuleType
+
 from torch import Tensor
 
-from ..document_ranges import overlapping_and_equal_blocks
-from .library import operations
+from . import attention_hopper, attention_mma
 
-MAX_HEAD_DIM = 128
-RANGE_BLOCK = 64  # positions, as in csrc/attention.h
-
-
-def why_not(q: Tensor) -> str | None:
-    """The reason why these kernels do not take q, or None."""
-    D = q.shape[-1]
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"it takes bfloat16 and float16, not {q.dtype}"
-    return f"head dim {D} is no multiple of 8 up to {MAX_HEAD_DIM}" if D % 8 or D > MAX_HEAD_DIM else None
+KERNELS = {"sm_80": attention_mma, "sm_90": attention_hopper}
+why_not = attention_mma.why_not  # what those take, one of them does
 
 
-def _aligned(t: Tensor) -> Tensor:
-    """Rows of adjacent features that start at multiples of 16 bytes, by a copy if need be."""
-    strides = [t.stride(d) for d in range(3) if t.shape[d] > 1]
-    if t.stride(3) == 1 and t.data_ptr() % 16 == 0 and all(s * t.element_size() % 16 == 0 for s in strides):
-        return t
-    return t.clone(memory_format=torch.contiguous_format)
+def _kernels(q: Tensor) -> ModuleType:
+    return KERNELS["sm_90" if q.device.type == "cuda" and attention_hopper.why_not(q) is None else "sm_80"]
 
 
-def _masks(
-    document_ids: Tensor | None, causal: bool, window: int | None
-) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
-    """(ids, ranges), (causal, window), as the operators take them."""
-    if document_ids is None or document_ids.shape[1] == 0:
-        return (None, None), (causal, window or 0)
-    ids = document_ids.long().contiguous()
-    return (ids, overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)), (causal, window or 0)
+def forward(q: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    """(q, k, v, causal, scale, document_ids, window) -> out (B, T, H, D), lse (B, H, T) float32, in base 2."""
+    return _kernels(q).forward(q, *arguments)
 
 
-def _positive(q: Tensor, scale: float | None) -> tuple[Tensor, float, int]:
-    """q and a positive scale, since the kernels take a row's maximum before they scale, and the factor that q was given."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if scale > 0:
-        return q, scale, 1
-    return (q * 0, 1.0, 0) if scale == 0 else (-q, -scale, -1)
-
-
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
-    B, T, H, _ = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
-    documents, reach = _masks(document_ids, causal, window)
-    q, scale, _ = _positive(q, scale)
-    operations("cuda").attention.default(*map(_aligned, (q, k, v)), *documents, out, lse, scale, *reach)
-    return out, lse
-
-
-def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv."""
-    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-    documents, reach = _masks(document_ids, causal, window)
-    q, scale, factor = _positive(q, scale)
-    operations("cuda").attention_backward.default(
-        *map(_aligned, (grad, q, k, v, out)), lse, *documents, dq, dk, dv, scale, *reach
-    )
-    return dq if factor == 1 else dq * factor, dk, dv
+def backward(grad: Tensor, q: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """(grad, q, k, v, out, lse, causal, scale, document_ids, window) -> dq, dk, dv."""
+    return _kernels(q).backward(grad, q, *arguments)

@@ -1,0 +1,19 @@
+"""What attention's CUDA kernels want of their inputs."""
+
+import torch
+from torch import Tensor
+
+
+def aligned(t: Tensor, *, expanded: bool = True) -> Tensor:
+    """Rows of adjacent features that start at multiples of 16 bytes, by a copy if need be. expanded: may a stride be 0?"""
+    strides = [t.stride(d) * t.element_size() for d in range(3) if t.shape[d] > 1]
+    fine = t.stride(3) == 1 and t.data_ptr() % 16 == 0 and all(s % 16 == 0 and (s > 0 or expanded) for s in strides)
+    return t if fine else t.clone(memory_format=torch.contiguous_format)
+
+
+def positive(q: Tensor, scale: float | None) -> tuple[Tensor, float, int]:
+    """q and a positive scale, since the kernels take a row's maximum before they scale, and the factor that q was given."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if scale > 0:
+        return q, scale, 1
+    return (q * 0, 1.0, 0) if scale == 0 else (-q, -scale, -1)

@@ -1,0 +1,70 @@
+"""Attention by csrc/attention_forward.cu and attention_backward.cu (sm_80 and later), as triton_backend/attention.py has it."""
+
+import torch
+from torch import Tensor
+
+from ..document_ranges import overlapping_and_equal_blocks
+from .attention_inputs import aligned, positive
+from .library import operations
+
+MAX_HEAD_DIM = 128
+RANGE_BLOCK = 64  # positions, as in csrc/attention.h
+
+
+def why_not(q: Tensor) -> str | None:
+    """The reason why these kernels do not take q, or None."""
+    D = q.shape[-1]
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bfloat16 and float16, not {q.dtype}"
+    return f"head dim {D} is no multiple of 8 up to {MAX_HEAD_DIM}" if D % 8 or D > MAX_HEAD_DIM else None
+
+
+def _masks(
+    document_ids: Tensor | None, causal: bool, window: int | None
+) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
+    """(ids, ranges), (causal, window), as the operators take them."""
+    if document_ids is None or document_ids.shape[1] == 0:
+        return (None, None), (causal, window or 0)
+    ids = document_ids.long().contiguous()
+    return (ids, overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)), (causal, window or 0)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    scale: float | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
+    B, T, H, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    documents, reach = _masks(document_ids, causal, window)
+    q, scale, _ = positive(q, scale)
+    operations("cuda").attention.default(*map(aligned, (q, k, v)), *documents, out, lse, scale, *reach)
+    return out, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> dq, dk, dv."""
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    documents, reach = _masks(document_ids, causal, window)
+    q, scale, factor = positive(q, scale)
+    operations("cuda").attention_backward.default(
+        *map(aligned, (grad, q, k, v, out)), lse, *documents, dq, dk, dv, scale, *reach
+    )
+    return dq if factor == 1 else dq * factor, dk, dv
