@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kPadding = 128;  // sequences in `terms` are padded to a multiple of this
 
-// What backward needs of a row: exp2's shift, and delta. Infinity and 0 beyond T make p and ds 0 there.
+// What backward needs of a row: its log-sum-exp, and delta. Infinity and 0 beyond T make p and ds 0 there.
 using Terms = Pack<float, 2>;
 
 // The Terms of B H rows of T, padded. 16 threads a row, a chunk of 8 values each.
@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       const Chunk<float> of_two = of_queries[buffer * kQueries / 2 + 4 * n + lane() % 4];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float p0 = exp2_fast(s[0][n][2 * half] * scale2 - of_two.v[0]);
-        const float p1 = exp2_fast(s[0][n][2 * half + 1] * scale2 - of_two.v[2]);
+        const float p0 = exp2_fast(fmaf(s[0][n][2 * half], scale2, -of_two.v[0]));
+        const float p1 = exp2_fast(fmaf(s[0][n][2 * half + 1], scale2, -of_two.v[2]));
         probabilities[0][n][half] = packed<T>(p0, p1);
         ds[0][n][half] = packed<T>(p0 * (dp[0][n][2 * half] - of_two.v[1]), p1 * (dp[0][n][2 * half + 1] - of_two.v[3]));
       }
@@ -219,8 +219,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const Terms row = of_rows[m][half];
-          const float p0 = exp2_fast(s[m][n][2 * half] * scale2 - row.v[0]);
-          const float p1 = exp2_fast(s[m][n][2 * half + 1] * scale2 - row.v[0]);
+          const float p0 = exp2_fast(fmaf(s[m][n][2 * half], scale2, -row.v[0]));
+          const float p1 = exp2_fast(fmaf(s[m][n][2 * half + 1], scale2, -row.v[0]));
           ds[m][n][half] = packed<T>(p0 * (dp[m][n][2 * half] - row.v[1]), p1 * (dp[m][n][2 * half + 1] - row.v[1]));
         }
     multiply_add_rows<T, D>(acc, ds, tiles, kK + buffer * kTile);

@@ -65,14 +65,14 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int n = 0; n < kN; ++n) most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
         most = fmaxf(most, from_lane_xor(most, 1));
         most = fmaxf(most, from_lane_xor(most, 2));
-        // A row that has seen no key yet must get probabilities of 0, not of exp2(kLow - kLow).
+        // A row that has seen no key yet must get probabilities of 0, not exp2 of what rounding leaves of kLow - kLow.
         const float shift = most <= kLow ? 0.0f : most * scale2;
-        const float shrink = exp2_fast(top[m][half] * scale2 - shift);
+        const float shrink = exp2_fast(fmaf(top[m][half], scale2, -shift));
         float sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
-          const float p0 = exp2_fast(s[m][n][2 * half] * scale2 - shift);
-          const float p1 = exp2_fast(s[m][n][2 * half + 1] * scale2 - shift);
+          const float p0 = exp2_fast(fmaf(s[m][n][2 * half], scale2, -shift));
+          const float p1 = exp2_fast(fmaf(s[m][n][2 * half + 1], scale2, -shift));
           sum += p0 + p1;
           probabilities[m][n][half] = packed<T>(p0, p1);
         }
