@@ -22,6 +22,7 @@
 #define RMS_NORM_BACKWARD                                                                                               \
   "rms_norm_backward(Tensor dy, Tensor? d_residual, Tensor x, Tensor weight, Tensor rstd, Tensor(a!) dx, "              \
   "Tensor(b!) dweight) -> ()"
+#define ROTARY "rotary(Tensor x, Tensor cos, Tensor sin, Tensor(a!) out, float sign) -> ()"
 #define POSITION_SUMS                                                                                                   \
   "position_sums(Tensor token_loss, Tensor valid, Tensor correct, Tensor entropy, Tensor(a!) count, "                   \
   "Tensor(b!) loss_sum, Tensor(c!) loss_sq_sum, Tensor(d!) correct_sum, Tensor(e!) entropy_sum) -> ()"

@@ -1,5 +1,4 @@
-// Rotary position embedding on a processor (Su et al., arXiv 2104.09864): pairs (i, i + R) of the first 2R features of a head
-// are turned by an angle that depends on the position and on i; the rest passes. Its gradient is the turn back.
+// Rotary position embedding on a processor. The formulas, and the arguments, are those of ../rotary.cu.
 
 #include "cpu.h"
 
@@ -63,7 +62,7 @@ void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor&
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cpu, library) {
-  library.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor(a!) out, float sign) -> ()");
+  library.def(ROTARY);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cpu, CPU, library) { library.impl("rotary", TORCH_BOX(&rotary)); }

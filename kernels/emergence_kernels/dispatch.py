@@ -31,7 +31,7 @@ def interpreting() -> bool:
 # "auto" takes "cuda" only there: no GPU has run those kernels yet. "torch" closes every list.
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
-    "rotary": ("triton", "cpu", "torch"),
+    "rotary": ("triton", "cuda", "cpu", "torch"),
     "attention": ("flash", "triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),
     "position_loss": ("triton", "cuda", "cpu", "torch"),

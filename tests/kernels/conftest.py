@@ -51,8 +51,7 @@ def cpu_library() -> str | None:
 def pytest_generate_tests(metafunc) -> None:
     """`backend`: all that have the module's operation. `fused`: those with kernels of our own. `compiled`: in C++."""
     module, name = metafunc.module.__name__, metafunc.function.__name__
-    names = ["triton"]
-    names += ["cuda"] if "rotary" not in module else []
+    names = ["triton", "cuda"]
     names += ["cpu"] if "attention" not in module + name and not CUDA else []
     if "compiled" in metafunc.fixturenames:
         metafunc.parametrize("compiled", ["cuda", *([] if CUDA else ["cpu"])], indirect=True)

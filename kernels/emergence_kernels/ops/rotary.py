@@ -19,7 +19,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
     Args:
         x: (B, T, H, D).
         cos, sin: (T, R) or (B, T, R) of any floating-point dtype, 2R <= D; constants, no gradient flows to them.
-        backend: "triton", "cpu", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
+        backend: "triton", "cuda", "cpu", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         (B, T, H, D).
@@ -48,12 +48,13 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str) -> Tensor:
-    if backend == "cpu":
-        from ..compiled.rotary import rotate
-    else:
+    if backend == "triton":
         from ..triton_backend.rotary import rotate
 
-    return rotate(x, cos, sin, sign)
+        return rotate(x, cos, sin, sign)
+    from ..compiled.rotary import rotate
+
+    return rotate(x, cos, sin, sign, backend=backend)
 
 
 @torch.library.custom_op("emergence_kernels::rotary", mutates_args=())
