@@ -13,8 +13,8 @@ using namespace tensor_cores;
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kRangeBlock = 64;             // positions that share an entry of Problem::ranges
-constexpr int kUnbounded = 1 << 29;         // in the place of a distance; sequences are shorter
+constexpr int kRangeBlock = 64;      // positions that share an entry of Problem::ranges
+constexpr int kUnbounded = 1 << 29;  // in the place of a distance; sequences are shorter
 constexpr float kLog2e = 1.4426950408889634f;
 
 // exp2 by the special-function unit: 2 ulp; what is less than 2^-126 becomes 0.
@@ -47,8 +47,8 @@ struct Heads {
 
 struct Problem {
   int T, H, G, head_dim;
-  int before, after;    // query i sees keys i - before ... i + after
-  const int64_t* ids;   // (B, T), or null: the document of each position
+  int before, after;   // query i sees keys i - before ... i + after
+  const int64_t* ids;  // (B, T), or null: the document of each position
   // With ids, (B, blocks of 64 positions, 4): blocks [first, last) that may share an id with a block, and blocks [first, last)
   // all of whose positions have the one id that all of the block's have.
   const int32_t* ranges;
@@ -117,8 +117,8 @@ __device__ __forceinline__ void for_each(float (&c)[MT][NT][4], F&& f) {
       for (int i = 0; i < 4; ++i) f(16 * m + lane() / 4 + 8 * (i / 2), 8 * n + 2 * (lane() % 4) + i % 2, c[m][n][i]);
 }
 
-// same[m]: bit 4 n + i says whether the row and the column of C's [m][n][i] lie in the same document. The block has ROWS rows from
-// `start` on, this warp's begin at `row`. In a loop that is not unrolled, and before there are scores where those are
+// same[m]: bit 4 n + i says whether the row and the column of C's [m][n][i] lie in the same document. The block has ROWS rows
+// from `start` on, this warp's begin at `row`. In a loop that is not unrolled, and before there are scores where those are
 // many: ids would fill the registers.
 template <int ROWS, int NT, int MT>
 __device__ __forceinline__ void same_document(uint32_t (&same)[MT], const Problem& p, int b, int start, int row, int column) {
