@@ -1,6 +1,6 @@
 """Tokens/s of our training loop beside a plain PyTorch loop and transformers' Llama: same shape, data, threads, one run.
 
-    python benchmarks/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 25] [--out FILE]
+    python benchmarks/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 61] [--out FILE]
 
 The contestants take turns, a few steps each and another one first each round, so that a machine whose speed drifts is as
 unkind to one as to the other; a round during which other processes took more than 5% of one core is thrown away and run
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", default="tiny-0.05m,tiny-0.2m,tiny-0.9m")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=61)
     parser.add_argument("--data", default="data/quickstart")
     parser.add_argument("--out", default="benchmarks/results/cpu/training.json")
     arguments = parser.parse_args()
