@@ -4,11 +4,11 @@
 
 The contestants take turns, a few steps each and another one first each round, so that a machine whose speed drifts is as
 unkind to one as to the other; a round during which other processes took more than 5% of one core is thrown away and run
-again (both are counted); the figure is the median over rounds, with the least and the greatest beside it. All run eagerly
+again (both are counted); the figure is the median over rounds, with the least and the greatest beside it, ratios pair by pair with a 95% interval. All run eagerly
 in fp32 with the same AdamW (fused) and clipping. `ours` is what `emergence-train train` runs between checkpoints:
 DeepSpeed, data loading, position-resolved loss and its sums. `ours, plain loss` is the same step with F.cross_entropy in
 place of the position-resolved loss, and its mean alone is added up: the difference is what position logging costs, the
-median over rounds of the pair's ratio, with the 95% interval that the order of the rounds' ratios gives.
+median over rounds of what a round's two speeds say.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
             speeds[name].append(speed)
     for values in speeds.values():
         del values[0]
-    peers = [statistics.median(speeds[name]) for name in ("plain PyTorch", "transformers Llama")]
+    faster = max(("plain PyTorch", "transformers Llama"), key=lambda name: statistics.median(speeds[name]))
     print(f"{contested} rounds thrown away")
     rows = [
         {
@@ -194,18 +194,19 @@ def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
             "tokens_per_second": statistics.median(values),
             "least": min(values),
             "greatest": max(values),
-            "over_faster_peer": statistics.median(values) / max(peers),
+            "over_faster_peer": paired([ours / peer for ours, peer in zip(values, speeds[faster])]),
         }
         for name, values in speeds.items()
     ]
-    # Pair by pair: what is common to a round (a busy machine) cancels.
     costs = [1 - ours / plain for ours, plain in zip(speeds["ours"], speeds["ours, plain loss"])]
-    interval = stats.quantile_test(costs, q=0, p=0.5).confidence_interval(0.95)
-    rows[0]["position_logging"] = {
-        "cost": statistics.median(costs), "low95": interval.low, "high95": interval.high, "rounds": len(costs),
-        "rounds_thrown_away": contested,
-    }  # fmt: skip
+    rows[0]["position_logging"] = paired(costs) | {"rounds": len(costs), "rounds_thrown_away": contested}
     return rows
+
+
+def paired(of_rounds: list[float]) -> dict[str, float]:
+    """The median over rounds and its 95% interval; pairs, as what is common to a round (a busy machine) cancels."""
+    interval = stats.quantile_test(of_rounds, q=0, p=0.5).confidence_interval(0.95)
+    return {"median": statistics.median(of_rounds), "low95": interval.low, "high95": interval.high}
 
 
 def main() -> None:
@@ -227,10 +228,12 @@ def main() -> None:
         results[size] = measure(config, dataset, ranks, arguments.rounds)
         print(f"\n{size}  ({config.training.batch} x {dataset.sequence} tokens a step)")
         for row in results[size]:
+            peer = row["over_faster_peer"]
             print(f"  {row['contestant']:20s} {row['tokens_per_second']:10,.0f} tokens/s  "
-                  f"[{row['least']:,.0f}, {row['greatest']:,.0f}]  {row['over_faster_peer']:.3f} of the faster peer")  # fmt: skip
+                  f"[{row['least']:,.0f}, {row['greatest']:,.0f}]  "
+                  f"{peer['median']:.3f} [{peer['low95']:.3f}, {peer['high95']:.3f}] of the faster peer")  # fmt: skip
         logging = results[size][0]["position_logging"]
-        print(f"  position logging costs {logging['cost']:+.1%} [{logging['low95']:+.1%}, {logging['high95']:+.1%}]")
+        print(f"  position logging costs {logging['median']:+.1%} [{logging['low95']:+.1%}, {logging['high95']:+.1%}]")
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     record = {
