@@ -4,11 +4,11 @@
 
 The contestants take turns, a few steps each and another one first each round, so that a machine whose speed drifts is as
 unkind to one as to the other; a round during which other processes took more than 5% of one core is thrown away and run
-again (both are counted); the figure is the median over rounds, with the least and the greatest beside it, ratios pair by pair with a 95% interval. All run eagerly
-in fp32 with the same AdamW (fused) and clipping. `ours` is what `emergence-train train` runs between checkpoints:
-DeepSpeed, data loading, position-resolved loss and its sums. `ours, plain loss` is the same step with F.cross_entropy in
-place of the position-resolved loss, and its mean alone is added up: the difference is what position logging costs, the
-median over rounds of what a round's two speeds say.
+again (both are counted); the figure is the median over rounds, with the least and the greatest beside it, and ratios are
+medians over the rounds' pairs with a 95% interval. All run eagerly in fp32 with the same AdamW (fused) and clipping. `ours`
+is what `emergence-train train` runs between checkpoints: DeepSpeed, data loading, position-resolved loss and its sums.
+`ours, plain loss` is the same step with F.cross_entropy in place of the position-resolved loss, and its mean alone is added
+up: the difference is what position logging costs.
 """
 
 import argparse
