@@ -17,17 +17,6 @@ constexpr int kRangeBlock = 64;      // positions that share an entry of Problem
 constexpr int kUnbounded = 1 << 29;  // in the place of a distance; sequences are shorter
 constexpr float kLog2e = 1.4426950408889634f;
 
-// exp2 by the special-function unit: 2 ulp; what is less than 2^-126 becomes 0.
-__device__ __forceinline__ float exp2_fast(float x) {
-#ifdef __CUDACC__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return std::exp2(x);
-#endif
-}
-
 // 1 / x to 1 ulp. A division proper calls a function for rare cases, for which registers would be spilled.
 __device__ __forceinline__ float reciprocal(float x) {
 #ifdef __CUDACC__

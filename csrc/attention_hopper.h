@@ -59,7 +59,7 @@ __device__ __forceinline__ void narrow(const float (&s)[N], uint32_t (&p)[N / 8]
 #pragma unroll
   for (int step = 0; step < N / 8; ++step)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) p[step][i] = pair<T>(s[step * 8 + 2 * i], s[step * 8 + 2 * i + 1]);
+    for (int i = 0; i < 4; ++i) p[step][i] = packed<T>(s[step * 8 + 2 * i], s[step * 8 + 2 * i + 1]);
 }
 
 // A warpgroup's 64 rows of results go to global memory by way of shared memory, so that whole rows are stored. `tile`: the
@@ -71,7 +71,7 @@ __device__ __forceinline__ void put_rows(uint32_t tile, uint32_t slab, const flo
   for (int j = 0; j < D / 2; j += 2) {
     const int column = j / 4 * 8, r = j / 2 % 2;
     store_shared(in_tile(tile + column / 64 * slab, warp * 16 + lane / 4 + 8 * r, column % 64 / 8) + lane % 4 * 4,
-                 pair<T>(o[j] * scale[r], o[j + 1] * scale[r]));
+                 packed<T>(o[j] * scale[r], o[j + 1] * scale[r]));
   }
 }
 

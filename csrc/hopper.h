@@ -41,35 +41,6 @@ constexpr int kSwizzleRow = 128;  // bytes of a row of a tile; a wider matrix is
 
 // ---- numbers ---------------------------------------------------------------------------------------------------------
 
-// By the special-function unit, relative error 2^-22; 0 for what is below the normal numbers.
-__device__ __forceinline__ float exp2_fast(float x) {
-#ifdef __CUDACC__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return std::exp2(x);
-#endif
-}
-
-// Two numbers rounded to T, the first one in the low half.
-template <typename T>
-__device__ __forceinline__ uint32_t pair(float low, float high) {
-#ifdef __CUDACC__
-  uint32_t both;
-  if constexpr (std::is_same_v<T, bf16>)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
-#else
-  const T values[2] = {from_float<T>(low), from_float<T>(high)};
-  uint32_t both;
-  std::memcpy(&both, values, 4);
-  return both;
-#endif
-}
-
 __device__ __forceinline__ float as_float(uint32_t bits) {
 #ifdef __CUDACC__
   return __uint_as_float(bits);

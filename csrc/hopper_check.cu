@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kGroup)
   if (WAY == kByThreads) {
     for (int i = threadIdx.x; i < 64 * 32; i += kGroup)
       store_shared(in_tile(to_a, i / 32, i % 32 / 4) + i % 4 * 4,
-                   pair<T>(to_float(load(a + 2 * i)), to_float(load(a + 2 * i + 1))));
+                   packed<T>(to_float(load(a + 2 * i)), to_float(load(a + 2 * i + 1))));
     fence_async("check: threads' stores reach the asynchronous proxy");
     barrier("check: every thread's stores are there before they are multiplied");
   }
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kGroup)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const T* at = a + (row0 + i % 2 * 8) * 64 + step * 16 + i / 2 * 8 + column0;
-        fragments[step][i] = pair<T>(to_float(load(at)), to_float(load(at + 1)));
+        fragments[step][i] = packed<T>(to_float(load(at)), to_float(load(at + 1)));
       }
   hold(sums);
   fence_products("check: registers are settled before products take them");

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -87,6 +88,34 @@ inline f16 from_float<f16>(float x) {
 inline float exp_fast(float x) { return std::exp(x); }
 inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
 #endif
+
+// exp2 by the special-function unit: 2 ulp; what is less than 2^-126 becomes 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::exp2(x);
+#endif
+}
+
+// Two values rounded to T, as registers hold them: the first in the low half.
+template <typename T>
+__device__ __forceinline__ uint32_t packed(float low, float high) {
+#ifdef __CUDACC__
+  std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2> both;
+  if constexpr (std::is_same_v<T, bf16>)
+    both = __floats2bfloat162_rn(low, high);
+  else
+    both = __floats2half2_rn(low, high);
+#else
+  const T both[2] = {from_float<T>(low), from_float<T>(high)};
+#endif
+  uint32_t bits;
+  memcpy(&bits, &both, 4);
+  return bits;
+}
 
 // ---- memory ----------------------------------------------------------------------------------------------------------
 

@@ -26,23 +26,6 @@ using namespace portable;
 template <typename T>
 using Chunk = Pack<T, 16 / sizeof(T)>;
 
-// Two values rounded to T, as registers hold them: the first in the low half.
-template <typename T>
-__device__ __forceinline__ uint32_t packed(float low, float high) {
-#ifdef __CUDACC__
-  std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2> both;
-  if constexpr (std::is_same_v<T, bf16>)
-    both = __floats2bfloat162_rn(low, high);
-  else
-    both = __floats2half2_rn(low, high);
-#else
-  const Pack<T, 2> both{from_float<T>(low), from_float<T>(high)};
-#endif
-  uint32_t bits;
-  memcpy(&bits, &both, 4);
-  return bits;
-}
-
 #ifdef __CUDACC__
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));

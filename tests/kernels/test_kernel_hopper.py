@@ -273,7 +273,10 @@ def disassembler() -> Path | None:
 
 def forms(ptx: str) -> tuple[set, set, set]:
     """Copies; products of 64 x 128 bfloat16 and whether b is transposed; (swizzle, stride, leading offset) of descriptors."""
-    copies = set(re.findall(r"cp\.async\.bulk\.tensor[\w.:]+", ptx))
+    copies = {  # a block that is no cluster's may name its shared memory either way
+        copy.replace("shared::cta.global", "shared::cluster.global")
+        for copy in re.findall(r"cp\.async\.bulk\.tensor[\w.:]+", ptx)
+    }
     products = set(re.findall(r"(wgmma\.mma_async\S*m64n128k16\.f32\.bf16\.bf16) [^;]*, 1, 1(?:, 0)?, (\d);", ptx))
     fields = set()
     for number in map(int, re.findall(r"\b46\d{17}\b", ptx)):
