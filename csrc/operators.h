@@ -47,4 +47,27 @@ inline void check_vector(const Tensor& tensor, int64_t length, ScalarType type, 
                   name, " must be contiguous, of its type, and hold ", length, " values");
 }
 
+// x (B, T, H, D), cos and sin (T, R) or (B, T, R) float32, out as x and contiguous.
+inline void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out) {
+  STD_TORCH_CHECK(x.dim() == 4 && (x.stride(3) == 1 || x.size(3) == 1),
+                  "emergence_kernels: x must be (batch, positions, heads, features) with adjacent features");
+  const int64_t B = x.size(0), T = x.size(1), R = cos.size(cos.dim() - 1);
+  for (const Tensor* angle : {&cos, &sin})
+    check_vector(*angle, (cos.dim() == 3 ? B : 1) * T * R, ScalarType::Float, "cos and sin");
+  check_vector(out, x.numel(), x.scalar_type(), "out");
+  STD_TORCH_CHECK(2 * R <= x.size(3), "emergence_kernels: more angles than pairs of features");
+}
+
+// token_loss, entropy (B, T) float32; valid, correct (B, T) bool; counts (T,) int64, sums (T,) float64.
+inline void check_position_sums(const Tensor& token_loss, const Tensor& valid, const Tensor& correct, const Tensor& entropy,
+                                const Tensor& count, const Tensor& loss_sum, const Tensor& loss_sq_sum,
+                                const Tensor& correct_sum, const Tensor& entropy_sum) {
+  STD_TORCH_CHECK(token_loss.dim() == 2, "emergence_kernels: token losses must be (batch, positions)");
+  const int64_t T = token_loss.size(1), tokens = token_loss.numel();
+  for (const Tensor* t : {&token_loss, &entropy}) check_vector(*t, tokens, ScalarType::Float, "token losses");
+  for (const Tensor* t : {&valid, &correct}) check_vector(*t, tokens, ScalarType::Bool, "token flags");
+  for (const Tensor* t : {&count, &correct_sum}) check_vector(*t, T, ScalarType::Long, "counts");
+  for (const Tensor* t : {&loss_sum, &loss_sq_sum, &entropy_sum}) check_vector(*t, T, ScalarType::Double, "sums");
+}
+
 }  // namespace operators

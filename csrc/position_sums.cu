@@ -39,13 +39,8 @@ using glue::Tensor;
 void position_sums(const Tensor& token_loss, const Tensor& valid, const Tensor& correct, const Tensor& entropy,
                    const Tensor& count, const Tensor& loss_sum, const Tensor& loss_sq_sum, const Tensor& correct_sum,
                    const Tensor& entropy_sum) {
-  STD_TORCH_CHECK(token_loss.dim() == 2, "emergence_cuda: token losses must be (batch, positions)");
+  operators::check_position_sums(token_loss, valid, correct, entropy, count, loss_sum, loss_sq_sum, correct_sum, entropy_sum);
   const int64_t B = token_loss.size(0), T = token_loss.size(1);
-  for (const Tensor* t : {&token_loss, &entropy}) glue::check_vector(*t, B * T, glue::ScalarType::Float, "token losses");
-  for (const Tensor* t : {&valid, &correct}) glue::check_vector(*t, B * T, glue::ScalarType::Bool, "token flags");
-  for (const Tensor* t : {&count, &correct_sum}) glue::check_vector(*t, T, glue::ScalarType::Long, "counts");
-  for (const Tensor* t : {&loss_sum, &loss_sq_sum, &entropy_sum})
-    glue::check_vector(*t, T, glue::ScalarType::Double, "sums");
   if (T == 0) return;
   const int threads = 64;  // few positions: rather more blocks
   glue::launch(&position_sums_kernel, dim3(glue::divide_up(T, threads)), dim3(threads), 0, token_loss,

@@ -72,15 +72,10 @@ using glue::Tensor;
 
 // x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous float32 -> out (B, T, H, D) contiguous.
 void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out, double sign) {
-  STD_TORCH_CHECK(x.dim() == 4 && (x.stride(3) == 1 || x.size(3) == 1),
-                  "emergence_cuda: x must be (batch, positions, heads, features) with adjacent features");
+  operators::check_rotary(x, cos, sin, out);
   const int64_t B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3), R = cos.size(cos.dim() - 1);
   const bool batched = cos.dim() == 3;
-  for (const Tensor* angle : {&cos, &sin})
-    glue::check_vector(*angle, (batched ? B : 1) * T * R, glue::ScalarType::Float, "cos and sin");
-  glue::check_vector(out, B * T * H * D, x.scalar_type(), "out");
-  STD_TORCH_CHECK(2 * R <= D && H * D < (int64_t(1) << 31), "emergence_cuda: more angles than pairs of features, or a token of ",
-                  H * D, " features");
+  STD_TORCH_CHECK(H * D < (int64_t(1) << 31), "emergence_cuda: a token of ", H * D, " features");
   if (x.numel() == 0) return;
   const Turn turn{x.stride(0), x.stride(1), x.stride(2), batched ? T * R : 0, B * T, int(T), int(H), int(D), int(R), float(sign)};
   glue::by_type(x, [&](auto of_x) {

@@ -4,18 +4,13 @@
 
 namespace {
 
-using cpu::ScalarType;
 using cpu::Tensor;
 
 void position_sums(const Tensor& token_loss, const Tensor& valid, const Tensor& correct, const Tensor& entropy,
                    const Tensor& count, const Tensor& loss_sum, const Tensor& loss_sq_sum, const Tensor& correct_sum,
                    const Tensor& entropy_sum) {
-  STD_TORCH_CHECK(token_loss.dim() == 2, "emergence_cpu: token losses must be (batch, positions)");
+  operators::check_position_sums(token_loss, valid, correct, entropy, count, loss_sum, loss_sq_sum, correct_sum, entropy_sum);
   const int64_t B = token_loss.size(0), T = token_loss.size(1);
-  for (const Tensor* t : {&token_loss, &entropy}) cpu::check_vector(*t, B * T, ScalarType::Float, "token losses");
-  for (const Tensor* t : {&valid, &correct}) cpu::check_vector(*t, B * T, ScalarType::Bool, "token flags");
-  for (const Tensor* t : {&count, &correct_sum}) cpu::check_vector(*t, T, ScalarType::Long, "counts");
-  for (const Tensor* t : {&loss_sum, &loss_sq_sum, &entropy_sum}) cpu::check_vector(*t, T, ScalarType::Double, "sums");
   int64_t *tokens = cpu::pointer<int64_t>(count), *hits = cpu::pointer<int64_t>(correct_sum);
   double *sum = cpu::pointer<double>(loss_sum), *squares = cpu::pointer<double>(loss_sq_sum);
   double* entropies = cpu::pointer<double>(entropy_sum);

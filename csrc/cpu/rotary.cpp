@@ -35,14 +35,10 @@ CLONED void turn(const Turn& t, int64_t begin, int64_t end) {
 
 // x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous -> out (B, T, H, D) contiguous.
 void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out, double sign) {
-  STD_TORCH_CHECK(x.dim() == 4 && (x.stride(3) == 1 || x.size(3) == 1) && x.scalar_type() == ScalarType::Float,
-                  "emergence_cpu: x must be float32 (batch, positions, heads, features) with adjacent features");
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "emergence_cpu: x must be float32");
+  operators::check_rotary(x, cos, sin, out);
   const int64_t B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3), R = cos.size(cos.dim() - 1);
   const bool batched = cos.dim() == 3;
-  for (const Tensor* angle : {&cos, &sin})
-    cpu::check_vector(*angle, (batched ? B : 1) * T * R, ScalarType::Float, "cos and sin");
-  cpu::check_vector(out, B * T * H * D, ScalarType::Float, "out");
-  STD_TORCH_CHECK(2 * R <= D, "emergence_cpu: more angles than pairs of features");
   const Turn t{cpu::pointer<float>(x),
                cpu::pointer<float>(cos),
                cpu::pointer<float>(sin),

@@ -26,7 +26,7 @@ class Request:
     scored: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """Requests that share their first `shared` ids, and the tokens that they take together."""
 
@@ -103,8 +103,8 @@ def _rows(requests: list[Request]) -> list[Row]:
             most = min(before.shared or len(first.ids) - 1 - first.scored, count - request.scored)
             common = _common(first.ids, request.ids, most)
             others = len(before.requests)
-            spared, length = common * others - before.shared * (others - 1), before.length + count
-            length -= spared
+            spared = common * others - before.shared * (others - 1)
+            length = before.length + count - spared
             if spared > 0 and length <= LONGEST_SHARED:
                 rows[-1] = Row([*before.requests, number], common, length)
                 continue

@@ -4,6 +4,8 @@ Shapes: B sequences, T tokens, D width, H query heads, K key/value heads, d head
 The residual stream is carried beside each block's output so that the kernel which adds the two also normalises the sum.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -185,7 +187,7 @@ class Decoder(nn.Module):
         return x, residual
 
     def _branched(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """A branch's positions go on from the row's beginning. Blocks are taken apart for the same reason as in _next."""
+        """A branch's positions go on from the row's beginning."""
         T, device = tokens_BT.shape[1], tokens_BT.device
         index_T = torch.arange(T, device=device)
         begins_BT = branches_BT != torch.cat([torch.zeros_like(branches_BT[:, :1]), branches_BT[:, :-1]], 1)
@@ -196,25 +198,27 @@ class Decoder(nn.Module):
         angles = cos[position_BT], sin[position_BT]
         own_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, None, :] == branches_BT[:, :, None])
         seen_B1TT = (own_BTT & (index_T[:, None] >= index_T))[:, None]
+        return self._apart(tokens_BT, lambda _, of_block, x: of_block.masked(x, angles, seen_B1TT))
+
+    def _apart(
+        self, tokens_BT: Tensor, attend: Callable[[int, Attention, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As _trunk with attend(number of the block, its attention, x) for attention. Blocks are taken apart, so that compiled
+        ones need not be compiled for every length."""
         x, residual = self.embedding(tokens_BT), None
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             x, residual = block.attention_norm(x, residual)
-            x, residual = block.swiglu_norm(block.attention.masked(x, angles, seen_B1TT), residual)
+            x, residual = block.swiglu_norm(attend(number, block.attention, x), residual)
             x = block.swiglu(x)
         return x, residual
 
     def _next(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
-        """A part of forward(), not a method to call: under ZeRO-3 the weights are there only inside the root's forward.
-        Blocks are taken apart, so that compiled ones need not be compiled for every length."""
+        """A part of forward(), not a method to call: under ZeRO-3 the weights are there only inside the root's forward."""
         before, count = cache.length, tokens_BT.shape[1]
         if before and count > 1:
             raise ValueError("after a prompt, tokens come one at a time")
         cos, sin = self.rotary(before + count, tokens_BT.device)
-        x, residual = self.embedding(tokens_BT), None
-        for number, block in enumerate(self.blocks):
-            x, residual = block.attention_norm(x, residual)
-            x = block.attention.extend(x, (cos[before:], sin[before:]), cache, number)
-            x, residual = block.swiglu_norm(x, residual)
-            x = block.swiglu(x)
+        angles = cos[before:], sin[before:]
+        x, residual = self._apart(tokens_BT, lambda number, of_block, x: of_block.extend(x, angles, cache, number))
         x, _ = self.norm(x, residual)
         return self.head(x[:, -1:])[:, 0]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..document_ranges import overlapping_and_equal_blocks
-from .attention_inputs import aligned, positive
+from .attention_inputs import aligned, numbered, positive
 from .library import operations
 
 HEAD_DIMS = (64, 128)
@@ -47,10 +47,8 @@ def forward(
     q, scale, _ = positive(q, scale)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
-    ids = ranges = None
-    if document_ids is not None and B * T > 0:
-        ids = document_ids.to(torch.int64).contiguous()
-        ranges = overlapping_and_equal_blocks(ids, BLOCK_Q[D], BLOCK_K)
+    ids = numbered(document_ids)
+    ranges = None if ids is None else overlapping_and_equal_blocks(ids, BLOCK_Q[D], BLOCK_K)
     operations("cuda").attention_hopper.default(
         *map(_for_copies, (q, k, v)), out, lse, ids, ranges, causal, scale, min(window or 0, T)
     )
@@ -75,9 +73,8 @@ def backward(
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     padded = -(-T // BLOCK_Q[D]) * BLOCK_Q[D]
     statistics = torch.empty(B, H, padded, 2, dtype=torch.float32, device=q.device)
-    ids = of_queries = of_keys = None
-    if document_ids is not None and B * T > 0:
-        ids = document_ids.to(torch.int64).contiguous()
+    ids, of_queries, of_keys = numbered(document_ids), None, None
+    if ids is not None:
         of_queries = overlapping_and_equal_blocks(ids, BLOCK_Q[D], COLUMNS)
         of_keys = overlapping_and_equal_blocks(ids, BLOCK_K, COLUMNS)
     operations("cuda").attention_hopper_backward.default(

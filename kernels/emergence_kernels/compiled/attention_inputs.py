@@ -11,6 +11,11 @@ def aligned(t: Tensor, *, expanded: bool = True) -> Tensor:
     return t if fine else t.clone(memory_format=torch.contiguous_format)
 
 
+def numbered(document_ids: Tensor | None) -> Tensor | None:
+    """Document ids as the operators take them; None where there are none, or no positions."""
+    return None if document_ids is None or document_ids.numel() == 0 else document_ids.long().contiguous()
+
+
 def positive(q: Tensor, scale: float | None) -> tuple[Tensor, float, int]:
     """q and a positive scale, since the kernels take a row's maximum before they scale, and the factor that q was given."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..document_ranges import overlapping_and_equal_blocks
-from .attention_inputs import aligned, positive
+from .attention_inputs import aligned, numbered, positive
 from .library import operations
 
 MAX_HEAD_DIM = 128
@@ -23,10 +23,9 @@ def _masks(
     document_ids: Tensor | None, causal: bool, window: int | None
 ) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
     """(ids, ranges), (causal, window), as the operators take them."""
-    if document_ids is None or document_ids.shape[1] == 0:
-        return (None, None), (causal, window or 0)
-    ids = document_ids.long().contiguous()
-    return (ids, overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)), (causal, window or 0)
+    ids = numbered(document_ids)
+    ranges = None if ids is None else overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)
+    return (ids, ranges), (causal, window or 0)
 
 
 def forward(
