@@ -2,15 +2,20 @@
 //
 //   dv = p^T do      ds = p (do v^T - delta)      dq = scale ds k      dk = scale ds^T q
 //
-// Two launches of one kernel, each of which computes s and do v^T anew, so that every sum has one owner and a fixed order
-// (no atomics: two runs give the same bits). A block of threads keeps rows, and walks over columns that pass in a ring:
+// A block of threads keeps rows, and walks over columns that pass in a ring:
 //
-//   KEYS:      rows are keys, columns queries (and the query heads that share the keys): s^T = k q^T, dp^T = v do^T,
-//              dv += p^T do, dk += ds^T q
-//   otherwise: rows are queries, columns keys: s = q k^T, dp = do v^T, dq += ds k
+//   kOfKeys:     rows are keys, columns queries (and the query heads that share the keys): s^T = k q^T, dp^T = v do^T,
+//                dv += p^T do, dk += ds^T q
+//   kOfQueries:  rows are queries, columns keys: s = q k^T, dp = do v^T, dq += ds k
+//   kAll:        as kOfKeys, and dq += ds k for the queries that pass: five products in all
 //
-// Both have p and ds as rows by columns, in registers, which is how wgmma wants its left operand: neither goes through
-// shared memory. A producer warpgroup has TMA bring the kept pair (k and v, or q and do) and the passing pair.
+// Either kAll, whose dq has parts from all blocks of keys, added in float32 in whatever order they come; or, where two runs
+// must give the same bits, the other two, which compute s and do v^T twice (seven products), so that every sum has one owner
+// and a fixed order.
+//
+// p and ds are rows by columns, in registers, which is how wgmma wants its left operand: neither goes through shared memory,
+// but for kAll's ds, whose transpose is multiplied too. A producer warpgroup has TMA bring the kept pair (k and v, or q and
+// do) and the passing pair.
 
 #include "attention_hopper.h"
 
@@ -22,13 +27,17 @@ constexpr int kColumns = 64;  // of a passing tile
 constexpr int kStages = 3;
 constexpr int kStatistics = kColumns * 8;  // bytes: lse and delta of each query, adjacent
 
-template <int D, int CONSUMERS>
+enum Gradients { kOfQueries, kOfKeys, kAll };
+
+template <int D, int CONSUMERS, Gradients OF>
 struct Layout {
   static constexpr int kRows = 64 * CONSUMERS, kThreads = kGroup * (CONSUMERS + 1), kSlabs = D / 64;
   static constexpr int kSlabKept = kRows * kSwizzleRow, kSlabPassing = kColumns * kSwizzleRow;
   static constexpr int kKept = kSlabs * kSlabKept, kPassing = kSlabs * kSlabPassing;  // bytes of a tile
   static constexpr int kRing = 2 * kKept, kOfStatistics = kRing + kStages * 2 * kPassing;
-  static constexpr int kBarriers = kOfStatistics + kStages * kStatistics;
+  // kAll: two tiles of ds, so that one is written while the other is multiplied.
+  static constexpr int kOfScores = (kOfStatistics + kStages * kStatistics + 1023) / 1024 * 1024, kScores = kRows * kSwizzleRow;
+  static constexpr int kBarriers = OF == kAll ? kOfScores + 2 * kScores : kOfStatistics + kStages * kStatistics;
   static constexpr int kBytes = kBarriers + 8 * (1 + 2 * kStages);
   static constexpr int kForProducer = CONSUMERS == 2 ? 24 : 32, kForConsumers = CONSUMERS == 2 ? 240 : 160;
   static_assert(kGroup * (kForProducer + CONSUMERS * kForConsumers) <= 65536 / kThreads / 8 * 8 * kThreads);
@@ -40,6 +49,7 @@ struct Layout {
     return base + kRing + (2 * stage + which) * kPassing + slab * kSlabPassing;
   }
   __device__ uint32_t statistics(int stage) const { return base + kOfStatistics + stage * kStatistics; }
+  __device__ uint32_t scores(int which) const { return base + kOfScores + which * kScores; }
   __device__ uint32_t full_kept() const { return base + kBarriers; }
   __device__ uint32_t full(int stage) const { return base + kBarriers + 8 + 16 * stage; }
   __device__ uint32_t empty(int stage) const { return full(stage) + 8; }
@@ -52,11 +62,21 @@ struct Work {
 
 #if HOPPER_CODE
 
-template <int D, int CONSUMERS, bool KEYS>
-__device__ __forceinline__ void produce(const Layout<D, CONSUMERS>& tiles, const TensorMap& kept_0, const TensorMap& kept_1,
+// A warpgroup's part of a tile's dq, 64 queries by 64 features: 4096 sums in the order in which its threads hold them.
+constexpr int kPart = 64 * 64;
+
+template <int D>
+__device__ __forceinline__ float* part_of_dq(float* sums, const Problem& p, int b, int head, int tile, int slab) {
+  const int64_t tiles = (p.T + kColumns - 1) / kColumns;
+  return sums + (((int64_t(b) * p.H + head) * tiles + tile) * (D / 64) + slab) * kPart;
+}
+
+template <int D, int CONSUMERS, Gradients OF>
+__device__ __forceinline__ void produce(const Layout<D, CONSUMERS, OF>& tiles, const TensorMap& kept_0, const TensorMap& kept_1,
                                         const TensorMap& passing_0, const TensorMap& passing_1, const float* statistics,
                                         int padded, int H, const Work& work) {
   constexpr int kSlabs = D / 64;
+  constexpr bool KEYS = OF != kOfQueries;
   arrive_expecting(tiles.full_kept(), 2 * tiles.kKept, "what is kept is there before it is multiplied (bytes)");
 #pragma unroll
   for (int slab = 0; slab < kSlabs; ++slab) {
@@ -82,8 +102,8 @@ __device__ __forceinline__ void produce(const Layout<D, CONSUMERS>& tiles, const
 }
 
 // s = kept passing^T, of the pair's first or second, issued as a group.
-template <typename T, int D, int CONSUMERS>
-__device__ __forceinline__ void score(const Layout<D, CONSUMERS>& tiles, int which, int group, int stage,
+template <typename T, int D, int CONSUMERS, Gradients OF>
+__device__ __forceinline__ void score(const Layout<D, CONSUMERS, OF>& tiles, int which, int group, int stage,
                                       float (&s)[kColumns / 2]) {
 #pragma unroll
   for (int step = 0; step < D / 16; ++step)
@@ -94,15 +114,24 @@ __device__ __forceinline__ void score(const Layout<D, CONSUMERS>& tiles, int whi
 }
 
 // sum += p passing, issued as a group.
-template <typename T, int D, int CONSUMERS>
-__device__ __forceinline__ void gather(const Layout<D, CONSUMERS>& tiles, int which, int stage,
+template <typename T, int D, int CONSUMERS, Gradients OF>
+__device__ __forceinline__ void gather(const Layout<D, CONSUMERS, OF>& tiles, int which, int stage,
                                        const uint32_t (&p)[kColumns / 16][4], float (&sum)[D / 2], bool add) {
 #pragma unroll
   for (int step = 0; step < kColumns / 16; ++step)
     Products<T, D>::template registers<1>(
-        sum, p[step], columns_of_k(tiles.passing(which, stage, 0) + step * 16 * kSwizzleRow, tiles.kSlabPassing),
-                                          add || step > 0);
+        sum, p[step], columns_of_k(tiles.passing(which, stage, 0) + step * 16 * kSwizzleRow, tiles.kSlabPassing), add || step > 0);
   commit_products("sums are waited for as a group");
+}
+
+// A part of dq = ds k: the tile's 64 queries by `slab`'s 64 features, over all of the block's keys. Issued as a group.
+template <typename T, int D, int CONSUMERS, Gradients OF>
+__device__ __forceinline__ void gather_queries(const Layout<D, CONSUMERS, OF>& tiles, int which, int slab, float (&sum)[32]) {
+#pragma unroll
+  for (int step = 0; step < 4 * CONSUMERS; ++step)
+    Products<T, 64>::template shared<1, 1>(sum, columns_of_k(tiles.scores(which) + step * 16 * kSwizzleRow, 0),
+                                           columns_of_k(tiles.kept(0, slab) + step * 16 * kSwizzleRow, 0), step > 0);
+  commit_products("parts of dq are waited for as a group");
 }
 
 // lse and delta of the queries that an accumulator's elements i, i + 1 (and i + 2, i + 3) belong to.
@@ -114,11 +143,12 @@ __device__ __forceinline__ Pack<float, 4> of_columns(uint32_t statistics, int i)
   return out;
 }
 
-template <typename T, int D, int CONSUMERS, bool KEYS>
-__device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int group, T* d0, T* d1, const float* statistics,
-                                        int padded, const int64_t* ids, const int* unmasked, const Problem& problem,
-                                        const Work& work) {
+template <typename T, int D, int CONSUMERS, Gradients OF>
+__device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, int group, T* d0, T* d1, float* dq_sums,
+                                        const float* statistics, int padded, const int64_t* ids, const int* unmasked,
+                                        const Problem& problem, const Work& work) {
   constexpr int N = kColumns / 2;
+  constexpr bool KEYS = OF != kOfQueries;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
   const int row0 = work.row0 + group * 64, row = row0 + warp * 16 + lane / 4;
   Seen seen;
@@ -146,8 +176,10 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
   float s[N], dp[N], sum0[D / 2], sum1[KEYS ? D / 2 : 1];
   uint32_t p[kColumns / 16][4];
   wait(tiles.full_kept(), 0, "what is kept is there before it is multiplied (wait)");
+  const float plain[2] = {1.0f, 1.0f};
   const int count = work.heads * (work.last - work.first);
-  for (int i = 0, block = work.first; i < count; ++i, block = block + 1 < work.last ? block + 1 : work.first) {
+  int head = work.head_passing;
+  for (int i = 0, block = work.first; i < count; ++i) {
     const int stage = i % kStages;
     wait(tiles.full(stage), i / kStages & 1, "what passes is there before it is multiplied (wait)");
     hold(s);
@@ -191,18 +223,47 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
       hold(sum1);
     }
     narrow<T>(dp, p);
+    if constexpr (OF == kAll) {
+      // Rows of ds^T are k of the product with the keys, and a tile of ds is 64 queries wide. Who is here has done with what
+      // was multiplied a tile ago, so that the next ds may be written over it.
+      put_rows<T, 64>(tiles.scores(i % 2) + group * 64 * kSwizzleRow, 0, dp, plain);
+      fence_async("products see ds in shared memory");
+      sync_some(kOwn + CONSUMERS, kGroup * CONSUMERS, "ds of all the block's keys is there before it is multiplied by them");
+    }
+    // A tile's dq has a part for each warpgroup, or they take turns.
+    const bool adds = OF == kAll && (D > 64 || i % CONSUMERS == group);
+    float part[32];
     hold(sum0);
+    if constexpr (OF == kAll) hold(part);
     fence_products("registers are settled before products take them (ds)");
     gather<T>(tiles, 0, stage, p, sum0, i > 0);
-    wait_products<0>("sums are there, and what they read, before the tile is given back");
+    if (adds) {
+      if constexpr (D == 64) fence_products("registers are settled before products take them (ds)");  // a branch begins anew
+      gather_queries<T>(tiles, i % 2, D > 64 ? group : 0, part);
+    }
+    wait_products<(OF == kAll && D > 64 ? 1 : 0)>("sums are there, and what they read, before the tile is given back");
     hold(sum0);
     if constexpr (KEYS) sync_warp("statistics are read before others overwrite them");
     if (lane == 0) arrive(tiles.empty(stage), "what passes is multiplied before more overwrites it (arrival)");
+    if (adds) {
+      wait_products<0>("a part of dq is there before it is added");
+      hold(part);
+      float* to = part_of_dq<D>(dq_sums, problem, work.b, head, block, D > 64 ? group : 0) + threadIdx.x % kGroup * 4;
+#pragma unroll
+      for (int j = 0; j < 32; j += 4) add_global(to + j * kGroup, {{part[j], part[j + 1], part[j + 2], part[j + 3]}});
+    }
+    if (++block == work.last) {
+      block = work.first;
+      ++head;
+    }
   }
 
-  // Results go out by way of the kept tiles.
-  sync_some(kOwn + group, kGroup, "what is kept is multiplied before results overwrite it");
-  const float by_scale[2] = {problem.scale, problem.scale}, plain[2] = {1.0f, 1.0f};
+  // Results go out by way of the kept tiles, of which a warpgroup reads its own rows, but for dq all.
+  if constexpr (OF == kAll)
+    sync_some(kOwn + CONSUMERS, kGroup * CONSUMERS, "what is kept is multiplied by all before results overwrite it");
+  else
+    sync_some(kOwn + group, kGroup, "what is kept is multiplied before results overwrite it");
+  const float by_scale[2] = {problem.scale, problem.scale};
   const int heads = KEYS ? problem.H / problem.group : problem.H;
   const int64_t out = ((int64_t(work.b) * problem.T + row0) * heads + work.head_kept) * D;
   const uint32_t tile0 = tiles.kept(0, 0) + group * 64 * kSwizzleRow, tile1 = tiles.kept(1, 0) + group * 64 * kSwizzleRow;
@@ -215,15 +276,17 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
 
 #endif
 
-// kept and passing: of k, v, q and do, or of q, do, k and v. d0, d1: dk and dv, or dq and nothing. statistics (B, H, padded,
+// kept and passing: of k, v, q and do, or of q, do, k and v. d0, d1: dk and dv, or dq and nothing. dq_sums: kAll's. statistics (B, H, padded,
 // 2): lse and delta. ids (B, T), or null. ranges (B, gridDim.x, 4): as in attention_hopper.cu, of rows and tiles of columns.
-template <typename T, int D, int CONSUMERS, bool KEYS>
-__global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
+template <typename T, int D, int CONSUMERS, Gradients OF>
+__global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
     backward_hopper(const __grid_constant__ TensorMap kept_0, const __grid_constant__ TensorMap kept_1,
                     const __grid_constant__ TensorMap passing_0, const __grid_constant__ TensorMap passing_1, T* d0, T* d1,
-                    const float* statistics, int padded, const int64_t* ids, const int* ranges, const Problem problem) {
+                    float* dq_sums, const float* statistics, int padded, const int64_t* ids, const int* ranges,
+                    const Problem problem) {
 #if HOPPER_CODE
-  using Tiles = Layout<D, CONSUMERS>;
+  constexpr bool KEYS = OF != kOfQueries;
+  using Tiles = Layout<D, CONSUMERS, OF>;
   TILES(memory);
   const Tiles tiles{memory};
   // The longest first: of causal queries the last, of causal keys the first.
@@ -256,10 +319,10 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
   if (warpgroup == 0) {
     give_registers<Tiles::kForProducer>();
     if (threadIdx.x == 0)
-      produce<D, CONSUMERS, KEYS>(tiles, kept_0, kept_1, passing_0, passing_1, statistics, padded, problem.H, work);
+      produce(tiles, kept_0, kept_1, passing_0, passing_1, statistics, padded, problem.H, work);
   } else {
     take_registers<Tiles::kForConsumers>();
-    consume<T, D, CONSUMERS, KEYS>(tiles, warpgroup - 1, d0, d1, statistics, padded, ids, unmasked, problem, work);
+    consume<T>(tiles, warpgroup - 1, d0, d1, dq_sums, statistics, padded, ids, unmasked, problem, work);
   }
 #endif
 }
@@ -288,12 +351,37 @@ __global__ void __launch_bounds__(256) delta_kernel(const T* out, const T* d_out
   }
 }
 
+// dq = scale times its sums, rounded. A block a part.
+template <typename T, int D>
+__global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Problem problem) {
+#if HOPPER_CODE
+  TILES(memory);
+  const int tile = blockIdx.x / (D / 64), slab = blockIdx.x % (D / 64);
+  const int b = blockIdx.y / problem.H, head = blockIdx.y % problem.H, row0 = tile * kColumns;
+  const float* from = part_of_dq<D>(sums, problem, b, head, tile, slab) + threadIdx.x * 4;
+  float part[32];
+#pragma unroll
+  for (int j = 0; j < 32; j += 4) {
+    const Pack<float, 4> four = load(reinterpret_cast<const Pack<float, 4>*>(from + j * kGroup));
+#pragma unroll
+    for (int e = 0; e < 4; ++e) part[j + e] = four.v[e];
+  }
+  const float by_scale[2] = {problem.scale, problem.scale};
+  put_rows<T, 64>(memory, 0, part, by_scale);
+  barrier("a part of dq is in shared memory before whole rows of it are stored");
+  store_rows<T, 64>(memory, 0, dq + ((int64_t(b) * problem.T + row0) * problem.H + head) * D + slab * 64, int64_t(problem.H) * D,
+                    problem.T - row0);
+#endif
+}
+
 // ---- host ------------------------------------------------------------------------------------------------------------
 
-// d_out, q, out, dq (B, T, H, D); k, v, dk, dv (B, T, G, D); lse (B, H, T) and statistics (B, H, padded, 2) float32.
+// d_out, q, out, dq (B, T, H, D); k, v, dk, dv (B, T, G, D); lse (B, H, T) and statistics (B, H, padded, 2) float32. dq_sums:
+// zeros, float32, as many as dq has with its positions padded to whole tiles of 64; without them the gradients have fixed
+// orders of sums.
 void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                                const Tensor& lse, const Tensor& statistics, const Tensor& dq, const Tensor& dk,
-                               const Tensor& dv, std::optional<Tensor> ids, std::optional<Tensor> ranges_of_queries,
+                               const Tensor& dv, std::optional<Tensor> dq_sums, std::optional<Tensor> ids, std::optional<Tensor> ranges_of_queries,
                                std::optional<Tensor> ranges_of_keys, bool causal, double scale, int64_t window) {
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), G = k.size(2), D = q.size(3);
   check_heads(k, q, true, "k");
@@ -306,24 +394,27 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
   const int64_t padded = statistics.size(2);
   glue::check_vector(statistics, B * H * padded * 2, glue::ScalarType::Float, "statistics");
   if (ids) glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
-  STD_TORCH_CHECK(ids.has_value() == ranges_of_keys.has_value() && ids.has_value() == ranges_of_queries.has_value(),
+  STD_TORCH_CHECK(ids.has_value() == ranges_of_keys.has_value() && (ids && !dq_sums) == ranges_of_queries.has_value(),
                   "emergence_cuda: document ids need their ranges");
   if (B * H * T == 0) return;
-  const auto run = [&](auto of_q, auto features, auto consumers, auto keys, const std::optional<Tensor>& ranges) {
+  const unsigned tiles = glue::divide_up(T, kColumns);
+  if (dq_sums) glue::check_vector(*dq_sums, B * H * tiles * kColumns * D, glue::ScalarType::Float, "sums of dq");
+  const auto run = [&](auto of_q, auto features, auto consumers, auto of, const std::optional<Tensor>& ranges) {
     using E = decltype(of_q);
-    using Tiles = Layout<features(), consumers()>;
+    using Tiles = Layout<features(), consumers(), of()>;
+    constexpr bool keys = of() != kOfQueries;
     const unsigned blocks = glue::divide_up(T, Tiles::kRows);
-    STD_TORCH_CHECK(padded >= int64_t(keys() ? glue::divide_up(T, kColumns) * kColumns : blocks * Tiles::kRows),
+    STD_TORCH_CHECK(padded >= int64_t(keys ? tiles * kColumns : blocks * Tiles::kRows),
                     "emergence_cuda: statistics must be padded to whole blocks");
     if (ranges) glue::check_vector(*ranges, B * blocks * 4, glue::ScalarType::Int, "ranges");
-    const Tensor &kept_0 = keys() ? k : q, &kept_1 = keys() ? v : d_out, &passing_0 = keys() ? q : k,
-                 &passing_1 = keys() ? d_out : v;
-    glue::launch(&backward_hopper<E, features(), consumers(), keys()>, dim3(blocks, B * (keys() ? G : H)),
+    const Tensor &kept_0 = keys ? k : q, &kept_1 = keys ? v : d_out, &passing_0 = keys ? q : k,
+                 &passing_1 = keys ? d_out : v;
+    glue::launch(&backward_hopper<E, features(), consumers(), of()>, dim3(blocks, B * (keys ? G : H)),
                  dim3(Tiles::kThreads), Tiles::kBytes, q,
-                 {&q, &k, &v, &d_out, &dq, &dk, &dv, &statistics, glue::given(ids), glue::given(ranges)},
+                 {&q, &k, &v, &d_out, &dq, &dk, &dv, glue::given(dq_sums), &statistics, glue::given(ids), glue::given(ranges)},
                  tiles_of(kept_0, Tiles::kRows), tiles_of(kept_1, Tiles::kRows), tiles_of(passing_0, kColumns),
-                 tiles_of(passing_1, kColumns), glue::pointer<E>(keys() ? dk : dq), glue::pointer<E>(dv),
-                 glue::pointer<float>(statistics), static_cast<int>(padded), glue::pointer<int64_t>(ids),
+                 tiles_of(passing_1, kColumns), glue::pointer<E>(keys ? dk : dq), glue::pointer<E>(dv),
+                 glue::pointer<float>(dq_sums), glue::pointer<float>(statistics), static_cast<int>(padded), glue::pointer<int64_t>(ids),
                  glue::pointer<int>(ranges), problem);
   };
   const auto by_features = [&](auto of_q, auto features, auto consumers_of_queries) {
@@ -333,8 +424,15 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
                  {&out, &d_out, &lse, &statistics}, glue::pointer<E>(out), glue::pointer<E>(d_out), glue::pointer<float>(lse),
                  glue::pointer<float>(statistics), static_cast<int>(H), static_cast<int>(T), static_cast<int>(padded),
                  d_out.stride(0), d_out.stride(1), d_out.stride(2));
-    run(of_q, features, std::integral_constant<int, 2>{}, std::true_type{}, ranges_of_keys);
-    run(of_q, features, consumers_of_queries, std::false_type{}, ranges_of_queries);
+    constexpr std::integral_constant<int, 2> two;
+    if (!dq_sums) {
+      run(of_q, features, two, std::integral_constant<Gradients, kOfKeys>{}, ranges_of_keys);
+      run(of_q, features, consumers_of_queries, std::integral_constant<Gradients, kOfQueries>{}, ranges_of_queries);
+      return;
+    }
+    run(of_q, features, two, std::integral_constant<Gradients, kAll>{}, ranges_of_keys);
+    glue::launch(&dq_kernel<E, features()>, dim3(tiles * (features() / 64), B * H), dim3(kGroup), 64 * kSwizzleRow, q,
+                 {&dq, &*dq_sums}, glue::pointer<float>(dq_sums), glue::pointer<E>(dq), problem);
   };
   by_type(q, [&](auto of_q) {
     if (D == 64)
@@ -349,8 +447,8 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
   library.def(
       "attention_hopper_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor(a!) statistics, "
-      "Tensor(b!) dq, Tensor(c!) dk, Tensor(d!) dv, Tensor? ids, Tensor? ranges_of_queries, Tensor? ranges_of_keys, "
-      "bool causal, float scale, int window) -> ()");
+      "Tensor(b!) dq, Tensor(c!) dk, Tensor(d!) dv, Tensor(e!)? dq_sums, Tensor? ids, Tensor? ranges_of_queries, "
+      "Tensor? ranges_of_keys, bool causal, float scale, int window) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

@@ -115,6 +115,7 @@ struct Machine {
   std::map<uint64_t, std::deque<std::function<void()>>> in_flight;  // by unit, each in order: what the hardware will do
   uint64_t units = 0;
   std::unordered_set<uintptr_t> arriving;  // 16-byte pieces of shared memory, by number, that copies are on their way to
+  std::unordered_set<uintptr_t> added_to;  // bytes of global memory, by additions of this launch
   std::mt19937_64 random;
   std::function<void()> body;
   std::string failure, dropped;
@@ -239,6 +240,9 @@ struct Machine {
     if (shared && !arriving.empty())
       for (auto at = reinterpret_cast<uintptr_t>(pointer) / 16; at <= (reinterpret_cast<uintptr_t>(pointer) + bytes - 1) / 16; ++at)
         if (arriving.count(at)) fail("race in shared memory: a copy to it is on its way, and nobody has waited for it");
+    if (!shared && !added_to.empty())
+      for (size_t byte = 0; byte < bytes; ++byte)
+        if (added_to.count(reinterpret_cast<uintptr_t>(pointer) + byte)) fail("race in global memory: a byte that is added to is read or written");
     const auto verdict = referee.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared);
     if (verdict == Referee::kFine) return;
     if (verdict == Referee::kUnwritten) fail("shared memory read before this block wrote it");
@@ -255,10 +259,24 @@ struct Machine {
   }
 
   void global(const void* pointer, size_t bytes, bool writes) {
-    const auto first = reinterpret_cast<uintptr_t>(pointer);
-    if (!inside(pointer, bytes)) fail(std::string(writes ? "write" : "read") + " outside the tensors of the launch");
-    if (first % bytes) fail("address not aligned to the " + std::to_string(bytes) + " bytes of the access");
+    check_place(pointer, bytes, writes ? "write" : "read");
     touch(pointer, bytes, writes, false);
+  }
+
+  // Additions to global memory need no order among themselves, but one to whatever else touches their bytes.
+  void adds(const void* pointer, size_t bytes) {
+    check_place(pointer, bytes, "addition");
+    if (random() % 8 == 0) pause();
+    const auto first = reinterpret_cast<uintptr_t>(pointer);
+    for (auto at = first; at < first + bytes; ++at) {
+      if (referee.touched(at)) fail("race in global memory: an addition to a byte that is read or written");
+      added_to.insert(at);
+    }
+  }
+
+  void check_place(const void* pointer, size_t bytes, const char* what) {
+    if (!inside(pointer, bytes)) fail(std::string(what) + " outside the tensors of the launch");
+    if (reinterpret_cast<uintptr_t>(pointer) % bytes) fail("address not aligned to the " + std::to_string(bytes) + " bytes of the access");
   }
 
   static void enter() {
@@ -393,6 +411,7 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::vector<Ra
   for (const Range& r : ranges)
     if (r.pointer) m.ranges.emplace_back(reinterpret_cast<uintptr_t>(r.pointer), reinterpret_cast<uintptr_t>(r.pointer) + r.bytes);
   m.referee.begin_launch();
+  m.added_to.clear();
   std::vector<uint32_t> order(size_t(grid.x) * grid.y);
   for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), m.random);

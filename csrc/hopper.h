@@ -236,6 +236,20 @@ __device__ __forceinline__ Pack<uint32_t, 4> load_shared(uint32_t address) {
   return out;
 }
 
+// ---- additions to global memory ("red") --------------------------------------------------------------------------------
+
+// Adds to four neighbours, from a multiple of 16 bytes on, in no order among all who add.
+__device__ __forceinline__ void add_global(float* to, const Pack<float, 4>& values) {
+#ifdef __CUDACC__
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(values.v[0]), "f"(values.v[1]), "f"(values.v[2]), "f"(values.v[3])
+               : "memory");
+#else
+  emulate::Machine::get().adds(to, 16);
+  for (int i = 0; i < 4; ++i) to[i] += values.v[i];
+#endif
+}
+
 // ---- products ("Asynchronous Warpgroup Level Matrix Instructions") -----------------------------------------------------
 
 // Matrices of 16-bit numbers in tiles of 128-byte swizzle ("Matrix Descriptor Format": bits 0-13 address, 16-29 leading and

@@ -86,6 +86,12 @@ class Referee {
     return knows(actor, int64_t(block_) * kAgents + agent, clock);
   }
 
+  // Has anybody read or written the byte of global memory in this launch?
+  bool touched(uintptr_t at) {
+    const Byte& byte = remember(at, uint64_t(launch_) << 32);
+    return byte.writer >= 0 || byte.reader >= 0;
+  }
+
   enum Verdict { kFine, kUnwritten, kUnfenced, kRaceWithWrite, kRaceWithRead };
 
   Verdict touch(const Actor& actor, uintptr_t address, size_t bytes, bool writes, bool shared) {

@@ -1,5 +1,5 @@
 // The emulated instructions of csrc/tensor_cores.h, by themselves: fragments against a plain product of matrices, and what the
-// referee says to copies that nobody waits for. Prints a line a check; test_kernel_tensor_cores.py compiles and reads it.
+// referee says to copies that nobody waits for, and to additions to global memory. Prints a line a check; test_kernel_tensor_cores.py compiles and reads it.
 
 #include <cstdio>
 
@@ -96,6 +96,29 @@ void check_copies(const char* name, Use use) {
   std::printf("%s: %s\n", name, told.c_str());
 }
 
+enum class Adds { kAlone, kThenRead, kBeyond, kUneven };
+
+// Two blocks add four numbers a thread to the same place.
+__global__ void adds_kernel(float* sums, Adds how) {
+  float* to = sums + (how == Adds::kBeyond ? 8 : how == Adds::kUneven ? 1 : 0);
+  emulate::Machine::get().adds(to, 16);
+  for (int i = 0; i < 4; ++i) to[i] += 1.0f;
+  barrier("additions");
+  if (how == Adds::kThenRead && threadIdx.x == 0) load(sums + 3);
+}
+
+void check_adds(const char* name, Adds how) {
+  std::vector<float> sums(8);
+  std::string told;
+  try {
+    emulate::run(2, kWarp, 0, {{sums.data(), sums.size() * 4}}, [&] { adds_kernel(sums.data(), how); });
+    told = sums[3] == 2 * kWarp && sums[4] == 0 ? "ok" : "wrong";
+  } catch (const std::exception& error) {
+    told = error.what();
+  }
+  std::printf("%s: %s\n", name, told.c_str());
+}
+
 }  // namespace
 
 int main() {
@@ -111,4 +134,8 @@ int main() {
   check_copies("overwritten", Use::kOverwritten);
   check_copies("beyond", Use::kBeyond);
   check_copies("left", Use::kLeft);
+  check_adds("additions", Adds::kAlone);
+  check_adds("additions and a read", Adds::kThenRead);
+  check_adds("additions beyond", Adds::kBeyond);
+  check_adds("additions between", Adds::kUneven);
 }

@@ -141,6 +141,17 @@ def test_deterministic_and_second_backward(backend, device):
         torch.autograd.grad(out, (q, k, v), upstream)
 
 
+def test_torch_may_ask_for_determinism(device, monkeypatch):
+    q = torch.randn(1, 9, 2, 16, device=device, requires_grad=True)
+    op, seen = importlib.import_module("emergence_kernels.ops.attention"), []
+    monkeypatch.setattr(op._Eager, "apply", lambda *inputs: seen.append(inputs[7]) or inputs[:1])
+    monkeypatch.setattr(op, "resolve_backend", lambda *_: "cuda")
+    ek.attention(q, q, q)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    ek.attention(q, q, q)
+    assert seen == [False, True]
+
+
 def test_lse_is_kept(fused, device):
     module = "triton_backend" if fused == "triton" else "compiled"
     forward = importlib.import_module(f"emergence_kernels.{module}.attention").forward
@@ -192,10 +203,10 @@ def test_ranges_of_documents():
 def test_opcheck(fused, device):
     q, k, v = (t.requires_grad_() for t in make((1, 17, 2, 1, 16), "plain", of_attention(fused), device))
     ids = documents("packed", 1, 17, device)
-    torch.library.opcheck(torch.ops.emergence_kernels.attention, (q, k, v, True, None, ids, 5, fused))
+    torch.library.opcheck(torch.ops.emergence_kernels.attention, (q, k, v, True, None, ids, 5, True, fused))
     lse = torch.rand(1, 2, 17, device=device)
     arguments = [t.detach() for t in (torch.randn_like(q), q, k, v, q, lse)]
-    torch.library.opcheck(torch.ops.emergence_kernels.attention_backward, (*arguments, True, None, ids, 5, fused))
+    torch.library.opcheck(torch.ops.emergence_kernels.attention_backward, (*arguments, True, None, ids, 5, True, fused))
 
 
 def test_whole_graph(backend, device):

@@ -123,14 +123,15 @@ def test_forward_against_float64(case, dtype, device):
     assert (lse.double() * math.log(2) - wanted).abs().max() <= 2e-6 * (1 + wanted.abs().max())
 
 
+@pytest.mark.parametrize("deterministic", [False, True], ids=["added", "deterministic"])
 @pytest.mark.parametrize(
     "case, dtype", [(c, torch.bfloat16) for c in CASES] + [(c, torch.float16) for c in NARROWEST], ids=str
 )
-def test_backward_against_float64(case, dtype, device):
+def test_backward_against_float64(case, dtype, deterministic, device):
     tensors, options = tried(case, dtype, device)
     upstream = torch.randn(tensors[0].shape, device=device).to(dtype)
     out, lse = attention_hopper.forward(*tensors, **options)
-    got = attention_hopper.backward(upstream, *tensors, out, lse, **options)
+    got = attention_hopper.backward(upstream, *tensors, out, lse, **options, deterministic=deterministic)
     results = []
     for kept in (torch.float64, dtype):
         copies = leaves(*tensors, dtype=kept)
@@ -157,14 +158,15 @@ def plain_weights(q, k, marks, causal, document_ids, window):
     return plain(q, k, marks, causal=causal, document_ids=document_ids, window=window).permute(0, 2, 1, 3)
 
 
+@pytest.mark.parametrize("deterministic", [False, True], ids=["added", "deterministic"])
 @pytest.mark.parametrize("scale", [-0.2, 0.0])
-def test_scales_that_are_not_positive(scale, device):
+def test_scales_that_are_not_positive(scale, deterministic, device):
     tensors = make((1, 140, 2, 1, 64), "plain", torch.bfloat16, device)
     out, lse = attention_hopper.forward(*tensors, True, scale, None, None)
     exact = plain(*(t.double() for t in tensors), scale=scale)
     assert_as_good("out", out, exact, plain(*tensors, scale=scale))
     upstream = torch.randn_like(out)
-    got = attention_hopper.backward(upstream, *tensors, out, lse, True, scale, None, None)
+    got = attention_hopper.backward(upstream, *tensors, out, lse, True, scale, None, None, deterministic)
     results = []
     for kept in (torch.float64, torch.bfloat16):
         copies = leaves(*tensors, dtype=kept)
@@ -203,12 +205,14 @@ def run_forward() -> list[torch.Tensor]:
 
 
 def run_backward() -> list[torch.Tensor]:
+    """Six gradients that must be the same to the bit, then dq, whose parts are added in any order, and dk and dv."""
     torch.manual_seed(0)
     out, ids = [], ids_of("long", 1, 330, "cpu")
-    for D in (64, 128):
-        tensors = make((1, 330, 1, 1, D), "plain", torch.bfloat16, "cpu")
-        upstream, result, lse = torch.randn(1, 330, 1, D).bfloat16(), tensors[0] * 0.3, torch.full((1, 1, 330), 8.5)
-        out += attention_hopper.backward(upstream, *tensors, result, lse, False, None, ids, None)
+    for deterministic in (True, False):
+        for D in (64, 128):
+            tensors = make((1, 330, 1, 1, D), "plain", torch.bfloat16, "cpu")
+            upstream, result, lse = torch.randn(1, 330, 1, D).bfloat16(), tensors[0] * 0.3, torch.full((1, 1, 330), 8.5)
+            out += attention_hopper.backward(upstream, *tensors, result, lse, False, None, ids, None, deterministic)
     return out
 
 
@@ -225,13 +229,23 @@ RUNS = {
 }
 
 
+def same(source: str, some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    """Bit for bit, but for what is added in any order."""
+    added = (6, 9) if source == "attention_hopper_backward.cu" else ()
+    for index, (a, b) in enumerate(zip(some, others, strict=True)):
+        alike = torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-4) if index in added else torch.equal(a, b)
+        if not alike:
+            return False
+    return True
+
+
 @pytest.mark.parametrize("source", RUNS)
 def test_the_order_of_threads_and_of_what_is_asynchronous_does_not_matter(source, emulated, monkeypatch):
-    """Bit for bit the same, whoever runs first and whenever copies and products happen."""
+    """The same bits, whoever runs first and whenever copies and products happen; but for sums in any order, which are close."""
     usual = RUNS[source]()
     for seed in range(1, 6):
         monkeypatch.setenv("EMERGENCE_EMULATE_SEED", str(seed))
-        assert all(torch.equal(a, b) for a, b in zip(usual, RUNS[source]()))
+        assert same(source, usual, RUNS[source]())
 
 
 @pytest.mark.parametrize("source", RUNS)
@@ -252,7 +266,7 @@ def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
             continue
         monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
         try:
-            missed = all(torch.equal(a, b) for a, b in zip(usual, RUNS[source]()))
+            missed = same(source, usual, RUNS[source]())
         except RuntimeError as error:
             assert "emulated launch" in str(error)
             missed = False
@@ -312,7 +326,7 @@ def test_nvcc_compiles_products_that_overlap(tmp_path):
     """No spills; no products that ptxas had to serialise or help with fences; the exponentials are not moved past waits."""
     out = tmp_path / "emergence_cuda.so"
     said = build.build("cuda", out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
-    for name, count in (("forward_hopper", 4), ("backward_hopper", 8), ("product_kernel", 40)):
+    for name, count in (("forward_hopper", 4), ("backward_hopper", 12), ("product_kernel", 40)):
         assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", said)) == count
     assert "C75" not in said and "serialized" not in said
     assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)) == {("0", "0")}
@@ -330,4 +344,4 @@ def test_nvcc_compiles_products_that_overlap(tmp_path):
         during = part.partition("DEPBAR.LE gsb0, 0x1")[2].partition("DEPBAR")[0]
         assert during.count("MUFU.EX2") >= (64 if "forward" in name else 32), f"exponentials come too late: {name}"
         checked += 1
-    assert checked == 4 + 8
+    assert checked == 4 + 12

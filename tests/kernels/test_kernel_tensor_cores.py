@@ -31,6 +31,10 @@ def test_copies_land(told):
     assert told["proper"] == told["zeros"] == "ok"
 
 
+def test_additions_need_no_order(told):
+    assert told["additions"] == "ok"
+
+
 @pytest.mark.parametrize(
     "use, objection",
     [
@@ -40,6 +44,9 @@ def test_copies_land(told):
         ("overwritten", "race in shared memory: a copy to it is on its way"),
         ("beyond", "outside a shared array"),
         ("left", "the block ends before all that it set in motion is done"),
+        ("additions and a read", "race in global memory: a byte that is added to is read"),
+        ("additions beyond", "addition outside the tensors of the launch"),
+        ("additions between", "not aligned to the 16 bytes"),
     ],
 )
 def test_what_the_referee_objects_to(use, objection, told):

@@ -133,6 +133,8 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             usual = Contender("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
             of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]
             contenders.append(partial(variants.in_place, usual, "sm_80's", *of_sm_80))
+            fixed = partial(attention, q, k, v, backend="cuda", deterministic=True, **options)
+            contenders.append(partial(Contender, "emergence cuda, deterministic", fixed, (q, k, v)))
         product = 2.0 * B * H * D * _pairs(T, kind)
         yield Case(
             op="attention",

@@ -20,5 +20,5 @@ def forward(q: Tensor, *arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grad: Tensor, q: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """(grad, q, k, v, out, lse, causal, scale, document_ids, window) -> dq, dk, dv."""
+    """(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic) -> dq, dk, dv."""
     return _kernels(q).backward(grad, q, *arguments)

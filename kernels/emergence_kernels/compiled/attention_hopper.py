@@ -66,19 +66,22 @@ def backward(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv. Every sum has a fixed order: two passes give the same bits."""
+    """-> dq, dk, dv. `deterministic`: every sum has a fixed order, for two matrix products more (seven rather than five); else
+    blocks of keys add their parts to dq as they come, in float32, of which there is an array of dq's size."""
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     padded = -(-T // BLOCK_Q[D]) * BLOCK_Q[D]
     statistics = torch.empty(B, H, padded, 2, dtype=torch.float32, device=q.device)
+    dq_sums = None if deterministic else torch.zeros(B, H, -(-T // COLUMNS) * COLUMNS, D, dtype=torch.float32, device=q.device)
     ids, of_queries, of_keys = numbered(document_ids), None, None
     if ids is not None:
-        of_queries = overlapping_and_equal_blocks(ids, BLOCK_Q[D], COLUMNS)
+        of_queries = overlapping_and_equal_blocks(ids, BLOCK_Q[D], COLUMNS) if deterministic else None
         of_keys = overlapping_and_equal_blocks(ids, BLOCK_K, COLUMNS)
     operations("cuda").attention_hopper_backward.default(
-        *map(_for_copies, (do, q, k, v)), out.contiguous(), lse, statistics, dq, dk, dv, ids, of_queries, of_keys, causal,
-        scale, min(window or 0, T),
+        *map(_for_copies, (do, q, k, v)), out.contiguous(), lse, statistics, dq, dk, dv, dq_sums, ids, of_queries, of_keys,
+        causal, scale, min(window or 0, T),
     )  # fmt: skip
     return dq if sign == 1 else dq * sign, dk, dv

@@ -58,6 +58,7 @@ def backward(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    deterministic: bool,  # it always is
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dq, dk, dv."""
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))

@@ -36,7 +36,8 @@ def attention(
         scale: of the scores; None means 1 / sqrt(D).
         document_ids: (B, T) integers; a query sees only keys of the same id. None: one document.
         window: query i sees keys with |i - j| < window (with causal: itself and the window - 1 before it).
-        deterministic: two backward passes give the same bits (those of "triton" and "cuda" always do).
+        deterministic: two backward passes give the same bits. torch.use_deterministic_algorithms(True) asks for it too;
+            "triton" always is, and so is "cuda" but for Hopper's kernels.
         backend: "triton", "cuda", "flash", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
@@ -69,6 +70,7 @@ def attention(
         require(
             document_ids.device == q.device, f"attention: document_ids are on {document_ids.device}, q on {q.device}"
         )
+    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     limits = what_takes(q) | {
         "flash": flash_backend.why_not(q, document_ids, window, deterministic),
         "cuda": compiled_attention.why_not(q),
@@ -83,7 +85,7 @@ def attention(
     if backend == "flash":
         return flash_backend.attention(q, k, v, causal=causal, scale=scale, window=window, deterministic=deterministic)
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    return run(q, k, v, causal, scale, document_ids, window, backend)[0]
+    return run(q, k, v, causal, scale, document_ids, window, deterministic, backend)[0]
 
 
 def _forward(
@@ -94,6 +96,7 @@ def _forward(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    deterministic: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
@@ -115,6 +118,7 @@ def _gradients(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    deterministic: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backend == "triton":
@@ -122,19 +126,19 @@ def _gradients(
     else:
         from ..compiled.attention import backward
 
-    return backward(grad, q, k, v, out, lse, causal, scale, document_ids, window)
+    return backward(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic)
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
-    q, k, v, causal, scale, document_ids, window, backend = inputs
+    q, k, v, causal, scale, document_ids, window, deterministic, backend = inputs
     ctx.save_for_backward(q, k, v, *outputs, document_ids)
-    ctx.options = causal, scale, window, backend
+    ctx.options = causal, scale, window, deterministic, backend
 
 
 def _backward(ctx, grad: Tensor, gradients) -> tuple[Tensor | None, ...]:
     *saved, document_ids = ctx.saved_tensors
-    causal, scale, window, backend = ctx.options
-    return *gradients(grad, *saved, causal, scale, document_ids, window, backend), *(None,) * 5
+    causal, scale, *rest = ctx.options
+    return *gradients(grad, *saved, causal, scale, document_ids, *rest), *(None,) * 6
 
 
 class _Eager(torch.autograd.Function):
@@ -162,13 +166,14 @@ def _compiled(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    deterministic: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, causal, scale, document_ids, window, backend)
+    return _forward(q, k, v, causal, scale, document_ids, window, deterministic, backend)
 
 
 @_compiled.register_fake
-def _(q, k, v, causal, scale, document_ids, window, backend):
+def _(q, k, v, causal, scale, document_ids, window, deterministic, backend):
     B, T, H, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
 
@@ -185,13 +190,14 @@ def _compiled_backward(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    deterministic: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(grad, q, k, v, out, lse, causal, scale, document_ids, window, backend)
+    return _gradients(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic, backend)
 
 
 @_compiled_backward.register_fake
-def _(grad, q, k, v, out, lse, causal, scale, document_ids, window, backend):
+def _(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic, backend):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 

@@ -465,6 +465,7 @@ def backward(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    deterministic: bool,  # it always is
 ) -> tuple[Tensor, Tensor, Tensor]:
     a = _Launch(q, k, v, causal, scale, document_ids, window)
     do = _unit_rows(do)
