@@ -8,6 +8,7 @@ import torch
 from kernel_checks import assert_as_good, leaves, of_attention
 
 import emergence_kernels as ek
+from emergence_kernels.attention_options import Options
 from emergence_kernels.document_ranges import overlapping_and_equal_blocks, overlapping_blocks
 
 
@@ -156,7 +157,7 @@ def test_lse_is_kept(fused, device):
     module = "triton_backend" if fused == "triton" else "compiled"
     forward = importlib.import_module(f"emergence_kernels.{module}.attention").forward
     q, k, v = make((1, 37, 2, 2, 16), "plain", of_attention(fused), device)
-    _, lse2 = forward(q, k, v, True, None, None, None)
+    _, lse2 = forward(q, k, v, Options())
     scores = torch.einsum("bthd,bshd->bhts", q.double(), k.double()) / 4
     hidden = torch.ones(37, 37, device=device).triu(1).bool()
     exact = torch.logsumexp(scores.masked_fill(hidden, float("-inf")), -1)

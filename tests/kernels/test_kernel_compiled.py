@@ -18,6 +18,7 @@ import torch
 from kernel_checks import assert_as_good
 
 import emergence_kernels as ek
+from emergence_kernels.attention_options import Options
 from emergence_kernels.compiled import attention, build, cross_entropy, library, rms_norm
 from emergence_kernels.compiled.library import operations
 
@@ -210,8 +211,8 @@ def every_kernel() -> list[torch.Tensor]:
     # Tiles enough that both buffers are filled again; the widest heads keep less in registers.
     for D, T, window in ((64, 140, None), (128, 75, 50)):
         q, k, v = (torch.randn(1, T, h, D).bfloat16() for h in (2, 1, 1))
-        result, lse = attention.forward(q, k, v, True, None, None, window)
-        out += [result, lse, *attention.backward(q, q, k, v, result, lse, True, None, None, window)]
+        result, lse = attention.forward(q, k, v, Options(window=window))
+        out += [result, lse, *attention.backward(q, q, k, v, result, lse, Options(window=window))]
     return out
 
 

@@ -18,6 +18,7 @@ import torch
 from kernel_checks import assert_as_good, leaves
 from test_kernel_attention import documents, make, plain
 
+from emergence_kernels.attention_options import Options
 from emergence_kernels.compiled import attention_hopper, build, library
 from emergence_kernels.document_ranges import overlapping_and_equal_blocks
 
@@ -115,7 +116,7 @@ def tried(case, dtype, device):
 )
 def test_forward_against_float64(case, dtype, device):
     tensors, options = tried(case, dtype, device)
-    out, lse = attention_hopper.forward(*tensors, **options)
+    out, lse = attention_hopper.forward(*tensors, Options(**options))
     exact = plain(*(t.double() for t in tensors), **options)
     assert out.shape == tensors[0].shape and out.dtype == dtype
     assert_as_good("out", out, exact, plain(*tensors, **options))
@@ -130,8 +131,8 @@ def test_forward_against_float64(case, dtype, device):
 def test_backward_against_float64(case, dtype, deterministic, device):
     tensors, options = tried(case, dtype, device)
     upstream = torch.randn(tensors[0].shape, device=device).to(dtype)
-    out, lse = attention_hopper.forward(*tensors, **options)
-    got = attention_hopper.backward(upstream, *tensors, out, lse, **options, deterministic=deterministic)
+    out, lse = attention_hopper.forward(*tensors, Options(**options))
+    got = attention_hopper.backward(upstream, *tensors, out, lse, Options(**options, deterministic=deterministic))
     results = []
     for kept in (torch.float64, dtype):
         copies = leaves(*tensors, dtype=kept)
@@ -162,11 +163,11 @@ def plain_weights(q, k, marks, causal, document_ids, window):
 @pytest.mark.parametrize("scale", [-0.2, 0.0])
 def test_scales_that_are_not_positive(scale, deterministic, device):
     tensors = make((1, 140, 2, 1, 64), "plain", torch.bfloat16, device)
-    out, lse = attention_hopper.forward(*tensors, True, scale, None, None)
+    out, lse = attention_hopper.forward(*tensors, Options(scale=scale))
     exact = plain(*(t.double() for t in tensors), scale=scale)
     assert_as_good("out", out, exact, plain(*tensors, scale=scale))
     upstream = torch.randn_like(out)
-    got = attention_hopper.backward(upstream, *tensors, out, lse, True, scale, None, None, deterministic)
+    got = attention_hopper.backward(upstream, *tensors, out, lse, Options(scale=scale, deterministic=deterministic))
     results = []
     for kept in (torch.float64, torch.bfloat16):
         copies = leaves(*tensors, dtype=kept)
@@ -200,7 +201,7 @@ def run_forward() -> list[torch.Tensor]:
     torch.manual_seed(0)
     out, ids = [], ids_of("long", 1, 700, "cpu")
     for D in (64, 128):
-        out += attention_hopper.forward(*make((1, 700, 1, 1, D), "plain", torch.bfloat16, "cpu"), False, None, ids, None)
+        out += attention_hopper.forward(*make((1, 700, 1, 1, D), "plain", torch.bfloat16, "cpu"), Options(False, None, ids))
     return out
 
 
@@ -212,7 +213,7 @@ def run_backward() -> list[torch.Tensor]:
         for D in (64, 128):
             tensors = make((1, 330, 1, 1, D), "plain", torch.bfloat16, "cpu")
             upstream, result, lse = torch.randn(1, 330, 1, D).bfloat16(), tensors[0] * 0.3, torch.full((1, 1, 330), 8.5)
-            out += attention_hopper.backward(upstream, *tensors, result, lse, False, None, ids, None, deterministic)
+            out += attention_hopper.backward(upstream, *tensors, result, lse, Options(False, None, ids, None, deterministic))
     return out
 
 

@@ -4,6 +4,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from ..attention_options import Options
 from . import attention_hopper, attention_mma
 
 KERNELS = {"sm_80": attention_mma, "sm_90": attention_hopper}
@@ -14,11 +15,13 @@ def _kernels(q: Tensor) -> ModuleType:
     return KERNELS["sm_90" if q.device.type == "cuda" and attention_hopper.why_not(q) is None else "sm_80"]
 
 
-def forward(q: Tensor, *arguments) -> tuple[Tensor, Tensor]:
-    """(q, k, v, causal, scale, document_ids, window) -> out (B, T, H, D), lse (B, H, T) float32, in base 2."""
-    return _kernels(q).forward(q, *arguments)
+def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2."""
+    return _kernels(q).forward(q, k, v, options)
 
 
-def backward(grad: Tensor, q: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic) -> dq, dk, dv."""
-    return _kernels(q).backward(grad, q, *arguments)
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> dq, dk, dv."""
+    return _kernels(q).backward(grad, q, k, v, out, lse, options)

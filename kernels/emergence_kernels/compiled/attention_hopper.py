@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..attention_options import Options
 from ..document_ranges import overlapping_and_equal_blocks
 from .attention_inputs import aligned, numbered, positive
 from .library import operations
@@ -33,16 +34,9 @@ def _for_copies(t: Tensor) -> Tensor:
     return aligned(t, expanded=False)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
+    causal, scale, document_ids, window, _ = options
     B, T, H, D = q.shape
     q, scale, _ = positive(q, scale)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -56,20 +50,11 @@ def forward(
 
 
 def backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> dq, dk, dv. `deterministic`: every sum has a fixed order, for two matrix products more (seven rather than five); else
     blocks of keys add their parts to dq as they come, in float32, of which there is an array of dq's size."""
+    causal, scale, document_ids, window, deterministic = options
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))

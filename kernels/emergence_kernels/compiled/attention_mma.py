@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..attention_options import Options
 from ..document_ranges import overlapping_and_equal_blocks
 from .attention_inputs import aligned, numbered, positive
 from .library import operations
@@ -19,51 +20,31 @@ def why_not(q: Tensor) -> str | None:
     return f"head dim {D} is no multiple of 8 up to {MAX_HEAD_DIM}" if D % 8 or D > MAX_HEAD_DIM else None
 
 
-def _masks(
-    document_ids: Tensor | None, causal: bool, window: int | None
-) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
+def _masks(options: Options) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
     """(ids, ranges), (causal, window), as the operators take them."""
-    ids = numbered(document_ids)
+    ids = numbered(options.document_ids)
     ranges = None if ids is None else overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)
-    return (ids, ranges), (causal, window or 0)
+    return (ids, ranges), (options.causal, options.window or 0)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
     B, T, H, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
-    documents, reach = _masks(document_ids, causal, window)
-    q, scale, _ = positive(q, scale)
+    documents, reach = _masks(options)
+    q, scale, _ = positive(q, options.scale)
     operations("cuda").attention.default(*map(aligned, (q, k, v)), *documents, out, lse, scale, *reach)
     return out, lse
 
 
 def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,  # it always is
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv."""
+    """-> dq, dk, dv, deterministic whatever is asked for."""
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-    documents, reach = _masks(document_ids, causal, window)
-    q, scale, factor = positive(q, scale)
+    documents, reach = _masks(options)
+    q, scale, factor = positive(q, options.scale)
     operations("cuda").attention_backward.default(
         *map(aligned, (grad, q, k, v, out)), lse, *documents, dq, dk, dv, scale, *reach
     )

@@ -1,12 +1,14 @@
 """Scaled dot-product attention for training: causal or full, grouped queries, documents, sliding window."""
 
 from contextlib import nullcontext
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import flash_backend
+from ..attention_options import Options
 from ..checks import autocast, check_float, require
 from ..compiled import attention as compiled_attention
 from ..dispatch import resolve_backend, slow_products, what_takes
@@ -85,60 +87,38 @@ def attention(
     if backend == "flash":
         return flash_backend.attention(q, k, v, causal=causal, scale=scale, window=window, deterministic=deterministic)
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    return run(q, k, v, causal, scale, document_ids, window, deterministic, backend)[0]
+    return run(q, k, v, *Options(causal, scale, document_ids, window, deterministic), backend)[0]
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _kernels(backend: str) -> ModuleType:
     if backend == "triton":
-        from ..triton_backend.attention import forward
-    else:
-        from ..compiled.attention import forward
+        from ..triton_backend import attention  # imports Triton
 
-    return forward(q, k, v, causal, scale, document_ids, window)
+        return attention
+    return compiled_attention
 
 
-def _gradients(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "triton":
-        from ..triton_backend.attention import backward
-    else:
-        from ..compiled.attention import backward
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest) -> tuple[Tensor, Tensor]:
+    *options, backend = rest
+    return _kernels(backend).forward(q, k, v, Options(*options))
 
-    return backward(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic)
+
+def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
+    *options, backend = rest
+    return _kernels(backend).backward(grad, q, k, v, out, lse, Options(*options))
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
-    q, k, v, causal, scale, document_ids, window, deterministic, backend = inputs
-    ctx.save_for_backward(q, k, v, *outputs, document_ids)
-    ctx.options = causal, scale, window, deterministic, backend
+    q, k, v, *options, ctx.backend = inputs
+    options = Options(*options)
+    ctx.save_for_backward(q, k, v, *outputs, options.document_ids)
+    ctx.options = options._replace(document_ids=None)
 
 
 def _backward(ctx, grad: Tensor, gradients) -> tuple[Tensor | None, ...]:
     *saved, document_ids = ctx.saved_tensors
-    causal, scale, *rest = ctx.options
-    return *gradients(grad, *saved, causal, scale, document_ids, *rest), *(None,) * 6
+    options = ctx.options._replace(document_ids=document_ids)
+    return *gradients(grad, *saved, *options, ctx.backend), *(None,) * (len(options) + 1)
 
 
 class _Eager(torch.autograd.Function):
@@ -173,7 +153,7 @@ def _compiled(
 
 
 @_compiled.register_fake
-def _(q, k, v, causal, scale, document_ids, window, deterministic, backend):
+def _(q, *_):
     B, T, H, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
 
@@ -197,7 +177,7 @@ def _compiled_backward(
 
 
 @_compiled_backward.register_fake
-def _(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic, backend):
+def _(grad, q, k, v, *_):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 

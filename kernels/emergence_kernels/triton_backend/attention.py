@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention_options import Options
 from ..document_ranges import overlapping_blocks
 from . import configs
 from .common import WIDEN, dot_precision, on_device
@@ -391,7 +392,8 @@ def _unit_rows(t: Tensor) -> Tensor:
 class _Launch:
     """Arguments that the three large kernels share."""
 
-    def __init__(self, q, k, v, causal, scale, document_ids, window):
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, options: Options):
+        causal, scale, document_ids, window, _ = options
         self.q, self.k, self.v = (_unit_rows(t) for t in (q, k, v))
         self.B, self.T, self.H, self.D = q.shape
         self.G = k.shape[2]
@@ -426,17 +428,9 @@ class _Launch:
         return self.ids, overlapping_blocks(self.ids, rows, columns)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
-    a = _Launch(q, k, v, causal, scale, document_ids, window)
+    a = _Launch(q, k, v, options)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(a.B, a.H, a.T, dtype=torch.float32, device=q.device)
     config = a.config("forward")
@@ -455,19 +449,10 @@ def forward(
 
 
 def backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,  # it always is
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    a = _Launch(q, k, v, causal, scale, document_ids, window)
+    """-> dq, dk, dv, deterministic whatever is asked for."""
+    a = _Launch(q, k, v, options)
     do = _unit_rows(do)
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     delta = torch.empty_like(lse)
