@@ -91,7 +91,7 @@ setup(
         "flash": ["flash-attn>=2.8"],
         "hub": ["datasets>=4.0", "huggingface_hub>=1.0"],
         "bench": ["transformers>=5.0"],
-        "tasks": ["lm-eval>=0.4.11"],
+        "tasks": ["lm-eval>=0.4.13"],
         "peers": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1", "quack-kernels>=0.6"],
         "dev": [
             "pytest>=8",

@@ -6,12 +6,13 @@ backend on the same weights (tests/evaluation/test_lm_eval.py).
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from emergence_train.distributed import Ranks
+from emergence_train.distributed import Ranks, from_first_rank
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
 from emergence_train.evaluation.items import Item, Task
@@ -20,7 +21,7 @@ from emergence_train.evaluation.metrics import choice_metrics
 try:
     import lm_eval
     from lm_eval.api.model import TemplateLM
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 except ImportError as error:
     raise InputError("tasks of lm-eval need it installed: pip install 'emergence-train[tasks]'") from error
 
@@ -95,21 +96,32 @@ class EmergenceLM(TemplateLM):
         return found
 
 
-def check(names: list[str]) -> TaskManager:
-    """lm-eval's list of tasks; InputError for a name that is not in it."""
-    manager = TaskManager()
-    for name in names:
-        if name not in manager.all_tasks:
-            raise InputError(_unknown(name, manager.all_tasks))
-    return manager
+class Tasks(TaskManager):
+    """lm-eval's tasks, each with its data loaded once: a run asks for them at every checkpoint."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self._load_once = functools.cache(lambda names: super(Tasks, self).load(list(names)))
+
+    def load(self, task_list: list[str]):
+        return self._load_once(tuple(task_list))
+
+    def check(self, names: list[str]) -> None:
+        """InputError for a name that is not among lm-eval's."""
+        for name in names:
+            if name not in self.all_tasks:
+                raise InputError(_unknown(name, self.all_tasks))
+
+
+tasks = functools.cache(Tasks)
 
 
 def reach(names: list[str]) -> None:
     """Load the tasks once, before any training: InputError where a name is unknown or its data cannot be had."""
-    manager = check(names)
+    tasks().check(names)
     for name in names:
         with _explained(name):
-            get_task_dict([name], manager)
+            tasks().load([name])
 
 
 @contextlib.contextmanager
@@ -125,12 +137,19 @@ def _explained(names: str):
 
 def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit: int | None = None) -> list[dict]:
     """Rows of metrics as in metrics.choice_metrics: lm-eval's own accuracy or exact match, and for choices also the
-    continuous metrics of the same log-likelihoods."""
-    manager = check(names)
+    continuous metrics of the same log-likelihoods. All ranks call it, and get the first one's: under torchrun lm-eval gives
+    the others nothing."""
+    tasks().check(names)
+    # lm-eval would seed torch's, numpy's and Python's random numbers, which are the training run's too.
+    seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     with _explained(", ".join(names)), torch.no_grad():
         found = lm_eval.simple_evaluate(
-            lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=manager, log_samples=True
+            lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=tasks(), log_samples=True, **seeds
         )
+    return from_first_rank(lambda: _rows(found, names))
+
+
+def _rows(found: dict, names: list[str]) -> list[dict]:
     rows = []
     for name in names:
         values = found["results"][name]

@@ -1,6 +1,10 @@
 """Our adapter against lm-eval's Hugging Face backend on the same weights. Skipped where lm-eval is not installed."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
 from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
 from emergence_train.models.config import ModelConfig  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
-from support import llama_of  # noqa: E402
+from support import ROOT, llama_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +75,49 @@ def test_generations_are_equal(both):
     assert ours == theirs
 
 
-def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monkeypatch):
-    """A multiple-choice task over a local file, through lm-eval's own evaluator with both backends."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
+def sums_in(folder) -> None:
+    """A multiple-choice task over a local file, as lm-eval wants it."""
     rows = [{"q": f"{a} plus {b} is", "choices": [str(c) for c in range(4)], "gold": (a + b) % 4}
             for a in range(5) for b in range(5)]  # fmt: skip
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "task.yaml").write_text(
-        f"task: sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}\n"
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "task.yaml").write_text(
+        f"task: sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}\n"
         "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
         "doc_to_target: '{{gold}}'\nmetric_list: [{metric: acc}, {metric: acc_norm}]\nmetadata: {version: 1}\n"
     )
+
+
+def test_two_processes_have_what_one_has_and_load_it_once(data_path, tmp_path):
+    """Under torchrun lm-eval itself gives results to the first process alone."""
+    sums_in(tmp_path)
+    worker = Path(__file__).with_name("lm_eval_worker.py")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += [str(worker), str(data_path / "tokenizer.json"), str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2"))
+    assert first == second and first["loads"] == 1 and first["checkpoints"][0] == first["checkpoints"][1]
+    assert [row["metric"] for row in first["checkpoints"][0]] == [row["metric"] for row in alone["checkpoints"][0]]
+    for one, other in zip(first["checkpoints"][0], alone["checkpoints"][0]):
+        assert one["value"] == pytest.approx(other["value"], abs=1e-5)
+
+
+def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monkeypatch):
+    """Through lm-eval's own evaluator with both backends."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    sums_in(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     manager = TaskManager(include_path=str(tmp_path))
-    monkeypatch.setattr("emergence_train.evaluation.lm_eval_adapter.TaskManager", lambda: manager)
+    ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
+    monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
+    random = torch.get_rng_state()
     found = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
+    assert torch.equal(torch.get_rng_state(), random)  # it is the training run's
     theirs = lm_eval.simple_evaluate(both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager,
                                      log_samples=True)  # fmt: skip
     assert found["acc"]["value"] == theirs["results"]["sums"]["acc,none"] and found["acc"]["items"] == 25
@@ -115,7 +145,8 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     )
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     manager = TaskManager(include_path=str(tmp_path))
-    monkeypatch.setattr("emergence_train.evaluation.lm_eval_adapter.TaskManager", lambda: manager)
+    ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
+    monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
     found = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
     theirs = lm_eval.simple_evaluate(both[1], tasks=["nouns"], num_fewshot=0, bootstrap_iters=100, task_manager=manager)
     assert found["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and found["acc"]["chance"] == 0.5
@@ -135,13 +166,13 @@ def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="did you mean 'hellaswag'"):
         Suite([TaskConfig(task="lm-eval/hellaswagg")], dataset, 32)
     made = []
-    monkeypatch.setattr(lm_eval_adapter, "get_task_dict", lambda names, manager: made.extend(names))
+    monkeypatch.setattr(lm_eval_adapter.Tasks, "load", lambda self, names: made.extend(names))
     suite = Suite([TaskConfig(task="lm-eval/hellaswag", items=2)], dataset, 32)
     assert suite.tasks == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag" and made == ["hellaswag"]
 
-    def offline(names, manager):
+    def offline(self, names):
         raise ConnectionError("Couldn't reach it\non the Hub")
 
-    monkeypatch.setattr(lm_eval_adapter, "get_task_dict", offline)
+    monkeypatch.setattr(lm_eval_adapter.Tasks, "load", offline)
     with pytest.raises(InputError, match="hellaswag: its data cannot be had .Couldn't reach it on the Hub.; offline, set"):
         Suite([TaskConfig(task="lm-eval/hellaswag")], dataset, 32)
