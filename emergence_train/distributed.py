@@ -186,6 +186,8 @@ def import_deepspeed():
         import deepspeed
         from deepspeed.utils import logger
     logger.setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that torch 2.13 gave up, and each time torch would tell the user, who can't mend it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
