@@ -100,17 +100,22 @@ gpu-bench:
 	$(ON_GPU) benchmarks/kernels.py --suite short --budget 320
 	$(PATHS) timeout 180 $(PYTHON) benchmarks/gpu_training.py
 
-# Wheels for a GPU machine without network that has torch, Triton and Python 3.12 (unpack: benchmarks/README.md).
-PLATFORMS := $(foreach v,2_28 2_27 2_17 2014 1,--platform $(if $(filter 2014 1,$(v)),manylinux$(v),manylinux_$(v))_x86_64)
+# Wheels for a GPU machine without network that has torch, Triton and Python 3.12 (unpack: benchmarks/README.md). quack and
+# flash-attn 4 compile by a library of 92 MB: it comes in two pieces, for where what can be carried at a time is bounded.
+PLATFORMS := $(foreach v,2_28 2_27 2_24 2_17 2014 1,--platform $(if $(filter 2014 1,$(v)),manylinux$(v),manylinux_$(v))_x86_64)
+FOR_312 := --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(PLATFORMS)
 gpu-wheels: install
 	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir wheels --constraint constraints.txt deepspeed
-	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(PLATFORMS) \
-	  --dest wheels --constraint constraints.txt hjson pydantic pydantic_core annotated-types typing-inspection
-	for peer in liger-kernel quack-kernels cut-cross-entropy flash-attn-4; do \
-	  $(BIN)/python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $(PLATFORMS) \
-	    --pre --dest wheels $$peer || echo "$$peer: no wheel, left out"; \
+	$(BIN)/python -m pip download -q $(FOR_312) --dest wheels --constraint constraints.txt \
+	  hjson pydantic pydantic_core annotated-types typing-inspection
+	for peer in liger-kernel quack-kernels cut-cross-entropy flash-attn-4 apache-tvm-ffi torch-c-dlpack-ext \
+	    nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-core nvidia-cutlass-dsl-libs-base; do \
+	  $(BIN)/python -m pip download -q $(FOR_312) --pre --dest wheels $$peer || echo "$$peer: no wheel, left out"; \
 	done
-	ls -l wheels
+	$(BIN)/python -m pip download -q $(FOR_312) --dest wheels-large nvidia-cutlass-dsl-libs-cu13 && cd wheels-large && \
+	  for wheel in *.whl; do split --number 2 --numeric-suffixes=1 --suffix-length 1 $$wheel $$wheel. && rm $$wheel; done && \
+	  for piece in 1 2; do mkdir -p ../wheels-$$piece && mv *.$$piece ../wheels-$$piece/; done && rmdir ../wheels-large
+	ls -l wheels wheels-1 wheels-2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

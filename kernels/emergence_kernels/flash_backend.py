@@ -1,21 +1,38 @@
-"""Attention by kernels of others: flash-attn 3 or 2 if installed, else PyTorch's cuDNN and flash kernels."""
+"""Attention by kernels of others: flash-attn 3, 4 or 2 where they are installed, else PyTorch's cuDNN and flash kernels."""
 
 import importlib.util
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# Generations of flash-attn, the preferred first, and the major compute capabilities that they are taken on.
+GENERATIONS = {3: (9,), 4: (9, 10, 11), 2: (8, 9, 10, 11, 12)}
 
-def _installed() -> int | None:
-    for name, version in (("flash_attn_interface", 3), ("flash_attn", 2)):
-        if importlib.util.find_spec(name) is not None:
-            return version
+
+@cache
+def installed() -> tuple[int, ...]:
+    """Those of GENERATIONS that can be imported. 4 is a folder `cute`, in 2's package or in one without an __init__."""
+    found = {3: importlib.util.find_spec("flash_attn_interface") is not None}
+    if spec := importlib.util.find_spec("flash_attn"):
+        found[2] = spec.origin is not None
+        folders = [Path(folder) / "cute" for folder in spec.submodule_search_locations or ()]
+        found[4] = any(folder.is_dir() for folder in folders) and importlib.util.find_spec("nvidia_cutlass_dsl") is not None
+    return tuple(generation for generation in GENERATIONS if found.get(generation))
+
+
+def generation(q: Tensor) -> int | None:
+    """The flash-attn to take for q; None: PyTorch's kernels."""
+    major = torch.cuda.get_device_capability(q.device)[0]
+    for each in installed():
+        # 4 compiles its kernels in Python, which torch.compile cannot trace, and beyond Hopper takes head dims up to 128.
+        fits = each != 4 or (not torch.compiler.is_compiling() and (major == 9 or q.shape[-1] <= 128))
+        if major in GENERATIONS[each] and fits:
+            return each
     return None
-
-
-FLASH_ATTN = _installed()  # 3 (flash_attn_interface), 2 (flash_attn), or None
 
 
 def why_not(q: Tensor, document_ids: Tensor | None, window: int | None, deterministic: bool) -> str | None:
@@ -28,33 +45,38 @@ def why_not(q: Tensor, document_ids: Tensor | None, window: int | None, determin
         return f"flash attention takes head dims that are multiples of 8 up to 256, not {q.shape[-1]}"
     if document_ids is not None:
         return "document masks are computed by 'triton' and 'torch'"
-    if FLASH_ATTN is None and (window is not None or deterministic):
+    if (window is not None or deterministic) and generation(q) is None:
         return "without flash-attn installed, PyTorch's kernels have no window and no deterministic backward"
     return None
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None, window: int | None, deterministic: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    scale: float | None,
+    window: int | None,
+    deterministic: bool,
+    by: int | None = None,
 ) -> Tensor:
-    """q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D)."""
-    if FLASH_ATTN is not None:
-        near = (-1, -1) if window is None else (window - 1, 0 if causal else window - 1)
-        options = dict(softmax_scale=scale, causal=causal, window_size=near, deterministic=deterministic)
-        if FLASH_ATTN == 3:
-            from flash_attn_interface import flash_attn_func
-
-            out = flash_attn_func(q, k, v, **options)
-            return out[0] if isinstance(out, tuple) else out
+    """q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D). by: a generation, in place of the one to take for q."""
+    by = by or generation(q)
+    if by is None:
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        return out.transpose(1, 2)
+    if by == 3:
+        from flash_attn_interface import flash_attn_func
+    elif by == 4:
+        from flash_attn.cute import flash_attn_func
+    else:
         from flash_attn import flash_attn_func
-
-        return flash_attn_func(q, k, v, **options)
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            is_causal=causal,
-            scale=scale,
-            enable_gqa=q.shape[2] != k.shape[2],
-        )
-    return out.transpose(1, 2)
+    all_keys = (None, None) if by == 4 else (-1, -1)
+    near = all_keys if window is None else (window - 1, 0 if causal else window - 1)
+    out = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal, window_size=near, deterministic=deterministic)
+    return out[0] if isinstance(out, tuple) else out

@@ -2,6 +2,11 @@
 
 import importlib
 import math
+import os
+import subprocess
+import sys
+import types
+from functools import partial
 
 import pytest
 import torch
@@ -229,7 +234,7 @@ def test_flash_by_sdpa(device, monkeypatch):
     """The flash backend's own calls, as far as a CPU has such kernels: layout, grouping, scale, whole graphs."""
     from emergence_kernels import flash_backend
 
-    monkeypatch.setattr(flash_backend, "FLASH_ATTN", None)
+    monkeypatch.setattr(flash_backend, "generation", lambda q: None)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     q, k, v = make((2, 33, 4, 4, 16), "plain", dtype, device)
     for causal in (True, False):
@@ -242,8 +247,63 @@ def test_flash_by_sdpa(device, monkeypatch):
             assert (each(q, k, v).double() - exact).norm() <= 0.01 * exact.norm()
 
 
-def test_what_flash_refuses():
+@pytest.mark.parametrize("there, found", [
+    ((), ()),
+    (("flash_attn/__init__.py",), (2,)),
+    (("flash_attn/cute/__init__.py",), ()),  # without what it compiles with
+    (("flash_attn/cute/__init__.py", "nvidia_cutlass_dsl/a.py"), (4,)),
+    (("flash_attn_interface.py", "flash_attn/__init__.py", "flash_attn/cute/__init__.py", "nvidia_cutlass_dsl/a.py"), (3, 4, 2)),
+])  # fmt: skip
+def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path):
+    """The fourth comes as a part of a package that only the second makes whole."""
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    said = subprocess.run(
+        [sys.executable, "-c", "from emergence_kernels import flash_backend; print(flash_backend.installed())"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.strip() == str(found)
+
+
+@pytest.mark.parametrize("capability, D, compiling, taken", [
+    (8, 64, False, 2), (9, 64, False, 3), (10, 64, False, 4), (10, 256, False, 2), (10, 64, True, 2), (12, 64, False, 2),
+])  # fmt: skip
+def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monkeypatch):
+    """And called as it wants to be."""
+    from emergence_kernels import flash_backend
+
+    seen = {}
+
+    def module(generation):
+        def flash_attn_func(q, k, v, **options):
+            seen.update(generation=generation, **options)
+            return (q, None) if generation == 4 else q
+
+        return types.SimpleNamespace(flash_attn_func=flash_attn_func)
+
+    for generation, name in ((2, "flash_attn"), (3, "flash_attn_interface"), (4, "flash_attn.cute")):
+        monkeypatch.setitem(sys.modules, name, module(generation))
+    monkeypatch.setattr(flash_backend, "installed", lambda: (3, 4, 2))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    q = torch.randn(1, 4, 2, D)
+    run = partial(flash_backend.attention, q, q, q, scale=0.5, deterministic=True)
+    assert run(causal=True, window=None) is q
+    everything = (None, None) if taken == 4 else (-1, -1)
+    wanted = dict(generation=taken, softmax_scale=0.5, causal=True, window_size=everything, deterministic=True)
+    assert seen == wanted
+    run(causal=True, window=3)
+    assert seen["window_size"] == (2, 0)
+    run(causal=False, window=3)
+    assert seen["window_size"] == (2, 2)
+
+
+def test_what_flash_refuses(monkeypatch):
+    from emergence_kernels import flash_backend
     from emergence_kernels.flash_backend import why_not
+
+    monkeypatch.setattr(flash_backend, "generation", lambda q: None)
 
     def asked(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
         return why_not(torch.empty(1, 2, 1, D, dtype=dtype, device="meta"), ids, window, deterministic)

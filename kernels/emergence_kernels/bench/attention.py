@@ -118,9 +118,8 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
                 for name, kernel in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
                     runs.append((f"SDPA {name}", partial(_sdpa, q, k, v, kind == "causal", kernel)))
             runs.append(("FlexAttention", _flex(q, k, v, kind, ids)))
-            version = flash_backend.FLASH_ATTN
-            if version is not None and kind != "documents":
-                flash = partial(flash_backend.attention, q, k, v, scale=None, deterministic=False)
+            for version in flash_backend.installed() if kind != "documents" else ():
+                flash = partial(flash_backend.attention, q, k, v, scale=None, deterministic=False, by=version)
                 runs.append((f"flash-attn {version}", partial(flash, causal=kind != "full", window=options["window"])))
         runs.sort(key=lambda run: run[0] == "emergence cuda")  # last: an error of theirs is every later contender's
         contenders = [partial(Contender, name, run, (q, k, v)) for name, run in runs]

@@ -23,7 +23,7 @@ from .timing import Timing, ceilings, measure, peak_extra_bytes
 
 OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "step")
 PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
-PEERS = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn")
+PEERS = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn", "flash-attn-3", "flash-attn-4")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
