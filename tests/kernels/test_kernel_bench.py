@@ -1,6 +1,8 @@
 """The benchmark runs, keeps what it measured when cut off, and its tables can be redrawn."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -172,3 +174,32 @@ def test_the_model_trains_the_same_with_kernels_on(kernels, device, request):
     assert losses["torch"] == pytest.approx(losses[kernels], rel=close)
     assert losses["torch"] == pytest.approx(losses["plain"], rel=close)
     assert losses[kernels][-1] < losses[kernels][0] - 0.1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_liger_may_have_chunks_as_large_as_ours(there, monkeypatch):
+    from emergence_kernels.bench import losses
+
+    seen = []
+
+    class Function:
+        @staticmethod
+        def forward(ctx, _input, weight, target, bias=None, reduction="mean", chunk_mem_const=1):
+            pass
+
+        @staticmethod
+        def apply(*arguments):
+            seen.append(arguments[3:])
+            return arguments[0], None
+
+    if not there:
+        Function.forward = staticmethod(lambda ctx, _input, weight, target, bias=None, reduction="mean": None)
+    module = types.SimpleNamespace(LigerFusedLinearCrossEntropyFunction=Function)
+    for name in ("liger_kernel", "liger_kernel.ops", "liger_kernel.ops.fused_linear_cross_entropy"):
+        monkeypatch.setitem(sys.modules, name, module)
+    hidden, weight = (torch.empty(rows, 16, device="meta") for rows in (3 * 4096, 16 * 60))
+    run = losses._liger_by_large_chunks(hidden, weight, None, "none")
+    if not there:
+        assert run is None
+        return
+    assert run() is hidden and seen == [(None, "none", 20)]  # 960 logits a token for 20 times 16: three chunks

@@ -1,6 +1,7 @@
 """Cases of the linear losses: PyTorch, this package, and its peers where they are installed."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -21,6 +22,9 @@ SHAPES = {
 }
 
 
+LIGER_ROWS = 4096
+
+
 def _eager(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction=reduction)
 
@@ -32,6 +36,8 @@ def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> I
 
         liger = LigerFusedLinearCrossEntropyLoss(reduction=reduction)
         yield "liger-kernel", lambda: liger(weight, hidden, targets)
+        if run := _liger_by_large_chunks(hidden, weight, targets, reduction):
+            yield "liger-kernel, large chunks", run
     except ImportError:
         pass
     try:
@@ -49,6 +55,20 @@ def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> I
         yield "quack", lambda: linear_cross_entropy_func(hidden, weight, None, targets, reduction=reduction)
     except ImportError:
         pass
+
+
+def _liger_by_large_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Callable[[], Tensor] | None:
+    """Liger with chunks of some 4096 tokens, where its version lets them be chosen: by default they have tokens x D / V."""
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as function
+
+    parameters = list(inspect.signature(function.forward).parameters.values())[1:]
+    names = [parameter.name for parameter in parameters]
+    if "chunk_mem_const" not in names:
+        return None
+    chunks = -(-len(hidden) // LIGER_ROWS)
+    chosen = {"reduction": reduction, "chunk_mem_const": max(1, -(-weight.shape[0] // (weight.shape[1] * chunks)))}
+    rest = [chosen.get(parameter.name, parameter.default) for parameter in parameters[3:]]
+    return lambda: function.apply(hidden, weight, targets, *rest)[0]
 
 
 def _errors(hidden: Tensor, weight: Tensor, targets: Tensor, upstream_N: Tensor, results: tuple) -> dict[str, float]:
