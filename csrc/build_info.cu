@@ -12,4 +12,9 @@ extern "C" __attribute__((visibility("default"))) const char* emergence_barriers
   for (const std::string& reason : emulate::Machine::get().barriers) lines += reason + "\n";
   return lines.c_str();
 }
+
+// Launches go to `other` from now on, or with null to the kernels as they were compiled here.
+extern "C" __attribute__((visibility("default"))) void emergence_launch_elsewhere(emulate::Elsewhere other) {
+  emulate::elsewhere = other;
+}
 #endif

@@ -69,6 +69,7 @@ struct Thread {
   enum { kRuns, kAtBarrier, kInShuffle, kDone } state = kRuns;
   const unsigned* completed = nullptr;  // what it waits for in a shuffle or collective, and the count that lets it go on
   unsigned wanted = 0;
+  const void* instruction = nullptr;  // what it executes, where that is known: threads that act as one must agree
   Knowledge knows;
   uint32_t clock = 0;
 
@@ -99,6 +100,7 @@ struct Group {
   unsigned generation = 0;  // instructions completed
   std::vector<void*> operands;  // of those that have arrived, by lane
   uint32_t arrived = 0;
+  const void* instruction = nullptr;
 };
 
 struct Machine {
@@ -114,7 +116,7 @@ struct Machine {
   NamedBarrier named[16];
   std::map<uint64_t, std::deque<std::function<void()>>> in_flight;  // by unit, each in order: what the hardware will do
   uint64_t units = 0;
-  std::unordered_set<uintptr_t> arriving;  // 16-byte pieces of shared memory, by number, that copies are on their way to
+  std::unordered_set<uintptr_t> arriving;  // 4-byte pieces of shared memory, by number, that copies are on their way to
   std::unordered_set<uintptr_t> added_to;  // bytes of global memory, by additions of this launch
   std::mt19937_64 random;
   std::function<void()> body;
@@ -223,6 +225,8 @@ struct Machine {
     Group& group = groups[uint64_t(current->id - lane) << 32 | count];
     group.operands.resize(count);
     group.operands[lane] = &mine;
+    if (group.arrived && group.instruction != current->instruction) fail("threads that act as one execute different instructions");
+    group.instruction = current->instruction;
     if (++group.arrived < count) return wait(&group.generation, group.generation + 1);
     group.arrived = 0;
     ++group.generation;
@@ -231,19 +235,20 @@ struct Machine {
     act(operands);
   }
 
-  void touch(const void* pointer, size_t bytes, bool writes, bool shared) {
+  void touch(const void* pointer, size_t bytes, bool writes, bool shared, const unsigned char* value = nullptr) {
     if (random() % 8 == 0) pause();
-    touch({current->id, current->clock, &current->knows}, pointer, bytes, writes, shared);
+    touch({current->id, current->clock, &current->knows}, pointer, bytes, writes, shared, value);
   }
 
-  void touch(const Actor& actor, const void* pointer, size_t bytes, bool writes, bool shared) {
+  void touch(const Actor& actor, const void* pointer, size_t bytes, bool writes, bool shared,
+             const unsigned char* value = nullptr) {
     if (shared && !arriving.empty())
-      for (auto at = reinterpret_cast<uintptr_t>(pointer) / 16; at <= (reinterpret_cast<uintptr_t>(pointer) + bytes - 1) / 16; ++at)
+      for (auto at = reinterpret_cast<uintptr_t>(pointer) / 4; at <= (reinterpret_cast<uintptr_t>(pointer) + bytes - 1) / 4; ++at)
         if (arriving.count(at)) fail("race in shared memory: a copy to it is on its way, and nobody has waited for it");
     if (!shared && !added_to.empty())
       for (size_t byte = 0; byte < bytes; ++byte)
         if (added_to.count(reinterpret_cast<uintptr_t>(pointer) + byte)) fail("race in global memory: a byte that is added to is read or written");
-    const auto verdict = referee.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared);
+    const auto verdict = referee.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared, value);
     if (verdict == Referee::kFine) return;
     if (verdict == Referee::kUnwritten) fail("shared memory read before this block wrote it");
     if (verdict == Referee::kUnfenced) fail("the asynchronous proxy meets a thread's write that no fence.proxy.async passed on");
@@ -258,9 +263,15 @@ struct Machine {
     return false;
   }
 
-  void global(const void* pointer, size_t bytes, bool writes) {
+  void global(const void* pointer, size_t bytes, bool writes, const unsigned char* value = nullptr) {
     check_place(pointer, bytes, writes ? "write" : "read");
-    touch(pointer, bytes, writes, false);
+    touch(pointer, bytes, writes, false, value);
+  }
+
+  // Of an access that need not be whole: some first bytes of it.
+  void global_part(const void* pointer, size_t bytes) {
+    if (!inside(pointer, bytes)) fail("read outside the tensors of the launch");
+    touch(pointer, bytes, false, false);
   }
 
   // Additions to global memory need no order among themselves, but one to whatever else touches their bytes.
@@ -305,6 +316,7 @@ struct Machine {
       t.id = id;
       t.index = dim3(id % block.x, id / block.x % block.y, id / (block.x * block.y));
       t.state = Thread::kRuns;
+      t.instruction = nullptr;
       t.knows = Knowledge{};
       t.clock = referee.now();
       ++warps[id / kLanes].lanes;
@@ -393,6 +405,12 @@ struct Range {
   const void* pointer;
   size_t bytes;
 };
+
+// Where a test has launches go instead: to what another compiler made of the same kernel. shape: of the grid and of a block;
+// values: the kernel's arguments. -> what went wrong, or null.
+using Elsewhere = const char* (*)(const void* kernel, const unsigned* shape, size_t shared_bytes, const Range* ranges,
+                                  size_t count, const void* const* values, const size_t* sizes, size_t parameters);
+inline Elsewhere elsewhere = nullptr;
 
 inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::vector<Range>& ranges, std::function<void()> body) {
   Machine& m = Machine::get();

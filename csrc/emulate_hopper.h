@@ -16,6 +16,7 @@ struct TensorMap {
   const unsigned char* base;
   int64_t sizes[4], strides[4];  // elements; bytes
   int box[4], element;
+  uint32_t swizzle = 128;  // bytes of the span within which 16-byte pieces change places; 16: they stay
 };
 
 struct Mbarrier {
@@ -44,6 +45,8 @@ struct Product {
 struct Hopper {
   static constexpr uint32_t kBase = 3 << 10;  // where dynamic shared memory starts: never 0, lest somebody forget to add it
   static constexpr int kGroup = 128;
+  // Copies need fence.mbarrier_init between the making of an mbarrier and themselves. Not every compiler thinks so.
+  static inline bool fences_made = true;
 
   using Fragments = std::array<std::array<uint32_t, 4>, kGroup>;  // A's registers of a warpgroup
 
@@ -71,6 +74,7 @@ struct Hopper {
   };
 
   uint64_t block = 0;
+  uint32_t agents = 0;           // of mbarriers, so far
   std::map<uint32_t, Mbarrier> mbarriers;
   std::vector<OfThread> threads;
   std::vector<OfWarpgroup> warpgroups;
@@ -81,6 +85,7 @@ struct Hopper {
     if (hopper.block != m.blocks_run) {
       hopper.block = m.blocks_run;
       hopper.mbarriers.clear();
+      hopper.agents = 0;
       hopper.threads.assign(m.threads.size(), OfThread{});
       hopper.warpgroups.assign(m.threads.size() / kGroup + 1, OfWarpgroup{});
     }
@@ -94,8 +99,8 @@ struct Hopper {
     return m.dynamic.data() + (address - kBase);
   }
 
-  // The 128-byte swizzle: which 16 bytes of a row of 128, by the row of eight. It works on the address, whoever made it.
-  static uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+  // Which 16 bytes of a span of 128, 64 or 32 ("Swizzling Modes"): by the 128 bytes that the address lies in, whoever made it.
+  static uint32_t swizzled(uint32_t address, uint32_t span) { return address ^ (address >> 7 & (span / 16 - 1)) << 4; }
 
   // Anybody may get ahead of the thread at any of these.
   static Thread& thread() {
@@ -113,9 +118,17 @@ struct Hopper {
     Mbarrier& b = mbarriers[address];
     if (b.count) Machine::get().fail("an mbarrier is initialised twice");
     b.count = b.pending = count;
-    b.agent = Machine::get().threads.size() * 33 / 32 + 1 + mbarriers.size();
+    b.agent = Machine::get().threads.size() * 33 / 32 + 1 + ++agents;
     b.maker = t.id;
     b.made = t.clock;
+  }
+
+  // Its place may hold something else afterwards.
+  void unmake(uint32_t address) {
+    Thread& t = thread();
+    const Mbarrier& b = at(address, t);
+    if (b.bytes) Machine::get().fail("an mbarrier is invalidated while copies to it are on their way");
+    mbarriers.erase(address);
   }
 
   void fence_made(const char* reason) {
@@ -169,8 +182,10 @@ struct Hopper {
 
   void load(uint32_t to, const TensorMap& map, uint32_t address, const int (&from)[4]) {
     Machine& m = Machine::get();
-    if (to % 1024) m.fail("a tile of 128-byte swizzle must be aligned to 1024 bytes");
-    if (map.box[0] * map.element != 128) m.fail("the inner side of a box of 128-byte swizzle must have 128 bytes");
+    if (to % (map.swizzle > 16 ? 8 * map.swizzle : 128)) m.fail("a tile must be aligned to the period of its swizzle");
+    if (map.swizzle > 16 && map.box[0] * map.element != int(map.swizzle))
+      m.fail("the inner side of a box must have the bytes of its swizzle");
+    if (map.box[0] * map.element % 16) m.fail("the inner side of a box must be a multiple of 16 bytes");
     const std::array<int, 4> start{from[0], from[1], from[2], from[3]};
     send(address, int64_t(map.element) * map.box[0] * map.box[1] * map.box[2] * map.box[3],
          [=](const Actor& actor) { copy(to, map, start, actor); });
@@ -192,7 +207,7 @@ struct Hopper {
     Machine& m = Machine::get();
     Thread& t = thread();
     Mbarrier& b = at(address, t);
-    if (!b.fenced || !m.referee.learned({t.id, t.clock, &t.knows}, b.maker, b.fenced + (b.maker != t.id)))
+    if (fences_made && (!b.fenced || !m.referee.learned({t.id, t.clock, &t.knows}, b.maker, b.fenced + (b.maker != t.id))))
       m.fail("the asynchronous proxy meets an mbarrier without fence.mbarrier_init in between");
     auto knows = std::make_shared<Knowledge>(t.knows);
     knows->learn(t.id, t.clock);
@@ -207,9 +222,11 @@ struct Hopper {
 
   static void copy(uint32_t to, const TensorMap& map, const std::array<int, 4>& start, const Actor& actor) {
     Machine& m = Machine::get();
+    const int inner = map.box[0] * map.element;
+    std::vector<unsigned char> row(inner);
     for (int i3 = 0; i3 < map.box[3]; ++i3)
       for (int i2 = 0; i2 < map.box[2]; ++i2)
-        for (int i1 = 0; i1 < map.box[1]; ++i1, to += 128) {
+        for (int i1 = 0; i1 < map.box[1]; ++i1, to += inner) {
           const int64_t at[3] = {start[1] + i1, start[2] + i2, start[3] + i3};
           bool inside = true;
           int64_t offset = 0;
@@ -217,19 +234,19 @@ struct Hopper {
             inside = inside && at[d] >= 0 && at[d] < map.sizes[d + 1];
             offset += at[d] * map.strides[d + 1];
           }
-          unsigned char row[128] = {};
+          std::fill(row.begin(), row.end(), 0);
           const int64_t low = std::max<int64_t>(0, -start[0]), high = std::min<int64_t>(map.box[0], map.sizes[0] - start[0]);
           if (inside && low < high) {
             const unsigned char* source = map.base + offset + (start[0] + low) * map.element;
             const size_t bytes = (high - low) * map.element;
             if (!m.inside(source, bytes)) m.fail("a bulk copy reads outside the tensors of the launch");
             m.touch(actor, source, bytes, false, false);
-            std::memcpy(row + low * map.element, source, bytes);
+            std::memcpy(row.data() + low * map.element, source, bytes);
           }
-          for (int chunk = 0; chunk < 128; chunk += 16) {
-            unsigned char* where = shared(swizzled(to + chunk), 16);
+          for (int chunk = 0; chunk < inner; chunk += 16) {
+            unsigned char* where = shared(swizzled(to + chunk, map.swizzle), 16);
             m.touch(actor, where, 16, true, true);
-            std::memcpy(where, row + chunk, 16);
+            std::memcpy(where, row.data() + chunk, 16);
           }
         }
   }
@@ -336,17 +353,26 @@ struct Hopper {
     return all;
   }
 
-  // 16 bytes along the side of a matrix that is adjacent in memory. `fixed`: along the other. In units of elements of 2 bytes.
-  //   K adjacent:   (row, k)  at  start + row % 8 * 128 + row / 8 * stride + k * 2           k < 16
-  //   MN adjacent:  (mn, k)   at  start + mn % 64 * 2 + mn / 64 * leading + k % 8 * 128 + k / 8 * stride
+  // 16 bytes along the side of a matrix that is adjacent in memory. In units of elements of 2 bytes, with rows of `span` bytes:
+  //   K adjacent:   (row, k)  at  start + row % 8 * span + row / 8 * stride + k * 2           k < 16
+  //   MN adjacent:  (mn, k)   at  start + mn % (span / 2) * 2 + mn / (span / 2) * leading + k % 8 * span + k / 8 * stride
+  // Without swizzle a row is 16 bytes: the next eight k, if K is adjacent, are `leading` further, and if MN is, the two offsets
+  // change their parts.
   static const unsigned char* chunk(uint64_t descriptor, bool mn_adjacent, int mn, int k, const Actor& actor) {
     Machine& m = Machine::get();
-    const uint32_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
-    const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
-    if (descriptor >> 62 != 1 || (descriptor >> 49 & 7)) m.fail("only 128-byte swizzle with base offset 0 is emulated");
-    const uint32_t address = mn_adjacent ? start + mn % 64 * 2 + mn / 64 * leading + k % 8 * 128 + k / 8 * stride
-                                         : start + mn % 8 * 128 + mn / 8 * stride + k * 2;
-    const unsigned char* where = shared(swizzled(address), 16);
+    const uint32_t start = (descriptor & 0x3fff) << 4;
+    uint32_t leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+    if (descriptor >> 49 & 7) m.fail("only base offset 0 is emulated");
+    const uint32_t span = descriptor >> 62 ? 256 >> (descriptor >> 62) : 16;
+    const int elements = span / 2;
+    uint32_t address;
+    if (mn_adjacent) {
+      if (span == 16) std::swap(leading, stride);
+      address = start + mn % elements * 2 + mn / elements * leading + k % 8 * span + k / 8 * stride;
+    } else {
+      address = start + mn % 8 * span + mn / 8 * stride + (span == 16 ? k / 8 * leading : k * 2);
+    }
+    const unsigned char* where = shared(swizzled(address, span), 16);
     m.touch(actor, where, 16, false, true);
     return where;
   }

@@ -8,24 +8,49 @@
 
 namespace emulate {
 
-// Each lane's row of 16 bytes is read on its behalf; then the warp's values are dealt out.
-inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed) {
+// Each lane's row of 16 bytes is read on its behalf; then the warp's values are dealt out. Of fewer than four matrices the
+// lanes that name no row have null.
+template <int MATRICES>
+void load_matrices(uint32_t (&to)[MATRICES], const void* row, bool transposed) {
   Machine& m = Machine::get();
   if (reinterpret_cast<uintptr_t>(row) % 16) m.fail("ldmatrix: a row must be aligned to 16 bytes");
-  m.touch(row, 16, false, true);
+  if (row) m.touch(row, 16, false, true);
   struct Operands {
     const uint16_t* row;
     uint32_t* to;
   } mine{static_cast<const uint16_t*>(row), to};
   m.together(kLanes, mine, [transposed](const std::vector<Operands*>& lanes) {
     for (int lane = 0; lane < kLanes; ++lane)
-      for (int matrix = 0; matrix < 4; ++matrix) {
+      for (int matrix = 0; matrix < MATRICES; ++matrix) {
         const int g = lane / 4, t = lane % 4;
         const auto at = [&](int r, int c) { return uint32_t(lanes[8 * matrix + r]->row[c]); };
         const uint32_t low = transposed ? at(2 * t, g) : at(g, 2 * t), high = transposed ? at(2 * t + 1, g) : at(g, 2 * t + 1);
         lanes[lane]->to[matrix] = low | high << 16;
       }
   });
+}
+
+// The other way round: the values of a lane are dealt to the rows, and each lane that names one writes its row. `agrees`: as in
+// Machine::touch.
+template <int MATRICES>
+void store_matrices(void* row, const uint32_t (&from)[MATRICES], bool transposed, bool agrees) {
+  Machine& m = Machine::get();
+  if (reinterpret_cast<uintptr_t>(row) % 16) m.fail("stmatrix: a row must be aligned to 16 bytes");
+  struct Operands {
+    const uint32_t* from;
+    uint16_t row[8];
+  } mine{from, {}};
+  m.together(kLanes, mine, [transposed](const std::vector<Operands*>& lanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int matrix = 0; matrix < MATRICES; ++matrix)
+        for (int half = 0; half < 2; ++half) {
+          const int g = lane / 4, t = 2 * (lane % 4) + half;
+          lanes[8 * matrix + (transposed ? t : g)]->row[transposed ? g : t] = lanes[lane]->from[matrix] >> 16 * half;
+        }
+  });
+  if (row == nullptr) return;
+  m.touch(row, 16, true, true, agrees ? reinterpret_cast<const unsigned char*>(mine.row) : nullptr);
+  std::memcpy(row, mine.row, 16);
 }
 
 // value(bits): the 16-bit number as a float.
@@ -55,14 +80,19 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 
 struct Copies {
   struct Copy {
-    void* to;
-    const void* from;  // null: zeros
+    unsigned char* to;
+    const void* from;
+    size_t bytes, there;  // the rest are zeros
     bool landed;
     void land() {
-      from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+      if (there) std::memcpy(to, from, there);
+      std::memset(to + there, 0, bytes - there);
       landed = true;
     }
   };
+  // Whether wgmma may read what they bring without fence.proxy.async. The PTX ISA does not say so; Triton counts on it.
+  static inline bool for_both_proxies = false;
+
   uint64_t block = 0;
   std::vector<std::deque<std::vector<Copy>>> of_thread;  // groups, the last one not yet committed
 
@@ -77,16 +107,20 @@ struct Copies {
   }
 };
 
-inline void copy_async(void* to, const void* from, bool there) {
+inline void copy_async(void* to, const void* from, size_t bytes, size_t there) {
   Machine& m = Machine::get();
-  if (reinterpret_cast<uintptr_t>(to) % 16) m.fail("cp.async: shared memory must be aligned to 16 bytes");
-  if (there) m.global(from, 16, false);
-  m.touch(to, 16, true, true);
-  Copies::Copy copy{to, there ? from : nullptr, false};
+  if (reinterpret_cast<uintptr_t>(to) % bytes) m.fail("cp.async: shared memory must be aligned to the bytes of the copy");
+  if (reinterpret_cast<uintptr_t>(from) % bytes && there) m.fail("cp.async: the source must be aligned to the bytes of the copy");
+  if (there > bytes) m.fail("cp.async: more bytes are there than are copied");
+  if (there) m.global_part(from, there);
+  m.touch(to, bytes, true, true);
+  Copies::Copy copy{static_cast<unsigned char*>(to), from, bytes, there, false};
   if (m.random() % 2) copy.land();
-  m.arriving.insert(reinterpret_cast<uintptr_t>(to) / 16);
+  for (size_t piece = 0; piece < bytes; piece += 4) m.arriving.insert((reinterpret_cast<uintptr_t>(to) + piece) / 4);
   Copies::mine().back().push_back(copy);
 }
+
+inline void copy_async(void* to, const void* from, bool there) { copy_async(to, from, 16, there ? 16 : 0); }
 
 inline void commit_copies() { Copies::mine().emplace_back(); }
 
@@ -96,10 +130,10 @@ inline void wait_for_copies(size_t but, const char* reason) {
   auto& groups = Copies::mine();
   while (groups.size() > but + 1) {
     for (Copies::Copy& copy : groups.front()) {
-      const Actor actor{m.current->id, m.current->clock, &m.current->knows};
-      if (copy.from) m.touch(actor, copy.from, 16, false, false);
-      m.arriving.erase(reinterpret_cast<uintptr_t>(copy.to) / 16);
-      m.touch(actor, copy.to, 16, true, true);
+      const Actor actor{m.current->id, m.current->clock, &m.current->knows, false, Copies::for_both_proxies};
+      if (copy.there) m.touch(actor, copy.from, copy.there, false, false);
+      for (size_t piece = 0; piece < copy.bytes; piece += 4) m.arriving.erase((reinterpret_cast<uintptr_t>(copy.to) + piece) / 4);
+      m.touch(actor, copy.to, copy.bytes, true, true);
       if (!copy.landed) copy.land();
     }
     groups.pop_front();

@@ -49,6 +49,7 @@ struct Actor {
   uint32_t agent, clock;
   const Knowledge* knows;
   bool asynchronous = false;
+  bool for_both = false;  // what it writes needs no fence to reach the asynchronous proxy
 };
 
 class Referee {
@@ -94,7 +95,10 @@ class Referee {
 
   enum Verdict { kFine, kUnwritten, kUnfenced, kRaceWithWrite, kRaceWithRead };
 
-  Verdict touch(const Actor& actor, uintptr_t address, size_t bytes, bool writes, bool shared) {
+  // value: the bytes to be written, where a write of what another just wrote there, as compilers of whole tiles make it, is
+  // no race between the two.
+  Verdict touch(const Actor& actor, uintptr_t address, size_t bytes, bool writes, bool shared,
+                const unsigned char* value = nullptr) {
     const int64_t mine = int64_t(block_) * kAgents + actor.agent;
     const uint64_t stamp = uint64_t(launch_) << 32 | (shared ? block_ + 1 : 0);
     for (uintptr_t at = address; at < address + bytes; ++at) {
@@ -102,8 +106,9 @@ class Referee {
       if (byte.writer < 0) {
         if (shared && !writes) return kUnwritten;
       } else if (byte.writer != mine || byte.write_clock != actor.clock || actor.asynchronous) {
-        if (!knows(actor, byte.writer, byte.write_clock)) return kRaceWithWrite;
-        if (actor.asynchronous && byte.writer % kAgents < threads_ && !fenced(actor, byte)) return kUnfenced;
+        const bool agrees = value && writes && value[at - address] == *reinterpret_cast<const unsigned char*>(at);
+        if (!agrees && !knows(actor, byte.writer, byte.write_clock)) return kRaceWithWrite;
+        if (actor.asynchronous && byte.writer % kAgents < threads_ && !byte.for_both && !fenced(actor, byte)) return kUnfenced;
       }
       if (writes) {
         if (!readers_known(actor, byte)) return kRaceWithRead;
@@ -112,6 +117,7 @@ class Referee {
         byte.reader = -1;
         byte.set = 0;
         byte.many = false;
+        byte.for_both = actor.for_both;
       } else if (byte.reader != mine || byte.read_clock != actor.clock) {
         add_reader(actor, mine, byte);
       }
@@ -125,6 +131,7 @@ class Referee {
     int64_t writer = -1, reader = -1;
     uint32_t write_clock = 0, read_clock = 0;
     uint32_t set = 0;   // the readers before `reader` that it did not know, in sets_
+    bool for_both = false;
     bool many = false;  // too many: only a whole-block barrier later than read_clock orders a write after them
   };
   using Readers = std::vector<std::pair<int64_t, uint32_t>>;

@@ -124,6 +124,20 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
     for (int64_t d = 0; d < tensor->dim(); ++d) last += (tensor->size(d) - 1) * tensor->stride(d);
     ranges.push_back({tensor->data_ptr(), size_t(last + 1) * tensor->element_size()});
   }
+  if (emulate::elsewhere) {
+    const std::tuple<Params...> held{static_cast<Params>(args)...};
+    const unsigned shape[6] = {grid.x, grid.y, grid.z, block.x, block.y, block.z};
+    const size_t sizes[] = {sizeof(Params)...};
+    const char* failure = std::apply(
+        [&](const auto&... values) {
+          const void* pointers[] = {&values...};
+          return emulate::elsewhere(reinterpret_cast<const void*>(kernel), shape, shared_bytes, ranges.data(), ranges.size(),
+                                    pointers, sizes, sizeof...(Params));
+        },
+        held);
+    if (failure) throw std::runtime_error(failure);
+    return;
+  }
   emulate::run(grid, block, shared_bytes, ranges, [&] { kernel(static_cast<Params>(args)...); });
 }
 

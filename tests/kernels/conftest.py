@@ -1,5 +1,11 @@
-"""Where the kernels run: compiled on a CUDA device if there is one, else in Triton's interpreter on the CPU."""
+"""Where the kernels run: compiled on a CUDA device if there is one, else in Triton's interpreter on the CPU.
 
+With EMERGENCE_TEST_PTX=80 or 90 Triton compiles for sm_80 or sm_90, and the PTX runs on the CPU (ptx_driver.py); of the
+backends only "triton" is tested then. With EMERGENCE_TEST_NVCC=80 or 90a the CUDA kernels are the PTX that nvcc makes of them
+(ptx_of_nvcc.py), and only "cuda" is tested. test_kernel_ptx.py starts processes of either kind.
+"""
+
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,12 +18,19 @@ from emergence_kernels.compiled import build, library
 CUDA = torch.cuda.is_available()
 # The interpreter must be chosen before Triton is first imported. If some other test module was quicker,
 # test_kernel_interpreter.py runs this folder in a process of its own.
-TOO_LATE = not CUDA and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-if not CUDA:
+PTX = 0 if CUDA else int(os.environ.get("EMERGENCE_TEST_PTX", "0"))
+NVCC = "" if CUDA else os.environ.get("EMERGENCE_TEST_NVCC", "")
+TOO_LATE = not CUDA and not PTX and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
+if not CUDA and not PTX:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
 # Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
+ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC
 BUILT = Path(__file__).parents[2] / "build" / "csrc"
+if PTX:
+    import ptx_driver
+
+    ptx_driver.install(PTX)
 KINDS = {"cpu": "cpu"} | ({} if CUDA else {"cuda": "emulated"})
 for _backend, _kind in KINDS.items():
     os.environ[library.VARIABLES[_backend]] = str(BUILT / f"{_kind}.so")
@@ -35,6 +48,10 @@ def _library(backend: str) -> str | None:
             build.build(KINDS[backend], Path(os.environ[library.VARIABLES[backend]]))
         except build.BuildError as error:
             return str(error)
+    if backend == "cuda" and NVCC:
+        import ptx_of_nvcc
+
+        ELSEWHERE.append(ptx_of_nvcc.Elsewhere(Path(os.environ[library.VARIABLES["cuda"]]), NVCC))
     return library.why_not(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
 
 
@@ -51,14 +68,15 @@ def cpu_library() -> str | None:
 def pytest_generate_tests(metafunc) -> None:
     """`backend`: all that have the module's operation. `fused`: those with kernels of our own. `compiled`: in C++."""
     module, name = metafunc.module.__name__, metafunc.function.__name__
-    names = ["triton", "cuda"]
-    names += ["cpu"] if "attention" not in module + name and not CUDA else []
+    names = ["triton"] if PTX else ["cuda"] if NVCC else ["triton", "cuda"]
+    alone = PTX or NVCC
+    names += ["cpu"] if "attention" not in module + name and not CUDA and not alone else []
     if "compiled" in metafunc.fixturenames:
-        metafunc.parametrize("compiled", ["cuda", *([] if CUDA else ["cpu"])], indirect=True)
+        metafunc.parametrize("compiled", ["cuda", *([] if CUDA or NVCC else ["cpu"])], indirect=True)
     elif "fused" in metafunc.fixturenames:
         metafunc.parametrize("fused", names, indirect=True)
     elif "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", ["torch", *names], indirect=True)
+        metafunc.parametrize("backend", names if alone else ["torch", *names], indirect=True)
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -101,6 +119,13 @@ def triton_only() -> str:
     if TOO_LATE:
         pytest.skip("Triton was imported uninterpreted: run in a process of its own (test_kernel_interpreter.py)")
     return "triton"
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if PTX:
+        terminalreporter.write_line("launched: " + json.dumps(ptx_driver.launches))
+    if ELSEWHERE:
+        terminalreporter.write_line("launched: " + json.dumps(sys.modules["ptx_of_nvcc"].launches))
 
 
 @pytest.fixture(autouse=True)

@@ -176,7 +176,7 @@ def test_tensor_descriptors(case, triton_only, device, monkeypatch):
 
     from emergence_kernels.triton_backend import configs
 
-    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+    if configs.architecture(device) == "sm_80":
         pytest.skip("tensor descriptors need sm_90")
     shape, causal, kind, window, layout = CASES[case]
     q, k, v = make(shape, layout, torch.bfloat16, device)

@@ -137,7 +137,7 @@ def test_tensor_descriptors(split, triton_only, device, monkeypatch):
 
     from emergence_kernels.triton_backend import configs
 
-    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+    if configs.architecture(device) == "sm_80":
         pytest.skip("tensor descriptors need sm_90")
     inputs = ordinary(D=40).to(torch.bfloat16, device)
     key = configs.architecture(device), 2, False

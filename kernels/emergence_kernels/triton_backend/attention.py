@@ -459,7 +459,7 @@ def backward(
     with on_device(q):
         _delta_kernel[(triton.cdiv(a.T, 64), a.B * a.H)](
             out, do, delta, *out.stride()[:3], *do.stride()[:3], a.T, a.H, D=a.D, BLOCK_D=a.block_d, BLOCK_Q=64,
-            num_warps=4,
+            num_warps=4, enable_fp_fusion=False,  # as in rms_norm.py: o * do + (the neighbour's o * do) is rounded twice
         )  # fmt: skip
         config = a.config("dkdv")
         _dkdv_kernel[(triton.cdiv(a.T, config.block_k), a.B * a.G)](

@@ -110,6 +110,9 @@ def forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> t
             x_ND, residual_ND, weight.contiguous(), y, new_residual, rstd_N,
             x_ND.stride(0), 0 if residual is None else residual_ND.stride(0), N, D, eps,
             ROWS=rows, BLOCK_D=block, RESIDUAL=residual is not None, num_warps=warps,
+            # Where a thread has one feature of a row, x * x + (the neighbour's x * x) would become one rounding fewer on either
+            # side, and the lanes of a row would end with sums that differ in the last bit: which one rstd holds was chance.
+            enable_fp_fusion=False,
         )  # fmt: skip
     return y, new_residual, rstd_N
 
