@@ -47,6 +47,9 @@ struct Hopper {
   static constexpr int kGroup = 128;
   // Copies need fence.mbarrier_init between the making of an mbarrier and themselves. Not every compiler thinks so.
   static inline bool fences_made = true;
+  // Whether a fence.proxy.async counts that is executed after the barrier, by those who then issue products and copies, rather
+  // than before it by those who wrote. The PTX ISA's memory model has it anywhere on the way; csrc/ keeps to the second.
+  static inline bool fences_of_readers = false;
 
   using Fragments = std::array<std::array<uint32_t, 4>, kGroup>;  // A's registers of a warpgroup
 
@@ -65,12 +68,14 @@ struct Hopper {
     std::vector<uint64_t> groups;  // committed and not waited for: the last product of each
     std::map<float*, std::shared_ptr<Accumulators>> accumulators;
     std::vector<Fragment> fragments;
+    std::shared_ptr<Knowledge> at_fence;  // what it knew at its last fence.proxy.async, where fences_of_readers
+    uint64_t fences = 0;
   };
   struct OfWarpgroup {
     uint64_t issued = 0, executed = 0;
     std::vector<uint32_t> clocks{0};  // of the products
-    std::shared_ptr<Knowledge> common;
-    uint64_t common_version = 0;
+    std::shared_ptr<Knowledge> common, fenced;
+    uint64_t common_version = 0, fences = 0;
   };
 
   uint64_t block = 0;
@@ -212,8 +217,8 @@ struct Hopper {
     auto knows = std::make_shared<Knowledge>(t.knows);
     knows->learn(t.id, t.clock);
     const uint32_t clock = m.referee.tick();
-    m.in_flight[1000 + ++m.units].push_back([=, this, &b] {
-      copies(Actor{b.agent, clock, knows.get(), true});
+    m.in_flight[1000 + ++m.units].push_back([=, this, &b, fenced = threads[t.id].at_fence] {
+      copies(Actor{b.agent, clock, knows.get(), true, false, fenced.get()});
       b.bytes -= bytes;
       b.told.learn(b.agent, clock);
       complete(b);
@@ -256,6 +261,12 @@ struct Hopper {
     Thread& t = thread();
     if (m.drops(reason)) return;
     m.referee.fence(t.id, t.clock);
+    if (fences_of_readers) {
+      OfThread& mine = threads[t.id];
+      mine.at_fence = std::make_shared<Knowledge>(t.knows);
+      mine.at_fence->learn(t.id, t.clock);
+      ++mine.fences;
+    }
     t.clock = m.referee.tick();
   }
 
@@ -301,12 +312,13 @@ struct Hopper {
       if (held != accumulators || held->values[lane].size() != size_t(p.N / 2)) m.fail("accumulators that overlap others'");
       held->last = number;
     }
-    auto knows = common(group);
+    auto knows = common(group), fenced = fences_of_readers ? common_fence(group) : nullptr;
     const uint32_t warps = m.threads.size() + group * 4;
     const Actor actor{warps | kWarpgroup, w.clocks.back(), nullptr, true};
     m.in_flight[group].push_back([=, &w] {
       Actor reader = actor;
       reader.knows = knows.get();
+      reader.fenced = fenced.get();
       multiply(product, product.a ? fragments.get() : nullptr, *accumulators, reader);
       ++w.executed;
     });
@@ -337,19 +349,40 @@ struct Hopper {
     }
     OfWarpgroup& w = warpgroups[group];
     if (w.common && w.common_version == version) return w.common;
+    w.common_version = version;
+    return w.common = least(group, agents, false, [&](uint32_t id) -> const Knowledge& { return m.threads[id].knows; });
+  }
+
+  // What every thread of the warpgroup knew at its last fence; null where one never executed any.
+  std::shared_ptr<Knowledge> common_fence(uint32_t group) {
+    uint64_t version = 0;
+    size_t agents = Machine::get().threads.size();
+    for (uint32_t id = group * kGroup; id < (group + 1) * kGroup; ++id) {
+      if (!threads[id].at_fence) return nullptr;
+      version += threads[id].fences;
+      agents = std::max(agents, threads[id].at_fence->of.size());
+    }
+    OfWarpgroup& w = warpgroups[group];
+    if (w.fences == version) return w.fenced;
+    w.fences = version;
+    return w.fenced = least(group, agents, true, [&](uint32_t id) -> const Knowledge& { return *threads[id].at_fence; });
+  }
+
+  // own: what a thread knows of itself is stated; else it is all past.
+  template <typename Of>
+  std::shared_ptr<Knowledge> least(uint32_t group, size_t agents, bool own, Of&& knowledge) const {
+    const Machine& m = Machine::get();
     auto all = std::make_shared<Knowledge>();
     all->threads = UINT32_MAX;
     all->of.assign(agents, UINT32_MAX);
     for (uint32_t id = group * kGroup; id < (group + 1) * kGroup; ++id) {
-      const Knowledge& of = m.threads[id].knows;
+      const Knowledge& of = knowledge(id);
       all->threads = std::min(all->threads, of.threads);
       for (size_t a = 0; a < agents; ++a) {
         const uint32_t known = a < of.of.size() ? of.of[a] : 0;
-        if (a != id) all->of[a] = std::min(all->of[a], a < m.threads.size() ? std::max(known, of.threads) : known);
+        if (a != id || own) all->of[a] = std::min(all->of[a], a < m.threads.size() ? std::max(known, of.threads) : known);
       }
     }
-    w.common = all;
-    w.common_version = version;
     return all;
   }
 

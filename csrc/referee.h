@@ -50,6 +50,7 @@ struct Actor {
   const Knowledge* knows;
   bool asynchronous = false;
   bool for_both = false;  // what it writes needs no fence to reach the asynchronous proxy
+  const Knowledge* fenced = nullptr;  // what it knew when it executed fence.proxy.async itself
 };
 
 class Referee {
@@ -108,7 +109,8 @@ class Referee {
       } else if (byte.writer != mine || byte.write_clock != actor.clock || actor.asynchronous) {
         const bool agrees = value && writes && value[at - address] == *reinterpret_cast<const unsigned char*>(at);
         if (!agrees && !knows(actor, byte.writer, byte.write_clock)) return kRaceWithWrite;
-        if (actor.asynchronous && byte.writer % kAgents < threads_ && !byte.for_both && !fenced(actor, byte)) return kUnfenced;
+        if (actor.asynchronous && byte.writer % kAgents < threads_ && !byte.for_both && !fenced(actor, byte))
+          return kUnfenced;
       }
       if (writes) {
         if (!readers_known(actor, byte)) return kRaceWithRead;
@@ -167,6 +169,7 @@ class Referee {
   }
 
   bool fenced(const Actor& actor, const Byte& byte) const {
+    if (actor.fenced && knows({actor.agent, actor.clock, actor.fenced, true}, byte.writer, byte.write_clock)) return true;
     const auto found = fences_.find(byte.writer % kAgents);
     if (found == fences_.end()) return false;
     const auto fence = std::lower_bound(found->second.begin(), found->second.end(), byte.write_clock);

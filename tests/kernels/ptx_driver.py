@@ -102,7 +102,7 @@ class Launcher:
         )
         launches[program.kernel.name] += 1
         if replays is not None:
-            replays.append((program.kernel, launch, arguments))
+            replays.append((program.kernel, launch, arguments))  # which stay alive with it
         launch()
 
 

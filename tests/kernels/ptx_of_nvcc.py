@@ -83,6 +83,7 @@ class Elsewhere:
 
     def __init__(self, library: Path, arch: str):
         self.arch, self.failure = arch, None
+        self.used: dict[str, ptx_executor.Program] = {}
         loaded = ctypes.CDLL(str(library))
         listed = subprocess.run(["nm", str(library)], capture_output=True, text=True, check=True).stdout
         symbols = {parts[2]: int(parts[0], 16) for parts in map(str.split, listed.splitlines()) if len(parts) == 3}
@@ -110,5 +111,6 @@ class Elsewhere:
                 given[i] = ptx_executor.tensor_map(given[i])
         pairs = (ctypes.c_uint64 * (2 * count)).from_address(ranges) if count else []
         spans = [(pairs[2 * i], pairs[2 * i + 1]) for i in range(count)]
+        self.used[name] = made
         launches[short(name)] += 1
         made.launch(shape[:3], shape[3:6], shared_bytes, given, spans)

@@ -17,6 +17,7 @@ SHARED = re.compile(r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+
 PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+)?(?:\.(?:global|const|shared)\s+)?(?:\.align\s+\d+\s+)?([\w$]+)(?:\[(\d+)\])?"
 )
+ORDERS = re.compile(r"bar(rier)?[.\w]*\.sync.*|cp\.async\.wait.*|fence\..*|wgmma\.(fence|wait_group).*|mbarrier\.try_wait.*")
 IGNORED = (".loc", ".pragma", ".file")
 
 
@@ -47,7 +48,7 @@ class Kernel:
     parameter_bytes: int
     shared_bytes: int  # static; dynamic shared memory starts here
     program: str
-    barriers: list[str] = field(default_factory=list)  # of this kernel, by the names under which they can be left out
+    order: dict[str, str] = field(default_factory=dict)  # what orders threads: the name under which it can be left out -> opcode
 
 
 def kernels(text: str) -> dict[str, tuple[int, int]]:
@@ -236,19 +237,17 @@ class _Reader:
     def kernel(self) -> Kernel:
         statements = self._statements()
         self._shared_memory("\n".join(s.text for s in statements))
-        code, barriers = [], []
+        code, order = [], {}
         for number, s in enumerate(statements):
             try:
                 code.append(self._instruction(number, s))
             except PtxError as error:
                 raise PtxError(f"line {s.line}: {s.text}: {error}") from None
-            if re.search(
-                r"\b(bar|barrier|cp\.async\.wait|fence|wgmma\.(fence|wait|commit)|mbarrier\.try_wait)\b", s.text
-            ):
-                barriers.append(f"line {s.line}")
+            if match := ORDERS.match(code[-1].split()[2]):
+                order[f"line {s.line}"] = match[0]
         lines = ["widths " + "".join(self.widths), *self.extra, *(f"code {line}" for line in code)]
         return Kernel(
-            self.name, self.parameters, self.parameter_bytes, self.shared_bytes, "\n".join(lines) + "\n", barriers
+            self.name, self.parameters, self.parameter_bytes, self.shared_bytes, "\n".join(lines) + "\n", order
         )
 
 

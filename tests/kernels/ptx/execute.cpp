@@ -173,7 +173,8 @@ void* ptx_load(const char* text, char* error, size_t error_bytes) {
 }
 
 // Runs a launch; shared_bytes: static and dynamic. tiles: of a compiler of whole tiles (Triton), whose threads may store the same
-// value where their copies of it meet, and which leaves fences out before copies to mbarriers and after cp.async. -> 0, or 1 and what went wrong.
+// value where their copies of it meet, and which leaves fences out before copies to mbarriers and after cp.async, and has others
+// after barriers. -> 0, or 1 and what went wrong.
 int ptx_run(const void* program, const uint32_t* grid, const uint32_t* block, uint64_t shared_bytes, const void* parameters,
             uint64_t parameter_bytes, uint64_t count, const void* const* pointers, const uint64_t* bytes, int tiles,
             char* error, size_t error_bytes) {
@@ -187,6 +188,7 @@ int ptx_run(const void* program, const uint32_t* grid, const uint32_t* block, ui
     ptx::launch.registers.resize(block[0] * block[1] * block[2]);
     ptx::launch.tiles = tiles;
     emulate::Hopper::fences_made = !tiles;
+    emulate::Hopper::fences_of_readers = tiles;
     emulate::Copies::for_both_proxies = tiles;
     emulate::run(dim3(grid[0], grid[1]), dim3(block[0], block[1], block[2]), shared_bytes, ranges, ptx::execute);
     return 0;
