@@ -64,10 +64,13 @@ def _say(arguments: argparse.Namespace):
     return say
 
 
-def _prepare(arguments: argparse.Namespace) -> dict:
+def _prepare(arguments: argparse.Namespace) -> dict | None:
     from emergence_train import config
+    from emergence_train.cluster import launcher
     from emergence_train.data.prepare import prepare
 
+    if not launcher.find().first:
+        return None  # one process of several is enough
     path = prepare(config.load(arguments.config, arguments.overrides).data, _say(arguments))
     return {"path": str(path)}
 

@@ -39,7 +39,7 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
         if rank >= world:
             raise InputError(f"RANK {rank} is none of WORLD_SIZE {world}; mend or unset them")
         return Place(launcher, rank, world, local_rank)
-    task = slurm.task(environment, seen or slurm.ancestry(environment))
+    task = slurm.task(environment, seen)
     for name in MPI:
         if environment.get(name, "1") not in ("1", str(task.world if task else 1)):
             raise InputError(f"{name}={environment[name]}: mpirun is no launcher of emergence-train; take srun, torchrun or "

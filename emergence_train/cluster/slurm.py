@@ -65,13 +65,14 @@ def _step_of(pid: str) -> str:
     return found[1] if found else ""
 
 
-def task(environment: Mapping[str, str], seen: Ancestry) -> Task | None:
-    """This process as a task of an srun step; None where it is not one.
+def task(environment: Mapping[str, str], seen: Ancestry | None = None) -> Task | None:
+    """This process as a task of an srun step; None where it is not one. `seen`: by default what `ancestry` finds.
 
     Raises InputError where Slurm's variables cannot be what Slurm sets.
     """
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return None  # a batch script, salloc's shell, or no Slurm at all
+    seen = seen or ancestry(environment)
     job, step = (_number(environment, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     if step >= SPECIAL_STEPS or seen.step and not seen.step.rpartition(".")[2].isdigit():
         return None

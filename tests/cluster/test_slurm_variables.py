@@ -1,13 +1,16 @@
 """What is concluded from Slurm's variables. Those here were seen with Slurm 22.05 (docs/faults.md)."""
 
+import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from emergence_train import distributed
 from emergence_train.cluster import launcher, slurm
 from emergence_train.cluster.slurm import Ancestry
 from emergence_train.errors import InputError
-from support import ROOT, metrics, small_config
+from support import ROOT, command, metrics, small_config
 
 ITSELF, COMMAND = Ancestry(step="7.0"), Ancestry(task_itself=False, step="7.0")
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2",
@@ -139,10 +142,8 @@ def test_a_node_list_expands_to_its_names(case):
 
 @given(st.text("ab019[]-, \n", max_size=12))
 def test_any_text_is_a_node_list_or_one_error(text):
-    try:
+    with contextlib.suppress(InputError):
         assert all(name and not set(name) & set("[], \n") for name in slurm.nodes(text))
-    except InputError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -247,10 +248,6 @@ def tasks(world: int, *arguments: str, job: int, each=lambda rank: (), **more: s
 
 def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, config_file):
     """Though another job's store is at the port they look at first, and something that never answers at the next."""
-    import socket
-
-    import torch.distributed as dist
-
     job = 1 + os.getpid()
     first, second, *_ = slurm.ports(job, 3)
     strangers = dist.TCPStore("127.0.0.1", first, 3, True, wait_for_workers=False)
@@ -265,8 +262,6 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
     assert '"run"' in ended[0].stdout
     tree = small_config(data_path, tmp_path / "alone")
     (tmp_path / "alone.yaml").write_text(yaml.safe_dump(tree))
-    from support import command
-
     alone = command("train", str(tmp_path / "alone.yaml"))
     assert alone.returncode == 0, alone.stderr
     losses = [[row["loss"] for row in metrics(Path(run))] for run in (tmp_path / "runs/run", tmp_path / "alone/run")]
@@ -280,8 +275,6 @@ def test_several_runs_in_one_step_are_an_error(config_file):
 
 
 def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
