@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emergence_train import distributed
+from emergence_train import cli, distributed, doctor
 from emergence_train.cluster import launcher, slurm
 from emergence_train.cluster.slurm import Ancestry
 from emergence_train.errors import InputError
@@ -286,3 +286,26 @@ def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
 def test_a_first_node_without_an_address_is_said(config_file, monkeypatch):
     ended = tasks(1, str(config_file), job=5, SLURM_STEP_NODELIST="nowhere.invalid", SLURM_STEP_NUM_TASKS="2")
     assert ended[0].returncode == 2 and "nowhere.invalid, the step's first node, has no address" in ended[0].stderr
+
+
+def test_one_of_several_processes_prepares(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["prepare", str(tmp_path / "missing.yaml")]) == 0
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(["prepare", str(tmp_path / "missing.yaml")]) == 2
+
+
+@pytest.mark.parametrize(("change", "said"), [({}, "srun: task 6 of 8; meets the others at port 15059 of gpu1"),
+                                              ({"OMPI_COMM_WORLD_SIZE": "3"}, "not recognised; OMPI_COMM_WORLD_SIZE=3"),
+                                              ({"RANK": "0", "WORLD_SIZE": "1"}, "RANK and WORLD_SIZE of the env")])  # fmt: skip
+def test_doctor_names_the_launcher(monkeypatch, change, said):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (STEP | change).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm, "ancestry", lambda environment: ITSELF)
+    lines: list[str] = []
+    found = doctor.doctor(lines.append)
+    assert any(line.startswith("launcher ") and said in line for line in lines), lines
+    assert found["launch"]["job"] == "7"
