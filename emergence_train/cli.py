@@ -56,47 +56,60 @@ def run() -> None:
 def _say(arguments: argparse.Namespace):
     """Progress goes to standard output, or to standard error where the output is a result for machines."""
     stream = sys.stderr if arguments.json else sys.stdout
-    return lambda line: print(line, file=stream, flush=True)
+
+    def say(line: str) -> None:
+        stream.write(f"{line}\n")  # at once: another thread may say something too
+        stream.flush()
+
+    return say
 
 
-def _prepare(arguments: argparse.Namespace) -> dict:
+def _prepare(arguments: argparse.Namespace) -> dict | None:
     from emergence_train import config
+    from emergence_train.cluster import launcher
     from emergence_train.data.prepare import prepare
 
+    if not launcher.find().first:
+        return None  # one process of several is enough
     path = prepare(config.load(arguments.config, arguments.overrides).data, _say(arguments))
     return {"path": str(path)}
 
 
-def _train(arguments: argparse.Namespace) -> dict:
+def _train(arguments: argparse.Namespace) -> dict | None:
     # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, and on a processor that someone else uses
     # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of C++ frames
     from emergence_train import config, distributed
+    from emergence_train.cluster import launcher
     from emergence_train.training.loop import train
 
+    place = launcher.find()
     try:
         loaded = config.load(arguments.config, arguments.overrides)
     except InputError as error:
-        error.told_by_first_rank = os.environ.get("RANK", "0") != "0"
+        error.told_by_first_rank = place.local_rank > 0  # each machine has said it: one may lack the file
         raise
     try:
-        return {"run": str(train(loaded, _say(arguments)))}
+        path = train(loaded, _say(arguments))
     finally:
         distributed.stop()
+    return {"run": str(path)} if place.first else None
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict:
+def _evaluate(arguments: argparse.Namespace) -> dict | None:
     from emergence_train import distributed
+    from emergence_train.cluster import launcher
     from emergence_train.evaluation.offline import evaluate, format_result
 
-    say = _say(arguments)
+    first = launcher.find().first
+    say = _say(arguments) if first else lambda line: None
     try:
         result = evaluate(Path(arguments.run), arguments.step, arguments.tasks, arguments.split, say)
     finally:
         distributed.stop()
     say(format_result(result))
-    return result
+    return result if first else None
 
 
 def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:

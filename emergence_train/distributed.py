@@ -1,4 +1,4 @@
-"""The process group: one process, torchrun and the deepspeed launcher alike; gloo on CPUs, NCCL on GPUs.
+"""The process group: one process, torchrun, the deepspeed launcher and srun alike; gloo on CPUs, NCCL on GPUs.
 
 Import this module before deepspeed: it tells DeepSpeed which accelerator to take.
 """
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from emergence_train.cluster import launcher
+from emergence_train.cluster.meeting import meet
 from emergence_train.errors import InputError, PeerLost, Stopped, tell
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
@@ -33,6 +35,7 @@ class Ranks:
     local_rank: int
     device: torch.device
     meeting: str = ""  # a name that these processes alone have, for what they leave in a store that may outlive them
+    note: str | None = None  # what the launcher has to say
 
     @property
     def first(self) -> bool:
@@ -41,33 +44,45 @@ class Ranks:
 
 def start(threads: int | None) -> Ranks:
     """Join (or make) the process group."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    # DeepSpeed asks for these three whatever the launcher.
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local_rank))
+    place = launcher.find()
+    rank, world, local_rank = place.rank, place.world, place.local_rank
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise InputError(f"local rank {local_rank} has no GPU of its own ({torch.cuda.device_count()} here); "
-                             f"start as many processes as there are GPUs")  # fmt: skip
-        device = torch.device("cuda", local_rank)
+        index = device_index(place, torch.cuda.device_count())
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
         device = torch.device("cpu")
         torch.set_flush_denormal(True)  # Adam's second moments fade into denormals, 10 to 100 times slower on a CPU
         _keep_freed_memory()
+        index = local_rank
+    # DeepSpeed asks for these three whatever the launcher, and takes the last for the number of the device.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(index))
     if threads:
         torch.set_num_threads(threads)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _limited(JOIN_SECONDS):
-            store = _store(rank, world)
+            store = _store(place)
             arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
             meeting = from_first_rank(lambda: uuid.uuid4().hex)
             barrier()
-        return Ranks(rank, world, local_rank, device, meeting)
+        return Ranks(rank, world, local_rank, device, meeting, place.note)
     return Ranks(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
+
+
+def device_index(place: launcher.Place, visible: int) -> int:
+    """Which of the GPUs that this process sees is its own; `visible` of them there are.
+
+    Slurm may show each task its own alone (--gpus-per-task, --gpu-bind), and they are then counted from 0 in each.
+    """
+    if place.local_rank < visible:
+        return place.local_rank
+    if visible and place.task and place.task.gpus_on_node > visible:
+        return place.local_rank % visible
+    raise InputError(f"local rank {place.local_rank} has no GPU of its own ({visible} here); start as many processes as there "
+                     f"are GPUs")  # fmt: skip
 
 
 def _keep_freed_memory() -> None:
@@ -80,10 +95,13 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 1 << 30)
 
 
-def _store(rank: int, world: int) -> dist.Store | None:
+def _store(place: launcher.Place) -> dist.Store | None:
     """Where the processes meet; None leaves that to torch."""
+    rank, world = place.rank, place.world
     if world == 1:  # a lone process needs no address and no port to talk to itself
         return dist.HashStore()
+    if place.task:
+        return meet(place.task, TIMEOUT)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout=TIMEOUT)
         return dist.PrefixStore(this_start(store, rank, world), store)

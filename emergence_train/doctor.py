@@ -7,6 +7,9 @@ import platform
 import shutil
 from collections.abc import Callable
 
+from emergence_train.cluster import launcher, slurm
+from emergence_train.errors import InputError
+
 OPTIONAL = {
     "flash_attn": ("flash-attn", "pip install 'emergence-train[flash]'", "backend 'flash' of attention"),
     "datasets": ("datasets", "pip install 'emergence-train[hub]'", "Hugging Face hub data sets"),
@@ -37,7 +40,7 @@ def doctor(say: Callable[[str], None] | None) -> dict:
         "compiled": {backend: library.describe(backend) for backend in ("cpu", "cuda")},
         "optional": {},
         "wandb": "online" if os.environ.get("WANDB_API_KEY") else "offline unless logged in",
-        "launch": {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID") if name in os.environ},
+        "launch": _launch(),
     }
     say(f"python      {found['python']}, " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in found["versions"].items()))
     say(f"processors  {found['processors']}, {found['free_disk_gb']} GB of disk free here")
@@ -52,7 +55,21 @@ def doctor(say: Callable[[str], None] | None) -> dict:
         found["optional"][package] = _version(package) if there else None
         say(f"optional    {package} " + (found["optional"][package] or "?" if there else f"missing: {what}; {remedy}"))
     say(f"wandb       {found['wandb']}")
+    launch = found["launch"]
+    say(f"launcher    {launch['launcher']}" + "".join(f"; {launch[key]}" for key in ("meeting", "note") if launch[key]))
     return found
+
+
+def _launch() -> dict:
+    """Who has started this process, as the training would see it."""
+    try:
+        place = launcher.find()
+    except InputError as error:
+        return {"launcher": "not recognised", "meeting": None, "note": str(error)} | slurm.job(os.environ)
+    task = place.task
+    meeting = f"meets the others at port {task.ports[0]} of {task.node or 'a node that MASTER_ADDR must name'}" if task else None
+    return {"launcher": place.launcher, "rank": place.rank, "world": place.world, "local_rank": place.local_rank,
+            "meeting": meeting, "note": place.note} | slurm.job(os.environ)  # fmt: skip
 
 
 def _version(package: str) -> str | None:

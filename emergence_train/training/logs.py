@@ -21,6 +21,7 @@ import torch
 
 from emergence_train import files, records
 from emergence_train.checkpoints import step_name
+from emergence_train.cluster import slurm
 from emergence_train.config import Config
 from emergence_train.errors import RunError
 
@@ -151,7 +152,7 @@ def _finite(value):
 
 
 def write_environment(directory: Path, world: int, device: torch.device, resumed_from: int) -> None:
-    """Add this start of the run to environment.json: versions, device, commit, command."""
+    """Add this start of the run to environment.json: versions, device, commit, command, Slurm's job."""
     path = directory / "environment.json"
     try:
         sessions = json.loads(path.read_text())["sessions"]
@@ -164,6 +165,7 @@ def write_environment(directory: Path, world: int, device: torch.device, resumed
             "command": sys.argv,
             "host": socket.gethostname(),
             "processes": world,
+            "slurm": slurm.job(os.environ),
             **environment(device),
         }
     )

@@ -32,7 +32,7 @@ from emergence_train.training.anomalies import Event, Judge, Skips, drifted
 from emergence_train.training.console import Console
 from emergence_train.training.logs import RunLog, write_environment
 from emergence_train.training.mirror import Mirror
-from emergence_train.training.opening import claim, opening, release, resolve
+from emergence_train.training.opening import agree_on, claim, opening, release, resolve
 from emergence_train.training.plan import Plan
 from emergence_train.training.recording import Recorder
 from emergence_train.training.signals import StopSignal
@@ -50,6 +50,8 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
     with finding_each_other():
         ranks = start(config.training.threads)
         say = _tireless(say) if ranks.first else _silent
+        if ranks.note:
+            say(ranks.note)
         stop = StopSignal(ranks.first, say)
         watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
     try:
@@ -67,6 +69,7 @@ def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int
 
 def _train(config: Config, ranks: Ranks, say, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
     watch.at("opening the data")
+    agree_on(config, ranks)
     config = from_first_rank(lambda: resolve(config, ranks))
     run = config.run_directory
     from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written

@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 from pathlib import Path
 
 import yaml
 
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset, load_index
-from emergence_train.distributed import Ranks
+from emergence_train.distributed import Ranks, from_every_rank
 from emergence_train.errors import InputError
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.training.logs import device_name, write_config
@@ -22,6 +23,23 @@ VOLATILE = ("out", "logging", "faults", "tasks", "abilities", "data.path", "data
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
 _locks: list = []  # open files: a lock lasts as long as its file
+
+
+def agree_on(config: Config, ranks: Ranks) -> None:
+    """One start trains one configuration: a launcher that gave its processes different ones meant several runs, or their
+    machines read different files."""
+    flat = _flat(config.model_dump(mode="json"))
+    digests = from_every_rank(hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    every = from_every_rank(flat)
+    rank = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+    ours, theirs = every[0], every[rank]
+    key = next(key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
+    error = InputError(f"rank {rank} was given {key} = {theirs.get(key)} and rank 0 {ours.get(key)}: the processes of one start "
+                       f"train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)")  # fmt: skip
+    error.told_by_first_rank = not ranks.first
+    raise error
 
 
 def resolve(config: Config, ranks: Ranks) -> Config:

@@ -1,0 +1,58 @@
+"""Who started this process, and as which of how many: torchrun, the deepspeed launcher, srun, or a person."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emergence_train.cluster import slurm
+from emergence_train.errors import InputError
+
+# Variables of MPI's launchers, which are not asked for a place: PMI_SIZE is also srun's, with --mpi=pmi2.
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that were started together."""
+
+    launcher: str  # as a person would say it
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    task: slurm.Task | None = None  # where srun says it
+    note: str | None = None  # for the screen
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | None = None) -> Place:
+    """The place of this process. RANK, WORLD_SIZE and LOCAL_RANK count before anything of Slurm's: torchrun may itself be
+    a task of srun. Raises InputError where several processes would each take themselves for the only one."""
+    environment = os.environ if environment is None else environment
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "RANK and WORLD_SIZE of the environment"
+        rank, world, local_rank = (
+            _number(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        if rank >= world:
+            raise InputError(f"RANK {rank} is none of WORLD_SIZE {world}; mend or unset them")
+        return Place(launcher, rank, world, local_rank)
+    task = slurm.task(environment, seen)
+    for name in MPI:
+        if environment.get(name, "1") not in ("1", str(task.world if task else 1)):
+            raise InputError(f"{name}={environment[name]}: mpirun is no launcher of emergence-train; take srun, torchrun or "
+                             f"deepspeed instead, or set RANK, WORLD_SIZE and LOCAL_RANK for each process")  # fmt: skip
+    if task is None:
+        return Place("none: one process", note=slurm.alone_in_a_job(environment))
+    if task.world == 1:
+        return Place("srun: one task")
+    return Place(f"srun: task {task.rank} of {task.world}", task.rank, task.world, task.local_rank, task)
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
+    text = environment.get(name, str(otherwise))
+    if not text.isascii() or not text.isdigit():
+        raise InputError(f"{name}: {text!r} is no number; mend or unset it")
+    return int(text)
