@@ -11,7 +11,6 @@ from emergence_train.cluster import launcher, slurm
 from emergence_train.errors import InputError
 
 OPTIONAL = {
-    "flash_attn": ("flash-attn", "pip install 'emergence-train[flash]'", "backend 'flash' of attention"),
     "datasets": ("datasets", "pip install 'emergence-train[hub]'", "Hugging Face hub data sets"),
     "transformers": ("transformers", "pip install 'emergence-train[bench]'", "benchmarks against Llama"),
 }
@@ -21,7 +20,7 @@ def doctor(say: Callable[[str], None] | None) -> dict:
     """Look, tell each finding through `say`, and return them all."""
     import torch
 
-    from emergence_kernels import available_backends, resolve_backend
+    from emergence_kernels import available_backends, flash_backend, resolve_backend
     from emergence_kernels.compiled import library
 
     say = say or (lambda line: None)
@@ -50,6 +49,10 @@ def doctor(say: Callable[[str], None] | None) -> dict:
         say(f"kernel      {op}: {state['chosen']}" + (f"  (not {'; not '.join(others)})" if others else ""))
     for backend, built in found["compiled"].items():
         say(f"compiled    csrc/ for {backend}: {built}")
+    generations = [str(generation) for generation in sorted(flash_backend.installed())]
+    found["optional"]["flash-attn"] = " and ".join(generations) or None
+    say("optional    flash-attn " + (found["optional"]["flash-attn"] or "missing: PyTorch's kernels stand in for it; "
+        "pip install 'emergence-train[flash]'"))  # fmt: skip
     for module, (package, remedy, what) in OPTIONAL.items():
         there = importlib.util.find_spec(module) is not None
         found["optional"][package] = _version(package) if there else None
