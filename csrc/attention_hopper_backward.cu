@@ -276,8 +276,9 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
 
 #endif
 
-// kept and passing: of k, v, q and do, or of q, do, k and v. d0, d1: dk and dv, or dq and nothing. dq_sums: kAll's. statistics (B, H, padded,
-// 2): lse and delta. ids (B, T), or null. ranges (B, gridDim.x, 4): as in attention_hopper.cu, of rows and tiles of columns.
+// kept and passing: of k, v, q and do, or of q, do, k and v. d0, d1: dk and dv, or dq and nothing. dq_sums: kAll's, parts of
+// dq. statistics (B, H, padded, 2): lse and delta. ids (B, T), or null. ranges (B, gridDim.x, 4): as in attention_hopper.cu, of
+// rows and tiles of columns.
 template <typename T, int D, int CONSUMERS, Gradients OF>
 __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
     backward_hopper(const __grid_constant__ TensorMap kept_0, const __grid_constant__ TensorMap kept_1,
@@ -381,8 +382,9 @@ __global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Pr
 // orders of sums.
 void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
                                const Tensor& lse, const Tensor& statistics, const Tensor& dq, const Tensor& dk,
-                               const Tensor& dv, std::optional<Tensor> dq_sums, std::optional<Tensor> ids, std::optional<Tensor> ranges_of_queries,
-                               std::optional<Tensor> ranges_of_keys, bool causal, double scale, int64_t window) {
+                               const Tensor& dv, std::optional<Tensor> dq_sums, std::optional<Tensor> ids,
+                               std::optional<Tensor> ranges_of_queries, std::optional<Tensor> ranges_of_keys, bool causal,
+                               double scale, int64_t window) {
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), G = k.size(2), D = q.size(3);
   check_heads(k, q, true, "k");
   for (const Tensor* t : {&v, &dk, &dv}) check_heads(*t, k, false, "v, dk and dv");
@@ -414,8 +416,8 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
                  {&q, &k, &v, &d_out, &dq, &dk, &dv, glue::given(dq_sums), &statistics, glue::given(ids), glue::given(ranges)},
                  tiles_of(kept_0, Tiles::kRows), tiles_of(kept_1, Tiles::kRows), tiles_of(passing_0, kColumns),
                  tiles_of(passing_1, kColumns), glue::pointer<E>(keys ? dk : dq), glue::pointer<E>(dv),
-                 glue::pointer<float>(dq_sums), glue::pointer<float>(statistics), static_cast<int>(padded), glue::pointer<int64_t>(ids),
-                 glue::pointer<int>(ranges), problem);
+                 glue::pointer<float>(dq_sums), glue::pointer<float>(statistics), static_cast<int>(padded),
+                 glue::pointer<int64_t>(ids), glue::pointer<int>(ranges), problem);
   };
   const auto by_features = [&](auto of_q, auto features, auto consumers_of_queries) {
     using E = decltype(of_q);

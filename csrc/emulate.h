@@ -247,7 +247,8 @@ struct Machine {
         if (arriving.count(at)) fail("race in shared memory: a copy to it is on its way, and nobody has waited for it");
     if (!shared && !added_to.empty())
       for (size_t byte = 0; byte < bytes; ++byte)
-        if (added_to.count(reinterpret_cast<uintptr_t>(pointer) + byte)) fail("race in global memory: a byte that is added to is read or written");
+        if (added_to.count(reinterpret_cast<uintptr_t>(pointer) + byte))
+          fail("race in global memory: a byte that is added to is read or written");
     const auto verdict = referee.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared, value);
     if (verdict == Referee::kFine) return;
     if (verdict == Referee::kUnwritten) fail("shared memory read before this block wrote it");
