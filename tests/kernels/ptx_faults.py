@@ -40,6 +40,7 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
     import ptx_of_nvcc
 
     from conftest import BUILT
+    from emergence_kernels.attention_options import Options
     from emergence_kernels.compiled import attention_hopper, attention_mma, build, library
 
     path = BUILT / "emulated.so"
@@ -49,14 +50,18 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
     elsewhere = ptx_of_nvcc.Elsewhere(path, arch)
     module, T = (attention_hopper, 530) if case == "hopper" else (attention_mma, 200)
     q, k, v, do = (torch.randn(1, T, 1, 64).bfloat16() for _ in range(4))
-    options = (True, None, None, None)
-    out, lse = module.forward(q, k, v, *options)
-    module.backward(do, q, k, v, out, lse, *options)
+    out, lse = module.forward(q, k, v, Options())
+
+    def backward() -> None:
+        for deterministic in (False, True) if case == "hopper" else (True,):
+            module.backward(do, q, k, v, out, lse, Options(deterministic=deterministic))
+
+    backward()
     for name, made in elsewhere.used.items():
         if ptx_of_nvcc.short(name).startswith("forward"):
-            yield made.kernel, lambda: module.forward(q, k, v, *options)
+            yield made.kernel, lambda: module.forward(q, k, v, Options())
         else:
-            yield made.kernel, lambda: module.backward(do, q, k, v, out, lse, *options)
+            yield made.kernel, backward
 
 
 def main(compiler: str, arch: str, case: str) -> None:

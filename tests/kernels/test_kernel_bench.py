@@ -16,9 +16,11 @@ TINY = ["--suite", "tiny", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
-def no_interpreter(monkeypatch):
-    """The interpreter would only make it slow."""
+def of_a_processor(monkeypatch):
+    """The interpreter would only make it slow, and peers that are installed want a GPU."""
     monkeypatch.setattr("emergence_kernels.bench.run.interpreting", lambda: False)
+    monkeypatch.setattr("emergence_kernels.bench.losses._peers", lambda *_: ())
+    monkeypatch.setattr("emergence_kernels.bench.norms._norm_peers", lambda *_: ())
 
 
 def test_everything_once(tmp_path, capsys):

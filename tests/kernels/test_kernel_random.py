@@ -49,8 +49,9 @@ def test_attention(fused, device, B, T, heads, D, causal, window, kind, seed):
     exact = plain(*copies, **options)
     wanted = [exact, *torch.autograd.grad(exact, copies, upstream.double())]
     for a, b in zip(got, wanted):
-        if fused == "cuda":  # 16 bits: dq and dk cancel to 0 where a query sees one key only
-            assert (a.double() - b).norm() <= 0.01 * b.norm() + 1e-5 * upstream.float().norm()
+        if fused == "cuda":  # 16 bits: dq and dk are differences of terms that are nearly equal where a query sees few keys
+            terms = 0.1 * torch.finfo(dtype).eps * upstream.float().norm()
+            assert (a.double() - b).norm() <= 0.01 * b.norm() + terms
         else:
             assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-5)
 
