@@ -91,11 +91,11 @@ inline void add_warps(Table& t) {
   t.exact["shfl.sync.down.b32"] = shuffle<kDown>;
   t.exact["shfl.sync.bfly.b32"] = shuffle<kButterfly>;
   t.exact["shfl.sync.idx.b32"] = shuffle<kIndex>;
-  // The lane that is elected is the same each time, and which one is left open.
+  // The lane that is elected is the same each time, and which one is left open. Triton 3.7 counts on the first.
   t.exact["elect.sync"] = [](Frame& f, const Instruction& i) {
     need_all_lanes(get<uint32_t>(f, i.at[2]));
     Machine& m = Machine::get();
-    const uint32_t leader = m.block_number * 7 % emulate::kLanes;
+    const uint32_t leader = tiles_agree() ? 0 : m.block_number * 7 % emulate::kLanes;
     put(f, i.at[0], leader);
     put(f, i.at[1], m.current->id % emulate::kLanes == leader);
   };
