@@ -338,6 +338,7 @@ def test_the_same_value_from_several_threads():
         ("ld.global.v2.b32 %r1, [%rd0];", "operands do not fit"),
         ("add.s32 %r1, %r0, %nobody;", "line 4: .* what is %nobody"),
         ("bra nowhere;", "no label nowhere"),
+        ("setp.lt.s32 %p1|%p2, %r0, 1;", "two results are not understood"),
         ("call (%r1), something, (%r0);", "what is|no such instruction"),
     ],
 )
