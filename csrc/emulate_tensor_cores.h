@@ -78,6 +78,31 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   });
 }
 
+// c (16, 8) += a (16, 8) b (8, 8) of tf32, float32 of which the lower 13 bits are not looked at. A lane holds of a rows g and
+// g + 8 in column t, then in column t + 4; of b rows t and t + 4 in column g.
+inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct Operands {
+    float* c;
+    uint32_t a[4], b[2];
+  } mine{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+  Machine::get().together(kLanes, mine, [](const std::vector<Operands*>& lanes) {
+    const auto value = [](uint32_t bits) {
+      bits &= 0xffffe000;
+      float x;
+      std::memcpy(&x, &bits, 4);
+      return x;
+    };
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        const int g = lane / 4, column = 2 * (lane % 4) + i % 2;
+        float sum = 0.0f;
+        for (int k = 0; k < 8; ++k)
+          sum += value(lanes[4 * g + k % 4]->a[i / 2 + k / 4 * 2]) * value(lanes[4 * column + k % 4]->b[k / 4]);
+        lanes[lane]->c[i] += sum;
+      }
+  });
+}
+
 struct Copies {
   struct Copy {
     unsigned char* to;

@@ -25,6 +25,7 @@ if not CUDA and not PTX:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
 # Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
+COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops of several blocks
 ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC
 BUILT = Path(__file__).parents[2] / "build" / "csrc"
 if PTX:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conftest import COMPILED
+
 IGNORE = -100
 
 
@@ -107,6 +109,10 @@ CASES: dict[str, Callable[[], Inputs]] = {
     "int32 targets": small_integers,
     "one word": one_word,
 }
+if COMPILED:  # several tiles, and loops over features as compilers pipeline them
+    CASES["several tiles"] = lambda: ordinary(B=1, T=150, D=208, V=301)
+    CASES["whole tiles"] = lambda: ordinary(B=2, T=128, D=256, V=256)
+    CASES["several tiles, off by one"] = lambda: ordinary(B=1, T=129, D=193, V=257)
 
 
 def token_losses(

@@ -6,6 +6,7 @@ kernels that g++ compiled (emulate.h, elsewhere), and the PTX of the kernel of t
 
 import ctypes
 import hashlib
+import os
 import re
 import subprocess
 from collections import Counter
@@ -36,8 +37,10 @@ def ptx(source: str, arch: str) -> str:
     made = build.SOURCES.parent / "build" / "csrc" / f"{Path(source).stem}-{arch}-{seen.hexdigest()[:16]}.ptx"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
-        command = [build.nvcc(), *flags, "-ptx", str(build.SOURCES / source), "-o", str(made)]
+        partial = made.with_suffix(f".{os.getpid()}.ptx")
+        command = [build.nvcc(), *flags, "-ptx", str(build.SOURCES / source), "-o", str(partial)]
         subprocess.run(command, check=True, capture_output=True)
+        partial.replace(made)
     return made.read_text()
 
 

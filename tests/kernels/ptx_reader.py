@@ -1,4 +1,4 @@
-"""Reads PTX, the compilers' assembly text, into the form that tests/kernels/ptx/execute.cpp takes.
+"""Reads PTX, the compilers' assembly text, into the form that ptx/execute.cpp takes.
 
 A kernel's body becomes a list of instructions whose operands are numbers of 8-byte slots: registers, and after them constants,
 special registers (%tid.x) and addresses of parameters. Nothing is skipped: what is not understood raises PtxError with its line.
@@ -17,7 +17,9 @@ SHARED = re.compile(r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+
 PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+)?(?:\.(?:global|const|shared)\s+)?(?:\.align\s+\d+\s+)?([\w$]+)(?:\[(\d+)\])?"
 )
-ORDERS = re.compile(r"bar(rier)?[.\w]*\.sync.*|cp\.async\.wait.*|fence\..*|wgmma\.(fence|wait_group).*|mbarrier\.try_wait.*")
+ORDERS = re.compile(
+    r"bar(rier)?[.\w]*\.sync.*|cp\.async\.wait.*|fence\..*|wgmma\.(fence|wait_group).*|mbarrier\.try_wait.*"
+)
 IGNORED = (".loc", ".pragma", ".file")
 
 
@@ -48,7 +50,8 @@ class Kernel:
     parameter_bytes: int
     shared_bytes: int  # static; dynamic shared memory starts here
     program: str
-    order: dict[str, str] = field(default_factory=dict)  # what orders threads: the name under which it can be left out -> opcode
+    # What orders threads: the name under which it can be left out -> opcode.
+    order: dict[str, str] = field(default_factory=dict)
 
 
 def kernels(text: str) -> dict[str, tuple[int, int]]:
@@ -213,9 +216,9 @@ class _Reader:
             return slots + [slot for part in rest for slot in self._operand(part.strip(), scopes, 32)]
         if text.startswith("{"):
             return [self._simple(part, scopes, bits) for part in split(text[1:-1])]
-        return [self._simple(part, scopes, bits) for part in text.split("|")]
+        return [self._simple(part, scopes, bits) for part in text.split("|")]  # a value and a predicate
 
-    def _instruction(self, number: int, s: Statement) -> str:
+    def _instruction(self, s: Statement) -> str:
         match = re.fullmatch(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", s.text)
         if match is None:
             raise PtxError("not understood")
@@ -231,6 +234,8 @@ class _Reader:
         operands = []
         for place, operand in enumerate(split(rest)):
             wide = 64 if opcode.startswith("mad.wide") and place == 3 else bits
+            if "|" in operand and not opcode.startswith(("shfl.", "elect.")):
+                raise PtxError("two results are not understood")
             operands.append(",".join(map(str, self._operand(operand.strip(), s.scopes, wide))))
         return " ".join([str(s.line), guard, opcode, *operands])
 
@@ -238,9 +243,9 @@ class _Reader:
         statements = self._statements()
         self._shared_memory("\n".join(s.text for s in statements))
         code, order = [], {}
-        for number, s in enumerate(statements):
+        for s in statements:
             try:
-                code.append(self._instruction(number, s))
+                code.append(self._instruction(s))
             except PtxError as error:
                 raise PtxError(f"line {s.line}: {s.text}: {error}") from None
             if match := ORDERS.match(code[-1].split()[2]):

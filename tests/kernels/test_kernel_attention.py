@@ -13,6 +13,7 @@ import torch
 from kernel_checks import assert_as_good, leaves, of_attention
 
 import emergence_kernels as ek
+from conftest import COMPILED
 from emergence_kernels.attention_options import Options
 from emergence_kernels.document_ranges import overlapping_and_equal_blocks, overlapping_blocks
 
@@ -88,8 +89,27 @@ def documents(kind, B, T, device):
     return torch.randint(-2, 3, (B, T), device=device)
 
 
+# Loops of several blocks, as compilers pipeline them.
+LONG = {
+    "several blocks": ((1, 300, 2, 1, 64), True, None, None, "plain"),
+    "several blocks, 128": ((1, 270, 2, 1, 128), True, None, None, "plain"),
+    "several blocks, 80": ((1, 200, 2, 1, 80), True, None, None, "one projection"),
+    "several blocks, full": ((1, 389, 1, 1, 64), False, None, None, "plain"),
+    "exact blocks": ((1, 384, 2, 1, 64), True, None, None, "heads first"),
+    "exact blocks, full, 128": ((1, 256, 1, 1, 128), False, None, None, "plain"),
+    "exact blocks, 32": ((1, 256, 2, 1, 32), True, None, None, "plain"),
+    "several blocks, GQA": ((1, 200, 6, 2, 64), True, None, None, "plain"),
+    "several documents": ((2, 300, 2, 1, 64), True, "packed", None, "plain"),
+    "several documents, 128": ((1, 300, 2, 1, 128), True, "random", None, "plain"),
+    "several windows": ((1, 400, 2, 1, 64), True, None, 130, "plain"),
+    "several windows, full, 128": ((1, 300, 1, 1, 128), False, None, 40, "plain"),
+    "windows and documents, 128": ((2, 270, 2, 1, 128), True, "packed", 77, "plain"),
+}
 NARROW = ("head dim 80", "GQA", "window and documents", "peaked", "full")  # the masks are tried in float32
 TRIED = [(case, torch.float32) for case in CASES] + [(case, torch.bfloat16) for case in NARROW]
+if COMPILED:
+    CASES |= LONG
+    TRIED += [(case, dtype) for case in LONG for dtype in (torch.bfloat16, torch.float16)]
 
 
 @pytest.mark.parametrize("case, dtype", TRIED, ids=str)

@@ -6,6 +6,7 @@ from kernel_checks import DTYPES, assert_as_good, leaves, narrow
 from loss_cases import CASES, IGNORE, ordinary, token_losses
 
 import emergence_kernels as ek
+from conftest import COMPILED
 from emergence_kernels.reference import cross_entropy as reference
 
 
@@ -196,3 +197,20 @@ def test_wrong_arguments(device):
         ek.linear_cross_entropy(hidden, weight, targets[:, :2])
     with pytest.raises(ValueError, match="weight must be"):
         ek.linear_cross_entropy(hidden, weight[0], targets)
+
+
+def test_tf32_products(triton_only, device):
+    """Where torch's setting allows them: the error of 10 bits of mantissa, neither more nor less."""
+    if not COMPILED:
+        pytest.skip("the interpreter multiplies in float32")
+    inputs = ordinary(B=1, T=70, D=72, V=150)
+    usual = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        loss = ek.linear_cross_entropy(
+            inputs.hidden.to(device), inputs.weight.to(device), inputs.targets.to(device), backend="triton"
+        )
+    finally:
+        torch.set_float32_matmul_precision(usual)
+    exact = token_losses(inputs.hidden.double(), inputs.weight.double(), inputs.targets)[0]
+    assert 1e-5 < (loss.cpu().double() - exact).norm() / exact.norm() < 2e-3

@@ -206,6 +206,23 @@ def test_matrices_multiply(kind, dtype):
     assert torch.equal(c, a.float() @ b.float())
 
 
+def test_tf32_matrices_multiply():
+    """Fragments by the formulas of the PTX ISA, from memory without ldmatrix; the lower 13 bits do not count."""
+    a, b, c = torch.randn(16, 8), torch.randn(8, 8), torch.zeros(16, 8)
+    lane = torch.arange(32)
+    g, t = lane // 4, lane % 4
+    fragments = torch.stack([a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4], b[t, g], b[t + 4, g]], 1).contiguous()
+    loads = " ".join(f"ld.global.b32 %r{i + 1}, [%rd11+{4 * i}];" for i in range(6))
+    body = f"""mul.wide.u32 %rd10, %r0, 24; add.s64 %rd11, %rd0, %rd10; {loads} mov.f32 %f1, 0f00000000;
+        mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32
+        {{%f2, %f3, %f4, %f5}}, {{%r1, %r2, %r3, %r4}}, {{%r5, %r6}}, {{%f1, %f1, %f1, %f1}};
+        mul.wide.u32 %rd10, %r0, 8; add.s64 %rd11, %rd1, %rd10;
+        st.global.v2.f32 [%rd11], {{%f2, %f3}}; st.global.v2.f32 [%rd11+256], {{%f4, %f5}};"""
+    run(body, fragments, c)
+    short = [(x.view(torch.int32) & -8192).view(torch.float32).double() for x in (a, b)]
+    assert torch.allclose(c.double(), short[0] @ short[1], atol=1e-6)
+
+
 @pytest.mark.parametrize("way", ["", ".trans"])
 def test_stmatrix_undoes_ldmatrix(way):
     x, y = torch.randn(32, 8).half(), torch.zeros(32, 8).half()
@@ -321,6 +338,7 @@ def test_the_same_value_from_several_threads():
         ("ld.global.v2.b32 %r1, [%rd0];", "operands do not fit"),
         ("add.s32 %r1, %r0, %nobody;", "line 4: .* what is %nobody"),
         ("bra nowhere;", "no label nowhere"),
+        ("setp.lt.s32 %p1|%p2, %r0, 1;", "two results are not understood"),
         ("call (%r1), something, (%r0);", "what is|no such instruction"),
     ],
 )

@@ -80,7 +80,13 @@ inline Chain& accumulators(Frame& f, OfThread& t, const uint32_t* at, uint32_t c
   return *chain;
 }
 
-// i.a: N; i.b: 1 bfloat16, 2 A in registers, 4 A transposed, 8 B transposed. Operands: d, a, b, whether to add.
+inline float from_tf32(const unsigned char* bytes) {
+  uint32_t bits;
+  std::memcpy(&bits, bytes, 4);
+  return std::bit_cast<float>(bits & 0xffffe000);
+}
+
+// i.a: N; i.b: 1 bfloat16, 2 A in registers, 4 A transposed, 8 B transposed, 16 tf32. Operands: d, a, b, whether to add.
 inline void multiply(Frame& f, const Instruction& i) {
   OfThread& t = OfBlock::mine();
   const uint32_t count = i.a / 2;
@@ -91,7 +97,8 @@ inline void multiply(Frame& f, const Instruction& i) {
   product.descriptor_b = get<uint64_t>(f, after[0]);
   product.accumulate = get<bool>(f, after[1]);
   product.transposed_a = i.b & 4, product.transposed_b = i.b & 8;
-  product.convert = i.b & 1 ? from_bytes<true> : from_bytes<false>;
+  product.convert = i.b & 16 ? from_tf32 : i.b & 1 ? from_bytes<true> : from_bytes<false>;
+  product.element = i.b & 16 ? 4 : 2;
   if (registers) {
     auto& a = t.fragments.emplace_back();
     for (int k = 0; k < 4; ++k) a[k] = get<uint32_t>(f, i.at[count + k]);
@@ -106,16 +113,19 @@ inline void multiply(Frame& f, const Instruction& i) {
 inline void build_multiply(Parsed& p, Instruction& i) {
   for (const char* part : {"mma_async", "sync", "aligned", "f32"})
     if (!p.takes(part)) p.refuse(std::string("without .") + part);
-  if (p.parts.size() != 3 || p.parts[1] != p.parts[2] || (p.parts[1] != "bf16" && p.parts[1] != "f16"))
-    p.refuse("only bfloat16 and float16 with sums in float32 are emulated");
+  if (p.parts.size() != 3 || p.parts[1] != p.parts[2] || (p.parts[1] != "bf16" && p.parts[1] != "f16" && p.parts[1] != "tf32"))
+    p.refuse("only bfloat16, float16 and tf32 with sums in float32 are emulated");
+  const bool tf32 = p.parts[1] == "tf32";
   int n = 0, read = 0;
-  if (std::sscanf(p.parts[0].c_str(), "m64n%dk16%n", &n, &read) != 1 || read != int(p.parts[0].size()) || n % 8 || n > 256)
-    p.refuse("only m64nNk16 is emulated");
+  const std::string& shape = p.parts[0];
+  const int found = std::sscanf(shape.c_str(), tf32 ? "m64n%dk8%n" : "m64n%dk16%n", &n, &read);
+  if (found != 1 || read != int(shape.size()) || n % 8 || n > 256)
+    p.refuse("no such shape");
   const bool registers = p.size(1) == 4;
-  if (p.size(0) != size_t(n) / 2 || (p.size(1) != 1 && !registers) || p.operands.size() != (registers ? 7u : 8u))
+  if (p.size(0) != size_t(n) / 2 || (p.size(1) != 1 && !registers) || p.operands.size() != (tf32 ? 6u : registers ? 7u : 8u))
     p.refuse("operands do not fit");
   i.a = n;
-  i.b = (p.parts[1] == "bf16" ? 1 : 0) | (registers ? 2 : 0);
+  i.b = (p.parts[1] == "bf16" ? 1 : 0) | (registers ? 2 : 0) | (tf32 ? 16 : 0);
   i.run = multiply;
 }
 
@@ -124,6 +134,7 @@ inline void finish_multiply(Instruction& i, const std::vector<uint64_t>& constan
   const bool registers = i.b & 2;
   const uint32_t first = i.a / 2 + (registers ? 4 : 1) + 2;
   if (constants[i.at[first]] != 1 || constants[i.at[first + 1]] != 1) throw std::runtime_error("wgmma: signs other than 1");
+  if (i.b & 16) return;
   if (!registers && constants[i.at[first + 2]]) i.b |= 4;
   if (constants[i.at[first + (registers ? 2 : 3)]]) i.b |= 8;
 }

@@ -77,12 +77,18 @@ float value_of(uint16_t bits) {
   return float(widened(bits, BFLOAT));
 }
 
-template <bool BFLOAT>
+enum Kind { kHalf, kBfloat, kTf32 };
+
+template <Kind KIND>
 void multiply_add(Frame& f, const Instruction& i) {
   float c[4];
   uint32_t a[4];
   for (int k = 0; k < 4; ++k) a[k] = get<uint32_t>(f, i.at[4 + k]), c[k] = get<float>(f, i.at[10 + k]);
-  emulate::multiply_add(c, a, get<uint32_t>(f, i.at[8]), get<uint32_t>(f, i.at[9]), value_of<BFLOAT>);
+  const uint32_t b0 = get<uint32_t>(f, i.at[8]), b1 = get<uint32_t>(f, i.at[9]);
+  if constexpr (KIND == kTf32)
+    emulate::multiply_add_tf32(c, a, b0, b1);
+  else
+    emulate::multiply_add(c, a, b0, b1, value_of<KIND == kBfloat>);
   for (int k = 0; k < 4; ++k) put(f, i.at[k], c[k]);
 }
 
@@ -91,11 +97,11 @@ inline void add_warps(Table& t) {
   t.exact["shfl.sync.down.b32"] = shuffle<kDown>;
   t.exact["shfl.sync.bfly.b32"] = shuffle<kButterfly>;
   t.exact["shfl.sync.idx.b32"] = shuffle<kIndex>;
-  // The lane that is elected is the same each time, and which one is left open.
+  // The lane that is elected is the same each time, and which one is left open. Triton 3.7 counts on the first.
   t.exact["elect.sync"] = [](Frame& f, const Instruction& i) {
     need_all_lanes(get<uint32_t>(f, i.at[2]));
     Machine& m = Machine::get();
-    const uint32_t leader = m.block_number * 7 % emulate::kLanes;
+    const uint32_t leader = tiles_agree() ? 0 : m.block_number * 7 % emulate::kLanes;
     put(f, i.at[0], leader);
     put(f, i.at[1], m.current->id % emulate::kLanes == leader);
   };
@@ -124,8 +130,9 @@ inline void add_warps(Table& t) {
     t.exact[name + "x2.trans." + space + ".b16"] = load_matrices<2, true>;
     t.exact[name + "x4.trans." + space + ".b16"] = load_matrices<4, true>;
   }
-  t.exact["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = multiply_add<true>;
-  t.exact["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_add<false>;
+  t.exact["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = multiply_add<kBfloat>;
+  t.exact["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_add<kHalf>;
+  t.exact["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"] = multiply_add<kTf32>;
 }
 
 }  // namespace ptx
