@@ -243,10 +243,10 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
     }
     wait_products<(OF == kAll && D > 64 ? 1 : 0)>("sums are there, and what they read, before the tile is given back");
     hold(sum0);
-    if constexpr (KEYS) sync_warp("statistics are read before others overwrite them");
+    if constexpr (OF == kOfKeys) sync_warp("statistics are read before others overwrite them");  // kAll: by the barrier for ds
     if (lane == 0) arrive(tiles.empty(stage), "what passes is multiplied before more overwrites it (arrival)");
     if (adds) {
-      wait_products<0>("a part of dq is there before it is added");
+      if constexpr (D > 64) wait_products<0>("a part of dq is there before it is added");
       hold(part);
       float* to = part_of_dq<D>(dq_sums, problem, work.b, head, block, D > 64 ? group : 0) + threadIdx.x % kGroup * 4;
 #pragma unroll

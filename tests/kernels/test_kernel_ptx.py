@@ -161,11 +161,12 @@ def test_triton_needs_what_orders_its_threads(arch, case):
 @pytest.mark.parametrize("arch, case", [("80", "attention"), ("90a", "hopper")])
 def test_our_code_needs_what_orders_its_threads(arch, case, nvcc):
     """As nvcc leaves it. At head dim 64 one barrier orders nothing: values are in registers. And in PTX registers have names
-    of their own, so that a wait for a product to have read its registers is missed by nobody."""
+    of their own, so that a wait for a product to have read its registers is missed by nobody (in two kernels); nor is one of
+    two fences in a row, which ptxas wants at the beginning of a branch."""
     rows = faults("nvcc", arch, case)
     if arch == "80":
         assert missed(rows, "cp.wait") == 0 and missed(rows, "bar") == 1
     else:
-        kinds = {row["kind"] for row in rows} - {"wgmma.wait"}
-        assert all(missed(rows, kind) == 0 for kind in kinds) and len(kinds) == 4
-        assert missed(rows, "wgmma.wait") == 1
+        kinds = {row["kind"] for row in rows} - {"wgmma.wait", "wgmma"}
+        assert all(missed(rows, kind) == 0 for kind in kinds) and len(kinds) == 3
+        assert missed(rows, "wgmma.wait") == 2 and missed(rows, "wgmma") == 1
