@@ -27,9 +27,9 @@ TRITON_KERNELS = {
 TRITON = {
     "rms_norm": "prime or expanded or strided or unused",
     "rotary": "float64",
-    "position_loss": "float64 and (bfloat16 and (edges or tiles) or float16 and (confident or strided)) or descriptors "
+    "position_loss": "float64 and (bfloat16 and (edges or off) or float16 and (confident or strided)) or descriptors "
     "or bits_repeat",
-    "linear_cross_entropy": "float64 and bfloat16 or tf32",
+    "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
     "attention": "float64 and bfloat16 and (not several and not exact and not windows or several and GQA or exact and 128) "
     "or float64 and prime or descriptors or deterministic",
 }
@@ -45,7 +45,7 @@ NVCC = {
         "rms_norm": "prime",
         "rotary": "float64",
         "position_loss": "float64 and bfloat16 and (edges or confident or strided)",
-        "linear_cross_entropy": "float64 and bfloat16",
+        "linear_cross_entropy": "float64 and bfloat16 and (edges or strided)",
         "attention": "float64 and (GQA or peaked or wide or exact)",
         "compiled": "rms_norm_shapes or bit_for_bit",
     },
