@@ -38,7 +38,7 @@ NVCC_KERNELS = {
         "statistics_kernel", "gradient_kernel", "position_sums_kernel", "forward_kernel", "backward_kernel", "sum_shares_kernel",
         "rotary_kernel", "terms_kernel", "keys_kernel", "queries_kernel",
     },
-    "90a": {"product_kernel", "forward_hopper", "delta_kernel", "backward_hopper"},
+    "90a": {"product_kernel", "forward_hopper", "delta_kernel", "backward_hopper", "dq_kernel"},
 }  # fmt: skip
 NVCC = {
     "80": {
