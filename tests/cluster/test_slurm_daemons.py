@@ -14,7 +14,7 @@ import yaml
 
 from cluster.slurm_here import Slurm, missing, slurm
 from emergence_train import records
-from faults.trials import compare
+from faults.comparing import compare
 from support import ROOT, metrics, small_config
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")

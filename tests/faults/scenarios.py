@@ -25,8 +25,9 @@ from emergence_train.models.decoder import Decoder
 from emergence_train.training.checkpoint import Saver
 from emergence_train.training.loop import Stepper
 from emergence_train.training.watchdog import Watchdog
+from faults.comparing import Wrong, compare
 from faults.launch import launch  # first: it must not be imported after anything that computes
-from faults.trials import Wrong, compare, prepared, trial_config
+from faults.trials import prepared, trial_config
 
 STEPS = 24
 

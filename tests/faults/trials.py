@@ -19,21 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
-import pandas as pd
 import yaml
 
-from emergence_train import checkpoints, records
+from emergence_train import checkpoints
+from faults.comparing import Wrong, compare
 from faults.launch import Launched, launch  # first: it must not be imported after anything that computes
 from support import small_config
 
 STEPS = 16
 STARTS = 8  # more than this many, and a trial has failed to get anywhere
-TIMELESS = ("tokens_per_second", "seconds", "share_of_training", "run")
 SILENT = 5.0  # seconds
 JOIN = 20.0  # for the processes to find each other
 BOUND = 40.0  # for the others to end once a process is lost
@@ -47,10 +45,6 @@ def trial_config(data: Path, out: Path) -> dict:
     tree["checkpoints"] |= {"state_tokens": 2 * 8 * 32}
     tree["faults"] = {"silent_seconds": SILENT}
     return tree
-
-
-class Wrong(AssertionError):
-    """What a trial found."""
 
 
 class Trial:
@@ -286,24 +280,6 @@ class Trial:
                 raise Wrong(f"a checkpoint of the finished run is damaged: {checkpoints.problems(path)}")
         if self.newest_whole() != STEPS:
             raise Wrong(f"the newest whole checkpoint is of step {self.newest_whole()}")
-
-
-def compare(whole: Path, run: Path) -> None:
-    """The logs of two runs, in all but times; raises Wrong at the first difference."""
-    one, two = ([row for row in records.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run))
-    if len(one) != len(two):
-        steps = Counter((row["kind"], row.get("step")) for row in two)
-        twice = [key for key, count in steps.items() if count > 1]
-        raise Wrong(f"{len(two)} rows instead of {len(one)}; twice: {twice}")
-    for a, b in zip(one, two):
-        a, b = ({k: v for k, v in row.items() if k not in TIMELESS} for row in (a, b))
-        if a != b:
-            raise Wrong(f"a row differs: {a} and {b}")
-    tables = [records.read(records.POSITIONS, r).drop(columns="run") for r in (whole, run)]
-    try:
-        pd.testing.assert_frame_equal(*tables, check_exact=True)
-    except AssertionError as error:
-        raise Wrong(f"the tables differ: {error}") from None
 
 
 def reference(stage: int, world: int, place: Path, data: Path) -> None:

@@ -1,0 +1,32 @@
+"""What two runs wrote, one of which nothing happened to, held against each other."""
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train import records
+
+TIMELESS = ("tokens_per_second", "seconds", "share_of_training", "run")
+
+
+class Wrong(AssertionError):
+    """What a trial found."""
+
+
+def compare(whole: Path, run: Path) -> None:
+    """The logs of two runs, in all but times; raises Wrong at the first difference."""
+    one, two = ([row for row in records.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run))
+    if len(one) != len(two):
+        steps = Counter((row["kind"], row.get("step")) for row in two)
+        twice = [key for key, count in steps.items() if count > 1]
+        raise Wrong(f"{len(two)} rows instead of {len(one)}; twice: {twice}")
+    for a, b in zip(one, two):
+        a, b = ({k: v for k, v in row.items() if k not in TIMELESS} for row in (a, b))
+        if a != b:
+            raise Wrong(f"a row differs: {a} and {b}")
+    tables = [records.read(records.POSITIONS, r).drop(columns="run") for r in (whole, run)]
+    try:
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    except AssertionError as error:
+        raise Wrong(f"the tables differ: {error}") from None
