@@ -32,6 +32,7 @@ TRITON = {
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
     "attention": "float64 and bfloat16 and (not several and not exact and not windows or several and GQA or exact and 128) "
     "or float64 and prime or descriptors or deterministic",
+    "variants": "wide or deep",
 }
 NVCC_KERNELS = {
     "80": {
