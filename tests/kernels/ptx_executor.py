@@ -5,7 +5,7 @@ import hashlib
 import os
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,37 +27,37 @@ class LaunchError(RuntimeError):
     """What the referee objected to, and where."""
 
 
+def made(name: str, command: Sequence[str], sources: Iterable[Path]) -> Path:
+    """The file build/csrc/`name`, with a number before its suffix, that `command` makes: once, until it or the sources change.
+
+    Raises:
+        build.BuildError: what the compiler says.
+    """
+    seen = hashlib.sha256(repr(command).encode())
+    for source in sorted(sources):
+        seen.update(source.read_bytes())
+    plain = build.SOURCES.parent / "build" / "csrc" / name
+    path = plain.with_stem(f"{plain.stem}-{seen.hexdigest()[:16]}")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_stem(f"{path.stem}.{os.getpid()}")  # whole or not at all
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+        if done.returncode:
+            raise build.BuildError(f"{Path(command[0]).name} failed: {done.stderr[-2000:]}")
+        partial.replace(path)
+    return path
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The executor, compiled once a change (7 seconds)."""
     compiler = build.host_compiler()
     if compiler is None:
         raise build.BuildError("g++ is not on the path")
-    flags = [
-        "-std=c++20",
-        "-O1",
-        "-ffp-contract=off",
-        "-fPIC",
-        "-shared",
-        "-fno-gnu-unique",
-        "-Wall",
-        "-Wextra",
-        "-I",
-        str(build.SOURCES),
-    ]
-    seen = hashlib.sha256(repr((compiler, flags)).encode())
-    for source in sorted([*SOURCES.iterdir(), *build.SOURCES.glob("emulate*.h"), build.SOURCES / "referee.h"]):
-        seen.update(source.read_bytes())
-    made = build.SOURCES.parent / "build" / "csrc" / f"ptx-{seen.hexdigest()[:16]}.so"
-    if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        partial = made.with_suffix(f".{os.getpid()}.so")
-        command = [compiler, *flags, str(SOURCES / "execute.cpp"), "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise build.BuildError(f"g++ failed: {done.stderr[-2000:]}")
-        partial.replace(made)
-    loaded = ctypes.CDLL(str(made))
+    flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fno-gnu-unique", "-Wall", "-Wextra"]
+    command = [compiler, *flags, "-I", str(build.SOURCES), str(SOURCES / "execute.cpp")]
+    headers = [*SOURCES.iterdir(), *build.SOURCES.glob("emulate*.h"), build.SOURCES / "referee.h"]
+    loaded = ctypes.CDLL(str(made("ptx.so", command, headers)))
     loaded.ptx_load.restype = ctypes.c_void_p
     return loaded
 

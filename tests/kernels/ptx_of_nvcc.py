@@ -5,8 +5,6 @@ kernels that g++ compiled (emulate.h, elsewhere), and the PTX of the kernel of t
 """
 
 import ctypes
-import hashlib
-import os
 import re
 import subprocess
 from collections import Counter
@@ -31,17 +29,9 @@ def ptx(source: str, arch: str) -> str:
     """Of a file of csrc/, as the library is compiled."""
     include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
     flags = [*build.COMMON, *build.FLAGS["cuda"], f"-arch=sm_{arch}", '-DEMERGENCE_BUILD=""', *include]
-    seen = hashlib.sha256(repr((build.nvcc(), flags)).encode())
-    for file in sorted([*build.SOURCES.glob("*.h"), build.SOURCES / source]):
-        seen.update(file.read_bytes())
-    made = build.SOURCES.parent / "build" / "csrc" / f"{Path(source).stem}-{arch}-{seen.hexdigest()[:16]}.ptx"
-    if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        partial = made.with_suffix(f".{os.getpid()}.ptx")
-        command = [build.nvcc(), *flags, "-ptx", str(build.SOURCES / source), "-o", str(partial)]
-        subprocess.run(command, check=True, capture_output=True)
-        partial.replace(made)
-    return made.read_text()
+    path = build.SOURCES / source
+    command = [build.nvcc(), *flags, "-ptx", str(path)]
+    return ptx_executor.made(f"{path.stem}-{arch}.ptx", command, [*build.SOURCES.glob("*.h"), path]).read_text()
 
 
 def demangled(names: list[str]) -> list[str]:

@@ -7,7 +7,6 @@ namespace ptx {
 
 constexpr uint32_t kAll = 0xffffffff;
 
-
 inline void need_all_lanes(uint32_t mask) {
   if (mask != kAll) Machine::get().fail("only warps of which all lanes take part are emulated");
 }
@@ -92,6 +91,15 @@ void multiply_add(Frame& f, const Instruction& i) {
   for (int k = 0; k < 4; ++k) put(f, i.at[k], c[k]);
 }
 
+template <int MATRICES>
+void add_matrices(Table& t, const std::string& space) {
+  const std::string plain = ".sync.aligned.m8n8.x" + std::to_string(MATRICES) + ".", type = space + ".b16";
+  t.exact["ldmatrix" + plain + type] = load_matrices<MATRICES, false>;
+  t.exact["ldmatrix" + plain + "trans." + type] = load_matrices<MATRICES, true>;
+  t.exact["stmatrix" + plain + type] = store_matrices<MATRICES, false>;
+  t.exact["stmatrix" + plain + "trans." + type] = store_matrices<MATRICES, true>;
+}
+
 inline void add_warps(Table& t) {
   t.exact["shfl.sync.up.b32"] = shuffle<kUp>;
   t.exact["shfl.sync.down.b32"] = shuffle<kDown>;
@@ -116,19 +124,9 @@ inline void add_warps(Table& t) {
     Machine::get().warp_barrier(i.place);
   };
   for (const std::string space : {"shared", "shared::cta"}) {
-    const std::string name = "ldmatrix.sync.aligned.m8n8.", stores = "stmatrix.sync.aligned.m8n8.";
-    t.exact[stores + "x1." + space + ".b16"] = store_matrices<1, false>;
-    t.exact[stores + "x2." + space + ".b16"] = store_matrices<2, false>;
-    t.exact[stores + "x4." + space + ".b16"] = store_matrices<4, false>;
-    t.exact[stores + "x1.trans." + space + ".b16"] = store_matrices<1, true>;
-    t.exact[stores + "x2.trans." + space + ".b16"] = store_matrices<2, true>;
-    t.exact[stores + "x4.trans." + space + ".b16"] = store_matrices<4, true>;
-    t.exact[name + "x1." + space + ".b16"] = load_matrices<1, false>;
-    t.exact[name + "x2." + space + ".b16"] = load_matrices<2, false>;
-    t.exact[name + "x4." + space + ".b16"] = load_matrices<4, false>;
-    t.exact[name + "x1.trans." + space + ".b16"] = load_matrices<1, true>;
-    t.exact[name + "x2.trans." + space + ".b16"] = load_matrices<2, true>;
-    t.exact[name + "x4.trans." + space + ".b16"] = load_matrices<4, true>;
+    add_matrices<1>(t, space);
+    add_matrices<2>(t, space);
+    add_matrices<4>(t, space);
   }
   t.exact["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = multiply_add<kBfloat>;
   t.exact["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_add<kHalf>;
