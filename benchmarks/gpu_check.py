@@ -1,54 +1,79 @@
-"""Correctness of the kernels on this machine's GPU: all of tests/kernels, compiled, and what only a GPU can show.
+"""Correctness of the kernels on this machine's GPU: tests/kernels compiled, and what only a GPU can show.
 
     python benchmarks/gpu_check.py [--limit SECONDS] [--out DIR] [options of pytest]
 
-Every file of tests runs in a process of its own, and what it has for backend "cuda" in another, several at a time (most of
-the time goes into compiling): an illegal access ends its process' use of the GPU, and a kernel that hangs must be killed.
+The kernels that are most likely to hang (Hopper's attention) and the tests that only a GPU can pass come first, then everything
+that does not concern compilers alone. Several processes share the GPU, since most of the time goes into compiling; one that
+loses it (an illegal access) or hangs is replaced. Needs pytest and pytest-xdist. What was left out is said at the end.
 """
 
 import argparse
 import datetime
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTHING_COLLECTED = 5  # pytest's exit status
-COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error|errors)")
+FIRST = ("test_kernel_hopper.py", "test_kernel_gpu.py", "test_kernel_compiled_attention.py")
+NEVER = ("test_kernel_compile.py", "test_kernel_ptx.py", "test_ptx_instructions.py", "test_kernel_interpreter.py")  # no GPU in them
+SECONDS_A_TEST = 60
+RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
 
-def check(tests: Path, keyword: str, options: list[str], limit: float) -> dict | None:
-    """One process of pytest: its counts, and what it said if it failed. None where it had no tests."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    began = time.monotonic()
+def stages() -> dict[str, list[Path]]:
+    files = [f for f in sorted((ROOT / "tests" / "kernels").glob("test_*.py")) if f.name not in NEVER]
+    return {"first": [f for f in files if f.name in FIRST], "rest": [f for f in files if f.name not in FIRST]}
+
+
+def check(files: list[Path], outcomes: Path, options: list[str], limit: float) -> tuple[int | None, str]:
+    """One run of pytest -> (its status, None where its time was up; the end of what it printed)."""
+    workers = max(1, min(14, (os.cpu_count() or 2) - 2))
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "gpu_isolation",
+               "--rootdir", str(ROOT), "-n", str(workers), "--max-worker-restart", "100", "--timeout", str(SECONDS_A_TEST),
+               "--timeout-method", "thread", "--tb", "short", "--outcomes", str(outcomes)]  # fmt: skip
+    paths = os.pathsep.join([str(ROOT / "tests" / "kernels"), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([*command, *options, *map(str, files)], cwd=ROOT, env=os.environ | {"PYTHONPATH": paths},
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
     try:
-        done = subprocess.run(
-            [*command, "-k", keyword, *options, str(tests)], cwd=ROOT, capture_output=True, text=True, timeout=max(limit, 1.0)
-        )
-        status, said = done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired as hung:
-        status, said = None, (hung.stdout or b"").decode(errors="replace") + "\nkilled: its time was up"
-    if status == NOTHING_COLLECTED:
-        return None
-    last = said.strip().splitlines()[-1] if said.strip() else ""
-    counts = {word.rstrip("s") if word != "passed" else word: int(number) for number, word in COUNTS.findall(last)}
-    row = {"tests": tests.name, "for": keyword, "status": status, "seconds": round(time.monotonic() - began, 1), **counts}
-    return row if status == 0 else row | {"said": said[-4000:]}
+        printed, _ = process.communicate(timeout=max(limit, 1.0))
+        return process.returncode, printed[-3000:]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        printed, _ = process.communicate()
+        return None, printed[-3000:]
+
+
+def left_out() -> list[str]:
+    """What this machine cannot check, and why."""
+    import torch
+    from emergence_kernels.compiled import library
+
+    reason = library.why_not("cuda", torch.device("cuda"))
+    found = [f"the CUDA kernels: {reason}"] if reason else []
+    if torch.cuda.get_device_capability() != (9, 0):
+        found.append("Hopper's kernels: this is not compute capability 9.0")
+    for name, what in (("hypothesis", "random inputs"), ("flash_attn_interface", "flash-attn 3")):
+        try:
+            __import__(name)
+        except ImportError:
+            found.append(f"{what}: {name} is not installed")
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--limit", type=float, default=480.0, help="seconds for everything")
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds for everything")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments, options = parser.parse_known_args()
     try:
         import pytest  # noqa: F401
+        import pytest_timeout  # noqa: F401
         import torch
+        import xdist  # noqa: F401
     except ImportError as error:
         print(f"gpu-check: {error.name} is not installed (benchmarks/README.md says how, offline too)", file=sys.stderr)
         return 2
@@ -60,29 +85,33 @@ def main() -> int:
 
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
-    device = torch.device("cuda")
-    print(f"gpu-check: {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
-    wanted = [(file, keyword) for keyword in ("not cuda", "cuda") for file in files]
-    end = time.monotonic() + arguments.limit
-    rows: list[dict] = []
-    with ThreadPoolExecutor(max_workers=max(1, min(8, (os.cpu_count() or 2) // 2))) as pool:
-        for row in pool.map(lambda each: check(*each, options, end - time.monotonic()), wanted):
-            if row is not None:
-                rows.append(row)
-                told = ", ".join(f"{row[word]} {word}" for word in ("passed", "failed", "error", "skipped") if word in row)
-                print(f"{row['tests']:44s} {row['for']:9s} {row['seconds']:6.1f} s  {told}", flush=True)
-                print(row.get("said", ""), end="", flush=True)
+    folder = arguments.out / device_name(torch.device("cuda"))
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    path = arguments.out / device_name(device) / f"{stamp}-check.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"gpu-check: {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     record = {"device": torch.cuda.get_device_name(), "utc": stamp, "versions": versions(), "commit": commit(),
-              "command": ["gpu_check.py", *sys.argv[1:]], "processes": rows}  # fmt: skip
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    bad = [row for row in rows if row["status"] != 0]
-    total = sum(row.get("passed", 0) for row in rows)
-    print(f"gpu-check: {total} passed; {len(bad)} of {len(rows)} processes failed; {path}")
-    return 1 if bad else 0
+              "command": ["gpu_check.py", *sys.argv[1:]], "left_out": left_out(), "stages": []}  # fmt: skip
+    end, good = time.monotonic() + arguments.limit, True
+    for name, files in stages().items():
+        began, outcomes = time.monotonic(), folder / f"{stamp}-check-{name}.jsonl"
+        status, printed = check(files, outcomes, options, end - time.monotonic())
+        rows = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
+        counts = Counter(row["outcome"] for row in rows)
+        failed = [row for row in rows if row["outcome"] == "failed"]
+        record["stages"].append({"stage": name, "status": status, "seconds": round(time.monotonic() - began, 1), **counts,
+                                 "failures": failed, "slowest": sorted(rows, key=lambda row: -row["seconds"])[:5]})  # fmt: skip
+        ended = {None: "cut off: its time was up", 0: "all of it"}.get(status, f"status {status}")
+        print(f"{name}: {dict(counts)}, {ended}, {record['stages'][-1]['seconds']} s", flush=True)
+        for row in failed:
+            print(f"{RED}FAILED{PLAIN} {row['test']}: {row['error'].strip().splitlines()[-1][:300]}", flush=True)
+        if status not in (0, 1):
+            print(printed, flush=True)
+        good &= status == 0
+        outcomes.unlink(missing_ok=True)
+        (folder / f"{stamp}-check.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for each in record["left_out"]:
+        print(f"{RED}left out{PLAIN}: {each}")
+    print(f"gpu-check: {'passed' if good else 'FAILED'}; {folder / f'{stamp}-check.json'}")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

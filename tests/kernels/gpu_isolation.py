@@ -1,0 +1,55 @@
+"""A pytest plugin for machines with a GPU: outcomes are kept as they come, and a process whose GPU is lost ends.
+
+    pytest -p gpu_isolation --outcomes FILE -n 12 tests/kernels
+
+An illegal access makes every later call of its process fail. With pytest-xdist the process that met one ends here, at the test
+that it happened in, and another takes its place; without xdist the run ends. Each outcome is one line of JSON in FILE, so a run
+that is cut off keeps what it knows.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+LOST = 113  # exit status of a process whose GPU no longer answers
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--outcomes", type=Path, help="file that every outcome is appended to")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item) -> None:
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"{item.nodeid}: the GPU is lost: {str(error).splitlines()[0]}", flush=True)
+        os._exit(LOST)
+
+
+class _Outcomes:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.when != "call" and report.passed:
+            return
+        row = {"test": report.nodeid.removeprefix("tests/kernels/"), "outcome": report.outcome, "seconds": round(report.duration, 2)}
+        if report.failed:
+            row["error"] = str(report.longrepr)[-1500:]
+        elif report.skipped:
+            row["reason"] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)[:200]
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def pytest_configure(config) -> None:
+    if config.getoption("--outcomes") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Outcomes(config.getoption("--outcomes")), "outcomes")
