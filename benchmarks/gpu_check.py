@@ -19,14 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = ("test_kernel_hopper.py", "test_kernel_gpu.py", "test_kernel_compiled_attention.py")
-NEVER = ("test_kernel_compile.py", "test_kernel_ptx.py", "test_ptx_instructions.py", "test_kernel_interpreter.py")  # no GPU in them
+NEVER = ("test_kernel_compile.py", "test_kernel_ptx.py", "test_ptx_instructions.py", "test_kernel_interpreter.py")  # no GPU
 SECONDS_A_TEST = 60
 RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
 
 def stages() -> dict[str, list[Path]]:
     files = [f for f in sorted((ROOT / "tests" / "kernels").glob("test_*.py")) if f.name not in NEVER]
-    return {"first": [f for f in files if f.name in FIRST], "rest": [f for f in files if f.name not in FIRST]}
+    training = [ROOT / "tests" / "training" / "test_micro_batch.py"]
+    return {"first": [f for f in files if f.name in FIRST] + training, "rest": [f for f in files if f.name not in FIRST]}
 
 
 def check(files: list[Path], outcomes: Path, options: list[str], limit: float) -> tuple[int | None, str]:
@@ -50,6 +51,7 @@ def check(files: list[Path], outcomes: Path, options: list[str], limit: float) -
 def left_out() -> list[str]:
     """What this machine cannot check, and why."""
     import torch
+
     from emergence_kernels.compiled import library
 
     reason = library.why_not("cuda", torch.device("cuda"))

@@ -1,10 +1,9 @@
-"""A whole training step on one GPU, ours beside its peers on the same DeepSpeed engine: tokens/s, MFU, memory, and where the time
-goes.
+"""A whole training step on one GPU, ours beside its peers on DeepSpeed: tokens/s, MFU, memory, and where the time goes.
 
     python benchmarks/gpu_training.py [--sizes 468m,1.2b] [--contestants NAME,...] [--limit SECONDS] [--out DIR]
 
-`ours` is what `emergence-train train` runs between checkpoints (training.loop.Stepper: samples, micro-batches, position sums,
-DeepSpeed, clipping), eagerly and with the blocks compiled. `plain` is the same decoder in PyTorch's own operations with
+`ours` is what `emergence-train train` runs between checkpoints (training.step.Stepper: samples, micro-batches, position sums,
+main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly, and with the blocks compiled. `plain` is the same decoder in PyTorch's own operations with
 F.cross_entropy, compiled whole; `liger` is transformers' Llama with Liger's kernels. All have the same shape, batch, optimizer and
 DeepSpeed configuration, and tokens drawn at random (speed does not depend on them; losses are no result here). Contestants take
 turns, a few steps each, so that a GPU whose clock drifts is as unkind to one as to the other.
@@ -34,7 +33,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-CONTESTANTS = ("ours", "ours, compiled", "plain, compiled", "liger")
+CONTESTANTS = ("ours", "ours, eager", "ours, compiled", "plain, compiled", "liger")
 SEQUENCE = 1024
 
 
@@ -122,13 +121,14 @@ def initialise(model: nn.Module) -> None:
         torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
 
 
-def our_step(config, ranks, compiled: bool):
+def our_step(config, ranks, way: str):
     from emergence_train.evaluation.positions import PositionAccumulator
     from emergence_train.training import engine as engines
     from emergence_train.training.anomalies import Judge, Skips
-    from emergence_train.training.loop import Stepper
+    from emergence_train.training.step import Stepper
 
-    config = config.model_copy(update={"training": config.training.model_copy(update={"compile": compiled})})
+    chosen = {"compile": way == "compiled", "cuda_graphs": way == ""}
+    config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
     engines.initialise = lambda model, *_: initialise(model.to(ranks.device))  # a billion values by a CPU's generator take long
     engine = engines.build(config, ranks)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
@@ -180,18 +180,18 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
 
 def make(name: str, config, ranks):
     """A function of the step's number that runs one optimizer step."""
-    compiled = name.endswith(", compiled")
-    if name.startswith("ours"):
-        return our_step(config, ranks, compiled)
+    who, _, way = name.partition(", ")
+    if who == "ours":
+        return our_step(config, ranks, way)
     with torch.device(ranks.device):
-        model = PlainDecoder(config.model) if name.startswith("plain") else LigerLlama(config.model)
-    return peer_step(config, ranks, model, compiled)
+        model = PlainDecoder(config.model) if who == "plain" else LigerLlama(config.model)
+    return peer_step(config, ranks, model, way == "compiled")
 
 
 KINDS = (  # the first that a kernel's name contains names what it is for
     ("attention", ("flash", "fmha", "attention", "_dkdv", "_dq_", "sdpa", "forward_hopper", "backward_hopper")),
-    ("loss", ("_statistics", "_combine_kernel", "_rescale", "cross_entropy", "loss_rows", "_rows_kernel", "nll_loss", "log_softmax",
-              "softmax", "position_sums")),
+    ("loss", ("_statistics", "_combine_kernel", "cross_entropy", "loss_rows", "_rows_kernel", "nll_loss", "softmax",
+              "position_sums")),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "wgmma", "xmma")),
     ("norm", ("rms_norm", "_forward_kernel", "_backward_kernel", "rmsnorm")),
     ("rotary", ("rotary", "rope", "CatArray")),
@@ -226,25 +226,27 @@ def profile(step, number: int) -> dict:
         warnings.simplefilter("always")
         step(number + 1)
     torch.cuda.set_sync_debug_mode("default")
-    waits = Counter(f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+    waits = Counter("/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in caught if "synchroniz" in str(w.message))
     return {
         "wall_ms_with_profiler": round(wall * 1e3, 2),
         "gpu_ms": round(sum(row[1] for row in rows), 2),
         "launches": sum(row[2] for row in rows),
         "by_kind_ms": {kind: round(ms, 2) for kind, ms in kinds.most_common()},
         "host_waits": dict(waits.most_common()),
-        "kernels": [{"name": name[:140], "ms": round(ms, 3), "calls": calls} for name, ms, calls in sorted(rows, key=lambda r: -r[1])[:45]],
+        "kernels": [
+            {"name": name[:140], "ms": round(ms, 3), "calls": calls}
+            for name, ms, calls in sorted(rows, key=lambda row: -row[1])[:45]
+        ],
     }
 
 
 def measure(size: str, names: list[str], overrides: list[str], steps: int, rounds: int, deadline: float) -> dict:
     """All contestants of a size in one process."""
+    from emergence_kernels.bench.run import commit, versions
+    from emergence_kernels.bench.timing import ceilings
     from emergence_train import distributed
     from emergence_train.models import counting
     from emergence_train.training.logs import environment
-
-    from emergence_kernels.bench.run import commit, versions
-    from emergence_kernels.bench.timing import ceilings
 
     ranks = distributed.start(None)
     config = configuration(size, overrides)
@@ -280,7 +282,7 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
             break
     number = 2
     for _ in range(rounds):
-        for name, of in made.items():
+        for of in made.values():
             torch.cuda.synchronize()
             began = time.perf_counter()
             for k in range(steps):
@@ -298,8 +300,8 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
         row["profile"] = profile(of["step"], number)
         record["rows"].append(row)
         shown = ", ".join(f"{k} {v:.0f}" for k, v in row["profile"]["by_kind_ms"].items())
-        print(f"{size} {name:18s} {speed:10,.0f} tokens/s  MFU {row['mfu'] or 0:.1%}  {row['peak_gib']} GiB  GPU {row['profile']['gpu_ms']:.0f} ms a step: "
-              f"{shown}; waits {row['profile']['host_waits']}", flush=True)  # fmt: skip
+        print(f"{size} {name:18s} {speed:10,.0f} tokens/s  MFU {row['mfu'] or 0:.1%}  {row['peak_gib']} GiB  "
+              f"GPU {row['profile']['gpu_ms']:.0f} ms a step: {shown}; waits {row['profile']['host_waits']}", flush=True)  # fmt: skip
     return record
 
 

@@ -136,6 +136,9 @@ class Training(Section):
     document_mask: bool = Field(default=False, description="keep attention and targets within a document")
     z_loss: float = Field(default=0.0, ge=0)
     compile: bool = Field(default=False, description="torch.compile each block")
+    cuda_graphs: bool = Field(
+        default=True, description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph"
+    )
     activation_checkpointing: bool = False
     threads: int | None = Field(default=None, ge=1, description="CPU threads a rank; None: torch's choice")
 

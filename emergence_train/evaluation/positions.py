@@ -36,7 +36,8 @@ class PositionAccumulator:
 
     def take(self) -> torch.Tensor:
         """This rank's sums so far; starts again from zero."""
-        taken, self.sums = self.sums, torch.zeros_like(self.sums)
+        taken = self.sums.clone()
+        self.sums.zero_()  # in place: a CUDA graph may add to them
         return taken
 
 

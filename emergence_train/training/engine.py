@@ -10,6 +10,8 @@ from emergence_train.config import Config
 from emergence_train.distributed import Ranks, import_deepspeed
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.training import main_gradients
+from emergence_train.training.micro_batch import own_stream
 
 INITIAL_STD = 0.02
 
@@ -34,7 +36,8 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
-        "bf16": {"enabled": half},
+        # Without immediate_grad_update every gradient is zeroed, added to in bf16 and cast again (training.main_gradients).
+        "bf16": {"enabled": True, "immediate_grad_update": training.zero_stage == 1} if half else {"enabled": False},
     }
     if half:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}  # the default adds micro-batches up in bf16
@@ -44,6 +47,8 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
 def build(config: Config, ranks: Ranks):
     """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage."""
     deepspeed = import_deepspeed()
+    if graphs_possible(config, ranks):
+        own_stream(ranks.device)
     deepspeed.init_distributed(dist_init_required=False)  # takes up the process group that is there
     settings = deepspeed_config(config, ranks)
     third = config.training.zero_stage == 3
@@ -65,9 +70,22 @@ def build(config: Config, ranks: Ranks):
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    if main_gradients_possible(config, ranks):
+        main_gradients.install(engine)
     if config.training.zero_stage == 0 and ranks.world == 1:
         engine.enable_backward_allreduce = False  # nothing to add up, and the copies are not free
     return engine
+
+
+def main_gradients_possible(config: Config, ranks: Ranks) -> bool:
+    """Where DeepSpeed takes its BF16_Optimizer. On a CPU its own passes are the faster: 16-bit products are slow there."""
+    return ranks.device.type == "cuda" and config.training.zero_stage == 1 and config.training.precision == "bf16"
+
+
+def graphs_possible(config: Config, ranks: Ranks) -> bool:
+    """Whether micro-batches are replayed as CUDA graphs: nothing in them may depend on the host or talk to other ranks."""
+    wanted = config.training.cuda_graphs and not config.training.compile and config.faults.spike != "skip"
+    return wanted and main_gradients_possible(config, ranks)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

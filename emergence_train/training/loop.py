@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from emergence_train import files
 from emergence_train.analysis.ability_watch import read_thresholds
@@ -23,7 +21,7 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, finding_each_other, from_first_rank, start, sum_over_ranks
 from emergence_train.errors import RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
-from emergence_train.evaluation.positions import IGNORED, PositionAccumulator, reduced, validate
+from emergence_train.evaluation.positions import PositionAccumulator, reduced, validate
 from emergence_train.models import counting
 from emergence_train.schedule import learning_rate
 from emergence_train.training import checkpoint, flight
@@ -36,8 +34,8 @@ from emergence_train.training.opening import agree_on, claim, opening, release, 
 from emergence_train.training.plan import Plan
 from emergence_train.training.recording import Recorder
 from emergence_train.training.signals import StopSignal
+from emergence_train.training.step import Stepper
 from emergence_train.training.watchdog import Watchdog
-from emergence_train.training.weights import weight_vector
 
 
 def train(config: Config, say: Callable[[str], None] = print, *, stop_after: int | None = None) -> Path:
@@ -130,7 +128,7 @@ class Session:
         self.saver = checkpoint.Saver(self.run, config, plan.state_steps, ranks, say)
         self.console = Console(plan, self.header["flops_per_token"], ranks, config.logging.console_seconds, say)
         self.judge = Judge(config.faults, [])
-        self.stepper = Stepper(config, engine, dataset, ranks, self.accumulator, self.skips, self.judge, watch)
+        self.stepper = Stepper(config, engine, dataset, ranks, self.accumulator, self.skips, self.judge, watch, say)
         self.recorder: Recorder | None = None  # rank 0's
         self.pending: tuple | None = None  # the last step's numbers, read one step late: a GPU is never waited for
         self.told = False  # some rank was told to stop, and all know
@@ -175,6 +173,7 @@ class Session:
         content, sums = found or ({"step": 0, "world_size": self.ranks.world, "loop": {}}, [])
         step = content["step"]
         self.accumulator.take()
+        self.stepper.micro_batch.reset()
         if content["world_size"] == self.ranks.world and sums:
             self.accumulator.sums += sums[self.ranks.rank].to(self.ranks.device)
         elif self.ranks.first:  # dealt out anew: their sum is what counts
@@ -352,90 +351,6 @@ class Session:
             raise self._failure(f"told to stop at step {step}, and its state could not be saved; the same command goes on from "
                            f"step {self.saver.durable}")  # fmt: skip
         raise self.stop.stopped(step)
-
-
-class Stepper:
-    """One optimizer step: micro-batches, gradients, update, and the sums of the loss."""
-
-    def __init__(
-        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator,
-        skips: Skips, judge: Judge, watch: Watchdog,
-    ) -> None:  # fmt: skip
-        self.engine, self.dataset, self.ranks, self.accumulator = engine, dataset, ranks, accumulator
-        self.batch_of, self.at, self.judge = skips.batch, watch.at, judge
-        self.batch, self.micro = config.training.batch, config.training.micro_batch
-        self.rounds = self.batch // (self.micro * ranks.world)
-        self.document_mask, self.z_loss = config.training.document_mask, config.training.z_loss
-        weights = weight_vector(config.training.position_weights, config.data.sequence)
-        self.weights = None if weights is None else weights.to(ranks.device)
-        # None: DeepSpeed clips. 0 is no clipping, but the norm is wanted.
-        self.clip = (config.training.optimizer.clip or math.inf) if config.training.zero_stage == 0 else None
-        self.skip_spikes = config.faults.spike == "skip"
-
-    def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:
-        """-> ([count, loss sum, ranks told to stop] over all ranks, global gradient norm, whether the step was applied)."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
-        self.at("loading samples", step)
-        batches = [self._load(step, number) for number in range(self.rounds)]
-        scales = self._scales(batches)
-        norm, applied = None, True
-        totals = torch.tensor([0.0, 0.0, float(stop)], dtype=torch.float64, device=self.ranks.device)
-        for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
-            self.at("forward", step)
-            out = self.engine(tokens, targets, self.weights, document_ids, self.z_loss)
-            totals[:2].add_(self.accumulator.add(out.positions)[:2])
-            loss = out.loss if scale is None else out.loss * scale
-            if self.skip_spikes and number == self.rounds - 1:
-                # Every optimizer of DeepSpeed leaves out a step whose gradient is not finite; so will this one be.
-                totals = sum_over_ranks(totals)
-                if self.judge.spike((totals[1] / totals[0]).item()):
-                    loss = loss * math.nan
-            self.at("backward", step)
-            self.engine.backward(loss)
-            self.at("optimizer step", step)
-            if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
-                norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
-                applied = norm.isfinite()
-                self.engine.optimizer.found_inf = (~applied).float()  # a fused optimizer then leaves the step out
-            self.engine.step()
-        if self.clip is None:
-            norm, applied = self.engine.get_global_grad_norm(), self.engine.was_step_applied()
-        self.at("adding up the loss", step)
-        return totals if self.skip_spikes else sum_over_ranks(totals), norm, applied
-
-    def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
-        begin = self.batch_of(step) * self.batch + (number * self.ranks.world + self.ranks.rank) * self.micro
-        samples = range(begin, begin + self.micro)
-        windows = torch.from_numpy(np.stack([self.dataset.sample(index) for index in samples]))
-        tokens, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-        ids = None
-        if self.document_mask:
-            ids = torch.from_numpy(np.stack([self.dataset.document_ids(index) for index in samples]))
-            targets[ids[:, 1:] != ids[:, :-1]] = IGNORED  # nothing before it says which document comes next
-            ids = self._to_device(ids[:, :-1].contiguous())
-        return self._to_device(tokens), self._to_device(targets), ids
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.ranks.device.type == "cuda":
-            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
-        return tensor
-
-    def _scales(self, batches: list) -> list:
-        """Factors that make the mean of the micro-batches' means the mean over the global batch.
-
-        All 1 (None) unless documents are masked: then micro-batches differ in how many targets count.
-        """
-        if not self.document_mask:
-            return [None] * len(batches)
-        valid = torch.stack([self._weight(targets) for _, targets, _ in batches])
-        total = sum_over_ranks(valid.sum())
-        return list(valid * (self.rounds * self.ranks.world) / total)
-
-    def _weight(self, targets: torch.Tensor) -> torch.Tensor:
-        counted = (targets != IGNORED).double()
-        return (counted if self.weights is None else counted * self.weights).sum()
 
 
 def _silent(_: str) -> None:

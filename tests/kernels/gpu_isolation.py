@@ -28,7 +28,8 @@ def pytest_runtest_teardown(item) -> None:
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
-        print(f"{item.nodeid}: the GPU is lost: {str(error).splitlines()[0]}", flush=True)
+        with open(os.environ.get("GPU_LOST", os.devnull), "a") as file:
+            file.write(f"{item.nodeid}: the GPU is lost: {str(error).splitlines()[0]}\n")
         os._exit(LOST)
 
 
@@ -41,7 +42,8 @@ class _Outcomes:
     def pytest_runtest_logreport(self, report) -> None:
         if report.when != "call" and report.passed:
             return
-        row = {"test": report.nodeid.removeprefix("tests/kernels/"), "outcome": report.outcome, "seconds": round(report.duration, 2)}
+        test = report.nodeid.removeprefix("tests/kernels/")
+        row = {"test": test, "outcome": report.outcome, "seconds": round(report.duration, 2)}
         if report.failed:
             row["error"] = str(report.longrepr)[-1500:]
         elif report.skipped:

@@ -1,0 +1,90 @@
+"""ZeRO-1 in bf16 with fewer passes over the gradients, and a step that never waits for the GPU.
+
+DeepSpeed's BF16_Optimizer keeps a float32 gradient of every parameter (its main gradient) and by itself moves 26 bytes a
+parameter and micro-batch to add a bf16 gradient to it. Here
+
+- a linear layer's backward pass multiplies straight into the main gradient (dW += dy^T x with float32 accumulation, as
+  Megatron-LM's fused weight gradients do): 8 bytes a parameter, no rounding to bf16 between, and no bf16 gradient exists;
+- what is left (norms, embedding, head) goes over as it comes (`bf16.immediate_grad_update`);
+- clipping, finiteness and the update stay on the device: the fused AdamW divides by the clip factor and leaves the update out
+  where the norm is not finite. DeepSpeed's own step asks the host three times.
+
+Bytes and launches are counted in tests/training/test_main_gradients.py.
+"""
+
+import math
+import types
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emergence_kernels.products import add_to_dw
+
+
+class AccumulatingLinear(nn.Linear):
+    """A bias-free linear layer whose weight gradient is added to `weight.main_grad`, float32 of the weight's shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        main_grad = getattr(self.weight, "main_grad", None)
+        if main_grad is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.linear(x, self.weight)
+        return _Accumulating.apply(x, self.weight, main_grad)
+
+
+class _Accumulating(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, main_grad: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.main_grad = main_grad  # not saved for backward: it changes in place, which autograd would take for a fault
+        return F.linear(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        dy_ND = dy.reshape(-1, dy.shape[-1])
+        add_to_dw(ctx.main_grad, dy_ND, x.reshape(-1, x.shape[-1]), single=False)
+        dx = (dy_ND @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, None
+
+
+def install(engine) -> bool:
+    """Give a DeepSpeed engine with a BF16_Optimizer main gradients and the step below; False where it has another optimizer."""
+    optimizer = engine.optimizer
+    if not (hasattr(optimizer, "fp32_groups_gradients") and isinstance(optimizer.optimizer, torch.optim.AdamW)):
+        return False
+    main_grads = {
+        parameter: gradient.view(parameter.shape)
+        for parameters, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients)
+        for parameter, gradient in zip(parameters, gradients)
+    }
+    for module in engine.module.modules():
+        if type(module) is nn.Linear and module.bias is None and module.weight in main_grads:
+            module.weight.main_grad = main_grads[module.weight]
+            module.__class__ = AccumulatingLinear
+    engine.enable_backward_allreduce = False  # the step adds the ranks' gradients up, in one piece
+    optimizer.step = types.MethodType(step, optimizer)
+    return True
+
+
+@torch.no_grad()
+def step(self, closure=None) -> None:
+    """BF16_Optimizer.step without a look at the host: `_global_grad_norm` is a tensor, and a norm that is not finite leaves
+    weights and moments as they are. The caller reads the norm when it likes."""
+    world = dist.get_world_size(self.dp_process_group)
+    if world > 1:
+        for gradients in self.fp32_groups_gradients_flat:
+            dist.all_reduce(gradients.mul_(1 / world), group=self.dp_process_group)
+    norms = [torch.linalg.vector_norm(gradients) for gradients in self.fp32_groups_actual_gradients_flat]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    inner, limit = self.optimizer, self.clip_grad or math.inf
+    inner.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # the fused kernel divides by it; 1e-6 as DeepSpeed has it
+    inner.found_inf = (~norm.isfinite()).float()  # and leaves the update out where this is 1
+    for weights, gradients in zip(self.fp32_groups_flat_partition, self.fp32_groups_gradient_flat_partition):
+        weights.grad = gradients
+    inner.step()
+    self.overflow, self._global_grad_norm = False, norm
+    self._lazy_init_hp_params_optimizer_state()
+    self.update_lp_params()  # the gradients are zeroed by the engine, once, after this

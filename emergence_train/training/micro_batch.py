@@ -1,0 +1,96 @@
+"""Forward, sums by position and backward of one micro-batch: eagerly, or replayed as one CUDA graph.
+
+A decoder of 24 blocks launches some 1,500 kernels a micro-batch, each after 5 to 50 microseconds of Python: below about a
+hundred thousand tokens a second a GPU hides that, above it waits. A graph launches them all at once. It is captured after a
+first optimizer step has run eagerly (so that everything that is made once exists), holds its own inputs, and is replayed for
+every micro-batch of that shape; what is not to be replayed (collectives, the optimizer) stays outside. Capturing needs the
+whole run on one stream that is not the default one: autograd adds a gradient up on the stream on which its parameter was first
+used (`own_stream`).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from emergence_train.evaluation.positions import PositionAccumulator
+
+
+def own_stream(device: torch.device) -> None:
+    """Make a stream of our own the current one, from now on."""
+    if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+class MicroBatch:
+    """run(tokens, targets, ids, scale) -> [count, loss sum] of the micro-batch, its gradients added to the engine's.
+
+    Args:
+        engine: DeepSpeed's. accumulator: what the sums by position are added to.
+        weights: of positions, [T] or None. z_loss: its factor.
+        graphs: capture and replay; the engine's reductions must not run inside (training.main_gradients sees to that).
+        log: told where capturing fails; everything then runs eagerly.
+    """
+
+    def __init__(
+        self, engine, accumulator: PositionAccumulator, weights: Tensor | None, z_loss: float, *, graphs: bool = False,
+        log: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self.engine, self.accumulator, self.weights, self.z_loss = engine, accumulator, weights, z_loss
+        self.graphs, self.log = graphs, log
+        self.captured: _Captured | None = None
+        self.eager_steps = 0
+
+    def forward(self, tokens: Tensor, targets: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> the loss, [count, loss sum]."""
+        out = self.engine(tokens, targets, self.weights, ids, self.z_loss)
+        return out.loss, self.accumulator.add(out.positions)[:2]
+
+    def __call__(self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None) -> Tensor:
+        if not self.graphs or not self.eager_steps:
+            return self._eagerly(tokens, targets, ids, scale)
+        given = (tokens, targets, ids, scale)
+        if self.captured is None or not self.captured.fits(given):
+            try:
+                self.captured = _Captured(self._eagerly, given, list(self.engine.module.buffers()))
+            except RuntimeError as error:
+                self.graphs, self.captured = False, None
+                self.log(f"CUDA graphs: capturing failed ({str(error).splitlines()[0]}); training goes on without")
+                return self._eagerly(*given)
+        return self.captured.replay(given)
+
+    def step_done(self) -> None:
+        """An optimizer step is over: what a graph needs exists now."""
+        self.eager_steps += 1
+
+    def reset(self) -> None:
+        """The engine's state was loaded: a graph may refer to memory that is no longer its own."""
+        self.captured, self.eager_steps = None, 0
+
+    def _eagerly(self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None) -> Tensor:
+        loss, totals = self.forward(tokens, targets, ids)
+        self.engine.backward(loss if scale is None else loss * scale)
+        return totals
+
+
+class _Captured:
+    """A graph of run(*inputs) with inputs and result of its own."""
+
+    def __init__(self, run: Callable[..., Tensor], given: tuple, kept: list[Tensor]) -> None:
+        self.inputs = tuple(None if t is None else t.clone() for t in given)
+        self.kept = kept  # tensors that the module may replace, and the graph reads
+        self.graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        # Other threads (saving, NCCL's watchdog) may call CUDA meanwhile: only this thread's calls are captured.
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            self.result = run(*self.inputs)
+
+    def fits(self, given: tuple) -> bool:
+        return all((a is None) == (b is None) and (a is None or a.shape == b.shape) for a, b in zip(self.inputs, given))
+
+    def replay(self, given: tuple) -> Tensor:
+        for own, new in zip(self.inputs, given):
+            if own is not None:
+                own.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.result

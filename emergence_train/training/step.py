@@ -1,0 +1,118 @@
+"""One optimizer step: this rank's samples, its micro-batches forward and backward, the update, and the sums of the loss.
+
+Nothing here waits for a GPU, but where spikes are to be skipped: numbers come back as tensors and are read a step later.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from emergence_train.config import Config
+from emergence_train.data.dataset import Dataset
+from emergence_train.distributed import Ranks, sum_over_ranks
+from emergence_train.evaluation.positions import IGNORED, PositionAccumulator
+from emergence_train.training.anomalies import Judge, Skips
+from emergence_train.training.engine import graphs_possible
+from emergence_train.training.micro_batch import MicroBatch
+from emergence_train.training.watchdog import Watchdog
+from emergence_train.training.weights import weight_vector
+
+
+class Stepper:
+    """One optimizer step: micro-batches, gradients, update, and the sums of the loss."""
+
+    def __init__(
+        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator,
+        skips: Skips, judge: Judge, watch: Watchdog, log: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self.engine, self.dataset, self.ranks = engine, dataset, ranks
+        self.batch_of, self.at, self.judge = skips.batch, watch.at, judge
+        self.batch, self.micro = config.training.batch, config.training.micro_batch
+        self.rounds = self.batch // (self.micro * ranks.world)
+        self.document_mask = config.training.document_mask
+        weights = weight_vector(config.training.position_weights, config.data.sequence)
+        self.weights = None if weights is None else weights.to(ranks.device)
+        # None: DeepSpeed clips. 0 is no clipping, but the norm is wanted.
+        self.clip = (config.training.optimizer.clip or math.inf) if config.training.zero_stage == 0 else None
+        self.skip_spikes = config.faults.spike == "skip"
+        self.micro_batch = MicroBatch(
+            engine, accumulator, self.weights, config.training.z_loss, graphs=graphs_possible(config, ranks), log=log
+        )
+
+    def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:
+        """-> ([count, loss sum, ranks told to stop] over all ranks, global gradient norm, whether the step was applied)."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.at("loading samples", step)
+        batches = [self._load(step, number) for number in range(self.rounds)]
+        scales = self._scales(batches)
+        norm, applied = None, True
+        totals = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
+        if stop:
+            totals[2].fill_(1.0)
+        for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
+            self.at("forward and backward", step)
+            if self.skip_spikes and number == self.rounds - 1:
+                totals = self._unless_spike(totals, tokens, targets, document_ids, scale)
+            else:
+                totals[:2].add_(self.micro_batch(tokens, targets, document_ids, scale))
+            self.at("optimizer step", step)
+            if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
+                norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
+                applied = norm.isfinite()
+                self.engine.optimizer.found_inf = (~applied).float()  # a fused optimizer then leaves the step out
+            self.engine.step()
+        self.micro_batch.step_done()
+        if self.clip is None:
+            norm = self.engine.get_global_grad_norm()
+            # Where the norm is still on the device, whether it was finite decided there (training.main_gradients).
+            applied = norm.isfinite() if torch.is_tensor(norm) else self.engine.was_step_applied()
+        self.at("adding up the loss", step)
+        return totals if self.skip_spikes else sum_over_ranks(totals), norm, applied
+
+    def _unless_spike(self, totals, tokens, targets, document_ids, scale) -> torch.Tensor:
+        """The last micro-batch of a step that is left out where its loss is a spike; totals over all ranks, it included."""
+        loss, own = self.micro_batch.forward(tokens, targets, document_ids)
+        totals[:2].add_(own)
+        totals = sum_over_ranks(totals)
+        loss = loss if scale is None else loss * scale
+        # Every optimizer of DeepSpeed leaves out a step whose gradient is not finite; so will this one be.
+        spike = self.judge.spike((totals[1] / totals[0]).item())
+        self.engine.backward(loss * math.nan if spike else loss)
+        return totals
+
+    def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
+        begin = self.batch_of(step) * self.batch + (number * self.ranks.world + self.ranks.rank) * self.micro
+        samples = range(begin, begin + self.micro)
+        windows = torch.from_numpy(np.stack([self.dataset.sample(index) for index in samples]))
+        tokens, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        ids = None
+        if self.document_mask:
+            ids = torch.from_numpy(np.stack([self.dataset.document_ids(index) for index in samples]))
+            targets[ids[:, 1:] != ids[:, :-1]] = IGNORED  # nothing before it says which document comes next
+            ids = self._to_device(ids[:, :-1].contiguous())
+        return self._to_device(tokens), self._to_device(targets), ids
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.ranks.device.type == "cuda":
+            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
+        return tensor
+
+    def _scales(self, batches: list) -> list:
+        """Factors that make the mean of the micro-batches' means the mean over the global batch.
+
+        All 1 (None) unless documents are masked: then micro-batches differ in how many targets count.
+        """
+        if not self.document_mask:
+            return [None] * len(batches)
+        valid = torch.stack([self._weight(targets) for _, targets, _ in batches])
+        total = sum_over_ranks(valid.sum())
+        return list(valid * (self.rounds * self.ranks.world) / total)
+
+    def _weight(self, targets: torch.Tensor) -> torch.Tensor:
+        counted = (targets != IGNORED).double()
+        return (counted if self.weights is None else counted * self.weights).sum()

@@ -1,0 +1,80 @@
+"""Run by test_main_gradients under torchrun: the same training by DeepSpeed's own step and by ours, and what they differ by."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from emergence_train import config as configs
+from emergence_train.distributed import leave, start
+from emergence_train.training import engine as engines
+from emergence_train.training import main_gradients
+
+STEPS, SEQUENCE, VOCABULARY = 6, 20, 320  # 40 rows a micro-batch: no weight of the model has as many
+
+
+class Gradients(TorchDispatchMode):
+    """Counts the operations that make or change a bf16 tensor of a linear weight's shape, and looks of the host at a number."""
+
+    def __init__(self, shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.shapes, self.passes, self.waits = shapes, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.waits += name == "_local_scalar_dense"
+        outs = out if isinstance(out, (list, tuple)) else args[0] if name.startswith("_foreach_zero_") else [out]
+        views = name in ("detach", "t", "view", "_unsafe_view", "alias", "transpose", "slice", "as_strided")
+        if not views:
+            self.passes += sum(isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 and t.shape in self.shapes for t in outs)
+        return out
+
+
+def run(engine, ranks, config, spoil: int | None = None) -> dict:
+    """Train; `spoil`: a step whose loss is not finite. -> weights, norms, passes over gradients and waits of a step."""
+    generator = torch.Generator().manual_seed(1 + ranks.rank)
+    micro = config.training.micro_batch
+    rounds = config.training.batch // (micro * ranks.world)
+    shapes = {m.weight.shape for m in engine.module.blocks.modules() if isinstance(m, torch.nn.Linear)}
+    norms, weights = [], []
+    for step in range(STEPS):
+        with Gradients(shapes) as counted:
+            for _ in range(rounds):
+                windows = torch.randint(VOCABULARY, (micro, SEQUENCE + 1), generator=generator)
+                loss = engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss
+                engine.backward(loss * float("nan") if step == spoil else loss)
+                engine.step()
+        norms.append(float(engine.get_global_grad_norm()))
+        weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
+    return {"norms": norms, "weights": weights, "passes": counted.passes, "waits": counted.waits, "rounds": rounds}
+
+
+if __name__ == "__main__":
+    over = ["model.vocab_size=320", "training.zero_stage=1", "training.precision=bf16", "training.batch=8", *sys.argv[3:]]
+    config = configs.load(sys.argv[1], over)
+    ranks = start(1)
+    theirs = run(engines.build(config, ranks), ranks, config)
+    engine = engines.build(config, ranks)
+    assert main_gradients.install(engine)
+    ours = run(engine, ranks, config)
+    spoilt = engines.build(config, ranks)
+    assert main_gradients.install(spoilt)
+    left_out = run(spoilt, ranks, config, spoil=3)
+    first = theirs["weights"][0]
+    result = {
+        "moved": float((theirs["weights"][-1] - first).norm() / first.norm()),
+        "apart": float((theirs["weights"][-1] - ours["weights"][-1]).norm() / first.norm()),
+        "norms": [theirs["norms"], ours["norms"]],
+        "passes": [theirs["passes"], ours["passes"]],
+        "waits": [theirs["waits"], ours["waits"]],
+        "rounds": ours["rounds"],
+        "linears": sum(isinstance(m, main_gradients.AccumulatingLinear) for m in engine.module.modules()),
+        "held": bool(torch.equal(left_out["weights"][2], left_out["weights"][3])),
+        "went_on": bool((left_out["weights"][4] - left_out["weights"][3]).abs().max() > 0),
+        "before": bool(torch.equal(left_out["weights"][2], ours["weights"][2])),
+    }
+    Path(sys.argv[2], f"rank-{ranks.rank}.json").write_text(json.dumps(result))
+    leave(0)

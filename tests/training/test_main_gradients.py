@@ -1,0 +1,61 @@
+"""Gradients added up by the products themselves, and a step that does not wait: the same training as DeepSpeed's own."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_loop import run_script
+
+from emergence_train.training.main_gradients import AccumulatingLinear
+from support import ROOT
+
+WORKER = ROOT / "tests" / "training" / "main_gradients_worker.py"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_is_deepspeeds(config_file, tmp_path, processes):
+    """bf16, ZeRO-1, clipped, two or more micro-batches a step: the rounding of gradients to bf16 is all that differs."""
+    done = run_script(WORKER, config_file, tmp_path, processes=processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for rank in range(processes):
+        found = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert found["apart"] < 0.06 * found["moved"], found  # Adam makes much of small gradients
+        for theirs, ours in zip(*found["norms"]):
+            assert ours == pytest.approx(theirs, rel=0.01)
+        assert found["linears"] == 8  # of two blocks; not the head, whose loss owns it
+        assert found["before"] and found["held"] and found["went_on"], "the step that is not finite alone is left out"
+        theirs, ours = found["passes"]
+        assert ours == 0 and theirs >= found["linears"] * found["rounds"], "no pass over a gradient but the product's"
+        assert found["waits"][1] == 0 < found["waits"][0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_main_gradient_is_float32s(dtype):
+    """Against float64, over micro-batches, with an upstream gradient of any layout."""
+    torch.manual_seed(0)
+    layer = AccumulatingLinear(48, 40, bias=False).to(dtype)
+    plain = torch.nn.Linear(48, 40, bias=False).double()
+    plain.weight.data.copy_(layer.weight.data)
+    layer.weight.main_grad = torch.zeros(40, 48)
+    for _ in range(5):
+        x = torch.randn(3, 7, 48).to(dtype).requires_grad_()
+        upstream = torch.randn(7, 3, 40).to(dtype).transpose(0, 1)  # not contiguous
+        y = layer(x)
+        (dx,) = torch.autograd.grad(y, x, upstream)
+        wide = x.detach().double().requires_grad_()
+        exact = plain(wide)
+        exact.backward(upstream.double())
+        assert torch.equal(y, F.linear(x, layer.weight)) and layer.weight.grad is None
+        assert (dx.double() - wide.grad).norm() <= (1e-6 if dtype == torch.float32 else 5e-3) * wide.grad.norm()
+    error = (layer.weight.main_grad.double() - plain.weight.grad).norm() / plain.weight.grad.norm()
+    assert error < 1e-6, "bf16 operands, products added in float32: nothing is rounded to bf16"
+
+
+def test_without_a_main_gradient_it_is_a_linear_layer():
+    layer = AccumulatingLinear(8, 4, bias=False)
+    layer(torch.randn(3, 8)).sum().backward()
+    assert layer.weight.grad is not None
+    layer.weight.main_grad = torch.zeros(4, 8)
+    with torch.no_grad():
+        assert not layer(torch.randn(3, 8)).requires_grad

@@ -1,0 +1,84 @@
+"""A micro-batch replayed as a CUDA graph trains as one that runs eagerly. Capturing itself needs a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from emergence_train import config as configs
+from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.training.micro_batch import MicroBatch
+
+
+class Engine:
+    """Of DeepSpeed's, what a micro-batch needs: a linear model whose gradients add up."""
+
+    def __init__(self) -> None:
+        self.module = torch.nn.Linear(4, 4, bias=False)
+        self.calls = 0
+
+    def __call__(self, tokens, targets, weights, ids, z_loss):
+        self.calls += 1
+        loss_BT = (self.module(tokens) - targets).square().mean(-1)
+        positions = SimpleNamespace(
+            count=torch.ones(3), loss_sum=loss_BT.sum(0), loss_sq_sum=loss_BT.square().sum(0), correct=torch.zeros(3)
+        )
+        return SimpleNamespace(loss=loss_BT.mean(), positions=positions)
+
+    def backward(self, loss):
+        loss.backward()
+
+
+def test_a_capture_that_fails_is_logged_and_training_goes_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: (_ for _ in ()).throw(RuntimeError("operation not permitted")))
+    said: list[str] = []
+    engine, sums = Engine(), PositionAccumulator(3, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    micro_batch = MicroBatch(engine, sums, None, 0.0, graphs=True, log=said.append)
+    tokens, targets = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    first = micro_batch(tokens, targets, None, None)
+    gradient = engine.module.weight.grad.clone()
+    micro_batch.step_done()
+    second = micro_batch(tokens, targets, None, torch.tensor(2.0))
+    assert torch.equal(first, second) and not micro_batch.graphs
+    assert said == ["CUDA graphs: capturing failed (operation not permitted); training goes on without"]
+    assert torch.allclose(engine.module.weight.grad, 3 * gradient) and engine.calls == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("masked", [False, True])
+def test_graphs_train_as_eager_steps_do(config_file, masked):
+    """Losses, norms and sums by position over steps, validation between them; and a rewind drops what was captured."""
+    from pathlib import Path
+
+    from emergence_train import distributed
+    from emergence_train.data.dataset import Dataset
+    from emergence_train.training import engine as engines
+    from emergence_train.training.anomalies import Judge, Skips
+    from emergence_train.training.step import Stepper
+
+    ranks = distributed.start(1)
+    runs = []
+    for graphs in ("false", "true"):
+        over = ["model.vocab_size=320", "training.precision=bf16", f"training.cuda_graphs={graphs}",
+                "model.width=64", "model.ffn=96", f"training.document_mask={masked}"]  # fmt: skip
+        config = configs.load(config_file, over)
+        engine, said = engines.build(config, ranks), []
+        sums = PositionAccumulator(config.data.sequence, ranks.device)
+        watch, dataset = SimpleNamespace(at=lambda *_: None), Dataset(config.data, config.seed)
+        stepper = Stepper(config, engine, dataset, ranks, sums, Skips(Path("/dev/null/run")), Judge(config.faults, []), watch, said.append)
+        rows = []
+        for step in range(1, 9):
+            totals, norm, applied = stepper(step, 1e-3, False)
+            with torch.no_grad():  # as validation does
+                engine(torch.ones(1, 32, dtype=torch.long, device="cuda"), torch.ones(1, 32, dtype=torch.long, device="cuda"))
+            rows.append([*totals.tolist(), float(norm), float(applied)])
+            if step == 5:
+                stepper.micro_batch.reset()
+        assert not said and (stepper.micro_batch.captured is not None) == (graphs == "true")
+        runs.append((torch.tensor(rows), sums.take().cpu()))
+    (eager, eager_sums), (replayed, replayed_sums) = runs
+    assert torch.equal(eager[:, 0], replayed[:, 0])
+    assert torch.allclose(eager, replayed, rtol=2e-3), (eager, replayed)
+    assert torch.equal(eager_sums[0], replayed_sums[0]) and torch.allclose(eager_sums[1], replayed_sums[1], rtol=2e-3)
