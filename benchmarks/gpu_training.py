@@ -3,10 +3,11 @@
     python benchmarks/gpu_training.py [--sizes 468m,1.2b] [--contestants NAME,...] [--limit SECONDS] [--out DIR]
 
 `ours` is what `emergence-train train` runs between checkpoints (training.step.Stepper: samples, micro-batches, position sums,
-main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly, and with the blocks compiled. `plain` is the same decoder in PyTorch's own operations with
-F.cross_entropy, compiled whole; `liger` is transformers' Llama with Liger's kernels. All have the same shape, batch, optimizer and
-DeepSpeed configuration, and tokens drawn at random (speed does not depend on them; losses are no result here). Contestants take
-turns, a few steps each, so that a GPU whose clock drifts is as unkind to one as to the other.
+main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly, and with the blocks compiled. `plain` is the
+same decoder in PyTorch's own operations with F.cross_entropy, compiled whole; `liger` is transformers' Llama with Liger's
+kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed does not depend
+on them; losses are no result here). Contestants take turns, a few steps each, so that a GPU whose clock drifts is as unkind to
+one as to the other.
 
 MFU = tokens/s x flops_per_token (emergence_train/models/counting.py) / dense bf16 peak. One step of each is profiled: GPU time by
 kernel, and the places where the host waits for the GPU.
@@ -301,7 +302,8 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
         record["rows"].append(row)
         shown = ", ".join(f"{k} {v:.0f}" for k, v in row["profile"]["by_kind_ms"].items())
         print(f"{size} {name:18s} {speed:10,.0f} tokens/s  MFU {row['mfu'] or 0:.1%}  {row['peak_gib']} GiB  "
-              f"GPU {row['profile']['gpu_ms']:.0f} ms a step: {shown}; waits {row['profile']['host_waits']}", flush=True)  # fmt: skip
+              f"GPU {row['profile']['gpu_ms']:.0f} ms a step: {shown}; waits {row['profile']['host_waits']}",
+              flush=True)  # fmt: skip
     return record
 
 

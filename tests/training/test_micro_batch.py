@@ -67,7 +67,8 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
         engine, said = engines.build(config, ranks), []
         sums = PositionAccumulator(config.data.sequence, ranks.device)
         watch, dataset = SimpleNamespace(at=lambda *_: None), Dataset(config.data, config.seed)
-        stepper = Stepper(config, engine, dataset, ranks, sums, Skips(Path("/dev/null/run")), Judge(config.faults, []), watch, said.append)
+        judge, skips = Judge(config.faults, []), Skips(Path("/dev/null/run"))
+        stepper = Stepper(config, engine, dataset, ranks, sums, skips, judge, watch, said.append)
         rows = []
         for step in range(1, 9):
             totals, norm, applied = stepper(step, 1e-3, False)
