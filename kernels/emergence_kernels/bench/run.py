@@ -5,10 +5,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from ..compiled import library
 from ..dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from . import attention, losses, norms, step
 from .contender import Case, Contender
-from .timing import Timing, ceilings, measure, peak_extra_bytes
+from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary
 
 OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "step")
 PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="results go to OUT/<device>/")
     parse.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parse.add_argument("--dtype", choices=DTYPES, default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
+    parse.add_argument("--rounds", type=int, default=3, help="turns that every contender of a shape gets")
     parse.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     return parse
 
@@ -60,6 +63,8 @@ def device_name(device: torch.device) -> str:
 
 def commit() -> str | None:
     """The commit of the checkout that this package is in, "-dirty" if it was changed since; None outside of one."""
+    if told := os.environ.get("EMERGENCE_COMMIT"):  # a copy without its history
+        return told
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -95,26 +100,61 @@ def _rates(case: Case, mode: str, timing: Timing, limits: dict[str, float]) -> d
     return rates
 
 
-def measure_contender(case: Case, contender: Contender, device: torch.device, limits: dict[str, float]) -> dict:
-    """One row: evaluation (no gradients), forward as in training, both ways; backward is both minus forward, where
-    that is positive."""
-    upstream = case.upstream()
+def _modes(case: Case, contender: Contender, upstream: torch.Tensor | None) -> dict[str, Callable[[], object]]:
+    """Evaluation (no gradients), forward as in training, both ways."""
 
     def evaluate() -> torch.Tensor:
         with torch.no_grad():
             return contender.forward()
 
-    row: dict = {"op": case.op, "shape": case.shape, "contender": contender.name, "formula": case.formula, "modes": {}}
-    seconds = 0.4 if device.type == "cuda" else 0.05
-    runs = {"eval": evaluate, "forward": contender.forward, "both": lambda: contender.both(upstream)}
-    timings = {mode: measure(run, device, seconds) for mode, run in runs.items()}
+    return {"eval": evaluate, "forward": contender.forward, "both": lambda: contender.both(upstream)}
+
+
+def measure_case(case: Case, device: torch.device, limits: dict[str, float], failed, rounds: int) -> Iterator[dict]:
+    """A row of every contender that runs. They take turns, in another order each round, so that a clock that drifts is as unkind
+    to one as to the other; the first of a round is none's privilege."""
+    watch, upstream = Stopwatch(device), case.upstream()
+    seconds = (0.3 if device.type == "cuda" else 0.05) / rounds
+    ready: dict[str, tuple[Contender, dict, dict, dict]] = {}
+    for make in case.contenders:
+        contender = make()
+        try:
+            modes = _modes(case, contender, upstream)
+            repeats = {mode: watch.warm(run, seconds, -(-5 // rounds)) for mode, run in modes.items()}
+        except Exception as error:  # noqa: BLE001
+            failed(case.op, case.shape, contender.name, error)
+        else:
+            ready[contender.name] = contender, modes, repeats, {mode: [] for mode in modes}
+    order = list(ready)
+    for _ in range(rounds):
+        random.shuffle(order)
+        for name in list(order):
+            _, modes, repeats, times = ready[name]
+            try:
+                for mode, run in modes.items():
+                    times[mode] += watch.sample(run, repeats[mode])
+            except Exception as error:  # noqa: BLE001
+                failed(case.op, case.shape, name, error)
+                order.remove(name)
+                del ready[name]
+    for contender, modes, _, times in ready.values():
+        try:
+            yield _row(case, contender, modes, times, watch, limits, upstream)
+        except Exception as error:  # noqa: BLE001
+            failed(case.op, case.shape, contender.name, error)
+
+
+def _row(case, contender, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
+    """backward is both minus forward, where that is positive."""
+    timings = {mode: summary(of) for mode, of in times.items()}
     both, forward = timings["both"], timings["forward"]
     rest = [ms - forward.median_ms for ms in (both.median_ms, both.low_ms, both.high_ms)]
     if rest[0] > 0:  # else the machine was too unsteady to say
         timings["backward"] = Timing(rest[0], max(rest[1], 0.0), rest[2], both.repeats)
-    for mode, timing in timings.items():
-        row["modes"][mode] = asdict(timing) | _rates(case, mode, timing, limits)
-    row["peak_extra_bytes"] = peak_extra_bytes(runs["both"], device)
+    row: dict = {"op": case.op, "shape": case.shape, "contender": contender.name, "formula": case.formula}
+    row["modes"] = {mode: asdict(timing) | _rates(case, mode, timing, limits) for mode, timing in timings.items()}
+    row["host_ms"] = watch.host_ms(modes["both"])
+    row["peak_extra_bytes"] = peak_extra_bytes(modes["both"], watch.device)
     if case.errors is not None:
         row["errors"] = case.errors(contender.both(upstream))
     return row
@@ -158,20 +198,13 @@ def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict
         }
 
 
-def _rows(op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed):
-    """The rows of one operation, as they are measured."""
+def _shapes(op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed, rounds: int):
+    """The rows of one operation, shape after shape: those of a shape are measured together."""
     if op == "step":
-        yield from step_rows(suite, device, dtype, limits)
+        yield step_rows(suite, device, dtype, limits)
         return
     for case in all_cases(op, suite, device, dtype):
-        for make in case.contenders:
-            contender = make()
-            try:
-                row = measure_contender(case, contender, device, limits)
-            except Exception as error:  # noqa: BLE001
-                failed(op, case.shape, contender.name, error)
-            else:
-                yield row
+        yield measure_case(case, device, limits, failed, rounds)
 
 
 class Results:
@@ -209,7 +242,8 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
     begin, status = time.monotonic(), 0
     packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in packages if path)}
-    fixed = ["--suite", suite, "--dtype", dtype, "--device", args.device, "--out", str(args.out), *["--json"] * args.json]
+    fixed = ["--suite", suite, "--dtype", dtype, "--device", args.device, "--out", str(args.out), "--rounds", str(args.rounds)]
+    fixed += ["--json"] * args.json
     for index, op in enumerate(ops):
         code = None
         for without in ({}, {library.VARIABLES["cuda"]: "left out"}):
@@ -254,7 +288,9 @@ def main(argv: list[str] | None = None) -> int:
     header |= {"commit": commit(), "command": " ".join(["bench", *(sys.argv[1:] if argv is None else argv)])}
     header |= {"architecture": _architecture(device), "python": platform.python_version()}
     header |= {"compiled": {name: library.describe(name) for name in library.VARIABLES}}
-    header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
+    header |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg()[0], "rounds": args.rounds}
+    if device.type == "cuda":
+        header["clocks_before"] = clocks()
     if interpreting():
         header["warning"] = "Triton ran in its interpreter: its times say nothing"
     results = Results(path, header | {"ceilings": limits})
@@ -285,14 +321,17 @@ def main(argv: list[str] | None = None) -> int:
         now = time.monotonic()
         deadline = float("inf") if stop is None else now + (stop - now) / (len(ops) - index)
         try:
-            for row in _rows(op, suite, device, dtype, limits, failed):
-                report(row)
+            for rows in _shapes(op, suite, device, dtype, limits, failed, args.rounds):
+                for row in rows:
+                    report(row)
                 if time.monotonic() > deadline:
                     cut.append(op)
                     break
         except Exception as error:  # noqa: BLE001
             failed(op, {}, "emergence", error)
     results.data["cut_short"] = cut
+    if device.type == "cuda":
+        results.data["clocks_after"] = clocks()
     results.data["complete"] = not cut
     results.data["seconds"] = round(time.monotonic() - begin, 1)
     results.write()

@@ -1,6 +1,7 @@
 """How long something takes: medians with their spread, on a GPU by events around each call with a cold L2 cache."""
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
+HOLD_CYCLES = 2_000_000  # about a millisecond: longer than any contender's Python takes before its last launch
 
 
 @dataclass(frozen=True)
@@ -18,39 +20,86 @@ class Timing:
     repeats: int
 
 
-def _summary(times: list[float]) -> Timing:
+def summary(times: list[float]) -> Timing:
     times = sorted(times)
     low, high = times[len(times) // 5], times[-1 - len(times) // 5]
     return Timing(statistics.median(times), low, high, len(times))
 
 
-def measure(run: Callable[[], object], device: torch.device, seconds: float = 0.4, at_least: int = 5) -> Timing:
-    """Runs twice for warming up, then for about `seconds`, at least `at_least` and at most 100 times."""
-    for _ in range(2):
-        run()
-    if device.type != "cuda":
-        times: list[float] = []
-        stop = time.perf_counter() + seconds
-        while len(times) < at_least or (time.perf_counter() < stop and len(times) < 100):
-            begin = time.perf_counter()
+class Stopwatch:
+    """Times calls on a device, in milliseconds.
+
+    On a GPU by events around each call, with an L2 cache that holds nothing of it and nothing to write back (a large buffer is
+    read, not written), and with the GPU held until the host has launched everything: what is measured is the GPU's work, not
+    Python's. What the host needs is another number (`host_ms`).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.flush = torch.ones(FLUSH_BYTES // 4, device=device) if device.type == "cuda" else None
+
+    def warm(self, run: Callable[[], object], seconds: float, at_least: int, at_most: int = 100) -> int:
+        """Run three times; -> how often it fits into `seconds`."""
+        for _ in range(2):
             run()
-            times.append((time.perf_counter() - begin) * 1e3)
-        return _summary(times)
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
-    torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    run()
-    torch.cuda.synchronize(device)
-    once = max(time.perf_counter() - begin, 1e-6)
-    repeats = max(at_least, min(100, int(seconds / once)))
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for start, end in events:
-        flush.zero_()
-        start.record()
+        self._wait()
+        begin = time.perf_counter()
         run()
-        end.record()
-    torch.cuda.synchronize(device)
-    return _summary([start.elapsed_time(end) for start, end in events])
+        self._wait()
+        once = max(time.perf_counter() - begin, 1e-6)
+        return max(at_least, min(at_most, int(seconds / once)))
+
+    def sample(self, run: Callable[[], object], repeats: int) -> list[float]:
+        if self.flush is None:
+            return [self._by_clock(run) for _ in range(repeats)]
+        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+        for start, end in events:
+            self.flush.sum()
+            torch.cuda._sleep(HOLD_CYCLES)
+            start.record()
+            run()
+            end.record()
+        self._wait()
+        return [start.elapsed_time(end) for start, end in events]
+
+    def host_ms(self, run: Callable[[], object], repeats: int = 5) -> float:
+        """What the host needs to launch it: the median, with a GPU that has other things to do."""
+        times = []
+        for _ in range(repeats):
+            if self.flush is not None:
+                torch.cuda._sleep(20 * HOLD_CYCLES)
+            times.append(self._by_clock(run, wait=False))
+            self._wait()
+        return statistics.median(times)
+
+    def _by_clock(self, run: Callable[[], object], wait: bool = True) -> float:
+        begin = time.perf_counter()
+        run()
+        if wait:
+            self._wait()
+        return (time.perf_counter() - begin) * 1e3
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(run: Callable[[], object], device: torch.device, seconds: float = 0.4, at_least: int = 5) -> Timing:
+    """One contender alone."""
+    watch = Stopwatch(device)
+    return summary(watch.sample(run, watch.warm(run, seconds, at_least)))
+
+
+def clocks() -> dict[str, str] | None:
+    """What nvidia-smi says of clocks, power and temperature now; None without it."""
+    fields = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,clocks_throttle_reasons.active"
+    try:
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True,
+                              timeout=10)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    values = done.stdout.strip().splitlines()[:1]
+    return dict(zip(fields.split(","), values[0].split(", "))) if done.returncode == 0 and values else None
 
 
 def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int | None:
