@@ -50,6 +50,7 @@ def inspect(compiled) -> dict:
         "shared": compiled.metadata.shared,
         "matrix": len(re.findall(r"\b(?:HMMA|HGMMA)\b", code)),
         "wgmma": len(re.findall(r"\bHGMMA\b", code)),
+        "global": sorted(set(re.findall(r"\b((?:LDG|STG)\.E[.\w]*)", code))),
     }
 
 
@@ -170,6 +171,17 @@ def rotary(dtype: str, arch: str):
         yield f"rotary D={D} R={R}", kernel, types, constants, dict(num_warps=4, num_stages=3)
 
 
+def swiglu(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import swiglu as module
+
+    types = {"N": "i32", "F": "i32:16", "stride_x": "i32:16", "stride_dy": "i32:16"}
+    for F in (2752, 128, 16):  # a row for several programs; several rows a program
+        rows, block = module.tile(F)
+        for kernel in (module._swiglu_kernel, module._swiglu_backward_kernel):
+            named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
+            yield f"{kernel.__name__} F={F}", kernel, named, dict(ROWS=rows, BLOCK=block), dict(num_warps=4, num_stages=3)
+
+
 def variants(dtype: str, arch: str):
     """Each explicit variant, in the place of the table's entry."""
     from emergence_kernels.triton_backend import configs
@@ -206,6 +218,7 @@ SUITES = {
     "cross_entropy": cross_entropy,
     "rms_norm": rms_norm,
     "rotary": rotary,
+    "swiglu": swiglu,
     "attention": attention,
     "attention_common": attention_common,
     "attention_uneven": attention_uneven,

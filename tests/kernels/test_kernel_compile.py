@@ -50,6 +50,14 @@ def test_rms_norm_and_rotary():
     check(compiled("rms_norm", "bfloat16") + compiled("rotary", "bfloat16"), ())
 
 
+def test_swiglu():
+    """16 bytes an access and nothing narrower, whatever the dtype."""
+    rows = compiled("swiglu", "bfloat16", "float32")
+    check(rows, ())
+    for row in rows:
+        assert row["global"] and all(access.endswith(".128") for access in row["global"]), row
+
+
 def test_attention():
     rows = compiled("attention_common", "bfloat16")
     assert {row["kernel"].split()[0] for row in rows} == {"forward", "dkdv", "dq"}
@@ -64,7 +72,7 @@ def test_every_attention(suite):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["cross_entropy", "cross_entropy_uneven", "rms_norm", "rotary"])
+@pytest.mark.parametrize("suite", ["cross_entropy", "cross_entropy_uneven", "rms_norm", "rotary", "swiglu"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_other_dtypes(suite, dtype):
     check(compiled(suite, dtype), ("statistics", "gradient") if dtype == "float16" else ())

@@ -152,6 +152,29 @@ def test_rms_norm_at_size(D, fused):
     assert (got[1].double() - dw).norm() <= 0.01 * dw.norm()
 
 
+@pytest.mark.parametrize("N, F", [(16384, 2752), (8192, 8192), (1000, 131)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_swiglu_at_size(N, F, dtype, fused):
+    x = (3 * torch.randn(N, 2 * F, device="cuda")).to(dtype).requires_grad_()
+    upstream = torch.randn(N, F, device="cuda").to(dtype)
+    y = ek.swiglu(x, backend=fused)
+    (dx,) = torch.autograd.grad(y, x, upstream)
+    for rows in (slice(0, 200), slice(N - 200, N)):
+        wide = x[rows].detach().double().requires_grad_()
+        exact = ek.swiglu(wide, backend="torch")
+        (exact_dx,) = torch.autograd.grad(exact, wide, upstream[rows].double())
+        assert (y[rows].double() - exact).norm() <= 0.004 * exact.norm()
+        assert (dx[rows].double() - exact_dx).norm() <= 0.004 * exact_dx.norm()
+
+
+def test_swiglu_beyond_two_to_the_31(fused):
+    """The last row begins beyond what 32 bits address."""
+    x = torch.zeros(66_000, 2 * 16_384, device="cuda", dtype=torch.bfloat16)
+    x[-1].normal_()
+    y = ek.swiglu(x, backend=fused)
+    assert torch.equal(y[-1], ek.swiglu(x[-1:].clone(), backend=fused)[0]) and not y[:-1].any()
+
+
 def test_variants_agree():
     """The explicit candidates of the tile table compute the same."""
     from emergence_kernels.triton_backend import configs
