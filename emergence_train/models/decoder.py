@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from emergence_kernels import LMHead, PositionLoss, attention, rms_norm, rotary
+from emergence_kernels import LMHead, PositionLoss, attention, rms_norm, rotary, swiglu
 from emergence_train.models.config import ModelConfig
 
 
@@ -96,8 +96,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x_BTD)))
 
 
 class Block(nn.Module):
