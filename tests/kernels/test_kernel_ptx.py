@@ -21,7 +21,8 @@ from support import ROOT
 HERE = Path(__file__).parent
 TRITON_KERNELS = {
     "_forward_kernel", "_backward_kernel", "_rotary_kernel", "_delta_kernel", "_dkdv_kernel", "_dq_kernel",
-    "_swiglu_kernel", "_swiglu_backward_kernel", "_statistics_kernel", "_combine_kernel", "_rescale_kernel", "_gradient_kernel", "_scale_kernel",
+    "_swiglu_kernel", "_swiglu_backward_kernel", "_join_kernel",
+    "_statistics_kernel", "_combine_kernel", "_rescale_kernel", "_gradient_kernel", "_scale_kernel",
 }  # fmt: skip
 # Of each module a choice of its cases that is quick.
 TRITON = {
