@@ -68,7 +68,9 @@ def test_every_rotation_with_attention_by_others(rotation, device, request, monk
     """SDPA returns gradients of its own, which are rotated into one tensor: one kernel of Triton's, or three steps."""
     if rotation == "triton":
         request.getfixturevalue("triton_only")
-    elif rotation != "torch" and (rotation == "cpu" and device.type != "cpu" or request.getfixturevalue(f"{rotation}_library")):
+    elif rotation != "torch" and (
+        rotation == "cpu" and device.type != "cpu" or request.getfixturevalue(f"{rotation}_library")
+    ):
         pytest.skip("not here")
     from emergence_kernels.ops import rotary_attention as module
 
@@ -98,8 +100,6 @@ def test_rotary_attention_against_float64(case, backend, device):
         results.append([other.detach(), *torch.autograd.grad(other, copy, upstream.to(kept))])
     for name, *three in zip(("out", "d_qkv"), *results):
         assert_as_good(name, *three)
-
-
 
 
 def test_what_may_not_be_overwritten_is_kept(backend, device):

@@ -84,7 +84,9 @@ def test_against_autograd(backend, device):
 
 def test_extreme_gates(backend, device):
     """Gates from -1e38 to 1e38: no NaN, and each element's derivative to float32's digits, far into the negative side."""
-    gate = torch.tensor([-1e38, -1e4, -110.0, -60.0, -20.0, -5.0, -1.2784645, 0.0, 5.0, 20.0, 110.0, 1e4, 1e38], device=device)
+    gate = torch.tensor(
+        [-1e38, -1e4, -110.0, -60.0, -20.0, -5.0, -1.2784645, 0.0, 5.0, 20.0, 110.0, 1e4, 1e38], device=device
+    )
     x = torch.cat([gate, torch.full_like(gate, 0.5)])[None].requires_grad_()
     upstream = torch.full((1, len(gate)), 2.0, device=device)
     y = ek.swiglu(x, backend=backend)
@@ -103,7 +105,11 @@ def test_float64_is_exact(device):
 @pytest.mark.parametrize("upstream", ["expanded", "strided"])
 def test_any_upstream_gradient(upstream, backend, device):
     (x,) = leaves(torch.randn(5, 32, device=device))
-    grad = torch.tensor(0.5, device=device).expand(5, 16) if upstream == "expanded" else torch.randn(16, 5, device=device).t()
+    grad = (
+        torch.tensor(0.5, device=device).expand(5, 16)
+        if upstream == "expanded"
+        else torch.randn(16, 5, device=device).t()
+    )
     kept = grad.clone()
     (dx,) = torch.autograd.grad(ek.swiglu(x, backend=backend), x, grad)
     assert torch.allclose(dx.double(), exact(x.detach(), grad)[1], atol=1e-6) and torch.equal(grad, kept)

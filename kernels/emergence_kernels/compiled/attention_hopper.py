@@ -52,8 +52,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 def backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
 ) -> Gradients:
-    """-> dq, dk, dv. into: where to write them (attention_options.py). `deterministic`: every sum has a fixed order, for two matrix products more (seven rather than five); else
-    blocks of keys add their parts to dq as they come, in float32, of which there is an array of dq's size."""
+    """-> dq, dk, dv. into: where to write them (attention_options.py). `deterministic`: every sum has a fixed order, for two
+    matrix products more (seven rather than five); else blocks of keys add their parts to dq as they come, in float32, of which
+    there is an array of dq's size."""
     causal, scale, document_ids, window, deterministic = options
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)

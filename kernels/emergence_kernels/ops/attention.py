@@ -50,16 +50,16 @@ def attention(
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
     q, k, v = autocast(q, k, v)
-    options, backend = checked("attention", q, k, v, Options(causal, scale, document_ids, window, deterministic), backend)
+    options, backend = checked(
+        "attention", q, k, v, Options(causal, scale, document_ids, window, deterministic), backend
+    )
     if backend not in OWN:
         return by_others(q, k, v, options, backend)
     run = _compiled if torch.compiler.is_compiling() else _Eager.apply
     return run(q, k, v, *options, backend)[0]
 
 
-def checked(
-    op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend: str | None
-) -> tuple[Options, str]:
+def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend: str | None) -> tuple[Options, str]:
     """Options with PyTorch's own wish for determinism in them, and the backend that will run; raises what attention raises."""
     check_float(op, q=q, k=k, v=v)
     require(q.dim() == 4, f"{op}: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
@@ -82,9 +82,7 @@ def checked(
             document_ids.dtype in (torch.int32, torch.int64),
             f"{op}: document_ids have dtype {document_ids.dtype}; expected int32 or int64",
         )
-        require(
-            document_ids.device == q.device, f"{op}: document_ids are on {document_ids.device}, q on {q.device}"
-        )
+        require(document_ids.device == q.device, f"{op}: document_ids are on {document_ids.device}, q on {q.device}")
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     limits = what_takes(q) | {
         "flash": flash_backend.why_not(q, document_ids, window, deterministic),
@@ -119,7 +117,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest) -> tuple[Tensor, Tensor]:
     return kernels_of(backend).forward(q, k, v, Options(*options))
 
 
-def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest
+) -> tuple[Tensor, Tensor, Tensor]:
     *options, backend = rest
     return kernels_of(backend).backward(grad, q, k, v, out, lse, Options(*options))
 
@@ -145,12 +145,13 @@ class _Eager(torch.autograd.Function):
         outputs = _forward(*inputs)
         _save(ctx, inputs, outputs)
         ctx.mark_non_differentiable(outputs[1])
+        ctx.set_materialize_grads(False)  # zeros for lse would be a launch
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
-        return _backward(ctx, grad, _gradients)
+        return (None,) * 9 if grad is None else _backward(ctx, grad, _gradients)
 
 
 @torch.library.custom_op("emergence_kernels::attention", mutates_args=())

@@ -101,9 +101,7 @@ def _rotated(
     return rotate(turned, cos, sin, 1.0, rotation, turned if in_place else None), v
 
 
-def _joined(
-    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, rotation: str
-) -> Tensor:
+def _joined(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
     """The gradient of qkv from those of the rotated q, the rotated k, and v."""
     heads, kv_heads = dq.shape[2], dk.shape[2]
     d_qkv = torch.empty(*dq.shape[:2], heads + 2 * kv_heads, dq.shape[3], dtype=dq.dtype, device=dq.device)
@@ -191,7 +189,9 @@ def _gradient(
     if grad is None:
         d_qkv.zero_()
     else:
-        kernels_of(backend).backward(grad, q, k, v, out, lse, options, tuple(d_qkv.split([heads, kv_heads, kv_heads], 2)))
+        kernels_of(backend).backward(
+            grad, q, k, v, out, lse, options, tuple(d_qkv.split([heads, kv_heads, kv_heads], 2))
+        )
     if direct is not None:
         d_qkv += _heads(direct, heads, kv_heads)
     turned = d_qkv[:, :, : heads + kv_heads]
