@@ -162,13 +162,16 @@ def attention_uneven(dtype: str, arch: str):
 def rotary(dtype: str, arch: str):
     from emergence_kernels.triton_backend import rotary as module
 
-    kernel = module._rotary_kernel
-    types = {"x_ptr": POINTER[dtype], "y_ptr": POINTER[dtype], "cos_ptr": "*fp32:16", "sin_ptr": "*fp32:16"}
-    types |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
-    types |= {"T": "i32:16", "H": "i32", "sign": "fp32"}
+    types = {"cos_ptr": "*fp32:16", "sin_ptr": "*fp32:16", "T": "i32:16", "H": "i32", "G": "i32", "sign": "fp32"}
     for D, R in ((64, 32), (128, 64), (128, 32)):
-        constants = dict(D=D, R=R, BLOCK_H=16, BLOCK_R=R, BLOCK_REST=max(1, D - 2 * R))
-        yield f"rotary D={D} R={R}", kernel, types, constants, dict(num_warps=4, num_stages=3)
+        for kernel in (module._rotary_kernel, module._join_kernel):
+            named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
+            named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
+            tile = module._tile(D, R, 16)
+            launch = dict(num_warps=tile.pop("num_warps"), num_stages=3)
+            for in_place in (False, True) if kernel is module._rotary_kernel else (None,):
+                constants = tile if in_place is None else tile | dict(IN_PLACE=in_place)
+                yield f"{kernel.__name__} D={D} R={R} in_place={in_place}", kernel, named, constants, launch
 
 
 def swiglu(dtype: str, arch: str):

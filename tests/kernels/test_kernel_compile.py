@@ -47,7 +47,10 @@ def test_cross_entropy():
 
 
 def test_rms_norm_and_rotary():
-    check(compiled("rms_norm", "bfloat16") + compiled("rotary", "bfloat16"), ())
+    rotary = compiled("rotary", "bfloat16")
+    check(compiled("rms_norm", "bfloat16") + rotary, ())
+    for row in rotary:
+        assert all(access.endswith(".128") for access in row["global"]), row
 
 
 def test_swiglu():
