@@ -28,6 +28,7 @@ TRITON_KERNELS = {
 TRITON = {
     "rms_norm": "prime or expanded or strided or unused",
     "rotary": "float64",
+    "rotary_attention": "composition and plain and overwritten or every_rotation and partial",
     "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
     "position_loss": "float64 and (bfloat16 and (edges or off) or float16 and (confident or strided)) or descriptors "
     "or bits_repeat",

@@ -11,6 +11,8 @@ from test_kernel_rotary import angles
 from test_kernel_rotary import plain as plain_rotary
 
 import emergence_kernels as ek
+from emergence_kernels.compiled import attention as compiled_attention
+from emergence_kernels.compiled import attention_hopper
 
 # name: (B, T, H, G, D), R, options
 CASES = {
@@ -63,8 +65,9 @@ def test_rotary_attention_is_the_composition(case, overwrite, backend, device):
     assert got.shape == qkv.shape and torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("case", ["GQA", "MQA, many heads", "partial rotary", "angles of each row", "documents"])
 @pytest.mark.parametrize("rotation", ["triton", "cuda", "cpu", "torch"])
-def test_every_rotation_with_attention_by_others(rotation, device, request, monkeypatch):
+def test_every_rotation_with_attention_by_others(rotation, case, device, request, monkeypatch):
     """SDPA returns gradients of its own, which are rotated into one tensor: one kernel of Triton's, or three steps."""
     if rotation == "triton":
         request.getfixturevalue("triton_only")
@@ -76,14 +79,28 @@ def test_every_rotation_with_attention_by_others(rotation, device, request, monk
 
     chosen = module.resolve_backend
     monkeypatch.setattr(module, "resolve_backend", lambda _, op, *rest: chosen(rotation, op, *rest))
-    for case in ("GQA", "MQA, many heads", "partial rotary", "angles of each row", "documents"):
-        for overwrite in (False, True):
-            qkv, *rest, upstream = make(case, torch.float32, device)
-            a, b = leaves(qkv, qkv)
-            ours, theirs = fused(a * 1, *rest, "torch", overwrite), composed(b * 1, *rest, "torch", rotation)
-            assert torch.equal(ours, theirs), case
-            (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, b, upstream)
-            assert torch.equal(got, wanted), case
+    for overwrite in (False, True):
+        qkv, *rest, upstream = make(case, torch.float32, device)
+        a, b = leaves(qkv, qkv)
+        ours, theirs = fused(a * 1, *rest, "torch", overwrite), composed(b * 1, *rest, "torch", rotation)
+        assert torch.equal(ours, theirs)
+        (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, b, upstream)
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_hoppers_kernels_write_into_slices(deterministic, cuda_library, monkeypatch):
+    """Emulated, in the place of those for sm_80."""
+    if cuda_library or torch.cuda.is_available():
+        pytest.skip(cuda_library or "on a Hopper GPU the other tests take these kernels")
+    monkeypatch.setitem(compiled_attention.KERNELS, "sm_80", attention_hopper)
+    cos, sin = angles(70, 32, torch.device("cpu"))
+    a, b = leaves(*[torch.randn(2, 70, 4 * 64).bfloat16()] * 2)
+    rest = cos, sin, 2, 1, {"deterministic": deterministic}
+    upstream = torch.randn(2, 70, 2, 64).bfloat16()
+    ours, theirs = fused(a * 1, *rest, "cuda", True), composed(b * 1, *rest, "cuda", "cuda")
+    (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, b, upstream)
+    assert torch.equal(ours, theirs) and torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("case", ["GQA", "partial rotary"])
