@@ -60,6 +60,11 @@ struct Work {
   int row0, first, last, b, head_kept, head_passing, heads;
 };
 
+// Where dq, dk or dv lie, with adjacent heads; they may be slices of one tensor.
+struct Results {
+  int64_t stride_b, stride_t;
+};
+
 #if HOPPER_CODE
 
 // A warpgroup's part of a tile's dq, 64 queries by 64 features: 4096 sums in the order in which its threads hold them.
@@ -146,7 +151,7 @@ __device__ __forceinline__ Pack<float, 4> of_columns(uint32_t statistics, int i)
 template <typename T, int D, int CONSUMERS, Gradients OF>
 __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, int group, T* d0, T* d1, float* dq_sums,
                                         const float* statistics, int padded, const int64_t* ids, const int* unmasked,
-                                        const Problem& problem, const Work& work) {
+                                        const Problem& problem, const Results& to, const Work& work) {
   constexpr int N = kColumns / 2;
   constexpr bool KEYS = OF != kOfQueries;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
@@ -264,14 +269,13 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
   else
     sync_some(kOwn + group, kGroup, "what is kept is multiplied before results overwrite it");
   const float by_scale[2] = {problem.scale, problem.scale};
-  const int heads = KEYS ? problem.H / problem.group : problem.H;
-  const int64_t out = ((int64_t(work.b) * problem.T + row0) * heads + work.head_kept) * D;
+  const int64_t out = work.b * to.stride_b + row0 * to.stride_t + work.head_kept * D;
   const uint32_t tile0 = tiles.kept(0, 0) + group * 64 * kSwizzleRow, tile1 = tiles.kept(1, 0) + group * 64 * kSwizzleRow;
   put_rows<T, D>(tile0, tiles.kSlabKept, sum0, by_scale);
   if constexpr (KEYS) put_rows<T, D>(tile1, tiles.kSlabKept, sum1, plain);
   sync_some(kOwn + group, kGroup, "results are in shared memory before whole rows of them are stored");
-  store_rows<T, D>(tile0, tiles.kSlabKept, d0 + out, int64_t(heads) * D, problem.T - row0);
-  if constexpr (KEYS) store_rows<T, D>(tile1, tiles.kSlabKept, d1 + out, int64_t(heads) * D, problem.T - row0);
+  store_rows<T, D>(tile0, tiles.kSlabKept, d0 + out, to.stride_t, problem.T - row0);
+  if constexpr (KEYS) store_rows<T, D>(tile1, tiles.kSlabKept, d1 + out, to.stride_t, problem.T - row0);
 }
 
 #endif
@@ -284,7 +288,7 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
     backward_hopper(const __grid_constant__ TensorMap kept_0, const __grid_constant__ TensorMap kept_1,
                     const __grid_constant__ TensorMap passing_0, const __grid_constant__ TensorMap passing_1, T* d0, T* d1,
                     float* dq_sums, const float* statistics, int padded, const int64_t* ids, const int* ranges,
-                    const Problem problem) {
+                    const Problem problem, const Results to) {
 #if HOPPER_CODE
   constexpr bool KEYS = OF != kOfQueries;
   using Tiles = Layout<D, CONSUMERS, OF>;
@@ -323,7 +327,7 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
       produce(tiles, kept_0, kept_1, passing_0, passing_1, statistics, padded, problem.H, work);
   } else {
     take_registers<Tiles::kForConsumers>();
-    consume<T>(tiles, warpgroup - 1, d0, d1, dq_sums, statistics, padded, ids, unmasked, problem, work);
+    consume<T>(tiles, warpgroup - 1, d0, d1, dq_sums, statistics, padded, ids, unmasked, problem, to, work);
   }
 #endif
 }
@@ -354,7 +358,7 @@ __global__ void __launch_bounds__(256) delta_kernel(const T* out, const T* d_out
 
 // dq = scale times its sums, rounded. A block a part.
 template <typename T, int D>
-__global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Problem problem) {
+__global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Problem problem, const Results to) {
 #if HOPPER_CODE
   TILES(memory);
   const int tile = blockIdx.x / (D / 64), slab = blockIdx.x % (D / 64);
@@ -370,12 +374,13 @@ __global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Pr
   const float by_scale[2] = {problem.scale, problem.scale};
   put_rows<T, 64>(memory, 0, part, by_scale);
   barrier("a part of dq is in shared memory before whole rows of it are stored");
-  store_rows<T, 64>(memory, 0, dq + ((int64_t(b) * problem.T + row0) * problem.H + head) * D + slab * 64, int64_t(problem.H) * D,
-                    problem.T - row0);
+  store_rows<T, 64>(memory, 0, dq + b * to.stride_b + row0 * to.stride_t + head * D + slab * 64, to.stride_t, problem.T - row0);
 #endif
 }
 
 // ---- host ------------------------------------------------------------------------------------------------------------
+
+Results results(const Tensor& t) { return {t.stride(0), t.stride(1)}; }
 
 // d_out, q, out, dq (B, T, H, D); k, v, dk, dv (B, T, G, D); lse (B, H, T) and statistics (B, H, padded, 2) float32. dq_sums:
 // zeros, float32, as many as dq has with its positions padded to whole tiles of 64; without them the gradients have fixed
@@ -389,7 +394,12 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
   check_heads(k, q, true, "k");
   for (const Tensor* t : {&v, &dk, &dv}) check_heads(*t, k, false, "v, dk and dv");
   for (const Tensor* t : {&d_out, &out, &dq}) check_heads(*t, q, false, "do, out and dq");
-  for (const Tensor* t : {&out, &dq, &dk, &dv}) check_contiguous(*t, "out, dq, dk and dv");
+  check_contiguous(out, "out");
+  for (const Tensor* t : {&dq, &dk, &dv})
+    STD_TORCH_CHECK(t->stride(3) == 1 && t->stride(2) == D && t->stride(0) % 8 == 0 && t->stride(1) % 8 == 0 &&
+                        glue::aligned(t->data_ptr(), 16),
+                    "emergence_cuda: dq, dk and dv must have adjacent heads, and positions that start at multiples of 16 bytes");
+  STD_TORCH_CHECK(dk.stride(0) == dv.stride(0) && dk.stride(1) == dv.stride(1), "emergence_cuda: dk and dv differ in strides");
   const Problem problem = problem_of(q, k, causal, scale, window);
   glue::check_vector(lse, B * H * T, glue::ScalarType::Float, "lse");
   STD_TORCH_CHECK(statistics.dim() == 4 && statistics.size(2) >= T, "emergence_cuda: statistics must be (B, H, padded, 2)");
@@ -417,7 +427,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
                  tiles_of(kept_0, Tiles::kRows), tiles_of(kept_1, Tiles::kRows), tiles_of(passing_0, kColumns),
                  tiles_of(passing_1, kColumns), glue::pointer<E>(keys ? dk : dq), glue::pointer<E>(dv),
                  glue::pointer<float>(dq_sums), glue::pointer<float>(statistics), static_cast<int>(padded),
-                 glue::pointer<int64_t>(ids), glue::pointer<int>(ranges), problem);
+                 glue::pointer<int64_t>(ids), glue::pointer<int>(ranges), problem, results(keys ? dk : dq));
   };
   const auto by_features = [&](auto of_q, auto features, auto consumers_of_queries) {
     using E = decltype(of_q);
@@ -434,7 +444,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
     }
     run(of_q, features, two, std::integral_constant<Gradients, kAll>{}, ranges_of_keys);
     glue::launch(&dq_kernel<E, features()>, dim3(tiles * (features() / 64), B * H), dim3(kGroup), 64 * kSwizzleRow, q,
-                 {&dq, &*dq_sums}, glue::pointer<float>(dq_sums), glue::pointer<E>(dq), problem);
+                 {&dq, &*dq_sums}, glue::pointer<float>(dq_sums), glue::pointer<E>(dq), problem, results(dq));
   };
   by_type(q, [&](auto of_q) {
     if (D == 64)

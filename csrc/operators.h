@@ -23,6 +23,8 @@
   "rms_norm_backward(Tensor dy, Tensor? d_residual, Tensor x, Tensor weight, Tensor rstd, Tensor(a!) dx, "              \
   "Tensor(b!) dweight) -> ()"
 #define ROTARY "rotary(Tensor x, Tensor cos, Tensor sin, Tensor(a!) out, float sign) -> ()"
+#define SWIGLU "swiglu(Tensor x, Tensor(a!) y) -> ()"
+#define SWIGLU_BACKWARD "swiglu_backward(Tensor dy, Tensor x, Tensor(a!) dx) -> ()"
 #define POSITION_SUMS                                                                                                   \
   "position_sums(Tensor token_loss, Tensor valid, Tensor correct, Tensor entropy, Tensor(a!) count, "                   \
   "Tensor(b!) loss_sum, Tensor(c!) loss_sq_sum, Tensor(d!) correct_sum, Tensor(e!) entropy_sum) -> ()"
@@ -47,15 +49,26 @@ inline void check_vector(const Tensor& tensor, int64_t length, ScalarType type, 
                   name, " must be contiguous, of its type, and hold ", length, " values");
 }
 
-// x (B, T, H, D), cos and sin (T, R) or (B, T, R) float32, out as x and contiguous.
+// x (B, T, H, D), cos and sin (T, R) or (B, T, R) float32, out as x, which it may be, in whatever strides.
 inline void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out) {
   STD_TORCH_CHECK(x.dim() == 4 && (x.stride(3) == 1 || x.size(3) == 1),
                   "emergence_kernels: x must be (batch, positions, heads, features) with adjacent features");
   const int64_t B = x.size(0), T = x.size(1), R = cos.size(cos.dim() - 1);
   for (const Tensor* angle : {&cos, &sin})
     check_vector(*angle, (cos.dim() == 3 ? B : 1) * T * R, ScalarType::Float, "cos and sin");
-  check_vector(out, x.numel(), x.scalar_type(), "out");
+  STD_TORCH_CHECK(out.dim() == 4 && (out.stride(3) == 1 || out.size(3) == 1) && out.scalar_type() == x.scalar_type(),
+                  "emergence_kernels: out must be as x, with adjacent features");
+  for (int64_t d = 0; d < 4; ++d) STD_TORCH_CHECK(out.size(d) == x.size(d), "emergence_kernels: out must have x's shape");
   STD_TORCH_CHECK(2 * R <= x.size(3), "emergence_kernels: more angles than pairs of features");
+}
+
+// x (N, 2F) with adjacent features; other (N, halves F), of x's type, likewise.
+inline void check_swiglu(const Tensor& x, const Tensor& other, int64_t halves, const char* name) {
+  for (const Tensor* t : {&x, &other})
+    STD_TORCH_CHECK(t->dim() == 2 && (t->stride(1) == 1 || t->size(1) == 1) && t->scalar_type() == x.scalar_type(),
+                    "emergence_kernels: x and ", name, " must be rows of adjacent features, of one type");
+  STD_TORCH_CHECK(other.size(0) == x.size(0) && 2 * other.size(1) == halves * x.size(1) && x.size(1) < (int64_t(1) << 31),
+                  "emergence_kernels: ", name, " does not fit x");
 }
 
 // token_loss, entropy (B, T) float32; valid, correct (B, T) bool; counts (T,) int64, sums (T,) float64.

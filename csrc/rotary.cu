@@ -15,7 +15,7 @@ namespace {
 constexpr int kThreads = 128;
 
 struct Turn {
-  int64_t stride_b, stride_t, stride_h, stride_angle_b, places;  // places: B T
+  int64_t stride_b, stride_t, stride_h, out_b, out_t, out_h, stride_angle_b, places;  // places: B T
   int T, H, D, R;
   float sign;
 };
@@ -39,14 +39,14 @@ __global__ void __launch_bounds__(kThreads) rotary_kernel(const T* x, const floa
   if (place >= turn.places) return;
   const int64_t b = place / turn.T, t = place % turn.T;
   x += b * turn.stride_b + t * turn.stride_t;
-  out += place * turn.H * turn.D;
+  out += b * turn.out_b + t * turn.out_t;
   cos += b * turn.stride_angle_b + t * turn.R;
   sin += b * turn.stride_angle_b + t * turn.R;
   const int pairs = turn.R / N, packs = pairs + (turn.D - 2 * turn.R) / N;  // of a head
   for (int i = threadIdx.x; i < turn.H * packs; i += blockDim.x) {
     const int h = i / packs, pack = i % packs;
     const T* from = x + h * turn.stride_h;
-    T* to = out + int64_t(h) * turn.D;
+    T* to = out + h * turn.out_h;  // or where `from` is: a thread writes what it alone has read
     if (pack >= pairs) {
       const int at = 2 * turn.R + (pack - pairs) * N;
       store(reinterpret_cast<Values*>(to + at), load(reinterpret_cast<const Values*>(from + at)));
@@ -70,19 +70,22 @@ __global__ void __launch_bounds__(kThreads) rotary_kernel(const T* x, const floa
 
 using glue::Tensor;
 
-// x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous float32 -> out (B, T, H, D) contiguous.
+// x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous float32 -> out (B, T, H, D) with
+// adjacent features, which may be x.
 void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out, double sign) {
   operators::check_rotary(x, cos, sin, out);
   const int64_t B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3), R = cos.size(cos.dim() - 1);
   const bool batched = cos.dim() == 3;
   STD_TORCH_CHECK(H * D < (int64_t(1) << 31), "emergence_cuda: a token of ", H * D, " features");
   if (x.numel() == 0) return;
-  const Turn turn{x.stride(0), x.stride(1), x.stride(2), batched ? T * R : 0, B * T, int(T), int(H), int(D), int(R), float(sign)};
+  const Turn turn{x.stride(0),   x.stride(1),         x.stride(2), out.stride(0), out.stride(1), out.stride(2),
+                  batched ? T * R : 0, B * T, int(T), int(H), int(D), int(R), float(sign)};
   glue::by_type(x, [&](auto of_x) {
     using E = decltype(of_x);
     constexpr int kWide = 16 / sizeof(E);
     bool wide = R % kWide == 0 && D % kWide == 0;
-    for (int64_t d = 0; d < 3; ++d) wide = wide && (x.size(d) < 2 || x.stride(d) % kWide == 0);
+    for (const Tensor* t : {&x, &out})
+      for (int64_t d = 0; d < 3; ++d) wide = wide && (t->size(d) < 2 || t->stride(d) % kWide == 0);
     for (const Tensor* t : {&x, &cos, &sin, &out}) wide = wide && glue::aligned(t->data_ptr(), 16);
     const auto run = [&](auto kernel, int64_t packs) {
       unsigned across = 8;

@@ -9,8 +9,8 @@ using cpu::Tensor;
 
 struct Turn {
   const float *x, *cos, *sin;
-  float* out;  // (B, T, H, D) contiguous
-  int64_t stride_b, stride_t, stride_h, stride_angle_b, T, H, D, R;
+  float* out;  // or x
+  int64_t stride_b, stride_t, stride_h, out_b, out_t, out_h, stride_angle_b, T, H, D, R;
   float sign;
 };
 
@@ -21,19 +21,20 @@ CLONED void turn(const Turn& t, int64_t begin, int64_t end) {
     const float* sin = t.sin + b * t.stride_angle_b + position * t.R;
     for (int64_t h = 0; h < t.H; ++h) {
       const float* x = t.x + b * t.stride_b + position * t.stride_t + h * t.stride_h;
-      float* out = t.out + (place * t.H + h) * t.D;
+      float* out = t.out + b * t.out_b + position * t.out_t + h * t.out_h;
 #pragma omp simd
       for (int64_t i = 0; i < t.R; ++i) {
         const float first = x[i], second = x[i + t.R], s = t.sign * sin[i];
         out[i] = first * cos[i] - second * s;
         out[i + t.R] = second * cos[i] + first * s;
       }
-      std::copy(x + 2 * t.R, x + t.D, out + 2 * t.R);
+      if (x != out) std::copy(x + 2 * t.R, x + t.D, out + 2 * t.R);
     }
   }
 }
 
-// x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous -> out (B, T, H, D) contiguous.
+// x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous -> out (B, T, H, D) with adjacent features,
+// which may be x.
 void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out, double sign) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "emergence_cpu: x must be float32");
   operators::check_rotary(x, cos, sin, out);
@@ -46,6 +47,9 @@ void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor&
                x.stride(0),
                x.stride(1),
                x.stride(2),
+               out.stride(0),
+               out.stride(1),
+               out.stride(2),
                batched ? T * R : 0,
                T,
                H,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from emergence_kernels import LMHead, PositionLoss, attention, rms_norm, rotary
+from emergence_kernels import LMHead, PositionLoss, rms_norm, rotary, rotary_attention, swiglu
 from emergence_train.models.config import ModelConfig
 
 
@@ -68,8 +68,11 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
-        q, k, v = self.project(x_BTD, angles)
-        return self.out(attention(q, k, v, document_ids=document_ids_BT).reshape(x_BTD.shape))
+        # Nobody else reads the projection: queries and keys are rotated where they lie (a hook on qkv would see them so).
+        heads = rotary_attention(
+            self.qkv(x_BTD), *angles, heads=self.heads, kv_heads=self.kv_heads, document_ids=document_ids_BT, overwrite=True
+        )
+        return self.out(heads.reshape(x_BTD.shape))
 
     def masked(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], seen_B1TT: Tensor) -> Tensor:
         """The same where any mask says what a query (row) sees: PyTorch's attention, which takes one."""
@@ -96,8 +99,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x_BTD)))
 
 
 class Block(nn.Module):

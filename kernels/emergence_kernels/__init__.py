@@ -11,6 +11,8 @@ from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.position_loss import PositionLoss, PositionSums, position_loss
 from .ops.rms_norm import rms_norm
 from .ops.rotary import rotary
+from .ops.rotary_attention import rotary_attention
+from .ops.swiglu import swiglu
 
 __all__ = [
     "BACKENDS",
@@ -25,5 +27,7 @@ __all__ = [
     "resolve_backend",
     "rms_norm",
     "rotary",
+    "rotary_attention",
+    "swiglu",
 ]
 __version__ = "0.1.0"

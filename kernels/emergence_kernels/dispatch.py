@@ -32,6 +32,7 @@ def interpreting() -> bool:
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
     "rotary": ("triton", "cuda", "cpu", "torch"),
+    "swiglu": ("triton", "cuda", "cpu", "torch"),
     "attention": ("flash", "triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),
     "position_loss": ("triton", "cuda", "cpu", "torch"),

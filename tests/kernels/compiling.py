@@ -50,6 +50,7 @@ def inspect(compiled) -> dict:
         "shared": compiled.metadata.shared,
         "matrix": len(re.findall(r"\b(?:HMMA|HGMMA)\b", code)),
         "wgmma": len(re.findall(r"\bHGMMA\b", code)),
+        "global": sorted(set(re.findall(r"\b((?:LDG|STG)\.E[.\w]*)", code))),
     }
 
 
@@ -161,13 +162,27 @@ def attention_uneven(dtype: str, arch: str):
 def rotary(dtype: str, arch: str):
     from emergence_kernels.triton_backend import rotary as module
 
-    kernel = module._rotary_kernel
-    types = {"x_ptr": POINTER[dtype], "y_ptr": POINTER[dtype], "cos_ptr": "*fp32:16", "sin_ptr": "*fp32:16"}
-    types |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
-    types |= {"T": "i32:16", "H": "i32", "sign": "fp32"}
+    types = {"cos_ptr": "*fp32:16", "sin_ptr": "*fp32:16", "T": "i32:16", "H": "i32", "G": "i32", "sign": "fp32"}
     for D, R in ((64, 32), (128, 64), (128, 32)):
-        constants = dict(D=D, R=R, BLOCK_H=16, BLOCK_R=R, BLOCK_REST=max(1, D - 2 * R))
-        yield f"rotary D={D} R={R}", kernel, types, constants, dict(num_warps=4, num_stages=3)
+        for kernel in (module._rotary_kernel, module._join_kernel):
+            named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
+            named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
+            tile = module._tile(D, R, 16)
+            launch = dict(num_warps=tile.pop("num_warps"), num_stages=3)
+            for in_place in (False, True) if kernel is module._rotary_kernel else (None,):
+                constants = tile if in_place is None else tile | dict(IN_PLACE=in_place)
+                yield f"{kernel.__name__} D={D} R={R} in_place={in_place}", kernel, named, constants, launch
+
+
+def swiglu(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import swiglu as module
+
+    types = {"N": "i32", "F": "i32:16", "stride_x": "i32:16", "stride_dy": "i32:16"}
+    for F in (2752, 128, 16):  # a row for several programs; several rows a program
+        rows, block = module.tile(F)
+        for kernel in (module._swiglu_kernel, module._swiglu_backward_kernel):
+            named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
+            yield f"{kernel.__name__} F={F}", kernel, named, dict(ROWS=rows, BLOCK=block), dict(num_warps=4, num_stages=3)
 
 
 def variants(dtype: str, arch: str):
@@ -206,6 +221,7 @@ SUITES = {
     "cross_entropy": cross_entropy,
     "rms_norm": rms_norm,
     "rotary": rotary,
+    "swiglu": swiglu,
     "attention": attention,
     "attention_common": attention_common,
     "attention_uneven": attention_uneven,

@@ -21,7 +21,8 @@ def of_a_processor(monkeypatch):
     """The interpreter would only make it slow, and peers that are installed want a GPU."""
     monkeypatch.setattr("emergence_kernels.bench.run.interpreting", lambda: False)
     monkeypatch.setattr("emergence_kernels.bench.losses._peers", lambda *_: ())
-    monkeypatch.setattr("emergence_kernels.bench.norms._norm_peers", lambda *_: ())
+    for peers in ("_norm_peers", "_swiglu_peers"):
+        monkeypatch.setattr(f"emergence_kernels.bench.norms.{peers}", lambda *_: ())
 
 
 def test_everything_once(tmp_path, capsys):
@@ -29,7 +30,7 @@ def test_everything_once(tmp_path, capsys):
     (file,) = (tmp_path / "cpu").glob("*.json")
     data = json.loads(file.read_text())
     assert data["complete"] and not data["failures"] and data["versions"]["torch"]
-    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "step"]
+    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "step"]
     assert list(dict.fromkeys(row["op"] for row in data["rows"])) == ops
     for row in data["rows"]:
         both = row["modes"]["both"]
@@ -43,7 +44,7 @@ def test_everything_once(tmp_path, capsys):
     assert draw.main([str(tmp_path)]) == 0
     text = file.with_suffix(".md").read_text()
     assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
-    assert len(list((tmp_path / "cpu").glob("*.png"))) == 6
+    assert len(list((tmp_path / "cpu").glob("*.png"))) == 7
 
 
 def test_a_spent_budget_keeps_what_there_is(tmp_path):

@@ -47,7 +47,18 @@ def test_cross_entropy():
 
 
 def test_rms_norm_and_rotary():
-    check(compiled("rms_norm", "bfloat16") + compiled("rotary", "bfloat16"), ())
+    rotary = compiled("rotary", "bfloat16")
+    check(compiled("rms_norm", "bfloat16") + rotary, ())
+    for row in rotary:
+        assert all(access.endswith(".128") for access in row["global"]), row
+
+
+def test_swiglu():
+    """16 bytes an access and nothing narrower, whatever the dtype."""
+    rows = compiled("swiglu", "bfloat16", "float32")
+    check(rows, ())
+    for row in rows:
+        assert row["global"] and all(access.endswith(".128") for access in row["global"]), row
 
 
 def test_attention():
@@ -64,7 +75,7 @@ def test_every_attention(suite):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["cross_entropy", "cross_entropy_uneven", "rms_norm", "rotary"])
+@pytest.mark.parametrize("suite", ["cross_entropy", "cross_entropy_uneven", "rms_norm", "rotary", "swiglu"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_other_dtypes(suite, dtype):
     check(compiled(suite, dtype), ("statistics", "gradient") if dtype == "float16" else ())

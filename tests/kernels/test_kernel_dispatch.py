@@ -24,7 +24,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_auto_on_a_cpu_is_never_the_interpreter_or_the_emulation(monkeypatch):
     monkeypatch.setenv("EMERGENCE_CPU_LIBRARY", "nowhere.so")
-    for op in ("rms_norm", "rotary", "attention", "linear_cross_entropy", "position_loss"):
+    for op in ("rms_norm", "rotary", "swiglu", "attention", "linear_cross_entropy", "position_loss"):
         assert resolve_backend(None, op, CPU) == resolve_backend("auto", op, CPU) == "torch"
 
 
@@ -123,6 +123,6 @@ def test_the_framework_is_not_imported():
 
 def test_available_backends():
     table = ek.available_backends("cpu")
-    assert set(table) == {"rms_norm", "rotary", "attention", "linear_cross_entropy", "position_loss"}
+    assert set(table) == {"rms_norm", "rotary", "swiglu", "attention", "linear_cross_entropy", "position_loss"}
     assert all(row["torch"] == "yes" for row in table.values())
     assert table["attention"]["cpu"] == "it has no attention"

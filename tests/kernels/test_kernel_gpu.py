@@ -152,6 +152,49 @@ def test_rms_norm_at_size(D, fused):
     assert (got[1].double() - dw).norm() <= 0.01 * dw.norm()
 
 
+@pytest.mark.parametrize("backend", ["auto", "flash", "triton", "cuda"])
+@pytest.mark.parametrize("H, G, D", [(16, 16, 64), (16, 4, 128)])
+def test_rotary_attention_at_size(H, G, D, backend, request):
+    """As rotary and attention in turn; kernels that add with atomics repeat their gradients only nearly."""
+    if backend == "cuda" and (reason := request.getfixturevalue("cuda_library")):
+        pytest.skip(reason)
+    B, T = 2, 2048
+    angle = torch.rand(T, D // 2, device="cuda") * 6
+    cos, sin = angle.cos(), angle.sin()
+    a = torch.randn(B, T, (H + 2 * G) * D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    upstream = torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16)
+    ours = ek.rotary_attention(a * 1, cos, sin, heads=H, kv_heads=G, overwrite=True, backend=backend)
+    turned, v = a.unflatten(-1, (-1, D)).split([H + G, G], 2)
+    q, k = ek.rotary(turned, cos, sin, backend="auto" if backend == "flash" else backend).split([H, G], 2)
+    theirs = ek.attention(q, k, v, backend=backend)
+    assert torch.equal(ours, theirs)
+    (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, a, upstream)
+    assert (got - wanted).norm() <= 0.004 * wanted.norm()
+
+
+@pytest.mark.parametrize("N, F", [(16384, 2752), (8192, 8192), (1000, 131)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_swiglu_at_size(N, F, dtype, fused):
+    x = (3 * torch.randn(N, 2 * F, device="cuda")).to(dtype).requires_grad_()
+    upstream = torch.randn(N, F, device="cuda").to(dtype)
+    y = ek.swiglu(x, backend=fused)
+    (dx,) = torch.autograd.grad(y, x, upstream)
+    for rows in (slice(0, 200), slice(N - 200, N)):
+        wide = x[rows].detach().double().requires_grad_()
+        exact = ek.swiglu(wide, backend="torch")
+        (exact_dx,) = torch.autograd.grad(exact, wide, upstream[rows].double())
+        assert (y[rows].double() - exact).norm() <= 0.004 * exact.norm()
+        assert (dx[rows].double() - exact_dx).norm() <= 0.004 * exact_dx.norm()
+
+
+def test_swiglu_beyond_two_to_the_31(fused):
+    """The last row begins beyond what 32 bits address."""
+    x = torch.zeros(66_000, 2 * 16_384, device="cuda", dtype=torch.bfloat16)
+    x[-1].normal_()
+    y = ek.swiglu(x, backend=fused)
+    assert torch.equal(y[-1], ek.swiglu(x[-1:].clone(), backend=fused)[0]) and not y[:-1].any()
+
+
 def test_variants_agree():
     """The explicit candidates of the tile table compute the same."""
     from emergence_kernels.triton_backend import configs

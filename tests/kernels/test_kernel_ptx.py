@@ -21,12 +21,15 @@ from support import ROOT
 HERE = Path(__file__).parent
 TRITON_KERNELS = {
     "_forward_kernel", "_backward_kernel", "_rotary_kernel", "_delta_kernel", "_dkdv_kernel", "_dq_kernel",
+    "_swiglu_kernel", "_swiglu_backward_kernel", "_join_kernel",
     "_statistics_kernel", "_combine_kernel", "_rescale_kernel", "_gradient_kernel", "_scale_kernel",
 }  # fmt: skip
 # Of each module a choice of its cases that is quick.
 TRITON = {
     "rms_norm": "prime or expanded or strided or unused",
     "rotary": "float64",
+    "rotary_attention": "composition and plain and overwritten or every_rotation and partial",
+    "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
     "position_loss": "float64 and (bfloat16 and (edges or off) or float16 and (confident or strided)) or descriptors "
     "or bits_repeat",
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
@@ -37,7 +40,7 @@ TRITON = {
 NVCC_KERNELS = {
     "80": {
         "statistics_kernel", "gradient_kernel", "position_sums_kernel", "forward_kernel", "backward_kernel", "sum_shares_kernel",
-        "rotary_kernel", "terms_kernel", "keys_kernel", "queries_kernel",
+        "rotary_kernel", "swiglu_kernel", "swiglu_backward_kernel", "terms_kernel", "keys_kernel", "queries_kernel",
     },
     "90a": {"product_kernel", "forward_hopper", "delta_kernel", "backward_hopper", "dq_kernel"},
 }  # fmt: skip
@@ -45,6 +48,7 @@ NVCC = {
     "80": {
         "rms_norm": "prime",
         "rotary": "float64",
+        "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
         "position_loss": "float64 and bfloat16 and (edges or confident or strided)",
         "linear_cross_entropy": "float64 and bfloat16 and (edges or strided)",
         "attention": "float64 and (GQA or peaked or wide or exact)",

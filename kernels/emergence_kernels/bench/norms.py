@@ -1,4 +1,4 @@
-"""Cases of rms_norm and rotary: bound by memory, so measured in bytes a second."""
+"""Cases of rms_norm, rotary and swiglu: bound by memory, so measured in bytes a second."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ops.rms_norm import rms_norm
 from ..ops.rotary import rotary
+from ..ops.swiglu import swiglu
 from ..reference.rotary import rotary as rotary_torch
 from .contender import Case, Contender, relative
 
@@ -23,6 +24,12 @@ ROTARY_SHAPES = {
     "short": [(4, 2048, 16, 128)],
     "laptop": [(8, 256, 4, 32), (8, 256, 8, 64)],
     "tiny": [(1, 8, 2, 16)],
+}
+SWIGLU_SHAPES = {  # tokens, features of the gate
+    "full": [(16384, f) for f in (2752, 4096, 5632, 11008)],
+    "short": [(16384, 2752), (16384, 5632)],
+    "laptop": [(2048, f) for f in (336, 680, 1360, 2048)],
+    "tiny": [(32, 48)],
 }
 
 
@@ -93,4 +100,48 @@ def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
             formula="each way reads and writes the tensor once",
             upstream=lambda upstream=upstream: upstream,
             errors=lambda results, exact=exact: {"y": relative(results[0], exact)},
+        )
+
+
+def _swiglu_plain(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def _swiglu_peers(x: Tensor) -> Iterator[tuple[str, object]]:
+    """Liger's takes gate and up apart: autograd joins their gradients, as it would in a model with one projection."""
+    try:
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        yield "liger-kernel", lambda: LigerSiLUMulFunction.apply(*x.chunk(2, -1))
+    except ImportError:
+        pass
+
+
+def _swiglu_errors(x: Tensor, upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
+    wide = x.detach().double().requires_grad_()
+    exact = _swiglu_plain(wide)
+    wanted = (exact.detach(), *torch.autograd.grad(exact, wide, upstream.double()))
+    return {name: relative(got, want) for name, got, want in zip(("y", "dx"), results, wanted)}
+
+
+def swiglu_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
+    for N, width in SWIGLU_SHAPES[suite]:
+        torch.manual_seed(0)
+        x = torch.randn(N, 2 * width, device=device).to(dtype).requires_grad_()
+        upstream = torch.randn(N, width, device=device).to(dtype)
+        runs = [(f"emergence {b}", partial(swiglu, x, backend=b)) for b in backends]
+        runs.append(("torch eager", partial(_swiglu_plain, x)))
+        if suite != "tiny":
+            runs.append(("torch.compile", partial(torch.compile(_swiglu_plain, dynamic=False), x)))
+        runs += list(_swiglu_peers(x))
+        size = x.element_size() * N * width
+        yield Case(
+            op="swiglu",
+            shape={"rows": N, "features": width},
+            contenders=[partial(Contender, name, run, (x,)) for name, run in runs],
+            bytes={"eval": 3 * size, "forward": 3 * size, "backward": 5 * size, "both": 8 * size},
+            formula="forward reads gate and up, writes y; backward reads gate, up and dy, writes both gradients",
+            upstream=lambda upstream=upstream: upstream,
+            errors=partial(_swiglu_errors, x, upstream),
         )

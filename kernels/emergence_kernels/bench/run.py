@@ -23,7 +23,7 @@ from . import attention, losses, norms, step
 from .contender import Case, Contender
 from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary
 
-OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "step")
+OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "step")
 PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
 PEERS = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn", "flash-attn-3", "flash-attn-4")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -168,6 +168,8 @@ def all_cases(op: str, suite: str, device: torch.device, dtype: torch.dtype):
         return norms.norm_cases(suite, device, dtype, backends)
     if op == "rotary":
         return norms.rotary_cases(suite, device, dtype, backends)
+    if op == "swiglu":
+        return norms.swiglu_cases(suite, device, dtype, backends)
     return attention.cases(suite, device, dtype, backends)
 
 

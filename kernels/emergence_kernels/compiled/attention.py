@@ -4,7 +4,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..attention_options import Options
+from ..attention_options import Gradients, Options
 from . import attention_hopper, attention_mma
 
 KERNELS = {"sm_80": attention_mma, "sm_90": attention_hopper}
@@ -21,7 +21,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv."""
-    return _kernels(q).backward(grad, q, k, v, out, lse, options)
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+) -> Gradients:
+    """-> dq, dk, dv. into: where to write them (attention_options.py)."""
+    return _kernels(q).backward(grad, q, k, v, out, lse, options, into)

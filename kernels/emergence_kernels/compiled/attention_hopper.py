@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..attention_options import Options
+from ..attention_options import Gradients, Options, empty_gradients
 from ..document_ranges import overlapping_and_equal_blocks
 from .attention_inputs import aligned, numbered, positive
 from .library import operations
@@ -50,14 +50,15 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv. `deterministic`: every sum has a fixed order, for two matrix products more (seven rather than five); else
-    blocks of keys add their parts to dq as they come, in float32, of which there is an array of dq's size."""
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+) -> Gradients:
+    """-> dq, dk, dv. into: where to write them (attention_options.py). `deterministic`: every sum has a fixed order, for two
+    matrix products more (seven rather than five); else blocks of keys add their parts to dq as they come, in float32, of which
+    there is an array of dq's size."""
     causal, scale, document_ids, window, deterministic = options
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)
-    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    dq, dk, dv = into or empty_gradients(q, k, v)
     padded = -(-T // BLOCK_Q[D]) * BLOCK_Q[D]
     statistics = torch.empty(B, H, padded, 2, dtype=torch.float32, device=q.device)
     dq_sums = None if deterministic else torch.zeros(B, H, -(-T // COLUMNS) * COLUMNS, D, dtype=torch.float32, device=q.device)
@@ -69,4 +70,4 @@ def backward(
         *map(_for_copies, (do, q, k, v)), out.contiguous(), lse, statistics, dq, dk, dv, dq_sums, ids, of_queries, of_keys,
         causal, scale, min(window or 0, T),
     )  # fmt: skip
-    return dq if sign == 1 else dq * sign, dk, dv
+    return dq if sign == 1 else dq.mul_(sign), dk, dv

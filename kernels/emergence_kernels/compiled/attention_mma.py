@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..attention_options import Options
+from ..attention_options import Gradients, Options, empty_gradients
 from ..document_ranges import overlapping_and_equal_blocks
 from .attention_inputs import aligned, numbered, positive
 from .library import operations
@@ -39,13 +39,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv, deterministic whatever is asked for."""
-    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+) -> Gradients:
+    """-> dq, dk, dv, deterministic whatever is asked for. into: where to write them (attention_options.py)."""
+    dq, dk, dv = into or empty_gradients(q, k, v)
     documents, reach = _masks(options)
     q, scale, factor = positive(q, options.scale)
     operations("cuda").attention_backward.default(
         *map(aligned, (grad, q, k, v, out)), lse, *documents, dq, dk, dv, scale, *reach
     )
-    return dq if factor == 1 else dq * factor, dk, dv
+    return dq if factor == 1 else dq.mul_(factor), dk, dv

@@ -14,6 +14,7 @@ from ..compiled import attention as compiled_attention
 from ..dispatch import resolve_backend, slow_products, what_takes
 from ..reference.attention import attention as attention_torch
 
+OWN = ("triton", "cuda")  # whose kernels are called from here; the others bring their own autograd
 MAX_HEAD_DIM = 128  # of the Triton kernels, which pad others to 16, 32, 64 or 128
 
 
@@ -49,29 +50,39 @@ def attention(
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
     q, k, v = autocast(q, k, v)
-    check_float("attention", q=q, k=k, v=v)
-    require(q.dim() == 4, f"attention: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
-    require(k.shape == v.shape, f"attention: k has shape {tuple(k.shape)} but v has {tuple(v.shape)}")
+    options, backend = checked(
+        "attention", q, k, v, Options(causal, scale, document_ids, window, deterministic), backend
+    )
+    if backend not in OWN:
+        return by_others(q, k, v, options, backend)
+    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
+    return run(q, k, v, *options, backend)[0]
+
+
+def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend: str | None) -> tuple[Options, str]:
+    """Options with PyTorch's own wish for determinism in them, and the backend that will run; raises what attention raises."""
+    check_float(op, q=q, k=k, v=v)
+    require(q.dim() == 4, f"{op}: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
+    require(k.shape == v.shape, f"{op}: k has shape {tuple(k.shape)} but v has {tuple(v.shape)}")
     B, T, H, D = q.shape
     require(
         k.dim() == 4 and k.shape[0] == B and k.shape[1] == T and k.shape[3] == D,
-        f"attention: k has shape {tuple(k.shape)}, expected ({B}, {T}, key heads, {D}) to match q",
+        f"{op}: k has shape {tuple(k.shape)}, expected ({B}, {T}, key heads, {D}) to match q",
     )
     G = k.shape[2]
-    require(G > 0 and H % G == 0, f"attention: {H} query heads cannot share {G} key heads: {G} must divide {H}")
-    require(window is None or window >= 1, f"attention: window must be at least 1, got {window}")
+    require(G > 0 and H % G == 0, f"{op}: {H} query heads cannot share {G} key heads: {G} must divide {H}")
+    _, _, document_ids, window, deterministic = options
+    require(window is None or window >= 1, f"{op}: window must be at least 1, got {window}")
     if document_ids is not None:
         require(
             tuple(document_ids.shape) == (B, T),
-            f"attention: document_ids have shape {tuple(document_ids.shape)}, expected ({B}, {T})",
+            f"{op}: document_ids have shape {tuple(document_ids.shape)}, expected ({B}, {T})",
         )
         require(
             document_ids.dtype in (torch.int32, torch.int64),
-            f"attention: document_ids have dtype {document_ids.dtype}; expected int32 or int64",
+            f"{op}: document_ids have dtype {document_ids.dtype}; expected int32 or int64",
         )
-        require(
-            document_ids.device == q.device, f"attention: document_ids are on {document_ids.device}, q on {q.device}"
-        )
+        require(document_ids.device == q.device, f"{op}: document_ids are on {document_ids.device}, q on {q.device}")
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     limits = what_takes(q) | {
         "flash": flash_backend.why_not(q, document_ids, window, deterministic),
@@ -80,17 +91,20 @@ def attention(
     if D > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"
     backend = resolve_backend(backend, "attention", q.device, limits, slow_products(q))
-    if backend == "torch":
-        exact = deterministic and q.device.type == "cuda"  # PyTorch's fused backward passes add with atomics
-        with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
-            return attention_torch(q, k, v, causal=causal, scale=scale, document_ids=document_ids, window=window)
+    return options._replace(deterministic=deterministic), backend
+
+
+def by_others(q: Tensor, k: Tensor, v: Tensor, options: Options, backend: str) -> Tensor:
+    """By "torch" and "flash", which bring their own autograd."""
+    causal, scale, document_ids, window, deterministic = options
     if backend == "flash":
         return flash_backend.attention(q, k, v, causal=causal, scale=scale, window=window, deterministic=deterministic)
-    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    return run(q, k, v, *Options(causal, scale, document_ids, window, deterministic), backend)[0]
+    exact = deterministic and q.device.type == "cuda"  # PyTorch's fused backward passes add with atomics
+    with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
+        return attention_torch(q, k, v, causal=causal, scale=scale, document_ids=document_ids, window=window)
 
 
-def _kernels(backend: str) -> ModuleType:
+def kernels_of(backend: str) -> ModuleType:
     if backend == "triton":
         from ..triton_backend import attention  # imports Triton
 
@@ -100,12 +114,14 @@ def _kernels(backend: str) -> ModuleType:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest) -> tuple[Tensor, Tensor]:
     *options, backend = rest
-    return _kernels(backend).forward(q, k, v, Options(*options))
+    return kernels_of(backend).forward(q, k, v, Options(*options))
 
 
-def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest
+) -> tuple[Tensor, Tensor, Tensor]:
     *options, backend = rest
-    return _kernels(backend).backward(grad, q, k, v, out, lse, Options(*options))
+    return kernels_of(backend).backward(grad, q, k, v, out, lse, Options(*options))
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
@@ -129,12 +145,13 @@ class _Eager(torch.autograd.Function):
         outputs = _forward(*inputs)
         _save(ctx, inputs, outputs)
         ctx.mark_non_differentiable(outputs[1])
+        ctx.set_materialize_grads(False)  # zeros for lse would be a launch
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
-        return _backward(ctx, grad, _gradients)
+        return (None,) * 9 if grad is None else _backward(ctx, grad, _gradients)
 
 
 @torch.library.custom_op("emergence_kernels::attention", mutates_args=())

@@ -105,11 +105,13 @@ class _Eager(torch.autograd.Function):
         outputs = _forward(*inputs)
         _save(ctx, inputs, outputs)
         ctx.mark_non_differentiable(outputs[2])
+        ctx.set_materialize_grads(False)  # zeros for rstd, or for a sum that nobody used, would be a launch each
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, d_residual, _):
+        dy = torch.zeros_like(d_residual) if dy is None else dy
         return _backward(ctx, dy, d_residual, _gradients)
 
 

@@ -9,6 +9,21 @@ from ..checks import check_float, require
 from ..dispatch import resolve_backend, what_takes
 from ..reference.rotary import Rotation
 from ..reference.rotary import rotary as rotary_torch
+from ..reference.rotary import rotate as rotate_torch
+
+
+def check_angles(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """cos and sin (T, R) or (B, T, R) of x (B, T, H, D), constants."""
+    check_float(op, cos=cos, sin=sin)
+    B, T, _, D = x.shape
+    R = cos.shape[-1]
+    require(cos.shape == sin.shape, f"{op}: cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}")
+    require(
+        tuple(cos.shape) in {(T, R), (B, T, R)} and 0 < 2 * R <= D,
+        f"{op}: cos has shape {tuple(cos.shape)}, expected ({T}, R) or ({B}, {T}, R) with 2R at most {D}",
+    )
+    require(cos.device == x.device, f"{op}: cos is on {cos.device} but x is on {x.device}")
+    require(not (cos.requires_grad or sin.requires_grad), f"{op}: cos and sin are constants; pass them detached")
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -> Tensor:
@@ -28,38 +43,32 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
         ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
     """
     check_float("rotary", x=x)
-    check_float("rotary", cos=cos, sin=sin)
     require(x.dim() == 4, f"rotary: x must be (batch, seq, heads, head_dim), got shape {tuple(x.shape)}")
-    B, T, _, D = x.shape
-    R = cos.shape[-1]
-    require(cos.shape == sin.shape, f"rotary: cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}")
-    require(
-        tuple(cos.shape) in {(T, R), (B, T, R)} and 0 < 2 * R <= D,
-        f"rotary: cos has shape {tuple(cos.shape)}, expected ({T}, R) or ({B}, {T}, R) with 2R at most {D}",
-    )
-    require(cos.device == x.device, f"rotary: cos is on {cos.device} but x is on {x.device}")
-    require(not (cos.requires_grad or sin.requires_grad), "rotary: cos and sin are constants; pass them detached")
+    check_angles("rotary", x, cos, sin)
     backend = resolve_backend(backend, "rotary", x.device, what_takes(x))
     if backend == "torch":
         return rotary_torch(x, cos, sin)
     if torch.compiler.is_compiling():
         return _compiled(x, cos, sin, 1.0, backend)
-    return Rotation.apply(x, cos, sin, partial(_rotate, backend=backend))  # calling a custom op costs tens of microseconds more
+    return Rotation.apply(x, cos, sin, partial(rotate, backend=backend))  # calling a custom op costs tens of microseconds more
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str, out: Tensor | None = None) -> Tensor:
+    """Without autograd, by the angles for sign 1, back for sign -1. out: where to write; it may be x itself."""
     if backend == "triton":
         from ..triton_backend.rotary import rotate
 
-        return rotate(x, cos, sin, sign)
+        return rotate(x, cos, sin, sign, out)
+    if backend == "torch":
+        return rotate_torch(x, cos, sin, sign, out)
     from ..compiled.rotary import rotate
 
-    return rotate(x, cos, sin, sign, backend=backend)
+    return rotate(x, cos, sin, sign, out, backend=backend)
 
 
 @torch.library.custom_op("emergence_kernels::rotary", mutates_args=())
 def _compiled(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str) -> Tensor:
-    return _rotate(x, cos, sin, sign, backend)
+    return rotate(x, cos, sin, sign, backend)
 
 
 @_compiled.register_fake

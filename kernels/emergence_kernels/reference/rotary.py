@@ -16,6 +16,16 @@ def rotary(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return turned if x_BTHD.shape[-1] == 2 * R else torch.cat((turned, x_BTHD[..., 2 * R :]), -1)
 
 
+def rotate(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor, sign: float, out_BTHD: Tensor | None = None) -> Tensor:
+    """The same without autograd, by the angles for sign 1, back for sign -1. out_BTHD: where to write; it may be x."""
+    wide = torch.promote_types(x_BTHD.dtype, torch.float32)
+    cos, sin = (t.to(wide).unsqueeze(-2) for t in (cos_TR, sin_TR))
+    if x_BTHD.dtype == wide and out_BTHD is not x_BTHD:
+        return _turn(x_BTHD, cos, sin, sign, out_BTHD)
+    turned = _turn(x_BTHD.to(wide), cos, sin, sign)
+    return turned.to(x_BTHD.dtype) if out_BTHD is None else out_BTHD.copy_(turned)
+
+
 class Rotation(torch.autograd.Function):
     """`turn(x, cos, sin, sign)` with its gradient, which is turned back by the same angle."""
 
@@ -31,10 +41,11 @@ class Rotation(torch.autograd.Function):
         return ctx.turn(grad, *ctx.saved_tensors, -1.0), None, None, None
 
 
-def _turn(x_BTHD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, sign: float) -> Tensor:
-    """Fewer passes over memory than autograd would make: on a CPU they are the cost."""
+def _turn(x_BTHD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, sign: float, out_BTHD: Tensor | None = None) -> Tensor:
+    """Fewer passes over memory than autograd would make: on a CPU they are the cost. out_BTHD: where to write, not x."""
     R = cos_T1R.shape[-1]
-    out_BTHD = torch.empty(x_BTHD.shape, dtype=x_BTHD.dtype, device=x_BTHD.device)
+    if out_BTHD is None:
+        out_BTHD = torch.empty(x_BTHD.shape, dtype=x_BTHD.dtype, device=x_BTHD.device)
     first, second = x_BTHD[..., :R], x_BTHD[..., R : 2 * R]
     torch.mul(first, cos_T1R, out=out_BTHD[..., :R]).addcmul_(second, sin_T1R, value=-sign)
     torch.mul(second, cos_T1R, out=out_BTHD[..., R : 2 * R]).addcmul_(first, sin_T1R, value=sign)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention_options import Options
+from ..attention_options import Gradients, Options, empty_gradients
 from ..document_ranges import overlapping_blocks
 from . import configs
 from .common import WIDEN, dot_precision, on_device
@@ -275,7 +275,7 @@ def _dkdv_step(
 def _dkdv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, ids_ptr, range_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    stride_db, stride_dt, stride_dh, T, H, window, scale, GROUP: tl.constexpr,
+    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, T, H, window, scale, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
 ):  # fmt: skip
@@ -314,9 +314,8 @@ def _dkdv_kernel(
                 offs_d, free, high, T, window, scale * LOG2E, D, BLOCK_D, BLOCK_Q, EVEN_T, PRECISION,
                 CAUSAL, WINDOW, DOCUMENTS, False,
             )  # fmt: skip
-    row = G * D
-    _store(dk_ptr + b * T * row + g * D, row, dk * scale, offs_k, offs_d, T, D)
-    _store(dv_ptr + b * T * row + g * D, row, dv, offs_k, offs_d, T, D)
+    _store(dk_ptr + b * stride_gb + g * D, stride_gt, dk * scale, offs_k, offs_d, T, D)
+    _store(dv_ptr + b * stride_gb + g * D, stride_gt, dv, offs_k, offs_d, T, D)
 
 
 @triton.jit
@@ -345,7 +344,7 @@ def _dq_step(
 def _dq_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, ids_ptr, range_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    stride_db, stride_dt, stride_dh, T, H, window, scale, GROUP: tl.constexpr,
+    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, T, H, window, scale, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
 ):  # fmt: skip
@@ -382,7 +381,7 @@ def _dq_kernel(
         dq, q, do, lse2, delta, k_ptr, v_ptr, stride_kt, stride_vt, ids_ptr, ids_q, offs_q, offs_d, free, high, T,
         window, scale * LOG2E, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION, CAUSAL, WINDOW, DOCUMENTS, True,
     )  # fmt: skip
-    _store(dq_ptr + b * T * H * D + h * D, H * D, dq * scale, offs_q, offs_d, T, D)
+    _store(dq_ptr + b * stride_gb + h * D, stride_gt, dq * scale, offs_q, offs_d, T, D)
 
 
 def _unit_rows(t: Tensor) -> Tensor:
@@ -449,12 +448,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> dq, dk, dv, deterministic whatever is asked for."""
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+) -> Gradients:
+    """-> dq, dk, dv, deterministic whatever is asked for. into: where to write them (attention_options.py)."""
     a = _Launch(q, k, v, options)
     do = _unit_rows(do)
-    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    dq, dk, dv = into or empty_gradients(q, k, v)
     delta = torch.empty_like(lse)
     with on_device(q):
         _delta_kernel[(triton.cdiv(a.T, 64), a.B * a.H)](
@@ -464,11 +463,11 @@ def backward(
         config = a.config("dkdv")
         _dkdv_kernel[(triton.cdiv(a.T, config.block_k), a.B * a.G)](
             a.q, a.k, a.v, do, lse, delta, dk, dv, *a.ranges(config.block_k, config.block_q), *a.strides,
-            *do.stride()[:3], a.T, a.H, a.window, a.scale, **a.options(config),
+            *do.stride()[:3], *dk.stride()[:2], a.T, a.H, a.window, a.scale, **a.options(config),
         )  # fmt: skip
         config = a.config("dq")
         _dq_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
             a.q, a.k, a.v, do, lse, delta, dq, *a.ranges(config.block_q, config.block_k), *a.strides,
-            *do.stride()[:3], a.T, a.H, a.window, a.scale, **a.options(config),
+            *do.stride()[:3], *dq.stride()[:2], a.T, a.H, a.window, a.scale, **a.options(config),
         )  # fmt: skip
     return dq, dk, dv

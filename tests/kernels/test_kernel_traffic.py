@@ -1,0 +1,157 @@
+"""Launches and bytes of a decoder layer's element-wise work: what is neither a matrix product nor attention itself.
+
+Triton's kernels are counted where they are launched, and not run; each reads or writes each of its tensors once. PyTorch's own
+operations are counted as they are dispatched. X is tokens * width * 2 bytes, r is ffn / width.
+"""
+
+from collections import defaultdict
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import emergence_kernels as ek
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder import Block, RotaryTable
+
+B, T, WIDTH, HEADS, FFN = 2, 128, 256, 4, 768
+X, R = B * T * WIDTH * 2, FFN / WIDTH
+KERNELS = {  # of each module, and the part of a layer that it is
+    "rms_norm": ("norm + residual", ["_forward_kernel", "_backward_kernel"]),
+    "rotary": ("rotary", ["_rotary_kernel", "_join_kernel"]),
+    "swiglu": ("swiglu", ["_swiglu_kernel", "_swiglu_backward_kernel"]),
+    "attention": (None, ["_forward_kernel", "_delta_kernel", "_dkdv_kernel", "_dq_kernel"]),
+}
+PRODUCTS = ("mm", "bmm", "addmm", "_scaled_dot_product")  # not element-wise
+
+
+class Traffic(TorchDispatchMode):
+    """part -> [launches, bytes]; "PyTorch" for what is dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self.names = defaultdict(lambda: [0, 0]), []
+
+    def add(self, part: str, name: str, tensors) -> None:
+        self.parts[part][0] += 1
+        self.parts[part][1] += sum(t.numel() * t.element_size() for t in tensors)
+        self.names.append(name)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        read, made = _tensors((*args, *(kwargs or {}).values())), _tensors(out)
+        views = (
+            all(t.untyped_storage().data_ptr() == read[0].untyped_storage().data_ptr() for t in made) if read else False
+        )
+        if not (views and not name.endswith("_")) and not name.startswith(("empty", "new_empty", *PRODUCTS)):
+            self.add("PyTorch", name, read + made)
+        return out
+
+
+def _tensors(values) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+class Recorder:
+    """In the place of a kernel: counts a launch, and computes nothing."""
+
+    def __init__(self, traffic: Traffic, part: str | None, name: str):
+        self.traffic, self.part, self.name = traffic, part, name
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **_):
+            if self.part is not None:
+                tensors = [t for t in arguments if isinstance(t, torch.Tensor) and t.numel()]
+                self.traffic.add(self.part, self.name, tensors)
+
+        return launch
+
+
+@contextmanager
+def counted(monkeypatch):
+    import importlib
+
+    traffic = Traffic()
+    with monkeypatch.context() as patch:
+        patch.setenv("EMERGENCE_KERNELS_BACKEND", "triton")
+        for module, (part, kernels) in KERNELS.items():
+            triton_module = importlib.import_module(f"emergence_kernels.triton_backend.{module}")
+            for name in kernels:
+                patch.setattr(triton_module, name, Recorder(traffic, part, name))
+        with traffic:
+            yield traffic
+
+
+class Composed(Block):
+    """The layer as it was: rotary and attention in turn, silu and product by PyTorch."""
+
+    def forward(self, x, residual, angles, document_ids=None):
+        x, residual = self.attention_norm(x, residual)
+        q, k, v = self.attention.project(x, angles)
+        x, residual = self.swiglu_norm(self.attention.out(ek.attention(q, k, v).reshape(x.shape)), residual)
+        gate, up = self.swiglu.gate_up(x).chunk(2, -1)
+        return self.swiglu.down(F.silu(gate) * up), residual
+
+
+def layer(kind, device, monkeypatch, by_others: bool = False):
+    """(forward, backward), each part -> (launches, multiples of X)."""
+    config = ModelConfig(vocab_size=64, width=WIDTH, layers=1, heads=HEADS, kv_heads=HEADS, ffn=FFN, max_sequence=T)
+    block = kind(config).to(device, torch.bfloat16)
+    angles = RotaryTable(config)(T, device)
+    x, residual = (torch.randn(B, T, WIDTH, device=device).bfloat16().requires_grad_() for _ in range(2))
+    upstream = torch.randn(B, T, WIDTH, device=device).bfloat16()
+    if by_others:  # what attention of other libraries does: gradients in tensors of its own
+        from emergence_kernels.ops import rotary_attention as module
+
+        monkeypatch.setattr(module, "checked", lambda op, q, k, v, options, backend: (options, "torch"))
+    with counted(monkeypatch) as forward:
+        out = block(x, residual, angles, None)
+    with counted(monkeypatch) as backward:
+        torch.autograd.grad(out, (x, residual, *block.parameters()), (upstream, upstream))
+    return [
+        {part: (launches, round(bytes_ / X, 1)) for part, (launches, bytes_) in traffic.parts.items()}
+        for traffic in (forward, backward)
+    ]
+
+
+SLACK = 0.3  # in X: weights, angles, statistics of rows, and what is summed over programs
+
+
+def at_most(parts, part, launches, xs):
+    got = parts.get(part, (0, 0.0))
+    assert got[0] <= launches and got[1] <= xs + SLACK, f"{part}: {got}, at most ({launches}, {xs} X)"
+
+
+def test_traffic_of_a_layer(triton_only, device, monkeypatch):
+    """All of it is in four launches of ours forward and four backward, whose bytes are the least there are."""
+    forward, backward = layer(Block, device, monkeypatch)
+    for parts, norms, rotary, swiglu in ((forward, 8, 4, 3 * R), (backward, 8, 4, 5 * R)):
+        at_most(parts, "norm + residual", 2, norms)
+        at_most(parts, "rotary", 1, rotary)
+        at_most(parts, "swiglu", 1, swiglu)
+    at_most(forward, "PyTorch", 0, 0)
+    at_most(backward, "PyTorch", 4, 0)  # the two gains' gradients, summed over programs and rounded
+
+
+def test_traffic_where_attention_is_by_others(triton_only, device, monkeypatch):
+    forward, backward = layer(Block, device, monkeypatch, by_others=True)
+    at_most(forward, "rotary", 1, 4)
+    at_most(backward, "rotary", 1, 6)
+    at_most(forward, "PyTorch", 0, 0)
+    at_most(backward, "PyTorch", 4, 0)
+
+
+def test_traffic_of_the_composed_layer(triton_only, device, monkeypatch):
+    """The counter counts: what the operators replace moves the bytes that its formulas say."""
+    forward, backward = layer(Composed, device, monkeypatch)
+    assert forward["rotary"] == (1, pytest.approx(4, abs=SLACK)) and backward["rotary"] == (
+        1,
+        pytest.approx(4, abs=SLACK),
+    )
+    assert forward["PyTorch"] == (2, pytest.approx(5 * R, abs=SLACK))
+    # silu's 3r, the product's 6r and the halves' 4r; the two concatenations' 4 and 6.
+    assert backward["PyTorch"] == (4 + 2 + 4, pytest.approx(13 * R + 10, abs=SLACK))
