@@ -1,7 +1,8 @@
 """What "auto" prefers on a GPU, by measurement: choices.json, made from stored benchmark runs by benchmarks/redraw.py.
 
 A measured operation is known by its architecture, its dtype and its widths: (features,) of rms_norm, (features, vocabulary)
-of the losses. The number of tokens changes from call to call and is left out: times at several are multiplied together.
+of the losses, (head_dim, seq) of attention, whose name has its mask with it ("attention, causal"). The number of tokens changes
+from call to call and is left out: times at several are multiplied together.
 """
 
 import json
@@ -20,6 +21,7 @@ WIDTHS = {
     "rms_norm": ("features",),
     "linear_cross_entropy": ("features", "vocabulary"),
     "position_loss": ("features", "vocabulary"),
+    "attention": ("head_dim", "seq"),
 }
 
 
@@ -57,7 +59,9 @@ def from_results(runs: list[dict]) -> dict:
                 continue
             widths = tuple(row["shape"][name] for name in WIDTHS[row["op"]])
             case = tuple(sorted(row["shape"].items()))
-            times[row["op"], widths][backend][case] = row["modes"]["both"]["median_ms"]
+            kind = row["shape"].get("kind")
+            op = f"{row['op']}, {kind}" if kind else row["op"]
+            times[op, widths][backend][case] = row["modes"]["both"]["median_ms"]
         for (op, widths), by_backend in times.items():
             most = max(len(of) for of in by_backend.values())  # one that failed somewhere is not compared
             mean = {

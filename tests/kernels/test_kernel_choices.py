@@ -36,14 +36,24 @@ def measured(monkeypatch, tmp_path):
     choices._table.cache_clear()
 
 
-def auto(op: str, *widths: int, dtype: torch.dtype = torch.bfloat16) -> str:
-    return resolve_backend("auto", op, GPU, measured=choices.fastest(op, GPU, dtype, widths))
+def auto(measured_as: str, *widths: int, dtype: torch.dtype = torch.bfloat16, op: str | None = None) -> str:
+    return resolve_backend("auto", op or measured_as, GPU, measured=choices.fastest(measured_as, GPU, dtype, widths))
 
 
 def test_without_a_measurement_cuda_is_never_chosen(measured):
     measured()
     for op in ("rms_norm", "position_loss", "linear_cross_entropy"):
         assert auto(op, 4096, 50304) == "triton"
+
+
+def test_attention_is_ranked_by_its_mask(measured):
+    def of(contender: str, ms: float, kind: str) -> dict:
+        return row(contender, ms, op="attention", features=0, head_dim=64, seq=2048, kind=kind)
+
+    measured(run(of("emergence flash", 1.0, "causal"), of("emergence cuda", 2.0, "causal"),
+                 of("emergence triton", 3.0, "documents"), of("emergence cuda", 2.0, "documents")))  # fmt: skip
+    assert auto("attention, causal", 64, 1024, op="attention") == "flash"
+    assert auto("attention, documents", 128, 4096, op="attention") == "cuda"
 
 
 def test_the_nearest_widths_decide(measured):

@@ -106,8 +106,10 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         if kind == "documents":
             ids = (torch.arange(T, device=device) // DOCUMENT).expand(B, T).contiguous()
         options = dict(causal=kind != "full", document_ids=ids, window=WINDOW if kind == "window" else None)
-        runs = []
-        for backend in backends:
+        runs, names = [], [*backends]
+        if flash_backend.why_not(q, ids, options["window"], False) is None:
+            names.append("flash")  # as "auto" may take it: flash-attn, else PyTorch's kernels
+        for backend in names:
             if backend == "torch" and kind in ("documents", "window") and device.type == "cuda":
                 continue  # a (B, T, T) mask: not what anybody would run
             if backend == "cuda" and compiled_attention.why_not(q) is not None:

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import flash_backend
 from ..attention_options import Options
 from ..checks import autocast, check_float, require
+from ..choices import fastest
 from ..compiled import attention as compiled_attention
 from ..dispatch import resolve_backend, slow_products, what_takes
 from ..reference.attention import attention as attention_torch
@@ -90,7 +91,9 @@ def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend:
     }
     if D > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"
-    backend = resolve_backend(backend, "attention", q.device, limits, slow_products(q))
+    kind = "documents" if document_ids is not None else "window" if window else "causal" if options.causal else "full"
+    measured = fastest(f"attention, {kind}", q.device, q.dtype, (D, T))
+    backend = resolve_backend(backend, "attention", q.device, limits, slow_products(q), measured)
     return options._replace(deterministic=deterministic), backend
 
 
