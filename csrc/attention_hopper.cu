@@ -278,9 +278,11 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
 
 using glue::Tensor;
 
-// q, out (B, T, H, D), k, v (B, T, G, D), lse (B, H, T) float32. scale > 0; window 0: none.
+// q, out (B, T, H, D), k, v (B, T, G, D), lse (B, H, T) float32. rows: of queries in a block, 128, or 192 with D 64. scale > 0;
+// window 0: none.
 void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                      std::optional<Tensor> ids, std::optional<Tensor> ranges, bool causal, double scale, int64_t window) {
+                      std::optional<Tensor> ids, std::optional<Tensor> ranges, int64_t rows, bool causal, double scale,
+                      int64_t window) {
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3);
   check_heads(k, q, true, "k");
   check_heads(v, k, false, "v");
@@ -290,6 +292,7 @@ void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const T
   glue::check_vector(lse, B * H * T, glue::ScalarType::Float, "lse");
   if (ids) glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
   STD_TORCH_CHECK(ids.has_value() == ranges.has_value(), "emergence_cuda: document ids need their ranges");
+  STD_TORCH_CHECK(rows == 128 || (rows == 192 && D == 64), "emergence_cuda: blocks have 128 rows, or 192 with head dim 64");
   if (B * H * T == 0) return;
   const auto run = [&](auto of_q, auto features, auto consumers) {
     using E = decltype(of_q);
@@ -302,8 +305,10 @@ void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const T
                  glue::pointer<int64_t>(ids), glue::pointer<int>(ranges), problem);
   };
   by_type(q, [&](auto of_q) {
-    if (D == 64)
+    if (D == 64 && rows == 192)
       run(of_q, std::integral_constant<int, 64>{}, std::integral_constant<int, 3>{});
+    else if (D == 64)
+      run(of_q, std::integral_constant<int, 64>{}, std::integral_constant<int, 2>{});
     else
       run(of_q, std::integral_constant<int, 128>{}, std::integral_constant<int, 2>{});
   });
@@ -314,7 +319,7 @@ void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const T
 STABLE_TORCH_LIBRARY_FRAGMENT(emergence_cuda, library) {
   library.def(
       "attention_hopper(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, Tensor? ids, Tensor? ranges, "
-      "bool causal, float scale, int window) -> ()");
+      "int rows, bool causal, float scale, int window) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(emergence_cuda, KERNELS_DEVICE, library) {

@@ -10,10 +10,17 @@ from .library import operations
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16)
-# Rows and columns of blocks, as in the sources; of queries by head dim.
+# Rows and columns of blocks, as in the sources. Of queries, backward's by head dim; forward has 192 at head dim 64 from LONG
+# positions on: below, the blocks on the diagonal would be too large a share (a third of the work at 1,024).
 BLOCK_Q = {64: 192, 128: 128}
+LONG = 2049
 BLOCK_K = 128
 COLUMNS = 64  # of backward's tiles
+
+
+def rows_of_forward(head_dim: int, length: int) -> int:
+    """Queries of a block."""
+    return 192 if head_dim == 64 and length >= LONG else 128
 
 
 def why_not(q: Tensor) -> str | None:
@@ -42,9 +49,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     ids = numbered(document_ids)
-    ranges = None if ids is None else overlapping_and_equal_blocks(ids, BLOCK_Q[D], BLOCK_K)
+    rows = rows_of_forward(D, T)
+    ranges = None if ids is None else overlapping_and_equal_blocks(ids, rows, BLOCK_K)
     operations("cuda").attention_hopper.default(
-        *map(_for_copies, (q, k, v)), out, lse, ids, ranges, causal, scale, min(window or 0, T)
+        *map(_for_copies, (q, k, v)), out, lse, ids, ranges, rows, causal, scale, min(window or 0, T)
     )
     return out, lse
 
