@@ -32,6 +32,6 @@ def add_to_dw(dw_VD: Tensor | None, dz_RV: Tensor, x_RD: Tensor, *, single: bool
     return torch.addmm(dw_VD, dz_RV.t(), x_RD, out_dtype=torch.float32, out=dw_VD)
 
 
-def finish_dw(dw_VD: Tensor | None, weight_VD: Tensor, dtype: torch.dtype) -> Tensor:
-    """dW in its final dtype; zeros if there was no chunk."""
-    return torch.zeros_like(weight_VD, dtype=dtype) if dw_VD is None else dw_VD.to(dtype)
+def finish_dw(dw_VD: Tensor | None, weight_VD: Tensor) -> Tensor:
+    """dW as it was summed; zeros if there was no chunk."""
+    return torch.zeros_like(weight_VD) if dw_VD is None else dw_VD

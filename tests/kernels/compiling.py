@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import triton
@@ -18,7 +19,7 @@ from triton.compiler import ASTSource
 ALIGNED = [["tt.divisibility", 16]]
 
 
-def compile_kernel(kernel, types: dict, constants: dict, arch: int, num_warps: int, num_stages: int):
+def compile_kernel(kernel, types: dict, constants: dict, arch: int, **launch: int):
     """types: argument -> Triton type, ending in ":16" where the launcher would find a multiple of 16."""
     signature = {name: types[name].removesuffix(":16") for name in types} | {name: "constexpr" for name in constants}
     signature = {name: signature[name] for name in kernel.arg_names}
@@ -26,9 +27,7 @@ def compile_kernel(kernel, types: dict, constants: dict, arch: int, num_warps: i
         (index,): ALIGNED for index, name in enumerate(kernel.arg_names) if types.get(name, "").endswith(":16")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
-    return triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options=dict(num_warps=num_warps, num_stages=num_stages)
-    )
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch)
 
 
 def inspect(compiled) -> dict:
@@ -48,6 +47,8 @@ def inspect(compiled) -> dict:
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "shared": compiled.metadata.shared,
+        "loads": Counter(re.findall(r"\bLDG\.E(?:\.(?:[A-Z0-9_]+))*", code)),
+        "stores": Counter(re.findall(r"\bSTG\.E(?:\.(?:[A-Z0-9_]+))*", code)),
         "matrix": len(re.findall(r"\b(?:HMMA|HGMMA)\b", code)),
         "wgmma": len(re.findall(r"\bHGMMA\b", code)),
         "global": sorted(set(re.findall(r"\b((?:LDG|STG)\.E[.\w]*)", code))),
@@ -59,37 +60,61 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def cross_entropy(dtype: str, arch: str, even: bool = True):
+    """even: features that the block divides; not even: of which descriptors cannot take every number."""
     from emergence_kernels.triton_backend import configs
     from emergence_kernels.triton_backend import cross_entropy as module
     from emergence_kernels.triton_backend import scale as scale_module
 
     x = POINTER[dtype]
-    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr", "scale_ptr")}
+    types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr")}
     types |= {name: "*fp32:16" for name in ("loss_ptr", "entropy_ptr", "top_ptr", "log_total_ptr")}
     types |= {name: "*i64:16" for name in ("target_ptr", "count_ptr", "order_ptr")} | {"correct_ptr": "*i1:16"}
-    types |= {name: x for name in ("x_ptr", "w_ptr", "e_ptr", "dz_ptr")}
-    types |= {name: "i32:16" for name in ("stride_x", "stride_wv", "stride_e", "stride_dz", "R", "D", "start")}
-    types |= {"V": "i32", "tiles_v": "i32", "strips": "i32", "softcap": "fp32", "z_loss": "fp32"}
+    types |= {name: x for name in ("x_ptr", "w_ptr")}
+    types |= {name: "i32:16" for name in ("stride_x", "stride_wv", "R", "D", "start")}
+    types |= {"V": "i32", "tiles_v": "i32", "strips": "i32", "softcap": "fp32"}
     small = dict(num_warps=4, num_stages=3)
     for softcap in (False, True):
-        config = configs.LOGITS[arch, BYTES[dtype], softcap]
-        gemm = dict(
+        key = arch, BYTES[dtype], softcap
+        config = configs.LOGITS[key]
+        if config.descriptors and not even:
+            config = configs.LOGITS_BY_POINTERS[key]
+        constants = dict(
             BLOCK_M=config.block_m, BLOCK_V=config.block_n, BLOCK_D=config.block_k, GROUP=config.group,
-            SPLIT=config.split, EVEN_D=even, PRECISION="ieee", stride_wd=1, DESCRIPTORS=False, SOFTCAP=softcap,
+            SPLIT=config.split, EVEN_D=even, PRECISION="ieee", stride_wd=1, DESCRIPTORS=config.descriptors, SOFTCAP=softcap,
         )  # fmt: skip
-        launch = dict(num_warps=config.num_warps, num_stages=config.num_stages)
-        for store in (False,) if softcap else (False, True):
-            constants = gemm | dict(STORE=store)
-            yield f"statistics softcap={softcap} store={store}", module._statistics_kernel, types, constants, launch
-        yield f"gradient softcap={softcap}", module._gradient_kernel, types, gemm, launch
+        tiles = {}
+        if config.descriptors:
+            tiles = {"x_ptr": config.block_m, "w_ptr": config.block_n}
+            tiles = {k: f"tensordesc<{x[1:].split(':')[0]}[{m}, {config.block_k}]>" for k, m in tiles.items()}
+        yield f"statistics softcap={softcap}", module._statistics_kernel, types | tiles, constants, config.launch()
     for entropy in (False, True):
         constants = dict(ROWS=4, BLOCK=128, ENTROPY=entropy)
         yield f"combine entropy={entropy}", module._combine_kernel, types, constants, small
-    strip = configs.LOGITS[arch, BYTES[dtype], False]
-    constants = dict(ROWS=32, STRIP=strip.block_n // (2 if strip.split else 1))
-    yield "rescale", module._rescale_kernel, types, constants, small
-    scale = {"x_ptr": x, "y_ptr": x, "factor_ptr": "*fp32:16", "size": "i32:16"}
-    yield "scale", scale_module._scale_kernel, scale, dict(BLOCK=scale_module.BLOCK), small
+    scale = {"y_ptr": x, "factor_ptr": "*fp32:16", "size": "i32:16"}
+    for of_x in {x, POINTER["float32"]}:
+        constants = dict(BLOCK=scale_module.BLOCK, IN_PLACE=of_x == x)
+        yield f"scale {of_x}", scale_module._scale_kernel, scale | {"x_ptr": of_x}, constants, small
+
+
+def loss_rows(dtype: str, arch: str):
+    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.triton_backend import loss_rows as module
+
+    names = ("scale_ptr", "loss_ptr", "lse_ptr", "entropy_ptr")
+    types = {name: "*fp32:16" for name in names}
+    types |= {"target_ptr": "*i64:16", "valid_ptr": "*i1:16", "correct_ptr": "*i1:16", "dz_ptr": POINTER[dtype]}
+    types |= {name: "i32:16" for name in ("stride_z", "stride_dz", "S")}
+    types |= {"V": "i32", "softcap": "fp32", "z_loss": "fp32"}
+    for logits in dict.fromkeys(("float32", *([dtype] if dtype == "bfloat16" else []))):
+        vector = 16 // BYTES[logits]
+        for V in (1000, 50257):
+            entry = configs.loss_rows(arch, V)
+            tile = dict(THREADS=entry.threads, UNROLL=entry.columns // vector, VECTOR=vector)
+            for results, softcap in ((True, False), (False, False), (False, True)):
+                constants = tile | dict(RESULTS=results, SOFTCAP=softcap)
+                name = f"loss_rows {logits} V={V} results={results} softcap={softcap}"
+                launch = dict(num_warps=entry.num_warps, num_stages=1)
+                yield name, module._loss_rows_kernel, types | {"z_ptr": POINTER[logits]}, constants, launch
 
 
 def cross_entropy_uneven(dtype: str, arch: str):
@@ -202,6 +227,12 @@ def variants(dtype: str, arch: str):
                 tile = f"tensordesc<{short}[1, {config.block_k}, 1, {block_d}]>"
                 types = types | {"k_ptr": tile, "v_ptr": tile}
                 yield f"{variant}: {name}", kernel, types, constants | dict(DESCRIPTORS=True), launch
+    usual = configs.LOSS_ROWS[arch]
+    for variant, config in configs.LOSS_ROWS_VARIANTS.items():
+        configs.LOSS_ROWS[arch] = config
+        for name, *case in loss_rows(dtype, arch):
+            yield f"{variant}: {name}", *case
+    configs.LOSS_ROWS[arch] = usual
     for (where, size, softcap), named in configs.LOGITS_VARIANTS.items():
         if where != arch or size != BYTES[dtype]:
             continue
@@ -210,10 +241,6 @@ def variants(dtype: str, arch: str):
             for name, kernel, types, constants, launch in cross_entropy(dtype, arch):
                 if "softcap=False" not in name:
                     continue
-                if config.descriptors:
-                    tiles = {"x_ptr": config.block_m, "w_ptr": config.block_n}
-                    types = types | {k: f"tensordesc<{short}[{m}, {config.block_k}]>" for k, m in tiles.items()}
-                    constants = constants | dict(DESCRIPTORS=True)
                 yield f"{variant}: {name}", kernel, types, constants, launch
 
 
@@ -226,6 +253,7 @@ SUITES = {
     "attention_common": attention_common,
     "attention_uneven": attention_uneven,
     "cross_entropy_uneven": cross_entropy_uneven,
+    "loss_rows": loss_rows,
     "variants": variants,
 }
 

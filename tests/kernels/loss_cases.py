@@ -109,7 +109,8 @@ CASES: dict[str, Callable[[], Inputs]] = {
     "int32 targets": small_integers,
     "one word": one_word,
 }
-if COMPILED:  # several tiles, and loops over features as compilers pipeline them
+if COMPILED:  # several blocks of a row; several tiles, and loops over features as compilers pipeline them
+    CASES["blocks of a row"] = lambda: ordinary(B=1, T=4, D=24, V=8209)
     CASES["several tiles"] = lambda: ordinary(B=1, T=150, D=208, V=301)
     CASES["whole tiles"] = lambda: ordinary(B=2, T=128, D=256, V=256)
     CASES["several tiles, off by one"] = lambda: ordinary(B=1, T=129, D=193, V=257)

@@ -212,7 +212,9 @@ def test_only_what_is_needed(backend, device):
     hidden, weight = leaves(inputs.hidden, inputs.weight)
     full = ek.position_loss(hidden, weight, inputs.targets, backend=backend)
     assert not full.token_loss.requires_grad and not any(t.requires_grad for t in full.positions)
-    assert torch.equal(silent.token_loss, full.token_loss) and torch.equal(silent.loss, full.loss)
+    for quiet, loud in ((silent.token_loss, full.token_loss), (silent.loss, full.loss)):
+        # Triton makes the logits of an evaluation itself: they are summed in another order.
+        assert torch.allclose(quiet, loud, rtol=2e-6, atol=2e-6) if backend == "triton" else torch.equal(quiet, loud)
     full.loss.backward()
     (frozen,) = leaves(inputs.hidden)
     ek.position_loss(frozen, inputs.weight, inputs.targets, backend=backend).loss.backward()

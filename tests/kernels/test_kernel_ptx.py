@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 TRITON_KERNELS = {
     "_forward_kernel", "_backward_kernel", "_rotary_kernel", "_delta_kernel", "_dkdv_kernel", "_dq_kernel",
     "_swiglu_kernel", "_swiglu_backward_kernel", "_join_kernel",
-    "_statistics_kernel", "_combine_kernel", "_rescale_kernel", "_gradient_kernel", "_scale_kernel",
+    "_statistics_kernel", "_combine_kernel", "_loss_rows_kernel", "_scale_kernel",
 }  # fmt: skip
 # Of each module a choice of its cases that is quick.
 TRITON = {
@@ -30,12 +30,12 @@ TRITON = {
     "rotary": "float64",
     "rotary_attention": "composition and plain and overwritten or every_rotation and partial",
     "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
-    "position_loss": "float64 and (bfloat16 and (edges or off) or float16 and (confident or strided)) or descriptors "
+    "position_loss": "float64 and (bfloat16 and (edges or off or blocks) or float16 and (confident or strided)) or descriptors "
     "or bits_repeat",
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
     "attention": "float64 and bfloat16 and (not several and not exact and not windows or several and GQA or exact and 128) "
     "or float64 and prime or descriptors or deterministic",
-    "variants": "wide or deep",
+    "variants": "wide or deep or rows or logits",
 }
 NVCC_KERNELS = {
     "80": {

@@ -14,13 +14,20 @@ Where = tuple[dict, object]  # a table, and a key of it
 
 
 def of_losses(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Where, object]]:
-    """name -> (where, entry)"""
+    """name -> (where, entry): of logits kept in fewer bits, of the kernel over their rows, of the tiles of an evaluation."""
     if device.type != "cuda" or not HAS_TRITON:
         return {}
     from ..triton_backend import configs
 
-    key = configs.architecture(device), dtype.itemsize, False
-    return {name: ((configs.LOGITS, key), entry) for name, entry in configs.LOGITS_VARIANTS.get(key, {}).items()}
+    arch = configs.architecture(device)
+    key = arch, dtype.itemsize, False
+    narrow = configs.LOGITS_DTYPE_VARIANTS if dtype == torch.bfloat16 else {}
+    tables = (
+        (configs.LOGITS_DTYPE, arch, narrow),
+        (configs.LOSS_ROWS, arch, configs.LOSS_ROWS_VARIANTS),
+        (configs.LOGITS, key, configs.LOGITS_VARIANTS.get(key, {})),
+    )
+    return {name: ((table, where), entry) for table, where, named in tables for name, entry in named.items()}
 
 
 def of_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, tuple[Where, object]]:
@@ -34,7 +41,8 @@ def of_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> dic
 
 
 @contextmanager
-def _using(where: Where, entry: object) -> Iterator[None]:
+def using(where: Where, entry: object) -> Iterator[None]:
+    """The entry in its place in the table, for as long as the context lasts."""
     table, key = where
     usual = table[key]
     table[key] = entry
@@ -50,13 +58,13 @@ class _Variant(Contender):
     entry: object = None
 
     def both(self, upstream: Tensor | None) -> tuple[Tensor, ...]:
-        with _using(self.where, self.entry):  # backward may look into the table too
+        with using(self.where, self.entry):  # backward may look into the table too
             return super().both(upstream)
 
 
 def in_place(contender: Contender, name: str, where: Where, entry: object) -> Contender:
     def forward() -> Tensor:
-        with _using(where, entry):
+        with using(where, entry):
             return contender.forward()
 
     return _Variant(f"{contender.name}, {name}", forward, contender.leaves, where=where, entry=entry)

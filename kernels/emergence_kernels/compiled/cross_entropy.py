@@ -10,55 +10,14 @@ first half of their float32 row. On a GPU rows that do not count cost their shar
 import torch
 from torch import Tensor
 
-from ..products import add_to_dw, finish_dw, logits
-from ..reference.cross_entropy import RowStatistics, chunk_rows, gradient_dtype, unpack
+from ..chunks import Gradients, LogitChunks
+from ..reference.cross_entropy import RowStatistics, chunk_rows, unpack
 from .library import operations
 
-PACK = 8  # elements; 16 bytes of the narrowest
 
-
-class _Chunks:
-    """Slices of rows, each with its logits and the view of them that the gradient is written to."""
-
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> None:
-        self.hidden_ND, self.weight_VD = hidden_ND, weight_VD
-        self.N, self.V = hidden_ND.shape[0], weight_VD.shape[0]
-        self.rows = max(1, min(self.N, rows_per_chunk or chunk_rows(self.V, hidden_ND.device)))
-        padded = -(-self.V // PACK) * PACK
-        self.buffer_RS = torch.empty(self.rows, padded, dtype=torch.float32, device=hidden_ND.device)
-        self.gradient_RS = self.buffer_RS.view(hidden_ND.dtype)[:, :padded]
-
-    @property
-    def single(self) -> bool:
-        return self.rows >= self.N
-
-    def __iter__(self):
-        """-> slice, (n, S) float32 logits in the first V columns, (n, S) for their gradient."""
-        for start in range(0, self.N, self.rows):
-            here = slice(start, min(self.N, start + self.rows))
-            n = here.stop - start
-            logits(self.hidden_ND[here], self.weight_VD, self.buffer_RS[:n, : self.V])
-            yield here, self.buffer_RS[:n], self.gradient_RS[:n]
-
-
-class _Gradients:
-    """dX and dW, gathered chunk by chunk."""
-
-    def __init__(self, chunks: _Chunks, need_dx: bool, need_dw: bool) -> None:
-        self.chunks, self.need_dw = chunks, need_dw
-        hidden_ND = chunks.hidden_ND
-        self.dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
-        self.dw_VD = None
-
-    def add(self, here: slice, gradient_RS: Tensor) -> None:
-        dz_RV = gradient_RS[:, : self.chunks.V]
-        if self.dx_ND is not None:
-            torch.mm(dz_RV, self.chunks.weight_VD, out=self.dx_ND[here])
-        if self.need_dw:
-            self.dw_VD = add_to_dw(self.dw_VD, dz_RV, self.chunks.hidden_ND[here], single=self.chunks.single)
-
-    def result(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        return self.dx_ND, finish_dw(self.dw_VD, self.chunks.weight_VD, dtype) if self.need_dw else None
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> LogitChunks:
+    rows = rows_per_chunk or chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
+    return LogitChunks(hidden_ND, weight_VD, rows)
 
 
 def fused_rows(
@@ -79,7 +38,7 @@ def fused_rows(
         hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, None, need_dx, need_dw, rows_per_chunk, True
     )
     loss_N, top_N, log_total_N, correct_N, entropy_N = map(unpacked, rows)
-    dx_ND, dw_VD = gradients.result(gradient_dtype(weight_VD.dtype))
+    dx_ND, dw_VD = gradients.result()
     dx_ND = None if dx_ND is None else unpacked(dx_ND)
     return RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N), dx_ND, dw_VD
 
@@ -97,8 +56,8 @@ def _sweep(
     correct_N = torch.empty(N, dtype=torch.bool, device=device) if statistics else None
     entropy_N = torch.empty(N, dtype=torch.float32, device=device) if statistics else None
     rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
-    chunks = _Chunks(hidden_ND, weight_VD, rows_per_chunk)
-    gradients = _Gradients(chunks, need_dx, need_dw)
+    chunks = _chunks(hidden_ND, weight_VD, rows_per_chunk)
+    gradients = Gradients(chunks, need_dx, need_dw)
     wanted = need_dx or need_dw
     sweep = operations(backend).loss_rows.default
     for here, logits_RS, gradient_RS in chunks:
@@ -156,15 +115,15 @@ def backward_rows(
     packed = _Packed(valid_N)
     targets_N, top_N, log_total_N = packed.rows(targets_N).long(), packed.rows(top_N), packed.rows(log_total_N)
     grad_N = packed.rows(grad_N.float())
-    chunks = _Chunks(packed.rows(hidden_ND), weight_VD, rows_per_chunk)
-    gradients = _Gradients(chunks, need_dx, need_dw)
+    chunks = _chunks(packed.rows(hidden_ND), weight_VD, rows_per_chunk)
+    gradients = Gradients(chunks, need_dx, need_dw)
     for here, logits_RS, gradient_RS in chunks:
         operations(backend).loss_rows_gradient.default(
             logits_RS, gradient_RS, chunks.V, targets_N[here], packed.valid_N[here], grad_N[here], top_N[here],
             log_total_N[here], z_loss, softcap or 0.0,
         )  # fmt: skip
         gradients.add(here, gradient_RS)
-    dx_ND, dw_VD = gradients.result(gradient_dtype(weight_VD.dtype))
+    dx_ND, dw_VD = gradients.result()
     return None if dx_ND is None else packed.unpacked(dx_ND), dw_VD
 
 

@@ -126,8 +126,9 @@ def _gradients(
         )
     if half:
         dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)
-        dw_VD = None if dw_VD is None else (dw_VD * size).to(weight_VD.dtype)
-    return hidden_ND.new_empty(0) if dx_ND is None else dx_ND, weight_VD.new_empty(0) if dw_VD is None else dw_VD
+        dw_VD = None if dw_VD is None else dw_VD * size
+    dx_ND = hidden_ND.new_empty(0) if dx_ND is None else dx_ND
+    return dx_ND, weight_VD.new_empty(0) if dw_VD is None else dw_VD.to(weight_VD.dtype)
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:

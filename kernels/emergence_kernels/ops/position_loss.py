@@ -113,7 +113,10 @@ def _forward(
     need_dw: bool,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """-> loss, token_loss, valid, correct, entropy, raised, dX, dW: gradients of loss * raised, empty if not needed."""
+    """-> loss, token_loss, valid, correct, entropy, raised, dX, dW: gradients of loss * raised, empty if not needed.
+
+    dW comes as it was summed, in float32 over several chunks: backward scales and rounds it in one pass.
+    """
     dtype = reference.compute_dtype(hidden_ND.dtype)
     valid_N = targets_N != ignore_index
     share_N = valid_N.to(torch.float64)
@@ -227,7 +230,9 @@ def _compiled(
     need_dw: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _forward(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend)
+    outputs = _forward(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend)
+    *others, dw_VD = outputs
+    return *others, dw_VD.to(reference.gradient_dtype(weight.dtype)) if need_dw else dw_VD
 
 
 @_compiled.register_fake

@@ -20,12 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..chunks import equal_rows
 from ..products import add_to_dw, finish_dw, logits
 
 # Logits of one chunk. On a CPU small enough for a core's cache, where a pass over them is almost free, but rows enough
 # for the matrix products; on a GPU large enough to fill the device.
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 LEAST_ROWS = 128
+MULTIPLE = {"cpu": 16, "cuda": 128}  # of rows: whole tiles of the matrix products
 
 
 class RowStatistics(NamedTuple):
@@ -37,8 +39,10 @@ class RowStatistics(NamedTuple):
     entropy: Tensor  # nats; empty where it was not asked for
 
 
-def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    return max(LEAST_ROWS, CHUNK_LOGITS.get(device.type, 1 << 24) // vocabulary)
+def chunk_rows(rows: int, vocabulary: int, device: torch.device) -> int:
+    """Rows of each of the equal chunks that `rows` are cut into."""
+    most = max(LEAST_ROWS, CHUNK_LOGITS.get(device.type, 1 << 24) // vocabulary)
+    return equal_rows(rows, most, MULTIPLE.get(device.type, 16))
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -54,7 +58,7 @@ def _operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which the finished dW is kept until backward: a sum over tokens may exceed float16."""
+    """In which a compiled graph keeps dW until backward: a sum over tokens may exceed float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
@@ -93,13 +97,13 @@ def fused_rows(
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """Statistics of every row, and the gradients of sum_n scale_n * (loss_n + z_loss * lse_n^2), in one sweep.
 
-    dX comes back in the inputs' dtype and dW in gradient_dtype; dW is summed over chunks in float32. Rows that are not
-    valid have zeros everywhere.
+    dX comes back in the inputs' dtype, dW as it was summed: in float32 over several chunks. Rows that are not valid have
+    zeros everywhere.
     """
     keep, targets_N, hidden_ND, scale_N = _pack(valid_N, targets_N, hidden_ND, scale_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
-    rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
+    rows = min(N, rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
     new = dict(dtype=dtype, device=hidden_ND.device)
     loss_N, lse_N, entropy_N = (torch.empty(N, **new) for _ in range(3))
@@ -139,7 +143,7 @@ def fused_rows(
     rows = RowStatistics(*(unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
     if need_dx:
         dx_ND = unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
-    return rows, dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
+    return rows, dx_ND, finish_dw(dw_VD, weight_VD) if need_dw else None
 
 
 def forward_rows(
@@ -155,7 +159,7 @@ def forward_rows(
     keep, targets_N, hidden_ND = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
-    rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
+    rows = min(N, rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
     z_buffer = torch.empty(rows, V, dtype=dtype, device=hidden_ND.device)
     loss_N, top_N, log_total_N = (torch.empty(N, dtype=dtype, device=hidden_ND.device) for _ in range(3))
@@ -189,14 +193,14 @@ def backward_rows(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits.
 
-    grad_N must be 0 where a row is not valid. dX comes back in the inputs' dtype and dW in gradient_dtype.
+    grad_N must be 0 where a row is not valid. dX comes back in the inputs' dtype, dW as it was summed.
     """
     keep, targets_N, hidden_ND, top_N, log_total_N, grad_N = _pack(
         valid_N, targets_N, hidden_ND, top_N, log_total_N, grad_N
     )
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
-    rows = min(N, rows_per_chunk or chunk_rows(V, hidden_ND.device)) or 1
+    rows = min(N, rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
     z_buffer = torch.empty(rows, V, dtype=dtype, device=hidden_ND.device)
     dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
@@ -223,4 +227,4 @@ def backward_rows(
             dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
     if need_dx and keep is not None:
         dx_ND = unpack(keep, valid_N, dx_ND)
-    return dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
+    return dx_ND, finish_dw(dw_VD, weight_VD) if need_dw else None

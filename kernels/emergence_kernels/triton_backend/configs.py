@@ -4,10 +4,11 @@ Chosen from registers, shared memory and spills read out of the compiled code (t
 every entry); none has been timed on a GPU yet. benchmarks/kernels.py compares them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from ..dispatch import interpreting
 
@@ -26,6 +27,23 @@ class Gemm:
     num_stages: int
     split: bool = False  # finish the tile in two halves, which spares registers
     descriptors: bool = False  # read operands by tensor descriptors (Hopper's TMA)
+    maxnreg: int | None = None  # registers a thread may have: 128 of 256 threads let a multiprocessor hold two tiles
+
+    def launch(self) -> dict[str, int]:
+        limit = {} if self.maxnreg is None else {"maxnreg": self.maxnreg}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages} | limit
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """A program's threads, and the columns of its row of logits that each holds at a time, in vectors of 16 bytes."""
+
+    threads: int
+    columns: int
+
+    @property
+    def num_warps(self) -> int:
+        return max(1, self.threads // 32)
 
 
 @dataclass(frozen=True)
@@ -39,19 +57,28 @@ class Attention:
     descriptors: bool = False  # forward only: read keys and values by tensor descriptors (Hopper's TMA)
 
 
-# Logits of the linear losses, by (architecture, bytes of an input element, softcapped).
+# The linear losses where nothing but statistics is wanted, by (architecture, bytes of an input element, softcapped).
+# Two tiles a multiprocessor. In one piece it spills: 38 instructions.
+_HOPPER = Gemm(128, 128, 64, 8, num_warps=8, num_stages=3, split=True, descriptors=True, maxnreg=128)
 LOGITS = {
     ("sm_80", 2, False): Gemm(128, 128, 32, 8, num_warps=8, num_stages=4),
     ("sm_80", 2, True): Gemm(128, 128, 32, 8, num_warps=8, num_stages=4),
-    ("sm_90", 2, False): Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
+    ("sm_90", 2, False): _HOPPER,
     ("sm_90", 2, True): Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
 } | {(arch, 4, softcap): Gemm(64, 64, 32, 8, 8, 3) for arch in ("sm_80", "sm_90") for softcap in (False, True)}
 LOGITS |= {("interpreter", size, cap): Gemm(16, 64, 32, 2, 1, 1, split=cap) for size in (2, 4) for cap in (False, True)}
 
+# In the place of an entry with descriptors, for operands whose rows do not start at multiples of 16 bytes.
+LOGITS_BY_POINTERS = {
+    ("sm_90", 2, False): Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
+    ("sm_90", 2, True): Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
+}
+
 # Not chosen by "auto": candidates that a benchmark can put in the place of an entry above.
 LOGITS_VARIANTS = {
     ("sm_90", 2, False): {
-        "descriptors": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4, descriptors=True),
+        "pointers": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4),
+        "one tile": Gemm(128, 128, 64, 8, num_warps=8, num_stages=4, descriptors=True),
         # One of its kernels spills a little (12 instructions).
         "wide descriptors": Gemm(128, 256, 64, 8, num_warps=8, num_stages=4, split=True, descriptors=True),
         # No spills with Triton 3.6; two instructions with 3.7.
@@ -60,9 +87,24 @@ LOGITS_VARIANTS = {
     ("sm_80", 2, False): {"deep": Gemm(128, 128, 64, 8, num_warps=8, num_stages=3)},
 }
 
-# Logits that exist at a time, in elements. 2^29 are 1 GiB of 16-bit values: rows enough to keep the matrix products
-# efficient at a vocabulary of 131072, and few enough float32 accumulations of dW.
+# Logits of a chunk where they are not stored: their partial sums and packed rows take a hundredth of as many bytes.
 CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
+
+# Where gradients are wanted: bytes of logits that exist at a time. Each further chunk reads and writes the float32 sum of
+# dW, 8 bytes a weight: 2 GiB hold 8192 tokens by 50304 words in float32, and Hopper has 80 GB or more.
+CHUNK_BYTES = {"sm_80": 1 << 30, "sm_90": 1 << 31, "interpreter": 1 << 22}
+CHUNK_MULTIPLE = 128  # rows; whole tiles of the matrix products
+
+# Of those logits, for bfloat16 inputs (float16 and float32 always have float32 logits). float32 moves 14 bytes a logit:
+# 4 written, 4 read (or 8, where the L2 cache lost them), 2 written for the gradient, which dX and dW read. bfloat16 moves 10,
+# and rounds z: by up to 2^-9 of it, so that at z = 20 p is wrong by up to 4%, and ties make top-1 too kind.
+LOGITS_DTYPE = {"sm_80": torch.float32, "sm_90": torch.float32, "interpreter": torch.float32}
+LOGITS_DTYPE_VARIANTS = {"bf16 logits": torch.bfloat16}
+
+# Two programs of 1024 threads (32 registers each) fill a multiprocessor: the rows of all, 200 KB each at 50304 words, are about
+# as large as the L2 cache, from which they are read again. Four of 512 threads overlap better, and lose the cache.
+LOSS_ROWS = {"sm_80": LossRows(1024, 8), "sm_90": LossRows(1024, 8), "interpreter": LossRows(8, 8)}
+LOSS_ROWS_VARIANTS = {"four rows": LossRows(512, 16), "eight rows": LossRows(256, 16)}
 
 # Attention, by (architecture, bytes of an element, head dim padded to a power of two). Windows, documents and lengths
 # that the blocks do not divide put a mask on every block, which takes registers: "careful" entries are for them, where
@@ -135,6 +177,31 @@ def attention(arch: str, size: int, block_d: int, part: str, T: int, masked: boo
     if masked or T % plain.block_q or T % plain.block_k:
         return entries.get(f"{part} careful", plain)
     return plain
+
+
+def logits_dtype(arch: str, dtype: torch.dtype) -> torch.dtype:
+    return LOGITS_DTYPE[arch] if dtype == torch.bfloat16 else torch.float32
+
+
+def loss_rows(arch: str, V: int) -> LossRows:
+    """The table's entry, with no more threads than a short row keeps busy."""
+    entry = LOSS_ROWS[arch]
+    while entry.threads > 128 and entry.threads // 2 * entry.columns >= V:
+        entry = replace(entry, threads=entry.threads // 2)
+    return entry
+
+
+def logits(arch: str, softcapped: bool, hidden_ND: Tensor, weight_VD: Tensor) -> Gemm:
+    key = arch, hidden_ND.element_size(), softcapped
+    entry = LOGITS[key]
+    return LOGITS_BY_POINTERS.get(key, entry) if entry.descriptors and not _described(hidden_ND, weight_VD) else entry
+
+
+def _described(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
+    """Whether tensor descriptors can take rows of both: those of hidden are packed first."""
+    size = weight_VD.element_size()
+    starts = (hidden_ND.shape[1] * size, weight_VD.stride(0) * size, weight_VD.data_ptr())
+    return weight_VD.stride(1) == 1 and not any(start % 16 for start in starts)
 
 
 @cache

@@ -1,19 +1,13 @@
 """Cross-entropy of a linear head in Triton (the mathematics is in reference/cross_entropy.py).
 
-Rows that count are packed to the front, and chunk after chunk of R of them goes through
+Where gradients are wanted, loss_rows.py has the kernel. Here nothing but statistics is: no logits are stored. Rows that count
+are packed to the front, and chunk after chunk of R of them goes through
 
     _statistics_kernel   a tile of logits z = x w^T on the tensor cores; of each row of the tile it keeps the maximum m,
-                         sum e and sum e * (z - m) with e = exp(z - m), the target's z, and, where gradients will be
-                         wanted, e itself (in [0, 1], so that rounding it to 16 bits costs a relative 2^-9 however large
-                         z is; rounding z would not)
+                         sum e and sum e * (z - m) with e = exp(z - m), and the target's z
     _combine_kernel      the tiles of a row -> loss, log-sum-exp, entropy, top-1
-    _rescale_kernel      e -> d loss / dz, in place; the target's entry is formed in float32, then rounded
 
-and two plain matrix products (cuBLAS on a GPU) make dX and add to dW, in float32. linear_cross_entropy's backward has
-the log-sum-exp already, so _gradient_kernel writes d loss / dz straight from the recomputed tile.
-
-Nothing is atomic and every sum has a fixed order. Without gradients no logits are stored at all, and tiles without a
-row that counts end at once.
+Nothing is atomic and every sum has a fixed order. Tiles without a row that counts end at once.
 """
 
 import torch
@@ -21,12 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..products import add_to_dw, finish_dw
-from ..reference.cross_entropy import RowStatistics, gradient_dtype
-from . import configs
-from .common import WIDEN, dot_precision, on_device
+from ..chunks import equal_rows
+from ..reference.cross_entropy import RowStatistics
+from . import configs, loss_rows
+from .common import LOG2E, LOW, WIDEN, dot_precision, on_device, tanh
+from .loss_rows import backward_rows
 
-LOW = tl.constexpr(-1.0e30)  # in the place of what is not there; finite, so that 0 * LOW is 0
+__all__ = ["backward_rows", "forward_rows", "fused_rows"]
 
 
 @triton.jit
@@ -81,27 +76,15 @@ def _tile_ids(tiles_m, tiles_v, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _tanh(x):
-    """Without libdevice; a series near 0, where the quotient of exponentials would cancel."""
-    a = tl.abs(x)
-    e = tl.exp(-2.0 * a)
-    far = (1.0 - e) / (1.0 + e)
-    s = a * a
-    near = a * (1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835)))))
-    t = tl.where(a < 0.25, near, far)
-    return tl.where(x < 0, -t, t)
-
-
-@triton.jit
 def _emit_statistics(
-    z, strip, target_ptr, e_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, stride_e, tile_m, R, V, strips, softcap,
-    BLOCK_M: tl.constexpr, STRIP: tl.constexpr, SOFTCAP: tl.constexpr, STORE: tl.constexpr,
+    z, strip, target_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, tile_m, R, V, strips, softcap,
+    BLOCK_M: tl.constexpr, STRIP: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """A strip (BLOCK_M rows, STRIP columns) of logits -> its line in the partial sums."""
     offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_v = strip * STRIP + tl.arange(0, STRIP)
     if SOFTCAP:
-        z = softcap * _tanh(z / softcap)
+        z = softcap * tanh(z / softcap)
     z = tl.where(offs_v[None, :] < V, z, LOW)
     inside = offs_m < R
     rows = offs_m.to(tl.int64)
@@ -112,15 +95,13 @@ def _emit_statistics(
 
     target = tl.load(target_ptr + rows, mask=inside, other=-1)
     here = (target >= strip * STRIP) & (target < tl.minimum(V, (strip + 1) * STRIP))
-    z_target = top + tl.sum(tl.where(offs_v[None, :] == target[:, None], z, 0.0), 1)
-    tl.store(z_target_ptr + rows, z_target, mask=inside & here)
+    if tl.max(tl.where(here, 1.0, 0.0), 0) > 0:  # a sweep over the tile that most strips do without
+        z_target = top + tl.sum(tl.where(offs_v[None, :] == target[:, None], z, 0.0), 1)
+        tl.store(z_target_ptr + rows, z_target, mask=inside & here)
 
-    e = tl.exp(z)
+    e = tl.exp2(z * LOG2E)
     tl.store(sum_ptr + partial, tl.sum(e, 1), mask=inside)
     tl.store(dot_ptr + partial, tl.sum(e * z, 1), mask=inside)
-    if STORE:
-        e_ptrs = e_ptr + rows[:, None] * stride_e + offs_v[None, :]
-        tl.store(e_ptrs, e.to(e_ptr.dtype.element_ty), mask=inside[:, None] & (offs_v[None, :] < V))
 
 
 @triton.jit
@@ -131,11 +112,10 @@ def _halves(z, BLOCK_M: tl.constexpr, STRIP: tl.constexpr):
 
 @triton.jit
 def _statistics_kernel(
-    x_ptr, w_ptr, target_ptr, count_ptr, e_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr,
-    stride_x, stride_wv, stride_wd, stride_e, start, R, V, D, tiles_v, softcap,
+    x_ptr, w_ptr, target_ptr, count_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr,
+    stride_x, stride_wv, stride_wd, start, R, V, D, tiles_v, softcap,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, STORE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_v = _tile_ids(tl.cdiv(R, BLOCK_M), tiles_v, GROUP)
     counted = tl.load(count_ptr) - start  # rows of this chunk that count
@@ -148,17 +128,17 @@ def _statistics_kernel(
     if SPLIT:  # half a tile at a time, or the registers of a wide tile spill
         left, right = _halves(z, BLOCK_M, BLOCK_V // 2)
         _emit_statistics(
-            left, 2 * tile_v, target_ptr, e_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, stride_e, tile_m,
-            R, V, 2 * tiles_v, softcap, BLOCK_M, BLOCK_V // 2, SOFTCAP, STORE,
+            left, 2 * tile_v, target_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, tile_m, R, V, 2 * tiles_v, softcap,
+            BLOCK_M, BLOCK_V // 2, SOFTCAP,
         )  # fmt: skip
         _emit_statistics(
-            right, 2 * tile_v + 1, target_ptr, e_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, stride_e, tile_m,
-            R, V, 2 * tiles_v, softcap, BLOCK_M, BLOCK_V // 2, SOFTCAP, STORE,
+            right, 2 * tile_v + 1, target_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, tile_m, R, V, 2 * tiles_v, softcap,
+            BLOCK_M, BLOCK_V // 2, SOFTCAP,
         )  # fmt: skip
     else:
         _emit_statistics(
-            z, tile_v, target_ptr, e_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, stride_e, tile_m,
-            R, V, tiles_v, softcap, BLOCK_M, BLOCK_V, SOFTCAP, STORE,
+            z, tile_v, target_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, tile_m, R, V, tiles_v, softcap,
+            BLOCK_M, BLOCK_V, SOFTCAP,
         )  # fmt: skip
 
 
@@ -183,7 +163,7 @@ def _combine_kernel(
     for first in range(0, strips, BLOCK):
         mask = counts[:, None] & (first + strip < strips)
         gap = tl.load(max_ptr + partial + first + strip, mask=mask, other=LOW) - top[:, None]
-        factor = tl.exp(gap)
+        factor = tl.exp2(gap * LOG2E)
         part = tl.load(sum_ptr + partial + first + strip, mask=mask, other=0.0)
         total += tl.sum(factor * part, 1)
         if ENTROPY:
@@ -204,103 +184,7 @@ def _combine_kernel(
         tl.store(correct_ptr + row, counts & (z_target == top), mask=inside)
 
 
-@triton.jit
-def _rescale_kernel(
-    e_ptr, max_ptr, z_target_ptr, top_ptr, log_total_ptr, scale_ptr, target_ptr, count_ptr, order_ptr,
-    stride_e, start, R, V, strips, z_loss,
-    ROWS: tl.constexpr, STRIP: tl.constexpr,
-):  # fmt: skip
-    strip = tl.program_id(1)
-    offs_r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    offs_v = strip * STRIP + tl.arange(0, STRIP)
-    inside = offs_r < R
-    counts = inside & (start + offs_r < tl.load(count_ptr))
-    rows = offs_r.to(tl.int64)
-    row = tl.load(order_ptr + start + offs_r, mask=inside, other=0)
-    scale = tl.load(scale_ptr + row, mask=counts, other=0.0)
-    top = tl.load(top_ptr + row, mask=counts, other=0.0)
-    log_total = tl.load(log_total_ptr + row, mask=counts, other=0.0)
-    strip_top = tl.load(max_ptr + rows * strips + strip, mask=counts, other=float("-inf"))
-    z_target = tl.load(z_target_ptr + rows, mask=counts, other=float("-inf"))
-    target = tl.load(target_ptr + rows, mask=counts, other=-1)
-    pull = 2.0 * z_loss * (top + log_total)
-    mask = inside[:, None] & (offs_v[None, :] < V)
-    e_ptrs = e_ptr + rows[:, None] * stride_e + offs_v[None, :]
-    # Not loaded for rows that do not count: nobody wrote them.
-    e = tl.load(e_ptrs, mask=mask & counts[:, None], other=0.0).to(tl.float32)
-    dz = e * (tl.exp((strip_top - top) - log_total) * (1.0 + pull) * scale)[:, None]
-    p_target = tl.exp((z_target - top) - log_total)
-    dz_target = ((p_target - 1.0) + pull * p_target) * scale
-    dz = tl.where(offs_v[None, :] == target[:, None], dz_target[:, None], dz)
-    tl.store(e_ptrs, dz.to(e_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _emit_gradient(
-    z, strip, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V, softcap, z_loss,
-    BLOCK_M: tl.constexpr, STRIP: tl.constexpr, SOFTCAP: tl.constexpr,
-):  # fmt: skip
-    """A strip of logits -> the same strip of d loss / dz."""
-    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_v = strip * STRIP + tl.arange(0, STRIP)
-    rows = offs_m.to(tl.int64)
-    inside = offs_m < R
-    counts = inside & (offs_m < counted)
-    scale = tl.load(scale_ptr + rows, mask=counts, other=0.0)
-    top = tl.load(top_ptr + rows, mask=counts, other=-LOW)  # so that p is 0
-    log_total = tl.load(log_total_ptr + rows, mask=counts, other=0.0)
-    target = tl.load(target_ptr + rows, mask=counts, other=-1)
-    pull = 2.0 * z_loss * (top + log_total)
-    if SOFTCAP:
-        t = _tanh(z / softcap)
-        z = softcap * t
-    p = tl.exp((z - top[:, None]) - log_total[:, None])
-    dz = tl.where(offs_v[None, :] == target[:, None], p - 1.0, p) + pull[:, None] * p
-    dz *= scale[:, None]
-    if SOFTCAP:
-        dz *= 1.0 - t * t
-    dz_ptrs = dz_ptr + rows[:, None] * stride_dz + offs_v[None, :]
-    tl.store(dz_ptrs, dz.to(dz_ptr.dtype.element_ty), mask=inside[:, None] & (offs_v[None, :] < V))
-
-
-@triton.jit
-def _gradient_kernel(
-    x_ptr, w_ptr, target_ptr, count_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr,
-    stride_x, stride_wv, stride_wd, stride_dz, start, R, V, D, tiles_v, softcap, z_loss,
-    BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, DESCRIPTORS: tl.constexpr,
-):  # fmt: skip
-    tile_m, tile_v = _tile_ids(tl.cdiv(R, BLOCK_M), tiles_v, GROUP)
-    counted = tl.load(count_ptr) - start
-    if tile_m * BLOCK_M >= counted:
-        offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        offs_v = tile_v * BLOCK_V + tl.arange(0, BLOCK_V)
-        dz_ptrs = dz_ptr + offs_m.to(tl.int64)[:, None] * stride_dz + offs_v[None, :]
-        mask = (offs_m[:, None] < R) & (offs_v[None, :] < V)
-        tl.store(dz_ptrs, tl.zeros((BLOCK_M, BLOCK_V), dz_ptr.dtype.element_ty), mask=mask)
-        return
-    z = _tile_of_logits(
-        x_ptr, w_ptr, stride_x, stride_wv, stride_wd, R, V, D, tile_m, tile_v,
-        BLOCK_M, BLOCK_V, BLOCK_D, EVEN_D, PRECISION, DESCRIPTORS,
-    )  # fmt: skip
-    if SPLIT:
-        left, right = _halves(z, BLOCK_M, BLOCK_V // 2)
-        _emit_gradient(
-            left, 2 * tile_v, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m,
-            counted, R, V, softcap, z_loss, BLOCK_M, BLOCK_V // 2, SOFTCAP,
-        )  # fmt: skip
-        _emit_gradient(
-            right, 2 * tile_v + 1, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m,
-            counted, R, V, softcap, z_loss, BLOCK_M, BLOCK_V // 2, SOFTCAP,
-        )  # fmt: skip
-    else:
-        _emit_gradient(
-            z, tile_v, target_ptr, top_ptr, log_total_ptr, scale_ptr, dz_ptr, stride_dz, tile_m, counted, R, V,
-            softcap, z_loss, BLOCK_M, BLOCK_V, SOFTCAP,
-        )  # fmt: skip
-
-
-class _Chunks:
+class _PackedChunks:
     """Rows packed so that those that count come first, cut into chunks."""
 
     def __init__(
@@ -309,11 +193,11 @@ class _Chunks:
         self.N, self.D = hidden_ND.shape
         self.V = weight_VD.shape[0]
         arch = configs.architecture(hidden_ND.device)
-        self.config = config = configs.LOGITS[arch, hidden_ND.element_size(), softcap is not None]
-        self.rows = max(1, min(self.N, rows_per_chunk or configs.CHUNK_LOGITS[arch] // self.V))
+        most = configs.CHUNK_LOGITS[arch] // self.V
+        self.rows = max(1, min(self.N, rows_per_chunk or equal_rows(self.N, most, configs.CHUNK_MULTIPLE)))
+        self.config = config = configs.logits(arch, softcap is not None, hidden_ND, weight_VD)
         self.tiles_v = triton.cdiv(self.V, config.block_n)
         self.strips = self.tiles_v * (2 if config.split else 1)
-        self.strip = config.block_n // (2 if config.split else 1)
         # Stable, so the order (and with it every bit) is a function of the mask.
         self.order_N = torch.argsort(valid_N.logical_not(), stable=True)
         self.count = valid_N.sum()
@@ -326,8 +210,7 @@ class _Chunks:
             EVEN_D=self.D % config.block_k == 0,
             PRECISION=dot_precision(hidden_ND.dtype),
             DESCRIPTORS=config.descriptors,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            **config.launch(),
         )
         self.softcap = dict(softcap=softcap or 1.0, SOFTCAP=softcap is not None)
 
@@ -348,16 +231,10 @@ class _Chunks:
     def grid(self, R: int) -> tuple[int]:
         return (triton.cdiv(R, self.config.block_m) * self.tiles_v,)
 
-    def logits_buffer(self, like: Tensor) -> Tensor:
-        """(rows, V), with rows padded to 16 bytes: cuBLAS is slow on rows that start unaligned."""
-        step = 16 // like.element_size()
-        padded = (self.V + step - 1) // step * step
-        return torch.empty(self.rows, padded, dtype=like.dtype, device=like.device)[:, : self.V]
 
-
-def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, *, z_loss, softcap, need_dx, need_dw, entropy, chunk):
-    """Statistics of all rows, and gradients as far as they are needed."""
-    chunks = _Chunks(hidden_ND, weight_VD, valid_N, softcap, chunk)
+def _sweep(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, entropy, chunk) -> tuple[Tensor, ...]:
+    """-> loss, top, log_total, correct, entropy of all rows; the last two empty unless `entropy`."""
+    chunks = _PackedChunks(hidden_ND, weight_VD, valid_N, softcap, chunk)
     new = dict(dtype=torch.float32, device=hidden_ND.device)
     N, R = chunks.N, chunks.rows
     loss_N, top_N, log_total_N = (torch.empty(N, **new) for _ in range(3))
@@ -365,11 +242,6 @@ def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, *, z_loss, softcap
     correct_N = torch.empty(N if entropy else 0, dtype=torch.bool, device=hidden_ND.device)
     max_RT, sum_RT, dot_RT = (torch.empty(R, chunks.strips, **new) for _ in range(3))
     z_target_R = torch.empty(R, **new)
-    need = need_dx or need_dw
-    e_RV = chunks.logits_buffer(hidden_ND) if need else max_RT
-    dx_ND = torch.empty(hidden_ND.shape, dtype=hidden_ND.dtype, device=hidden_ND.device) if need_dx else None
-    dw_VD = None
-    single = R >= N
     with on_device(hidden_ND):
         for start, order_R in chunks:
             n = len(order_R)
@@ -378,31 +250,15 @@ def _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, *, z_loss, softcap
             z_target_R.fill_(float("-inf"))
             x, w, strides = chunks.operands(x_RD, weight_VD)
             _statistics_kernel[chunks.grid(n)](
-                x, w, target_R, chunks.count, e_RV, max_RT, sum_RT, dot_RT, z_target_R,
-                *strides, e_RV.stride(0), start, n, chunks.V, chunks.D, chunks.tiles_v,
-                STORE=need, **chunks.softcap, **chunks.gemm,
+                x, w, target_R, chunks.count, max_RT, sum_RT, dot_RT, z_target_R,
+                *strides, start, n, chunks.V, chunks.D, chunks.tiles_v, **chunks.softcap, **chunks.gemm,
             )  # fmt: skip
             _combine_kernel[(triton.cdiv(n, 4),)](
                 max_RT, sum_RT, dot_RT, z_target_R, chunks.count, chunks.order_N,
                 loss_N, top_N, log_total_N, entropy_N, correct_N, start, n, chunks.strips,
                 ROWS=4, BLOCK=128, ENTROPY=entropy, num_warps=4,
             )  # fmt: skip
-            if not need:
-                continue
-            _rescale_kernel[(triton.cdiv(n, 32), chunks.strips)](
-                e_RV, max_RT, z_target_R, top_N, log_total_N, scale_N, target_R, chunks.count, chunks.order_N,
-                e_RV.stride(0), start, n, chunks.V, chunks.strips, z_loss, ROWS=32, STRIP=chunks.strip, num_warps=4,
-            )  # fmt: skip
-            dx_ND, dw_VD = _products(e_RV[:n], x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single)
-    return (loss_N, top_N, log_total_N, correct_N, entropy_N), dx_ND, dw_VD
-
-
-def _products(dz_RV, x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single):
-    if dx_ND is not None:
-        dx_ND.index_copy_(0, order_R, dz_RV @ weight_VD)
-    if need_dw:
-        dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=single)
-    return dx_ND, dw_VD
+    return loss_N, top_N, log_total_N, correct_N, entropy_N
 
 
 def fused_rows(
@@ -416,58 +272,18 @@ def fused_rows(
     need_dx: bool,
     need_dw: bool,
     rows_per_chunk: int | None = None,
-):
+) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """As reference.cross_entropy.fused_rows."""
-    rows, dx_ND, dw_VD = _sweep(
-        hidden_ND, weight_VD, targets_N, valid_N, scale_N, z_loss=z_loss, softcap=None,
-        need_dx=need_dx, need_dw=need_dw, entropy=True, chunk=rows_per_chunk,
-    )  # fmt: skip
+    if need_dx or need_dw:
+        return loss_rows.fused_rows(
+            hidden_ND, weight_VD, targets_N, valid_N, scale_N,
+            z_loss=z_loss, need_dx=need_dx, need_dw=need_dw, rows_per_chunk=rows_per_chunk,
+        )  # fmt: skip
+    rows = _sweep(hidden_ND, weight_VD, targets_N, valid_N, softcap=None, entropy=True, chunk=rows_per_chunk)
     loss_N, top_N, log_total_N, correct_N, entropy_N = rows
-    rows = RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N)
-    return rows, dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
+    return RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N), None, None
 
 
 def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, rows_per_chunk=None):
     """As reference.cross_entropy.forward_rows."""
-    rows, _, _ = _sweep(
-        hidden_ND, weight_VD, targets_N, valid_N, None, z_loss=0.0, softcap=softcap,
-        need_dx=False, need_dw=False, entropy=False, chunk=rows_per_chunk,
-    )  # fmt: skip
-    return rows[:3]
-
-
-def backward_rows(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    valid_N: Tensor,
-    top_N: Tensor,
-    log_total_N: Tensor,
-    grad_N: Tensor,
-    *,
-    z_loss: float,
-    softcap: float | None,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """As reference.cross_entropy.backward_rows."""
-    chunks = _Chunks(hidden_ND, weight_VD, valid_N, softcap, rows_per_chunk)
-    dz_RV = chunks.logits_buffer(hidden_ND)
-    dx_ND = torch.empty(hidden_ND.shape, dtype=hidden_ND.dtype, device=hidden_ND.device) if need_dx else None
-    dw_VD = None
-    single = chunks.rows >= chunks.N
-    with on_device(hidden_ND):
-        for start, order_R in chunks:
-            n = len(order_R)
-            x_RD = hidden_ND.index_select(0, order_R)
-            rows = (targets_N, top_N, log_total_N, grad_N)
-            target_R, top_R, log_total_R, grad_R = (row.index_select(0, order_R) for row in rows)
-            x, w, strides = chunks.operands(x_RD, weight_VD)
-            _gradient_kernel[chunks.grid(n)](
-                x, w, target_R, chunks.count, top_R, log_total_R, grad_R, dz_RV,
-                *strides, dz_RV.stride(0), start, n, chunks.V, chunks.D, chunks.tiles_v,
-                z_loss=z_loss, **chunks.softcap, **chunks.gemm,
-            )  # fmt: skip
-            dx_ND, dw_VD = _products(dz_RV[:n], x_RD, weight_VD, order_R, dx_ND, dw_VD, need_dw, single)
-    return dx_ND, finish_dw(dw_VD, weight_VD, gradient_dtype(weight_VD.dtype)) if need_dw else None
+    return _sweep(hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap, entropy=False, chunk=rows_per_chunk)[:3]
