@@ -4,10 +4,10 @@
 
 `ours` is what `emergence-train train` runs between checkpoints (training.step.Stepper: samples, micro-batches, position sums,
 main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly, and with the blocks compiled. `plain` is the
-same decoder in PyTorch's own operations with F.cross_entropy, compiled whole; `liger` is transformers' Llama with Liger's
-kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed does not depend
-on them; losses are no result here). Contestants take turns, a few steps each, so that a GPU whose clock drifts is as unkind to
-one as to the other.
+same decoder in PyTorch's own operations with F.cross_entropy, its blocks and its loss compiled; `liger` is transformers' Llama
+with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed
+does not depend on them; losses are no result here). Contestants take turns, a few steps each, so that a GPU whose clock drifts
+is as unkind to one as to the other. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
 
 MFU = tokens/s x flops_per_token (emergence_train/models/counting.py) / dense bf16 peak. One step of each is profiled: GPU time by
 kernel, and the places where the host waits for the GPU.
@@ -38,21 +38,40 @@ CONTESTANTS = ("ours", "ours, eager", "ours, compiled", "plain, compiled", "lige
 SEQUENCE = 1024
 
 
-class PlainDecoder(nn.Module):
-    """The decoder as a textbook writes it, in PyTorch's own operations, fused projections, with the loss."""
+class PlainBlock(nn.Module):
+    """A block as a textbook writes it, in PyTorch's own operations, with fused projections."""
 
     def __init__(self, c) -> None:
         super().__init__()
         self.c = c
+        self.n1, self.n2 = nn.RMSNorm(c.width, eps=c.norm_eps), nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.qkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False)
+        self.o, self.down = nn.Linear(c.width, c.width, bias=False), nn.Linear(c.ffn, c.width, bias=False)
+        self.gate_up = nn.Linear(c.width, 2 * c.ffn, bias=False)
+
+    def forward(self, x, cos, sin):
+        (B, T, _), c = x.shape, self.c
+        heads = self.qkv(self.n1(x)).view(B, T, -1, c.head_dim).transpose(1, 2)
+        q, k, v = heads.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
+        q, k = (self.turn(t, cos, sin) for t in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.heads != c.kv_heads)
+        x = x + self.o(y.transpose(1, 2).reshape(B, T, -1))
+        gate, up = self.gate_up(self.n2(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+    @staticmethod
+    def turn(x_BHTd, cos, sin):
+        a, b = x_BHTd.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class PlainDecoder(nn.Module):
+    """Blocks, and a loss of their own logits."""
+
+    def __init__(self, c) -> None:
+        super().__init__()
         self.embedding = nn.Embedding(c.vocab_size, c.width)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({
-                "n1": nn.RMSNorm(c.width, eps=c.norm_eps), "n2": nn.RMSNorm(c.width, eps=c.norm_eps),
-                "qkv": nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False),
-                "o": nn.Linear(c.width, c.width, bias=False), "gate_up": nn.Linear(c.width, 2 * c.ffn, bias=False),
-                "down": nn.Linear(c.ffn, c.width, bias=False),
-            }) for _ in range(c.layers)
-        )  # fmt: skip
+        self.blocks = nn.ModuleList(PlainBlock(c) for _ in range(c.layers))
         self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.head = nn.Linear(c.width, c.vocab_size, bias=False)
         half = c.head_dim // 2
@@ -60,22 +79,20 @@ class PlainDecoder(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def turn(self, x_BHTd):
-        a, b = x_BHTd.chunk(2, dim=-1)
-        cos, sin = self.cos[: x_BHTd.shape[2]], self.sin[: x_BHTd.shape[2]]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
     def forward(self, tokens, targets):
-        (B, T), c = tokens.shape, self.c
         x = self.embedding(tokens)
-        for layer in self.layers:
-            heads = layer["qkv"](layer["n1"](x)).view(B, T, -1, c.head_dim).transpose(1, 2)
-            q, k, v = heads.split([c.heads, c.kv_heads, c.kv_heads], dim=1)
-            y = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v, is_causal=True, enable_gqa=c.heads != c.kv_heads)
-            x = x + layer["o"](y.transpose(1, 2).reshape(B, T, -1))
-            gate, up = layer["gate_up"](layer["n2"](x)).chunk(2, dim=-1)
-            x = x + layer["down"](F.silu(gate) * up)
+        for block in self.blocks:
+            x = block(x, self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]])
+        return self.loss(x, targets)
+
+    def loss(self, x, targets):
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())
+
+    def compile_parts(self) -> None:
+        """Block by block, as torchtitan does: compiled once for all of them; and the loss, fused with what is before it."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.loss = torch.compile(self.loss, dynamic=False)
 
 
 class LigerLlama(nn.Module):
@@ -122,14 +139,39 @@ def initialise(model: nn.Module) -> None:
         torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
 
 
+_changed: list[tuple] = []
+
+
+def instead(module, name: str, value) -> None:
+    """Until put_back(): what a graph has captured by then stays."""
+    _changed.append((module, name, getattr(module, name)))
+    setattr(module, name, value)
+
+
+def put_back() -> None:
+    while _changed:
+        setattr(*_changed.pop())
+
+
 def our_step(config, ranks, way: str):
     from emergence_train.evaluation.positions import PositionAccumulator
     from emergence_train.training import engine as engines
     from emergence_train.training.anomalies import Judge, Skips
     from emergence_train.training.step import Stepper
 
-    chosen = {"compile": way == "compiled", "cuda_graphs": way == ""}
+    chosen: dict = {"compile": way == "compiled", "cuda_graphs": way not in ("eager", "compiled")}
+    key, _, value = way.partition("=")
+    if key == "micro_batch":
+        chosen[key] = int(value)
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
+    if key == "logits":
+        from emergence_kernels.triton_backend import configs as tiles
+
+        instead(tiles, "logits_dtype", lambda *_: getattr(torch, value))
+    if key == "attention":
+        from emergence_kernels.ops import attention
+
+        instead(attention, "fastest", lambda *_: [value])
     engines.initialise = lambda model, *_: initialise(model.to(ranks.device))  # a billion values by a CPU's generator take long
     engine = engines.build(config, ranks)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
@@ -160,7 +202,7 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
     settings = engines.deepspeed_config(config, ranks)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if compiled:
-        engine.module.compile(dynamic=False)
+        engine.module.compile_parts()
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
     rounds, micro = training.batch // training.micro_batch, training.micro_batch
 
@@ -241,8 +283,8 @@ def profile(step, number: int) -> dict:
     }
 
 
-def measure(size: str, names: list[str], overrides: list[str], steps: int, rounds: int, deadline: float) -> dict:
-    """All contestants of a size in one process."""
+def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: Path) -> dict:
+    """All contestants of a size in one process; what is known is written as it comes."""
     from emergence_kernels.bench.run import commit, versions
     from emergence_kernels.bench.timing import ceilings
     from emergence_train import distributed
@@ -250,6 +292,7 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
     from emergence_train.training.logs import environment
 
     ranks = distributed.start(None)
+    overrides, steps, deadline = arguments.set, arguments.steps, time.monotonic() + arguments.limit
     config = configuration(size, overrides)
     flops = counting.flops_per_token(config.model, config.data.sequence)
     peak = counting.peak_flops(torch.cuda.get_device_name())
@@ -260,6 +303,7 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
         "environment": environment(ranks.device), "ceilings": ceilings(ranks.device, torch.bfloat16), "flops_per_token": flops,
         "peak_flops": peak, "tokens_a_step": tokens, "micro_batch": config.training.micro_batch, "rows": [],
     }  # fmt: skip
+    path = folder / f"{record['utc']}-training-{size}.json"
     made: dict[str, dict] = {}
     for name in names:
         began = time.monotonic()
@@ -270,7 +314,9 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
             for number in range(2):
                 step(number)
             torch.cuda.synchronize()
+            put_back()
         except Exception as error:  # noqa: BLE001
+            put_back()
             made.pop(name, None)
             record["rows"].append({"contestant": name, "failed": f"{type(error).__name__}: {error}"[:400]})
             print(f"{size} {name}: failed: {record['rows'][-1]['failed']}", flush=True)
@@ -282,7 +328,7 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
         if time.monotonic() > deadline:
             break
     number = 2
-    for _ in range(rounds):
+    for _ in range(arguments.rounds):
         for of in made.values():
             torch.cuda.synchronize()
             began = time.perf_counter()
@@ -295,15 +341,22 @@ def measure(size: str, names: list[str], overrides: list[str], steps: int, round
             break
     for name, of in made.items():
         speed = statistics.median(of["speeds"])
-        row = {"contestant": name, "tokens_per_second": round(speed), "least": round(min(of["speeds"])),
-               "greatest": round(max(of["speeds"])), "mfu": speed * flops / peak if peak else None,
-               "peak_gib": round(of["peak_gib"], 2)}  # fmt: skip
-        row["profile"] = profile(of["step"], number)
-        record["rows"].append(row)
-        shown = ", ".join(f"{k} {v:.0f}" for k, v in row["profile"]["by_kind_ms"].items())
-        print(f"{size} {name:18s} {speed:10,.0f} tokens/s  MFU {row['mfu'] or 0:.1%}  {row['peak_gib']} GiB  "
-              f"GPU {row['profile']['gpu_ms']:.0f} ms a step: {shown}; waits {row['profile']['host_waits']}",
-              flush=True)  # fmt: skip
+        record["rows"].append({"contestant": name, "tokens_per_second": round(speed), "least": round(min(of["speeds"])),
+                               "greatest": round(max(of["speeds"])), "mfu": speed * flops / peak if peak else None,
+                               "peak_gib": round(of["peak_gib"], 2)})  # fmt: skip
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    for row in record["rows"]:
+        if "failed" in row:
+            continue
+        shown = ""
+        if "=" not in row["contestant"] and time.monotonic() < deadline:  # variants are not profiled
+            found = row["profile"] = profile(made[row["contestant"]]["step"], number)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            shown = f"GPU {found['gpu_ms']:.0f} ms a step: " + ", ".join(f"{k} {v:.0f}" for k, v in found["by_kind_ms"].items())
+            shown += f"; waits {found['host_waits']}"
+        print(f"{size} {row['contestant']:24s} {row['tokens_per_second']:10,} tokens/s  MFU {row['mfu'] or 0:.1%}  "
+              f"{row['peak_gib']} GiB  {shown}", flush=True)  # fmt: skip
+    print(path)
     return record
 
 
@@ -324,13 +377,9 @@ def main() -> int:
     from emergence_kernels.bench.run import device_name
 
     if arguments.here:
-        record = measure(arguments.here, arguments.contestants.split(";"), arguments.set, arguments.steps, arguments.rounds,
-                         time.monotonic() + arguments.limit)  # fmt: skip
         folder = arguments.out / device_name(torch.device("cuda"))
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{record['utc']}-training-{arguments.here}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        print(path)
+        record = measure(arguments.here, arguments.contestants.split(";"), arguments, folder)
         return 1 if any(row.get("failed") and row["contestant"].startswith("ours") for row in record["rows"]) else 0
     status = 0
     for size in arguments.sizes.split(","):  # a process each: what one leaves on the GPU is not the other's

@@ -55,7 +55,7 @@ class MicroBatch:
                 self.captured = _Captured(self._eagerly, given, list(self.engine.module.buffers()))
             except RuntimeError as error:
                 self.graphs, self.captured = False, None
-                self.log(f"CUDA graphs: capturing failed ({str(error).splitlines()[0]}); training goes on without")
+                self.log(f"CUDA graphs: capturing failed ({_first_cause(error)}); training goes on without")
                 return self._eagerly(*given)
         return self.captured.replay(given)
 
@@ -73,6 +73,13 @@ class MicroBatch:
         return totals
 
 
+def _first_cause(error: BaseException) -> str:
+    """What went wrong inside: the error of ending a capture comes on top."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class _Captured:
     """A graph of run(*inputs) with inputs and result of its own."""
 
@@ -81,8 +88,8 @@ class _Captured:
         self.kept = kept  # tensors that the module may replace, and the graph reads
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        # Other threads (saving, NCCL's watchdog) may call CUDA meanwhile: only this thread's calls are captured.
-        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        # Relaxed: other threads (saving, NCCL's watchdog) may call CUDA meanwhile, and a kernel may be loaded when first used.
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="relaxed"):
             self.result = run(*self.inputs)
 
     def fits(self, given: tuple) -> bool:

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .tracing import constant_while_tracing
+
 # Generations of flash-attn, the preferred first, and the major compute capabilities that they are taken on.
 GENERATIONS = {3: (9,), 4: (9, 10, 11), 2: (8, 9, 10, 11, 12)}
 
 
+@constant_while_tracing
 @cache
 def installed() -> tuple[int, ...]:
     """Those of GENERATIONS that can be imported. 4 is a folder `cute`, in 2's package or in one without an __init__."""
@@ -50,6 +53,13 @@ def why_not(q: Tensor, document_ids: Tensor | None, window: int | None, determin
     return None
 
 
+@constant_while_tracing
+def _good_cudnn(device: torch.device) -> bool:
+    """Whether PyTorch itself would prefer cuDNN: on Hopper and sm_100, beyond cuDNN 9.15.0. Older ones are wrong where the length
+    is no multiple of 128 (PyTorch issue 169849), and PyTorch does not look where a kernel is forced."""
+    return torch.cuda.get_device_capability(device)[0] in (9, 10) and (torch.backends.cudnn.version() or 0) > 91500
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -64,7 +74,10 @@ def attention(
     """q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D). by: a generation, in place of the one to take for q."""
     by = by or generation(q)
     if by is None:
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        kernels = [SDPBackend.FLASH_ATTENTION]
+        if _good_cudnn(q.device):
+            kernels.insert(0, SDPBackend.CUDNN_ATTENTION)
+        with sdpa_kernel(kernels, set_priority=True):
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))
             out = F.scaled_dot_product_attention(
                 q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]

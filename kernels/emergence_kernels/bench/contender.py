@@ -9,15 +9,17 @@ from torch import Tensor
 
 @dataclass
 class Contender:
-    """forward() returns the tensor that is differentiated; eval() what is wanted without gradients, if it differs."""
+    """forward() returns the tensor that is differentiated, or several, each by the same upstream gradient."""
 
     name: str
-    forward: Callable[[], Tensor]
+    forward: Callable[[], Tensor | tuple[Tensor, ...]]
     leaves: tuple[Tensor, ...]
     note: str = ""
 
     def both(self, upstream: Tensor | None) -> tuple[Tensor, ...]:
         out = self.forward()
+        if isinstance(out, tuple):
+            return *out, *torch.autograd.grad(out, self.leaves, (upstream,) * len(out))
         return out, *torch.autograd.grad(out, self.leaves, upstream)
 
 

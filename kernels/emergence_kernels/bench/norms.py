@@ -15,7 +15,7 @@ from .contender import Case, Contender, relative
 
 NORM_SHAPES = {
     "full": [(n, d) for n in (8192, 32768) for d in (1024, 2048, 4096, 8192)],
-    "short": [(8192, 4096), (32768, 1024)],
+    "short": [(16384, 1024), (16384, 2048), (8192, 4096)],
     "laptop": [(2048, d) for d in (128, 256, 512)],
     "tiny": [(32, 48)],
 }
@@ -33,51 +33,71 @@ SWIGLU_SHAPES = {  # tokens, features of the gate
 }
 
 
-def _norm_peers(x: Tensor, weight: Tensor) -> Iterator[tuple[str, object]]:
-    try:
-        from liger_kernel.transformers.functional import liger_rms_norm
+def _plain_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None):
+    """-> y, or (y, x + residual)."""
+    if residual is None:
+        return F.rms_norm(x, (x.shape[-1],), weight, 1e-6)
+    total = x + residual
+    return F.rms_norm(total, (x.shape[-1],), weight, 1e-6), total
 
-        yield "liger-kernel", lambda: liger_rms_norm(x, weight, 1e-6, in_place=False)
+
+def _norm_peers(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Iterator[tuple[str, object]]:
+    try:
+        from liger_kernel.transformers.functional import liger_fused_add_rms_norm, liger_rms_norm
+
+        if residual is None:
+            yield "liger-kernel", lambda: liger_rms_norm(x, weight, 1e-6, in_place=False)
+        else:
+            yield "liger-kernel", lambda: tuple(liger_fused_add_rms_norm(x, residual, weight, 1e-6, in_place=False))
     except ImportError:
         pass
     try:
         from quack.rmsnorm import rmsnorm
 
-        yield "quack", lambda: rmsnorm(x, weight, eps=1e-6)
+        if residual is None:
+            yield "quack", lambda: rmsnorm(x, weight, eps=1e-6)
+        else:
+            yield "quack", lambda: tuple(rmsnorm(x, weight, residual=residual, eps=1e-6, prenorm=True))
     except ImportError:
         pass
 
 
-def _norm_errors(x: Tensor, weight: Tensor, upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
-    a, w = (t.detach().double().requires_grad_() for t in (x, weight))
-    exact = F.rms_norm(a, (a.shape[-1],), w, 1e-6)
-    wanted = (exact.detach(), *torch.autograd.grad(exact, (a, w), upstream.double()))
-    return {name: relative(got, want) for name, got, want in zip(("y", "dx", "dweight"), results, wanted)}
+def _norm_errors(leaves: tuple[Tensor, ...], upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
+    copies = [t.detach().double().requires_grad_() for t in leaves]
+    exact = _plain_norm(*copies)
+    exact = exact if isinstance(exact, tuple) else (exact,)
+    wanted = (*exact, *torch.autograd.grad(exact, copies, (upstream.double(),) * len(exact)))
+    names = [*("y", "total")[: len(exact)], *("dx", "dweight", "dresidual")[: len(copies)]]
+    return {name: relative(got, want.detach()) for name, got, want in zip(names, results, wanted)}
 
 
 def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
+    """Alone, and with the residual addition fused, as a decoder's blocks have it."""
     for N, D in NORM_SHAPES[suite]:
-        torch.manual_seed(0)
-        x = torch.randn(N, D, device=device).to(dtype).requires_grad_()
-        weight = torch.randn(D, device=device).to(dtype).requires_grad_()
-        upstream = torch.randn(N, D, device=device).to(dtype)
-        eager = partial(F.rms_norm, x, (D,), weight, 1e-6)
-        runs = [(f"emergence {b}", partial(rms_norm, x, weight, backend=b)) for b in backends]
-        runs.append(("torch eager", eager))
-        if suite != "tiny":
-            compiled = torch.compile(lambda x, w: F.rms_norm(x, (x.shape[-1],), w, 1e-6), dynamic=False)
-            runs.append(("torch.compile", partial(compiled, x, weight)))
-        runs += list(_norm_peers(x, weight))
-        size = x.element_size() * N * D
-        yield Case(
-            op="rms_norm",
-            shape={"rows": N, "features": D},
-            contenders=[partial(Contender, name, run, (x, weight)) for name, run in runs],
-            bytes={"eval": 2 * size, "forward": 2 * size, "backward": 3 * size, "both": 5 * size},
-            formula="forward reads x, writes y; backward reads x and dy, writes dx",
-            upstream=lambda upstream=upstream: upstream,
-            errors=partial(_norm_errors, x, weight, upstream),
-        )
+        for with_residual in (True, False):
+            torch.manual_seed(0)
+            x, weight, residual = (torch.randn(*of, device=device).to(dtype).requires_grad_() for of in ((N, D), (D,), (N, D)))
+            leaves = (x, weight, residual) if with_residual else (x, weight)
+            more = {"residual": residual} if with_residual else {}
+            upstream = torch.randn(N, D, device=device).to(dtype)
+            runs = list(_norm_peers(*leaves))
+            runs.append(("torch eager", partial(_plain_norm, *leaves)))
+            if suite != "tiny":
+                runs.append(("torch.compile", partial(torch.compile(_plain_norm, dynamic=False), *leaves)))
+            runs += [(f"emergence {b}", partial(rms_norm, x, weight, backend=b, **more)) for b in backends]
+            size = x.element_size() * N * D
+            forward, backward = (4, 4) if with_residual else (2, 3)
+            yield Case(
+                op="rms_norm",
+                shape={"rows": N, "features": D, "residual": with_residual},
+                contenders=[partial(Contender, name, run, leaves) for name, run in runs],
+                bytes={"eval": forward * size, "forward": forward * size, "backward": backward * size,
+                       "both": (forward + backward) * size},
+                formula="forward reads x (and the residual), writes y (and the sum); backward reads the sum, dy (and the "
+                "residual's gradient), writes dx",
+                upstream=lambda upstream=upstream: upstream,
+                errors=partial(_norm_errors, leaves, upstream),
+            )  # fmt: skip
 
 
 def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:

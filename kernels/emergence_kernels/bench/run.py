@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parse.add_argument("--dtype", choices=DTYPES, default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
     parse.add_argument("--rounds", type=int, default=3, help="turns that every contender of a shape gets")
+    parse.add_argument("--seconds", type=float, default=None, help="of each mode of a contender; default: 0.3 on a GPU")
+    parse.add_argument("--only", default="", metavar="REGEX", help="contenders to measure, by name; default: all")
     parse.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     return parse
 
@@ -110,14 +112,17 @@ def _modes(case: Case, contender: Contender, upstream: torch.Tensor | None) -> d
     return {"eval": evaluate, "forward": contender.forward, "both": lambda: contender.both(upstream)}
 
 
-def measure_case(case: Case, device: torch.device, limits: dict[str, float], failed, rounds: int) -> Iterator[dict]:
+def measure_case(case: Case, device: torch.device, limits: dict[str, float], failed, args: argparse.Namespace) -> Iterator[dict]:
     """A row of every contender that runs. They take turns, in another order each round, so that a clock that drifts is as unkind
     to one as to the other; the first of a round is none's privilege."""
     watch, upstream = Stopwatch(device), case.upstream()
-    seconds = (0.3 if device.type == "cuda" else 0.05) / rounds
+    rounds = args.rounds
+    seconds = (args.seconds or (0.3 if device.type == "cuda" else 0.05)) / rounds
     ready: dict[str, tuple[Contender, dict, dict, dict]] = {}
     for make in case.contenders:
         contender = make()
+        if not re.search(args.only, contender.name):
+            continue
         try:
             modes = _modes(case, contender, upstream)
             repeats = {mode: watch.warm(run, seconds, -(-5 // rounds)) for mode, run in modes.items()}
@@ -200,13 +205,13 @@ def step_rows(suite: str, device: torch.device, dtype: torch.dtype, limits: dict
         }
 
 
-def _shapes(op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed, rounds: int):
+def _shapes(op: str, suite: str, device: torch.device, dtype: torch.dtype, limits: dict[str, float], failed, args):
     """The rows of one operation, shape after shape: those of a shape are measured together."""
     if op == "step":
         yield step_rows(suite, device, dtype, limits)
         return
     for case in all_cases(op, suite, device, dtype):
-        yield measure_case(case, device, limits, failed, rounds)
+        yield measure_case(case, device, limits, failed, args)
 
 
 class Results:
@@ -245,7 +250,7 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
     packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in packages if path)}
     fixed = ["--suite", suite, "--dtype", dtype, "--device", args.device, "--out", str(args.out), "--rounds", str(args.rounds)]
-    fixed += ["--json"] * args.json
+    fixed += ["--only", args.only, *(["--seconds", str(args.seconds)] if args.seconds else []), *["--json"] * args.json]
     for index, op in enumerate(ops):
         code = None
         for without in ({}, {library.VARIABLES["cuda"]: "left out"}):
@@ -323,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
         now = time.monotonic()
         deadline = float("inf") if stop is None else now + (stop - now) / (len(ops) - index)
         try:
-            for rows in _shapes(op, suite, device, dtype, limits, failed, args.rounds):
+            for rows in _shapes(op, suite, device, dtype, limits, failed, args):
                 for row in rows:
                     report(row)
                 if time.monotonic() > deadline:

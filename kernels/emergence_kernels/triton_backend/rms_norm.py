@@ -45,13 +45,21 @@ def _forward_kernel(
 
 
 @triton.jit
-def _load_rows(x_ptr, dy_ptr, stride_x, stride_dy, block, N, offs_d, columns, ROWS: tl.constexpr):
-    """x and dy of a block of rows, in their dtype, 0 beyond the edge."""
+def _load_rows(
+    x_ptr, dy_ptr, d_residual_ptr, rstd_ptr, stride_x, stride_dy, stride_d_residual, block, N, offs_d, columns,
+    ROWS: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """x, dy, d_residual (x again without one) and rstd of a block of rows, in their dtypes, 0 beyond the edge."""
     rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
     mask = (rows < N)[:, None] & columns[None, :]
     x = tl.load(x_ptr + rows[:, None] * stride_x + offs_d[None, :], mask=mask, other=0.0)
     dy = tl.load(dy_ptr + rows[:, None] * stride_dy + offs_d[None, :], mask=mask, other=0.0)
-    return x, dy
+    d_residual = x
+    if RESIDUAL:
+        d_residual = tl.load(
+            d_residual_ptr + rows[:, None] * stride_d_residual + offs_d[None, :], mask=mask, other=0.0
+        )
+    return x, dy, d_residual, tl.load(rstd_ptr + rows, mask=rows < N, other=0.0)
 
 
 @triton.jit
@@ -66,25 +74,26 @@ def _backward_kernel(
     weight = tl.load(weight_ptr + offs_d, mask=columns, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK_D,), dtype=tl.float32)
     blocks = tl.cdiv(N, ROWS)
-    x_next, dy_next = _load_rows(x_ptr, dy_ptr, stride_x, stride_dy, pid, N, offs_d, columns, ROWS)
+    x_next, dy_next, d_residual_next, rstd_next = _load_rows(
+        x_ptr, dy_ptr, d_residual_ptr, rstd_ptr, stride_x, stride_dy, stride_d_residual, pid, N, offs_d, columns,
+        ROWS, RESIDUAL,
+    )  # fmt: skip
     for block in range(pid, blocks, programs):
-        x, dy = x_next.to(tl.float32), dy_next.to(tl.float32)
-        # The next rows are on their way while these are reduced.
-        x_next, dy_next = _load_rows(
-            x_ptr, dy_ptr, stride_x, stride_dy, block + programs, N, offs_d, columns, ROWS
+        x, dy, rstd = x_next.to(tl.float32), dy_next.to(tl.float32), rstd_next
+        d_residual = d_residual_next.to(tl.float32)
+        # Everything of the next rows is on its way while these are reduced.
+        x_next, dy_next, d_residual_next, rstd_next = _load_rows(
+            x_ptr, dy_ptr, d_residual_ptr, rstd_ptr, stride_x, stride_dy, stride_d_residual, block + programs, N, offs_d,
+            columns, ROWS, RESIDUAL,
         )  # fmt: skip
         rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
-        inside = rows < N
-        mask = inside[:, None] & columns[None, :]
-        rstd = tl.load(rstd_ptr + rows, mask=inside, other=0.0)
+        mask = (rows < N)[:, None] & columns[None, :]
         normed = x * rstd[:, None]
         dw += tl.sum(dy * normed.to(dx_ptr.dtype.element_ty).to(tl.float32), 0)
         g = dy * weight[None, :]
         dx = rstd[:, None] * (g - normed * (tl.sum(g * normed, 1) / D)[:, None])
         if RESIDUAL:
-            dx += tl.load(
-                d_residual_ptr + rows[:, None] * stride_d_residual + offs_d[None, :], mask=mask, other=0.0
-            ).to(tl.float32)
+            dx += d_residual
         tl.store(dx_ptr + rows[:, None] * D + offs_d[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
     tl.store(dw_ptr + pid.to(tl.int64) * D + offs_d, dw, mask=columns)
 
