@@ -18,6 +18,7 @@ import datetime
 import gc
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -349,7 +350,8 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         if "failed" in row:
             continue
         shown = ""
-        if "=" not in row["contestant"] and time.monotonic() < deadline:  # variants are not profiled
+        profiled = "=" not in row["contestant"] and re.search(arguments.profile, row["contestant"])
+        if profiled and time.monotonic() < deadline:
             found = row["profile"] = profile(made[row["contestant"]]["step"], number)
             path.write_text(json.dumps(record, indent=1) + "\n")
             shown = f"GPU {found['gpu_ms']:.0f} ms a step: " + ", ".join(f"{k} {v:.0f}" for k, v in found["by_kind_ms"].items())
@@ -368,6 +370,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3, help="a turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=900.0, help="seconds a size")
+    parser.add_argument("--profile", default="ours|plain|liger", metavar="REGEX", help="contestants to profile; never variants")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # a size: measured in this process
     arguments = parser.parse_args()
