@@ -28,7 +28,7 @@ def interpreting() -> bool:
 
 
 # What each operation can be computed by, best first as far as it is known; choices.py knows better where it was measured.
-# "auto" takes "cuda" only there: no GPU has run those kernels yet. "torch" closes every list.
+# "auto" takes "cuda" only there, or where an operation knows better (attention on Hopper). "torch" closes every list.
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
     "rotary": ("triton", "cuda", "cpu", "torch"),

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from emergence_kernels import choices
+from emergence_kernels.attention_options import Options
 from emergence_kernels.bench import draw
 from emergence_kernels.dispatch import resolve_backend
+from emergence_kernels.ops.attention import checked
 
 GPU = torch.device("cuda")
 
@@ -54,6 +56,47 @@ def test_attention_is_ranked_by_its_mask(measured):
                  of("emergence triton", 3.0, "documents"), of("emergence cuda", 2.0, "documents")))  # fmt: skip
     assert auto("attention, causal", 64, 1024, op="attention") == "flash"
     assert auto("attention, documents", 128, 4096, op="attention") == "cuda"
+
+
+def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> str:
+    """What attention's own dispatch takes on a pretended GPU with flash attention, which has no documents and here no window."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(2, 1024, 4, head_dim, dtype=dtype, device="cuda")
+        ids = torch.empty(2, 1024, dtype=torch.int64, device="cuda") if kind == "documents" else None
+        options = Options(kind != "full", None, ids, 100 if kind == "window" else None, False)
+        return checked("attention", q, q, q, options, None)[1]
+
+
+@pytest.fixture
+def limited(monkeypatch):
+    """Only what the inputs themselves rule out is ruled out."""
+    monkeypatch.setattr("emergence_kernels.dispatch.why_not", lambda backend, op, device, limits: limits.get(backend))
+    monkeypatch.setattr("emergence_kernels.flash_backend.generation", lambda q: None)
+
+
+def test_an_unmeasured_mask_takes_the_causal_order(measured, limited):
+    def of(contender: str, ms: float, kind: str = "causal", head_dim: int = 64) -> dict:
+        return row(contender, ms, op="attention", features=0, head_dim=head_dim, seq=1024, kind=kind)
+
+    measured(run(of("emergence flash", 1.0), of("emergence cuda", 2.0), of("emergence triton", 3.0),
+                 of("emergence flash", 2.0, head_dim=128), of("emergence cuda", 3.0, head_dim=128),
+                 of("emergence triton", 1.0, head_dim=128), of("emergence cuda", 2.0, "window", 128),
+                 of("emergence triton", 3.0, "window", 128)))  # fmt: skip
+    assert chosen("causal") == chosen("full") == "flash"
+    assert chosen("documents") == "cuda", "flash attention drops out, the rest keep their order"
+    assert chosen("documents", 128) == "triton"
+    assert chosen("window") == chosen("window", 128) == "cuda", "this mask was measured"
+
+
+def test_hopper_has_its_own_kernels_unmeasured(measured, limited, monkeypatch):
+    measured()
+    assert chosen("causal", dtype=torch.float16) == "flash"
+    assert chosen("documents") == chosen("window", 128) == "cuda"
+    assert chosen("documents", 96) == "triton", "Hopper's kernels have no such head dim"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert chosen("documents") == "triton"
 
 
 def test_the_nearest_widths_decide(measured):

@@ -44,7 +44,7 @@ def test_auto_on_a_gpu(monkeypatch):
     assert resolve_backend("auto", "rms_norm", cuda) == "triton"
     assert resolve_backend("auto", "attention", cuda) == "flash"
     assert resolve_backend("auto", "attention", cuda, {"flash": "no"}) == "triton"
-    # Never the kernels that no GPU has run, whatever else cannot.
+    # Never kernels that nobody has measured, whatever else cannot.
     nothing = {"flash": "no", "triton": "no"}
     monkeypatch.setattr("emergence_kernels.compiled.library.why_not", lambda *_: None)
     assert resolve_backend("cuda", "attention", cuda, nothing) == "cuda"

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..attention_options import Gradients, Options, empty_gradients
 from ..document_ranges import overlapping_and_equal_blocks
+from ..tracing import constant_while_tracing
 from .attention_inputs import aligned, numbered, positive
 from .library import operations
 
@@ -29,11 +30,14 @@ def why_not(q: Tensor) -> str | None:
         return f"Hopper's kernels take bfloat16 and float16, not {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"Hopper's kernels take head dims 64 and 128, not {q.shape[-1]}"
-    if q.shape[0] * q.shape[2] > 65535:
-        return f"Hopper's kernels take at most 65535 heads in a batch, not {q.shape[0] * q.shape[2]}"
-    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) != (9, 0):
+    if q.device.type == "cuda" and not _is_hopper(q.device):
         return "Hopper's kernels run on compute capability 9.0 alone"
     return None
+
+
+@constant_while_tracing
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def _for_copies(t: Tensor) -> Tensor:
