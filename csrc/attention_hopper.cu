@@ -227,7 +227,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
 
 #endif
 
-// ids (B, T), or null. ranges (B, gridDim.x, 4): of each block of queries, the first block of keys and the one after the last
+// ids (B, T), or null. ranges (B, blocks, 4): of each block of queries, the first block of keys and the one after the last
 // that may share an id with it, and the same of those that share one id with all of it.
 template <typename T, int D, int CONSUMERS>
 __global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
@@ -238,15 +238,16 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS>::kThreads, 1)
   using Tiles = Layout<D, CONSUMERS>;
   TILES(memory);
   const Tiles tiles{memory};
-  const int block = problem.causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x;  // the longest rows first
-  const int b = blockIdx.y / problem.H, h = blockIdx.y % problem.H, g = h / problem.group;
+  const Place at = place((problem.T + Tiles::kRows - 1) / Tiles::kRows);
+  const int block = problem.causal ? at.blocks - 1 - at.block : at.block;  // the longest rows first
+  const int b = at.head / problem.H, h = at.head % problem.H, g = h / problem.group;
   const int q0 = block * Tiles::kRows;
   const int row_last = min(q0 + Tiles::kRows, problem.T) - 1;
   int first = lowest_key(problem, q0) / kKeys, last = (highest_key(problem, row_last) + kKeys - 1) / kKeys;
   int unmasked[2] = {0, 0};
   if (ids) {
     ids += int64_t(b) * problem.T;
-    ranges += (int64_t(b) * gridDim.x + block) * 4;
+    ranges += (int64_t(b) * at.blocks + block) * 4;
     first = max(first, load(ranges));
     last = min(last, load(ranges + 1));
     unmasked[0] = load(ranges + 2);
@@ -299,7 +300,7 @@ void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const T
     using Tiles = Layout<features(), consumers()>;
     const unsigned blocks = glue::divide_up(T, Tiles::kRows);
     if (ranges) glue::check_vector(*ranges, B * blocks * 4, glue::ScalarType::Int, "ranges");
-    glue::launch(&forward_hopper<E, features(), consumers()>, dim3(blocks, B * H), dim3(Tiles::kThreads), Tiles::kBytes, q,
+    glue::launch(&forward_hopper<E, features(), consumers()>, grid(blocks, B * H), dim3(Tiles::kThreads), Tiles::kBytes, q,
                  {&q, &k, &v, &out, &lse, glue::given(ids), glue::given(ranges)}, tiles_of(q, Tiles::kRows),
                  tiles_of(k, kKeys), tiles_of(v, kKeys), glue::pointer<E>(out), glue::pointer<float>(lse),
                  glue::pointer<int64_t>(ids), glue::pointer<int>(ranges), problem);

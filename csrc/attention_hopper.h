@@ -16,6 +16,15 @@ struct Problem {
 constexpr int kOwn = 1;  // number of the first warpgroup's own barrier
 constexpr float kLog2e = 1.4426950408889634f;
 
+// Blocks and heads are both in a launch's first dimension, the only one that may be longer than 65,535. A head's blocks are
+// neighbours there: they share keys and values in the L2 cache.
+struct Place {
+  int blocks, block, head;  // of a head; this one; of all heads of the batch
+};
+__device__ __forceinline__ Place place(int blocks) {
+  return {blocks, int(blockIdx.x % unsigned(blocks)), int(blockIdx.x / unsigned(blocks))};
+}
+
 #if HOPPER_CODE
 
 // Keys [low, high) that a query may see, documents apart.
@@ -110,10 +119,15 @@ inline void check_contiguous(const Tensor& t, const char* name) {
 inline Problem problem_of(const Tensor& q, const Tensor& k, bool causal, double scale, int64_t window) {
   const int64_t T = q.size(1), D = q.size(3);
   STD_TORCH_CHECK(D == 64 || D == 128, "emergence_cuda: Hopper's attention takes head dims 64 and 128");
-  STD_TORCH_CHECK(q.size(0) * q.size(2) <= 65535, "emergence_cuda: attention: more than 65535 heads in the batch");
   STD_TORCH_CHECK(scale > 0 && window >= 0 && T < (int64_t(1) << 30), "emergence_cuda: attention: scale, window or positions");
   return {int(T), int(q.size(2)), int(q.size(2) / k.size(2)), int(window > 0 && window < T ? window : T),
           causal, float(scale),   float(scale * kLog2e)};
+}
+
+// `blocks` for each of `heads`: see Place.
+inline dim3 grid(int64_t blocks, int64_t heads) {
+  STD_TORCH_CHECK(blocks * heads < (int64_t(1) << 31), "emergence_cuda: attention of too many blocks");
+  return dim3(static_cast<unsigned>(blocks * heads));
 }
 
 template <typename F>

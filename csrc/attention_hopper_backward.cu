@@ -281,7 +281,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
 #endif
 
 // kept and passing: of k, v, q and do, or of q, do, k and v. d0, d1: dk and dv, or dq and nothing. dq_sums: kAll's, parts of
-// dq. statistics (B, H, padded, 2): lse and delta. ids (B, T), or null. ranges (B, gridDim.x, 4): as in attention_hopper.cu, of
+// dq. statistics (B, H, padded, 2): lse and delta. ids (B, T), or null. ranges (B, blocks, 4): as in attention_hopper.cu, of
 // rows and tiles of columns.
 template <typename T, int D, int CONSUMERS, Gradients OF>
 __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
@@ -295,9 +295,10 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
   TILES(memory);
   const Tiles tiles{memory};
   // The longest first: of causal queries the last, of causal keys the first.
-  const int block = problem.causal && !KEYS ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const Place at = place((problem.T + Tiles::kRows - 1) / Tiles::kRows);
+  const int block = problem.causal && !KEYS ? at.blocks - 1 - at.block : at.block;
   const int heads = KEYS ? problem.H / problem.group : problem.H;
-  const int b = blockIdx.y / heads, head = blockIdx.y % heads;
+  const int b = at.head / heads, head = at.head % heads;
   Work work{block * Tiles::kRows, 0, 0, b, head, KEYS ? head * problem.group : head / problem.group, KEYS ? problem.group : 1};
   const int last = min(work.row0 + Tiles::kRows, problem.T) - 1;
   work.first = (KEYS ? lowest_query(problem, work.row0) : lowest_key(problem, work.row0)) / kColumns;
@@ -305,7 +306,7 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
   int unmasked[2] = {0, 0};
   if (ids) {
     ids += int64_t(b) * problem.T;
-    ranges += (int64_t(b) * gridDim.x + block) * 4;
+    ranges += (int64_t(b) * at.blocks + block) * 4;
     work.first = max(work.first, load(ranges));
     work.last = min(work.last, load(ranges + 1));
     unmasked[0] = load(ranges + 2);
@@ -338,9 +339,10 @@ template <typename T, int D>
 __global__ void __launch_bounds__(256) delta_kernel(const T* out, const T* d_out, const float* lse, float* statistics, int H,
                                                          int Tq, int padded, int64_t stride_b, int64_t stride_t,
                                                          int64_t stride_h) {
-  constexpr int kLanes = D / 8;
-  const int t = blockIdx.x * (256 / kLanes) + threadIdx.x / kLanes, column = threadIdx.x % kLanes * 8;
-  const int b = blockIdx.y / H, h = blockIdx.y % H;
+  constexpr int kLanes = D / 8, kRows = 256 / kLanes;
+  const Place at = place((padded + kRows - 1) / kRows);
+  const int t = at.block * kRows + threadIdx.x / kLanes, column = threadIdx.x % kLanes * 8;
+  const int b = at.head / H, h = at.head % H;
   float sum = 0.0f;
   if (t < Tq) {
     const auto o = load(reinterpret_cast<const Pack<T, 8>*>(out + ((int64_t(b) * Tq + t) * H + h) * D + column));
@@ -351,8 +353,8 @@ __global__ void __launch_bounds__(256) delta_kernel(const T* out, const T* d_out
 #pragma unroll
   for (int bits = kLanes / 2; bits > 0; bits /= 2) sum += from_lane_xor(sum, bits);
   if (column == 0 && t < padded) {
-    float* to = statistics + 2 * (int64_t(blockIdx.y) * padded + t);
-    store(reinterpret_cast<Pack<float, 2>*>(to), {{t < Tq ? load(lse + int64_t(blockIdx.y) * Tq + t) : INFINITY, sum}});
+    float* to = statistics + 2 * (int64_t(at.head) * padded + t);
+    store(reinterpret_cast<Pack<float, 2>*>(to), {{t < Tq ? load(lse + int64_t(at.head) * Tq + t) : INFINITY, sum}});
   }
 }
 
@@ -361,8 +363,9 @@ template <typename T, int D>
 __global__ void __launch_bounds__(kGroup) dq_kernel(float* sums, T* dq, const Problem problem, const Results to) {
 #if HOPPER_CODE
   TILES(memory);
-  const int tile = blockIdx.x / (D / 64), slab = blockIdx.x % (D / 64);
-  const int b = blockIdx.y / problem.H, head = blockIdx.y % problem.H, row0 = tile * kColumns;
+  const Place at = place((problem.T + kColumns - 1) / kColumns * (D / 64));
+  const int tile = at.block / (D / 64), slab = at.block % (D / 64);
+  const int b = at.head / problem.H, head = at.head % problem.H, row0 = tile * kColumns;
   const float* from = part_of_dq<D>(sums, problem, b, head, tile, slab) + threadIdx.x * 4;
   float part[32];
 #pragma unroll
@@ -421,7 +424,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
     if (ranges) glue::check_vector(*ranges, B * blocks * 4, glue::ScalarType::Int, "ranges");
     const Tensor &kept_0 = keys ? k : q, &kept_1 = keys ? v : d_out, &passing_0 = keys ? q : k,
                  &passing_1 = keys ? d_out : v;
-    glue::launch(&backward_hopper<E, features(), consumers(), of()>, dim3(blocks, B * (keys ? G : H)),
+    glue::launch(&backward_hopper<E, features(), consumers(), of()>, grid(blocks, B * (keys ? G : H)),
                  dim3(Tiles::kThreads), Tiles::kBytes, q,
                  {&q, &k, &v, &d_out, &dq, &dk, &dv, glue::given(dq_sums), &statistics, glue::given(ids), glue::given(ranges)},
                  tiles_of(kept_0, Tiles::kRows), tiles_of(kept_1, Tiles::kRows), tiles_of(passing_0, kColumns),
@@ -432,7 +435,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
   const auto by_features = [&](auto of_q, auto features, auto consumers_of_queries) {
     using E = decltype(of_q);
     constexpr int kRows = 256 / (features() / 8);
-    glue::launch(&delta_kernel<E, features()>, dim3(glue::divide_up(padded, kRows), B * H), dim3(256), 0, q,
+    glue::launch(&delta_kernel<E, features()>, grid(glue::divide_up(padded, kRows), B * H), dim3(256), 0, q,
                  {&out, &d_out, &lse, &statistics}, glue::pointer<E>(out), glue::pointer<E>(d_out), glue::pointer<float>(lse),
                  glue::pointer<float>(statistics), static_cast<int>(H), static_cast<int>(T), static_cast<int>(padded),
                  d_out.stride(0), d_out.stride(1), d_out.stride(2));
@@ -443,7 +446,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
       return;
     }
     run(of_q, features, two, std::integral_constant<Gradients, kAll>{}, ranges_of_keys);
-    glue::launch(&dq_kernel<E, features()>, dim3(tiles * (features() / 64), B * H), dim3(kGroup), 64 * kSwizzleRow, q,
+    glue::launch(&dq_kernel<E, features()>, grid(tiles * (features() / 64), B * H), dim3(kGroup), 64 * kSwizzleRow, q,
                  {&dq, &*dq_sums}, glue::pointer<float>(dq_sums), glue::pointer<E>(dq), problem, results(dq));
   };
   by_type(q, [&](auto of_q) {

@@ -173,6 +173,15 @@ def _forward_step(
 
 
 @triton.jit
+def _place(T, heads, BLOCK: tl.constexpr):
+    """(blocks of a head, this program's block, sequence and head). All in the first dimension, which alone may be longer than
+    65,535, with a head's blocks in a row, since they share keys and values in the L2 cache."""
+    blocks = tl.cdiv(T, BLOCK)
+    head = tl.program_id(0) // blocks
+    return blocks, tl.program_id(0) % blocks, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+
+
+@triton.jit
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, ids_ptr, range_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
@@ -181,12 +190,9 @@ def _forward_kernel(
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.num_programs(0)
-    block = tl.program_id(0)
+    blocks, block, b, h = _place(T, H, BLOCK_Q)
     if CAUSAL:
         block = blocks - 1 - block  # the longest rows first
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = (tl.program_id(1) % H).to(tl.int64)
     q0 = block * BLOCK_Q
     offs_q = q0 + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, BLOCK_D)
@@ -226,9 +232,8 @@ def _delta_kernel(
     o_ptr, do_ptr, delta_ptr, stride_ob, stride_ot, stride_oh, stride_db, stride_dt, stride_dh, T, H,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = (tl.program_id(1) % H).to(tl.int64)
-    offs_q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    _, block, b, h = _place(T, H, BLOCK_Q)
+    offs_q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, BLOCK_D)
     o = _load(o_ptr + b * stride_ob + h * stride_oh, stride_ot, offs_q, offs_d, T, D, BLOCK_D, False)
     do = _load(do_ptr + b * stride_db + h * stride_dh, stride_dt, offs_q, offs_d, T, D, BLOCK_D, False)
@@ -279,10 +284,7 @@ def _dkdv_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
 ):  # fmt: skip
-    G = H // GROUP
-    block = tl.program_id(0)
-    b = (tl.program_id(1) // G).to(tl.int64)
-    g = (tl.program_id(1) % G).to(tl.int64)
+    blocks, block, b, g = _place(T, H // GROUP, BLOCK_K)
     k0 = block * BLOCK_K
     offs_k = k0 + tl.arange(0, BLOCK_K)
     offs_d = tl.arange(0, BLOCK_D)
@@ -293,7 +295,7 @@ def _dkdv_kernel(
     if DOCUMENTS:
         ids_k = tl.load(ids_ptr + offs_k, mask=offs_k < T, other=0)
     low, free, high = _query_range(
-        b * tl.num_programs(0) + block, k0, range_ptr, T, window, BLOCK_Q, BLOCK_K, CAUSAL, WINDOW, DOCUMENTS
+        b * blocks + block, k0, range_ptr, T, window, BLOCK_Q, BLOCK_K, CAUSAL, WINDOW, DOCUMENTS
     )
     dk = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
@@ -348,12 +350,9 @@ def _dq_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.num_programs(0)
-    block = tl.program_id(0)
+    blocks, block, b, h = _place(T, H, BLOCK_Q)
     if CAUSAL:
         block = blocks - 1 - block
-    b = (tl.program_id(1) // H).to(tl.int64)
-    h = (tl.program_id(1) % H).to(tl.int64)
     q0 = block * BLOCK_Q
     offs_q = q0 + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, BLOCK_D)
@@ -440,7 +439,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
         tile = [1, config.block_k, 1, a.block_d]
         keys, values = (TensorDescriptor.from_tensor(t, tile) for t in (a.k, a.v))
     with on_device(q):
-        _forward_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
+        _forward_kernel[(triton.cdiv(a.T, config.block_q) * a.B * a.H,)](
             a.q, keys, values, out, lse, *a.ranges(config.block_q, config.block_k), *a.strides,
             a.T, a.H, a.window, a.scale * math.log2(math.e), DESCRIPTORS=config.descriptors, **a.options(config),
         )  # fmt: skip
@@ -456,17 +455,17 @@ def backward(
     dq, dk, dv = into or empty_gradients(q, k, v)
     delta = torch.empty_like(lse)
     with on_device(q):
-        _delta_kernel[(triton.cdiv(a.T, 64), a.B * a.H)](
+        _delta_kernel[(triton.cdiv(a.T, 64) * a.B * a.H,)](
             out, do, delta, *out.stride()[:3], *do.stride()[:3], a.T, a.H, D=a.D, BLOCK_D=a.block_d, BLOCK_Q=64,
             num_warps=4, enable_fp_fusion=False,  # as in rms_norm.py: o * do + (the neighbour's o * do) is rounded twice
         )  # fmt: skip
         config = a.config("dkdv")
-        _dkdv_kernel[(triton.cdiv(a.T, config.block_k), a.B * a.G)](
+        _dkdv_kernel[(triton.cdiv(a.T, config.block_k) * a.B * a.G,)](
             a.q, a.k, a.v, do, lse, delta, dk, dv, *a.ranges(config.block_k, config.block_q), *a.strides,
             *do.stride()[:3], *dk.stride()[:2], a.T, a.H, a.window, a.scale, **a.options(config),
         )  # fmt: skip
         config = a.config("dq")
-        _dq_kernel[(triton.cdiv(a.T, config.block_q), a.B * a.H)](
+        _dq_kernel[(triton.cdiv(a.T, config.block_q) * a.B * a.H,)](
             a.q, a.k, a.v, do, lse, delta, dq, *a.ranges(config.block_q, config.block_k), *a.strides,
             *do.stride()[:3], *dq.stride()[:2], a.T, a.H, a.window, a.scale, **a.options(config),
         )  # fmt: skip
