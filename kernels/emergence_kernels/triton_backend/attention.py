@@ -177,8 +177,9 @@ def _place(T, heads, BLOCK: tl.constexpr):
     """(blocks of a head, this program's block, sequence and head). All in the first dimension, which alone may be longer than
     65,535, with a head's blocks in a row, since they share keys and values in the L2 cache."""
     blocks = tl.cdiv(T, BLOCK)
-    head = tl.program_id(0) // blocks
-    return blocks, tl.program_id(0) % blocks, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    # Divided as what it is, unsigned: it saves the registers that a kernel for sm_80 lacked.
+    head = (tl.program_id(0).to(tl.uint32) // tl.cast(blocks, tl.uint32)).to(tl.int32)
+    return blocks, tl.program_id(0) - head * blocks, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
 
 
 @triton.jit
