@@ -258,13 +258,18 @@ SUITES = {
 }
 
 
-def main(suite: str, *dtypes: str) -> None:
-    for arch, number in (("sm_80", 80), ("sm_90", 90)):
+def main(suite: str, *choices: str) -> None:
+    """choices: dtypes and compute capabilities (90 for 9.0)."""
+    from emergence_kernels.triton_backend import configs
+
+    dtypes = [choice for choice in choices if choice in POINTER]
+    for number in [int(choice) for choice in choices if choice.isdigit()] or (80, 90):
+        arch = configs.table_of(number // 10)
         for dtype in dtypes or POINTER:
             for name, kernel, types, constants, launch in SUITES[suite](dtype, arch):
                 needed = {k: v for k, v in types.items() if k in kernel.arg_names and k not in constants}
                 compiled = compile_kernel(kernel, needed, constants, number, **launch)
-                row = dict(suite=suite, arch=arch, dtype=dtype, kernel=name) | inspect(compiled)
+                row = dict(suite=suite, arch=arch, target=number, dtype=dtype, kernel=name) | inspect(compiled)
                 print(json.dumps(row), flush=True)
 
 

@@ -14,20 +14,20 @@ import pytest
 pytest.importorskip("triton")
 
 
-def compiled(suite: str, *dtypes: str) -> list[dict]:
-    """In a process of its own: this one may be interpreting."""
+def compiled(suite: str, *choices: str, tables: tuple[str, ...] = ("sm_80", "sm_90")) -> list[dict]:
+    """In a process of its own: this one may be interpreting. choices: as of compiling.main."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = Path(__file__).parent / "compiling.py"
     path = os.pathsep.join(p for p in sys.path if p)
     run = subprocess.run(
-        [sys.executable, str(script), suite, *dtypes],
+        [sys.executable, str(script), suite, *choices],
         env=environment | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert {row["arch"] for row in rows} == {"sm_80", "sm_90"}
+    assert {row["arch"] for row in rows} == set(tables)
     return rows
 
 
@@ -38,6 +38,14 @@ def check(rows: list[dict], with_matrix: tuple[str, ...]) -> None:
         if row["kernel"].startswith(with_matrix):
             assert row["matrix"] > 0, row
             assert (row["wgmma"] > 0) == (row["arch"] == "sm_90"), row
+
+
+def test_the_table_of_each_architecture():
+    """12.x is newer than Hopper, and has 99 KB of shared memory."""
+    from emergence_kernels.triton_backend import configs
+
+    tables = {major: configs.table_of(major) for major in (8, 9, 10, 11, 12)}
+    assert tables == {8: "sm_80", 9: "sm_90", 10: "sm_90", 11: "sm_90", 12: "sm_80"}
 
 
 def test_cross_entropy():
@@ -96,6 +104,16 @@ def test_every_attention(suite):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_other_dtypes(suite, dtype):
     check(compiled(suite, dtype), ("statistics",) if dtype == "float16" else ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["attention_common", "cross_entropy", "loss_rows"])
+@pytest.mark.parametrize("target, table, shared", [("100", "sm_90", 227), ("120", "sm_80", 99)])
+def test_newer_architectures(suite, target, table, shared):
+    """They have no tables of their own: what they use compiles, and fits their shared memory. On 10.0 some registers spill."""
+    rows = compiled(suite, "bfloat16", target, tables=(table,))
+    assert {row["target"] for row in rows} == {int(target)}
+    assert all(row["shared"] <= shared * 1024 for row in rows), max(rows, key=lambda row: row["shared"])
 
 
 @pytest.mark.slow

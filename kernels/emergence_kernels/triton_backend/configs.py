@@ -204,14 +204,19 @@ def _described(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
     return weight_VD.stride(1) == 1 and not any(start % 16 for start in starts)
 
 
+def table_of(major: int) -> str:
+    """The table for a compute capability. The entries of sm_90 take up to 227 KB of shared memory, which 9.x to 11.x have; 12.x
+    (RTX 50, RTX PRO 6000) has 99 KB, as 8.6 and 8.9, and takes those of sm_80."""
+    return "sm_90" if 9 <= major < 12 else "sm_80"
+
+
 @cache
 def _architecture_of(index: int) -> str:
-    major, _ = torch.cuda.get_device_capability(index)
-    return "sm_90" if major >= 9 else "sm_80"
+    return table_of(torch.cuda.get_device_capability(index)[0])
 
 
 def architecture(device: torch.device) -> str:
-    """The table's name for a device. Newer architectures than sm_90 use its entries."""
+    """The table's name for a device."""
     if device.type != "cuda":
         assert interpreting()
         return "interpreter"
