@@ -7,6 +7,8 @@ tests, as TRITON_INTERPRET is.
 
 import ctypes
 import os
+import re
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -70,7 +72,37 @@ def why_not(backend: str, device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if not runs_on(built.split(",")[0].split(), major, minor):
         return f"it is built for {built.split(',')[0]}, not for sm_{major}{minor}"
-    return None
+    return _old_driver(built, _driver())
+
+
+@cache
+def _driver() -> tuple[int, int] | None:
+    """The newest CUDA that the driver knows, or None where it does not say."""
+    try:
+        driver, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        if driver.cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+# The first driver for all of a CUDA's versions: they differ in features, and machine code runs on the oldest (CUDA's minor
+# version compatibility).
+DRIVERS = {11: 450, 12: 525, 13: 580}
+
+
+@cache
+def _old_driver(built: str, driver: tuple[int, int] | None) -> str | None:
+    """The reason why a driver cannot run a library, or None. It would load, and fail at its first launch."""
+    release = re.search(r"release (\d+)\.(\d+)", built)
+    if release is None or driver is None or driver[0] >= (major := int(release[1])):
+        return None
+    newer = f"the driver to {DRIVERS[major]} or later" if major in DRIVERS else "the driver"
+    return (
+        f"it is built with CUDA {release[1]}.{release[2]}, and the driver knows CUDA {driver[0]}.{driver[1]}: "
+        f"update {newer}, or rebuild with CUDA {driver[0]} ({_remedy('cuda')})"
+    )
 
 
 def runs_on(architectures: list[str], major: int, minor: int) -> bool:
