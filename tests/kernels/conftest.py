@@ -24,6 +24,7 @@ TOO_LATE = not CUDA and not PTX and "triton" in sys.modules and os.environ.get("
 if not CUDA and not PTX:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
+os.environ[build.WERROR_VARIABLE] = "1"
 # Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
 COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops of several blocks
 ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC

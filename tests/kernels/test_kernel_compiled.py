@@ -21,6 +21,7 @@ import emergence_kernels as ek
 from emergence_kernels.attention_options import Options
 from emergence_kernels.compiled import attention, build, cross_entropy, library, rms_norm
 from emergence_kernels.compiled.library import operations
+from emergence_kernels.dispatch import resolve_backend
 
 EMULATED = not torch.cuda.is_available()
 
@@ -319,6 +320,8 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
                 if not any(part in name for name in kernels)} == set()  # fmt: skip
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert len(spills) > 50 and all(pair == ("0", "0") for pair in spills), "registers are spilled"
+    # A launch asks for more than 48 KB where it wants 32 itself (torch_glue.h): what kernels declare must fit in between.
+    assert max((int(size) for size in re.findall(r"(\d+) bytes smem", said)), default=0) <= 16 << 10
     if cuobjdump := _cuobjdump():
         for arch in ("sm_80", "sm_90a"):
             listing = subprocess.run([cuobjdump, "-sass", "-arch", arch, str(out)], capture_output=True, text=True).stdout
@@ -370,6 +373,33 @@ def test_a_library_that_is_damaged_is_named(tmp_path):
         [sys.executable, "-c", code], env=os.environ | {library.VARIABLES["cuda"]: str(bad)}, capture_output=True, text=True
     )
     assert "cannot be loaded" in done.stdout and "bad.so" in done.stdout, done.stderr
+
+
+def test_a_driver_that_is_too_old_is_named(monkeypatch):
+    """Before the first launch, in one line. A driver of the same CUDA generation will do."""
+    device, version = torch.device("cuda"), "sm_80 sm_90a, Cuda compilation tools, release 13.0, V13.0.88"
+    monkeypatch.setattr(library, "_library", lambda backend: (version, None))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    for driver, reason in (((12, 4), "update the driver to 580 or later, or rebuild with CUDA 12"), ((13, 0), None),
+                           ((14, 1), None), (None, None)):  # fmt: skip
+        monkeypatch.setattr(library, "_driver", lambda driver=driver: driver)
+        told = library.why_not("cuda", device)
+        assert told is reason is None or (reason in told and "CUDA 13.0" in told and "CUDA 12.4" in told and "\n" not in told)
+    monkeypatch.setattr(library, "_driver", lambda: (12, 4))
+    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it is built with CUDA 13.0, and the driver knows CUDA 12.4"):
+        resolve_backend("cuda", "rms_norm", device)
+    assert resolve_backend("auto", "rms_norm", device, measured=["cuda", "torch"]) == "torch"
+
+
+def test_warnings_are_errors_where_the_kernels_are_developed(monkeypatch):
+    for name in ("CI", build.WERROR_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    assert build.strict() == [] and "--Werror" not in build.FLAGS["cuda"]
+    monkeypatch.setenv("CI", "true")
+    assert build.strict() == ["--Werror", "all-warnings"]
+    monkeypatch.setenv("CI", "false")
+    monkeypatch.setenv(build.WERROR_VARIABLE, "1")
+    assert build.strict() == ["--Werror", "all-warnings"]
 
 
 def test_which_gpu_runs_which_code():
