@@ -51,6 +51,7 @@ def inspect(compiled) -> dict:
         "stores": Counter(re.findall(r"\bSTG\.E(?:\.(?:[A-Z0-9_]+))*", code)),
         "matrix": len(re.findall(r"\b(?:HMMA|HGMMA)\b", code)),
         "wgmma": len(re.findall(r"\bHGMMA\b", code)),
+        "columns": sorted({int(n) for n in re.findall(r"wgmma\.mma_async\S*\.m64n(\d+)k", compiled.asm["ptx"])}),
         "global": sorted(set(re.findall(r"\b((?:LDG|STG)\.E[.\w]*)", code))),
     }
 
