@@ -177,9 +177,11 @@ def _place(T, heads, BLOCK: tl.constexpr):
     """(blocks of a head, this program's block, sequence and head). All in the first dimension, which alone may be longer than
     65,535, with a head's blocks in a row, since they share keys and values in the L2 cache."""
     blocks = tl.cdiv(T, BLOCK)
-    # Divided as what it is, unsigned: it saves the registers that a kernel for sm_80 lacked.
-    head = (tl.program_id(0).to(tl.uint32) // tl.cast(blocks, tl.uint32)).to(tl.int32)
-    return blocks, tl.program_id(0) - head * blocks, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    # Divided as what they are, unsigned: it saves the registers that kernels for sm_80 lacked.
+    head = tl.program_id(0).to(tl.uint32) // tl.cast(blocks, tl.uint32)
+    b = head // tl.cast(heads, tl.uint32)
+    block = tl.program_id(0) - head.to(tl.int32) * blocks
+    return blocks, block, b.to(tl.int64), (head - b * tl.cast(heads, tl.uint32)).to(tl.int64)
 
 
 @triton.jit
