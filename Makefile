@@ -10,7 +10,7 @@ RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 
-.PHONY: install quickstart ladder test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench \
+.PHONY: install quickstart ladder test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
@@ -83,9 +83,10 @@ gpu-check:
 	$(ON_GPU) benchmarks/gpu_check.py
 
 # Accesses out of bounds, races and uninitialised memory in the CUDA kernels, at small shapes.
+SANITIZERS ?= memcheck racecheck initcheck
 gpu-sanitize:
 	@$(BUILD_CUDA)
-	for tool in memcheck racecheck initcheck; do \
+	for tool in $(SANITIZERS); do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py \
 	    tests/kernels/test_kernel_compiled_attention.py tests/kernels/test_kernel_hopper.py \
@@ -97,8 +98,14 @@ bench-redraw: install
 
 gpu-bench:
 	@$(BUILD_CUDA)
-	$(ON_GPU) benchmarks/kernels.py --suite short --budget 320
-	$(PATHS) timeout 180 $(PYTHON) benchmarks/gpu_training.py
+	$(ON_GPU) benchmarks/kernels.py --suite short --budget 1800
+	$(ON_GPU) benchmarks/gpu_training.py
+
+# All of it in stages, for half an hour of a GPU; what was not reached is left for the next call.
+MINUTES ?= 30
+gpu-first:
+	@$(BUILD_CUDA)
+	$(ON_GPU) benchmarks/gpu_first.py --minutes $(MINUTES)
 
 # Wheels for a GPU machine without network that has torch, Triton and Python 3.12 (unpack: benchmarks/README.md). quack and
 # flash-attn 4 compile by a library of 92 MB: it comes in two pieces, for where what can be carried at a time is bounded.

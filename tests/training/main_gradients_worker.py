@@ -35,12 +35,17 @@ class Gradients(TorchDispatchMode):
 
 def run(engine, ranks, config, spoil: int | None = None) -> dict:
     """Train; `spoil`: a step whose loss is not finite. -> weights, norms, passes over gradients and waits of a step."""
+    from deepspeed.accelerator import get_accelerator
+
+    device_waits: list[int] = []
+    get_accelerator().synchronize = lambda *_: device_waits.append(1)  # nothing on a CPU; on a GPU, a wait for all of it
     generator = torch.Generator().manual_seed(1 + ranks.rank)
     micro = config.training.micro_batch
     rounds = config.training.batch // (micro * ranks.world)
     shapes = {m.weight.shape for m in engine.module.blocks.modules() if isinstance(m, torch.nn.Linear)}
     norms, weights = [], []
     for step in range(STEPS):
+        device_waits.clear()
         with Gradients(shapes) as counted:
             for _ in range(rounds):
                 windows = torch.randint(VOCABULARY, (micro, SEQUENCE + 1), generator=generator)
@@ -49,7 +54,7 @@ def run(engine, ranks, config, spoil: int | None = None) -> dict:
                 engine.step()
         norms.append(float(engine.get_global_grad_norm()))
         weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
-    return {"norms": norms, "weights": weights, "passes": counted.passes, "waits": counted.waits, "rounds": rounds}
+    return {"norms": norms, "weights": weights, "passes": counted.passes, "waits": counted.waits + len(device_waits), "rounds": rounds}
 
 
 if __name__ == "__main__":
