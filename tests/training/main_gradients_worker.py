@@ -57,7 +57,8 @@ def run(engine, ranks, config, spoil: int | None = None) -> dict:
                 waits[-1] += counted.waits - before
         norms.append(float(engine.get_global_grad_norm()))
         weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
-    return {"norms": norms, "weights": weights, "passes": counted.passes, "waits": waits[-1] + len(device_waits), "rounds": rounds}
+    found = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
+    return found | {"waits": waits[-1] + len(device_waits)}
 
 
 if __name__ == "__main__":
