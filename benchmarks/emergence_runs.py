@@ -21,8 +21,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train import records  # noqa: E402
-from emergence_train.analysis.emergence import analyze_emergence, backtest, generator  # noqa: E402
-from emergence_train.analysis.emergence_forecast import OBSERVED, crossing, outlook  # noqa: E402
+from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, generator  # noqa: E402
+from emergence_train.analysis.emergence.forecast import OBSERVED, crossing, outlook  # noqa: E402
 
 KEPT = ("task", "metric", "verdict", "probability", "reason", "eta", "plateau", "change", "size_effect", "collapse", "rows",
         "params", "loss_range", "chance", "items", "spearman", "dispersion", "correlation")  # fmt: skip

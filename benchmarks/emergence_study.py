@@ -3,7 +3,7 @@
     python benchmarks/emergence_study.py [--simulations 500]
 
 Every simulation is a table of 3 to 6 sizes with 8 to 20 checkpoints each, 500 to 14,000 items, noise between checkpoints
-of up to twice the items' own, and a plateau lifted or lowered by up to 0.06 (tests/analysis/simulate_emergence.py).
+of up to twice the items' own, and a plateau lifted or lowered by up to 0.06 (emergence_train/analysis/emergence/simulate.py).
 Writes benchmarks/results/emergence_study.json.
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests" / "analysis"), str(HERE)]
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import simulate_emergence  # noqa: E402
 from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train import records  # noqa: E402
-from emergence_train.analysis import emergence_table  # noqa: E402
-from emergence_train.analysis.emergence import find  # noqa: E402
+from emergence_train.analysis.emergence import simulate  # noqa: E402
+from emergence_train.analysis.emergence import table as emergence_table  # noqa: E402
+from emergence_train.analysis.emergence.analyze import find  # noqa: E402
 
 SIZE_EFFECTS = (0.0, 0.03)
 
@@ -42,8 +42,8 @@ def verdicts(kind: str, count: int) -> dict:
     """Share of each verdict on tasks of one kind; for emergent ones also how often eta's interval holds the truth."""
     said, inside, width, error = Counter(), [], [], []
     for seed in range(count):
-        rng = np.random.default_rng([seed, simulate_emergence.KINDS.index(kind)])
-        frame, eta = simulate_emergence.table(kind, rng)
+        rng = np.random.default_rng([seed, simulate.KINDS.index(kind)])
+        frame, eta = simulate.table(kind, rng)
         one = find(task_of(frame))
         said[one.verdict.name] += 1
         if eta is not None and one.verdict.eta is not None:
@@ -64,7 +64,7 @@ def size_effects(effect: float, count: int) -> dict:
     for seed in range(count):
         rng = np.random.default_rng([seed, 77])
         kind = ("at-chance", "gradual", "emergent", "u-shaped")[seed % 4]
-        frame, _ = simulate_emergence.table(kind, rng, size=effect, chances=(0.2, 0.25, 0.5))
+        frame, _ = simulate.table(kind, rng, size=effect, chances=(0.2, 0.25, 0.5))
         size = find(task_of(frame)).size
         if size.value is not None:
             small.append(size.p < 0.05)
@@ -73,7 +73,7 @@ def size_effects(effect: float, count: int) -> dict:
 
 
 def study(count: int) -> dict:
-    kinds = {kind: verdicts(kind, count) for kind in simulate_emergence.KINDS}
+    kinds = {kind: verdicts(kind, count) for kind in simulate.KINDS}
     return {
         "verdicts": kinds,
         "false_emergent": {kind: one["verdicts"].get("emergent", 0.0) for kind, one in kinds.items() if kind != "emergent"},

@@ -19,15 +19,16 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests" / "analysis")]
+sys.path[:0] = [str(HERE.parent)]
 
-import simulate  # noqa: E402
-
-from emergence_train.analysis import forecast as forecasts  # noqa: E402
-from emergence_train.analysis import mean_law  # noqa: E402
-from emergence_train.analysis.position_forecast import forecast_positions  # noqa: E402
-from emergence_train.analysis.position_law import fit_matrix, position_matrices  # noqa: E402
-from emergence_train.analysis.runs import observed_rows  # noqa: E402
+from emergence_train.analysis.position_matrix import observed_rows, position_matrices  # noqa: E402
+from emergence_train.analysis.temporal import forecast as forecasts  # noqa: E402
+from emergence_train.analysis.temporal import (
+    mean_law,  # noqa: E402
+    simulate,  # noqa: E402
+)
+from emergence_train.analysis.temporal.position_forecast import forecast_positions  # noqa: E402
+from emergence_train.analysis.temporal.position_law import fit_matrix  # noqa: E402
 
 SCHEDULES = ("constant", "cosine", "wsd", "restarts")
 

@@ -1,10 +1,10 @@
-"""Fit the prior of emergence_train/analysis/priors.py across public runs.
+"""Fit the prior of emergence_train/analysis/temporal/priors.py across public runs.
 
     python benchmarks/temporal_prior.py curves.parquet     (the table of temporal_data.py)
 
 Runs of one model, data set and peak rate but different schedules share one set (L0, A, alpha, B): each such group is
 fitted jointly for every clock and kernel. Over groups, log B is regressed on the log of the peak rate; exponents are
-averaged. Writes benchmarks/results/temporal_prior.json and the numbers into emergence_train/analysis/prior_numbers.py.
+averaged. Writes benchmarks/results/temporal_prior.json and the numbers into emergence_train/analysis/temporal/prior_numbers.py.
 """
 
 import sys
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis import mean_law
-from emergence_train.analysis.priors import Prior
 from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.temporal import mean_law
+from emergence_train.analysis.temporal.priors import Prior
 from emergence_train.files import write_bytes, write_json
 
 HERE = Path(__file__).parent
@@ -105,7 +105,7 @@ def main() -> None:
         "SHAPE = {\n" + "".join(f'    "{c}": {v},\n' for c, v in prior.shape.items()) + "}\n"
         f"RATES = {prior.rates}\n"
     ).replace("'", '"')
-    write_bytes(HERE.parent / "emergence_train" / "analysis" / "prior_numbers.py", text.encode())
+    write_bytes(HERE.parent / "emergence_train" / "analysis" / "temporal" / "prior_numbers.py", text.encode())
     print(text)
 
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from temporal_coverage import provenance  # noqa: E402
 from temporal_prior import fit_groups, prior_from  # noqa: E402
 
-from emergence_train.analysis.forecast import forecast  # noqa: E402
-from emergence_train.analysis.mean_law import CLASSICAL, Z  # noqa: E402
 from emergence_train.analysis.schedule import Plan  # noqa: E402
+from emergence_train.analysis.temporal.forecast import forecast  # noqa: E402
+from emergence_train.analysis.temporal.mean_law import CLASSICAL, Z  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.files import write_json  # noqa: E402
 

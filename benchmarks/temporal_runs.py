@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from temporal_coverage import provenance  # noqa: E402
 
-from emergence_train.analysis.mean_law import CLASSICAL  # noqa: E402
-from emergence_train.analysis.temporal import analyze_temporal  # noqa: E402
+from emergence_train.analysis.temporal.analyze import analyze_temporal  # noqa: E402
+from emergence_train.analysis.temporal.mean_law import CLASSICAL  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.files import write_json  # noqa: E402
 

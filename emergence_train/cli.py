@@ -122,8 +122,8 @@ def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:
 
 
 def _temporal(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.temporal import analyze_temporal
-    from emergence_train.analysis.temporal_output import format_table
+    from emergence_train.analysis.temporal.analyze import analyze_temporal
+    from emergence_train.analysis.temporal.output import format_table
 
     result = analyze_temporal(
         arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out, splits=arguments.split
@@ -140,8 +140,8 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.emergence import analyze_emergence
-    from emergence_train.analysis.emergence_output import format_table
+    from emergence_train.analysis.emergence.analyze import analyze_emergence
+    from emergence_train.analysis.emergence.output import format_table
 
     result = analyze_emergence(arguments.tables, out=arguments.out)
     return _shown(arguments, result, format_table(result))

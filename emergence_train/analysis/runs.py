@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from emergence_train import records
-from emergence_train.analysis.position_law import PositionMatrix, position_matrices
+from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_matrices
 from emergence_train.analysis.schedule import Plan
 from emergence_train.config import Schedule
 from emergence_train.errors import InputError
@@ -146,18 +146,6 @@ def _without_start(one: Series) -> Series:
         one.by_tokens = False
         one.notes.append("tokens are zero or do not grow with the steps: shares of the run are counted in steps")
     return one
-
-
-def observed_rows(matrix: PositionMatrix, keep: np.ndarray) -> PositionMatrix:
-    """The checkpoints of `matrix` where `keep` (C,) is True."""
-    return PositionMatrix(
-        matrix.keys[keep].reset_index(drop=True),
-        matrix.position,
-        matrix.count[keep],
-        matrix.loss[keep],
-        matrix.variance[keep],
-        matrix.mean_loss[keep],
-    )
 
 
 def _refuse_twins(series: list[Series]) -> None:

@@ -4,9 +4,9 @@ import html
 
 import numpy as np
 
-from emergence_train.analysis.emergence import Finding, investigate
-from emergence_train.analysis.emergence_mirage import continuous
-from emergence_train.analysis.emergence_verdict import ORDER
+from emergence_train.analysis.emergence.analyze import Finding, investigate
+from emergence_train.analysis.emergence.mirage import continuous
+from emergence_train.analysis.emergence.verdict import ORDER
 from emergence_train.records import cost_of_tasks
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.position_law import position_bins, position_curve
+from emergence_train.analysis.position_matrix import position_bins
+from emergence_train.analysis.temporal.position_law import position_curve
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
 from emergence_train.report.svg import Chart, Series, ramp_colours, short

@@ -5,7 +5,7 @@ import html
 import numpy as np
 
 from emergence_train.analysis.runs import load
-from emergence_train.analysis.temporal import LABELS, Analysis
+from emergence_train.analysis.temporal.analyze import LABELS, Analysis
 from emergence_train.errors import InputError
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run

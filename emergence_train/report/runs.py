@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train import records
-from emergence_train.analysis.position_law import fit_positions
+from emergence_train.analysis.temporal.position_law import fit_positions
 from emergence_train.errors import InputError
 
 

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import simulate
 import yaml
 
 from emergence_train import cli, records
 from emergence_train.analysis.position_weights import compare_position_weights, regions
+from emergence_train.analysis.temporal import simulate
 from emergence_train.errors import InputError
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from emergence_train import records
-from emergence_train.analysis.emergence import analyze_emergence
+from emergence_train.analysis.emergence.analyze import analyze_emergence
 from emergence_train.errors import InputError
 from emergence_train.report.page import report
 from emergence_train.report.svg import Chart, Series, _Axis, short

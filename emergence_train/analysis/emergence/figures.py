@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import EngFormatter, NullLocator
 
-from emergence_train.analysis.emergence import Finding
-from emergence_train.analysis.emergence_mirage import continuous
-from emergence_train.analysis.emergence_verdict import ORDER
+from emergence_train.analysis.emergence.analyze import Finding
+from emergence_train.analysis.emergence.mirage import continuous
+from emergence_train.analysis.emergence.verdict import ORDER
 from emergence_train.analysis.figures import MODEL, plt, save, styled
 
 PANELS = 12  # of the first family's page (the one with most rows)

@@ -2,7 +2,7 @@
 known, the mirage check, the closed form in size, and when each run will gain each ability.
 
 Entry points: `analyze_emergence` (what the command line calls) and `backtest` (hides the largest size);
-emergence_output.format_table is what the command line prints.
+output.format_table is what the command line prints.
 """
 
 import zlib
@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
-from emergence_train.analysis import emergence_table
-from emergence_train.analysis.emergence_forecast import OBSERVED, Outlook, crossing, fan, outlook, outlooks
-from emergence_train.analysis.emergence_law import fit_size_law, least_size, losses_at_equal_tokens
-from emergence_train.analysis.emergence_mirage import binned, continuous, emergence_score, mirage
-from emergence_train.analysis.emergence_size import SizeEffect, collapse, size_effect
-from emergence_train.analysis.emergence_table import Task
-from emergence_train.analysis.emergence_verdict import PLATEAU, Verdict, judge
+from emergence_train.analysis.emergence import table as emergence_table
+from emergence_train.analysis.emergence.forecast import OBSERVED, Outlook, crossing, fan, outlook, outlooks
+from emergence_train.analysis.emergence.law import fit_size_law, least_size, losses_at_equal_tokens
+from emergence_train.analysis.emergence.mirage import binned, continuous, emergence_score, mirage
+from emergence_train.analysis.emergence.size import SizeEffect, collapse, size_effect
+from emergence_train.analysis.emergence.table import Task
+from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 
 CONVENTION = (
     "Every task is at chance for an untrained model, so a threshold means a plateau over at least "
@@ -72,7 +72,7 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path], *, out: str | Pa
     """
     result, findings = investigate(paths)
     if out is not None:
-        from emergence_train.analysis.emergence_output import write  # matplotlib only where figures are wanted
+        from emergence_train.analysis.emergence.output import write  # matplotlib only where figures are wanted
 
         write(Path(out), result, findings)
     return result

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emergence_train.analysis import priors
-from emergence_train.analysis.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Curve, Fit, Z, fit, observed_part
 from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Curve, Fit, Z, fit, observed_part
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it

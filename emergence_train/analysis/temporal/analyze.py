@@ -1,7 +1,7 @@
 """`analyze temporal`: fit the observed part of each run, forecast the rest, compare with every baseline, write it down.
 
 Entry points: `analyze_temporal` (tables and run directories, what the command line calls), `forecast_final` (inside
-training, at each checkpoint); temporal_output.format_table is what the command line prints.
+training, at each checkpoint); output.format_table is what the command line prints.
 """
 
 from collections.abc import Iterable
@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis import priors
-from emergence_train.analysis.forecast import Forecast, forecast
-from emergence_train.analysis.mean_law import LAWS, Z
-from emergence_train.analysis.position_forecast import JointFit, PositionForecast, forecast_positions, joint
-from emergence_train.analysis.position_law import (
+from emergence_train.analysis.position_matrix import observed_rows, position_bins
+from emergence_train.analysis.runs import Series, load
+from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.forecast import Forecast, forecast
+from emergence_train.analysis.temporal.mean_law import LAWS, Z
+from emergence_train.analysis.temporal.position_forecast import JointFit, PositionForecast, forecast_positions, joint
+from emergence_train.analysis.temporal.position_law import (
     bin_residuals,
     compare_forms_of,
     fit_matrix,
-    position_bins,
     position_curve,
 )
-from emergence_train.analysis.ranking import rank
-from emergence_train.analysis.runs import Series, load, observed_rows
-from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.errors import InputError
 
 LEVELS = (50, 80, 95)
@@ -79,7 +79,7 @@ def analyze_temporal(
         "ranking": _rankings(analysed),
     }
     if out is not None:
-        from emergence_train.analysis.temporal_output import write  # matplotlib only where figures are wanted
+        from emergence_train.analysis.temporal.output import write  # matplotlib only where figures are wanted
 
         write(Path(out), result, analysed)
     return result

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import simulate
 import yaml
 
 from emergence_train import records
 from emergence_train.analysis.runs import load, planned_rates
-from emergence_train.analysis.temporal import analyze_temporal
-from emergence_train.analysis.temporal_output import format_table
+from emergence_train.analysis.temporal import simulate
+from emergence_train.analysis.temporal.analyze import analyze_temporal
+from emergence_train.analysis.temporal.output import format_table
 from emergence_train.errors import InputError
 
 COLUMNS = list(records.CURVES.columns)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.forecast import forecast
 from emergence_train.analysis.runs import planned_rates
 from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.errors import InputError
 
 DRAWS = 1000

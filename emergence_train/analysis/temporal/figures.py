@@ -9,9 +9,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import EngFormatter
 
 from emergence_train.analysis.figures import MODEL, plt, save, styled
-from emergence_train.analysis.mean_law import CLASSICAL
-from emergence_train.analysis.position_law import position_bins
-from emergence_train.analysis.temporal import Analysis
+from emergence_train.analysis.position_matrix import position_bins
+from emergence_train.analysis.temporal.analyze import Analysis
+from emergence_train.analysis.temporal.mean_law import CLASSICAL
 
 OBSERVED, HELD = "#1b6ca8", "#222222"
 CURVES = 40  # checkpoints drawn in the picture of loss against position

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emergence_train.analysis import prior_numbers
+from emergence_train.analysis.temporal import prior_numbers
 
 MATURE = 2000.0  # steps: the runs behind the prior were observed for at least about as many
 SLOWER = 0.5  # decline of the log exponent for every factor e below that (own tiny runs; public ones agree)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.analysis.emergence import Finding
-from emergence_train.analysis.emergence_figures import draw
+from emergence_train.analysis.emergence.analyze import Finding
+from emergence_train.analysis.emergence.figures import draw
 from emergence_train.files import write_csv, write_json
 
 SHOWN = 60  # lines of the printed table

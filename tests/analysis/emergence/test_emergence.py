@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import simulate_emergence
 import yaml
 
 from emergence_train import records
-from emergence_train.analysis import emergence_table
-from emergence_train.analysis.emergence import analyze_emergence, backtest, find
-from emergence_train.analysis.emergence_law import fit_size_law, least_size
-from emergence_train.analysis.emergence_mirage import emergence_score, mirage
-from emergence_train.analysis.emergence_output import format_table
-from emergence_train.analysis.emergence_size import monotone_basis, overlap
+from emergence_train.analysis.emergence import simulate
+from emergence_train.analysis.emergence import table as emergence_table
+from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, find
+from emergence_train.analysis.emergence.law import fit_size_law, least_size
+from emergence_train.analysis.emergence.mirage import emergence_score, mirage
+from emergence_train.analysis.emergence.output import format_table
+from emergence_train.analysis.emergence.size import monotone_basis, overlap
 from emergence_train.errors import InputError
 from support import command
 
-STUDY = Path(__file__).parents[2] / "benchmarks" / "emergence_study.py"
+STUDY = Path(__file__).parents[3] / "benchmarks" / "emergence_study.py"
 
 
 def study():
@@ -33,7 +33,7 @@ def study():
 def emergent_ladder(eta: float = 2.5, **changes) -> pd.DataFrame:
     """Four sizes, 14 checkpoints, one task flat at chance down to a loss of `eta` and then rising; another gradual."""
     rng = np.random.default_rng(5)
-    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=14)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=14)
     rows = []
     jump, steady = 0.25 + 0.5 * np.maximum(eta - frame["loss"], 0), 0.8 - 0.15 * frame["loss"]
     for task, share in (("jump", jump), ("steady", steady)):
@@ -58,7 +58,7 @@ def by_task(result: dict) -> dict:
 def test_verdicts_thresholds_and_size_effects_are_right_on_simulated_tasks():
     """A small part of the study; the whole is slow and its result committed."""
     script = study()
-    for kind in simulate_emergence.KINDS:
+    for kind in simulate.KINDS:
         found = script.verdicts(kind, 25)
         assert found["right"] >= 0.88, (kind, found)
         assert kind == "emergent" or found["verdicts"].get("emergent", 0) <= 0.05
@@ -81,7 +81,7 @@ def test_the_whole_study():
 def test_noise_alone_with_very_many_items_is_at_chance():
     """A drift of half a point is significant with 200,000 items and still nothing to be called by a name."""
     rng = np.random.default_rng(0)
-    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=20)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=20)
     share = 0.25 + 0.005 * (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
     frame = frame.assign(task="t", metric="acc", value=rng.binomial(200_000, share) / 200_000, stderr=0.001, items=200_000,
                          chance=0.25, higher_is_better=True)  # fmt: skip
@@ -92,7 +92,7 @@ def test_noise_alone_with_very_many_items_is_at_chance():
 def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
     """64 items answered by guessing, the guesses of later checkpoints mostly those of earlier ones: from 0.20 to 0.27."""
     rng = np.random.default_rng(0)
-    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
     value = np.round(64 * (0.20 + 0.07 * x + rng.normal(0, 0.02, len(x)))) / 64
     frame = frame.assign(task="t", metric="acc", value=value, stderr=0.054, items=64, chance=0.25, higher_is_better=True)
@@ -104,7 +104,7 @@ def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
 def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
     """What a real ladder showed: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
     rng = np.random.default_rng(0)
-    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
     for items, verdict in ((200, "at-chance"), (20_000, "inverse")):
         value = rng.binomial(items * 50, 0.20 - 0.03 * x) / (items * 50)  # the same items: rows differ by less than sampling
@@ -117,7 +117,7 @@ def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
 def test_a_brier_score_that_never_beats_chance_is_calibration(lowest, verdict):
     """Confident and wrong at first (1.15, uniform guesses would have 0.9), then a fall: an ability only where it ends below."""
     rng = np.random.default_rng(0)
-    frame = simulate_emergence.ladder(rng, sizes=4, checkpoints=16)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
     value = 1.15 - (1.15 - lowest) * np.maximum(x - 0.5, 0) / 0.5 + rng.normal(0, 0.003, len(x))
     frame = frame.assign(task="t", metric="brier", value=value, stderr=0.004, items=2000, chance=0.9, higher_is_better=False)
@@ -128,7 +128,7 @@ def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
     rng = np.random.default_rng(1)
     names = []
     for _ in range(10):
-        frame = simulate_emergence.ladder(rng, sizes=1, checkpoints=20)
+        frame = simulate.ladder(rng, sizes=1, checkpoints=20)
         walk = np.cumsum(rng.normal(size=20)) * 0.004
         frame = frame.assign(task="t", metric="acc", value=0.3 + walk, stderr=0.004, items=13_000, chance=0.25,
                              higher_is_better=True)  # fmt: skip

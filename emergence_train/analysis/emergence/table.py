@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train import records
-from emergence_train.analysis.emergence_shapes import Rows
+from emergence_train.analysis.emergence.shapes import Rows
 
 SMALLEST = 0.02  # least change of a share that is worth naming
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.position_law import position_curve
 from emergence_train.analysis.schedule import INTRINSIC, Plan
+from emergence_train.analysis.temporal.position_law import position_curve
 
 TOKENS_PER_STEP = 1000
 TOKEN_SD = 2.5  # nats, of one token's loss about its position's mean

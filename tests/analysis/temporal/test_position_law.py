@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import simulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emergence_train.analysis import position_law as law
+from emergence_train.analysis.temporal import position_law as law
+from emergence_train.analysis.temporal import simulate
 from emergence_train.errors import InputError
 
 

@@ -5,18 +5,16 @@ import time
 
 import numpy as np
 import pytest
-import simulate
 
-from emergence_train.analysis import mean_law, priors
-from emergence_train.analysis.forecast import forecast
-from emergence_train.analysis.mean_law import CLASSICAL, LAWS, Curve, fit, observed_part
-from emergence_train.analysis.parameter_laws import fit_family, fit_parameter
-from emergence_train.analysis.position_forecast import forecast_positions, joint
-from emergence_train.analysis.position_law import position_matrices
-from emergence_train.analysis.ranking import rank
-from emergence_train.analysis.runs import observed_rows
+from emergence_train.analysis.position_matrix import observed_rows, position_matrices
 from emergence_train.analysis.schedule import Plan
-from emergence_train.analysis.temporal import forecast_final
+from emergence_train.analysis.temporal import mean_law, priors, simulate
+from emergence_train.analysis.temporal.analyze import forecast_final
+from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, fit, observed_part
+from emergence_train.analysis.temporal.parameter_laws import fit_family, fit_parameter
+from emergence_train.analysis.temporal.position_forecast import forecast_positions, joint
+from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.errors import InputError
 
 GRID = np.linspace(0, 20000, 2001)

@@ -16,19 +16,18 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from emergence_train.analysis import priors
-from emergence_train.analysis.forecast import Forecast, forecast
-from emergence_train.analysis.mean_law import WINDOW, Z
-from emergence_train.analysis.parameter_laws import ParameterLaw, _basis, constant_law, fit_parameter
-from emergence_train.analysis.position_law import (
+from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
+from emergence_train.analysis.schedule import INTRINSIC, Plan
+from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.forecast import Forecast, forecast
+from emergence_train.analysis.temporal.mean_law import WINDOW, Z
+from emergence_train.analysis.temporal.parameter_laws import ParameterLaw, _basis, constant_law, fit_parameter
+from emergence_train.analysis.temporal.position_law import (
     ONLY_RATIO,
-    PositionMatrix,
     fit_given_a1,
     fit_matrix,
-    position_bins,
     position_curve,
 )
-from emergence_train.analysis.schedule import INTRINSIC, Plan
 
 JOINT_BINS = 24
 ENOUGH = 5  # checkpoints at which the position law must be identified before its numbers are followed

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emergence_train.analysis import priors
 from emergence_train.analysis.schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, Plan
+from emergence_train.analysis.temporal import priors
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step

@@ -12,8 +12,8 @@ from scipy.optimize import lsq_linear
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
-from emergence_train.analysis.emergence_shapes import PRIOR_DISPERSION, neighbour_correlation
-from emergence_train.analysis.emergence_table import Task
+from emergence_train.analysis.emergence.shapes import PRIOR_DISPERSION, neighbour_correlation
+from emergence_train.analysis.emergence.table import Task
 
 PERMUTATIONS = 999
 SEGMENTS = 4  # at most; a run is cut into so many pieces for the permutation test

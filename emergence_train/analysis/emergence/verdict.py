@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emergence_train.analysis.emergence_shapes import Posterior, Rows, posterior
+from emergence_train.analysis.emergence.shapes import Posterior, Rows, posterior
 
 # In which verdicts are shown, the telling ones first.
 ORDER = ("emergent", "u-shaped", "gradual", "inverse", "saturated", "not-identified", "at-chance")

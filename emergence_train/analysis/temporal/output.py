@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.analysis.temporal import Analysis
-from emergence_train.analysis.temporal_figures import draw
+from emergence_train.analysis.temporal.analyze import Analysis
+from emergence_train.analysis.temporal.figures import draw
 from emergence_train.files import write_csv, write_json
 
 

@@ -1,6 +1,6 @@
 """The abilities that a running run may gain: thresholds that an earlier `analyze emergence` found, against its loss forecast.
 
-Training asks this at every checkpoint; the arithmetic is that of emergence_forecast.
+Training asks this at every checkpoint; the arithmetic is that of forecast.py beside this.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.emergence_forecast import DRAWS, Outlook, crossing, outlook
+from emergence_train.analysis.emergence.forecast import DRAWS, Outlook, crossing, outlook
 from emergence_train.errors import InputError
 
 Z = 1.959964  # standard deviations to the end of a 95% interval
@@ -56,7 +56,7 @@ def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
 def abilities_ahead(
     thresholds: list[Threshold], losses: dict[int, float], step_tokens: int, directory: Path
 ) -> dict[str, dict]:
-    """When a run will gain each ability: {"task/metric": what emergence_forecast.crossing returns}.
+    """When a run will gain each ability: {"task/metric": what forecast.crossing returns}.
 
     `losses` are iid losses by step, nats; `directory` holds the config.yaml with the planned learning rates. Left out is what
     cannot be said yet, for too few checkpoints. The same losses give the same numbers.
