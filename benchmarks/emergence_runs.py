@@ -20,9 +20,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from temporal_coverage import provenance  # noqa: E402
 
-from emergence_train import records  # noqa: E402
 from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, generator  # noqa: E402
 from emergence_train.analysis.emergence.forecast import OBSERVED, crossing, outlook  # noqa: E402
+from emergence_train.recorder import tables  # noqa: E402
 
 KEPT = ("task", "metric", "verdict", "probability", "reason", "eta", "plateau", "change", "size_effect", "collapse", "rows",
         "params", "loss_range", "chance", "items", "spearman", "dispersion", "correlation")  # fmt: skip
@@ -30,15 +30,15 @@ KEPT = ("task", "metric", "verdict", "probability", "reason", "eta", "plateau", 
 
 def cost(run: Path) -> dict:
     """Seconds of scoring tasks beside those of the training steps."""
-    rows = records.read_metrics(run)
-    scoring, training = records.cost_of_tasks(rows)
+    rows = tables.read_metrics(run)
+    scoring, training = tables.cost_of_tasks(rows)
     return {"checkpoints": sum(row["kind"] == "evaluation" for row in rows), "seconds_of_tasks": round(scoring, 1),
             "seconds_of_training": round(training, 1), "tasks_over_training": round(scoring / training, 4)}  # fmt: skip
 
 
 def progress(run: Path) -> dict:
     """How far a run is: its size, tokens of its plan, and its iid loss at the last checkpoint."""
-    rows = records.read_metrics(run)
+    rows = tables.read_metrics(run)
     header, last = rows[0], [row for row in rows if row["kind"] == "validation"][-1]
     return {"params": header["params"], "tokens": last["tokens"], "planned_tokens": header["total_tokens"],
             "iid_loss": last["loss"]["iid"], "log_pplu": last["log_pplu"]["iid"]}  # fmt: skip
@@ -47,7 +47,7 @@ def progress(run: Path) -> dict:
 def loss_backtest(run: Path) -> list[dict]:
     """From the first 40% of a run's tokens and its planned learning rates: at how many tokens its iid loss gets to the values
     that it had at 50, 60, ... 100%. As the ability forecast does it, with a threshold that is known exactly."""
-    frame = records.read(records.EVALUATIONS, run, mixed_vocabularies=True).drop_duplicates("step").sort_values("step")
+    frame = tables.read(tables.EVALUATIONS, run, mixed_vocabularies=True).drop_duplicates("step").sort_values("step")
     rng = generator(run.name, "loss-backtest")
     ahead = outlook(run.name, frame, run, rng, until=OBSERVED)
     tokens, best = frame["tokens"].to_numpy(float), np.minimum.accumulate(frame["loss"].to_numpy(float))

@@ -22,10 +22,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from temporal_coverage import provenance  # noqa: E402
 
-from emergence_train import records  # noqa: E402
 from emergence_train.analysis.emergence import simulate  # noqa: E402
 from emergence_train.analysis.emergence import table as emergence_table  # noqa: E402
 from emergence_train.analysis.emergence.analyze import find  # noqa: E402
+from emergence_train.recorder import tables  # noqa: E402
 
 SIZE_EFFECTS = (0.0, 0.03)
 
@@ -34,7 +34,7 @@ def task_of(frame):
     """The one task of a simulated table, read as a user's table is."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
-        records.write(records.EVALUATIONS, frame, path, vocabulary="simulated")
+        tables.write(tables.EVALUATIONS, frame, path, vocabulary="simulated")
         return emergence_table.load(path)[0][0]
 
 

@@ -28,7 +28,7 @@ class PositionMatrix:
 
 
 def position_matrices(frame: pd.DataFrame) -> list[PositionMatrix]:
-    """Pivot a `positions` frame (records.read) into one matrix per run and split, sorted by step."""
+    """Pivot a `positions` frame (tables.read) into one matrix per run and split, sorted by step."""
     needed = [*KEY, "position", "count", "loss_sum", "loss_sq_sum"]
     missing = [column for column in needed if column not in frame]
     if missing:

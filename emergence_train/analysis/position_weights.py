@@ -13,8 +13,9 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from emergence_train import files, records
+from emergence_train import files
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 UNIFORM = "uniform"
 
@@ -86,7 +87,7 @@ def compare_position_weights(runs: Iterable[str | Path]) -> pd.DataFrame:
         variant, seed = _variant(run)
         if (variant, seed) in found:
             raise InputError(f"{run}: a second run with weights {variant} and seed {seed}; name each once")
-        found[variant, seed] = records.read(records.POSITIONS, run)
+        found[variant, seed] = tables.read(tables.POSITIONS, run)
     variants = sorted({variant for variant, _ in found} - {UNIFORM})
     pairs = {v: [seed for name, seed in found if name == v and (UNIFORM, seed) in found] for v in variants}
     if not any(pairs.values()):

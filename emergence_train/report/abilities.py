@@ -7,7 +7,7 @@ import numpy as np
 from emergence_train.analysis.emergence.analyze import Finding, investigate
 from emergence_train.analysis.emergence.mirage import continuous
 from emergence_train.analysis.emergence.verdict import ORDER
-from emergence_train.records import cost_of_tasks
+from emergence_train.recorder.tables import cost_of_tasks
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
 from emergence_train.report.svg import Chart, Series, short

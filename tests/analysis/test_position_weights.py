@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import yaml
 
-from emergence_train import cli, records
+from emergence_train import cli
 from emergence_train.analysis.position_weights import compare_position_weights, regions
 from emergence_train.analysis.temporal import simulate
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 
 def run(folder, seed, weights, shift):
@@ -21,7 +22,7 @@ def run(folder, seed, weights, shift):
     frame.loc[tail, "loss_sum"] += shift * frame["count"]
     frame.loc[tail, "loss_sq_sum"] += (2 * mean * shift + shift**2) * frame["count"]
     (path / "positions").mkdir(parents=True)
-    records.write(records.POSITIONS, frame, path / "positions" / "a.parquet")
+    tables.write(tables.POSITIONS, frame, path / "positions" / "a.parquet")
     (path / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "training": {"position_weights": weights}}))
     return path
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train import records
 from emergence_train.analysis.emergence.shapes import Rows
+from emergence_train.recorder import tables
 
 SMALLEST = 0.02  # least change of a share that is worth naming
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
@@ -51,7 +51,7 @@ class Task:
 
 def load(paths: str | Path | Iterable[str | Path]) -> tuple[list[Task], list[str]]:
     """Every (family, task, metric) of the evaluations in `paths`, and notes on the whole table."""
-    frame = records.read(records.EVALUATIONS, paths, mixed_vocabularies=True)
+    frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True)
     notes = [f"column {name!r} is missing" for name in frame.attrs["missing"]]
     frame["family"], family_notes = families(frame)
     notes += family_notes
@@ -72,7 +72,7 @@ def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
     sizes taken out where the names have them (pythia-70m and pythia-1.4b, olmo-1b and olmo-7b).
     """
     runs = frame.drop_duplicates("run").set_index("run")
-    for column, what in ((records.VOCABULARY, "vocabularies"), ("family", "families")):
+    for column, what in ((tables.VOCABULARY, "vocabularies"), ("family", "families")):
         if column not in frame:
             continue
         named = frame[column].fillna("").astype(str)

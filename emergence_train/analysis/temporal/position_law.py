@@ -151,7 +151,7 @@ def _correlation_inflation(z: np.ndarray, lags: int = 8) -> np.ndarray:
 def fit_positions(frame: pd.DataFrame) -> pd.DataFrame:
     """Fit L_i = a0 / (1 + a1 i) + a2 (arXiv 2404.17785) to every checkpoint and split of a `positions` frame.
 
-    `frame` is what records.read(POSITIONS, ...) returns. One row comes back per (run, params, step, tokens, split),
+    `frame` is what tables.read(POSITIONS, ...) returns. One row comes back per (run, params, step, tokens, split),
     sorted, with these columns:
 
     a0, a1, a2            estimates: nats, 1/position, nats; finite even where the status is not "ok"

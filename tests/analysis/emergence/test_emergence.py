@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from emergence_train import records
 from emergence_train.analysis.emergence import simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, find
@@ -18,6 +17,7 @@ from emergence_train.analysis.emergence.mirage import emergence_score, mirage
 from emergence_train.analysis.emergence.output import format_table
 from emergence_train.analysis.emergence.size import monotone_basis, overlap
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 from support import command
 
 STUDY = Path(__file__).parents[3] / "benchmarks" / "emergence_study.py"
@@ -289,8 +289,8 @@ def test_bad_tables_are_one_line(tmp_path, change, said):
 
 def test_a_written_table_with_empty_cells_is_read_back(tmp_path):
     frame = emergent_ladder(chance=np.nan, unigram_loss=7.1)
-    records.write(records.EVALUATIONS, frame, tmp_path / "t.parquet", vocabulary="v")
-    found = records.read(records.EVALUATIONS, tmp_path / "t.parquet")
+    tables.write(tables.EVALUATIONS, frame, tmp_path / "t.parquet", vocabulary="v")
+    found = tables.read(tables.EVALUATIONS, tmp_path / "t.parquet")
     assert found["chance"].isna().all() and (found["unigram_loss"] == 7.1).all() and (found["items"] == 4000).all()
 
 
@@ -416,7 +416,7 @@ def test_a_running_run_is_told_when_it_will_gain_the_ability(tmp_path):
         frame = frame.assign(task="t", metric="acc", value=value, stderr=0.006, items=5000, chance=0.25,
                              higher_is_better=True, unigram_loss=7.0)  # fmt: skip
         directories.append(tmp_path / name)
-        records.write(records.EVALUATIONS, frame, tmp_path / name / "evaluations" / "a.parquet", vocabulary="v")
+        tables.write(tables.EVALUATIONS, frame, tmp_path / name / "evaluations" / "a.parquet", vocabulary="v")
         plan = {"training": {"tokens": total * 1000, "schedule": {"kind": "constant", "lr": 1e-3}}}
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(plan))
     result = analyze_emergence(directories)

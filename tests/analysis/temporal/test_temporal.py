@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from emergence_train import records
 from emergence_train.analysis.runs import load, planned_rates
 from emergence_train.analysis.temporal import simulate
 from emergence_train.analysis.temporal.analyze import analyze_temporal
 from emergence_train.analysis.temporal.output import format_table
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
-COLUMNS = list(records.CURVES.columns)
+COLUMNS = list(tables.CURVES.columns)
 
 
 def curve(kind="cosine", seed=0, rows=120, **changes) -> pd.DataFrame:
@@ -34,7 +34,7 @@ def written(frame: pd.DataFrame, tmp_path, name="table.csv"):
 def analysed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analysed")
     table = pd.concat([positions(), positions(seed=1, split="ood")])
-    records.write(records.POSITIONS, table, folder / "positions.parquet")
+    tables.write(tables.POSITIONS, table, folder / "positions.parquet")
     written(curve(run="other"), folder, "curves.csv")
     paths = [folder / "positions.parquet", folder / "curves.csv"]
     return analyze_temporal(paths, fit_fraction=0.3, out=folder / "out"), folder / "out"
@@ -141,7 +141,7 @@ def run_directory(tmp_path, seen=0.4, kind="cosine"):
     schedule = {"kind": kind, "lr": 1e-3, "warmup_tokens": total // 100, "final_ratio": 0.1, "decay_tokens": 0}
     (folder / "config.yaml").write_text(yaml.safe_dump({"training": {"tokens": total, "schedule": schedule}}))
     table = positions()
-    records.write(records.POSITIONS, table[table["step"] <= seen * 20000], folder / "positions" / "a.parquet")
+    tables.write(tables.POSITIONS, table[table["step"] <= seen * 20000], folder / "positions" / "a.parquet")
     lines = [{"kind": "run", "run": "simulated", "params": 10**6}]
     rows = curve(rows=400)
     for row in rows[rows["step"] <= seen * 20000].to_dict("records"):
@@ -297,7 +297,7 @@ def test_missing_rate_is_said(tmp_path):
 
 
 def test_positions_take_the_rate_from_a_curve_of_the_same_run(tmp_path):
-    records.write(records.POSITIONS, positions(), tmp_path / "p.parquet")
+    tables.write(tables.POSITIONS, positions(), tmp_path / "p.parquet")
     series = load([tmp_path / "p.parquet", written(curve(), tmp_path)])
     assert series[0].split == "iid"
     assert series[0].plan is not None and series[0].plan is series[1].plan

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emergence_train import records
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 
 def positions(**changes) -> pd.DataFrame:
@@ -35,8 +35,8 @@ def test_a_table_comes_back_sorted_and_typed(tmp_path, suffix):
     if suffix == "csv":
         shuffled.to_csv(path, index=False)
     else:
-        records.write(records.POSITIONS, shuffled, path)
-    found = records.read(records.POSITIONS, path)
+        tables.write(tables.POSITIONS, shuffled, path)
+    found = tables.read(tables.POSITIONS, path)
     pd.testing.assert_frame_equal(found[list(positions())], positions(), check_dtype=False)
     assert found["tokens"].dtype == np.int64 and found["position"].dtype == np.int32
 
@@ -44,9 +44,9 @@ def test_a_table_comes_back_sorted_and_typed(tmp_path, suffix):
 def test_several_files_and_a_run_directory_are_one_table(tmp_path):
     for step in (1, 2):
         part = positions()[lambda f, step=step: f["step"] == step]
-        records.write(records.POSITIONS, part, tmp_path / "positions" / f"step-{step}.parquet")
-    assert len(records.read(records.POSITIONS, tmp_path)) == 4
-    assert len(records.read(records.POSITIONS, sorted((tmp_path / "positions").iterdir()))) == 4
+        tables.write(tables.POSITIONS, part, tmp_path / "positions" / f"step-{step}.parquet")
+    assert len(tables.read(tables.POSITIONS, tmp_path)) == 4
+    assert len(tables.read(tables.POSITIONS, sorted((tmp_path / "positions").iterdir()))) == 4
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_bad_table_is_refused_by_place(tmp_path, change, said):
     path = tmp_path / "bad.csv"
     positions(**change).to_csv(path, index=False)
     with pytest.raises(InputError) as error:
-        records.read(records.POSITIONS, path)
+        tables.read(tables.POSITIONS, path)
     assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -78,21 +78,21 @@ def test_missing_columns_files_and_rows(tmp_path):
     path = tmp_path / "a.csv"
     positions().drop(columns="loss_sum").to_csv(path, index=False)
     with pytest.raises(InputError, match="column 'loss_sum' is missing"):
-        records.read(records.POSITIONS, path)
+        tables.read(tables.POSITIONS, path)
     positions().iloc[:0].to_csv(path, index=False)
     with pytest.raises(InputError, match="no rows"):
-        records.read(records.POSITIONS, path)
+        tables.read(tables.POSITIONS, path)
     path.write_text("")
     with pytest.raises(InputError, match="cannot be read"):
-        records.read(records.POSITIONS, path)
+        tables.read(tables.POSITIONS, path)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 is not enough")
     with pytest.raises(InputError, match="cannot be read"):
-        records.read(records.POSITIONS, tmp_path / "b.parquet")
+        tables.read(tables.POSITIONS, tmp_path / "b.parquet")
     with pytest.raises(InputError, match="no such file"):
-        records.read(records.POSITIONS, tmp_path / "nowhere")
+        tables.read(tables.POSITIONS, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no positions table"):
-        records.read(records.POSITIONS, tmp_path / "empty")
+        tables.read(tables.POSITIONS, tmp_path / "empty")
 
 
 def test_text_that_is_no_text_is_refused(tmp_path):
@@ -102,21 +102,21 @@ def test_text_that_is_no_text_is_refused(tmp_path):
     names = pa.array([b"\x80id"] * len(table), pa.binary()).view(pa.string())
     pq.write_table(table.set_column(table.column_names.index("split"), "split", names), path)
     with pytest.raises(InputError, match="cannot be read as a positions table"):
-        records.read(records.POSITIONS, path)
+        tables.read(tables.POSITIONS, path)
 
 
 def test_different_vocabularies_are_not_mixed_silently(tmp_path):
-    records.write(records.POSITIONS, positions(), tmp_path / "a.parquet", vocabulary="one")
-    records.write(records.POSITIONS, positions(run="b"), tmp_path / "b.parquet", vocabulary="two")
+    tables.write(tables.POSITIONS, positions(), tmp_path / "a.parquet", vocabulary="one")
+    tables.write(tables.POSITIONS, positions(run="b"), tmp_path / "b.parquet", vocabulary="two")
     both = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     with pytest.raises(InputError, match="different vocabularies"):
-        records.read(records.POSITIONS, both)
-    assert len(records.read(records.POSITIONS, both, mixed_vocabularies=True)) == 8
+        tables.read(tables.POSITIONS, both)
+    assert len(tables.read(tables.POSITIONS, both, mixed_vocabularies=True)) == 8
 
 
 def test_curves_without_a_learning_rate_say_so(tmp_path):
     curves().drop(columns="lr").to_csv(tmp_path / "c.csv", index=False)
-    found = records.read(records.CURVES, tmp_path / "c.csv")
+    found = tables.read(tables.CURVES, tmp_path / "c.csv")
     assert found.attrs["missing"] == ["lr"] and found["lr"].isna().all() and list(found["step"]) == [1, 2]
 
 
@@ -125,21 +125,21 @@ def test_metrics_are_read_as_a_curve_and_a_cut_last_line_is_left_out(tmp_path):
     lines += [{"kind": "train", "step": s, "tokens": 64 * s, "lr": 0.1, "loss": 5.0 - s} for s in (1, 2)]
     text = "\n".join(map(json.dumps, lines)) + '\n{"kind": "train", "st'
     (tmp_path / "metrics.jsonl").write_text(text)
-    found = records.read(records.CURVES, tmp_path)
+    found = tables.read(tables.CURVES, tmp_path)
     assert list(found["loss"]) == [4.0, 3.0] and set(found["run"]) == {"r"} and set(found["params"]) == {5}
     (tmp_path / "metrics.jsonl").write_text('{"kind": "tr\n' + text)
     with pytest.raises(InputError, match="row 1 is not a JSON object"):
-        records.read(records.CURVES, tmp_path)
+        tables.read(tables.CURVES, tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "table.parquet"
-    records.write(records.POSITIONS, positions(), path)
+    tables.write(tables.POSITIONS, positions(), path)
     before = path.read_bytes()
     with pytest.raises(InputError, match="lacks the column"):
-        records.write(records.POSITIONS, positions().drop(columns="run"), path)
+        tables.write(tables.POSITIONS, positions().drop(columns="run"), path)
     with pytest.raises(Exception):  # noqa: B017 - whatever Arrow says of a text in a number's column
-        records.write(records.POSITIONS, positions(count="many"), path)
+        tables.write(tables.POSITIONS, positions(count="many"), path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["table.parquet"]
 
 
@@ -151,6 +151,12 @@ def test_mean_loss_is_the_mean_of_all_tokens():
             "loss_sum": tokens.sum(0), "loss_sq_sum": (tokens**2).sum(0), "correct": 1,
         }
     )  # fmt: skip
-    row = records.mean_loss(frame).iloc[0]
+    row = tables.mean_loss(frame).iloc[0]
     assert row["loss"] == pytest.approx(tokens.mean())
     assert row["stderr"] == pytest.approx(tokens.std() / np.sqrt(6)) and row["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_the_old_name_still_imports():
+    from emergence_train import records
+
+    assert records.read is tables.read and records.POSITIONS is tables.POSITIONS
