@@ -122,13 +122,13 @@ def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:
 
 
 def _temporal(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.temporal.analyze import analyze_temporal
-    from emergence_train.analysis.temporal.output import format_table
+    from emergence_train.analysis.temporal import output
+    from emergence_train.analysis.temporal.analyze import investigate
 
-    result = analyze_temporal(
-        arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out, splits=arguments.split
-    )
-    return _shown(arguments, result, format_table(result))
+    result, analysed = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
+    if arguments.out:
+        result = output.write(Path(arguments.out), result, analysed)
+    return _shown(arguments, result, output.format_table(result))
 
 
 def _weights(arguments: argparse.Namespace) -> dict:
@@ -140,11 +140,13 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.emergence.analyze import analyze_emergence
-    from emergence_train.analysis.emergence.output import format_table
+    from emergence_train.analysis.emergence import output
+    from emergence_train.analysis.emergence.analyze import investigate
 
-    result = analyze_emergence(arguments.tables, out=arguments.out)
-    return _shown(arguments, result, format_table(result))
+    result, findings = investigate(arguments.tables)
+    if arguments.out:
+        result = output.write(Path(arguments.out), result, findings)
+    return _shown(arguments, result, output.format_table(result))
 
 
 def _report(arguments: argparse.Namespace) -> dict:

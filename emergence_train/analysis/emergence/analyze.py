@@ -1,8 +1,8 @@
 """`analyze emergence`: performance as a function of loss. Verdict and threshold of each task, what size adds once loss is
 known, the mirage check, the closed form in size, and when each run will gain each ability.
 
-Entry points: `analyze_emergence` (what the command line calls) and `backtest` (hides the largest size);
-output.format_table is what the command line prints.
+Entry points: `analyze_emergence`, `investigate` (the same with the findings behind it, for what writes and draws) and
+`backtest` (hides the largest size). Nothing is written here: see output.py.
 """
 
 import zlib
@@ -62,20 +62,15 @@ class Finding:
         )
 
 
-def analyze_emergence(paths: str | Path | Iterable[str | Path], *, out: str | Path | None = None) -> dict:
-    """Analyse the evaluations in `paths` (run directories, Parquet or CSV); with `out` write result.json, tables, figures.
+def analyze_emergence(paths: str | Path | Iterable[str | Path]) -> dict:
+    """Analyse the evaluations in `paths` (run directories, Parquet or CSV).
 
     Returns what result.json holds: {"tasks": [{"task", "metric", "family", "verdict", "probability", "eta",
     "size_effect", "rows", "sizes", ...}...], "mirage", "abilities", "outlooks", "size_law", "notes", "convention", "units"}.
     Runs whose losses do not compare (other vocabularies or families) are analysed apart. Raises InputError for tables
     that do not hold together. The result does not depend on the order of rows or files.
     """
-    result, findings = investigate(paths)
-    if out is not None:
-        from emergence_train.analysis.emergence.output import write  # matplotlib only where figures are wanted
-
-        write(Path(out), result, findings)
-    return result
+    return investigate(paths)[0]
 
 
 def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Finding]]:

@@ -11,8 +11,11 @@ from emergence_train.files import write_csv, write_json
 SHOWN = 60  # lines of the printed table
 
 
-def write(out: Path, result: dict, findings: list[Finding]) -> None:
-    """Write everything into the directory `out`; result.json comes last, so that it stands only for a whole set."""
+def write(out: Path, result: dict, findings: list[Finding]) -> dict:
+    """Write what analyze.investigate returned into the directory `out`; returns the result with the figures' names.
+
+    result.json comes last, so that it stands only for a whole set.
+    """
     out.mkdir(parents=True, exist_ok=True)
     _csv(out / "tasks.csv", [_flat(one) for one in result["tasks"]])
     points = [
@@ -40,8 +43,9 @@ def write(out: Path, result: dict, findings: list[Finding]) -> None:
         | {f"tokens_{key}": value for key, value in row["tokens"].items()}
         for one in result["abilities"] for row in one["runs"]
     ])  # fmt: skip
-    result["figures"] = draw(findings, result, out)
+    result = result | {"figures": draw(findings, result, out)}
     write_json(out / "result.json", result)
+    return result
 
 
 def _csv(path: Path, rows) -> None:

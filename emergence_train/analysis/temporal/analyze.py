@@ -1,7 +1,7 @@
-"""`analyze temporal`: fit the observed part of each run, forecast the rest, compare with every baseline, write it down.
+"""`analyze temporal`: fit the observed part of each run, forecast the rest, compare with every baseline.
 
-Entry points: `analyze_temporal` (tables and run directories, what the command line calls), `forecast_final` (inside
-training, at each checkpoint); output.format_table is what the command line prints.
+Entry points: `analyze_temporal` (tables and run directories), `investigate` (the same with the fits behind it, for what
+writes and draws), `forecast_final` (inside training, at each checkpoint). Nothing is written here: see output.py.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,6 @@ def analyze_temporal(
     paths: str | Path | Iterable[str | Path],
     *,
     fit_fraction: float | None = None,
-    out: str | Path | None = None,
     planned_lr: np.ndarray | None = None,
     splits: Iterable[str] | None = None,
 ) -> dict:
@@ -46,8 +45,7 @@ def analyze_temporal(
     `fit_fraction` in (0, 1): only rows up to this share of the planned tokens are observed; the later ones are held
     back, touch no fit and no choice, and are what the forecasts are scored on. None: everything is observed and the
     forecast reaches to the planned end. `planned_lr` (K, 2): tokens and learning rate, see runs.load. `splits` names
-    the splits to take; None: all, and the training curve. With `out`,
-    writes result.json, CSV tables and figures (PNG and SVG) there.
+    the splits to take; None: all, and the training curve.
 
     Returns what result.json holds: {"runs": [{"run", "split", "fit_fraction", "fit_until_tokens", "selected",
     "forecast": [{"step", "tokens", "loss", "low50", ..., "high95"}...], "final": {...}, "models": [{"name", "mse",
@@ -56,6 +54,17 @@ def analyze_temporal(
     them without ("curve_low95", ...). Raises InputError for bad tables, for fractions outside (0, 1), and where nothing
     is long enough to fit.
     """
+    return investigate(paths, fit_fraction=fit_fraction, planned_lr=planned_lr, splits=splits)[0]
+
+
+def investigate(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    fit_fraction: float | None = None,
+    planned_lr: np.ndarray | None = None,
+    splits: Iterable[str] | None = None,
+) -> tuple[dict, list["Analysis"]]:
+    """What analyze_temporal returns, and the analyses behind it."""
     if fit_fraction is not None and not 0 < fit_fraction < 1:
         raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
     found = load(paths, planned_lr)
@@ -78,11 +87,7 @@ def analyze_temporal(
         "skipped": skipped,
         "ranking": _rankings(analysed),
     }
-    if out is not None:
-        from emergence_train.analysis.temporal.output import write  # matplotlib only where figures are wanted
-
-        write(Path(out), result, analysed)
-    return result
+    return result, analysed
 
 
 def forecast_final(

@@ -10,8 +10,11 @@ from emergence_train.analysis.temporal.figures import draw
 from emergence_train.files import write_csv, write_json
 
 
-def write(out: Path, result: dict, analysed: list[Analysis]) -> None:
-    """Write everything into the directory `out`; result.json comes last, so that it stands only for a whole set."""
+def write(out: Path, result: dict, analysed: list[Analysis]) -> dict:
+    """Write what analyze.investigate returned into the directory `out`; returns the result with the figures' names.
+
+    result.json comes last, so that it stands only for a whole set.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with_positions = [one for one in analysed if one.positions is not None]
     _table(out / "forecast.csv", analysed, Analysis.forecast_rows)
@@ -20,8 +23,9 @@ def write(out: Path, result: dict, analysed: list[Analysis]) -> None:
     _table(out / "position_forecast.csv", with_positions, Analysis.position_rows)
     _table(out / "residuals.csv", with_positions, Analysis.residual_rows)
     _table(out / "forms.csv", with_positions, Analysis.form_rows)
-    result["figures"] = [name for one in analysed for name in draw(one, out)]
+    result = result | {"figures": [name for one in analysed for name in draw(one, out)]}
     write_json(out / "result.json", result)
+    return result
 
 
 def _table(path: Path, analysed: list[Analysis], rows: Callable[[Analysis], pd.DataFrame]) -> None:

@@ -11,10 +11,10 @@ import yaml
 
 from emergence_train.analysis.emergence import simulate
 from emergence_train.analysis.emergence import table as emergence_table
-from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, find
+from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, find, investigate
 from emergence_train.analysis.emergence.law import fit_size_law, least_size
 from emergence_train.analysis.emergence.mirage import emergence_score, mirage
-from emergence_train.analysis.emergence.output import format_table
+from emergence_train.analysis.emergence.output import format_table, write
 from emergence_train.analysis.emergence.size import monotone_basis, overlap
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
@@ -140,7 +140,7 @@ def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
 
 
 def test_the_result_has_what_others_rely_on_and_the_files_are_there(tmp_path):
-    result = analyze_emergence(written(emergent_ladder(), tmp_path), out=tmp_path / "out")
+    result = write(tmp_path / "out", *investigate(written(emergent_ladder(), tmp_path)))
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tasks"] == result["tasks"]
     tasks = by_task(result)
     jump = tasks["jump"]

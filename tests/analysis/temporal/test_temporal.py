@@ -9,8 +9,8 @@ import yaml
 
 from emergence_train.analysis.runs import load, planned_rates
 from emergence_train.analysis.temporal import simulate
-from emergence_train.analysis.temporal.analyze import analyze_temporal
-from emergence_train.analysis.temporal.output import format_table
+from emergence_train.analysis.temporal.analyze import analyze_temporal, investigate
+from emergence_train.analysis.temporal.output import format_table, write
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 
@@ -37,7 +37,7 @@ def analysed(tmp_path_factory):
     tables.write(tables.POSITIONS, table, folder / "positions.parquet")
     written(curve(run="other"), folder, "curves.csv")
     paths = [folder / "positions.parquet", folder / "curves.csv"]
-    return analyze_temporal(paths, fit_fraction=0.3, out=folder / "out"), folder / "out"
+    return write(folder / "out", *investigate(paths, fit_fraction=0.3)), folder / "out"
 
 
 def test_contract_of_the_result(analysed):
@@ -314,7 +314,7 @@ def test_an_early_run_without_position_structure_still_forecasts(tmp_path):
     flat = table.groupby("step")["loss_sum"].transform("mean")
     table["loss_sq_sum"] += flat**2 / table["count"] - table["loss_sum"] ** 2 / table["count"]
     table["loss_sum"] = flat
-    one = analyze_temporal(written(table, tmp_path), fit_fraction=0.5, out=tmp_path / "out")["runs"][0]
+    one = write(tmp_path / "out", *investigate(written(table, tmp_path), fit_fraction=0.5))["runs"][0]
     assert one["positions"]["identified"] is False and list(one["positions"]["laws"]) == ["a2"]
     assert any("not identified: the position law" in note for note in one["notes"])
     assert one["positions"]["last_fit"]["status"].startswith("not identified")
