@@ -2,15 +2,15 @@
 
 Before the learning rate has decayed, nothing in a run tells how much the loss will fall when it does. Runs of other
 models tell, and agree to within a fifth: the fall B (nats, for a decay from the peak rate to 0) grows slowly with the
-peak rate. So do they on the exponent of the power law. `SHIPPED` holds what benchmarks/temporal_prior.py fitted; its
-source and spread stand beside the numbers.
+peak rate. So do they on the exponent of the power law. `SHIPPED` holds what benchmarks/studies/temporal_prior.py fitted:
+prior.json, with its source and spread beside the numbers.
 """
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-
-from emergence_train.analysis.temporal import prior_numbers
 
 MATURE = 2000.0  # steps: the runs behind the prior were observed for at least about as many
 SLOWER = 0.5  # decline of the log exponent for every factor e below that (own tiny runs; public ones agree)
@@ -51,11 +51,33 @@ class Prior:
         return -0.5 * ((np.log(exponent / mean) + SLOWER * young) / np.hypot(sd, YOUNG * young)) ** 2
 
 
-SHIPPED = Prior(
-    prior_numbers.SOURCE,
-    prior_numbers.RUNS,
-    prior_numbers.GROUPS,
-    prior_numbers.DROP,
-    prior_numbers.SHAPE,
-    prior_numbers.RATES,
-)
+def read(path: Path) -> Prior:
+    """A Prior from a file that holds what `as_json` gives."""
+    held = json.loads(path.read_text(encoding="utf-8"))
+    return Prior(
+        held["source"],
+        held["runs"],
+        held["groups"],
+        {(row["clock"], row["kernel"]): (row["intercept"], row["slope"], row["sd"]) for row in held["drop"]},
+        {row["clock"]: (row["mean"], row["log_sd"]) for row in held["shape"]},
+        tuple(held["rates"]),
+    )
+
+
+def as_json(prior: Prior) -> dict:
+    """What `read` reads: names of fields instead of places in tuples."""
+    return {
+        "source": prior.source,
+        "runs": prior.runs,
+        "groups": prior.groups,
+        "units": {"drop": "log of nats, at peak rate 1e-3; slope on the log of the peak rate", "rates": "peak rates fitted"},
+        "drop": [
+            {"clock": clock, "kernel": kernel, "intercept": intercept, "slope": slope, "sd": sd}
+            for (clock, kernel), (intercept, slope, sd) in prior.drop.items()
+        ],
+        "shape": [{"clock": clock, "mean": mean, "log_sd": sd} for clock, (mean, sd) in prior.shape.items()],
+        "rates": list(prior.rates),
+    }
+
+
+SHIPPED = read(Path(__file__).with_name("prior.json"))

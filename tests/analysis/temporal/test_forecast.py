@@ -16,6 +16,7 @@ from emergence_train.analysis.temporal.parameter_laws import fit_family, fit_par
 from emergence_train.analysis.temporal.position_forecast import forecast_positions, joint
 from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.errors import InputError
+from emergence_train.files import write_json
 
 GRID = np.linspace(0, 20000, 2001)
 
@@ -218,3 +219,11 @@ def test_effective_points_widen_the_interval(monkeypatch):
     shipped = forecast(x[seen], y[seen], x[~seen], plan_of("cosine")).sd[-1]
     monkeypatch.setattr(mean_law, "EFFECTIVE", 10**6)
     assert forecast(x[seen], y[seen], x[~seen], plan_of("cosine")).sd[-1] < shipped
+
+
+def test_the_prior_file_gives_back_what_was_written(tmp_path):
+    """What benchmarks/studies/temporal_prior.py writes is what priors reads, and the shipped file is of that form."""
+    write_json(tmp_path / "prior.json", priors.as_json(priors.SHIPPED))
+    assert priors.read(tmp_path / "prior.json") == priors.SHIPPED
+    assert priors.SHIPPED.drop["mixed", "fast^0.75"] == (-1.59, 0.447, 0.3)
+    assert priors.SHIPPED.shape["mixed"] == (0.539, 0.281)
