@@ -35,13 +35,13 @@ quickstart: install
 
 # An hour and a half on one core that others use too; another time goes on where it stopped.
 ladder: install
-	test -f data/ladder/sources.json || $(BIN)/python benchmarks/ladder_text.py
+	test -f data/ladder/sources.json || $(BIN)/python benchmarks/studies/ladder_text.py
 	$(BIN)/emergence-train prepare configs/ladder.yaml
 	for size in $(RUNGS); do \
 	  $(BIN)/emergence-train train configs/ladder.yaml name=ladder-$${size%:*} \
 	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
 	done
-	$(BIN)/python benchmarks/emergence_runs.py --name ladder --sources data/ladder/sources.json \
+	$(BIN)/python benchmarks/studies/emergence_runs.py --name ladder --sources data/ladder/sources.json \
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: install
@@ -71,7 +71,7 @@ wheel: install
 
 bench-cpu: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python benchmarks/cpu_training.py
+	$(BIN)/python benchmarks/speed/cpu_training.py
 
 # On a machine with a GPU, with whatever torch and Triton its $(PYTHON) has (see benchmarks/README.md for offline ones).
 # The CUDA kernels are compiled first where there is an nvcc.

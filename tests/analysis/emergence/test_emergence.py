@@ -20,7 +20,7 @@ from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from support import command
 
-STUDY = Path(__file__).parents[3] / "benchmarks" / "emergence_study.py"
+STUDY = Path(__file__).parents[3] / "benchmarks" / "studies" / "emergence_study.py"
 
 
 def study():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "temporal_coverage.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "studies" / "temporal_coverage.py"
 
 
 def script():

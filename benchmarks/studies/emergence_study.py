@@ -1,6 +1,6 @@
 """Does `analyze emergence` say what is true? Verdicts, thresholds and size effects on simulated tasks with known truth.
 
-    python benchmarks/emergence_study.py [--simulations 500]
+    python benchmarks/studies/emergence_study.py [--simulations 500]
 
 Every simulation is a table of 3 to 6 sizes with 8 to 20 checkpoints each, 500 to 14,000 items, noise between checkpoints
 of up to twice the items' own, and a plateau lifted or lowered by up to 0.06 (emergence_train/analysis/emergence/simulate.py).
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from temporal_coverage import provenance  # noqa: E402
 
@@ -87,13 +87,13 @@ def main() -> None:
     count = parser.parse_args().simulations
     begin = time.process_time()
     result = {
-        **provenance(f"python benchmarks/emergence_study.py --simulations {count}"),
+        **provenance(f"python benchmarks/studies/emergence_study.py --simulations {count}"),
         "device": "CPU, one core",
         "simulations_a_kind": count,
         **study(count),
     }
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
-    (HERE / "results" / "emergence_study.json").write_text(json.dumps(result, indent=2) + "\n")
+    (HERE.parent / "results" / "emergence_study.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

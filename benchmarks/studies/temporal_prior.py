@@ -1,10 +1,10 @@
 """Fit the prior of emergence_train/analysis/temporal/priors.py across public runs.
 
-    python benchmarks/temporal_prior.py curves.parquet     (the table of temporal_data.py)
+    python benchmarks/studies/temporal_prior.py curves.parquet     (the table of temporal_data.py)
 
 Runs of one model, data set and peak rate but different schedules share one set (L0, A, alpha, B): each such group is
 fitted jointly for every clock and kernel. Over groups, log B is regressed on the log of the peak rate; exponents are
-averaged. Writes benchmarks/results/temporal_prior.json and the numbers into emergence_train/analysis/temporal/prior_numbers.py.
+averaged. Writes benchmarks/results/temporal_prior.json and the numbers into emergence_train/analysis/temporal/prior.json.
 """
 
 import sys
@@ -15,10 +15,10 @@ import pandas as pd
 
 from emergence_train.analysis.schedule import Plan
 from emergence_train.analysis.temporal import mean_law
-from emergence_train.analysis.temporal.priors import Prior
-from emergence_train.files import write_bytes, write_json
+from emergence_train.analysis.temporal.priors import Prior, as_json
+from emergence_train.files import write_json
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 FLOOR_SHAPE, FLOOR_DROP = 0.25, 0.30  # never below these: the runs are of few laboratories and one optimiser
 
 
@@ -75,7 +75,7 @@ def prior_from(groups: pd.DataFrame, source: str) -> Prior:
 
 SOURCE = (
     "public curves of decoder language models, 25M to 400M parameters, AdamW: github.com/thu-yao-01-luo/MultiPowerLaw "
-    "(arXiv 2503.12811) and github.com/fabian-sp/lr-scheduling (arXiv 2501.18965); made by benchmarks/temporal_prior.py"
+    "(arXiv 2503.12811) and github.com/fabian-sp/lr-scheduling (arXiv 2501.18965); made by benchmarks/studies/temporal_prior.py"
 )
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     groups = fit_groups(table[table["source"] != "noisy"])  # kept out: an independent test for temporal_public.py
     prior = prior_from(groups, SOURCE)
     write_json(
-        HERE / "results" / "temporal_prior.json",
+        HERE.parent / "results" / "temporal_prior.json",
         {
             "source": prior.source,
             "runs": prior.runs,
@@ -95,18 +95,9 @@ def main() -> None:
             "fits": groups.round(4).to_dict("records"),
         },
     )
-    text = (
-        '"""Written by benchmarks/temporal_prior.py; the fits behind it: benchmarks/results/temporal_prior.json."""\n\n'
-        f"SOURCE = (\n    {SOURCE[:100]!r}\n    {SOURCE[100:200]!r}\n    {SOURCE[200:]!r}\n)\n"
-        f"RUNS, GROUPS = {prior.runs}, {prior.groups}\n"
-        "# (clock, kernel): intercept at peak rate 1e-3, slope on the log of the peak rate, spread; of log B in nats\n"
-        "DROP = {\n" + "".join(f'    ("{c}", "{k}"): {v},\n' for (c, k), v in prior.drop.items()) + "}\n"
-        "# clock: mean exponent, spread of its logarithm\n"
-        "SHAPE = {\n" + "".join(f'    "{c}": {v},\n' for c, v in prior.shape.items()) + "}\n"
-        f"RATES = {prior.rates}\n"
-    ).replace("'", '"')
-    write_bytes(HERE.parent / "emergence_train" / "analysis" / "temporal" / "prior_numbers.py", text.encode())
-    print(text)
+    shipped = HERE.parents[1] / "emergence_train" / "analysis" / "temporal" / "prior.json"
+    write_json(shipped, as_json(prior))
+    print(shipped.read_text())
 
 
 if __name__ == "__main__":

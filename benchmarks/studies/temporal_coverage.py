@@ -1,6 +1,6 @@
 """Coverage of the temporal analysis' intervals on simulated logs with known truth.
 
-    python benchmarks/temporal_coverage.py [--simulations 500]
+    python benchmarks/studies/temporal_coverage.py [--simulations 500]
 
 Noise is that of 1,500 validation sequences, nine tenths of it the same at every checkpoint. Truths are drawn from the
 spread that the shipped prior states; a quarter of the runs each is constant, cosine, WSD and cosine with restarts.
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
+sys.path[:0] = [str(HERE.parents[1])]
 
 from emergence_train.analysis.position_matrix import observed_rows, position_matrices  # noqa: E402
 from emergence_train.analysis.temporal import forecast as forecasts  # noqa: E402
@@ -114,14 +114,14 @@ def main() -> None:
     count = parser.parse_args().simulations
     begin = time.time()
     result = {
-        **provenance(f"python benchmarks/temporal_coverage.py --simulations {count}"),
+        **provenance(f"python benchmarks/studies/temporal_coverage.py --simulations {count}"),
         "simulations": count,
         "position_law": position_coverage(count),
         "forecast_without_allowances": forecast_coverage(count, misfit=False),
         "forecast_as_shipped": forecast_coverage(count, misfit=True),
     }
     result["seconds"] = round(time.time() - begin, 1)
-    (HERE / "results" / "temporal_coverage.json").write_text(json.dumps(result, indent=2) + "\n")
+    (HERE.parent / "results" / "temporal_coverage.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

@@ -1,6 +1,6 @@
 """The emergence analysis on runs trained here, as `make quickstart` or `make ladder` trains them.
 
-    python benchmarks/emergence_runs.py --name tiny-cpu RUN... [--sources data/ladder/sources.json]
+    python benchmarks/studies/emergence_runs.py --name tiny-cpu RUN... [--sources data/ladder/sources.json]
 
 Keeps verdicts, thresholds, size effects, what the tasks cost beside training, and two back-tests: of ability forecasts with the
 largest size hidden, which need a task with a threshold, and of their other factor alone, the tokens at which a run's loss gets to
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from temporal_coverage import provenance  # noqa: E402
 
@@ -70,7 +70,7 @@ def main() -> None:
     found = analyze_emergence(arguments.runs)
     seconds = time.process_time() - begin
     environment = json.loads((arguments.runs[0] / "environment.json").read_text())["sessions"][-1]
-    command = f"python benchmarks/emergence_runs.py --name {arguments.name} " + " ".join(r.name for r in arguments.runs)
+    command = f"python benchmarks/studies/emergence_runs.py --name {arguments.name} " + " ".join(r.name for r in arguments.runs)
     result = {
         **provenance(command + (f" --sources {arguments.sources}" if arguments.sources else "")),
         "trained_on": {key: environment[key] for key in ("device", "processes", "cpu_threads", "commit", "versions")},
@@ -86,7 +86,7 @@ def main() -> None:
         "backtest": backtest(arguments.runs),
         "loss_backtest": {run.name: loss_backtest(run) for run in arguments.runs},
     }
-    path = HERE / "results" / f"emergence_runs_{arguments.name}.json"
+    path = HERE.parent / "results" / f"emergence_runs_{arguments.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

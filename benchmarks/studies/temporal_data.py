@@ -1,6 +1,6 @@
 """Gather public loss curves as one table for the temporal benchmarks. The data are not kept in this repository.
 
-    python benchmarks/temporal_data.py --multi-power DIR --scheduling DIR --noisy FILE --out curves.parquet
+    python benchmarks/studies/temporal_data.py --multi-power DIR --scheduling DIR --noisy FILE --out curves.parquet
 
 --multi-power  loss_curve_repo/ of github.com/thu-yao-01-luo/MultiPowerLaw (MIT): csv_25, csv_100, csv_400 with
                step, lr, loss. 27 curves, three sizes, constant, cosine, two-stage and WSD schedules

@@ -1,6 +1,6 @@
 """The forecasts on public loss curves, with a prior that has not seen the model they are tested on.
 
-    python benchmarks/temporal_public.py curves.parquet     (the table of temporal_data.py)
+    python benchmarks/studies/temporal_public.py curves.parquet     (the table of temporal_data.py)
 
 For every run, fit at 10, 20 and 40% and score on the rest: MSE and R^2 of the selected forecast and of every law
 beside it, coverage of the intervals. The prior is refitted for every model without that model's runs, so nothing of
@@ -120,7 +120,7 @@ def main() -> None:
                              "data": first["group"].split("-")[0], **row})  # fmt: skip
     rows = pd.DataFrame(rows)
     result = {
-        **provenance("python benchmarks/temporal_public.py curves.parquet"),
+        **provenance("python benchmarks/studies/temporal_public.py curves.parquet"),
         "runs": int(rows["run"].nunique()),
         "too short to fit": short,
         "all": summary(rows),
@@ -130,7 +130,7 @@ def main() -> None:
             for by in ("fraction", "schedule", "source")
         },
     }
-    write_json(Path(__file__).parent / "results" / "temporal_public.json", result)
+    write_json(Path(__file__).parents[1] / "results" / "temporal_public.json", result)
     rows.to_csv(Path(sys.argv[1]).with_suffix(".scores.csv"), index=False)
     print(pd.DataFrame(result["ranking of pairs on one data set"]).round(3).to_string())
     for name, part in (("all", result["all"]), *((k, v) for by in ("fraction", "schedule", "source") for k, v in
