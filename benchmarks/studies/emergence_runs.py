@@ -52,11 +52,15 @@ def loss_backtest(run: Path) -> list[dict]:
     ahead = outlook(run.name, frame, run, rng, until=OBSERVED)
     tokens, best = frame["tokens"].to_numpy(float), np.minimum.accumulate(frame["loss"].to_numpy(float))
     rows = []
-    for at in sorted({int(np.searchsorted(tokens, share * tokens[-1] * 0.999)) for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}):
+    for at in sorted(
+        {int(np.searchsorted(tokens, share * tokens[-1] * 0.999)) for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
+    ):
         actual = float(tokens[np.argmax(best <= best[at])])
         said = crossing(ahead, np.array([best[at]]), rng)["tokens"]
         low, high = (np.inf if said[key] is None else said[key] for key in ("low95", "high95"))
-        rows.append({"loss": float(best[at]), "predicted": said, "actual": actual, "inside95": bool(low <= actual <= high)})
+        rows.append(
+            {"loss": float(best[at]), "predicted": said, "actual": actual, "inside95": bool(low <= actual <= high)}
+        )
     return rows
 
 
@@ -70,7 +74,9 @@ def main() -> None:
     found = analyze_emergence(arguments.runs)
     seconds = time.process_time() - begin
     environment = json.loads((arguments.runs[0] / "environment.json").read_text())["sessions"][-1]
-    command = f"python benchmarks/studies/emergence_runs.py --name {arguments.name} " + " ".join(r.name for r in arguments.runs)
+    command = f"python benchmarks/studies/emergence_runs.py --name {arguments.name} " + " ".join(
+        r.name for r in arguments.runs
+    )
     result = {
         **provenance(command + (f" --sources {arguments.sources}" if arguments.sources else "")),
         "trained_on": {key: environment[key] for key in ("device", "processes", "cpu_threads", "commit", "versions")},

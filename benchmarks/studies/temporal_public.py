@@ -126,8 +126,7 @@ def main() -> None:
         "all": summary(rows),
         "ranking of pairs on one data set": ranking_calibration(rows),
         **{
-            by: {str(key): summary(part) for key, part in rows.groupby(by)}
-            for by in ("fraction", "schedule", "source")
+            by: {str(key): summary(part) for key, part in rows.groupby(by)} for by in ("fraction", "schedule", "source")
         },
     }
     write_json(Path(__file__).parents[1] / "results" / "temporal_public.json", result)

@@ -64,7 +64,9 @@ def _draw(table: pd.DataFrame, out: Path) -> list[str]:
                 rows = rows.set_index("region").reindex(places)
                 reach = np.abs(rows[["low95", "high95"]].to_numpy().T - rows["difference"].to_numpy())
                 at = np.arange(len(places)) + 0.15 * (number - 1)
-                axis.errorbar(at, rows["difference"], np.nan_to_num(reach), fmt="o", markersize=4, capsize=2, label=variant)
+                axis.errorbar(
+                    at, rows["difference"], np.nan_to_num(reach), fmt="o", markersize=4, capsize=2, label=variant
+                )
             axis.axhline(0, color="#555555", linewidth=0.8)
             axis.set_xticks(range(len(places)), places)
             axis.set(title=split, xlabel="positions")

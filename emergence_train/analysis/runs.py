@@ -197,7 +197,9 @@ def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(["training.schedule", *map(str, problem["loc"])])
-        raise InputError(f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); give the plan as planned_lr") from error
+        raise InputError(
+            f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); give the plan as planned_lr"
+        ) from error
     # the corners belong to the grid, so that nothing is lost between its points
     corners = [schedule.warmup_tokens, total - schedule.decay_tokens]
     tokens = np.unique(np.r_[np.linspace(0, total, points), corners])

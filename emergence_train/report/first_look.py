@@ -42,8 +42,7 @@ def _summary(runs: list[Run]) -> str:
         "(ood). Losses are in nats per token; position 1 is the first predicted token, which sees one token of context."
         "</p><p>The position law of arXiv 2404.17785, loss at position i = a0 / (1 + a1 i) + a2, is fitted at each "
         "checkpoint: a0 is what context is worth, a1 how soon it is had, a2 the loss with unlimited context. "
-        "Brackets are 95% profile intervals.</p>"
-        + table(head, rows, "Runs")
+        "Brackets are 95% profile intervals.</p>" + table(head, rows, "Runs")
     )
 
 

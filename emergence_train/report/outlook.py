@@ -51,7 +51,9 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
             "part; a2 follows the learning-rate schedule.</p>"
         )
         if unbounded:
-            text += f"<p>Bounded by the data at fewer than {FEWEST} checkpoints, and not drawn: {'; '.join(unbounded)}.</p>"
+            text += (
+                f"<p>Bounded by the data at fewer than {FEWEST} checkpoints, and not drawn: {'; '.join(unbounded)}.</p>"
+            )
         found.append(("laws", "The law's numbers and their forecast", text + grid(laws)))
         text = (
             "<p>Measured loss minus the position law fitted at the same checkpoint, by position. Where lines leave the "

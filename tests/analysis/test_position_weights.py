@@ -45,7 +45,9 @@ def test_differences_are_paired_by_seed(tmp_path):
 
 
 def test_the_verb_writes_numbers_and_a_figure(tmp_path, capsys):
-    paths = [run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)]
+    paths = [run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [
+        run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)
+    ]
     assert cli.main(["analyze", "weights", *map(str, paths), "--out", str(tmp_path / "out")]) == 0
     assert "tail x0.5" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -121,7 +121,9 @@ def _or_unknown(task: Task, verdict: Verdict) -> Verdict:
         return verdict
     reason = (f"emergent (probability {verdict.probability:.2f}) if a unigram model's loss on this text is at least "
               f"{needed:.3g} nats per token, which is not known: give unigram_loss")  # fmt: skip
-    return replace(verdict, name="not-identified", probability=1 - verdict.probability, eta=None, plateau=None, reason=reason)
+    return replace(
+        verdict, name="not-identified", probability=1 - verdict.probability, eta=None, plateau=None, reason=reason
+    )
 
 
 def generator(*names: str) -> np.random.Generator:
@@ -161,8 +163,12 @@ def entry(one: Finding) -> dict:
         "sizes": len(task.sizes),
         "params": task.sizes,
         "runs": int(task.frame["run"].nunique()),
-        "loss_range": {"from": task.loss_from, "to": task.loss_to, "unigram": task.frame.attrs.get("unigram"),
-                       "unigram_needed": _needed(one)},
+        "loss_range": {
+            "from": task.loss_from,
+            "to": task.loss_to,
+            "unigram": task.frame.attrs.get("unigram"),
+            "unigram_needed": _needed(one),
+        },
         "chance": task.sign * task.chance if np.isfinite(task.chance) else None,
         "items": task.items if np.isfinite(task.items) else None,
         "resolution": 1 / task.items if np.isfinite(task.items) and task.items > 0 else None,

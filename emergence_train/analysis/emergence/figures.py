@@ -38,7 +38,9 @@ def draw(findings: list[Finding], result: dict, out: Path) -> list[str]:
             part = chosen[: PANELS if place == 0 else FEWER]
             names += save(_multiples(part, "loss", family), out, f"performance-loss{stem}", SUFFIXES, DPI)
             if place == 0:
-                names += save(_multiples(chosen[:FEWER], "compute", family), out, f"performance-compute{stem}", SUFFIXES, DPI)
+                names += save(
+                    _multiples(chosen[:FEWER], "compute", family), out, f"performance-compute{stem}", SUFFIXES, DPI
+                )
         sized = [one for one in findings if one.size.value is not None and one.task.best == 1.0]
         if sized:
             names += save(_sizes(sized[:LINES]), out, "size-effect", SUFFIXES, DPI)
@@ -69,7 +71,9 @@ def _multiples(findings: list[Finding], against: str, family: str):
         _panel(axis, one, against, norm, colours)
     for axis in axes.flat[len(findings) :]:
         axis.set_visible(False)
-    label = "loss (nats per token), falling" if against == "loss" else "training compute, 6 x parameters x tokens (FLOP)"
+    label = (
+        "loss (nats per token), falling" if against == "loss" else "training compute, 6 x parameters x tokens (FLOP)"
+    )
     figure.supxlabel(label, fontsize=9)
     title = f"Performance against {against}" + (f": {family}" if family else "")
     figure.suptitle(title, fontsize=11)

@@ -98,7 +98,9 @@ def _logistic(middle: float, width: float) -> Callable:
 
 
 # Rises (or falls) that go on over the whole range: bent, straight, S-shaped; no plateau at the left end.
-_SMOOTH: list[Callable] = [lambda x, k=k: np.expm1(k * x) / np.expm1(k) for k in (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 3.0)]
+_SMOOTH: list[Callable] = [
+    lambda x, k=k: np.expm1(k * x) / np.expm1(k) for k in (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 3.0)
+]
 _SMOOTH += [lambda x, p=p: x**p for p in (0.5, 1.0, 1.0, 1.5, 2.0)]
 _SMOOTH += [_logistic(middle, width) for middle in (0.3, 0.5) for width in (0.15, 0.2, 0.3)]
 _SMOOTH += [_logistic(0.7, width) for width in (0.2, 0.3)]
@@ -277,7 +279,8 @@ class _Fits:
         for j in np.flatnonzero(self.weight[count + 1 :] > 1e-3):
             left, right = self.basis.turn_at(j, places)
             mean += self.weight[count + 1 + j] * (
-                self.turn_coef[j, 0] * (left - self.left_centre[j]) + self.turn_coef[j, 1] * (right - self.right_centre[j])
+                self.turn_coef[j, 0] * (left - self.left_centre[j])
+                + self.turn_coef[j, 1] * (right - self.right_centre[j])
             )
         return np.interp(x, places, mean)
 

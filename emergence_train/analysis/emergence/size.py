@@ -48,7 +48,9 @@ def size_effect(task: Task, rng: np.random.Generator) -> SizeEffect:
     loss = frame["loss"].to_numpy(float)
     inside = overlap(loss, params)
     if inside.sum() < LEAST or len(np.unique(params[inside])) < 2:
-        ranges = ", ".join(f"{int(s):,}: {loss[params == s].max():.3g} to {loss[params == s].min():.3g}" for s in sizes[:6])
+        ranges = ", ".join(
+            f"{int(s):,}: {loss[params == s].max():.3g} to {loss[params == s].min():.3g}" for s in sizes[:6]
+        )
         return _none(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be told apart")
     rows = task.rows
     x, y, run, order = rows.x[inside], rows.y[inside], rows.run[inside], rows.order[inside]

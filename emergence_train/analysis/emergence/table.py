@@ -90,7 +90,9 @@ def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
         text += "token are not comparable, so each is analysed apart and none is pooled"
         return named.replace("", "unknown"), [text, *([note] if note else [])]
     stems = {run: _stem(run) for run in runs.index}
-    ladders = [s for s in set(stems.values()) if s and runs["params"][[r for r in stems if stems[r] == s]].nunique() > 1]
+    ladders = [
+        s for s in set(stems.values()) if s and runs["params"][[r for r in stems if stems[r] == s]].nunique() > 1
+    ]
     if len(set(stems.values())) > 1 and ladders and any(SIZE.search(run) for run in runs.index):
         found = sorted(set(stems.values()))
         return frame["run"].map(stems), [
@@ -242,7 +244,9 @@ def _brier_chance(tasks: list[Task]) -> None:
         if "brier" in task.metric.lower() and not np.isfinite(task.chance) and (task.family, task.task) in choice:
             task.chance = -(1 - choice[task.family, task.task])
             task.notes = [note for note in task.notes if not note.startswith("chance is missing")]
-            task.notes.append(f"chance {-task.chance:g} is 1 - chance of the accuracy: uniform guesses, sum over options")
+            task.notes.append(
+                f"chance {-task.chance:g} is 1 - chance of the accuracy: uniform guesses, sum over options"
+            )
 
 
 def part(task: Task, keep: np.ndarray) -> Task:

@@ -30,7 +30,8 @@ SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others
 LIFTED = 0.35  # share of the way from chance to perfect up to which a flat curve may still be a lifted plateau
 CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturation
 CEILING_CHANGE = 0.08
-GUESSING = 2.0  # standard errors of one checkpoint's score and of the curve: one that stays so near to chance shows nothing
+# Standard errors of one checkpoint's score and of the curve: one that stays so near to chance shows nothing.
+GUESSING = 2.0
 UNKNOWN_CEILING = 0.85
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified")
@@ -96,7 +97,9 @@ def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: 
     span = best - chance if np.isfinite(best - chance) else np.nan
     # Without a chance level only a curve near perfection can be told from one at chance.
     share = (low - chance) / span if np.isfinite(span) else (low >= UNKNOWN_CEILING * best).astype(float)
-    least = np.where(share >= CEILING, np.maximum(smallest, CEILING_CHANGE * (span if np.isfinite(span) else 0)), smallest)
+    least = np.where(
+        share >= CEILING, np.maximum(smallest, CEILING_CHANGE * (span if np.isfinite(span) else 0)), smallest
+    )
 
     ordered = np.sort(rows.x)
     before = np.searchsorted(ordered, drawn.onset - 1e-9)

@@ -343,7 +343,6 @@ class Analysis:
             }
         )
 
-
     def form_rows(self) -> pd.DataFrame:
         """How the reciprocal form does against a power law and an exponential in position, at observed checkpoints."""
         return compare_forms_of(self.matrix).drop(columns=["run", "split"])

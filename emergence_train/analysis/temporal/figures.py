@@ -139,5 +139,3 @@ def _residuals(one: Analysis):
     axis.set(xlabel="token position", ylabel="loss - fitted law (nats)", title=f"Residuals by position: {_title(one)}")
     axis.legend(fontsize=8, frameon=False)
     return figure
-
-

@@ -70,7 +70,10 @@ def as_json(prior: Prior) -> dict:
         "source": prior.source,
         "runs": prior.runs,
         "groups": prior.groups,
-        "units": {"drop": "log of nats, at peak rate 1e-3; slope on the log of the peak rate", "rates": "peak rates fitted"},
+        "units": {
+            "drop": "log of nats, at peak rate 1e-3; slope on the log of the peak rate",
+            "rates": "peak rates fitted",
+        },
         "drop": [
             {"clock": clock, "kernel": kernel, "intercept": intercept, "slope": slope, "sd": sd}
             for (clock, kernel), (intercept, slope, sd) in prior.drop.items()

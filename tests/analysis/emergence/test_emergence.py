@@ -95,7 +95,9 @@ def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
     frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
     value = np.round(64 * (0.20 + 0.07 * x + rng.normal(0, 0.02, len(x)))) / 64
-    frame = frame.assign(task="t", metric="acc", value=value, stderr=0.054, items=64, chance=0.25, higher_is_better=True)
+    frame = frame.assign(
+        task="t", metric="acc", value=value, stderr=0.054, items=64, chance=0.25, higher_is_better=True
+    )
     assert find(study().task_of(frame)).verdict.name == "at-chance"
     many = frame.assign(items=6400, value=np.round(value * 6400) / 6400, stderr=0.0054)
     assert find(study().task_of(many)).verdict.name == "gradual"
@@ -107,7 +109,9 @@ def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
     frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
     for items, verdict in ((200, "at-chance"), (20_000, "inverse")):
-        value = rng.binomial(items * 50, 0.20 - 0.03 * x) / (items * 50)  # the same items: rows differ by less than sampling
+        value = rng.binomial(items * 50, 0.20 - 0.03 * x) / (
+            items * 50
+        )  # the same items: rows differ by less than sampling
         rows = frame.assign(task="t", metric="acc", value=np.round(value * items) / items, stderr=0.4 / np.sqrt(items),
                             items=items, chance=0.25, higher_is_better=True)  # fmt: skip
         assert find(study().task_of(rows)).verdict.name == verdict, items
@@ -120,7 +124,9 @@ def test_a_brier_score_that_never_beats_chance_is_calibration(lowest, verdict):
     frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
     value = 1.15 - (1.15 - lowest) * np.maximum(x - 0.5, 0) / 0.5 + rng.normal(0, 0.003, len(x))
-    frame = frame.assign(task="t", metric="brier", value=value, stderr=0.004, items=2000, chance=0.9, higher_is_better=False)
+    frame = frame.assign(
+        task="t", metric="brier", value=value, stderr=0.004, items=2000, chance=0.9, higher_is_better=False
+    )
     assert find(study().task_of(frame)).verdict.name == verdict
 
 
@@ -208,7 +214,9 @@ def test_one_size_has_no_size_effect(tmp_path, keep, said):
 def test_losses_that_do_not_overlap_are_said(tmp_path):
     frame = emergent_ladder()
     small, large = sorted(frame["params"].unique())[:2]
-    part = frame[((frame["params"] == small) & (frame["loss"] > 3.2)) | ((frame["params"] == large) & (frame["loss"] < 3))]
+    part = frame[
+        ((frame["params"] == small) & (frame["loss"] > 3.2)) | ((frame["params"] == large) & (frame["loss"] < 3))
+    ]
     one = by_task(analyze_emergence(written(part, tmp_path)))["steady"]
     assert one["size_effect"]["value"] is None and "do not overlap" in one["size_effect"]["reason"]
 
@@ -422,7 +430,12 @@ def test_a_running_run_is_told_when_it_will_gain_the_ability(tmp_path):
     result = analyze_emergence(directories)
     assert result["tasks"][0]["eta"]["low95"] < eta < result["tasks"][0]["eta"]["high95"]
     runs = {run["run"]: run for run in result["abilities"][0]["runs"]}
-    assert [runs[name]["status"] for name in ("s", "m", "l", "xl")] == ["not-before-the-end", "reached", "reached", "expected"]
+    assert [runs[name]["status"] for name in ("s", "m", "l", "xl")] == [
+        "not-before-the-end",
+        "reached",
+        "reached",
+        "expected",
+    ]
     for name in ("m", "l", "xl"):
         assert runs[name]["tokens"]["low95"] < truth[name] < runs[name]["tokens"]["high95"], (name, runs[name], truth)
     assert truth["s"] > 20e6 and runs["s"]["probability"] < 0.5 and runs["xl"]["planned_end_known"]
