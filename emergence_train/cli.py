@@ -122,13 +122,13 @@ def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:
 
 
 def _temporal(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.temporal import output
+    from emergence_train.analysis.temporal import as_json, output
     from emergence_train.analysis.temporal.analyze import investigate
 
     result, analysed = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
     if arguments.out:
         result = output.write(Path(arguments.out), result, analysed)
-    return _shown(arguments, result, output.format_table(result))
+    return _shown(arguments, as_json(result), output.format_table(result))
 
 
 def _weights(arguments: argparse.Namespace) -> dict:

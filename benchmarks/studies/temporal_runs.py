@@ -39,26 +39,30 @@ def main() -> None:
             except InputError as error:
                 print(error)
                 continue
-            for one in result["runs"]:
-                if one["split"] not in (None, "iid", "ood"):
+            for one in result.runs:
+                if one.split not in (None, "iid", "ood"):
                     continue
-                errors = {model["name"]: model["mse_smooth"] for model in one["models"]}
+                errors = {model.name: model.mse_smooth for model in one.models}
                 row = {
-                    "run": one["run"],
-                    "split": one["split"] or "training",
+                    "run": one.run,
+                    "split": one.split or "training",
                     "fraction": fraction,
                     "schedule": training["schedule"]["kind"],
                     "peak": training["schedule"]["lr"],
-                    "steps": one["final"]["step"],
-                    "rmse": float(np.sqrt(errors[one["selected"]])),
+                    "steps": one.final.step,
+                    "rmse": float(np.sqrt(errors[one.selected])),
                     "best classical": float(np.sqrt(min(errors[name] for name in CLASSICAL))),
-                    "coverage95": one["coverage"]["95"],
-                    "end inside": one["final"]["low95"] <= one["final"]["actual"] <= one["final"]["high95"],
+                    "coverage95": one.coverage["95"],
+                    "end inside": one.final.low95 <= one.final.actual <= one.final.high95,
                     "laws": {name: float(np.sqrt(error)) for name, error in errors.items()},
                 }
-                if "positions" in one:
-                    row |= {"positions r2": one["positions"]["r2"], "positions mse": one["positions"]["mse"],
-                            "positions coverage95": one["positions"]["coverage"]["95"]}  # fmt: skip
+                if one.positions is not None:
+                    held = one.positions.held_out
+                    row |= {
+                        "positions r2": held.r2,
+                        "positions mse": held.mse,
+                        "positions coverage95": held.coverage["95"],
+                    }
                 rows.append(row)
     frame = pd.DataFrame(rows)
     ratio = (frame["rmse"] / frame["best classical"]) ** 2

@@ -23,7 +23,20 @@ from emergence_train.analysis.temporal.position_law import (
     fit_matrix,
     position_curve,
 )
-from emergence_train.analysis.temporal.ranking import rank
+from emergence_train.analysis.temporal.ranking import Ranking, rank
+from emergence_train.analysis.temporal.result import (
+    Final,
+    ForecastPoint,
+    HeldOut,
+    JointLaw,
+    ModelScore,
+    PositionPoint,
+    Positions,
+    PriorSource,
+    RunResult,
+    Skipped,
+    TemporalResult,
+)
 from emergence_train.errors import InputError
 
 LEVELS = (50, 80, 95)
@@ -39,7 +52,7 @@ def analyze_temporal(
     fit_fraction: float | None = None,
     planned_lr: np.ndarray | None = None,
     splits: Iterable[str] | None = None,
-) -> dict:
+) -> TemporalResult:
     """Fit the temporal law to every run and split in `paths` and forecast the rest of each run.
 
     `fit_fraction` in (0, 1): only rows up to this share of the planned tokens are observed; the later ones are held
@@ -47,12 +60,8 @@ def analyze_temporal(
     forecast reaches to the planned end. `planned_lr` (K, 2): tokens and learning rate, see runs.load. `splits` names
     the splits to take; None: all, and the training curve.
 
-    Returns what result.json holds: {"runs": [{"run", "split", "fit_fraction", "fit_until_tokens", "selected",
-    "forecast": [{"step", "tokens", "loss", "low50", ..., "high95"}...], "final": {...}, "models": [{"name", "mse",
-    "r2", "heldout_points"}...], ...}...], "skipped" (runs and splits too short to fit, with the reason), "ranking",
-    "prior", "units"}. Losses in nats per token; intervals are of one logged row, its noise included; "final" also has
-    them without ("curve_low95", ...). Raises InputError for bad tables, for fractions outside (0, 1), and where nothing
-    is long enough to fit.
+    result.as_json gives what result.json holds. Raises InputError for bad tables, for fractions outside (0, 1), and
+    where nothing is long enough to fit.
     """
     return investigate(paths, fit_fraction=fit_fraction, planned_lr=planned_lr, splits=splits)[0]
 
@@ -63,7 +72,7 @@ def investigate(
     fit_fraction: float | None = None,
     planned_lr: np.ndarray | None = None,
     splits: Iterable[str] | None = None,
-) -> tuple[dict, list["Analysis"]]:
+) -> tuple[TemporalResult, list["Analysis"]]:
     """What analyze_temporal returns, and the analyses behind it."""
     if fit_fraction is not None and not 0 < fit_fraction < 1:
         raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
@@ -77,16 +86,15 @@ def investigate(
         try:
             analysed.append(Analysis(series, fit_fraction))
         except InputError as error:
-            skipped.append({"run": series.run, "split": series.split, "reason": str(error)})
+            skipped.append(Skipped(series.run, series.split, str(error)))
     if not analysed:
-        raise InputError(skipped[0]["reason"])
-    result = {
-        "units": {"loss": "nats per token", "tokens": "trained so far", "mse": "nats^2", "intervals": "percent"},
-        "prior": {"source": priors.SHIPPED.source, "runs": priors.SHIPPED.runs, "groups": priors.SHIPPED.groups},
-        "runs": [one.result() for one in analysed],
-        "skipped": skipped,
-        "ranking": _rankings(analysed),
-    }
+        raise InputError(skipped[0].reason)
+    result = TemporalResult(
+        prior=PriorSource(priors.SHIPPED.source, priors.SHIPPED.runs, priors.SHIPPED.groups),
+        runs=tuple(one.result() for one in analysed),
+        skipped=tuple(skipped),
+        ranking=_rankings(analysed),
+    )
     return result, analysed
 
 
@@ -174,26 +182,35 @@ class Analysis:
             frame["actual"] = self.actual
         return frame
 
-    def models(self) -> list[dict]:
-        """Every law's error on the held-out rows, selected first; null where nothing was held back."""
+    def models(self) -> list[ModelScore]:
+        """Every law's error on the held-out rows, selected first; None where nothing was held back."""
         guesses = {self.selected: self.level.mean}
         if self.joint is not None:
             guesses["temporal-joint"] = self.joint.predict(self.future, self.positions.position) @ self.positions.share
         guesses |= {LABELS.get(name, name): fit.predict(self.future)[0] for name, fit in self.level.fits.items()}
         rows = []
         for name, guess in guesses.items():
-            row = {"name": name, "mse": None, "r2": None, "heldout_points": len(self.actual)}
+            mse = r2 = smooth = None
             if self.held:
-                row["mse"] = float(np.mean((guess - self.actual) ** 2))
+                mse = float(np.mean((guess - self.actual) ** 2))
                 spread = float(np.mean((self.actual - self.actual.mean()) ** 2))
-                row["r2"] = 1 - row["mse"] / spread if spread > 0 else None
-                row["mse_smooth"] = _smooth_error(guess, self.actual)
+                r2 = 1 - mse / spread if spread > 0 else None
+                smooth = _smooth_error(guess, self.actual)
             score = self.level.backtest.get(next((k for k in LAWS if LABELS.get(k, k) == name), ""), float("nan"))
-            row["backtest_mse"] = score if np.isfinite(score) else None
-            rows.append(row)
+            backtest = score if np.isfinite(score) else None
+            rows.append(
+                ModelScore(
+                    name=name,
+                    mse=mse,
+                    r2=r2,
+                    heldout_points=len(self.actual),
+                    mse_smooth=smooth,
+                    backtest_mse=backtest,
+                )
+            )
         return rows
 
-    def result(self) -> dict:
+    def result(self) -> RunResult:
         """This series' part of result.json."""
         series, level = self.series, self.level
         rows = self.forecast_rows()
@@ -205,26 +222,25 @@ class Analysis:
         notes = [*series.notes, *level.notes]
         if self.fraction is not None and series.plan is not None:
             notes.append("the learning rate of the held-out part is taken as planned, not as observed")
-        one = {
-            "run": series.run,
-            "split": series.split,
-            "fit_fraction": self.fraction,
-            "fit_until_tokens": int(series.tokens[self.seen][-1]),
-            "fit_until_step": int(self.x[-1]),
-            "observed_points": int(self.seen.sum()),
-            "selected": self.selected,
-            "weights": level.weights,
-            "forecast": thin.to_dict("records") if self.held or series.end_step > self.x[-1] else [],
-            "final": final,
-            "models": self.models(),
-            "coverage": self.coverage(),
-            "noise": level.noise,
-            "law": {"name": "schedule", **level.fits["schedule"].best},
-            "notes": notes,
-        }
-        if self.positions is not None:
-            one["positions"] = self._positions_result()
-        return one
+        ahead = thin.to_dict("records") if self.held or series.end_step > self.x[-1] else []
+        return RunResult(
+            run=series.run,
+            split=series.split,
+            fit_fraction=self.fraction,
+            fit_until_tokens=int(series.tokens[self.seen][-1]),
+            fit_until_step=int(self.x[-1]),
+            observed_points=int(self.seen.sum()),
+            selected=self.selected,
+            weights=level.weights,
+            forecast=tuple(ForecastPoint(**row) for row in ahead),
+            final=Final(**final),
+            models=tuple(self.models()),
+            coverage=self.coverage(),
+            noise=level.noise,
+            law={"name": "schedule", **level.fits["schedule"].best},
+            notes=tuple(notes),
+            positions=self._positions_result() if self.positions is not None else None,
+        )
 
     def coverage(self) -> dict | None:
         """Share of held-out rows inside each interval."""
@@ -233,7 +249,7 @@ class Analysis:
         ends = {level: self.level.interval(level) for level in LEVELS}
         return {str(k): float(np.mean((low <= self.actual) & (self.actual <= high))) for k, (low, high) in ends.items()}
 
-    def _positions_result(self) -> dict:
+    def _positions_result(self) -> Positions:
         positions = self.positions
         last = fit_matrix(self.matrix).iloc[-1]
         laws = {}
@@ -252,37 +268,39 @@ class Analysis:
                 "backtest_rmse": best.backtest if np.isfinite(best.backtest) else None,
             }
         laws["a2"] = {"family": "schedule", **positions.a2.fits["schedule"].best}
-        one = {
-            "law": "L_i = a0 / (1 + a1 i) + a2, arXiv 2404.17785",
-            "last_fit": _plain({k: last[k] for k in last.index if k not in ("run", "params", "split")}),
-            "identified": positions.identified,
-            "laws": laws,
-            "final": self.position_rows(last_only=True).drop(columns=["step", "tokens"]).to_dict("records"),
-            "forms": [_plain(row) for row in self.form_rows().to_dict("records")],
-        }
-        if self.joint is not None:
-            one["joint"] = {
-                "a0_family": self.joint.a0_family,
-                "a1_family": self.joint.a1_family,
-                "a2_clock": self.joint.clock,
-                "a2_kernel": self.joint.kernel,
-                "r2": self.joint.r2,
-                "rmse": self.joint.rmse,
-                "constants": [_plain(row) for row in self.joint.table.to_dict("records")],
-            }
-        if self.held:
-            actual = self.series.matrix.loss[~self.seen]
-            there = self.series.matrix.count[~self.seen] > 0
-            miss = (positions.loss - actual)[there]
-            one["mse"] = float(np.mean(miss**2))
-            spread = float(np.var(actual[there]))
-            one["r2"] = 1 - one["mse"] / spread if spread > 0 else None
-            inside = {}
-            for level in LEVELS:
-                low, high = positions.interval(level)
-                inside[str(level)] = float(np.mean(((low <= actual) & (actual <= high))[there]))
-            one["coverage"] = inside
-        return one
+        final = self.position_rows(last_only=True).drop(columns=["step", "tokens"]).to_dict("records")
+        return Positions(
+            law="L_i = a0 / (1 + a1 i) + a2, arXiv 2404.17785",
+            last_fit=_plain({k: last[k] for k in last.index if k not in ("run", "params", "split")}),
+            identified=positions.identified,
+            laws=laws,
+            final=tuple(PositionPoint(**row) for row in final),
+            forms=tuple(_plain(row) for row in self.form_rows().to_dict("records")),
+            joint=self._joint_law() if self.joint is not None else None,
+            held_out=self._held_out_positions() if self.held else None,
+        )
+
+    def _joint_law(self) -> JointLaw:
+        return JointLaw(
+            a0_family=self.joint.a0_family,
+            a1_family=self.joint.a1_family,
+            a2_clock=self.joint.clock,
+            a2_kernel=self.joint.kernel,
+            r2=self.joint.r2,
+            rmse=self.joint.rmse,
+            constants=tuple(_plain(row) for row in self.joint.table.to_dict("records")),
+        )
+
+    def _held_out_positions(self) -> HeldOut:
+        actual = self.series.matrix.loss[~self.seen]
+        there = self.series.matrix.count[~self.seen] > 0
+        mse = float(np.mean((self.positions.loss - actual)[there] ** 2))
+        spread = float(np.var(actual[there]))
+        inside = {}
+        for level in LEVELS:
+            low, high = self.positions.interval(level)
+            inside[str(level)] = float(np.mean(((low <= actual) & (actual <= high))[there]))
+        return HeldOut(mse=mse, r2=1 - mse / spread if spread > 0 else None, coverage=inside)
 
     def position_rows(self, last_only: bool = False) -> pd.DataFrame:
         """Forecast loss by bin of position and step: position_low, position_high, loss, low50 ... high95, actual."""
@@ -363,7 +381,7 @@ def _plain(row: dict) -> dict:
     return plain
 
 
-def _rankings(analysed: list[Analysis]) -> list[dict]:
+def _rankings(analysed: list[Analysis]) -> tuple[Ranking, ...]:
     """One ranking per split that at least two runs have."""
     rankings = []
     for split in sorted({one.series.split or "" for one in analysed}):
@@ -371,6 +389,6 @@ def _rankings(analysed: list[Analysis]) -> list[dict]:
         if len(group) < 2:
             continue
         names = [one.series.run for one in group]
-        order = rank(names, [one.level.mean[-1] for one in group], [one.level.sd[-1] for one in group])
-        rankings.append({"split": split or None, **order})
-    return rankings
+        mean, sd = [one.level.mean[-1] for one in group], [one.level.sd[-1] for one in group]
+        rankings.append(rank(names, mean, sd, split or None))
+    return tuple(rankings)

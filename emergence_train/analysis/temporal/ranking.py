@@ -1,16 +1,35 @@
 """Order runs by the loss they are forecast to end with, and say how sure the order is."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.stats import norm
 
 DRAWS = 20000
 
 
-def rank(names: list[str], mean: np.ndarray, sd: np.ndarray) -> dict:
-    """Rank runs by forecast final loss (R,) with standard deviations (R,), nats; lowest first.
+@dataclass(frozen=True)
+class Place:
+    run: str
+    loss: float  # nats, forecast
+    sd: float
+    probability_best: float
+    probability_above_next: float | None  # None: the last
 
-    Returns {"order": [{"run", "loss", "sd", "probability_best", "probability_above_next"}...], "probability": that the
-    whole order is right}. Errors of runs are taken as independent. Runs of one family err in the same direction, so
+
+@dataclass(frozen=True)
+class Ranking:
+    """Runs in the order of their forecast final losses, lowest first; `probability` that the whole order is right."""
+
+    split: str | None
+    order: tuple[Place, ...]
+    probability: float
+
+
+def rank(names: list[str], mean: np.ndarray, sd: np.ndarray, split: str | None = None) -> Ranking:
+    """Rank runs by forecast final loss (R,) with standard deviations (R,), nats.
+
+    Errors of runs are taken as independent. Runs of one family err in the same direction, so
     the true probabilities lie further from a half: these are cautious.
     """
     mean, sd = np.asarray(mean, float), np.maximum(np.asarray(sd, float), 1e-12)
@@ -25,13 +44,5 @@ def rank(names: list[str], mean: np.ndarray, sd: np.ndarray) -> dict:
         above = None
         if following is not None:
             above = float(norm.cdf((mean[following] - mean[j]) / np.hypot(sd[following], sd[j])))
-        rows.append(
-            {
-                "run": names[j],
-                "loss": float(mean[j]),
-                "sd": float(sd[j]),
-                "probability_best": float(best[k]),
-                "probability_above_next": above,
-            }
-        )
-    return {"order": rows, "probability": whole}
+        rows.append(Place(names[j], float(mean[j]), float(sd[j]), float(best[k]), above))
+    return Ranking(split, tuple(rows), whole)

@@ -206,11 +206,11 @@ def test_joint_fit_recovers_a2_and_agrees_with_the_data():
 
 def test_ranking_probabilities():
     one = rank(["b", "a"], np.array([3.0, 2.9]), np.array([0.05, 0.05]))
-    assert [row["run"] for row in one["order"]] == ["a", "b"]
+    assert [place.run for place in one.order] == ["a", "b"]
     expected = 0.9214  # Phi(0.1 / (0.05 sqrt 2)) by table
-    assert one["order"][0]["probability_above_next"] == pytest.approx(expected, abs=1e-3)
-    assert one["probability"] == pytest.approx(expected, abs=0.01)
-    assert rank(["x"], np.array([1.0]), np.array([0.1]))["probability"] == 1
+    assert one.order[0].probability_above_next == pytest.approx(expected, abs=1e-3)
+    assert one.probability == pytest.approx(expected, abs=0.01)
+    assert rank(["x"], np.array([1.0]), np.array([0.1])).probability == 1
 
 
 def test_effective_points_widen_the_interval(monkeypatch):

@@ -1,5 +1,6 @@
 """analyze temporal: the contract of its result, what it may look at, run directories, bad tables."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,9 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from emergence_train.analysis import temporal
 from emergence_train.analysis.runs import load, planned_rates
-from emergence_train.analysis.temporal import simulate
-from emergence_train.analysis.temporal.analyze import analyze_temporal, investigate
+from emergence_train.analysis.temporal import as_json, simulate
+from emergence_train.analysis.temporal.analyze import investigate
 from emergence_train.analysis.temporal.output import format_table, write
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
@@ -23,6 +25,11 @@ def curve(kind="cosine", seed=0, rows=120, **changes) -> pd.DataFrame:
 
 def positions(kind="cosine", seed=0, checkpoints=40, length=64, **more) -> pd.DataFrame:
     return simulate.positions(np.random.default_rng(seed), kind, checkpoints=checkpoints, length=length, **more)[0]
+
+
+def analyze_temporal(paths, **options) -> dict:
+    """What result.json would hold."""
+    return as_json(temporal.analyze_temporal(paths, **options))
 
 
 def written(frame: pd.DataFrame, tmp_path, name="table.csv"):
@@ -40,8 +47,37 @@ def analysed(tmp_path_factory):
     return write(folder / "out", *investigate(paths, fit_fraction=0.3)), folder / "out"
 
 
+# What others read of result.json; more keys are welcome.
+RUN_KEYS = {"run", "split", "fit_fraction", "fit_until_tokens", "selected", "forecast", "final", "models"}
+FORECAST_KEYS = {"step", "tokens", "loss", "low95", "high95"}
+MODEL_KEYS = {"name", "mse", "r2", "heldout_points"}
+
+
+def test_result_json_has_the_keys_that_others_rely_on(analysed):
+    held = json.loads((analysed[1] / "result.json").read_text())
+    assert held.keys() >= {"runs", "skipped", "ranking", "prior", "units", "figures"}
+    for one in held["runs"]:
+        assert one.keys() >= RUN_KEYS
+        assert one["final"].keys() >= FORECAST_KEYS - {"step"}
+        assert all(point.keys() >= FORECAST_KEYS for point in one["forecast"])
+        assert all(model.keys() >= MODEL_KEYS for model in one["models"])
+
+
+def test_result_without_held_out_rows_has_no_keys_of_them(tmp_path):
+    """A key that says nothing is left out; null stands where a number is unknown."""
+    (one,) = analyze_temporal(written(positions(), tmp_path))["runs"]
+    assert one["coverage"] is None and one["models"][0]["mse"] is None
+    assert "actual" not in one["final"] and "mse_smooth" not in one["models"][0]
+    assert not one["positions"].keys() & {"mse", "r2", "coverage", "held_out"}
+
+
+def test_result_cannot_be_changed(analysed):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        analysed[0].runs[0].selected = "another"
+
+
 def test_contract_of_the_result(analysed):
-    result, out = analysed
+    result, out = as_json(analysed[0]), analysed[1]
     assert json.loads((out / "result.json").read_text()) == result
     assert [(one["run"], one["split"]) for one in result["runs"]] == [
         ("simulated", "iid"),
@@ -74,7 +110,7 @@ def test_contract_of_the_result(analysed):
 
 
 def test_position_part_of_the_result(analysed):
-    part = analysed[0]["runs"][0]["positions"]
+    part = as_json(analysed[0])["runs"][0]["positions"]
     assert part["last_fit"]["status"] == "ok"
     assert set(part["laws"]) == {"a0", "a1", "a2"}
     assert [row["form"] for row in part["forms"]] == ["reciprocal", "power", "exponential"]
@@ -90,8 +126,8 @@ def test_files_and_printed_table(analysed):
     for name in ("forecast", "models", "parameters", "position_forecast", "residuals", "forms"):
         table = pd.read_csv(out / f"{name}.csv")
         assert len(table) and list(table.columns[:2]) == ["run", "split"], name
-    assert len(result["figures"]) == 3 * (4 + 4 + 1)
-    for name in result["figures"]:
+    assert len(result.figures) == 3 * (4 + 4 + 1)
+    for name in result.figures:
         assert (out / name).stat().st_size > 2000, name
     printed = format_table(result)
     assert "simulated [iid]" in printed and "power" in printed and "30% of the run observed" in printed
@@ -195,10 +231,10 @@ def test_ranking_of_several_runs(tmp_path):
     good = curve(run="good")
     bad = curve(run="bad", seed=1)
     bad["loss"] += 0.3
-    result = analyze_temporal(written(pd.concat([bad, good]), tmp_path), fit_fraction=0.4)
-    (ranking,) = result["ranking"]
-    assert [row["run"] for row in ranking["order"]] == ["good", "bad"]
-    assert ranking["probability"] > 0.9
+    result = temporal.analyze_temporal(written(pd.concat([bad, good]), tmp_path), fit_fraction=0.4)
+    (ranking,) = result.ranking
+    assert [place.run for place in ranking.order] == ["good", "bad"]
+    assert ranking.probability > 0.9
     assert "1. good" in format_table(result)
 
 
@@ -269,10 +305,10 @@ def test_paths_that_are_no_tables(tmp_path):
 
 def test_what_is_too_short_is_left_out_with_its_reason(tmp_path):
     short = curve(run="short").head(2)
-    result = analyze_temporal(written(pd.concat([curve(), short]), tmp_path))
-    assert [one["run"] for one in result["runs"]] == ["simulated"]
-    (left,) = result["skipped"]
-    assert left["run"] == "short" and "not identified" in left["reason"]
+    result = temporal.analyze_temporal(written(pd.concat([curve(), short]), tmp_path))
+    assert [one.run for one in result.runs] == ["simulated"]
+    (left,) = result.skipped
+    assert left.run == "short" and "not identified" in left.reason
     assert "left out: run 'short'" in format_table(result)
 
 
@@ -314,7 +350,7 @@ def test_an_early_run_without_position_structure_still_forecasts(tmp_path):
     flat = table.groupby("step")["loss_sum"].transform("mean")
     table["loss_sq_sum"] += flat**2 / table["count"] - table["loss_sum"] ** 2 / table["count"]
     table["loss_sum"] = flat
-    one = write(tmp_path / "out", *investigate(written(table, tmp_path), fit_fraction=0.5))["runs"][0]
+    one = as_json(write(tmp_path / "out", *investigate(written(table, tmp_path), fit_fraction=0.5)))["runs"][0]
     assert one["positions"]["identified"] is False and list(one["positions"]["laws"]) == ["a2"]
     assert any("not identified: the position law" in note for note in one["notes"])
     assert one["positions"]["last_fit"]["status"].startswith("not identified")
