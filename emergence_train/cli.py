@@ -132,10 +132,11 @@ def _temporal(arguments: argparse.Namespace) -> dict:
 
 
 def _weights(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.position_weights import analyze_weights, format_weights
+    from emergence_train.analysis import position_weights
 
-    result = analyze_weights(arguments.runs, arguments.out)
-    _say(arguments)(format_weights(result))
+    table = position_weights.compare_position_weights(arguments.runs)
+    result = position_weights.write(Path(arguments.out), table) if arguments.out else position_weights.as_json(table)
+    _say(arguments)(position_weights.format_weights(result))
     return result
 
 

@@ -39,6 +39,15 @@ NEVER = {
     "analysis": ("models", "data", "evaluation", "checkpoints", "distributed", "cluster"),
     "report": ("models", "data", "evaluation", "checkpoints", "distributed", "cluster"),
 }
+# What of the analyses may draw or write files; the rest returns results
+WRITERS = {
+    "analysis.figures",
+    "analysis.position_weights",
+    "analysis.temporal.figures",
+    "analysis.temporal.output",
+    "analysis.emergence.figures",
+    "analysis.emergence.output",
+}
 EXCEPTIONS: dict[str, set[str]] = {}  # module: what it imports against the floors
 OLD_NAME_USERS = {"training.logs", "training.recording", "training.sync"}  # of records, instead of recorder.tables
 
@@ -133,6 +142,16 @@ def test_the_analyses_read_tables_alone(room):
         if f"{_short(module)}.".startswith(f"{room}."):
             for target in map(_short, ARROWS[module]):
                 assert not any(f"{target}.".startswith(f"{name}.") for name in NEVER[room]), (module, target)
+
+
+def test_analyses_return_results_and_writers_write_them():
+    found = set()
+    for module in _framework():
+        if _short(module).startswith("analysis."):
+            names = {_short(name) for name in _imported(module, MODULES[module])}
+            if names & WRITERS or any(name.split(".")[0] in ("files", "matplotlib") for name in names):
+                found.add(_short(module))
+    assert found == WRITERS
 
 
 def test_kernels_import_nothing_of_the_framework():

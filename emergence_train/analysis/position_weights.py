@@ -26,17 +26,18 @@ def regions(length: int) -> dict[str, tuple[int, int]]:
     return {"all": (1, length), "head": (1, head), "body": (head + 1, tail), "tail": (tail + 1, length)}
 
 
-def analyze_weights(runs: Iterable[str | Path], out: str | Path | None = None) -> dict:
-    """The comparison as {"rows": [...]}, null where there is no number; with `out` also result.json, CSV and figures."""
-    table = compare_position_weights(runs)
+def as_json(table: pd.DataFrame) -> dict:
+    """The rows of compare_position_weights as {"rows": [...]}, null where there is no number."""
     rows = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in table.to_dict("records")]
-    result = {"rows": rows}
-    if out is not None:
-        out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        files.write_csv(out / "position_weights.csv", table)
-        result["figures"] = _draw(table, out)
-        files.write_json(out / "result.json", result)
+    return {"rows": rows}
+
+
+def write(out: Path, table: pd.DataFrame) -> dict:
+    """Write result.json, CSV and figures into the directory `out`; returns the result with the figures' names."""
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_csv(out / "position_weights.csv", table)
+    result = as_json(table) | {"figures": _draw(table, out)}
+    files.write_json(out / "result.json", result)
     return result
 
 
