@@ -376,7 +376,7 @@ def main() -> int:
     parser.add_argument("--here", help=argparse.SUPPRESS)  # a size: measured in this process
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("gpu-bench: PyTorch sees no CUDA device here; benchmarks/cpu_training.py is for CPUs", file=sys.stderr)
+        print("gpu-bench: PyTorch sees no CUDA device here; benchmarks/speed/cpu_training.py is for CPUs", file=sys.stderr)
         return 2
     from emergence_kernels.bench.run import device_name
 
