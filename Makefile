@@ -10,7 +10,7 @@ RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 
-.PHONY: install quickstart ladder test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench \
+.PHONY: install quickstart ladder test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
@@ -35,13 +35,13 @@ quickstart: install
 
 # An hour and a half on one core that others use too; another time goes on where it stopped.
 ladder: install
-	test -f data/ladder/sources.json || $(BIN)/python benchmarks/ladder_text.py
+	test -f data/ladder/sources.json || $(BIN)/python benchmarks/studies/ladder_text.py
 	$(BIN)/emergence-train prepare configs/ladder.yaml
 	for size in $(RUNGS); do \
 	  $(BIN)/emergence-train train configs/ladder.yaml name=ladder-$${size%:*} \
 	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
 	done
-	$(BIN)/python benchmarks/emergence_runs.py --name ladder --sources data/ladder/sources.json \
+	$(BIN)/python benchmarks/studies/emergence_runs.py --name ladder --sources data/ladder/sources.json \
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: install
@@ -56,9 +56,12 @@ fault-trials: install
 	FAULTS_ALL=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/faults/test_scenarios.py tests/faults/test_fuzz.py \
 	  tests/test_checkpoints.py
 
+# What is formatted already; a change that formats more adds to the list, until it is the whole tree.
+FORMATTED := benchmarks/studies emergence_train/analysis emergence_train/recorder emergence_train/report \
+             tests/analysis tests/recorder tests/report tests/test_imports.py
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --diff . || true
+	$(BIN)/ruff format --check --diff $(FORMATTED)
 
 # The CUDA kernels of csrc/, beside the package (needs nvcc; EMERGENCE_CUDA_ARCHITECTURES=80,90a,100a by default).
 cuda: install
@@ -71,7 +74,7 @@ wheel: install
 
 bench-cpu: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python benchmarks/cpu_training.py
+	$(BIN)/python benchmarks/speed/cpu_training.py
 
 # On a machine with a GPU, with whatever torch and Triton its $(PYTHON) has (see benchmarks/README.md for offline ones).
 # The CUDA kernels are compiled first where there is an nvcc.
@@ -83,9 +86,10 @@ gpu-check:
 	$(ON_GPU) benchmarks/gpu_check.py
 
 # Accesses out of bounds, races and uninitialised memory in the CUDA kernels, at small shapes.
+SANITIZERS ?= memcheck racecheck initcheck
 gpu-sanitize:
 	@$(BUILD_CUDA)
-	for tool in memcheck racecheck initcheck; do \
+	for tool in $(SANITIZERS); do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py \
 	    tests/kernels/test_kernel_compiled_attention.py tests/kernels/test_kernel_hopper.py \
@@ -97,8 +101,14 @@ bench-redraw: install
 
 gpu-bench:
 	@$(BUILD_CUDA)
-	$(ON_GPU) benchmarks/kernels.py --suite short --budget 320
-	$(PATHS) timeout 180 $(PYTHON) benchmarks/gpu_training.py
+	$(ON_GPU) benchmarks/kernels.py --suite short --budget 1800
+	$(ON_GPU) benchmarks/gpu_training.py
+
+# All of it in stages, for half an hour of a GPU; what was not reached is left for the next call.
+MINUTES ?= 30
+gpu-first:
+	@$(BUILD_CUDA)
+	$(ON_GPU) benchmarks/gpu_first.py --minutes $(MINUTES)
 
 # Wheels for a GPU machine without network that has torch, Triton and Python 3.12 (unpack: benchmarks/README.md). quack and
 # flash-attn 4 compile by a library of 92 MB: it comes in two pieces, for where what can be carried at a time is bounded.

@@ -69,7 +69,7 @@ setup(
     ext_modules=[Extension(f"{PACKAGE}.emergence_{kind}", []) for kind in wanted()],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
     package_data={
-        "emergence_train": ["data/sample/*", "report/*.html", "report/*.css", "report/*.js"],
+        "emergence_train": ["data/sample/*", "analysis/temporal/prior.json", "report/*.html", "report/*.css", "report/*.js"],
         "emergence_kernels": ["choices.json"],
     },
     install_requires=[
@@ -96,6 +96,7 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "transformers>=5.0",

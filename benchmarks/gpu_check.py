@@ -69,6 +69,7 @@ def left_out() -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds for everything")
+    parser.add_argument("--stage", choices=("first", "rest"), help="one of the two; default: both")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments, options = parser.parse_known_args()
     try:
@@ -94,6 +95,8 @@ def main() -> int:
               "command": ["gpu_check.py", *sys.argv[1:]], "left_out": left_out(), "stages": []}  # fmt: skip
     end, good = time.monotonic() + arguments.limit, True
     for name, files in stages().items():
+        if arguments.stage not in (None, name):
+            continue
         began, outcomes = time.monotonic(), folder / f"{stamp}-check-{name}.jsonl"
         status, printed = check(files, outcomes, options, end - time.monotonic())
         rows = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []

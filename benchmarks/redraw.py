@@ -1,8 +1,45 @@
 """Tables and plots from stored results: `python benchmarks/redraw.py benchmarks/results`."""
 
+import json
 import sys
+from pathlib import Path
 
 from emergence_kernels.bench.draw import main
 
+KINDS = ("matrix products", "attention", "norm", "swiglu", "rotary", "loss", "optimizer", "copies and fills")
+
+
+def training_table(files: list[Path]) -> str:
+    """Markdown of the training steps measured on one device (gpu_training.py), oldest first; nothing is left out."""
+    records = [json.loads(file.read_text()) for file in files]
+    lines = [f"# Training steps on {records[0]['device']}", ""]
+    lines += ["tokens/s: median over turns [least, greatest]. MFU by emergence_train/models/counting.py over the data sheet's",
+              "bf16 peak. Of the profiled step: GPU milliseconds in all and by kind, launches, implicit waits of the host. Batch",
+              "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns.", ""]  # fmt: skip
+    lines += ["| measured (UTC) | commit | size | contestant | tokens/s | MFU | GiB | GPU ms | " + " | ".join(KINDS)
+              + " | other | launches | waits |"]  # fmt: skip
+    lines += ["|" + "---|" * (11 + len(KINDS))]
+    for record in records:
+        for row in record["rows"]:
+            cells = [record["utc"], record["commit"][:10], record["size"], row["contestant"]]
+            if "failed" in row:
+                cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (6 + len(KINDS))]
+            else:
+                found = row.get("profile", {})
+                kinds = dict(found.get("by_kind_ms", {}))
+                named = [f"{kinds.pop(kind, 0.0):.0f}" if found else "" for kind in KINDS]
+                speed = f"{row['tokens_per_second']:,} [{row['least']:,}, {row['greatest']:,}]"
+                cells += [speed, f"{row['mfu']:.1%}" if row["mfu"] else "", f"{row['peak_gib']:.1f}"]
+                cells += [f"{found['gpu_ms']:.0f}" if found else "", *named, f"{sum(kinds.values()):.0f}" if found else ""]
+                cells += [str(found.get("launches", "")), str(sum(found["host_waits"].values())) if found else ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
+    places = [Path(path) for path in sys.argv[1:] if not path.startswith("-")]
+    for folder in {file.parent for place in places for file in place.rglob("*-training-*.json")}:
+        table = folder / "training.md"
+        table.write_text(training_table(sorted(folder.glob("*-training-*.json"))))
+        print(table)
     sys.exit(main())

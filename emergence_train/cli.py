@@ -122,29 +122,32 @@ def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:
 
 
 def _temporal(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.temporal import analyze_temporal
-    from emergence_train.analysis.temporal_output import format_table
+    from emergence_train.analysis.temporal import as_json, output
+    from emergence_train.analysis.temporal.analyze import investigate
 
-    result = analyze_temporal(
-        arguments.tables, fit_fraction=arguments.fit_fraction, out=arguments.out, splits=arguments.split
-    )
-    return _shown(arguments, result, format_table(result))
+    result, analysed = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
+    if arguments.out:
+        result = output.write(Path(arguments.out), result, analysed)
+    return _shown(arguments, as_json(result), output.format_table(result))
 
 
 def _weights(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.position_weights import analyze_weights, format_weights
+    from emergence_train.analysis import position_weights
 
-    result = analyze_weights(arguments.runs, arguments.out)
-    _say(arguments)(format_weights(result))
+    table = position_weights.compare_position_weights(arguments.runs)
+    result = position_weights.write(Path(arguments.out), table) if arguments.out else position_weights.as_json(table)
+    _say(arguments)(position_weights.format_weights(result))
     return result
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.emergence import analyze_emergence
-    from emergence_train.analysis.emergence_output import format_table
+    from emergence_train.analysis.emergence import output
+    from emergence_train.analysis.emergence.analyze import investigate
 
-    result = analyze_emergence(arguments.tables, out=arguments.out)
-    return _shown(arguments, result, format_table(result))
+    result, findings = investigate(arguments.tables)
+    if arguments.out:
+        result = output.write(Path(arguments.out), result, findings)
+    return _shown(arguments, result, output.format_table(result))
 
 
 def _report(arguments: argparse.Namespace) -> dict:

@@ -13,8 +13,9 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from emergence_train import files, records
+from emergence_train import files
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 UNIFORM = "uniform"
 
@@ -25,17 +26,18 @@ def regions(length: int) -> dict[str, tuple[int, int]]:
     return {"all": (1, length), "head": (1, head), "body": (head + 1, tail), "tail": (tail + 1, length)}
 
 
-def analyze_weights(runs: Iterable[str | Path], out: str | Path | None = None) -> dict:
-    """The comparison as {"rows": [...]}, null where there is no number; with `out` also result.json, CSV and figures."""
-    table = compare_position_weights(runs)
+def as_json(table: pd.DataFrame) -> dict:
+    """The rows of compare_position_weights as {"rows": [...]}, null where there is no number."""
     rows = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in table.to_dict("records")]
-    result = {"rows": rows}
-    if out is not None:
-        out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        files.write_csv(out / "position_weights.csv", table)
-        result["figures"] = _draw(table, out)
-        files.write_json(out / "result.json", result)
+    return {"rows": rows}
+
+
+def write(out: Path, table: pd.DataFrame) -> dict:
+    """Write result.json, CSV and figures into the directory `out`; returns the result with the figures' names."""
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_csv(out / "position_weights.csv", table)
+    result = as_json(table) | {"figures": _draw(table, out)}
+    files.write_json(out / "result.json", result)
     return result
 
 
@@ -63,7 +65,9 @@ def _draw(table: pd.DataFrame, out: Path) -> list[str]:
                 rows = rows.set_index("region").reindex(places)
                 reach = np.abs(rows[["low95", "high95"]].to_numpy().T - rows["difference"].to_numpy())
                 at = np.arange(len(places)) + 0.15 * (number - 1)
-                axis.errorbar(at, rows["difference"], np.nan_to_num(reach), fmt="o", markersize=4, capsize=2, label=variant)
+                axis.errorbar(
+                    at, rows["difference"], np.nan_to_num(reach), fmt="o", markersize=4, capsize=2, label=variant
+                )
             axis.axhline(0, color="#555555", linewidth=0.8)
             axis.set_xticks(range(len(places)), places)
             axis.set(title=split, xlabel="positions")
@@ -86,7 +90,7 @@ def compare_position_weights(runs: Iterable[str | Path]) -> pd.DataFrame:
         variant, seed = _variant(run)
         if (variant, seed) in found:
             raise InputError(f"{run}: a second run with weights {variant} and seed {seed}; name each once")
-        found[variant, seed] = records.read(records.POSITIONS, run)
+        found[variant, seed] = tables.read(tables.POSITIONS, run)
     variants = sorted({variant for variant, _ in found} - {UNIFORM})
     pairs = {v: [seed for name, seed in found if name == v and (UNIFORM, seed) in found] for v in variants}
     if not any(pairs.values()):

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
-from emergence_train import records
-from emergence_train.analysis.position_law import PositionMatrix, position_matrices
+from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_matrices
 from emergence_train.analysis.schedule import Plan
 from emergence_train.config import Schedule
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 from emergence_train.schedule import learning_rate
 
 
@@ -62,7 +62,7 @@ def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None
     for path in map(Path, paths):
         kinds = _kinds(path)
         if "positions" in kinds:
-            found = [_of_matrix(matrix) for matrix in position_matrices(records.read(records.POSITIONS, path))]
+            found = [_of_matrix(matrix) for matrix in position_matrices(tables.read(tables.POSITIONS, path))]
             series += found
             directories |= {one.run: path for one in found if path.is_dir()}
         if "curves" in kinds:
@@ -108,7 +108,7 @@ def _kinds(path: Path) -> list[str]:
 
 
 def _has_training_rows(path: Path) -> bool:
-    return any(row.get("kind") == "train" for row in records.read_metrics(path))
+    return any(row.get("kind") == "train" for row in tables.read_metrics(path))
 
 
 def _of_matrix(matrix: PositionMatrix) -> Series:
@@ -125,7 +125,7 @@ def _of_matrix(matrix: PositionMatrix) -> Series:
 
 
 def _of_curves(path: Path) -> list[Series]:
-    frame = records.read(records.CURVES, path)
+    frame = tables.read(tables.CURVES, path)
     found = []
     for run, rows in frame.groupby("run", sort=True):
         one = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
@@ -146,18 +146,6 @@ def _without_start(one: Series) -> Series:
         one.by_tokens = False
         one.notes.append("tokens are zero or do not grow with the steps: shares of the run are counted in steps")
     return one
-
-
-def observed_rows(matrix: PositionMatrix, keep: np.ndarray) -> PositionMatrix:
-    """The checkpoints of `matrix` where `keep` (C,) is True."""
-    return PositionMatrix(
-        matrix.keys[keep].reset_index(drop=True),
-        matrix.position,
-        matrix.count[keep],
-        matrix.loss[keep],
-        matrix.variance[keep],
-        matrix.mean_loss[keep],
-    )
 
 
 def _refuse_twins(series: list[Series]) -> None:
@@ -209,7 +197,9 @@ def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(["training.schedule", *map(str, problem["loc"])])
-        raise InputError(f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); give the plan as planned_lr") from error
+        raise InputError(
+            f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); give the plan as planned_lr"
+        ) from error
     # the corners belong to the grid, so that nothing is lost between its points
     corners = [schedule.warmup_tokens, total - schedule.decay_tokens]
     tokens = np.unique(np.r_[np.linspace(0, total, points), corners])

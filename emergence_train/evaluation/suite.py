@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train import records
 from emergence_train.config import TaskConfig
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset
@@ -17,6 +16,7 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
+from emergence_train.recorder import tables
 
 LM_EVAL = "lm-eval/"
 KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
@@ -143,8 +143,8 @@ def write(directory: Path, name: str, frame: pd.DataFrame, vocabulary: str) -> P
     """evaluations/`name`.parquet of a run; rows of tasks that it had and `frame` has not stay."""
     path = directory / "evaluations" / f"{name}.parquet"
     if path.is_file():
-        before = records.read(records.EVALUATIONS, path)
+        before = tables.read(tables.EVALUATIONS, path)
         kept = before[~before["task"].isin(frame["task"])]
         frame = pd.concat([kept[[c for c in kept if c in frame]], frame], ignore_index=True)
-    records.write(records.EVALUATIONS, frame, path, vocabulary=vocabulary)
+    tables.write(tables.EVALUATIONS, frame, path, vocabulary=vocabulary)
     return path

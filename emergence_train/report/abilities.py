@@ -4,10 +4,10 @@ import html
 
 import numpy as np
 
-from emergence_train.analysis.emergence import Finding, investigate
-from emergence_train.analysis.emergence_mirage import continuous
-from emergence_train.analysis.emergence_verdict import ORDER
-from emergence_train.records import cost_of_tasks
+from emergence_train.analysis.emergence.analyze import Finding, investigate
+from emergence_train.analysis.emergence.mirage import continuous
+from emergence_train.analysis.emergence.verdict import ORDER
+from emergence_train.recorder.tables import cost_of_tasks
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
 from emergence_train.report.svg import Chart, Series, short
@@ -23,7 +23,9 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     if not directories:
         return [("emergence", "When runs gain abilities", history)] if history else []
     result, findings = investigate(directories)
-    findings = sorted(findings, key=lambda one: (ORDER.index(one.verdict.name), one.task.task, continuous(one.task.metric)))
+    findings = sorted(
+        findings, key=lambda one: (ORDER.index(one.verdict.name), one.task.task, continuous(one.task.metric))
+    )
     chosen: dict[tuple, Finding] = {}
     for one in findings:
         key = (one.task.family, one.task.task)
@@ -73,7 +75,9 @@ def _against_loss(one: Finding, names: dict[str, int]) -> Chart:
         wide = np.array([low, high])
         series.append(Series(wide, wide * 0 + span[0], "η, 95%", 1, line=False, low=wide * 0 + span[0],
                              high=wide * 0 + span[1], quiet=True))  # fmt: skip
-        series.append(Series(np.array([middle, middle]), ends, f"η = {middle:.2f} [{low:.2f}, {high:.2f}]", 1, dashed=True))
+        series.append(
+            Series(np.array([middle, middle]), ends, f"η = {middle:.2f} [{low:.2f}, {high:.2f}]", 1, dashed=True)
+        )
     for run, rows in task.frame.groupby("run", sort=False):
         rows = rows.sort_values("loss")
         series.append(Series(rows["loss"].to_numpy(float), rows["value"].to_numpy(float), str(run), names.get(str(run), 0),
@@ -117,8 +121,17 @@ def _sizes(result: dict) -> str:
             _name(one), f"{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]", f"{size['p']:.3f}", *shares,
             "–" if worst is None else f"{worst:.1f}",
         ])  # fmt: skip
-    head = ["task, metric", "ten times the size [95%]", "p", "R² of loss", "R² of compute", "held-out sizes: error / noise"]
-    said = "".join(f"<p>{count} of {len(result['tasks'])}: {html.escape(reason)}.</p>" for reason, count in reasons.items())
+    head = [
+        "task, metric",
+        "ten times the size [95%]",
+        "p",
+        "R² of loss",
+        "R² of compute",
+        "held-out sizes: error / noise",
+    ]
+    said = "".join(
+        f"<p>{count} of {len(result['tasks'])}: {html.escape(reason)}.</p>" for reason, count in reasons.items()
+    )
     text = (
         "<p>Change of performance for ten times the parameters at the same loss, and p of a test that deals sizes out anew "
         "among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column predicts each "
@@ -131,7 +144,9 @@ def _timeline(result: dict, runs: list[Run]) -> str:
     """When runs gain abilities: for a run that goes on the fan of its loss, crossing the thresholds; and all as a table."""
     if not result["abilities"]:
         return "<p>No task has a threshold here, so there is none to wait for.</p>"
-    named = {(one["family"], one["task"], one["metric"]) for one in result["abilities"] if not continuous(one["metric"])}
+    named = {
+        (one["family"], one["task"], one["metric"]) for one in result["abilities"] if not continuous(one["metric"])
+    }
     thresholds = [one for one in result["abilities"] if not continuous(one["metric"])
                   or not any((one["family"], one["task"]) == other[:2] for other in named)]  # fmt: skip
     eta = {(one["family"], one["task"], one["metric"]): one["eta"] for one in result["tasks"]}
@@ -145,8 +160,10 @@ def _timeline(result: dict, runs: list[Run]) -> str:
     charts += [_fan(one, run, marked) for one in unfinished[:PANELS] for run in runs if run.name == one["run"]]
     text = ""
     if unfinished:
-        text = ("<p>Where a run goes on, the bands are the 50, 80 and 95% intervals of its loss to the planned end. A point with "
-                "a bar says when it falls to a threshold: median and 95% interval, that of the threshold included.</p>")
+        text = (
+            "<p>Where a run goes on, the bands are the 50, 80 and 95% intervals of its loss to the planned end. A point with "
+            "a bar says when it falls to a threshold: median and 95% interval, that of the threshold included.</p>"
+        )
     head = ["task, metric", "run", "", "tokens [95%]", "probability by its end"]
     return text + grid(charts) + table(head, rows, "When runs gain abilities")
 
@@ -207,7 +224,9 @@ def _fan(fan: dict, run: Run, marked: list) -> Chart:
 def _history(run: Run) -> Chart | None:
     """What was forecast inside training at each checkpoint, against the thresholds of an earlier analysis."""
     rows = [row for row in run.metrics if row.get("kind") == "abilities"]
-    names = dict.fromkeys(name.removesuffix("/tokens") for row in rows for name in row["value"] if name.endswith("/tokens"))
+    names = dict.fromkeys(
+        name.removesuffix("/tokens") for row in rows for name in row["value"] if name.endswith("/tokens")
+    )
     end = run.header.get("total_tokens") or run.tokens
     series = []
     for number, name in enumerate(names):
@@ -233,7 +252,9 @@ def _cost(runs: list[Run]) -> str:
         scoring, training = cost_of_tasks(run.metrics)
         scored = sum(row.get("kind") == "evaluation" for row in run.metrics)
         if scored and training:
-            rows.append([html.escape(run.name), str(scored), f"{scoring:,.1f}", f"{training:,.1f}", f"{scoring / training:.1%}"])
+            rows.append(
+                [html.escape(run.name), str(scored), f"{scoring:,.1f}", f"{training:,.1f}", f"{scoring / training:.1%}"]
+            )
     if not rows:
         return ""
     head = ["run", "checkpoints scored", "seconds of tasks", "seconds of training steps", "tasks / training"]

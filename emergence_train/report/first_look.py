@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.position_law import position_bins, position_curve
+from emergence_train.analysis.position_matrix import position_bins
+from emergence_train.analysis.temporal.position_law import position_curve
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
 from emergence_train.report.svg import Chart, Series, ramp_colours, short
@@ -41,8 +42,7 @@ def _summary(runs: list[Run]) -> str:
         "(ood). Losses are in nats per token; position 1 is the first predicted token, which sees one token of context."
         "</p><p>The position law of arXiv 2404.17785, loss at position i = a0 / (1 + a1 i) + a2, is fitted at each "
         "checkpoint: a0 is what context is worth, a1 how soon it is had, a2 the loss with unlimited context. "
-        "Brackets are 95% profile intervals.</p>"
-        + table(head, rows, "Runs")
+        "Brackets are 95% profile intervals.</p>" + table(head, rows, "Runs")
     )
 
 

@@ -5,7 +5,7 @@ import html
 import numpy as np
 
 from emergence_train.analysis.runs import load
-from emergence_train.analysis.temporal import LABELS, Analysis
+from emergence_train.analysis.temporal.analyze import LABELS, Analysis
 from emergence_train.errors import InputError
 from emergence_train.report.parts import grid, table
 from emergence_train.report.runs import Run
@@ -51,7 +51,9 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
             "part; a2 follows the learning-rate schedule.</p>"
         )
         if unbounded:
-            text += f"<p>Bounded by the data at fewer than {FEWEST} checkpoints, and not drawn: {'; '.join(unbounded)}.</p>"
+            text += (
+                f"<p>Bounded by the data at fewer than {FEWEST} checkpoints, and not drawn: {'; '.join(unbounded)}.</p>"
+            )
         found.append(("laws", "The law's numbers and their forecast", text + grid(laws)))
         text = (
             "<p>Measured loss minus the position law fitted at the same checkpoint, by position. Where lines leave the "
@@ -139,12 +141,12 @@ def _fan(run: Run, analysis: Analysis) -> Chart:
 
 def _table(analyses: list[tuple[Run, Analysis]]) -> str:
     """Mean squared error on the held-back rows: a law a row, a run and split a column."""
-    columns = [(run, one, {row["name"]: row for row in one.models()}) for run, one in analyses if one.held]
+    columns = [(run, one, {score.name: score for score in one.models()}) for run, one in analyses if one.held]
     if not columns:
         return ""
     head = ["law"] + [
         f"{html.escape(run.name)}<br>{html.escape(one.series.split or 'training')}, "
-        f"{next(iter(laws.values()))['heldout_points']} rows"
+        f"{next(iter(laws.values())).heldout_points} rows"
         for run, one, laws in columns
     ]
     rows = []
@@ -152,10 +154,10 @@ def _table(analyses: list[tuple[Run, Analysis]]) -> str:
         cells = [html.escape(law)]
         for _, one, laws in columns:
             row = laws.get(law)
-            mark, best = "selected" if law == one.selected else "", min(found["mse"] for found in laws.values())
-            text = "–" if row is None else f"{row['mse']:.2e}"
-            text = f"<b>{text}</b>" if row is not None and row["mse"] == best else text
-            below = "" if row is None or row["r2"] is None else f"{row['r2']:.2f}"
+            mark, best = "selected" if law == one.selected else "", min(found.mse for found in laws.values())
+            text = "–" if row is None else f"{row.mse:.2e}"
+            text = f"<b>{text}</b>" if row is not None and row.mse == best else text
+            below = "" if row is None or row.r2 is None else f"{row.r2:.2f}"
             cells.append(f'{text}<br><span class="soft">{below} {mark}</span>')
         rows.append(cells)
     return (

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train import records
-from emergence_train.analysis.position_law import fit_positions
+from emergence_train.analysis.temporal.position_law import fit_positions
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Run:
 
 def load_run(directory: Path) -> Run:
     """Raises InputError where the directory is not a run or holds no checkpoint yet."""
-    metrics = records.read_metrics(directory)
+    metrics = tables.read_metrics(directory)
     header = next((row for row in metrics if row.get("kind") == "run"), None)
     if header is None:
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not list((directory / "positions").glob("*.parquet")):
         raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
-    positions = records.read(records.POSITIONS, directory)
+    positions = tables.read(tables.POSITIONS, directory)
     curve = pd.DataFrame([row for row in metrics if row.get("kind") == "train"])
     return Run(
         header["run"], directory, int(header["params"]), header, positions,
-        records.mean_loss(positions), fit_positions(positions), curve, metrics,
+        tables.mean_loss(positions), fit_positions(positions), curve, metrics,
     )  # fmt: skip

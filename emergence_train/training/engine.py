@@ -36,6 +36,8 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
+        # Its meter of throughput waits for the GPU twice a micro-batch from the second step on.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
         # Without immediate_grad_update every gradient is zeroed, added to in bf16 and cast again (training.main_gradients).
         "bf16": {"enabled": True, "immediate_grad_update": training.zero_stage == 1} if half else {"enabled": False},
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from emergence_train import files
-from emergence_train.analysis.ability_watch import read_thresholds
+from emergence_train.analysis.emergence.ability_watch import read_thresholds
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, finding_each_other, from_first_rank, start, sum_over_ranks

@@ -46,17 +46,21 @@ class MicroBatch:
         out = self.engine(tokens, targets, self.weights, ids, self.z_loss)
         return out.loss, self.accumulator.add(out.positions)[:2]
 
-    def __call__(self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None) -> Tensor:
-        if not self.graphs or not self.eager_steps:
-            return self._eagerly(tokens, targets, ids, scale)
+    def __call__(
+        self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None, at: Callable[[str], None] = str
+    ) -> Tensor:
+        """at: told what is being done, for who watches."""
         given = (tokens, targets, ids, scale)
+        if not self.graphs or not self.eager_steps:
+            return self._eagerly(*given, at)
+        at("forward")  # and backward, in one
         if self.captured is None or not self.captured.fits(given):
             try:
                 self.captured = _Captured(self._eagerly, given, list(self.engine.module.buffers()))
             except RuntimeError as error:
                 self.graphs, self.captured = False, None
                 self.log(f"CUDA graphs: capturing failed ({_first_cause(error)}); training goes on without")
-                return self._eagerly(*given)
+                return self._eagerly(*given, at)
         return self.captured.replay(given)
 
     def step_done(self) -> None:
@@ -67,8 +71,12 @@ class MicroBatch:
         """The engine's state was loaded: a graph may refer to memory that is no longer its own."""
         self.captured, self.eager_steps = None, 0
 
-    def _eagerly(self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None) -> Tensor:
+    def _eagerly(
+        self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None, at: Callable[[str], None] = str
+    ) -> Tensor:
+        at("forward")
         loss, totals = self.forward(tokens, targets, ids)
+        at("backward")
         self.engine.backward(loss if scale is None else loss * scale)
         return totals
 

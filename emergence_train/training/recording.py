@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from emergence_train import records
-from emergence_train.analysis.ability_watch import abilities_ahead, read_thresholds, said
+from emergence_train.analysis.emergence.ability_watch import abilities_ahead, read_thresholds, said
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores

@@ -5,6 +5,7 @@ Nothing here waits for a GPU, but where spikes are to be skipped: numbers come b
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -54,11 +55,12 @@ class Stepper:
         if stop:
             totals[2].fill_(1.0)
         for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
-            self.at("forward and backward", step)
             if self.skip_spikes and number == self.rounds - 1:
+                self.at("forward", step)
                 totals = self._unless_spike(totals, tokens, targets, document_ids, scale)
             else:
-                totals[:2].add_(self.micro_batch(tokens, targets, document_ids, scale))
+                at = partial(self.at, step=step)
+                totals[:2].add_(self.micro_batch(tokens, targets, document_ids, scale, at))
             self.at("optimizer step", step)
             if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
                 norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)

@@ -15,8 +15,8 @@ from .tracing import constant_while_tracing
 GENERATIONS = {3: (9,), 4: (9, 10, 11), 2: (8, 9, 10, 11, 12)}
 
 
-@constant_while_tracing
 @cache
+@constant_while_tracing  # inside: dynamo looks through the cache
 def installed() -> tuple[int, ...]:
     """Those of GENERATIONS that can be imported. 4 is a folder `cute`, in 2's package or in one without an __init__."""
     found = {3: importlib.util.find_spec("flash_attn_interface") is not None}

@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import simulate
 import yaml
 
-from emergence_train import cli, records
+from emergence_train import cli
 from emergence_train.analysis.position_weights import compare_position_weights, regions
+from emergence_train.analysis.temporal import simulate
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 
 def run(folder, seed, weights, shift):
@@ -21,7 +22,7 @@ def run(folder, seed, weights, shift):
     frame.loc[tail, "loss_sum"] += shift * frame["count"]
     frame.loc[tail, "loss_sq_sum"] += (2 * mean * shift + shift**2) * frame["count"]
     (path / "positions").mkdir(parents=True)
-    records.write(records.POSITIONS, frame, path / "positions" / "a.parquet")
+    tables.write(tables.POSITIONS, frame, path / "positions" / "a.parquet")
     (path / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "training": {"position_weights": weights}}))
     return path
 
@@ -44,7 +45,9 @@ def test_differences_are_paired_by_seed(tmp_path):
 
 
 def test_the_verb_writes_numbers_and_a_figure(tmp_path, capsys):
-    paths = [run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)]
+    paths = [run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [
+        run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)
+    ]
     assert cli.main(["analyze", "weights", *map(str, paths), "--out", str(tmp_path / "out")]) == 0
     assert "tail x0.5" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import simulate
 
 from emergence_train.analysis.schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Plan
+from emergence_train.analysis.temporal import simulate
 from emergence_train.errors import InputError
 
 X = np.linspace(0, 10000, 1001)

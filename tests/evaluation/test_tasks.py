@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from emergence_train import config as configs
-from emergence_train import records
 from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
 from emergence_train.distributed import Ranks, start
@@ -28,6 +27,7 @@ from emergence_train.evaluation.scoring import Request, encode, log_likelihoods
 from emergence_train.evaluation.suite import Suite
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.recorder import tables
 from support import command, metrics, small_config
 
 TASKS = [{"task": "copying", "items": 12}, {"task": "modular-addition", "name": "sums", "items": 8}]
@@ -360,7 +360,7 @@ def test_what_the_tasks_cost_is_written_and_said(trained):
             scoring += row["seconds"]
             rounding = 3 * 0.0005 / training  # seconds are written to a thousandth
             assert row["share_of_training"] == pytest.approx(scoring / training, abs=rounding)
-    assert records.cost_of_tasks(records.read_metrics(run)) == pytest.approx((scoring, training))
+    assert tables.cost_of_tasks(tables.read_metrics(run)) == pytest.approx((scoring, training))
     said = [line for line in (run.parent / "said.txt").read_text().splitlines() if line.startswith("tasks       step")]
     assert len(said) == 3 and "copying 0." in said[-1] and "so far " in said[-1], said
     assert said[-1].endswith("% of the time in training steps)")

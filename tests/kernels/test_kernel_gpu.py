@@ -150,21 +150,21 @@ def test_rms_norm_at_size(D, fused):
     assert (got[1].double() - dw).norm() <= 0.01 * dw.norm()
 
 
-@pytest.mark.parametrize("backend", ["auto", "flash", "triton", "cuda"])
+@pytest.mark.parametrize("named", ["auto", "flash", "triton", "cuda"])
 @pytest.mark.parametrize("H, G, D", [(16, 16, 64), (16, 4, 128)])
-def test_rotary_attention_at_size(H, G, D, backend, request):
+def test_rotary_attention_at_size(H, G, D, named, request):
     """As rotary and attention in turn; kernels that add with atomics repeat their gradients only nearly."""
-    if backend == "cuda" and (reason := request.getfixturevalue("cuda_library")):
+    if named == "cuda" and (reason := request.getfixturevalue("cuda_library")):
         pytest.skip(reason)
     B, T = 2, 2048
     angle = torch.rand(T, D // 2, device="cuda") * 6
     cos, sin = angle.cos(), angle.sin()
     a = torch.randn(B, T, (H + 2 * G) * D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     upstream = torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16)
-    ours = ek.rotary_attention(a * 1, cos, sin, heads=H, kv_heads=G, overwrite=True, backend=backend)
+    ours = ek.rotary_attention(a * 1, cos, sin, heads=H, kv_heads=G, overwrite=True, backend=named)
     turned, v = a.unflatten(-1, (-1, D)).split([H + G, G], 2)
-    q, k = ek.rotary(turned, cos, sin, backend="auto" if backend == "flash" else backend).split([H, G], 2)
-    theirs = ek.attention(q, k, v, backend=backend)
+    q, k = ek.rotary(turned, cos, sin, backend="auto" if named == "flash" else named).split([H, G], 2)
+    theirs = ek.attention(q, k, v, backend=named)
     assert torch.equal(ours, theirs)
     (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, a, upstream)
     assert (got - wanted).norm() <= 0.004 * wanted.norm()

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from emergence_train import records
-from emergence_train.analysis.emergence import analyze_emergence
+from emergence_train.analysis.emergence.analyze import analyze_emergence
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 from emergence_train.report.page import report
 from emergence_train.report.svg import Chart, Series, _Axis, short
 
@@ -41,7 +41,7 @@ def write_run(root, name="one", params=1000, positions=64, seed=0, until=80):
                 "count": 400, "loss_sum": tokens.sum(1), "loss_sq_sum": (tokens**2).sum(1), "correct": 10,
             }))  # fmt: skip
         table = pd.concat(parts)
-        records.write(records.POSITIONS, table, run / "positions" / f"step-{step:010d}.parquet", vocabulary="v")
+        tables.write(tables.POSITIONS, table, run / "positions" / f"step-{step:010d}.parquet", vocabulary="v")
     return run
 
 
@@ -56,7 +56,7 @@ def write_evaluations(run, params, seed=0, until=80):
             rows.append({"run": run.name, "params": params, "step": step, "tokens": 1000 * step, "loss": loss, "task": task,
                          "metric": "acc", "value": value, "stderr": np.sqrt(value * (1 - value) / 4000), "items": 4000,
                          "chance": 0.25, "higher_is_better": True, "unigram_loss": 6.0})  # fmt: skip
-    records.write(records.EVALUATIONS, pd.DataFrame(rows), run / "evaluations" / "all.parquet", vocabulary="v")
+    tables.write(tables.EVALUATIONS, pd.DataFrame(rows), run / "evaluations" / "all.parquet", vocabulary="v")
     with open(run / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps({"kind": "evaluation", "step": s, "tokens": 1000 * s, "seconds": 1.5, "value": {}}) + "\n"
                         for s in (40, 80))  # fmt: skip
@@ -81,7 +81,7 @@ def test_nothing_is_fetched_and_names_are_escaped(page):
 
 def test_the_numbers_are_those_of_the_tables(page, tmp_path):
     text = page.read_text()
-    means = records.mean_loss(records.read(records.POSITIONS, tmp_path / "large"))
+    means = tables.mean_loss(tables.read(tables.POSITIONS, tmp_path / "large"))
     last = means[(means["step"] == 80) & (means["split"] == "iid")].iloc[0]
     assert f"<td>{last['loss']:.3f}</td>" in text
     law = re.search(r"a0 = ([\d.]+) \[([\d.]+), ([\d.]+)\], a1 = ([\d.]+) \[([\d.]+), ([\d.]+)\]", text)

@@ -35,21 +35,30 @@ class Gradients(TorchDispatchMode):
 
 def run(engine, ranks, config, spoil: int | None = None) -> dict:
     """Train; `spoil`: a step whose loss is not finite. -> weights, norms, passes over gradients and waits of a step."""
+    from deepspeed.accelerator import get_accelerator
+
+    device_waits: list[int] = []
+    get_accelerator().synchronize = lambda *_: device_waits.append(1)  # nothing on a CPU; on a GPU, a wait for all of it
     generator = torch.Generator().manual_seed(1 + ranks.rank)
     micro = config.training.micro_batch
     rounds = config.training.batch // (micro * ranks.world)
     shapes = {m.weight.shape for m in engine.module.blocks.modules() if isinstance(m, torch.nn.Linear)}
-    norms, weights = [], []
+    norms, weights, waits = [], [], []
     for step in range(STEPS):
+        device_waits.clear()
+        waits.append(0)
         with Gradients(shapes) as counted:
             for _ in range(rounds):
                 windows = torch.randint(VOCABULARY, (micro, SEQUENCE + 1), generator=generator)
                 loss = engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss
                 engine.backward(loss * float("nan") if step == spoil else loss)
+                before = counted.waits  # forward looks at targets, which is free on a CPU and left out on a GPU
                 engine.step()
+                waits[-1] += counted.waits - before
         norms.append(float(engine.get_global_grad_norm()))
         weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
-    return {"norms": norms, "weights": weights, "passes": counted.passes, "waits": counted.waits, "rounds": rounds}
+    found = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
+    return found | {"waits": waits[-1] + len(device_waits)}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from emergence_train.analysis.ability_watch import Threshold, abilities_ahead, read_thresholds, said
+from emergence_train.analysis.emergence.ability_watch import Threshold, abilities_ahead, read_thresholds, said
 from emergence_train.errors import InputError
 from emergence_train.training.mirror import view
 from emergence_train.training.sync import _points

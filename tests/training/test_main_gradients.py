@@ -21,8 +21,9 @@ def test_training_is_deepspeeds(config_file, tmp_path, processes):
     for rank in range(processes):
         found = json.loads((tmp_path / f"rank-{rank}.json").read_text())
         assert found["apart"] < 0.06 * found["moved"], found  # Adam makes much of small gradients
-        for theirs, ours in zip(*found["norms"]):
-            assert ours == pytest.approx(theirs, rel=0.01)
+        theirs, ours = found["norms"]
+        assert ours[0] == pytest.approx(theirs[0], rel=2e-3), "of the same weights"
+        assert ours == pytest.approx(theirs, rel=0.1), "of weights that have parted since"
         assert found["linears"] == 8  # of two blocks; not the head, whose loss owns it
         assert found["before"] and found["held"] and found["went_on"], "the step that is not finite alone is left out"
         theirs, ours = found["passes"]

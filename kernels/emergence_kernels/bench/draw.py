@@ -83,7 +83,6 @@ def plot(data: dict, folder: Path, stem: str) -> list[Path]:
             axes.bar(at, [values["median_ms"] for _, values in mine], width, label=name)
         axes.set_xticks(range(len(shapes)), [s.replace(", ", "\n") for s in shapes], fontsize=7)
         axes.set_ylabel("forward + backward, ms (lower is better)")
-        axes.set_yscale("log")
         axes.set_title(f"{op} on {data['device']}, {data['dtype']}")
         axes.legend(fontsize=7)
         figure.tight_layout()
@@ -101,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--choices", action="store_true", help='also rewrite choices.json, what "auto" prefers on a GPU')
     args = parse.parse_args(argv)
     files = [f for path in args.results for f in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
-    runs = {file: data for file in files if "ceilings" in (data := json.loads(file.read_text()))}  # not other benchmarks'
+    runs = {file: data for file in files if "suite" in (data := json.loads(file.read_text()))}  # not other benchmarks'
     if args.choices:
         choices.write(choices.from_results(list(runs.values())))
         print(choices.FILE)

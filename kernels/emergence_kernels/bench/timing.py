@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
-HOLD_CYCLES = 2_000_000  # about a millisecond: longer than any contender's Python takes before its last launch
+HOLD_CYCLES = 6_000_000  # about 3 ms: twice what the slowest contender's Python took before its last launch
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Stopwatch:
         times = []
         for _ in range(repeats):
             if self.flush is not None:
-                torch.cuda._sleep(20 * HOLD_CYCLES)
+                torch.cuda._sleep(7 * HOLD_CYCLES)
             times.append(self._by_clock(run, wait=False))
             self._wait()
         return statistics.median(times)

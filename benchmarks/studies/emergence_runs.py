@@ -1,0 +1,101 @@
+"""The emergence analysis on runs trained here, as `make quickstart` or `make ladder` trains them.
+
+    python benchmarks/studies/emergence_runs.py --name tiny-cpu RUN... [--sources data/ladder/sources.json]
+
+Keeps verdicts, thresholds, size effects, what the tasks cost beside training, and two back-tests: of ability forecasts with the
+largest size hidden, which need a task with a threshold, and of their other factor alone, the tokens at which a run's loss gets to
+given values. Writes benchmarks/results/emergence_runs_NAME.json.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+from temporal_coverage import provenance  # noqa: E402
+
+from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, generator  # noqa: E402
+from emergence_train.analysis.emergence.forecast import OBSERVED, crossing, outlook  # noqa: E402
+from emergence_train.recorder import tables  # noqa: E402
+
+KEPT = ("task", "metric", "verdict", "probability", "reason", "eta", "plateau", "change", "size_effect", "collapse", "rows",
+        "params", "loss_range", "chance", "items", "spearman", "dispersion", "correlation")  # fmt: skip
+
+
+def cost(run: Path) -> dict:
+    """Seconds of scoring tasks beside those of the training steps."""
+    rows = tables.read_metrics(run)
+    scoring, training = tables.cost_of_tasks(rows)
+    return {"checkpoints": sum(row["kind"] == "evaluation" for row in rows), "seconds_of_tasks": round(scoring, 1),
+            "seconds_of_training": round(training, 1), "tasks_over_training": round(scoring / training, 4)}  # fmt: skip
+
+
+def progress(run: Path) -> dict:
+    """How far a run is: its size, tokens of its plan, and its iid loss at the last checkpoint."""
+    rows = tables.read_metrics(run)
+    header, last = rows[0], [row for row in rows if row["kind"] == "validation"][-1]
+    return {"params": header["params"], "tokens": last["tokens"], "planned_tokens": header["total_tokens"],
+            "iid_loss": last["loss"]["iid"], "log_pplu": last["log_pplu"]["iid"]}  # fmt: skip
+
+
+def loss_backtest(run: Path) -> list[dict]:
+    """From the first 40% of a run's tokens and its planned learning rates: at how many tokens its iid loss gets to the values
+    that it had at 50, 60, ... 100%. As the ability forecast does it, with a threshold that is known exactly."""
+    frame = tables.read(tables.EVALUATIONS, run, mixed_vocabularies=True).drop_duplicates("step").sort_values("step")
+    rng = generator(run.name, "loss-backtest")
+    ahead = outlook(run.name, frame, run, rng, until=OBSERVED)
+    tokens, best = frame["tokens"].to_numpy(float), np.minimum.accumulate(frame["loss"].to_numpy(float))
+    rows = []
+    for at in sorted(
+        {int(np.searchsorted(tokens, share * tokens[-1] * 0.999)) for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
+    ):
+        actual = float(tokens[np.argmax(best <= best[at])])
+        said = crossing(ahead, np.array([best[at]]), rng)["tokens"]
+        low, high = (np.inf if said[key] is None else said[key] for key in ("low95", "high95"))
+        rows.append(
+            {"loss": float(best[at]), "predicted": said, "actual": actual, "inside95": bool(low <= actual <= high)}
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--sources", type=Path, help="JSON that names the data, kept in the result")
+    arguments = parser.parse_args()
+    begin = time.process_time()
+    found = analyze_emergence(arguments.runs)
+    seconds = time.process_time() - begin
+    environment = json.loads((arguments.runs[0] / "environment.json").read_text())["sessions"][-1]
+    command = f"python benchmarks/studies/emergence_runs.py --name {arguments.name} " + " ".join(
+        r.name for r in arguments.runs
+    )
+    result = {
+        **provenance(command + (f" --sources {arguments.sources}" if arguments.sources else "")),
+        "trained_on": {key: environment[key] for key in ("device", "processes", "cpu_threads", "commit", "versions")},
+        "sources": json.loads(arguments.sources.read_text()) if arguments.sources else None,
+        "runs": {run.name: progress(run) for run in arguments.runs},
+        "analysis_cpu_seconds": round(seconds, 2),
+        "cost_of_tasks": {run.name: cost(run) for run in arguments.runs},
+        "notes": found["notes"],
+        "tasks": [{key: one[key] for key in KEPT} for one in found["tasks"]],
+        "mirage": found["mirage"],
+        "size_law": found["size_law"],
+        "abilities": found["abilities"],
+        "backtest": backtest(arguments.runs),
+        "loss_backtest": {run.name: loss_backtest(run) for run in arguments.runs},
+    }
+    path = HERE.parent / "results" / f"emergence_runs_{arguments.name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The abilities that a running run may gain: thresholds that an earlier `analyze emergence` found, against its loss forecast.
+
+Training asks this at every checkpoint; the arithmetic is that of forecast.py beside this.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from emergence_train.analysis.emergence.forecast import DRAWS, Outlook, crossing, outlook
+from emergence_train.errors import InputError
+
+Z = 1.959964  # standard deviations to the end of a 95% interval
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The loss, nats per token, at which a task's metric leaves its plateau, with its 95% interval."""
+
+    task: str
+    metric: str
+    value: float
+    low95: float
+    high95: float
+
+    def draws(self, rng: np.random.Generator) -> np.ndarray:
+        """(DRAWS,) losses: a normal distribution for each half of the interval. result.json does not hold the posterior."""
+        z = rng.standard_normal(DRAWS)
+        return self.value + z / Z * np.where(z < 0, self.value - self.low95, self.high95 - self.value)
+
+
+def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
+    """The thresholds in a result.json, of runs whose losses compare with those under `vocabulary` (a fingerprint).
+
+    Empty where no task has one. Raises InputError where the file is no such result, or is of other vocabularies alone.
+    """
+    try:
+        tasks = json.loads(path.read_text())["tasks"]
+        families = {one["family"] for one in tasks}
+        found = [Threshold(one["task"], one["metric"], *(float(one["eta"][key]) for key in ("value", "low95", "high95")))
+                 for one in tasks if one["eta"] and one["family"] in ("", vocabulary)]  # fmt: skip
+    except FileNotFoundError:
+        raise InputError(f"abilities: {path}: no such file; name the result.json of `analyze emergence`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"abilities: {path}: is not a result.json of `analyze emergence` "
+                         f"({' '.join(repr(error).split())[:120]})") from None  # fmt: skip
+    if families and not families & {"", vocabulary}:
+        raise InputError(f"abilities: {path}: its losses are of {', '.join(sorted(families)[:3])}, this run's of {vocabulary}: "
+                         f"they do not compare; analyse runs of the same prepared data")  # fmt: skip
+    return found
+
+
+def abilities_ahead(
+    thresholds: list[Threshold], losses: dict[int, float], step_tokens: int, directory: Path
+) -> dict[str, dict]:
+    """When a run will gain each ability: {"task/metric": what forecast.crossing returns}.
+
+    `losses` are iid losses by step, nats; `directory` holds the config.yaml with the planned learning rates. Left out is what
+    cannot be said yet, for too few checkpoints. The same losses give the same numbers.
+    """
+    rows = pd.DataFrame(sorted(losses.items()), columns=["step", "loss"])
+    rows = rows[np.isfinite(rows["loss"])].assign(params=0)
+    rows["tokens"] = rows["step"] * step_tokens
+    rng = np.random.default_rng(len(rows))
+    ahead: Outlook = outlook(directory.name, rows, directory, rng)
+    found = {f"{one.task}/{one.metric}": crossing(ahead, one.draws(rng), rng) for one in thresholds}
+    unknown = not len(ahead.future) and bool(ahead.note)
+    return {name: one for name, one in found.items() if one["status"] == "reached" or not unknown}
+
+
+def said(found: dict[str, dict]) -> str:
+    """One line for the screen."""
+    parts = []
+    for name, one in found.items():
+        low, middle, high = (one["tokens"][key] for key in ("low95", "value", "high95"))
+        when = f"not before its end (probability {one['probability']:.2f})"
+        if middle is not None:
+            when = f"at {middle:.3g} tokens [{low:.3g}, {'beyond its end' if high is None else format(high, '.3g')}]"
+        parts.append(f"{name} {when}")
+    return "  ".join(parts)

@@ -1,0 +1,320 @@
+"""Shapes that performance can take along falling loss, each solved in closed form, averaged by how well it explains.
+
+The loss range is mapped to x in [0, 1], 0 its highest loss and 1 its lowest. A hypothesis is
+
+    performance = c + A g(x)              g a fixed shape, 0 at its foot, spanning 1 over the range
+    performance = c + A left(x) + B right(x)    for curves that turn (U and its mirror)
+
+A finite list of shapes stands for all of them (onset on a grid, powers, caps, S-curves), so there is no optimiser and no
+starting value. Noise is quasi-binomial: the items' own variance times a dispersion that is estimated, and within a run
+neighbouring checkpoints may err alike, which lowers the number of independent rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 160  # rows beyond this many are added up in bins of loss before the shapes are fitted
+ONSETS = np.linspace(0, 0.96, 49)
+# (powers of u, rates of 1 - exp(-rate u), widths of a straight rise, widths of an S-shaped rise), u in [0, 1] from the onset
+COARSE = ((0.5, 0.75, 1.0, 1.5, 2.0), (3.0, 8.0), (0.15, 0.4), (0.15, 0.35, 0.65, 1.0))
+FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in ((0.4, 2.5), (0.7, 14), (0.1, 0.95), (0.1, 1.3)))
+MARGIN = 0.04  # the finer forms may have their onset beyond where the coarse ones have it
+TURNS = np.linspace(0.1, 0.9, 17)
+PRIOR = {"flat": 0.35, "smooth": 0.20, "onset": 0.30, "turn": 0.15}
+PRIOR_DISPERSION = 2.0  # rows that the guess "dispersion 1" is worth
+FLOOR = 0.2  # of the mean variance
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One task's rows, ready to fit, all (n,): `x` in [0, 1], performance `y` (higher is better), `variance` of one row
+    by its items alone, `run` codes, `order` (steps) within a run. With `items`, performance is a share of so many items
+    and the variance is taken anew at the expected share: one row's own share would give lucky rows too much weight."""
+
+    x: np.ndarray
+    y: np.ndarray
+    variance: np.ndarray
+    run: np.ndarray
+    order: np.ndarray
+    items: np.ndarray | None = None
+
+    def variance_at(self, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sampling variance of each row were `mean` (n,) true, and how much a row says of the dispersion, (n,) in [0, 1].
+
+        At exactly 0 or 1 the binomial would claim to know everything, so the variance has a floor. A row on the floor
+        must scatter less than its variance says, and proves nothing about dispersion.
+        """
+        if self.items is None:
+            return self.variance, np.ones(len(self.y))
+        share = np.clip(mean, 0, 1)
+        plain = share * (1 - share)
+        share = (share * self.items + 0.5) / (self.items + 1)
+        spread = share * (1 - share)
+        spread = np.maximum(spread, FLOOR * spread.mean())
+        return spread / self.items, plain / spread
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draws from the posterior over curves, all (S,), and what the fit measured on the way.
+
+    `kind` is the family of the drawn curve; `onset` its foot as a share of the range (0 for smooth families, the turning
+    point for curves that turn), `level` c at the left end, `change` A over the range (for turns: from the turning point
+    to the right end), `before` the change from the left end to the turning point (0 otherwise).
+    """
+
+    kind: np.ndarray
+    onset: np.ndarray
+    level: np.ndarray
+    change: np.ndarray
+    before: np.ndarray
+    grid: np.ndarray  # (G,) x
+    curves: np.ndarray  # (S, G) performance of the drawn curves
+    dispersion: float
+    correlation: float  # of neighbouring checkpoints of a run
+    effective: float  # independent rows
+
+
+def _smoothstep(u: np.ndarray) -> np.ndarray:
+    return u * u * (3 - 2 * u)
+
+
+def _forms(bends: tuple) -> list[tuple[Callable, float]]:
+    """(rise over u in [0, 1], prior weight): powers, saturating, straight to a cap, S-shaped; powers count double."""
+    powers, rates, caps, steps = bends
+    forms: list[tuple[Callable, float]] = [(lambda u, p=p: u**p, 2 / len(powers)) for p in powers]
+    forms += [(lambda u, k=k: -np.expm1(-k * u) / -np.expm1(-k), 1 / len(rates)) for k in rates]
+    forms += [(lambda u, s=s: np.minimum(u / s, 1), 1 / len(caps)) for s in caps]
+    forms += [(lambda u, s=s: _smoothstep(np.minimum(u / s, 1)), 1 / len(steps)) for s in steps]
+    return forms
+
+
+def _logistic(middle: float, width: float) -> Callable:
+    low, high = (1 / (1 + np.exp((middle - v) / width)) for v in (0.0, 1.0))
+    return lambda x: (1 / (1 + np.exp((middle - x) / width)) - low) / (high - low)
+
+
+# Rises (or falls) that go on over the whole range: bent, straight, S-shaped; no plateau at the left end.
+_SMOOTH: list[Callable] = [
+    lambda x, k=k: np.expm1(k * x) / np.expm1(k) for k in (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 3.0)
+]
+_SMOOTH += [lambda x, p=p: x**p for p in (0.5, 1.0, 1.0, 1.5, 2.0)]
+_SMOOTH += [_logistic(middle, width) for middle in (0.3, 0.5) for width in (0.15, 0.2, 0.3)]
+_SMOOTH += [_logistic(0.7, width) for width in (0.2, 0.3)]
+_TURN_POWERS = ((1.0, 1.0), (2.0, 2.0), (1.0, 2.0), (2.0, 1.0), (0.6, 1.0), (1.0, 0.6))
+_TURNS = [(t, p, q) for t in TURNS for p, q in _TURN_POWERS]
+
+
+class _Basis:
+    """Every hypothesis' shape at `x` (n,): `g` (K, n) of those with one coefficient, `left` and `right` (J, n) of turns."""
+
+    def __init__(self, x: np.ndarray, onsets: np.ndarray, bends: tuple) -> None:
+        self.forms = _forms(bends)
+        self.onsets = onsets
+        u = np.maximum(x - onsets[:, None], 0) / (1 - onsets[:, None])
+        rises = np.stack([form(u) for form, _ in self.forms], axis=1).reshape(-1, len(x))  # by onset, then by form
+        self.g = np.vstack([*(smooth(x) for smooth in _SMOOTH), rises])
+        self.family = np.repeat(["smooth", "onset"], [len(_SMOOTH), len(rises)])
+        self.onset = np.r_[np.zeros(len(_SMOOTH)), np.repeat(onsets, len(self.forms))]
+        self.prior = np.r_[np.ones(len(_SMOOTH)), np.tile([weight for _, weight in self.forms], len(onsets))]
+        self.left, self.right = (np.stack(part) for part in zip(*(self.turn_at(j, x) for j in range(len(_TURNS)))))
+
+    def at(self, k: int, x: np.ndarray) -> np.ndarray:
+        """Shape `k` at other places (m,)."""
+        if k < len(_SMOOTH):
+            return _SMOOTH[k](x)
+        e, form = divmod(k - len(_SMOOTH), len(self.forms))
+        return self.forms[form][0](np.maximum(x - self.onsets[e], 0) / (1 - self.onsets[e]))
+
+    @staticmethod
+    def turn_at(j: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        t, p, q = _TURNS[j]
+        return (np.maximum(t - x, 0) / t) ** p, (np.maximum(x - t, 0) / (1 - t)) ** q
+
+
+def posterior(rows: Rows, scale: float, rng: np.random.Generator, grid: np.ndarray | None = None) -> Posterior:
+    """Draws from the posterior over curves. `scale` is the prior standard deviation of a change over the range."""
+    grid = np.linspace(0, 1, 65) if grid is None else grid
+    smooth = _running_mean(rows)
+    correlation = 0.0
+    data = _Binned(rows, smooth, correlation)
+    basis = _Basis(data.x, ONSETS, COARSE)
+    for _ in range(2):  # the second time with what the first said of the noise
+        smooth = _Fits(data, scale, basis).mean_curve(rows.x)
+        correlation = _correlation(rows, smooth)
+        data = _Binned(rows, smooth, correlation)
+    coarse = _Fits(data, scale, basis)
+    fits = _Fits(data, scale, _Basis(data.x, coarse.likely_onsets(), FINE), share=coarse.family_weight())
+    return fits.draw(rng, grid, dispersion=coarse.dispersion, correlation=correlation)
+
+
+def _running_mean(rows: Rows) -> np.ndarray:
+    """A first guess of the mean curve, (n,): a running mean along the loss."""
+    order = np.argsort(rows.x, kind="stable")
+    width = max(3, len(order) // 8)
+    kernel = np.ones(width)
+    y = rows.y[order]
+    mean = np.convolve(y, kernel, "same") / np.convolve(np.ones_like(y), kernel, "same")
+    back = np.empty_like(mean)
+    back[order] = mean
+    return back
+
+
+def _correlation(rows: Rows, mean: np.ndarray) -> float:
+    return neighbour_correlation((rows.y - mean) / np.sqrt(rows.variance_at(mean)[0]), rows.run, rows.order)
+
+
+def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarray) -> float:
+    """Correlation of neighbouring checkpoints' residuals within runs, less what chance alone would show; in [0, 0.9]."""
+    sorting = np.lexsort((order, run))
+    residual, run = residual[sorting], run[sorting]
+    pairs = run[1:] == run[:-1]
+    count = int(pairs.sum())
+    total = np.sum(residual**2) * count / max(len(residual), 1)
+    if count < 5 or total <= 0:
+        return 0.0
+    found = np.sum(residual[1:][pairs] * residual[:-1][pairs]) / total
+    return float(np.clip(found - 1 / np.sqrt(count), 0, 0.9))
+
+
+class _Binned:
+    """Rows with weights from the expected variance at the mean curve, added up in bins where they are many."""
+
+    def __init__(self, rows: Rows, mean: np.ndarray, correlation: float) -> None:
+        variance, telling = rows.variance_at(mean)
+        weight = 1 / variance
+        if len(rows.x) > BINS:
+            index = np.minimum((rows.x * BINS).astype(int), BINS - 1)
+            count = np.bincount(index, minlength=BINS)
+            there = count > 0
+            self.weight = np.bincount(index, weight, BINS)[there]
+            self.x = np.bincount(index, rows.x, BINS)[there] / count[there]  # the same whatever the weights
+            self.y = np.bincount(index, weight * rows.y, BINS)[there] / self.weight
+        else:
+            self.x, self.y, self.weight = rows.x, rows.y, weight
+        self.n = max(float(telling.sum()), 2.0)  # rows that tell of the noise
+        self.effective = self.n * (1 - correlation) / (1 + correlation)  # as many independent ones
+        self.total = self.weight.sum()
+        self.mean = self.weight @ self.y / self.total
+        self.within = float(weight @ rows.y**2 - self.weight @ self.y**2)  # scatter inside the bins
+
+
+class _Fits:
+    """Every hypothesis fitted: weights (sum 1), coefficients and their covariances."""
+
+    def __init__(self, data: _Binned, scale: float, basis: _Basis, share: dict[str, float] | None = None) -> None:
+        self.data, self.basis = data, basis
+        y = data.y - data.mean
+        wy = data.weight * y
+        total = data.total
+        self.centre, self.left_centre, self.right_centre = (
+            part @ data.weight / total for part in (basis.g, basis.left, basis.right)
+        )
+        syy = float(wy @ y) + data.within
+        # sums about the weighted mean, without forming the centred shapes; y is centred already
+        sgg = (basis.g * basis.g) @ data.weight - total * self.centre**2
+        sgy = basis.g @ wy
+        ll = (basis.left * basis.left) @ data.weight - total * self.left_centre**2
+        rr = (basis.right * basis.right) @ data.weight - total * self.right_centre**2
+        lr = (basis.left * basis.right) @ data.weight - total * self.left_centre * self.right_centre
+        ly, ry = basis.left @ wy, basis.right @ wy
+        sgg, ll, rr = (np.maximum(part, 0) for part in (sgg, ll, rr))
+
+        # Dispersion first from the best fit of each kind, then the ridge that the prior on changes amounts to.
+        rss_free = syy - np.max(np.r_[sgy**2 / np.maximum(sgg, 1e-300), 0.0])
+        shrink = data.effective / data.n
+        degrees = max(data.effective - 4, 1.0)
+        self.dispersion = (PRIOR_DISPERSION + max(rss_free, 0) * shrink) / (PRIOR_DISPERSION + degrees) / shrink
+        ridge = self.dispersion / scale**2
+        self.slope = sgy / (sgg + ridge)
+        self.slope_var = self.dispersion / (sgg + ridge)
+        rss = syy - sgy * self.slope
+        occam = -0.5 * np.log1p(sgg / ridge)
+        a, b = ll + ridge, rr + ridge
+        det = a * b - lr**2
+        self.turn_coef = np.stack([(b * ly - lr * ry) / det, (a * ry - lr * ly) / det], 1)
+        self.turn_cov = self.dispersion * np.stack([b, -lr, a], 1) / det[:, None]  # var left, cov, var right
+        turn_rss = syy - (ly * self.turn_coef[:, 0] + ry * self.turn_coef[:, 1])
+        turn_occam = -0.5 * np.log(det / ridge**2)
+
+        def log_evidence(values):
+            degrees = max(data.effective + PRIOR_DISPERSION - 2, 1.0)  # level and change are fitted
+            return -0.5 * degrees * np.log(PRIOR_DISPERSION + np.maximum(values, 0) * shrink)
+
+        log = np.r_[log_evidence(np.array([syy])), log_evidence(rss) + occam, log_evidence(turn_rss) + turn_occam]
+        kinds = np.r_[["flat"], basis.family, np.repeat("turn", len(_TURNS))]
+        prior = np.r_[1.0, basis.prior, np.ones(len(_TURNS))]
+        for name, weight in PRIOR.items():
+            there = kinds == name
+            prior[there] *= weight / prior[there].sum()
+        log += np.log(prior)
+        weight = np.exp(log - log.max())
+        if share is not None:  # the finer grid of onsets changes none of the families' shares
+            for name, wanted in share.items():
+                there = kinds == name
+                weight[there] *= wanted / max(weight[there].sum(), 1e-300)
+        self.weight, self.kinds = weight / weight.sum(), kinds
+
+    def family_weight(self) -> dict[str, float]:
+        return {name: float(self.weight[self.kinds == name].sum()) for name in PRIOR}
+
+    def likely_onsets(self) -> np.ndarray:
+        """A finer grid over the onsets that hold all but a few thousandths of a percent of their family's weight."""
+        by_onset = self.weight[self.kinds == "onset"].reshape(len(self.basis.onsets), -1).sum(1)
+        share = np.cumsum(by_onset) / max(by_onset.sum(), 1e-300)
+        first = max(int(np.searchsorted(share, 1e-4)) - 1, 0)
+        last = min(int(np.searchsorted(share, 1 - 1e-4)) + 1, len(ONSETS) - 1)
+        return np.linspace(max(ONSETS[first] - MARGIN, 0), min(ONSETS[last] + MARGIN, 0.97), 41)
+
+    def mean_curve(self, x: np.ndarray) -> np.ndarray:
+        """Posterior mean of performance at `x`, (n,)."""
+        places = np.linspace(0, 1, 129)
+        count = len(self.basis.g)
+        mean = np.full(len(places), self.data.mean)
+        for k in np.flatnonzero(self.weight[1 : count + 1] > 1e-3):
+            mean += self.weight[1 + k] * self.slope[k] * (self.basis.at(k, places) - self.centre[k])
+        for j in np.flatnonzero(self.weight[count + 1 :] > 1e-3):
+            left, right = self.basis.turn_at(j, places)
+            mean += self.weight[count + 1 + j] * (
+                self.turn_coef[j, 0] * (left - self.left_centre[j])
+                + self.turn_coef[j, 1] * (right - self.right_centre[j])
+            )
+        return np.interp(x, places, mean)
+
+    def draw(self, rng: np.random.Generator, grid: np.ndarray, dispersion: float, correlation: float) -> Posterior:
+        chosen = np.sort(rng.choice(len(self.weight), DRAWS, p=self.weight))
+        wide = rng.standard_t(max(self.data.effective - 2, 2), (2, DRAWS))
+        level_sd = np.sqrt(dispersion / self.data.total)
+        middle = self.data.mean + level_sd * rng.standard_normal(DRAWS)
+        curves = np.empty((DRAWS, len(grid)))
+        onset, change, before = np.zeros(DRAWS), np.zeros(DRAWS), np.zeros(DRAWS)
+        count = len(self.basis.g)
+        spacing = np.ptp(self.basis.onsets) / (len(self.basis.onsets) - 1)
+        for k in np.unique(chosen):
+            these = np.flatnonzero(chosen == k)
+            if k == 0:
+                curves[these] = middle[these, None]
+            elif k <= count:
+                a = self.slope[k - 1] + np.sqrt(self.slope_var[k - 1]) * wide[0, these]
+                curves[these] = middle[these, None] + a[:, None] * (self.basis.at(k - 1, grid) - self.centre[k - 1])
+                change[these] = a
+                if self.basis.family[k - 1] == "onset":
+                    onset[these] = self.basis.onset[k - 1] + spacing * rng.uniform(-0.5, 0.5, len(these))
+            else:
+                j = k - 1 - count
+                var_l, cov, var_r = self.turn_cov[j]
+                sd = np.sqrt(var_l)
+                a = self.turn_coef[j, 0] + sd * wide[0, these]
+                rest = np.sqrt(max(var_r - cov**2 / var_l, 0))
+                b = self.turn_coef[j, 1] + cov / sd * wide[0, these] + rest * wide[1, these]
+                left, right = self.basis.turn_at(j, grid)
+                left, right = left - self.left_centre[j], right - self.right_centre[j]
+                curves[these] = middle[these, None] + a[:, None] * left + b[:, None] * right
+                onset[these], change[these], before[these] = _TURNS[j][0], b, -a
+        return Posterior(
+            self.kinds[chosen], np.clip(onset, 0, 1), curves[:, 0], change, before, grid, curves, float(dispersion),
+            correlation, self.data.effective,
+        )  # fmt: skip

@@ -1,0 +1,257 @@
+"""Does size matter once loss is known? A monotone smooth curve of loss, against the same plus the logarithm of size.
+
+The effect is the change of performance for ten times the parameters at the same loss. Its interval and its test respect
+that checkpoints of one run err alike: neighbours are correlated, and a run may lie high or low as a whole.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import BSpline
+from scipy.optimize import lsq_linear
+from scipy.stats import f as f_distribution
+from scipy.stats import t as t_distribution
+
+from emergence_train.analysis.emergence.shapes import PRIOR_DISPERSION, neighbour_correlation
+from emergence_train.analysis.emergence.table import Task
+
+PERMUTATIONS = 999
+SEGMENTS = 4  # at most; a run is cut into so many pieces for the permutation test
+LEAST = 6  # rows where sizes overlap
+
+
+@dataclass(frozen=True)
+class SizeEffect:
+    """`value` per tenfold parameters, in units of the metric (signed so that plus is better), `reason` where None."""
+
+    value: float | None
+    low95: float | None
+    high95: float | None
+    p: float | None
+    reason: str
+    details: dict
+
+    def result(self) -> dict:
+        shown = {"value": self.value, "low95": self.low95, "high95": self.high95, "p": self.p}
+        return shown | ({"reason": self.reason} if self.reason else {}) | self.details
+
+
+def size_effect(task: Task, rng: np.random.Generator) -> SizeEffect:
+    """The effect of size at equal loss, or why there is no telling."""
+    frame = task.frame
+    params = frame["params"].to_numpy(float)
+    sizes = np.unique(params)
+    if len(sizes) < 2:
+        return _none("one size only: whether size matters at equal loss cannot be asked")
+    if (sizes <= 0).any():
+        return _none("a size of 0 parameters: give the column params")
+    loss = frame["loss"].to_numpy(float)
+    inside = overlap(loss, params)
+    if inside.sum() < LEAST or len(np.unique(params[inside])) < 2:
+        ranges = ", ".join(
+            f"{int(s):,}: {loss[params == s].max():.3g} to {loss[params == s].min():.3g}" for s in sizes[:6]
+        )
+        return _none(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be told apart")
+    rows = task.rows
+    x, y, run, order = rows.x[inside], rows.y[inside], rows.run[inside], rows.order[inside]
+    z = np.log10(params[inside])
+    # Weights from the expected share at this loss: a row's own share would give lucky rows more weight.
+    first = monotone_basis(x, y, np.ones(len(x)))
+    mean = rows.y.copy()
+    mean[inside] = y - _residual(first, y, np.ones(len(x)))
+    variance = rows.variance_at(mean)[0][inside]
+    typical = float(variance.mean())
+    weight = typical / variance
+    basis = monotone_basis(x, y, weight)
+    if len(x) < basis.shape[1] + 3:
+        return _none(f"{int(inside.sum())} checkpoints where sizes overlap are too few")
+    rest = _residual(basis, z, weight)
+    information = float(weight @ rest**2)
+    if information < 1e-6 * float(weight @ (z - np.average(z, weights=weight)) ** 2):
+        return _none("where losses overlap, size follows from loss: they cannot be told apart")
+    beta = float(weight @ (rest * y)) / information
+    without = _residual(basis, y, weight)
+    residual = without - beta * rest
+    degrees = len(x) - basis.shape[1] - 1
+    # As in the shapes: the items' own variance counts as two rows' worth of knowledge of the noise.
+    noise = (float(weight @ residual**2) + PRIOR_DISPERSION * typical) / (degrees + PRIOR_DISPERSION)
+    correlation = neighbour_correlation(residual * np.sqrt(weight), run, order)
+    inflation = (1 + correlation) / (1 - correlation)
+    between, strange = _between_runs(residual, weight, run, noise * inflation)
+    lever = np.bincount(run, weight * rest)
+    own, shared = noise * inflation / information, between * float(lever @ lever) / information**2
+    part = shared / (own + shared)
+    runs = len(np.unique(run))
+    freedom = 1 / (part**2 / max(runs - 2, 1) + (1 - part) ** 2 / max(degrees / inflation, 1))
+    half = float(t_distribution.ppf(0.975, freedom)) * np.sqrt(own + shared)
+    p, least = _permutation(without, rest, weight, x, run, inflation, strange, rng)
+    explained = 1 - float(weight @ without**2) / max(_scatter(y, weight), 1e-300)
+    both = 1 - float(weight @ residual**2) / max(_scatter(y, weight), 1e-300)
+    decades = float(np.log10(sizes[-1] / sizes[0]))
+    details = {
+        "unit": "change of performance for ten times the parameters at the same loss",
+        "p_least": least,
+        "over_observed_sizes": beta * decades,
+        "matters": bool((beta - half > 0 or beta + half < 0) and abs(beta) * decades >= task.smallest),
+        "rows_in_overlap": int(inside.sum()),
+        "r2_loss": explained,
+        "r2_loss_and_size": both,
+        "correlation": correlation,
+        "held_out": held_out_sizes(task),
+    }
+    return SizeEffect(beta, beta - half, beta + half, p, "", details)
+
+
+def _none(reason: str) -> SizeEffect:
+    return SizeEffect(None, None, None, None, reason, {})
+
+
+def overlap(loss: np.ndarray, params: np.ndarray) -> np.ndarray:
+    """(n,) True where at least one other size also has rows on both sides of this loss, or at it."""
+    inside = np.zeros(len(loss), bool)
+    for size in np.unique(params):
+        mine, others = params == size, loss[params != size]
+        owners = params[params != size]
+        for other in np.unique(owners):
+            there = others[owners == other]
+            inside |= mine & (loss >= there.min()) & (loss <= there.max())
+    return inside
+
+
+def monotone_basis(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(n, k) columns of the monotone spline that fits best: a constant and the increasing pieces with positive weight.
+
+    Pieces are sums of B-splines (I-splines). Rising or falling is what fits better; where neither does (a curve that
+    turns) the pieces are free, and the smooth is not monotone.
+    """
+    pieces = _i_splines(x)
+    columns = np.hstack([np.ones((len(x), 1)), pieces])
+    root = np.sqrt(weight)
+    fits = []
+    for sign in (1, -1):
+        bounds = (np.r_[-np.inf, np.zeros(pieces.shape[1])], np.full(columns.shape[1], np.inf))
+        signed = columns * np.r_[1, np.full(pieces.shape[1], sign)]
+        fit = lsq_linear(signed * root[:, None], y * root, bounds=bounds, method="bvls")
+        fits.append((fit.cost, signed, fit.x))
+    free_residual = _residual(columns, y, weight)
+    free = 0.5 * float(weight @ free_residual**2)
+    cost, signed, coef = min(fits, key=lambda one: one[0])
+    degrees = max(len(x) - columns.shape[1], 1)
+    if (cost - free) / columns.shape[1] > 4 * free / degrees:  # monotone is refuted
+        return columns
+    active = np.r_[True, coef[1:] > 1e-10]
+    return signed[:, active]
+
+
+def _i_splines(x: np.ndarray, pieces: int = 6) -> np.ndarray:
+    count = int(np.clip(len(x) // 6, 2, pieces))
+    inner = np.unique(np.quantile(x, np.linspace(0, 1, count)[1:-1]))
+    low, high = x.min(), x.max() + 1e-9
+    knots = np.r_[[low] * 3, inner[(inner > low) & (inner < high)], [high] * 3]
+    basis = BSpline.design_matrix(np.clip(x, low, high), knots, 2).toarray()
+    return np.cumsum(basis[:, ::-1], axis=1)[:, ::-1][:, 1:]
+
+
+def _residual(basis: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    root = np.sqrt(weight)
+    coef, *_ = np.linalg.lstsq(basis * root[:, None], values * root, rcond=None)
+    return values - basis @ coef
+
+
+def _scatter(y: np.ndarray, weight: np.ndarray) -> float:
+    return float(weight @ (y - np.average(y, weights=weight)) ** 2)
+
+
+def _between_runs(residual, weight, run, noise: float) -> tuple[float, bool]:
+    """Variance of the runs' own offsets (moments), and whether offsets are there beyond doubt."""
+    total = np.bincount(run, weight)
+    there = total > 0
+    mean = np.bincount(run, weight * residual)[there] / total[there]
+    total = total[there]
+    degrees = len(mean) - 2
+    if degrees < 1 or noise <= 0:
+        return 0.0, False
+    excess = float(total @ mean**2) - degrees * noise
+    scale = float(total.sum() - (total**2).sum() / total.sum()) * degrees / max(len(mean) - 1, 1)
+    strange = f_distribution.sf(float(total @ mean**2) / degrees / noise, degrees, len(residual)) < 0.05
+    return max(excess / max(scale, 1e-12), 0.0), bool(strange)
+
+
+def _permutation(without, rest, weight, x, run, inflation: float, strange: bool, rng) -> tuple[float, float]:
+    """p of the size effect when sizes are dealt out anew among pieces of runs at like loss, and the least p possible.
+
+    Pieces are longer than the correlation; where whole runs lie apart, whole runs are dealt out.
+    """
+    longest = max(np.bincount(run).max(), 1)
+    pieces = 1 if strange else int(np.clip(longest / inflation, 1, SEGMENTS))
+    edges = np.quantile(x, np.linspace(0, 1, pieces + 1)[1:-1])
+    group = np.searchsorted(edges, x)
+    observed, drawn, ways = 0.0, np.zeros(PERMUTATIONS), 1.0
+    for piece in range(pieces):
+        there = group == piece
+        names, codes = np.unique(run[there], return_inverse=True)
+        if len(names) < 2:
+            continue
+        total = np.bincount(codes, weight[there])
+        mean = np.bincount(codes, weight[there] * without[there]) / total
+        size = np.bincount(codes, weight[there] * rest[there]) / total
+        size -= size.mean()
+        strength = len(names) / np.sum(1 / total)  # harmonic: the weakest run limits a comparison
+        observed += strength * float(mean @ size)
+        drawn += strength * (rng.permuted(np.tile(mean, (PERMUTATIONS, 1)), axis=1) @ size)
+        ways = min(ways * float(np.prod(np.arange(1.0, len(names) + 1))), 1e9)
+    if ways == 1:
+        return 1.0, 1.0
+    p = (1 + int(np.sum(np.abs(drawn) >= abs(observed) * (1 - 1e-9)))) / (1 + PERMUTATIONS)
+    return p, max(2 / ways, 1 / (1 + PERMUTATIONS))
+
+
+def held_out_sizes(task: Task) -> list[dict]:
+    """Each size predicted by the others' curve where their losses reach: error against what noise alone would give."""
+    frame, rows = task.frame, task.rows
+    params, loss = frame["params"].to_numpy(float), frame["loss"].to_numpy(float)
+    found = []
+    for size in np.unique(params):
+        others = params != size
+        mine = ~others & (loss >= loss[others].min()) & (loss <= loss[others].max()) if others.any() else others
+        if mine.sum() < 2 or others.sum() < LEAST:
+            found.append({"params": int(size), "rows": int(mine.sum()), "rmse": None})
+            continue
+        weight = 1 / rows.variance[others]
+        guess = _predict(rows.x[others], rows.y[others], weight / weight.mean(), rows.x[mine])
+        error = rows.y[mine] - guess
+        found.append({
+            "params": int(size), "rows": int(mine.sum()), "rmse": float(np.sqrt(np.mean(error**2))),
+            "bias": float(np.mean(error)), "noise": float(np.sqrt(np.mean(rows.variance[mine]))),
+        })  # fmt: skip
+    return found
+
+
+def collapse(task: Task) -> dict:
+    """Share of the variance that a monotone curve explains: of loss, and of training compute (6 x parameters x tokens).
+
+    Sizes that share one curve of loss and none of compute are what arXiv 2403.15796 reports.
+    """
+    frame = task.frame
+    compute = frame["params"].to_numpy(float) * frame["tokens"].to_numpy(float)
+    y = task.rows.y
+    found = {}
+    for name, x in (("r2_loss", task.rows.x), ("r2_compute", np.log(np.maximum(compute, 1.0)))):
+        weight = np.ones(len(y))
+        if len(y) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
+            found[name] = None
+            continue
+        x = (x - x.min()) / np.ptp(x)
+        rest = _residual(monotone_basis(x, y, weight), y, weight)
+        found[name] = 1 - float(rest @ rest) / _scatter(y, weight)
+    return found
+
+
+def _predict(x, y, weight, at) -> np.ndarray:
+    together = np.r_[x, at]
+    low, high = x.min(), x.max()
+    basis = _i_splines(np.clip(together, low, high))
+    columns = np.hstack([np.ones((len(together), 1)), basis])
+    root = np.sqrt(weight)
+    coef, *_ = np.linalg.lstsq(columns[: len(x)] * root[:, None], y * root, rcond=None)
+    return columns[len(x) :] @ coef

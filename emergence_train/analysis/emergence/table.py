@@ -1,0 +1,262 @@
+"""Evaluations as tasks that can be analysed: which runs may share one loss axis, what a metric's noise is, which way is up.
+
+What a table leaves out is assumed in the open: every assumption is a note of the task it concerns.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from emergence_train.analysis.emergence.shapes import Rows
+from emergence_train.recorder import tables
+
+SMALLEST = 0.02  # least change of a share that is worth naming
+LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
+RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that count right items
+SIZE = re.compile(r"(?<![a-z0-9])(size)?[-_]?\d+([._]\d+)?\s*[kmbt](?![a-z0-9])", re.IGNORECASE)
+NUMBERS = re.compile(r"[-_.\s]*(seed|run|step|v)?[-_.]?\d*$", re.IGNORECASE)
+
+
+@dataclass
+class Task:
+    """One metric of one task over runs whose losses compare. `frame` has the rows of the loss range, `x` in [0, 1]."""
+
+    task: str
+    metric: str
+    family: str
+    frame: pd.DataFrame  # run, params, step, tokens, loss, y (higher is better), items, ...
+    rows: Rows
+    loss_from: float
+    loss_to: float
+    chance: float  # in the units of y; NaN: unknown
+    best: float
+    smallest: float
+    scale: float
+    sign: int  # value = sign * y: 1, -1 where lower is better, 100 for percent
+    items: float  # median; NaN: unknown
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted(int(p) for p in self.frame["params"].unique())
+
+    def loss_at(self, x: float) -> float:
+        """The loss at share `x` of the range."""
+        return float(self.loss_from + x * (self.loss_to - self.loss_from))
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> tuple[list[Task], list[str]]:
+    """Every (family, task, metric) of the evaluations in `paths`, and notes on the whole table."""
+    frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True)
+    notes = [f"column {name!r} is missing" for name in frame.attrs["missing"]]
+    frame["family"], family_notes = families(frame)
+    notes += family_notes
+    tasks = []
+    for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):
+        tasks.append(_task(str(family), str(task), str(metric), rows))
+    _brier_chance(tasks)
+    return tasks, notes
+
+
+# ---------------------------------------------------------------------------------------------------------- families
+
+
+def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
+    """Which runs' losses may share an axis: a name for each row, and what is to be said about it.
+
+    By the column (or Parquet metadata) `vocabulary`, else by the column `family`, else by the runs' names with their
+    sizes taken out where the names have them (pythia-70m and pythia-1.4b, olmo-1b and olmo-7b).
+    """
+    runs = frame.drop_duplicates("run").set_index("run")
+    for column, what in ((tables.VOCABULARY, "vocabularies"), ("family", "families")):
+        if column not in frame:
+            continue
+        named = frame[column].fillna("").astype(str)
+        if not (named != "").any():
+            continue
+        found = sorted(named.unique())
+        if len(found) == 1:
+            return named, []
+        if "" in found:
+            first = runs.index[runs[column].fillna("").astype(str) == ""][0]
+            note = f"run {first!r} and others have no {column}: analysed apart as the family 'unknown'"
+        else:
+            note = ""
+        text = f"runs of different {what} ({', '.join(name or 'unknown' for name in found)}): their losses in nats per "
+        text += "token are not comparable, so each is analysed apart and none is pooled"
+        return named.replace("", "unknown"), [text, *([note] if note else [])]
+    stems = {run: _stem(run) for run in runs.index}
+    ladders = [
+        s for s in set(stems.values()) if s and runs["params"][[r for r in stems if stems[r] == s]].nunique() > 1
+    ]
+    if len(set(stems.values())) > 1 and ladders and any(SIZE.search(run) for run in runs.index):
+        found = sorted(set(stems.values()))
+        return frame["run"].map(stems), [
+            f"no column says which runs share a tokenizer; by their names these are {len(found)} families "
+            f"({', '.join(found[:8])}{', ...' if len(found) > 8 else ''}), analysed apart; a column vocabulary or family "
+            "with one value pools them"
+        ]
+    text = "no column says whether the runs share tokenizer and validation text; they are taken to (give vocabulary or family)"
+    return pd.Series("", index=frame.index), [text] if len(runs) > 1 else []
+
+
+def _stem(run: str) -> str:
+    """A run's name without its size and trailing numbers: what is left names its family."""
+    stem = SIZE.sub("", run)
+    return NUMBERS.sub("", stem).strip("-_. /").lower()
+
+
+# ------------------------------------------------------------------------------------------------------------- tasks
+
+
+def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> Task:
+    notes: list[str] = []
+    sign = _direction(metric, frame, notes)
+    chance = _one(frame["chance"])
+    if chance is None:
+        notes.append("chance is missing: the plateau's level alone is estimated, and what it is worth is not known")
+    elif frame["chance"].nunique(dropna=True) > 1:
+        notes.append(f"chance differs between rows; its median {chance:g} is used")
+    value = frame["value"].to_numpy(float)
+    percent = sign > 0 and RIGHT.search(metric.lower()) is not None and value.min() >= 0 and 1 < value.max() <= 100
+    if percent:
+        notes.append("values above 1 are taken as percent; changes and size effects are given as shares")
+        sign = 100
+        chance = None if chance is None else chance / 100
+        frame = frame.assign(stderr=frame["stderr"] / 100)
+        value = value / 100
+    if chance is not None and sign > 0 and chance >= 1:
+        notes.append(f"chance {chance:g} leaves no room above it; taken as unknown")
+        chance = None
+    share = bool(np.all((value >= 0) & (value <= 1)) and sign > 0 and (chance is None or 0 <= chance < 1))
+    frame = frame.assign(y=value if sign > 0 else -value)
+    frame = _above_unigram(frame, notes)
+    loss_from, loss_to = float(frame["loss"].max()), float(frame["loss"].min())
+    x = (loss_from - frame["loss"].to_numpy(float)) / max(loss_from - loss_to, 1e-12)
+    variance, items = _noise(frame, share, metric, x, notes)
+    y = frame["y"].to_numpy(float)
+    if share:
+        best, smallest = 1.0, SMALLEST
+        scale = 0.3 * (1 - (chance or 0.0))
+    else:
+        brier = "brier" in metric.lower()
+        best = 0.0 if brier else np.nan
+        spread = float(np.ptp(np.quantile(y, [0.05, 0.95]))) if len(y) > 1 else 1.0
+        smallest = SMALLEST if brier else max(SMALLEST * abs(float(np.median(y))), 1e-6)
+        scale = 0.3 if brier else max(spread, 10 * smallest)
+    items_out = float(np.median(items)) if items is not None else np.nan
+    rows = Rows(
+        x, y, variance, pd.factorize(frame["run"])[0], frame["step"].to_numpy(float),
+        items if share and items is not None and _binomial(y, items, metric) else None,
+    )  # fmt: skip
+    return Task(
+        task, metric, family, frame.assign(x=x), rows, loss_from, loss_to,
+        np.nan if chance is None else float(np.sign(sign)) * chance, best, smallest, scale, sign, items_out, notes,
+    )  # fmt: skip
+
+
+def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:
+    """1 where higher is better, -1 where lower is."""
+    known = frame["higher_is_better"].dropna()
+    if len(known):
+        return 1 if bool(known.iloc[0]) else -1
+    lower = any(word in metric.lower() for word in LOWER_IS_BETTER)
+    notes.append(f"higher_is_better is missing: by its name, {'lower' if lower else 'higher'} {metric} is better")
+    return -1 if lower else 1
+
+
+def _one(column: pd.Series) -> float | None:
+    known = pd.to_numeric(column, errors="coerce").dropna()
+    return float(known.median()) if len(known) else None
+
+
+def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """The rows in which the model beats a unigram model: only there does a plateau mean anything. All rows where the unigram
+    model's loss is not known: nothing stands in for it, and a threshold then says what it rests on (emergence.find)."""
+    known = _one(frame["unigram_loss"]) if "unigram_loss" in frame else None
+    frame.attrs["unigram"] = known
+    if known is None:
+        notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
+        return frame
+    beats = frame["loss"] < known
+    dropped = int((~beats).sum())
+    if dropped:
+        notes.append(f"{dropped} rows at or above the unigram loss {known:.4g} left out")
+    kept = frame[beats] if beats.any() else frame
+    kept.attrs["unigram"] = known
+    return kept
+
+
+def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
+    """Whether the values are shares of right items: then their variance follows from their mean."""
+    count = value * items
+    whole = np.abs(count - np.round(count)) < np.maximum(0.02, 1e-4 * count)
+    return RIGHT.search(metric.lower()) is not None or bool(np.mean(whole) > 0.95)
+
+
+def _noise(
+    frame: pd.DataFrame, share: bool, metric: str, x: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Sampling variance of each row (n,), and its items where they are known or follow from the standard error."""
+    y = frame["y"].to_numpy(float)
+    value = np.abs(y)
+    stderr = frame["stderr"].to_numpy(float)
+    items = frame["items"].to_numpy(float)
+    items = np.where(items > 0, items, np.nan)
+    good = np.isfinite(stderr) & (stderr > 0)
+    if np.isnan(items).any() and share and good.any():
+        implied = value * (1 - value) / np.where(good, stderr, np.nan) ** 2
+        implied = implied[np.isfinite(implied) & (implied > 1)]
+        if np.isnan(items).all() and len(implied):
+            items = np.full(len(value), float(np.median(implied)))
+            notes.append(f"items are missing: {items[0]:.0f} by the standard errors, if items are independent")
+    if np.isfinite(items).any():
+        if np.isnan(items).any():
+            notes.append("items are missing in some rows: the median of the others stands in")
+            items = np.where(np.isfinite(items), items, np.nanmedian(items))
+        if share:
+            smooth = (value * items + 0.5) / (items + 1)
+            by_items = smooth * (1 - smooth) / items
+            if _binomial(value, items, metric) or not good.any():
+                return by_items, items
+            return np.where(good, np.maximum(stderr, 1e-9) ** 2, by_items), items
+    known = items if np.isfinite(items).all() else None
+    if good.any():
+        if not good.all():
+            notes.append("stderr is missing in some rows: the median of the others stands in")
+        typical = float(np.median(stderr[good]))
+        return np.maximum(np.where(good, stderr, typical), 0.2 * typical) ** 2, known
+    notes.append("neither items nor stderr: noise is judged by the scatter of neighbouring checkpoints alone")
+    order = np.argsort(x, kind="stable")
+    steps = np.diff(y[order])
+    variance = float(np.median(np.abs(steps)) / 0.6745) ** 2 / 2 if len(steps) else 0.0
+    return np.full(len(y), max(variance, 1e-12 + 1e-8 * float(np.var(y)))), known
+
+
+def _brier_chance(tasks: list[Task]) -> None:
+    """Where a task's Brier score has no chance level, that of its accuracy gives it: 1 - 1 / options (sum convention)."""
+    choice = {(t.family, t.task): t.chance for t in tasks if t.metric.startswith("acc") and np.isfinite(t.chance)}
+    for task in tasks:
+        if "brier" in task.metric.lower() and not np.isfinite(task.chance) and (task.family, task.task) in choice:
+            task.chance = -(1 - choice[task.family, task.task])
+            task.notes = [note for note in task.notes if not note.startswith("chance is missing")]
+            task.notes.append(
+                f"chance {-task.chance:g} is 1 - chance of the accuracy: uniform guesses, sum over options"
+            )
+
+
+def part(task: Task, keep: np.ndarray) -> Task:
+    """The task with only the rows where `keep` (n,) is True, on its own loss range."""
+    frame = task.frame[keep].reset_index(drop=True)
+    frame.attrs = dict(task.frame.attrs)
+    loss = frame["loss"].to_numpy(float)
+    loss_from, loss_to = float(loss.max()), float(loss.min())
+    x = (loss_from - loss) / max(loss_from - loss_to, 1e-12)
+    old = task.rows
+    items = None if old.items is None else old.items[keep]
+    rows = Rows(x, old.y[keep], old.variance[keep], pd.factorize(frame["run"])[0], old.order[keep], items)
+    return replace(task, frame=frame.assign(x=x), rows=rows, loss_from=loss_from, loss_to=loss_to)

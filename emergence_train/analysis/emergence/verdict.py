@@ -1,0 +1,151 @@
+"""What a curve of performance against loss is called, and how sure that is.
+
+Every task is at chance for an untrained model. So a threshold means a plateau over a real stretch of the loss range in
+which the model already beats a unigram model, and then a rise. Each curve drawn from the posterior over shapes is called
+by the same rules, and the shares of the draws are the verdict's probabilities:
+
+  at-chance      never better than chance; or never further from it than guessing on so many items may lie; or no change of a
+                 size worth naming at a level near chance (a plateau that answer length or a majority answer lifts or lowers
+                 counts as chance; its level is estimated)
+  saturated      no change worth naming, level far above chance
+  emergent       a plateau of at least PLATEAU of the range, then a rise
+  gradual        a rise without such a plateau
+  inverse        a fall
+  u-shaped       a fall, then a rise
+  not-identified no verdict has enough probability, or the rows cannot tell
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.analysis.emergence.shapes import Posterior, Rows, posterior
+
+# In which verdicts are shown, the telling ones first.
+ORDER = ("emergent", "u-shaped", "gradual", "inverse", "saturated", "not-identified", "at-chance")
+
+PLATEAU = 0.2  # share of the loss range that a plateau covers at least
+SIDE = 3  # checkpoints that must lie before and after an onset
+SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others
+LIFTED = 0.35  # share of the way from chance to perfect up to which a flat curve may still be a lifted plateau
+CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturation
+CEILING_CHANGE = 0.08
+# Standard errors of one checkpoint's score and of the curve: one that stays so near to chance shows nothing.
+GUESSING = 2.0
+UNKNOWN_CEILING = 0.85
+ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
+VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`eta` etc. are in shares of the range; None where the verdict is not emergent. `begins_by` is the share of the range at
+    which it may begin at the latest for the verdict to stand: had the model not beaten a unigram model before."""
+
+    name: str
+    probability: float
+    probabilities: dict[str, float]
+    eta: tuple[float, float, float] | None  # median, 2.5 and 97.5 percent
+    plateau: tuple[float, float, float] | None  # its level, likewise
+    change: tuple[float, float, float]  # performance at the lowest loss less that at the highest
+    posterior: Posterior | None
+    reason: str = ""
+    begins_by: float | None = None
+
+
+def judge(
+    rows: Rows, *, chance: float, best: float, smallest: float, scale: float, rng: np.random.Generator
+) -> Verdict:
+    """The verdict on one task's rows.
+
+    `chance` and `best` are performance by guessing and at perfection (NaN where unknown), `smallest` the least change
+    that is worth naming, `scale` the size that changes have a priori; all in the units of performance.
+    """
+    reason = _too_little(rows)
+    if reason:
+        return Verdict("not-identified", 1.0, {}, None, None, (np.nan,) * 3, None, reason)
+    drawn = posterior(rows, scale, rng)
+    names = call(drawn, rows, chance=chance, best=best, smallest=smallest)
+    probabilities = {name: float(np.mean(names == name)) for name in VERDICTS}
+    top = max((name for name in VERDICTS if name != "not-identified"), key=probabilities.get)
+    change = _interval(drawn.curves[:, -1] - drawn.curves[:, 0])
+    if probabilities[top] < SURE.get(top, 0.5):
+        known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]
+        reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
+        return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
+    eta = plateau = begins_by = None
+    if top == "emergent":
+        these = names == "emergent"
+        eta, plateau = _interval(drawn.onset[these]), _interval(drawn.level[these])
+        begins_by = _begins_by(drawn.onset[these], probabilities[top])
+    return Verdict(top, probabilities[top], probabilities, eta, plateau, change, drawn, begins_by=begins_by)
+
+
+def _begins_by(onset: np.ndarray, probability: float) -> float:
+    """The latest beginning of the range, a share of it, from which enough of the drawn plateaus are long enough.
+
+    A range that begins at b leaves (onset - b) / (1 - b) of plateau, at least PLATEAU of it where b <= (onset - PLATEAU) / (1 -
+    PLATEAU); `onset` are the draws called emergent, `probability` their share of all.
+    """
+    return float(np.quantile((onset - PLATEAU) / (1 - PLATEAU), 1 - SURE["emergent"] / probability))
+
+
+def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: float) -> np.ndarray:
+    """The name of each drawn curve, (S,)."""
+    names = np.full(len(drawn.kind), "at-chance", dtype="<U14")
+    low = drawn.curves.min(1)
+    span = best - chance if np.isfinite(best - chance) else np.nan
+    # Without a chance level only a curve near perfection can be told from one at chance.
+    share = (low - chance) / span if np.isfinite(span) else (low >= UNKNOWN_CEILING * best).astype(float)
+    least = np.where(
+        share >= CEILING, np.maximum(smallest, CEILING_CHANGE * (span if np.isfinite(span) else 0)), smallest
+    )
+
+    ordered = np.sort(rows.x)
+    before = np.searchsorted(ordered, drawn.onset - 1e-9)
+    real = (drawn.onset >= PLATEAU) & (before >= SIDE) & (len(ordered) - before >= SIDE)
+    turn = drawn.kind == "turn"
+    fell, rose = drawn.before < -least, drawn.change > least
+    up, down = drawn.before > least, drawn.change < -least
+    straight = ~turn
+    names[straight & rose] = np.where(real & (drawn.kind == "onset"), "emergent", "gradual")[straight & rose]
+    names[straight & down] = "inverse"
+    names[turn & fell & rose] = "u-shaped"
+    names[turn & fell & ~rose] = "inverse"
+    names[turn & up & down] = "not-identified"
+    names[turn & up & ~down] = "gradual"
+    still = turn & ~fell & ~up
+    names[still & rose] = np.where(real, "emergent", "gradual")[still & rose]
+    names[still & down] = "inverse"
+    better = (names == "emergent") | (names == "gradual")
+    names[better & (drawn.curves.max(1) <= chance)] = "at-chance"  # a Brier score that falls to chance is calibration
+    if np.isfinite(chance):
+        names[_guessing(drawn, rows, chance)] = "at-chance"
+    flat = names == "at-chance"
+    names[flat & (share > LIFTED)] = "saturated"
+    return names
+
+
+def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
+    """(S,) whether each drawn curve stays where a guesser's may: all checkpoints answer the same items, so one whose guesses
+    change drifts by as much as the items' noise, about chance or about a level below it (answer length can lower it)."""
+    if rows.items is not None and 0 < chance < 1:
+        variance = chance * (1 - chance) / np.median(rows.items)
+    else:
+        variance = float(np.median(rows.variance))
+    level = min(chance, float(drawn.curves.mean()))
+    room = GUESSING * np.sqrt(variance + drawn.curves.var(0))
+    return np.all(np.abs(drawn.curves - level) <= room, axis=1)
+
+
+def _too_little(rows: Rows) -> str:
+    if len(rows.x) < ROWS:
+        return f"{len(rows.x)} checkpoints, at least {ROWS} are needed"
+    if len(np.unique(rows.x)) < LOSSES:
+        return f"{len(np.unique(rows.x))} different losses, at least {LOSSES} are needed"
+    return ""
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    middle, low, high = np.quantile(values, [0.5, 0.025, 0.975])
+    return float(middle), float(low), float(high)

@@ -1,0 +1,166 @@
+"""From the observed part of one loss curve to the loss at later steps, with intervals.
+
+Laws that know the planned learning rate are averaged, each weighted by how well it forecast the later observed part
+from earlier origins (a rolling-origin backtest). Nothing after the observed part enters a fit, a weight or an
+interval; the learning rate still to come does, because it is planned, not measured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Curve, Fit, Z, fit, observed_part
+from emergence_train.errors import InputError
+
+ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
+SHARPNESS = 2  # weights fall with this power of the backtest error
+STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
+MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
+
+FULLY_YOUNG = 2.5  # factors of e below a mature run at which the forecast lies half way
+STEEPER = 0.3  # share by which a young run's slope may yet change: the next phase can be steeper
+HALF_WAY = 0.6  # standard deviation of a uniform spread over [-1, 1]
+YOUNG_ERROR = 0.15  # more of it for every factor e that the run is younger than those behind the prior
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Loss at the steps `x` (m,): `mean` and `sd` of the noiseless curve, `noise` of one row about it; nats."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    noise: float
+    weights: dict[str, float]  # of the averaged laws, sum 1
+    backtest: dict[str, float]  # mean squared error of each law's backtest, nats^2; NaN where too short
+    fits: dict[str, Fit]
+    shift_low: np.ndarray  # (m,) extra room below, nats, where the learning rate to come is unknown
+    notes: list[str]
+
+    @property
+    def selected(self) -> str:
+        """The one law used, or "ensemble" when several share the weight."""
+        return next(iter(self.weights)) if len(self.weights) == 1 else "ensemble"
+
+    def interval(self, level: int, *, noisy: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) at 50, 80 or 95 percent, for one logged row (`noisy`) or for the curve without its noise."""
+        width = Z[level] * np.hypot(self.sd, self.noise if noisy else 0.0)
+        return self.mean - width - self.shift_low, self.mean + width
+
+
+def forecast(
+    x: np.ndarray, y: np.ndarray, x_future: np.ndarray, plan: Plan | None, prior: priors.Prior | None = None
+) -> Forecast:
+    """Forecast the loss at steps `x_future` (m,) from observed steps `x` (n,) ascending and losses `y` (n,) in nats.
+
+    `plan` holds the learning rate of the whole run, the part to come included; None if unknown. Raises InputError
+    where the observed part is too short to fit.
+    """
+    x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
+    prior = prior or priors.SHIPPED
+    notes: list[str] = []
+    if len(x) == 0 or (plan is not None and x[-1] <= plan.warmup_end):
+        raise InputError("not identified: nothing is observed beyond the warm-up of the learning rate; observe longer")
+    curve = observed_part(x, y, plan)
+    if len(curve.x) < MINIMUM:
+        raise InputError(
+            f"not identified: {len(curve.x)} points after warm-up in the later part of the observed run, a forecast "
+            f"needs {MINIMUM}; observe longer or log more often"
+        )
+    shift_low = np.zeros(len(x_future))
+    used = plan
+    if plan is None:
+        used = Plan(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
+        drop, _ = prior.decay("mixed", "fast^0.75", 1e-3)
+        shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
+        notes.append(
+            "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a decay "
+            f"to 0 ({drop:.2f} nats, from other runs)"
+        )
+    fits = {name: fit(law, curve, used, prior) for name, law in LAWS.items()}
+    scores = _backtest(x, y, used, prior, tuple(LAWS))
+    weights = _weights(scores, curve.noise)
+    if plan is not None:
+        notes += _identification(fits["schedule"], used, x_future)
+    mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
+    start = sum(w * fits[name].predict(x[-1:])[0][0] for name, w in weights.items())
+    decades = np.log10(np.maximum(x_future / x[-1], 1))
+    young = priors.immaturity(x[-1])
+    slope = _unbent_slope(curve, fits["schedule"]) if young > 0 else 0.0
+    if slope:
+        # between the laws and a straight fall in log steps, the younger the nearer to it, with both inside
+        straight, share = slope * np.log(10) * decades, min(young / FULLY_YOUNG, 1)
+        further = np.maximum(straight - (start - mean), 0)
+        mean = mean - share * further / 2
+        sd = np.sqrt(sd**2 + (HALF_WAY * further / 2) ** 2 + (STEEPER * share * straight) ** 2)
+        notes.append(
+            f"not identified: where the loss levels off (after {x[-1]:.0f} steps it does not bend yet against the "
+            "logarithm of the steps); the forecast lies between the laws and a fall that goes on as now"
+        )
+    error = MODEL_ERROR + YOUNG_ERROR * young
+    sd = np.hypot(sd, error * decades * np.abs(mean - start))
+    return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
+
+
+def _unbent_slope(curve: Curve, one: Fit) -> float:
+    """Nats per factor e of steps at the window's end, if the loss against log steps does not bend upwards beyond
+    chance there (or if there are too few points to see it); 0 if it does, or if the learning rate decays already."""
+    if one.decay_seen > 0.2:
+        return 0.0
+    u = np.log(curve.x / curve.x[-1])
+    if len(u) < 5:
+        return float(max((curve.y[-2] - curve.y[-1]) / (u[-1] - u[-2]), 0.0)) if len(u) > 1 else 0.0
+    design = np.stack([np.ones_like(u), u, u * u], 1)
+    coef, *_ = np.linalg.lstsq(design, curve.y, rcond=None)
+    variance = np.sum((curve.y - design @ coef) ** 2) / (len(u) - 3)
+    stderr = np.sqrt(variance * np.linalg.inv(design.T @ design)[2, 2])
+    return float(max(-coef[1], 0.0)) if coef[2] < 2 * stderr else 0.0
+
+
+def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the mixture, disagreement between laws included; (m,) each."""
+    each = [one.predict(x) for one in fits]
+    mean = sum(w * m for w, (m, _) in zip(weights, each))
+    second = sum(w * (s**2 + m**2) for w, (m, s) in zip(weights, each))
+    return mean, np.sqrt(np.maximum(second - mean**2, 0))
+
+
+def _backtest(x, y, plan: Plan, prior: priors.Prior, names: Sequence[str]) -> dict[str, float]:
+    """Mean squared error, nats^2, with which each law forecasts the observed part after each origin."""
+    errors: dict[str, list[float]] = {name: [] for name in names}
+    for origin in ORIGINS:
+        past = x <= origin * x[-1]
+        if not past.any():
+            continue
+        curve = observed_part(x[past], y[past], plan)
+        rest = observed_part(x[~past], y[~past], None)
+        if len(curve.x) < MINIMUM or len(rest.x) < 2:
+            continue
+        for name in names:
+            guess, _ = fit(LAWS[name], curve, plan, prior).predict(rest.x)
+            errors[name].append(float(np.mean((guess - rest.y) ** 2)))
+    return {name: float(np.mean(values)) if values else float("nan") for name, values in errors.items()}
+
+
+def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
+    """Weights of the schedule-aware laws: their standing over their backtest error (noise counted once for all)."""
+    weight = np.array([STANDING[name] for name in SCHEDULE_AWARE])
+    score = np.array([scores[name] for name in SCHEDULE_AWARE])
+    if np.all(np.isfinite(score)):
+        weight = weight / (score + noise**2 / 10 + 1e-6) ** SHARPNESS
+    return dict(zip(SCHEDULE_AWARE, (weight / weight.sum()).tolist()))
+
+
+def _identification(one: Fit, plan: Plan, x_future: np.ndarray) -> list[str]:
+    """What the observed part cannot say, in words."""
+    still = float(np.ptp(plan.decay(np.r_[0.0, x_future], one.law.kernels[2])))
+    if one.decay_seen < 0.1 and still > 0.1:
+        return [
+            "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
+            f"observed part); borrowed from {priors.SHIPPED.runs} other runs with their spread, and the interval is "
+            "wider for it"
+        ]
+    return []

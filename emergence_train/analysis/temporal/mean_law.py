@@ -1,0 +1,262 @@
+"""Laws of the mean loss along a run, fitted by quadrature over their nonlinear part, and their forecasts.
+
+Every law here reads  L(x) = L0 + A * basis(clock(x); shape) - B * decay(x): linear in L0, A and B once the shape, the
+clock and the kernel of the decay are given. So no optimiser and no starting value is needed: each law is a finite list
+of hypotheses (a grid), each solved in closed form, weighted by how well it explains the observed part and by the prior.
+
+  schedule     ours: power law in sqrt(steps * summed rate) or in the summed rate, decay in intrinsic time.
+               Reconstructed on public curves; see docs/notebook.md
+  annealing    L0 + A S1^-alpha - C S2, arXiv 2408.11029
+  multi-power  L0 + A S1^-alpha - LD, arXiv 2503.12811, with the shape of LD held (see schedule.MULTI_POWER)
+  paper        L0 + A / (1 + b N) up to a separation point, from there on it follows the learning rate:
+               arXiv 2404.17785 as reconstructed (its a2 law); the separation point is one of HELD, chosen by fit
+  power        L0 + A N^-alpha, the Kaplan-style baseline of arXiv 2404.17785, here with an offset
+  reciprocal   L0 + A / (1 + b N)
+  logarithmic  L0 - A log N
+
+The last three know nothing of the learning rate and use no prior. Where the rate has not decayed in the observed part,
+B is not identified: the data then say nothing of it and the prior of priors.py, fitted across other runs, speaks alone
+with its spread.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.analysis.schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, Plan
+from emergence_train.analysis.temporal import priors
+
+WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
+BINS = 60  # at most; more rows are averaged in bins of log step
+EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
+WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
+KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
+MINIMUM = 3  # points that a fit needs
+GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: the scatter of points before they speak themselves, and its weight in points
+Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
+
+
+@dataclass(frozen=True)
+class Law:
+    """A family: which clocks, kernels and shapes its hypotheses combine. No kernel: the rate is not looked at."""
+
+    name: str
+    clocks: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+    basis: str = "power"
+
+    @property
+    def knows_schedule(self) -> bool:
+        return bool(self.kernels)
+
+
+LAWS = {
+    law.name: law
+    for law in (
+        Law("schedule", ("rate", "mixed"), tuple(INTRINSIC)),
+        Law("annealing", ("rate",), (MOMENTUM,)),
+        Law("multi-power", ("rate",), (MULTI_POWER,)),
+        Law("paper", ("held-0.5", "held-0.7", "held-0.85", "held-1"), (AT_ONCE,), "reciprocal"),
+        Law("power", ("steps",), ()),
+        Law("reciprocal", ("steps",), (), "reciprocal"),
+        Law("logarithmic", ("steps",), (), "logarithmic"),
+    )
+}
+CLASSICAL = ("power", "reciprocal", "logarithmic")
+SCHEDULE_AWARE = ("schedule", "annealing", "multi-power")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The observed part of a loss curve, ready to fit: `x` steps, `y` nats, both (n,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    noise: float  # standard deviation of one logged row about the curve, nats
+    sampling: float  # variance of a point by that noise where points are averages of many rows, else 0; nats^2
+
+
+def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
+    """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
+
+    `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
+    spikes do not count. The Curve may hold fewer than MINIMUM points; it is for the caller to refuse.
+    """
+    warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
+    start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
+    keep = x >= max(start, 1e-9)
+    x, y = x[keep], y[keep]
+    # second differences: the curve's own slope must not count as noise
+    noise = float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
+    if len(x) <= BINS:
+        return Curve(x, y, noise, 0.0)
+    edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
+    bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
+    count = np.bincount(bin_of)
+    mean_y = np.bincount(bin_of, y) / count
+    medians = [np.median(y[bin_of == b]) if count[b] >= 5 else mean_y[b] for b in range(len(count))]
+    rows = len(x) / len(count)
+    sampling = np.pi / 2 * noise**2 / rows if rows >= 5 else 0.0
+    return Curve(np.bincount(bin_of, x) / count, np.asarray(medians), noise, float(sampling))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law fitted to a Curve. J hypotheses with weights; coef (J, 3) are L0, A (at the window's end) and B."""
+
+    law: Law
+    weight: np.ndarray  # (J,) sums to 1
+    coef: np.ndarray  # (J, 3)
+    covariance: np.ndarray  # (J, 3, 3)
+    labels: list[tuple[str, str, float]]  # clock, kernel, shape
+    residual: float  # standard deviation of the fitted points about the best hypothesis, nats
+    noise: float
+    reference: dict[str, float]  # each clock at the window's end
+    decay_seen: float  # change of the decay term in the window: B is identified by this alone
+    plan: Plan | None
+    shapes: np.ndarray  # the grid behind the labels
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (nats, both (m,)) of the noiseless loss at steps `x` (m,)."""
+        x = np.asarray(x, float)
+        if len(x) <= 2 * KNOTS:
+            return self._predict(x)
+        low, high = max(float(x.min()), 1e-9), float(x.max())  # a log of every step: the law is smooth between knots
+        knots = np.unique(np.r_[np.linspace(low, high, KNOTS // 2), np.geomspace(low, high, KNOTS // 2)])
+        if self.plan is not None:
+            inside = (self.plan.x > low) & (self.plan.x < high)
+            knots = np.unique(np.r_[knots, self.plan.x[inside]])
+        mean, sd = self._predict(knots)
+        return np.interp(x, knots, mean), np.interp(x, knots, sd)
+
+    def _predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features = _features(self.law, x, self.plan, self.reference, self.shapes)[0]
+        each = np.einsum("jmk,jk->jm", features, self.coef)
+        mean = self.weight @ each
+        return mean, np.sqrt(np.maximum(self._spread(features, each, mean), 0))
+
+    def _spread(self, features: np.ndarray, each: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        inner = np.einsum("jmk,jkl,jml->jm", features, self.covariance, features)
+        return self.weight @ (inner + each**2) - mean**2
+
+    @property
+    def best(self) -> dict:
+        """Clock and kernel of the heaviest hypothesis; means and standard errors of L0, A, B and the shape over all."""
+        clock, kernel, _ = self.labels[int(np.argmax(self.weight))]
+        numbers = np.c_[self.coef, [label[2] for label in self.labels]]  # (J, 4)
+        within = np.c_[np.diagonal(self.covariance, 0, 1, 2), np.zeros(len(numbers))]
+        mean = self.weight @ numbers
+        errors = np.sqrt(np.maximum(self.weight @ (numbers**2 + within) - mean**2, 0))
+        words: dict = {"clock": clock, "kernel": kernel}
+        for name, value, error in zip(("L0", "A", "B", "shape"), mean, errors):
+            words |= {name: float(value), f"{name}_se": float(error)}
+        return words
+
+
+def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = None) -> Fit:
+    """Fit `law` to the observed part. One that knows the schedule needs a plan; `prior` defaults to the shipped one."""
+    prior = prior or priors.SHIPPED
+    if law.knows_schedule:
+        return _fit(law, curve, plan, prior, SHAPES[law.basis])
+    shapes = FREE_EXPONENTS if law.basis == "power" else SHAPES[law.basis]
+    for _ in range(3):  # a baseline deserves its best fit: zoom in on the grid's best point
+        one = _fit(law, curve, plan, prior, shapes)
+        best = int(np.argmax(one.weight))
+        if len(shapes) == 1:
+            break
+        shapes = np.geomspace(shapes[max(best - 1, 0)], shapes[min(best + 1, len(shapes) - 1)], 24)
+    return one
+
+
+def _fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:
+    x, y = curve.x, curve.y
+    reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
+    features, labels = _features(law, x, plan, reference, shapes)
+    count = len(x)
+    borrowed = law.knows_schedule
+    mean_b, sd_b = np.zeros(len(labels)), np.ones(len(labels))
+    log_prior = np.zeros(len(labels))
+    if borrowed:
+        for j, (clock, kernel, shape) in enumerate(labels):
+            mean_b[j], sd_b[j] = prior.decay(clock, kernel, plan.peak)
+            log_prior[j] = prior.log_shape(clock, shape, x[-1]) if law.basis == "power" else 0.0
+    # work with y + mean_b * decay, so that the prior of the third coefficient sits at 0
+    target = y - features[:, :, 2] * mean_b[:, None]
+    gram = features.transpose(0, 2, 1) @ features
+    moment = np.einsum("jnk,jn->jk", features, target)
+    dependence = max(1.0, count / EFFECTIVE) if borrowed else 1.0
+    variance = 1e-6
+    for _ in range(4):
+        # noise is independent from point to point, misfit is not
+        v = min(variance, curve.sampling) + max(variance - curve.sampling, 0) * dependence
+        penalty = np.zeros((len(labels), 3, 3))
+        penalty[:, 2, 2] = v / sd_b**2 if borrowed else 1.0  # without a kernel the third feature is 0
+        normal = gram + penalty + 1e-11 * np.eye(3)
+        coef = np.linalg.solve(normal, moment[:, :, None])[:, :, 0]
+        residual = target - np.einsum("jnk,jk->jn", features, coef)
+        sse = (residual**2).sum(1)
+        cost = sse + (v * (coef[:, 2] / sd_b) ** 2 if borrowed else 0)
+        best = int(np.argmin(cost))
+        variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
+    log_weight = -cost / (2 * v) + log_prior - 50.0 * (coef[:, 1] < 0)
+    weight = np.exp(log_weight - log_weight.max())
+    if not borrowed:  # a baseline forecasts with its one best fit
+        weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
+    coef = coef.copy()
+    coef[:, 2] += mean_b
+    decays = features[:, :, 2]
+    return Fit(
+        law,
+        weight / weight.sum(),
+        coef,
+        np.linalg.inv(normal) * v,
+        labels,
+        float(np.sqrt(variance)),
+        curve.noise,
+        reference,
+        float(np.ptp(decays, axis=1).max()),
+        plan,
+        shapes,
+    )
+
+
+def _clock(name: str, x: np.ndarray, plan: Plan | None) -> np.ndarray:
+    if name == "steps" or name.startswith("held"):
+        return np.maximum(x, 1e-9)
+    rate = np.maximum(plan.clock(x), 1e-9)
+    return rate if name == "rate" else np.sqrt(rate * np.maximum(x, 1e-9))
+
+
+SHAPES = {
+    "power": np.geomspace(0.08, 2.0, 28),
+    "reciprocal": np.geomspace(1e-2, 1e4, 60),
+    "logarithmic": np.ones(1),
+}
+FREE_EXPONENTS = np.geomspace(0.01, 4.0, 80)  # the classical power law uses no prior and searches further
+
+
+def _basis(kind: str, ratio: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    if kind == "power":
+        return ratio ** -shape[:, None]
+    if kind == "reciprocal":
+        return 1 / (1 + shape[:, None] * ratio)
+    return np.broadcast_to(-np.log(ratio), (len(shape), len(ratio)))
+
+
+def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, float], shapes: np.ndarray):
+    """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
+    decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
+    blocks, labels = [], []
+    for clock in law.clocks:
+        ratio = _clock(clock, x, plan) / reference[clock]
+        separation = float(clock.partition("-")[2] or np.inf)  # share of the observed length after which A is held
+        basis = _basis(law.basis, np.minimum(ratio, separation), shapes)
+        for kernel, decay in decays:
+            if np.isfinite(separation):
+                before = plan.decay(np.array([separation * reference[clock]]), law.kernels[0])[0]
+                decay = np.where(ratio > separation, decay - before, 0.0)
+            block = np.empty((len(shapes), len(x), 3))
+            block[:, :, 0], block[:, :, 1], block[:, :, 2] = 1.0, basis, -decay
+            blocks.append(block)
+            labels += [(clock, kernel, float(shape)) for shape in shapes]
+    return np.concatenate(blocks), labels

@@ -1,0 +1,282 @@
+"""The temporal law with positions: L_i(N) = a0(N) / (1 + a1(N) i) + a2(N), forecast for every position.
+
+Two stages: fit a0, a1 and a2 at every observed checkpoint (position_law), then their laws along training: a0 and a1
+follow parameter_laws, a2 the schedule-aware laws of mean_law. The forecast takes its shape over positions from a0 and
+a1 and its level from the mean loss, which obeys the same laws as a2 (the position term's mean hardly moves) and is
+measured without the position fit's error. Position by position a residual is left over, much the same at every
+checkpoint because the validation sequences are the same: it is carried forward, shrunk by its noise, and wanders as it
+was seen to wander.
+
+`joint` refits all constants at once on all positions and checkpoints, starting from the two stages.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize
+
+from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
+from emergence_train.analysis.schedule import INTRINSIC, Plan
+from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.forecast import Forecast, forecast
+from emergence_train.analysis.temporal.mean_law import WINDOW, Z
+from emergence_train.analysis.temporal.parameter_laws import ParameterLaw, _basis, constant_law, fit_parameter
+from emergence_train.analysis.temporal.position_law import (
+    ONLY_RATIO,
+    fit_given_a1,
+    fit_matrix,
+    position_curve,
+)
+
+JOINT_BINS = 24
+ENOUGH = 5  # checkpoints at which the position law must be identified before its numbers are followed
+
+
+@dataclass(frozen=True)
+class PositionForecast:
+    """Forecast of one run's split at steps `x` (m,) for positions (P,)."""
+
+    x: np.ndarray
+    position: np.ndarray
+    share: np.ndarray  # (P,) share of the split's tokens at each position
+    a0: ParameterLaw
+    a1: ParameterLaw
+    a2: Forecast  # of a2 itself
+    level: Forecast  # of the mean loss itself, positions not looked at
+    pattern: "Pattern"  # carried residual
+    loss: np.ndarray  # (m, P) nats
+    shared_sd: np.ndarray  # (m, P) or (m,) nats: errors of level and shape, which neighbouring positions share
+    own_variance: np.ndarray  # (m, P) nats^2: pattern and noise of each position
+    identified: bool  # False: too few checkpoints where the position law could be fitted
+
+    @property
+    def sd(self) -> np.ndarray:
+        """(m, P) nats, of one measured value."""
+        shared = self.shared_sd if self.shared_sd.ndim == 2 else self.shared_sd[:, None]
+        return np.sqrt(shared**2 + self.own_variance)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(m,) mean loss over positions."""
+        return self.loss @ self.share
+
+    def interval(self, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high), both (m, P), at 50, 80 or 95 percent."""
+        return self.loss - Z[level] * self.sd, self.loss + Z[level] * self.sd
+
+
+def forecast_positions(
+    matrix: PositionMatrix, x: np.ndarray, x_future: np.ndarray, plan: Plan | None, prior: priors.Prior | None = None
+) -> PositionForecast:
+    """Forecast every position at steps `x_future` (m,) from the observed checkpoints of `matrix` at steps `x` (C,).
+
+    Raises InputError where there are too few checkpoints for a forecast.
+    """
+    fits = fit_matrix(matrix)
+    share = matrix.count.sum(0) / matrix.count.sum()
+    level = forecast(x, matrix.mean_loss, x_future, plan, prior)
+    late = x >= WINDOW * x[-1]
+    usable = fits["status"].eq("ok").to_numpy()
+    identified = usable.sum() >= ENOUGH
+    if not identified:
+        usable = usable | fits["status"].str.contains(ONLY_RATIO, regex=False).to_numpy()
+        if usable.sum() < ENOUGH:
+            return _level_only(matrix, x, x_future, share, level)
+        held = float(fits["a1"][usable & late if (usable & late).any() else usable].median())
+        fits = fit_given_a1(matrix, held)
+        level.notes.append(f"not identified: a0 and a1 apart; a1 is held at {held:.3g}, so that a0 speaks for a0/a1")
+    a0 = fit_parameter(x[usable], fits["a0"].to_numpy()[usable], fits["a0_se"].to_numpy()[usable])
+    if identified:
+        a1 = fit_parameter(x[usable], fits["a1"].to_numpy()[usable], fits["a1_se"].to_numpy()[usable])
+    else:
+        a1 = constant_law(x, held)
+    gap = _gap(fits["a0"], fits["a1"], matrix.position, share)
+    a2_seen = np.where(usable, fits["a2"], matrix.mean_loss - gap)
+    a2 = forecast(x, a2_seen, x_future, plan, prior)
+
+    fitted = position_curve(*(fits[name].to_numpy()[:, None] for name in ("a0", "a1", "a2")), matrix.position)
+    rows = late & usable if (late & usable).any() else usable
+    pattern = _carried(np.where(matrix.count > 0, matrix.loss - fitted, 0.0)[rows], x[rows])
+
+    a0_mean, a0_sd = a0.predict(x_future)
+    a1_mean, a1_sd = a1.predict(x_future)
+    a1_mean = np.maximum(a1_mean, 1e-6)
+    shape = position_curve(a0_mean[:, None], a1_mean[:, None], 0.0, matrix.position)
+    shape = shape - (shape @ share)[:, None]
+    loss = level.mean[:, None] + shape + pattern.value - pattern.value @ share
+
+    slope0 = 1 / (1 + a1_mean[:, None] * matrix.position)
+    slope1 = -a0_mean[:, None] * matrix.position / (1 + a1_mean[:, None] * matrix.position) ** 2
+    slope0, slope1 = slope0 - (slope0 @ share)[:, None], slope1 - (slope1 @ share)[:, None]
+    shared = np.sqrt(level.sd[:, None] ** 2 + (slope0 * a0_sd[:, None]) ** 2 + (slope1 * a1_sd[:, None]) ** 2)
+    return PositionForecast(
+        x_future,
+        matrix.position,
+        share,
+        a0,
+        a1,
+        a2,
+        level,
+        pattern,
+        loss,
+        shared,
+        _wandered(pattern, x, x_future),
+        bool(identified),
+    )
+
+
+def _gap(a0, a1, position: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return position_curve(np.asarray(a0)[:, None], np.asarray(a1)[:, None], 0.0, position) @ share
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What the law leaves over at each position (P,), carried on: it is the same sequences at every checkpoint.
+
+    A model changes, and with it how hard those sequences are: the pattern wanders, with a variance that grows by
+    `drift` for every factor e of steps. Both are measured on the observed checkpoints.
+    """
+
+    value: np.ndarray  # nats
+    variance: np.ndarray  # nats^2, of one measurement about it now
+    drift: float  # nats^2 per factor e of steps
+
+
+def _carried(residual: np.ndarray, x: np.ndarray) -> Pattern:
+    """The pattern at the end of `residual` (R, P), measured at steps `x` (R,) ascending."""
+    rows, count = residual.shape
+    if rows < 3:
+        return Pattern(residual.mean(0), np.full(count, float(np.var(residual))), 0.0)
+    pick = np.unique(np.linspace(0, rows - 1, min(rows, 20)).astype(int))
+    i, j = np.triu_indices(len(pick), 1)
+    lag = np.log(x[pick[j]] / x[pick[i]])
+    change = ((residual[pick[j]] - residual[pick[i]]) ** 2).mean(1)
+    # mean squared change = 2 noise + drift * lag
+    drift, twice = np.polyfit(lag, change, 1)
+    drift = max(float(drift), 0.0)
+    noise = max(float(twice) / 2 if drift else float(change.mean()) / 2, 0.1 * float(change.min()) / 2)
+    # average back only as far as the drift over that stretch stays below the noise
+    back = np.log(x[-1] / x)
+    near = drift * back <= noise
+    near[-1] = True
+    value = residual[near].mean(0)
+    signal = max(float(np.mean(value**2)) - noise / near.sum(), 0.0)
+    keep = signal / (signal + noise / near.sum() + 1e-300)
+    each = residual.var(0, ddof=1)
+    variance = noise * (1 + keep / near.sum()) * np.sqrt(np.maximum(each / max(each.mean(), 1e-300), 0.25))
+    return Pattern(keep * value, variance + (1 - keep) * signal, drift)
+
+
+def _wandered(pattern: Pattern, x: np.ndarray, x_future: np.ndarray) -> np.ndarray:
+    """(m, P) variance of one measurement at `x_future` about the carried pattern."""
+    ahead = np.log(np.maximum(x_future / x[-1], 1))
+    return pattern.variance + pattern.drift * ahead[:, None]
+
+
+def _level_only(matrix: PositionMatrix, x, x_future, share, level: Forecast) -> PositionForecast:
+    """Where the position law is not identified: the late checkpoints' shape, moved with the mean loss."""
+    late = x >= WINDOW * x[-1]
+    pattern = _carried((matrix.loss - matrix.mean_loss[:, None])[late], x[late])
+    nothing = constant_law(x, 0.0)
+    loss = level.mean[:, None] + pattern.value - pattern.value @ share
+    variance = _wandered(pattern, x, x_future)
+    level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
+    return PositionForecast(
+        x_future, matrix.position, share, nothing, nothing, level, level, pattern, loss, level.sd, variance, False
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- joint fit
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """All constants at once. `table` has name, value, se, low95, high95, unit; `predict` gives (m, P) nats."""
+
+    table: pd.DataFrame
+    r2: float
+    rmse: float
+    a0_family: str
+    a1_family: str
+    clock: str
+    kernel: str
+    _constants: np.ndarray
+    _model: object
+
+    def predict(self, x: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Loss at steps `x` (m,) and positions (P,): (m, P) nats."""
+        return self._model(self._constants, np.asarray(x, float), np.asarray(position, float))
+
+
+def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, plan: Plan | None) -> JointFit:
+    """Fit a0's and a1's best family and the schedule law of a2 to all late positions and checkpoints together.
+
+    a0 = c0 + c1 basis, log a1 = c0 + c1 basis (so that a1 stays positive), a2 = L0 + A clock^-alpha - B decay with the
+    clock and kernel that fit best. Positions are averaged in JOINT_BINS bins of log position. Standard errors are
+    clustered by bin: the noise of a position is shared by all checkpoints, so checkpoints do not count as independent.
+    alpha and B keep the prior of priors.py.
+    """
+    used = plan or two_stage.a2.fits["schedule"].plan
+    late = x >= WINDOW * x[-1]
+    bin_of = position_bins(matrix.position, JOINT_BINS)
+    member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
+    weight = matrix.weight[late] @ member
+    y = (matrix.weight[late] * matrix.loss[late]) @ member / np.maximum(weight, 1e-300)
+    # 1 / (1 + a1 i) averaged over a bin is taken at the bin's geometric middle
+    middle = np.exp(np.log(matrix.position) @ member / member.sum(0))
+    root = np.sqrt(weight / np.median(weight[weight > 0]))
+    fits = [
+        _joint_of(two_stage, used, clock, kernel, x[late], middle, y, root)
+        for clock in ("rate", "mixed")
+        for kernel in INTRINSIC
+    ]
+    return min(fits, key=lambda one: one[0])[1]
+
+
+def _joint_of(two_stage, plan: Plan, clock: str, kernel, steps, middle, y, root) -> tuple[float, JointFit]:
+    """The joint fit for one clock and kernel, and its cost."""
+    a0, a1, one = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
+    mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan.peak)
+    mean_alpha, sd_alpha = priors.SHIPPED.shape[clock]
+    reference = one.reference[clock]
+
+    def model(c, at, position):
+        unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
+        v0 = c[0] + c[1] * _basis(a0.family, unit0, np.array([a0.q]))[0]
+        v1 = np.exp(c[2] + c[3] * _basis(a1.family, unit1, np.array([a1.q]))[0])
+        work = np.maximum(plan.clock(at), 1e-9)
+        ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(at, 1e-9))) / reference
+        v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * plan.decay(at, kernel)
+        return v0[:, None] / (1 + v1[:, None] * position) + v2[:, None]
+
+    decays = plan.decay(steps, kernel)
+
+    def residuals(c):
+        data = root * (y - model(c, steps, middle)) / max(one.residual, 1e-4)
+        return np.r_[data.ravel(), (c[6] - np.log(mean_alpha)) / sd_alpha, (c[7] - mean_b) / sd_b, c[3] / 3]
+
+    # the two-stage estimate is the start; a2 and B start from the closed form at the prior's exponent
+    rows = [j for j, label in enumerate(one.labels) if label[:2] == (clock, kernel.name)]
+    j = rows[int(np.argmax(one.weight[rows]))]
+    a1_now = max(float(a1.predict(steps[-1:])[0]), 1e-4)
+    l0, a, b = one.coef[j]
+    start = np.array([a0.c0, a0.c1, np.log(a1_now), 0.0, l0, a, np.log(one.labels[j][2]), b])
+    solved = optimize.least_squares(residuals, start, x_scale="jac", max_nfev=60)
+    c = solved.x
+    data = solved.fun[:-3].reshape(len(steps), -1)
+    scores = np.einsum("tb,tbk->bk", data, solved.jac[:-3].reshape(len(steps), data.shape[1], -1))
+    bread = np.linalg.pinv(solved.jac.T @ solved.jac)
+    covariance = bread @ (scores.T @ scores) @ bread * len(scores) / max(len(scores) - 1, 1)
+    # the prior's share is not in the scores
+    errors = np.sqrt(np.maximum(np.maximum(np.diag(covariance), np.diag(bread)), 0))
+    names = ["a0.c0", "a0.c1", "log a1.c0", "log a1.c1", "a2.L0", "a2.A", "log a2.alpha", "a2.B"]
+    units = ["nats", "nats", "log(1/position)", "log(1/position)", "nats", "nats", "1", "nats"]
+    table = pd.DataFrame({"name": names, "value": c, "se": errors, "unit": units})
+    table["low95"], table["high95"] = c - Z[95] * errors, c + Z[95] * errors
+    table["identified"] = [True] * 7 + [bool(np.ptp(decays) > 0.1)]
+    there = root > 0
+    miss, total = (y - model(c, steps, middle))[there], y[there] - y[there].mean()
+    r2 = 1 - float((miss**2).sum() / max((total**2).sum(), 1e-300))
+    fit = JointFit(table, r2, float(np.sqrt(np.mean(miss**2))), a0.family, a1.family, clock, kernel.name, c, model)
+    return float(solved.cost), fit

@@ -1,0 +1,367 @@
+"""The position law L_i = a0 / (1 + a1 i) + a2 of one checkpoint: fit, intervals, goodness of fit, rival forms.
+
+Source of the law: Temporal Scaling Law for Large Language Models (arXiv 2404.17785). i counts from 1, the first
+predicted token; losses are in nats. Given a1 the law is linear in a0 and a2, so the fit is a search in one dimension
+(separable least squares) and is done for all checkpoints of a run at once.
+
+Weights are count / variance. The variance is smoothed over positions first: a sample variance goes up and down with
+its own sample mean, and weighting by it would pull a2 down by several standard errors. Residuals beyond 2.5 robust
+standard deviations count less (Huber). Intervals grow with the residual scale where the law does not fit and with the
+residuals' correlation between neighbouring positions. They do not know of what all positions share (how hard the
+validation sequences happen to be): that part sits in a2 and is the same at every checkpoint of a run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from emergence_train.analysis.position_matrix import PositionMatrix, position_bins, position_matrices
+
+HUBER = 2.5
+FLAT_LEVEL = 0.01  # a curve whose dependence on position could be noise at this level is called flat
+ONLY_RATIO = "only a0/a1 is determined"
+_GOLDEN = (np.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Form:
+    """A law y = linear * basis(i, shape) + offset; `bounds` maps the largest position to the shape's search range."""
+
+    name: str
+    basis: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    bounds: Callable[[float], tuple[float, float]]
+
+
+FORMS = {
+    "reciprocal": Form("reciprocal", lambda i, a: 1 / (1 + a * i), lambda last: (0.01 / last, 100.0)),
+    "power": Form("power", lambda i, a: i**-a, lambda last: (0.01, 4.0)),
+    "exponential": Form("exponential", lambda i, a: np.exp(-a * i), lambda last: (0.01 / last, 5.0)),
+}
+
+
+def position_curve(a0, a1, a2, position) -> np.ndarray:
+    """The law's loss in nats at `position` (from 1); arguments broadcast against each other."""
+    return np.asarray(a0) / (1 + np.asarray(a1) * np.asarray(position)) + np.asarray(a2)
+
+
+# --------------------------------------------------------------------------------------------------------- fitting
+
+
+@dataclass
+class _Solved:
+    """Least squares of y on basis and 1 with weights w; each (C,)."""
+
+    linear: np.ndarray
+    offset: np.ndarray
+    sse: np.ndarray
+    linear_variance: np.ndarray  # given the shape, at unit scale
+    offset_variance: np.ndarray
+
+
+def _solve(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> _Solved:
+    total = w.sum(1)
+    mean_x, mean_y = (w * x).sum(1) / total, (w * y).sum(1) / total
+    dx, dy = x - mean_x[:, None], y - mean_y[:, None]
+    wdx = w * dx
+    sxx, sxy, syy = (wdx * dx).sum(1), (wdx * dy).sum(1), (w * dy * dy).sum(1)
+    sxx = np.maximum(sxx, 1e-300)
+    linear = sxy / sxx
+    return _Solved(
+        linear, mean_y - linear * mean_x, np.maximum(syy - linear * sxy, 0), 1 / sxx, 1 / total + mean_x**2 / sxx
+    )
+
+
+def _best_shape(form: Form, i: np.ndarray, y: np.ndarray, w: np.ndarray, iterations: int) -> np.ndarray:
+    """(C,) log of the shape that minimises the squared error: a grid, then a golden section in its best cell."""
+    grid = np.linspace(*np.log(form.bounds(i[-1])), 80)
+    bases = form.basis(i[:, None], np.exp(grid))  # (P, G)
+    bases = bases - bases.mean(0)
+    total = w.sum(1, keepdims=True)
+    y = y - (w * y).sum(1, keepdims=True) / total
+    mean = w @ bases / total
+    sxx = w @ bases**2 - total * mean**2
+    gain = ((w * y) @ bases) ** 2 / np.maximum(sxx, 1e-300)  # y is centred, so this is the explained sum of squares
+    best = np.argmax(gain, 1)
+    low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
+
+    def error(u):
+        return _solve(form.basis(i, np.exp(u)[:, None]), y, w).sse
+
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = error(left), error(right)
+    for _ in range(iterations):
+        go_left = at_left < at_right
+        high, low = np.where(go_left, right, high), np.where(go_left, low, left)
+        fresh = np.where(go_left, high - _GOLDEN * (high - low), low + _GOLDEN * (high - low))
+        value = error(fresh)
+        left, right = np.where(go_left, fresh, right), np.where(go_left, left, fresh)
+        at_left, at_right = np.where(go_left, value, at_right), np.where(go_left, at_left, value)
+    return (low + high) / 2
+
+
+@dataclass
+class _Fit:
+    u: np.ndarray  # (C,) log shape
+    solved: _Solved
+    weight: np.ndarray  # (C, P) with the robust factors
+    residual: np.ndarray  # (C, P) nats, loss - fit
+    scale: np.ndarray  # (C,) variance inflation of the residuals, at least 1
+    dof: np.ndarray
+
+
+def _fit(form: Form, i: np.ndarray, y: np.ndarray, weight: np.ndarray, rounds: int = 3, iterations: int = 24) -> _Fit:
+    """Robust separable fit of every row of y (C, P)."""
+    present = weight > 0
+    dof = np.maximum(present.sum(1) - 3, 1)
+    w = weight
+    for turn in range(rounds):
+        u = _best_shape(form, i, y, w, iterations if turn == rounds - 1 else 12)
+        x = form.basis(i, np.exp(u)[:, None])
+        solved = _solve(x, y, w)
+        residual = np.where(present, y - solved.linear[:, None] * x - solved.offset[:, None], 0.0)
+        z = residual * np.sqrt(weight)
+        mad = np.nanmedian(np.where(present, np.abs(z), np.nan), 1) * 1.4826
+        spread = np.maximum(mad, 1e-9)[:, None]
+        factor = np.minimum(1, HUBER * spread / np.maximum(np.abs(z), 1e-300))
+        if turn < rounds - 1:
+            w = weight * factor
+    inside = (factor >= 1) & present
+    slope = np.maximum(inside.sum(1) / np.maximum(present.sum(1), 1), 0.5)
+    scale = ((factor * z) ** 2).sum(1) / dof / slope**2  # Huber's asymptotic variance
+    return _Fit(u, solved, w, residual, np.maximum(scale, 1.0), dof)
+
+
+def _correlation_inflation(z: np.ndarray, lags: int = 8) -> np.ndarray:
+    """(C,) factor >= 1 by which correlation between neighbouring positions widens variances (Bartlett weights).
+
+    One standard deviation of the estimate is taken off first: white noise would otherwise be widened half of the time.
+    """
+    power = np.maximum((z * z).sum(1), 1e-300)
+    factor, noise = np.ones(len(z)), 0.0
+    for lag in range(1, min(lags, z.shape[1] // 8) + 1):
+        bartlett = 2 * (1 - lag / (lags + 1))
+        factor += bartlett * (z[:, lag:] * z[:, :-lag]).sum(1) / power
+        noise += bartlett**2 / z.shape[1]
+    return np.maximum(factor - np.sqrt(noise), 1.0)
+
+
+def fit_positions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Fit L_i = a0 / (1 + a1 i) + a2 (arXiv 2404.17785) to every checkpoint and split of a `positions` frame.
+
+    `frame` is what tables.read(POSITIONS, ...) returns. One row comes back per (run, params, step, tokens, split),
+    sorted, with these columns:
+
+    a0, a1, a2            estimates: nats, 1/position, nats; finite even where the status is not "ok"
+    a0_se, a1_se, a2_se   standard errors of the linearised fit
+    a0_low, a0_high, ...  95% profile-likelihood intervals; infinite (a1_low: 0) on a side the data leave open
+    mean_loss             nats per token over all positions
+    r2                    weighted share of the variance over positions that the law explains
+    chi2_dof              robust residual sum of squares per degree of freedom, 1 where only sampling noise is left
+    bin_chi2, bin_max     the same for residuals averaged in 16 bins of log position, and the largest one in nats:
+                          these see a curve that bends away from the law, which single positions hide in noise
+    status                "ok", or "not identified: <reason>", in which case do not read a0 and a1 one by one
+
+    Raises InputError for a missing column or a checkpoint without tokens.
+    """
+    results = [fit_matrix(matrix) for matrix in position_matrices(frame)]
+    return pd.concat(results, ignore_index=True)
+
+
+def fit_matrix(matrix: PositionMatrix) -> pd.DataFrame:
+    """fit_positions for one run and split."""
+    form, i, y, weight = FORMS["reciprocal"], matrix.position, matrix.loss, matrix.weight
+    out = matrix.keys.copy()
+    if len(i) < 5:
+        for name in ("a0", "a1", "a2"):
+            for suffix in ("", "_se", "_low", "_high"):
+                out[name + suffix] = np.nan
+        out["a2"], out["mean_loss"] = matrix.mean_loss, matrix.mean_loss
+        for name in ("r2", "chi2_dof", "bin_chi2", "bin_max"):
+            out[name] = np.nan
+        out["status"] = f"not identified: {len(i)} positions, the law needs at least 5"
+        return out
+    fit = _fit(form, i, y, weight)
+    a1, a0, a2 = np.exp(fit.u), fit.solved.linear, fit.solved.offset
+    z = fit.residual * np.sqrt(weight)
+    variance = fit.scale * _correlation_inflation(z)
+    covariance = _covariance(form, i, fit, a0) * variance[:, None, None]
+    errors = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0))
+    threshold = stats.t.ppf(0.975, fit.dof) ** 2 * variance
+    interval, is_open = _profile_intervals(form, i, y, fit, errors[:, 1], threshold)
+
+    centre = (fit.weight * y).sum(1) / fit.weight.sum(1)
+    flat_sse = (fit.weight * (y - centre[:, None]) ** 2).sum(1)
+    gain = (flat_sse - fit.solved.sse) / variance
+    flat = gain < stats.chi2.ppf(1 - FLAT_LEVEL, 2)
+
+    for k, (name, value) in enumerate((("a0", a0), ("a1", a1), ("a2", a2))):
+        out[name] = value
+        out[name + "_se"] = errors[:, k] * (a1 if name == "a1" else 1)
+        out[name + "_low"], out[name + "_high"] = interval[name]
+    out["mean_loss"] = matrix.mean_loss
+    out["r2"] = 1 - fit.solved.sse / np.maximum(flat_sse, 1e-300)
+    out["chi2_dof"] = (z**2 * (fit.weight / np.maximum(weight, 1e-300))).sum(1) / fit.dof
+    binned, stderr = bin_residuals(fit.residual, weight, position_bins(i, 16))
+    used = stderr > 0
+    standard = np.where(used, binned / np.where(used, stderr, 1), 0)
+    out["bin_chi2"] = (standard**2).sum(1) / np.maximum(used.sum(1) - 3, 1)
+    out["bin_max"] = np.abs(binned).max(1)
+    reason = np.select(
+        [flat, is_open["high"], is_open["low"]],
+        [
+            "not identified: the loss does not depend on position beyond noise",
+            f"not identified: a1 has no upper bound, {ONLY_RATIO}",
+            "not identified: a1 is not separable from 0, only a0*a1 is determined",
+        ],
+        "ok",
+    )
+    out["status"] = reason
+    return out
+
+
+def fit_given_a1(matrix: PositionMatrix, a1: float) -> pd.DataFrame:
+    """a0, a0_se, a1, a2 (C rows) with a1 held: for curves of which only a0/a1 is determined."""
+    x = np.broadcast_to(1 / (1 + a1 * matrix.position), matrix.loss.shape)
+    solved = _solve(x, matrix.loss, matrix.weight)
+    return pd.DataFrame({"a0": solved.linear, "a0_se": np.sqrt(solved.linear_variance), "a1": a1, "a2": solved.offset})
+
+
+def _covariance(form: Form, i: np.ndarray, fit: _Fit, linear: np.ndarray) -> np.ndarray:
+    """(C, 3, 3) inverse normal matrix in (linear, log shape, offset)."""
+    step = 1e-4
+    x = form.basis(i, np.exp(fit.u)[:, None])
+    slope = (form.basis(i, np.exp(fit.u + step)[:, None]) - form.basis(i, np.exp(fit.u - step)[:, None])) / (2 * step)
+    columns = (x, linear[:, None] * slope, np.ones_like(x))
+    normal = np.empty((len(linear), 3, 3))
+    for r in range(3):
+        for c in range(r, 3):
+            normal[:, r, c] = normal[:, c, r] = (fit.weight * columns[r] * columns[c]).sum(1)
+    size = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-100))
+    scaled = normal / size[:, :, None] / size[:, None, :] + 1e-14 * np.eye(3)  # a flat curve makes it singular
+    return np.linalg.inv(scaled) / size[:, :, None] / size[:, None, :]
+
+
+def _profile_intervals(form, i, y, fit: _Fit, u_error: np.ndarray, threshold: np.ndarray):
+    """95% profile intervals {name: (low, high)} and whether that of a1 is open {"low", "high"}; `threshold` (C,)."""
+    bounds = np.log(form.bounds(i[-1]))
+
+    def excess(u):
+        solved = _solve(form.basis(i, np.exp(u)[:, None]), y, fit.weight)
+        return np.sqrt(np.maximum(solved.sse - fit.solved.sse, 0) / threshold), solved
+
+    ends, is_open = {}, {}
+    for side, sign in (("low", -1), ("high", 1)):
+        limit = bounds[0] if sign < 0 else bounds[1]
+        root_limit, _ = excess(np.full_like(fit.u, limit))
+        is_open[side] = root_limit < 1
+        # the root of the excess is near to linear in log a1: false position, bracketed
+        inner, outer = fit.u.copy(), np.full_like(fit.u, limit)
+        at_inner, at_outer = np.zeros_like(inner), root_limit
+        guess = np.clip(fit.u + sign * 1.96 * np.minimum(u_error, 10), *bounds)
+        for turn in range(10):
+            value, _ = excess(guess)
+            below = value < 1
+            inner, at_inner = np.where(below, guess, inner), np.where(below, value, at_inner)
+            outer, at_outer = np.where(below, outer, guess), np.where(below, at_outer, value)
+            linear = inner + (outer - inner) * (1 - at_inner) / np.maximum(at_outer - at_inner, 1e-12)
+            guess = np.where(turn % 3 == 2, (inner + outer) / 2, linear)
+            guess = np.clip(guess, np.minimum(inner, outer), np.maximum(inner, outer))
+        ends[side] = np.where(is_open[side], limit, guess)
+
+    # given a1 the others are quadratic, so their profile bound is the extreme over the a1 interval
+    a0_low, a0_high = np.full_like(fit.u, np.inf), np.full_like(fit.u, -np.inf)
+    a2_low, a2_high = a0_low.copy(), a0_high.copy()
+    for fraction in np.linspace(0, 1, 13):
+        root, solved = excess(ends["low"] + fraction * (ends["high"] - ends["low"]))
+        room = np.sqrt(np.maximum(1 - root**2, 0) * threshold)
+        for value, spread, low, high in (
+            (solved.linear, np.sqrt(solved.linear_variance), a0_low, a0_high),
+            (solved.offset, np.sqrt(solved.offset_variance), a2_low, a2_high),
+        ):
+            np.minimum(low, value - room * spread, out=low)
+            np.maximum(high, value + room * spread, out=high)
+    either = is_open["low"] | is_open["high"]
+    positive = fit.solved.linear >= 0
+    straight = is_open["low"]
+    a1_low, a1_high = np.exp(ends["low"]), np.exp(ends["high"])
+    interval = {
+        "a0": (np.where(either & ~positive, -np.inf, a0_low), np.where(either & positive, np.inf, a0_high)),
+        "a1": (np.where(straight, 0, a1_low), np.where(is_open["high"], np.inf, a1_high)),
+        "a2": (np.where(straight & positive, -np.inf, a2_low), np.where(straight & ~positive, np.inf, a2_high)),
+    }
+    return interval, is_open
+
+
+# ------------------------------------------------------------------------------------------- is the form the right one
+
+
+def bin_residuals(residual: np.ndarray, weight: np.ndarray, bin_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean residual and its standard error in each bin, both (C, B) in nats; 0 in empty bins."""
+    member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
+    total = weight @ member
+    mean = (weight * residual) @ member / np.maximum(total, 1e-300)
+    return mean, np.where(total > 0, 1 / np.sqrt(np.maximum(total, 1e-300)), 0.0)
+
+
+def residual_table(frame: pd.DataFrame, bins: int = 16) -> pd.DataFrame:
+    """Residuals (loss minus fitted law, nats) by bin of position: one row per KEY and bin.
+
+    Columns: KEY, position_low, position_high (both inclusive), residual, stderr (sampling noise only).
+    """
+    tables = []
+    for matrix in position_matrices(frame):
+        fit = _fit(FORMS["reciprocal"], matrix.position, matrix.loss, matrix.weight)
+        bin_of = position_bins(matrix.position, bins)
+        mean, stderr = bin_residuals(fit.residual, matrix.weight, bin_of)
+        count = mean.shape[1]
+        table = matrix.keys.loc[matrix.keys.index.repeat(count)].reset_index(drop=True)
+        low = [matrix.position[bin_of == b][0] for b in range(count)]
+        high = [matrix.position[bin_of == b][-1] for b in range(count)]
+        table["position_low"] = np.tile(np.asarray(low, int), len(mean))
+        table["position_high"] = np.tile(np.asarray(high, int), len(mean))
+        tables.append(table.assign(residual=mean.ravel(), stderr=stderr.ravel()))
+    return pd.concat(tables, ignore_index=True)
+
+
+def compare_forms(frame: pd.DataFrame) -> pd.DataFrame:
+    """compare_forms_of for every run and split of a `positions` frame."""
+    return pd.concat([compare_forms_of(matrix) for matrix in position_matrices(frame)], ignore_index=True)
+
+
+def compare_forms_of(matrix: PositionMatrix, folds: int = 5, checkpoints: int = 12) -> pd.DataFrame:
+    """Error on held-out positions of reciprocal, power law and exponential, each with three free numbers.
+
+    Positions are held out in blocks of log position (20 blocks dealt to `folds` folds), so that a form has to
+    interpolate; at most `checkpoints` evenly spread checkpoints are used.
+    One row per form: run, split, form, excess_mse (nats^2, held-out squared error minus sampling variance, averaged
+    over positions and checkpoints; near 0 = nothing left to explain), stderr (of the excess, over blocks), wins
+    (share of checkpoints at which this form has the least error) and checkpoints. No rows below 20 positions.
+    """
+    columns = ["run", "split", "form", "excess_mse", "stderr", "wins", "checkpoints"]
+    if len(matrix.position) < 20:
+        return pd.DataFrame(columns=columns)
+    keep = np.unique(np.linspace(0, len(matrix.loss) - 1, checkpoints).astype(int))
+    y, weight = matrix.loss[keep], matrix.weight[keep]
+    noise = np.where(weight > 0, 1 / np.maximum(weight, 1e-300), 0)
+    block = position_bins(matrix.position, 20)
+    errors = {}
+    for name, form in FORMS.items():
+        squared = np.zeros_like(y)
+        for fold in range(folds):
+            held = block % folds == fold
+            fit = _fit(form, matrix.position, y, np.where(held, 0.0, weight), rounds=2)
+            guess = fit.solved.linear[:, None] * form.basis(matrix.position, np.exp(fit.u)[:, None])
+            squared[:, held] = (y - guess - fit.solved.offset[:, None])[:, held] ** 2
+        errors[name] = np.where(weight > 0, squared - noise, 0.0)
+    best = np.argmin([error.mean(1) for error in errors.values()], 0)
+    share = np.bincount(block) / len(block)
+    first, rows = matrix.keys.iloc[0], []
+    for k, (name, error) in enumerate(errors.items()):
+        by_block = np.array([error[:, block == b].mean() for b in range(len(share))])
+        excess = by_block @ share
+        stderr = np.sqrt((share**2 * (by_block - excess) ** 2).sum())
+        rows.append((first["run"], first["split"], name, excess, stderr, np.mean(best == k), len(keep)))
+    return pd.DataFrame(rows, columns=columns)

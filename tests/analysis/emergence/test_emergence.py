@@ -1,0 +1,448 @@
+"""`analyze emergence` on tables with known truth, and on tables that lack something."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from emergence_train.analysis.emergence import simulate
+from emergence_train.analysis.emergence import table as emergence_table
+from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, find, investigate
+from emergence_train.analysis.emergence.law import fit_size_law, least_size
+from emergence_train.analysis.emergence.mirage import emergence_score, mirage
+from emergence_train.analysis.emergence.output import format_table, write
+from emergence_train.analysis.emergence.size import monotone_basis, overlap
+from emergence_train.errors import InputError
+from emergence_train.recorder import tables
+from support import command
+
+STUDY = Path(__file__).parents[3] / "benchmarks" / "studies" / "emergence_study.py"
+
+
+def study():
+    spec = importlib.util.spec_from_file_location("emergence_study", STUDY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def emergent_ladder(eta: float = 2.5, **changes) -> pd.DataFrame:
+    """Four sizes, 14 checkpoints, one task flat at chance down to a loss of `eta` and then rising; another gradual."""
+    rng = np.random.default_rng(5)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=14)
+    rows = []
+    jump, steady = 0.25 + 0.5 * np.maximum(eta - frame["loss"], 0), 0.8 - 0.15 * frame["loss"]
+    for task, share in (("jump", jump), ("steady", steady)):
+        value = rng.binomial(4000, share) / 4000
+        rows.append(frame.assign(task=task, metric="acc", value=value, stderr=np.sqrt(value * (1 - value) / 4000),
+                                 items=4000, chance=0.25, higher_is_better=True))  # fmt: skip
+    return pd.concat(rows, ignore_index=True).assign(**changes)
+
+
+def written(frame: pd.DataFrame, tmp_path: Path, name: str = "table.csv") -> Path:
+    frame.to_csv(tmp_path / name, index=False)
+    return tmp_path / name
+
+
+def by_task(result: dict) -> dict:
+    return {one["task"]: one for one in result["tasks"]}
+
+
+# ------------------------------------------------------------------------------------------------- simulated truth
+
+
+def test_verdicts_thresholds_and_size_effects_are_right_on_simulated_tasks():
+    """A small part of the study; the whole is slow and its result committed."""
+    script = study()
+    for kind in simulate.KINDS:
+        found = script.verdicts(kind, 25)
+        assert found["right"] >= 0.88, (kind, found)
+        assert kind == "emergent" or found["verdicts"].get("emergent", 0) <= 0.05
+        assert kind != "emergent" or found["eta"]["coverage95"] >= 0.8, found
+    assert script.size_effects(0.0, 40)["p_below_0.05"] <= 0.15
+    assert script.size_effects(0.05, 40)["p_below_0.05"] >= 0.8
+
+
+@pytest.mark.slow
+def test_the_whole_study():
+    found = study().study(500)
+    for kind, one in found["verdicts"].items():
+        assert one["right"] >= 0.95, (kind, one)
+    assert max(found["false_emergent"].values()) <= 0.05
+    assert 0.92 <= found["verdicts"]["emergent"]["eta"]["coverage95"] <= 0.98
+    assert found["size_effect"]["0.0"]["p_below_0.05"] <= 0.08
+    assert all(0.92 <= one["coverage95"] <= 0.985 for one in found["size_effect"].values())
+
+
+def test_noise_alone_with_very_many_items_is_at_chance():
+    """A drift of half a point is significant with 200,000 items and still nothing to be called by a name."""
+    rng = np.random.default_rng(0)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=20)
+    share = 0.25 + 0.005 * (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    frame = frame.assign(task="t", metric="acc", value=rng.binomial(200_000, share) / 200_000, stderr=0.001, items=200_000,
+                         chance=0.25, higher_is_better=True)  # fmt: skip
+    one = find(study().task_of(frame))
+    assert one.verdict.name == "at-chance" and one.verdict.probability > 0.9
+
+
+def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
+    """64 items answered by guessing, the guesses of later checkpoints mostly those of earlier ones: from 0.20 to 0.27."""
+    rng = np.random.default_rng(0)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    value = np.round(64 * (0.20 + 0.07 * x + rng.normal(0, 0.02, len(x)))) / 64
+    frame = frame.assign(
+        task="t", metric="acc", value=value, stderr=0.054, items=64, chance=0.25, higher_is_better=True
+    )
+    assert find(study().task_of(frame)).verdict.name == "at-chance"
+    many = frame.assign(items=6400, value=np.round(value * 6400) / 6400, stderr=0.0054)
+    assert find(study().task_of(many)).verdict.name == "gradual"
+
+
+def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
+    """What a real ladder showed: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
+    rng = np.random.default_rng(0)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    for items, verdict in ((200, "at-chance"), (20_000, "inverse")):
+        value = rng.binomial(items * 50, 0.20 - 0.03 * x) / (
+            items * 50
+        )  # the same items: rows differ by less than sampling
+        rows = frame.assign(task="t", metric="acc", value=np.round(value * items) / items, stderr=0.4 / np.sqrt(items),
+                            items=items, chance=0.25, higher_is_better=True)  # fmt: skip
+        assert find(study().task_of(rows)).verdict.name == verdict, items
+
+
+@pytest.mark.parametrize(("lowest", "verdict"), [(1.0, "at-chance"), (0.6, "emergent")])
+def test_a_brier_score_that_never_beats_chance_is_calibration(lowest, verdict):
+    """Confident and wrong at first (1.15, uniform guesses would have 0.9), then a fall: an ability only where it ends below."""
+    rng = np.random.default_rng(0)
+    frame = simulate.ladder(rng, sizes=4, checkpoints=16)
+    x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
+    value = 1.15 - (1.15 - lowest) * np.maximum(x - 0.5, 0) / 0.5 + rng.normal(0, 0.003, len(x))
+    frame = frame.assign(
+        task="t", metric="brier", value=value, stderr=0.004, items=2000, chance=0.9, higher_is_better=False
+    )
+    assert find(study().task_of(frame)).verdict.name == verdict
+
+
+def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
+    rng = np.random.default_rng(1)
+    names = []
+    for _ in range(10):
+        frame = simulate.ladder(rng, sizes=1, checkpoints=20)
+        walk = np.cumsum(rng.normal(size=20)) * 0.004
+        frame = frame.assign(task="t", metric="acc", value=0.3 + walk, stderr=0.004, items=13_000, chance=0.25,
+                             higher_is_better=True)  # fmt: skip
+        names.append(find(study().task_of(frame)).verdict.name)
+    assert names.count("emergent") <= 1, names
+
+
+# ------------------------------------------------------------------------------------------------------ the result
+
+
+def test_the_result_has_what_others_rely_on_and_the_files_are_there(tmp_path):
+    result = write(tmp_path / "out", *investigate(written(emergent_ladder(), tmp_path)))
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["tasks"] == result["tasks"]
+    tasks = by_task(result)
+    jump = tasks["jump"]
+    assert jump["verdict"] == "emergent" and jump["probability"] > 0.9 and tasks["steady"]["verdict"] == "gradual"
+    assert jump["eta"]["low95"] <= 2.5 <= jump["eta"]["high95"] and jump["eta"]["high95"] - jump["eta"]["low95"] < 0.2
+    assert abs(jump["plateau"]["level"] - 0.25) < 0.01 and 0.2 <= jump["plateau"]["share_of_range"] < 1
+    assert tasks["steady"]["eta"] is None
+    assert jump["rows"] == 56 and jump["sizes"] == 4 and set(jump["size_effect"]) >= {"value", "low95", "high95", "p"}
+    assert jump["size_effect"]["low95"] <= 0 <= jump["size_effect"]["high95"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"tasks.csv", "points.csv", "curves.csv", "abilities.csv", "held_out_sizes.csv"} <= names
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in result["figures"])
+    assert {Path(name).suffix for name in result["figures"]} == {".png", ".svg"}
+    assert "jump, acc" in format_table(result) and "emergent" in format_table(result)
+
+
+def test_the_order_of_rows_and_files_changes_nothing(tmp_path):
+    frame = emergent_ladder()
+    whole = analyze_emergence(written(frame, tmp_path))
+    mixed = frame.sample(frac=1, random_state=1)
+    parts = [written(mixed.iloc[:50], tmp_path, "a.csv"), written(mixed.iloc[50:], tmp_path, "b.csv")]
+    assert analyze_emergence(parts)["tasks"] == whole["tasks"]
+
+
+def test_the_command_line_prints_the_table_or_json(tmp_path):
+    path = written(emergent_ladder(), tmp_path)
+    plain, machine = command("analyze", "emergence", str(path)), command("analyze", "emergence", str(path), "--json")
+    assert plain.returncode == 0 and "jump, acc" in plain.stdout and "eta" in plain.stdout
+    assert by_task(json.loads(machine.stdout))["jump"]["verdict"] == "emergent"
+
+
+# ------------------------------------------------------------------------------------------------- what is missing
+
+
+def test_missing_columns_are_said_and_handled(tmp_path):
+    frame = emergent_ladder().drop(columns=["stderr", "items", "chance", "higher_is_better"])
+    result = analyze_emergence(written(frame, tmp_path))
+    assert by_task(result)["jump"]["verdict"] == "emergent" and by_task(result)["jump"]["chance"] is None
+    said = " ".join(result["notes"] + by_task(result)["jump"]["notes"])
+    for word in ("'chance' is missing", "chance is missing", "neither items nor stderr", "higher_is_better is missing"):
+        assert word in said
+
+
+def test_items_follow_from_standard_errors(tmp_path):
+    frame = emergent_ladder(items=np.nan)
+    one = by_task(analyze_emergence(written(frame, tmp_path)))["jump"]
+    assert abs(one["items"] - 4000) < 40 and any("by the standard errors" in note for note in one["notes"])
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        (lambda f: f["run"] == f["run"].iloc[0], "one size only"),
+        (lambda f: f["loss"] < np.where(f["params"] == f["params"].min(), 10, 2.6), None),
+    ],
+)
+def test_one_size_has_no_size_effect(tmp_path, keep, said):
+    frame = emergent_ladder()
+    one = by_task(analyze_emergence(written(frame[keep(frame)], tmp_path)))["steady"]
+    if said:
+        assert one["size_effect"]["value"] is None and one["size_effect"]["p"] is None
+        assert said in one["size_effect"]["reason"]
+
+
+def test_losses_that_do_not_overlap_are_said(tmp_path):
+    frame = emergent_ladder()
+    small, large = sorted(frame["params"].unique())[:2]
+    part = frame[
+        ((frame["params"] == small) & (frame["loss"] > 3.2)) | ((frame["params"] == large) & (frame["loss"] < 3))
+    ]
+    one = by_task(analyze_emergence(written(part, tmp_path)))["steady"]
+    assert one["size_effect"]["value"] is None and "do not overlap" in one["size_effect"]["reason"]
+
+
+def test_few_rows_are_not_identified(tmp_path):
+    frame = emergent_ladder()
+    one = by_task(analyze_emergence(written(frame.groupby("task").head(3), tmp_path)))["jump"]
+    assert one["verdict"] == "not-identified" and "at least" in one["reason"] and one["eta"] is None
+
+
+def test_different_vocabularies_and_families_are_not_pooled(tmp_path):
+    frame = emergent_ladder()
+    other = frame.assign(run="b-" + frame["run"], loss=frame["loss"] + 0.7)
+    for name, both in (
+        ("vocabulary", pd.concat([frame.assign(vocabulary="one"), other.assign(vocabulary="two")])),
+        ("family", pd.concat([frame.assign(family="one"), other.assign(family="two")])),
+        ("names", pd.concat([frame.assign(run="pythia-" + frame["run"]), other.assign(run="olmo-" + frame["run"])])),
+    ):
+        result = analyze_emergence(written(both, tmp_path, f"{name}.csv"))
+        assert len(result["tasks"]) == 4 and len({one["family"] for one in result["tasks"]}) == 2
+        assert "apart" in " ".join(result["notes"])
+        assert all(one["sizes"] == 4 for one in result["tasks"])
+    pooled = analyze_emergence(written(frame.assign(run=frame["run"].str.replace("size-", "")), tmp_path))
+    assert len(pooled["tasks"]) == 2 and any("taken to" in note for note in pooled["notes"])
+
+
+def test_rows_that_do_not_beat_a_unigram_model_do_not_make_a_plateau(tmp_path):
+    """Flat from 6 to 4 nats and rising from there on: a threshold only if the model beats word frequencies at 6."""
+    loss = np.linspace(6, 2, 60)
+    frame = pd.DataFrame({"run": "a", "params": 10, "step": range(60), "tokens": range(60), "loss": loss})
+    frame = frame.assign(task="t", metric="acc", stderr=0.005, items=10_000, chance=0.25, higher_is_better=True)
+    value = np.random.default_rng(0).binomial(10_000, 0.25 + 0.2 * np.maximum(4 - loss, 0)) / 10_000
+    frame["value"] = value
+    beats, not_yet = (
+        by_task(analyze_emergence(written(frame.assign(unigram_loss=u), tmp_path)))["t"] for u in (6.5, 4.0)
+    )
+    assert beats["verdict"] == "emergent" and not_yet["verdict"] == "gradual"
+    assert not_yet["loss_range"]["unigram"] == 4.0 and any("left out" in note for note in not_yet["notes"])
+
+
+@pytest.mark.parametrize(("rises_at", "verdict"), [(3.5, "emergent"), (7.0, "not-identified")])
+def test_where_the_unigram_model_is_unknown_a_threshold_says_what_it_rests_on(tmp_path, rises_at, verdict):
+    """Flat from 10.8 nats (untrained) and then rising. By hand: a plateau of a fifth of the range from u to 2 nats ends at
+    u - (u - 2) / 5, so u must be at least (rises_at - 0.4) / 0.8."""
+    loss = np.linspace(10.8, 2, 80)
+    frame = pd.DataFrame({"run": "a", "params": 10, "step": range(80), "tokens": range(80), "loss": loss})
+    frame = frame.assign(task="t", metric="acc", stderr=0.003, items=20_000, chance=0.25, higher_is_better=True)
+    value = 0.25 + 0.5 * np.maximum(rises_at - loss, 0) / rises_at
+    frame["value"] = np.random.default_rng(0).binomial(20_000, value) / 20_000
+    one = by_task(analyze_emergence(written(frame, tmp_path)))["t"]
+    needed = one["loss_range"]["unigram_needed"]
+    assert one["verdict"] == verdict and needed == pytest.approx((rises_at - 0.4) / 0.8, abs=0.25)
+    if verdict == "emergent":
+        assert any("rests on a unigram model's loss of loss_range.unigram_needed" in note for note in one["notes"])
+    else:
+        assert f"unigram model's loss on this text is at least {needed:.3g} nats" in one["reason"]
+    assert (one["eta"] is None) == (verdict != "emergent") and one["loss_range"]["from"] == 10.8
+    for known, right in ((needed + 0.5, "emergent"), (needed - 0.5, "gradual")):
+        given = by_task(analyze_emergence(written(frame.assign(unigram_loss=known), tmp_path)))["t"]
+        assert given["verdict"] == right and not any("unknown" in note for note in given["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss": np.nan}, "row 1, column 'loss'"),
+        ({"value": "high"}, "row 1, column 'value'"),
+        ({"items": -5}, "row 1, column 'items'"),
+        ({"higher_is_better": "perhaps"}, "row 1, column 'higher_is_better'"),
+        ({"task": "same"}, "stands twice"),
+    ],
+)
+def test_bad_tables_are_one_line(tmp_path, change, said):
+    with pytest.raises(InputError) as error:
+        analyze_emergence(written(emergent_ladder(**change), tmp_path))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_written_table_with_empty_cells_is_read_back(tmp_path):
+    frame = emergent_ladder(chance=np.nan, unigram_loss=7.1)
+    tables.write(tables.EVALUATIONS, frame, tmp_path / "t.parquet", vocabulary="v")
+    found = tables.read(tables.EVALUATIONS, tmp_path / "t.parquet")
+    assert found["chance"].isna().all() and (found["unigram_loss"] == 7.1).all() and (found["items"] == 4000).all()
+
+
+def test_percent_is_told_from_shares(tmp_path):
+    frame = emergent_ladder()
+    shares = analyze_emergence(written(frame, tmp_path))
+    percent = frame.assign(value=frame["value"] * 100, stderr=frame["stderr"] * 100, chance=25.0)
+    found = by_task(analyze_emergence(written(percent, tmp_path)))["jump"]
+    same = by_task(shares)["jump"]
+    assert found["eta"] == pytest.approx(same["eta"]) and found["size_effect"]["value"] == same["size_effect"]["value"]
+    assert found["plateau"]["level"] == pytest.approx(100 * same["plateau"]["level"]) and found["chance"] == 25.0
+    assert any("percent" in note for note in found["notes"])
+
+
+def test_runs_collapse_on_loss_and_not_on_compute(tmp_path):
+    one = by_task(analyze_emergence(written(emergent_ladder(), tmp_path)))["steady"]["collapse"]
+    assert one["r2_loss"] > 0.98 and one["r2_compute"] < 0.92
+
+
+# ------------------------------------------------------------------------------------------------------- the parts
+
+
+def test_emergence_score_by_hand():
+    assert emergence_score(np.array([0.0, 0.0, 0.1, 0.9])) == pytest.approx(0.9 / np.sqrt(np.median([0, 0.01, 0.64])))
+    assert emergence_score(np.array([0.9, 0.1, 0.0])) < 0
+    assert emergence_score(np.array([0.0, 0.0, 0.0, 1.0])) is None and emergence_score(np.array([1.0, 2.0])) is None
+
+
+def test_a_threshold_that_a_continuous_metric_does_not_show_is_a_mirage():
+    def entry(metric, verdict):
+        return {"family": "", "task": "t", "metric": metric, "verdict": verdict, "resolution": 0.001}
+
+    accuracy = entry("exact_match", "emergent")
+    assert mirage([accuracy, entry("correct_choice_prob", "gradual")])[0]["survives"] is False
+    assert mirage([accuracy, entry("brier", "emergent")])[0]["survives"] is True
+    assert mirage([accuracy])[0]["survives"] is None and mirage([entry("acc", "gradual")]) == []
+
+
+def test_brier_is_turned_and_gets_its_own_chance(tmp_path):
+    frame = emergent_ladder()
+    jump = frame[frame["task"] == "jump"]
+    brier = jump.assign(metric="brier", value=0.75 - 0.5 * np.maximum(2.5 - jump["loss"], 0), stderr=0.002, chance=np.nan,
+                        higher_is_better=False)  # fmt: skip
+    result = analyze_emergence(written(pd.concat([jump, brier]), tmp_path))
+    one = next(one for one in result["tasks"] if one["metric"] == "brier")
+    assert one["chance"] == pytest.approx(0.75) and one["verdict"] == "emergent"
+    assert one["plateau"]["level"] == pytest.approx(0.75, abs=0.01) and one["change"]["value"] > 0
+    assert result["mirage"][0]["survives"] is True
+
+
+def test_the_closed_form_finds_the_least_size():
+    """Losses that obey L = 1.7 + (N0 / N)^0.3 exactly, threshold 2.2: N = N0 (2.2 - 1.7)^(-1 / 0.3)."""
+    rng = np.random.default_rng(0)
+    sizes = 1e8 * 2.0 ** np.arange(8)
+    losses = 1.7 + (5e7 / sizes) ** 0.3
+    found = least_size(fit_size_law(sizes, losses, 10**11, rng), np.array([2.2, 2.201, 2.199]), rng)
+    truth = 5e7 * 0.5 ** (-1 / 0.3)
+    assert found["identified"] and found["n"]["low95"] < truth < found["n"]["high95"]
+    assert found["n"]["value"] == pytest.approx(truth, rel=0.1)
+    assert found["alpha"]["low95"] < 0.3 < found["alpha"]["high95"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "losses", "said"),
+    [
+        ([1e8, 2e8, 4e8], [3, 2.8, 2.7], "3 sizes"),
+        ([1e8, 2e8, 4e8, 8e8], [3, 3.1, 3.2, 3.3], "does not fall"),
+    ],
+)
+def test_the_closed_form_says_when_it_is_not_identified(sizes, losses, said):
+    rng = np.random.default_rng(0)
+    law = fit_size_law(np.array(sizes), np.array(losses), 1, rng)
+    assert isinstance(law, str) and said in law and not least_size(law, np.array([2.0]), rng)["identified"]
+
+
+def test_overlap_by_hand():
+    loss, params = np.array([4.0, 3.0, 3.5, 2.0]), np.array([1, 1, 2, 2])
+    assert overlap(loss, params).tolist() == [False, True, True, False]
+
+
+def test_the_smooth_is_monotone_unless_the_data_refuse():
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.uniform(size=200))
+    root = np.ones(200)
+
+    def smooth(y):
+        basis = monotone_basis(x, y, root)
+        coef, *_ = np.linalg.lstsq(basis, y, rcond=None)
+        return basis @ coef
+
+    noisy = smooth(x**2 + 0.02 * rng.normal(size=200))
+    assert np.diff(noisy).min() > -1e-9 and np.abs(noisy - x**2).max() < 0.02
+    assert np.diff(smooth(np.abs(x - 0.5))).min() < -1e-4
+
+
+def test_the_ability_forecast_of_a_hidden_size_holds_what_happened(tmp_path):
+    found = backtest(written(emergent_ladder(eta=2.8), tmp_path))
+    assert len(found) == 1 and found[0]["task"] == "jump"
+    assert found[0]["actual"] is not None and found[0]["inside95"], found
+    result = analyze_emergence(written(emergent_ladder(), tmp_path))
+    runs = {run["run"]: run for run in result["abilities"][0]["runs"]}
+    frame = emergent_ladder()
+    for run, rows in frame.groupby("run"):
+        crossed = rows[rows["loss"] <= 2.5]["tokens"]
+        if len(crossed):
+            assert runs[run]["status"] == "reached"
+            assert 0.5 < runs[run]["tokens"]["value"] / crossed.min() < 1.2
+    assert result["abilities"][0]["smallest_size_that_has_it"] is not None
+
+
+def test_a_running_run_is_told_when_it_will_gain_the_ability(tmp_path):
+    """Three finished runs and one at 30% of its plan, losses by a known law: the forecast holds the true crossing."""
+    rng = np.random.default_rng(0)
+    total, eta, directories, truth = 20_000, 3.08, [], {}
+    for name, params, share in (("s", 10**7, 1), ("m", 3 * 10**7, 1), ("l", 10**8, 1), ("xl", 3 * 10**8, 0.3)):
+        floor = 2.2 + 0.5 * (1e7 / params) ** 0.3
+        truth[name] = 1000 * 2000 * ((eta - floor) / 1.2) ** (-1 / 0.45)
+        step = np.unique(np.round(np.geomspace(200, total, 24)).astype(int))
+        step = step[step <= share * total]
+        loss = floor + 1.2 * (step / 2000) ** -0.45 + rng.normal(0, 0.003, len(step))
+        frame = pd.DataFrame({"run": name, "params": params, "step": step, "tokens": step * 1000, "loss": loss})
+        value = rng.binomial(5000, 0.25 + 0.6 * np.maximum(eta - loss, 0)) / 5000
+        frame = frame.assign(task="t", metric="acc", value=value, stderr=0.006, items=5000, chance=0.25,
+                             higher_is_better=True, unigram_loss=7.0)  # fmt: skip
+        directories.append(tmp_path / name)
+        tables.write(tables.EVALUATIONS, frame, tmp_path / name / "evaluations" / "a.parquet", vocabulary="v")
+        plan = {"training": {"tokens": total * 1000, "schedule": {"kind": "constant", "lr": 1e-3}}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(plan))
+    result = analyze_emergence(directories)
+    assert result["tasks"][0]["eta"]["low95"] < eta < result["tasks"][0]["eta"]["high95"]
+    runs = {run["run"]: run for run in result["abilities"][0]["runs"]}
+    assert [runs[name]["status"] for name in ("s", "m", "l", "xl")] == [
+        "not-before-the-end",
+        "reached",
+        "reached",
+        "expected",
+    ]
+    for name in ("m", "l", "xl"):
+        assert runs[name]["tokens"]["low95"] < truth[name] < runs[name]["tokens"]["high95"], (name, runs[name], truth)
+    assert truth["s"] > 20e6 and runs["s"]["probability"] < 0.5 and runs["xl"]["planned_end_known"]
+
+
+def test_tasks_are_read_whole(tmp_path):
+    tasks, _ = emergence_table.load(written(emergent_ladder(), tmp_path))
+    assert [(one.task, len(one.frame)) for one in tasks] == [("jump", 56), ("steady", 56)]
+    with pytest.raises(InputError, match="no such file"):
+        emergence_table.load(tmp_path / "nowhere")

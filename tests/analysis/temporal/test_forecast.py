@@ -1,0 +1,229 @@
+"""Forecasts of the mean loss: recovery, what is borrowed and what is not, noise, short logs."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from emergence_train.analysis.position_matrix import observed_rows, position_matrices
+from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.temporal import mean_law, priors, simulate
+from emergence_train.analysis.temporal.analyze import forecast_final
+from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS, Curve, fit, observed_part
+from emergence_train.analysis.temporal.parameter_laws import fit_family, fit_parameter
+from emergence_train.analysis.temporal.position_forecast import forecast_positions, joint
+from emergence_train.analysis.temporal.ranking import rank
+from emergence_train.errors import InputError
+from emergence_train.files import write_json
+
+GRID = np.linspace(0, 20000, 2001)
+
+
+def plan_of(kind: str) -> Plan:
+    return Plan(GRID, simulate.learning_rate(kind, GRID))
+
+
+def curve_of(kind: str, seed=0, noise=0.003, rows=200, truth=None):
+    frame, true = simulate.curve(np.random.default_rng(seed), kind, truth, rows=rows, noise=noise)
+    return frame["step"].to_numpy(float), frame["loss"].to_numpy(), true
+
+
+@pytest.mark.parametrize(
+    ("name", "curve"),
+    [
+        ("power", lambda x: 2 + 30 * x**-0.4),
+        ("reciprocal", lambda x: 2 + 3 / (1 + x / 4000)),
+        ("logarithmic", lambda x: 9 - 0.5 * np.log(x)),
+    ],
+)
+def test_a_classical_law_continues_its_own_curve(name, curve):
+    x = np.linspace(200, 20000, 100)
+    seen = x < 8000
+    one = fit(LAWS[name], Curve(x[seen], curve(x[seen]), 0.0, 0.0), None)
+    guess, sd = one.predict(x[~seen])
+    np.testing.assert_allclose(guess, curve(x[~seen]), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd", "restarts", "constant"])
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_the_schedule_law_beats_every_classical_one(kind, share):
+    x, y, true = curve_of(kind)
+    seen = x <= share * x[-1]
+    one = forecast(x[seen], y[seen], x[~seen], plan_of(kind))
+    errors = {name: np.mean((law.predict(x[~seen])[0] - true[~seen]) ** 2) for name, law in one.fits.items()}
+    mine = np.mean((one.mean - true[~seen]) ** 2)
+    assert np.sqrt(mine) < 0.06
+    if share == 0.2 and kind != "constant":  # at a constant rate a power law knows as much
+        assert mine < min(errors[name] for name in CLASSICAL) / 2
+
+
+def test_before_any_decay_the_prior_speaks_alone_and_says_so():
+    x, y, _ = curve_of("wsd")
+    seen = x <= 0.3 * x[-1]
+    plan = plan_of("wsd")
+    one = forecast(x[seen], y[seen], x[~seen], plan)
+    assert any("not identified" in note and "decay" in note for note in one.notes)
+    law = one.fits["schedule"]
+    assert law.decay_seen < 0.01
+    kernel, clock = "fast^0.75", "mixed"
+    mean, _ = priors.SHIPPED.decay(clock, kernel, plan.peak)
+    rows = [j for j, label in enumerate(law.labels) if label[:2] == (clock, kernel)]
+    np.testing.assert_allclose(law.coef[rows, 2], mean, rtol=1e-3)
+    wider = dataclasses.replace(
+        priors.SHIPPED, drop={key: (a, b, 3 * sd) for key, (a, b, sd) in priors.SHIPPED.drop.items()}
+    )
+    assert forecast(x[seen], y[seen], x[~seen], plan, wider).sd[-1] > 1.5 * one.sd[-1]
+    # at the plateau's end, where the decay plays no part, the spread of the prior does not matter
+    assert one.sd[np.searchsorted(x[~seen], 15000)] < one.sd[-1]
+
+
+def test_once_decay_is_seen_the_data_overrule_the_prior():
+    truth = simulate.Truth(b=0.45)  # more than two spreads from the prior's 0.2
+    x, y, _ = curve_of("cosine", truth=truth, noise=0.001)
+    seen = x <= 0.9 * x[-1]
+    assert fit(LAWS["schedule"], observed_part(x[seen], y[seen], plan_of("cosine")), plan_of("cosine")).best["B"] > 0.33
+
+
+def test_spikes_and_noise_do_not_throw_it():
+    x, y, true = curve_of("cosine", noise=0.04, rows=15000)
+    spiked = y.copy()
+    spiked[::97] += 4
+    seen = x <= 0.4 * x[-1]
+    one = forecast(x[seen], spiked[seen], x[~seen], plan_of("cosine"))
+    assert abs(one.mean[-1] - true[-1]) < 0.05
+    assert one.noise == pytest.approx(0.04, rel=0.15)
+    low, high = one.interval(95)
+    assert np.mean((low <= y[~seen]) & (y[~seen] <= high)) > 0.9
+
+
+def test_irregular_spacing():
+    x, y, true = curve_of("cosine", rows=4000)
+    pick = np.unique(np.random.default_rng(1).integers(0, len(x), 150))
+    x, y, true = x[pick], y[pick], true[pick]
+    seen = x <= 0.3 * x[-1]
+    assert np.sqrt(np.mean((forecast(x[seen], y[seen], x[~seen], plan_of("cosine")).mean - true[~seen]) ** 2)) < 0.04
+
+
+def test_unknown_rate_is_said_and_leaves_room_below():
+    x, y, _ = curve_of("cosine")
+    seen = x <= 0.2 * x[-1]
+    one = forecast(x[seen], y[seen], x[~seen], None)
+    assert any("learning rate unknown" in note for note in one.notes)
+    low, high = one.interval(95)
+    assert low[-1] <= y[-1] <= high[-1]
+    assert one.mean[-1] - low[-1] > 1.5 * (high[-1] - one.mean[-1])
+
+
+def test_too_short_is_not_identified():
+    with pytest.raises(InputError, match="not identified: 2 points"):
+        forecast(np.array([1.0, 2]), np.array([5.0, 4]), np.array([10.0]), None)
+    x, y, _ = curve_of("wsd")
+    with pytest.raises(InputError, match="nothing is observed beyond the warm-up"):
+        forecast(x[:1], y[:1], x[1:], plan_of("wsd"))
+
+
+def test_a_young_run_that_has_not_bent_yet_is_not_trusted_to_level_off():
+    """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which went on to 4.25 nats."""
+    x, y = np.array([30.0, 60, 90, 120, 150]), np.array([6.543, 6.316, 6.204, 5.961, 5.755])
+    plan = Plan(np.array([0.0, 20, 1500]), np.array([0, 4e-3, 4e-4]))
+    one = forecast(x, y, np.array([1500.0]), plan)
+    assert any("where the loss levels off" in note for note in one.notes)
+    low, high = one.interval(95)
+    assert low[0] < 4.25 < high[0]
+
+
+def test_intervals_are_nested():
+    x, y, _ = curve_of("wsd")
+    one = forecast(x[:60], y[:60], x[60:], plan_of("wsd"))
+    ends = [one.interval(level) for level in (95, 80, 50)]
+    for (low, high), (inner_low, inner_high) in zip(ends, ends[1:]):
+        assert np.all(low <= inner_low) and np.all(inner_high <= high)
+
+
+def test_forecast_final_is_quick_and_never_raises():
+    x, y, true = curve_of("cosine", rows=19000, noise=0.03)
+    seen = x <= 0.5 * x[-1]
+    begin = time.process_time()
+    one = forecast_final(x[seen], y[seen], GRID, simulate.learning_rate("cosine", GRID), 20000)
+    assert time.process_time() - begin < 0.5
+    assert one["low95"] <= true[-1] <= one["high95"]
+    young = forecast_final(x[:2], y[:2], GRID, simulate.learning_rate("cosine", GRID), 20000)
+    assert young["reason"].startswith("not identified")
+    assert "reason" in forecast_final([], [], GRID, simulate.learning_rate("cosine", GRID), 20000)
+
+
+def test_parameter_families_recover_their_own_curve_and_separation():
+    x = np.linspace(200, 20000, 100)
+    for family, value in (
+        ("logarithmic", 4 + 0.2 * np.log(x)),
+        ("hyperbolic", 0.1 + 0.3 / (1 + x / 2300)),
+        ("power", 2 + x**-0.5),
+    ):
+        one = fit_family(family, x, value, np.full(100, 0.01))
+        np.testing.assert_allclose(one.predict(x), value, atol=0.02)
+        assert np.isinf(one.separation)
+    held = 4 + 0.2 * np.log(np.minimum(x, 10000))
+    one = fit_family("logarithmic", x, held, np.full(100, 0.01))
+    assert one.separation == pytest.approx(10000, rel=0.01)
+    law = fit_parameter(x, 4 + 0.2 * np.log(x), np.full(100, 0.01))
+    assert law.fits[0].family == "logarithmic"
+    assert law.weights.sum() == pytest.approx(1)
+    assert law.predict(np.array([60000.0]))[1][0] >= law.predict(np.array([21000.0]))[1][0]
+
+
+def test_every_position_is_forecast_and_the_carried_pattern_helps():
+    rng = np.random.default_rng(4)
+    frame, plan, _ = simulate.positions(rng, "cosine", checkpoints=50, length=128)
+    matrix = position_matrices(frame)[0]
+    x = matrix.keys["step"].to_numpy(float)
+    seen = x <= 0.4 * x[-1]
+    one = forecast_positions(observed_rows(matrix, seen), x[seen], x[~seen], plan)
+    actual = matrix.loss[~seen]
+    assert one.loss.shape == actual.shape
+    np.testing.assert_allclose(one.mean, one.level.mean, atol=1e-9)
+    with_pattern = np.mean((one.loss - actual) ** 2)
+    without = np.mean((one.loss - one.pattern.value - actual) ** 2)
+    assert with_pattern < without / 2  # the same sequences are hard at every checkpoint
+    low, high = one.interval(95)
+    assert np.mean((low <= actual) & (actual <= high)) > 0.9
+
+
+def test_joint_fit_recovers_a2_and_agrees_with_the_data():
+    truth = simulate.Truth()
+    frame, plan, true = simulate.positions(np.random.default_rng(2), "cosine", truth, checkpoints=60, length=256)
+    matrix = position_matrices(frame)[0]
+    x = matrix.keys["step"].to_numpy(float)
+    one = joint(forecast_positions(matrix, x, x[-1:], plan), matrix, x, plan)
+    assert one.r2 > 0.99
+    table = one.table.set_index("name")
+    assert table.loc["a2.B", "value"] == pytest.approx(truth.b, abs=0.06)
+    assert table.loc["a2.B", "identified"]
+    late = x > 0.5 * x[-1]
+    assert np.sqrt(np.mean((one.predict(x[late], matrix.position) - true[late]) ** 2)) < 0.03
+
+
+def test_ranking_probabilities():
+    one = rank(["b", "a"], np.array([3.0, 2.9]), np.array([0.05, 0.05]))
+    assert [place.run for place in one.order] == ["a", "b"]
+    expected = 0.9214  # Phi(0.1 / (0.05 sqrt 2)) by table
+    assert one.order[0].probability_above_next == pytest.approx(expected, abs=1e-3)
+    assert one.probability == pytest.approx(expected, abs=0.01)
+    assert rank(["x"], np.array([1.0]), np.array([0.1])).probability == 1
+
+
+def test_effective_points_widen_the_interval(monkeypatch):
+    x, y, _ = curve_of("cosine")
+    seen = x <= 0.4 * x[-1]
+    shipped = forecast(x[seen], y[seen], x[~seen], plan_of("cosine")).sd[-1]
+    monkeypatch.setattr(mean_law, "EFFECTIVE", 10**6)
+    assert forecast(x[seen], y[seen], x[~seen], plan_of("cosine")).sd[-1] < shipped
+
+
+def test_the_prior_file_gives_back_what_was_written(tmp_path):
+    """What benchmarks/studies/temporal_prior.py writes is what priors reads, and the shipped file is of that form."""
+    write_json(tmp_path / "prior.json", priors.as_json(priors.SHIPPED))
+    assert priors.read(tmp_path / "prior.json") == priors.SHIPPED
+    assert priors.SHIPPED.drop["mixed", "fast^0.75"] == (-1.59, 0.447, 0.3)
+    assert priors.SHIPPED.shape["mixed"] == (0.539, 0.281)

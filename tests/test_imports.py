@@ -1,0 +1,186 @@
+"""Which way the arrows run: every import of the two packages, those inside functions too, read from the source.
+
+A module may import from its own room and from rooms on lower floors. What breaks that today stands in EXCEPTIONS, which may
+only shrink: mending one must take its line away.
+"""
+
+import ast
+import graphlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"emergence_train": ROOT / "emergence_train", "emergence_kernels": ROOT / "kernels" / "emergence_kernels"}
+
+# Rooms of emergence_train, the lowest floor first; the longest name that fits a module is its room.
+FLOORS = (
+    ("errors",),
+    ("files",),
+    ("cluster",),
+    ("recorder",),
+    ("records",),  # the old name of recorder.tables
+    ("models",),
+    ("config",),
+    ("schedule", "checkpoints", "distributed"),
+    ("data",),
+    ("evaluation",),
+    ("analysis", "analysis.figures", "analysis.schedule", "analysis.position_matrix"),
+    ("analysis.runs", "analysis.position_weights"),
+    ("analysis.temporal",),
+    ("analysis.emergence",),
+    ("report", "training", "export", "doctor"),
+    ("cli",),
+    ("__main__",),
+)
+# (room, what it never imports although that lies lower): the analyses read tables, whoever wrote them
+NEVER = {
+    "analysis": ("models", "data", "evaluation", "checkpoints", "distributed", "cluster"),
+    "report": ("models", "data", "evaluation", "checkpoints", "distributed", "cluster"),
+}
+# What of the analyses may draw or write files; the rest returns results
+WRITERS = {
+    "analysis.figures",
+    "analysis.position_weights",
+    "analysis.temporal.figures",
+    "analysis.temporal.output",
+    "analysis.emergence.figures",
+    "analysis.emergence.output",
+}
+EXCEPTIONS: dict[str, set[str]] = {}  # module: what it imports against the floors
+OLD_NAME_USERS = {"training.logs", "training.recording", "training.sync"}  # of records, instead of recorder.tables
+
+
+def _sources() -> dict[str, Path]:
+    """Every module of both packages by its dotted name."""
+    modules = {}
+    for package, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+MODULES = _sources()
+
+
+def _imported(module: str, path: Path) -> set[str]:
+    """Dotted names that the source imports: modules where they are ours, else what the statement says."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            full = {f"{base}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else base for name in full}
+    return names
+
+
+def _arrows() -> dict[str, set[str]]:
+    """Module to modules of ours. Importing a.b.c also runs a and a.b, unless the importer lives in them."""
+    arrows = {}
+    for module, path in MODULES.items():
+        found = {name for name in _imported(module, path) if name in MODULES}
+        for name in list(found):
+            parts = name.split(".")
+            above = {".".join(parts[:k]) for k in range(1, len(parts))}
+            found |= {package for package in above if not f"{module}.".startswith(f"{package}.")}
+        arrows[module] = found - {module}
+    return arrows
+
+
+ARROWS = _arrows()
+
+
+def _short(module: str) -> str:
+    return module.removeprefix("emergence_train").lstrip(".")
+
+
+def _room(module: str) -> tuple[int, str] | None:
+    """(floor, room) of a module of emergence_train; None: it has none."""
+    name = _short(module)
+    fits = [(floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms if f"{name}.".startswith(f"{room}.")]
+    return max(fits, key=lambda found: len(found[1])) if fits else None
+
+
+def _framework() -> list[str]:
+    return sorted(module for module in MODULES if module.startswith("emergence_train."))
+
+
+def test_there_are_no_circles():
+    try:
+        graphlib.TopologicalSorter(ARROWS).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("imports run in a circle: " + " <- ".join(error.args[1]))
+
+
+def test_every_module_has_a_room():
+    assert [module for module in _framework() if _room(module) is None] == []
+
+
+def test_no_import_points_up():
+    against: dict[str, set[str]] = {}
+    for module in _framework():
+        floor, room = _room(module)
+        for target in ARROWS[module]:
+            if target == "emergence_train" or not target.startswith("emergence_train."):
+                continue
+            lower, other = _room(target)
+            if lower > floor or (lower == floor and other != room):
+                against.setdefault(_short(module), set()).add(_short(target))
+    assert against == EXCEPTIONS
+
+
+@pytest.mark.parametrize("room", NEVER)
+def test_the_analyses_read_tables_alone(room):
+    """They also read what other frameworks wrote: no model, no data set, no process group."""
+    for module in _framework():
+        if f"{_short(module)}.".startswith(f"{room}."):
+            for target in map(_short, ARROWS[module]):
+                assert not any(f"{target}.".startswith(f"{name}.") for name in NEVER[room]), (module, target)
+
+
+def test_analyses_return_results_and_writers_write_them():
+    found = set()
+    for module in _framework():
+        if _short(module).startswith("analysis."):
+            names = {_short(name) for name in _imported(module, MODULES[module])}
+            if names & WRITERS or any(name.split(".")[0] in ("files", "matplotlib") for name in names):
+                found.add(_short(module))
+    assert found == WRITERS
+
+
+def test_kernels_import_nothing_of_the_framework():
+    assert {
+        m: t for m in MODULES if m.startswith("emergence_kernels") for t in ARROWS[m] if "emergence_train" in t
+    } == {}
+
+
+def test_recorder_needs_torch_numpy_pandas_and_pyarrow_only():
+    """So any trainer can write our tables: no configuration, no DeepSpeed."""
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "pandas", "pyarrow"}
+    reached, waiting = set(), [module for module in _framework() if _short(module).startswith("recorder")]
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        waiting += ARROWS[module] - reached
+    outside = {name.split(".")[0] for module in reached for name in _imported(module, MODULES[module])} - {
+        "emergence_train"
+    }
+    assert outside <= allowed
+    assert "emergence_train.config" not in reached
+
+
+def test_the_old_name_of_the_tables_goes_out_of_use():
+    users = {_short(module) for module in _framework() if "emergence_train.records" in ARROWS[module]}
+    assert users == OLD_NAME_USERS
+
+
+def test_benchmarks_import_nothing_of_the_tests():
+    tests = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tests"}
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert not {name.split(".")[0] for name in _imported(path.stem, path)} & tests, path
