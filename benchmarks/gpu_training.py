@@ -301,7 +301,8 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
     tokens = config.training.batch * config.data.sequence
     record = {
         "utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), "size": size, "overrides": overrides,
-        "device": torch.cuda.get_device_name(), "versions": versions(), "commit": commit(), "command": ["python", *sys.argv],
+        "device": torch.cuda.get_device_name(), "versions": versions(), "commit": commit(),
+        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
         "environment": environment(ranks.device), "ceilings": ceilings(ranks.device, torch.bfloat16), "flops_per_token": flops,
         "peak_flops": peak, "tokens_a_step": tokens, "micro_batch": config.training.micro_batch, "rows": [],
     }  # fmt: skip

@@ -57,7 +57,9 @@ def why_not(q: Tensor, document_ids: Tensor | None, window: int | None, determin
 def _good_cudnn(device: torch.device) -> bool:
     """Whether PyTorch itself would prefer cuDNN: on Hopper and sm_100, beyond cuDNN 9.15.0. Older ones are wrong where the length
     is no multiple of 128 (PyTorch issue 169849), and PyTorch does not look where a kernel is forced."""
-    return torch.cuda.get_device_capability(device)[0] in (9, 10) and (torch.backends.cudnn.version() or 0) > 91500
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] not in (9, 10):
+        return False
+    return (torch.backends.cudnn.version() or 0) > 91500
 
 
 def attention(

@@ -267,6 +267,17 @@ def test_flash_by_sdpa(device, monkeypatch):
             assert (each(q, k, v).double() - exact).norm() <= 0.01 * exact.norm()
 
 
+@pytest.mark.parametrize("major, version, good", [(9, 91900, True), (9, 91500, False), (10, 92000, True), (8, 91900, False),
+                                                  (12, 91900, False), (9, None, False)])  # fmt: skip
+def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, monkeypatch):
+    from emergence_kernels import flash_backend
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    assert flash_backend._good_cudnn(torch.device("cuda")) is good
+    assert not flash_backend._good_cudnn(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("there, found", [
     ((), ()),
     (("flash_attn/__init__.py",), (2,)),
