@@ -1,4 +1,8 @@
-"""The yardstick of the kernel tests: an error against float64 no more than twice that of PyTorch in the same dtype."""
+"""The yardstick of the kernel tests: an error against float64 no more than twice that of PyTorch in the same dtype.
+
+Three times in float32: what errors there are is the order of sums, and libraries' orders differ by up to 2.8 (seen on an H100's
+cuBLAS and on one of two processors, by PyTorch's own products beside PyTorch's own products).
+"""
 
 import torch
 from torch import Tensor
@@ -30,6 +34,7 @@ def assert_as_good(
     if not ours.numel():
         return
     assert torch.isfinite(ours).all(), f"{name}: not finite"
+    factor = max(factor, 3.0) if ours.dtype == torch.float32 else factor
     eps = torch.finfo(ours.dtype).eps
     for what, measure, allowed in (
         ("norm", torch.linalg.vector_norm, factor),
