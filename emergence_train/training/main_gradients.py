@@ -69,6 +69,12 @@ def install(engine) -> bool:
     return True
 
 
+def step_applied(engine) -> bool | Tensor:
+    """Whether the engine's last step changed the weights: a tensor where only the device knows, with the step below."""
+    applied = getattr(engine.optimizer, "applied", None)
+    return engine.was_step_applied() if applied is None else applied
+
+
 @torch.no_grad()
 def step(self, closure=None) -> None:
     """BF16_Optimizer.step without a look at the host: `_global_grad_norm` is a tensor, and a norm that is not finite leaves
@@ -81,7 +87,8 @@ def step(self, closure=None) -> None:
     norm = torch.linalg.vector_norm(torch.stack(norms))
     inner, limit = self.optimizer, self.clip_grad or math.inf
     inner.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # the fused kernel divides by it; 1e-6 as DeepSpeed has it
-    inner.found_inf = (~norm.isfinite()).float()  # and leaves the update out where this is 1
+    self.applied = norm.isfinite()
+    inner.found_inf = (~self.applied).float()  # and leaves the update out where this is 1
     for weights, gradients in zip(self.fp32_groups_flat_partition, self.fp32_groups_gradient_flat_partition):
         weights.grad = gradients
     inner.step()

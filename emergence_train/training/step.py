@@ -17,6 +17,7 @@ from emergence_train.distributed import Ranks, sum_over_ranks
 from emergence_train.evaluation.positions import IGNORED, PositionAccumulator
 from emergence_train.training.anomalies import Judge, Skips
 from emergence_train.training.engine import graphs_possible
+from emergence_train.training.main_gradients import step_applied
 from emergence_train.training.micro_batch import MicroBatch
 from emergence_train.training.watchdog import Watchdog
 from emergence_train.training.weights import weight_vector
@@ -69,9 +70,7 @@ class Stepper:
             self.engine.step()
         self.micro_batch.step_done()
         if self.clip is None:
-            norm = self.engine.get_global_grad_norm()
-            # Where the norm is still on the device, whether it was finite decided there (training.main_gradients).
-            applied = norm.isfinite() if torch.is_tensor(norm) else self.engine.was_step_applied()
+            norm, applied = self.engine.get_global_grad_norm(), step_applied(self.engine)
         self.at("adding up the loss", step)
         return totals if self.skip_spikes else sum_over_ranks(totals), norm, applied
 

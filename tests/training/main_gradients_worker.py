@@ -56,6 +56,7 @@ def run(engine, ranks, config, spoil: int | None = None) -> dict:
                 engine.step()
                 waits[-1] += counted.waits - before
         norms.append(float(engine.get_global_grad_norm()))
+        assert bool(main_gradients.step_applied(engine)) == (step != spoil)
         weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
     found = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
     return found | {"waits": waits[-1] + len(device_waits)}
