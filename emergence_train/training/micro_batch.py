@@ -39,7 +39,7 @@ class MicroBatch:
         self.engine, self.accumulator, self.weights, self.z_loss = engine, accumulator, weights, z_loss
         self.graphs, self.log = graphs, log
         self.captured: _Captured | None = None
-        self.eager_steps = 0
+        self.warm = False  # what is made once exists
 
     def forward(self, tokens: Tensor, targets: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """-> the loss, [count, loss sum]."""
@@ -51,7 +51,7 @@ class MicroBatch:
     ) -> Tensor:
         """at: told what is being done, for who watches."""
         given = (tokens, targets, ids, scale)
-        if not self.graphs or not self.eager_steps:
+        if not (self.graphs and self.warm):
             return self._eagerly(*given, at)
         at("forward")  # and backward, in one
         if self.captured is None or not self.captured.fits(given):
@@ -65,11 +65,11 @@ class MicroBatch:
 
     def step_done(self) -> None:
         """An optimizer step is over: what a graph needs exists now."""
-        self.eager_steps += 1
+        self.warm = True
 
     def reset(self) -> None:
         """The engine's state was loaded: a graph may refer to memory that is no longer its own."""
-        self.captured, self.eager_steps = None, 0
+        self.captured, self.warm = None, False
 
     def _eagerly(
         self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None, at: Callable[[str], None] = str
