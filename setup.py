@@ -69,7 +69,13 @@ setup(
     ext_modules=[Extension(f"{PACKAGE}.emergence_{kind}", []) for kind in wanted()],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
     package_data={
-        "emergence_train": ["data/sample/*", "analysis/temporal/prior.json", "report/*.html", "report/*.css", "report/*.js"],
+        "emergence_train": [
+            "data/sample/*",
+            "analysis/temporal/prior.json",
+            "report/*.html",
+            "report/*.css",
+            "report/*.js",
+        ],
         "emergence_kernels": ["choices.json"],
     },
     install_requires=[

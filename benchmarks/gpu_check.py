@@ -19,7 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = ("test_kernel_hopper.py", "test_kernel_gpu.py", "test_kernel_compiled_attention.py")
-NEVER = ("test_kernel_compile.py", "test_kernel_ptx.py", "test_ptx_instructions.py", "test_kernel_interpreter.py")  # no GPU
+# no GPU
+NEVER = (
+    "test_kernel_compile.py",
+    "test_kernel_ptx.py",
+    "test_ptx_instructions.py",
+    "test_kernel_interpreter.py",
+)
 SECONDS_A_TEST = 60
 RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
@@ -27,18 +33,51 @@ RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
 def stages() -> dict[str, list[Path]]:
     files = [f for f in sorted((ROOT / "tests" / "kernels").glob("test_*.py")) if f.name not in NEVER]
     training = [ROOT / "tests" / "training" / "test_micro_batch.py"]
-    return {"first": [f for f in files if f.name in FIRST] + training, "rest": [f for f in files if f.name not in FIRST]}
+    return {
+        "first": [f for f in files if f.name in FIRST] + training,
+        "rest": [f for f in files if f.name not in FIRST],
+    }
 
 
 def check(files: list[Path], outcomes: Path, options: list[str], limit: float) -> tuple[int | None, str]:
     """One run of pytest -> (its status, None where its time was up; the end of what it printed)."""
     workers = max(1, min(14, (os.cpu_count() or 2) - 2))
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "gpu_isolation",
-               "--rootdir", str(ROOT), "-n", str(workers), "--max-worker-restart", "100", "--timeout", str(SECONDS_A_TEST),
-               "--timeout-method", "thread", "--tb", "short", "--outcomes", str(outcomes)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "gpu_isolation",
+        "--rootdir",
+        str(ROOT),
+        "-n",
+        str(workers),
+        "--max-worker-restart",
+        "100",
+        "--timeout",
+        str(SECONDS_A_TEST),
+        "--timeout-method",
+        "thread",
+        "--tb",
+        "short",
+        "--outcomes",
+        str(outcomes),
+    ]
     paths = os.pathsep.join([str(ROOT / "tests" / "kernels"), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen([*command, *options, *map(str, files)], cwd=ROOT, env=os.environ | {"PYTHONPATH": paths},
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [*command, *options, *map(str, files)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         printed, _ = process.communicate(timeout=max(limit, 1.0))
         return process.returncode, printed[-3000:]
@@ -91,8 +130,15 @@ def main() -> int:
     folder = arguments.out / device_name(torch.device("cuda"))
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     print(f"gpu-check: {torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    record = {"device": torch.cuda.get_device_name(), "utc": stamp, "versions": versions(), "commit": commit(),
-              "command": ["gpu_check.py", *sys.argv[1:]], "left_out": left_out(), "stages": []}  # fmt: skip
+    record = {
+        "device": torch.cuda.get_device_name(),
+        "utc": stamp,
+        "versions": versions(),
+        "commit": commit(),
+        "command": ["gpu_check.py", *sys.argv[1:]],
+        "left_out": left_out(),
+        "stages": [],
+    }
     end, good = time.monotonic() + arguments.limit, True
     for name, files in stages().items():
         if arguments.stage not in (None, name):
@@ -102,8 +148,16 @@ def main() -> int:
         rows = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
         counts = Counter(row["outcome"] for row in rows)
         failed = [row for row in rows if row["outcome"] == "failed"]
-        record["stages"].append({"stage": name, "status": status, "seconds": round(time.monotonic() - began, 1), **counts,
-                                 "failures": failed, "slowest": sorted(rows, key=lambda row: -row["seconds"])[:5]})  # fmt: skip
+        record["stages"].append(
+            {
+                "stage": name,
+                "status": status,
+                "seconds": round(time.monotonic() - began, 1),
+                **counts,
+                "failures": failed,
+                "slowest": sorted(rows, key=lambda row: -row["seconds"])[:5],
+            }
+        )
         ended = {None: "cut off: its time was up", 0: "all of it"}.get(status, f"status {status}")
         print(f"{name}: {dict(counts)}, {ended}, {record['stages'][-1]['seconds']} s", flush=True)
         for row in failed:

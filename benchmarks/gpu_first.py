@@ -36,22 +36,62 @@ def stages(out: Path) -> list[Stage]:
     check = (python, str(HERE / "gpu_check.py"), *results)
     return [
         Stage("environment", 0.02, (python, "-m", "emergence_train", "doctor"), "versions, driver, backends"),
-        Stage("first", 0.06, (*check, "--stage", "first", "--limit", "{limit}"), "kernels most likely to hang, GPU-only tests"),
+        Stage(
+            "first",
+            0.06,
+            (*check, "--stage", "first", "--limit", "{limit}"),
+            "kernels most likely to hang, GPU-only tests",
+        ),
         Stage("rest", 0.10, (*check, "--stage", "rest", "--limit", "{limit}"), "every other test of the kernels"),
-        Stage("train-468m", 0.10, (*train, "--sizes", "468m", "--limit", "{limit}"), "a training step beside its peers"),
-        Stage("train-1.2b", 0.04, (*train, "--sizes", "1.2b", "--contestants", "ours", "--limit", "{limit}"), "the same, larger"),
-        Stage("train-1.2b-peer", 0.05, (*train, "--sizes", "1.2b", "--contestants", "plain, compiled", "--limit", "{limit}"),
-              "its peer, apart: both do not fit 80 GB"),
-        Stage("train-variants", 0.06, (*train, "--sizes", "468m", "--contestants", "ours, attention=cuda;ours, micro_batch=32",
-                                       "--limit", "{limit}"), "attention of our own, larger micro-batches"),
-        Stage("attention", 0.12, (*bench, "--op", "attention", "--budget", "{limit}"), "beside cuDNN, flash-attn, FlexAttention"),
-        Stage("position_loss", 0.14, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"),
+        Stage(
+            "train-468m", 0.10, (*train, "--sizes", "468m", "--limit", "{limit}"), "a training step beside its peers"
+        ),
+        Stage(
+            "train-1.2b",
+            0.04,
+            (*train, "--sizes", "1.2b", "--contestants", "ours", "--limit", "{limit}"),
+            "the same, larger",
+        ),
+        Stage(
+            "train-1.2b-peer",
+            0.05,
+            (*train, "--sizes", "1.2b", "--contestants", "plain, compiled", "--limit", "{limit}"),
+            "its peer, apart: both do not fit 80 GB",
+        ),
+        Stage(
+            "train-variants",
+            0.06,
+            (
+                *train,
+                "--sizes",
+                "468m",
+                "--contestants",
+                "ours, attention=cuda;ours, micro_batch=32",
+                "--limit",
+                "{limit}",
+            ),
+            "attention of our own, larger micro-batches",
+        ),
+        Stage(
+            "attention",
+            0.12,
+            (*bench, "--op", "attention", "--budget", "{limit}"),
+            "beside cuDNN, flash-attn, FlexAttention",
+        ),
+        Stage(
+            "position_loss", 0.14, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
+        ),
         Stage("rms_norm", 0.07, (*bench, "--op", "rms_norm", "--budget", "{limit}"), "beside Liger, quack"),
         Stage("swiglu", 0.04, (*bench, "--op", "swiglu", "--budget", "{limit}"), "beside Liger"),
-        Stage("linear_cross_entropy", 0.08, (*bench, "--op", "linear_cross_entropy", "--budget", "{limit}"), "beside CCE, Liger"),
+        Stage(
+            "linear_cross_entropy",
+            0.08,
+            (*bench, "--op", "linear_cross_entropy", "--budget", "{limit}"),
+            "beside CCE, Liger",
+        ),
         Stage("end-to-end", 0.06, (python, str(HERE / "gpu_quickstart.py")), "prepare, train, stop, resume, analyse"),
         Stage("sanitizer", 0.06, ("make", "gpu-sanitize", "SANITIZERS=memcheck"), "accesses out of bounds"),
-    ]  # fmt: skip
+    ]
 
 
 def run(stage: Stage, limit: float, log: Path) -> tuple[int | None, float]:
@@ -60,8 +100,14 @@ def run(stage: Stage, limit: float, log: Path) -> tuple[int | None, float]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     began = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
-                                   stdout=file, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             status: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -110,8 +156,12 @@ def main(argv: list[str] | None = None) -> int:
             continue
         log = folder / f"gpu-first-{stage.name}.log"
         status, seconds = run(stage, limit, log)
-        record["stages"][stage.name] = {"status": "cut off" if status is None else status, "seconds": seconds,
-                                        "limit": round(limit), "command": " ".join(stage.command)}  # fmt: skip
+        record["stages"][stage.name] = {
+            "status": "cut off" if status is None else status,
+            "seconds": seconds,
+            "limit": round(limit),
+            "command": " ".join(stage.command),
+        }
         path.write_text(json.dumps(record, indent=1) + "\n")
         if status != 0:
             failed.append(stage.name)

@@ -46,11 +46,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         tokens, every, data = 8 * 128, max(1, arguments.steps // 8), f"data.path={scratch}/data"
         settings = [
-            "configs/quickstart.yaml", "name=gpu", f"model.preset={arguments.preset}", f"out={scratch}", data,
-            "training.precision=bf16", "training.zero_stage=1", "training.micro_batch=4", "logging.wandb=disabled",
-            f"training.tokens={arguments.steps * tokens}", f"training.schedule.warmup_tokens={every * tokens}",
-            f"checkpoints.every_tokens={every * tokens}", "checkpoints.log_spaced_start=false", "tasks=[]",
-        ]  # fmt: skip
+            "configs/quickstart.yaml",
+            "name=gpu",
+            f"model.preset={arguments.preset}",
+            f"out={scratch}",
+            data,
+            "training.precision=bf16",
+            "training.zero_stage=1",
+            "training.micro_batch=4",
+            "logging.wandb=disabled",
+            f"training.tokens={arguments.steps * tokens}",
+            f"training.schedule.warmup_tokens={every * tokens}",
+            f"checkpoints.every_tokens={every * tokens}",
+            "checkpoints.log_spaced_start=false",
+            "tasks=[]",
+        ]
         run("prepare", "configs/quickstart.yaml", data)
         directory = Path(scratch) / "gpu"
         training, end = start("train", *settings), time.monotonic() + arguments.patience
@@ -69,7 +79,9 @@ def main() -> int:
         run("evaluate", str(directory))
         run("analyze", "temporal", str(directory), "--split", "iid", "--out", f"{scratch}/temporal")
         assert json.loads(Path(scratch, "temporal", "result.json").read_text())["runs"]
-        print(f"stopped after {reached} of {arguments.steps} steps and resumed; loss {losses[0]:.3f} to {losses[-1]:.3f}")
+        print(
+            f"stopped after {reached} of {arguments.steps} steps and resumed; loss {losses[0]:.3f} to {losses[-1]:.3f}"
+        )
     return 0
 
 

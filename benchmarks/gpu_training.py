@@ -105,11 +105,21 @@ class LigerLlama(nn.Module):
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
         apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=True)
-        self.llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.width, intermediate_size=c.ffn, num_hidden_layers=c.layers,
-            num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, rms_norm_eps=c.norm_eps,
-            max_position_embeddings=c.max_sequence, tie_word_embeddings=False, attn_implementation="sdpa", use_cache=False,
-        ))  # fmt: skip
+        self.llama = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=c.vocab_size,
+                hidden_size=c.width,
+                intermediate_size=c.ffn,
+                num_hidden_layers=c.layers,
+                num_attention_heads=c.heads,
+                num_key_value_heads=c.kv_heads,
+                rms_norm_eps=c.norm_eps,
+                max_position_embeddings=c.max_sequence,
+                tie_word_embeddings=False,
+                attn_implementation="sdpa",
+                use_cache=False,
+            )
+        )
 
     def forward(self, tokens, targets):
         return self.llama(input_ids=tokens, labels=targets, shift_labels=targets).loss
@@ -173,11 +183,14 @@ def our_step(config, ranks, way: str):
         from emergence_kernels.ops import attention
 
         instead(attention, "fastest", lambda *_: [value])
-    engines.initialise = lambda model, *_: initialise(model.to(ranks.device))  # a billion values by a CPU's generator take long
+    # a billion values by a CPU's generator take long
+    engines.initialise = lambda model, *_: initialise(model.to(ranks.device))
     engine = engines.build(config, ranks)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
     sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_: None)
-    stepper = Stepper(config, engine, data, ranks, sums, Skips(Path(os.devnull) / "run"), Judge(config.faults, []), watch)
+    stepper = Stepper(
+        config, engine, data, ranks, sums, Skips(Path(os.devnull) / "run"), Judge(config.faults, []), watch
+    )
     pending: list = []
 
     def step(number: int) -> None:
@@ -197,9 +210,12 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
     training = config.training
     initialise(model)
     optimizer = torch.optim.AdamW(
-        engines.parameter_groups(model, training.optimizer.weight_decay), lr=1e-4, betas=training.optimizer.betas,
-        eps=training.optimizer.eps, fused=True,
-    )  # fmt: skip
+        engines.parameter_groups(model, training.optimizer.weight_decay),
+        lr=1e-4,
+        betas=training.optimizer.betas,
+        eps=training.optimizer.eps,
+        fused=True,
+    )
     settings = engines.deepspeed_config(config, ranks)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if compiled:
@@ -234,8 +250,19 @@ def make(name: str, config, ranks):
 
 KINDS = (  # the first that a kernel's name contains names what it is for
     ("attention", ("flash", "fmha", "attention", "_dkdv", "_dq_", "sdpa", "forward_hopper", "backward_hopper")),
-    ("loss", ("_statistics", "_combine_kernel", "cross_entropy", "loss_rows", "_rows_kernel", "nll_loss", "softmax",
-              "position_sums")),
+    (
+        "loss",
+        (
+            "_statistics",
+            "_combine_kernel",
+            "cross_entropy",
+            "loss_rows",
+            "_rows_kernel",
+            "nll_loss",
+            "softmax",
+            "position_sums",
+        ),
+    ),
     ("matrix products", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "wgmma", "xmma")),
     ("swiglu", ("swiglu", "silu")),
     ("rotary", ("rotary", "rope", "CatArray", "_join_kernel")),
@@ -243,7 +270,7 @@ KINDS = (  # the first that a kernel's name contains names what it is for
     ("optimizer", ("multi_tensor", "adam")),
     ("copies and fills", ("memcpy", "memset", "copy", "fill")),
     ("embedding", ("embedding", "indexing", "index")),
-)  # fmt: skip
+)
 
 
 def kind_of(kernel: str) -> str:
@@ -271,7 +298,9 @@ def profile(step, number: int) -> dict:
         warnings.simplefilter("always")
         step(number + 1)
     torch.cuda.set_sync_debug_mode("default")
-    waits = Counter("/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+    waits = Counter(
+        "/".join(Path(w.filename).parts[-2:]) + f":{w.lineno}" for w in caught if "synchroniz" in str(w.message)
+    )
     return {
         "wall_ms_with_profiler": round(wall * 1e3, 2),
         "gpu_ms": round(sum(row[1] for row in rows), 2),
@@ -300,12 +329,21 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
     peak = counting.peak_flops(torch.cuda.get_device_name())
     tokens = config.training.batch * config.data.sequence
     record = {
-        "utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), "size": size, "overrides": overrides,
-        "device": torch.cuda.get_device_name(), "versions": versions(), "commit": commit(),
+        "utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"),
+        "size": size,
+        "overrides": overrides,
+        "device": torch.cuda.get_device_name(),
+        "versions": versions(),
+        "commit": commit(),
         "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
-        "environment": environment(ranks.device), "ceilings": ceilings(ranks.device, torch.bfloat16), "flops_per_token": flops,
-        "peak_flops": peak, "tokens_a_step": tokens, "micro_batch": config.training.micro_batch, "rows": [],
-    }  # fmt: skip
+        "environment": environment(ranks.device),
+        "ceilings": ceilings(ranks.device, torch.bfloat16),
+        "flops_per_token": flops,
+        "peak_flops": peak,
+        "tokens_a_step": tokens,
+        "micro_batch": config.training.micro_batch,
+        "rows": [],
+    }
     path = folder / f"{record['utc']}-training-{size}.json"
     made: dict[str, dict] = {}
     for name in names:
@@ -344,9 +382,16 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
             break
     for name, of in made.items():
         speed = statistics.median(of["speeds"])
-        record["rows"].append({"contestant": name, "tokens_per_second": round(speed), "least": round(min(of["speeds"])),
-                               "greatest": round(max(of["speeds"])), "mfu": speed * flops / peak if peak else None,
-                               "peak_gib": round(of["peak_gib"], 2)})  # fmt: skip
+        record["rows"].append(
+            {
+                "contestant": name,
+                "tokens_per_second": round(speed),
+                "least": round(min(of["speeds"])),
+                "greatest": round(max(of["speeds"])),
+                "mfu": speed * flops / peak if peak else None,
+                "peak_gib": round(of["peak_gib"], 2),
+            }
+        )
     path.write_text(json.dumps(record, indent=1) + "\n")
     for row in record["rows"]:
         if "failed" in row:
@@ -356,10 +401,15 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         if profiled and time.monotonic() < deadline:
             found = row["profile"] = profile(made[row["contestant"]]["step"], number)
             path.write_text(json.dumps(record, indent=1) + "\n")
-            shown = f"GPU {found['gpu_ms']:.0f} ms a step: " + ", ".join(f"{k} {v:.0f}" for k, v in found["by_kind_ms"].items())
+            shown = f"GPU {found['gpu_ms']:.0f} ms a step: " + ", ".join(
+                f"{k} {v:.0f}" for k, v in found["by_kind_ms"].items()
+            )
             shown += f"; waits {found['host_waits']}"
-        print(f"{size} {row['contestant']:24s} {row['tokens_per_second']:10,} tokens/s  MFU {row['mfu'] or 0:.1%}  "
-              f"{row['peak_gib']} GiB  {shown}", flush=True)  # fmt: skip
+        print(
+            f"{size} {row['contestant']:24s} {row['tokens_per_second']:10,} tokens/s  MFU {row['mfu'] or 0:.1%}  "
+            f"{row['peak_gib']} GiB  {shown}",
+            flush=True,
+        )
     print(path)
     return record
 
@@ -372,12 +422,16 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3, help="a turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=900.0, help="seconds a size")
-    parser.add_argument("--profile", default="ours|plain|liger", metavar="REGEX", help="contestants to profile; never variants")
+    parser.add_argument(
+        "--profile", default="ours|plain|liger", metavar="REGEX", help="contestants to profile; never variants"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # a size: measured in this process
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("gpu-bench: PyTorch sees no CUDA device here; benchmarks/speed/cpu_training.py is for CPUs", file=sys.stderr)
+        print(
+            "gpu-bench: PyTorch sees no CUDA device here; benchmarks/speed/cpu_training.py is for CPUs", file=sys.stderr
+        )
         return 2
     from emergence_kernels.bench.run import device_name
 

@@ -13,11 +13,17 @@ def training_table(files: list[Path]) -> str:
     """Markdown of the training steps measured on one device (gpu_training.py), oldest first; nothing is left out."""
     records = [json.loads(file.read_text()) for file in files]
     lines = [f"# Training steps on {records[0]['device']}", ""]
-    lines += ["tokens/s: median over turns [least, greatest]. MFU by emergence_train/models/counting.py over the data sheet's",
-              "bf16 peak. Of the profiled step: GPU milliseconds in all and by kind, launches, implicit waits of the host. Batch",
-              "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns.", ""]  # fmt: skip
-    lines += ["| measured (UTC) | commit | size | contestant | tokens/s | MFU | GiB | GPU ms | " + " | ".join(KINDS)
-              + " | other | launches | waits |"]  # fmt: skip
+    lines += [
+        "tokens/s: median over turns [least, greatest]. MFU by emergence_train/models/counting.py over the data sheet's",
+        "bf16 peak. Of the profiled step: GPU milliseconds in all and by kind, launches, implicit waits of the host. Batch",
+        "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns.",
+        "",
+    ]
+    lines += [
+        "| measured (UTC) | commit | size | contestant | tokens/s | MFU | GiB | GPU ms | "
+        + " | ".join(KINDS)
+        + " | other | launches | waits |"
+    ]
     lines += ["|" + "---|" * (11 + len(KINDS))]
     for record in records:
         for row in record["rows"]:
@@ -30,7 +36,11 @@ def training_table(files: list[Path]) -> str:
                 named = [f"{kinds.pop(kind, 0.0):.0f}" if found else "" for kind in KINDS]
                 speed = f"{row['tokens_per_second']:,} [{row['least']:,}, {row['greatest']:,}]"
                 cells += [speed, f"{row['mfu']:.1%}" if row["mfu"] else "", f"{row['peak_gib']:.1f}"]
-                cells += [f"{found['gpu_ms']:.0f}" if found else "", *named, f"{sum(kinds.values()):.0f}" if found else ""]
+                cells += [
+                    f"{found['gpu_ms']:.0f}" if found else "",
+                    *named,
+                    f"{sum(kinds.values()):.0f}" if found else "",
+                ]
                 cells += [str(found.get("launches", "")), str(sum(found["host_waits"].values())) if found else ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

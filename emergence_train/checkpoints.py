@@ -55,8 +55,9 @@ def complete(folder: Path) -> list[Path]:
         return sorted(folder / name for name in names if (folder / name / MANIFEST).is_file())
     except FileNotFoundError:
         if folder.is_symlink():
-            raise RunError(f"{folder}: is a link to {os.readlink(folder)}, which is not there; mount or restore it, then "
-                           f"run again") from None  # fmt: skip
+            raise RunError(
+                f"{folder}: is a link to {os.readlink(folder)}, which is not there; mount or restore it, then run again"
+            ) from None
         return []
     except OSError as error:
         raise unreadable(folder, error) from None
@@ -168,7 +169,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest, written = hashlib.sha256(), 0
-    ahead: queue.Queue = queue.Queue(4)  # pieces on their way to the disk and not yet hashed; few, since they may be copies
+    # pieces on their way to the disk and not yet hashed; few, since they may be copies
+    ahead: queue.Queue = queue.Queue(4)
 
     def work() -> None:
         while (data := ahead.get()) is not None:
@@ -254,8 +256,10 @@ class Shards:
                 out[a - start : b - start] = file.get_slice(key)[a - begin : b - begin]
                 filled += b - a
         if filled != count:
-            raise InputError(f"{self.path}: holds {filled} of {count} elements of {kind} of {parameter}; it was saved by "
-                             f"another model")  # fmt: skip
+            raise InputError(
+                f"{self.path}: holds {filled} of {count} elements of {kind} of {parameter}; it was saved by "
+                f"another model"
+            )
         return out
 
     def each(self, key: str) -> list[Tensor]:

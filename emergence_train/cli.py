@@ -228,9 +228,11 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
     added.add_argument("--out", metavar="DIR", help="where result.json, the CSV table and the figure go")
     added = analyses.add_parser(
-        "emergence", parents=[common], help="performance as a function of loss: thresholds, size, forecasts",
+        "emergence",
+        parents=[common],
+        help="performance as a function of loss: thresholds, size, forecasts",
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     added.set_defaults(verb=_emergence)
     added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")

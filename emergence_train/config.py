@@ -137,7 +137,8 @@ class Training(Section):
     z_loss: float = Field(default=0.0, ge=0)
     compile: bool = Field(default=False, description="torch.compile each block")
     cuda_graphs: bool = Field(
-        default=True, description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph"
+        default=True,
+        description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph",
     )
     activation_checkpointing: bool = False
     threads: int | None = Field(default=None, ge=1, description="CPU threads a rank; None: torch's choice")
@@ -168,7 +169,9 @@ class Faults(Section):
         default="log", description="a loss far above the last 64; skip waits for the loss before each update"
     )
     spike_deviations: float = Field(default=10.0, gt=0, description="how far: standard deviations, from the median")
-    give_up_after: int = Field(default=16, ge=1, description="skipped steps in a row, or rewinds in all, that end the run")
+    give_up_after: int = Field(
+        default=16, ge=1, description="skipped steps in a row, or rewinds in all, that end the run"
+    )
     compare_replicas: bool = Field(default=False, description="compare the ranks' weights at each checkpoint")
     silent_seconds: float = Field(default=30.0, gt=0, description="without a sign of life: the process is lost")
     hang_seconds: float = Field(default=1800.0, gt=0, description="in one operation: the processes wait for each other")
@@ -191,13 +194,17 @@ class TaskConfig(Section):
     name: str | None = Field(default=None, min_length=1, description="in the tables; None: that of the task")
     items: int | None = Field(default=None, ge=1, description="at most; None: 200 made ones, or all of a file")
     file: str | None = None
-    shots: int | None = Field(default=None, ge=0, description="lm-eval only: worked examples; None: the task's own number")
+    shots: int | None = Field(
+        default=None, ge=0, description="lm-eval only: worked examples; None: the task's own number"
+    )
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TaskConfig":
         if self.shots is not None and not self.task.startswith("lm-eval/"):
-            raise ValueError(f"task {self.task!r}: shots are for tasks of lm-eval; items of a file hold their own examples")
+            raise ValueError(
+                f"task {self.task!r}: shots are for tasks of lm-eval; items of a file hold their own examples"
+            )
         return self
 
 
@@ -213,9 +220,10 @@ class Config(Section):
     logging: Logging = Logging()
     tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
     abilities: str | None = Field(
-        default=None, description="result.json of an earlier `analyze emergence`: at every checkpoint it is forecast at how "
-        "many tokens this run's loss reaches the thresholds found there"
-    )  # fmt: skip
+        default=None,
+        description="result.json of an earlier `analyze emergence`: at every checkpoint it is forecast at how "
+        "many tokens this run's loss reaches the thresholds found there",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -311,8 +319,10 @@ def _apply(tree: dict, override: str) -> None:
         last = depth == len(keys) - 1
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
-                                 f"use an index from 0 to {len(node) - 1}")  # fmt: skip
+                raise InputError(
+                    f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
+                    f"use an index from 0 to {len(node) - 1}"
+                )
             key = int(key)
         elif not isinstance(node, dict):
             raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section")

@@ -81,8 +81,10 @@ def device_index(place: launcher.Place, visible: int) -> int:
         return place.local_rank
     if visible and place.task and place.task.gpus_on_node > visible:
         return place.local_rank % visible
-    raise InputError(f"local rank {place.local_rank} has no GPU of its own ({visible} here); start as many processes as there "
-                     f"are GPUs")  # fmt: skip
+    raise InputError(
+        f"local rank {place.local_rank} has no GPU of its own ({visible} here); start as many processes as there "
+        f"are GPUs"
+    )
 
 
 def _keep_freed_memory() -> None:
@@ -135,8 +137,10 @@ def _limited(seconds: float):
     """End the process where the block takes longer: there is no one yet to find out who is missing."""
 
     def give_up() -> None:
-        tell(f"the processes have not found each other within {seconds:.0f} s (rank {os.environ['RANK']} of "
-             f"{os.environ['WORLD_SIZE']} is here); the same command tries again")  # fmt: skip
+        tell(
+            f"the processes have not found each other within {seconds:.0f} s (rank {os.environ['RANK']} of "
+            f"{os.environ['WORLD_SIZE']} is here); the same command tries again"
+        )
         os._exit(PeerLost.code)
 
     timer = threading.Timer(seconds, give_up)
@@ -157,8 +161,10 @@ def finding_each_other():
         if not of_communication(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise PeerLost(f"a process went, or could not be reached, before all had found each other ({reason}); the same "
-                       f"command tries again") from error  # fmt: skip
+        raise PeerLost(
+            f"a process went, or could not be reached, before all had found each other ({reason}); the same "
+            f"command tries again"
+        ) from error
 
 
 def of_communication(error: Exception) -> bool:

@@ -51,8 +51,13 @@ def doctor(say: Callable[[str], None] | None) -> dict:
         say(f"compiled    csrc/ for {backend}: {built}")
     generations = [str(generation) for generation in sorted(flash_backend.installed())]
     found["optional"]["flash-attn"] = " and ".join(generations) or None
-    say("optional    flash-attn " + (found["optional"]["flash-attn"] or "missing: PyTorch's kernels stand in for it; "
-        "pip install 'emergence-train[flash]'"))  # fmt: skip
+    say(
+        "optional    flash-attn "
+        + (
+            found["optional"]["flash-attn"]
+            or "missing: PyTorch's kernels stand in for it; pip install 'emergence-train[flash]'"
+        )
+    )
     for module, (package, remedy, what) in OPTIONAL.items():
         there = importlib.util.find_spec(module) is not None
         found["optional"][package] = _version(package) if there else None
@@ -70,9 +75,19 @@ def _launch() -> dict:
     except InputError as error:
         return {"launcher": "not recognised", "meeting": None, "note": str(error)} | slurm.job(os.environ)
     task = place.task
-    meeting = f"meets the others at port {task.ports[0]} of {task.node or 'a node that MASTER_ADDR must name'}" if task else None
-    return {"launcher": place.launcher, "rank": place.rank, "world": place.world, "local_rank": place.local_rank,
-            "meeting": meeting, "note": place.note} | slurm.job(os.environ)  # fmt: skip
+    meeting = (
+        f"meets the others at port {task.ports[0]} of {task.node or 'a node that MASTER_ADDR must name'}"
+        if task
+        else None
+    )
+    return {
+        "launcher": place.launcher,
+        "rank": place.rank,
+        "world": place.world,
+        "local_rank": place.local_rank,
+        "meeting": meeting,
+        "note": place.note,
+    } | slurm.job(os.environ)
 
 
 def _version(package: str) -> str | None:

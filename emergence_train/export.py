@@ -100,7 +100,13 @@ def _tokenizer(data: Path, out: Path, length: int) -> dict:
     end = tokenizers.end_of_text(tokenizer)
     shutil.copyfile(data / "tokenizer.json", out / "tokenizer.json")
     token = tokenizer.id_to_token(end)
-    files.write_json(out / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": token, "bos_token": token, "model_max_length": length,
-    })  # fmt: skip
+    files.write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": token,
+            "bos_token": token,
+            "model_max_length": length,
+        },
+    )
     return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}

@@ -67,21 +67,37 @@ def llama_of(model):
     import transformers
 
     c = model.config
-    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.width, intermediate_size=c.ffn, num_hidden_layers=c.layers,
-        num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, rms_norm_eps=c.norm_eps,
-        max_position_embeddings=c.max_sequence, rope_theta=c.rotary_base, tie_word_embeddings=False,
-    )).to(model.embedding.weight.dtype)  # fmt: skip
-    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight,
-               "lm_head.weight": model.head.weight}  # fmt: skip
+    other = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.width,
+            intermediate_size=c.ffn,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            num_key_value_heads=c.kv_heads,
+            rms_norm_eps=c.norm_eps,
+            max_position_embeddings=c.max_sequence,
+            rope_theta=c.rotary_base,
+            tie_word_embeddings=False,
+        )
+    ).to(model.embedding.weight.dtype)
+    weights = {
+        "model.embed_tokens.weight": model.embedding.weight,
+        "model.norm.weight": model.norm.weight,
+        "lm_head.weight": model.head.weight,
+    }
     for number, block in enumerate(model.blocks):
         at = f"model.layers.{number}"
         q, k, v = block.attention.qkv.weight.split([c.width, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim])
         gate, up = block.swiglu.gate_up.weight.chunk(2)
-        weights |= {f"{at}.self_attn.{n}_proj.weight": w for n, w in
-                    {"q": q, "k": k, "v": v, "o": block.attention.out.weight}.items()}  # fmt: skip
-        weights |= {f"{at}.mlp.{n}_proj.weight": w for n, w in
-                    {"gate": gate, "up": up, "down": block.swiglu.down.weight}.items()}  # fmt: skip
+        weights |= {
+            f"{at}.self_attn.{n}_proj.weight": w
+            for n, w in {"q": q, "k": k, "v": v, "o": block.attention.out.weight}.items()
+        }
+        weights |= {
+            f"{at}.mlp.{n}_proj.weight": w
+            for n, w in {"gate": gate, "up": up, "down": block.swiglu.down.weight}.items()
+        }
         weights[f"{at}.input_layernorm.weight"] = block.attention_norm.weight
         weights[f"{at}.post_attention_layernorm.weight"] = block.swiglu_norm.weight
     with torch.no_grad():

@@ -109,7 +109,8 @@ VALUES = st.recursive(
 ENTRY = st.fixed_dictionaries(
     {},
     optional={
-        "file": st.sampled_from([STATE, "../../../etc/passwd", ".", "", "shard-00000-of-00002.safetensors", "x\0y"]) | VALUES,
+        "file": st.sampled_from([STATE, "../../../etc/passwd", ".", "", "shard-00000-of-00002.safetensors", "x\0y"])
+        | VALUES,
         "bytes": st.integers(-1, 10**30) | VALUES,
         "sha256": st.just("0" * 64) | VALUES,
     },
@@ -117,14 +118,19 @@ ENTRY = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "600")), deadline=None,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "600")),
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 @given(
     content=st.binary(max_size=60)
     | VALUES.map(lambda value: json.dumps(value).encode())
     | st.fixed_dictionaries(
-        {"format": st.just(1) | VALUES, "step": st.just(4) | VALUES, "files": st.lists(ENTRY | VALUES, max_size=4) | VALUES}
+        {
+            "format": st.just(1) | VALUES,
+            "step": st.just(4) | VALUES,
+            "files": st.lists(ENTRY | VALUES, max_size=4) | VALUES,
+        }
     ).map(lambda value: json.dumps(value).encode())
 )
 def test_no_manifest_however_strange_does_more_than_be_refused(tmp_path, content):

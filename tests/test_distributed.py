@@ -46,7 +46,9 @@ def test_a_start_that_was_killed_while_it_came_together_is_passed_over():
     "error",
     [
         # What gloo and torch's store raise where a peer has left its address and gone (trial 196 of kill_one).
-        RuntimeError("Gloo connectFullMesh failed with [pair.cc:152] timed out connecting:\nSO_ERROR: Connection refused"),
+        RuntimeError(
+            "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting:\nSO_ERROR: Connection refused"
+        ),
         dist.DistNetworkError("The client socket has failed to connect"),
     ],
 )

@@ -32,8 +32,14 @@ def test_cosine():
 
 @pytest.mark.parametrize(("shape", "middle"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
 def test_wsd(shape, middle):
-    found = rates(kind="wsd", warmup_tokens=100, decay_tokens=200, decay_shape=shape, final_ratio=0.0,
-                  at=[50, 100, 800, 900, 1000])  # fmt: skip
+    found = rates(
+        kind="wsd",
+        warmup_tokens=100,
+        decay_tokens=200,
+        decay_shape=shape,
+        final_ratio=0.0,
+        at=[50, 100, 800, 900, 1000],
+    )
     assert found == pytest.approx([0.5, 1.0, 1.0, middle, 0.0], abs=1e-12)
 
 

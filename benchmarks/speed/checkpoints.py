@@ -33,16 +33,35 @@ from emergence_train.training.logs import environment
 
 
 def configuration(width: int, stage: int, asynchronous: bool = False) -> Config:
-    return Config.model_validate({
-        "name": "bench",
-        "data": {"path": "none", "sequence": 64, "tokenizer": {"vocab_size": 8192},
-                 "sources": [{"domain": "manuals", "sample": "manuals"}]},
-        "model": {"layers": 6, "width": width, "heads": 4, "kv_heads": 4, "ffn": 8 * width // 3 // 16 * 16,
-                  "vocab_size": 8192, "max_sequence": 64},
-        "training": {"tokens": 10**6, "batch": 4, "micro_batch": 1, "precision": "fp32", "zero_stage": stage,
-                     "schedule": {"lr": 1e-3}},
-        "checkpoints": {"every_tokens": 10**5, "keep_last": 1, "asynchronous": asynchronous},
-    })  # fmt: skip
+    return Config.model_validate(
+        {
+            "name": "bench",
+            "data": {
+                "path": "none",
+                "sequence": 64,
+                "tokenizer": {"vocab_size": 8192},
+                "sources": [{"domain": "manuals", "sample": "manuals"}],
+            },
+            "model": {
+                "layers": 6,
+                "width": width,
+                "heads": 4,
+                "kv_heads": 4,
+                "ffn": 8 * width // 3 // 16 * 16,
+                "vocab_size": 8192,
+                "max_sequence": 64,
+            },
+            "training": {
+                "tokens": 10**6,
+                "batch": 4,
+                "micro_batch": 1,
+                "precision": "fp32",
+                "zero_stage": stage,
+                "schedule": {"lr": 1e-3},
+            },
+            "checkpoints": {"every_tokens": 10**5, "keep_last": 1, "asynchronous": asynchronous},
+        }
+    )
 
 
 def timed(ranks, work) -> float:
@@ -72,7 +91,9 @@ def main() -> None:
     place = distributed.from_first_rank(lambda: Path(tempfile.mkdtemp(dir=arguments.place)))
     theirs, sums = place / "deepspeed", torch.zeros(4, 64, dtype=torch.float64)
     savers = {
-        wait: checkpoint.Saver(place / name, configuration(arguments.width, arguments.stage, not wait), {1}, ranks, print)
+        wait: checkpoint.Saver(
+            place / name, configuration(arguments.width, arguments.stage, not wait), {1}, ranks, print
+        )
         for wait, name in ((True, "ours"), (False, "beside"))
     }
 
@@ -96,10 +117,16 @@ def main() -> None:
             "save: ours": timed(ranks, lambda: savers[True].save(engine, 1, {}, sums)),
             "save: ours beside training, held up": beside(),
             "load: deepspeed": timed(ranks, lambda: engine.load_checkpoint(str(theirs), tag="state")),
-            "load: ours": timed(ranks, lambda: checkpoint.load_newest(engine, place / "ours", ranks, lambda line: None)),
-            "of which verification": timed(ranks, lambda: checkpoints.problems(
-                place / "ours" / "checkpoints" / checkpoints.step_name(1), slice(ranks.rank, None, ranks.world))),
-        }  # fmt: skip
+            "load: ours": timed(
+                ranks, lambda: checkpoint.load_newest(engine, place / "ours", ranks, lambda line: None)
+            ),
+            "of which verification": timed(
+                ranks,
+                lambda: checkpoints.problems(
+                    place / "ours" / "checkpoints" / checkpoints.step_name(1), slice(ranks.rank, None, ranks.world)
+                ),
+            ),
+        }
         for name, seconds in measured.items():
             rows.setdefault(name, []).extend([seconds] if turn else [])
     assert all(saver.problem is None for saver in savers.values())

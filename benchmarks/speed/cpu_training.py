@@ -56,12 +56,19 @@ class PlainModel(nn.Module):
         self.embedding = nn.Embedding(c.vocab_size, c.width)
         self.layers = nn.ModuleList()
         for _ in range(c.layers):
-            self.layers.append(nn.ModuleDict({
-                "n1": nn.RMSNorm(c.width, eps=c.norm_eps), "n2": nn.RMSNorm(c.width, eps=c.norm_eps),
-                "qkv": nn.Linear(c.width, 3 * c.width, bias=False), "o": nn.Linear(c.width, c.width, bias=False),
-                "gate": nn.Linear(c.width, c.ffn, bias=False), "up": nn.Linear(c.width, c.ffn, bias=False),
-                "down": nn.Linear(c.ffn, c.width, bias=False),
-            }))  # fmt: skip
+            self.layers.append(
+                nn.ModuleDict(
+                    {
+                        "n1": nn.RMSNorm(c.width, eps=c.norm_eps),
+                        "n2": nn.RMSNorm(c.width, eps=c.norm_eps),
+                        "qkv": nn.Linear(c.width, 3 * c.width, bias=False),
+                        "o": nn.Linear(c.width, c.width, bias=False),
+                        "gate": nn.Linear(c.width, c.ffn, bias=False),
+                        "up": nn.Linear(c.width, c.ffn, bias=False),
+                        "down": nn.Linear(c.ffn, c.width, bias=False),
+                    }
+                )
+            )
         self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         half = c.head_dim // 2
         angles = torch.arange(c.max_sequence)[:, None] * c.rotary_base ** (-torch.arange(half) / half)
@@ -90,11 +97,21 @@ class PlainModel(nn.Module):
 def llama(c) -> nn.Module:
     import transformers
 
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.width, intermediate_size=c.ffn, num_hidden_layers=c.layers,
-        num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, rms_norm_eps=c.norm_eps,
-        max_position_embeddings=c.max_sequence, tie_word_embeddings=True, attn_implementation="sdpa", use_cache=False,
-    ))  # fmt: skip
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.width,
+            intermediate_size=c.ffn,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            num_key_value_heads=c.kv_heads,
+            rms_norm_eps=c.norm_eps,
+            max_position_embeddings=c.max_sequence,
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
+    )
 
 
 def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
@@ -229,9 +246,11 @@ def main() -> None:
         print(f"\n{size}  ({config.training.batch} x {dataset.sequence} tokens a step)")
         for row in results[size]:
             peer = row["over_faster_peer"]
-            print(f"  {row['contestant']:20s} {row['tokens_per_second']:10,.0f} tokens/s  "
-                  f"[{row['least']:,.0f}, {row['greatest']:,.0f}]  "
-                  f"{peer['median']:.3f} [{peer['low95']:.3f}, {peer['high95']:.3f}] of the faster peer")  # fmt: skip
+            print(
+                f"  {row['contestant']:20s} {row['tokens_per_second']:10,.0f} tokens/s  "
+                f"[{row['least']:,.0f}, {row['greatest']:,.0f}]  "
+                f"{peer['median']:.3f} [{peer['low95']:.3f}, {peer['high95']:.3f}] of the faster peer"
+            )
         logging = results[size][0]["position_logging"]
         print(f"  position logging costs {logging['median']:+.1%} [{logging['low95']:+.1%}, {logging['high95']:+.1%}]")
     out = Path(arguments.out)

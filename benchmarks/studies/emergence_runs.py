@@ -24,24 +24,51 @@ from emergence_train.analysis.emergence.analyze import analyze_emergence, backte
 from emergence_train.analysis.emergence.forecast import OBSERVED, crossing, outlook  # noqa: E402
 from emergence_train.recorder import tables  # noqa: E402
 
-KEPT = ("task", "metric", "verdict", "probability", "reason", "eta", "plateau", "change", "size_effect", "collapse", "rows",
-        "params", "loss_range", "chance", "items", "spearman", "dispersion", "correlation")  # fmt: skip
+KEPT = (
+    "task",
+    "metric",
+    "verdict",
+    "probability",
+    "reason",
+    "eta",
+    "plateau",
+    "change",
+    "size_effect",
+    "collapse",
+    "rows",
+    "params",
+    "loss_range",
+    "chance",
+    "items",
+    "spearman",
+    "dispersion",
+    "correlation",
+)
 
 
 def cost(run: Path) -> dict:
     """Seconds of scoring tasks beside those of the training steps."""
     rows = tables.read_metrics(run)
     scoring, training = tables.cost_of_tasks(rows)
-    return {"checkpoints": sum(row["kind"] == "evaluation" for row in rows), "seconds_of_tasks": round(scoring, 1),
-            "seconds_of_training": round(training, 1), "tasks_over_training": round(scoring / training, 4)}  # fmt: skip
+    return {
+        "checkpoints": sum(row["kind"] == "evaluation" for row in rows),
+        "seconds_of_tasks": round(scoring, 1),
+        "seconds_of_training": round(training, 1),
+        "tasks_over_training": round(scoring / training, 4),
+    }
 
 
 def progress(run: Path) -> dict:
     """How far a run is: its size, tokens of its plan, and its iid loss at the last checkpoint."""
     rows = tables.read_metrics(run)
     header, last = rows[0], [row for row in rows if row["kind"] == "validation"][-1]
-    return {"params": header["params"], "tokens": last["tokens"], "planned_tokens": header["total_tokens"],
-            "iid_loss": last["loss"]["iid"], "log_pplu": last["log_pplu"]["iid"]}  # fmt: skip
+    return {
+        "params": header["params"],
+        "tokens": last["tokens"],
+        "planned_tokens": header["total_tokens"],
+        "iid_loss": last["loss"]["iid"],
+        "log_pplu": last["log_pplu"]["iid"],
+    }
 
 
 def loss_backtest(run: Path) -> list[dict]:

@@ -53,8 +53,12 @@ def verdicts(kind: str, count: int) -> dict:
             error.append(middle - eta)
     found = {"right": said[kind] / count, "verdicts": {name: number / count for name, number in said.most_common()}}
     if inside:
-        found["eta"] = {"coverage95": float(np.mean(inside)), "median_width_nats": float(np.median(width)),
-                        "bias_nats": float(np.mean(error)), "rmse_nats": float(np.sqrt(np.mean(np.square(error))))}  # fmt: skip
+        found["eta"] = {
+            "coverage95": float(np.mean(inside)),
+            "median_width_nats": float(np.median(width)),
+            "bias_nats": float(np.mean(error)),
+            "rmse_nats": float(np.sqrt(np.mean(np.square(error)))),
+        }
     return found
 
 

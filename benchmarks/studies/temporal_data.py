@@ -26,9 +26,15 @@ def multi_power(folder: Path) -> list[pd.DataFrame]:
         size = int(file.parent.name.split("_")[1])
         frame = pd.read_csv(file)
         frames.append(
-            frame.assign(run=f"mpl-{size}-{file.stem}", params=size * 10**6, source="multi-power", model="multi-power",
-                         group=f"multi-power-{size}M", schedule=file.stem.split("_")[0])
-        )  # fmt: skip
+            frame.assign(
+                run=f"mpl-{size}-{file.stem}",
+                params=size * 10**6,
+                source="multi-power",
+                model="multi-power",
+                group=f"multi-power-{size}M",
+                schedule=file.stem.split("_")[0],
+            )
+        )
     return frames
 
 
@@ -60,10 +66,20 @@ def scheduling(folder: Path) -> list[pd.DataFrame]:
             continue  # too short, torn, or diverged
         size = round(log["summary"].get("parameters", 0) / 1e6)
         frames.append(
-            pd.DataFrame(dict(run=name, params=size * 10**6, step=step, lr=lr, loss=loss, source="scheduling",
-                              model=f"scheduling-{size}M", schedule=config["scheduler"],
-                              group=f"{config['dataset']}-{size}M-{config['lr']}"))
-        )  # fmt: skip
+            pd.DataFrame(
+                dict(
+                    run=name,
+                    params=size * 10**6,
+                    step=step,
+                    lr=lr,
+                    loss=loss,
+                    source="scheduling",
+                    model=f"scheduling-{size}M",
+                    schedule=config["scheduler"],
+                    group=f"{config['dataset']}-{size}M-{config['lr']}",
+                )
+            )
+        )
     return frames
 
 

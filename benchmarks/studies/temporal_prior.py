@@ -49,8 +49,15 @@ def fit_groups(table: pd.DataFrame) -> pd.DataFrame:
             fits = fits.assign(B=coef[:, 2], rmse=rmse, law=law.name)
             best = fits.loc[fits.groupby(["clock", "kernel"])["rmse"].idxmin()]
             first = runs.iloc[0]
-            rows.append(best.assign(group=group, model=first["model"], peak=max(c[2].peak for c in curves),
-                                    runs=len(curves), schedules=runs["schedule"].nunique()))  # fmt: skip
+            rows.append(
+                best.assign(
+                    group=group,
+                    model=first["model"],
+                    peak=max(c[2].peak for c in curves),
+                    runs=len(curves),
+                    schedules=runs["schedule"].nunique(),
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 

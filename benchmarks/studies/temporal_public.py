@@ -116,8 +116,16 @@ def main() -> None:
             if row is not None:
                 kind = "cosine" if "cos" in first["schedule"] else first["schedule"]
                 kind = "constant" if kind == "constant" else "cosine" if kind == "cosine" else "wsd and other drops"
-                rows.append({"run": run, "source": first["source"], "schedule": kind, "fraction": fraction,
-                             "data": first["group"].split("-")[0], **row})  # fmt: skip
+                rows.append(
+                    {
+                        "run": run,
+                        "source": first["source"],
+                        "schedule": kind,
+                        "fraction": fraction,
+                        "data": first["group"].split("-")[0],
+                        **row,
+                    }
+                )
     rows = pd.DataFrame(rows)
     result = {
         **provenance("python benchmarks/studies/temporal_public.py curves.parquet"),
@@ -132,8 +140,10 @@ def main() -> None:
     write_json(Path(__file__).parents[1] / "results" / "temporal_public.json", result)
     rows.to_csv(Path(sys.argv[1]).with_suffix(".scores.csv"), index=False)
     print(pd.DataFrame(result["ranking of pairs on one data set"]).round(3).to_string())
-    for name, part in (("all", result["all"]), *((k, v) for by in ("fraction", "schedule", "source") for k, v in
-                                                 result[by].items())):  # fmt: skip
+    for name, part in (
+        ("all", result["all"]),
+        *((k, v) for by in ("fraction", "schedule", "source") for k, v in result[by].items()),
+    ):
         print(name, {key: part[key] if not isinstance(part[key], float) else round(part[key], 3) for key in part})
 
 

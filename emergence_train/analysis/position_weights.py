@@ -47,8 +47,10 @@ def format_weights(result: dict) -> str:
     for row in result["rows"]:
         if row["split"] in ("iid", "ood"):
             interval = "one seed" if row["low95"] is None else f"{row['low95']:+.4f} to {row['high95']:+.4f}"
-            lines.append(f"{row['variant']:<14}{row['split']:<8}{row['region']:<8}{row['loss']:>9.4f}"
-                         f"{row['difference']:>+12.4f}   {interval} ({row['seeds']} seeds)")  # fmt: skip
+            lines.append(
+                f"{row['variant']:<14}{row['split']:<8}{row['region']:<8}{row['loss']:>9.4f}"
+                f"{row['difference']:>+12.4f}   {interval} ({row['seeds']} seeds)"
+            )
     return "\n".join(lines)
 
 

@@ -42,8 +42,10 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
     task = slurm.task(environment, seen)
     for name in MPI:
         if environment.get(name, "1") not in ("1", str(task.world if task else 1)):
-            raise InputError(f"{name}={environment[name]}: mpirun is no launcher of emergence-train; take srun, torchrun or "
-                             f"deepspeed instead, or set RANK, WORLD_SIZE and LOCAL_RANK for each process")  # fmt: skip
+            raise InputError(
+                f"{name}={environment[name]}: mpirun is no launcher of emergence-train; take srun, torchrun or "
+                f"deepspeed instead, or set RANK, WORLD_SIZE and LOCAL_RANK for each process"
+            )
     if task is None:
         return Place("none: one process", note=slurm.alone_in_a_job(environment))
     if task.world == 1:

@@ -36,16 +36,20 @@ def meet(task: Task, timeout: datetime.timedelta) -> dist.Store:
 
 def _resolve(node: str) -> None:
     if not node:
-        raise InputError("rank 0's node cannot be told from SLURM_STEP_NODELIST (an arbitrary distribution, or a heterogeneous "
-                         "job); export MASTER_ADDR, its name, before srun")  # fmt: skip
+        raise InputError(
+            "rank 0's node cannot be told from SLURM_STEP_NODELIST (an arbitrary distribution, or a heterogeneous "
+            "job); export MASTER_ADDR, its name, before srun"
+        )
     for attempt in itertools.count(1):
         try:
             socket.getaddrinfo(node, None)
             return
         except OSError as error:
             if attempt == ATTEMPTS:
-                raise InputError(f"{node}, the step's first node, has no address on {socket.gethostname()} ({error.strerror}); "
-                                 f"export MASTER_ADDR, a name or address of it, before srun") from None  # fmt: skip
+                raise InputError(
+                    f"{node}, the step's first node, has no address on {socket.gethostname()} ({error.strerror}); "
+                    f"export MASTER_ADDR, a name or address of it, before srun"
+                ) from None
             time.sleep(1.0)
 
 

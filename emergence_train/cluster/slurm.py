@@ -15,7 +15,9 @@ from pathlib import Path
 
 from emergence_train.errors import InputError
 
-SPECIAL_STEPS = 0xFFFFFFF0  # ids from here on are no srun's: batch script, interactive shell, processes taken in from ssh
+SPECIAL_STEPS = (
+    0xFFFFFFF0  # ids from here on are no srun's: batch script, interactive shell, processes taken in from ssh
+)
 # Below the ports that Linux gives to outgoing connections (32768 on), above those of most services.
 FIRST_PORT, PORTS = 15_000, 17_000
 CANDIDATES, APART = 8, 2_129  # ports that a step may meet at, and how far they are from each other
@@ -80,16 +82,20 @@ def task(environment: Mapping[str, str], seen: Ancestry | None = None) -> Task |
         return None  # typed in the shell that `srun --pty` has opened
     world, rank = _number(environment, "SLURM_STEP_NUM_TASKS"), _number(environment, "SLURM_PROCID")
     if rank >= world:
-        raise InputError(f"SLURM_PROCID {rank} is no task of SLURM_STEP_NUM_TASKS {world}; start with srun, or unset both")
+        raise InputError(
+            f"SLURM_PROCID {rank} is no task of SLURM_STEP_NUM_TASKS {world}; start with srun, or unset both"
+        )
     start = _number(environment, "SLURM_RESTART_COUNT", 0)
     given = environment.get("MASTER_PORT")
     return Task(
-        rank, world, _number(environment, "SLURM_LOCALID", 0),
+        rank,
+        world,
+        _number(environment, "SLURM_LOCALID", 0),
         node=environment.get("MASTER_ADDR") or _first_node(environment),
         ports=(_number(environment, "MASTER_PORT"),) if given else ports(job, step),
         name=f"{job}.{step}.{start}",
         gpus_on_node=_number(environment, "SLURM_GPUS_ON_NODE", 0),
-    )  # fmt: skip
+    )
 
 
 def alone_in_a_job(environment: Mapping[str, str]) -> str | None:
@@ -99,8 +105,10 @@ def alone_in_a_job(environment: Mapping[str, str]) -> str | None:
     asked = {"tasks": "SLURM_NTASKS", "nodes": "SLURM_JOB_NUM_NODES"}
     for what, name in asked.items():
         if environment.get(name, "1").isdigit() and int(environment.get(name, "1")) > 1:
-            return (f"Slurm's job {environment['SLURM_JOB_ID']} has {environment[name]} {what}, and this is one process of its "
-                    f"own: `srun emergence-train ...` starts one in each task")  # fmt: skip
+            return (
+                f"Slurm's job {environment['SLURM_JOB_ID']} has {environment[name]} {what}, and this is one process of its "
+                f"own: `srun emergence-train ...` starts one in each task"
+            )
     return None
 
 
@@ -113,8 +121,13 @@ def ports(job: int, step: int) -> tuple[int, ...]:
 
 def job(environment: Mapping[str, str]) -> dict[str, str]:
     """Where and as which of Slurm's jobs this start runs, for a run's own record; empty without Slurm."""
-    names = {"job": "SLURM_JOB_ID", "array": "SLURM_ARRAY_JOB_ID", "array_task": "SLURM_ARRAY_TASK_ID",
-             "restarts": "SLURM_RESTART_COUNT", "nodes": "SLURM_JOB_NODELIST"}  # fmt: skip
+    names = {
+        "job": "SLURM_JOB_ID",
+        "array": "SLURM_ARRAY_JOB_ID",
+        "array_task": "SLURM_ARRAY_TASK_ID",
+        "restarts": "SLURM_RESTART_COUNT",
+        "nodes": "SLURM_JOB_NODELIST",
+    }
     return {key: environment[name] for key, name in names.items() if name in environment}
 
 
@@ -133,8 +146,10 @@ def nodes(compact: str) -> Iterator[str]:
         parts = re.split(r"\[([^\[\]]*)\]", name)
         choices = [_numbers(part) if number % 2 else [part] for number, part in enumerate(parts)]
         if not all(choices) or not name or re.search(r"[\[\]\s]", "".join(parts[::2])):
-            raise InputError(f"SLURM_STEP_NODELIST: {compact[:200]!r} is no list of nodes; export MASTER_ADDR, the name of rank "
-                             f"0's node, before srun")  # fmt: skip
+            raise InputError(
+                f"SLURM_STEP_NODELIST: {compact[:200]!r} is no list of nodes; export MASTER_ADDR, the name of rank "
+                f"0's node, before srun"
+            )
         yield from map("".join, itertools.product(*choices))
 
 

@@ -75,16 +75,24 @@ class Dataset:
 
     def _check(self, data: Data) -> None:
         if self.index["sequence"] != data.sequence:
-            raise InputError(f"{self.root}: was prepared for sequences of {self.index['sequence']} tokens, data.sequence "
-                             f"is {data.sequence}; prepare it again under another data.path")  # fmt: skip
+            raise InputError(
+                f"{self.root}: was prepared for sequences of {self.index['sequence']} tokens, data.sequence "
+                f"is {data.sequence}; prepare it again under another data.path"
+            )
         for source in data.sources:
             if source.domain not in self.index["domains"]:
-                raise InputError(f"{self.root}: has no domain {source.domain!r} (it has "
-                                 f"{', '.join(self.index['domains'])}); prepare it again")  # fmt: skip
+                raise InputError(
+                    f"{self.root}: has no domain {source.domain!r} (it has "
+                    f"{', '.join(self.index['domains'])}); prepare it again"
+                )
 
     def _entries(self) -> list[dict]:
-        parts = [shard[kind] for entry in self.index["domains"].values() for shard in entry["shards"]
-                 for kind in ("tokens", "documents")]  # fmt: skip
+        parts = [
+            shard[kind]
+            for entry in self.index["domains"].values()
+            for shard in entry["shards"]
+            for kind in ("tokens", "documents")
+        ]
         return parts + list(self.index["validation"]["sets"].values())
 
 
@@ -97,8 +105,10 @@ def load_index(root: Path) -> dict:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "it"
-        raise InputError(f"{root / 'dataset.json'}: {' '.join((where + ': ' + problem['msg']).split())}; it is of another "
-                         f"version or altered: delete {root} and prepare again") from None  # fmt: skip
+        raise InputError(
+            f"{root / 'dataset.json'}: {' '.join((where + ': ' + problem['msg']).split())}; it is of another "
+            f"version or altered: delete {root} and prepare again"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -112,5 +122,7 @@ def check_tokenizer(root: Path, index: dict) -> None:
     found = tokenizer.fingerprint(tokenizer.load_file(root / "tokenizer.json"))
     wanted = index["tokenizer"]["fingerprint"]
     if found != wanted:
-        raise InputError(f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {found}, theirs "
-                         f"{wanted}); restore it or prepare again")  # fmt: skip
+        raise InputError(
+            f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {found}, theirs "
+            f"{wanted}); restore it or prepare again"
+        )

@@ -76,8 +76,10 @@ def prepare(data: Data, say: Callable[[str], None] = print) -> Path:
     shutil.rmtree(root / "parts")
     for domain, entry in index["domains"].items():
         say(f"{domain}: {entry['tokens']:,} tokens in {entry['documents']:,} documents")
-    say(f"{root}: ready, vocabulary {vocabulary:,}, validation "
-        + ", ".join(f"{name} {entry['sequences']}" for name, entry in index["validation"]["splits"].items()))  # fmt: skip
+    say(
+        f"{root}: ready, vocabulary {vocabulary:,}, validation "
+        + ", ".join(f"{name} {entry['sequences']}" for name, entry in index["validation"]["splits"].items())
+    )
     return root
 
 
@@ -124,16 +126,20 @@ def _check_space(data: Data, root: Path) -> None:
         place = place.parent
     needed, free = int(text / BYTES_A_TOKEN * 2), shutil.disk_usage(place).free
     if free < needed:
-        raise InputError(f"{place}: {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB needed for the shards; "
-                         f"free some or choose another data.path")  # fmt: skip
+        raise InputError(
+            f"{place}: {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB needed for the shards; "
+            f"free some or choose another data.path"
+        )
 
 
 def _check_lengths(data: Data, parts: dict[str, list[dict]]) -> None:
     for source in data.sources:
         tokens = sum(part["train_tokens"] for part in parts[source.domain])
         if source.weight > 0 and tokens < data.sequence + 1:
-            raise InputError(f"source {source.domain!r} has {tokens} training tokens, fewer than one sequence "
-                             f"({data.sequence + 1}); add text or shorten data.sequence")  # fmt: skip
+            raise InputError(
+                f"source {source.domain!r} has {tokens} training tokens, fewer than one sequence "
+                f"({data.sequence + 1}); add text or shorten data.sequence"
+            )
 
 
 # -------------------------------------------------------------------------------------------------------- tokenizing
@@ -216,8 +222,10 @@ class _Workers:
                 done, future = waiting.popleft()
                 yield done, future.result()
         except BrokenProcessPool:
-            raise RunError("a tokenizing process was killed (out of memory?); run prepare again, it goes on from the "
-                           "last finished shard, with fewer data.workers if memory is short") from None  # fmt: skip
+            raise RunError(
+                "a tokenizing process was killed (out of memory?); run prepare again, it goes on from the "
+                "last finished shard, with fewer data.workers if memory is short"
+            ) from None
 
 
 _encoder = None
@@ -265,8 +273,10 @@ def _tokenize(
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
             left = (shown - began) * max(expected / size - 1, 0) if expected else None
-            say(f"{source.domain}: {total:,} tokens, {total / (shown - began):,.0f} tokens/s, ETA "
-                + ("unknown" if left is None else f"{left:.0f} s"))  # fmt: skip
+            say(
+                f"{source.domain}: {total:,} tokens, {total / (shown - began):,.0f} tokens/s, ETA "
+                + ("unknown" if left is None else f"{left:.0f} s")
+            )
     done.append(part.finish(last=True))
     return done
 
@@ -317,8 +327,11 @@ class _Part:
             begin = offset + number * self.window
             self.windows.append(ids[begin : begin + self.window].astype(self.dtype))
             # A random order that depends on the text alone, so that windows are chosen evenly over documents.
-            self.priorities.append(int.from_bytes(hashlib.blake2b(
-                key.to_bytes(8, "big") + number.to_bytes(8, "big"), digest_size=8).digest(), "big"))  # fmt: skip
+            self.priorities.append(
+                int.from_bytes(
+                    hashlib.blake2b(key.to_bytes(8, "big") + number.to_bytes(8, "big"), digest_size=8).digest(), "big"
+                )
+            )
 
     def finish(self, last: bool) -> dict:
         shard = None
@@ -379,8 +392,10 @@ def _validation_sets(data: Data, root: Path, parts: dict, dtype: np.dtype, encod
         needed = max(ranges.values())
         if len(windows) < needed:
             remedy = "add text" if domain in ood else "raise data.validation.fraction, lower data.validation.sequences"
-            raise InputError(f"source {domain!r}: its held-out documents give {len(windows)} validation sequences of "
-                             f"{data.sequence + 1} tokens, {needed} are needed; {remedy} or shorten data.sequence")  # fmt: skip
+            raise InputError(
+                f"source {domain!r}: its held-out documents give {len(windows)} validation sequences of "
+                f"{data.sequence + 1} tokens, {needed} are needed; {remedy} or shorten data.sequence"
+            )
         if not needed:
             continue
         chosen = windows[:needed]

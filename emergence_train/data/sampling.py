@@ -58,8 +58,10 @@ def quotas(weights: list[float], total: int = BLOCK) -> list[int]:
         shares[i] += 1
     for weight, share in zip(weights, shares):
         if weight > 0 and share == 0:
-            raise InputError(f"a source's weight is {weight / sum(weights):.2g} of the mixture, too small to be sampled "
-                             f"(the least is 1/{total}); raise it or set it to 0")  # fmt: skip
+            raise InputError(
+                f"a source's weight is {weight / sum(weights):.2g} of the mixture, too small to be sampled "
+                f"(the least is 1/{total}); raise it or set it to 0"
+            )
     return shares
 
 
@@ -88,8 +90,10 @@ class Sampler:
         self.windows = [max((length - 1) // sequence - 1, 1) for length in tokens]
         for length, quota in zip(tokens, self.quotas):
             if quota and length < sequence + 1:
-                raise InputError(f"a source has {length} tokens, fewer than one sequence ({sequence + 1}); "
-                                 f"add text or shorten data.sequence")  # fmt: skip
+                raise InputError(
+                    f"a source has {length} tokens, fewer than one sequence ({sequence + 1}); "
+                    f"add text or shorten data.sequence"
+                )
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each place in a block its domain, and how many of that domain stand before it in the block."""

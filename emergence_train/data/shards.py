@@ -35,12 +35,15 @@ def verify(root: Path, entries: list[dict], stamp: Path) -> None:
         except OSError:
             raise InputError(f"{path}: is missing; run prepare again") from None
         if status.st_size != entry["bytes"]:
-            raise InputError(f"{path}: has {status.st_size} bytes instead of {entry['bytes']}; it is truncated or "
-                             f"altered: delete {root} and run prepare again")  # fmt: skip
+            raise InputError(
+                f"{path}: has {status.st_size} bytes instead of {entry['bytes']}; it is truncated or "
+                f"altered: delete {root} and run prepare again"
+            )
         mark = [entry["sha256"], status.st_size, status.st_mtime_ns, status.st_ino]
         if known.get(entry["file"]) != mark and files.sha256(path) != entry["sha256"]:
-            raise InputError(f"{path}: its checksum does not match the index; it was altered: "
-                             f"delete {root} and run prepare again")  # fmt: skip
+            raise InputError(
+                f"{path}: its checksum does not match the index; it was altered: delete {root} and run prepare again"
+            )
         seen[entry["file"]] = mark
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

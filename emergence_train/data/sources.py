@@ -54,8 +54,10 @@ def paths(source: Source) -> list[Path]:
     if source.sample:
         path = SAMPLE / f"{source.sample}.jsonl.xz"
         if not path.is_file():
-            raise InputError(f"source {source.domain!r}: the sample has no domain {source.sample!r}; "
-                             f"it has {', '.join(sample_domains())}")  # fmt: skip
+            raise InputError(
+                f"source {source.domain!r}: the sample has no domain {source.sample!r}; "
+                f"it has {', '.join(sample_domains())}"
+            )
         return [path]
     found = []
     for pattern in source.files:
@@ -143,6 +145,8 @@ def _hub(source: Source, skip: int) -> Iterator[str]:
                 f"it goes on from the last finished shard"
             ) from None
         if not isinstance(row.get(source.text_field), str):
-            raise InputError(f"source {source.domain!r}: {source.hub!r} has no text under {source.text_field!r} "
-                             f"(it has {', '.join(row)}); set text_field")  # fmt: skip
+            raise InputError(
+                f"source {source.domain!r}: {source.hub!r} has no text under {source.text_field!r} "
+                f"(it has {', '.join(row)}); set text_field"
+            )
         yield row[source.text_field]

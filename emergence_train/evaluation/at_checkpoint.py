@@ -52,6 +52,12 @@ class Evaluator:
     def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> pd.DataFrame:
         """The `evaluations` table of one checkpoint; `losses` are its mean losses by split, nats per token."""
         return table(
-            scores.rows, run=run, params=params, step=step, tokens=tokens, loss=losses["iid"],
-            unigram_loss=self.unigram["iid"], bits_per_byte=self.comparable(losses)["bits_per_byte"]["iid"],
-        )  # fmt: skip
+            scores.rows,
+            run=run,
+            params=params,
+            step=step,
+            tokens=tokens,
+            loss=losses["iid"],
+            unigram_loss=self.unigram["iid"],
+            bits_per_byte=self.comparable(losses)["bits_per_byte"]["iid"],
+        )

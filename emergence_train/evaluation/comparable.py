@@ -52,6 +52,8 @@ def comparable(dataset: Dataset, losses: dict[str, float], unigram: dict[str, fl
     return {
         "bits_per_byte": {n: round(bits_per_byte(loss, *sizes[n]), 6) for n, loss in losses.items() if n in sizes},
         "log_pplu": {
-            n: round(log_unigram_normalised_perplexity(loss, unigram[n]), 6) for n, loss in losses.items() if n in unigram
+            n: round(log_unigram_normalised_perplexity(loss, unigram[n]), 6)
+            for n, loss in losses.items()
+            if n in unigram
         },
     }

@@ -16,9 +16,13 @@ ROWS = 16  # prompts generated together
 
 @torch.no_grad()
 def generate(
-    model: torch.nn.Module, prompts: list[list[int]], most: int, finished: Callable[[list[int]], bool], ranks: Ranks,
+    model: torch.nn.Module,
+    prompts: list[list[int]],
+    most: int,
+    finished: Callable[[list[int]], bool],
+    ranks: Ranks,
     each_batch: Callable[[], None] = lambda: None,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """The likeliest next tokens of each prompt, at most `most`, the same on every rank. All ranks call it.
 
     `model` is a Decoder or an engine around one. `finished(ids)` says after each token whether a text is done. Prompts of equal

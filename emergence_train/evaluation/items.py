@@ -85,8 +85,10 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
         return Task(name, tuple(items))
     number, problem = next(iter(problems.items()))
     if len(problems) > BAD * len(items):
-        raise InputError(f"{where}: item {number} of task {name!r} {problem} ({len(problems)} of "
-                         f"{len(items)} items cannot be scored); mend the file")  # fmt: skip
+        raise InputError(
+            f"{where}: item {number} of task {name!r} {problem} ({len(problems)} of "
+            f"{len(items)} items cannot be scored); mend the file"
+        )
     note = f"task {name!r}: {len(problems)} of {len(items)} items left out, the first because item {number} {problem}"
     return Task(name, tuple(item for number, item in enumerate(items, 1) if number not in problems), note)
 
@@ -138,7 +140,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
                         raise InputError(f"{path}: row {number} is not a JSON object")
                     yield number, row
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a task's items are a JSONL file of context, choices and answer") from None
+        raise InputError(
+            f"{path}: no such file; a task's items are a JSONL file of context, choices and answer"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSONL: {' '.join(str(error).split())}") from None
 
@@ -149,7 +153,9 @@ def _of_row(path: Path, number: int, row: dict) -> Item:
             return Item(str(row["context"]), (str(row["continuation"]),), 0)
         return Item(str(row["context"]), tuple(str(choice) for choice in row["choices"]), int(row["answer"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: row {number}: needs context, choices (a list) and answer (an index): {error!r}") from None
+        raise InputError(
+            f"{path}: row {number}: needs context, choices (a list) and answer (an index): {error!r}"
+        ) from None
 
 
 def _open_item(path: Path, number: int, row: dict) -> OpenItem:

@@ -33,7 +33,13 @@ class EmergenceLM(TemplateLM):
     """`model` is a Decoder or a DeepSpeed engine around one; `longest` the tokens it can look at."""
 
     def __init__(
-        self, model, tokenizer, end_of_text: int, longest: int, ranks: Ranks, each_batch: Callable[[], None] = lambda: None
+        self,
+        model,
+        tokenizer,
+        end_of_text: int,
+        longest: int,
+        ranks: Ranks,
+        each_batch: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self.each_batch = each_batch
@@ -54,7 +60,11 @@ class EmergenceLM(TemplateLM):
         return [(float(value), bool(greedy)) for value, greedy in self._score(wanted)]
 
     def _score(self, requests: list[scoring.Request]) -> np.ndarray:
-        return scoring.score(self.model, requests, self.ranks, self.each_batch, greedy=True) if requests else np.empty((0, 2))
+        return (
+            scoring.score(self.model, requests, self.ranks, self.each_batch, greedy=True)
+            if requests
+            else np.empty((0, 2))
+        )
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts: windows of `longest` tokens, each token predicted once, the last window with as
@@ -131,8 +141,10 @@ def _explained(names: str):
         yield
     except (OSError, ConnectionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"lm-eval task {names}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE to a copy or "
-                         f"give the items as a file") from error  # fmt: skip
+        raise InputError(
+            f"lm-eval task {names}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE to a copy or "
+            f"give the items as a file"
+        ) from error
 
 
 def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit: int | None = None) -> list[dict]:
@@ -144,7 +156,14 @@ def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     with _explained(", ".join(names)), torch.no_grad():
         found = lm_eval.simple_evaluate(
-            lm, tasks=names, num_fewshot=shots, limit=limit, bootstrap_iters=100, task_manager=tasks(), log_samples=True, **seeds
+            lm,
+            tasks=names,
+            num_fewshot=shots,
+            limit=limit,
+            bootstrap_iters=100,
+            task_manager=tasks(),
+            log_samples=True,
+            **seeds,
         )
     return from_first_rank(lambda: _rows(found, names))
 
@@ -153,7 +172,11 @@ def _rows(found: dict, names: list[str]) -> list[dict]:
     rows = []
     for name in names:
         values = found["results"][name]
-        samples = [sample for task in _leaves(name, found.get("group_subtasks", {})) for sample in found["samples"].get(task, [])]
+        samples = [
+            sample
+            for task in _leaves(name, found.get("group_subtasks", {}))
+            for sample in found["samples"].get(task, [])
+        ]
         choices = choice_rows(name, samples)
         chance = choices[0]["chance"] if choices else 0.0
         for key, value in values.items():
@@ -162,13 +185,17 @@ def _rows(found: dict, names: list[str]) -> list[dict]:
                 continue
             label = metric if filter_name in ("none", "") else f"{metric}_{filter_name}"
             stderr = values.get(f"{metric}_stderr,{filter_name}")
-            rows.append({
-                "task": name, "metric": label, "value": float(value),
-                "stderr": float(stderr) if isinstance(stderr, (int, float)) else np.nan,
-                "items": len(samples),
-                "chance": chance if metric.startswith(("acc", "exact_match", "em")) else np.nan,
-                "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(metric, True)),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "task": name,
+                    "metric": label,
+                    "value": float(value),
+                    "stderr": float(stderr) if isinstance(stderr, (int, float)) else np.nan,
+                    "items": len(samples),
+                    "chance": chance if metric.startswith(("acc", "exact_match", "em")) else np.nan,
+                    "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(metric, True)),
+                }
+            )
         rows += [row for row in choices if row["metric"] in CONTINUOUS]
     return rows
 

@@ -1,14 +1,14 @@
 """From the log-likelihoods of an item's choices to metrics, each with standard error, number of items and chance level.
 
-  acc                   the likeliest choice is the right one
-  acc_norm              the same with log-likelihoods divided by the choices' characters (lm-eval's acc_norm)
-  correct_choice_prob   probability of the right choice, normalised over the choices (arXiv 2304.15004)
-  brier                 sum over choices of (1[right] - p)^2, mean over items: uniform guessing among k gives 1 - 1/k, a
-                        constant one-hot answer 2 (1 - 1/k). Some tools take the mean over choices: k times smaller
-  answer_loglik         log-likelihood of the right choice, nats
-  answer_bits_per_byte  the same with the sign turned, in bits for each byte of the choice
-  exact_match           open answers: the generated text is one of the answers, case, width and spaces aside; where the
-                        one right continuation is given: greedy generation would give it, token for token
+acc                   the likeliest choice is the right one
+acc_norm              the same with log-likelihoods divided by the choices' characters (lm-eval's acc_norm)
+correct_choice_prob   probability of the right choice, normalised over the choices (arXiv 2304.15004)
+brier                 sum over choices of (1[right] - p)^2, mean over items: uniform guessing among k gives 1 - 1/k, a
+                      constant one-hot answer 2 (1 - 1/k). Some tools take the mean over choices: k times smaller
+answer_loglik         log-likelihood of the right choice, nats
+answer_bits_per_byte  the same with the sign turned, in bits for each byte of the choice
+exact_match           open answers: the generated text is one of the answers, case, width and spaces aside; where the
+                      one right continuation is given: greedy generation would give it, token for token
 """
 
 import re
@@ -19,9 +19,13 @@ import numpy as np
 from emergence_train.evaluation.items import AnswerTask, OpenItem, OpenTask, Task
 
 HIGHER_IS_BETTER = {
-    "acc": True, "acc_norm": True, "correct_choice_prob": True, "brier": False, "answer_loglik": True,
+    "acc": True,
+    "acc_norm": True,
+    "correct_choice_prob": True,
+    "brier": False,
+    "answer_loglik": True,
     "answer_bits_per_byte": False,
-}  # fmt: skip
+}
 
 
 def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
@@ -52,8 +56,11 @@ def answer_metrics(task: AnswerTask, scores: np.ndarray) -> list[dict]:
     """Rows, as choice_metrics has them, of a task with one right continuation an item. `scores` (items, 2): its log-likelihood
     in nats, and 1 where every token of it is the likeliest. Guessing among a vocabulary is never right: chance 0."""
     size = np.array([len(item.choices[0].encode()) for item in task.items])
-    each = {"exact_match": scores[:, 1], "answer_loglik": scores[:, 0],
-            "answer_bits_per_byte": -scores[:, 0] / np.log(2) / size}  # fmt: skip
+    each = {
+        "exact_match": scores[:, 1],
+        "answer_loglik": scores[:, 0],
+        "answer_bits_per_byte": -scores[:, 0] / np.log(2) / size,
+    }
     return [
         _row(task.name, name, values, 0.0 if name == "exact_match" else np.nan, HIGHER_IS_BETTER.get(name, True))
         for name, values in each.items()
@@ -63,8 +70,15 @@ def answer_metrics(task: AnswerTask, scores: np.ndarray) -> list[dict]:
 def _row(task: str, metric: str, values, chance: float, higher_is_better: bool) -> dict:
     """Mean of the items' values, with sample deviation / sqrt(items) as its standard error."""
     stderr = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
-    return {"task": task, "metric": metric, "value": float(np.mean(values)), "stderr": stderr, "items": len(values),
-            "chance": chance, "higher_is_better": higher_is_better}  # fmt: skip
+    return {
+        "task": task,
+        "metric": metric,
+        "value": float(np.mean(values)),
+        "stderr": stderr,
+        "items": len(values),
+        "chance": chance,
+        "higher_is_better": higher_is_better,
+    }
 
 
 def exact_match(item: OpenItem, text: str) -> bool:

@@ -19,9 +19,12 @@ BATCH = 8  # validation sequences in a forward pass
 
 
 def evaluate(
-    run: Path, step: int | None = None, tasks: list[str] | None = None, splits: list[str] | None = None,
+    run: Path,
+    step: int | None = None,
+    tasks: list[str] | None = None,
+    splits: list[str] | None = None,
     say: Callable[[str], None] = print,
-) -> dict:  # fmt: skip
+) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
     `tasks` are names of the run's own tasks or of those that can be made (suite.KNOWN); None: the run's own. `splits`: whose
@@ -69,8 +72,10 @@ def format_result(result: dict) -> str:
     """What the command line prints."""
     lines = [f"{result['run']}, step {result['step']}, {result['tokens']:,} tokens"]
     for split, loss in result["loss"].items():
-        lines.append(f"  {split:<16} {loss:.4f} nats/token  {result['bits_per_byte'].get(split, float('nan')):.4f} bits/byte  "
-                     f"log PPLu {result['log_pplu'].get(split, float('nan')):+.4f}")  # fmt: skip
+        lines.append(
+            f"  {split:<16} {loss:.4f} nats/token  {result['bits_per_byte'].get(split, float('nan')):.4f} bits/byte  "
+            f"log PPLu {result['log_pplu'].get(split, float('nan')):+.4f}"
+        )
     for row in result["tasks"]:
         stderr = "" if row["stderr"] is None else f" +- {row['stderr']:.4f}"
         chance = "" if row["chance"] is None else f"  chance {row['chance']:.3g}"

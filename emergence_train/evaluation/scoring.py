@@ -60,9 +60,13 @@ def log_likelihoods(
 
 @torch.no_grad()
 def score(
-    model: torch.nn.Module, requests: list[Request], ranks: Ranks, each_batch: Callable[[], None] = lambda: None, *,
+    model: torch.nn.Module,
+    requests: list[Request],
+    ranks: Ranks,
+    each_batch: Callable[[], None] = lambda: None,
+    *,
     greedy: bool = False,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """(R, 2): log-likelihood in nats, and with `greedy` whether every token of the continuation is the likeliest one (1 or
     0). That needs the logits, which take memory: leave it out where only the likelihood is wanted."""
     batches = _batches(_rows(requests), ranks.world)
@@ -84,7 +88,9 @@ def score(
         for branch in range(1, max(len(row.requests) for row in chosen) + 1) if real else ():
             mine = branches == branch
             sums = torch.stack([(log_p * mine).sum(1), (likeliest | ~mine).all(1).double()], 1)
-            held = [(number, row.requests[branch - 1]) for number, row in enumerate(chosen) if branch <= len(row.requests)]
+            held = [
+                (number, row.requests[branch - 1]) for number, row in enumerate(chosen) if branch <= len(row.requests)
+            ]
             rows, of_request = torch.tensor(held, device=ranks.device).T
             found[of_request] = sums[rows]
     model.train(was_training)
@@ -125,7 +131,9 @@ def _batches(rows: list[Row], world: int) -> list[tuple[bool, list[Row]]]:
     batches: list[tuple[bool, list[Row]]] = []
     for shared in (False, True):
         of_kind: list[list[Row]] = []
-        for row in sorted((row for row in rows if (row.shared > 0) == shared), key=lambda row: (-row.length, row.requests)):
+        for row in sorted(
+            (row for row in rows if (row.shared > 0) == shared), key=lambda row: (-row.length, row.requests)
+        ):
             if not of_kind or (len(of_kind[-1]) + 1) * _padded(of_kind[-1][0].length) > TOKENS:
                 of_kind.append([])
             of_kind[-1].append(row)

@@ -48,8 +48,10 @@ class Suite:
     def _requests(self, tasks) -> list[Request]:
         return [
             encode(self.tokenizer, context, choice, self.end, self.longest)
-            for task in tasks for item in task.items for context, choice in item.pairs
-        ]  # fmt: skip
+            for task in tasks
+            for item in task.items
+            for context, choice in item.pairs
+        ]
 
     @property
     def notes(self) -> list[str]:
@@ -73,10 +75,13 @@ class Suite:
             made = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
             return items.checked(name, made, "tasks")
         if wanted.task == synthetic.FROM_TEXT:
-            windows = np.concatenate([
-                np.asarray(self.dataset.windows[segment.domain][segment.begin : segment.end], dtype=np.int64)
-                for segment in self.dataset.segments() if "iid" in segment.splits
-            ])  # fmt: skip
+            windows = np.concatenate(
+                [
+                    np.asarray(self.dataset.windows[segment.domain][segment.begin : segment.end], dtype=np.int64)
+                    for segment in self.dataset.segments()
+                    if "iid" in segment.splits
+                ]
+            )
             decode = self.tokenizer.decode
             made = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
             return items.checked(name, made, f"{self.dataset.root}: validation sequences too few or too short")
@@ -99,7 +104,11 @@ class Suite:
             for task in self.answer_tasks:
                 rows += answer_metrics(task, values[at : at + len(task.items)])
                 at += len(task.items)
-        rows += [row for task in self.open_tasks for row in open_metrics(task, self._generated(model, task, ranks, each_batch))]
+        rows += [
+            row
+            for task in self.open_tasks
+            for row in open_metrics(task, self._generated(model, task, ranks, each_batch))
+        ]
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter
 
@@ -129,11 +138,15 @@ def unknown(name: str) -> str:
     """The error line for a task that does not exist, with the names nearest to it."""
     close = difflib.get_close_matches(name, KNOWN, n=3, cutoff=0.4)
     near = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "made here are " + ", ".join(KNOWN) + "."
-    return (f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
-            "{task: NAME, file: ITEMS.jsonl}")  # fmt: skip
+    return (
+        f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
+        "{task: NAME, file: ITEMS.jsonl}"
+    )
 
 
-def table(rows: list[dict], *, run: str, params: int, step: int, tokens: int, loss: float, **extra: float) -> pd.DataFrame:
+def table(
+    rows: list[dict], *, run: str, params: int, step: int, tokens: int, loss: float, **extra: float
+) -> pd.DataFrame:
     """The `evaluations` table of one checkpoint. `loss` is the iid validation loss, nats per token; `extra` may hold
     unigram_loss and bits_per_byte."""
     return pd.DataFrame(rows).assign(run=run, params=params, step=step, tokens=tokens, loss=loss, **extra)

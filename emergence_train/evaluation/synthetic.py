@@ -90,7 +90,11 @@ def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[l
         starts = [draw.randrange(windows.shape[1] - context - length) for _ in rows]
         texts = [decode(windows[r][s + context : s + context + length].tolist()) for r, s in zip(rows, starts)]
         before = decode(windows[rows[0]][starts[0] : starts[0] + context].tolist())
-        if len(set(texts)) == CHOICES and all(text.strip() for text in texts) and "\ufffd" not in before + "".join(texts):
+        if (
+            len(set(texts)) == CHOICES
+            and all(text.strip() for text in texts)
+            and "\ufffd" not in before + "".join(texts)
+        ):
             made.append(_shuffled(before, texts, draw))
     return made
 

@@ -54,25 +54,41 @@ def padded_vocabulary(tokens: int) -> int:
 def _loss_paper(layers: int, width: int, heads: int, kv_heads: int, ffn: int) -> dict:
     """A row of the table of arXiv 2403.15796: rotary on half of each head. Its GQA group sizes are our choice."""
     return {
-        "layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads, "ffn": ffn,
-        "rotary_fraction": 0.5, "max_sequence": 2048, "vocab_size": 65_024,
-    }  # fmt: skip
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "ffn": ffn,
+        "rotary_fraction": 0.5,
+        "max_sequence": 2048,
+        "vocab_size": 65_024,
+    }
 
 
 def _temporal_paper(layers: int, width: int, heads: int, ffn: int) -> dict:
     """A size of arXiv 2404.17785. The paper gives the parameter count and sequence 1024 only; the shape is our choice."""
     return {
-        "layers": layers, "width": width, "heads": heads, "kv_heads": heads, "ffn": ffn,
-        "max_sequence": 1024, "vocab_size": 50_304,
-    }  # fmt: skip
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "kv_heads": heads,
+        "ffn": ffn,
+        "max_sequence": 1024,
+        "vocab_size": 50_304,
+    }
 
 
 def _tiny(layers: int, width: int, heads: int, ffn: int) -> dict:
     """For a laptop's processor; tied, since the embedding would otherwise outweigh the rest."""
     return {
-        "layers": layers, "width": width, "heads": heads, "kv_heads": heads, "ffn": ffn,
-        "tied": True, "max_sequence": 1024,
-    }  # fmt: skip
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "kv_heads": heads,
+        "ffn": ffn,
+        "tied": True,
+        "max_sequence": 1024,
+    }
 
 
 PRESETS: dict[str, dict] = {

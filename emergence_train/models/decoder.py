@@ -70,7 +70,12 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
         # Nobody else reads the projection: queries and keys are rotated where they lie (a hook on qkv would see them so).
         heads = rotary_attention(
-            self.qkv(x_BTD), *angles, heads=self.heads, kv_heads=self.kv_heads, document_ids=document_ids_BT, overwrite=True
+            self.qkv(x_BTD),
+            *angles,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            document_ids=document_ids_BT,
+            overwrite=True,
         )
         return self.out(heads.reshape(x_BTD.shape))
 
@@ -202,9 +207,7 @@ class Decoder(nn.Module):
         seen_B1TT = (own_BTT & (index_T[:, None] >= index_T))[:, None]
         return self._apart(tokens_BT, lambda _, of_block, x: of_block.masked(x, angles, seen_B1TT))
 
-    def _apart(
-        self, tokens_BT: Tensor, attend: Callable[[int, Attention, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _apart(self, tokens_BT: Tensor, attend: Callable[[int, Attention, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """As _trunk with attend(number of the block, its attention, x) for attention. Blocks are taken apart, so that compiled
         ones need not be compiled for every length."""
         x, residual = self.embedding(tokens_BT), None

@@ -73,18 +73,43 @@ def _against_loss(one: Finding, names: dict[str, int]) -> Chart:
         middle, high, low = (task.loss_at(share) for share in verdict.eta)
         ends = np.array(span)
         wide = np.array([low, high])
-        series.append(Series(wide, wide * 0 + span[0], "η, 95%", 1, line=False, low=wide * 0 + span[0],
-                             high=wide * 0 + span[1], quiet=True))  # fmt: skip
+        series.append(
+            Series(
+                wide,
+                wide * 0 + span[0],
+                "η, 95%",
+                1,
+                line=False,
+                low=wide * 0 + span[0],
+                high=wide * 0 + span[1],
+                quiet=True,
+            )
+        )
         series.append(
             Series(np.array([middle, middle]), ends, f"η = {middle:.2f} [{low:.2f}, {high:.2f}]", 1, dashed=True)
         )
     for run, rows in task.frame.groupby("run", sort=False):
         rows = rows.sort_values("loss")
-        series.append(Series(rows["loss"].to_numpy(float), rows["value"].to_numpy(float), str(run), names.get(str(run), 0),
-                             line=False, points=True))  # fmt: skip
+        series.append(
+            Series(
+                rows["loss"].to_numpy(float),
+                rows["value"].to_numpy(float),
+                str(run),
+                names.get(str(run), 0),
+                line=False,
+                points=True,
+            )
+        )
     note = f"{verdict.name}, probability {verdict.probability:.2f}. {verdict.reason}".strip()
-    return Chart(f"{task.task}, {task.metric}", "loss (nats), falling", task.metric, series, y_range=span, note=note,
-                 x_falling=True)  # fmt: skip
+    return Chart(
+        f"{task.task}, {task.metric}",
+        "loss (nats), falling",
+        task.metric,
+        series,
+        y_range=span,
+        note=note,
+        x_falling=True,
+    )
 
 
 def _name(one: dict) -> str:
@@ -95,13 +120,18 @@ def _verdicts(result: dict) -> str:
     rows = []
     for one in sorted(result["tasks"], key=lambda one: (one["task"], ORDER.index(one["verdict"]))):
         eta, items = one["eta"], one["items"]
-        rows.append([
-            _name(one), one["verdict"], f"{one['probability']:.2f}",
-            f"{eta['value']:.3f} [{eta['low95']:.3f}, {eta['high95']:.3f}]" if eta else "–",
-            f"{one['plateau']['share_of_range']:.0%}" if one["plateau"] else "–",
-            f"{one['chance']:.3g}" if one["chance"] is not None else "–",
-            f"{items:.0f}" if items else "–", str(one["rows"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                _name(one),
+                one["verdict"],
+                f"{one['probability']:.2f}",
+                f"{eta['value']:.3f} [{eta['low95']:.3f}, {eta['high95']:.3f}]" if eta else "–",
+                f"{one['plateau']['share_of_range']:.0%}" if one["plateau"] else "–",
+                f"{one['chance']:.3g}" if one["chance"] is not None else "–",
+                f"{items:.0f}" if items else "–",
+                str(one["rows"]),
+            ]
+        )
     head = ["task, metric", "verdict", "probability", "η (nats)", "plateau", "chance", "items", "checkpoints"]
     mirage = "".join(f"<p>Mirage check, {_name(one)}: {html.escape(one['says'])}.</p>" for one in result["mirage"])
     return table(head, rows, "Verdicts") + mirage
@@ -117,10 +147,15 @@ def _sizes(result: dict) -> str:
         held = [row for row in size["held_out"] if row["rmse"] is not None]
         worst = max((row["rmse"] / max(row["noise"], 1e-12) for row in held), default=None)
         shares = ["–" if value is None else f"{value:.3f}" for value in one["collapse"].values()]
-        rows.append([
-            _name(one), f"{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]", f"{size['p']:.3f}", *shares,
-            "–" if worst is None else f"{worst:.1f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                _name(one),
+                f"{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]",
+                f"{size['p']:.3f}",
+                *shares,
+                "–" if worst is None else f"{worst:.1f}",
+            ]
+        )
     head = [
         "task, metric",
         "ten times the size [95%]",
@@ -147,14 +182,24 @@ def _timeline(result: dict, runs: list[Run]) -> str:
     named = {
         (one["family"], one["task"], one["metric"]) for one in result["abilities"] if not continuous(one["metric"])
     }
-    thresholds = [one for one in result["abilities"] if not continuous(one["metric"])
-                  or not any((one["family"], one["task"]) == other[:2] for other in named)]  # fmt: skip
+    thresholds = [
+        one
+        for one in result["abilities"]
+        if not continuous(one["metric"]) or not any((one["family"], one["task"]) == other[:2] for other in named)
+    ]
     eta = {(one["family"], one["task"], one["metric"]): one["eta"] for one in result["tasks"]}
     marked = [(one, eta[one["family"], one["task"], one["metric"]]) for one in thresholds]
     rows = [
-        [_name(one), html.escape(run["run"]), run["status"].replace("-", " "), _when(run["tokens"]), f"{run['probability']:.2f}"]
-        for one in thresholds for run in one["runs"]
-    ]  # fmt: skip
+        [
+            _name(one),
+            html.escape(run["run"]),
+            run["status"].replace("-", " "),
+            _when(run["tokens"]),
+            f"{run['probability']:.2f}",
+        ]
+        for one in thresholds
+        for run in one["runs"]
+    ]
     unfinished = [one for one in result["outlooks"] if one["planned_end_known"]]
     charts = [_past(runs, marked)]
     charts += [_fan(one, run, marked) for one in unfinished[:PANELS] for run in runs if run.name == one["run"]]
@@ -176,10 +221,17 @@ def _when(tokens: dict) -> str:
 def _eta_lines(marked: list, ends: np.ndarray) -> list[Series]:
     """Thresholds as dashed lines with their intervals, between two numbers of tokens."""
     return [
-        Series(ends, ends * 0 + eta["value"], f"η of {one['task']}", 7 - number % 3, dashed=True,
-               low=ends * 0 + eta["low95"], high=ends * 0 + eta["high95"])
+        Series(
+            ends,
+            ends * 0 + eta["value"],
+            f"η of {one['task']}",
+            7 - number % 3,
+            dashed=True,
+            low=ends * 0 + eta["low95"],
+            high=ends * 0 + eta["high95"],
+        )
         for number, (one, eta) in enumerate(marked)
-    ]  # fmt: skip
+    ]
 
 
 def _past(runs: list[Run], marked: list) -> Chart:
@@ -189,8 +241,13 @@ def _past(runs: list[Run], marked: list) -> Chart:
         for number, run in enumerate(runs)
         for rows in [run.means[run.means["split"] == "iid"]]
     ]
-    return Chart("Loss against tokens, and the thresholds", "tokens", "iid loss (nats)", [*_eta_lines(marked, ends), *series],
-                 x_log=True)  # fmt: skip
+    return Chart(
+        "Loss against tokens, and the thresholds",
+        "tokens",
+        "iid loss (nats)",
+        [*_eta_lines(marked, ends), *series],
+        x_log=True,
+    )
 
 
 def _fan(fan: dict, run: Run, marked: list) -> Chart:
@@ -200,10 +257,18 @@ def _fan(fan: dict, run: Run, marked: list) -> Chart:
     ahead, middle = np.array(fan["tokens"]), np.array(fan["loss"])
     mine = [(one, eta) for one, eta in marked if one["family"] == fan["family"]]
     series = [
-        Series(ahead, middle, f"{level}%", 0, line=False, low=np.array(fan[f"low{level}"]), high=np.array(fan[f"high{level}"]),
-               quiet=True)
+        Series(
+            ahead,
+            middle,
+            f"{level}%",
+            0,
+            line=False,
+            low=np.array(fan[f"low{level}"]),
+            high=np.array(fan[f"high{level}"]),
+            quiet=True,
+        )
         for level in (95, 80, 50)
-    ]  # fmt: skip
+    ]
     series += _eta_lines(mine, np.array([tokens[0], ahead[-1]]))
     series += [Series(ahead, middle, "forecast", 0), Series(tokens, loss, "so far", 7, line=False, points=True)]
     heights = [float(np.quantile(loss, 0.9)), *middle, *fan["low95"], *fan["high95"]]  # not the untrained model's
@@ -217,8 +282,14 @@ def _fan(fan: dict, run: Run, marked: list) -> Chart:
             series.append(Series(bar, bar * 0 + eta["value"], label, colour, quiet=True))
             series.append(Series(point, point * 0 + eta["value"], label, colour, line=False, points=True))
     room = 0.04 * (max(heights) - min(heights)) + 0.01
-    return Chart(f"{run.name}, going on", "tokens", "iid loss (nats)", series, x_log=True,
-                 y_range=(min(heights) - room, max(heights) + room))  # fmt: skip
+    return Chart(
+        f"{run.name}, going on",
+        "tokens",
+        "iid loss (nats)",
+        series,
+        x_log=True,
+        y_range=(min(heights) - room, max(heights) + room),
+    )
 
 
 def _history(run: Run) -> Chart | None:
@@ -241,8 +312,15 @@ def _history(run: Run) -> Chart | None:
         return None
     now = np.array([min(one.x.min() for one in series if len(one.x)), run.tokens], float)
     series.append(Series(now, now, "now", 7, dashed=True))
-    return Chart(f"{run.name}: forecast while it trained", "tokens trained", "tokens at which it is gained", series, x_log=True,
-                 y_log=True, note="Bands that reach the planned end are open there.")  # fmt: skip
+    return Chart(
+        f"{run.name}: forecast while it trained",
+        "tokens trained",
+        "tokens at which it is gained",
+        series,
+        x_log=True,
+        y_log=True,
+        note="Bands that reach the planned end are open there.",
+    )
 
 
 def _cost(runs: list[Run]) -> str:

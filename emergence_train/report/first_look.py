@@ -33,10 +33,17 @@ def _summary(runs: list[Run]) -> str:
     for run in runs:
         iid, ood, fit = run.last(run.means, "iid"), run.last(run.means, "ood"), run.last(run.fits, "iid")
         speed = run.curve["tokens_per_second"].median() if "tokens_per_second" in run.curve else np.nan
-        rows.append([
-            html.escape(run.name), f"{run.params:,}", f"{run.tokens:,}", _loss(iid), _loss(ood),
-            *(_estimate(fit, name) for name in ("a0", "a1", "a2")), f"{speed:,.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                html.escape(run.name),
+                f"{run.params:,}",
+                f"{run.tokens:,}",
+                _loss(iid),
+                _loss(ood),
+                *(_estimate(fit, name) for name in ("a0", "a1", "a2")),
+                f"{speed:,.0f}",
+            ]
+        )
     return (
         "<p>Each checkpoint is scored on held-out text of the training mixture (iid) and on books that are not in it "
         "(ood). Losses are in nats per token; position 1 is the first predicted token, which sees one token of context."
@@ -68,9 +75,11 @@ def _law_note(fit: pd.Series) -> str:
     if fit["status"] == "ok":
         return ", ".join(f"{name} = {_estimate(fit, name)}" for name in ("a0", "a1", "a2"))
     if _has_curve(fit):
-        return (f"The curve falls as 1/position from the start: a0/a1 = {fit['a0'] / fit['a1']:.3g}, "
-                f"a2 = {_estimate(fit, 'a2')}; "
-                "a0 and a1 apart are not identified.")  # fmt: skip
+        return (
+            f"The curve falls as 1/position from the start: a0/a1 = {fit['a0'] / fit['a1']:.3g}, "
+            f"a2 = {_estimate(fit, 'a2')}; "
+            "a0 and a1 apart are not identified."
+        )
     return f"Position law of the last checkpoint: {fit['status']}."
 
 
@@ -118,13 +127,21 @@ def _position_chart(run: Run, split: str) -> Chart:
     fit = run.last(run.fits, split)
     if _has_curve(fit):
         x = np.geomspace(1, rows["position"].max(), 60)
-        series.append(Series(x, position_curve(fit["a0"], fit["a1"], fit["a2"], x), "position law, last checkpoint", 1,
-                             dashed=True))  # fmt: skip
+        series.append(
+            Series(
+                x, position_curve(fit["a0"], fit["a1"], fit["a2"], x), "position law, last checkpoint", 1, dashed=True
+            )
+        )
     note = "" if fit is None else re.sub("<.*?>", "", _law_note(fit))
     return Chart(
-        f"{run.name}, {split}", "position", "loss (nats)", series, x_log=True,
-        ramp=("tokens", short(tokens[0]), short(tokens[-1])), note=note,
-    )  # fmt: skip
+        f"{run.name}, {split}",
+        "position",
+        "loss (nats)",
+        series,
+        x_log=True,
+        ramp=("tokens", short(tokens[0]), short(tokens[-1])),
+        note=note,
+    )
 
 
 def _by_size(runs: list[Run]) -> str:
@@ -154,8 +171,11 @@ def _by_size(runs: list[Run]) -> str:
 
 
 def _law(runs: list[Run]) -> str:
-    meaning = {"a0": "a0: what context is worth (nats)", "a1": "a1: how soon it is had (1 / position)",
-               "a2": "a2: loss with unlimited context (nats)"}  # fmt: skip
+    meaning = {
+        "a0": "a0: what context is worth (nats)",
+        "a1": "a1: how soon it is had (1 / position)",
+        "a2": "a2: loss with unlimited context (nats)",
+    }
     charts = []
     for name, title in meaning.items():
         series, left_out = [], 0
@@ -164,10 +184,17 @@ def _law(runs: list[Run]) -> str:
             bounded = np.isfinite(rows[f"{name}_low"]) & np.isfinite(rows[f"{name}_high"])
             left_out += int((~bounded).sum())
             rows = rows[bounded]
-            series.append(Series(
-                rows["tokens"].to_numpy(float), rows[name].to_numpy(float), run.name, number, points=True,
-                low=rows[f"{name}_low"].to_numpy(float), high=rows[f"{name}_high"].to_numpy(float),
-            ))  # fmt: skip
+            series.append(
+                Series(
+                    rows["tokens"].to_numpy(float),
+                    rows[name].to_numpy(float),
+                    run.name,
+                    number,
+                    points=True,
+                    low=rows[f"{name}_low"].to_numpy(float),
+                    high=rows[f"{name}_high"].to_numpy(float),
+                )
+            )
         note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
         charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name != "a2", note=note))
     return "<p>On iid, with 95% profile intervals as bands.</p>" + grid(charts)
@@ -187,8 +214,12 @@ def _by_tokens(runs: list[Run]) -> str:
             if len(rows)
         ]
         charts.append(Chart(f"Validation, {split}", "tokens", "loss (nats)", marks, x_log=True))
-    charts.insert(0, Chart("Training", "tokens", "loss (nats)", series, x_log=True,
-                           note="Mean of steps in bins equal in log tokens."))  # fmt: skip
+    charts.insert(
+        0,
+        Chart(
+            "Training", "tokens", "loss (nats)", series, x_log=True, note="Mean of steps in bins equal in log tokens."
+        ),
+    )
     return grid(charts)
 
 
@@ -208,10 +239,16 @@ def _speed(runs: list[Run]) -> str:
         group = np.arange(len(rows)) * 60 // max(len(rows), 1)
         parts = rows[["tokens", "tokens_per_second"]].astype(float).groupby(group)
         middle = parts.median()
-        series.append(Series(
-            middle["tokens"].to_numpy(), middle["tokens_per_second"].to_numpy(), run.name, number,
-            low=parts.quantile(0.1)["tokens_per_second"].to_numpy(), high=parts.quantile(0.9)["tokens_per_second"].to_numpy(),
-        ))  # fmt: skip
+        series.append(
+            Series(
+                middle["tokens"].to_numpy(),
+                middle["tokens_per_second"].to_numpy(),
+                run.name,
+                number,
+                low=parts.quantile(0.1)["tokens_per_second"].to_numpy(),
+                high=parts.quantile(0.9)["tokens_per_second"].to_numpy(),
+            )
+        )
     return (
         "<p>Training alone: validation and saving are not counted. Median of neighbouring steps; the band holds 80% of them.</p>"
         + grid([Chart("Speed", "tokens", "tokens/s", series, y_log=True)])

@@ -78,8 +78,18 @@ def _trajectories(run: Run, analysis: Analysis) -> tuple[list[Chart], list[str]]
         if f"{name}_law" in rows:
             law, reach = rows[f"{name}_law"].to_numpy(float), 1.96 * rows[f"{name}_law_sd"].to_numpy(float)
             series.append(Series(tokens, law, f"law of {name}", 0))
-            series.append(Series(tokens[~seen], law[~seen], "95%", 0, line=False, low=(law - reach)[~seen],
-                                 high=(law + reach)[~seen], quiet=True))  # fmt: skip
+            series.append(
+                Series(
+                    tokens[~seen],
+                    law[~seen],
+                    "95%",
+                    0,
+                    line=False,
+                    low=(law - reach)[~seen],
+                    high=(law + reach)[~seen],
+                    quiet=True,
+                )
+            )
         for part, label, colour in ((seen, "seen by the fit", 7), (~seen, "held back", 1)):
             keep = bounded & part
             series.append(Series(tokens[keep], value[keep], label, colour, line=False, points=True))
@@ -91,8 +101,17 @@ def _trajectories(run: Run, analysis: Analysis) -> tuple[list[Chart], list[str]]
         notes = [f"{left_out} checkpoints whose curve does not bound {name} are left out."] if left_out else []
         if f"{name}_law" not in rows:
             notes.append("Too few checkpoints bound it: no law is fitted, and the forecast holds a1.")
-        charts.append(Chart(f"{run.name}: {name}", "tokens", f"{name} ({unit})", series, x_log=True, note=" ".join(notes),
-                            y_range=(inside[0] - margin, inside[1] + margin)))  # fmt: skip
+        charts.append(
+            Chart(
+                f"{run.name}: {name}",
+                "tokens",
+                f"{name} ({unit})",
+                series,
+                x_log=True,
+                note=" ".join(notes),
+                y_range=(inside[0] - margin, inside[1] + margin),
+            )
+        )
     return charts, missing
 
 
@@ -110,8 +129,14 @@ def _residuals(run: Run, analysis: Analysis) -> Chart:
     for step, colour in zip(chosen, ramp_colours(np.array(shares))):
         here = rows[rows["step"] == step]
         series.append(Series(middle, here["residual"].to_numpy(float), f"{short(tokens[step])} tokens", colour))
-    return Chart(f"{run.name}, iid", "position", "loss - law (nats)", series, x_log=True,
-                 ramp=("tokens", short(tokens[chosen[0]]), short(tokens[chosen[-1]])))  # fmt: skip
+    return Chart(
+        f"{run.name}, iid",
+        "position",
+        "loss - law (nats)",
+        series,
+        x_log=True,
+        ramp=("tokens", short(tokens[chosen[0]]), short(tokens[chosen[-1]])),
+    )
 
 
 def _fan(run: Run, analysis: Analysis) -> Chart:
@@ -121,8 +146,18 @@ def _fan(run: Run, analysis: Analysis) -> Chart:
     series = []
     for percent in (95, 80, 50):
         low, high = level.interval(percent)
-        series.append(Series(tokens[late], level.mean[late], f"{percent}% band", 0, line=False, low=low[late],
-                             high=high[late], quiet=True))  # fmt: skip
+        series.append(
+            Series(
+                tokens[late],
+                level.mean[late],
+                f"{percent}% band",
+                0,
+                line=False,
+                low=low[late],
+                high=high[late],
+                quiet=True,
+            )
+        )
     series.append(
         Series(tokens[late], level.mean[late], f"forecast ({LABELS.get(analysis.selected, analysis.selected)})", 0)
     )

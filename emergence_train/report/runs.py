@@ -51,6 +51,13 @@ def load_run(directory: Path) -> Run:
     positions = tables.read(tables.POSITIONS, directory)
     curve = pd.DataFrame([row for row in metrics if row.get("kind") == "train"])
     return Run(
-        header["run"], directory, int(header["params"]), header, positions,
-        tables.mean_loss(positions), fit_positions(positions), curve, metrics,
-    )  # fmt: skip
+        header["run"],
+        directory,
+        int(header["params"]),
+        header,
+        positions,
+        tables.mean_loss(positions),
+        fit_positions(positions),
+        curve,
+        metrics,
+    )

@@ -98,8 +98,9 @@ class Skips:
                 self.rewinds = json.loads(self.path.read_text())["rewinds"]
                 [(int(r["step"]), int(r["first_batch"]), int(r["last_batch"])) for r in self.rewinds]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{self.path}: cannot be read ({error}); restore it: it says which batches this run "
-                                 f"has skipped") from None  # fmt: skip
+                raise InputError(
+                    f"{self.path}: cannot be read ({error}); restore it: it says which batches this run has skipped"
+                ) from None
         self._ranges()
 
     def batch(self, step: int) -> int:
@@ -113,8 +114,13 @@ class Skips:
 
     def add(self, back_to: int, failed: int, reason: str, write: bool) -> dict:
         """Skip what the steps after `back_to`, up to the one that failed, trained on; rank 0 writes it down."""
-        rewind = {"step": back_to, "failed_step": failed, "first_batch": self.batch(back_to + 1),
-                  "last_batch": self.batch(failed), "reason": reason}  # fmt: skip
+        rewind = {
+            "step": back_to,
+            "failed_step": failed,
+            "first_batch": self.batch(back_to + 1),
+            "last_batch": self.batch(failed),
+            "reason": reason,
+        }
         self.rewinds.append(rewind)
         if write:
             files.write_json(self.path, {"rewinds": self.rewinds})

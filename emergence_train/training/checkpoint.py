@@ -193,8 +193,10 @@ def load_newest(engine, run: Path, ranks: Ranks, say: Callable[[str], None]) -> 
     state.load(shards, content["updates"])
     engine.global_steps = content["step"]
     sums = shards.each(POSITIONS)
-    say(f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
-        f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s")  # fmt: skip
+    say(
+        f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
+        f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s"
+    )
     return content, sums
 
 

@@ -86,7 +86,11 @@ class RunLog:
         absent = sorted(s for s in tables if not (self.directory / "positions" / f"{step_name(s)}.parquet").is_file())
         gaps = [f"{rows} of {step} train rows of {self.path.name}"] if rows else []
         gaps += [f"the positions table of step {', '.join(map(str, absent))}"] if absent else []
-        return f"{self.directory}: lacks {' and '.join(gaps)}; training goes on, and what was lost stays lost" if gaps else None
+        return (
+            f"{self.directory}: lacks {' and '.join(gaps)}; training goes on, and what was lost stays lost"
+            if gaps
+            else None
+        )
 
     def write(self, kind: str, **values) -> dict:
         """Append one line; what is not a finite number is written as null, which JSON can hold."""
@@ -181,7 +185,12 @@ def environment(device: torch.device) -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **versions, "torch": torch.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **versions,
+            "torch": torch.__version__,
+        },
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
         "commit": _commit(),
@@ -205,8 +214,10 @@ def _commit() -> str | None:
     try:
         found = subprocess.run(
             ["git", "-C", str(place), "describe", "--always", "--abbrev=12", "--dirty=+"],
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

@@ -106,9 +106,17 @@ class Session:
     """One start of a run, from the state that was there to the end or to whatever stops it."""
 
     def __init__(
-        self, config: Config, plan: Plan, dataset: Dataset, evaluator: Evaluator, ranks: Ranks, engine, say,
-        stop: StopSignal, watch: Watchdog,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        plan: Plan,
+        dataset: Dataset,
+        evaluator: Evaluator,
+        ranks: Ranks,
+        engine,
+        say,
+        stop: StopSignal,
+        watch: Watchdog,
+    ) -> None:
         self.config, self.plan, self.dataset, self.ranks, self.engine = config, plan, dataset, ranks, engine
         self.say, self.stop, self.watch = say, stop, watch
         self.run = config.run_directory
@@ -161,8 +169,9 @@ class Session:
         if self.config.checkpoints.save_state != "never" and self.saver.durable < self.plan.total_steps:
             problem = problem or "the last checkpoint could not be saved"
         if problem:
-            raise self._failure(f"{self.run}: {problem}; mend that and run the same command: it goes on from step "
-                           f"{self.saver.durable}")  # fmt: skip
+            raise self._failure(
+                f"{self.run}: {problem}; mend that and run the same command: it goes on from step {self.saver.durable}"
+            )
 
     # ------------------------------------------------------------------------------------------------ going back
 
@@ -212,11 +221,14 @@ class Session:
         self.saver.wait()
         back_to = self.saver.durable
         if not back_to:
-            raise self._failure(f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
-                           f"training.schedule.lr or lengthen the warm-up")  # fmt: skip
+            raise self._failure(
+                f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
+                f"training.schedule.lr or lengthen the warm-up"
+            )
         if len(self.skips.rewinds) >= self.config.faults.give_up_after:
-            raise self._failure(f"step {failed}: {event.reason}, after {len(self.skips.rewinds)} rewinds; lower "
-                           f"training.schedule.lr")  # fmt: skip
+            raise self._failure(
+                f"step {failed}: {event.reason}, after {len(self.skips.rewinds)} rewinds; lower training.schedule.lr"
+            )
         self.skips.add(back_to, failed, event.reason, write=self.ranks.first)
         self.say(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
         return self._restore()
@@ -242,8 +254,10 @@ class Session:
         if event is not None and event.action == "stop":
             if self.recorder is not None:
                 self.recorder.log.flush()
-            raise self._failure(f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
-                           f"again: it goes on from the last checkpoint")  # fmt: skip
+            raise self._failure(
+                f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
+                f"again: it goes on from the last checkpoint"
+            )
         self.console.step(step, step * self.plan.step_tokens, loss, grad_norm, lr, bool(applied))
         return None
 
@@ -302,8 +316,10 @@ class Session:
         if self.recorder is not None:
             self.recorder.log.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
             self.recorder.log.flush()
-        raise self._failure(f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
-                       f"goes on from the last checkpoint")  # fmt: skip
+        raise self._failure(
+            f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
+            f"goes on from the last checkpoint"
+        )
 
     def _save(self, step: int, loop: dict) -> None:
         """The log first: a state is never ahead of its rows."""
@@ -348,8 +364,10 @@ class Session:
             self.recorder.log.close()
             self.recorder.mirror.close(patience=5.0)
         if self.saver.durable < step:
-            raise self._failure(f"told to stop at step {step}, and its state could not be saved; the same command goes on from "
-                           f"step {self.saver.durable}")  # fmt: skip
+            raise self._failure(
+                f"told to stop at step {step}, and its state could not be saved; the same command goes on from "
+                f"step {self.saver.durable}"
+            )
         raise self.stop.stopped(step)
 
 

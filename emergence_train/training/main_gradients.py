@@ -86,7 +86,8 @@ def step(self, closure=None) -> None:
     norms = [torch.linalg.vector_norm(gradients) for gradients in self.fp32_groups_actual_gradients_flat]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     inner, limit = self.optimizer, self.clip_grad or math.inf
-    inner.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # the fused kernel divides by it; 1e-6 as DeepSpeed has it
+    # the fused kernel divides by it; 1e-6 as DeepSpeed has it
+    inner.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)
     self.applied = norm.isfinite()
     inner.found_inf = (~self.applied).float()  # and leaves the update out where this is 1
     for weights, gradients in zip(self.fp32_groups_flat_partition, self.fp32_groups_gradient_flat_partition):

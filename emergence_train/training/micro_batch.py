@@ -33,9 +33,15 @@ class MicroBatch:
     """
 
     def __init__(
-        self, engine, accumulator: PositionAccumulator, weights: Tensor | None, z_loss: float, *, graphs: bool = False,
+        self,
+        engine,
+        accumulator: PositionAccumulator,
+        weights: Tensor | None,
+        z_loss: float,
+        *,
+        graphs: bool = False,
         log: Callable[[str], None] = print,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.engine, self.accumulator, self.weights, self.z_loss = engine, accumulator, weights, z_loss
         self.graphs, self.log = graphs, log
         self.captured: _Captured | None = None

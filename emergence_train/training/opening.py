@@ -16,10 +16,24 @@ from emergence_train.training.logs import device_name, write_config
 from emergence_train.training.plan import Plan
 
 # What may change when a run goes on: nothing that changes a loss by more than rounding.
-VOLATILE = ("out", "logging", "faults", "tasks", "abilities", "data.path", "data.workers", "training.micro_batch",
-            "training.threads", "training.zero_stage", "checkpoints.save_state", "checkpoints.keep_last",
-            "checkpoints.keep_every", "checkpoints.keep_best", "checkpoints.state_tokens",
-            "checkpoints.asynchronous")  # fmt: skip
+VOLATILE = (
+    "out",
+    "logging",
+    "faults",
+    "tasks",
+    "abilities",
+    "data.path",
+    "data.workers",
+    "training.micro_batch",
+    "training.threads",
+    "training.zero_stage",
+    "checkpoints.save_state",
+    "checkpoints.keep_last",
+    "checkpoints.keep_every",
+    "checkpoints.keep_best",
+    "checkpoints.state_tokens",
+    "checkpoints.asynchronous",
+)
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
 _locks: list = []  # open files: a lock lasts as long as its file
@@ -36,8 +50,10 @@ def agree_on(config: Config, ranks: Ranks) -> None:
     rank = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
     ours, theirs = every[0], every[rank]
     key = next(key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
-    error = InputError(f"rank {rank} was given {key} = {theirs.get(key)} and rank 0 {ours.get(key)}: the processes of one start "
-                       f"train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)")  # fmt: skip
+    error = InputError(
+        f"rank {rank} was given {key} = {theirs.get(key)} and rank 0 {ours.get(key)}: the processes of one start "
+        f"train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)"
+    )
     error.told_by_first_rank = not ranks.first
     raise error
 
@@ -46,13 +62,17 @@ def resolve(config: Config, ranks: Ranks) -> Config:
     """The configuration with what only the data set and the world size can tell."""
     training = config.training
     if training.batch % (training.micro_batch * ranks.world):
-        raise InputError(f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
-                         f"{ranks.world} processes; change one of them")  # fmt: skip
+        raise InputError(
+            f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
+            f"{ranks.world} processes; change one of them"
+        )
     vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
     size = config.model.vocab_size or padded_vocabulary(vocabulary)
     if size < vocabulary:
-        raise InputError(f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
-                         f"({config.data.path}); raise it or leave it out")  # fmt: skip
+        raise InputError(
+            f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
+            f"({config.data.path}); raise it or leave it out"
+        )
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
 
 
@@ -74,7 +94,8 @@ def claim(run: Path, config: Config) -> str | None:
         if rest.is_file():
             rest.unlink()
     if not path.is_file():
-        if any(not entry.name.startswith(".") for entry in run.iterdir()):  # a start that was killed leaves hidden files
+        # a start that was killed leaves hidden files
+        if any(not entry.name.startswith(".") for entry in run.iterdir()):
             raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
         write_config(run, config)
         return note
@@ -86,8 +107,10 @@ def claim(run: Path, config: Config) -> str | None:
     for key in sorted(before.keys() | now.keys()):
         volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
         if not volatile and before.get(key) != now.get(key):
-            raise InputError(f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
-                             f"or restore the configuration")  # fmt: skip
+            raise InputError(
+                f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
+                f"or restore the configuration"
+            )
     return note
 
 
@@ -114,5 +137,7 @@ def opening(config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, header: 
         f"{ranks.world} x {device_name(ranks.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
     )
     begin = f"going on after step {first_step}" if first_step else f"{plan.total_steps} steps"
-    return (f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
-            f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}")  # fmt: skip
+    return (
+        f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
+        f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}"
+    )

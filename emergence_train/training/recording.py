@@ -43,7 +43,8 @@ class Recorder:
         self.history = [(row["step"], row["loss"]) for row in kinds["train"] if row["loss"] is not None]
         self.judged = [loss for step, loss in self.history if step not in skipped][-WINDOW:]
         self.iid = {row["step"]: row["loss"].get("iid", math.inf) for row in kinds["validation"]}
-        self.scoring, self.training = records.cost_of_tasks([self.log.header | {"kind": "run"}, *self.log.rows])  # seconds
+        # seconds
+        self.scoring, self.training = records.cost_of_tasks([self.log.header | {"kind": "run"}, *self.log.rows])
 
     @property
     def best(self) -> int | None:
@@ -53,8 +54,9 @@ class Recorder:
     def step(self, step: int, lr: float, speed: float, loss: float, grad_norm: float | None, event: Event | None):
         """The step's row, and one for what was wrong with it."""
         tokens = step * self.plan.step_tokens
-        self._write("train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr,
-                    tokens_per_second=round(speed, 1))  # fmt: skip
+        self._write(
+            "train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr, tokens_per_second=round(speed, 1)
+        )
         self.training += self.plan.step_tokens / speed
         if event is not None:
             kind = {"skip": "skipped", "log": "spike"}.get(event.action, event.action)
@@ -87,17 +89,28 @@ class Recorder:
 
     def _tasks(self, step: int, tokens: int, means: dict[str, float], scores: Scores) -> None:
         header = self.log.header
-        table = self.evaluator.table(scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means)
+        table = self.evaluator.table(
+            scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means
+        )
         self.log.evaluations(step, table)
         values = {f"{row['task']}/{row['metric']}": row["value"] for row in scores.rows}
         self.scoring += scores.seconds
         share = self.scoring / self.training if self.training else None
-        self._write("evaluation", step=step, tokens=tokens, seconds=round(scores.seconds, 3),
-                    share_of_training=share and round(share, 4), cut_requests=self.evaluator.cut, value=values)  # fmt: skip
+        self._write(
+            "evaluation",
+            step=step,
+            tokens=tokens,
+            seconds=round(scores.seconds, 3),
+            share_of_training=share and round(share, 4),
+            cut_requests=self.evaluator.cut,
+            value=values,
+        )
         for note in self.evaluator.notes if not self.noted else ():
             self.say(f"tasks       {note}")
         self.noted = True
-        shown = "  ".join(f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] in ("acc", "exact_match"))
+        shown = "  ".join(
+            f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] in ("acc", "exact_match")
+        )
         cost = "" if share is None else f"; so far {share:.1%} of the time in training steps"
         self.say(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
 
@@ -106,9 +119,16 @@ class Recorder:
         found = abilities_ahead(self.thresholds, self.iid, self.plan.step_tokens, self.log.directory)
         if not found:
             return
-        values = {f"{name}/{key}": value for name, one in found.items()
-                  for key, value in {"probability": one["probability"], "tokens": one["tokens"]["value"],
-                                     "low95": one["tokens"]["low95"], "high95": one["tokens"]["high95"]}.items()}  # fmt: skip
+        values = {
+            f"{name}/{key}": value
+            for name, one in found.items()
+            for key, value in {
+                "probability": one["probability"],
+                "tokens": one["tokens"]["value"],
+                "low95": one["tokens"]["low95"],
+                "high95": one["tokens"]["high95"],
+            }.items()
+        }
         self._write("abilities", step=step, tokens=tokens, value=values)
         self.say(f"abilities   step {step}  {said(found)}")
 

@@ -98,4 +98,3 @@ class StopSignal:
         if self.first:
             tell(f"{self._name}: {reason}")
         os._exit(Stopped.code)
-

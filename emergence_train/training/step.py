@@ -27,9 +27,17 @@ class Stepper:
     """One optimizer step: micro-batches, gradients, update, and the sums of the loss."""
 
     def __init__(
-        self, config: Config, engine, dataset: Dataset, ranks: Ranks, accumulator: PositionAccumulator,
-        skips: Skips, judge: Judge, watch: Watchdog, log: Callable[[str], None] = print,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        engine,
+        dataset: Dataset,
+        ranks: Ranks,
+        accumulator: PositionAccumulator,
+        skips: Skips,
+        judge: Judge,
+        watch: Watchdog,
+        log: Callable[[str], None] = print,
+    ) -> None:
         self.engine, self.dataset, self.ranks = engine, dataset, ranks
         self.batch_of, self.at, self.judge = skips.batch, watch.at, judge
         self.batch, self.micro = config.training.batch, config.training.micro_batch

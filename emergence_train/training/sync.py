@@ -25,12 +25,14 @@ def sync(run: Path, say: Callable[[str], None]) -> dict:
     try:
         config = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]}); is this a run "
-                         f"directory?") from None  # fmt: skip
+        raise InputError(
+            f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]}); is this a run directory?"
+        ) from None
     mode = chosen_mode(config.logging.wandb)
     if mode == "disabled":
-        raise InputError(f"{run}: W&B is disabled (logging.wandb of its config.yaml, or WANDB_MODE); set it to offline or "
-                         f"online")  # fmt: skip
+        raise InputError(
+            f"{run}: W&B is disabled (logging.wandb of its config.yaml, or WANDB_MODE); set it to offline or online"
+        )
     points = list(_points(run))
     header = next((row for row in records.read_metrics(run) if row["kind"] == "run"), {})
     settings = init_settings(config, run, {key: value for key, value in header.items() if key != "kind"}, mode)

@@ -52,9 +52,11 @@ class Watchdog:
         if ranks.world > 1:
             # A connection of its own: the main thread may be waiting on the other.
             self.store = dist.TCPStore(
-                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=False,
                 timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
-            )  # fmt: skip
+            )
             # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
             self.prefix = f"emergence-train/{ranks.meeting}/"
             self.began = time.monotonic()
@@ -131,8 +133,11 @@ class Watchdog:
         while not self.ending.wait(self.interval) and not self.found.is_set():
             silent = time.monotonic() - self.answered
             if silent > self.silent:
-                self._end(f"rank 0 or its launcher, which holds the store, has not answered for {silent:.0f} s; "
-                          f"{self._own_place()}", store=False)  # fmt: skip
+                self._end(
+                    f"rank 0 or its launcher, which holds the store, has not answered for {silent:.0f} s; "
+                    f"{self._own_place()}",
+                    store=False,
+                )
 
     def _beat(self, number: int, words: str | None = None) -> None:
         operations, operation, step, since = self.place
@@ -180,7 +185,9 @@ class Watchdog:
             rank, sign = min(present.items(), key=lambda item: item[1]["ops"])
             behind = sum(other["ops"] > sign["ops"] for other in present.values())
             who = f"rank {rank} is waited for by {behind} others" if behind else "every rank waits"
-            return f"nothing has moved for {sign['for']:.0f} s, {who}; {_place(sign)}; stacks are in {self.run / STACKS}"
+            return (
+                f"nothing has moved for {sign['for']:.0f} s, {who}; {_place(sign)}; stacks are in {self.run / STACKS}"
+            )
         return None
 
     def _end(self, verdict: str, *, store: bool = True) -> None:

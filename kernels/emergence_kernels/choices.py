@@ -81,7 +81,9 @@ def from_results(runs: list[dict]) -> dict:
             ordered = {name: round(mean[name], 4) for name in _order(op, mean)}
             rows = table.setdefault(run["architecture"], {}).setdefault(op, {}).setdefault(run["dtype"], [])
             rows[:] = [row for row in rows if row["widths"] != list(widths)]
-            rows.append({"widths": list(widths), "milliseconds": ordered, "measured": run["utc"], "commit": run.get("commit")})
+            rows.append(
+                {"widths": list(widths), "milliseconds": ordered, "measured": run["utc"], "commit": run.get("commit")}
+            )
     return table
 
 

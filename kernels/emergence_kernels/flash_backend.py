@@ -23,7 +23,9 @@ def installed() -> tuple[int, ...]:
     if spec := importlib.util.find_spec("flash_attn"):
         found[2] = spec.origin is not None
         folders = [Path(folder) / "cute" for folder in spec.submodule_search_locations or ()]
-        found[4] = any(folder.is_dir() for folder in folders) and importlib.util.find_spec("nvidia_cutlass_dsl") is not None
+        found[4] = (
+            any(folder.is_dir() for folder in folders) and importlib.util.find_spec("nvidia_cutlass_dsl") is not None
+        )
     return tuple(generation for generation in GENERATIONS if found.get(generation))
 
 

@@ -42,7 +42,9 @@ def test_stages_end_apart_and_the_next_call_goes_on(pretended, tmp_path, capsys)
     assert (path.parent / "gpu-first-good.log").read_text() == "fine\n"
     path = pretended(good="raise SystemExit(9)", bad="pass", slow="pass")
     assert call(tmp_path, 2) == 0, "what was done is not done again"
-    assert {name: of["status"] for name, of in json.loads(path.read_text())["stages"].items()} == dict(good=0, bad=0, slow=0)
+    assert {name: of["status"] for name, of in json.loads(path.read_text())["stages"].items()} == dict(
+        good=0, bad=0, slow=0
+    )
     assert "done before" in capsys.readouterr().out
 
 

@@ -72,13 +72,20 @@ class Slurm:
 
     def __call__(self, *command: str, timeout: float = 120, **more: str) -> subprocess.CompletedProcess:
         """Run a command of Slurm's."""
-        return subprocess.run(command, env=self.environment | more, capture_output=True, text=True, timeout=timeout,
-                              stdin=subprocess.DEVNULL)  # fmt: skip
+        return subprocess.run(
+            command,
+            env=self.environment | more,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
 
     def start_node(self, number: int) -> None:
         with open(self.place / "daemons.log", "ab") as log:
-            self.nodes[number:number + 1] = [_daemon("slurmd", "-D", "-N", f"127.0.0.{number + 1}", log=log,
-                                                     environment=self.environment)]  # fmt: skip
+            self.nodes[number : number + 1] = [
+                _daemon("slurmd", "-D", "-N", f"127.0.0.{number + 1}", log=log, environment=self.environment)
+            ]
 
 
 @contextlib.contextmanager
@@ -92,8 +99,10 @@ def slurm(place: Path, nodes: int = 2, cpus: int = 4, slurmd_timeout: int = 300)
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
     host, ports = socket.gethostname(), _free_ports(nodes + 1)
-    lines = [f"NodeName=127.0.0.{i + 1} NodeHostname={host} NodeAddr=127.0.0.{i + 1} Port={ports[i]} CPUs={cpus}"
-             for i in range(nodes)]  # fmt: skip
+    lines = [
+        f"NodeName=127.0.0.{i + 1} NodeHostname={host} NodeAddr=127.0.0.{i + 1} Port={ports[i]} CPUs={cpus}"
+        for i in range(nodes)
+    ]
     text = CONF.format(host=host, port=ports[-1], place=place, slurmd_timeout=slurmd_timeout, nodes="\n".join(lines))
     (place / "slurm.conf").write_text(text)
     own = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_")
@@ -103,13 +112,18 @@ def slurm(place: Path, nodes: int = 2, cpus: int = 4, slurmd_timeout: int = 300)
     try:
         with open(place / "daemons.log", "ab") as log:
             files = [f"--{name}={place}/munge/{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
-            daemons.append(_daemon("munged", "--foreground", "--force", f"--key-file={key}", *files, log=log,
-                                   environment=environment))  # fmt: skip
+            daemons.append(
+                _daemon(
+                    "munged", "--foreground", "--force", f"--key-file={key}", *files, log=log, environment=environment
+                )
+            )
             _until(lambda: (place / "munge" / "socket").exists(), "munged did not start", place)
             daemons.append(_daemon("slurmctld", "-D", log=log, environment=environment))
         for number in range(nodes):
             here.start_node(number)
-        _until(lambda: here("sinfo", "-h", "-o", "%t %D").stdout.split() == ["idle", str(nodes)], "no node came up", place)
+        _until(
+            lambda: here("sinfo", "-h", "-o", "%t %D").stdout.split() == ["idle", str(nodes)], "no node came up", place
+        )
         yield here
     finally:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -127,8 +141,14 @@ def slurm(place: Path, nodes: int = 2, cpus: int = 4, slurmd_timeout: int = 300)
 
 def _daemon(name: str, *arguments: str, log, environment: dict[str, str]) -> subprocess.Popen:
     """Without a terminal, which its tasks would have too."""
-    return subprocess.Popen([_where(name), *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                            start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [_where(name), *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
 
 
 def _until(there, otherwise: str, place: Path, seconds: float = 30.0) -> None:
@@ -148,6 +168,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
+
     def leave(*_) -> None:
         raise KeyboardInterrupt
 

@@ -29,7 +29,7 @@ def cluster(tmp_path_factory):
     place = tmp_path_factory.mktemp("slurm")
     program = place / "bin" / "emergence-train"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -m emergence_train \"$@\"\n")
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m emergence_train "$@"\n')
     program.chmod(0o755)
     with contextlib.ExitStack() as stack:
         try:
@@ -39,9 +39,12 @@ def cluster(tmp_path_factory):
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             made.environment.pop(name, None)
         made.environment |= {
-            "PATH": f"{program.parent}{os.pathsep}{made.environment['PATH']}", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled",
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "EMERGENCE_REQUEUE_AFTER": "0",
-        }  # fmt: skip
+            "PATH": f"{program.parent}{os.pathsep}{made.environment['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "disabled",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+            "EMERGENCE_REQUEUE_AFTER": "0",
+        }
         yield made
 
 
@@ -92,8 +95,12 @@ class Job:
         self.number = done.stdout.strip()
 
     def until_step(self, step: int) -> None:
-        self.until(lambda: (self.run / "metrics.jsonl").is_file() and records.read_metrics(self.run / "metrics.jsonl")[-1]
-                   .get("step", 0) >= step)  # fmt: skip
+        self.until(
+            lambda: (
+                (self.run / "metrics.jsonl").is_file()
+                and records.read_metrics(self.run / "metrics.jsonl")[-1].get("step", 0) >= step
+            )
+        )
 
     def until(self, there, seconds: float = 90.0) -> None:
         end = time.monotonic() + seconds
@@ -119,7 +126,9 @@ class Job:
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"name={self.run.name}".encode() in (path / "cmdline").read_bytes().split(b"\0"):
-                    variables = dict(v.split(b"=", 1) for v in (path / "environ").read_bytes().split(b"\0") if b"=" in v)
+                    variables = dict(
+                        v.split(b"=", 1) for v in (path / "environ").read_bytes().split(b"\0") if b"=" in v
+                    )
                     if variables.get(b"SLURM_TASK_PID") == path.name.encode():
                         found[int(variables[b"SLURM_PROCID"])] = int(path.name)
         return [found[rank] for rank in sorted(found)]
@@ -193,8 +202,15 @@ def test_wrong_input_and_an_early_loss_are_not_tried_again(cluster: Slurm, confi
 def test_an_array_trains_a_run_for_each_of_its_numbers(cluster: Slurm, config):
     """The last of an array has the number of the whole array: it alone is requeued."""
     shape = ["--nodes", "1", "--ntasks-per-node", "1", "--array", "1-3", "--output", str(config.parent / "a-%a.log")]
-    done = cluster(*BATCH, *shape, str(ROOT / "configs" / "slurm.sbatch"), str(config), "name=seed-%a", "seed=%a",
-                   f"training.tokens={200 * 8 * 32}")  # fmt: skip
+    done = cluster(
+        *BATCH,
+        *shape,
+        str(ROOT / "configs" / "slurm.sbatch"),
+        str(config),
+        "name=seed-%a",
+        "seed=%a",
+        f"training.tokens={200 * 8 * 32}",
+    )
     array = done.stdout.strip()
     logs = [config.parent / f"a-{number}.log" for number in (1, 2, 3)]
     end = time.monotonic() + 120

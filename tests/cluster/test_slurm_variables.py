@@ -22,10 +22,25 @@ from emergence_train.errors import InputError
 from support import ROOT, command, metrics, small_config
 
 ITSELF, COMMAND = Ancestry(step="7.0"), Ancestry(task_itself=False, step="7.0")
-BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2",
-         "SLURM_NODELIST": "gpu[1-2]", "SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_TASK_PID": "4711"}  # fmt: skip
-STEP = BATCH | {"SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "6",
-                "SLURM_STEP_NODELIST": "gpu[1-2]", "SLURM_LOCALID": "2", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9"}  # fmt: skip
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "8",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_NODELIST": "gpu[1-2]",
+    "SLURM_JOB_NODELIST": "gpu[1-2]",
+    "SLURM_TASK_PID": "4711",
+}
+STEP = BATCH | {
+    "SLURM_STEP_ID": "3",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "6",
+    "SLURM_STEP_NODELIST": "gpu[1-2]",
+    "SLURM_LOCALID": "2",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9",
+}
 
 
 def test_a_task_of_srun_knows_its_place():
@@ -65,8 +80,10 @@ def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, see
     assert "job 7 has 8 tasks" in place.note and "srun" in place.note
 
 
-@pytest.mark.parametrize("environment", [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, STEP | {"SLURM_STEP_NUM_TASKS": "1",
-                                         "SLURM_PROCID": "0"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}],
+)
 def test_who_asked_for_one_process_hears_nothing(environment):
     place = launcher.find(environment, ITSELF)
     assert (place.rank, place.world, place.note) == (0, 1, None)
@@ -77,23 +94,38 @@ def test_a_terminal_of_the_task_itself_changes_nothing():  # srun -n 8 --pty eme
 
 
 def test_torchrun_counts_before_srun():
-    place = launcher.find(STEP | {"RANK": "1", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, COMMAND)
+    place = launcher.find(
+        STEP | {"RANK": "1", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, COMMAND
+    )
     assert (place.launcher, place.rank, place.world, place.local_rank, place.task) == ("torchrun", 1, 16, 1, None)
 
 
 def test_mpirun_is_told_from_srun():
     assert launcher.find(STEP | {"PMI_SIZE": "8"}, ITSELF).world == 8  # srun --mpi=pmi2
-    for environment in ({"OMPI_COMM_WORLD_SIZE": "4"}, STEP | {"OMPI_COMM_WORLD_SIZE": "16"}, BATCH | {"PMI_SIZE": "2"}):
+    for environment in (
+        {"OMPI_COMM_WORLD_SIZE": "4"},
+        STEP | {"OMPI_COMM_WORLD_SIZE": "16"},
+        BATCH | {"PMI_SIZE": "2"},
+    ):
         with pytest.raises(InputError, match="mpirun is no launcher"):
             launcher.find(environment, COMMAND)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"SLURM_PROCID": "8"}, {"SLURM_PROCID": "one"}, {"SLURM_PROCID": ""}, {"SLURM_STEP_NUM_TASKS": "-1"},
-     {"SLURM_STEP_NODELIST": ""}, {"SLURM_STEP_NODELIST": "gpu[1-"}, {"SLURM_STEP_NODELIST": "gpu[2-1]"},
-     {"MASTER_PORT": "http"}, {"RANK": "x"}, {"RANK": "4", "WORLD_SIZE": "4"}],
-)  # fmt: skip
+    [
+        {"SLURM_PROCID": "8"},
+        {"SLURM_PROCID": "one"},
+        {"SLURM_PROCID": ""},
+        {"SLURM_STEP_NUM_TASKS": "-1"},
+        {"SLURM_STEP_NODELIST": ""},
+        {"SLURM_STEP_NODELIST": "gpu[1-"},
+        {"SLURM_STEP_NODELIST": "gpu[2-1]"},
+        {"MASTER_PORT": "http"},
+        {"RANK": "x"},
+        {"RANK": "4", "WORLD_SIZE": "4"},
+    ],
+)
 def test_nonsense_is_one_clear_error(change):
     with pytest.raises(InputError) as raised:
         launcher.find(STEP | change, ITSELF)
@@ -148,14 +180,20 @@ def test_any_text_is_a_node_list_or_one_error(text):
 
 @pytest.mark.parametrize(
     ("compact", "names"),
-    [("gpu[01-03,7],login1", "gpu01 gpu02 gpu03 gpu7 login1"), ("rack[1-2]node[09-10]",
-      "rack1node09 rack1node10 rack2node09 rack2node10"), ("n[8-11]", "n8 n9 n10 n11"), ("10.0.0.[1-2]", "10.0.0.1 10.0.0.2")],
-)  # fmt: skip
+    [
+        ("gpu[01-03,7],login1", "gpu01 gpu02 gpu03 gpu7 login1"),
+        ("rack[1-2]node[09-10]", "rack1node09 rack1node10 rack2node09 rack2node10"),
+        ("n[8-11]", "n8 n9 n10 n11"),
+        ("10.0.0.[1-2]", "10.0.0.1 10.0.0.2"),
+    ],
+)
 def test_node_lists_of_clusters(compact, names):
     assert list(slurm.nodes(compact)) == names.split()
 
 
-@pytest.mark.skipif(not shutil.which("scontrol") or not os.environ.get("SLURM_CONF"), reason="no Slurm to ask (SLURM_CONF)")
+@pytest.mark.skipif(
+    not shutil.which("scontrol") or not os.environ.get("SLURM_CONF"), reason="no Slurm to ask (SLURM_CONF)"
+)
 @pytest.mark.parametrize("compact", ["gpu[01-03,7],login1", "rack[1-2]node[01-04]", "n[8-10]", "n[098-102],m"])
 def test_scontrol_expands_alike(compact):
     said = subprocess.run(["scontrol", "show", "hostnames", compact], capture_output=True, text=True, check=True)
@@ -183,7 +221,9 @@ def task_place(local_rank: int, gpus_on_node: int) -> launcher.Place:
     return launcher.find(STEP | {"SLURM_LOCALID": str(local_rank), "SLURM_GPUS_ON_NODE": str(gpus_on_node)}, ITSELF)
 
 
-@pytest.mark.parametrize(("local_rank", "visible", "on_node", "index"), [(3, 8, 8, 3), (3, 1, 8, 0), (5, 4, 8, 1), (3, 2, 8, 1)])
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "on_node", "index"), [(3, 8, 8, 3), (3, 1, 8, 0), (5, 4, 8, 1), (3, 2, 8, 1)]
+)
 def test_the_device_of_a_task(local_rank, visible, on_node, index):
     """All eight in sight; one alone (--gpus-per-task); those of its socket (--gpu-bind=closest); two for each of four."""
     assert distributed.device_index(task_place(local_rank, on_node), visible) == index
@@ -197,6 +237,7 @@ def test_more_processes_than_devices_is_an_error(place):
 
 def test_deepspeed_hears_the_number_of_the_device(monkeypatch):
     """It takes cuda:LOCAL_RANK, whatever it is told besides."""
+
     class Reached(Exception):
         pass
 
@@ -224,20 +265,30 @@ def test_deepspeed_hears_the_number_of_the_device(monkeypatch):
 # ------------------------------------------------------------------------------------------------------ the command
 
 
-def tasks(world: int, *arguments: str, job: int, each=lambda rank: (), **more: str) -> list[subprocess.CompletedProcess]:
+def tasks(
+    world: int, *arguments: str, job: int, each=lambda rank: (), **more: str
+) -> list[subprocess.CompletedProcess]:
     """`emergence-train train` in `world` processes that have Slurm's variables and no one else's."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         clean.pop(name, None)
     clean |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    step = STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_NUM_TASKS": str(world), "SLURM_STEP_NODELIST": "127.0.0.[1-2]"} | more
+    step = (
+        STEP
+        | {"SLURM_JOB_ID": str(job), "SLURM_STEP_NUM_TASKS": str(world), "SLURM_STEP_NODELIST": "127.0.0.[1-2]"}
+        | more
+    )
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "emergence_train", "train", *arguments, *each(rank)], text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean | step | {"SLURM_PROCID": str(rank)},
+            [sys.executable, "-m", "emergence_train", "train", *arguments, *each(rank)],
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean | step | {"SLURM_PROCID": str(rank)},
         )
         for rank in range(world)
-    ]  # fmt: skip
+    ]
     try:
         said = [process.communicate(timeout=90) for process in started]
     finally:
@@ -296,9 +347,14 @@ def test_one_of_several_processes_prepares(monkeypatch, tmp_path):
     assert cli.main(["prepare", str(tmp_path / "missing.yaml")]) == 2
 
 
-@pytest.mark.parametrize(("change", "said"), [({}, "srun: task 6 of 8; meets the others at port 15059 of gpu1"),
-                                              ({"OMPI_COMM_WORLD_SIZE": "3"}, "not recognised; OMPI_COMM_WORLD_SIZE=3"),
-                                              ({"RANK": "0", "WORLD_SIZE": "1"}, "RANK and WORLD_SIZE of the env")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "srun: task 6 of 8; meets the others at port 15059 of gpu1"),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, "not recognised; OMPI_COMM_WORLD_SIZE=3"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "RANK and WORLD_SIZE of the env"),
+    ],
+)
 def test_doctor_names_the_launcher(monkeypatch, change, said):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)

@@ -219,8 +219,9 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
 @settings(deadline=None, max_examples=40)
 @given(
     lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4),
-    start=st.floats(0, 1), length=st.floats(0, 1),
-)  # fmt: skip
+    start=st.floats(0, 1),
+    length=st.floats(0, 1),
+)
 def test_a_stream_reads_across_shards_as_if_they_were_one(tmp_path_factory, lengths, start, length):
     """`lengths`: for each shard the lengths of its documents."""
     root = tmp_path_factory.mktemp("shards")

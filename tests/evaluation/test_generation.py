@@ -60,10 +60,23 @@ def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path
     worker = Path(__file__).with_name("generation_worker.py")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(worker.parent)])
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(worker), str(config_file),
-         "3", str(tmp_path)],
-        capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(worker),
+            str(config_file),
+            "3",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert one == two and all(part["forwards"] > 2 for part in one)
@@ -93,4 +106,6 @@ def test_ranks_run_the_same_number_of_forwards(monkeypatch):
         forwards.append(len(calls))
         handle.remove()
     assert forwards == [18, 18]
-    assert [a or b for a, b in zip(*parts)] == [text[:2] for text in whole] and all(not (a and b) for a, b in zip(*parts))
+    assert [a or b for a, b in zip(*parts)] == [text[:2] for text in whole] and all(
+        not (a and b) for a, b in zip(*parts)
+    )

@@ -37,7 +37,9 @@ def both(data_path):
             torch.nn.init.normal_(parameter, std=0.15)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(data_path / "tokenizer.json"), eos_token=END_OF_TEXT)
     ours = EmergenceLM(model, tokenizer, tokenizer.token_to_id(END_OF_TEXT), 64, start(1))
-    theirs = HFLM(pretrained=llama_of(model), tokenizer=fast, max_length=64, batch_size=1, device="cpu", dtype="float32")
+    theirs = HFLM(
+        pretrained=llama_of(model), tokenizer=fast, max_length=64, batch_size=1, device="cpu", dtype="float32"
+    )
     return ours, theirs
 
 
@@ -46,8 +48,14 @@ def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
 
 
 def test_log_likelihoods_and_greediness_are_equal(both):
-    pairs = [("The cat sat on", " the mat"), ("The cat sat on ", "the mat"), ("", "Once upon"), ("A" * 300, " end of it"),
-             ("one two", " three four five"), ("x\n", "y")]  # fmt: skip
+    pairs = [
+        ("The cat sat on", " the mat"),
+        ("The cat sat on ", "the mat"),
+        ("", "Once upon"),
+        ("A" * 300, " end of it"),
+        ("one two", " three four five"),
+        ("x\n", "y"),
+    ]
     ours, theirs = (lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for lm in both)
     assert np.allclose([a for a, _ in ours], [a for a, _ in theirs], atol=1e-4)
     assert [g for _, g in ours] == [g for _, g in theirs]
@@ -57,28 +65,38 @@ def test_choices_are_equal(both):
     rng = np.random.default_rng(0)
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "it", "was", "for", "you", "that", "he", "with", "this"]
     pairs = [(" ".join(rng.choice(words, 8)), " " + " ".join(rng.choice(words, 3))) for _ in range(80)]
-    ours, theirs = (np.array(lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True))[:, 0].reshape(20, 4)
-                    for lm in both)  # fmt: skip
+    ours, theirs = (
+        np.array(lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True))[:, 0].reshape(20, 4)
+        for lm in both
+    )
     assert (ours.argmax(1) == theirs.argmax(1)).all() and np.abs(ours - theirs).max() < 1e-4
 
 
 def test_rolling_log_likelihoods_are_equal(both):
     texts = [("A short text.",), ("A long one, longer than the model can look at. " * 20,)]
-    ours, theirs = (lm.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True) for lm in both)
+    ours, theirs = (
+        lm.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True) for lm in both
+    )
     assert np.allclose(ours, theirs, atol=1e-3, rtol=1e-5)
 
 
 def test_generations_are_equal(both):
-    prompts = [("The cat sat on", {"until": ["\n"], "max_gen_toks": 12}), ("Once", {"until": ["e"], "max_gen_toks": 12}),
-               ("word " * 60, {"until": ["\n\n"], "max_gen_toks": 12})]  # fmt: skip
+    prompts = [
+        ("The cat sat on", {"until": ["\n"], "max_gen_toks": 12}),
+        ("Once", {"until": ["e"], "max_gen_toks": 12}),
+        ("word " * 60, {"until": ["\n\n"], "max_gen_toks": 12}),
+    ]
     ours, theirs = (lm.generate_until(requests("generate_until", prompts), disable_tqdm=True) for lm in both)
     assert ours == theirs
 
 
 def sums_in(folder) -> None:
     """A multiple-choice task over a local file, as lm-eval wants it."""
-    rows = [{"q": f"{a} plus {b} is", "choices": [str(c) for c in range(4)], "gold": (a + b) % 4}
-            for a in range(5) for b in range(5)]  # fmt: skip
+    rows = [
+        {"q": f"{a} plus {b} is", "choices": [str(c) for c in range(4)], "gold": (a + b) % 4}
+        for a in range(5)
+        for b in range(5)
+    ]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "task.yaml").write_text(
         f"task: sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}\n"
@@ -92,13 +110,19 @@ def test_two_processes_have_what_one_has_and_load_it_once(data_path, tmp_path):
     sums_in(tmp_path)
     worker = Path(__file__).with_name("lm_eval_worker.py")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+    }
     for processes in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += [str(worker), str(data_path / "tokenizer.json"), str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
-    alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2"))
+    alone, first, second = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2")
+    )
     assert first == second and first["loads"] == 1 and first["checkpoints"][0] == first["checkpoints"][1]
     assert [row["metric"] for row in first["checkpoints"][0]] == [row["metric"] for row in alone["checkpoints"][0]]
     for one, other in zip(first["checkpoints"][0], alone["checkpoints"][0]):
@@ -118,14 +142,19 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
     random = torch.get_rng_state()
     found = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
     assert torch.equal(torch.get_rng_state(), random)  # it is the training run's
-    theirs = lm_eval.simple_evaluate(both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager,
-                                     log_samples=True)  # fmt: skip
+    theirs = lm_eval.simple_evaluate(
+        both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager, log_samples=True
+    )
     assert found["acc"]["value"] == theirs["results"]["sums"]["acc,none"] and found["acc"]["items"] == 25
     assert found["acc"]["stderr"] == pytest.approx(theirs["results"]["sums"]["acc_stderr,none"])
     same = {row["metric"]: row for row in choice_rows("sums", theirs["samples"]["sums"])}
-    assert same["acc"]["value"] == found["acc"]["value"] and same["acc"]["stderr"] == pytest.approx(found["acc"]["stderr"])
+    assert same["acc"]["value"] == found["acc"]["value"] and same["acc"]["stderr"] == pytest.approx(
+        found["acc"]["stderr"]
+    )
     assert same["acc_norm"]["value"] == found["acc_norm"]["value"]
-    assert same["brier"]["value"] == pytest.approx(found["brier"]["value"], abs=1e-5) and found["brier"]["chance"] == 0.75
+    assert (
+        same["brier"]["value"] == pytest.approx(found["brier"]["value"], abs=1e-5) and found["brier"]["chance"] == 0.75
+    )
     with pytest.raises(InputError, match="lm-eval has no task 'sumz'.*'sums'"):
         run_tasks(both[0], ["sumz"])
 
@@ -135,8 +164,14 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    rows = [{"beginnings": [f"the {a} was told by the {b}, and the {noun}" for noun in (a, b)], "end": "was sorry for it",
-             "gold": n % 2} for n, (a, b) in enumerate([("cat", "mat"), ("man", "dog"), ("sea", "hat")] * 4)]  # fmt: skip
+    rows = [
+        {
+            "beginnings": [f"the {a} was told by the {b}, and the {noun}" for noun in (a, b)],
+            "end": "was sorry for it",
+            "gold": n % 2,
+        }
+        for n, (a, b) in enumerate([("cat", "mat"), ("man", "dog"), ("sea", "hat")] * 4)
+    ]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "task.yaml").write_text(
         f"task: nouns\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}\n"
@@ -174,5 +209,7 @@ def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
         raise ConnectionError("Couldn't reach it\non the Hub")
 
     monkeypatch.setattr(lm_eval_adapter.Tasks, "load", offline)
-    with pytest.raises(InputError, match="hellaswag: its data cannot be had .Couldn't reach it on the Hub.; offline, set"):
+    with pytest.raises(
+        InputError, match="hellaswag: its data cannot be had .Couldn't reach it on the Hub.; offline, set"
+    ):
         Suite([TaskConfig(task="lm-eval/hellaswag")], dataset, 32)

@@ -55,7 +55,9 @@ def test_metrics_by_hand():
     choices = ("aa", "b", "cé", "d")
     task = Task("t", (Item("x", choices, 0), Item("x", choices, 2)))
     found = by_metric(choice_metrics(task, [np.log(p) - 3, np.log(p) + 1]))  # whatever they share cancels in p
-    assert found["acc"]["value"] == 0.5 and found["acc"]["stderr"] == pytest.approx(0.5) and found["acc"]["chance"] == 0.25
+    assert (
+        found["acc"]["value"] == 0.5 and found["acc"]["stderr"] == pytest.approx(0.5) and found["acc"]["chance"] == 0.25
+    )
     assert found["correct_choice_prob"]["value"] == pytest.approx((0.4 + 0.2) / 2)
     first, second = 0.36 + 0.09 + 0.04 + 0.01, 0.16 + 0.09 + 0.64 + 0.01
     assert found["brier"]["value"] == pytest.approx((first + second) / 2) and found["brier"]["chance"] == 0.75
@@ -182,8 +184,11 @@ def test_items_of_files(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"context": "a", "choices": [" b", " c"], "answer": 1}\n')
     assert items.from_file("t", path).items == (Item("a", (" b", " c"), 1),)
-    rows = [{"doc_id": d, "idx": i, "label": 1, "request": {"context": f"q{d}", "continuation": f" {c}"}}
-            for d in (0, 1, 1_000_000) for i, c in ((1, "no"), (0, "yes"))]  # fmt: skip
+    rows = [
+        {"doc_id": d, "idx": i, "label": 1, "request": {"context": f"q{d}", "continuation": f" {c}"}}
+        for d in (0, 1, 1_000_000)
+        for i, c in ((1, "no"), (0, "yes"))
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     task = items.from_file("t", path)
     assert task.items[0] == Item("q0", (" yes", " no"), 1) and len(task.items) == 2 and task.chance == 0.5
@@ -192,8 +197,10 @@ def test_items_of_files(tmp_path):
 def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path, config_file):
     """LAMBADA's rows in the requests' schema (idx null, the label a list) and our own rows, against plain logits."""
     texts = [("the cat sat on the", " mat"), ("once upon a", " time"), ("it is", " not so")]
-    rows = [{"doc_id": d, "idx": None, "label": [a.strip()], "request": {"context": c, "continuation": a}}
-            for d, (c, a) in enumerate(texts)]  # fmt: skip
+    rows = [
+        {"doc_id": d, "idx": None, "label": [a.strip()], "request": {"context": c, "continuation": a}}
+        for d, (c, a) in enumerate(texts)
+    ]
     (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "own.jsonl").write_text("\n".join(json.dumps({"context": c, "continuation": a}) for c, a in texts))
     two = [{"context": c, "choices": [a, " x"], "answer": 0} for c, a in texts]
@@ -202,7 +209,9 @@ def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path
     wanted = [TaskConfig(task=name, file=str(tmp_path / f"{name}.jsonl")) for name in ("requests", "two", "own")]
     suite = Suite(wanted, dataset, 32)
     torch.manual_seed(1)
-    model = Decoder(ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32)).eval()
+    model = Decoder(
+        ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32)
+    ).eval()
     logs, greedy, hidden = [], [], []
     for number, (context, answer) in enumerate(texts):
         ids = suite.tokenizer.encode(context + answer, add_special_tokens=False).ids
@@ -220,10 +229,17 @@ def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path
         greedy.append(all(int(p[-k].argmax()) == ids[-k] for k in range(1, count + 1)))
     assert greedy[0] and not all(greedy)
     found = {(row["task"], row["metric"]): row for row in suite.score(model, start(1))[0]}
-    assert [metric for task, metric in found if task == "own"] == ["exact_match", "answer_loglik", "answer_bits_per_byte"]
+    assert [metric for task, metric in found if task == "own"] == [
+        "exact_match",
+        "answer_loglik",
+        "answer_bits_per_byte",
+    ]
     size = [len(answer) for _, answer in texts]
     for task in ("requests", "own"):
-        assert found[task, "exact_match"]["value"] == pytest.approx(np.mean(greedy)) and found[task, "exact_match"]["chance"] == 0
+        assert (
+            found[task, "exact_match"]["value"] == pytest.approx(np.mean(greedy))
+            and found[task, "exact_match"]["chance"] == 0
+        )
         assert found[task, "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
         bits = -np.mean(np.divide(logs, size)) / np.log(2)
         assert found[task, "answer_bits_per_byte"]["value"] == pytest.approx(bits, abs=1e-4)
@@ -257,11 +273,19 @@ def test_a_few_bad_items_are_left_out_and_said(tmp_path):
     """Real data sets have them: SciQ, CommonsenseQA and SIQA repeat choices. Each choice may have a context of its own."""
     good = [{"context": f"q{n}", "choices": [" b", " c"], "answer": 1} for n in range(40)]
     path = tmp_path / "items.jsonl"
-    path.write_text("\n".join(map(json.dumps, [*good[:7], {"context": "q", "choices": [" b", " b"], "answer": 0}, *good[7:]])))
+    path.write_text(
+        "\n".join(map(json.dumps, [*good[:7], {"context": "q", "choices": [" b", " b"], "answer": 0}, *good[7:]]))
+    )
     task = items.from_file("t", path)
-    assert len(task.items) == 40 and "1 of 41 items left out" in task.note and "item 8 has the same choice twice" in task.note
-    rows = [{"doc_id": 0, "idx": i, "label": 1, "request": {"context": f"the {noun} was", "continuation": " too large"}}
-            for i, noun in enumerate(("trophy", "case"))]  # fmt: skip
+    assert (
+        len(task.items) == 40
+        and "1 of 41 items left out" in task.note
+        and "item 8 has the same choice twice" in task.note
+    )
+    rows = [
+        {"doc_id": 0, "idx": i, "label": 1, "request": {"context": f"the {noun} was", "continuation": " too large"}}
+        for i, noun in enumerate(("trophy", "case"))
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     (item,) = items.from_file("t", path).items
     assert item.pairs == [("the trophy was", " too large"), ("the case was", " too large")] and item.answer == 1
@@ -284,7 +308,11 @@ def test_open_answers(tmp_path, config_file):
     """Exact match by hand, and a file of open items scored on a model by generation."""
     plain, number = items.OpenItem("q", ("Kurt Gödel",)), items.OpenItem("q", ("1,234",), number=True)
     assert exact_match(plain, " kurt  Gödel ") and not exact_match(plain, "Gödel")
-    assert exact_match(number, "so 12 and then 1234.0") and not exact_match(number, "1234 or 5") and not exact_match(number, "x")
+    assert (
+        exact_match(number, "so 12 and then 1234.0")
+        and not exact_match(number, "1234 or 5")
+        and not exact_match(number, "x")
+    )
     rows = [{"context": "what is", "answers": ["it"]}, {"context": "1 + 1 =", "answers": ["2"]}]
     (tmp_path / "open.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = Dataset(configs.load(config_file).data, 1, verify=False)
@@ -345,7 +373,9 @@ def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
     assert np.allclose(one["value"], two["value"], atol=1e-4) and (one["unigram_loss"] > 3).all()
     last = metrics(trained[1], "validation")[-1]
     rows = one[one["step"] == last["step"]]
-    assert np.allclose(rows["loss"], last["loss"]["iid"]) and np.allclose(rows["bits_per_byte"], last["bits_per_byte"]["iid"])
+    assert np.allclose(rows["loss"], last["loss"]["iid"]) and np.allclose(
+        rows["bits_per_byte"], last["bits_per_byte"]["iid"]
+    )
     assert last["log_pplu"]["iid"] == pytest.approx(last["loss"]["iid"] - rows["unigram_loss"].iloc[0], abs=1e-5)
 
 
@@ -375,16 +405,21 @@ def test_a_saved_checkpoint_scores_as_it_did_in_training(trained, processes):
         if row["task"] == "copying":
             assert row["value"] == pytest.approx(before["copying", row["metric"]], abs=1e-4)
     after = pd.read_parquet(run / "evaluations").query("step == 12")
-    assert set(after["task"]) == {"copying", "sums", "qa", "unscrambling"} and not after.duplicated(["task", "metric"]).any()
+    assert (
+        set(after["task"]) == {"copying", "sums", "qa", "unscrambling"}
+        and not after.duplicated(["task", "metric"]).any()
+    )
 
 
 def test_evaluate_on_the_command_line(trained):
     done = command("evaluate", str(trained[1]), "--split", "ood", "--tasks", "sums", "--json")
     found = json.loads(done.stdout)
     assert list(found["loss"]) == ["ood"] and found["tasks"][0]["task"] == "sums", done.stderr
-    for wrong, said in (("--step 7", "has no checkpoint of step 7; it has states of steps 8, 12"), 
-                          ("--tasks coping", "did you mean 'copying'"),
-                        ("--split nowhere", "no validation split 'nowhere'")):  # fmt: skip
+    for wrong, said in (
+        ("--step 7", "has no checkpoint of step 7; it has states of steps 8, 12"),
+        ("--tasks coping", "did you mean 'copying'"),
+        ("--split nowhere", "no validation split 'nowhere'"),
+    ):
         done = command("evaluate", str(trained[1]), *wrong.split())
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 

@@ -16,7 +16,9 @@ class Wrong(AssertionError):
 
 def compare(whole: Path, run: Path) -> None:
     """The logs of two runs, in all but times; raises Wrong at the first difference."""
-    one, two = ([row for row in records.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run))
+    one, two = (
+        [row for row in records.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run)
+    )
     if len(one) != len(two):
         steps = Counter((row["kind"], row.get("step")) for row in two)
         twice = [key for key, count in steps.items() if count > 1]

@@ -100,8 +100,15 @@ def _child(arguments: list[str], rank: int, world: int, port: int, log: Path, sl
         os.dup2(output, 2)
         for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(name, signal.SIG_DFL)
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port), WANDB_MODE="disabled", OMP_NUM_THREADS="1")  # fmt: skip
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(world),
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            WANDB_MODE="disabled",
+            OMP_NUM_THREADS="1",
+        )
         distributed.JOIN_SECONDS = 20.0
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
@@ -129,6 +136,12 @@ def _slow(seconds: float) -> None:
 
 
 distributed.import_deepspeed()
-for _module in ("torch._dynamo", "torch._inductor.compile_fx", "deepspeed.runtime.zero.stage3",
-                "deepspeed.runtime.zero.muon.muon_optimizer", "pyarrow.parquet", "scipy.optimize"):  # fmt: skip
+for _module in (
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "pyarrow.parquet",
+    "scipy.optimize",
+):
     importlib.import_module(_module)  # DeepSpeed would import these late, in each start

@@ -1,6 +1,6 @@
 """Faults and changes with a known outcome: one process forks every run, prints one JSON object, tests look at it.
 
-    python tests/faults/scenarios.py PLACE [--few] [NAME ...]
+python tests/faults/scenarios.py PLACE [--few] [NAME ...]
 """
 
 import contextlib
@@ -14,7 +14,11 @@ import threading
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[2]),
+    str(Path(__file__).parents[2] / "kernels"),
+]
 
 import numpy as np
 import torch
@@ -88,8 +92,12 @@ def poison(batches: set[int], factor: float):
         out = forward(self, *given, **named)
         if not self.training or now["batch"] not in batches:
             return out
-        return out._replace(loss=out.loss * factor, positions=out.positions._replace(
-            loss_sum=out.positions.loss_sum * factor, loss_sq_sum=out.positions.loss_sq_sum * factor**2))  # fmt: skip
+        return out._replace(
+            loss=out.loss * factor,
+            positions=out.positions._replace(
+                loss_sum=out.positions.loss_sum * factor, loss_sq_sum=out.positions.loss_sq_sum * factor**2
+            ),
+        )
 
     def patch(rank: int) -> None:
         Stepper._load, Decoder.forward = loading, wrong
@@ -120,7 +128,9 @@ def elastic(runs: Runs) -> dict:
             "said": "" if same else "".join(end["said"] for end in ends)[-3000:],
             "rows": [len(losses[0]), len(losses[1])],
             "loss_difference": float(np.max(np.abs(losses[1] / losses[0] - 1))) if same else None,
-            "table_difference": float((tables[1]["loss_sum"] / tables[0]["loss_sum"] - 1).abs().max()) if same else None,
+            "table_difference": float((tables[1]["loss_sum"] / tables[0]["loss_sum"] - 1).abs().max())
+            if same
+            else None,
             "counts_equal": same and bool((tables[0]["count"] == tables[1]["count"]).all()),
         }
     return found
@@ -130,18 +140,27 @@ def exact(runs: Runs) -> dict:
     """Stopped by SIGTERM and started again, in every precision, at every stage, saved beside training or not."""
     found = {}
     cases = [
-        ("fp32", 2, 2, True), ("bf16", 1, 2, False), ("fp32", 0, 2, False), ("fp32", 3, 1, True),
-        ("bf16", 2, 2, False), ("bf16", 3, 2, False),
-    ]  # fmt: skip
+        ("fp32", 2, 2, True),
+        ("bf16", 1, 2, False),
+        ("fp32", 0, 2, False),
+        ("fp32", 3, 1, True),
+        ("bf16", 2, 2, False),
+        ("bf16", 3, 2, False),
+    ]
     for precision, stage, world, asynchronous in some(cases, runs.few, 2):
         key = f"{precision}-{stage}-{world}-{asynchronous}"
-        over = [f"training.precision={precision}", f"training.zero_stage={stage}",
-                f"checkpoints.asynchronous={asynchronous}"]  # fmt: skip
+        over = [
+            f"training.precision={precision}",
+            f"training.zero_stage={stage}",
+            f"checkpoints.asynchronous={asynchronous}",
+        ]
         whole = runs.start(f"one-{key}", *over, world=world)
         first = runs.start(f"two-{key}", *over, world=world, stop_at=5)
         second = runs.start(f"two-{key}", *over, world=world)
-        found[key] = {"codes": [whole["codes"], first["codes"], second["codes"]],
-                      "differs": runs.differs(f"one-{key}", f"two-{key}")}  # fmt: skip
+        found[key] = {
+            "codes": [whole["codes"], first["codes"], second["codes"]],
+            "differs": runs.differs(f"one-{key}", f"two-{key}"),
+        }
         if any(second["codes"]):
             found[key]["said"] = second["said"][-2000:]
     return found
@@ -165,8 +184,12 @@ def rewind(runs: Runs) -> dict:
             json.dumps({"rewinds": [{k: v for k, v in row.items() if k != "kind"} for row in rewinds]})
         )
         whole = runs.start(f"skips-{key}", *over, world=world, patch=poison({19}, factor))
-        found[key] = {"codes": [hurt["codes"], whole["codes"]], "rewinds": rewinds, "said": hurt["said"][-1500:],
-                      "differs": runs.differs(f"skips-{key}", f"rewind-{key}")}  # fmt: skip
+        found[key] = {
+            "codes": [hurt["codes"], whole["codes"]],
+            "rewinds": rewinds,
+            "said": hurt["said"][-1500:],
+            "differs": runs.differs(f"skips-{key}", f"rewind-{key}"),
+        }
     return found
 
 
@@ -174,17 +197,26 @@ def skip(runs: Runs) -> dict:
     """A bad batch is left out of the weights, at every stage, and named; the others are trained on."""
     found = {}
     cases = [
-        (0, 2, "fp32", float("nan")), (3, 1, "fp32", 30.0), (1, 1, "bf16", float("nan")), (1, 1, "fp32", float("nan")),
-        (2, 2, "fp32", 30.0), (0, 1, "fp32", 30.0), (1, 2, "bf16", 30.0),
-    ]  # fmt: skip
+        (0, 2, "fp32", float("nan")),
+        (3, 1, "fp32", 30.0),
+        (1, 1, "bf16", float("nan")),
+        (1, 1, "fp32", float("nan")),
+        (2, 2, "fp32", 30.0),
+        (0, 1, "fp32", 30.0),
+        (1, 2, "bf16", 30.0),
+    ]
     for stage, world, precision, factor in some(cases, runs.few, 3):
         key = f"{stage}-{world}-{precision}-{factor}"
         over = [f"training.zero_stage={stage}", f"training.precision={precision}", "faults.spike=skip"]
         end = runs.start(f"skip-{key}", *over, world=world, patch=poison({19}, factor))
         losses = [row["loss"] for row in runs.rows(f"skip-{key}", "train")]
-        found[key] = {"codes": end["codes"], "skipped": runs.rows(f"skip-{key}", "skipped"), "losses": losses,
-                      "curve_steps": len(records.read(records.CURVES, runs.path(f"skip-{key}"))),
-                      "tables": len(records.read(records.POSITIONS, runs.path(f"skip-{key}")))}  # fmt: skip
+        found[key] = {
+            "codes": end["codes"],
+            "skipped": runs.rows(f"skip-{key}", "skipped"),
+            "losses": losses,
+            "curve_steps": len(records.read(records.CURVES, runs.path(f"skip-{key}"))),
+            "tables": len(records.read(records.POSITIONS, runs.path(f"skip-{key}"))),
+        }
     return found
 
 
@@ -269,8 +301,13 @@ def phases(runs: Runs) -> dict:
         first = runs.start(name, world=2, patch=signalling(phase, number % 2))
         steps = [row["step"] for row in runs.rows(name, "train")]
         second = runs.start(name, world=2)
-        found[phase] = {"codes": [first["codes"], second["codes"]], "last": max(steps), "said": first["said"][-600:],
-                        "differs": runs.differs("phases-whole", name), "seconds": first["seconds"]}  # fmt: skip
+        found[phase] = {
+            "codes": [first["codes"], second["codes"]],
+            "last": max(steps),
+            "said": first["said"][-600:],
+            "differs": runs.differs("phases-whole", name),
+            "seconds": first["seconds"],
+        }
     save, fsync = Saver.save, files.fsync
 
     def beside(self, engine, step, *given):
@@ -288,8 +325,13 @@ def phases(runs: Runs) -> dict:
 
     first = runs.start("phases-beside", "checkpoints.asynchronous=true", world=2, patch=slow_and_signalled)
     second = runs.start("phases-beside", world=2)
-    found["saving beside training"] = {"codes": [first["codes"], second["codes"]], "last": 6, "said": first["said"][-600:],
-        "differs": runs.differs("phases-whole", "phases-beside"), "seconds": first["seconds"]}  # fmt: skip
+    found["saving beside training"] = {
+        "codes": [first["codes"], second["codes"]],
+        "last": 6,
+        "said": first["said"][-600:],
+        "differs": runs.differs("phases-whole", "phases-beside"),
+        "seconds": first["seconds"],
+    }
     for phase in some(STARTS, runs.few, 1):
         end = runs.start(f"phases-{phase[:4]}", patch=signalling(phase, 0))
         found[phase] = {"codes": [end["codes"]], "said": end["said"], "seconds": end["seconds"]}
@@ -333,8 +375,12 @@ def compiling(runs: Runs) -> dict:
         signalled = re.search(r"signalled at (\S+) s", first["said"])  # by the clock of the machine
         answered = time.monotonic() - float(signalled[1]) if signalled else None
         second = runs.start(key, *over, world=world, patch=patch_of(case, False))
-        found[key] = {"codes": [whole["codes"], first["codes"], second["codes"]], "said": first["said"],
-                      "differs": runs.differs(f"whole-{key}", key), "answered": answered}  # fmt: skip
+        found[key] = {
+            "codes": [whole["codes"], first["codes"], second["codes"]],
+            "said": first["said"],
+            "differs": runs.differs(f"whole-{key}", key),
+            "answered": answered,
+        }
     return found
 
 

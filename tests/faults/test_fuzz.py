@@ -28,7 +28,12 @@ FUZZ = settings(
 )
 STAMP = "verified.json"  # which files were found whole before
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.sampled_from(["1e400", "0x10", "~"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=10)
+    | st.sampled_from(["1e400", "0x10", "~"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )
@@ -73,7 +78,9 @@ def test_configurations(tmp_path, data):
         node[path[-1]] = data.draw(VALUES)
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-    overrides = data.draw(st.lists(st.text(max_size=20) | st.sampled_from(["training.lr=1", "data.sources.0.x=2", "a=["])))
+    overrides = data.draw(
+        st.lists(st.text(max_size=20) | st.sampled_from(["training.lr=1", "data.sources.0.x=2", "a=["]))
+    )
     try:
         loaded = config.load(file, overrides)
         assert config.load(file, overrides) == loaded and loaded.to_yaml()
@@ -91,10 +98,20 @@ def test_configurations_that_are_no_yaml(tmp_path, content):
 
 
 def table() -> pd.DataFrame:
-    return pd.DataFrame({
-        "run": "r", "params": 7, "step": 4, "tokens": 64, "split": "iid", "position": [1, 2, 3], "count": 8,
-        "loss_sum": [16.0, 12.0, 8.0], "loss_sq_sum": [40.0, 30.0, 20.0], "correct": [1, 2, 3],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "run": "r",
+            "params": 7,
+            "step": 4,
+            "tokens": 64,
+            "split": "iid",
+            "position": [1, 2, 3],
+            "count": 8,
+            "loss_sum": [16.0, 12.0, 8.0],
+            "loss_sq_sum": [40.0, 30.0, 20.0],
+            "correct": [1, 2, 3],
+        }
+    )
 
 
 @FUZZ

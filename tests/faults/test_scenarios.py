@@ -76,7 +76,10 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_others(found):
     assert "'loading samples' of step 5" in hang["said"]
     assert len(found["hang"]["stacks"]) == 3 and "in loading" in found["hang"]["stacks"]["rank-1.txt"]
     # By torch's flight recorder two ranks are in a collective that the third has not begun.
-    assert found["hang"]["open_calls"] == [["gloo:all_reduce"], [], ["gloo:all_reduce"]] and "stacks/flight-" in hang["said"]
+    assert (
+        found["hang"]["open_calls"] == [["gloo:all_reduce"], [], ["gloo:all_reduce"]]
+        and "stacks/flight-" in hang["said"]
+    )
     assert broken["codes"] == [76, 1, 76] and broken["seconds"] < 40
     assert "rank 1 (process" in broken["said"] and "Input/output error" in broken["said"]
 

@@ -48,11 +48,26 @@ def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path, machines)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    place = ["--standalone"] if machines == 1 else ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "job",
-                                                    "--rdzv-endpoint", f"localhost:{port}"]  # fmt: skip
-    arguments = [sys.executable, "-m", "torch.distributed.run", *place, "--nproc-per-node", str(2 // machines),
-                 "--max-restarts", "3", "-m", "emergence_train", "train",
-                 str(tmp_path / "config.yaml"), "name=killed"]  # fmt: skip
+    place = (
+        ["--standalone"]
+        if machines == 1
+        else ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", f"localhost:{port}"]
+    )
+    arguments = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *place,
+        "--nproc-per-node",
+        str(2 // machines),
+        "--max-restarts",
+        "3",
+        "-m",
+        "emergence_train",
+        "train",
+        str(tmp_path / "config.yaml"),
+        "name=killed",
+    ]
     run = tmp_path / "killed"
     with open(tmp_path / "log", "w") as log:
         launchers = [subprocess.Popen(arguments, stdout=log, stderr=log, env=environment) for _ in range(machines)]

@@ -21,7 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[2]),
+    str(Path(__file__).parents[2] / "kernels"),
+]
 
 import yaml
 
@@ -65,7 +69,12 @@ class Trial:
         self.usual = float(whole.read_text()) if whole.is_file() else 1.0  # seconds of a run that nothing happens to
 
     def start(self, world: int | None = None) -> Launched:
-        arguments = ["train", str(self.place / "config.yaml"), *self.over, f"checkpoints.asynchronous={self.asynchronous}"]
+        arguments = [
+            "train",
+            str(self.place / "config.yaml"),
+            *self.over,
+            f"checkpoints.asynchronous={self.asynchronous}",
+        ]
         return launch(arguments, world or self.world, self.place / "logs", slow_disk=self.slow)
 
     # ------------------------------------------------------------------------------------------------- the moments
@@ -121,7 +130,9 @@ class Trial:
         began = time.monotonic()
         others = set(range(self.world)) - {victim}
         if not launched.wait(BOUND if training else BOUND + JOIN, others):
-            raise Wrong(f"ranks {sorted(others - set(launched.codes))} did not end in {BOUND} s after rank {victim} was lost")
+            raise Wrong(
+                f"ranks {sorted(others - set(launched.codes))} did not end in {BOUND} s after rank {victim} was lost"
+            )
         took = time.monotonic() - began
         launched.send(signal.SIGKILL, [victim])
         codes = {launched.codes[rank] for rank in others}
@@ -249,7 +260,13 @@ class Trial:
                 subprocess.run(["umount", "-l", str(self.place / "runs")], check=False)
         hurt = number > 0 or self.kind in UNBROKEN
         took = round(time.monotonic() - began, 2)
-        return {"starts": number + 1, "hurt": hurt, "asynchronous": self.asynchronous, "seconds": took, "events": self.events}
+        return {
+            "starts": number + 1,
+            "hurt": hurt,
+            "asynchronous": self.asynchronous,
+            "seconds": took,
+            "events": self.events,
+        }
 
     def newest_whole(self) -> int:
         """The step of the newest checkpoint whose every byte is right."""
@@ -305,8 +322,13 @@ def plan(count: int, seed: int, worlds: list[int]) -> list[tuple[str, int, int, 
     kinds = [kind for kind in KINDS if kind != "disk_full" or may_mount()]
     trials = []
     while len(trials) < count:
-        turn = [(kind, stage, world) for world in worlds for kind in kinds for stage in (1, 2, 3)
-                if world > 1 or kind in ALONE]  # fmt: skip
+        turn = [
+            (kind, stage, world)
+            for world in worlds
+            for kind in kinds
+            for stage in (1, 2, 3)
+            if world > 1 or kind in ALONE
+        ]
         rng.shuffle(turn)
         trials += [(*chosen, seed + len(trials) + i) for i, chosen in enumerate(turn)]
     return trials[:count]

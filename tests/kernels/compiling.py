@@ -80,9 +80,17 @@ def cross_entropy(dtype: str, arch: str, even: bool = True):
         if config.descriptors and not even:
             config = configs.LOGITS_BY_POINTERS[key]
         constants = dict(
-            BLOCK_M=config.block_m, BLOCK_V=config.block_n, BLOCK_D=config.block_k, GROUP=config.group,
-            SPLIT=config.split, EVEN_D=even, PRECISION="ieee", stride_wd=1, DESCRIPTORS=config.descriptors, SOFTCAP=softcap,
-        )  # fmt: skip
+            BLOCK_M=config.block_m,
+            BLOCK_V=config.block_n,
+            BLOCK_D=config.block_k,
+            GROUP=config.group,
+            SPLIT=config.split,
+            EVEN_D=even,
+            PRECISION="ieee",
+            stride_wd=1,
+            DESCRIPTORS=config.descriptors,
+            SOFTCAP=softcap,
+        )
         tiles = {}
         if config.descriptors:
             tiles = {"x_ptr": config.block_m, "w_ptr": config.block_n}
@@ -162,9 +170,17 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
                 T = 4096 if even else 1000
                 config = configs.attention(arch, BYTES[dtype], block_d, part, T, window or documents)
                 constants = dict(
-                    GROUP=group, D=D, BLOCK_D=block_d, BLOCK_Q=config.block_q, BLOCK_K=config.block_k, EVEN_T=even,
-                    PRECISION="ieee", CAUSAL=causal, WINDOW=window, DOCUMENTS=documents,
-                )  # fmt: skip
+                    GROUP=group,
+                    D=D,
+                    BLOCK_D=block_d,
+                    BLOCK_Q=config.block_q,
+                    BLOCK_K=config.block_k,
+                    EVEN_T=even,
+                    PRECISION="ieee",
+                    CAUSAL=causal,
+                    WINDOW=window,
+                    DOCUMENTS=documents,
+                )
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
                 named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
                 if part == "forward":
@@ -208,7 +224,13 @@ def swiglu(dtype: str, arch: str):
         rows, block = module.tile(F)
         for kernel in (module._swiglu_kernel, module._swiglu_backward_kernel):
             named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
-            yield f"{kernel.__name__} F={F}", kernel, named, dict(ROWS=rows, BLOCK=block), dict(num_warps=4, num_stages=3)
+            yield (
+                f"{kernel.__name__} F={F}",
+                kernel,
+                named,
+                dict(ROWS=rows, BLOCK=block),
+                dict(num_warps=4, num_stages=3),
+            )
 
 
 def variants(dtype: str, arch: str):

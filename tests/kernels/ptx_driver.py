@@ -15,8 +15,20 @@ import ptx_reader
 import torch
 
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}  # of a block
-PACK = {"i1": "<b", "i8": "<b", "i16": "<h", "i32": "<i", "i64": "<q", "u1": "<B", "u8": "<B", "u16": "<H", "u32": "<I",
-        "u64": "<Q", "fp32": "<f", "fp64": "<d"}  # fmt: skip
+PACK = {
+    "i1": "<b",
+    "i8": "<b",
+    "i16": "<h",
+    "i32": "<i",
+    "i64": "<q",
+    "u1": "<B",
+    "u8": "<B",
+    "u16": "<H",
+    "u32": "<I",
+    "u64": "<Q",
+    "fp32": "<f",
+    "fp64": "<d",
+}
 SWIZZLES = {0: 16, 1: 32, 2: 64, 3: 128}  # CUtensorMapSwizzle -> bytes of its span
 launches = Counter()  # by kernel
 replays: list | None = None  # where it is a list: each launch, to be made again
@@ -44,8 +56,15 @@ class Utils:
         self.arch = arch
 
     def get_device_properties(self, device):
-        return {"max_shared_mem": SHARED_BYTES[self.arch], "multiprocessor_count": 2, "warpSize": 32, "max_num_regs": 65536,
-                "sm_clock_rate": 1, "mem_clock_rate": 1, "mem_bus_width": 1}  # fmt: skip
+        return {
+            "max_shared_mem": SHARED_BYTES[self.arch],
+            "multiprocessor_count": 2,
+            "warpSize": 32,
+            "max_num_regs": 65536,
+            "sm_clock_rate": 1,
+            "mem_clock_rate": 1,
+            "mem_bus_width": 1,
+        }
 
     def load_binary(self, name, binary, shared, device):
         return None, ptx_executor.Program(ptx_reader.read(binary.decode(), name)), 0, 0, 1024
@@ -65,8 +84,14 @@ class Launcher:
             assert stride % 16 == 0 and base.data_ptr() % 16 == 0, (
                 "a tensor map's strides and start are multiples of 16 bytes"
             )
-        packed = tensor_map(base.data_ptr(), descriptor.shape[::-1], strides[::-1], meta["block_size"][::-1], element,
-                            SWIZZLES[meta["swizzle"]])  # fmt: skip
+        packed = tensor_map(
+            base.data_ptr(),
+            descriptor.shape[::-1],
+            strides[::-1],
+            meta["block_size"][::-1],
+            element,
+            SWIZZLES[meta["swizzle"]],
+        )
         return [
             packed,
             *(struct.pack("<i", n) for n in descriptor.shape),

@@ -112,9 +112,17 @@ class Program:
         shapes = [(ctypes.c_uint32 * 3)(*shape) for shape in (grid, block)]
         error = ctypes.create_string_buffer(4096)
         failed = library().ptx_run(
-            ctypes.c_void_p(self._handle), *shapes, ctypes.c_uint64(self.kernel.shared_bytes + dynamic_shared),
-            ctypes.c_void_p(start), ctypes.c_uint64(len(given)), ctypes.c_uint64(len(spans)), addresses, sizes,
-            int(tiles), error, ctypes.c_size_t(len(error)),
-        )  # fmt: skip
+            ctypes.c_void_p(self._handle),
+            *shapes,
+            ctypes.c_uint64(self.kernel.shared_bytes + dynamic_shared),
+            ctypes.c_void_p(start),
+            ctypes.c_uint64(len(given)),
+            ctypes.c_uint64(len(spans)),
+            addresses,
+            sizes,
+            int(tiles),
+            error,
+            ctypes.c_size_t(len(error)),
+        )
         if failed:
             raise LaunchError(f"{self.kernel.name}: {error.value.decode()}")

@@ -219,8 +219,12 @@ def test_ranges_of_documents():
     assert overlapping_blocks(shuffled, 2, 2).tolist() == [[[0, 2], [0, 2]]]
     packed = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1]])
     assert overlapping_and_equal_blocks(packed, 2, 2)[0].tolist() == [
-        [0, 3, 0, 2], [0, 3, 0, 2], [0, 5, 5, 5], [2, 5, 3, 5], [2, 5, 3, 5],
-    ]  # fmt: skip
+        [0, 3, 0, 2],
+        [0, 3, 0, 2],
+        [0, 5, 5, 5],
+        [2, 5, 3, 5],
+        [2, 5, 3, 5],
+    ]
     apart = torch.tensor([[0, 0, 1, 1, 0, 0]])  # the blocks of id 0 have another one in between: none is named
     first, last = overlapping_and_equal_blocks(apart, 2, 2)[0, 0, 2:].tolist()
     assert first >= last
@@ -267,8 +271,10 @@ def test_flash_by_sdpa(device, monkeypatch):
             assert (each(q, k, v).double() - exact).norm() <= 0.01 * exact.norm()
 
 
-@pytest.mark.parametrize("major, version, good", [(9, 91900, True), (9, 91500, False), (10, 92000, True), (8, 91900, False),
-                                                  (12, 91900, False), (9, None, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "major, version, good",
+    [(9, 91900, True), (9, 91500, False), (10, 92000, True), (8, 91900, False), (12, 91900, False), (9, None, False)],
+)
 def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, monkeypatch):
     from emergence_kernels import flash_backend
 
@@ -278,13 +284,24 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
     assert not flash_backend._good_cudnn(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("there, found", [
-    ((), ()),
-    (("flash_attn/__init__.py",), (2,)),
-    (("flash_attn/cute/__init__.py",), ()),  # without what it compiles with
-    (("flash_attn/cute/__init__.py", "nvidia_cutlass_dsl/a.py"), (4,)),
-    (("flash_attn_interface.py", "flash_attn/__init__.py", "flash_attn/cute/__init__.py", "nvidia_cutlass_dsl/a.py"), (3, 4, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "there, found",
+    [
+        ((), ()),
+        (("flash_attn/__init__.py",), (2,)),
+        (("flash_attn/cute/__init__.py",), ()),  # without what it compiles with
+        (("flash_attn/cute/__init__.py", "nvidia_cutlass_dsl/a.py"), (4,)),
+        (
+            (
+                "flash_attn_interface.py",
+                "flash_attn/__init__.py",
+                "flash_attn/cute/__init__.py",
+                "nvidia_cutlass_dsl/a.py",
+            ),
+            (3, 4, 2),
+        ),
+    ],
+)
 def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkeypatch):
     """The fourth comes as a part of a package that only the second makes whole."""
     from emergence_kernels import flash_backend
@@ -297,9 +314,17 @@ def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkey
     assert flash_backend.installed.__wrapped__() == found
 
 
-@pytest.mark.parametrize("capability, D, compiling, taken", [
-    (8, 64, False, 2), (9, 64, False, 3), (10, 64, False, 4), (10, 256, False, 2), (10, 64, True, 2), (12, 64, False, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "capability, D, compiling, taken",
+    [
+        (8, 64, False, 2),
+        (9, 64, False, 3),
+        (10, 64, False, 4),
+        (10, 256, False, 2),
+        (10, 64, True, 2),
+        (12, 64, False, 2),
+    ],
+)
 def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monkeypatch):
     """And called as it wants to be."""
     from emergence_kernels import flash_backend

@@ -52,8 +52,14 @@ def test_attention_is_ranked_by_its_mask(measured):
     def of(contender: str, ms: float, kind: str) -> dict:
         return row(contender, ms, op="attention", features=0, head_dim=64, seq=2048, kind=kind)
 
-    measured(run(of("emergence flash", 1.0, "causal"), of("emergence cuda", 2.0, "causal"),
-                 of("emergence triton", 3.0, "documents"), of("emergence cuda", 2.0, "documents")))  # fmt: skip
+    measured(
+        run(
+            of("emergence flash", 1.0, "causal"),
+            of("emergence cuda", 2.0, "causal"),
+            of("emergence triton", 3.0, "documents"),
+            of("emergence cuda", 2.0, "documents"),
+        )
+    )
     assert auto("attention, causal", 64, 1024, op="attention") == "flash"
     assert auto("attention, documents", 128, 4096, op="attention") == "cuda"
 
@@ -80,10 +86,18 @@ def test_an_unmeasured_mask_takes_the_causal_order(measured, limited):
     def of(contender: str, ms: float, kind: str = "causal", head_dim: int = 64) -> dict:
         return row(contender, ms, op="attention", features=0, head_dim=head_dim, seq=1024, kind=kind)
 
-    measured(run(of("emergence flash", 1.0), of("emergence cuda", 2.0), of("emergence triton", 3.0),
-                 of("emergence flash", 2.0, head_dim=128), of("emergence cuda", 3.0, head_dim=128),
-                 of("emergence triton", 1.0, head_dim=128), of("emergence cuda", 2.0, "window", 128),
-                 of("emergence triton", 3.0, "window", 128)))  # fmt: skip
+    measured(
+        run(
+            of("emergence flash", 1.0),
+            of("emergence cuda", 2.0),
+            of("emergence triton", 3.0),
+            of("emergence flash", 2.0, head_dim=128),
+            of("emergence cuda", 3.0, head_dim=128),
+            of("emergence triton", 1.0, head_dim=128),
+            of("emergence cuda", 2.0, "window", 128),
+            of("emergence triton", 3.0, "window", 128),
+        )
+    )
     assert chosen("causal") == chosen("full") == "flash"
     assert chosen("documents") == "cuda", "flash attention drops out, the rest keep their order"
     assert chosen("documents", 128) == "triton"
@@ -102,11 +116,14 @@ def test_hopper_has_its_own_kernels_unmeasured(measured, limited, monkeypatch):
 def test_the_nearest_widths_decide(measured):
     measured(
         run(
-            row("emergence cuda", 1.0), row("emergence triton", 2.0), row("torch eager", 0.1),
-            row("emergence cuda", 9.0, features=8192), row("emergence triton", 5.0, features=8192),
+            row("emergence cuda", 1.0),
+            row("emergence triton", 2.0),
+            row("torch eager", 0.1),
+            row("emergence cuda", 9.0, features=8192),
+            row("emergence triton", 5.0, features=8192),
             row("emergence triton, wide", 0.5, features=8192),
         )
-    )  # fmt: skip
+    )
     assert auto("rms_norm", 1000) == auto("rms_norm", 64) == "cuda"
     assert auto("rms_norm", 8192) == auto("rms_norm", 5000) == "triton"
     assert auto("rms_norm", 1024, dtype=torch.float16) == "triton", "another dtype was not measured"
@@ -117,11 +134,13 @@ def test_several_numbers_of_tokens_count_alike(measured):
     """A factor of 3 behind on one and of 2 ahead on another is behind."""
     measured(
         run(
-            row("emergence cuda", 1.0), row("emergence triton", 2.0),
-            row("emergence cuda", 30.0, tokens=1 << 16), row("emergence triton", 10.0, tokens=1 << 16),
+            row("emergence cuda", 1.0),
+            row("emergence triton", 2.0),
+            row("emergence cuda", 30.0, tokens=1 << 16),
+            row("emergence triton", 10.0, tokens=1 << 16),
             row("emergence torch", 0.001, tokens=1 << 16),  # failed on the other: not compared
         )
-    )  # fmt: skip
+    )
     assert choices.fastest("rms_norm", GPU, torch.bfloat16, (1024,)) == ["triton", "cuda"]
 
 
@@ -154,9 +173,15 @@ def test_one_command_writes_the_table(measured, tmp_path, capsys):
     (results / "other.json").write_text(json.dumps({"runs": []}))  # another benchmark's
     assert draw.main([str(results), "--no-plots"]) == 2
     full = run(row("emergence cuda", 1.0), row("emergence triton", 2.0)) | {
-        "device": "h100", "suite": "short", "versions": {}, "threads": 1, "load_average": 0.0, "complete": True,
-        "ceilings": {"matmul_tflops": 1.0, "copy_gbps": 1.0}, "failures": [],
-    }  # fmt: skip
+        "device": "h100",
+        "suite": "short",
+        "versions": {},
+        "threads": 1,
+        "load_average": 0.0,
+        "complete": True,
+        "ceilings": {"matmul_tflops": 1.0, "copy_gbps": 1.0},
+        "failures": [],
+    }
     for each in full["rows"]:
         each["formula"] = "bytes"
         each["modes"]["both"] |= {"low_ms": 0.9, "high_ms": 2.1}

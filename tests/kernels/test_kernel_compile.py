@@ -114,7 +114,9 @@ def test_every_attention(suite):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["cross_entropy", "cross_entropy_uneven", "loss_rows", "rms_norm", "rotary", "swiglu"])
+@pytest.mark.parametrize(
+    "suite", ["cross_entropy", "cross_entropy_uneven", "loss_rows", "rms_norm", "rotary", "swiglu"]
+)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_the_other_dtypes(suite, dtype):
     check(compiled(suite, dtype), ("statistics",) if dtype == "float16" else ())

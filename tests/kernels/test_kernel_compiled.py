@@ -34,7 +34,6 @@ def emulation(cuda_library):
         pytest.skip(cuda_library)
 
 
-
 def rows_of(R: int, V: int, z_dtype: torch.dtype, dz_dtype: torch.dtype, device, *, in_place: bool = True):
     """Arguments of loss_rows with every trouble: rows that do not count, a confident row, large logits."""
     padded = -(-V // 8) * 8
@@ -75,10 +74,15 @@ def exact(z_RS, V, targets_R, valid_R, scale_R, z_loss):
 @pytest.mark.parametrize("V", [1, 7, 8, 131, 1000, 4099, 9001])
 @pytest.mark.parametrize(
     "types",
-    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16),
-     (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)],
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+    ],
     ids=lambda types: "-".join(str(t).removeprefix("torch.") for t in types),
-)  # fmt: skip
+)
 def test_rows_against_float64(V, types, compiled, device):
     R = 7
     for in_place in (True, False):
@@ -87,7 +91,9 @@ def test_rows_against_float64(V, types, compiled, device):
         loss, top, log_total, correct, entropy = sweep(compiled, z, dz, V, *rows, z_loss=1e-3)
         got = loss, top + log_total, correct, entropy, dz[:, :V]
         assert torch.equal(got[2], wanted[2])
-        for name, ours, true in zip(("loss", "lse", "entropy"), (got[0], got[1], got[3]), (wanted[0], wanted[1], wanted[3])):
+        for name, ours, true in zip(
+            ("loss", "lse", "entropy"), (got[0], got[1], got[3]), (wanted[0], wanted[1], wanted[3])
+        ):
             assert_as_good(name, ours, true, true.float(), floor=8.0, terms=50.0)
         assert_as_good("dz", got[4], wanted[4], wanted[4].to(types[1]), floor=8.0)
         pack = 16 // types[0].itemsize if compiled == "cuda" else 1
@@ -313,23 +319,34 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
     said = build.build("cuda", out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
     for arch in ("sm_80", "sm_90a"):
         kernels = set(re.findall(rf"Compiling entry function '(\S+)' for '{arch}'", said))
-        assert sum("statistics" in name for name in kernels) == 11, "float32 to three types, 16 bits to one, two without"
+        assert sum("statistics" in name for name in kernels) == 11, (
+            "float32 to three types, 16 bits to one, two without"
+        )
         for part in ("attention_forward", "keys_kernel", "queries_kernel"):
             assert sum(part in name for name in kernels) == 6, "two types, three widths"
-        assert {part for part in ("gradient_kernel", "forward_kernel", "backward_kernel", "sum_shares", "position_sums")
-                if not any(part in name for name in kernels)} == set()  # fmt: skip
+        assert {
+            part
+            for part in ("gradient_kernel", "forward_kernel", "backward_kernel", "sum_shares", "position_sums")
+            if not any(part in name for name in kernels)
+        } == set()
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert len(spills) > 50 and all(pair == ("0", "0") for pair in spills), "registers are spilled"
     # A launch asks for more than 48 KB where it wants 32 itself (torch_glue.h): what kernels declare must fit in between.
     assert max((int(size) for size in re.findall(r"(\d+) bytes smem", said)), default=0) <= 16 << 10
     if cuobjdump := _cuobjdump():
         for arch in ("sm_80", "sm_90a"):
-            listing = subprocess.run([cuobjdump, "-sass", "-arch", arch, str(out)], capture_output=True, text=True).stdout
+            listing = subprocess.run(
+                [cuobjdump, "-sass", "-arch", arch, str(out)], capture_output=True, text=True
+            ).stdout
             functions = re.split(r"\n\s*Function : ", listing)[1:]
             attending = [f for f in functions if re.match(r"\S*attention\S*(forward|keys|queries)_kernel", f)]
             assert len(attending) == 18
-            for function in attending:  # tensor cores, loads of matrices as they are and transposed, asynchronous copies
-                assert all(what in function for what in ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS")), arch
+            for (
+                function
+            ) in attending:  # tensor cores, loads of matrices as they are and transposed, asynchronous copies
+                assert all(
+                    what in function for what in ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS")
+                ), arch
     code = (
         "import torch\n"
         "from emergence_kernels.compiled import library\n"
@@ -337,7 +354,10 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
         "print(torch.ops.emergence_cuda.loss_rows.default._schema)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {library.VARIABLES["cuda"]: str(out)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=os.environ | {library.VARIABLES["cuda"]: str(out)},
+        capture_output=True,
+        text=True,
     )
     assert "sm_80 sm_90a, Cuda compilation tools, release" in done.stdout, done.stderr
     assert "needs a CUDA device" in done.stdout and "emergence_cuda::loss_rows(Tensor z" in done.stdout
@@ -370,7 +390,10 @@ def test_a_library_that_is_damaged_is_named(tmp_path):
         "except ek.BackendError as error: print(error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {library.VARIABLES["cuda"]: str(bad)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=os.environ | {library.VARIABLES["cuda"]: str(bad)},
+        capture_output=True,
+        text=True,
     )
     assert "cannot be loaded" in done.stdout and "bad.so" in done.stdout, done.stderr
 
@@ -380,13 +403,21 @@ def test_a_driver_that_is_too_old_is_named(monkeypatch):
     device, version = torch.device("cuda"), "sm_80 sm_90a, Cuda compilation tools, release 13.0, V13.0.88"
     monkeypatch.setattr(library, "_library", lambda backend: (version, None))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    for driver, reason in (((12, 4), "update the driver to 580 or later, or rebuild with CUDA 12"), ((13, 0), None),
-                           ((14, 1), None), (None, None)):  # fmt: skip
+    for driver, reason in (
+        ((12, 4), "update the driver to 580 or later, or rebuild with CUDA 12"),
+        ((13, 0), None),
+        ((14, 1), None),
+        (None, None),
+    ):
         monkeypatch.setattr(library, "_driver", lambda driver=driver: driver)
         told = library.why_not("cuda", device)
-        assert told is reason is None or (reason in told and "CUDA 13.0" in told and "CUDA 12.4" in told and "\n" not in told)
+        assert told is reason is None or (
+            reason in told and "CUDA 13.0" in told and "CUDA 12.4" in told and "\n" not in told
+        )
     monkeypatch.setattr(library, "_driver", lambda: (12, 4))
-    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it is built with CUDA 13.0, and the driver knows CUDA 12.4"):
+    with pytest.raises(
+        ek.BackendError, match="'cuda' cannot run: it is built with CUDA 13.0, and the driver knows CUDA 12.4"
+    ):
         resolve_backend("cuda", "rms_norm", device)
     assert resolve_backend("auto", "rms_norm", device, measured=["cuda", "torch"]) == "torch"
 

@@ -49,7 +49,9 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("D, mask", [*((D, mask) for D in (64, 128) for mask in MASKS), (96, "causal"), (96, "full documents")])
+@pytest.mark.parametrize(
+    "D, mask", [*((D, mask) for D in (64, 128) for mask in MASKS), (96, "causal"), (96, "full documents")]
+)
 def test_several_blocks(D, mask, device):
     """Every buffer is filled more than once; tiles at the edge of a mask, inside, outside, and beyond the sequence."""
     T = 203 if D == 64 else 150

@@ -69,7 +69,8 @@ def product(a, b, d, transposed_a=False, transposed_b=False, way=BY_COPY):
 
 
 @pytest.mark.parametrize(
-    "way, transposed_a", [(BY_COPY, False), (BY_COPY, True), (BY_THREADS, False), (BY_THREADS, True), (IN_REGISTERS, False)]
+    "way, transposed_a",
+    [(BY_COPY, False), (BY_COPY, True), (BY_THREADS, False), (BY_THREADS, True), (IN_REGISTERS, False)],
 )
 @pytest.mark.parametrize("transposed_b", [False, True])
 @pytest.mark.parametrize("N", [64, 128])
@@ -218,7 +219,9 @@ def run_forward() -> list[torch.Tensor]:
     torch.manual_seed(0)
     out, ids = [], ids_of("long", 1, 700, "cpu")
     for D in (64, 128):
-        out += attention_hopper.forward(*make((1, 700, 1, 1, D), "plain", torch.bfloat16, "cpu"), Options(False, None, ids))
+        out += attention_hopper.forward(
+            *make((1, 700, 1, 1, D), "plain", torch.bfloat16, "cpu"), Options(False, None, ids)
+        )
     return out
 
 
@@ -230,7 +233,9 @@ def run_backward() -> list[torch.Tensor]:
         for D in (64, 128):
             tensors = make((1, 330, 1, 1, D), "plain", torch.bfloat16, "cpu")
             upstream, result, lse = torch.randn(1, 330, 1, D).bfloat16(), tensors[0] * 0.3, torch.full((1, 1, 330), 8.5)
-            out += attention_hopper.backward(upstream, *tensors, result, lse, Options(False, None, ids, None, deterministic))
+            out += attention_hopper.backward(
+                upstream, *tensors, result, lse, Options(False, None, ids, None, deterministic)
+            )
     return out
 
 

@@ -20,10 +20,20 @@ from support import ROOT
 
 HERE = Path(__file__).parent
 TRITON_KERNELS = {
-    "_forward_kernel", "_backward_kernel", "_rotary_kernel", "_delta_kernel", "_dkdv_kernel", "_dq_kernel",
-    "_swiglu_kernel", "_swiglu_backward_kernel", "_join_kernel",
-    "_statistics_kernel", "_combine_kernel", "_loss_rows_kernel", "_scale_kernel",
-}  # fmt: skip
+    "_forward_kernel",
+    "_backward_kernel",
+    "_rotary_kernel",
+    "_delta_kernel",
+    "_dkdv_kernel",
+    "_dq_kernel",
+    "_swiglu_kernel",
+    "_swiglu_backward_kernel",
+    "_join_kernel",
+    "_statistics_kernel",
+    "_combine_kernel",
+    "_loss_rows_kernel",
+    "_scale_kernel",
+}
 # Of each module a choice of its cases that is quick.
 TRITON = {
     "rms_norm": "prime or expanded or strided or unused",
@@ -39,11 +49,21 @@ TRITON = {
 }
 NVCC_KERNELS = {
     "80": {
-        "statistics_kernel", "gradient_kernel", "position_sums_kernel", "forward_kernel", "backward_kernel", "sum_shares_kernel",
-        "rotary_kernel", "swiglu_kernel", "swiglu_backward_kernel", "terms_kernel", "keys_kernel", "queries_kernel",
+        "statistics_kernel",
+        "gradient_kernel",
+        "position_sums_kernel",
+        "forward_kernel",
+        "backward_kernel",
+        "sum_shares_kernel",
+        "rotary_kernel",
+        "swiglu_kernel",
+        "swiglu_backward_kernel",
+        "terms_kernel",
+        "keys_kernel",
+        "queries_kernel",
     },
     "90a": {"product_kernel", "forward_hopper", "delta_kernel", "backward_hopper", "dq_kernel"},
-}  # fmt: skip
+}
 NVCC = {
     "80": {
         "rms_norm": "prime",
@@ -57,9 +77,19 @@ NVCC = {
     "90a": {"hopper": "every_form and bfloat16 or float64 and (documents and order or 128 and float16 or GQA or one)"},
 }
 OBJECTIONS = (
-    "race", "read before this block", "nobody has waited", "no fence.", "no wgmma.", "without fence", "before all that it set",
-    "waits for more threads", "more arrivals", "never reach", "overlap", "while a product",
-)  # fmt: skip
+    "race",
+    "read before this block",
+    "nobody has waited",
+    "no fence.",
+    "no wgmma.",
+    "without fence",
+    "before all that it set",
+    "waits for more threads",
+    "more arrivals",
+    "never reach",
+    "overlap",
+    "while a product",
+)
 ALONE = "(triton or descriptors or many_rows or tf32)"  # what Triton's backend is tried in
 NOT_OF_LAUNCHES = "not order_of and not barrier and not nvcc and not assembler and not another and not processor"
 
@@ -83,9 +113,12 @@ def process(command: list[str], **variables: str) -> str:
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
     cache = ROOT / "build" / "triton-ptx"  # Triton's "binaries" are PTX here
     done = subprocess.run(
-        [sys.executable, *command], env=kept | {"PYTHONPATH": paths, "TRITON_CACHE_DIR": str(cache)} | variables, cwd=ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, *command],
+        env=kept | {"PYTHONPATH": paths, "TRITON_CACHE_DIR": str(cache)} | variables,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 

@@ -49,7 +49,8 @@ def test_attention(fused, device, B, T, heads, D, causal, window, kind, seed):
     exact = plain(*copies, **options)
     wanted = [exact, *torch.autograd.grad(exact, copies, upstream.double())]
     for a, b in zip(got, wanted):
-        if fused == "cuda":  # 16 bits: dq and dk are differences of terms that are nearly equal where a query sees few keys
+        # 16 bits: dq and dk are differences of terms that are nearly equal where a query sees few keys
+        if fused == "cuda":
             terms = 0.1 * torch.finfo(dtype).eps * upstream.float().norm()
             assert (a.double() - b).norm() <= 0.01 * b.norm() + terms
         else:

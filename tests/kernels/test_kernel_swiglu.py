@@ -37,8 +37,17 @@ def make(layout):
 
 
 LAYOUTS = [
-    "prime", "packs", "wide", "flat", "strided rows", "odd stride", "strided features", "expanded", "no rows", "huge and tiny",
-]  # fmt: skip
+    "prime",
+    "packs",
+    "wide",
+    "flat",
+    "strided rows",
+    "odd stride",
+    "strided features",
+    "expanded",
+    "no rows",
+    "huge and tiny",
+]
 
 
 def keep(t, dtype, device):

@@ -23,9 +23,30 @@ def bits(values: list[int]) -> torch.Tensor:
 def awkward(n: int) -> torch.Tensor:
     """Floats: halves of the last place of bfloat16 and float16 on either side of even, denormals, limits, what is no number."""
     special = bits(
-        [0, 1 << 31, 0x3F808000, 0x3F818000, 0x3F808001, 0x3F801000, 0x3F803000, 0x3F801001, 0x7F7FFFFF, 0x7F800000, 0xFF800000,
-         0x7FC00000, 0x00000001, 0x007FFFFF, 0x33000000, 0x33000001, 0x33800000, 0x477FEFFF, 0x477FF000, 0x38800000, 0x387FE000]
-    ).view(torch.float32)  # fmt: skip
+        [
+            0,
+            1 << 31,
+            0x3F808000,
+            0x3F818000,
+            0x3F808001,
+            0x3F801000,
+            0x3F803000,
+            0x3F801001,
+            0x7F7FFFFF,
+            0x7F800000,
+            0xFF800000,
+            0x7FC00000,
+            0x00000001,
+            0x007FFFFF,
+            0x33000000,
+            0x33000001,
+            0x33800000,
+            0x477FEFFF,
+            0x477FF000,
+            0x38800000,
+            0x387FE000,
+        ]
+    ).view(torch.float32)
     return torch.cat([special, torch.randn(n - len(special)) * 10.0 ** torch.randint(-8, 5, (n - len(special),))])
 
 
@@ -54,7 +75,9 @@ def rounded(exact: Fraction, mantissa: int, least: int) -> float:
     return float(round(exact / Fraction(2) ** exponent) * Fraction(2) ** exponent)
 
 
-@pytest.mark.parametrize("name, dtype, mantissa, least", [("bf16", torch.bfloat16, 7, -133), ("f16", torch.float16, 10, -24)])
+@pytest.mark.parametrize(
+    "name, dtype, mantissa, least", [("bf16", torch.bfloat16, 7, -133), ("f16", torch.float16, 10, -24)]
+)
 def test_16_bit_arithmetic_rounds_once(name, dtype, mantissa, least):
     """The sum of a product and a number near half of its last place: two roundings would go the wrong way."""
     n = 512
@@ -69,7 +92,9 @@ def test_16_bit_arithmetic_rounds_once(name, dtype, mantissa, least):
     }
     for what, values in exact.items():
         third = ", %rs3" if what == "fma.rn" else ""
-        got = map_lanes(f"{what}.{name} %rs4, %rs1, %rs2{third};", *operands, out=torch.int16, registers="rs1 rs2 rs3 rs4")
+        got = map_lanes(
+            f"{what}.{name} %rs4, %rs1, %rs2{third};", *operands, out=torch.int16, registers="rs1 rs2 rs3 rs4"
+        )
         assert got.view(dtype).tolist() == [rounded(v, mantissa, least) for v in values], what
         pairs = [t.view(torch.int32) for t in operands]
         third = ", %r3" if what == "fma.rn" else ""
@@ -99,8 +124,14 @@ def test_float32_arithmetic():
 def test_comparisons_of_what_is_not_a_number():
     x = torch.tensor([1.0, 2.0, math.nan, 1.0])
     y = torch.tensor([2.0, 1.0, 1.0, 1.0])
-    for name, wanted in {"lt": [1, 0, 0, 0], "ltu": [1, 0, 1, 0], "geu": [0, 1, 1, 1], "ne": [1, 1, 0, 0], "neu": [1, 1, 1, 0],
-                         "num": [1, 1, 0, 1]}.items():  # fmt: skip
+    for name, wanted in {
+        "lt": [1, 0, 0, 0],
+        "ltu": [1, 0, 1, 0],
+        "geu": [0, 1, 1, 1],
+        "ne": [1, 1, 0, 0],
+        "neu": [1, 1, 1, 0],
+        "num": [1, 1, 0, 1],
+    }.items():
         body = f"setp.{name}.f32 %p1, %f1, %f2; selp.b32 %r3, 1, 0, %p1;"
         assert map_lanes(body, x, y, out=torch.int32, registers="f1 f2 r3").tolist() == wanted, name
 
@@ -112,15 +143,22 @@ TRUNCATED = {"div": lambda a, b: int(Fraction(a, b)), "rem": lambda a, b: a - b 
 @pytest.mark.parametrize(
     "instruction, exact",
     [
-        ("add.s32", lambda a, b: a + b), ("sub.s32", lambda a, b: a - b), ("mul.lo.s32", lambda a, b: a * b),
-        ("mul.hi.s32", lambda a, b: a * b >> 32), ("div.s32", TRUNCATED["div"]), ("rem.s32", TRUNCATED["rem"]),
-        ("div.u32", lambda a, b: (a % 2**32) // (b % 2**32)), ("min.u32", lambda a, b: min(a % 2**32, b % 2**32)),
-        ("max.s32", max), ("shr.s32", lambda a, b: a >> min(b % 2**32, 31)),
+        ("add.s32", lambda a, b: a + b),
+        ("sub.s32", lambda a, b: a - b),
+        ("mul.lo.s32", lambda a, b: a * b),
+        ("mul.hi.s32", lambda a, b: a * b >> 32),
+        ("div.s32", TRUNCATED["div"]),
+        ("rem.s32", TRUNCATED["rem"]),
+        ("div.u32", lambda a, b: (a % 2**32) // (b % 2**32)),
+        ("min.u32", lambda a, b: min(a % 2**32, b % 2**32)),
+        ("max.s32", max),
+        ("shr.s32", lambda a, b: a >> min(b % 2**32, 31)),
         ("shr.u32", lambda a, b: a % 2**32 >> min(b % 2**32, 32)),
-        ("shl.b32", lambda a, b: a << min(b % 2**32, 32)), ("xor.b32", lambda a, b: a ^ b),
+        ("shl.b32", lambda a, b: a << min(b % 2**32, 32)),
+        ("xor.b32", lambda a, b: a ^ b),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
-)  # fmt: skip
+)
 def test_integers(instruction, exact):
     pairs = [(a, b) for a in INTEGERS for b in INTEGERS if b or not instruction.startswith(("div", "rem"))]
     a, b = (torch.tensor(side, dtype=torch.int32) for side in zip(*pairs))
@@ -132,7 +170,9 @@ def test_products_and_addresses_in_64_bits():
     a, b = torch.tensor([1 << 30, -(1 << 30), -1], dtype=torch.int32), torch.tensor([8, 8, -1], dtype=torch.int32)
     wide = map_lanes("mul.wide.s32 %rd9, %r1, %r2;", a, b, out=torch.int64, registers="r1 r2 rd9")
     assert wide.tolist() == [1 << 33, -(1 << 33), 1]
-    added = map_lanes("mov.b64 %rd8, -5; mad.wide.s32 %rd9, %r1, %r2, %rd8;", a, b, out=torch.int64, registers="r1 r2 rd9")
+    added = map_lanes(
+        "mov.b64 %rd8, -5; mad.wide.s32 %rd9, %r1, %r2, %rd8;", a, b, out=torch.int64, registers="r1 r2 rd9"
+    )
     assert added.tolist() == [(1 << 33) - 5, -(1 << 33) - 5, -4]
     unsigned = map_lanes("mul.wide.u32 %rd9, %r1, %r2;", a, b, out=torch.int64, registers="r1 r2 rd9")
     assert unsigned.tolist()[2] % 2**64 == (2**32 - 1) ** 2
@@ -165,7 +205,7 @@ def test_fields_of_bits():
         ("shfl.sync.idx.b32 %r2|%p1, %r1, 2, 6175, -1", lambda i: i // 8 * 8 + 2, lambda i: True),
         ("shfl.sync.down.b32 %r2|%p1, %r1, 3, 6175, -1", lambda i: i + 3, lambda i: i % 8 + 3 < 8),
     ],
-)  # fmt: skip
+)
 def test_shuffles_and_their_predicates(instruction, source, valid):
     body = f"{instruction}; selp.b32 %r3, 100, 0, %p1; add.s32 %r4, %r2, %r3;"
     got = map_lanes(body, LANES, out=torch.int32, registers="r1 r4").tolist()
@@ -263,16 +303,24 @@ COPY = """mul.wide.u32 %rd10, %r0, 4; add.s64 %rd11, %rd0, %rd10;
         (TO_SHARED + "st.shared.b32 [%r12], %r0; bar.sync 0; ld.shared.b32 %r1, [%r13];", None),
         (TO_SHARED + "setp.eq.s32 %p1, %r0, 3; @%p1 bra end; bar.sync 0; end:", "never reach"),
         (TO_SHARED + COPY + "ld.shared.b32 %r1, [%r12]; cp.async.wait_group 0;", "nobody has waited"),
-        (TO_SHARED + COPY + "cp.async.wait_group 1; ld.shared.b32 %r1, [%r12]; cp.async.wait_group 0;", "nobody has waited"),
-        (TO_SHARED + COPY + "cp.async.wait_group 0; ld.shared.b32 %r1, [%r13];",
-         "race in|nobody has waited|read before"),
+        (
+            TO_SHARED + COPY + "cp.async.wait_group 1; ld.shared.b32 %r1, [%r12]; cp.async.wait_group 0;",
+            "nobody has waited",
+        ),
+        (
+            TO_SHARED + COPY + "cp.async.wait_group 0; ld.shared.b32 %r1, [%r13];",
+            "race in|nobody has waited|read before",
+        ),
         (TO_SHARED + COPY + "cp.async.wait_group 0; bar.sync 0; ld.shared.b32 %r1, [%r13];", None),
         (TO_SHARED + COPY, "before all that it set in motion is done"),
-        ("setp.lt.s32 %p1, %r0, 7; @%p1 bra other; shfl.sync.idx.b32 %r2, %r0, 0, 31, -1; bra end; other: "
-         "shfl.sync.idx.b32 %r2, %r0, 1, 31, -1; end:", "execute different instructions"),
+        (
+            "setp.lt.s32 %p1, %r0, 7; @%p1 bra other; shfl.sync.idx.b32 %r2, %r0, 0, 31, -1; bra end; other: "
+            "shfl.sync.idx.b32 %r2, %r0, 1, 31, -1; end:",
+            "execute different instructions",
+        ),
         ("mov.b32 %r1, 0; div.u32 %r2, %r0, %r1;", "division by zero"),
     ],
-)  # fmt: skip
+)
 def test_what_the_referee_objects_to(body, objection):
     values = torch.zeros(32, dtype=torch.int32)
     if objection is None:
@@ -300,15 +348,25 @@ FENCE, WAIT = "fence.proxy.async.shared::cta; bar.sync 0;", "wgmma.wait_group.sy
     "body, objection",
     [
         (WRITTEN + FENCE + ISSUE + WAIT + "add.f32 %f2, %r30, %r31;", None),
-        (WRITTEN + FENCE + ISSUE + "mov.b32 %r40, %r30;" + WAIT + "add.f32 %f2, %r40, %r31;", None),  # a copy of the register
-        (WRITTEN + FENCE + ISSUE + "add.f32 %f2, %r30, %r31;" + WAIT, "a register is used that an asynchronous product has"),
-        (WRITTEN + FENCE + ISSUE + WAIT.replace("0;", "1;") + "add.f32 %f2, %r30, %r31;" + WAIT, "asynchronous product has"),
+        # a copy of the register
+        (
+            WRITTEN + FENCE + ISSUE + "mov.b32 %r40, %r30;" + WAIT + "add.f32 %f2, %r40, %r31;",
+            None,
+        ),
+        (
+            WRITTEN + FENCE + ISSUE + "add.f32 %f2, %r30, %r31;" + WAIT,
+            "a register is used that an asynchronous product has",
+        ),
+        (
+            WRITTEN + FENCE + ISSUE + WAIT.replace("0;", "1;") + "add.f32 %f2, %r30, %r31;" + WAIT,
+            "asynchronous product has",
+        ),
         (WRITTEN + "bar.sync 0;" + ISSUE + WAIT, "no fence.proxy.async passed on"),
         (WRITTEN + FENCE.replace("bar.sync 0;", "") + ISSUE + WAIT, "race in shared memory|no fence.proxy.async"),
         (WRITTEN + FENCE + ISSUE.replace("wgmma.fence.sync.aligned;", "") + WAIT, "no wgmma.fence in between"),
         (WRITTEN + FENCE + ISSUE + "st.shared.b32 [%r12], %r1;" + WAIT, "race in shared memory"),
     ],
-)  # fmt: skip
+)
 def test_what_the_referee_objects_to_in_products(body, objection):
     out = torch.zeros(128, 2)
     body = body + "mul.wide.u32 %rd10, %r0, 8; add.s64 %rd11, %rd0, %rd10; st.global.v2.b32 [%rd11], {%r30, %r33};"

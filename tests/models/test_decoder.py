@@ -34,9 +34,18 @@ def test_parameters_in_closed_form_equal_a_count(name):
 
 @pytest.mark.parametrize(
     ("name", "least", "most"),
-    [("300m", 0.27e9, 0.36e9), ("540m", 0.5e9, 0.6e9), ("1b", 0.9e9, 1.3e9), ("1.5b", 1.35e9, 1.75e9),
-     ("3b", 2.8e9, 3.5e9), ("6b", 5.5e9, 6.7e9), ("32b", 29e9, 34e9), ("468m", 0.466e9, 0.47e9), ("1.2b", 1.19e9, 1.23e9)],
-)  # fmt: skip
+    [
+        ("300m", 0.27e9, 0.36e9),
+        ("540m", 0.5e9, 0.6e9),
+        ("1b", 0.9e9, 1.3e9),
+        ("1.5b", 1.35e9, 1.75e9),
+        ("3b", 2.8e9, 3.5e9),
+        ("6b", 5.5e9, 6.7e9),
+        ("32b", 29e9, 34e9),
+        ("468m", 0.466e9, 0.47e9),
+        ("1.2b", 1.19e9, 1.23e9),
+    ],
+)
 def test_presets_are_the_sizes_they_are_called(name, least, most):
     assert least <= counting.parameters(ModelConfig(**PRESETS[name])) <= most
 

@@ -15,11 +15,18 @@ from emergence_train.recorder import tables
 def positions(**changes) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
-            "run": "a", "params": 10, "step": [1, 1, 2, 2], "tokens": [64, 64, 128, 128], "split": "iid",
-            "position": [1, 2, 1, 2], "count": 4, "loss_sum": [8.0, 6.0, 7.0, 5.0], "loss_sq_sum": [20.0, 12.0, 15.0, 8.0],
+            "run": "a",
+            "params": 10,
+            "step": [1, 1, 2, 2],
+            "tokens": [64, 64, 128, 128],
+            "split": "iid",
+            "position": [1, 2, 1, 2],
+            "count": 4,
+            "loss_sum": [8.0, 6.0, 7.0, 5.0],
+            "loss_sq_sum": [20.0, 12.0, 15.0, 8.0],
             "correct": [0, 1, 1, 2],
         }
-    )  # fmt: skip
+    )
     return frame.assign(**changes)
 
 
@@ -147,10 +154,18 @@ def test_mean_loss_is_the_mean_of_all_tokens():
     tokens = np.array([[2.0, 1.0], [4.0, 3.0], [3.0, 3.5]])  # three sequences of two positions
     frame = pd.DataFrame(
         {
-            "run": "a", "params": 1, "step": 1, "tokens": 6, "split": "iid", "position": [1, 2], "count": 3,
-            "loss_sum": tokens.sum(0), "loss_sq_sum": (tokens**2).sum(0), "correct": 1,
+            "run": "a",
+            "params": 1,
+            "step": 1,
+            "tokens": 6,
+            "split": "iid",
+            "position": [1, 2],
+            "count": 3,
+            "loss_sum": tokens.sum(0),
+            "loss_sq_sum": (tokens**2).sum(0),
+            "correct": 1,
         }
-    )  # fmt: skip
+    )
     row = tables.mean_loss(frame).iloc[0]
     assert row["loss"] == pytest.approx(tokens.mean())
     assert row["stderr"] == pytest.approx(tokens.std() / np.sqrt(6)) and row["accuracy"] == pytest.approx(1 / 3)

@@ -23,11 +23,29 @@ def write_run(root, name="one", params=1000, positions=64, seed=0, until=80):
     """A run directory with known losses: L_i = a0 / (1 + a1 i) + a2, falling with training, up to step `until`."""
     rng = np.random.default_rng(seed)
     run = root / name
-    rows = [{"kind": "run", "run": name, "params": params, "vocabulary": "v", "batch": 10, "sequence": 100,
-             "total_tokens": 80_000}]  # fmt: skip
+    rows = [
+        {
+            "kind": "run",
+            "run": name,
+            "params": params,
+            "vocabulary": "v",
+            "batch": 10,
+            "sequence": 100,
+            "total_tokens": 80_000,
+        }
+    ]
     for step in range(1, until + 1):
-        rows.append({"kind": "train", "step": step, "tokens": 1000 * step, "lr": 1e-3, "loss": 3 + 20 / (step + 9),
-                     "grad_norm": 1.0, "tokens_per_second": 5000.0 if step > 1 else None})  # fmt: skip
+        rows.append(
+            {
+                "kind": "train",
+                "step": step,
+                "tokens": 1000 * step,
+                "lr": 1e-3,
+                "loss": 3 + 20 / (step + 9),
+                "grad_norm": 1.0,
+                "tokens_per_second": 5000.0 if step > 1 else None,
+            }
+        )
     run.mkdir(parents=True)
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     i = np.arange(1, positions + 1)
@@ -36,10 +54,22 @@ def write_run(root, name="one", params=1000, positions=64, seed=0, until=80):
         for split, shift in (("train", 0.0), ("iid", 0.0), ("ood", 0.5)):
             mean = 1.5 / (1 + 0.2 * i) + 3 + 20 / (step + 9) + shift
             tokens = mean[:, None] + rng.normal(0, 0.5, (positions, 400))
-            parts.append(pd.DataFrame({
-                "run": name, "params": params, "step": step, "tokens": 1000 * step, "split": split, "position": i,
-                "count": 400, "loss_sum": tokens.sum(1), "loss_sq_sum": (tokens**2).sum(1), "correct": 10,
-            }))  # fmt: skip
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "run": name,
+                        "params": params,
+                        "step": step,
+                        "tokens": 1000 * step,
+                        "split": split,
+                        "position": i,
+                        "count": 400,
+                        "loss_sum": tokens.sum(1),
+                        "loss_sq_sum": (tokens**2).sum(1),
+                        "correct": 10,
+                    }
+                )
+            )
         table = pd.concat(parts)
         tables.write(tables.POSITIONS, table, run / "positions" / f"step-{step:010d}.parquet", vocabulary="v")
     return run
@@ -53,13 +83,29 @@ def write_evaluations(run, params, seed=0, until=80):
         loss = 3.2 + 20 / (step + 9) - 0.1 * seed
         for task, share in (("jump <i>", 0.25 + 0.5 * max(3.6 - loss, 0)), ("steady", 0.8 - 0.1 * loss)):
             value = rng.binomial(4000, share) / 4000
-            rows.append({"run": run.name, "params": params, "step": step, "tokens": 1000 * step, "loss": loss, "task": task,
-                         "metric": "acc", "value": value, "stderr": np.sqrt(value * (1 - value) / 4000), "items": 4000,
-                         "chance": 0.25, "higher_is_better": True, "unigram_loss": 6.0})  # fmt: skip
+            rows.append(
+                {
+                    "run": run.name,
+                    "params": params,
+                    "step": step,
+                    "tokens": 1000 * step,
+                    "loss": loss,
+                    "task": task,
+                    "metric": "acc",
+                    "value": value,
+                    "stderr": np.sqrt(value * (1 - value) / 4000),
+                    "items": 4000,
+                    "chance": 0.25,
+                    "higher_is_better": True,
+                    "unigram_loss": 6.0,
+                }
+            )
     tables.write(tables.EVALUATIONS, pd.DataFrame(rows), run / "evaluations" / "all.parquet", vocabulary="v")
     with open(run / "metrics.jsonl", "a") as file:
-        file.writelines(json.dumps({"kind": "evaluation", "step": s, "tokens": 1000 * s, "seconds": 1.5, "value": {}}) + "\n"
-                        for s in (40, 80))  # fmt: skip
+        file.writelines(
+            json.dumps({"kind": "evaluation", "step": s, "tokens": 1000 * s, "seconds": 1.5, "value": {}}) + "\n"
+            for s in (40, 80)
+        )
 
 
 @pytest.fixture
@@ -112,8 +158,10 @@ def test_a_run_that_goes_on_has_a_fan_that_crosses_the_threshold(tmp_path):
     (runs[2] / "config.yaml").write_text(yaml.safe_dump(plan))
     with open(runs[2] / "metrics.jsonl", "a") as file:
         for step, high in ((20, None), (40, 70_000)):
-            value = {f"jump <i>/acc/{k}": v for k, v in
-                     {"probability": 0.8, "tokens": 50_000, "low95": 45_000, "high95": high}.items()}  # fmt: skip
+            value = {
+                f"jump <i>/acc/{k}": v
+                for k, v in {"probability": 0.8, "tokens": 50_000, "low95": 45_000, "high95": high}.items()
+            }
             file.write(json.dumps({"kind": "abilities", "step": step, "tokens": 1000 * step, "value": value}) + "\n")
     text = report(runs, tmp_path / "out").read_text()
     result = analyze_emergence(runs)
@@ -194,9 +242,20 @@ def test_a_browser_runs_it_without_an_error(page, tmp_path):
     probed.write_text(page.read_text().replace("<head>", "<head>" + probe))
     for width in (390, 1280):
         done = subprocess.run(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom",
-             f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", f"file://{probed}"],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--dump-dom",
+                f"--window-size={width},900",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"file://{probed}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         title = re.search(r"<title>(.*?)</title>", done.stdout, re.S).group(1)
         assert "ERROR" not in title and "loss (nats)" in title and "grids 1" in title and "wide false" in title

@@ -29,7 +29,9 @@ class Gradients(TorchDispatchMode):
         outs = out if isinstance(out, (list, tuple)) else args[0] if name.startswith("_foreach_zero_") else [out]
         views = name in ("detach", "t", "view", "_unsafe_view", "alias", "transpose", "slice", "as_strided")
         if not views:
-            self.passes += sum(isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 and t.shape in self.shapes for t in outs)
+            self.passes += sum(
+                isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 and t.shape in self.shapes for t in outs
+            )
         return out
 
 
@@ -38,7 +40,8 @@ def run(engine, ranks, config, spoil: int | None = None) -> dict:
     from deepspeed.accelerator import get_accelerator
 
     device_waits: list[int] = []
-    get_accelerator().synchronize = lambda *_: device_waits.append(1)  # nothing on a CPU; on a GPU, a wait for all of it
+    # nothing on a CPU; on a GPU, a wait for all of it
+    get_accelerator().synchronize = lambda *_: device_waits.append(1)
     generator = torch.Generator().manual_seed(1 + ranks.rank)
     micro = config.training.micro_batch
     rounds = config.training.batch // (micro * ranks.world)
@@ -63,7 +66,13 @@ def run(engine, ranks, config, spoil: int | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    over = ["model.vocab_size=320", "training.zero_stage=1", "training.precision=bf16", "training.batch=8", *sys.argv[3:]]
+    over = [
+        "model.vocab_size=320",
+        "training.zero_stage=1",
+        "training.precision=bf16",
+        "training.batch=8",
+        *sys.argv[3:],
+    ]
     config = configs.load(sys.argv[1], over)
     ranks = start(1)
     theirs = run(engines.build(config, ranks), ranks, config)

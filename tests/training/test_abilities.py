@@ -14,8 +14,12 @@ from support import command, metrics
 
 
 def result(family="v", eta=None) -> dict:
-    return {"tasks": [{"family": family, "task": "jump", "metric": "acc", "eta": eta},
-                      {"family": family, "task": "flat", "metric": "acc", "eta": None}]}  # fmt: skip
+    return {
+        "tasks": [
+            {"family": family, "task": "jump", "metric": "acc", "eta": eta},
+            {"family": family, "task": "flat", "metric": "acc", "eta": None},
+        ]
+    }
 
 
 def test_the_forecast_holds_the_true_crossing_and_narrows(tmp_path):
@@ -54,8 +58,11 @@ def test_thresholds_are_read_or_refused_in_a_line(tmp_path):
     eta = {"value": 3.0, "low95": 2.9, "high95": 3.1}
     path.write_text(json.dumps(result(eta=eta)))
     assert read_thresholds(path, "v") == [Threshold("jump", "acc", 3.0, 2.9, 3.1)]
-    for content, said_ in ((json.dumps(result("other", eta)), "do not compare"), ("{}", "is not a result.json"), 
-                           ("[1", "is not a result.json")):  # fmt: skip
+    for content, said_ in (
+        (json.dumps(result("other", eta)), "do not compare"),
+        ("{}", "is not a result.json"),
+        ("[1", "is not a result.json"),
+    ):
         path.write_text(content)
         with pytest.raises(InputError, match=said_):
             read_thresholds(path, "v")
@@ -80,7 +87,9 @@ def test_training_forecasts_them_at_every_checkpoint(config_file, tmp_path):
     assert last["value"]["jump/acc/probability"] == pytest.approx(float(iid[last["tokens"]] < 5.2), abs=0.1)
     shown = view(last)
     assert shown["tokens"] == last["tokens"] and shown["abilities/jump/acc/tokens"] == last["value"]["jump/acc/tokens"]
-    open_end = view({"kind": "abilities", "step": 1, "tokens": 2, "value": {"a/acc/probability": 0.1, "a/acc/tokens": None}})
+    open_end = view(
+        {"kind": "abilities", "step": 1, "tokens": 2, "value": {"a/acc/probability": 0.1, "a/acc/tokens": None}}
+    )
     assert open_end == {"tokens": 2, "abilities/a/acc/probability": 0.1}
     sent = [values for (chart, _), values in _points(run) if chart == "abilities/jump/acc/probability"]
     assert [values["tokens"] for values in sent] == [row["tokens"] for row in rows]

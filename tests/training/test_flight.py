@@ -11,8 +11,13 @@ import pytest
 from emergence_train.training import flight
 from support import ROOT
 
-NAMES = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
-         "TORCH_NCCL_DUMP_ON_TIMEOUT")  # fmt: skip
+NAMES = (
+    "TORCH_FR_BUFFER_SIZE",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE",
+    "TORCH_FR_DUMP_TEMP_FILE",
+    "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT",
+)
 
 
 @pytest.fixture
@@ -46,8 +51,13 @@ dist.all_reduce(torch.ones(3))
 print(flight.write(Path(sys.argv[1]), 7, nccl=False), flight.write(Path(sys.argv[1]) / "not" / "there", 7, nccl=False))
 """
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"PYTHONPATH": paths})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
     assert done.stdout.split() == [str(tmp_path / "stacks" / "flight-7"), "None"], done.stderr
     entries = pickle.loads((tmp_path / "stacks" / "flight-7").read_bytes())["entries"]
     assert [entry["profiling_name"] for entry in entries] == ["gloo:all_reduce"]

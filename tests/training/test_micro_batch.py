@@ -30,7 +30,9 @@ class Engine:
 
 
 def test_a_capture_that_fails_is_logged_and_training_goes_on(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: (_ for _ in ()).throw(RuntimeError("operation not permitted")))
+    monkeypatch.setattr(
+        torch.cuda, "synchronize", lambda: (_ for _ in ()).throw(RuntimeError("operation not permitted"))
+    )
     said: list[str] = []
     engine, sums = Engine(), PositionAccumulator(3, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
@@ -61,8 +63,14 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
     ranks = distributed.start(1)
     runs = []
     for graphs in ("false", "true"):
-        over = ["model.vocab_size=320", "training.precision=bf16", f"training.cuda_graphs={graphs}",
-                "model.width=64", "model.ffn=96", f"training.document_mask={masked}"]  # fmt: skip
+        over = [
+            "model.vocab_size=320",
+            "training.precision=bf16",
+            f"training.cuda_graphs={graphs}",
+            "model.width=64",
+            "model.ffn=96",
+            f"training.document_mask={masked}",
+        ]
         config = configs.load(config_file, over)
         engine, said = engines.build(config, ranks), []
         sums = PositionAccumulator(config.data.sequence, ranks.device)
@@ -73,7 +81,10 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
         for step in range(1, 9):
             totals, norm, applied = stepper(step, 1e-3, False)
             with torch.no_grad():  # as validation does
-                engine(torch.ones(1, 32, dtype=torch.long, device="cuda"), torch.ones(1, 32, dtype=torch.long, device="cuda"))
+                engine(
+                    torch.ones(1, 32, dtype=torch.long, device="cuda"),
+                    torch.ones(1, 32, dtype=torch.long, device="cuda"),
+                )
             rows.append([*totals.tolist(), float(norm), float(applied)])
             if step == 5:
                 stepper.micro_batch.reset()

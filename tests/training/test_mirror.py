@@ -65,7 +65,14 @@ def test_everything_is_against_tokens(config, tmp_path, monkeypatch):
 
 
 def test_what_is_shown_of_the_tasks():
-    row = {"kind": "evaluation", "step": 4, "tokens": 64, "seconds": 1.0, "share_of_training": 0.2, "value": {"copying/acc": 0.5}}
+    row = {
+        "kind": "evaluation",
+        "step": 4,
+        "tokens": 64,
+        "seconds": 1.0,
+        "share_of_training": 0.2,
+        "value": {"copying/acc": 0.5},
+    }
     assert module.view(row) == {"tokens": 64, "tasks/copying/acc": 0.5, "tasks/share_of_training": 0.2}
 
 
@@ -117,8 +124,14 @@ def test_offline_wandb_really_writes_its_run(config_file, tmp_path):
 def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):
     """Online, with a key, and a server address where no one answers."""
     began = time.monotonic()
-    done = command("train", str(config_file), "logging.wandb=online", WANDB_API_KEY="0" * 40, WANDB_MODE="online",
-                   WANDB_BASE_URL="http://127.0.0.1:9")  # fmt: skip
+    done = command(
+        "train",
+        str(config_file),
+        "logging.wandb=online",
+        WANDB_API_KEY="0" * 40,
+        WANDB_MODE="online",
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
     assert done.returncode == 0 and "kept offline" in done.stdout, done.stderr + done.stdout
     assert list((tmp_path / "runs" / "run" / "wandb").glob("offline-run-*"))
     assert len(metrics(tmp_path / "runs" / "run")) == 12 and time.monotonic() - began < 120

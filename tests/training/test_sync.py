@@ -95,7 +95,9 @@ def test_offline_with_the_real_wandb(run):
     """The command, writing a whole offline run that `wandb sync` would take."""
     before = (run / "metrics.jsonl").read_bytes()
     done = command("sync", str(run), WANDB_MODE="offline")
-    assert done.returncode == 0 and "19 of 19 points sent, offline; upload it with: wandb sync" in done.stdout, done.stderr
+    assert done.returncode == 0 and "19 of 19 points sent, offline; upload it with: wandb sync" in done.stdout, (
+        done.stderr
+    )
     (written,) = (run / "wandb").glob("offline-run-*/*.wandb")
     assert written.stat().st_size > 5_000 and (run / "metrics.jsonl").read_bytes() == before
     assert len(records.read(records.CURVES, run)) == 12

@@ -40,16 +40,22 @@ def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
     try:
         tasks = json.loads(path.read_text())["tasks"]
         families = {one["family"] for one in tasks}
-        found = [Threshold(one["task"], one["metric"], *(float(one["eta"][key]) for key in ("value", "low95", "high95")))
-                 for one in tasks if one["eta"] and one["family"] in ("", vocabulary)]  # fmt: skip
+        found = [
+            Threshold(one["task"], one["metric"], *(float(one["eta"][key]) for key in ("value", "low95", "high95")))
+            for one in tasks
+            if one["eta"] and one["family"] in ("", vocabulary)
+        ]
     except FileNotFoundError:
         raise InputError(f"abilities: {path}: no such file; name the result.json of `analyze emergence`") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"abilities: {path}: is not a result.json of `analyze emergence` "
-                         f"({' '.join(repr(error).split())[:120]})") from None  # fmt: skip
+        raise InputError(
+            f"abilities: {path}: is not a result.json of `analyze emergence` ({' '.join(repr(error).split())[:120]})"
+        ) from None
     if families and not families & {"", vocabulary}:
-        raise InputError(f"abilities: {path}: its losses are of {', '.join(sorted(families)[:3])}, this run's of {vocabulary}: "
-                         f"they do not compare; analyse runs of the same prepared data")  # fmt: skip
+        raise InputError(
+            f"abilities: {path}: its losses are of {', '.join(sorted(families)[:3])}, this run's of {vocabulary}: "
+            f"they do not compare; analyse runs of the same prepared data"
+        )
     return found
 
 

@@ -82,8 +82,11 @@ def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Fi
     directories = run_directories(paths)
     laws, abilities, fans, notes_ahead = _ahead(findings, directories)
     result = {
-        "units": {"eta": "nats per token", "size_effect": "metric units per tenfold parameters, plus is better",
-                  "tokens": "trained so far"},
+        "units": {
+            "eta": "nats per token",
+            "size_effect": "metric units per tenfold parameters, plus is better",
+            "tokens": "trained so far",
+        },
         "convention": CONVENTION,
         "notes": notes + notes_ahead,
         "tasks": entries,
@@ -91,7 +94,7 @@ def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Fi
         "size_law": laws,
         "abilities": abilities,
         "outlooks": fans,
-    }  # fmt: skip
+    }
     return _plain(result), findings
 
 
@@ -116,11 +119,15 @@ def _or_unknown(task: Task, verdict: Verdict) -> Verdict:
         return verdict
     needed = task.loss_at(verdict.begins_by)
     if needed <= LEAST_UNIGRAM:
-        task.notes.append("the threshold rests on a unigram model's loss of loss_range.unigram_needed or more; that is below the "
-                          f"{LEAST_UNIGRAM:g} nats that subwords (a vocabulary of 512 or more, English) leave")  # fmt: skip
+        task.notes.append(
+            "the threshold rests on a unigram model's loss of loss_range.unigram_needed or more; that is below the "
+            f"{LEAST_UNIGRAM:g} nats that subwords (a vocabulary of 512 or more, English) leave"
+        )
         return verdict
-    reason = (f"emergent (probability {verdict.probability:.2f}) if a unigram model's loss on this text is at least "
-              f"{needed:.3g} nats per token, which is not known: give unigram_loss")  # fmt: skip
+    reason = (
+        f"emergent (probability {verdict.probability:.2f}) if a unigram model's loss on this text is at least "
+        f"{needed:.3g} nats per token, which is not known: give unigram_loss"
+    )
     return replace(
         verdict, name="not-identified", probability=1 - verdict.probability, eta=None, plateau=None, reason=reason
     )
@@ -141,9 +148,12 @@ def entry(one: Finding) -> dict:
         eta = {"value": task.loss_at(middle), "low95": task.loss_at(high), "high95": task.loss_at(low)}
         level = sorted(task.sign * value for value in verdict.plateau[1:])
         plateau = {
-            "level": task.sign * verdict.plateau[0], "low95": level[0], "high95": level[1],
-            "share_of_range": middle, "rows": int(np.sum(task.rows.x < middle)),
-        }  # fmt: skip
+            "level": task.sign * verdict.plateau[0],
+            "low95": level[0],
+            "high95": level[1],
+            "share_of_range": middle,
+            "rows": int(np.sum(task.rows.x < middle)),
+        }
     drawn = verdict.posterior
     change = verdict.change
     return {
@@ -252,15 +262,31 @@ def backtest(paths: str | Path | Iterable[str | Path], observed: float = OBSERVE
         for run, of_run in task.frame[hidden].groupby("run"):
             of_run = of_run.sort_values("step")
             ahead = outlook(str(run), of_run, None, rng, until=observed)
-            full = Outlook(str(run), ahead.params, of_run["tokens"].to_numpy(float), of_run["loss"].to_numpy(float),
-                           np.empty(0), np.empty((0, 0)), True)  # fmt: skip
+            full = Outlook(
+                str(run),
+                ahead.params,
+                of_run["tokens"].to_numpy(float),
+                of_run["loss"].to_numpy(float),
+                np.empty(0),
+                np.empty((0, 0)),
+                True,
+            )
             said = crossing(ahead, smaller.eta_draws, rng)
             truth = crossing(full, whole.eta_draws, rng)["tokens"]["value"]
             low, high = said["tokens"]["low95"], said["tokens"]["high95"]
             at = truth if truth is not None else np.inf
             inside = (low if low is not None else np.inf) <= at <= (high if high is not None else np.inf)
-            rows.append({
-                "family": task.family, "task": task.task, "metric": task.metric, "run": str(run), "params": ahead.params,
-                "predicted": said["tokens"], "actual": truth, "inside95": bool(inside), "status": said["status"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "family": task.family,
+                    "task": task.task,
+                    "metric": task.metric,
+                    "run": str(run),
+                    "params": ahead.params,
+                    "predicted": said["tokens"],
+                    "actual": truth,
+                    "inside95": bool(inside),
+                    "status": said["status"],
+                }
+            )
     return rows

@@ -60,8 +60,9 @@ def _main(findings: list[Finding]) -> list[Finding]:
 def _multiples(findings: list[Finding], against: str, family: str):
     columns = min(COLUMNS, len(findings))
     rows = math.ceil(len(findings) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.0 * columns + 1.0, 2.5 * rows + 0.5), squeeze=False,
-                                layout="none")  # fmt: skip
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.0 * columns + 1.0, 2.5 * rows + 0.5), squeeze=False, layout="none"
+    )
     width, height = figure.get_size_inches()
     figure.subplots_adjust(0.55 / width, 0.6 / height, 1 - 1.3 / width, 1 - 0.85 / height, 0.28, 0.5)
     params = np.concatenate([one.task.frame["params"] for one in findings])
@@ -77,8 +78,11 @@ def _multiples(findings: list[Finding], against: str, family: str):
     figure.supxlabel(label, fontsize=9)
     title = f"Performance against {against}" + (f": {family}" if family else "")
     figure.suptitle(title, fontsize=11)
-    bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), cax=figure.add_axes((1 - 0.95 / width, 0.2, 0.15 / width, 0.6)),
-                          label="parameters")  # fmt: skip
+    bar = figure.colorbar(
+        plt.cm.ScalarMappable(norm, colours),
+        cax=figure.add_axes((1 - 0.95 / width, 0.2, 0.15 / width, 0.6)),
+        label="parameters",
+    )
     bar.ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     bar.ax.yaxis.set_minor_formatter(plt.NullFormatter())
     return figure
@@ -101,8 +105,16 @@ def _panel(axis, one: Finding, against: str, norm, colours) -> None:
             middle, low, high = (task.loss_at(value) for value in verdict.eta)
             axis.axvspan(low, high, color="#777777", alpha=0.25, linewidth=0)
             axis.axvline(middle, color="#444444", linewidth=0.9)
-            axis.annotate(f"η = {middle:.2f}", (middle, 0.97), xycoords=("data", "axes fraction"), fontsize=7,
-                          xytext=(-3, 0), textcoords="offset points", ha="right", va="top")  # fmt: skip
+            axis.annotate(
+                f"η = {middle:.2f}",
+                (middle, 0.97),
+                xycoords=("data", "axes fraction"),
+                fontsize=7,
+                xytext=(-3, 0),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+            )
     else:
         axis.set_xscale("log")
         axis.xaxis.set_minor_locator(NullLocator())
@@ -129,8 +141,10 @@ def _sizes(findings: list[Finding]):
     axis.set_yticks(place, labels, fontsize=7)
     axis.set_ylim(-0.7, len(findings) - 0.3)
     axis.grid(axis="y", visible=False)
-    axis.set(xlabel="change for ten times the parameters at the same loss (grey: too small to name)",
-             title="Does size matter once loss is known?")  # fmt: skip
+    axis.set(
+        xlabel="change for ten times the parameters at the same loss (grey: too small to name)",
+        title="Does size matter once loss is known?",
+    )
     return figure
 
 
@@ -158,6 +172,8 @@ def _timeline(abilities: list[dict]):
     axis.set_yticks(place, [f"{run['run']}: {one['task']}"[:48] for one, run in lines], fontsize=7)
     axis.set_ylim(-0.7, max(len(lines), 1) - 0.3)
     axis.grid(axis="y", visible=False)
-    axis.set(xlabel="tokens trained when the loss reaches η (filled: it has; open: forecast; bars: 95%)",
-             title="When runs gain abilities")  # fmt: skip
+    axis.set(
+        xlabel="tokens trained when the loss reaches η (filled: it has; open: forecast; bars: 95%)",
+        title="When runs gain abilities",
+    )
     return figure

@@ -82,10 +82,19 @@ def fan(one: Outlook) -> dict | None:
     "low50" to "high95": quantiles}, in nats; None where there is no forecast."""
     if not len(one.future):
         return None
-    bands = {f"{side}{level}": np.quantile(one.curves, 0.5 + sign * level / 200, axis=0).tolist()
-             for level in (95, 80, 50) for side, sign in (("low", -1), ("high", 1))}  # fmt: skip
-    return {"run": one.run, "params": one.params, "planned_end_known": one.planned, "tokens": one.future.tolist(),
-            "loss": np.median(one.curves, axis=0).tolist(), **bands}  # fmt: skip
+    bands = {
+        f"{side}{level}": np.quantile(one.curves, 0.5 + sign * level / 200, axis=0).tolist()
+        for level in (95, 80, 50)
+        for side, sign in (("low", -1), ("high", 1))
+    }
+    return {
+        "run": one.run,
+        "params": one.params,
+        "planned_end_known": one.planned,
+        "tokens": one.future.tolist(),
+        "loss": np.median(one.curves, axis=0).tolist(),
+        **bands,
+    }
 
 
 def crossing(one: Outlook, eta: np.ndarray, rng: np.random.Generator) -> dict:
@@ -116,11 +125,16 @@ def crossing(one: Outlook, eta: np.ndarray, rng: np.random.Generator) -> dict:
         status = "expected" if probability >= 0.5 else "not-before-the-end"
     low, middle, high = (float(np.quantile(tokens, q, method="higher")) for q in (0.025, 0.5, 0.975))
     return {
-        "run": one.run, "params": one.params, "status": status,
+        "run": one.run,
+        "params": one.params,
+        "status": status,
         "tokens": {"value": _finite(middle), "low95": _finite(low), "high95": _finite(high)},
-        "probability": probability, "reached_now": now, "until_tokens": until, "planned_end_known": one.planned,
+        "probability": probability,
+        "reached_now": now,
+        "until_tokens": until,
+        "planned_end_known": one.planned,
         "note": one.note,
-    }  # fmt: skip
+    }
 
 
 def _first(threshold: np.ndarray, tokens: np.ndarray, falling: np.ndarray) -> np.ndarray:

@@ -38,8 +38,10 @@ def losses_at_equal_tokens(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray,
     points = points[(first <= tokens) & (last >= tokens)]
     sizes, losses = [], []
     for params, rows in points.groupby("params"):
-        each = [np.interp(np.log(tokens), np.log(r["tokens"]), r["loss"]) for _, r in
-                ((name, group.sort_values("tokens")) for name, group in rows.groupby("run"))]  # fmt: skip
+        each = [
+            np.interp(np.log(tokens), np.log(r["tokens"]), r["loss"])
+            for _, r in ((name, group.sort_values("tokens")) for name, group in rows.groupby("run"))
+        ]
         sizes.append(float(params))
         losses.append(float(np.mean(each)))
     return np.array(sizes), np.array(losses), int(tokens)
@@ -93,12 +95,16 @@ def least_size(law: SizeLaw | str, eta: np.ndarray, rng: np.random.Generator) ->
         "probability_that_any_size_suffices": possible,
     }
     if possible < 0.975:
-        return constants | {"identified": False,
-                            "reason": "not identified: the threshold may lie below what any size reaches"}  # fmt: skip
+        return constants | {
+            "identified": False,
+            "reason": "not identified: the threshold may lie below what any size reaches",
+        }
     low, middle, high = np.quantile(log_n, [0.025, 0.5, 0.975])
     if not high - low < WIDEST:
-        return constants | {"identified": False,
-                            "reason": f"not identified: the interval of N spans {high - low:.1f} decades"}  # fmt: skip
+        return constants | {
+            "identified": False,
+            "reason": f"not identified: the interval of N spans {high - low:.1f} decades",
+        }
     n = {"value": 10**middle, "low95": 10**low, "high95": 10**high}
     return constants | {"identified": True, "n": {key: float(value) for key, value in n.items()}}
 

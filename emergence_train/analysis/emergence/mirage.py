@@ -47,9 +47,10 @@ def mirage(entries: list[dict]) -> list[dict]:
         if one["verdict"] != "emergent" or continuous(one["metric"]):
             continue
         others = [
-            other for other in entries
+            other
+            for other in entries
             if (other["family"], other["task"]) == (one["family"], one["task"]) and continuous(other["metric"])
-        ]  # fmt: skip
+        ]
         verdicts = {other["metric"]: other["verdict"] for other in others}
         telling = {name for name in verdicts.values() if name not in ("not-identified", "at-chance")}
         if not others:
@@ -58,13 +59,23 @@ def mirage(entries: list[dict]) -> list[dict]:
         elif "emergent" in telling:
             says, survives = "survives: emergent in a continuous metric too", True
         elif telling:
-            says = "does not survive: a continuous metric moves without a threshold (" + ", ".join(
-                f"{metric} {verdict}" for metric, verdict in verdicts.items()) + ")"  # fmt: skip
+            says = (
+                "does not survive: a continuous metric moves without a threshold ("
+                + ", ".join(f"{metric} {verdict}" for metric, verdict in verdicts.items())
+                + ")"
+            )
             survives = False
         else:
             says, survives = "open: the continuous metrics tell nothing", None
-        found.append({
-            "family": one["family"], "task": one["task"], "metric": one["metric"], "continuous": verdicts,
-            "survives": survives, "says": says, "resolution": one["resolution"],
-        })  # fmt: skip
+        found.append(
+            {
+                "family": one["family"],
+                "task": one["task"],
+                "metric": one["metric"],
+                "continuous": verdicts,
+                "survives": survives,
+                "says": says,
+                "resolution": one["resolution"],
+            }
+        )
     return found

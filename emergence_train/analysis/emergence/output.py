@@ -27,22 +27,28 @@ def write(out: Path, result: dict, findings: list[Finding]) -> dict:
     _csv(out / "points.csv", pd.concat(points, ignore_index=True))
     curves = [
         one.curve().assign(family=one.task.family, task=one.task.task, metric=one.task.metric)
-        for one in findings if one.verdict.posterior is not None
-    ]  # fmt: skip
+        for one in findings
+        if one.verdict.posterior is not None
+    ]
     if curves:
         _csv(out / "curves.csv", pd.concat(curves, ignore_index=True))
     held = [
         {key: one[key] for key in ("family", "task", "metric")} | row
-        for one in result["tasks"] for row in one["size_effect"].get("held_out", ())
-    ]  # fmt: skip
+        for one in result["tasks"]
+        for row in one["size_effect"].get("held_out", ())
+    ]
     _csv(out / "held_out_sizes.csv", held)
     _csv(out / "mirage.csv", result["mirage"])
-    _csv(out / "abilities.csv", [
-        {key: one[key] for key in ("family", "task", "metric")}
-        | {key: row[key] for key in ("run", "params", "status", "probability", "until_tokens", "note")}
-        | {f"tokens_{key}": value for key, value in row["tokens"].items()}
-        for one in result["abilities"] for row in one["runs"]
-    ])  # fmt: skip
+    _csv(
+        out / "abilities.csv",
+        [
+            {key: one[key] for key in ("family", "task", "metric")}
+            | {key: row[key] for key in ("run", "params", "status", "probability", "until_tokens", "note")}
+            | {f"tokens_{key}": value for key, value in row["tokens"].items()}
+            for one in result["abilities"]
+            for row in one["runs"]
+        ],
+    )
     result = result | {"figures": draw(findings, result, out)}
     write_json(out / "result.json", result)
     return result
@@ -74,8 +80,10 @@ def format_table(result: dict) -> str:
     lines = []
     families = {one["family"] for one in result["tasks"]}
     width = min(max(len(one["task"]) + len(one["metric"]) for one in result["tasks"]) + 3, 48)
-    lines.append(f"{'task, metric':<{width}} {'verdict':<15}{'P':>5}  {'eta [95%], nats':<22} "
-                 f"{'size effect [95%]':<26} {'p':>6} rows")  # fmt: skip
+    lines.append(
+        f"{'task, metric':<{width}} {'verdict':<15}{'P':>5}  {'eta [95%], nats':<22} "
+        f"{'size effect [95%]':<26} {'p':>6} rows"
+    )
     for family in sorted(families):
         if len(families) > 1:
             lines.append(f"{family}:")
@@ -89,8 +97,10 @@ def format_table(result: dict) -> str:
                 effect = f"{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]"
                 p = f"{size['p']:.3f}"
             name = f"{one['task']}, {one['metric']}"[:width]
-            lines.append(f"{name:<{width}} {one['verdict']:<15}{one['probability']:>5.2f}  {shown:<22} {effect:<26} "
-                         f"{p:>6} {one['rows']}")  # fmt: skip
+            lines.append(
+                f"{name:<{width}} {one['verdict']:<15}{one['probability']:>5.2f}  {shown:<22} {effect:<26} "
+                f"{p:>6} {one['rows']}"
+            )
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
     lines += [f"mirage check, {one['task']} ({one['metric']}): {one['says']}" for one in result["mirage"]]

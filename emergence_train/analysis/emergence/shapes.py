@@ -315,6 +315,14 @@ class _Fits:
                 curves[these] = middle[these, None] + a[:, None] * left + b[:, None] * right
                 onset[these], change[these], before[these] = _TURNS[j][0], b, -a
         return Posterior(
-            self.kinds[chosen], np.clip(onset, 0, 1), curves[:, 0], change, before, grid, curves, float(dispersion),
-            correlation, self.data.effective,
-        )  # fmt: skip
+            self.kinds[chosen],
+            np.clip(onset, 0, 1),
+            curves[:, 0],
+            change,
+            before,
+            grid,
+            curves,
+            float(dispersion),
+            correlation,
+            self.data.effective,
+        )

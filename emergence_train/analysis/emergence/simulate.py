@@ -18,8 +18,17 @@ def ladder(rng: np.random.Generator, sizes: int | None = None, checkpoints: int 
         loss = end + (top - end) * ((1 + 20 * share) ** -0.5 - 21**-0.5) / (1 - 21**-0.5)
         step = np.maximum(np.round(share * 10_000), 1).astype(int)
         params = int(1e8 * 2.5**size)
-        frames.append(pd.DataFrame({"run": f"size-{params // 10**6}m", "params": params, "step": step,
-                                    "tokens": step * 1_000_000, "loss": loss}))  # fmt: skip
+        frames.append(
+            pd.DataFrame(
+                {
+                    "run": f"size-{params // 10**6}m",
+                    "params": params,
+                    "step": step,
+                    "tokens": step * 1_000_000,
+                    "loss": loss,
+                }
+            )
+        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -53,8 +62,15 @@ def performance(kind: str, x: np.ndarray, level: float, room: float, rng: np.ran
     return level - fall * np.minimum(x / turn, 1) + rng.uniform(0.1, 0.4) * np.maximum(x - turn, 0) / (1 - turn), None
 
 
-def table(kind: str, rng: np.random.Generator, *, task: str = "task", size: float = 0.0, chances=(0.0, 0.2, 0.25, 0.5),
-          **ladder_options):  # fmt: skip
+def table(
+    kind: str,
+    rng: np.random.Generator,
+    *,
+    task: str = "task",
+    size: float = 0.0,
+    chances=(0.0, 0.2, 0.25, 0.5),
+    **ladder_options,
+):
     """(evaluations table of one task, true threshold in nats or None).
 
     500 to 14,000 items; variance between checkpoints of up to twice the items' own; a plateau that answer length or a
@@ -70,6 +86,13 @@ def table(kind: str, rng: np.random.Generator, *, task: str = "task", size: floa
     share = np.clip(share + size * np.log10(frame["params"] / frame["params"].median()), 0, 0.99)
     jitter = rng.normal(size=len(x)) * np.sqrt(rng.uniform(0, 2) * share * (1 - share) / items)
     value = rng.binomial(items, np.clip(share + jitter, 0, 1)) / items
-    frame = frame.assign(task=task, metric="acc", value=value, stderr=np.sqrt(value * (1 - value) / items), items=items,
-                         chance=chance, higher_is_better=True)  # fmt: skip
+    frame = frame.assign(
+        task=task,
+        metric="acc",
+        value=value,
+        stderr=np.sqrt(value * (1 - value) / items),
+        items=items,
+        chance=chance,
+        higher_is_better=True,
+    )
     return frame, None if onset is None else float(loss.max() - onset * np.ptp(loss))

@@ -220,10 +220,15 @@ def held_out_sizes(task: Task) -> list[dict]:
         weight = 1 / rows.variance[others]
         guess = _predict(rows.x[others], rows.y[others], weight / weight.mean(), rows.x[mine])
         error = rows.y[mine] - guess
-        found.append({
-            "params": int(size), "rows": int(mine.sum()), "rmse": float(np.sqrt(np.mean(error**2))),
-            "bias": float(np.mean(error)), "noise": float(np.sqrt(np.mean(rows.variance[mine]))),
-        })  # fmt: skip
+        found.append(
+            {
+                "params": int(size),
+                "rows": int(mine.sum()),
+                "rmse": float(np.sqrt(np.mean(error**2))),
+                "bias": float(np.mean(error)),
+                "noise": float(np.sqrt(np.mean(rows.variance[mine]))),
+            }
+        )
     return found
 
 

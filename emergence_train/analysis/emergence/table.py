@@ -150,13 +150,29 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> Task:
         scale = 0.3 if brier else max(spread, 10 * smallest)
     items_out = float(np.median(items)) if items is not None else np.nan
     rows = Rows(
-        x, y, variance, pd.factorize(frame["run"])[0], frame["step"].to_numpy(float),
+        x,
+        y,
+        variance,
+        pd.factorize(frame["run"])[0],
+        frame["step"].to_numpy(float),
         items if share and items is not None and _binomial(y, items, metric) else None,
-    )  # fmt: skip
+    )
     return Task(
-        task, metric, family, frame.assign(x=x), rows, loss_from, loss_to,
-        np.nan if chance is None else float(np.sign(sign)) * chance, best, smallest, scale, sign, items_out, notes,
-    )  # fmt: skip
+        task,
+        metric,
+        family,
+        frame.assign(x=x),
+        rows,
+        loss_from,
+        loss_to,
+        np.nan if chance is None else float(np.sign(sign)) * chance,
+        best,
+        smallest,
+        scale,
+        sign,
+        items_out,
+        notes,
+    )
 
 
 def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:

@@ -108,8 +108,9 @@ def _parameters(one: Analysis):
                 axis.errorbar(x[keep], value, width, fmt=".", color=colour, markersize=3, linewidth=0.6, label=text)
         law, width = rows[f"{name}_law"].to_numpy(), 1.96 * rows[f"{name}_law_sd"].to_numpy()
         axis.plot(x, law, color=MODEL, linewidth=1.3, label="law")
-        axis.fill_between(x[~one.seen], (law - width)[~one.seen], (law + width)[~one.seen], color=MODEL, alpha=0.15,
-                          linewidth=0)  # fmt: skip
+        axis.fill_between(
+            x[~one.seen], (law - width)[~one.seen], (law + width)[~one.seen], color=MODEL, alpha=0.15, linewidth=0
+        )
         values = np.r_[rows[name].to_numpy()[ok], rows[f"{name}_law"].to_numpy()[one.seen]]
         if len(values):
             low, high = np.quantile(values, [0.02, 0.98])
@@ -130,10 +131,20 @@ def _residuals(one: Analysis):
     middle = np.array([np.sqrt(low * high) for low, high in groups.groups])
     mean, spread = groups["residual"].mean().to_numpy(), groups["residual"].std().fillna(0).to_numpy()
     noise = groups["stderr"].mean().to_numpy()
-    axis.fill_between(middle, -1.96 * noise, 1.96 * noise, color="#999999", alpha=0.25, linewidth=0,
-                      label="sampling noise, 95%")  # fmt: skip
-    axis.errorbar(middle, mean, spread, fmt="o-", color=OBSERVED, markersize=3, linewidth=1, capsize=2,
-                  label="mean and spread over checkpoints")  # fmt: skip
+    axis.fill_between(
+        middle, -1.96 * noise, 1.96 * noise, color="#999999", alpha=0.25, linewidth=0, label="sampling noise, 95%"
+    )
+    axis.errorbar(
+        middle,
+        mean,
+        spread,
+        fmt="o-",
+        color=OBSERVED,
+        markersize=3,
+        linewidth=1,
+        capsize=2,
+        label="mean and spread over checkpoints",
+    )
     axis.axhline(0, color="#555555", linewidth=0.8)
     axis.set_xscale("log")
     axis.set(xlabel="token position", ylabel="loss - fitted law (nats)", title=f"Residuals by position: {_title(one)}")

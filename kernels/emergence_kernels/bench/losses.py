@@ -57,7 +57,9 @@ def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> I
         pass
 
 
-def _liger_by_large_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Callable[[], Tensor] | None:
+def _liger_by_large_chunks(
+    hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str
+) -> Callable[[], Tensor] | None:
     """Liger with chunks of some 4096 tokens, where its version lets them be chosen: by default they have tokens x D / V."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as function
 

@@ -76,7 +76,9 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
     for N, D in NORM_SHAPES[suite]:
         for with_residual in (True, False):
             torch.manual_seed(0)
-            x, weight, residual = (torch.randn(*of, device=device).to(dtype).requires_grad_() for of in ((N, D), (D,), (N, D)))
+            x, weight, residual = (
+                torch.randn(*of, device=device).to(dtype).requires_grad_() for of in ((N, D), (D,), (N, D))
+            )
             leaves = (x, weight, residual) if with_residual else (x, weight)
             more = {"residual": residual} if with_residual else {}
             upstream = torch.randn(N, D, device=device).to(dtype)
@@ -91,13 +93,17 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
                 op="rms_norm",
                 shape={"rows": N, "features": D, "residual": with_residual},
                 contenders=[partial(Contender, name, run, leaves) for name, run in runs],
-                bytes={"eval": forward * size, "forward": forward * size, "backward": backward * size,
-                       "both": (forward + backward) * size},
+                bytes={
+                    "eval": forward * size,
+                    "forward": forward * size,
+                    "backward": backward * size,
+                    "both": (forward + backward) * size,
+                },
                 formula="forward reads x (and the residual), writes y (and the sum); backward reads the sum, dy (and the "
                 "residual's gradient), writes dx",
                 upstream=lambda upstream=upstream: upstream,
                 errors=partial(_norm_errors, leaves, upstream),
-            )  # fmt: skip
+            )
 
 
 def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:

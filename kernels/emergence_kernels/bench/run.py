@@ -25,7 +25,16 @@ from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_byt
 
 OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "step")
 PATIENCE = 60  # seconds that a process may take beyond its share of the budget: a measurement ends, or hangs
-PEERS = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn", "flash-attn-3", "flash-attn-4")
+PEERS = (
+    "torch",
+    "triton",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "quack-kernels",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -35,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument("--op", action="append", choices=OPS, help="may be repeated; default: all")
     suites = ("full", "short", "laptop", "tiny")
-    parse.add_argument("--suite", choices=suites, default=None, help="which shapes; default: full on a GPU, laptop on a CPU")
+    parse.add_argument(
+        "--suite", choices=suites, default=None, help="which shapes; default: full on a GPU, laptop on a CPU"
+    )
     parse.add_argument("--budget", type=float, default=None, metavar="SECONDS", help="start no measurement after this")
     parse.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="results go to OUT/<device>/")
     parse.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -112,7 +123,9 @@ def _modes(case: Case, contender: Contender, upstream: torch.Tensor | None) -> d
     return {"eval": evaluate, "forward": contender.forward, "both": lambda: contender.both(upstream)}
 
 
-def measure_case(case: Case, device: torch.device, limits: dict[str, float], failed, args: argparse.Namespace) -> Iterator[dict]:
+def measure_case(
+    case: Case, device: torch.device, limits: dict[str, float], failed, args: argparse.Namespace
+) -> Iterator[dict]:
     """A row of every contender that runs. They take turns, in another order each round, so that a clock that drifts is as unkind
     to one as to the other; the first of a round is none's privilege."""
     watch, upstream = Stopwatch(device), case.upstream()
@@ -249,7 +262,18 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
     begin, status = time.monotonic(), 0
     packages = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in packages if path)}
-    fixed = ["--suite", suite, "--dtype", dtype, "--device", args.device, "--out", str(args.out), "--rounds", str(args.rounds)]
+    fixed = [
+        "--suite",
+        suite,
+        "--dtype",
+        dtype,
+        "--device",
+        args.device,
+        "--out",
+        str(args.out),
+        "--rounds",
+        str(args.rounds),
+    ]
     fixed += ["--only", args.only, *(["--seconds", str(args.seconds)] if args.seconds else []), *["--json"] * args.json]
     for index, op in enumerate(ops):
         code = None
@@ -262,11 +286,17 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
                 code = subprocess.run(command, env=environment | without, timeout=limit).returncode
             except subprocess.TimeoutExpired:
                 code = 1
-                print(f"bench: {op} was killed {PATIENCE} seconds after its time; its rows so far are kept", file=sys.stderr)
+                print(
+                    f"bench: {op} was killed {PATIENCE} seconds after its time; its rows so far are kept",
+                    file=sys.stderr,
+                )
             status = max(status, abs(code))
             if code == 0 or library.why_not("cuda", torch.device(args.device)) is not None:
                 break
-            print(f"bench: {op} did not go well{'' if without else '; once more without the CUDA kernels'}", file=sys.stderr)
+            print(
+                f"bench: {op} did not go well{'' if without else '; once more without the CUDA kernels'}",
+                file=sys.stderr,
+            )
     return status
 
 

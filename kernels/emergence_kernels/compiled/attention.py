@@ -27,7 +27,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: Options,
+    into: Gradients | None = None,
 ) -> Gradients:
     """-> dq, dk, dv. into: where to write them (attention_options.py)."""
     return _kernels(q).backward(grad, q, k, v, out, lse, options, into)

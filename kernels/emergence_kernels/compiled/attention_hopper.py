@@ -62,7 +62,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: Options,
+    into: Gradients | None = None,
 ) -> Gradients:
     """-> dq, dk, dv. into: where to write them (attention_options.py). `deterministic`: every sum has a fixed order, for two
     matrix products more (seven rather than five); else blocks of keys add their parts to dq as they come, in float32, of which
@@ -73,13 +80,29 @@ def backward(
     dq, dk, dv = into or empty_gradients(q, k, v)
     padded = -(-T // BLOCK_Q[D]) * BLOCK_Q[D]
     statistics = torch.empty(B, H, padded, 2, dtype=torch.float32, device=q.device)
-    dq_sums = None if deterministic else torch.zeros(B, H, -(-T // COLUMNS) * COLUMNS, D, dtype=torch.float32, device=q.device)
+    dq_sums = (
+        None
+        if deterministic
+        else torch.zeros(B, H, -(-T // COLUMNS) * COLUMNS, D, dtype=torch.float32, device=q.device)
+    )
     ids, of_queries, of_keys = numbered(document_ids), None, None
     if ids is not None:
         of_queries = overlapping_and_equal_blocks(ids, BLOCK_Q[D], COLUMNS) if deterministic else None
         of_keys = overlapping_and_equal_blocks(ids, BLOCK_K, COLUMNS)
     operations("cuda").attention_hopper_backward.default(
-        *map(_for_copies, (do, q, k, v)), out.contiguous(), lse, statistics, dq, dk, dv, dq_sums, ids, of_queries, of_keys,
-        causal, scale, min(window or 0, T),
-    )  # fmt: skip
+        *map(_for_copies, (do, q, k, v)),
+        out.contiguous(),
+        lse,
+        statistics,
+        dq,
+        dk,
+        dv,
+        dq_sums,
+        ids,
+        of_queries,
+        of_keys,
+        causal,
+        scale,
+        min(window or 0, T),
+    )
     return dq if sign == 1 else dq.mul_(sign), dk, dv

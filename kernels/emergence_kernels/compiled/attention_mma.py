@@ -39,7 +39,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: Options,
+    into: Gradients | None = None,
 ) -> Gradients:
     """-> dq, dk, dv, deterministic whatever is asked for. into: where to write them (attention_options.py)."""
     dq, dk, dv = into or empty_gradients(q, k, v)

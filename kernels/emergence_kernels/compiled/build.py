@@ -99,7 +99,9 @@ def build(
     """
     compiler = nvcc() if kind == "cuda" else host_compiler()
     if compiler is None:
-        raise BuildError("nvcc is not on the path (nor under CUDA_HOME)" if kind == "cuda" else "g++ is not on the path")
+        raise BuildError(
+            "nvcc is not on the path (nor under CUDA_HOME)" if kind == "cuda" else "g++ is not on the path"
+        )
     folder = SOURCES / "cpu" if kind == "cpu" else SOURCES
     sources = sorted(folder.glob("*.cpp" if kind == "cpu" else "*.cu"))
     if not sources:

@@ -44,7 +44,18 @@ def fused_rows(
 
 
 def _sweep(
-    hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, softcap, need_dx, need_dw, rows_per_chunk, statistics
+    hidden_ND,
+    weight_VD,
+    targets_N,
+    valid_N,
+    scale_N,
+    backend,
+    z_loss,
+    softcap,
+    need_dx,
+    need_dw,
+    rows_per_chunk,
+    statistics,
 ):
     """-> (loss, top, log_total, correct, entropy) of the packed rows (the last two are `statistics`, else None), their
     gradients, and what puts rows back."""
@@ -62,9 +73,16 @@ def _sweep(
     sweep = operations(backend).loss_rows.default
     for here, logits_RS, gradient_RS in chunks:
         sweep(
-            logits_RS, gradient_RS if wanted else logits_RS, chunks.V, targets_N[here], packed.valid_N[here],
-            scale_N[here] if wanted else None, *(None if row is None else row[here] for row in rows), z_loss, softcap or 0.0,
-        )  # fmt: skip
+            logits_RS,
+            gradient_RS if wanted else logits_RS,
+            chunks.V,
+            targets_N[here],
+            packed.valid_N[here],
+            scale_N[here] if wanted else None,
+            *(None if row is None else row[here] for row in rows),
+            z_loss,
+            softcap or 0.0,
+        )
         if wanted:
             gradients.add(here, gradient_RS)
     return rows, gradients, packed.unpacked
@@ -119,9 +137,17 @@ def backward_rows(
     gradients = Gradients(chunks, need_dx, need_dw)
     for here, logits_RS, gradient_RS in chunks:
         operations(backend).loss_rows_gradient.default(
-            logits_RS, gradient_RS, chunks.V, targets_N[here], packed.valid_N[here], grad_N[here], top_N[here],
-            log_total_N[here], z_loss, softcap or 0.0,
-        )  # fmt: skip
+            logits_RS,
+            gradient_RS,
+            chunks.V,
+            targets_N[here],
+            packed.valid_N[here],
+            grad_N[here],
+            top_N[here],
+            log_total_N[here],
+            z_loss,
+            softcap or 0.0,
+        )
         gradients.add(here, gradient_RS)
     dx_ND, dw_VD = gradients.result()
     return None if dx_ND is None else packed.unpacked(dx_ND), dw_VD

@@ -28,9 +28,14 @@ def forward(
     new_residual = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
     rstd_N = torch.empty(N, dtype=torch.float32, device=x.device)
     operations(backend).rms_norm.default(
-        x_ND, residual_ND, weight.contiguous(), y.view(N, D), None if residual is None else new_residual.view(N, D),
-        rstd_N, eps,
-    )  # fmt: skip
+        x_ND,
+        residual_ND,
+        weight.contiguous(),
+        y.view(N, D),
+        None if residual is None else new_residual.view(N, D),
+        rstd_N,
+        eps,
+    )
     return y, new_residual, rstd_N
 
 

@@ -80,9 +80,7 @@ def _forward(
     """-> loss, and top and log_total, whose sum is the log-sum-exp (all 0 where ignored)."""
     valid_N = targets_N != ignore_index
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        loss_N, top_N, log_total_N = _rows(backend)[0](
-            hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap
-        )
+        loss_N, top_N, log_total_N = _rows(backend)[0](hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap)
     if z_loss:
         loss_N = loss_N + z_loss * (top_N + log_total_N).square()
     return loss_N, top_N, log_total_N

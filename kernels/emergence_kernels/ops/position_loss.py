@@ -91,7 +91,9 @@ def position_loss(
     return PositionLoss(loss, token_loss_BT, _sums(token_loss_BT, valid_BT, correct_BT, entropy_BT, backend))
 
 
-def _sums(token_loss_BT: Tensor, valid_BT: Tensor, correct_BT: Tensor, entropy_BT: Tensor, backend: str) -> PositionSums:
+def _sums(
+    token_loss_BT: Tensor, valid_BT: Tensor, correct_BT: Tensor, entropy_BT: Tensor, backend: str
+) -> PositionSums:
     if backend in ("cuda", "cpu") and not torch.compiler.is_compiling():  # Inductor fuses what follows by itself
         from ..compiled.cross_entropy import position_sums
 

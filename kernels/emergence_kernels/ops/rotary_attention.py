@@ -180,9 +180,19 @@ class _Fused(torch.autograd.Function):
 
 
 def _gradient(
-    grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cos: Tensor, sin: Tensor, rotation: str,
-    options: Options, backend: str, direct: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    grad: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rotation: str,
+    options: Options,
+    backend: str,
+    direct: Tensor | None = None,
+) -> Tensor:
     """The gradient of qkv. direct: one of the overwritten qkv, to be added."""
     heads, kv_heads = q.shape[2], k.shape[2]
     d_qkv = torch.empty(*q.shape[:2], heads + 2 * kv_heads, q.shape[3], dtype=q.dtype, device=q.device)

@@ -1,6 +1,6 @@
 """SwiGLU in PyTorch. With s = sigmoid(gate):
 
-    y = gate s up        d_gate = dy up s (1 + gate (1 - s))        d_up = dy gate s
+y = gate s up        d_gate = dy up s (1 + gate (1 - s))        d_up = dy gate s
 """
 
 import torch

@@ -450,7 +450,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
 
 
 def backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: Options, into: Gradients | None = None
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: Options,
+    into: Gradients | None = None,
 ) -> Gradients:
     """-> dq, dk, dv, deterministic whatever is asked for. into: where to write them (attention_options.py)."""
     a = _Launch(q, k, v, options)

@@ -20,9 +20,21 @@ from .common import on_device
 
 @triton.jit
 def _forward_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, new_residual_ptr, rstd_ptr, stride_x, stride_residual, N, D, eps,
-    ROWS: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    y_ptr,
+    new_residual_ptr,
+    rstd_ptr,
+    stride_x,
+    stride_residual,
+    N,
+    D,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     offs_d = tl.arange(0, BLOCK_D)
     inside = rows < N
@@ -46,9 +58,20 @@ def _forward_kernel(
 
 @triton.jit
 def _load_rows(
-    x_ptr, dy_ptr, d_residual_ptr, rstd_ptr, stride_x, stride_dy, stride_d_residual, block, N, offs_d, columns,
-    ROWS: tl.constexpr, RESIDUAL: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    dy_ptr,
+    d_residual_ptr,
+    rstd_ptr,
+    stride_x,
+    stride_dy,
+    stride_d_residual,
+    block,
+    N,
+    offs_d,
+    columns,
+    ROWS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
     """x, dy, d_residual (x again without one) and rstd of a block of rows, in their dtypes, 0 beyond the edge."""
     rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
     mask = (rows < N)[:, None] & columns[None, :]
@@ -56,17 +79,28 @@ def _load_rows(
     dy = tl.load(dy_ptr + rows[:, None] * stride_dy + offs_d[None, :], mask=mask, other=0.0)
     d_residual = x
     if RESIDUAL:
-        d_residual = tl.load(
-            d_residual_ptr + rows[:, None] * stride_d_residual + offs_d[None, :], mask=mask, other=0.0
-        )
+        d_residual = tl.load(d_residual_ptr + rows[:, None] * stride_d_residual + offs_d[None, :], mask=mask, other=0.0)
     return x, dy, d_residual, tl.load(rstd_ptr + rows, mask=rows < N, other=0.0)
 
 
 @triton.jit
 def _backward_kernel(
-    dy_ptr, d_residual_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, dw_ptr, stride_dy, stride_d_residual, stride_x, N, D,
-    ROWS: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr,
-):  # fmt: skip
+    dy_ptr,
+    d_residual_ptr,
+    x_ptr,
+    weight_ptr,
+    rstd_ptr,
+    dx_ptr,
+    dw_ptr,
+    stride_dy,
+    stride_d_residual,
+    stride_x,
+    N,
+    D,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     offs_d = tl.arange(0, BLOCK_D)
@@ -75,17 +109,39 @@ def _backward_kernel(
     dw = tl.zeros((BLOCK_D,), dtype=tl.float32)
     blocks = tl.cdiv(N, ROWS)
     x_next, dy_next, d_residual_next, rstd_next = _load_rows(
-        x_ptr, dy_ptr, d_residual_ptr, rstd_ptr, stride_x, stride_dy, stride_d_residual, pid, N, offs_d, columns,
-        ROWS, RESIDUAL,
-    )  # fmt: skip
+        x_ptr,
+        dy_ptr,
+        d_residual_ptr,
+        rstd_ptr,
+        stride_x,
+        stride_dy,
+        stride_d_residual,
+        pid,
+        N,
+        offs_d,
+        columns,
+        ROWS,
+        RESIDUAL,
+    )
     for block in range(pid, blocks, programs):
         x, dy, rstd = x_next.to(tl.float32), dy_next.to(tl.float32), rstd_next
         d_residual = d_residual_next.to(tl.float32)
         # Everything of the next rows is on its way while these are reduced.
         x_next, dy_next, d_residual_next, rstd_next = _load_rows(
-            x_ptr, dy_ptr, d_residual_ptr, rstd_ptr, stride_x, stride_dy, stride_d_residual, block + programs, N, offs_d,
-            columns, ROWS, RESIDUAL,
-        )  # fmt: skip
+            x_ptr,
+            dy_ptr,
+            d_residual_ptr,
+            rstd_ptr,
+            stride_x,
+            stride_dy,
+            stride_d_residual,
+            block + programs,
+            N,
+            offs_d,
+            columns,
+            ROWS,
+            RESIDUAL,
+        )
         rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
         mask = (rows < N)[:, None] & columns[None, :]
         normed = x * rstd[:, None]
@@ -116,13 +172,25 @@ def forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> t
     rows, block, warps = tile(D)
     with on_device(x):
         _forward_kernel[(triton.cdiv(N, rows),)](
-            x_ND, residual_ND, weight.contiguous(), y, new_residual, rstd_N,
-            x_ND.stride(0), 0 if residual is None else residual_ND.stride(0), N, D, eps,
-            ROWS=rows, BLOCK_D=block, RESIDUAL=residual is not None, num_warps=warps,
+            x_ND,
+            residual_ND,
+            weight.contiguous(),
+            y,
+            new_residual,
+            rstd_N,
+            x_ND.stride(0),
+            0 if residual is None else residual_ND.stride(0),
+            N,
+            D,
+            eps,
+            ROWS=rows,
+            BLOCK_D=block,
+            RESIDUAL=residual is not None,
+            num_warps=warps,
             # Where a thread has one feature of a row, x * x + (the neighbour's x * x) would become one rounding fewer on either
             # side, and the lanes of a row would end with sums that differ in the last bit: which one rstd holds was chance.
             enable_fp_fusion=False,
-        )  # fmt: skip
+        )
     return y, new_residual, rstd_N
 
 
@@ -137,8 +205,21 @@ def backward(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, r
     dw_PD = torch.empty(programs, D, dtype=torch.float32, device=x.device)
     with on_device(x):
         _backward_kernel[(programs,)](
-            dy_ND, d_residual_ND, x_ND, weight.contiguous(), rstd_N, dx, dw_PD,
-            dy_ND.stride(0), 0 if d_residual is None else d_residual_ND.stride(0), x_ND.stride(0), N, D,
-            ROWS=rows, BLOCK_D=block, RESIDUAL=d_residual is not None, num_warps=warps,
-        )  # fmt: skip
+            dy_ND,
+            d_residual_ND,
+            x_ND,
+            weight.contiguous(),
+            rstd_N,
+            dx,
+            dw_PD,
+            dy_ND.stride(0),
+            0 if d_residual is None else d_residual_ND.stride(0),
+            x_ND.stride(0),
+            N,
+            D,
+            ROWS=rows,
+            BLOCK_D=block,
+            RESIDUAL=d_residual is not None,
+            num_warps=warps,
+        )
     return dx, dw_PD.sum(0).to(weight.dtype)

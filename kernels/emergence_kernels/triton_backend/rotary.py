@@ -10,10 +10,28 @@ from .common import on_device
 
 @triton.jit
 def _rotary_kernel(
-    x_ptr, cos_ptr, sin_ptr, y_ptr, stride_xb, stride_xt, stride_xh, stride_yb, stride_yt, stride_yh, stride_cb, stride_ct,
-    T, H, sign, D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr,
+    x_ptr,
+    cos_ptr,
+    sin_ptr,
+    y_ptr,
+    stride_xb,
+    stride_xt,
+    stride_xh,
+    stride_yb,
+    stride_yt,
+    stride_yh,
+    stride_cb,
+    stride_ct,
+    T,
+    H,
+    sign,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
     IN_PLACE: tl.constexpr,
-):  # fmt: skip
+):
     """One program: up to 16 heads of one token, so that its angles are read once."""
     b = (tl.program_id(0) // T).to(tl.int64)
     t = (tl.program_id(0) % T).to(tl.int64)
@@ -41,10 +59,34 @@ def _rotary_kernel(
 
 @triton.jit
 def _join_kernel(
-    dq_ptr, dk_ptr, dv_ptr, cos_ptr, sin_ptr, out_ptr, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    stride_vb, stride_vt, stride_vh, stride_ob, stride_ot, stride_cb, stride_ct, T, H, G,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr,
-):  # fmt: skip
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    cos_ptr,
+    sin_ptr,
+    out_ptr,
+    stride_qb,
+    stride_qt,
+    stride_qh,
+    stride_kb,
+    stride_kt,
+    stride_kh,
+    stride_vb,
+    stride_vt,
+    stride_vh,
+    stride_ob,
+    stride_ot,
+    stride_cb,
+    stride_ct,
+    T,
+    H,
+    G,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+):
     """One program: up to 16 heads of one token, all of dq, of dk or of dv."""
     b = (tl.program_id(0) // T).to(tl.int64)
     t = (tl.program_id(0) % T).to(tl.int64)
@@ -64,7 +106,9 @@ def _join_kernel(
     k_row = dk_ptr + b * stride_kb + t * stride_kt + offs_h[:, None] * stride_kh
     v_row = dv_ptr + b * stride_vb + t * stride_vt + offs_h[:, None] * stride_vh
     x_row = tl.where(of_q, q_row, tl.where(of_v, v_row, k_row))
-    out_row = out_ptr + b * stride_ob + t * stride_ot + (tl.where(of_q, 0, tl.where(of_v, H + G, H)) + offs_h[:, None]) * D
+    out_row = (
+        out_ptr + b * stride_ob + t * stride_ot + (tl.where(of_q, 0, tl.where(of_v, H + G, H)) + offs_h[:, None]) * D
+    )
     first = tl.load(x_row + offs_r[None, :], mask=mask, other=0.0).to(tl.float32)
     second = tl.load(x_row + R + offs_r[None, :], mask=mask, other=0.0).to(tl.float32)
     y_first = tl.where(of_v, first, first * cos[None, :] - second * sin[None, :])
@@ -97,9 +141,20 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, sign: float, out: Tensor | 
     tile = _tile(D, cos.shape[-1], H)
     with on_device(x):
         _rotary_kernel[(B * T, triton.cdiv(H, tile["BLOCK_H"]))](
-            x, cos, sin, y, *x.stride()[:3], *y.stride()[:3], cos.stride(0) if cos.dim() == 3 else 0, cos.stride(-2), T, H,
-            sign, IN_PLACE=x is out, **tile,
-        )  # fmt: skip
+            x,
+            cos,
+            sin,
+            y,
+            *x.stride()[:3],
+            *y.stride()[:3],
+            cos.stride(0) if cos.dim() == 3 else 0,
+            cos.stride(-2),
+            T,
+            H,
+            sign,
+            IN_PLACE=x is out,
+            **tile,
+        )
     return y
 
 
@@ -112,6 +167,20 @@ def join(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, out: Tens
     blocks = triton.cdiv(H, tile["BLOCK_H"]) + 2 * triton.cdiv(G, tile["BLOCK_H"])
     with on_device(dq):
         _join_kernel[(B * T, blocks)](
-            dq, dk, dv, cos, sin, out, *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3], *out.stride()[:2],
-            cos.stride(0) if cos.dim() == 3 else 0, cos.stride(-2), T, H, G, **tile,
-        )  # fmt: skip
+            dq,
+            dk,
+            dv,
+            cos,
+            sin,
+            out,
+            *dq.stride()[:3],
+            *dk.stride()[:3],
+            *dv.stride()[:3],
+            *out.stride()[:2],
+            cos.stride(0) if cos.dim() == 3 else 0,
+            cos.stride(-2),
+            T,
+            H,
+            G,
+            **tile,
+        )

@@ -14,8 +14,14 @@ from .common import on_device
 
 @triton.jit
 def _swiglu_kernel(
-    x_ptr, y_ptr, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    y_ptr,
+    stride_x,
+    N,
+    F,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (rows < N)[:, None] & (columns < F)[None, :]
@@ -28,8 +34,16 @@ def _swiglu_kernel(
 
 @triton.jit
 def _swiglu_backward_kernel(
-    dy_ptr, x_ptr, dx_ptr, stride_dy, stride_x, N, F, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    dy_ptr,
+    x_ptr,
+    dx_ptr,
+    stride_dy,
+    stride_x,
+    N,
+    F,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (rows < N)[:, None] & (columns < F)[None, :]
@@ -61,7 +75,7 @@ def forward(x: Tensor) -> Tensor:
         with on_device(x):
             _swiglu_kernel[(triton.cdiv(N, rows), triton.cdiv(F, block))](
                 x_NF, y, x_NF.stride(0), N, F, ROWS=rows, BLOCK=block, num_warps=4
-            )  # fmt: skip
+            )
     return y
 
 
@@ -75,5 +89,5 @@ def backward(dy: Tensor, x: Tensor) -> Tensor:
         with on_device(x):
             _swiglu_backward_kernel[(triton.cdiv(N, rows), triton.cdiv(F, block))](
                 dy_NF, x_NF, dx, dy_NF.stride(0), x_NF.stride(0), N, F, ROWS=rows, BLOCK=block, num_warps=4
-            )  # fmt: skip
+            )
     return dx

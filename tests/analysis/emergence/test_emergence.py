@@ -38,8 +38,17 @@ def emergent_ladder(eta: float = 2.5, **changes) -> pd.DataFrame:
     jump, steady = 0.25 + 0.5 * np.maximum(eta - frame["loss"], 0), 0.8 - 0.15 * frame["loss"]
     for task, share in (("jump", jump), ("steady", steady)):
         value = rng.binomial(4000, share) / 4000
-        rows.append(frame.assign(task=task, metric="acc", value=value, stderr=np.sqrt(value * (1 - value) / 4000),
-                                 items=4000, chance=0.25, higher_is_better=True))  # fmt: skip
+        rows.append(
+            frame.assign(
+                task=task,
+                metric="acc",
+                value=value,
+                stderr=np.sqrt(value * (1 - value) / 4000),
+                items=4000,
+                chance=0.25,
+                higher_is_better=True,
+            )
+        )
     return pd.concat(rows, ignore_index=True).assign(**changes)
 
 
@@ -83,8 +92,15 @@ def test_noise_alone_with_very_many_items_is_at_chance():
     rng = np.random.default_rng(0)
     frame = simulate.ladder(rng, sizes=4, checkpoints=20)
     share = 0.25 + 0.005 * (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
-    frame = frame.assign(task="t", metric="acc", value=rng.binomial(200_000, share) / 200_000, stderr=0.001, items=200_000,
-                         chance=0.25, higher_is_better=True)  # fmt: skip
+    frame = frame.assign(
+        task="t",
+        metric="acc",
+        value=rng.binomial(200_000, share) / 200_000,
+        stderr=0.001,
+        items=200_000,
+        chance=0.25,
+        higher_is_better=True,
+    )
     one = find(study().task_of(frame))
     assert one.verdict.name == "at-chance" and one.verdict.probability > 0.9
 
@@ -112,8 +128,15 @@ def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
         value = rng.binomial(items * 50, 0.20 - 0.03 * x) / (
             items * 50
         )  # the same items: rows differ by less than sampling
-        rows = frame.assign(task="t", metric="acc", value=np.round(value * items) / items, stderr=0.4 / np.sqrt(items),
-                            items=items, chance=0.25, higher_is_better=True)  # fmt: skip
+        rows = frame.assign(
+            task="t",
+            metric="acc",
+            value=np.round(value * items) / items,
+            stderr=0.4 / np.sqrt(items),
+            items=items,
+            chance=0.25,
+            higher_is_better=True,
+        )
         assert find(study().task_of(rows)).verdict.name == verdict, items
 
 
@@ -136,8 +159,9 @@ def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
     for _ in range(10):
         frame = simulate.ladder(rng, sizes=1, checkpoints=20)
         walk = np.cumsum(rng.normal(size=20)) * 0.004
-        frame = frame.assign(task="t", metric="acc", value=0.3 + walk, stderr=0.004, items=13_000, chance=0.25,
-                             higher_is_better=True)  # fmt: skip
+        frame = frame.assign(
+            task="t", metric="acc", value=0.3 + walk, stderr=0.004, items=13_000, chance=0.25, higher_is_better=True
+        )
         names.append(find(study().task_of(frame)).verdict.name)
     assert names.count("emergent") <= 1, names
 
@@ -340,8 +364,13 @@ def test_a_threshold_that_a_continuous_metric_does_not_show_is_a_mirage():
 def test_brier_is_turned_and_gets_its_own_chance(tmp_path):
     frame = emergent_ladder()
     jump = frame[frame["task"] == "jump"]
-    brier = jump.assign(metric="brier", value=0.75 - 0.5 * np.maximum(2.5 - jump["loss"], 0), stderr=0.002, chance=np.nan,
-                        higher_is_better=False)  # fmt: skip
+    brier = jump.assign(
+        metric="brier",
+        value=0.75 - 0.5 * np.maximum(2.5 - jump["loss"], 0),
+        stderr=0.002,
+        chance=np.nan,
+        higher_is_better=False,
+    )
     result = analyze_emergence(written(pd.concat([jump, brier]), tmp_path))
     one = next(one for one in result["tasks"] if one["metric"] == "brier")
     assert one["chance"] == pytest.approx(0.75) and one["verdict"] == "emergent"
@@ -421,8 +450,16 @@ def test_a_running_run_is_told_when_it_will_gain_the_ability(tmp_path):
         loss = floor + 1.2 * (step / 2000) ** -0.45 + rng.normal(0, 0.003, len(step))
         frame = pd.DataFrame({"run": name, "params": params, "step": step, "tokens": step * 1000, "loss": loss})
         value = rng.binomial(5000, 0.25 + 0.6 * np.maximum(eta - loss, 0)) / 5000
-        frame = frame.assign(task="t", metric="acc", value=value, stderr=0.006, items=5000, chance=0.25,
-                             higher_is_better=True, unigram_loss=7.0)  # fmt: skip
+        frame = frame.assign(
+            task="t",
+            metric="acc",
+            value=value,
+            stderr=0.006,
+            items=5000,
+            chance=0.25,
+            higher_is_better=True,
+            unigram_loss=7.0,
+        )
         directories.append(tmp_path / name)
         tables.write(tables.EVALUATIONS, frame, tmp_path / name / "evaluations" / "a.parquet", vocabulary="v")
         plan = {"training": {"tokens": total * 1000, "schedule": {"kind": "constant", "lr": 1e-3}}}

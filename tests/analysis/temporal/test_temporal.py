@@ -202,8 +202,14 @@ def test_a_run_that_has_not_ended_is_forecast_to_its_planned_end(tmp_path):
 
 def test_planned_rates_follow_the_configuration(tmp_path):
     path = tmp_path / "config.yaml"
-    schedule = {"kind": "wsd", "lr": 2e-3, "warmup_tokens": 100, "final_ratio": 0.0, "decay_tokens": 200,
-                "decay_shape": "sqrt"}  # fmt: skip
+    schedule = {
+        "kind": "wsd",
+        "lr": 2e-3,
+        "warmup_tokens": 100,
+        "final_ratio": 0.0,
+        "decay_tokens": 200,
+        "decay_shape": "sqrt",
+    }
     path.write_text(yaml.safe_dump({"training": {"tokens": 1000, "schedule": schedule}}))
     table = planned_rates(path)
     for tokens, rate in ((0, 0), (50, 1e-3), (100, 2e-3), (800, 2e-3), (850, 1e-3), (1000, 0)):
