@@ -47,7 +47,7 @@ def run() -> None:
     """The console command: main, then the end of the process."""
     code = main()
     if "torch" in sys.modules:
-        from emergence_train.distributed import leave
+        from emergence_train.parallel.ranks import leave
 
         leave(code)
     sys.exit(code)
@@ -80,9 +80,10 @@ def _train(arguments: argparse.Namespace) -> dict | None:
     # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of C++ frames
-    from emergence_train import config, distributed
+    from emergence_train import config
     from emergence_train.cluster import launcher
-    from emergence_train.training.loop import train
+    from emergence_train.parallel import ranks as distributed
+    from emergence_train.training.run import train
 
     place = launcher.find()
     try:
@@ -98,9 +99,9 @@ def _train(arguments: argparse.Namespace) -> dict | None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict | None:
-    from emergence_train import distributed
     from emergence_train.cluster import launcher
     from emergence_train.evaluation.offline import evaluate, format_result
+    from emergence_train.parallel import ranks as distributed
 
     first = launcher.find().first
     say = _say(arguments) if first else lambda line: None
@@ -159,14 +160,14 @@ def _report(arguments: argparse.Namespace) -> dict:
 
 
 def _export(arguments: argparse.Namespace) -> dict:
-    from emergence_train.export import export
+    from emergence_train.convert.hf_export import export
 
     path = export(Path(arguments.run), arguments.step, Path(arguments.out), _say(arguments))
     return {"export": str(path)}
 
 
 def _sync(arguments: argparse.Namespace) -> dict:
-    from emergence_train.training.sync import sync
+    from emergence_train.tracking.sync import sync
 
     return {"synced": [sync(Path(run), _say(arguments)) for run in arguments.runs]}
 

@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emergence_train.errors import InputError
-from emergence_train.models.config import PRESETS, ModelConfig
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.presets import PRESETS
 
 
 class Section(BaseModel):

@@ -24,12 +24,14 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
-from emergence_train import checkpoints, distributed, files
+from emergence_train import files
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint import saver as checkpoint
 from emergence_train.config import Config
-from emergence_train.models.counting import parameters
-from emergence_train.training import checkpoint
+from emergence_train.models.flops import parameters
+from emergence_train.parallel import ranks as distributed
+from emergence_train.recorder.environment import environment
 from emergence_train.training import engine as engines
-from emergence_train.training.logs import environment
 
 
 def configuration(width: int, stage: int, asynchronous: bool = False) -> Config:

@@ -32,16 +32,16 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
 from emergence_train import config as configs
-from emergence_train import distributed
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
-from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.faults.anomalies import Judge, Skips
+from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.config import padded_vocabulary
+from emergence_train.parallel import ranks as distributed
+from emergence_train.recorder.environment import environment
+from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training import engine as engines
-from emergence_train.training.anomalies import Judge, Skips
-from emergence_train.training.logs import environment
-from emergence_train.training.loop import Stepper
-from emergence_train.training.watchdog import Watchdog
+from emergence_train.training.step import Stepper
 
 STEPS_A_TURN = 8
 MAX_CONTESTED = 30  # rounds thrown away; then whatever comes is taken

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from emergence_train.distributed import Ranks, sum_over_ranks
 from emergence_train.models.decoder import Cache
+from emergence_train.parallel.ranks import Ranks, sum_over_ranks
 
 ROWS = 16  # prompts generated together
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from emergence_train.distributed import Ranks, from_first_rank
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
 from emergence_train.evaluation.items import Item, Task
 from emergence_train.evaluation.metrics import choice_metrics
+from emergence_train.parallel.ranks import Ranks, from_first_rank
 
 try:
     import lm_eval

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from emergence_train import checkpoints
 from emergence_train import config as configs
+from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import Config, TaskConfig
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import from_first_rank, start
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.suite import write
-from emergence_train.models.counting import non_embedding_parameters
 from emergence_train.models.decoder import Decoder
+from emergence_train.models.flops import non_embedding_parameters
+from emergence_train.parallel.ranks import from_first_rank, start
 
 BATCH = 8  # validation sequences in a forward pass
 

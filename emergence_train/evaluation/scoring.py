@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from emergence_train.distributed import Ranks, sum_over_ranks
 from emergence_train.evaluation.positions import IGNORED
+from emergence_train.parallel.ranks import Ranks, sum_over_ranks
 
 TOKENS = 16_384  # of a forward pass, each rank
 MULTIPLE = 16  # lengths are rounded up to this, so that few shapes occur

@@ -11,11 +11,11 @@ import pandas as pd
 from emergence_train.config import TaskConfig
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
+from emergence_train.parallel.ranks import Ranks
 from emergence_train.recorder import tables
 
 LM_EVAL = "lm-eval/"

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from emergence_train.distributed import Ranks
-from emergence_train.models.counting import peak_flops
-from emergence_train.training.logs import device_name
+from emergence_train.models.flops import peak_flops
+from emergence_train.parallel.ranks import Ranks
+from emergence_train.recorder.environment import device_name
 
 
 class Console:
     """Speed is measured over training alone: validation and saving are paused out of it, but not out of the ETA.
 
-    MFU = tokens/s x flops_per_token (see models/counting.py) / (ranks x dense bf16 peak of the device).
+    MFU = tokens/s x flops_per_token (see models/flops.py) / (ranks x dense bf16 peak of the device).
     """
 
     def __init__(self, plan, flops_per_token: float, ranks: Ranks, every_seconds: float, say: Callable[[str], None]):

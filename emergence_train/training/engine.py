@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from emergence_train.config import Config
-from emergence_train.distributed import Ranks, import_deepspeed
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.parallel.ranks import Ranks, import_deepspeed
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
 
@@ -31,7 +31,7 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.batch // (training.micro_batch * ranks.world),
-        # At stage 0 the loop clips (training.loop.Stepper): DeepSpeed would not tell the norm that it computes there.
+        # At stage 0 the loop clips (training.step.Stepper): DeepSpeed would not tell the norm that it computes there.
         "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

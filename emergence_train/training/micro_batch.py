@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.recorder.position_sums import PositionAccumulator
 
 
 def own_stream(device: torch.device) -> None:

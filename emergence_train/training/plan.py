@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from emergence_train import checkpoints
+from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import Config
 
 

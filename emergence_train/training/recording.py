@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from emergence_train import records
 from emergence_train.analysis.emergence.ability_watch import abilities_ahead, read_thresholds, said
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
-from emergence_train.evaluation.positions import rows
-from emergence_train.schedule import learning_rate
-from emergence_train.training.anomalies import WINDOW, Event
-from emergence_train.training.logs import RunLog
-from emergence_train.training.mirror import Mirror, view
+from emergence_train.faults.anomalies import WINDOW, Event
+from emergence_train.optim.schedule import learning_rate
+from emergence_train.recorder import tables
+from emergence_train.recorder.position_sums import rows
+from emergence_train.recorder.run_log import RunLog
+from emergence_train.tracking.wandb import Mirror, view
 from emergence_train.training.plan import Plan
 
 PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
@@ -44,7 +44,7 @@ class Recorder:
         self.judged = [loss for step, loss in self.history if step not in skipped][-WINDOW:]
         self.iid = {row["step"]: row["loss"].get("iid", math.inf) for row in kinds["validation"]}
         # seconds
-        self.scoring, self.training = records.cost_of_tasks([self.log.header | {"kind": "run"}, *self.log.rows])
+        self.scoring, self.training = tables.cost_of_tasks([self.log.header | {"kind": "run"}, *self.log.rows])
 
     @property
     def best(self) -> int | None:

@@ -13,14 +13,15 @@ from torch.nn.utils import clip_grad_norm_
 
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks, sum_over_ranks
-from emergence_train.evaluation.positions import IGNORED, PositionAccumulator
-from emergence_train.training.anomalies import Judge, Skips
+from emergence_train.evaluation.positions import IGNORED
+from emergence_train.faults.anomalies import Judge, Skips
+from emergence_train.faults.watchdog import Watchdog
+from emergence_train.parallel.ranks import Ranks, sum_over_ranks
+from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training.engine import graphs_possible
 from emergence_train.training.main_gradients import step_applied
 from emergence_train.training.micro_batch import MicroBatch
-from emergence_train.training.watchdog import Watchdog
-from emergence_train.training.weights import weight_vector
+from emergence_train.training.position_weights import weight_vector
 
 
 class Stepper:

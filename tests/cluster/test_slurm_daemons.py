@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.slurm_here import Slurm, missing, slurm
-from emergence_train import records
+from emergence_train.recorder import tables
 from faults.comparing import compare
 from support import ROOT, metrics, small_config
 
@@ -98,7 +98,7 @@ class Job:
         self.until(
             lambda: (
                 (self.run / "metrics.jsonl").is_file()
-                and records.read_metrics(self.run / "metrics.jsonl")[-1].get("step", 0) >= step
+                and tables.read_metrics(self.run / "metrics.jsonl")[-1].get("step", 0) >= step
             )
         )
 

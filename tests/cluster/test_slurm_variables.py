@@ -15,10 +15,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emergence_train import cli, distributed, doctor
+from emergence_train import cli, doctor
 from emergence_train.cluster import launcher, slurm
 from emergence_train.cluster.slurm import Ancestry
 from emergence_train.errors import InputError
+from emergence_train.parallel import ranks as distributed
 from support import ROOT, command, metrics, small_config
 
 ITSELF, COMMAND = Ancestry(step="7.0"), Ancestry(task_itself=False, step="7.0")

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from emergence_train import config as configs
-from emergence_train.distributed import Ranks, start
 from emergence_train.evaluation import generation
 from emergence_train.evaluation.generation import generate
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Cache, Decoder
+from emergence_train.parallel.ranks import Ranks, start
 from emergence_train.training.engine import initialise
 from support import ROOT
 

@@ -11,7 +11,6 @@ import yaml
 from emergence_train import config as configs
 from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks, start
 from emergence_train.errors import InputError
 from emergence_train.evaluation import items, synthetic
 from emergence_train.evaluation.comparable import (
@@ -27,6 +26,7 @@ from emergence_train.evaluation.scoring import Request, encode, log_likelihoods
 from emergence_train.evaluation.suite import Suite
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.parallel.ranks import Ranks, start
 from emergence_train.recorder import tables
 from support import command, metrics, small_config
 

@@ -29,7 +29,7 @@ sys.path[:0] = [
 
 import yaml
 
-from emergence_train import checkpoints
+from emergence_train.checkpoint import format as checkpoints
 from faults.comparing import Wrong, compare
 from faults.launch import Launched, launch  # first: it must not be imported after anything that computes
 from support import small_config
@@ -403,7 +403,7 @@ def write(out: Path, outcomes: list[dict], arguments: argparse.Namespace, second
     import torch
 
     from emergence_train import files
-    from emergence_train.training.logs import environment
+    from emergence_train.recorder.environment import environment
 
     by_kind = {kind: [o for o in outcomes if o["kind"] == kind] for kind in KINDS}
     summary = {

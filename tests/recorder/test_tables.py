@@ -169,9 +169,3 @@ def test_mean_loss_is_the_mean_of_all_tokens():
     row = tables.mean_loss(frame).iloc[0]
     assert row["loss"] == pytest.approx(tokens.mean())
     assert row["stderr"] == pytest.approx(tokens.std() / np.sqrt(6)) and row["accuracy"] == pytest.approx(1 / 3)
-
-
-def test_the_old_name_still_imports():
-    from emergence_train import records
-
-    assert records.read is tables.read and records.POSITIONS is tables.POSITIONS

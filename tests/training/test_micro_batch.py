@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emergence_train import config as configs
-from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training.micro_batch import MicroBatch
 
 
@@ -54,10 +54,10 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
     """Losses, norms and sums by position over steps, validation between them; and a rewind drops what was captured."""
     from pathlib import Path
 
-    from emergence_train import distributed
     from emergence_train.data.dataset import Dataset
+    from emergence_train.faults.anomalies import Judge, Skips
+    from emergence_train.parallel import ranks as distributed
     from emergence_train.training import engine as engines
-    from emergence_train.training.anomalies import Judge, Skips
     from emergence_train.training.step import Stepper
 
     ranks = distributed.start(1)
