@@ -187,7 +187,7 @@ def our_step(config, ranks, way: str):
     engines.initialise = lambda model, *_: initialise(model.to(ranks.device))
     engine = engines.build(config, ranks)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
-    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_: None)
+    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_, **__: None)
     stepper = Stepper(
         config, engine, data, ranks, sums, Skips(Path(os.devnull) / "run"), Judge(config.faults, []), watch
     )
