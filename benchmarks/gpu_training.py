@@ -165,7 +165,7 @@ def put_back() -> None:
 
 
 def our_step(config, ranks, way: str):
-    from emergence_train.faults.anomalies import Judge, Skips
+    from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
     from emergence_train.recorder.position_sums import PositionAccumulator
     from emergence_train.training import engine as engines
     from emergence_train.training.step import Stepper
@@ -189,7 +189,14 @@ def our_step(config, ranks, way: str):
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
     sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_: None)
     stepper = Stepper(
-        config, engine, data, ranks, sums, Skips(Path(os.devnull) / "run"), Judge(config.faults, []), watch
+        config,
+        engine,
+        data,
+        ranks,
+        sums,
+        SkippedBatches(Path(os.devnull) / "run"),
+        AnomalyDetector(config.faults, []),
+        watch,
     )
     pending: list = []
 

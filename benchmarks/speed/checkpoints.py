@@ -90,7 +90,7 @@ def main() -> None:
     for _ in range(4 // ranks.world):  # one update, so that there are moments to save
         engine.backward(engine(tokens, tokens).loss)
         engine.step()
-    place = distributed.from_first_rank(lambda: Path(tempfile.mkdtemp(dir=arguments.place)))
+    place = distributed.broadcast_from_rank0(lambda: Path(tempfile.mkdtemp(dir=arguments.place)))
     theirs, sums = place / "deepspeed", torch.zeros(4, 64, dtype=torch.float64)
     savers = {
         wait: checkpoint.Saver(
@@ -132,7 +132,7 @@ def main() -> None:
         for name, seconds in measured.items():
             rows.setdefault(name, []).extend([seconds] if turn else [])
     assert all(saver.problem is None for saver in savers.values())
-    if ranks.first:
+    if ranks.is_rank0:
         record = {
             "date": datetime.date.today().isoformat(),
             "command": ["python", *sys.argv],

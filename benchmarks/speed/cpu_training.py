@@ -34,7 +34,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / 
 from emergence_train import config as configs
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
-from emergence_train.faults.anomalies import Judge, Skips
+from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.parallel import ranks as distributed
@@ -134,14 +134,14 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
 
 
 def our_loop(config, dataset: Dataset, ranks, engine, sums):
-    judge, nowhere = Judge(config.faults, []), Path(os.devnull) / "run"
+    detector, nowhere = AnomalyDetector(config.faults, []), Path(os.devnull) / "run"
     watch = Watchdog(ranks, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
-    stepper = Stepper(config, engine, dataset, ranks, sums, Skips(nowhere), judge, watch)
+    stepper = Stepper(config, engine, dataset, ranks, sums, SkippedBatches(nowhere), detector, watch)
 
     def step(number: int) -> float:
         totals, norm, applied = stepper(number + 1, 1e-3, False)
         count, loss_sum, _ = totals.tolist()
-        judge(loss_sum / count, float(norm), bool(applied))
+        detector(loss_sum / count, float(norm), bool(applied))
         return loss_sum / count
 
     return step

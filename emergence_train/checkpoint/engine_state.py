@@ -37,7 +37,9 @@ class EngineState:
         self.engine, self.ranks = engine, ranks
         self.stage = engine.zero_optimization_stage()
         self.optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
-        self.parts = list(self._third() if self.stage == 3 else self._flat() if self.stage else self._replicated())
+        self.parts = list(
+            self._zero3_parts() if self.stage == 3 else self._flat() if self.stage else self._replicated()
+        )
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -104,7 +106,7 @@ class EngineState:
                 here, there = place.lp_fragment_address, place.hp_fragment_address
                 yield Part(name, here.start, here.numel, flats[place.param_group_index], there.start)
 
-    def _third(self) -> Iterator[Part]:
+    def _zero3_parts(self) -> Iterator[Part]:
         """Stage 3: a parameter is cut into equal partitions, one a rank, the last padded."""
         optimizer = self.engine.optimizer
         for name, parameter in self.engine.module.named_parameters():

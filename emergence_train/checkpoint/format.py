@@ -57,7 +57,7 @@ def complete(folder: Path) -> list[Path]:
 
 def unreadable(path: Path, error: OSError) -> RunError:
     """What is there and cannot be read now is not taken for damaged: nothing is set aside, and no run begun anew."""
-    return RunError(f"{error.filename or path}: cannot be read ({error.strerror or error}); mend that, then run again")
+    return RunError(f"{error.filename or path}: cannot be read ({error.strerror or error}); fix that, then run again")
 
 
 DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors that a file gives which is gone or broken

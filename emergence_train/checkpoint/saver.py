@@ -2,7 +2,7 @@
 
 Each rank writes and fsyncs its own shard into a temporary directory and says its size and SHA-256; when all have said so,
 rank 0 writes the manifest and renames the directory; only then does `latest` point at it. A save that fails anywhere
-leaves the older checkpoints as they were and training goes on.
+leaves the older checkpoints as they were and training continues.
 
 Optionally the writing is done by a thread: ranks then copy their pieces to memory and go on training, and agree over a
 process group of their own. The promises are the same, since it is the same code.
@@ -26,7 +26,7 @@ from emergence_train.checkpoint.engine_state import EngineState
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name, step_of
 from emergence_train.config import Config
 from emergence_train.errors import InputError, RunError
-from emergence_train.parallel.ranks import Ranks, from_every_rank, from_first_rank
+from emergence_train.parallel.ranks import Ranks, all_gather_objects, broadcast_from_rank0
 
 POSITIONS = "positions"  # the sums since the last table, each rank's own
 SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
@@ -38,9 +38,9 @@ class Saver:
     After either, `durable` is the step of the newest checkpoint known to be whole, and a problem has been said.
     """
 
-    def __init__(self, run: Path, config: Config, regular: set[int], ranks: Ranks, say: Callable[[str], None]) -> None:
+    def __init__(self, run: Path, config: Config, regular: set[int], ranks: Ranks, log: Callable[[str], None]) -> None:
         self.folder, self.config, self.regular = run / "checkpoints", config.checkpoints, regular
-        self.ranks, self.say = ranks, say
+        self.ranks, self.log = ranks, log
         self.durable = 0
         self.best: int | None = None  # the step of the lowest iid loss, known to rank 0
         self.step = 0  # of the save that began last
@@ -82,17 +82,17 @@ class Saver:
         final, temporary = self.folder / step_name(step), self.folder / f".{step_name(step)}.tmp"
         began = time.monotonic()
         try:
-            needed = sum(from_every_rank(sum(t.nbytes for t in tensors.values()), self.group))
-            problem = from_first_rank(lambda: _problem(lambda: _prepare(temporary, needed)), self.group)
+            needed = sum(all_gather_objects(sum(t.nbytes for t in tensors.values()), self.group))
+            problem = broadcast_from_rank0(lambda: _problem(lambda: _prepare(temporary, needed)), self.group)
             entry = None
             if problem is None:
                 name = checkpoints.shard_name(self.ranks.rank, self.ranks.world)
                 problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
-                outcomes = from_every_rank((problem, entry), self.group)
+                outcomes = all_gather_objects((problem, entry), self.group)
                 problem = next((told for told, _ in outcomes if told), None)
                 entries = [entry for _, entry in outcomes]
             if problem is None:
-                problem = from_first_rank(
+                problem = broadcast_from_rank0(
                     lambda: _problem(lambda: _commit(temporary, final, step, entries, content)), self.group
                 )
         except Exception as error:  # a peer is gone: the watchdog says who
@@ -101,13 +101,13 @@ class Saver:
         self.problem = problem
         if problem is None:
             self.durable = step
-        if self.ranks.first:
+        if self.ranks.is_rank0:
             self._conclude(step, temporary, problem, time.monotonic() - began)
 
     def _conclude(self, step: int, temporary: Path, problem: str | None, seconds: float) -> None:
         if problem is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-            self.say(f"checkpoint of step {step} not saved: {problem}; training goes on, older ones are untouched")
+            self.log(f"checkpoint of step {step} not saved: {problem}; training continues, older ones are untouched")
             return
         with contextlib.suppress(OSError, RunError):
             self._forget()
@@ -171,22 +171,22 @@ def _attempt(work: Callable):
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
-def load_newest(engine, run: Path, ranks: Ranks, say: Callable[[str], None]) -> tuple[dict, list] | None:
+def load_newest(engine, run: Path, ranks: Ranks, log: Callable[[str], None]) -> tuple[dict, list] | None:
     """Load the newest checkpoint that matches its manifest, and say what that cost; None where there is none.
 
     Returns state.json's content and each saving rank's position sums. Damaged ones are named and set aside.
     """
     while True:
-        chosen = from_first_rank(lambda: next(reversed(complete(run / "checkpoints")), None))
+        chosen = broadcast_from_rank0(lambda: next(reversed(complete(run / "checkpoints")), None))
         if chosen is None:
             return None
         began = time.monotonic()
         share = slice(ranks.rank, None, ranks.world)  # the ranks verify together, each its own shard first of all
-        wrong = [line for found in from_every_rank(checkpoints.problems(chosen, share)) for line in found]
+        wrong = [line for found in all_gather_objects(checkpoints.problems(chosen, share)) for line in found]
         if not wrong:
             break
-        say(f"checkpoint set aside: {wrong[0]}")
-        from_first_rank(lambda path=chosen: set_aside(path))
+        log(f"checkpoint set aside: {wrong[0]}")
+        broadcast_from_rank0(lambda path=chosen: set_aside(path))
     verified = time.monotonic()
     content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, ranks)
     if content["parameters"] != state.shapes:
@@ -194,7 +194,7 @@ def load_newest(engine, run: Path, ranks: Ranks, say: Callable[[str], None]) -> 
     state.load(shards, content["updates"])
     engine.global_steps = content["step"]
     sums = shards.each(POSITIONS)
-    say(
+    log(
         f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
         f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s"
     )

@@ -23,9 +23,9 @@ from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
 
 
-def export(run: Path, step: int | None, out: Path, say: Callable[[str], None]) -> Path:
+def export(run: Path, step: int | None, out: Path, log: Callable[[str], None]) -> Path:
     """Write the weights of `step` (None: the newest whole checkpoint) of `run` to the directory `out`."""
-    config = configs.of_run(run)
+    config = configs.load_run(run)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
     chosen = checkpoints.newest(run, step)
@@ -33,11 +33,11 @@ def export(run: Path, step: int | None, out: Path, say: Callable[[str], None]) -
     weights = checkpoints.read_weights(chosen)
     ends = _tokenizer(Path(config.data.path), out, config.data.sequence)
     if not ends:
-        say(f"{config.data.path}: holds no tokenizer.json, so none is exported")
+        log(f"{config.data.path}: holds no tokenizer.json, so none is exported")
     files.write_json(out / "config.json", hf_config(config.model) | ends)
     with files.atomic_path(out / "model.safetensors") as temporary:
         checkpoints.write_tensors(temporary, hf_weights(weights, config.model), {"format": "pt"})
-    say(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
+    log(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
     return out
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from emergence_train.data.dataset import Dataset
-from emergence_train.parallel.ranks import Ranks, sum_over_ranks
+from emergence_train.parallel.ranks import Ranks, all_reduce_sum
 from emergence_train.recorder.position_sums import PositionAccumulator
 
 IGNORED = -100
@@ -14,7 +14,7 @@ IGNORED = -100
 
 def reduced(accumulators: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """All splits' sums over all ranks, in one collective."""
-    together = sum_over_ranks(torch.stack(list(accumulators.values())))
+    together = all_reduce_sum(torch.stack(list(accumulators.values())))
     return dict(zip(accumulators, together))
 
 

@@ -38,7 +38,7 @@ class Suite:
         names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InputError(f"tasks: {twice[0]!r} stands twice; give one of them a name of its own")
+            raise InputError(f"tasks: {twice[0]!r} is listed twice; give one of them a name of its own")
         self.tasks = [task for task in made if isinstance(task, items.Task)]
         self.answer_tasks = [task for task in made if isinstance(task, items.AnswerTask)]
         self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]

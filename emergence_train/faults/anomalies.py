@@ -16,7 +16,7 @@ import torch
 from emergence_train import files
 from emergence_train.config import Faults
 from emergence_train.errors import InputError
-from emergence_train.parallel.ranks import from_every_rank
+from emergence_train.parallel.ranks import all_gather_objects
 
 WINDOW = 64  # losses that a spike is measured against
 LEAST = 16  # of them before anything is called a spike
@@ -32,7 +32,7 @@ class Event:
     reason: str
 
 
-class Judge:
+class AnomalyDetector:
     """Looks at each step's loss and gradient norm; its state is the window of losses, which a restart gives back."""
 
     def __init__(self, faults: Faults, recent: list[float]) -> None:
@@ -84,7 +84,7 @@ class Judge:
         return Event("not_finite", action, f"{what} not finite")
 
 
-class Skips:
+class SkippedBatches:
     """Batches that no step trains on, since a rewind went back over them. rewinds.json of the run remembers.
 
     The batch of a step is the (step - 1)-th of those not skipped: still a pure function, of the run's directory.
@@ -137,7 +137,7 @@ class Skips:
                 self.ranges.append((first, last))
 
 
-def drifted(model: torch.nn.Module) -> list[int]:
+def diverged_replicas(model: torch.nn.Module) -> list[int]:
     """Ranks whose copy of the model differs, bit for bit, from that of most ranks.
 
     Under ZeRO-3 only what every rank holds whole (norms and other small weights) can be compared.
@@ -146,6 +146,6 @@ def drifted(model: torch.nn.Module) -> list[int]:
     for parameter in model.parameters():
         if parameter.numel():
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    digests = from_every_rank(digest.hexdigest())
+    digests = all_gather_objects(digest.hexdigest())
     usual = max(digests, key=digests.count)
     return [rank for rank, found in enumerate(digests) if found != usual]

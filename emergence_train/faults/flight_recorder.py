@@ -16,7 +16,7 @@ SECONDS = 3.0  # for a record to be taken: it asks the device, which may not ans
 
 
 def prepare(run: Path, nccl: bool) -> None:
-    """Before the process group is made; what the environment already says stands. gloo needs nothing."""
+    """Before the process group is made; the environment wins. gloo needs nothing."""
     if not nccl:
         return
     path = str((run / STACKS / PREFIX).absolute())

@@ -24,8 +24,8 @@ GRACE_SECONDS = 20.0  # torchrun and Slurm kill 30 s after SIGTERM
 class StopSignal:
     """Listens from its making until close(). Only the main thread may make one; elsewhere it never hears anything."""
 
-    def __init__(self, first: bool, say: Callable[[str], None]) -> None:
-        self.first, self.say = first, say
+    def __init__(self, is_rank0: bool, log: Callable[[str], None]) -> None:
+        self.is_rank0, self.log = is_rank0, log
         self.compilations = Compilations()
         self.requested = False
         self.exposed = False  # there are steps that no durable checkpoint holds, and the loop will come round
@@ -44,8 +44,8 @@ class StopSignal:
     def stopped(self, step: int) -> Stopped:
         """The end of a run that was told to stop and has saved `step`."""
         name = self._name or "a signal to another process"
-        error = Stopped(f"{name}: saved at step {step}; the same command goes on from there")
-        error.told_by_first_rank = not self.first
+        error = Stopped(f"{name}: saved at step {step}; run the same command to resume from there")
+        error.already_reported = not self.is_rank0
         return error
 
     def close(self) -> None:
@@ -69,11 +69,11 @@ class StopSignal:
         self._name = heard[0].name
         self.requested = True
         if self.exposed:
-            self.say(f"{self._name}: stopping with a checkpoint")
+            self.log(f"{self._name}: stopping with a checkpoint")
             if self._closed_within(GRACE_SECONDS) or self.answered:
                 return
-            self._leave(f"the step did not end within {GRACE_SECONDS:.0f} s; the last checkpoint stands")
-        self._leave("nothing trained since the last checkpoint; the same command goes on from there")
+            self._leave(f"the step did not end within {GRACE_SECONDS:.0f} s; the last checkpoint is kept")
+        self._leave("nothing trained since the last checkpoint; run the same command to resume from there")
 
     def _closed_within(self, seconds: float) -> bool:
         """Whether the loop has come round and closed the pipe; more signals change nothing."""
@@ -95,6 +95,6 @@ class StopSignal:
 
     def _leave(self, reason: str) -> None:
         """End the process from this thread; what is being written has a temporary name."""
-        if self.first:
+        if self.is_rank0:
             tell(f"{self._name}: {reason}")
         os._exit(Stopped.code)

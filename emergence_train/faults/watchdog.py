@@ -28,9 +28,9 @@ import torch.distributed as dist
 from emergence_train.errors import InputError, PeerLost, RunError, Stopped, tell
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.flight_recorder import STACKS
-from emergence_train.parallel.ranks import Ranks, of_communication
+from emergence_train.parallel.ranks import Ranks, is_communication_error
 
-AGAIN = "the same command goes on from the last checkpoint"
+AGAIN = "run the same command to resume from the last checkpoint"
 ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
 MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdict
 
@@ -58,7 +58,7 @@ class Watchdog:
                 timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
             )
             # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
-            self.prefix = f"emergence-train/{ranks.meeting}/"
+            self.prefix = f"emergence-train/{ranks.launch_id}/"
             self.began = time.monotonic()
             self._beat(0)
             self.answered = time.monotonic()  # by the store
@@ -70,29 +70,29 @@ class Watchdog:
         """The main thread begins an operation."""
         self.place = (self.place[0] + 1, operation, step, time.monotonic())
 
-    def explain(self, error: Exception, told: Callable[[], bool]) -> Exception:
+    def explain(self, error: Exception, stop_requested: Callable[[], bool]) -> Exception:
         """What to raise for an error of this rank: itself, or the loss of a peer that caused it.
 
-        `told` says whether this process was told to stop: a launcher that has lost one process stops the others, and
+        `stop_requested`: whether this process got a signal to stop. A launcher that has lost one process stops the others, and
         must not be kept waiting for the name of the one it knows.
         """
         if self.thread is None:
             return error
         if isinstance(error, (InputError, RunError, Stopped)):
-            self._say_goodbye(None if getattr(error, "told_by_first_rank", None) is not None else str(error))
+            self._say_goodbye(None if error.already_reported is not None else str(error))
             return error
         # "Connection closed by peer" and its like: whose, the watchdog knows soon. A bug has no peer to blame.
-        if of_communication(error):
+        if is_communication_error(error):
             self.alarmed = True
             until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
             while not self.found.wait(self.interval) and time.monotonic() < until:
-                if told():
+                if stop_requested():
                     self.verdict = f"another process is gone ({' '.join(str(error).split())[:120]})"
                     break
         if self.verdict:
             self.ending.set()
             lost = PeerLost(f"{self.verdict}; {AGAIN}")
-            lost.told_by_first_rank = not self._first_to_tell()
+            lost.already_reported = not self._first_to_report()
             self._outlast()
             return lost
         self._say_goodbye(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -148,9 +148,9 @@ class Watchdog:
 
     def _look(self, seen: dict) -> str | None:
         """A verdict, if there is one. `seen` remembers of each rank its last sign and when it came."""
-        if not self.ranks.first and self.store.check([f"{self.prefix}verdict"]):
+        if not self.ranks.is_rank0 and self.store.check([f"{self.prefix}verdict"]):
             return self.store.get(f"{self.prefix}verdict").decode()
-        watched = range(self.ranks.world) if self.ranks.first else (0, self.ranks.rank)
+        watched = range(self.ranks.world) if self.ranks.is_rank0 else (0, self.ranks.rank)
         keys = [f"{self.prefix}{rank}" for rank in watched]
         now = time.monotonic()
         if not self.store.check(keys):  # all have joined, but not everyone has given a first sign
@@ -166,7 +166,7 @@ class Watchdog:
 
     def _publish(self, verdict: str | None) -> str | None:
         """Rank 0's verdict is everyone's."""
-        if verdict and self.ranks.first:
+        if verdict and self.ranks.is_rank0:
             self.store.set(f"{self.prefix}verdict", verdict)
         return verdict
 
@@ -181,7 +181,7 @@ class Watchdog:
             if silent > (min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent):
                 return f"{name} has given no sign of life for {silent:.0f} s, killed or stopped; {_place(sign)}"
         present = {rank: sign for rank, sign in seen.items() if sign["n"] != -1}
-        if self.ranks.first and present and min(sign["for"] for sign in present.values()) > self.hang:
+        if self.ranks.is_rank0 and present and min(sign["for"] for sign in present.values()) > self.hang:
             rank, sign = min(present.items(), key=lambda item: item[1]["ops"])
             behind = sum(other["ops"] > sign["ops"] for other in present.values())
             who = f"rank {rank} is waited for by {behind} others" if behind else "every rank waits"
@@ -200,12 +200,12 @@ class Watchdog:
         self.found.set()
         if self.ending.wait(MAIN_SECONDS):
             return
-        if self._first_to_tell():
+        if self._first_to_report():
             tell(f"{verdict}; {AGAIN}")
         self._outlast()
         os._exit(PeerLost.code)
 
-    def _first_to_tell(self) -> bool:
+    def _first_to_report(self) -> bool:
         """One line on the screen is enough."""
         try:
             if not self.stored:
@@ -216,7 +216,7 @@ class Watchdog:
 
     def _outlast(self) -> None:
         """Rank 0 often holds the store: the others are to read the verdict before it goes."""
-        if self.ranks.first:
+        if self.ranks.is_rank0:
             time.sleep(3 * self.interval)
 
     def _dump(self) -> None:

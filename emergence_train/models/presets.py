@@ -29,7 +29,7 @@ def _temporal_paper(layers: int, width: int, heads: int, ffn: int) -> dict:
 
 
 def _tiny(layers: int, width: int, heads: int, ffn: int) -> dict:
-    """For a laptop's processor; tied, since the embedding would otherwise outweigh the rest."""
+    """For a laptop's CPU; tied, since the embedding would otherwise outweigh the rest."""
     return {
         "layers": layers,
         "width": width,

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from emergence_train.cluster import launcher
 from emergence_train.errors import InputError, PeerLost, Stopped, tell
-from emergence_train.parallel.rendezvous import meet
+from emergence_train.parallel.rendezvous import find_store
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
 JOIN_SECONDS = 600.0  # for all processes to find each other
@@ -28,14 +28,14 @@ JOIN_SECONDS = 600.0  # for all processes to find each other
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. `device` is where its tensors live."""
+    """This process's launch. `device` is where its tensors live."""
 
     rank: int
     world: int
     local_rank: int
     device: torch.device
-    meeting: str = ""  # a name that these processes alone have, for what they leave in a store that may outlive them
-    note: str | None = None  # what the launcher has to say
+    launch_id: str = ""  # a name that these processes alone have, for what they leave in a store that may outlive them
+    note: str | None = None  # of the launcher, for the screen
 
     @property
     def first(self) -> bool:
@@ -44,10 +44,10 @@ class Ranks:
 
 def start(threads: int | None) -> Ranks:
     """Join (or make) the process group."""
-    place = launcher.find()
-    rank, world, local_rank = place.rank, place.world, place.local_rank
+    launch = launcher.find()
+    rank, world, local_rank = launch.rank, launch.world, launch.local_rank
     if torch.cuda.is_available():
-        index = device_index(place, torch.cuda.device_count())
+        index = device_index(launch, torch.cuda.device_count())
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     else:
@@ -63,26 +63,26 @@ def start(threads: int | None) -> Ranks:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _limited(JOIN_SECONDS):
-            store = _store(place)
+            store = _store(launch)
             arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
-            meeting = from_first_rank(lambda: uuid.uuid4().hex)
+            launch_id = broadcast_from_rank0(lambda: uuid.uuid4().hex)
             barrier()
-        return Ranks(rank, world, local_rank, device, meeting, place.note)
+        return Ranks(rank, world, local_rank, device, launch_id, launch.note)
     return Ranks(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
 
 
-def device_index(place: launcher.Place, visible: int) -> int:
+def device_index(launch: launcher.LaunchInfo, visible: int) -> int:
     """Which of the GPUs that this process sees is its own; `visible` of them there are.
 
     Slurm may show each task its own alone (--gpus-per-task, --gpu-bind), and they are then counted from 0 in each.
     """
-    if place.local_rank < visible:
-        return place.local_rank
-    if visible and place.task and place.task.gpus_on_node > visible:
-        return place.local_rank % visible
+    if launch.local_rank < visible:
+        return launch.local_rank
+    if visible and launch.task and launch.task.gpus_on_node > visible:
+        return launch.local_rank % visible
     raise InputError(
-        f"local rank {place.local_rank} has no GPU of its own ({visible} here); start as many processes as there "
+        f"local rank {launch.local_rank} has no GPU of its own ({visible} here); start as many processes as there "
         f"are GPUs"
     )
 
@@ -97,13 +97,13 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 1 << 30)
 
 
-def _store(place: launcher.Place) -> dist.Store | None:
+def _store(launch: launcher.LaunchInfo) -> dist.Store | None:
     """Where the processes meet; None leaves that to torch."""
-    rank, world = place.rank, place.world
+    rank, world = launch.rank, launch.world
     if world == 1:  # a lone process needs no address and no port to talk to itself
         return dist.HashStore()
-    if place.task:
-        return meet(place.task, TIMEOUT)
+    if launch.task:
+        return find_store(launch.task, TIMEOUT)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout=TIMEOUT)
         return dist.PrefixStore(this_start(store, rank, world), store)
@@ -153,12 +153,12 @@ def _limited(seconds: float):
 
 
 @contextlib.contextmanager
-def finding_each_other():
+def rendezvous():
     """What breaks in the block because another process has gone is said so: there is no watchdog yet to name it."""
     try:
         yield
     except Exception as error:
-        if not of_communication(error):
+        if not is_communication_error(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise PeerLost(
@@ -167,7 +167,7 @@ def finding_each_other():
         ) from error
 
 
-def of_communication(error: Exception) -> bool:
+def is_communication_error(error: Exception) -> bool:
     """Whether an error may be the echo of a peer's end: torch names the backend in it, not always the class."""
     if isinstance(error, dist.DistError):
         return True
@@ -210,20 +210,20 @@ def import_deepspeed():
         import deepspeed
         from deepspeed.utils import logger
     logger.setLevel(logging.ERROR)
-    # DeepSpeed calls collectives by names that torch 2.13 gave up, and each time torch would tell the user, who can't mend it.
+    # DeepSpeed calls collectives by names that torch 2.13 gave up, and each time torch would tell the user, who cannot change it.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` summed over all ranks, in place."""
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` summed over all ranks, in launch."""
     if dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def from_first_rank(make, group=None):
+def broadcast_from_rank0(make, group=None):
     """`make()` on rank 0, its result on every rank; an exception of rank 0 is raised on every rank."""
     outcome: list = [None, None]
     if dist.get_rank() == 0:
@@ -234,12 +234,12 @@ def from_first_rank(make, group=None):
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0, group=group)
     if outcome[1] is not None:
-        outcome[1].told_by_first_rank = dist.get_rank() > 0  # one line on the screen is enough
+        outcome[1].already_reported = dist.get_rank() > 0  # one line on the screen is enough
         raise outcome[1]
     return outcome[0]
 
 
-def from_every_rank(value, group=None) -> list:
+def all_gather_objects(value, group=None) -> list:
     """Each rank's `value`, in the order of ranks, on every rank."""
     values = [value] * dist.get_world_size()
     if len(values) > 1:

@@ -22,8 +22,8 @@ PATIENCE = 2.0  # seconds for a port to answer before the next is asked too
 ATTEMPTS = 5  # to find the address of a node, a second apart
 
 
-def meet(task: Task, timeout: datetime.timedelta) -> dist.Store:
-    """The store of this step, rank 0's. MASTER_ADDR and MASTER_PORT then say where it is; `timeout` is of its answers.
+def find_store(task: Task, timeout: datetime.timedelta) -> dist.Store:
+    """The store of this step, rank 0's. MASTER_ADDR and MASTER_PORT then name where it is; `timeout` is of its answers.
 
     Raises InputError where the first node has no name or no address, RunError where no port is free. While rank 0 is not
     there the others wait: whoever calls limits that.

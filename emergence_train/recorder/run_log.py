@@ -32,12 +32,12 @@ class RunLog:
         self.directory, self.header = directory, header
         self.path = directory / "metrics.jsonl"
         self.file = None
-        self.put_away: Path | None = None  # where logs went that no state belongs to
+        self.archived: Path | None = None  # where logs went that no state belongs to
         if not step and any((directory / "positions").glob("step-*.parquet")):
-            self.put_away = self._put_away()
-        self.take_back_to(step, rewinds)
+            self.archived = self._archive()
+        self.truncate_to(step, rewinds)
 
-    def _put_away(self) -> Path:
+    def _archive(self) -> Path:
         """Every state was lost and the run begins anew: what it had measured is moved aside, not deleted."""
         places = (self.directory / f"begun-anew-{number}" for number in itertools.count(1))
         place = next(path for path in places if not path.exists())
@@ -47,7 +47,7 @@ class RunLog:
                 (self.directory / name).rename(place / name)
         return place
 
-    def take_back_to(self, step: int, rewinds: list[dict]) -> None:
+    def truncate_to(self, step: int, rewinds: list[dict]) -> None:
         """Rows and tables of later steps are removed; `rewinds` stand where they happened, whatever was removed."""
         if self.file is not None:
             os.close(self.file)
@@ -68,7 +68,7 @@ class RunLog:
         self.end = os.fstat(self.file).st_size  # of what is known to be written
         self.written = time.monotonic()
 
-    def lacking(self, step: int, tables: set[int]) -> str | None:
+    def missing_rows(self, step: int, tables: set[int]) -> str | None:
         """What is not there of the rows and tables (of the steps `tables`) up to `step`. No stop leaves such a gap: a state
         is saved after its rows; someone has deleted or cut a file."""
         rows = step - len({row["step"] for row in self.rows if row.get("kind") == "train"})
@@ -76,7 +76,7 @@ class RunLog:
         gaps = [f"{rows} of {step} train rows of {self.path.name}"] if rows else []
         gaps += [f"the positions table of step {', '.join(map(str, absent))}"] if absent else []
         return (
-            f"{self.directory}: lacks {' and '.join(gaps)}; training goes on, and what was lost stays lost"
+            f"{self.directory}: is missing {' and '.join(gaps)}; training continues, and what was lost stays lost"
             if gaps
             else None
         )

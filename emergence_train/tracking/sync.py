@@ -20,7 +20,7 @@ CHARTS = {"train": "loss", "validation": "validation/iid", "forecast": "forecast
 BY_POSITION = "loss_by_position"
 
 
-def sync(run: Path, say: Callable[[str], None]) -> dict:
+def sync(run: Path, log: Callable[[str], None]) -> dict:
     """Send what W&B lacks of `run`; returns {"run", "mode", "sent"}: the number of points."""
     try:
         config = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
@@ -41,15 +41,15 @@ def sync(run: Path, say: Callable[[str], None]) -> dict:
         import wandb
 
         known = _known(wandb, settings, {known_by for (known_by, _), _ in points}) if mode == "online" else set()
-        lacking = [values for key, values in points if key not in known]
-        if not lacking:
-            say(f"{run}: W&B is up to date ({len(points):,} points)")
+        missing = [values for key, values in points if key not in known]
+        if not missing:
+            log(f"{run}: W&B is up to date ({len(points):,} points)")
             return {"run": str(run), "mode": mode, "sent": 0}
         remote = wandb.init(
             **settings, settings=wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
         )
         against_tokens(remote)
-        for values in lacking:
+        for values in missing:
             remote.log({name: value() if callable(value) else value for name, value in values.items()})
         folder = Path(remote.dir).parent
         remote.finish()
@@ -57,8 +57,8 @@ def sync(run: Path, say: Callable[[str], None]) -> dict:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{run}: W&B was not brought up to date ({reason}); try again when it can be reached") from None
     done = f"upload it with: wandb sync {folder}" if mode == "offline" else "up to date"
-    say(f"{run}: {len(lacking):,} of {len(points):,} points sent, {mode}; {done}")
-    return {"run": str(run), "mode": mode, "sent": len(lacking)}
+    log(f"{run}: {len(missing):,} of {len(points):,} points sent, {mode}; {done}")
+    return {"run": str(run), "mode": mode, "sent": len(missing)}
 
 
 def _points(run: Path):

@@ -24,8 +24,8 @@ PATIENCE_SECONDS = 45  # at the end, for what is still on its way
 class Mirror:
     """Rank 0's view of the run. `mode` disabled makes every method do nothing."""
 
-    def __init__(self, config: Config, directory: Path, extra: dict, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, config: Config, directory: Path, extra: dict, log: Callable[[str], None]) -> None:
+        self.log = log
         self.rows: queue.Queue = queue.Queue(QUEUE)
         self.dropped = 0
         self.thread = None
@@ -52,9 +52,9 @@ class Mirror:
         self._put(None)
         self.thread.join(patience)
         if self.thread.is_alive():
-            self.say(f"W&B did not finish in {patience:g} s and is left behind; the run's own files are complete")
+            self.log(f"W&B did not finish in {patience:g} s and is left behind; the run's own files are complete")
         if self.dropped:
-            self.say(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
+            self.log(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
 
     def _put(self, item) -> None:
         if self.thread is None or not self.thread.is_alive():
@@ -73,7 +73,7 @@ class Mirror:
             if settings["mode"] != "online":
                 raise
             reason = " ".join(str(error).split())[:160]
-            self.say(f"W&B cannot be reached ({reason}); it is kept offline under {settings['dir']}/wandb")
+            self.log(f"W&B cannot be reached ({reason}); it is kept offline under {settings['dir']}/wandb")
             return wandb.init(**settings | {"mode": "offline", "resume": None}, settings=options)
 
     def _work(self, settings: dict) -> None:
@@ -90,8 +90,8 @@ class Mirror:
                     run.log(item)
             run.finish()
         except Exception as error:
-            self.say(
-                f"W&B stopped ({' '.join(str(error).split())[:200]}); training goes on, the run's files are complete"
+            self.log(
+                f"W&B stopped ({' '.join(str(error).split())[:200]}); training continues, the run's files are complete"
             )
 
 

@@ -25,7 +25,7 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
         # Norms and other small weights stay on every rank: gathering them costs more than keeping them.
         zero |= {"stage3_param_persistence_threshold": 100_000}
     if training.zero_stage == 1 and ranks.device.type == "cpu":
-        # Copying gradients into one buffer pays where memory fragments and copies are free; not on a processor (7%).
+        # Copying gradients into one buffer pays where memory fragments and copies are free; not on a CPU (7% slower).
         zero |= {"contiguous_gradients": False}
     settings = {
         "train_batch_size": training.batch,

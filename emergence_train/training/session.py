@@ -18,12 +18,12 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import reduced, validate
-from emergence_train.faults.anomalies import Event, Judge, Skips, drifted
+from emergence_train.faults.anomalies import AnomalyDetector, Event, SkippedBatches, diverged_replicas
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
-from emergence_train.models import flops as counting
+from emergence_train.models import flops
 from emergence_train.optim.schedule import learning_rate
-from emergence_train.parallel.ranks import Ranks, from_first_rank, sum_over_ranks
+from emergence_train.parallel.ranks import Ranks, all_reduce_sum, broadcast_from_rank0
 from emergence_train.recorder.environment import write_environment
 from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.recorder.run_log import RunLog
@@ -32,11 +32,11 @@ from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
 from emergence_train.training.recording import Recorder
-from emergence_train.training.startup import opening
+from emergence_train.training.startup import startup_line
 from emergence_train.training.step import Stepper
 
 
-class _Told(Exception):
+class _StopRequested(Exception):
     """Some rank was told to stop while tasks were scored."""
 
 
@@ -51,44 +51,46 @@ class Session:
         evaluator: Evaluator,
         ranks: Ranks,
         engine,
-        say,
+        log,
         stop: StopSignal,
         watch: Watchdog,
     ) -> None:
         self.config, self.plan, self.dataset, self.ranks, self.engine = config, plan, dataset, ranks, engine
-        self.say, self.stop, self.watch = say, stop, watch
+        self.log, self.stop, self.watch = log, stop, watch
         self.run = config.run_directory
         self.header = {
             "run": config.name,
-            "params": counting.non_embedding_parameters(config.model),
-            "parameters": counting.parameters(config.model),
+            "params": flops.non_embedding_parameters(config.model),
+            "parameters": flops.parameters(config.model),
             "vocabulary": dataset.fingerprint,
             "sequence": config.data.sequence,
             "batch": config.training.batch,
-            "flops_per_token": counting.flops_per_token(config.model, config.data.sequence),
+            "flops_per_token": flops.flops_per_token(config.model, config.data.sequence),
             "total_tokens": plan.total_tokens,
         }
         self.evaluator = evaluator
         self.accumulator = PositionAccumulator(config.data.sequence, ranks.device)
-        self.skips = from_first_rank(lambda: Skips(self.run))
-        self.saver = checkpoint.Saver(self.run, config, plan.state_steps, ranks, say)
-        self.console = Console(plan, self.header["flops_per_token"], ranks, config.logging.console_seconds, say)
-        self.judge = Judge(config.faults, [])
-        self.stepper = Stepper(config, engine, dataset, ranks, self.accumulator, self.skips, self.judge, watch, say)
+        self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
+        self.saver = checkpoint.Saver(self.run, config, plan.state_steps, ranks, log)
+        self.console = Console(plan, self.header["flops_per_token"], ranks, config.logging.console_seconds, log)
+        self.detector = AnomalyDetector(config.faults, [])
+        self.stepper = Stepper(
+            config, engine, dataset, ranks, self.accumulator, self.skipped, self.detector, watch, log
+        )
         self.recorder: Recorder | None = None  # rank 0's
         self.pending: tuple | None = None  # the last step's numbers, read one step late: a GPU is never waited for
-        self.told = False  # some rank was told to stop, and all know
+        self.stop_requested = False  # some rank was told to stop, and all know
 
     def run_to(self, last: int) -> None:
         """Train until step `last`."""
-        step = self._restore(opening_line=True)
+        step = self._restore(first=True)
         while step < last:
             step += 1
             lr = learning_rate(self.config.training.schedule, step * self.plan.step_tokens, self.plan.total_tokens)
             numbers = self.stepper(step, lr, self.stop.requested)
             fault = self._settle()
             self.pending = (step, lr, self.console.tick(), *numbers)
-            if fault is None and (step in self.plan.checkpoint_steps or self.plan.saves(step) or self.told):
+            if fault is None and (step in self.plan.checkpoint_steps or self.plan.saves(step) or self.stop_requested):
                 fault = self._settle()
                 if fault is None:
                     self._checkpoint(step)
@@ -101,58 +103,60 @@ class Session:
         self._await_save()
         problem = None
         if self.recorder is not None:
-            problem = self.recorder.log.close()
+            problem = self.recorder.run_log.close()
             self.recorder.mirror.close()
-        self.say(self.console.closing(self.run))
+        self.log(self.console.closing(self.run))
         if self.config.checkpoints.save_state != "never" and self.saver.durable < self.plan.total_steps:
             problem = problem or "the last checkpoint could not be saved"
         if problem:
             raise self._failure(
-                f"{self.run}: {problem}; mend that and run the same command: it goes on from step {self.saver.durable}"
+                f"{self.run}: {problem}; fix that and run the same command: it resumes from step {self.saver.durable}"
             )
 
     # ------------------------------------------------------------------------------------------------ going back
 
-    def _restore(self, *, opening_line: bool = False) -> int:
+    def _restore(self, *, first: bool = False) -> int:
         """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
         self.watch.at("loading a checkpoint")
-        found = checkpoint.load_newest(self.engine, self.run, self.ranks, self.say)
+        found = checkpoint.load_newest(self.engine, self.run, self.ranks, self.log)
         content, sums = found or ({"step": 0, "world_size": self.ranks.world, "loop": {}}, [])
         step = content["step"]
         self.accumulator.take()
         self.stepper.micro_batch.reset()
         if content["world_size"] == self.ranks.world and sums:
             self.accumulator.sums += sums[self.ranks.rank].to(self.ranks.device)
-        elif self.ranks.first:  # dealt out anew: their sum is what counts
+        elif self.ranks.is_rank0:  # dealt out anew: their sum is what counts
             for tensor in sums:
                 self.accumulator.sums += tensor.to(self.ranks.device)
-        self.saver.durable, self.pending, self.told = step, None, False
-        if self.ranks.first:
+        self.saver.durable, self.pending, self.stop_requested = step, None, False
+        if self.ranks.is_rank0:
             self._open_log(step)
             measured = {s for s in self.plan.checkpoint_steps if s < step + (not content["loop"].get("due"))}
-            if gap := self.recorder.log.lacking(step, measured):
-                self.say(gap)
+            if gap := self.recorder.run_log.missing_rows(step, measured):
+                self.log(gap)
             self.saver.best = self.recorder.best
-        self.judge.restart(from_first_rank(lambda: self.recorder.judged))
-        if opening_line:
-            self.say(opening(self.config, self.plan, self.dataset, self.ranks, self.header, step))
+        self.detector.restart(broadcast_from_rank0(lambda: self.recorder.judged))
+        if first:
+            self.log(startup_line(self.config, self.plan, self.dataset, self.ranks, self.header, step))
         if content["loop"].get("due"):
             self._checkpoint(step)
         return step
 
     def _open_log(self, step: int) -> None:
         if self.recorder is not None:
-            self.recorder.log.take_back_to(step, self.skips.rewinds)
+            self.recorder.run_log.truncate_to(step, self.skipped.rewinds)
             self.recorder.reread()
             return
         settings = engines.deepspeed_config(self.config, self.ranks)
         write_environment(self.run, self.ranks.world, self.ranks.device, step)
         files.write_json(self.run / "deepspeed.json", settings)
-        log = RunLog(self.run, self.header, step, self.skips.rewinds)
-        if log.put_away:
-            self.say(f"no state is left to go on from: the run begins anew, its earlier logs are in {log.put_away}")
-        mirror = Mirror(self.config, self.run, self.header | {"deepspeed": settings}, self.say)
-        self.recorder = Recorder(self.config, self.plan, self.evaluator, log, mirror, self.say)
+        run_log = RunLog(self.run, self.header, step, self.skipped.rewinds)
+        if run_log.archived:
+            self.log(
+                f"no state is left to resume from: the run starts over, its earlier logs are in {run_log.archived}"
+            )
+        mirror = Mirror(self.config, self.run, self.header | {"deepspeed": settings}, self.log)
+        self.recorder = Recorder(self.config, self.plan, self.evaluator, run_log, mirror, self.log)
 
     def _rewind(self, failed: int, event: Event) -> int:
         """Back to the newest checkpoint, and on without the batches since; on all ranks alike. Returns its step."""
@@ -163,12 +167,12 @@ class Session:
                 f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
                 f"training.schedule.lr or lengthen the warm-up"
             )
-        if len(self.skips.rewinds) >= self.config.faults.give_up_after:
+        if len(self.skipped.rewinds) >= self.config.faults.give_up_after:
             raise self._failure(
-                f"step {failed}: {event.reason}, after {len(self.skips.rewinds)} rewinds; lower training.schedule.lr"
+                f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; lower training.schedule.lr"
             )
-        self.skips.add(back_to, failed, event.reason, write=self.ranks.first)
-        self.say(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
+        self.skipped.add(back_to, failed, event.reason, write=self.ranks.is_rank0)
+        self.log(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
         return self._restore()
 
     # ------------------------------------------------------------------------------------------- what is written
@@ -180,21 +184,21 @@ class Session:
         step, lr, speed, totals, grad_norm, applied = self.pending
         self.pending = None
         count, loss_sum, votes = totals.tolist()
-        self.told = self.told or votes > 0
+        self.stop_requested = self.stop_requested or votes > 0
         self.stop.exposed = True
         loss = loss_sum / count if count else math.nan
         grad_norm = None if grad_norm is None else float(grad_norm)
-        event = self.judge(loss, grad_norm, bool(applied))
+        event = self.detector(loss, grad_norm, bool(applied))
         if event is not None and event.action == "rewind":
             return step, event
         if self.recorder is not None:
             self.recorder.step(step, lr, speed, loss, grad_norm, event)
         if event is not None and event.action == "stop":
             if self.recorder is not None:
-                self.recorder.log.flush()
+                self.recorder.run_log.flush()
             raise self._failure(
                 f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
-                f"again: it goes on from the last checkpoint"
+                f"again: it resumes from the last checkpoint"
             )
         self.console.step(step, step * self.plan.step_tokens, loss, grad_norm, lr, bool(applied))
         return None
@@ -203,7 +207,7 @@ class Session:
         """Tables where the plan has them, then state. Told to stop, the tables are left to the next start."""
         due = step in self.plan.checkpoint_steps
         with self.console.pause():
-            if due and not self.told and (measured := self._measure(step)):
+            if due and not self.stop_requested and (measured := self._measure(step)):
                 due = False
                 if self.recorder is not None:
                     self.recorder.checkpoint(step, *measured)
@@ -211,12 +215,12 @@ class Session:
             self._agree()
             if step == self.saver.durable:
                 pass  # gone on from it just now, with its tables still to be made
-            elif self.plan.saves(step) or self.told:
+            elif self.plan.saves(step) or self.stop_requested:
                 self._save(step, {"due": due})
             elif self.recorder is not None:
-                self.recorder.log.flush()
+                self.recorder.run_log.flush()
             self._agree()
-        if self.told:
+        if self.stop_requested:
             self._end(step, due)
 
     def _measure(self, step: int) -> tuple[dict, float, Scores] | None:
@@ -235,62 +239,62 @@ class Session:
             return None
         seconds = time.monotonic() - began
         try:
-            scores = self.evaluator.score(self.engine, self.ranks, lambda: self._go_on("tasks", step))
-        except _Told:
+            scores = self.evaluator.score(self.engine, self.ranks, lambda: self._continue("tasks", step))
+        except _StopRequested:
             return None
         return reduced({"train": self.accumulator.take()}) | sums, seconds, scores
 
-    def _go_on(self, operation: str, step: int) -> None:
+    def _continue(self, operation: str, step: int) -> None:
         self.watch.at(operation, step)
         if self._agree():
-            raise _Told
+            raise _StopRequested
 
     def _compare(self, step: int) -> None:
         self.watch.at("comparing replicas", step)
-        wrong = drifted(self.engine.module)
+        wrong = diverged_replicas(self.engine.module)
         if not wrong:
             return
         reason = f"the weights of rank {', '.join(map(str, wrong))} differ from the other ranks'"
         if self.recorder is not None:
-            self.recorder.log.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
-            self.recorder.log.flush()
+            self.recorder.run_log.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
+            self.recorder.run_log.flush()
         raise self._failure(
             f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
-            f"goes on from the last checkpoint"
+            f"resumes from the last checkpoint"
         )
 
     def _save(self, step: int, loop: dict) -> None:
         """The log first: a state is never ahead of its rows."""
         self.watch.at("saving", step)
-        self.stop.answered = self.told
+        self.stop.answered = self.stop_requested
         self._await_save()
-        problem = from_first_rank(lambda: self.recorder.log.flush())
+        problem = broadcast_from_rank0(lambda: self.recorder.run_log.flush())
         if problem is None:
             self.saver.save(self.engine, step, loop, self.accumulator.sums)
-            if self.saver.thread is None or self.told:
+            if self.saver.thread is None or self.stop_requested:
                 self._await_save()
         else:
-            self.say(f"checkpoint of step {step} not saved: {problem}; rows are kept in memory, training goes on")
+            self.log(f"checkpoint of step {step} not saved: {problem}; rows are kept in memory, training continues")
 
     def _await_save(self) -> None:
         """The end of a save, and a row if it failed."""
         self.saver.wait()
         if self.saver.problem is not None and self.recorder is not None:
-            self.recorder.log.write("save_failed", step=self.saver.step, reason=self.saver.problem)
+            self.recorder.run_log.write("save_failed", step=self.saver.step, reason=self.saver.problem)
         self.saver.problem = None
 
     def _failure(self, text: str) -> RunError:
         """What all ranks raise alike, and one of them says."""
         error = RunError(text)
-        error.told_by_first_rank = not self.ranks.first
+        error.already_reported = not self.ranks.is_rank0
         return error
 
     def _agree(self) -> bool:
         """Whether any rank was told to stop: every rank gets the same answer."""
-        if not self.told:
+        if not self.stop_requested:
             votes = torch.tensor([float(self.stop.requested)], device=self.ranks.device)
-            self.told = bool(sum_over_ranks(votes).item())
-        return self.told
+            self.stop_requested = bool(all_reduce_sum(votes).item())
+        return self.stop_requested
 
     def _end(self, step: int, due: bool) -> None:
         """Told to stop: everything is saved, unless the disk would not."""
@@ -299,11 +303,11 @@ class Session:
         self.stop.answered = True
         self._await_save()  # one that began beside training, just before the signal came
         if self.recorder is not None:
-            self.recorder.log.close()
+            self.recorder.run_log.close()
             self.recorder.mirror.close(patience=5.0)
         if self.saver.durable < step:
             raise self._failure(
-                f"told to stop at step {step}, and its state could not be saved; the same command goes on from "
+                f"stopped at step {step}, and its state could not be saved; run the same command to resume from "
                 f"step {self.saver.durable}"
             )
         raise self.stop.stopped(step)

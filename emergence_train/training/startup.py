@@ -1,4 +1,4 @@
-"""Before the first step: the configuration completed, the run directory claimed, and what is said about the run."""
+"""Before the first step: the configuration completed, the run directory claimed, and the run's first line on the screen."""
 
 import errno
 import fcntl
@@ -12,7 +12,7 @@ from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
 from emergence_train.models.config import padded_vocabulary
-from emergence_train.parallel.ranks import Ranks, from_every_rank
+from emergence_train.parallel.ranks import Ranks, all_gather_objects
 from emergence_train.recorder.environment import device_name
 from emergence_train.training.plan import Plan
 
@@ -44,10 +44,10 @@ def agree_on(config: Config, ranks: Ranks) -> None:
     """One start trains one configuration: a launcher that gave its processes different ones meant several runs, or their
     machines read different files."""
     flat = _flat(config.model_dump(mode="json"))
-    digests = from_every_rank(hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest())
+    digests = all_gather_objects(hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest())
     if len(set(digests)) == 1:
         return
-    every = from_every_rank(flat)
+    every = all_gather_objects(flat)
     rank = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
     ours, theirs = every[0], every[rank]
     key = next(key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
@@ -55,7 +55,7 @@ def agree_on(config: Config, ranks: Ranks) -> None:
         f"rank {rank} was given {key} = {theirs.get(key)} and rank 0 {ours.get(key)}: the processes of one start "
         f"train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)"
     )
-    error.told_by_first_rank = not ranks.first
+    error.already_reported = not ranks.is_rank0
     raise error
 
 
@@ -135,13 +135,13 @@ def release() -> None:
         _locks.pop().close()
 
 
-def opening(config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, header: dict, first_step: int) -> str:
+def startup_line(config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, header: dict, first_step: int) -> str:
     epochs = dataset.sampler.epochs(plan.total_steps * config.training.batch)
     shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
     where = (
         f"{ranks.world} x {device_name(ranks.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
     )
-    begin = f"going on after step {first_step}" if first_step else f"{plan.total_steps} steps"
+    begin = f"resuming from step {first_step}" if first_step else f"{plan.total_steps} steps"
     return (
         f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
         f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}"

@@ -17,7 +17,7 @@ from emergence_train import config
 from emergence_train.checkpoint.format import complete, problems
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
-from emergence_train.faults.anomalies import Skips
+from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.recorder import tables
 from emergence_train.recorder.run_log import RunLog
 from support import small_config
@@ -160,7 +160,7 @@ def test_metrics_and_rewinds(tmp_path, content):
     header = b'{"kind": "run", "run": "r", "params": 1}\n'
     (tmp_path / "metrics.jsonl").write_bytes(header + b"\n".join(content))
     (tmp_path / "rewinds.json").write_bytes(b"".join(content))
-    for read in (lambda: tables.read(tables.CURVES, tmp_path), lambda: Skips(tmp_path)):
+    for read in (lambda: tables.read(tables.CURVES, tmp_path), lambda: SkippedBatches(tmp_path)):
         try:
             read()
         except InputError as error:

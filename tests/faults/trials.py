@@ -279,9 +279,9 @@ class Trial:
         said = launched.said()
         if "Traceback" in said or "a bug?" in said:
             raise Wrong(f"a traceback or an unknown error: {said[-1500:]}")
-        if ": lacks " in said:
+        if ": is missing " in said:
             raise Wrong(f"rows or tables were lost: {said[-800:]}")
-        found = re.search(r"going on after step (\d+)", said)
+        found = re.search(r"resuming from step (\d+)", said)
         if found and int(found[1]) != durable:
             raise Wrong(f"went on after step {found[1]}; the newest whole checkpoint was of step {durable}")
         if durable and not found and f"{STEPS} steps; " in said:

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from emergence_train.errors import InputError, PeerLost
-from emergence_train.parallel.ranks import finding_each_other, this_start
+from emergence_train.parallel.ranks import rendezvous, this_start
 
 
 def names(store, delays: dict[int, float], world: int) -> list[str]:
@@ -53,13 +53,13 @@ def test_a_start_that_was_killed_while_it_came_together_is_passed_over():
     ],
 )
 def test_a_process_that_goes_before_all_have_met_is_a_lost_one(error):
-    with pytest.raises(PeerLost, match="before all had found each other") as raised, finding_each_other():
+    with pytest.raises(PeerLost, match="before all had found each other") as raised, rendezvous():
         raise error
     assert raised.value.code == 76 and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("error", [InputError("training.batch"), RuntimeError("a bug"), ValueError("connection")])
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as raised, finding_each_other():
+    with pytest.raises(type(error)) as raised, rendezvous():
         raise error
     assert raised.value is error

@@ -100,7 +100,7 @@ def test_an_error_is_said_once(config, tmp_path, monkeypatch):
     mirror.thread.join(5)
     mirror.log({"tokens": 1})
     mirror.close()
-    assert len(said) == 1 and "no route to host" in said[0] and "training goes on" in said[0]
+    assert len(said) == 1 and "no route to host" in said[0] and "training continues" in said[0]
 
 
 def test_the_mode_follows_the_credentials(monkeypatch, tmp_path):

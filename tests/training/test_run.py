@@ -22,7 +22,7 @@ from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder import tables
-from emergence_train.training import startup as opening
+from emergence_train.training import startup
 from emergence_train.training.engine import initialise, parameter_groups
 from support import ROOT, command, metrics
 
@@ -112,7 +112,7 @@ def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, process
     parts = tmp_path / "runs" / "parts"
     assert len(metrics(parts)) == 5, "the sixth step was still to be written when it stopped"
     second = command("train", *over, "name=parts", processes=processes)
-    assert second.returncode == 0 and "going on after step 4" in second.stdout, second.stderr
+    assert second.returncode == 0 and "resuming from step 4" in second.stdout, second.stderr
     assert_same_logs(tmp_path / "runs" / "whole", parts)
     again = command("train", *over, "name=parts", processes=processes)
     assert again.returncode == 0 and "is finished" in again.stdout
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_set_aside(config_file, tmp_path):
     damaged.write_bytes(content)
     done = command("train", str(config_file), "checkpoints.save_state=every", "name=whole")
     assert done.returncode == 0, done.stderr
-    assert "set aside" in done.stdout and damaged.name in done.stdout and "going on after step 4" in done.stdout
+    assert "set aside" in done.stdout and damaged.name in done.stdout and "resuming from step 4" in done.stdout
     assert_same_logs(run, whole)
 
 
@@ -165,7 +165,7 @@ def test_where_no_state_is_left_the_logs_are_put_away(config_file, tmp_path):
     for path in run.glob("checkpoints/step-*"):
         shutil.rmtree(path)
     done = command("train", str(config_file))
-    assert done.returncode == 0 and "begins anew" in done.stdout, done.stderr
+    assert done.returncode == 0 and "starts over" in done.stdout, done.stderr
     assert {path.name: path.read_bytes() for path in (run / "begun-anew-1" / "positions").iterdir()} == tables
     assert len(metrics(run)) == len(metrics(run / "begun-anew-1")) == STEPS
 
@@ -228,15 +228,15 @@ def test_a_run_is_trained_by_one_process_at_a_time(config_file, tmp_path):
 def test_a_file_system_without_locks_is_trained_on_and_told(config_file, tmp_path, monkeypatch):
     loaded = config.load(config_file)
     run = tmp_path / "runs" / "run"
-    assert opening.claim(run, loaded) is None
-    opening.release()
+    assert startup.claim(run, loaded) is None
+    startup.release()
 
     def refusing(file, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(opening.fcntl, "flock", refusing)
-    assert "has no locks" in opening.claim(run, loaded)
-    opening.release()
+    monkeypatch.setattr(startup.fcntl, "flock", refusing)
+    assert "has no locks" in startup.claim(run, loaded)
+    startup.release()
 
 
 def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_path):
@@ -254,14 +254,14 @@ def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_pa
 
 
 def test_a_table_or_rows_that_someone_deleted_are_missed(config_file, tmp_path):
-    assert "lacks" not in command("train", str(config_file)).stdout
+    assert "is missing" not in command("train", str(config_file)).stdout
     run = tmp_path / "runs" / "run"
     (run / "positions" / "step-0000000012.parquet").unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:1] + lines[4:]))
     done = command("train", str(config_file))
     assert done.returncode == 0, done.stderr
-    assert "lacks 3 of 12 train rows of metrics.jsonl and the positions table of step 12;" in done.stdout
+    assert "is missing 3 of 12 train rows of metrics.jsonl and the positions table of step 12;" in done.stdout
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a file that is always full")
