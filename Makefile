@@ -54,7 +54,7 @@ test-slow: install
 fault-trials: install
 	$(BIN)/python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
 	FAULTS_ALL=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/faults/test_scenarios.py tests/faults/test_fuzz.py \
-	  tests/test_checkpoints.py
+	  tests/checkpoint/
 
 lint: install
 	$(BIN)/ruff check .
