@@ -176,11 +176,11 @@ def our_step(config, ranks, way: str):
         chosen[key] = int(value)
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
     if key == "logits":
-        from emergence_kernels.triton_backend import configs as tiles
+        from emergence_kernels.backends import triton_configs as tiles
 
         instead(tiles, "logits_dtype", lambda *_: getattr(torch, value))
     if key == "attention":
-        from emergence_kernels.ops import attention
+        from emergence_kernels.attention import op as attention
 
         instead(attention, "fastest", lambda *_: [value])
     # a billion values by a CPU's generator take long
