@@ -164,7 +164,7 @@ class Checkpoints(Section):
 
 
 class Faults(Section):
-    """What to do about numbers that go wrong and processes that do not answer; see docs/faults.md."""
+    """What to do about numbers that go wrong and processes that do not answer; see docs/how-to/faults.md."""
 
     not_finite: Literal["skip", "rewind", "stop"] = Field(
         default="skip", description="a loss or gradient that is not finite: leave the update out, or go back, or end"
