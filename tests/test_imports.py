@@ -26,7 +26,7 @@ FLOORS = (
     ("schedule", "checkpoints", "distributed"),
     ("data",),
     ("evaluation",),
-    ("analysis", "analysis.figures", "analysis.schedule", "analysis.position_matrix"),
+    ("analysis", "analysis.figures", "analysis.planned_schedule", "analysis.position_matrix"),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),
