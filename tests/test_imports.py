@@ -25,7 +25,7 @@ FLOORS = (
     ("optim", "parallel", "tracking"),
     ("checkpoint", "faults", "data"),
     ("evaluation",),
-    ("analysis", "analysis.figures", "analysis.schedule", "analysis.position_matrix"),
+    ("analysis", "analysis.figures", "analysis.planned_schedule", "analysis.position_matrix"),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),

@@ -49,7 +49,7 @@ MULTI_POWER = Kernel(
 AT_ONCE = Kernel("at-once", 1.0, lambda age, work, rate, peak: np.ones_like(work))
 
 
-class Plan:
+class PlannedSchedule:
     """The learning rate over a run: `x` in steps (ascending, any spacing) and `rate` at each, both (K,).
 
     Between points the rate is linear; before the first one it rises linearly from 0 unless that is step 0 or 1 (a log
