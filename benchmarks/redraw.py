@@ -27,7 +27,13 @@ def training_table(files: list[Path]) -> str:
     lines += ["|" + "---|" * (12 + len(KINDS))]
     for record in records:
         for row in record["rows"]:
-            cells = [record["utc"], record["commit"][:10], record["size"], str(record["micro_batch"]), row["contestant"]]
+            cells = [
+                record["utc"],
+                record["commit"][:10],
+                record["size"],
+                str(record["micro_batch"]),
+                row["contestant"],
+            ]
             if "failed" in row:
                 cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (6 + len(KINDS))]
             else:
