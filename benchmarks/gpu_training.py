@@ -176,18 +176,18 @@ def our_step(config, ranks, way: str):
         chosen[key] = int(value)
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
     if key == "logits":
-        from emergence_kernels.triton_backend import configs as tiles
+        from emergence_kernels.backends import triton_configs as tiles
 
         instead(tiles, "logits_dtype", lambda *_: getattr(torch, value))
     if key == "attention":
-        from emergence_kernels.ops import attention
+        from emergence_kernels.attention import op as attention
 
         instead(attention, "fastest", lambda *_: [value])
     # a billion values by a CPU's generator take long
     engines.initialise = lambda model, *_: initialise(model.to(ranks.device))
     engine = engines.build(config, ranks)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
-    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_: None)
+    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_, **__: None)
     stepper = Stepper(
         config,
         engine,

@@ -20,14 +20,20 @@ def training_table(files: list[Path]) -> str:
         "",
     ]
     lines += [
-        "| measured (UTC) | commit | size | contestant | tokens/s | MFU | GiB | GPU ms | "
+        "| measured (UTC) | commit | size | micro-batch | contestant | tokens/s | MFU | GiB | GPU ms | "
         + " | ".join(KINDS)
         + " | other | launches | waits |"
     ]
-    lines += ["|" + "---|" * (11 + len(KINDS))]
+    lines += ["|" + "---|" * (12 + len(KINDS))]
     for record in records:
         for row in record["rows"]:
-            cells = [record["utc"], record["commit"][:10], record["size"], row["contestant"]]
+            cells = [
+                record["utc"],
+                record["commit"][:10],
+                record["size"],
+                str(record["micro_batch"]),
+                row["contestant"],
+            ]
             if "failed" in row:
                 cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (6 + len(KINDS))]
             else:

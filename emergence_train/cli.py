@@ -77,7 +77,7 @@ def _prepare(arguments: argparse.Namespace) -> dict | None:
 
 def _train(arguments: argparse.Namespace) -> dict | None:
     # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, and on a CPU that someone else uses
-    # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook.md).
+    # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook/).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of C++ frames
     from emergence_train import config

@@ -20,8 +20,9 @@ def doctor(log: Callable[[str], None] | None) -> dict:
     """Look, tell each finding through `log`, and return them all."""
     import torch
 
-    from emergence_kernels import available_backends, flash_backend, resolve_backend
-    from emergence_kernels.compiled import library
+    from emergence_kernels import available_backends, resolve_backend
+    from emergence_kernels.attention import flash as flash_backend
+    from emergence_kernels.backends import library
 
     log = log or (lambda line: None)
     cuda = torch.cuda.is_available()

@@ -10,17 +10,19 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, description="decoder blocks")
     width: int = Field(ge=1, description="d_model")
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, description="query heads; they divide the width")
     kv_heads: int = Field(ge=1, description="key/value heads; fewer than heads is grouped-query attention")
     ffn: int = Field(ge=1, description="inner width of the SwiGLU")
-    vocab_size: int | None = Field(default=None, ge=2)
+    vocab_size: int | None = Field(
+        default=None, ge=2, description="rows of the embedding; None: the tokenizer's, rounded up to 64"
+    )
     max_sequence: int = Field(default=2048, ge=1, description="longest sequence the rotary table is made for")
     rotary_fraction: float = Field(default=1.0, gt=0, le=1, description="share of each head that is rotated")
-    rotary_base: float = Field(default=10_000.0, gt=0)
+    rotary_base: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies")
     tied: bool = Field(default=False, description="one matrix for the embedding and the output head")
-    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0, description="of RMSNorm")
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":

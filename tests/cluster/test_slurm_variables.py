@@ -1,4 +1,4 @@
-"""What is concluded from Slurm's variables. Those here were seen with Slurm 22.05 (docs/faults.md)."""
+"""What is concluded from Slurm's variables. Those here were seen with Slurm 22.05 (docs/how-to/faults.md)."""
 
 import contextlib
 import os

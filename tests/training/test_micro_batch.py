@@ -74,7 +74,7 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
         config = configs.load(config_file, over)
         engine, said = engines.build(config, ranks), []
         sums = PositionAccumulator(config.data.sequence, ranks.device)
-        watch, dataset = SimpleNamespace(at=lambda *_: None), Dataset(config.data, config.seed)
+        watch, dataset = SimpleNamespace(at=lambda *_, **__: None), Dataset(config.data, config.seed)
         detector, skipped = AnomalyDetector(config.faults, []), SkippedBatches(Path("/dev/null/run"))
         stepper = Stepper(config, engine, dataset, ranks, sums, skipped, detector, watch, said.append)
         rows = []
