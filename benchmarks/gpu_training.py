@@ -185,11 +185,13 @@ def our_step(config, ranks, way: str):
         instead(attention, "fastest", lambda *_: [value])
     # a billion values by a CPU's generator take long
     engines.initialise = lambda model, *_: initialise(model.to(ranks.device))
-    engine = engines.build(config, ranks)
+    graphs = engines.graphs_possible(config.training, config.faults, ranks)
+    engine = engines.build(config.model, config.training, config.seed, ranks, graphs=graphs)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
     sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_, **__: None)
     stepper = Stepper(
-        config,
+        config.training,
+        config.faults,
         engine,
         data,
         ranks,
@@ -223,7 +225,7 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
         eps=training.optimizer.eps,
         fused=True,
     )
-    settings = engines.deepspeed_config(config, ranks)
+    settings = engines.deepspeed_config(config.training, ranks)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if compiled:
         engine.module.compile_parts()

@@ -85,7 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks = distributed.start(1)
     config = configuration(arguments.width, arguments.stage)
-    engine = engines.build(config, ranks)
+    engine = engines.build(config.model, config.training, config.seed, ranks)
     tokens = torch.randint(0, 8192, (1, 64), generator=torch.Generator().manual_seed(ranks.rank))
     for _ in range(4 // ranks.world):  # one update, so that there are moments to save
         engine.backward(engine(tokens, tokens).loss)
@@ -94,7 +94,7 @@ def main() -> None:
     theirs, sums = place / "deepspeed", torch.zeros(4, 64, dtype=torch.float64)
     savers = {
         wait: checkpoint.Saver(
-            place / name, configuration(arguments.width, arguments.stage, not wait), {1}, ranks, print
+            place / name, configuration(arguments.width, arguments.stage, not wait).checkpoints, {1}, ranks, print
         )
         for wait, name in ((True, "ours"), (False, "beside"))
     }

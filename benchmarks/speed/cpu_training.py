@@ -136,7 +136,9 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
 def our_loop(config, dataset: Dataset, ranks, engine, sums):
     detector, nowhere = AnomalyDetector(config.faults, []), Path(os.devnull) / "run"
     watch = Watchdog(ranks, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
-    stepper = Stepper(config, engine, dataset, ranks, sums, SkippedBatches(nowhere), detector, watch)
+    stepper = Stepper(
+        config.training, config.faults, engine, dataset, ranks, sums, SkippedBatches(nowhere), detector, watch
+    )
 
     def step(number: int) -> float:
         totals, norm, applied = stepper(number + 1, 1e-3, False)
@@ -176,10 +178,12 @@ def others_seconds() -> float:
 
 def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
     shape, batch = config.model, config.training.batch
-    plain_loss = PlainLoss(engines.build(config, ranks))
+    plain_loss = PlainLoss(engines.build(config.model, config.training, config.seed, ranks))
     by_position = PositionAccumulator(dataset.sequence, ranks.device)
     contestants = {
-        "ours": our_loop(config, dataset, ranks, engines.build(config, ranks), by_position),
+        "ours": our_loop(
+            config, dataset, ranks, engines.build(config.model, config.training, config.seed, ranks), by_position
+        ),
         "ours, plain loss": our_loop(config, dataset, ranks, plain_loss, plain_loss),
         "plain PyTorch": plain_loop(PlainModel(shape), lambda m, t: m(t), dataset, batch),
         "transformers Llama": plain_loop(llama(shape), lambda m, t: m(input_ids=t).logits, dataset, batch),

@@ -24,7 +24,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import retention
 from emergence_train.checkpoint.engine_state import EngineState
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name, step_of
-from emergence_train.config import Config
+from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.ranks import Ranks, all_gather_objects, broadcast_from_rank0
 
@@ -38,8 +38,10 @@ class Saver:
     After either, `durable` is the step of the newest checkpoint known to be whole, and a problem has been said.
     """
 
-    def __init__(self, run: Path, config: Config, regular: set[int], ranks: Ranks, log: Callable[[str], None]) -> None:
-        self.folder, self.config, self.regular = run / "checkpoints", config.checkpoints, regular
+    def __init__(
+        self, run: Path, config: Checkpoints, regular: set[int], ranks: Ranks, log: Callable[[str], None]
+    ) -> None:
+        self.folder, self.config, self.regular = run / "checkpoints", config, regular
         self.ranks, self.log = ranks, log
         self.durable = 0
         self.best: int | None = None  # the step of the lowest iid loss, known to rank 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from emergence_train.config import Config
+from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.comparable import comparable, unigram_losses
 from emergence_train.evaluation.suite import Suite, table
@@ -21,9 +21,9 @@ class Scores(NamedTuple):
 class Evaluator:
     """Made once a run; raises InputError where a task cannot be had."""
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
+    def __init__(self, tasks: list[TaskConfig], dataset: Dataset) -> None:
         self.dataset = dataset
-        self.suite = Suite(config.tasks, dataset, config.data.sequence) if config.tasks else None
+        self.suite = Suite(tasks, dataset, dataset.sequence) if tasks else None
 
     @cached_property
     def unigram(self) -> dict[str, float]:

@@ -41,7 +41,7 @@ def evaluate(
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = Evaluator(config, dataset)
+    evaluator = Evaluator(config.tasks, dataset)
     model = load_model(config, folder).to(ranks.device)
     if config.training.precision == "bf16" and ranks.device.type == "cuda":
         model = model.bfloat16()

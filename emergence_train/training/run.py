@@ -3,7 +3,7 @@
 One step: the samples of the global batch are dealt out to the ranks by index, each rank runs its micro-batches forward
 and backward, DeepSpeed steps. The loss at every position comes from the same forward pass. At a checkpoint the sums
 since the last one and the validation losses become a `positions` table, then the engine's state is saved; so a run that
-goes on from a state has every row before it and none after.
+resumes from a state has every row before it and none after.
 """
 
 import contextlib
@@ -21,9 +21,11 @@ from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.ranks import Ranks, broadcast_from_rank0, rendezvous, start
 from emergence_train.training import engine as engines
+from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
+from emergence_train.training.recording import NullRecorder, Recorder
 from emergence_train.training.session import Session
-from emergence_train.training.startup import agree_on, claim, release, resolve
+from emergence_train.training.startup import agree_on, claim, release, resolve, run_header, startup_line
 
 
 def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int | None = None) -> Path:
@@ -63,14 +65,10 @@ def _train(config: Config, ranks: Ranks, log, stop: StopSignal, watch: Watchdog,
     if note:
         log(note)
     dataset = Dataset(config.data, config.seed, verify=False)
-    made: list[Evaluator] = []
-    broadcast_from_rank0(
-        lambda: made.append(Evaluator(config, dataset))
-    )  # one rank finds out whether every task is there
-    evaluator = made[0] if made else Evaluator(config, dataset)
+    evaluator = _evaluator(config, dataset)
     if config.abilities:
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))
-    plan = Plan(config)
+    plan = Plan(config.training, config.checkpoints, config.data.sequence)
     if broadcast_from_rank0(lambda: plan.finished(run, log)):
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
         return run
@@ -78,14 +76,34 @@ def _train(config: Config, ranks: Ranks, log, stop: StopSignal, watch: Watchdog,
     watch.at("building the engine")
     if config.training.compile:
         stop.compilations.listen()
-    engine = engines.build(config, ranks)
-    session = Session(config, plan, dataset, evaluator, ranks, engine, log, stop, watch)
-    session.run_to(stop_after or plan.total_steps)
-    if not stop_after:
+    graphs = engines.graphs_possible(config.training, config.faults, ranks)
+    engine = engines.build(config.model, config.training, config.seed, ranks, graphs=graphs)
+    header = run_header(config, plan, dataset.fingerprint)
+    console = Console(plan, header["flops_per_token"], ranks, config.logging.console_seconds, log)
+    recorder = NullRecorder()
+    if ranks.is_rank0:
+        settings = engines.deepspeed_config(config.training, ranks)
+        recorder = Recorder(config, plan, header, evaluator, console, settings, ranks.world, ranks.device, log)
+    session = Session(config, plan, dataset, evaluator, ranks, engine, recorder, console, stop, watch, log)
+    step = session.restore()
+    log(startup_line(config, plan, dataset, ranks, header, step))
+    session.run_from(step, stop_after or plan.total_steps)
+    if stop_after:
+        recorder.close()
+    else:
         session.close()
-    elif session.recorder is not None:
-        session.recorder.log.close()
     return run
+
+
+def _evaluator(config: Config, dataset: Dataset) -> Evaluator:
+    """Every rank's; rank 0 finds out first whether every task can be had."""
+
+    def build() -> Evaluator:
+        return Evaluator(config.tasks, dataset)
+
+    made: list[Evaluator] = []
+    broadcast_from_rank0(lambda: made.append(build()))
+    return made[0] if made else build()
 
 
 def _silent(_: str) -> None:

@@ -11,6 +11,7 @@ from emergence_train import files
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
+from emergence_train.models import flops
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.parallel.ranks import Ranks, all_gather_objects
 from emergence_train.recorder.environment import device_name
@@ -117,6 +118,20 @@ def claim(run: Path, config: Config) -> str | None:
 
 def write_config(directory: Path, config: Config) -> None:
     files.write_bytes(directory / "config.yaml", config.to_yaml().encode())
+
+
+def run_header(config: Config, plan: Plan, vocabulary: str) -> dict:
+    """The first line of metrics.jsonl, which names the run for the readers of its rows; `vocabulary` is a fingerprint."""
+    return {
+        "run": config.name,
+        "params": flops.non_embedding_parameters(config.model),
+        "parameters": flops.parameters(config.model),
+        "vocabulary": vocabulary,
+        "sequence": config.data.sequence,
+        "batch": config.training.batch,
+        "flops_per_token": flops.flops_per_token(config.model, config.data.sequence),
+        "total_tokens": plan.total_tokens,
+    }
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from emergence_train.config import Config
+from emergence_train.config import Faults, Training
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.positions import IGNORED
 from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
@@ -29,7 +29,8 @@ class Stepper:
 
     def __init__(
         self,
-        config: Config,
+        training: Training,
+        faults: Faults,
         engine,
         dataset: Dataset,
         ranks: Ranks,
@@ -41,16 +42,16 @@ class Stepper:
     ) -> None:
         self.engine, self.dataset, self.ranks = engine, dataset, ranks
         self.batch_of, self.at, self.detector = skipped.batch, watch.at, detector
-        self.batch, self.micro = config.training.batch, config.training.micro_batch
+        self.batch, self.micro = training.batch, training.micro_batch
         self.rounds = self.batch // (self.micro * ranks.world)
-        self.document_mask = config.training.document_mask
-        weights = weight_vector(config.training.position_weights, config.data.sequence)
+        self.document_mask = training.document_mask
+        weights = weight_vector(training.position_weights, dataset.sequence)
         self.weights = None if weights is None else weights.to(ranks.device)
         # None: DeepSpeed clips. 0 is no clipping, but the norm is wanted.
-        self.clip = (config.training.optimizer.clip or math.inf) if config.training.zero_stage == 0 else None
-        self.skip_spikes = config.faults.spike == "skip"
+        self.clip = (training.optimizer.clip or math.inf) if training.zero_stage == 0 else None
+        self.skip_spikes = faults.spike == "skip"
         self.micro_batch = MicroBatch(
-            engine, accumulator, self.weights, config.training.z_loss, graphs=graphs_possible(config, ranks), log=log
+            engine, accumulator, self.weights, training.z_loss, graphs=graphs_possible(training, faults, ranks), log=log
         )
 
     def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:

@@ -24,7 +24,7 @@ def finished(ids: list[int]) -> bool:
 if __name__ == "__main__":
     config = configs.load(sys.argv[1], ["model.vocab_size=320", f"training.zero_stage={sys.argv[2]}"])
     ranks = start(1)
-    engine = engines.build(config, ranks)
+    engine = engines.build(config.model, config.training, config.seed, ranks)
     forwards = []
     engine.module.register_forward_hook(lambda *_: forwards.append(1))
     rng = np.random.default_rng(ranks.rank)

@@ -75,11 +75,11 @@ if __name__ == "__main__":
     ]
     config = configs.load(sys.argv[1], over)
     ranks = start(1)
-    theirs = run(engines.build(config, ranks), ranks, config)
-    engine = engines.build(config, ranks)
+    theirs = run(engines.build(config.model, config.training, config.seed, ranks), ranks, config)
+    engine = engines.build(config.model, config.training, config.seed, ranks)
     assert main_gradients.install(engine)
     ours = run(engine, ranks, config)
-    spoilt = engines.build(config, ranks)
+    spoilt = engines.build(config.model, config.training, config.seed, ranks)
     assert main_gradients.install(spoilt)
     left_out = run(spoilt, ranks, config, spoil=3)
     first = theirs["weights"][0]

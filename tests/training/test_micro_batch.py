@@ -72,11 +72,13 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
             f"training.document_mask={masked}",
         ]
         config = configs.load(config_file, over)
-        engine, said = engines.build(config, ranks), []
+        engine, said = engines.build(config.model, config.training, config.seed, ranks, graphs=graphs == "true"), []
         sums = PositionAccumulator(config.data.sequence, ranks.device)
         watch, dataset = SimpleNamespace(at=lambda *_, **__: None), Dataset(config.data, config.seed)
         detector, skipped = AnomalyDetector(config.faults, []), SkippedBatches(Path("/dev/null/run"))
-        stepper = Stepper(config, engine, dataset, ranks, sums, skipped, detector, watch, said.append)
+        stepper = Stepper(
+            config.training, config.faults, engine, dataset, ranks, sums, skipped, detector, watch, said.append
+        )
         rows = []
         for step in range(1, 9):
             totals, norm, applied = stepper(step, 1e-3, False)
