@@ -9,27 +9,28 @@ from torch import nn
 from emergence_train.config import Faults, Training
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
-from emergence_train.parallel.ranks import Ranks, import_deepspeed
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import import_deepspeed
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
 
 INITIAL_STD = 0.02
 
 
-def deepspeed_config(training: Training, ranks: Ranks) -> dict:
+def deepspeed_config(training: Training, mesh: Mesh) -> dict:
     """What DeepSpeed is told; written beside the run and logged to W&B."""
     half = training.precision == "bf16"
     zero: dict = {"stage": training.zero_stage}
     if training.zero_stage == 3:
         # Norms and other small weights stay on every rank: gathering them costs more than keeping them.
         zero |= {"stage3_param_persistence_threshold": 100_000}
-    if training.zero_stage == 1 and ranks.device.type == "cpu":
+    if training.zero_stage == 1 and mesh.device.type == "cpu":
         # Copying gradients into one buffer pays where memory fragments and copies are free; not on a CPU (7% slower).
         zero |= {"contiguous_gradients": False}
     settings = {
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": training.batch // (training.micro_batch * ranks.world),
+        "gradient_accumulation_steps": training.batch // (training.micro_batch * mesh.data.size),
         # At stage 0 the loop clips (training.step.Stepper): DeepSpeed would not tell the norm that it computes there.
         "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
@@ -45,16 +46,16 @@ def deepspeed_config(training: Training, ranks: Ranks) -> dict:
     return settings
 
 
-def build(config: ModelConfig, training: Training, seed: int, ranks: Ranks, *, graphs: bool = False):
+def build(config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False):
     """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage.
 
     `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
     """
     deepspeed = import_deepspeed()
     if graphs:
-        own_stream(ranks.device)
+        own_stream(mesh.device)
     deepspeed.init_distributed(dist_init_required=False)  # takes up the process group that is there
-    settings = deepspeed_config(training, ranks)
+    settings = deepspeed_config(training, mesh)
     third = training.zero_stage == 3
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
     with inside:
@@ -65,7 +66,7 @@ def build(config: ModelConfig, training: Training, seed: int, ranks: Ranks, *, g
     if training.compile:
         for block in model.blocks:
             block.compile()
-    model.to(ranks.device)
+    model.to(mesh.device)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, training.optimizer.weight_decay),
         lr=training.schedule.lr,
@@ -74,22 +75,22 @@ def build(config: ModelConfig, training: Training, seed: int, ranks: Ranks, *, g
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    if main_gradients_possible(training, ranks):
+    if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
-    if training.zero_stage == 0 and ranks.world == 1:
+    if training.zero_stage == 0 and mesh.data.size == 1:
         engine.enable_backward_allreduce = False  # nothing to add up, and the copies are not free
     return engine
 
 
-def main_gradients_possible(training: Training, ranks: Ranks) -> bool:
+def main_gradients_possible(training: Training, mesh: Mesh) -> bool:
     """Where DeepSpeed takes its BF16_Optimizer. On a CPU its own passes are the faster: 16-bit products are slow there."""
-    return ranks.device.type == "cuda" and training.zero_stage == 1 and training.precision == "bf16"
+    return mesh.device.type == "cuda" and training.zero_stage == 1 and training.precision == "bf16"
 
 
-def graphs_possible(training: Training, faults: Faults, ranks: Ranks) -> bool:
+def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     """Whether micro-batches are replayed as CUDA graphs: nothing in them may depend on the host or talk to other ranks."""
     wanted = training.cuda_graphs and not training.compile and faults.spike != "skip"
-    return wanted and main_gradients_possible(training, ranks)
+    return wanted and main_gradients_possible(training, mesh)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

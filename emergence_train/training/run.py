@@ -19,7 +19,8 @@ from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
-from emergence_train.parallel.ranks import Ranks, broadcast_from_rank0, rendezvous, start
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import broadcast_from_rank0, rendezvous, start
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
@@ -36,14 +37,14 @@ def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int
     """
     flight_recorder.prepare(config.run_directory, torch.cuda.is_available())
     with rendezvous():
-        ranks = start(config.training.threads)
-        log = _never_failing(log) if ranks.is_rank0 else _silent
-        if ranks.note:
-            log(ranks.note)
-        stop = StopSignal(ranks.is_rank0, log)
-        watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+        mesh = start(config.training.threads)
+        log = _never_failing(log) if mesh.is_rank0 else _silent
+        if mesh.note:
+            log(mesh.note)
+        stop = StopSignal(mesh.is_rank0, log)
+        watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
     try:
-        return _train(config, ranks, log, stop, watch, stop_after)
+        return _train(config, mesh, log, stop, watch, stop_after)
     except Exception as error:
         explained = watch.explain(error, lambda: stop.requested)
         if explained is error:
@@ -55,10 +56,10 @@ def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int
         release()
 
 
-def _train(config: Config, ranks: Ranks, log, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
+def _train(config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
     watch.at("opening the data")
-    agree_on(config, ranks)
-    config = broadcast_from_rank0(lambda: resolve(config, ranks))
+    agree_on(config, mesh)
+    config = broadcast_from_rank0(lambda: resolve(config, mesh))
     run = config.run_directory
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config))
@@ -76,17 +77,17 @@ def _train(config: Config, ranks: Ranks, log, stop: StopSignal, watch: Watchdog,
     watch.at("building the engine")
     if config.training.compile:
         stop.compilations.listen()
-    graphs = engines.graphs_possible(config.training, config.faults, ranks)
-    engine = engines.build(config.model, config.training, config.seed, ranks, graphs=graphs)
+    graphs = engines.graphs_possible(config.training, config.faults, mesh)
+    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
     header = run_header(config, plan, dataset.fingerprint)
-    console = Console(plan, header["flops_per_token"], ranks, config.logging.console_seconds, log)
+    console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
     recorder = NullRecorder()
-    if ranks.is_rank0:
-        settings = engines.deepspeed_config(config.training, ranks)
-        recorder = Recorder(config, plan, header, evaluator, console, settings, ranks.world, ranks.device, log)
-    session = Session(config, plan, dataset, evaluator, ranks, engine, recorder, console, stop, watch, log)
+    if mesh.is_rank0:
+        settings = engines.deepspeed_config(config.training, mesh)
+        recorder = Recorder(config, plan, header, evaluator, console, settings, mesh.world.size, mesh.device, log)
+    session = Session(config, plan, dataset, evaluator, mesh, engine, recorder, console, stop, watch, log)
     step = session.restore()
-    log(startup_line(config, plan, dataset, ranks, header, step))
+    log(startup_line(config, plan, dataset, mesh, header, step))
     session.run_from(step, stop_after or plan.total_steps)
     if stop_after:
         recorder.close()

@@ -22,7 +22,8 @@ from emergence_train.faults.anomalies import AnomalyDetector, Event, SkippedBatc
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.optim.schedule import learning_rate
-from emergence_train.parallel.ranks import Ranks, all_reduce_sum, broadcast_from_rank0
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_reduce_sum, broadcast_from_rank0
 from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training.console import Console
 from emergence_train.training.observers import Step
@@ -47,7 +48,7 @@ class Session:
         plan: Plan,
         dataset: Dataset,
         evaluator: Evaluator,
-        ranks: Ranks,
+        mesh: Mesh,
         engine,
         recorder: NullRecorder,
         console: Console,
@@ -57,18 +58,18 @@ class Session:
     ) -> None:
         self.run, self.faults, self.training = config.run_directory, config.faults, config.training
         self.saves_state = config.checkpoints.save_state != "never"
-        self.plan, self.dataset, self.evaluator, self.ranks, self.engine = plan, dataset, evaluator, ranks, engine
+        self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
         self.recorder, self.console, self.log, self.stop, self.watch = recorder, console, log, stop, watch
-        self.accumulator = PositionAccumulator(config.data.sequence, ranks.device)
+        self.accumulator = PositionAccumulator(config.data.sequence, mesh.device)
         self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
-        self.saver = saver.Saver(self.run, config.checkpoints, plan.state_steps, ranks, log)
+        self.saver = saver.Saver(self.run, config.checkpoints, plan.state_steps, mesh, log)
         self.detector = AnomalyDetector(config.faults, [])
         self.stepper = Stepper(
             config.training,
             config.faults,
             engine,
             dataset,
-            ranks,
+            mesh,
             self.accumulator,
             self.skipped,
             self.detector,
@@ -81,16 +82,16 @@ class Session:
     def restore(self) -> int:
         """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
         self.watch.at("loading a checkpoint")
-        loaded = saver.load_newest(self.engine, self.run, self.ranks, self.log)
-        content, sums = loaded or ({"step": 0, "world_size": self.ranks.world, "loop": {}}, [])
+        loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
+        content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
         step, self.due = content["step"], bool(content["loop"].get("due"))
         self.accumulator.take()
         self.stepper.micro_batch.reset()
-        if content["world_size"] == self.ranks.world and sums:
-            self.accumulator.sums += sums[self.ranks.rank].to(self.ranks.device)
-        elif self.ranks.is_rank0:  # dealt out anew: their sum is what counts
+        if content["world_size"] == self.mesh.world.size and sums:
+            self.accumulator.sums += sums[self.mesh.world.rank].to(self.mesh.device)
+        elif self.mesh.is_rank0:  # dealt out anew: their sum is what counts
             for tensor in sums:
-                self.accumulator.sums += tensor.to(self.ranks.device)
+                self.accumulator.sums += tensor.to(self.mesh.device)
         self.saver.durable, self.pending, self.stop_requested = step, None, False
         measured = {s for s in self.plan.checkpoint_steps if s < step + (not self.due)}
         losses = broadcast_from_rank0(lambda: self.recorder.restore(step, self.skipped.rewinds, measured))
@@ -147,7 +148,7 @@ class Session:
             raise self._failure(
                 f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; lower training.schedule.lr"
             )
-        self.skipped.add(back_to, failed, event.reason, write=self.ranks.is_rank0)
+        self.skipped.add(back_to, failed, event.reason, write=self.mesh.is_rank0)
         self.log(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
         step = self.restore()
         self._make_due(step)
@@ -209,15 +210,15 @@ class Session:
             self.watch.at("validation", step)
             return self._agree()
 
-        sums = validate(self.engine, self.dataset, self.ranks, self.training.micro_batch, stopped)
+        sums = validate(self.engine, self.dataset, self.mesh, self.training.micro_batch, stopped)
         if sums is None:
             return None
         seconds = time.monotonic() - began
         try:
-            scores = self.evaluator.score(self.engine, self.ranks, lambda: self._continue("tasks", step))
+            scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue("tasks", step))
         except _StopRequested:
             return None
-        return reduced({"train": self.accumulator.take()}) | sums, seconds, scores
+        return reduced({"train": self.accumulator.take()}, self.mesh.data) | sums, seconds, scores
 
     def _continue(self, operation: str, step: int) -> None:
         self.watch.at(operation, step)
@@ -260,14 +261,14 @@ class Session:
     def _failure(self, text: str) -> RunError:
         """What all ranks raise alike, and one of them says."""
         error = RunError(text)
-        error.already_reported = not self.ranks.is_rank0
+        error.already_reported = not self.mesh.is_rank0
         return error
 
     def _agree(self) -> bool:
         """Whether any rank was told to stop: every rank gets the same answer."""
         if not self.stop_requested:
-            votes = torch.tensor([float(self.stop.requested)], device=self.ranks.device)
-            self.stop_requested = bool(all_reduce_sum(votes).item())
+            votes = torch.tensor([float(self.stop.requested)], device=self.mesh.device)
+            self.stop_requested = bool(all_reduce_sum(votes, self.mesh.world).item())
         return self.stop_requested
 
     def _end(self, step: int, due: bool) -> None:
