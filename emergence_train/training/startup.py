@@ -4,8 +4,10 @@ import errno
 import fcntl
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from emergence_train import files
 from emergence_train.config import Config
@@ -103,7 +105,7 @@ def claim(run: Path, config: Config) -> str | None:
         write_config(run, config)
         return note
     try:
-        before = _flat(yaml.safe_load(path.read_text()))
+        before = _flat(_with_defaults(yaml.safe_load(path.read_text())))
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
     now = _flat(config.model_dump(mode="json"))
@@ -115,6 +117,14 @@ def claim(run: Path, config: Config) -> str | None:
                 f"or restore the configuration"
             )
     return note
+
+
+def _with_defaults(tree: Any) -> Any:
+    """A configuration as it was written, with the defaults of keys that it is older than; left alone if it is none."""
+    try:
+        return Config.model_validate(tree).model_dump(mode="json")
+    except ValidationError:
+        return tree
 
 
 def write_config(directory: Path, config: Config) -> None:
