@@ -45,7 +45,7 @@ ladder: install
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" tests
 
 test-slow: install
 	$(BIN)/python -m pytest -q -m "slow and not gpu" tests
