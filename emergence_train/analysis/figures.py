@@ -37,7 +37,9 @@ def save(figure, out: Path, stem: str, suffixes: tuple[str, ...] = tuple(METADAT
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not again for every file
     for suffix in suffixes:
-        with atomic_path(out / f"{stem}{suffix}") as temporary:
+        # Else savefig gives a figure without a layout engine the default one, which moves its panels in the next file.
+        fixed = plt.rc_context({"figure.constrained_layout.use": False})
+        with fixed, atomic_path(out / f"{stem}{suffix}") as temporary:
             figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix])
     plt.close(figure)
     return [f"{stem}{suffix}" for suffix in suffixes]

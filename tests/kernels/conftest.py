@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emergence_kernels.compiled import build, library
+from emergence_kernels.backends import build, library
 from support import locked
 
 CUDA = torch.cuda.is_available()
