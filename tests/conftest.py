@@ -15,11 +15,23 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
+from results import Results  # noqa: E402
 from support import locked, small_config  # noqa: E402
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 if not torch.cuda.is_available() and not os.environ.get("EMERGENCE_TEST_PTX"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, which modules of any folder do
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--results", type=Path, help="a JSON file that keeps how each test ended, how long it took and when"
+    )
+
+
+def pytest_configure(config) -> None:
+    if (path := config.getoption("--results")) and not WORKER:
+        config.pluginmanager.register(Results(path))
 
 
 @pytest.fixture(autouse=True)
