@@ -23,7 +23,7 @@ class LaunchInfo:
     note: str | None = None  # for the screen
 
     @property
-    def first(self) -> bool:
+    def is_rank0(self) -> bool:
         return self.rank == 0
 
 

@@ -38,7 +38,7 @@ class Ranks:
     note: str | None = None  # of the launcher, for the screen
 
     @property
-    def first(self) -> bool:
+    def is_rank0(self) -> bool:
         return self.rank == 0
 
 
