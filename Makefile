@@ -45,10 +45,10 @@ ladder: install
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" tests
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m "slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu" --results benchmarks/results/tests-slow.json tests
 
 # Runs that are killed, stopped, starved and damaged, 220 of them; half an hour on 2 cores.
 fault-trials: install
@@ -59,6 +59,7 @@ fault-trials: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --diff .
+	$(BIN)/mypy
 
 # The CUDA kernels of csrc/, beside the package (needs nvcc; EMERGENCE_CUDA_ARCHITECTURES=80,90a,100a by default).
 cuda: install

@@ -105,6 +105,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
+            "mypy>=1.15",
             "transformers>=5.0",
             "datasets>=4.0",
         ],

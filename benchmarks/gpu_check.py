@@ -24,7 +24,6 @@ NEVER = (
     "test_kernel_compile.py",
     "test_kernel_ptx.py",
     "test_ptx_instructions.py",
-    "test_kernel_interpreter.py",
 )
 SECONDS_A_TEST = 60
 RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")

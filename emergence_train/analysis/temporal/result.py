@@ -5,6 +5,7 @@ Losses in nats per token. `lowNN` and `highNN` are the ends of NN% intervals of 
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
 
 from emergence_train.analysis.temporal.ranking import Ranking
 
@@ -158,10 +159,10 @@ class TemporalResult:
     figures: tuple[str, ...] | None = field(default=None, metadata=ABSENT)  # file names, once written
 
 
-def as_json(value):
+def as_json(value: Any) -> Any:
     """Dataclasses as dictionaries and tuples as lists, all the way down."""
     if is_dataclass(value):
-        plain = {}
+        plain: dict[str, Any] = {}
         for one in fields(value):
             inner = getattr(value, one.name)
             if inner is None and one.metadata.get("absent"):

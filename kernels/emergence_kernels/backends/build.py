@@ -70,7 +70,7 @@ def architectures() -> tuple[str, ...]:
     """Those of EMERGENCE_CUDA_ARCHITECTURES, else sm_80, sm_90a, and sm_100a where nvcc knows it."""
     if asked := os.environ.get(ARCHITECTURES_VARIABLE):
         return tuple(name.strip().removeprefix("sm_") for name in asked.split(",") if name.strip())
-    known = _output([nvcc(), "--list-gpu-code"])
+    known = _output([nvcc() or "nvcc", "--list-gpu-code"])
     return ARCHITECTURES + (("100a",) if "sm_100" in known else ())
 
 

@@ -10,6 +10,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ def _load(path: Path) -> tuple[str | None, str | None]:
     return read().decode(), None
 
 
-def operations(backend: str):
+def operations(backend: str) -> Any:
     """The raw operations; why_not has said that they are there."""
     return torch.ops.emergence_cpu if backend == "cpu" else torch.ops.emergence_cuda
 
