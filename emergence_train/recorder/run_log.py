@@ -106,12 +106,9 @@ class RunLog:
             problem = late
         return None if problem is None else str(files.disk_error(problem, self.path))
 
-    def positions(self, step: int, tokens: int, splits: dict[str, pd.DataFrame]) -> pd.DataFrame:
-        """The checkpoint's table, which the next flush writes."""
-        table = pd.concat(list(splits.values()), ignore_index=True)
-        table = table.assign(run=self.header["run"], params=self.header["params"], step=step, tokens=tokens)
+    def positions(self, step: int, table: pd.DataFrame) -> None:
+        """The checkpoint's positions table, which the next flush writes."""
         self.tables.append((tables.POSITIONS, self.directory / "positions" / f"{step_name(step)}.parquet", table))
-        return table
 
     def evaluations(self, step: int, table: pd.DataFrame) -> None:
         """The checkpoint's table of tasks, which the next flush writes."""

@@ -11,7 +11,8 @@ from emergence_train.evaluation import generation
 from emergence_train.evaluation.generation import generate
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Cache, Decoder
-from emergence_train.parallel.ranks import Ranks, start
+from emergence_train.parallel.mesh import data_parallel
+from emergence_train.parallel.ranks import start
 from emergence_train.training.engine import initialise
 from support import run_python
 
@@ -80,8 +81,10 @@ def test_ranks_run_the_same_number_of_forwards(monkeypatch):
         calls = []
         handle = made.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         # The sum over ranks of what is still open: the other rank is open for all six tokens, and found nothing.
-        monkeypatch.setattr(generation, "all_reduce_sum", lambda tensor: tensor + (tensor.numel() == 1))
-        parts.append(generate(made, prompts, 6, lambda ids: len(ids) == 2, Ranks(rank, 2, rank, torch.device("cpu"))))
+        monkeypatch.setattr(generation, "all_reduce_sum", lambda tensor, group: tensor + (tensor.numel() == 1))
+        parts.append(
+            generate(made, prompts, 6, lambda ids: len(ids) == 2, data_parallel(rank, 2, rank, torch.device("cpu")))
+        )
         forwards.append(len(calls))
         handle.remove()
     assert forwards == [18, 18]
