@@ -80,6 +80,7 @@ ON_GPU := $(PATHS) $(PYTHON)
 BUILD_CUDA = $(ON_GPU) -m emergence_kernels.backends.build cuda || echo "the CUDA kernels are left out"
 gpu-check:
 	@$(BUILD_CUDA)
+	@$(ON_GPU) -m emergence_kernels.backends.build checks || echo "products by themselves are not tested"
 	$(ON_GPU) benchmarks/gpu_check.py
 
 # Accesses out of bounds, races and uninitialised memory in the CUDA kernels, at small shapes.

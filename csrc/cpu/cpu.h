@@ -5,7 +5,7 @@
 // that adds in another order; the order is fixed for a given processor.
 #pragma once
 
-#include "../operators.h"
+#include "common/operators.h"
 
 #include <algorithm>
 #include <array>

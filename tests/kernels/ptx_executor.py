@@ -56,7 +56,7 @@ def library() -> ctypes.CDLL:
         raise build.BuildError("g++ is not on the path")
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fno-gnu-unique", "-Wall", "-Wextra"]
     command = [compiler, *flags, "-I", str(build.SOURCES), str(SOURCES / "execute.cpp")]
-    headers = [*SOURCES.iterdir(), *build.SOURCES.glob("emulate*.h"), build.SOURCES / "referee.h"]
+    headers = [*SOURCES.iterdir(), *(build.SOURCES / "emulator").glob("*.h")]
     loaded = ctypes.CDLL(str(made("ptx.so", command, headers)))
     loaded.ptx_load.restype = ctypes.c_void_p
     return loaded

@@ -2,8 +2,8 @@
 
     python ptx_faults.py triton 80 loss        the statistics of the loss, on mma.sync and cp.async
     python ptx_faults.py triton 90 attention   attention's forward pass, on wgmma
-    python ptx_faults.py nvcc 80 attention     csrc/attention_forward.cu and attention_backward.cu
-    python ptx_faults.py nvcc 90a hopper       csrc/attention_hopper.cu and attention_hopper_backward.cu
+    python ptx_faults.py nvcc 80 attention     csrc/cuda/attention/mma_forward.cu and mma_backward.cu
+    python ptx_faults.py nvcc 90a hopper       csrc/cuda/attention/hopper_forward.cu and hopper_backward.cu
 
 Prints a line of JSON for each instruction that orders threads: its kernel, its line, what it is, and the objection, or null.
 """

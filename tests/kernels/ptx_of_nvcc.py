@@ -32,13 +32,12 @@ _TYPE = ctypes.CFUNCTYPE(
 
 
 @cache
-def ptx(source: str, arch: str) -> str:
-    """Of a file of csrc/, as the library is compiled."""
+def ptx(path: Path, arch: str) -> str:
+    """Of a file of csrc/cuda or csrc/checks, as the library is compiled."""
     include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
     flags = [*build.COMMON, *build.FLAGS["cuda"], f"-arch=sm_{arch}", '-DEMERGENCE_BUILD=""', *include]
-    path = build.SOURCES / source
     command = [build.nvcc(), *flags, "-ptx", str(path)]
-    return ptx_executor.made(f"{path.stem}-{arch}.ptx", command, [*build.SOURCES.glob("*.h"), path]).read_text()
+    return ptx_executor.made(f"{path.stem}-{arch}.ptx", command, [*build.headers("cuda"), path]).read_text()
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -60,9 +59,9 @@ def demangled(names: list[str]) -> list[str]:
 def programs(function: str, arch: str) -> dict[str, str]:
     """Entries of the files that define such a function: readable name -> (text, name)."""
     found = {}
-    for source in build.SOURCES.glob("*.cu"):
+    for source in build.sources("emulated"):
         if re.search(rf"\b{function}\(", source.read_text()):
-            text = ptx_reader.without_comments(ptx(source.name, arch))
+            text = ptx_reader.without_comments(ptx(source, arch))
             names = list(ptx_reader.kernels(text))
             found |= {readable: (text, name) for readable, name in zip(demangled(names), names)}
     return found

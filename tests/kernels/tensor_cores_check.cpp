@@ -1,9 +1,9 @@
-// The emulated instructions of csrc/tensor_cores.h, by themselves: fragments against a plain product of matrices, and what the
+// The emulated instructions of csrc/common/tensor_cores.h, by themselves: fragments against a plain product of matrices, and what the
 // referee says to copies that nobody waits for, and to additions to global memory. Prints a line a check; test_kernel_tensor_cores.py compiles and reads it.
 
 #include <cstdio>
 
-#include "tensor_cores.h"
+#include "common/tensor_cores.h"
 
 using namespace tensor_cores;
 

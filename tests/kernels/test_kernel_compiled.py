@@ -1,6 +1,6 @@
 """The compiled kernels beyond what every backend must do: many shapes of rows, thread orders, races, the compiled code.
 
-"cpu" is C++ for processors. Without a GPU the CUDA kernels' own source runs in csrc/emulate.h, which objects to races, to
+"cpu" is C++ for processors. Without a GPU the CUDA kernels' own source runs in csrc/emulator, which objects to races, to
 accesses out of bounds and to shared memory that nobody wrote. On a GPU the same tests run the compiled kernels.
 """
 
@@ -242,7 +242,7 @@ def test_every_barrier_is_needed(emulation, monkeypatch):
     read.restype = ctypes.c_char_p
     met = read().decode().splitlines()
     in_source = set()
-    for source in build.SOURCES.glob("*.cu"):
+    for source in build.sources("cuda"):
         if "hopper" not in source.name:  # test_kernel_hopper.py
             in_source |= set(re.findall(r'\b(?:barrier|wait_for_copies<\d>)\("([^"]+)"\)', source.read_text()))
     assert in_source <= set(met) and len(in_source) >= 4, "the shapes of every_kernel miss a barrier"
@@ -375,8 +375,8 @@ def test_a_build_that_fails_says_why(tmp_path, monkeypatch):
         build.build("emulated", tmp_path / "x.so")
     monkeypatch.delenv("CXX")
     broken = tmp_path / "csrc"
-    broken.mkdir()
-    (broken / "a.cu").write_text("int f( { }\n")
+    (broken / "cuda").mkdir(parents=True)
+    (broken / "cuda" / "a.cu").write_text("int f( { }\n")
     monkeypatch.setattr(build, "SOURCES", broken)
     if shutil.which("g++"):
         with pytest.raises(build.BuildError, match=r"failed: .*a\.cu:1:.*error"):

@@ -1,8 +1,7 @@
 """Hopper's attention (TMA, wgmma, warp specialisation), called directly.
 
-Without a GPU the kernels' own source runs in csrc/emulate_hopper.h, which does what the PTX ISA says of the asynchronous
-instructions, as late and as early as it allows, and whose referee judges by happens-before. On an H100 the same tests run
-the compiled kernels.
+Without a GPU the kernels' own source runs in csrc/emulator, which does what the PTX ISA says of the asynchronous instructions, as
+late and as early as it allows, and whose referee judges by happens-before. On an H100 the same tests run the compiled kernels.
 """
 
 import ctypes
@@ -41,6 +40,20 @@ def tall_blocks(request, monkeypatch):
         monkeypatch.setattr(attention_hopper, "LONG", 0)
 
 
+@pytest.fixture(scope="session")
+def checks_library(cuda_library) -> str | None:
+    """Why there are no kernels of csrc/checks, or None. The emulated library has them; a GPU's lie in one of their own."""
+    if not CUDA:
+        return cuda_library
+    try:
+        build.build("checks")
+    except build.BuildError as error:
+        if not build.library("checks").is_file():
+            return str(error)
+    torch.ops.load_library(str(build.library("checks")))
+    return None
+
+
 @pytest.fixture
 def short_blocks():
     """Of 128 rows, as they are chosen."""
@@ -76,8 +89,10 @@ def product(a, b, d, transposed_a=False, transposed_b=False, way=BY_COPY):
 @pytest.mark.parametrize("transposed_b", [False, True])
 @pytest.mark.parametrize("N", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_products_in_every_form(way, transposed_a, transposed_b, N, dtype, device):
+def test_products_in_every_form(way, transposed_a, transposed_b, N, dtype, device, checks_library):
     """Descriptors, swizzle and fragments: whole numbers, so nothing is rounded and every element must be right."""
+    if checks_library:
+        pytest.skip(checks_library)
     a, b = (torch.randint(-8, 9, shape).to(device, dtype) for shape in ((64, 64), (64, N)))
     d = torch.randint(-9, 9, (64, N)).to(device, torch.float32)
     assert torch.equal(product(a, b, d, transposed_a, transposed_b, way), a.float() @ b.float() + d)
@@ -247,15 +262,15 @@ def run_products() -> list[torch.Tensor]:
 
 
 RUNS = {
-    "attention_hopper.cu": run_forward,
-    "attention_hopper_backward.cu": run_backward,
-    "hopper_check.cu": run_products,
+    "cuda/attention/hopper_forward.cu": run_forward,
+    "cuda/attention/hopper_backward.cu": run_backward,
+    "checks/hopper_check.cu": run_products,
 }
 
 
 def same(source: str, some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
     """Bit for bit, but for what is added in any order."""
-    added = (6, 9) if source == "attention_hopper_backward.cu" else ()
+    added = (6, 9) if source.endswith("hopper_backward.cu") else ()
     for index, (a, b) in enumerate(zip(some, others, strict=True)):
         alike = torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-4) if index in added else torch.equal(a, b)
         if not alike:
@@ -333,7 +348,7 @@ def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
     ours = tmp_path / "ours.ptx"
     include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
     flags = [*build.COMMON, *build.FLAGS["cuda"], "-arch=sm_90a", '-DEMERGENCE_BUILD=""', *include]
-    source = str(build.SOURCES / "attention_hopper.cu")
+    source = str(build.SOURCES / "cuda/attention/hopper_forward.cu")
     subprocess.run([build.nvcc(), *flags, "-ptx", source, "-o", str(ours)], check=True)
     copies, products, fields = forms(ours.read_text())
     their_copies, their_products, their_fields = forms(done.stdout)
@@ -349,7 +364,10 @@ def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
 def test_nvcc_compiles_products_that_overlap(tmp_path):
     """No spills; no products that ptxas had to serialise or help with fences; the exponentials are not moved past waits."""
     out = tmp_path / "emergence_cuda.so"
-    said = build.build("cuda", out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
+    verbose = dict(archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
+    said = build.build("cuda", out, **verbose)
+    assert "product_kernel" not in said, "a test's kernel is not for the library"
+    said += build.build("checks", tmp_path / "checks.so", **verbose)
     for name, count in (("forward_hopper", 6), ("backward_hopper", 12), ("product_kernel", 40)):
         assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", said)) == count
     assert "C75" not in said and "serialized" not in said

@@ -1,4 +1,4 @@
-"""ldmatrix, mma.sync and cp.async as csrc/tensor_cores.h emulates them: layouts, and what the referee objects to."""
+"""ldmatrix, mma.sync and cp.async as csrc/common/tensor_cores.h emulates them: layouts, and what the referee objects to."""
 
 import re
 import subprocess

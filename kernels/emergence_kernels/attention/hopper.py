@@ -1,4 +1,4 @@
-"""Attention on Hopper by csrc/attention_hopper.cu and attention_hopper_backward.cu, as triton.py offers it."""
+"""Attention on Hopper by csrc/cuda/attention/hopper_forward.cu and hopper_backward.cu, as triton.py offers it."""
 
 import torch
 from torch import Tensor

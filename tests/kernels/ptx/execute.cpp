@@ -1,4 +1,4 @@
-// Loads programs that ptx_reader.py made, and runs launches of them in csrc/emulate.h. A shared library, called by ctypes.
+// Loads programs that ptx_reader.py made, and runs launches of them in csrc/emulator. A shared library, called by ctypes.
 
 #include <sstream>
 

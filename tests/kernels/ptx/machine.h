@@ -8,8 +8,8 @@
 // remove, hands the token on.
 #pragma once
 
-#include "emulate_hopper.h"
-#include "emulate_tensor_cores.h"
+#include "emulator/emulate_hopper.h"
+#include "emulator/emulate_tensor_cores.h"
 
 namespace ptx {
 

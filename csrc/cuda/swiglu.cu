@@ -4,7 +4,7 @@
 //
 // A thread has packs of N features, the same of gate and up. Short rows share a block; a long one is shared by several.
 
-#include "torch_glue.h"
+#include "common/torch_glue.h"
 
 using namespace portable;
 

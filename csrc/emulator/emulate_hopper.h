@@ -7,7 +7,7 @@
 //   warp's products. Who waits for the mbarrier, or for the warp's products, learns of what they did.
 #pragma once
 
-#include "emulate.h"
+#include "emulator/emulate.h"
 
 namespace emulate {
 

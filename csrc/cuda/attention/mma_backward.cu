@@ -11,7 +11,7 @@
 
 #include <array>
 
-#include "attention.h"
+#include "cuda/attention/mma.h"
 
 using namespace attention;
 

@@ -2,8 +2,8 @@
 // that the library loads on machines without a driver.
 #pragma once
 
-#include "hopper.h"
-#include "torch_glue.h"
+#include "common/hopper.h"
+#include "common/torch_glue.h"
 
 namespace hopper {
 

@@ -1,7 +1,7 @@
 // What attention's forward and backward passes for Hopper share: masks, fragments, stores of results.
 #pragma once
 
-#include "tensor_map.h"
+#include "common/tensor_map.h"
 
 namespace hopper_attention {
 

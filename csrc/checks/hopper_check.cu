@@ -3,7 +3,7 @@
 // d (64, N) = a b, or d = a b + 2 d: a (64, 64) or, transposed, (64 k, 64); b (N, 64 k) or, transposed, (64 k, N), N = 64
 // or 128. a gets into shared memory by a copy, or by threads' stores, or it is loaded into registers.
 
-#include "tensor_map.h"
+#include "common/tensor_map.h"
 
 namespace {
 

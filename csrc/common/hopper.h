@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "portable.h"
+#include "common/portable.h"
 
 #ifdef __CUDACC__
 #include <cuda.h>  // types alone: nothing of the driver is linked
@@ -17,7 +17,7 @@ using TensorMap = CUtensorMap;
   extern __shared__ __align__(1024) unsigned char name##_bytes[]; \
   const uint32_t name = static_cast<uint32_t>(__cvta_generic_to_shared(name##_bytes))
 #else
-#include "emulate_hopper.h"
+#include "emulator/emulate_hopper.h"
 
 using emulate::TensorMap;
 #define TILES(name) const uint32_t name = emulate::Hopper::kBase

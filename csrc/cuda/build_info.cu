@@ -3,7 +3,7 @@
 extern "C" __attribute__((visibility("default"))) const char* emergence_build() { return EMERGENCE_BUILD; }
 
 #ifndef __CUDACC__
-#include "emulate.h"
+#include "emulator/emulate.h"
 
 // The reasons of the barriers that kernels met so far, one a line.
 extern "C" __attribute__((visibility("default"))) const char* emergence_barriers() {

@@ -3,7 +3,7 @@
 // A thread owns a position and walks down the batch, so neighbours read neighbours and nothing is added twice in another
 // order. The batch of a micro-step is short (1 to 64), so there is nothing to split.
 
-#include "torch_glue.h"
+#include "common/torch_glue.h"
 
 using namespace portable;
 

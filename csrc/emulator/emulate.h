@@ -40,7 +40,7 @@
 #include <utility>
 #include <vector>
 
-#include "referee.h"
+#include "emulator/referee.h"
 
 #define __global__ static
 #define __device__

@@ -4,8 +4,8 @@
 // that the eight rows that ldmatrix reads at a time lie in different banks, down a column of chunks as well as along a row.
 #pragma once
 
-#include "tensor_cores.h"
-#include "torch_glue.h"
+#include "common/tensor_cores.h"
+#include "common/torch_glue.h"
 
 namespace attention {
 

@@ -6,7 +6,7 @@
 // A row of threads has one token, so that its angles, which all heads share, come from the L1 cache; a thread has packs of N
 // pairs, or of N features that pass. Short tokens share a block.
 
-#include "torch_glue.h"
+#include "common/torch_glue.h"
 
 using namespace portable;
 

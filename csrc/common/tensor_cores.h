@@ -13,10 +13,10 @@
 
 #include <type_traits>
 
-#include "portable.h"
+#include "common/portable.h"
 
 #ifndef __CUDACC__
-#include "emulate_tensor_cores.h"
+#include "emulator/emulate_tensor_cores.h"
 #endif
 
 namespace tensor_cores {

@@ -14,7 +14,7 @@
 //
 // Per stage and tensor two mbarriers: `full` counts TMA's bytes, `empty` one arrival of each consumer warp.
 
-#include "attention_hopper.h"
+#include "cuda/attention/hopper.h"
 
 namespace {
 

@@ -17,7 +17,7 @@
 // but for kAll's ds, whose transpose is multiplied too. A producer warpgroup has TMA bring the kept pair (k and v, or q and
 // do) and the passing pair.
 
-#include "attention_hopper.h"
+#include "cuda/attention/hopper.h"
 
 namespace {
 
@@ -281,7 +281,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
 #endif
 
 // kept and passing: of k, v, q and do, or of q, do, k and v. d0, d1: dk and dv, or dq and nothing. dq_sums: kAll's, parts of
-// dq. statistics (B, H, padded, 2): lse and delta. ids (B, T), or null. ranges (B, blocks, 4): as in attention_hopper.cu, of
+// dq. statistics (B, H, padded, 2): lse and delta. ids (B, T), or null. ranges (B, blocks, 4): as in hopper_forward.cu, of
 // rows and tiles of columns.
 template <typename T, int D, int CONSUMERS, Gradients OF>
 __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)

@@ -11,7 +11,7 @@
 
 #include <array>
 
-#include "torch_glue.h"
+#include "common/torch_glue.h"
 
 using namespace portable;
 

@@ -4,7 +4,7 @@
 // times, and whoever touches the bytes in between, the thread that issued the copy included, is in a race.
 #pragma once
 
-#include "emulate.h"
+#include "emulator/emulate.h"
 
 namespace emulate {
 

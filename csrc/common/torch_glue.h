@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "operators.h"
-#include "portable.h"
+#include "common/operators.h"
+#include "common/portable.h"
 
 #ifdef __CUDACC__
 #include <dlfcn.h>

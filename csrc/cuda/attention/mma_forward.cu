@@ -7,7 +7,7 @@
 // Keys and values have a tile each in shared memory: the values arrive while the scores are computed, and the next keys while
 // the values are multiplied. Scores, probabilities and the output stay in registers.
 
-#include "attention.h"
+#include "cuda/attention/mma.h"
 
 using namespace attention;
 

@@ -18,7 +18,7 @@
 //
 // Every sum has a fixed order: the same bits in every run.
 
-#include "torch_glue.h"
+#include "common/torch_glue.h"
 
 using namespace portable;
 

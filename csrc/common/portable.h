@@ -22,7 +22,7 @@ using f16 = __half;
   type* name = reinterpret_cast<type*>(name##_bytes)
 
 #else
-#include "emulate.h"
+#include "emulator/emulate.h"
 
 struct bf16 {
   uint16_t bits;
