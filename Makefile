@@ -89,8 +89,8 @@ gpu-sanitize:
 	@$(BUILD_CUDA)
 	for tool in $(SANITIZERS); do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py \
-	    tests/kernels/test_kernel_compiled_attention.py tests/kernels/test_kernel_hopper.py \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/backends/test_kernel_compiled.py \
+	    tests/kernels/attention/test_kernel_compiled_attention.py tests/kernels/attention/test_kernel_hopper.py \
 	    -k "cuda or hopper or blocks or tiles or strides" || exit 1; \
 	done
 

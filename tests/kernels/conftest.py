@@ -15,6 +15,9 @@ import torch
 
 from emergence_kernels.backends import build, library
 
+HARNESS = Path(__file__).with_name("harness")
+sys.path.insert(0, str(HARNESS))
+
 CUDA = torch.cuda.is_available()
 # The interpreter must be chosen before Triton is first imported. If some other test module was quicker,
 # test_kernel_interpreter.py runs this folder in a process of its own.
@@ -28,7 +31,7 @@ os.environ[build.WERROR_VARIABLE] = "1"
 # Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
 COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops of several blocks
 ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC
-BUILT = Path(__file__).parents[2] / "build" / "csrc"
+BUILT = build.SOURCES.parent / "build" / "csrc"
 if PTX:
     import ptx_driver
 

@@ -1,4 +1,4 @@
-"""If Triton was imported before the interpreter could be chosen, the whole folder runs again in its own process."""
+"""If Triton was imported before the interpreter could be chosen, all of tests/kernels runs again in its own process."""
 
 import os
 import subprocess
@@ -11,9 +11,9 @@ from conftest import TOO_LATE
 
 
 @pytest.mark.skipif(not TOO_LATE, reason="the interpreter runs in this process")
-def test_this_folder_in_a_process_of_its_own():
+def test_these_tests_in_a_process_of_its_own():
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", str(Path(__file__).parent)],
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", str(Path(__file__).parents[1])],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

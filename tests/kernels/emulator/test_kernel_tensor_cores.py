@@ -2,10 +2,10 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from conftest import HARNESS
 from emergence_kernels.backends import build
 
 
@@ -15,7 +15,7 @@ def told(tmp_path_factory) -> dict[str, str]:
     if build.host_compiler() is None:
         pytest.skip("g++ is not on the path")
     program = tmp_path_factory.mktemp("tensor_cores") / "check"
-    source = Path(__file__).with_name("tensor_cores_check.cpp")
+    source = HARNESS / "tensor_cores_check.cpp"
     flags = ["-std=c++20", "-O1", "-Wno-unknown-pragmas", "-I", str(build.SOURCES)]
     subprocess.run([build.host_compiler(), *flags, str(source), "-o", str(program)], check=True)
     lines = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,6 +1,6 @@
 """The compilers' code, executed on the CPU under the referee: Triton's for sm_80 and sm_90, nvcc's of csrc/ for sm_80 and sm_90a.
 
-The tests are those of the other modules of this folder, in processes of their own (conftest.py: EMERGENCE_TEST_PTX and
+The tests are those of the other modules of tests/kernels, in processes of their own (conftest.py: EMERGENCE_TEST_PTX and
 EMERGENCE_TEST_NVCC). What interpreter and emulator cannot show is tried here: of Triton specialised arguments, vectors and their
 alignment, pipelined loops, the barriers that it puts in, wgmma and TMA; of nvcc the inline assembly, as it is spelled.
 """
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import HARNESS
 from emergence_kernels.backends import build
 from support import ROOT
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TRITON_KERNELS = {
     "_forward_kernel",
     "_backward_kernel",
@@ -125,7 +126,7 @@ def process(command: list[str], **variables: str) -> str:
 
 def run(modules: list[str], choice: str, **variables: str) -> set[str]:
     """-> the kernels that were launched."""
-    files = [str(HERE / f"test_kernel_{module}.py") for module in modules]
+    files = [str(*HERE.rglob(f"test_kernel_{module}.py")) for module in modules]
     told = process(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", choice], **variables)
     assert re.search(r"\d+ passed", told)
     return set(json.loads(re.search(r"^launched: (.*)$", told, re.M)[1]))
@@ -171,7 +172,7 @@ def test_every_case_of_nvcc(arch, module, nvcc):
 
 
 def faults(*arguments: str) -> list[dict]:
-    rows = [json.loads(line) for line in process([str(HERE / "ptx_faults.py"), *arguments]).splitlines()]
+    rows = [json.loads(line) for line in process([str(HARNESS / "ptx_faults.py"), *arguments]).splitlines()]
     for row in rows:
         row["kind"] = row["what"].split(".")[0] + (".wait" if "wait" in row["what"] else "")
     return rows

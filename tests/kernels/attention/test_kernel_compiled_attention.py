@@ -5,8 +5,8 @@ Without a GPU their own source runs in csrc/emulator/emulate.h, whose referee ob
 
 import pytest
 import torch
+from attention_cases import documents, plain
 from kernel_checks import assert_as_good, leaves
-from test_kernel_attention import documents, plain
 
 import emergence_kernels as ek
 from emergence_kernels.attention import compiled as attention

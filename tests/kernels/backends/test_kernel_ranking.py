@@ -11,6 +11,7 @@ from emergence_kernels.attention.options import Options
 from emergence_kernels.backends import ranking as choices
 from emergence_kernels.backends.dispatch import resolve_backend
 from emergence_kernels.bench import draw
+from support import ROOT
 
 GPU = torch.device("cuda")
 
@@ -198,8 +199,6 @@ def test_one_command_writes_the_table(measured, tmp_path, capsys):
 
 def test_the_table_that_is_committed_is_of_results_that_are():
     """Nobody edits ranking.json by hand."""
-    from pathlib import Path
-
-    stored = Path(__file__).parents[2] / "benchmarks" / "results"
+    stored = ROOT / "benchmarks" / "results"
     runs = [data for file in stored.rglob("*.json") if "ceilings" in (data := json.loads(file.read_text()))]
     assert json.loads(choices.FILE.read_text()) == choices.from_results(runs)

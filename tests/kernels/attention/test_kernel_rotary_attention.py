@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 import torch.utils.checkpoint
+from attention_cases import plain as plain_attention
 from kernel_checks import assert_as_good, leaves, of_attention
-from test_kernel_attention import plain as plain_attention
-from test_kernel_rotary import angles
-from test_kernel_rotary import plain as plain_rotary
+from rotary_cases import angles
+from rotary_cases import plain as plain_rotary
 
 import emergence_kernels as ek
 from emergence_kernels.attention import compiled as compiled_attention

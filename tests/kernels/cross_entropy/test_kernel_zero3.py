@@ -5,9 +5,10 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from conftest import HARNESS
 
 
 @pytest.mark.slow
@@ -20,7 +21,7 @@ def test_zero3_trains_as_zero0():
     path = os.pathsep.join(p for p in sys.path if p)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [*command, str(Path(__file__).parent / "zero3_worker.py")],
+        [*command, str(HARNESS / "zero3_worker.py")],
         env=environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

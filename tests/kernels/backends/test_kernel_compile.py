@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from conftest import HARNESS
 
 pytest.importorskip("triton")
 
@@ -17,7 +18,7 @@ pytest.importorskip("triton")
 def compiled(suite: str, *choices: str, tables: tuple[str, ...] = ("sm_80", "sm_90")) -> list[dict]:
     """In a process of its own: this one may be interpreting. choices: as of compiling.main."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = Path(__file__).parent / "compiling.py"
+    script = HARNESS / "compiling.py"
     path = os.pathsep.join(p for p in sys.path if p)
     run = subprocess.run(
         [sys.executable, str(script), suite, *choices],

@@ -3,21 +3,9 @@
 import pytest
 import torch
 from kernel_checks import DTYPES, assert_as_good, leaves
+from rotary_cases import angles, plain
 
 import emergence_kernels as ek
-
-
-def angles(T, R, device, batch=None):
-    shape = (T, R) if batch is None else (batch, T, R)
-    angle = torch.rand(shape, device=device) * 6
-    return angle.cos(), angle.sin()
-
-
-def plain(x, cos, sin):
-    R = cos.shape[-1]
-    cos, sin = (t.to(x.dtype).unsqueeze(-2) for t in (cos, sin))
-    a, b, rest = x[..., :R], x[..., R : 2 * R], x[..., 2 * R :]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -39,13 +39,12 @@ def triton(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
 def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
     import ptx_of_nvcc
 
-    from conftest import BUILT
     from emergence_kernels.attention import hopper as attention_hopper
     from emergence_kernels.attention import mma as attention_mma
     from emergence_kernels.attention.options import Options
     from emergence_kernels.backends import build, library
 
-    path = BUILT / "emulated.so"
+    path = build.SOURCES.parent / "build" / "csrc" / "emulated.so"
     build.build("emulated", path)
     os.environ[library.VARIABLES["cuda"]] = str(path)
     assert library.why_not("cuda", torch.device("cpu")) is None

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from attention_cases import plain
 from kernel_checks import assert_as_good, leaves
-from test_kernel_attention import plain
 
 import emergence_kernels as ek
 from conftest import COMPILED, NVCC

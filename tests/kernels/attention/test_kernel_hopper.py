@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from attention_cases import documents, make, plain
 from kernel_checks import assert_as_good, leaves
-from test_kernel_attention import documents, make, plain
 
+from conftest import HARNESS
 from emergence_kernels.attention import hopper as attention_hopper
 from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks
 from emergence_kernels.attention.options import Options
@@ -341,7 +342,7 @@ def forms(ptx: str) -> tuple[set, set, set]:
 def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
     """The emulator was written by who wrote the kernels: what both got wrong, Triton's code for a Hopper would show."""
     pytest.importorskip("triton")
-    script = Path(__file__).with_name("hopper_by_triton.py")
+    script = HARNESS / "hopper_by_triton.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
