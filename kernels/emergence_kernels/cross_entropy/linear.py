@@ -8,6 +8,7 @@ from torch import Tensor
 from ..backends.checks import autocast, check_loss_inputs, require
 from ..backends.dispatch import resolve_backend, slow_products, what_takes
 from ..backends.ranking import fastest
+from ..backends.register_op import Op, register_op
 from . import reference
 
 
@@ -48,8 +49,7 @@ def linear_cross_entropy(
     backend = resolve_backend(
         backend, "linear_cross_entropy", hidden.device, what_takes(hidden), slow_products(hidden), measured
     )
-    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    loss_N, *_ = run(
+    loss_N, *_ = _linear_cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index, z_loss, softcap, backend
     )
     return loss_N.view(targets.shape)
@@ -134,74 +134,36 @@ def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(hidden_ND, weight_VD, targets_N, *outputs[1:])
 
 
-def _backward(ctx, grad_N: Tensor, gradients) -> tuple[Tensor | None, ...]:
+def _backward(ctx, gradients, grad_N: Tensor, *_) -> tuple[Tensor | None, ...]:
     need_dx, need_dw = ctx.needs_input_grad[:2]
     ignore_index, z_loss, softcap, backend = ctx.options
     dx_ND, dw_VD = gradients(*ctx.saved_tensors, grad_N, ignore_index, z_loss, softcap, need_dx, need_dw, backend)
-    return dx_ND if need_dx else None, dw_VD if need_dw else None, *(None,) * 5
+    return dx_ND if need_dx else None, dw_VD if need_dw else None
 
 
-class _Eager(torch.autograd.Function):
-    """Calling a custom op costs tens of microseconds more than this."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_N, *_):
-        return _backward(ctx, grad_N, _gradients)
-
-
-@torch.library.custom_op("emergence_kernels::linear_cross_entropy", mutates_args=())
-def _compiled(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    ignore_index: int,
-    z_loss: float,
-    softcap: float | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(hidden, weight, targets, ignore_index, z_loss, softcap, backend)
-
-
-@_compiled.register_fake
-def _(hidden, weight, targets, ignore_index, z_loss, softcap, backend):
+def _fake(hidden, weight, targets, *_):
     dtype = reference.compute_dtype(hidden.dtype)
     return tuple(hidden.new_empty(targets.shape, dtype=dtype) for _ in range(3))
 
 
-@torch.library.custom_op("emergence_kernels::linear_cross_entropy_backward", mutates_args=())
-def _compiled_backward(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    top: Tensor,
-    log_total: Tensor,
-    grad: Tensor,
-    ignore_index: int,
-    z_loss: float,
-    softcap: float | None,
-    need_dx: bool,
-    need_dw: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _gradients(
-        hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend
-    )
-
-
-@_compiled_backward.register_fake
-def _(hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend):
+def _fake_gradients(hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, _):
     return hidden.new_empty(hidden.shape if need_dx else 0), weight.new_empty(weight.shape if need_dw else 0)
 
 
-_compiled.register_autograd(
-    lambda ctx, grad, *_: _backward(ctx, grad, _compiled_backward),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+_linear_cross_entropy = register_op(
+    Op(
+        "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, SymInt ignore_index, float z_loss,"
+        " float? softcap, str backend) -> (Tensor, Tensor, Tensor)",
+        _forward,
+        _fake,
+    ),
+    Op(
+        "linear_cross_entropy_backward(Tensor hidden, Tensor weight, Tensor targets, Tensor top, Tensor log_total,"
+        " Tensor grad, SymInt ignore_index, float z_loss, float? softcap, bool need_dx, bool need_dw, str backend)"
+        " -> (Tensor, Tensor)",
+        _gradients,
+        _fake_gradients,
+    ),
+    _save,
+    _backward,
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..backends.checks import autocast, check_loss_inputs, check_weights, require
 from ..backends.dispatch import resolve_backend, slow_products, what_takes
 from ..backends.ranking import fastest
+from ..backends.register_op import Op, register_op
 from . import reference
 
 
@@ -75,8 +76,7 @@ def position_loss(
     )
     B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
-    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    loss, *rows = run(
+    loss, *rows = _position_loss(
         hidden.reshape(-1, D),
         weight,
         targets.reshape(-1),
@@ -193,52 +193,27 @@ def _save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
     ctx.dtype = dx_ND.dtype
 
 
-def _backward(ctx, grad: Tensor, scaled) -> tuple[Tensor | None, ...]:
+def _backward(ctx, scaled, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
     raised, dx_ND, dw_VD = ctx.saved_tensors
     factor = grad.to(raised.dtype) / raised
-    dx, dw = (
+    return tuple(
         scaled(saved, factor, ctx.dtype, ctx.backend) if needed else None
         for saved, needed in zip((dx_ND, dw_VD), ctx.needed)
     )
-    return dx, dw, *(None,) * 7
 
 
-class _Eager(torch.autograd.Function):
-    """Calling a custom op costs tens of microseconds more than this."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        ctx.mark_non_differentiable(*outputs[1:5])
-        return outputs[:5]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, *_):
-        last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler asks this too
-        return _backward(ctx, grad, partial(_scaled, last=last))
+def _scaled_in_eager_mode(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler asks this too
+    return _scaled(saved, factor, dtype, backend, last)
 
 
-@torch.library.custom_op("emergence_kernels::position_loss", mutates_args=())
-def _compiled(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    ignore_index: int,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    outputs = _forward(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend)
-    *others, dw_VD = outputs
+def _forward_in_graph(hidden: Tensor, weight: Tensor, *rest) -> tuple[Tensor, ...]:
+    *others, dw_VD = _forward(hidden, weight, *rest)
+    need_dw = rest[5]
     return *others, dw_VD.to(reference.gradient_dtype(weight.dtype)) if need_dw else dw_VD
 
 
-@_compiled.register_fake
-def _(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend):
+def _fake(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend):
     N = targets.shape[0]
     dtype = reference.compute_dtype(hidden.dtype)
     dw_dtype = reference.gradient_dtype(weight.dtype) if need_dw else weight.dtype
@@ -254,17 +229,22 @@ def _(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, 
     )
 
 
-@torch.library.custom_op("emergence_kernels::scale", mutates_args=())
-def _compiled_scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    return _scaled(saved, factor, dtype, backend)
-
-
-@_compiled_scaled.register_fake
-def _(saved, factor, dtype, backend):
-    return saved.new_empty(saved.shape, dtype=dtype)
-
-
-_compiled.register_autograd(
-    lambda ctx, grad, *_: _backward(ctx, grad, _compiled_scaled),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+_position_loss = register_op(
+    Op(
+        "position_loss(Tensor hidden, Tensor weight, Tensor targets, Tensor? weights, SymInt ignore_index, float z_loss,"
+        " bool need_dx, bool need_dw, str backend)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _forward_in_graph,
+        _fake,
+    ),
+    Op(
+        "scale(Tensor saved, Tensor factor, ScalarType dtype, str backend) -> Tensor",
+        _scaled,
+        lambda saved, factor, dtype, backend: saved.new_empty(saved.shape, dtype=dtype),
+    ),
+    _save,
+    _backward,
+    returned=5,
+    eager_forward=_forward,
+    eager_gradient=_scaled_in_eager_mode,
 )
