@@ -1,7 +1,5 @@
 """Cross-entropy of a linear head, one loss a token, differentiable under any upstream gradient."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -10,6 +8,8 @@ from ..backends.dispatch import resolve_backend, slow_products, what_takes
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from . import reference
+from .options import RowOptions
+from .rows import rows_of
 
 
 def linear_cross_entropy(
@@ -55,19 +55,6 @@ def linear_cross_entropy(
     return loss_N.view(targets.shape)
 
 
-def _rows(backend: str):
-    """(forward_rows, backward_rows)"""
-    if backend == "triton":
-        from . import triton as rows
-    elif backend == "torch":
-        rows = reference
-    else:
-        from . import compiled as rows
-
-        return partial(rows.forward_rows, backend=backend), partial(rows.backward_rows, backend=backend)
-    return rows.forward_rows, rows.backward_rows
-
-
 def _forward(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -80,7 +67,8 @@ def _forward(
     """-> loss, and top and log_total, whose sum is the log-sum-exp (all 0 where ignored)."""
     valid_N = targets_N != ignore_index
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        loss_N, top_N, log_total_N = _rows(backend)[0](hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap)
+        options = RowOptions(softcap=softcap, backend=backend)
+        loss_N, top_N, log_total_N = rows_of(backend).forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options)
     if z_loss:
         loss_N = loss_N + z_loss * (top_N + log_total_N).square()
     return loss_N, top_N, log_total_N
@@ -109,18 +97,9 @@ def _gradients(
         size = torch.where(size > 0, size, 1.0)
         grad_N = grad_N / size
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        dx_ND, dw_VD = _rows(backend)[1](
-            hidden_ND,
-            weight_VD,
-            targets_N,
-            valid_N,
-            top_N,
-            log_total_N,
-            grad_N,
-            z_loss=z_loss,
-            softcap=softcap,
-            need_dx=need_dx,
-            need_dw=need_dw,
+        options = RowOptions(z_loss, softcap, need_dx, need_dw, backend=backend)
+        dx_ND, dw_VD = rows_of(backend).backward_rows(
+            hidden_ND, weight_VD, targets_N, valid_N, top_N, log_total_N, grad_N, options
         )
     if half:
         dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)

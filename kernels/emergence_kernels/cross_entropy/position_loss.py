@@ -1,6 +1,5 @@
 """The training loss: a weighted mean over tokens, with the statistics of every position from the same sweep."""
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,8 @@ from ..backends.dispatch import resolve_backend, slow_products, what_takes
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from . import reference
+from .options import RowOptions
+from .rows import rows_of
 
 
 class PositionSums(NamedTuple):
@@ -132,16 +133,9 @@ def _forward(
         raised = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
         scale_N = (share_N * raised).to(dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        rows, dx_ND, dw_VD = _sweep(backend)(
-            hidden_ND,
-            weight_VD,
-            targets_N,
-            valid_N,
-            scale_N,
-            z_loss=z_loss,
-            need_dx=need_dx,
-            need_dw=need_dw,
-        )
+        options = RowOptions(z_loss=z_loss, need_dx=need_dx, need_dw=need_dw, backend=backend)
+        sweep = rows_of(backend).fused_rows
+        rows, dx_ND, dw_VD = sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options)
     penalised_N = rows.loss + z_loss * rows.lse.square() if z_loss else rows.loss
     loss = torch.dot(share_N, penalised_N.double()).to(dtype)
     empty = hidden_ND.new_empty(0)
@@ -155,18 +149,6 @@ def _forward(
         empty if dx_ND is None else dx_ND,
         empty.clone() if dw_VD is None else dw_VD,
     )
-
-
-def _sweep(backend: str):
-    if backend == "triton":
-        from .triton import fused_rows
-
-        return fused_rows
-    if backend in ("cuda", "cpu"):
-        from .compiled import fused_rows
-
-        return partial(fused_rows, backend=backend)
-    return reference.fused_rows
 
 
 def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str, last: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ from loss_cases import CASES, IGNORE, ordinary, token_losses
 import emergence_kernels as ek
 from conftest import COMPILED
 from emergence_kernels.cross_entropy import reference
+from emergence_kernels.cross_entropy.options import RowOptions
 
 
 def plain_loss(hidden, weight, targets, z_loss, softcap):
@@ -91,25 +92,10 @@ def test_chunks_do_not_matter(dtype, backend, device):
     upstream = torch.randn(len(targets), device=device) * valid
     results = []
     for rows in (None, 16, 7):
-        forward = module.forward_rows(hidden, inputs.weight, targets, valid, softcap=None, rows_per_chunk=rows)
-        results.append(
-            (
-                *forward,
-                *module.backward_rows(
-                    hidden,
-                    inputs.weight,
-                    targets,
-                    valid,
-                    *forward[1:],
-                    upstream,
-                    z_loss=0.0,
-                    softcap=None,
-                    need_dx=True,
-                    need_dw=True,
-                    rows_per_chunk=rows,
-                ),
-            )
-        )
+        options = RowOptions(need_dx=True, need_dw=True, rows_per_chunk=rows)
+        forward = module.forward_rows(hidden, inputs.weight, targets, valid, options)
+        backward = module.backward_rows(hidden, inputs.weight, targets, valid, *forward[1:], upstream, options)
+        results.append((*forward, *backward))
     first, *others = results
     eps = torch.finfo(dtype).eps
     for other in others:

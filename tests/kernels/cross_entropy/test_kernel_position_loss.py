@@ -7,6 +7,7 @@ from loss_cases import CASES, IGNORE, ordinary, token_losses
 
 import emergence_kernels as ek
 from emergence_kernels.cross_entropy import reference
+from emergence_kernels.cross_entropy.options import RowOptions
 
 Z_LOSS = 1e-3
 
@@ -94,7 +95,7 @@ def test_chunks_do_not_matter(dtype, backend, device):
     scale = torch.rand(len(targets), device=device)
     results = [
         fused_rows(
-            hidden, inputs.weight, targets, valid, scale, z_loss=0.0, need_dx=True, need_dw=True, rows_per_chunk=rows
+            hidden, inputs.weight, targets, valid, scale, RowOptions(need_dx=True, need_dw=True, rows_per_chunk=rows)
         )
         for rows in (None, 16, 7)
     ]
@@ -120,10 +121,10 @@ def test_many_chunks_add_up_in_float32(backend, device):
     weight = (torch.randn(V, D, device=device) * 0.1).bfloat16()
     targets = torch.zeros(N, dtype=torch.int64, device=device)
     valid, scale = targets == 0, torch.full((N,), 1 / N, device=device)
-    options = dict(z_loss=0.0, need_dx=False, need_dw=True, rows_per_chunk=4)
-    _, _, fused = module.fused_rows(hidden, weight, targets, valid, scale, **options)
-    kept = module.forward_rows(hidden, weight, targets, valid, softcap=None)[1:]
-    _, recomputed = module.backward_rows(hidden, weight, targets, valid, *kept, scale, softcap=None, **options)
+    options = RowOptions(need_dw=True, rows_per_chunk=4)
+    _, _, fused = module.fused_rows(hidden, weight, targets, valid, scale, options)
+    kept = module.forward_rows(hidden, weight, targets, valid, RowOptions())[1:]
+    _, recomputed = module.backward_rows(hidden, weight, targets, valid, *kept, scale, options)
     (w,) = leaves(weight, dtype=torch.float64)
     token_losses(hidden.double(), w, targets)[0].mean().backward()
     for dw in (fused, recomputed):
