@@ -81,6 +81,7 @@ ON_GPU := $(PATHS) $(PYTHON)
 BUILD_CUDA = $(ON_GPU) -m emergence_kernels.backends.build cuda || echo "the CUDA kernels are left out"
 gpu-check:
 	@$(BUILD_CUDA)
+	@$(ON_GPU) -m emergence_kernels.backends.build checks || echo "products by themselves are not tested"
 	$(ON_GPU) benchmarks/gpu_check.py
 
 # Accesses out of bounds, races and uninitialised memory in the CUDA kernels, at small shapes.
@@ -89,13 +90,13 @@ gpu-sanitize:
 	@$(BUILD_CUDA)
 	for tool in $(SANITIZERS); do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py \
-	    tests/kernels/test_kernel_compiled_attention.py tests/kernels/test_kernel_hopper.py \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/backends/test_kernel_compiled.py \
+	    tests/kernels/attention/test_kernel_compiled_attention.py tests/kernels/attention/test_kernel_hopper.py \
 	    -k "cuda or hopper or blocks or tiles or strides" || exit 1; \
 	done
 
 bench-redraw: install
-	$(BIN)/python benchmarks/redraw.py --choices benchmarks/results
+	$(BIN)/python benchmarks/redraw.py --ranking benchmarks/results
 
 gpu-bench:
 	@$(BUILD_CUDA)

@@ -16,6 +16,9 @@ import torch
 from emergence_kernels.backends import build, library
 from support import locked
 
+HARNESS = Path(__file__).with_name("harness")
+sys.path.insert(0, str(HARNESS))
+
 CUDA = torch.cuda.is_available()
 PTX = 0 if CUDA else int(os.environ.get("EMERGENCE_TEST_PTX", "0"))
 NVCC = "" if CUDA else os.environ.get("EMERGENCE_TEST_NVCC", "")
@@ -24,7 +27,7 @@ os.environ[build.WERROR_VARIABLE] = "1"
 # Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
 COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops of several blocks
 ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC
-BUILT = Path(__file__).parents[2] / "build" / "csrc"
+BUILT = build.SOURCES.parent / "build" / "csrc"
 if PTX:
     import ptx_driver
 
@@ -62,7 +65,7 @@ def _library(backend: str) -> str | None:
         import ptx_of_nvcc
 
         ELSEWHERE.append(ptx_of_nvcc.Elsewhere(Path(os.environ[library.VARIABLES["cuda"]]), NVCC))
-    return library.why_not(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
+    return library.unsupported_reason(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
 
 
 @pytest.fixture(scope="session")
