@@ -112,23 +112,23 @@ def _evaluate(arguments: argparse.Namespace) -> dict | None:
     return result if first else None
 
 
-def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:
-    """Print an analysis' short table and where the rest is."""
+def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
+    """Print an analysis' short table and where the rest is; returns the result for machines."""
+    from emergence_train.analysis.results import as_json
+
     say = _say(arguments)
     say(table)
     if arguments.out:
         say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
-    return result
+    return as_json(result)
 
 
 def _temporal(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.temporal import as_json, output
-    from emergence_train.analysis.temporal.analyze import investigate
+    from emergence_train.analysis.temporal import investigate, output
 
-    result, analysed = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
-    if arguments.out:
-        result = output.write(Path(arguments.out), result, analysed)
-    return _shown(arguments, as_json(result), output.format_table(result))
+    analysis = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
+    result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
+    return _shown(arguments, result, output.format_table(result))
 
 
 def _weights(arguments: argparse.Namespace) -> dict:
@@ -141,12 +141,10 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.emergence import output
-    from emergence_train.analysis.emergence.analyze import investigate
+    from emergence_train.analysis.emergence import investigate, output
 
-    result, findings = investigate(arguments.tables)
-    if arguments.out:
-        result = output.write(Path(arguments.out), result, findings)
+    analysis = investigate(arguments.tables)
+    result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
 

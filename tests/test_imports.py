@@ -26,7 +26,8 @@ FLOORS = (
     ("schedule", "checkpoints", "distributed"),
     ("data",),
     ("evaluation",),
-    ("analysis", "analysis.figures", "analysis.planned_schedule", "analysis.position_matrix"),
+    ("analysis", "analysis.results", "analysis.figures", "analysis.planned_schedule", "analysis.position_matrix"),
+    ("analysis.drawing",),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),
@@ -41,11 +42,9 @@ NEVER = {
 }
 # What of the analyses may draw or write files; the rest returns results
 WRITERS = {
-    "analysis.figures",
+    "analysis.drawing",
     "analysis.position_weights",
-    "analysis.temporal.figures",
     "analysis.temporal.output",
-    "analysis.emergence.figures",
     "analysis.emergence.output",
 }
 EXCEPTIONS: dict[str, set[str]] = {}  # module: what it imports against the floors

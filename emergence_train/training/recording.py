@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from emergence_train import records
-from emergence_train.analysis.emergence.ability_watch import abilities_ahead, read_thresholds, said
+from emergence_train.analysis.emergence.ability_watch import abilities_ahead, format_abilities, read_thresholds
+from emergence_train.analysis.results import as_json
 from emergence_train.analysis.temporal import forecast_final
+from emergence_train.analysis.temporal.result import FinalForecast
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import rows
@@ -78,9 +80,9 @@ class Recorder:
         shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
         if step < self.plan.total_steps and self.history:
             outlook = self._outlook()
-            self._write("forecast", step=step, tokens=tokens, **outlook)
-            if "loss" in outlook:
-                shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
+            self._write("forecast", step=step, tokens=tokens, **as_json(outlook))
+            if outlook.loss is not None:
+                shown += f"  end {outlook.loss:.3f} [{outlook.low95:.3f}, {outlook.high95:.3f}]"
         self.say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
         if scores.rows:
             self._tasks(step, tokens, means, scores)
@@ -123,14 +125,14 @@ class Recorder:
             f"{name}/{key}": value
             for name, one in found.items()
             for key, value in {
-                "probability": one["probability"],
-                "tokens": one["tokens"]["value"],
-                "low95": one["tokens"]["low95"],
-                "high95": one["tokens"]["high95"],
+                "probability": one.probability,
+                "tokens": one.tokens.value,
+                "low95": one.tokens.low95,
+                "high95": one.tokens.high95,
             }.items()
         }
         self._write("abilities", step=step, tokens=tokens, value=values)
-        self.say(f"abilities   step {step}  {said(found)}")
+        self.say(f"abilities   step {step}  {format_abilities(found)}")
 
     def _write(self, kind: str, **values) -> None:
         """A line of metrics.jsonl, and of it what W&B shows."""
@@ -138,7 +140,7 @@ class Recorder:
         if shown is not None:
             self.mirror.log(shown)
 
-    def _outlook(self) -> dict:
+    def _outlook(self) -> FinalForecast:
         """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
         plan, schedule = self.plan, self.config.training.schedule
         steps, losses = np.array(self.history).T
