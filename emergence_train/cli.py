@@ -1,6 +1,7 @@
 """The command line: one verb per function, no logic. Errors are one line; a traceback only with --debug."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -17,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         from emergence_kernels.bench import main as bench
 
         return bench(argv[1:])
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         result = arguments.verb(arguments)
         if arguments.json and result is not None:
             print(json.dumps(result))
@@ -175,9 +176,26 @@ def _doctor(arguments: argparse.Namespace) -> dict:
     return doctor(None if arguments.json else _say(arguments))
 
 
+class _Schema(argparse.Action):
+    """Print the JSON schema of an analysis' result.json and exit; `const` is "analysis.WING.result:CLASS"."""
+
+    def __call__(self, parser, *_) -> None:
+        from emergence_train.analysis.results import schema
+
+        module, _, name = self.const.partition(":")
+        result = getattr(importlib.import_module(f"emergence_train.{module}"), name)
+        print(json.dumps(schema(result), indent=2))
+        parser.exit()
+
+
 class _OneLine(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
+
+
+def _add_schema(parser: argparse.ArgumentParser, result: str) -> None:
+    text = "print the JSON schema of result.json, with units and meanings, and exit"
+    parser.add_argument("--schema", action=_Schema, nargs=0, const=result, help=text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    _add_schema(added, "analysis.temporal.result:TemporalResult")
     added = analyses.add_parser(
         "weights", parents=[common], help="compare runs that weighted their loss by position", allow_abbrev=False
     )
@@ -234,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(verb=_emergence)
     added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    _add_schema(added, "analysis.emergence.result:EmergenceResult")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
