@@ -25,7 +25,9 @@ class Source(Section):
     """Where the text of one domain comes from. Exactly one of `files`, `hub` and `sample`."""
 
     domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the domain, in logs and tables")
-    files: list[str] | None = Field(default=None, description="paths or globs: .txt, .jsonl (also .gz, .xz), .parquet")
+    files: list[str] | None = Field(
+        default=None, description="paths or globs: .txt, .md, .jsonl (also .gz, .xz), .parquet"
+    )
     hub: str | None = Field(default=None, description="a Hugging Face data set, streamed")
     subset: str | None = Field(default=None, description="the hub data set's configuration name")
     hub_split: str = Field(default="train", description="the hub data set's split")

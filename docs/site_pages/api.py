@@ -68,7 +68,7 @@ def _module(module: ModuleType, heading: bool = True) -> list[str]:
 def _member(name: str, value: object, level: str) -> list[str]:
     if not callable(value):
         return [f"{level} {name}", "", f"`{value!r}`", ""]
-    if is_dataclass(value):
+    if is_dataclass(value) or hasattr(value, "_fields"):
         return [f"{level} {name}", "", reference.own_doc(value), "", reference.field_table(value)]
     lines = [f"{level} {name}", "", "```python", _signature(name, value), "```", ""]
     documented = inspect.getdoc(value) or ""

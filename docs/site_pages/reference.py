@@ -291,7 +291,13 @@ def own_doc(one: type) -> str:
 
 
 def field_table(one: type) -> str:
+    """The fields of a dataclass, or of a named tuple, as a table."""
     comments, hints = field_comments(one), typing.get_type_hints(one)
+    if not is_dataclass(one):
+        return table(
+            ["field", "type", "what"],
+            [[code(name), code(_type(hints[name])), comments.get(name, "")] for name in hints],
+        )
     rows = []
     for part in fields(one):
         what = part.metadata.get("description") or comments.get(part.name, "")
@@ -304,9 +310,9 @@ def field_table(one: type) -> str:
 
 
 def field_comments(one: type) -> dict[str, str]:
-    """The comment at the end of each field's line, by the field's name, of a dataclass and of those it extends."""
+    """The comment at the end of each field's line, by the field's name, of a class and of dataclasses it extends."""
     comments: dict[str, str] = {}
-    for parent in [base for base in reversed(one.__mro__) if is_dataclass(base)]:
+    for parent in [base for base in reversed(one.__mro__) if is_dataclass(base) or base is one]:
         source = inspect.cleandoc("\n" + inspect.getsource(parent))
         lines = source.splitlines()
         for node in ast.walk(ast.parse(source)):
