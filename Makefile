@@ -20,7 +20,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m emergence_kernels.compiled.build cpu >/dev/null 2>&1 || echo "csrc/cpu was not compiled (no g++?): PyTorch's own operations"
+	@$(BIN)/python -m emergence_kernels.backends.build cpu >/dev/null 2>&1 || echo "csrc/cpu was not compiled (no g++?): PyTorch's own operations"
 	touch $@
 
 quickstart: install
@@ -54,7 +54,7 @@ test-slow: install
 fault-trials: install
 	$(BIN)/python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
 	FAULTS_ALL=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/faults/test_scenarios.py tests/faults/test_fuzz.py \
-	  tests/test_checkpoints.py
+	  tests/checkpoint/
 
 lint: install
 	$(BIN)/ruff check .
@@ -66,7 +66,7 @@ docs: install
 
 # The CUDA kernels of csrc/, beside the package (needs nvcc; EMERGENCE_CUDA_ARCHITECTURES=80,90a,100a by default).
 cuda: install
-	$(BIN)/python -m emergence_kernels.compiled.build cuda
+	$(BIN)/python -m emergence_kernels.backends.build cuda
 
 # With the CUDA kernels compiled in: for any Python 3 and any torch from 2.10 on.
 wheel: install
@@ -81,7 +81,7 @@ bench-cpu: install
 # The CUDA kernels are compiled first where there is an nvcc.
 PATHS  := PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH)
 ON_GPU := $(PATHS) $(PYTHON)
-BUILD_CUDA = $(ON_GPU) -m emergence_kernels.compiled.build cuda || echo "the CUDA kernels are left out"
+BUILD_CUDA = $(ON_GPU) -m emergence_kernels.backends.build cuda || echo "the CUDA kernels are left out"
 gpu-check:
 	@$(BUILD_CUDA)
 	$(ON_GPU) benchmarks/gpu_check.py

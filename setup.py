@@ -17,13 +17,13 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-PACKAGE = "emergence_kernels.compiled"
+LIBRARIES = "emergence_kernels.backends.libraries"
 DOCS = ["mkdocs-material>=9.7"]
 
 
 def builder():
-    """compiled/build.py by its path: the package itself would import torch."""
-    path = HERE / "kernels/emergence_kernels/compiled/build.py"
+    """backends/build.py by its path: the package itself would import torch."""
+    path = HERE / "kernels/emergence_kernels/backends/build.py"
     spec = importlib.util.spec_from_file_location("cuda_build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -67,7 +67,7 @@ setup(
     packages=find_packages(include=["emergence_train", "emergence_train.*"])
     + find_packages("kernels", include=["emergence_kernels", "emergence_kernels.*"]),
     package_dir={"emergence_kernels": "kernels/emergence_kernels"},
-    ext_modules=[Extension(f"{PACKAGE}.emergence_{kind}", []) for kind in wanted()],
+    ext_modules=[Extension(f"{LIBRARIES}.emergence_{kind}", []) for kind in wanted()],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
     package_data={
         "emergence_train": [
@@ -77,7 +77,7 @@ setup(
             "report/*.css",
             "report/*.js",
         ],
-        "emergence_kernels": ["choices.json"],
+        "emergence_kernels": ["backends/ranking.json"],
     },
     install_requires=[
         "torch>=2.11",

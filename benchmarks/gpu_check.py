@@ -91,7 +91,7 @@ def left_out() -> list[str]:
     """What this machine cannot check, and why."""
     import torch
 
-    from emergence_kernels.compiled import library
+    from emergence_kernels.backends import library
 
     reason = library.why_not("cuda", torch.device("cuda"))
     found = [f"the CUDA kernels: {reason}"] if reason else []

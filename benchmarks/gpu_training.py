@@ -9,7 +9,7 @@ with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed co
 does not depend on them; losses are no result here). Contestants take turns, a few steps each, so that a GPU whose clock drifts
 is as unkind to one as to the other. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
 
-MFU = tokens/s x flops_per_token (emergence_train/models/counting.py) / dense bf16 peak. One step of each is profiled: GPU time by
+MFU = tokens/s x flops_per_token (emergence_train/models/flops.py) / dense bf16 peak. One step of each is profiled: GPU time by
 kernel, and the places where the host waits for the GPU.
 """
 
@@ -165,9 +165,9 @@ def put_back() -> None:
 
 
 def our_step(config, ranks, way: str):
-    from emergence_train.evaluation.positions import PositionAccumulator
+    from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+    from emergence_train.recorder.position_sums import PositionAccumulator
     from emergence_train.training import engine as engines
-    from emergence_train.training.anomalies import Judge, Skips
     from emergence_train.training.step import Stepper
 
     chosen: dict = {"compile": way == "compiled", "cuda_graphs": way not in ("eager", "compiled")}
@@ -176,20 +176,27 @@ def our_step(config, ranks, way: str):
         chosen[key] = int(value)
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
     if key == "logits":
-        from emergence_kernels.triton_backend import configs as tiles
+        from emergence_kernels.backends import triton_configs as tiles
 
         instead(tiles, "logits_dtype", lambda *_: getattr(torch, value))
     if key == "attention":
-        from emergence_kernels.ops import attention
+        from emergence_kernels.attention import op as attention
 
         instead(attention, "fastest", lambda *_: [value])
     # a billion values by a CPU's generator take long
     engines.initialise = lambda model, *_: initialise(model.to(ranks.device))
     engine = engines.build(config, ranks)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
-    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_: None)
+    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_, **__: None)
     stepper = Stepper(
-        config, engine, data, ranks, sums, Skips(Path(os.devnull) / "run"), Judge(config.faults, []), watch
+        config,
+        engine,
+        data,
+        ranks,
+        sums,
+        SkippedBatches(Path(os.devnull) / "run"),
+        AnomalyDetector(config.faults, []),
+        watch,
     )
     pending: list = []
 
@@ -318,9 +325,9 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
     """All contestants of a size in one process; what is known is written as it comes."""
     from emergence_kernels.bench.run import commit, versions
     from emergence_kernels.bench.timing import ceilings
-    from emergence_train import distributed
-    from emergence_train.models import counting
-    from emergence_train.training.logs import environment
+    from emergence_train.models import flops as counting
+    from emergence_train.parallel import ranks as distributed
+    from emergence_train.recorder.environment import environment
 
     ranks = distributed.start(None)
     overrides, steps, deadline = arguments.set, arguments.steps, time.monotonic() + arguments.limit

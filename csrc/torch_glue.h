@@ -1,7 +1,7 @@
 // Between torch's stable ABI and the kernels: checks, the current stream, launches. Host code only.
 //
 // Only torch/csrc/stable is included, so that one binary serves every torch from 2.10 on and every Python. Outputs are
-// made by the caller (compiled/*.py) and handed in, which keeps the surface that we rely on to tensors' geometry.
+// made by the caller (*/compiled.py) and handed in, which keeps the surface that we rely on to tensors' geometry.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>

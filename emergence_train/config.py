@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emergence_train.errors import InputError
-from emergence_train.models.config import PRESETS, ModelConfig
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.presets import PRESETS
 
 
 class Section(BaseModel):
@@ -81,14 +82,14 @@ class Data(Section):
     tokenizer: Tokenizer = Field(description="trained here, or loaded")
     validation: Validation = Field(default=Validation(), description="the held-out sets")
     shard_tokens: int = Field(default=100_000_000, ge=1000, description="tokens a shard file")
-    workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one a processor")
+    workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one per CPU")
 
     @model_validator(mode="after")
     def _domains(self) -> "Data":
         names = [source.domain for source in [*self.sources, *self.ood]]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"domain {twice[0]!r} stands twice; list its files in one source")
+            raise ValueError(f"domain {twice[0]!r} is listed twice; list its files in one source")
         if not any(source.weight > 0 for source in self.sources):
             raise ValueError("every source has weight 0; give at least one a positive weight")
         return self
@@ -285,7 +286,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         raise InputError(f"{path}: {_first_problem(error, tree)}") from None
 
 
-def of_run(run: Path) -> Config:
+def load_run(run: Path) -> Config:
     """The resolved configuration that a run directory holds."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: is not a run directory (it has no config.yaml)")

@@ -24,12 +24,14 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
-from emergence_train import checkpoints, distributed, files
+from emergence_train import files
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint import saver as checkpoint
 from emergence_train.config import Config
-from emergence_train.models.counting import parameters
-from emergence_train.training import checkpoint
+from emergence_train.models.flops import parameters
+from emergence_train.parallel import ranks as distributed
+from emergence_train.recorder.environment import environment
 from emergence_train.training import engine as engines
-from emergence_train.training.logs import environment
 
 
 def configuration(width: int, stage: int, asynchronous: bool = False) -> Config:
@@ -88,7 +90,7 @@ def main() -> None:
     for _ in range(4 // ranks.world):  # one update, so that there are moments to save
         engine.backward(engine(tokens, tokens).loss)
         engine.step()
-    place = distributed.from_first_rank(lambda: Path(tempfile.mkdtemp(dir=arguments.place)))
+    place = distributed.broadcast_from_rank0(lambda: Path(tempfile.mkdtemp(dir=arguments.place)))
     theirs, sums = place / "deepspeed", torch.zeros(4, 64, dtype=torch.float64)
     savers = {
         wait: checkpoint.Saver(
@@ -130,7 +132,7 @@ def main() -> None:
         for name, seconds in measured.items():
             rows.setdefault(name, []).extend([seconds] if turn else [])
     assert all(saver.problem is None for saver in savers.values())
-    if ranks.first:
+    if ranks.is_rank0:
         record = {
             "date": datetime.date.today().isoformat(),
             "command": ["python", *sys.argv],

@@ -32,16 +32,16 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
 from emergence_train import config as configs
-from emergence_train import distributed
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
-from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.config import padded_vocabulary
+from emergence_train.parallel import ranks as distributed
+from emergence_train.recorder.environment import environment
+from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training import engine as engines
-from emergence_train.training.anomalies import Judge, Skips
-from emergence_train.training.logs import environment
-from emergence_train.training.loop import Stepper
-from emergence_train.training.watchdog import Watchdog
+from emergence_train.training.step import Stepper
 
 STEPS_A_TURN = 8
 MAX_CONTESTED = 30  # rounds thrown away; then whatever comes is taken
@@ -134,14 +134,14 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
 
 
 def our_loop(config, dataset: Dataset, ranks, engine, sums):
-    judge, nowhere = Judge(config.faults, []), Path(os.devnull) / "run"
+    detector, nowhere = AnomalyDetector(config.faults, []), Path(os.devnull) / "run"
     watch = Watchdog(ranks, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
-    stepper = Stepper(config, engine, dataset, ranks, sums, Skips(nowhere), judge, watch)
+    stepper = Stepper(config, engine, dataset, ranks, sums, SkippedBatches(nowhere), detector, watch)
 
     def step(number: int) -> float:
         totals, norm, applied = stepper(number + 1, 1e-3, False)
         count, loss_sum, _ = totals.tolist()
-        judge(loss_sum / count, float(norm), bool(applied))
+        detector(loss_sum / count, float(norm), bool(applied))
         return loss_sum / count
 
     return step

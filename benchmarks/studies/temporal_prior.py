@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import mean_law
 from emergence_train.analysis.temporal.priors import Prior, as_json
 from emergence_train.files import write_json
@@ -30,7 +30,7 @@ def fit_groups(table: pd.DataFrame) -> pd.DataFrame:
         for _, run in runs.groupby("run"):
             run = run.sort_values("step")
             x, lr = run["step"].to_numpy(float), run["lr"].to_numpy()
-            plan = Plan(x, lr)
+            plan = PlannedSchedule(x, lr)
             keep = np.flatnonzero(x > max(0.1 * x[-1], 1.5 * plan.warmup_end if plan.warmup_end < 0.2 * x[-1] else 0))
             keep = keep[np.unique(np.linspace(0, len(keep) - 1, 60).astype(int))]
             loss = run["loss"].rolling(101, center=True, min_periods=1).median() if len(run) > 5000 else run["loss"]

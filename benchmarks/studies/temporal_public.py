@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from temporal_coverage import provenance  # noqa: E402
 from temporal_prior import fit_groups, prior_from  # noqa: E402
 
-from emergence_train.analysis.schedule import Plan  # noqa: E402
+from emergence_train.analysis.planned_schedule import PlannedSchedule  # noqa: E402
 from emergence_train.analysis.temporal.forecast import forecast  # noqa: E402
 from emergence_train.analysis.temporal.mean_law import CLASSICAL, Z  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
@@ -32,7 +32,7 @@ FRACTIONS = (0.1, 0.2, 0.4)
 def score(run: pd.DataFrame, fraction: float, prior) -> dict | None:
     """Errors of all laws on the held-out part of one run; None where too little is observed for any fit."""
     x, y, lr = (run[name].to_numpy(float) for name in ("step", "loss", "lr"))
-    plan = Plan(x, lr)
+    plan = PlannedSchedule(x, lr)
     seen = x <= fraction * x[-1]
     future, actual = x[~seen], y[~seen]
     smooth = actual

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_matrices
-from emergence_train.analysis.schedule import Plan
 from emergence_train.config import Schedule
 from emergence_train.errors import InputError
+from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder import tables
-from emergence_train.schedule import learning_rate
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Series:
     step: np.ndarray
     tokens: np.ndarray
     loss: np.ndarray
-    plan: Plan | None = None
+    plan: PlannedSchedule | None = None
     end_step: int = 0  # planned end; the last row where no plan reaches further
     end_tokens: int = 0
     matrix: PositionMatrix | None = None
@@ -131,7 +131,7 @@ def _of_curves(path: Path) -> list[Series]:
         one = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
         lr = rows["lr"].to_numpy(float)
         if np.all(np.isfinite(lr)) and np.any(lr > 0):
-            one.plan = Plan(one.step, lr)
+            one.plan = PlannedSchedule(one.step, lr)
         found.append(_without_start(one))
     return found
 
@@ -165,7 +165,7 @@ def _set_plan(one: Series, recorded: Series | None, directory: Path | None, plan
         table = np.asarray(planned_lr, float)
         if table.ndim != 2 or table.shape[1] != 2 or np.any(np.diff(table[:, 0]) <= 0):
             raise InputError("planned_lr: must be rows of (tokens, lr) with growing tokens")
-        one.plan = Plan(table[:, 0] / per_step, table[:, 1])
+        one.plan = PlannedSchedule(table[:, 0] / per_step, table[:, 1])
         end = float(table[-1, 0])
     elif directory is not None and (directory / "config.yaml").is_file():
         planned = planned_rates(directory / "config.yaml")
@@ -173,7 +173,7 @@ def _set_plan(one: Series, recorded: Series | None, directory: Path | None, plan
             one.plan = one.plan or (recorded.plan if recorded else None)
             end = 0.0
         else:
-            one.plan, end = Plan(planned[:, 0] / per_step, planned[:, 1]), float(planned[-1, 0])
+            one.plan, end = PlannedSchedule(planned[:, 0] / per_step, planned[:, 1]), float(planned[-1, 0])
     else:
         one.plan = one.plan or (recorded.plan if recorded else None)
         end = 0.0

@@ -29,27 +29,27 @@ DOCUMENTS_A_TASK = 64
 BYTES_A_TOKEN = 2.0  # a low guess, for the check of free space
 
 
-def prepare(data: Data, say: Callable[[str], None] = print) -> Path:
+def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
     """Make `data.path` and return it; does nothing where it is already made from the same configuration."""
     root = Path(data.path)
     recipe = _recipe(data)
     _check_recipe(root, recipe)
     if (root / "dataset.json").is_file():
-        say(f"{root}: already prepared from this configuration")
+        log(f"{root}: already prepared from this configuration")
         return root
     for source in [*data.sources, *data.ood]:
         sources.check(source)
     _check_space(data, root)
     files.write_json(root / "recipe.json", recipe)
-    encoder = _tokenizer(data, root, say)
+    encoder = _tokenizer(data, root, log)
     vocabulary = encoder.get_vocab_size()
     dtype = shards.token_dtype(vocabulary)
     parts = {}
     with _Workers(data, root / "tokenizer.json") as workers:
         for source in data.sources:
-            parts[source.domain] = _tokenize(data, source, root, dtype, workers, say, held_out=data.validation.fraction)
+            parts[source.domain] = _tokenize(data, source, root, dtype, workers, log, held_out=data.validation.fraction)
         for source in data.ood:
-            parts[source.domain] = _tokenize(data, source, root, dtype, workers, say, held_out=1.0)
+            parts[source.domain] = _tokenize(data, source, root, dtype, workers, log, held_out=1.0)
     _check_lengths(data, parts)
     index = {
         "format": 1,
@@ -75,8 +75,8 @@ def prepare(data: Data, say: Callable[[str], None] = print) -> Path:
     files.write_json(root / "dataset.json", index)
     shutil.rmtree(root / "parts")
     for domain, entry in index["domains"].items():
-        say(f"{domain}: {entry['tokens']:,} tokens in {entry['documents']:,} documents")
-    say(
+        log(f"{domain}: {entry['tokens']:,} tokens in {entry['documents']:,} documents")
+    log(
         f"{root}: ready, vocabulary {vocabulary:,}, validation "
         + ", ".join(f"{name} {entry['sequences']}" for name, entry in index["validation"]["splits"].items())
     )
@@ -154,7 +154,7 @@ def _held_out(text: str, fraction: float) -> bool:
     return document_hash(text) < fraction * 2**64
 
 
-def _tokenizer(data: Data, root: Path, say: Callable[[str], None]):
+def _tokenizer(data: Data, root: Path, log: Callable[[str], None]):
     path = root / "tokenizer.json"
     if path.is_file():
         return tokenizer.load_file(path)
@@ -166,7 +166,7 @@ def _tokenizer(data: Data, root: Path, say: Callable[[str], None]):
     else:
         began = time.monotonic()
         encoder = tokenizer.train(_training_texts(data), wanted.vocab_size)
-        say(f"tokenizer: {encoder.get_vocab_size():,} tokens trained in {time.monotonic() - began:.0f} s")
+        log(f"tokenizer: {encoder.get_vocab_size():,} tokens trained in {time.monotonic() - began:.0f} s")
     tokenizer.end_of_text(encoder)
     files.write_bytes(path, encoder.to_str().encode())
     return encoder
@@ -223,7 +223,7 @@ class _Workers:
                 yield done, future.result()
         except BrokenProcessPool:
             raise RunError(
-                "a tokenizing process was killed (out of memory?); run prepare again, it goes on from the "
+                "a tokenizing process was killed (out of memory?); run prepare again, it resumes from the "
                 "last finished shard, with fewer data.workers if memory is short"
             ) from None
 
@@ -246,7 +246,7 @@ def _tokenize(
     root: Path,
     dtype: np.dtype,
     workers: _Workers,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     held_out: float,
 ) -> list[dict]:
     """The source's parts, those of an earlier try included."""
@@ -256,7 +256,7 @@ def _tokenize(
         return done
     skip = sum(part["documents_read"] for part in done)
     if skip:
-        say(f"{source.domain}: going on after {skip:,} documents")
+        log(f"{source.domain}: resuming after {skip:,} documents")
     end = tokenizer.end_of_text(tokenizer.load_file(root / "tokenizer.json"))
     part = _Part(data, source, root, dtype, end, len(done))
     began = shown = time.monotonic()
@@ -273,7 +273,7 @@ def _tokenize(
         if time.monotonic() - shown > 5:
             shown = time.monotonic()
             left = (shown - began) * max(expected / size - 1, 0) if expected else None
-            say(
+            log(
                 f"{source.domain}: {total:,} tokens, {total / (shown - began):,.0f} tokens/s, ETA "
                 + ("unknown" if left is None else f"{left:.0f} s")
             )
@@ -415,6 +415,6 @@ def _windows(root: Path, domain: str, parts: list[dict]) -> np.ndarray:
     loaded = [np.load(root / "parts" / domain / part["held_out"]) for part in parts]
     windows = np.concatenate([arrays["windows"] for arrays in loaded])
     priorities = np.concatenate([arrays["priorities"] for arrays in loaded])
-    # Twins (a document that stands twice in a source) share their priority: one of each is enough.
+    # Twins (a document that is listed twice in a source) share their priority: one of each is enough.
     _, first = np.unique(priorities, return_index=True)
     return windows[first]

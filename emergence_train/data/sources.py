@@ -142,7 +142,7 @@ def _hub(source: Source, skip: int) -> Iterator[str]:
             reason = " ".join(str(error).split())[:300]
             raise RunError(
                 f"source {source.domain!r}: the stream of {source.hub!r} broke off: {reason}; run prepare again, "
-                f"it goes on from the last finished shard"
+                f"it resumes from the last finished shard"
             ) from None
         if not isinstance(row.get(source.text_field), str):
             raise InputError(

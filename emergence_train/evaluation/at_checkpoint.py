@@ -8,9 +8,9 @@ import pandas as pd
 
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks
 from emergence_train.evaluation.comparable import comparable, unigram_losses
 from emergence_train.evaluation.suite import Suite, table
+from emergence_train.parallel.ranks import Ranks
 
 
 class Scores(NamedTuple):

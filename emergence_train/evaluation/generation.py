@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from emergence_train.distributed import Ranks, sum_over_ranks
 from emergence_train.models.decoder import Cache
+from emergence_train.parallel.ranks import Ranks, all_reduce_sum
 
 ROWS = 16  # prompts generated together
 
@@ -49,12 +49,12 @@ def generate(
                     texts[row].append(token)
                     if finished(texts[row]):
                         going.discard(row)
-            if not sum_over_ranks(torch.tensor([len(going)], device=ranks.device)).item():
+            if not all_reduce_sum(torch.tensor([len(going)], device=ranks.device)).item():
                 break
         for row in rows if real else ():
             found[row, : len(texts[row])] = torch.tensor(texts[row], device=ranks.device) + 1
     model.train(was_training)
-    return [[token - 1 for token in row if token] for row in sum_over_ranks(found).tolist()]
+    return [[token - 1 for token in row if token] for row in all_reduce_sum(found).tolist()]
 
 
 def _batches(prompts: list[list[int]]) -> list[list[int]]:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from emergence_train.distributed import Ranks, from_first_rank
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
 from emergence_train.evaluation.items import Item, Task
 from emergence_train.evaluation.metrics import choice_metrics
+from emergence_train.parallel.ranks import Ranks, broadcast_from_rank0
 
 try:
     import lm_eval
@@ -165,7 +165,7 @@ def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit
             log_samples=True,
             **seeds,
         )
-    return from_first_rank(lambda: _rows(found, names))
+    return broadcast_from_rank0(lambda: _rows(found, names))
 
 
 def _rows(found: dict, names: list[str]) -> list[dict]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from emergence_train.distributed import Ranks, sum_over_ranks
 from emergence_train.evaluation.positions import IGNORED
+from emergence_train.parallel.ranks import Ranks, all_reduce_sum
 
 TOKENS = 16_384  # of a forward pass, each rank
 MULTIPLE = 16  # lengths are rounded up to this, so that few shapes occur
@@ -94,7 +94,7 @@ def score(
             rows, of_request = torch.tensor(held, device=ranks.device).T
             found[of_request] = sums[rows]
     model.train(was_training)
-    return sum_over_ranks(found).cpu().numpy()
+    return all_reduce_sum(found).cpu().numpy()
 
 
 def _rows(requests: list[Request]) -> list[Row]:

@@ -11,11 +11,11 @@ import pandas as pd
 from emergence_train.config import TaskConfig
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
+from emergence_train.parallel.ranks import Ranks
 from emergence_train.recorder import tables
 
 LM_EVAL = "lm-eval/"
@@ -38,7 +38,7 @@ class Suite:
         names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InputError(f"tasks: {twice[0]!r} stands twice; give one of them a name of its own")
+            raise InputError(f"tasks: {twice[0]!r} is listed twice; give one of them a name of its own")
         self.tasks = [task for task in made if isinstance(task, items.Task)]
         self.answer_tasks = [task for task in made if isinstance(task, items.AnswerTask)]
         self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]

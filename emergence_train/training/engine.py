@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from emergence_train.config import Config
-from emergence_train.distributed import Ranks, import_deepspeed
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.parallel.ranks import Ranks, import_deepspeed
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
 
@@ -25,13 +25,13 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
         # Norms and other small weights stay on every rank: gathering them costs more than keeping them.
         zero |= {"stage3_param_persistence_threshold": 100_000}
     if training.zero_stage == 1 and ranks.device.type == "cpu":
-        # Copying gradients into one buffer pays where memory fragments and copies are free; not on a processor (7%).
+        # Copying gradients into one buffer pays where memory fragments and copies are free; not on a CPU (7% slower).
         zero |= {"contiguous_gradients": False}
     settings = {
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.batch // (training.micro_batch * ranks.world),
-        # At stage 0 the loop clips (training.loop.Stepper): DeepSpeed would not tell the norm that it computes there.
+        # At stage 0 the loop clips (training.step.Stepper): DeepSpeed would not tell the norm that it computes there.
         "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from emergence_train import checkpoints
+from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import Config
 
 
@@ -30,7 +30,7 @@ class Plan:
     def saves(self, step: int) -> bool:
         return self.save_state != "never" and (step in self.state_steps or step in self.ephemeral_steps)
 
-    def finished(self, run: Path, say: Callable[[str], None]) -> bool:
+    def finished(self, run: Path, log: Callable[[str], None]) -> bool:
         """All tables are there and the last state is whole; or nothing is whole that could be gone on from."""
         if not (run / "positions" / f"{checkpoints.step_name(self.total_steps)}.parquet").is_file():
             return False
@@ -41,6 +41,6 @@ class Plan:
             return False
         wrong = checkpoints.problems(there[-1])
         if wrong and all(checkpoints.problems(path) for path in there[:-1]):
-            say(f"{wrong[0]}; the run's logs are complete, and no other state is whole")  # never begin anew for that
+            log(f"{wrong[0]}; the run's logs are complete, and no other state is whole")  # never begin anew for that
             return True
         return not wrong

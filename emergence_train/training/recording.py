@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from emergence_train import records
 from emergence_train.analysis.emergence.ability_watch import abilities_ahead, read_thresholds, said
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
-from emergence_train.evaluation.positions import rows
-from emergence_train.schedule import learning_rate
-from emergence_train.training.anomalies import WINDOW, Event
-from emergence_train.training.logs import RunLog
-from emergence_train.training.mirror import Mirror, view
+from emergence_train.faults.anomalies import WINDOW, Event
+from emergence_train.optim.schedule import learning_rate
+from emergence_train.recorder import tables
+from emergence_train.recorder.position_sums import rows
+from emergence_train.recorder.run_log import RunLog
+from emergence_train.tracking.wandb import Mirror, view
 from emergence_train.training.plan import Plan
 
 PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
@@ -23,28 +23,28 @@ PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
 class Recorder:
     """The run's log and its mirror, and what of the log the rest of training needs."""
 
-    def __init__(self, config: Config, plan: Plan, evaluator: Evaluator, log: RunLog, mirror: Mirror, say) -> None:
+    def __init__(self, config: Config, plan: Plan, evaluator: Evaluator, run_log: RunLog, mirror: Mirror, log) -> None:
         self.config, self.plan, self.evaluator = config, plan, evaluator
-        self.log, self.mirror, self.say = log, mirror, say
+        self.run_log, self.mirror, self.log = run_log, mirror, log
         self.noted = False  # what is to be said once of the tasks
         self.thresholds = []
         if config.abilities:
-            self.thresholds = read_thresholds(Path(config.abilities), log.header["vocabulary"])
+            self.thresholds = read_thresholds(Path(config.abilities), run_log.header["vocabulary"])
             if not self.thresholds:
-                say(f"{config.abilities}: no task has a threshold there, so no ability is forecast")
+                log(f"{config.abilities}: no task has a threshold there, so no ability is forecast")
         self.reread()
 
     def reread(self) -> None:
         """History from the rows that the log was taken back to."""
         kinds = {"train": [], "validation": [], "skipped": []}
-        for row in self.log.rows:
+        for row in self.run_log.rows:
             kinds.get(row.get("kind"), []).append(row)
         skipped = {row["step"] for row in kinds["skipped"]}
         self.history = [(row["step"], row["loss"]) for row in kinds["train"] if row["loss"] is not None]
         self.judged = [loss for step, loss in self.history if step not in skipped][-WINDOW:]
         self.iid = {row["step"]: row["loss"].get("iid", math.inf) for row in kinds["validation"]}
         # seconds
-        self.scoring, self.training = records.cost_of_tasks([self.log.header | {"kind": "run"}, *self.log.rows])
+        self.scoring, self.training = tables.cost_of_tasks([self.run_log.header | {"kind": "run"}, *self.run_log.rows])
 
     @property
     def best(self) -> int | None:
@@ -61,7 +61,7 @@ class Recorder:
         if event is not None:
             kind = {"skip": "skipped", "log": "spike"}.get(event.action, event.action)
             self._write(kind, step=step, tokens=tokens, reason=event.reason)
-            self.say(f"step {step}: {event.reason}" + ("; the update was left out" if event.action == "skip" else ""))
+            self.log(f"step {step}: {event.reason}" + ("; the update was left out" if event.action == "skip" else ""))
         if math.isfinite(loss):
             self.history.append((step, loss))
 
@@ -69,7 +69,7 @@ class Recorder:
         """A checkpoint's positions table, its means, the forecast of the end and the tasks' scores, to the files, W&B and
         the screen."""
         tokens = step * self.plan.step_tokens
-        table = self.log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
+        table = self.run_log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
         means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
         comparable = self.evaluator.comparable(means)
         self._write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means, **comparable)
@@ -81,18 +81,18 @@ class Recorder:
             self._write("forecast", step=step, tokens=tokens, **outlook)
             if "loss" in outlook:
                 shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
-        self.say(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
+        self.log(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
         if scores.rows:
             self._tasks(step, tokens, means, scores)
         if self.thresholds:
             self._abilities(step, tokens)
 
     def _tasks(self, step: int, tokens: int, means: dict[str, float], scores: Scores) -> None:
-        header = self.log.header
+        header = self.run_log.header
         table = self.evaluator.table(
             scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means
         )
-        self.log.evaluations(step, table)
+        self.run_log.evaluations(step, table)
         values = {f"{row['task']}/{row['metric']}": row["value"] for row in scores.rows}
         self.scoring += scores.seconds
         share = self.scoring / self.training if self.training else None
@@ -106,17 +106,17 @@ class Recorder:
             value=values,
         )
         for note in self.evaluator.notes if not self.noted else ():
-            self.say(f"tasks       {note}")
+            self.log(f"tasks       {note}")
         self.noted = True
         shown = "  ".join(
             f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] in ("acc", "exact_match")
         )
         cost = "" if share is None else f"; so far {share:.1%} of the time in training steps"
-        self.say(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
+        self.log(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
 
     def _abilities(self, step: int, tokens: int) -> None:
         """When this run will gain the abilities whose thresholds are known, from its iid losses so far."""
-        found = abilities_ahead(self.thresholds, self.iid, self.plan.step_tokens, self.log.directory)
+        found = abilities_ahead(self.thresholds, self.iid, self.plan.step_tokens, self.run_log.directory)
         if not found:
             return
         values = {
@@ -130,11 +130,11 @@ class Recorder:
             }.items()
         }
         self._write("abilities", step=step, tokens=tokens, value=values)
-        self.say(f"abilities   step {step}  {said(found)}")
+        self.log(f"abilities   step {step}  {said(found)}")
 
     def _write(self, kind: str, **values) -> None:
         """A line of metrics.jsonl, and of it what W&B shows."""
-        shown = view(self.log.write(kind, **values))
+        shown = view(self.run_log.write(kind, **values))
         if shown is not None:
             self.mirror.log(shown)
 

@@ -13,14 +13,15 @@ from torch.nn.utils import clip_grad_norm_
 
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks, sum_over_ranks
-from emergence_train.evaluation.positions import IGNORED, PositionAccumulator
-from emergence_train.training.anomalies import Judge, Skips
+from emergence_train.evaluation.positions import IGNORED
+from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+from emergence_train.faults.watchdog import Watchdog
+from emergence_train.parallel.ranks import Ranks, all_reduce_sum
+from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training.engine import graphs_possible
 from emergence_train.training.main_gradients import step_applied
 from emergence_train.training.micro_batch import MicroBatch
-from emergence_train.training.watchdog import Watchdog
-from emergence_train.training.weights import weight_vector
+from emergence_train.training.position_weights import weight_vector
 
 
 class Stepper:
@@ -33,13 +34,13 @@ class Stepper:
         dataset: Dataset,
         ranks: Ranks,
         accumulator: PositionAccumulator,
-        skips: Skips,
-        judge: Judge,
+        skipped: SkippedBatches,
+        detector: AnomalyDetector,
         watch: Watchdog,
         log: Callable[[str], None] = print,
     ) -> None:
         self.engine, self.dataset, self.ranks = engine, dataset, ranks
-        self.batch_of, self.at, self.judge = skips.batch, watch.at, judge
+        self.batch_of, self.at, self.detector = skipped.batch, watch.at, detector
         self.batch, self.micro = config.training.batch, config.training.micro_batch
         self.rounds = self.batch // (self.micro * ranks.world)
         self.document_mask = config.training.document_mask
@@ -80,16 +81,16 @@ class Stepper:
         if self.clip is None:
             norm, applied = self.engine.get_global_grad_norm(), step_applied(self.engine)
         self.at("adding up the loss", step)
-        return totals if self.skip_spikes else sum_over_ranks(totals), norm, applied
+        return totals if self.skip_spikes else all_reduce_sum(totals), norm, applied
 
     def _unless_spike(self, totals, tokens, targets, document_ids, scale) -> torch.Tensor:
         """The last micro-batch of a step that is left out where its loss is a spike; totals over all ranks, it included."""
         loss, own = self.micro_batch.forward(tokens, targets, document_ids)
         totals[:2].add_(own)
-        totals = sum_over_ranks(totals)
+        totals = all_reduce_sum(totals)
         loss = loss if scale is None else loss * scale
         # Every optimizer of DeepSpeed leaves out a step whose gradient is not finite; so will this one be.
-        spike = self.judge.spike((totals[1] / totals[0]).item())
+        spike = self.detector.spike((totals[1] / totals[0]).item())
         self.engine.backward(loss * math.nan if spike else loss)
         return totals
 
@@ -119,7 +120,7 @@ class Stepper:
         if not self.document_mask:
             return [None] * len(batches)
         valid = torch.stack([self._weight(targets) for _, targets, _ in batches])
-        total = sum_over_ranks(valid.sum())
+        total = all_reduce_sum(valid.sum())
         return list(valid * (self.rounds * self.ranks.world) / total)
 
     def _weight(self, targets: torch.Tensor) -> torch.Tensor:

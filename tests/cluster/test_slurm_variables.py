@@ -15,10 +15,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emergence_train import cli, distributed, doctor
+from emergence_train import cli, doctor
 from emergence_train.cluster import launcher, slurm
 from emergence_train.cluster.slurm import Ancestry
 from emergence_train.errors import InputError
+from emergence_train.parallel import ranks as distributed
 from support import ROOT, command, metrics, small_config
 
 ITSELF, COMMAND = Ancestry(step="7.0"), Ancestry(task_itself=False, step="7.0")
@@ -44,10 +45,10 @@ STEP = BATCH | {
 
 
 def test_a_task_of_srun_knows_its_place():
-    place = launcher.find(STEP, ITSELF)
-    assert (place.rank, place.world, place.local_rank, place.first, place.note) == (6, 8, 2, False, None)
-    assert place.task.node == "gpu1" and place.task.name == "7.3.0" and "task 6 of 8" in place.launcher
-    assert launcher.find(STEP, COMMAND).task == place.task  # srun bash -c '...; emergence-train ...'
+    launch = launcher.find(STEP, ITSELF)
+    assert (launch.rank, launch.world, launch.local_rank, launch.is_rank0, launch.note) == (6, 8, 2, False, None)
+    assert launch.task.node == "gpu1" and launch.task.name == "7.3.0" and "task 6 of 8" in launch.launcher
+    assert launcher.find(STEP, COMMAND).task == launch.task  # srun bash -c '...; emergence-train ...'
 
 
 def test_one_node_needs_no_name_and_what_the_user_says_stands():
@@ -75,9 +76,9 @@ def test_where_rank_0_may_be_anywhere_its_node_is_not_guessed(change):
     ],
 )
 def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, seen):
-    place = launcher.find(environment, seen)
-    assert (place.rank, place.world, place.task) == (0, 1, None)
-    assert "job 7 has 8 tasks" in place.note and "srun" in place.note
+    launch = launcher.find(environment, seen)
+    assert (launch.rank, launch.world, launch.task) == (0, 1, None)
+    assert "job 7 has 8 tasks" in launch.note and "srun" in launch.note
 
 
 @pytest.mark.parametrize(
@@ -85,8 +86,8 @@ def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, see
     [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}],
 )
 def test_who_asked_for_one_process_hears_nothing(environment):
-    place = launcher.find(environment, ITSELF)
-    assert (place.rank, place.world, place.note) == (0, 1, None)
+    launch = launcher.find(environment, ITSELF)
+    assert (launch.rank, launch.world, launch.note) == (0, 1, None)
 
 
 def test_a_terminal_of_the_task_itself_changes_nothing():  # srun -n 8 --pty emergence-train ...
@@ -94,10 +95,10 @@ def test_a_terminal_of_the_task_itself_changes_nothing():  # srun -n 8 --pty eme
 
 
 def test_torchrun_counts_before_srun():
-    place = launcher.find(
+    launch = launcher.find(
         STEP | {"RANK": "1", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, COMMAND
     )
-    assert (place.launcher, place.rank, place.world, place.local_rank, place.task) == ("torchrun", 1, 16, 1, None)
+    assert (launch.launcher, launch.rank, launch.world, launch.local_rank, launch.task) == ("torchrun", 1, 16, 1, None)
 
 
 def test_mpirun_is_told_from_srun():
@@ -217,7 +218,7 @@ def test_jobs_that_run_beside_each_other_begin_at_different_ports(job, step, lat
 # --------------------------------------------------------------------------------------------------------- devices
 
 
-def task_place(local_rank: int, gpus_on_node: int) -> launcher.Place:
+def launch_of_task(local_rank: int, gpus_on_node: int) -> launcher.LaunchInfo:
     return launcher.find(STEP | {"SLURM_LOCALID": str(local_rank), "SLURM_GPUS_ON_NODE": str(gpus_on_node)}, ITSELF)
 
 
@@ -226,13 +227,15 @@ def task_place(local_rank: int, gpus_on_node: int) -> launcher.Place:
 )
 def test_the_device_of_a_task(local_rank, visible, on_node, index):
     """All eight in sight; one alone (--gpus-per-task); those of its socket (--gpu-bind=closest); two for each of four."""
-    assert distributed.device_index(task_place(local_rank, on_node), visible) == index
+    assert distributed.device_index(launch_of_task(local_rank, on_node), visible) == index
 
 
-@pytest.mark.parametrize("place", [task_place(1, 1), task_place(1, 0), launcher.Place("torchrun", 1, 2, 1)])
-def test_more_processes_than_devices_is_an_error(place):
+@pytest.mark.parametrize(
+    "launch", [launch_of_task(1, 1), launch_of_task(1, 0), launcher.LaunchInfo("torchrun", 1, 2, 1)]
+)
+def test_more_processes_than_devices_is_an_error(launch):
     with pytest.raises(InputError, match="local rank 1 has no GPU of its own"):
-        distributed.device_index(place, 1)
+        distributed.device_index(launch, 1)
 
 
 def test_deepspeed_hears_the_number_of_the_device(monkeypatch):

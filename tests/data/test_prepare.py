@@ -90,7 +90,7 @@ def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypat
         Dataset(data_of(broken, **small), seed=0)
     said = []
     prepare(data_of(broken, **small), said.append)
-    assert any("going on after" in line for line in said)
+    assert any("resuming after" in line for line in said)
     assert tree(broken) == tree(one)
 
 

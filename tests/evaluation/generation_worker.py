@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from emergence_train import config as configs
-from emergence_train.distributed import leave, start
 from emergence_train.evaluation.generation import generate
+from emergence_train.parallel.ranks import leave, start
 from emergence_train.training import engine as engines
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [17] * 7]

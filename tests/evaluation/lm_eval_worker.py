@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from emergence_train.data.tokenizer import END_OF_TEXT, load_file
-from emergence_train.distributed import leave, start
 from emergence_train.evaluation import lm_eval_adapter
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.parallel.ranks import leave, start
 
 if __name__ == "__main__":
     tokenizer, folder = load_file(Path(sys.argv[1])), Path(sys.argv[2])

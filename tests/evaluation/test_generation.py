@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from emergence_train import config as configs
-from emergence_train.distributed import Ranks, start
 from emergence_train.evaluation import generation
 from emergence_train.evaluation.generation import generate
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Cache, Decoder
+from emergence_train.parallel.ranks import Ranks, start
 from emergence_train.training.engine import initialise
 from support import ROOT
 
@@ -101,7 +101,7 @@ def test_ranks_run_the_same_number_of_forwards(monkeypatch):
         calls = []
         handle = made.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         # The sum over ranks of what is still open: the other rank is open for all six tokens, and found nothing.
-        monkeypatch.setattr(generation, "sum_over_ranks", lambda tensor: tensor + (tensor.numel() == 1))
+        monkeypatch.setattr(generation, "all_reduce_sum", lambda tensor: tensor + (tensor.numel() == 1))
         parts.append(generate(made, prompts, 6, lambda ids: len(ids) == 2, Ranks(rank, 2, rank, torch.device("cpu"))))
         forwards.append(len(calls))
         handle.remove()

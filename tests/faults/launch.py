@@ -17,8 +17,9 @@ from pathlib import Path
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import emergence_train.training.loop  # noqa: F401 - paid once, for all children
-from emergence_train import cli, distributed, files
+import emergence_train.training.run  # noqa: F401 - paid once, for all children
+from emergence_train import cli, files
+from emergence_train.parallel import ranks as distributed
 
 LEASE = 120.0  # seconds after which a run counts as hung
 

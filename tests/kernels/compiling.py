@@ -62,9 +62,9 @@ BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 def cross_entropy(dtype: str, arch: str, even: bool = True):
     """even: features that the block divides; not even: of which descriptors cannot take every number."""
-    from emergence_kernels.triton_backend import configs
-    from emergence_kernels.triton_backend import cross_entropy as module
-    from emergence_kernels.triton_backend import scale as scale_module
+    from emergence_kernels.backends import triton_configs as configs
+    from emergence_kernels.cross_entropy import triton as module
+    from emergence_kernels.cross_entropy import triton_scale as scale_module
 
     x = POINTER[dtype]
     types = {name: "*fp32:16" for name in ("max_ptr", "sum_ptr", "dot_ptr", "z_target_ptr")}
@@ -106,8 +106,8 @@ def cross_entropy(dtype: str, arch: str, even: bool = True):
 
 
 def loss_rows(dtype: str, arch: str):
-    from emergence_kernels.triton_backend import configs
-    from emergence_kernels.triton_backend import loss_rows as module
+    from emergence_kernels.backends import triton_configs as configs
+    from emergence_kernels.cross_entropy import triton_loss_rows as module
 
     names = ("scale_ptr", "loss_ptr", "lse_ptr", "entropy_ptr")
     types = {name: "*fp32:16" for name in names}
@@ -132,7 +132,7 @@ def cross_entropy_uneven(dtype: str, arch: str):
 
 
 def rms_norm(dtype: str, arch: str):
-    from emergence_kernels.triton_backend import rms_norm as module
+    from emergence_kernels.rms_norm import triton as module
 
     types = {"rstd_ptr": "*fp32:16", "dw_ptr": "*fp32:16", "N": "i32", "D": "i32:16", "eps": "fp32"}
     types |= {name: "i32:16" for name in ("stride_x", "stride_residual", "stride_dy", "stride_d_residual")}
@@ -147,8 +147,8 @@ def rms_norm(dtype: str, arch: str):
 
 
 def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
-    from emergence_kernels.triton_backend import attention as module
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.attention import triton as module
+    from emergence_kernels.backends import triton_configs as configs
 
     kernels = {"forward": module._forward_kernel, "dkdv": module._dkdv_kernel, "dq": module._dq_kernel}
     types = {"lse_ptr": "*fp32:16", "delta_ptr": "*fp32:16", "ids_ptr": "*i64:16", "range_ptr": "*i32:16"}
@@ -202,7 +202,7 @@ def attention_uneven(dtype: str, arch: str):
 
 
 def rotary(dtype: str, arch: str):
-    from emergence_kernels.triton_backend import rotary as module
+    from emergence_kernels.rotary import triton as module
 
     types = {"cos_ptr": "*fp32:16", "sin_ptr": "*fp32:16", "T": "i32:16", "H": "i32", "G": "i32", "sign": "fp32"}
     for D, R in ((64, 32), (128, 64), (128, 32)):
@@ -217,7 +217,7 @@ def rotary(dtype: str, arch: str):
 
 
 def swiglu(dtype: str, arch: str):
-    from emergence_kernels.triton_backend import swiglu as module
+    from emergence_kernels.swiglu import triton as module
 
     types = {"N": "i32", "F": "i32:16", "stride_x": "i32:16", "stride_dy": "i32:16"}
     for F in (2752, 128, 16):  # a row for several programs; several rows a program
@@ -235,7 +235,7 @@ def swiglu(dtype: str, arch: str):
 
 def variants(dtype: str, arch: str):
     """Each explicit variant, in the place of the table's entry."""
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.backends import triton_configs as configs
 
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[dtype]
     for (where, size, block_d), named in configs.ATTENTION_VARIANTS.items():
@@ -283,7 +283,7 @@ SUITES = {
 
 def main(suite: str, *choices: str) -> None:
     """choices: dtypes and compute capabilities (90 for 9.0)."""
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.backends import triton_configs as configs
 
     dtypes = [choice for choice in choices if choice in POINTER]
     for number in [int(choice) for choice in choices if choice.isdigit()] or (80, 90):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emergence_kernels.compiled import build, library
+from emergence_kernels.backends import build, library
 
 CUDA = torch.cuda.is_available()
 # The interpreter must be chosen before Triton is first imported. If some other test module was quicker,

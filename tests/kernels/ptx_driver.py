@@ -164,8 +164,8 @@ def install(arch: int) -> None:
     import triton
     from triton.backends.nvidia.compiler import CUDABackend
 
-    from emergence_kernels import dispatch
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.backends import dispatch
+    from emergence_kernels.backends import triton_configs as configs
 
     # The "binary" that is kept, cached and loaded is the PTX. The hash keeps it apart from real ones.
     CUDABackend.make_cubin = lambda self, source, *rest: source.encode()

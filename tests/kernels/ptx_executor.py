@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ptx_reader
 
-from emergence_kernels.compiled import build
+from emergence_kernels.backends import build
 
 SOURCES = Path(__file__).with_name("ptx")
 MAP_MAGIC = struct.pack("<Q", 0x70616D726F736E74)  # products.h

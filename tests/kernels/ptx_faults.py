@@ -40,8 +40,10 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
     import ptx_of_nvcc
 
     from conftest import BUILT
-    from emergence_kernels.attention_options import Options
-    from emergence_kernels.compiled import attention_hopper, attention_mma, build, library
+    from emergence_kernels.attention import hopper as attention_hopper
+    from emergence_kernels.attention import mma as attention_mma
+    from emergence_kernels.attention.options import Options
+    from emergence_kernels.backends import build, library
 
     path = BUILT / "emulated.so"
     build.build("emulated", path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import ptx_executor
 import ptx_reader
 
-from emergence_kernels.compiled import build
+from emergence_kernels.backends import build
 
 launches = Counter()  # by kernel
 MAP_FIELDS = 96  # bytes of emulate_hopper.h's TensorMap

@@ -14,8 +14,8 @@ from kernel_checks import assert_as_good, leaves, of_attention
 
 import emergence_kernels as ek
 from conftest import COMPILED
-from emergence_kernels.attention_options import Options
-from emergence_kernels.document_ranges import overlapping_and_equal_blocks, overlapping_blocks
+from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks, overlapping_blocks
+from emergence_kernels.attention.options import Options
 
 
 def plain(q, k, v, causal=True, scale=None, document_ids=None, window=None):
@@ -169,7 +169,7 @@ def test_deterministic_and_second_backward(backend, device):
 
 def test_torch_may_ask_for_determinism(device, monkeypatch):
     q = torch.randn(1, 9, 2, 16, device=device, requires_grad=True)
-    op, seen = importlib.import_module("emergence_kernels.ops.attention"), []
+    op, seen = importlib.import_module("emergence_kernels.attention.op"), []
     monkeypatch.setattr(op._Eager, "apply", lambda *inputs: seen.append(inputs[7]) or inputs[:1])
     monkeypatch.setattr(op, "resolve_backend", lambda *_: "cuda")
     ek.attention(q, q, q)
@@ -179,8 +179,8 @@ def test_torch_may_ask_for_determinism(device, monkeypatch):
 
 
 def test_lse_is_kept(fused, device):
-    module = "triton_backend" if fused == "triton" else "compiled"
-    forward = importlib.import_module(f"emergence_kernels.{module}.attention").forward
+    module = "triton" if fused == "triton" else "compiled"
+    forward = importlib.import_module(f"emergence_kernels.attention.{module}").forward
     q, k, v = make((1, 37, 2, 2, 16), "plain", of_attention(fused), device)
     _, lse2 = forward(q, k, v, Options())
     scores = torch.einsum("bthd,bshd->bhts", q.double(), k.double()) / 4
@@ -194,7 +194,7 @@ def test_tensor_descriptors(case, triton_only, device, monkeypatch):
     """The candidate that reads keys and values by descriptors gives the same."""
     import dataclasses
 
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.backends import triton_configs as configs
 
     if configs.architecture(device) == "sm_80":
         pytest.skip("tensor descriptors need sm_90")
@@ -256,7 +256,7 @@ def test_whole_graph(backend, device):
 
 def test_flash_by_sdpa(device, monkeypatch):
     """The flash backend's own calls, as far as a CPU has such kernels: layout, grouping, scale, whole graphs."""
-    from emergence_kernels import flash_backend
+    from emergence_kernels.attention import flash as flash_backend
 
     monkeypatch.setattr(flash_backend, "generation", lambda q: None)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -276,7 +276,7 @@ def test_flash_by_sdpa(device, monkeypatch):
     [(9, 91900, True), (9, 91500, False), (10, 92000, True), (8, 91900, False), (12, 91900, False), (9, None, False)],
 )
 def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, monkeypatch):
-    from emergence_kernels import flash_backend
+    from emergence_kernels.attention import flash as flash_backend
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, 0))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
@@ -304,7 +304,7 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
 )
 def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkeypatch):
     """The fourth comes as a part of a package that only the second makes whole."""
-    from emergence_kernels import flash_backend
+    from emergence_kernels.attention import flash as flash_backend
 
     for name in there:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkey
 )
 def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monkeypatch):
     """And called as it wants to be."""
-    from emergence_kernels import flash_backend
+    from emergence_kernels.attention import flash as flash_backend
 
     seen = {}
 
@@ -356,8 +356,8 @@ def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monk
 
 
 def test_what_flash_refuses(monkeypatch):
-    from emergence_kernels import flash_backend
-    from emergence_kernels.flash_backend import why_not
+    from emergence_kernels.attention import flash as flash_backend
+    from emergence_kernels.attention.flash import why_not
 
     monkeypatch.setattr(flash_backend, "generation", lambda q: None)
 

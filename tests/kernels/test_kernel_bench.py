@@ -113,8 +113,8 @@ def test_a_variant_takes_its_place_and_leaves_it(triton_only, device, monkeypatc
     """The benchmark's candidates run by their own tile table, which is as it was afterwards."""
     import dataclasses
 
+    from emergence_kernels.backends import triton_configs as configs
     from emergence_kernels.bench import losses, variants
-    from emergence_kernels.triton_backend import configs
 
     key = configs.architecture(device), 4, False
     usual = configs.LOGITS[key]

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from emergence_kernels import choices
-from emergence_kernels.attention_options import Options
+from emergence_kernels.attention import flash
+from emergence_kernels.attention.op import checked
+from emergence_kernels.attention.options import Options
+from emergence_kernels.backends import ranking as choices
+from emergence_kernels.backends.dispatch import resolve_backend
 from emergence_kernels.bench import draw
-from emergence_kernels.dispatch import resolve_backend
-from emergence_kernels.ops.attention import checked
 
 GPU = torch.device("cuda")
 
@@ -28,12 +29,12 @@ def measured(monkeypatch, tmp_path):
     """Makes a table of runs the one in force, on a pretended H100 with everything built."""
 
     def use(*runs: dict) -> None:
-        monkeypatch.setattr(choices, "FILE", tmp_path / "choices.json")
+        monkeypatch.setattr(choices, "FILE", tmp_path / "ranking.json")
         choices.write(choices.from_results(list(runs)))
         choices._table.cache_clear()
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr("emergence_kernels.dispatch.why_not", lambda *_: None)
+    monkeypatch.setattr("emergence_kernels.backends.dispatch.why_not", lambda *_: None)
     yield use
     choices._table.cache_clear()
 
@@ -78,8 +79,10 @@ def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -
 @pytest.fixture
 def limited(monkeypatch):
     """Only what the inputs themselves rule out is ruled out."""
-    monkeypatch.setattr("emergence_kernels.dispatch.why_not", lambda backend, op, device, limits: limits.get(backend))
-    monkeypatch.setattr("emergence_kernels.flash_backend.generation", lambda q: None)
+    monkeypatch.setattr(
+        "emergence_kernels.backends.dispatch.why_not", lambda backend, op, device, limits: limits.get(backend)
+    )
+    monkeypatch.setattr(flash, "generation", lambda q: None)
 
 
 def test_an_unmeasured_mask_takes_the_causal_order(measured, limited):
@@ -161,7 +164,8 @@ def test_a_cpu_run_and_another_architecture_say_nothing(measured):
 def test_what_cannot_run_is_passed_over(measured, monkeypatch):
     measured(run(row("emergence cuda", 1.0), row("emergence triton", 2.0)))
     monkeypatch.setattr(
-        "emergence_kernels.dispatch.why_not", lambda backend, *_: "it is not built" if backend == "cuda" else None
+        "emergence_kernels.backends.dispatch.why_not",
+        lambda backend, *_: "it is not built" if backend == "cuda" else None,
     )
     assert auto("rms_norm", 1024) == "triton"
 
@@ -193,7 +197,7 @@ def test_one_command_writes_the_table(measured, tmp_path, capsys):
 
 
 def test_the_table_that_is_committed_is_of_results_that_are():
-    """Nobody edits choices.json by hand."""
+    """Nobody edits ranking.json by hand."""
     from pathlib import Path
 
     stored = Path(__file__).parents[2] / "benchmarks" / "results"

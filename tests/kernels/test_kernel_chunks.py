@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import emergence_kernels as ek
-from emergence_kernels.chunks import LogitChunks, equal_rows, padded
+from emergence_kernels.cross_entropy.chunks import LogitChunks, equal_rows, padded
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129, 8192, 16384, 100_003])
@@ -35,7 +35,7 @@ def test_gradients_never_begin_before_their_logits():
 
 def test_backward_of_one_touches_nothing(triton_only, device):
     """loss.backward() sends exactly 1: gradients made in the forward pass are handed out as they are."""
-    from emergence_kernels.triton_backend.scale import scale
+    from emergence_kernels.cross_entropy.triton_scale import scale
 
     x = torch.randn(5000, device=device).bfloat16()
     kept = x.clone()
@@ -50,7 +50,7 @@ def test_backward_of_one_touches_nothing(triton_only, device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_dw_of_several_chunks_is_rounded_once(dtype, triton_only, device, monkeypatch):
     """Summed in float32, scaled in backward and only then rounded: no worse than rounding the exact sum."""
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.backends import triton_configs as configs
 
     hidden, weight = torch.randn(1, 40, 16, device=device).to(dtype), (torch.randn(50, 16, device=device) / 4).to(dtype)
     targets = torch.randint(50, (1, 40), device=device)

@@ -32,7 +32,7 @@ def compiled(suite: str, *choices: str, tables: tuple[str, ...] = ("sm_80", "sm_
 
 
 def spilled_bytes(row: dict) -> int:
-    """What a thread may spill: a little in Hopper's dkdv above head dim 64, for wide products (configs.py); else nothing."""
+    """What a thread may spill: a little in Hopper's dkdv above head dim 64, for wide products (triton_configs.py)."""
     uneven = row["suite"] == "attention_uneven"
     part, head = row["kernel"].split()[:2]
     if uneven and (row["arch"], row["kernel"]) == ("sm_80", "dq D=128 full"):
@@ -56,7 +56,7 @@ def check(rows: list[dict], with_matrix: tuple[str, ...]) -> None:
 
 def test_the_table_of_each_architecture():
     """12.x is newer than Hopper, and has 99 KB of shared memory."""
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.backends import triton_configs as configs
 
     tables = {major: configs.table_of(major) for major in (8, 9, 10, 11, 12)}
     assert tables == {8: "sm_80", 9: "sm_90", 10: "sm_90", 11: "sm_90", 12: "sm_80"}

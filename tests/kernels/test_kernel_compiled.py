@@ -18,10 +18,13 @@ import torch
 from kernel_checks import assert_as_good
 
 import emergence_kernels as ek
-from emergence_kernels.attention_options import Options
-from emergence_kernels.compiled import attention, build, cross_entropy, library, rms_norm
-from emergence_kernels.compiled.library import operations
-from emergence_kernels.dispatch import resolve_backend
+from emergence_kernels.attention import compiled as attention
+from emergence_kernels.attention.options import Options
+from emergence_kernels.backends import build, library
+from emergence_kernels.backends.dispatch import resolve_backend
+from emergence_kernels.backends.library import operations
+from emergence_kernels.cross_entropy import compiled as cross_entropy
+from emergence_kernels.rms_norm import compiled as rms_norm
 
 EMULATED = not torch.cuda.is_available()
 
@@ -349,7 +352,7 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
                 ), arch
     code = (
         "import torch\n"
-        "from emergence_kernels.compiled import library\n"
+        "from emergence_kernels.backends import library\n"
         "print(library.describe('cuda')); print(library.why_not('cuda', torch.device('cpu')))\n"
         "print(torch.ops.emergence_cuda.loss_rows.default._schema)"
     )

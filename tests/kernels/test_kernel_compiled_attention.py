@@ -9,7 +9,9 @@ from kernel_checks import assert_as_good, leaves
 from test_kernel_attention import documents, plain
 
 import emergence_kernels as ek
-from emergence_kernels.compiled import attention, attention_mma, library
+from emergence_kernels.attention import compiled as attention
+from emergence_kernels.attention import mma as attention_mma
+from emergence_kernels.backends import library
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import emergence_kernels as ek
-from emergence_kernels.dispatch import resolve_backend, what_takes
+from emergence_kernels.backends.dispatch import resolve_backend, what_takes
 
 PACKAGE = Path(ek.__file__).parent
 CPU = torch.device("cpu")
@@ -40,18 +40,18 @@ def test_auto_on_a_cpu_is_the_compiled_library(cpu_library):
 
 def test_auto_on_a_gpu(monkeypatch):
     cuda = torch.device("cuda")
-    monkeypatch.setattr("emergence_kernels.dispatch.HAS_TRITON", True)
+    monkeypatch.setattr("emergence_kernels.backends.dispatch.HAS_TRITON", True)
     assert resolve_backend("auto", "rms_norm", cuda) == "triton"
     assert resolve_backend("auto", "attention", cuda) == "flash"
     assert resolve_backend("auto", "attention", cuda, {"flash": "no"}) == "triton"
     # Never kernels that nobody has measured, whatever else cannot.
     nothing = {"flash": "no", "triton": "no"}
-    monkeypatch.setattr("emergence_kernels.compiled.library.why_not", lambda *_: None)
+    monkeypatch.setattr("emergence_kernels.backends.library.why_not", lambda *_: None)
     assert resolve_backend("cuda", "attention", cuda, nothing) == "cuda"
     assert resolve_backend("auto", "attention", cuda, nothing) == "torch"
     assert resolve_backend("auto", "position_loss", cuda, None, ("triton",)) == "torch"
     assert resolve_backend("triton", "position_loss", cuda, None, ("triton",)) == "triton"
-    monkeypatch.setattr("emergence_kernels.dispatch.HAS_TRITON", False)
+    monkeypatch.setattr("emergence_kernels.backends.dispatch.HAS_TRITON", False)
     assert resolve_backend("auto", "rms_norm", cuda) == "torch"
 
 

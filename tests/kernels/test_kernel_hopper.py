@@ -18,9 +18,10 @@ import torch
 from kernel_checks import assert_as_good, leaves
 from test_kernel_attention import documents, make, plain
 
-from emergence_kernels.attention_options import Options
-from emergence_kernels.compiled import attention_hopper, build, library
-from emergence_kernels.document_ranges import overlapping_and_equal_blocks
+from emergence_kernels.attention import hopper as attention_hopper
+from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks
+from emergence_kernels.attention.options import Options
+from emergence_kernels.backends import build, library
 
 CUDA = torch.cuda.is_available()
 

@@ -7,7 +7,7 @@ from loss_cases import CASES, IGNORE, ordinary, token_losses
 
 import emergence_kernels as ek
 from conftest import COMPILED
-from emergence_kernels.reference import cross_entropy as reference
+from emergence_kernels.cross_entropy import reference
 
 
 def plain_loss(hidden, weight, targets, z_loss, softcap):
@@ -83,7 +83,7 @@ def test_float16_small_upstream(triton_only, device):
 def test_chunks_do_not_matter(dtype, backend, device):
     inputs = CASES["edges ignored"]().to(dtype, device)
     if backend == "triton":
-        from emergence_kernels.triton_backend import cross_entropy as module
+        from emergence_kernels.cross_entropy import triton as module
     else:
         module = reference
     hidden, targets = inputs.hidden.flatten(0, 1), inputs.targets.flatten()

@@ -6,7 +6,7 @@ from kernel_checks import DTYPES, assert_as_good, leaves, narrow
 from loss_cases import CASES, IGNORE, ordinary, token_losses
 
 import emergence_kernels as ek
-from emergence_kernels.reference import cross_entropy as reference
+from emergence_kernels.cross_entropy import reference
 
 Z_LOSS = 1e-3
 
@@ -86,7 +86,7 @@ def test_chunks_do_not_matter(dtype, backend, device):
     """The same rows in chunks of 1, 16 and all: losses to the bit, dW within the accumulation's rounding."""
     inputs = CASES["edges ignored"]().to(dtype, device)
     if backend == "triton":
-        from emergence_kernels.triton_backend.cross_entropy import fused_rows
+        from emergence_kernels.cross_entropy.triton import fused_rows
     else:
         fused_rows = reference.fused_rows
     hidden, targets = inputs.hidden.flatten(0, 1), inputs.targets.flatten()
@@ -112,7 +112,7 @@ def test_chunks_do_not_matter(dtype, backend, device):
 def test_many_chunks_add_up_in_float32(backend, device):
     """128 chunks of bfloat16 products, all of one sign: a sum kept in bfloat16 would stop growing after a few."""
     if backend == "triton":
-        from emergence_kernels.triton_backend import cross_entropy as module
+        from emergence_kernels.cross_entropy import triton as module
     else:
         module = reference
     N, D, V = 512, 8, 16
@@ -135,7 +135,7 @@ def test_tensor_descriptors(split, triton_only, device, monkeypatch):
     """Candidates of the tile table: operands by tensor descriptors, and tiles finished in halves."""
     import dataclasses
 
-    from emergence_kernels.triton_backend import configs
+    from emergence_kernels.backends import triton_configs as configs
 
     if configs.architecture(device) == "sm_80":
         pytest.skip("tensor descriptors need sm_90")
@@ -342,7 +342,7 @@ def test_wrong_values(device, monkeypatch):
 
 def test_a_target_outside_reads_nothing_wild(triton_only, device, monkeypatch):
     """What the kernels do when nobody checked: an infinite loss."""
-    monkeypatch.setattr("emergence_kernels.checks.checks_values", lambda device: False)
+    monkeypatch.setattr("emergence_kernels.backends.checks.checks_values", lambda device: False)
     hidden, weight = torch.randn(1, 3, 8, device=device), torch.randn(11, 8, device=device)
     targets = torch.tensor([[1, 5000, 2]], device=device)
     out = ek.position_loss(hidden, weight, targets, backend="triton")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emergence_kernels.compiled import build
+from emergence_kernels.backends import build
 from support import ROOT
 
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ from test_kernel_rotary import angles
 from test_kernel_rotary import plain as plain_rotary
 
 import emergence_kernels as ek
-from emergence_kernels.compiled import attention as compiled_attention
-from emergence_kernels.compiled import attention_hopper
+from emergence_kernels.attention import compiled as compiled_attention
+from emergence_kernels.attention import hopper as attention_hopper
 
 # name: (B, T, H, G, D), R, options
 CASES = {
@@ -82,7 +82,7 @@ def test_every_rotation_with_attention_by_others(rotation, case, device, request
         rotation == "cpu" and device.type != "cpu" or request.getfixturevalue(f"{rotation}_library")
     ):
         pytest.skip("not here")
-    from emergence_kernels.ops import rotary_attention as module
+    from emergence_kernels.attention import rotary_attention as module
 
     chosen = module.resolve_backend
     monkeypatch.setattr(module, "resolve_backend", lambda _, op, *rest: chosen(rotation, op, *rest))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emergence_kernels.compiled import build
+from emergence_kernels.backends import build
 
 
 @pytest.fixture(scope="module")

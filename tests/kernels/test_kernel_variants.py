@@ -7,12 +7,12 @@ from test_kernel_attention import plain
 
 import emergence_kernels as ek
 from conftest import COMPILED, NVCC
-from emergence_kernels.reference.cross_entropy import chunk_rows
+from emergence_kernels.cross_entropy.reference import chunk_rows
 
 if not COMPILED or NVCC:
     pytest.skip("Triton's interpreter has tiles of its own", allow_module_level=True)
 
-from emergence_kernels.triton_backend import configs  # noqa: E402
+from emergence_kernels.backends import triton_configs as configs  # noqa: E402
 
 ARCHITECTURE = configs.architecture(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 LOSSES = configs.LOGITS_VARIANTS.get((ARCHITECTURE, 2, False), {})

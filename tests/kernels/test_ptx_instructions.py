@@ -9,7 +9,7 @@ from ptx_executor import LaunchError, Program
 from ptx_reader import PtxError
 from ptx_snippets import map_lanes, run, text
 
-from emergence_kernels.compiled import build
+from emergence_kernels.backends import build
 
 pytestmark = pytest.mark.skipif(build.host_compiler() is None, reason="g++ is not on the path")
 LANES = torch.arange(32, dtype=torch.int32)

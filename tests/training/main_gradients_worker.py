@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emergence_train import config as configs
-from emergence_train.distributed import leave, start
+from emergence_train.parallel.ranks import leave, start
 from emergence_train.training import engine as engines
 from emergence_train.training import main_gradients
 

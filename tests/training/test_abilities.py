@@ -8,8 +8,8 @@ import yaml
 
 from emergence_train.analysis.emergence.ability_watch import Threshold, abilities_ahead, read_thresholds, said
 from emergence_train.errors import InputError
-from emergence_train.training.mirror import view
-from emergence_train.training.sync import _points
+from emergence_train.tracking.sync import _points
+from emergence_train.tracking.wandb import view
 from support import command, metrics
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from test_loop import run_script
+from test_run import run_script
 
 from emergence_train.training.main_gradients import AccumulatingLinear
 from support import ROOT

@@ -19,7 +19,7 @@ from emergence_train.analysis.emergence.forecast import OBSERVED, Outlook, cross
 from emergence_train.analysis.emergence.law import fit_size_law, least_size, losses_at_equal_tokens
 from emergence_train.analysis.emergence.mirage import binned, continuous, emergence_score, mirage
 from emergence_train.analysis.emergence.size import SizeEffect, collapse, size_effect
-from emergence_train.analysis.emergence.table import Task
+from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 
 CONVENTION = (
@@ -38,7 +38,7 @@ LEAST_UNIGRAM = 5.0
 class Finding:
     """One task's metric with everything found about it."""
 
-    task: Task
+    task: TaskMetric
     verdict: Verdict
     size: SizeEffect
 
@@ -98,7 +98,7 @@ def investigate(paths: str | Path | Iterable[str | Path]) -> tuple[dict, list[Fi
     return _plain(result), findings
 
 
-def find(task: Task) -> Finding:
+def find(task: TaskMetric) -> Finding:
     """Verdict, threshold and size effect of one task. The random numbers depend on the task's names alone."""
     rng = generator(task.family, task.task, task.metric)
     if np.ptp(task.rows.y) == 0 and task.rows.items is None:
@@ -112,7 +112,7 @@ def find(task: Task) -> Finding:
     return Finding(task, verdict, size_effect(task, rng))
 
 
-def _or_unknown(task: Task, verdict: Verdict) -> Verdict:
+def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
     """An emergent verdict where the unigram model's loss is not known: it stands where every plausible unigram model would do,
     and what it rests on becomes a note; else it is not identified."""
     if verdict.name != "emergent" or task.frame.attrs.get("unigram") is not None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.runs import planned_rates
-from emergence_train.analysis.schedule import Plan
 from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.errors import InputError
 
@@ -68,12 +68,12 @@ def outlook(run: str, rows: pd.DataFrame, directory: Path | None, rng, until: fl
     return Outlook(run, params, tokens, loss, future, one.mean + z * one.sd - decay, planned, "; ".join(one.notes))
 
 
-def _plan(directory: Path | None, tokens: np.ndarray, step: np.ndarray) -> tuple[Plan | None, float, bool]:
+def _plan(directory: Path | None, tokens: np.ndarray, step: np.ndarray) -> tuple[PlannedSchedule | None, float, bool]:
     """(learning rates by step, last token to forecast to, whether that is the planned end)."""
     if directory is not None and (directory / "config.yaml").is_file():
         rates = planned_rates(directory / "config.yaml")
         if rates is not None:
-            return Plan(rates[:, 0] / (tokens[-1] / step[-1]), rates[:, 1]), float(rates[-1, 0]), True
+            return PlannedSchedule(rates[:, 0] / (tokens[-1] / step[-1]), rates[:, 1]), float(rates[-1, 0]), True
     return None, HORIZON * float(tokens[-1]), False
 
 

@@ -13,7 +13,7 @@ from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
 from emergence_train.analysis.emergence.shapes import PRIOR_DISPERSION, neighbour_correlation
-from emergence_train.analysis.emergence.table import Task
+from emergence_train.analysis.emergence.table import TaskMetric
 
 PERMUTATIONS = 999
 SEGMENTS = 4  # at most; a run is cut into so many pieces for the permutation test
@@ -36,7 +36,7 @@ class SizeEffect:
         return shown | ({"reason": self.reason} if self.reason else {}) | self.details
 
 
-def size_effect(task: Task, rng: np.random.Generator) -> SizeEffect:
+def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     """The effect of size at equal loss, or why there is no telling."""
     frame = task.frame
     params = frame["params"].to_numpy(float)
@@ -206,7 +206,7 @@ def _permutation(without, rest, weight, x, run, inflation: float, strange: bool,
     return p, max(2 / ways, 1 / (1 + PERMUTATIONS))
 
 
-def held_out_sizes(task: Task) -> list[dict]:
+def held_out_sizes(task: TaskMetric) -> list[dict]:
     """Each size predicted by the others' curve where their losses reach: error against what noise alone would give."""
     frame, rows = task.frame, task.rows
     params, loss = frame["params"].to_numpy(float), frame["loss"].to_numpy(float)
@@ -232,7 +232,7 @@ def held_out_sizes(task: Task) -> list[dict]:
     return found
 
 
-def collapse(task: Task) -> dict:
+def collapse(task: TaskMetric) -> dict:
     """Share of the variance that a monotone curve explains: of loss, and of training compute (6 x parameters x tokens).
 
     Sizes that share one curve of loss and none of compute are what arXiv 2403.15796 reports.

@@ -22,7 +22,7 @@ NUMBERS = re.compile(r"[-_.\s]*(seed|run|step|v)?[-_.]?\d*$", re.IGNORECASE)
 
 
 @dataclass
-class Task:
+class TaskMetric:
     """One metric of one task over runs whose losses compare. `frame` has the rows of the loss range, `x` in [0, 1]."""
 
     task: str
@@ -49,7 +49,7 @@ class Task:
         return float(self.loss_from + x * (self.loss_to - self.loss_from))
 
 
-def load(paths: str | Path | Iterable[str | Path]) -> tuple[list[Task], list[str]]:
+def load(paths: str | Path | Iterable[str | Path]) -> tuple[list[TaskMetric], list[str]]:
     """Every (family, task, metric) of the evaluations in `paths`, and notes on the whole table."""
     frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True)
     notes = [f"column {name!r} is missing" for name in frame.attrs["missing"]]
@@ -113,7 +113,7 @@ def _stem(run: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 
-def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> Task:
+def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
     notes: list[str] = []
     sign = _direction(metric, frame, notes)
     chance = _one(frame["chance"])
@@ -157,7 +157,7 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> Task:
         frame["step"].to_numpy(float),
         items if share and items is not None and _binomial(y, items, metric) else None,
     )
-    return Task(
+    return TaskMetric(
         task,
         metric,
         family,
@@ -253,7 +253,7 @@ def _noise(
     return np.full(len(y), max(variance, 1e-12 + 1e-8 * float(np.var(y)))), known
 
 
-def _brier_chance(tasks: list[Task]) -> None:
+def _brier_chance(tasks: list[TaskMetric]) -> None:
     """Where a task's Brier score has no chance level, that of its accuracy gives it: 1 - 1 / options (sum convention)."""
     choice = {(t.family, t.task): t.chance for t in tasks if t.metric.startswith("acc") and np.isfinite(t.chance)}
     for task in tasks:
@@ -265,7 +265,7 @@ def _brier_chance(tasks: list[Task]) -> None:
             )
 
 
-def part(task: Task, keep: np.ndarray) -> Task:
+def part(task: TaskMetric, keep: np.ndarray) -> TaskMetric:
     """The task with only the rows where `keep` (n,) is True, on its own loss range."""
     frame = task.frame[keep].reset_index(drop=True)
     frame.attrs = dict(task.frame.attrs)

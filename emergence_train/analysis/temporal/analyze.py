@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import observed_rows, position_bins
 from emergence_train.analysis.runs import Series, load
-from emergence_train.analysis.schedule import Plan
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
 from emergence_train.analysis.temporal.mean_law import LAWS, Z
@@ -112,7 +112,9 @@ def forecast_final(
     if good.sum() < 2:
         return {"reason": f"not identified: {int(good.sum())} rows"}
     try:
-        one = forecast(step[good], loss[good], np.array([float(final_step)]), Plan(planned_steps, planned_lr))
+        one = forecast(
+            step[good], loss[good], np.array([float(final_step)]), PlannedSchedule(planned_steps, planned_lr)
+        )
     except InputError as error:
         return {"reason": str(error)}
     low, high = one.interval(95, noisy=False)

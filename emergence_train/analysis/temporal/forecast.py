@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emergence_train.analysis.schedule import Plan
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Curve, Fit, Z, fit, observed_part
 from emergence_train.errors import InputError
@@ -52,7 +52,7 @@ class Forecast:
 
 
 def forecast(
-    x: np.ndarray, y: np.ndarray, x_future: np.ndarray, plan: Plan | None, prior: priors.Prior | None = None
+    x: np.ndarray, y: np.ndarray, x_future: np.ndarray, plan: PlannedSchedule | None, prior: priors.Prior | None = None
 ) -> Forecast:
     """Forecast the loss at steps `x_future` (m,) from observed steps `x` (n,) ascending and losses `y` (n,) in nats.
 
@@ -73,7 +73,7 @@ def forecast(
     shift_low = np.zeros(len(x_future))
     used = plan
     if plan is None:
-        used = Plan(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
+        used = PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
         drop, _ = prior.decay("mixed", "fast^0.75", 1e-3)
         shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
         notes.append(
@@ -128,7 +128,7 @@ def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tu
     return mean, np.sqrt(np.maximum(second - mean**2, 0))
 
 
-def _backtest(x, y, plan: Plan, prior: priors.Prior, names: Sequence[str]) -> dict[str, float]:
+def _backtest(x, y, plan: PlannedSchedule, prior: priors.Prior, names: Sequence[str]) -> dict[str, float]:
     """Mean squared error, nats^2, with which each law forecasts the observed part after each origin."""
     errors: dict[str, list[float]] = {name: [] for name in names}
     for origin in ORIGINS:
@@ -154,7 +154,7 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
     return dict(zip(SCHEDULE_AWARE, (weight / weight.sum()).tolist()))
 
 
-def _identification(one: Fit, plan: Plan, x_future: np.ndarray) -> list[str]:
+def _identification(one: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
     """What the observed part cannot say, in words."""
     still = float(np.ptp(plan.decay(np.r_[0.0, x_future], one.law.kernels[2])))
     if one.decay_seen < 0.1 and still > 0.1:

@@ -7,7 +7,7 @@ of hypotheses (a grid), each solved in closed form, weighted by how well it expl
   schedule     ours: power law in sqrt(steps * summed rate) or in the summed rate, decay in intrinsic time.
                Reconstructed on public curves; see docs/notebook/
   annealing    L0 + A S1^-alpha - C S2, arXiv 2408.11029
-  multi-power  L0 + A S1^-alpha - LD, arXiv 2503.12811, with the shape of LD held (see schedule.MULTI_POWER)
+  multi-power  L0 + A S1^-alpha - LD, arXiv 2503.12811, with the shape of LD held (see planned_schedule.MULTI_POWER)
   paper        L0 + A / (1 + b N) up to a separation point, from there on it follows the learning rate:
                arXiv 2404.17785 as reconstructed (its a2 law); the separation point is one of HELD, chosen by fit
   power        L0 + A N^-alpha, the Kaplan-style baseline of arXiv 2404.17785, here with an offset
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emergence_train.analysis.schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, Plan
+from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, PlannedSchedule
 from emergence_train.analysis.temporal import priors
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
@@ -76,7 +76,7 @@ class Curve:
     sampling: float  # variance of a point by that noise where points are averages of many rows, else 0; nats^2
 
 
-def observed_part(x: np.ndarray, y: np.ndarray, plan: Plan | None) -> Curve:
+def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Curve:
     """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
 
     `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
@@ -113,7 +113,7 @@ class Fit:
     noise: float
     reference: dict[str, float]  # each clock at the window's end
     decay_seen: float  # change of the decay term in the window: B is identified by this alone
-    plan: Plan | None
+    plan: PlannedSchedule | None
     shapes: np.ndarray  # the grid behind the labels
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ class Fit:
         return words
 
 
-def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = None) -> Fit:
+def fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior | None = None) -> Fit:
     """Fit `law` to the observed part. One that knows the schedule needs a plan; `prior` defaults to the shipped one."""
     prior = prior or priors.SHIPPED
     if law.knows_schedule:
@@ -168,7 +168,7 @@ def fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior | None = 
     return one
 
 
-def _fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:
+def _fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:
     x, y = curve.x, curve.y
     reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
     features, labels = _features(law, x, plan, reference, shapes)
@@ -220,7 +220,7 @@ def _fit(law: Law, curve: Curve, plan: Plan | None, prior: priors.Prior, shapes:
     )
 
 
-def _clock(name: str, x: np.ndarray, plan: Plan | None) -> np.ndarray:
+def _clock(name: str, x: np.ndarray, plan: PlannedSchedule | None) -> np.ndarray:
     if name == "steps" or name.startswith("held"):
         return np.maximum(x, 1e-9)
     rate = np.maximum(plan.clock(x), 1e-9)
@@ -243,7 +243,7 @@ def _basis(kind: str, ratio: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.broadcast_to(-np.log(ratio), (len(shape), len(ratio)))
 
 
-def _features(law: Law, x: np.ndarray, plan: Plan | None, reference: dict[str, float], shapes: np.ndarray):
+def _features(law: Law, x: np.ndarray, plan: PlannedSchedule | None, reference: dict[str, float], shapes: np.ndarray):
     """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
     decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
     blocks, labels = [], []

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
+from emergence_train.analysis.planned_schedule import INTRINSIC, PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
-from emergence_train.analysis.schedule import INTRINSIC, Plan
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
 from emergence_train.analysis.temporal.mean_law import WINDOW, Z
@@ -67,7 +67,11 @@ class PositionForecast:
 
 
 def forecast_positions(
-    matrix: PositionMatrix, x: np.ndarray, x_future: np.ndarray, plan: Plan | None, prior: priors.Prior | None = None
+    matrix: PositionMatrix,
+    x: np.ndarray,
+    x_future: np.ndarray,
+    plan: PlannedSchedule | None,
+    prior: priors.Prior | None = None,
 ) -> PositionForecast:
     """Forecast every position at steps `x_future` (m,) from the observed checkpoints of `matrix` at steps `x` (C,).
 
@@ -209,7 +213,7 @@ class JointFit:
         return self._model(self._constants, np.asarray(x, float), np.asarray(position, float))
 
 
-def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, plan: Plan | None) -> JointFit:
+def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, plan: PlannedSchedule | None) -> JointFit:
     """Fit a0's and a1's best family and the schedule law of a2 to all late positions and checkpoints together.
 
     a0 = c0 + c1 basis, log a1 = c0 + c1 basis (so that a1 stays positive), a2 = L0 + A clock^-alpha - B decay with the
@@ -234,7 +238,7 @@ def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, pl
     return min(fits, key=lambda one: one[0])[1]
 
 
-def _joint_of(two_stage, plan: Plan, clock: str, kernel, steps, middle, y, root) -> tuple[float, JointFit]:
+def _joint_of(two_stage, plan: PlannedSchedule, clock: str, kernel, steps, middle, y, root) -> tuple[float, JointFit]:
     """The joint fit for one clock and kernel, and its cost."""
     a0, a1, one = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
     mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan.peak)

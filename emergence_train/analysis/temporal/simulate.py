@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.schedule import INTRINSIC, Plan
+from emergence_train.analysis.planned_schedule import INTRINSIC, PlannedSchedule
 from emergence_train.analysis.temporal.position_law import position_curve
 
 TOKENS_PER_STEP = 1000
@@ -41,7 +41,7 @@ class Truth:
     a0: tuple[float, float] = (4.0, 0.15)  # value at the end, slope on log N
     a1: tuple[float, float, float] = (0.12, 0.2, 20.0)  # q3, q1, q2 in units of 1 / run length
 
-    def curves(self, x: np.ndarray, plan: Plan):
+    def curves(self, x: np.ndarray, plan: PlannedSchedule):
         """a0, a1, a2 at steps x."""
         end = plan.x[-1]
         work = np.sqrt(np.maximum(plan.clock(x) * x, 1e-9)) / np.sqrt(plan.clock(plan.x[-1:])[0] * end)
@@ -74,7 +74,7 @@ def positions(
     steps: int = 20000,
     run: str = "simulated",
     split: str = "iid",
-) -> tuple[pd.DataFrame, Plan, np.ndarray]:
+) -> tuple[pd.DataFrame, PlannedSchedule, np.ndarray]:
     """A positions frame, the plan and the true losses (C, P).
 
     `shared` is the part of the sampling variance that is the same at all checkpoints, because the validation
@@ -83,7 +83,7 @@ def positions(
     truth = truth or Truth()
     x = np.round(np.linspace(steps / checkpoints, steps, checkpoints)).astype(int)
     grid = np.linspace(0, steps, 2001)
-    plan = Plan(grid, learning_rate(schedule, grid))
+    plan = PlannedSchedule(grid, learning_rate(schedule, grid))
     i = np.arange(1, length + 1)
     a0, a1, a2 = truth.curves(x.astype(float), plan)
     true = position_curve(a0[:, None], a1[:, None], a2[:, None], i)
@@ -123,7 +123,7 @@ def curve(
     x = np.unique(np.round(np.linspace(max(steps // rows, 1), steps, rows)).astype(int))
     grid = np.linspace(0, steps, 2001)
     rate = learning_rate(schedule, grid)
-    true = truth.curves(x.astype(float), Plan(grid, rate))[2]
+    true = truth.curves(x.astype(float), PlannedSchedule(grid, rate))[2]
     frame = pd.DataFrame(
         {
             "run": run,

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .. import flash_backend
-from ..compiled import attention as compiled_attention
-from ..compiled import attention_hopper
-from ..ops.attention import attention
-from ..reference.attention import attention as attention_torch
+from ..attention import compiled as compiled_attention
+from ..attention import flash as flash_backend
+from ..attention import hopper as attention_hopper
+from ..attention.op import attention
+from ..attention.reference import attention as attention_torch
 from . import variants
 from .contender import Case, Contender, relative
 

@@ -6,7 +6,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from .. import choices
+from ..backends import ranking as choices
 
 
 def _shape(row: dict) -> str:
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parse = argparse.ArgumentParser(description="Redraw tables (Markdown) and plots (PNG) beside benchmark results.")
     parse.add_argument("results", type=Path, nargs="+", help="JSON files, or folders to search")
     parse.add_argument("--no-plots", action="store_true", help="tables only (no matplotlib needed)")
-    parse.add_argument("--choices", action="store_true", help='also rewrite choices.json, what "auto" prefers on a GPU')
+    parse.add_argument("--choices", action="store_true", help='also rewrite ranking.json, what "auto" prefers on a GPU')
     args = parse.parse_args(argv)
     files = [f for path in args.results for f in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
     runs = {file: data for file in files if "suite" in (data := json.loads(file.read_text()))}  # not other benchmarks'

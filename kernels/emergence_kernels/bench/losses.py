@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.linear_cross_entropy import linear_cross_entropy
-from ..ops.position_loss import position_loss
+from ..cross_entropy.linear import linear_cross_entropy
+from ..cross_entropy.position_loss import position_loss
 from . import variants
 from .contender import Case, Contender, relative
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.rms_norm import rms_norm
-from ..ops.rotary import rotary
-from ..ops.swiglu import swiglu
-from ..reference.rotary import rotary as rotary_torch
+from ..rms_norm.op import rms_norm
+from ..rotary.op import rotary
+from ..rotary.reference import rotary as rotary_torch
+from ..swiglu.op import swiglu
 from .contender import Case, Contender, relative
 
 NORM_SHAPES = {

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 import torch._dynamo
 
-from ..compiled import library
-from ..dispatch import HAS_TRITON, IMPLEMENTED, interpreting
+from ..backends import library
+from ..backends.dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from . import attention, losses, norms, step
 from .contender import Case, Contender
 from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dispatch import HAS_TRITON
+from ..backends.dispatch import HAS_TRITON
 from .contender import Contender
 
 Where = tuple[dict, object]  # a table, and a key of it
@@ -17,7 +17,7 @@ def of_losses(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Where
     """name -> (where, entry): of logits kept in fewer bits, of the kernel over their rows, of the tiles of an evaluation."""
     if device.type != "cuda" or not HAS_TRITON:
         return {}
-    from ..triton_backend import configs
+    from ..backends import triton_configs as configs
 
     arch = configs.architecture(device)
     key = arch, dtype.itemsize, False
@@ -33,7 +33,7 @@ def of_losses(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Where
 def of_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, tuple[Where, object]]:
     if device.type != "cuda" or not HAS_TRITON:
         return {}
-    from ..triton_backend import configs
+    from ..backends import triton_configs as configs
 
     key = configs.architecture(device), dtype.itemsize, head_dim
     found = configs.ATTENTION_VARIANTS.get(key, {})

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import observed_rows, position_matrices
-from emergence_train.analysis.schedule import Plan
 from emergence_train.analysis.temporal import mean_law, priors, simulate
 from emergence_train.analysis.temporal.analyze import forecast_final
 from emergence_train.analysis.temporal.forecast import forecast
@@ -21,8 +21,8 @@ from emergence_train.files import write_json
 GRID = np.linspace(0, 20000, 2001)
 
 
-def plan_of(kind: str) -> Plan:
-    return Plan(GRID, simulate.learning_rate(kind, GRID))
+def plan_of(kind: str) -> PlannedSchedule:
+    return PlannedSchedule(GRID, simulate.learning_rate(kind, GRID))
 
 
 def curve_of(kind: str, seed=0, noise=0.003, rows=200, truth=None):
@@ -127,7 +127,7 @@ def test_too_short_is_not_identified():
 def test_a_young_run_that_has_not_bent_yet_is_not_trusted_to_level_off():
     """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which went on to 4.25 nats."""
     x, y = np.array([30.0, 60, 90, 120, 150]), np.array([6.543, 6.316, 6.204, 5.961, 5.755])
-    plan = Plan(np.array([0.0, 20, 1500]), np.array([0, 4e-3, 4e-4]))
+    plan = PlannedSchedule(np.array([0.0, 20, 1500]), np.array([0, 4e-3, 4e-4]))
     one = forecast(x, y, np.array([1500.0]), plan)
     assert any("where the loss levels off" in note for note in one.notes)
     low, high = one.interval(95)

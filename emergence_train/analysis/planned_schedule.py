@@ -1,0 +1,107 @@
+"""The learning rate of a whole run, past and planned, as the features that schedule-aware laws are linear in.
+
+A plan is the rate at every step of the run. What the laws need of it:
+
+clock(x)          S1(x), the rate summed over steps in units of the peak: "steps at peak rate" (arXiv 2408.11029)
+decay(x, kernel)  sum over steps k <= x of (e[k-1]^p - e[k]^p) G(k, x), e = rate / peak: how much of the rate's fall has
+                  taken effect at x. G = 1 is an immediate effect; the kernels below say how fast it comes.
+
+Warm-up does not count as a (negative) decay; later rises, as in restarts, do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.errors import InputError
+
+GRID = 600  # points on which a plan is kept; a cooldown of a tenth of the run still has sixty
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """G(age in steps, age in steps at peak rate, rate / peak at the fall, peak rate): the share of the effect there."""
+
+    name: str
+    power: float  # the effect is linear in (rate / peak)^power
+    effect: Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
+
+
+def _intrinsic(power: float) -> list[Kernel]:
+    # Age counts in steps at peak rate ("intrinsic time"): once the rate is near 0, nothing more is forgotten.
+    # Reconstructed: the forms and their constants were chosen on public curves (docs/notebook/, form of the loss).
+    return [
+        Kernel(f"fast^{power:g}", power, lambda age, work, rate, peak: -np.expm1(-work / 100)),
+        Kernel(f"slow^{power:g}", power, lambda age, work, rate, peak: 1 - (1 + work / 10) ** -0.5),
+    ]
+
+
+INTRINSIC = [kernel for power in (0.5, 0.75, 1.0) for kernel in _intrinsic(power)]
+# The annealing law (arXiv 2408.11029): momentum 0.999 a step. Its area S2 is 1000 times this sum.
+MOMENTUM = Kernel("momentum", 1.0, lambda age, work, rate, peak: 1 - 0.999**age)
+# The multi-power law (arXiv 2503.12811): G(x) = 1 - (1 + C x)^-beta with x = rate^-gamma * summed rate. C, beta, gamma
+# are held at round numbers near its authors' published fits of 25M to 400M parameters; free, they are not identified.
+MULTI_POWER = Kernel(
+    "multi-power", 1.0, lambda age, work, rate, peak: 1 - (1 + 2.0 * (rate * peak) ** -0.64 * work * peak) ** -0.6
+)
+# The rate itself, without any delay: the cosine part of a2 in arXiv 2404.17785 as reconstructed.
+AT_ONCE = Kernel("at-once", 1.0, lambda age, work, rate, peak: np.ones_like(work))
+
+
+class PlannedSchedule:
+    """The learning rate over a run: `x` in steps (ascending, any spacing) and `rate` at each, both (K,).
+
+    Between points the rate is linear; before the first one it rises linearly from 0 unless that is step 0 or 1 (a log
+    that starts after its warm-up); after the last it stays. Raises InputError for a rate that is never positive or is
+    not finite.
+    """
+
+    def __init__(self, x: np.ndarray, rate: np.ndarray) -> None:
+        x, rate = np.asarray(x, float), np.asarray(rate, float)
+        if len(x) == 0 or not np.all(np.isfinite(rate)) or np.any(rate < 0) or rate.max() <= 0:
+            raise InputError("learning rate: must be finite, not negative and somewhere above 0; mend the column lr")
+        self.peak = float(rate.max())
+        e = rate / self.peak
+        if x[0] > 1:
+            x, e = np.r_[0.0, x], np.r_[0.0, e]
+        elif x[0] > 0:
+            x, e = np.r_[0.0, x], np.r_[e[0], e]
+        self.warmup_end = self._end_of_warmup(x, e)
+        early = np.geomspace(max(x[-1] / 1e4, 1e-9), max(x[-1], 1e-9), 120)
+        self.x = np.unique(np.r_[np.linspace(0, x[-1], GRID), early, self.warmup_end])
+        self.e = np.interp(self.x, x, e)
+        self._clock = np.r_[0.0, np.cumsum((self.e[1:] + self.e[:-1]) / 2 * np.diff(self.x))]
+        self._middle = (self.x[1:] + self.x[:-1]) / 2
+        self._moving = (np.abs(np.diff(self.e)) > 1e-12) & (self.x[1:] > self.warmup_end)
+
+    @staticmethod
+    def _end_of_warmup(x: np.ndarray, e: np.ndarray) -> float:
+        """Where the rate first stops rising (0 when it starts at the top)."""
+        rising = np.diff(e) > 1e-9
+        if not rising[:2].any():
+            return 0.0
+        first = int(np.argmax(rising))
+        stop = np.flatnonzero(~rising[first:])
+        return float(x[first + stop[0]] if len(stop) else x[-1])
+
+    def share(self, x: np.ndarray) -> np.ndarray:
+        """Learning rate at steps `x` as a share of the peak."""
+        return np.interp(x, self.x, self.e)
+
+    def clock(self, x: np.ndarray) -> np.ndarray:
+        """Summed rate up to `x` in steps at peak rate; beyond the plan the last rate goes on."""
+        x = np.asarray(x, float)
+        return np.interp(x, self.x, self._clock) + np.maximum(x - self.x[-1], 0) * self.e[-1]
+
+    def decay(self, x: np.ndarray, kernel: Kernel) -> np.ndarray:
+        """How much of the rate's fall has taken effect at `x`: 0 before any decay, 1 long after a decay to 0."""
+        x = np.asarray(x, float)
+        fall = -np.diff(np.maximum(self.e, 0) ** kernel.power)[self._moving]
+        at = self._middle[self._moving]
+        if not len(fall):
+            return np.zeros_like(x)
+        age = x[:, None] - at
+        work = np.maximum(self.clock(x)[:, None] - np.interp(at, self.x, self._clock), 0)
+        rate = np.maximum(np.interp(at, self.x, self.e), 1e-4)
+        return np.where(age >= 0, kernel.effect(np.maximum(age, 0), work, rate, self.peak), 0) @ fall

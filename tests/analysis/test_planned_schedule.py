@@ -1,0 +1,71 @@
+"""The learning-rate plan: clocks, decays, warm-up."""
+
+import numpy as np
+import pytest
+
+from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, PlannedSchedule
+from emergence_train.analysis.temporal import simulate
+from emergence_train.errors import InputError
+
+X = np.linspace(0, 10000, 1001)
+
+
+def test_constant_rate():
+    plan = PlannedSchedule(X, np.full(1001, 3e-4))
+    assert plan.peak == 3e-4
+    assert plan.warmup_end == 0
+    np.testing.assert_allclose(plan.clock(X), X, atol=1e-6)
+    for kernel in (*INTRINSIC, MOMENTUM, MULTI_POWER, AT_ONCE):
+        assert np.all(plan.decay(X, kernel) == 0)
+
+
+def test_cosine_decay_at_once_is_one_minus_the_rate():
+    rate = 1e-3 * (0.1 + 0.45 * (1 + np.cos(np.pi * X / X[-1])))
+    plan = PlannedSchedule(X, rate)
+    inside = X[10:]  # half a grid cell of difference at most
+    np.testing.assert_allclose(plan.decay(inside, AT_ONCE), 1 - rate[10:] / 1e-3, atol=3e-3)
+    assert plan.clock(X[-1:])[0] == pytest.approx(10000 * 0.55, rel=1e-3)
+
+
+def test_a_sudden_drop_takes_effect_as_the_kernels_say():
+    plan = PlannedSchedule(np.array([0.0, 5000, 5010, 10000]), np.array([1e-3, 1e-3, 1e-4, 1e-4]))
+    at = plan._middle[plan._moving].mean()  # where the drop sits on the grid
+    after = np.array([at + 1000.0])
+    work = plan.clock(after) - plan.clock(np.array([at]))
+    assert plan.decay(after, MOMENTUM)[0] == pytest.approx(0.9 * (1 - 0.999**1000), rel=0.02)
+    fast = next(kernel for kernel in INTRINSIC if kernel.name == "fast^1")
+    assert plan.decay(after, fast)[0] == pytest.approx(0.9 * -np.expm1(-work[0] / 100), rel=0.05)
+    assert np.all(plan.decay(np.array([4000.0]), fast) == 0)
+
+
+@pytest.mark.parametrize("kernel", [*INTRINSIC, MOMENTUM, MULTI_POWER, AT_ONCE], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_decay_grows_from_nothing_to_at_most_all(kernel, kind):
+    values = PlannedSchedule(X, simulate.learning_rate(kind, X)).decay(X, kernel)
+    assert values[0] == 0
+    assert np.all(np.diff(values) > -1e-9)
+    assert values[-1] <= 1
+
+
+def test_warmup_is_not_a_negative_decay():
+    plan = PlannedSchedule(X, simulate.learning_rate("wsd", X))
+    assert plan.warmup_end == pytest.approx(100, abs=15)
+    assert np.all(plan.decay(np.linspace(0, 7900, 50), INTRINSIC[0]) == 0)
+
+
+def test_restarts_give_back_what_the_decay_took():
+    decay = PlannedSchedule(X, simulate.learning_rate("restarts", X)).decay(X, AT_ONCE)
+    assert decay[330] > 0.85
+    assert decay[345] < 0.1
+
+
+def test_a_log_that_starts_after_its_warmup():
+    plan = PlannedSchedule(np.arange(2000.0, 10001, 100), np.full(81, 3e-4))
+    assert plan.warmup_end == 2000
+    assert plan.clock(np.array([2000.0]))[0] == pytest.approx(1000, rel=0.01)
+
+
+@pytest.mark.parametrize("rate", [[0.0, 0.0], [1e-3, -1e-3], [1e-3, np.nan], [np.inf, 1e-3]])
+def test_impossible_rates(rate):
+    with pytest.raises(InputError, match="learning rate"):
+        PlannedSchedule(np.array([0.0, 10.0]), np.array(rate))
