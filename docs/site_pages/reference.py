@@ -29,7 +29,7 @@ BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def configuration() -> str:
     """Every key of a configuration file, with type, default and description."""
     from emergence_train.config import Config
-    from emergence_train.models.config import PRESETS
+    from emergence_train.models.presets import PRESETS
 
     lines = [
         "# Configuration",
