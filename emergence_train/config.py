@@ -27,17 +27,24 @@ class Source(Section):
 
     domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the domain, in logs and tables")
     files: list[str] | None = Field(
-        default=None, description="paths or globs: .txt, .md, .jsonl (also .gz, .xz), .parquet"
+        default=None,
+        description="paths or globs: .txt, .md, .jsonl, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet",
     )
     hub: str | None = Field(default=None, description="a Hugging Face data set, streamed")
     subset: str | None = Field(default=None, description="the hub data set's configuration name")
     hub_split: str = Field(default="train", description="the hub data set's split")
     sample: str | None = Field(default=None, description="a domain of the embedded sample")
-    text_field: str = Field(default="text", description="field or column that holds the text")
+    text_field: str = Field(default="text", description="field or column that holds the text; dotted for nested ones")
     weight: float = Field(
         default=1.0, ge=0, description="share of training tokens, relative; 0 keeps it out of training"
     )
     limit_documents: int | None = Field(default=None, ge=1, description="read at most this many documents")
+    document_characters: int | None = Field(
+        default=None,
+        ge=100,
+        description="a longer text file becomes several documents, cut at blank lines where there are any; default: some 128 "
+        "documents where a source is fewer than 32 text files, else 1,000,000 characters",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Source":
@@ -55,6 +62,9 @@ class Tokenizer(Section):
     vocab_size: int | None = Field(default=None, ge=257, description="train a byte-level BPE of this size")
     file: str | None = Field(default=None, description="a tokenizer.json")
     hub: str | None = Field(default=None, description="a Hugging Face tokenizer's name")
+    end_of_text: str | None = Field(
+        default=None, description="the token that closes a document, where it has a name of its own"
+    )
     train_bytes: int = Field(default=50_000_000, ge=1000, description="text read to train it")
 
     @model_validator(mode="after")
@@ -82,6 +92,12 @@ class Data(Section):
     tokenizer: Tokenizer = Field(description="trained here, or loaded")
     validation: Validation = Field(default=Validation(), description="the held-out sets")
     shard_tokens: int = Field(default=100_000_000, ge=1000, description="tokens a shard file")
+    bad_rows: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of a source's rows without usable text that is left out; more are refused",
+    )
     workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one per CPU")
 
     @model_validator(mode="after")

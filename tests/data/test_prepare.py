@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emergence_train.config import Data, Source
+from emergence_train.data import parts, sources, tokenizer
 from emergence_train.data import prepare as module
-from emergence_train.data import sources, tokenizer
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import document_hash, prepare
 from emergence_train.data.shards import TokenStream, token_dtype
@@ -73,7 +73,7 @@ def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypat
     assert len(json.loads((one / "dataset.json").read_text())["domains"]["manuals"]["shards"]) > 1
 
     broken = tmp_path / "broken"
-    finish, calls = module._Part.finish, []
+    finish, calls = parts.Part.finish, []
 
     def fail(self, last):
         calls.append(1)
@@ -81,7 +81,7 @@ def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypat
             raise RunError("killed here")
         return finish(self, last)
 
-    monkeypatch.setattr(module._Part, "finish", fail)
+    monkeypatch.setattr(parts.Part, "finish", fail)
     with pytest.raises(RunError):
         prepare(data_of(broken, **small), lambda line: None)
     monkeypatch.undo()
@@ -119,7 +119,7 @@ def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
     assert list(sources.documents(source)) == [f"document {i}" for i in range(4)]
     assert list(sources.documents(source, skip=3)) == ["document 3"]
     with pytest.raises(InputError, match="no text under 'text'"):
-        next(sources.documents(source.model_copy(update={"text_field": "text"})))
+        sources.check(source.model_copy(update={"text_field": "text"}))
     with pytest.raises(InputError, match="cannot be opened"):
         next(sources.documents(Source(domain="d", hub="nobody/nothing-of-this-name")))
 
