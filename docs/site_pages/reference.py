@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -263,7 +263,7 @@ def classes(module: types.ModuleType) -> list[type]:
     own = [value for value in vars(module).values() if isinstance(value, type) and is_dataclass(value)]
     held = {inner for one in own for inner in _held(one)}
     order: list[type] = []
-    waiting = [one for one in own if one not in held]
+    waiting = [one for one in own if one not in held and one.__name__.endswith("Result")]
     while waiting:
         one = waiting.pop(0)
         if one not in order:
@@ -291,22 +291,39 @@ def own_doc(one: type) -> str:
 
 
 def field_table(one: type) -> str:
-    """The fields of a dataclass, or of a named tuple, as a table."""
-    comments, hints = field_comments(one), typing.get_type_hints(one)
-    if not is_dataclass(one):
-        return table(
-            ["field", "type", "what"],
-            [[code(name), code(_type(hints[name])), comments.get(name, "")] for name in hints],
-        )
+    """The fields of a dataclass, or of a named tuple, as a table.
+
+    What a field means stands in its annotation, Annotated[type, Unit(...), "meaning"], or in the comment on its line.
+    """
+    comments, hints = field_comments(one), typing.get_type_hints(one, include_extras=True)
+    parts = {part.name: part for part in fields(one)} if is_dataclass(one) else {}
     rows = []
-    for part in fields(one):
-        what = part.metadata.get("description") or comments.get(part.name, "")
-        what += " (key left out where there is none)" if part.metadata.get("absent") else ""
-        what += " (its keys stand among these)" if part.metadata.get("inline") else ""
-        given = part.default if part.default is not MISSING and part.default is not None else None
-        what += f" `{given}`" if isinstance(given, str) else ""
-        rows.append([code(part.name), code(_type(hints[part.name])), what.strip()])
-    return table(["key", "type", "what"], rows)
+    for name, hint in hints.items():
+        part, (unit, meaning) = parts.get(name), _extras(hint)
+        what = meaning or comments.get(name, "")
+        metadata = part.metadata if part else {}
+        what += " (key left out where there is none)" if metadata.get("absent") else ""
+        what += " (its keys stand among these)" if metadata.get("inline") else ""
+        what += f" `{part.default}`" if part and isinstance(part.default, str) else ""
+        rows.append([code(metadata.get("key", name)), code(_type(hint)), unit, what.strip()])
+    if any(row[2] for row in rows):
+        return table(["key", "type", "unit", "what"], rows)
+    return table(["key", "type", "what"], [[key, kind, what] for key, kind, _, what in rows])
+
+
+def _extras(hint) -> tuple[str, str]:
+    """(unit, meaning) of an annotation and of the annotations inside it."""
+    unit = meaning = ""
+    if typing.get_origin(hint) is typing.Annotated:
+        for extra in hint.__metadata__:
+            if type(extra).__name__ == "Unit":
+                unit = unit or str(extra)
+            elif isinstance(extra, str):
+                meaning = meaning or extra
+    for inner in typing.get_args(hint):
+        found = _extras(inner)
+        unit, meaning = unit or found[0], meaning or found[1]
+    return unit, meaning
 
 
 def field_comments(one: type) -> dict[str, str]:
