@@ -4,6 +4,7 @@ Every wrong key, type or size is one InputError line that names the place; nothi
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -309,9 +310,28 @@ def load_run(run: Path) -> Config:
     return load(run / "config.yaml")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 5e3 is a number, and a key that stands twice is refused."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -330,7 +350,7 @@ def _apply(tree: dict, override: str) -> None:
     if not sign or not all(keys):
         raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"

@@ -42,6 +42,19 @@ def small_config(data: Path, out: Path) -> dict:
     }
 
 
+def data_of(path: Path, **changes):
+    """The small configuration's data section, prepared at `path`."""
+    from emergence_train.config import Data
+
+    return Data.model_validate(small_config(path, path)["data"] | changes)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file under `path` with its content; what only notes when files were looked at is left out."""
+    found = {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    return {name: content for name, content in found.items() if name != "verified.json"}
+
+
 def command(*arguments: str, processes: int = 0, timeout: float = 240, **environment: str):
     """Run the command line in a process of its own, or under torchrun in several; returns the finished process."""
     start = [sys.executable, "-m"]

@@ -50,12 +50,35 @@ def _short_runs(text: str) -> Iterator[str]:
 
 
 def normalised(serialised: str) -> Tokenizer:
-    """A tokenizer of the text alone, from the content of a tokenizer.json: no truncation, padding, post-processor or dropout."""
+    """A tokenizer of the text alone, from the content of a tokenizer.json: no truncation, padding, post-processor or dropout.
+
+    Special tokens that a text spells out stay text. Where the model itself would make one of its spelling (Unigram and word
+    models have them among their pieces), a pre-tokenizer that cuts the spelling after its first character is added.
+    """
     content = json.loads(serialised)
     content |= {"truncation": None, "padding": None, "post_processor": None}
     if isinstance(content.get("model"), dict) and "dropout" in content["model"]:
         content["model"]["dropout"] = None
+    tokenizer = _literal(Tokenizer.from_str(json.dumps(content, ensure_ascii=False)))
+    forged = [token for token in _special(tokenizer) if len(token) > 1 and _makes(tokenizer, token)]
+    if not forged:
+        return tokenizer
+    pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in sorted(forged, reverse=True))
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    before = content["pre_tokenizer"]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [before, cut]} if before else cut
     return _literal(Tokenizer.from_str(json.dumps(content, ensure_ascii=False)))
+
+
+def _special(tokenizer: Tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+def _makes(tokenizer: Tokenizer, token: str) -> bool:
+    """Whether a text that spells out `token` gets its id."""
+    wanted = tokenizer.token_to_id(token)
+    texts = (token, f"a{token}b", f"a {token} b")
+    return any(wanted in tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
 
 
 def _literal(tokenizer: Tokenizer) -> Tokenizer:

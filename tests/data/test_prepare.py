@@ -11,22 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emergence_train.config import Data, Source
+from emergence_train.config import Source
 from emergence_train.data import parts, sources, tokenizer
 from emergence_train.data import prepare as module
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import document_hash, prepare
 from emergence_train.data.shards import TokenStream, token_dtype
 from emergence_train.errors import InputError, RunError
-from support import small_config
-
-
-def data_of(path: Path, **changes) -> Data:
-    return Data.model_validate(small_config(path, path)["data"] | changes)
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+from support import data_of, tree
 
 
 def test_shards_hold_the_training_documents_in_order(data_path):
