@@ -10,7 +10,7 @@ RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 
-.PHONY: install quickstart ladder test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
+.PHONY: install quickstart ladder test test-slow fault-trials lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
@@ -60,6 +60,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --diff .
 	$(BIN)/mypy
+
+# The documentation as a site, to be opened from disk: build/site/index.html.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The CUDA kernels of csrc/, beside the package (needs nvcc; EMERGENCE_CUDA_ARCHITECTURES=80,90a,100a by default).
 cuda: install

@@ -18,6 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 LIBRARIES = "emergence_kernels.backends.libraries"
+DOCS = ["mkdocs-material>=9.7"]
 
 
 def builder():
@@ -99,7 +100,9 @@ setup(
         "bench": ["transformers>=5.0"],
         "tasks": ["lm-eval>=0.4.13"],
         "peers": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1", "quack-kernels>=0.6"],
+        "docs": DOCS,
         "dev": [
+            *DOCS,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
