@@ -4,6 +4,7 @@ Every wrong key, type or size is one InputError line that names the place; nothi
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,16 +27,25 @@ class Source(Section):
     """Where the text of one domain comes from. Exactly one of `files`, `hub` and `sample`."""
 
     domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the domain, in logs and tables")
-    files: list[str] | None = Field(default=None, description="paths or globs: .txt, .jsonl (also .gz, .xz), .parquet")
+    files: list[str] | None = Field(
+        default=None,
+        description="paths or globs: .txt, .md, .jsonl, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet",
+    )
     hub: str | None = Field(default=None, description="a Hugging Face data set, streamed")
     subset: str | None = Field(default=None, description="the hub data set's configuration name")
     hub_split: str = Field(default="train", description="the hub data set's split")
     sample: str | None = Field(default=None, description="a domain of the embedded sample")
-    text_field: str = Field(default="text", description="field or column that holds the text")
+    text_field: str = Field(default="text", description="field or column that holds the text; dotted for nested ones")
     weight: float = Field(
         default=1.0, ge=0, description="share of training tokens, relative; 0 keeps it out of training"
     )
     limit_documents: int | None = Field(default=None, ge=1, description="read at most this many documents")
+    document_characters: int | None = Field(
+        default=None,
+        ge=100,
+        description="a longer text file becomes several documents, cut at blank lines where there are any; default: some 128 "
+        "documents where a source is fewer than 32 text files, else 1,000,000 characters",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Source":
@@ -53,6 +63,9 @@ class Tokenizer(Section):
     vocab_size: int | None = Field(default=None, ge=257, description="train a byte-level BPE of this size")
     file: str | None = Field(default=None, description="a tokenizer.json")
     hub: str | None = Field(default=None, description="a Hugging Face tokenizer's name")
+    end_of_text: str | None = Field(
+        default=None, description="the token that closes a document, where it has a name of its own"
+    )
     train_bytes: int = Field(default=50_000_000, ge=1000, description="text read to train it")
 
     @model_validator(mode="after")
@@ -80,6 +93,12 @@ class Data(Section):
     tokenizer: Tokenizer = Field(description="trained here, or loaded")
     validation: Validation = Field(default=Validation(), description="the held-out sets")
     shard_tokens: int = Field(default=100_000_000, ge=1000, description="tokens a shard file")
+    bad_rows: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of a source's rows without usable text that is left out; more are refused",
+    )
     workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one per CPU")
 
     @model_validator(mode="after")
@@ -279,9 +298,28 @@ def load_run(run: Path) -> Config:
     return load(run / "config.yaml")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 5e3 is a number, and a key that stands twice is refused."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -300,7 +338,7 @@ def _apply(tree: dict, override: str) -> None:
     if not sign or not all(keys):
         raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
@@ -310,19 +348,20 @@ def _apply(tree: dict, override: str) -> None:
     node: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
+        place: str | int = key  # an index where the node is a list
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise InputError(
                     f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
                     f"use an index from 0 to {len(node) - 1}"
                 )
-            key = int(key)
+            place = int(key)
         elif not isinstance(node, dict):
             raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section")
         if last:
-            node[key] = value
+            node[place] = value
         else:
-            node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+            node = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
             if node is None:
                 raise InputError(f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file")
 

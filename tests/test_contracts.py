@@ -159,33 +159,30 @@ def test_a_run_directory_and_its_rows(config_file, tmp_path):
     assert_holds({row["kind"]: set(row) for row in rows}, ROWS)
 
 
-def test_the_result_of_analyze_temporal(tmp_path):
-    from emergence_train.analysis.temporal import as_json
-    from emergence_train.analysis.temporal.analyze import investigate
+def analysed(capsys, *arguments: str) -> dict:
+    """What `analyze ... --json` prints, which is what it writes to result.json."""
+    assert cli.main(["analyze", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
+
+def test_the_result_of_analyze_temporal(tmp_path, capsys):
     steps = np.arange(100, 4001, 100)
-    curve = {"step": steps, "tokens": steps * 1000, "lr": 1e-3, "loss": 2 + 3 * steps**-0.3}
+    lines = [f"r,1000,{step},{step * 1000},0.001,{2 + 3 * step**-0.3:.6f}" for step in steps]
     path = tmp_path / "curve.csv"
-    path.write_text(
-        "run,params,step,tokens,lr,loss\n"
-        + "".join(
-            f"r,1000,{s},{t},0.001,{loss:.6f}\n" for s, t, loss in zip(curve["step"], curve["tokens"], curve["loss"])
-        )
-    )
-    result = as_json(investigate([str(path)], fit_fraction=0.5)[0])
+    path.write_text("\n".join(["run,params,step,tokens,lr,loss", *lines]) + "\n")
+    result = analysed(capsys, "temporal", str(path), "--fit-fraction", "0.5")
     for name, words in TEMPORAL.items():
         for found in below(result, name.split(".")):
             assert set(words.split()) <= set(found), name
 
 
-def test_the_result_of_analyze_emergence(tmp_path):
+def test_the_result_of_analyze_emergence(tmp_path, capsys):
     from emergence_train.analysis.emergence import simulate
-    from emergence_train.analysis.emergence.analyze import investigate
 
     frame = simulate.table("emergent", np.random.default_rng(1), sizes=3, checkpoints=8)[0]
     path = tmp_path / "evaluations.parquet"
     tables.write(tables.EVALUATIONS, frame, path, vocabulary="v")
-    result = investigate([str(path)])[0]
+    result = analysed(capsys, "emergence", str(path))
     for name, words in EMERGENCE.items():
         for found in below(result, name.split(".")):
             assert found is None or set(words.split()) <= set(found), name

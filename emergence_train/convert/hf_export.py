@@ -18,6 +18,7 @@ from torch import Tensor
 from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
+from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
@@ -31,11 +32,10 @@ def export(run: Path, step: int | None, out: Path, log: Callable[[str], None]) -
     if config.model.kind != "decoder":
         raise InputError(f"{run}: transformers has no model for kind {config.model.kind}; only decoder is exported")
     chosen = checkpoints.newest(run, step)
+    tokenizer = identity.tokenizer_of(run, Path(config.data.path))
     out.mkdir(parents=True, exist_ok=True)
     weights = checkpoints.read_weights(chosen)
-    ends = _tokenizer(Path(config.data.path), out, config.data.sequence)
-    if not ends:
-        log(f"{config.data.path}: holds no tokenizer.json, so none is exported")
+    ends = export_tokenizer(*tokenizer, out, config.data.sequence)
     files.write_json(out / "config.json", hf_config(config.model) | ends)
     with files.atomic_path(out / "model.safetensors") as temporary:
         checkpoints.write_tensors(temporary, hf_weights(weights, config.model), {"format": "pt"})
@@ -95,21 +95,26 @@ def hf_weights(weights: dict[str, Tensor], model: ModelConfig) -> dict[str, Tens
     return found
 
 
-def _tokenizer(data: Path, out: Path, length: int) -> dict:
-    """Copy the tokenizer as transformers loads one; returns the ids that config.json names."""
-    if not (data / "tokenizer.json").is_file():
-        return {}
-    tokenizer = tokenizers.load_file(data / "tokenizer.json")
-    end = tokenizers.end_of_text(tokenizer)
-    shutil.copyfile(data / "tokenizer.json", out / "tokenizer.json")
+def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:
+    """Copy the tokenizer as transformers loads one; returns the ids that config.json names.
+
+    What transformers makes of a text is what was trained on: nothing added at the ends, special tokens in it left text. The end
+    of text opens a text, closes it, and pads where the tokenizer has no token for that.
+    """
+    tokenizer = tokenizers.load_file(path)
+    shutil.copyfile(path, out / "tokenizer.json")
     token = tokenizer.id_to_token(end)
+    pad = next((name for name in tokenizers.KNOWN_PADS if tokenizer.token_to_id(name) is not None), token)
     files.write_json(
         out / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": token,
             "bos_token": token,
+            "pad_token": pad,
             "model_max_length": length,
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
         },
     )
-    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": tokenizer.token_to_id(pad)}

