@@ -54,12 +54,12 @@ class EngineState:
 
     def tensors(self) -> dict[str, Tensor]:
         """What this rank has to save, as views: {kind|start|name: piece}."""
-        found = {}
+        pieces = {}
         for part in self.parts if self.stage else map(self._own_slice, self.parts):
             for kind, tensor in {WEIGHTS: part.flat, **self._moments(part.flat)}.items():
                 if part.count:
-                    found[f"{kind}|{part.start}|{part.name}"] = part.of(tensor)
-        return found
+                    pieces[f"{kind}|{part.start}|{part.name}"] = part.of(tensor)
+        return pieces
 
     @torch.no_grad()
     def load(self, shards: Shards, updates: float) -> None:

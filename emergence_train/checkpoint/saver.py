@@ -4,7 +4,7 @@ Each rank writes and fsyncs its own shard into a temporary directory and says it
 rank 0 writes the manifest and renames the directory; only then does `latest` point at it. A save that fails anywhere
 leaves the older checkpoints as they were and training continues.
 
-Optionally the writing is done by a thread: ranks then copy their pieces to memory and go on training, and agree over a
+Optionally the writing is done by a thread: ranks then copy their pieces to memory and continue training, and agree over a
 process group of their own. The promises are the same, since it is the same code.
 """
 
@@ -34,7 +34,7 @@ SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
 
 
 class Saver:
-    """Makes checkpoints of a run. `save` is called by all ranks alike; `wait` ends a save that goes on beside training.
+    """Makes checkpoints of a run. `save` is called by all ranks alike; `wait` ends a save that runs beside training.
 
     After either, `durable` is the step of the newest checkpoint known to be whole, and a problem has been said.
     """
@@ -92,7 +92,7 @@ class Saver:
                 name = checkpoints.shard_name(self.mesh.world.rank, self.mesh.world.size)
                 problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
                 outcomes = all_gather_objects((problem, entry), self.group)
-                problem = next((told for told, _ in outcomes if told), None)
+                problem = next((reported for reported, _ in outcomes if reported), None)
                 entries = [entry for _, entry in outcomes]
             if problem is None:
                 problem = broadcast_from_rank0(
@@ -187,7 +187,7 @@ def load_newest(engine, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tu
         share = slice(
             mesh.world.rank, None, mesh.world.size
         )  # the ranks verify together, each its own shard first of all
-        wrong = [line for found in all_gather_objects(checkpoints.problems(chosen, share)) for line in found]
+        wrong = [line for lines in all_gather_objects(checkpoints.problems(chosen, share)) for line in lines]
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")

@@ -2,7 +2,7 @@
 
 srun sets SLURM_STEP_NUM_TASKS in its tasks, but a process that finds it need not be one of them: the variable is inherited
 by a job that was submitted from within a task, and by what is typed in the shell of `srun --pty bash`. And SLURM_PROCID=0
-stands in every batch script, however many tasks its job asked for. Nothing here asks Slurm; the functions are pure but for
+is set in every batch script, however many tasks its job asked for. Nothing here asks Slurm; the functions are pure but for
 `ancestry`. What the variables look like was seen with Slurm 22.05.
 """
 
@@ -114,7 +114,7 @@ def alone_in_a_job(environment: Mapping[str, str]) -> str | None:
 
 def ports(job: int, step: int) -> tuple[int, ...]:
     """Where the processes of a step may meet. Jobs whose ids differ by less than 2,125, and up to 8 steps of each that run
-    at once, have different first ports; whoever finds one in use goes on to the next (parallel/rendezvous.py)."""
+    at once, have different first ports; whoever finds one in use tries the next (parallel/rendezvous.py)."""
     first = (8 * job + step) % PORTS
     return tuple(FIRST_PORT + (first + number * APART) % PORTS for number in range(CANDIDATES))
 

@@ -1,7 +1,7 @@
 """Greedy generation with a cache of keys and values, its batches dealt out over the ranks.
 
 Under ZeRO-3 every forward pass gathers weights from all ranks, so all of them must run the same number: a rank whose texts are
-finished, or that has none, goes on until those of the others are.
+finished, or that has none, continues until those of the others are.
 """
 
 from collections.abc import Callable

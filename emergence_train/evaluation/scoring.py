@@ -52,7 +52,7 @@ def encode(tokenizer, context: str, continuation: str, end_of_text: int, longest
     kept = whole[-(longest + 1) :]
     if len(kept) < 2:
         raise InputError(
-            f"nothing to score: the continuation {continuation!r} of {context[-40:]!r} has no tokens; mend the item"
+            f"nothing to score: the continuation {continuation!r} of {context[-40:]!r} has no tokens; fix the item"
         )
     return Request(tuple(kept), min(scored, len(kept) - 1))
 

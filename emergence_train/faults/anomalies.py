@@ -148,4 +148,4 @@ def diverged_replicas(model: torch.nn.Module) -> list[int]:
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     digests = all_gather_objects(digest.hexdigest())
     usual = max(digests, key=digests.count)
-    return [rank for rank, found in enumerate(digests) if found != usual]
+    return [rank for rank, digest in enumerate(digests) if digest != usual]

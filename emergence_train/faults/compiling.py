@@ -1,4 +1,4 @@
-"""torch.compile and signals: told to stop, a process breaks off what it compiles and runs that part uncompiled.
+"""torch.compile and signals: once a stop is requested, a process breaks off what it compiles and runs that part uncompiled.
 
 Validation compiles the blocks anew, for minutes where they are many and the cache is cold: longer than a launcher waits
 between SIGTERM and SIGKILL. Compilation is mostly Python, or waits for a compiler or a worker process; an exception in it,
@@ -18,7 +18,7 @@ class BrokenOff(Exception):
 
 
 class Compilations:
-    """Whether the main thread compiles now; and once told to stop, it does no more of it."""
+    """Whether the main thread compiles now. Once a stop is requested, it compiles no more."""
 
     def __init__(self) -> None:
         self.now = False

@@ -42,7 +42,7 @@ class StopSignal:
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def stopped(self, step: int) -> Stopped:
-        """The end of a run that was told to stop and has saved `step`."""
+        """What to raise once a requested stop has saved `step`."""
         name = self._name or "a signal to another process"
         error = Stopped(f"{name}: saved at step {step}; run the same command to resume from there")
         error.already_reported = not self.is_rank0

@@ -45,7 +45,7 @@ class Watchdog:
         self.interval = min(1.0, silent_seconds / 5)
         self.place = (0, "starting", 0, time.monotonic())
         self.verdict: str | None = None
-        self.found, self.ending = threading.Event(), threading.Event()
+        self.decided, self.ending = threading.Event(), threading.Event()
         self.last_words: str | None = None
         self.stored = True  # there is a store to agree over
         self.alarmed = False  # a connection broke: who is silent now is gone
@@ -86,7 +86,7 @@ class Watchdog:
         if is_communication_error(error):
             self.alarmed = True
             until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
-            while not self.found.wait(self.interval) and time.monotonic() < until:
+            while not self.decided.wait(self.interval) and time.monotonic() < until:
                 if stop_requested():
                     self.verdict = f"another process is gone ({' '.join(str(error).split())[:120]})"
                     break
@@ -122,7 +122,7 @@ class Watchdog:
                     self._end(verdict)
                     return
                 number += 1
-            if self.stored and not self.found.is_set():
+            if self.stored and not self.decided.is_set():
                 self._beat(-1, self.last_words)  # the last: it ends in order
         except Exception as error:  # the store has gone with the process that held it
             if not self.ending.is_set():
@@ -131,7 +131,7 @@ class Watchdog:
 
     def _guard(self) -> None:
         """The store does not answer where the process that holds it is stopped, and torch waits for it for ever."""
-        while not self.ending.wait(self.interval) and not self.found.is_set():
+        while not self.ending.wait(self.interval) and not self.decided.is_set():
             silent = time.monotonic() - self.answered
             if silent > self.silent:
                 self._end(
@@ -198,7 +198,7 @@ class Watchdog:
         record = flight_recorder.write(self.run, self.mesh.world.rank, self.mesh.device.type == "cuda")
         self.verdict = verdict = verdict if record is None else f"{verdict}; the last collectives are in {record}"
         self.stored = store
-        self.found.set()
+        self.decided.set()
         if self.ending.wait(MAIN_SECONDS):
             return
         if self._first_to_report():

@@ -165,7 +165,7 @@ def barrier() -> None:
 
 
 def stop() -> None:
-    """Undo start() in a lone process, which may go on; one of several leaves by leave()."""
+    """Undo start() in a lone process, which may live on; one of several leaves by leave()."""
     if dist.is_initialized() and dist.get_world_size() == 1:
         dist.destroy_process_group()
         torch.set_flush_denormal(False)
@@ -173,7 +173,7 @@ def stop() -> None:
 
 def leave(code: int) -> None:
     """End this process. One of several ends at once: gloo's threads may still run, and taking them down at exit aborts
-    now and then ("terminate called without an active exception") after all work is done. So does one that was told to
+    now and then ("terminate called without an active exception") after all work is done. So does one that is asked to
     stop: Python would wait for a compiler that runs beside it."""
     lost = False
     for stream in (sys.stdout, sys.stderr):

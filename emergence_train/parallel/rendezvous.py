@@ -37,7 +37,7 @@ def find_store(task: Task, timeout: datetime.timedelta) -> dist.Store:
 def _resolve(node: str) -> None:
     if not node:
         raise InputError(
-            "rank 0's node cannot be told from SLURM_STEP_NODELIST (an arbitrary distribution, or a heterogeneous "
+            "rank 0's node does not follow from SLURM_STEP_NODELIST (an arbitrary distribution, or a heterogeneous "
             "job); export MASTER_ADDR, its name, before srun"
         )
     for attempt in itertools.count(1):

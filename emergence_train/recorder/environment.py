@@ -75,7 +75,7 @@ def _commit() -> str | None:
     """The commit of this source tree, with a + where files have been changed since; None outside a checkout."""
     place = Path(__file__).resolve().parents[2]
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(place), "describe", "--always", "--abbrev=12", "--dirty=+"],
             capture_output=True,
             text=True,
@@ -83,4 +83,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

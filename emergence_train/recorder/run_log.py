@@ -26,7 +26,7 @@ class RunLog:
     """Written by rank 0 only. `header` opens metrics.jsonl and names run, params and vocabulary for the readers.
 
     Where the disk does not take a row or a table, it is kept in memory and tried again: no state is saved before all
-    that belongs to it is on the disk, so nothing can be missing from a run that goes on.
+    that belongs to it is on the disk, so nothing can be missing from a run that resumes.
     """
 
     def __init__(self, directory: Path, header: dict, step: int, rewinds: list[dict]) -> None:

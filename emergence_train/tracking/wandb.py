@@ -96,11 +96,11 @@ class Mirror:
 
 
 def init_settings(config: Config, directory: Path, extra: dict, mode: str) -> dict:
-    """What wandb.init is told of a run."""
+    """Arguments of wandb.init for a run."""
     return {
         "project": config.logging.wandb_project,
         "name": config.name,
-        # The same run directory is the same W&B run: a restart goes on with it.
+        # The same run directory is the same W&B run: a restart resumes it.
         "id": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
         "resume": "allow" if mode == "online" else None,
         "dir": str(directory),

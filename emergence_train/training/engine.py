@@ -18,7 +18,7 @@ INITIAL_STD = 0.02
 
 
 def deepspeed_config(training: Training, mesh: Mesh) -> dict:
-    """What DeepSpeed is told; written beside the run and logged to W&B."""
+    """The configuration for DeepSpeed; written beside the run and logged to W&B."""
     half = training.precision == "bf16"
     zero: dict = {"stage": training.zero_stage}
     if training.zero_stage == 3:

@@ -29,7 +29,7 @@ class MicroBatch:
         engine: DeepSpeed's. accumulator: what the sums by position are added to.
         weights: of positions, [T] or None. z_loss: its factor.
         graphs: capture and replay; the engine's reductions must not run inside (training.main_gradients sees to that).
-        log: told where capturing fails; everything then runs eagerly.
+        log: gets a line where capturing fails; everything then runs eagerly.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class MicroBatch:
     def __call__(
         self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None, at: Callable[[str], None] = str
     ) -> Tensor:
-        """at: told what is being done, for who watches."""
+        """at: called with the name of each operation that begins, for the watchdog."""
         given = (tokens, targets, ids, scale)
         if not (self.graphs and self.warm):
             return self._eagerly(*given, at)

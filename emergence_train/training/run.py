@@ -1,9 +1,6 @@
-"""The training loop.
+"""`emergence-train train`: join the other processes, open the data, build the engine, and let a session train.
 
-One step: the samples of the global batch are dealt out to the ranks by index, each rank runs its micro-batches forward
-and backward, DeepSpeed steps. The loss at every position comes from the same forward pass. At a checkpoint the sums
-since the last one and the validation losses become a `positions` table, then the engine's state is saved; so a run that
-resumes from a state has every row before it and none after.
+Which errors end a run, and what each rank reports of them, is decided here.
 """
 
 import contextlib
@@ -102,9 +99,9 @@ def _evaluator(config: Config, dataset: Dataset) -> Evaluator:
     def build() -> Evaluator:
         return Evaluator(config.tasks, dataset)
 
-    made: list[Evaluator] = []
-    broadcast_from_rank0(lambda: made.append(build()))
-    return made[0] if made else build()
+    evaluators: list[Evaluator] = []
+    broadcast_from_rank0(lambda: evaluators.append(build()))
+    return evaluators[0] if evaluators else build()
 
 
 def _silent(_: str) -> None:

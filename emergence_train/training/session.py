@@ -1,9 +1,7 @@
-"""The training loop.
+"""The session: one start of a run as a state machine of training steps, checkpoints, rewinds and stops.
 
-One step: the samples of the global batch are dealt out to the ranks by index, each rank runs its micro-batches forward
-and backward, DeepSpeed steps. The loss at every position comes from the same forward pass. At a checkpoint the sums
-since the last one and the validation losses become a `positions` table, then the engine's state is saved; so a run that
-goes on from a state has every row before it and none after.
+At a checkpoint the loss sums since the last one and the validation losses become a `positions` table, then the engine's state
+is saved; so a run that resumes from a state has every row before it and none after.
 """
 
 import math
@@ -33,7 +31,7 @@ from emergence_train.training.step import Stepper
 
 
 class _StopRequested(Exception):
-    """Some rank was told to stop while tasks were scored."""
+    """A stop was requested while tasks were scored."""
 
 
 class Session:
@@ -77,7 +75,7 @@ class Session:
             log,
         )
         self.pending: tuple | None = None  # the last step's numbers, read one step late: a GPU is never waited for
-        self.stop_requested = False  # some rank got a signal to stop, and all know
+        self.stop_requested = False  # on some rank, and all know
 
     def restore(self) -> int:
         """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
@@ -265,7 +263,7 @@ class Session:
         return error
 
     def _agree(self) -> bool:
-        """Whether any rank was told to stop: every rank gets the same answer."""
+        """Whether a stop is requested on any rank: every rank gets the same answer."""
         if not self.stop_requested:
             votes = torch.tensor([float(self.stop.requested)], device=self.mesh.device)
             self.stop_requested = bool(all_reduce_sum(votes, self.mesh.world).item())

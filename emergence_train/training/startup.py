@@ -20,7 +20,7 @@ from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
 from emergence_train.training.plan import Plan
 
-# What may change when a run goes on: nothing that changes a loss by more than rounding.
+# What may change when a run resumes: nothing that changes a loss by more than rounding.
 VOLATILE = (
     "out",
     "logging",

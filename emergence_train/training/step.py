@@ -56,7 +56,7 @@ class Stepper:
         )
 
     def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:
-        """-> ([count, loss sum, ranks told to stop] over all ranks, global gradient norm, whether the step was applied)."""
+        """-> ([count, loss sum, requests to stop] over all ranks, global gradient norm, whether the step was applied)."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.at("loading samples", step)
