@@ -214,12 +214,13 @@ def our_step(config, mesh, way: str):
 def peer_step(config, mesh, model: nn.Module, compiled: bool):
     import deepspeed
 
+    from emergence_train.optim.groups import parameter_groups
     from emergence_train.training import engine as engines
 
     training = config.training
     initialise(model)
     optimizer = torch.optim.AdamW(
-        engines.parameter_groups(model, training.optimizer.weight_decay),
+        parameter_groups(model, training.optimizer.weight_decay),
         lr=1e-4,
         betas=training.optimizer.betas,
         eps=training.optimizer.eps,

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.presets import PRESETS
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # NaN passes every bound
-
+from emergence_train.models.registry import MODELS
+from emergence_train.optim.adamw import AdamW
+from emergence_train.optim.registry import OPTIMIZERS
+from emergence_train.optim.schedule import Schedule
+from emergence_train.section import ByKind, Section
 
 # ------------------------------------------------------------------------------------------------------------- data
 
@@ -115,26 +115,14 @@ class Data(Section):
 # --------------------------------------------------------------------------------------------------------- training
 
 
-class Schedule(Section):
-    """Learning rate over tokens: linear warm-up to `lr`, then cosine, constant, or constant and a decay (wsd)."""
-
-    kind: Literal["cosine", "wsd", "constant"] = Field(default="cosine", description="shape after the warm-up")
-    lr: float = Field(gt=0, description="peak learning rate")
-    warmup_tokens: int = Field(default=0, ge=0, description="length of the linear warm-up")
-    final_ratio: float = Field(default=0.1, ge=0, le=1, description="lr at the end over peak lr")
-    decay_tokens: int = Field(default=0, ge=0, description="wsd only: length of the final decay")
-    decay_shape: Literal["linear", "cosine", "sqrt"] = Field(default="linear", description="wsd only: of that decay")
-
-
-class Optimizer(Section):
-    """AdamW. Weight decay applies to matrices, not to norms."""
-
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.95), description="decay rates of the first and second moment"
-    )
-    eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(default=0.1, ge=0, description="decoupled; on matrices alone")
-    clip: float = Field(default=1.0, ge=0, description="bound on the global gradient norm; 0 is none")
+# Declared as the class of the default kind, which is what a reader of the types sees; ByKind takes the others too.
+OptimizerSection = Annotated[
+    SerializeAsAny[AdamW], PlainValidator(ByKind(OPTIMIZERS, "adamw"), json_schema_input_type=AdamW)
+]
+ModelSection = Annotated[
+    SerializeAsAny[ModelConfig],
+    PlainValidator(ByKind(MODELS, "decoder", lambda kind: kind.config), json_schema_input_type=ModelConfig),
+]
 
 
 class PositionWeights(Section):
@@ -155,7 +143,7 @@ class Training(Section):
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="of weights and activations in a step")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage; 0 with fp32 only")
     schedule: Schedule = Field(description="learning rate over tokens")
-    optimizer: Optimizer = Field(default=Optimizer(), description="AdamW's numbers")
+    optimizer: OptimizerSection = Field(default=AdamW(), description="the optimizer, by its kind")
     position_weights: PositionWeights = Field(default=PositionWeights(), description="weights of the loss by position")
     document_mask: bool = Field(default=False, description="keep attention and targets within a document")
     z_loss: float = Field(default=0.0, ge=0, description="factor of the squared log-sum-exp in the loss")
@@ -237,7 +225,7 @@ class Config(Section):
     out: str = Field(default="runs", description="directory that holds run directories")
     seed: int = Field(default=1, ge=0, lt=2**63, description="of weights and of the order of samples")
     data: Data = Field(description="text, tokenizer, validation sets")
-    model: ModelConfig = Field(description="sizes of the decoder; `preset: NAME` stands for a named size")
+    model: ModelSection = Field(description="sizes of the model, by its kind; `preset: NAME` stands for a named size")
     training: Training = Field(description="tokens, batch, precision, schedule, optimizer")
     checkpoints: Checkpoints = Field(description="when logs, validation and state are written")
     faults: Faults = Field(default=Faults(), description="what to do when numbers or processes fail")
@@ -403,9 +391,9 @@ def _first_problem(error: ValidationError, tree: dict) -> str:
     problem = problems[0]
     where = ".".join(str(part) for part in problem["loc"]) or "configuration"
     if problem["type"] == "extra_forbidden":
-        section = _section(problem["loc"][:-1])
+        section = _section(problem["loc"][:-1], tree)
         known = list(section.model_fields) if section else []
-        if section is ModelConfig:
+        if problem["loc"][0] == "model":
             known.append("preset")
         return f"{where}: unknown key{_suggest(str(problem['loc'][-1]), known)}"
     if problem["type"] == "missing":
@@ -416,15 +404,20 @@ def _first_problem(error: ValidationError, tree: dict) -> str:
     return f"{where}: {message}{shown}"
 
 
-def _section(location: tuple) -> type[BaseModel] | None:
-    """The model class at a path of keys and indices."""
+def _section(location: tuple, tree: Any) -> type[Section] | None:
+    """The class of the section at a path of keys and indices of the tree that was read."""
     section: Any = Config
     for key in location:
+        tree = tree[key]
         if isinstance(key, int):
             continue
-        annotation = section.model_fields[key].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        field = section.model_fields[key]
+        by_kind = [entry.func for entry in field.metadata if isinstance(getattr(entry, "func", None), ByKind)]
+        if by_kind:
+            section = by_kind[0].section_of(tree)
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
         if section is None:
             return None
     return section

@@ -37,6 +37,7 @@ from emergence_train.data.prepare import prepare
 from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.config import padded_vocabulary
+from emergence_train.optim.groups import parameter_groups
 from emergence_train.parallel import ranks as distributed
 from emergence_train.recorder.environment import environment
 from emergence_train.recorder.position_sums import PositionAccumulator
@@ -118,7 +119,7 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
     """A training step in plain PyTorch; the data come the same way as ours."""
     import numpy as np
 
-    optimizer = torch.optim.AdamW(engines.parameter_groups(model, 0.1), lr=1e-3, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3, betas=(0.9, 0.95), fused=True)
 
     def step(number: int) -> float:
         windows = torch.from_numpy(np.stack([dataset.sample(number * batch + i) for i in range(batch)]))

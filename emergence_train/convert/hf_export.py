@@ -29,6 +29,8 @@ def export(run: Path, step: int | None, out: Path, log: Callable[[str], None]) -
     config = configs.load_run(run)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
+    if config.model.kind != "decoder":
+        raise InputError(f"{run}: transformers has no model for kind {config.model.kind}; only decoder is exported")
     chosen = checkpoints.newest(run, step)
     tokenizer = identity.tokenizer_of(run, Path(config.data.path))
     out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from emergence_train import config as configs
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import Config, TaskConfig
@@ -12,8 +14,8 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.suite import write
-from emergence_train.models.decoder import Decoder
 from emergence_train.models.flops import non_embedding_parameters
+from emergence_train.models.registry import build_model
 from emergence_train.parallel.ranks import broadcast_from_rank0, start
 
 BATCH = 8  # validation sequences in a forward pass
@@ -90,9 +92,9 @@ def chosen(config: Config, names: list[str] | None) -> list[TaskConfig]:
     return [own.get(name, TaskConfig(task=name)) for name in names] if names else config.tasks
 
 
-def load_model(config: Config, checkpoint: Path) -> Decoder:
+def load_model(config: Config, checkpoint: Path) -> nn.Module:
     """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
-    model = Decoder(config.model)
+    model = build_model(config.model)
     weights = checkpoints.read_weights(checkpoint)
     if config.model.tied:
         weights.setdefault("head.weight", weights["embedding.weight"])

@@ -1,15 +1,18 @@
 """The shape of a decoder."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from emergence_train.section import Section
 
 VOCABULARY_MULTIPLE = 64  # embedding rows are rounded up to this: aligned rows for the matrix units, never predicted
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """A LLaMA-like decoder. Sizes are in elements; `vocab_size` None means the tokenizer's, rounded up to 64."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+    kind: Literal["decoder"] = Field(default="decoder", description="which model")
     layers: int = Field(ge=1, description="decoder blocks")
     width: int = Field(ge=1, description="d_model")
     heads: int = Field(ge=1, description="query heads; they divide the width")

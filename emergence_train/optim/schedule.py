@@ -1,8 +1,22 @@
 """The learning rate as a pure function of the tokens trained so far. Analyses use it too, to plan ahead."""
 
 import math
+from typing import Literal
 
-from emergence_train.config import Schedule
+from pydantic import Field
+
+from emergence_train.section import Section
+
+
+class Schedule(Section):
+    """Learning rate over tokens: linear warm-up to `lr`, then cosine, constant, or constant and a decay (wsd)."""
+
+    kind: Literal["cosine", "wsd", "constant"] = Field(default="cosine", description="shape after the warm-up")
+    lr: float = Field(gt=0, description="peak learning rate")
+    warmup_tokens: int = Field(default=0, ge=0, description="length of the linear warm-up")
+    final_ratio: float = Field(default=0.1, ge=0, le=1, description="lr at the end over peak lr")
+    decay_tokens: int = Field(default=0, ge=0, description="wsd only: length of the final decay")
+    decay_shape: Literal["linear", "cosine", "sqrt"] = Field(default="linear", description="wsd only: of that decay")
 
 
 def learning_rate(schedule: Schedule, tokens: float, total: float) -> float:

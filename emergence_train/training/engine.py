@@ -8,7 +8,7 @@ from torch import nn
 
 from emergence_train.config import Faults, Training
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.decoder import Decoder
+from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import import_deepspeed
 from emergence_train.training import main_gradients
@@ -59,7 +59,7 @@ def build(config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, gra
     third = training.zero_stage == 3
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
     with inside:
-        model = Decoder(config)
+        model = build_model(config)
     initialise(model, config, seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
     if training.activation_checkpointing:
         model.checkpoint_activations = True
@@ -67,13 +67,7 @@ def build(config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, gra
         for block in model.blocks:
             block.compile()
     model.to(mesh.device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, training.optimizer.weight_decay),
-        lr=training.schedule.lr,
-        betas=training.optimizer.betas,
-        eps=training.optimizer.eps,
-        fused=True,
-    )
+    optimizer = training.optimizer.build(model, training.schedule.lr)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
@@ -84,23 +78,14 @@ def build(config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, gra
 
 def main_gradients_possible(training: Training, mesh: Mesh) -> bool:
     """Where DeepSpeed takes its BF16_Optimizer. On a CPU its own passes are the faster: 16-bit products are slow there."""
-    return mesh.device.type == "cuda" and training.zero_stage == 1 and training.precision == "bf16"
+    bf16 = training.precision == "bf16" and training.optimizer.kind == "adamw"
+    return mesh.device.type == "cuda" and training.zero_stage == 1 and bf16
 
 
 def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     """Whether micro-batches are replayed as CUDA graphs: nothing in them may depend on the host or talk to other ranks."""
     wanted = training.cuda_graphs and not training.compile and faults.spike != "skip"
     return wanted and main_gradients_possible(training, mesh)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay, vectors (norms) do not."""
-    # ZeRO-3 has emptied the parameters by now; ds_shape remembers.
-    dimensions = {p: len(getattr(p, "ds_shape", p.shape)) for p in model.parameters()}
-    return [
-        {"params": [p for p, d in dimensions.items() if d >= 2], "weight_decay": weight_decay},
-        {"params": [p for p, d in dimensions.items() if d < 2], "weight_decay": 0.0},
-    ]
 
 
 @torch.no_grad()

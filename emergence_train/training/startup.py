@@ -4,8 +4,10 @@ import errno
 import fcntl
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from emergence_train import files
 from emergence_train.config import Config
@@ -104,13 +106,13 @@ def claim(run: Path, config: Config) -> str | None:
         write_config(run, config)
         return note
     try:
-        before = _flat(yaml.safe_load(path.read_text()))
+        before = _flat(_with_defaults(yaml.safe_load(path.read_text())))
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
     now = _flat(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
         volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
-        if not volatile and _known(before.get(key)) != _known(now.get(key)):
+        if not volatile and before.get(key) != now.get(key):
             raise InputError(
                 f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
                 f"or restore the configuration"
@@ -118,11 +120,12 @@ def claim(run: Path, config: Config) -> str | None:
     return note
 
 
-def _known(value):
-    """Without the keys of sections that are not set: an older version, which did not have them, compares as equal."""
-    if isinstance(value, dict):
-        return {key: _known(inner) for key, inner in value.items() if inner is not None}
-    return [_known(inner) for inner in value] if isinstance(value, list) else value
+def _with_defaults(tree: Any) -> Any:
+    """A configuration as it was written, with the defaults of keys that it is older than; left alone if it is none."""
+    try:
+        return Config.model_validate(tree).model_dump(mode="json")
+    except ValidationError:
+        return tree
 
 
 def write_config(directory: Path, config: Config) -> None:

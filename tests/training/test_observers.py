@@ -4,7 +4,6 @@ import pytest
 
 from emergence_train import config as configs
 from emergence_train.faults.anomalies import Event
-from emergence_train.parallel.ranks import stop
 from emergence_train.training import recording
 from emergence_train.training.observers import Observer
 from emergence_train.training.recording import NullRecorder
@@ -41,8 +40,7 @@ class Witness(Observer):
 def witness(monkeypatch):
     monkeypatch.setattr(Witness, "calls", [])
     monkeypatch.setattr(recording, "OBSERVERS", [Witness, *recording.OBSERVERS])  # the one line
-    yield Witness
-    stop()
+    return Witness
 
 
 def test_an_observer_sees_the_whole_run(config_file, tmp_path, witness):

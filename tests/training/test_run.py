@@ -15,15 +15,17 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from emergence_train import config
 from emergence_train.data.dataset import Dataset
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
+from emergence_train.optim.groups import parameter_groups
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder import tables
 from emergence_train.training import startup
-from emergence_train.training.engine import initialise, parameter_groups
+from emergence_train.training.engine import initialise
 from support import ROOT, command, metrics, run_python
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
@@ -305,3 +307,15 @@ def test_the_environment_and_the_configuration_are_recorded(config_file, tmp_pat
     assert json.loads((run / "deepspeed.json").read_text())["train_batch_size"] == 8
     header = metrics(run, "run")[0]
     assert header["params"] == tables.read(tables.POSITIONS, run)["params"].iloc[0]
+
+
+def test_a_run_from_before_kinds_is_the_same_run(config_file, tmp_path):
+    """A key that a run's config.yaml is too old to have has its default."""
+    loaded = config.load(config_file)
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    tree = loaded.model_dump(mode="json")
+    del tree["model"]["kind"], tree["training"]["optimizer"]["kind"]
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert startup.claim(run, loaded) is None
+    startup.release()

@@ -1,0 +1,25 @@
+"""What every optimizer has: its section of the configuration, which builds it."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from emergence_train.section import Section
+
+if TYPE_CHECKING:  # a configuration is read without torch
+    import torch
+
+
+class OptimizerConfig(Section):
+    """Base class. A kind is a subclass in a file of its own and a line in registry.OPTIMIZERS.
+
+    What it builds must leave an update out where its attribute `found_inf` is 1, as torch's fused optimizers do, and keep its
+    state in tensors of the parameter's shape: those are saved and put back at any world size and ZeRO stage.
+    """
+
+    kind: str
+    clip: float = Field(default=1.0, ge=0, description="bound on the global gradient norm; 0 is none")
+
+    def build(self, model: "torch.nn.Module", lr: float) -> "torch.optim.Optimizer":
+        """The optimizer of the model's parameters, which ZeRO-3 may have emptied (see groups.py); lr is set anew each step."""
+        raise NotImplementedError

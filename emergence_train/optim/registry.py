@@ -1,0 +1,8 @@
+"""The optimizers by `training.optimizer.kind`."""
+
+from emergence_train.optim.adamw import AdamW
+from emergence_train.optim.base import OptimizerConfig
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "adamw": AdamW,
+}

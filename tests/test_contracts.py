@@ -1,0 +1,188 @@
+"""What others rely on, written out: names may be added, none may go or change its meaning without a release that says so."""
+
+import argparse
+import json
+
+import numpy as np
+
+from emergence_train import cli, errors
+from emergence_train.config import Config
+from emergence_train.recorder import tables
+from emergence_train.section import Section
+
+COMMANDS = {
+    "prepare": "config overrides",
+    "train": "config overrides",
+    "evaluate": "run --step --tasks --split",
+    "analyze temporal": "tables --fit-fraction --split --out",
+    "analyze weights": "runs --out",
+    "analyze emergence": "tables --out",
+    "report": "runs --out",
+    "export": "run --step --format out",
+    "sync": "runs",
+    "doctor": "",
+}
+EVERY_COMMAND = "--json --debug"
+EXIT_CODES = {"RunError": 1, "InputError": 2, "Stopped": 75, "PeerLost": 76}
+
+SOURCE = "domain files hub subset hub_split sample text_field weight limit_documents"
+KEYS = {
+    "": "name out seed abilities",
+    "data": "path sequence shard_tokens workers",
+    "data.sources": SOURCE,
+    "data.ood": SOURCE,
+    "data.tokenizer": "vocab_size file hub train_bytes",
+    "data.validation": "sequences domain_sequences ood_sequences fraction",
+    "model": "kind layers width heads kv_heads ffn vocab_size max_sequence rotary_fraction rotary_base tied norm_eps",
+    "training": "tokens batch micro_batch precision zero_stage document_mask z_loss compile cuda_graphs "
+    "activation_checkpointing threads",
+    "training.schedule": "kind lr warmup_tokens final_ratio decay_tokens decay_shape",
+    "training.optimizer": "kind betas eps weight_decay clip",
+    "training.position_weights": "head body tail vector",
+    "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous",
+    "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
+    "logging": "console_seconds wandb wandb_project",
+    "tasks": "task name items file shots seed",
+}
+COLUMNS = {
+    "positions": "run:string params:int64 step:int64 tokens:int64 split:string position:int32 count:int64 "
+    "loss_sum:double loss_sq_sum:double correct:int64",
+    "evaluations": "run:string params:int64 step:int64 tokens:int64 loss:double task:string metric:string value:double "
+    "stderr:double items:int64 chance:double higher_is_better:bool",
+    "curves": "run:string params:int64 step:int64 tokens:int64 lr:double loss:double",
+}
+RUN_DIRECTORY = {
+    "config.yaml",
+    "environment.json",
+    "deepspeed.json",
+    "metrics.jsonl",
+    "positions/step-0000000004.parquet",
+    "evaluations/step-0000000004.parquet",
+    "checkpoints/latest",
+    "checkpoints/step-0000000004/manifest.json",
+    "checkpoints/step-0000000004/state.json",
+    "checkpoints/step-0000000004/shard-00000-of-00001.safetensors",
+}
+ROWS = {  # of metrics.jsonl, by kind
+    "run": "kind run params parameters vocabulary sequence batch flops_per_token total_tokens",
+    "train": "kind step tokens loss grad_norm lr tokens_per_second",
+    "validation": "kind step tokens seconds loss bits_per_byte log_pplu",
+    "evaluation": "kind step tokens seconds share_of_training cut_requests value",
+}
+TEMPORAL = {
+    "runs": "run split fit_fraction fit_until_tokens selected forecast final models",
+    "runs.forecast": "step tokens loss low95 high95",
+    "runs.final": "tokens loss low95 high95",
+    "runs.models": "name mse r2 heldout_points",
+}
+EMERGENCE = {
+    "tasks": "task metric verdict probability eta size_effect rows sizes",
+    "tasks.eta": "value low95 high95",
+    "tasks.size_effect": "value low95 high95 p",
+}
+OPERATORS = """attention attention_backward linear_cross_entropy linear_cross_entropy_backward position_loss rms_norm
+    rms_norm_backward rotary rotary_attention rotary_attention_backward scale swiglu swiglu_backward"""
+
+
+def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, set[str]]:
+    """The options and arguments of every command."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        return {
+            name: {action.option_strings[-1] if action.option_strings else action.dest for action in parser._actions}
+        }
+    found: dict[str, set[str]] = {}
+    for word, inner in (item for action in below for item in action.choices.items()):
+        found |= commands(inner, f"{name} {word}".strip())
+    return found
+
+
+def keys(section: type[Section], name: str = "") -> dict[str, set[str]]:
+    """The keys of every section that are no sections themselves."""
+    found: dict[str, set[str]] = {name: set()}
+    for key, field in section.model_fields.items():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if inner is None:
+            found[name].add(key)
+        else:
+            found |= keys(inner, f"{name}.{key}".strip("."))
+    return found
+
+
+def below(value, path: list[str]) -> list[dict]:
+    """The objects at a path of keys, through lists."""
+    values = value if isinstance(value, list) else [value]
+    return values if not path else [found for one in values for found in below(one[path[0]], path[1:])]
+
+
+def assert_holds(found: dict[str, set[str]], promised: dict[str, str]) -> None:
+    missing = {name: set(words.split()) - found.get(name, set()) for name, words in promised.items()}
+    assert not {name: words for name, words in missing.items() if words}
+
+
+def test_the_commands_and_their_options():
+    found = commands(cli._parser())
+    assert_holds(found, {name: f"{words} {EVERY_COMMAND}" for name, words in COMMANDS.items()})
+    assert "bench" in found
+
+
+def test_the_exit_codes():
+    assert {name: getattr(errors, name).code for name in EXIT_CODES} == EXIT_CODES
+
+
+def test_the_keys_of_the_configuration():
+    assert_holds(keys(Config), KEYS)
+
+
+def test_the_columns_of_the_tables():
+    found = {table.name: {f"{name}:{kind}" for name, kind in table.columns.items()} for table in tables.TABLES.values()}
+    assert_holds(found, COLUMNS)
+
+
+def test_the_names_of_the_operators():
+    import torch
+
+    import emergence_kernels  # noqa: F401 - registers them
+
+    assert set(OPERATORS.split()) <= set(dir(torch.ops.emergence_kernels))
+
+
+def test_a_run_directory_and_its_rows(config_file, tmp_path):
+    from emergence_train import config
+    from emergence_train.training.run import train
+
+    over = ["training.tokens=1024", "checkpoints.every_tokens=1024", "tasks=[{task: copying, items: 4}]"]
+    run = train(config.load(config_file, over), lambda line: None)
+    assert {path for path in RUN_DIRECTORY if not (run / path).is_file()} == set()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert_holds({row["kind"]: set(row) for row in rows}, ROWS)
+
+
+def analysed(capsys, *arguments: str) -> dict:
+    """What `analyze ... --json` prints, which is what it writes to result.json."""
+    assert cli.main(["analyze", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_result_of_analyze_temporal(tmp_path, capsys):
+    steps = np.arange(100, 4001, 100)
+    lines = [f"r,1000,{step},{step * 1000},0.001,{2 + 3 * step**-0.3:.6f}" for step in steps]
+    path = tmp_path / "curve.csv"
+    path.write_text("\n".join(["run,params,step,tokens,lr,loss", *lines]) + "\n")
+    result = analysed(capsys, "temporal", str(path), "--fit-fraction", "0.5")
+    for name, words in TEMPORAL.items():
+        for found in below(result, name.split(".")):
+            assert set(words.split()) <= set(found), name
+
+
+def test_the_result_of_analyze_emergence(tmp_path, capsys):
+    from emergence_train.analysis.emergence import simulate
+
+    frame = simulate.table("emergent", np.random.default_rng(1), sizes=3, checkpoints=8)[0]
+    path = tmp_path / "evaluations.parquet"
+    tables.write(tables.EVALUATIONS, frame, path, vocabulary="v")
+    result = analysed(capsys, "emergence", str(path))
+    for name, words in EMERGENCE.items():
+        for found in below(result, name.split(".")):
+            assert found is None or set(words.split()) <= set(found), name
