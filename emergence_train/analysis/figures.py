@@ -181,10 +181,16 @@ def even(count: int, most: int) -> np.ndarray:
 
 
 def interval(
-    low: float, value: float, high: float, place: int, label: str = "", colour: int = 0, dashed: bool = False
+    low: float | None,
+    value: float | None,
+    high: float | None,
+    place: int,
+    label: str = "",
+    colour: int = 0,
+    dashed: bool = False,
 ) -> tuple[Trace, Trace]:
     """A horizontal line from `low` to `high` with a point at `value`, on the row `place` of a figure with y_names."""
-    line, point = np.array([low, high], float), np.array([value], float)
+    line, point = np.array([low, high], float), np.array([value], float)  # None becomes NaN, which is not drawn
     return (
         Trace(line, line * 0 + place, "", colour, dashed=dashed),
         Trace(point, point * 0 + place, label, colour, line=False, points=True),

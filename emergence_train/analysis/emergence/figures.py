@@ -100,26 +100,34 @@ def _given_loss(task: TaskResult, finding: Finding, span: tuple[float, float]) -
 
 def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
     """Change of performance for ten times the parameters at the same loss, with its 95% interval; None without any."""
-    sized = [(t, f) for t, f in analysis.pairs if t.size_effect.details is not None and f.task.best == 1.0][:LINES]
-    if not sized:
+    names: list[str] = []
+    intervals: list[Trace] = []
+    smallest = 0.0
+    for task, finding in analysis.pairs:
+        effect = task.size_effect
+        if effect.details is None or finding.task.best != 1.0:
+            continue
+        colour = HELD_OUT if effect.details.matters else FORECAST
+        intervals += interval(effect.low95, effect.value, effect.high95, len(names), colour=colour)
+        names.append(f"{task.family} {task.task}, {task.metric}"[-48:].strip())
+        smallest = max(smallest, finding.task.smallest)
+        if len(names) == LINES:
+            break
+    if not names:
         return None
-    smallest = sized[0][1].task.smallest
-    edge, ends = np.array([-smallest, smallest]), np.array([-0.5, len(sized) - 0.5])
+    edge, ends = np.array([-smallest, smallest]), np.array([-0.5, len(names) - 0.5])
     bottom, top = edge * 0 + ends[1], edge * 0 + ends[0]
     traces = [
         Trace(edge, bottom, "too small to name", OBSERVED, line=False, low=bottom, high=top),
         Trace(ends * 0, ends, "", OBSERVED),
+        *intervals,
     ]
-    for place, (task, _) in enumerate(sized):
-        effect = task.size_effect
-        colour = HELD_OUT if effect.details.matters else FORECAST
-        traces += interval(effect.low95, effect.value, effect.high95, place, colour=colour)
     return Figure(
-        "Does size matter once loss is known?",
+        "Size effect at equal loss",
         "change for ten times the parameters at the same loss",
         "",
         tuple(traces),
-        y_names=tuple(f"{task.family} {task.task}, {task.metric}"[-48:].strip() for task, _ in sized),
+        y_names=tuple(names),
     )
 
 
@@ -135,7 +143,7 @@ def timeline(abilities: Sequence[Ability], continuous: Mapping[tuple[str, str, s
     lines = sorted(lines, key=lambda pair: pair[1].status == "reached")[:LINES]  # what is still to come comes first
     if not lines:
         return None
-    traces = []
+    traces: list[Trace] = []
     for place, (_, run) in enumerate(lines):
         at, reached = run.tokens, run.status == "reached"
         high = at.high95 if at.high95 is not None else run.until_tokens

@@ -145,12 +145,12 @@ def _scatter(y: np.ndarray, weight: np.ndarray) -> float:
     return float(weight @ (y - np.average(y, weights=weight)) ** 2)
 
 
-def _between_runs(residual, weight, run, noise: float) -> tuple[float, bool]:
-    """Variance of the runs' own offsets (moments), and whether offsets are there beyond doubt."""
+def _between_runs(residual: np.ndarray, weight: np.ndarray, run: np.ndarray, noise: float) -> tuple[float, bool]:
+    """Variance of the runs' own offsets (moments), and whether there are offsets beyond doubt."""
     total = np.bincount(run, weight)
-    there = total > 0
-    mean = np.bincount(run, weight * residual)[there] / total[there]
-    total = total[there]
+    has_weight = total > 0
+    mean = np.bincount(run, weight * residual)[has_weight] / total[has_weight]
+    total = total[has_weight]
     degrees = len(mean) - 2
     if degrees < 1 or noise <= 0:
         return 0.0, False
@@ -160,7 +160,16 @@ def _between_runs(residual, weight, run, noise: float) -> tuple[float, bool]:
     return max(excess / max(scale, 1e-12), 0.0), bool(strange)
 
 
-def _permutation(without, rest, weight, x, run, inflation: float, strange: bool, rng) -> tuple[float, float]:
+def _permutation(
+    without: np.ndarray,
+    rest: np.ndarray,
+    weight: np.ndarray,
+    x: np.ndarray,
+    run: np.ndarray,
+    inflation: float,
+    strange: bool,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
     """p of the size effect when sizes are dealt out anew among pieces of runs at like loss, and the least p possible.
 
     Pieces are longer than the correlation; where whole runs lie apart, whole runs are dealt out.
@@ -229,7 +238,7 @@ def _explained(x: np.ndarray, y: np.ndarray) -> float | None:
     return 1 - float(rest @ rest) / _scatter(y, weight)
 
 
-def _predict(x, y, weight, at) -> np.ndarray:
+def _predict(x: np.ndarray, y: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
     together = np.r_[x, at]
     low, high = x.min(), x.max()
     basis = _i_splines(np.clip(together, low, high))
