@@ -94,8 +94,8 @@ class Figure:
 
     def drawable(self) -> list[Trace]:
         """The traces without what is not finite, or not positive on a log axis; none that is empty."""
-        kept = [_drawable(trace, self.x_log, self.y_log) for trace in self.traces]
-        return [trace for trace in kept if len(trace.x)]
+        traces = [_drawable(trace, self.x_log, self.y_log) for trace in self.traces]
+        return [trace for trace in traces if len(trace.x)]
 
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """((x low, x high), (y low, y high)) that the axes show."""

@@ -16,7 +16,9 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
     notes = [f"<p>{html.escape(f'{run.name}: no forecast. {why}')}</p>" for run in runs for why in run.no_forecast]
     analyses = [(run, analysis) for run in runs for analysis in _by_split(run)]
-    fans = [forecast(one, f"{run.name}, {LABELS[one.series.split]}", points=POINTS) for run, one in analyses]
+    fans = [
+        forecast(analysis, f"{run.name}, {LABELS[analysis.series.split]}", points=POINTS) for run, analysis in analyses
+    ]
     share = f"{FRACTION:.0%}"
     text = (
         f"<p>Fitted to the first {share} of each run's tokens and to nothing after them; the planned learning rate is "
@@ -69,7 +71,9 @@ def _laws(analyses: list[tuple[Run, RunAnalysis]], share: str) -> list[tuple[str
 def _table(analyses: list[tuple[Run, RunAnalysis]]) -> str:
     """Mean squared error on the held-out rows: a law a row, a run and split a column."""
     columns = [
-        (run, one.result, {score.name: score for score in one.result.models}) for run, one in analyses if one.held_out
+        (run, analysis.result, {score.name: score for score in analysis.result.models})
+        for run, analysis in analyses
+        if analysis.held_out
     ]
     if not columns:
         return ""

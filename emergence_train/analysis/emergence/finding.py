@@ -1,4 +1,4 @@
-"""Tasks with everything found about them: what the figures and the report read, with nothing left to fit."""
+"""Tasks with their verdicts and size effects: what the figures and the report read, with nothing left to fit."""
 
 from dataclasses import dataclass
 

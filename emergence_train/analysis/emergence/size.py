@@ -96,8 +96,8 @@ def overlap(loss: np.ndarray, params: np.ndarray) -> np.ndarray:
         mine, others = params == size, loss[params != size]
         owners = params[params != size]
         for other in np.unique(owners):
-            there = others[owners == other]
-            inside |= mine & (loss >= there.min()) & (loss <= there.max())
+            reached = others[owners == other]
+            inside |= mine & (loss >= reached.min()) & (loss <= reached.max())
     return inside
 
 
@@ -170,9 +170,9 @@ def _permutation(
     strange: bool,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """p of the size effect when sizes are dealt out anew among pieces of runs at like loss, and the least p possible.
+    """p of the size effect when sizes are permuted among pieces of runs at like loss, and the least p possible.
 
-    Pieces are longer than the correlation; where whole runs lie apart, whole runs are dealt out.
+    Pieces are longer than the correlation; where whole runs lie apart, whole runs are permuted.
     """
     longest = max(np.bincount(run).max(), 1)
     pieces = 1 if strange else int(np.clip(longest / inflation, 1, SEGMENTS))
@@ -180,13 +180,13 @@ def _permutation(
     group = np.searchsorted(edges, x)
     observed, drawn, ways = 0.0, np.zeros(PERMUTATIONS), 1.0
     for piece in range(pieces):
-        there = group == piece
-        names, codes = np.unique(run[there], return_inverse=True)
+        members = group == piece
+        names, codes = np.unique(run[members], return_inverse=True)
         if len(names) < 2:
             continue
-        total = np.bincount(codes, weight[there])
-        mean = np.bincount(codes, weight[there] * without[there]) / total
-        size = np.bincount(codes, weight[there] * rest[there]) / total
+        total = np.bincount(codes, weight[members])
+        mean = np.bincount(codes, weight[members] * without[members]) / total
+        size = np.bincount(codes, weight[members] * rest[members]) / total
         size -= size.mean()
         strength = len(names) / np.sum(1 / total)  # harmonic: the weakest run limits a comparison
         observed += strength * float(mean @ size)
