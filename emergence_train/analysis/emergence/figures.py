@@ -11,6 +11,7 @@ from emergence_train.analysis.figures import FORECAST, HELD_OUT, OBSERVED, Figur
 
 POINTS = 250  # drawn in a panel at most
 LINES = 30  # of the size figure and the timeline
+NAME = 34  # characters of a line's name
 THRESHOLD = HELD_OUT  # its colour
 AGAINST = {"loss": "loss (nats per token), falling", "compute": "training compute, 6 x parameters x tokens (FLOP)"}
 
@@ -102,6 +103,7 @@ def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
     """Change of performance for ten times the parameters at the same loss, with its 95% interval; None without any."""
     names: list[str] = []
     intervals: list[Trace] = []
+    many = len({task.family for task in analysis.result.tasks}) > 1
     smallest = 0.0
     for task, finding in analysis.pairs:
         effect = task.size_effect
@@ -109,7 +111,8 @@ def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
             continue
         colour = HELD_OUT if effect.details.matters else FORECAST
         intervals += interval(effect.low95, effect.value, effect.high95, len(names), colour=colour)
-        names.append(f"{task.family} {task.task}, {task.metric}"[-48:].strip())
+        family = f"{task.family[:8]} " if many else ""
+        names.append(family + f"{task.task}, {task.metric}"[-NAME:])
         smallest = max(smallest, finding.task.smallest)
         if len(names) == LINES:
             break
@@ -155,5 +158,5 @@ def timeline(abilities: Sequence[Ability], continuous: Mapping[tuple[str, str, s
         "",
         tuple(traces),
         x_log=True,
-        y_names=tuple(f"{run.run}: {task.task}"[:48] for task, run in lines),
+        y_names=tuple(f"{run.run[-NAME:]}: {task.task}"[:NAME] for task, run in lines),
     )
