@@ -10,7 +10,7 @@ RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 
-.PHONY: install quickstart ladder test test-slow fault-trials lint cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
+.PHONY: install quickstart ladder test test-slow fault-trials lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
@@ -20,7 +20,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m emergence_kernels.compiled.build cpu >/dev/null 2>&1 || echo "csrc/cpu was not compiled (no g++?): PyTorch's own operations"
+	@$(BIN)/python -m emergence_kernels.backends.build cpu >/dev/null 2>&1 || echo "csrc/cpu was not compiled (no g++?): PyTorch's own operations"
 	touch $@
 
 quickstart: install
@@ -45,24 +45,29 @@ ladder: install
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" tests
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m "slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu" --results benchmarks/results/tests-slow.json tests
 
 # Runs that are killed, stopped, starved and damaged, 220 of them; half an hour on 2 cores.
 fault-trials: install
 	$(BIN)/python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
 	FAULTS_ALL=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/faults/test_scenarios.py tests/faults/test_fuzz.py \
-	  tests/test_checkpoints.py
+	  tests/checkpoint/
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --diff .
+	$(BIN)/mypy
+
+# The documentation as a site, to be opened from disk: build/site/index.html.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The CUDA kernels of csrc/, beside the package (needs nvcc; EMERGENCE_CUDA_ARCHITECTURES=80,90a,100a by default).
 cuda: install
-	$(BIN)/python -m emergence_kernels.compiled.build cuda
+	$(BIN)/python -m emergence_kernels.backends.build cuda
 
 # With the CUDA kernels compiled in: for any Python 3 and any torch from 2.10 on.
 wheel: install
@@ -77,9 +82,10 @@ bench-cpu: install
 # The CUDA kernels are compiled first where there is an nvcc.
 PATHS  := PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(PYTHONPATH)
 ON_GPU := $(PATHS) $(PYTHON)
-BUILD_CUDA = $(ON_GPU) -m emergence_kernels.compiled.build cuda || echo "the CUDA kernels are left out"
+BUILD_CUDA = $(ON_GPU) -m emergence_kernels.backends.build cuda || echo "the CUDA kernels are left out"
 gpu-check:
 	@$(BUILD_CUDA)
+	@$(ON_GPU) -m emergence_kernels.backends.build checks || echo "products by themselves are not tested"
 	$(ON_GPU) benchmarks/gpu_check.py
 
 # Accesses out of bounds, races and uninitialised memory in the CUDA kernels, at small shapes.
@@ -88,13 +94,13 @@ gpu-sanitize:
 	@$(BUILD_CUDA)
 	for tool in $(SANITIZERS); do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py \
-	    tests/kernels/test_kernel_compiled_attention.py tests/kernels/test_kernel_hopper.py \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/backends/test_kernel_compiled.py \
+	    tests/kernels/attention/test_kernel_compiled_attention.py tests/kernels/attention/test_kernel_hopper.py \
 	    -k "cuda or hopper or blocks or tiles or strides" || exit 1; \
 	done
 
 bench-redraw: install
-	$(BIN)/python benchmarks/redraw.py --choices benchmarks/results
+	$(BIN)/python benchmarks/redraw.py --ranking benchmarks/results
 
 gpu-bench:
 	@$(BUILD_CUDA)

@@ -2,8 +2,8 @@
 
 The kernels are usable without the framework. A CPU install needs no compiler and no CUDA.
 
-Two compiled libraries (csrc/) are built if their compiler and torch are in sight (pip hides the installed torch unless told
---no-build-isolation), and quietly left out otherwise: for this kind of processor, and for CUDA where torch has it too.
+Two compiled libraries (csrc/cuda, csrc/cpu) are built if their compiler and torch are in sight (pip hides the installed torch
+unless told --no-build-isolation), and quietly left out otherwise: for this kind of CPU, and for CUDA where torch has it too.
 EMERGENCE_CUDA=1 insists on CUDA's, EMERGENCE_CUDA=0 leaves it out. They are no Python modules but libraries on torch's
 stable ABI, so a wheel with them serves every Python 3.
 """
@@ -17,12 +17,13 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-PACKAGE = "emergence_kernels.compiled"
+LIBRARIES = "emergence_kernels.backends.libraries"
+DOCS = ["mkdocs-material>=9.7"]
 
 
 def builder():
-    """compiled/build.py by its path: the package itself would import torch."""
-    path = HERE / "kernels/emergence_kernels/compiled/build.py"
+    """backends/build.py by its path: the package itself would import torch."""
+    path = HERE / "kernels/emergence_kernels/backends/build.py"
     spec = importlib.util.spec_from_file_location("cuda_build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -66,7 +67,7 @@ setup(
     packages=find_packages(include=["emergence_train", "emergence_train.*"])
     + find_packages("kernels", include=["emergence_kernels", "emergence_kernels.*"]),
     package_dir={"emergence_kernels": "kernels/emergence_kernels"},
-    ext_modules=[Extension(f"{PACKAGE}.emergence_{kind}", []) for kind in wanted()],
+    ext_modules=[Extension(f"{LIBRARIES}.emergence_{kind}", []) for kind in wanted()],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
     package_data={
         "emergence_train": [
@@ -76,7 +77,7 @@ setup(
             "report/*.css",
             "report/*.js",
         ],
-        "emergence_kernels": ["choices.json"],
+        "emergence_kernels": ["backends/ranking.json"],
     },
     install_requires=[
         "torch>=2.11",
@@ -99,12 +100,15 @@ setup(
         "bench": ["transformers>=5.0"],
         "tasks": ["lm-eval>=0.4.13"],
         "peers": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1", "quack-kernels>=0.6"],
+        "docs": DOCS,
         "dev": [
+            *DOCS,
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
+            "mypy>=1.15",
             "transformers>=5.0",
             "datasets>=4.0",
         ],

@@ -9,7 +9,7 @@ with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed co
 does not depend on them; losses are no result here). Contestants take turns, a few steps each, so that a GPU whose clock drifts
 is as unkind to one as to the other. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
 
-MFU = tokens/s x flops_per_token (emergence_train/models/counting.py) / dense bf16 peak. One step of each is profiled: GPU time by
+MFU = tokens/s x flops_per_token (emergence_train/models/flops.py) / dense bf16 peak. One step of each is profiled: GPU time by
 kernel, and the places where the host waits for the GPU.
 """
 
@@ -164,10 +164,10 @@ def put_back() -> None:
         setattr(*_changed.pop())
 
 
-def our_step(config, ranks, way: str):
-    from emergence_train.evaluation.positions import PositionAccumulator
+def our_step(config, mesh, way: str):
+    from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+    from emergence_train.recorder.position_sums import PositionAccumulator
     from emergence_train.training import engine as engines
-    from emergence_train.training.anomalies import Judge, Skips
     from emergence_train.training.step import Stepper
 
     chosen: dict = {"compile": way == "compiled", "cuda_graphs": way not in ("eager", "compiled")}
@@ -176,20 +176,29 @@ def our_step(config, ranks, way: str):
         chosen[key] = int(value)
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
     if key == "logits":
-        from emergence_kernels.triton_backend import configs as tiles
+        from emergence_kernels.backends import triton_configs as tiles
 
         instead(tiles, "logits_dtype", lambda *_: getattr(torch, value))
     if key == "attention":
-        from emergence_kernels.ops import attention
+        from emergence_kernels.attention import op as attention
 
         instead(attention, "fastest", lambda *_: [value])
     # a billion values by a CPU's generator take long
-    engines.initialise = lambda model, *_: initialise(model.to(ranks.device))
-    engine = engines.build(config, ranks)
+    engines.initialise = lambda model, *_: initialise(model.to(mesh.device))
+    graphs = engines.graphs_possible(config.training, config.faults, mesh)
+    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
-    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_: None)
+    sums, watch = PositionAccumulator(config.data.sequence, mesh.device), SimpleNamespace(at=lambda *_, **__: None)
     stepper = Stepper(
-        config, engine, data, ranks, sums, Skips(Path(os.devnull) / "run"), Judge(config.faults, []), watch
+        config.training,
+        config.faults,
+        engine,
+        data,
+        mesh,
+        sums,
+        SkippedBatches(Path(os.devnull) / "run"),
+        AnomalyDetector(config.faults, []),
+        watch,
     )
     pending: list = []
 
@@ -202,7 +211,7 @@ def our_step(config, ranks, way: str):
     return step
 
 
-def peer_step(config, ranks, model: nn.Module, compiled: bool):
+def peer_step(config, mesh, model: nn.Module, compiled: bool):
     import deepspeed
 
     from emergence_train.training import engine as engines
@@ -216,7 +225,7 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
         eps=training.optimizer.eps,
         fused=True,
     )
-    settings = engines.deepspeed_config(config, ranks)
+    settings = engines.deepspeed_config(config.training, mesh)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if compiled:
         engine.module.compile_parts()
@@ -229,8 +238,8 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
         for round_ in range(rounds):
             first = number * training.batch + round_ * micro
             windows = torch.from_numpy(np.stack([data.sample(first + i) for i in range(micro)])).pin_memory()
-            tokens = windows[:, :-1].contiguous().pin_memory().to(ranks.device, non_blocking=True)
-            targets = windows[:, 1:].contiguous().pin_memory().to(ranks.device, non_blocking=True)
+            tokens = windows[:, :-1].contiguous().pin_memory().to(mesh.device, non_blocking=True)
+            targets = windows[:, 1:].contiguous().pin_memory().to(mesh.device, non_blocking=True)
             loss = engine(tokens, targets)
             engine.backward(loss)
             engine.step()
@@ -238,14 +247,14 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
     return step
 
 
-def make(name: str, config, ranks):
+def make(name: str, config, mesh):
     """A function of the step's number that runs one optimizer step."""
     who, _, way = name.partition(", ")
     if who == "ours":
-        return our_step(config, ranks, way)
-    with torch.device(ranks.device):
+        return our_step(config, mesh, way)
+    with torch.device(mesh.device):
         model = PlainDecoder(config.model) if who == "plain" else LigerLlama(config.model)
-    return peer_step(config, ranks, model, way == "compiled")
+    return peer_step(config, mesh, model, way == "compiled")
 
 
 KINDS = (  # the first that a kernel's name contains names what it is for
@@ -318,11 +327,11 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
     """All contestants of a size in one process; what is known is written as it comes."""
     from emergence_kernels.bench.run import commit, versions
     from emergence_kernels.bench.timing import ceilings
-    from emergence_train import distributed
-    from emergence_train.models import counting
-    from emergence_train.training.logs import environment
+    from emergence_train.models import flops as counting
+    from emergence_train.parallel import ranks as distributed
+    from emergence_train.recorder.environment import environment
 
-    ranks = distributed.start(None)
+    mesh = distributed.start(None)
     overrides, steps, deadline = arguments.set, arguments.steps, time.monotonic() + arguments.limit
     config = configuration(size, overrides)
     flops = counting.flops_per_token(config.model, config.data.sequence)
@@ -336,8 +345,8 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         "versions": versions(),
         "commit": commit(),
         "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
-        "environment": environment(ranks.device),
-        "ceilings": ceilings(ranks.device, torch.bfloat16),
+        "environment": environment(mesh.device),
+        "ceilings": ceilings(mesh.device, torch.bfloat16),
         "flops_per_token": flops,
         "peak_flops": peak,
         "tokens_a_step": tokens,
@@ -351,7 +360,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         try:
-            step = make(name, config, ranks)
+            step = make(name, config, mesh)
             for number in range(2):
                 step(number)
             torch.cuda.synchronize()

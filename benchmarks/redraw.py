@@ -14,20 +14,26 @@ def training_table(files: list[Path]) -> str:
     records = [json.loads(file.read_text()) for file in files]
     lines = [f"# Training steps on {records[0]['device']}", ""]
     lines += [
-        "tokens/s: median over turns [least, greatest]. MFU by emergence_train/models/counting.py over the data sheet's",
+        "tokens/s: median over turns [least, greatest]. MFU by emergence_train/models/flops.py over the data sheet's",
         "bf16 peak. Of the profiled step: GPU milliseconds in all and by kind, launches, implicit waits of the host. Batch",
         "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns.",
         "",
     ]
     lines += [
-        "| measured (UTC) | commit | size | contestant | tokens/s | MFU | GiB | GPU ms | "
+        "| measured (UTC) | commit | size | micro-batch | contestant | tokens/s | MFU | GiB | GPU ms | "
         + " | ".join(KINDS)
         + " | other | launches | waits |"
     ]
-    lines += ["|" + "---|" * (11 + len(KINDS))]
+    lines += ["|" + "---|" * (12 + len(KINDS))]
     for record in records:
         for row in record["rows"]:
-            cells = [record["utc"], record["commit"][:10], record["size"], row["contestant"]]
+            cells = [
+                record["utc"],
+                record["commit"][:10],
+                record["size"],
+                str(record["micro_batch"]),
+                row["contestant"],
+            ]
             if "failed" in row:
                 cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (6 + len(KINDS))]
             else:

@@ -27,11 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, RunError, Stopped) as error:
         if arguments.debug:
             traceback.print_exc()
-        elif not getattr(error, "told_by_first_rank", False):
+        elif not error.already_reported:
             tell(str(error))
         return error.code
     except KeyboardInterrupt:
-        tell("interrupted; the same command goes on from the last checkpoint")
+        tell("interrupted; run the same command to resume from the last checkpoint")
         return 1
     except BrokenPipeError:  # the reader of our output has gone (head, less)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -48,21 +48,21 @@ def run() -> None:
     """The console command: main, then the end of the process."""
     code = main()
     if "torch" in sys.modules:
-        from emergence_train.distributed import leave
+        from emergence_train.parallel.ranks import leave
 
         leave(code)
     sys.exit(code)
 
 
-def _say(arguments: argparse.Namespace):
+def _log(arguments: argparse.Namespace):
     """Progress goes to standard output, or to standard error where the output is a result for machines."""
     stream = sys.stderr if arguments.json else sys.stdout
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         stream.write(f"{line}\n")  # at once: another thread may say something too
         stream.flush()
 
-    return say
+    return log
 
 
 def _prepare(arguments: argparse.Namespace) -> dict | None:
@@ -70,46 +70,47 @@ def _prepare(arguments: argparse.Namespace) -> dict | None:
     from emergence_train.cluster import launcher
     from emergence_train.data.prepare import prepare
 
-    if not launcher.find().first:
+    if not launcher.find().is_rank0:
         return None  # one process of several is enough
-    path = prepare(config.load(arguments.config, arguments.overrides).data, _say(arguments))
+    path = prepare(config.load(arguments.config, arguments.overrides).data, _log(arguments))
     return {"path": str(path)}
 
 
 def _train(arguments: argparse.Namespace) -> dict | None:
-    # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, and on a processor that someone else uses
-    # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook.md).
+    # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, and on a CPU that someone else uses
+    # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook/).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of C++ frames
-    from emergence_train import config, distributed
+    from emergence_train import config
     from emergence_train.cluster import launcher
-    from emergence_train.training.loop import train
+    from emergence_train.parallel import ranks as distributed
+    from emergence_train.training.run import train
 
-    place = launcher.find()
+    launch = launcher.find()
     try:
         loaded = config.load(arguments.config, arguments.overrides)
     except InputError as error:
-        error.told_by_first_rank = place.local_rank > 0  # each machine has said it: one may lack the file
+        error.already_reported = launch.local_rank > 0  # each machine has said it: one may lack the file
         raise
     try:
-        path = train(loaded, _say(arguments))
+        path = train(loaded, _log(arguments))
     finally:
         distributed.stop()
-    return {"run": str(path)} if place.first else None
+    return {"run": str(path)} if launch.is_rank0 else None
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict | None:
-    from emergence_train import distributed
     from emergence_train.cluster import launcher
     from emergence_train.evaluation.offline import evaluate, format_result
+    from emergence_train.parallel import ranks as distributed
 
-    first = launcher.find().first
-    say = _say(arguments) if first else lambda line: None
+    first = launcher.find().is_rank0
+    log = _log(arguments) if first else lambda line: None
     try:
-        result = evaluate(Path(arguments.run), arguments.step, arguments.tasks, arguments.split, say)
+        result = evaluate(Path(arguments.run), arguments.step, arguments.tasks, arguments.split, log)
     finally:
         distributed.stop()
-    say(format_result(result))
+    log(format_result(result))
     return result if first else None
 
 
@@ -117,10 +118,10 @@ def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
     """Print an analysis' short table and where the rest is; returns the result for machines."""
     from emergence_train.analysis.results import as_json
 
-    say = _say(arguments)
-    say(table)
+    log = _log(arguments)
+    log(table)
     if arguments.out:
-        say(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
+        log(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
     return as_json(result)
 
 
@@ -137,7 +138,7 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
     table = position_weights.compare_position_weights(arguments.runs)
     result = position_weights.write(Path(arguments.out), table) if arguments.out else position_weights.as_json(table)
-    _say(arguments)(position_weights.format_weights(result))
+    _log(arguments)(position_weights.format_weights(result))
     return result
 
 
@@ -153,27 +154,27 @@ def _report(arguments: argparse.Namespace) -> dict:
     from emergence_train.report.page import report
 
     path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)
-    _say(arguments)(f"report: {path}")
+    _log(arguments)(f"report: {path}")
     return {"report": str(path)}
 
 
 def _export(arguments: argparse.Namespace) -> dict:
-    from emergence_train.export import export
+    from emergence_train.convert.hf_export import export
 
-    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _say(arguments))
+    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _log(arguments))
     return {"export": str(path)}
 
 
 def _sync(arguments: argparse.Namespace) -> dict:
-    from emergence_train.training.sync import sync
+    from emergence_train.tracking.sync import sync
 
-    return {"synced": [sync(Path(run), _say(arguments)) for run in arguments.runs]}
+    return {"synced": [sync(Path(run), _log(arguments)) for run in arguments.runs]}
 
 
 def _doctor(arguments: argparse.Namespace) -> dict:
     from emergence_train.doctor import doctor
 
-    return doctor(None if arguments.json else _say(arguments))
+    return doctor(None if arguments.json else _log(arguments))
 
 
 class _Schema(argparse.Action):
@@ -214,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, function, help in (
         ("prepare", _prepare, "make tokenizer, shards and validation sets"),
-        ("train", _train, "train, or go on training, the run of a configuration"),
+        ("train", _train, "train, or resume, the run of a configuration"),
     ):
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")

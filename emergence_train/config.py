@@ -4,6 +4,7 @@ Every wrong key, type or size is one InputError line that names the place; nothi
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from emergence_train.errors import InputError
-from emergence_train.models.config import PRESETS, ModelConfig
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.presets import PRESETS
 
 
 class Section(BaseModel):
@@ -24,17 +26,26 @@ class Section(BaseModel):
 class Source(Section):
     """Where the text of one domain comes from. Exactly one of `files`, `hub` and `sample`."""
 
-    domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    files: list[str] | None = Field(default=None, description="paths or globs: .txt, .jsonl (also .gz, .xz), .parquet")
+    domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the domain, in logs and tables")
+    files: list[str] | None = Field(
+        default=None,
+        description="paths or globs: .txt, .md, .jsonl, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet",
+    )
     hub: str | None = Field(default=None, description="a Hugging Face data set, streamed")
     subset: str | None = Field(default=None, description="the hub data set's configuration name")
-    hub_split: str = "train"
+    hub_split: str = Field(default="train", description="the hub data set's split")
     sample: str | None = Field(default=None, description="a domain of the embedded sample")
-    text_field: str = "text"
+    text_field: str = Field(default="text", description="field or column that holds the text; dotted for nested ones")
     weight: float = Field(
         default=1.0, ge=0, description="share of training tokens, relative; 0 keeps it out of training"
     )
-    limit_documents: int | None = Field(default=None, ge=1)
+    limit_documents: int | None = Field(default=None, ge=1, description="read at most this many documents")
+    document_characters: int | None = Field(
+        default=None,
+        ge=100,
+        description="a longer text file becomes several documents, cut at blank lines where there are any; default: some 128 "
+        "documents where a source is fewer than 32 text files, else 1,000,000 characters",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Source":
@@ -50,8 +61,11 @@ class Tokenizer(Section):
     """Trained here (`vocab_size`), or loaded: a tokenizer.json, or a hub name."""
 
     vocab_size: int | None = Field(default=None, ge=257, description="train a byte-level BPE of this size")
-    file: str | None = None
-    hub: str | None = None
+    file: str | None = Field(default=None, description="a tokenizer.json")
+    hub: str | None = Field(default=None, description="a Hugging Face tokenizer's name")
+    end_of_text: str | None = Field(
+        default=None, description="the token that closes a document, where it has a name of its own"
+    )
     train_bytes: int = Field(default=50_000_000, ge=1000, description="text read to train it")
 
     @model_validator(mode="after")
@@ -67,26 +81,32 @@ class Validation(Section):
 
     sequences: int = Field(default=256, ge=1, description="in the iid set, spread over domains by weight")
     domain_sequences: int = Field(default=64, ge=0, description="at most, in each domain's own set")
-    ood_sequences: int = Field(default=256, ge=0)
+    ood_sequences: int = Field(default=256, ge=0, description="in the ood set")
     fraction: float = Field(default=0.02, gt=0, lt=1, description="share of documents held out, by hash")
 
 
 class Data(Section):
     path: str = Field(description="the prepared directory")
     sequence: int = Field(ge=2, description="tokens a sequence")
-    sources: list[Source] = Field(min_length=1)
+    sources: list[Source] = Field(min_length=1, description="the training mixture, one entry a domain")
     ood: list[Source] = Field(default=[], description="out-of-distribution sources, for validation only")
-    tokenizer: Tokenizer
-    validation: Validation = Validation()
-    shard_tokens: int = Field(default=100_000_000, ge=1000)
-    workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one a processor")
+    tokenizer: Tokenizer = Field(description="trained here, or loaded")
+    validation: Validation = Field(default=Validation(), description="the held-out sets")
+    shard_tokens: int = Field(default=100_000_000, ge=1000, description="tokens a shard file")
+    bad_rows: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of a source's rows without usable text that is left out; more are refused",
+    )
+    workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one per CPU")
 
     @model_validator(mode="after")
     def _domains(self) -> "Data":
         names = [source.domain for source in [*self.sources, *self.ood]]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"domain {twice[0]!r} stands twice; list its files in one source")
+            raise ValueError(f"domain {twice[0]!r} is listed twice; list its files in one source")
         if not any(source.weight > 0 for source in self.sources):
             raise ValueError("every source has weight 0; give at least one a positive weight")
         return self
@@ -98,49 +118,53 @@ class Data(Section):
 class Schedule(Section):
     """Learning rate over tokens: linear warm-up to `lr`, then cosine, constant, or constant and a decay (wsd)."""
 
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    lr: float = Field(gt=0)
-    warmup_tokens: int = Field(default=0, ge=0)
+    kind: Literal["cosine", "wsd", "constant"] = Field(default="cosine", description="shape after the warm-up")
+    lr: float = Field(gt=0, description="peak learning rate")
+    warmup_tokens: int = Field(default=0, ge=0, description="length of the linear warm-up")
     final_ratio: float = Field(default=0.1, ge=0, le=1, description="lr at the end over peak lr")
     decay_tokens: int = Field(default=0, ge=0, description="wsd only: length of the final decay")
-    decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
+    decay_shape: Literal["linear", "cosine", "sqrt"] = Field(default="linear", description="wsd only: of that decay")
 
 
 class Optimizer(Section):
     """AdamW. Weight decay applies to matrices, not to norms."""
 
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.95), description="decay rates of the first and second moment"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(default=0.1, ge=0, description="decoupled; on matrices alone")
     clip: float = Field(default=1.0, ge=0, description="bound on the global gradient norm; 0 is none")
 
 
 class PositionWeights(Section):
     """Weights of the loss by position: the first 10, middle 80 and last 10 percent, or any vector [sequence]."""
 
-    head: float = Field(default=1.0, ge=0)
-    body: float = Field(default=1.0, ge=0)
-    tail: float = Field(default=1.0, ge=0)
-    vector: list[Annotated[float, Field(ge=0)]] | None = None
+    head: float = Field(default=1.0, ge=0, description="weight of the first 10% of positions")
+    body: float = Field(default=1.0, ge=0, description="weight of the middle 80%")
+    tail: float = Field(default=1.0, ge=0, description="weight of the last 10%")
+    vector: list[Annotated[float, Field(ge=0)]] | None = Field(
+        default=None, description="a weight a position, [sequence]; replaces the three"
+    )
 
 
 class Training(Section):
     tokens: int = Field(ge=1, description="to train on; rounded up to whole steps")
     batch: int = Field(ge=1, description="sequences a step, over all ranks")
     micro_batch: int = Field(default=1, ge=1, description="sequences a forward pass, each rank")
-    precision: Literal["bf16", "fp32"] = "bf16"
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    schedule: Schedule
-    optimizer: Optimizer = Optimizer()
-    position_weights: PositionWeights = PositionWeights()
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="of weights and activations in a step")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage; 0 with fp32 only")
+    schedule: Schedule = Field(description="learning rate over tokens")
+    optimizer: Optimizer = Field(default=Optimizer(), description="AdamW's numbers")
+    position_weights: PositionWeights = Field(default=PositionWeights(), description="weights of the loss by position")
     document_mask: bool = Field(default=False, description="keep attention and targets within a document")
-    z_loss: float = Field(default=0.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0, description="factor of the squared log-sum-exp in the loss")
     compile: bool = Field(default=False, description="torch.compile each block")
     cuda_graphs: bool = Field(
         default=True,
         description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph",
     )
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = Field(default=False, description="recompute each block in the backward pass")
     threads: int | None = Field(default=None, ge=1, description="CPU threads a rank; None: torch's choice")
 
 
@@ -160,7 +184,7 @@ class Checkpoints(Section):
 
 
 class Faults(Section):
-    """What to do about numbers that go wrong and processes that do not answer; see docs/faults.md."""
+    """What to do about numbers that go wrong and processes that do not answer; see docs/how-to/faults.md."""
 
     not_finite: Literal["skip", "rewind", "stop"] = Field(
         default="skip", description="a loss or gradient that is not finite: leave the update out, or go back, or end"
@@ -182,7 +206,7 @@ class Logging(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto: online with credentials, else offline"
     )
-    wandb_project: str = "emergence-train"
+    wandb_project: str = Field(default="emergence-train", description="the project in Weights & Biases")
 
 
 class TaskConfig(Section):
@@ -190,14 +214,14 @@ class TaskConfig(Section):
     are made from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text); or it is lm-eval/NAME,
     a task of lm-eval (pip install 'emergence-train[tasks]')."""
 
-    task: str = Field(min_length=1)
+    task: str = Field(min_length=1, description="a task made from a seed, lm-eval/NAME, or any name for a file")
     name: str | None = Field(default=None, min_length=1, description="in the tables; None: that of the task")
     items: int | None = Field(default=None, ge=1, description="at most; None: 200 made ones, or all of a file")
-    file: str | None = None
+    file: str | None = Field(default=None, description="items: JSONL, also .gz")
     shots: int | None = Field(
         default=None, ge=0, description="lm-eval only: worked examples; None: the task's own number"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of items that are made")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TaskConfig":
@@ -211,13 +235,13 @@ class TaskConfig(Section):
 class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run, and of its directory")
     out: str = Field(default="runs", description="directory that holds run directories")
-    seed: int = Field(default=1, ge=0, lt=2**63)
-    data: Data
-    model: ModelConfig
-    training: Training
-    checkpoints: Checkpoints
-    faults: Faults = Faults()
-    logging: Logging = Logging()
+    seed: int = Field(default=1, ge=0, lt=2**63, description="of weights and of the order of samples")
+    data: Data = Field(description="text, tokenizer, validation sets")
+    model: ModelConfig = Field(description="sizes of the decoder; `preset: NAME` stands for a named size")
+    training: Training = Field(description="tokens, batch, precision, schedule, optimizer")
+    checkpoints: Checkpoints = Field(description="when logs, validation and state are written")
+    faults: Faults = Field(default=Faults(), description="what to do when numbers or processes fail")
+    logging: Logging = Field(default=Logging(), description="console and Weights & Biases")
     tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
     abilities: str | None = Field(
         default=None,
@@ -279,16 +303,35 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         raise InputError(f"{path}: {_first_problem(error, tree)}") from None
 
 
-def of_run(run: Path) -> Config:
+def load_run(run: Path) -> Config:
     """The resolved configuration that a run directory holds."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
     return load(run / "config.yaml")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 5e3 is a number, and a key that stands twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -307,7 +350,7 @@ def _apply(tree: dict, override: str) -> None:
     if not sign or not all(keys):
         raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
@@ -317,19 +360,20 @@ def _apply(tree: dict, override: str) -> None:
     node: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
+        place: str | int = key  # an index where the node is a list
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise InputError(
                     f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
                     f"use an index from 0 to {len(node) - 1}"
                 )
-            key = int(key)
+            place = int(key)
         elif not isinstance(node, dict):
             raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section")
         if last:
-            node[key] = value
+            node[place] = value
         else:
-            node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+            node = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
             if node is None:
                 raise InputError(f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file")
 

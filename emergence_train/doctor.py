@@ -16,17 +16,18 @@ OPTIONAL = {
 }
 
 
-def doctor(say: Callable[[str], None] | None) -> dict:
-    """Look, tell each finding through `say`, and return them all."""
+def doctor(log: Callable[[str], None] | None) -> dict:
+    """Look, tell each finding through `log`, and return them all."""
     import torch
 
-    from emergence_kernels import available_backends, flash_backend, resolve_backend
-    from emergence_kernels.compiled import library
+    from emergence_kernels import available_backends, resolve_backend
+    from emergence_kernels.attention import flash as flash_backend
+    from emergence_kernels.backends import library
 
-    say = say or (lambda line: None)
+    log = log or (lambda line: None)
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    found = {
+    result = {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("torch", "triton", "deepspeed", "numpy", "wandb", "pyarrow")},
         "processors": os.cpu_count(),
@@ -41,52 +42,55 @@ def doctor(say: Callable[[str], None] | None) -> dict:
         "wandb": "online" if os.environ.get("WANDB_API_KEY") else "offline unless logged in",
         "launch": _launch(),
     }
-    say(f"python      {found['python']}, " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in found["versions"].items()))
-    say(f"processors  {found['processors']}, {found['free_disk_gb']} GB of disk free here")
-    say("gpus        " + (", ".join(found["gpus"]) or "none: training runs on the processor (gloo), in fp32 at best"))
-    for op, state in found["kernels"].items():
+    log(f"python      {result['python']}, " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in result["versions"].items()))
+    log(f"CPUs        {result['processors']}, {result['free_disk_gb']} GB of disk free here")
+    log("gpus        " + (", ".join(result["gpus"]) or "none: training runs on the CPU (gloo), in fp32 at best"))
+    for op, state in result["kernels"].items():
         others = [f"{name}: {why}" for name, why in state["backends"].items() if why != "yes"]
-        say(f"kernel      {op}: {state['chosen']}" + (f"  (not {'; not '.join(others)})" if others else ""))
-    for backend, built in found["compiled"].items():
-        say(f"compiled    csrc/ for {backend}: {built}")
+        log(f"kernel      {op}: {state['chosen']}" + (f"  (not {'; not '.join(others)})" if others else ""))
+    for backend, built in result["compiled"].items():
+        log(f"compiled    csrc/ for {backend}: {built}")
     generations = [str(generation) for generation in sorted(flash_backend.installed())]
-    found["optional"]["flash-attn"] = " and ".join(generations) or None
-    say(
+    result["optional"]["flash-attn"] = " and ".join(generations) or None
+    log(
         "optional    flash-attn "
         + (
-            found["optional"]["flash-attn"]
+            result["optional"]["flash-attn"]
             or "missing: PyTorch's kernels stand in for it; pip install 'emergence-train[flash]'"
         )
     )
     for module, (package, remedy, what) in OPTIONAL.items():
-        there = importlib.util.find_spec(module) is not None
-        found["optional"][package] = _version(package) if there else None
-        say(f"optional    {package} " + (found["optional"][package] or "?" if there else f"missing: {what}; {remedy}"))
-    say(f"wandb       {found['wandb']}")
-    launch = found["launch"]
-    say(f"launcher    {launch['launcher']}" + "".join(f"; {launch[key]}" for key in ("meeting", "note") if launch[key]))
-    return found
+        installed = importlib.util.find_spec(module) is not None
+        result["optional"][package] = _version(package) if installed else None
+        log(
+            f"optional    {package} "
+            + (result["optional"][package] or "?" if installed else f"missing: {what}; {remedy}")
+        )
+    log(f"wandb       {result['wandb']}")
+    launch = result["launch"]
+    log(f"launcher    {launch['launcher']}" + "".join(f"; {launch[key]}" for key in ("meeting", "note") if launch[key]))
+    return result
 
 
 def _launch() -> dict:
     """Who has started this process, as the training would see it."""
     try:
-        place = launcher.find()
+        launch = launcher.find()
     except InputError as error:
         return {"launcher": "not recognised", "meeting": None, "note": str(error)} | slurm.job(os.environ)
-    task = place.task
+    task = launch.task
     meeting = (
         f"meets the others at port {task.ports[0]} of {task.node or 'a node that MASTER_ADDR must name'}"
         if task
         else None
     )
     return {
-        "launcher": place.launcher,
-        "rank": place.rank,
-        "world": place.world,
-        "local_rank": place.local_rank,
+        "launcher": launch.launcher,
+        "rank": launch.rank,
+        "world": launch.world,
+        "local_rank": launch.local_rank,
         "meeting": meeting,
-        "note": place.note,
+        "note": launch.note,
     } | slurm.job(os.environ)
 
 

@@ -13,6 +13,9 @@ def tell(text: str) -> None:
 class OneLine(Exception):
     """Its text is one line whatever it quotes."""
 
+    # Of an error that every rank raises alike: whether another rank's line is the one to show. None: this rank's own.
+    already_reported: bool | None = None
+
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(str(text).splitlines()))
 
@@ -30,7 +33,7 @@ class RunError(OneLine):
 
 
 class Stopped(OneLine):
-    """The run was told to stop (SIGTERM, SIGUSR1) and has saved what there was to save: the same command goes on.
+    """Stop requested (SIGTERM, SIGUSR1), and all there was to save is saved: the same command resumes.
 
     75 is EX_TEMPFAIL of sysexits.h, "try again later": what a requeue looks for.
     """
@@ -39,6 +42,6 @@ class Stopped(OneLine):
 
 
 class PeerLost(RunError):
-    """Another process of the run was killed, stopped or hangs: the same command goes on from the last checkpoint."""
+    """Another process of the run was killed, stopped or hangs: run the same command to resume from the last checkpoint."""
 
     code = 76

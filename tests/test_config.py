@@ -52,7 +52,7 @@ def test_every_shipped_configuration_loads():
         ("training.schedule.warmup_tokens=99999999", "more than training.tokens"),
         ("training.position_weights.vector=[1,2]", "has 2 entries"),
         ("data.sources.0.domain=iid", "taken by a split"),
-        ("data.sources.1.domain=manuals", "stands twice"),
+        ("data.sources.1.domain=manuals", "is listed twice"),
         ("data.sources.9.domain=x", "is a list of 2"),
         ("data.tokenizer.file=x.json", "exactly one of vocab_size, file and hub"),
         ("name=../up", "name"),

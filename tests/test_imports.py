@@ -20,25 +20,32 @@ FLOORS = (
     ("files",),
     ("cluster",),
     ("recorder",),
-    ("records",),  # the old name of recorder.tables
     ("models",),
     ("config",),
-    ("schedule", "checkpoints", "distributed"),
-    ("data",),
+    ("optim", "parallel", "tracking"),
+    ("checkpoint", "faults", "data"),
     ("evaluation",),
     ("analysis", "analysis.results", "analysis.figures", "analysis.planned_schedule", "analysis.position_matrix"),
     ("analysis.drawing",),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),
-    ("report", "training", "export", "doctor"),
+    ("report", "training", "convert", "doctor"),
     ("cli",),
     ("__main__",),
 )
+# Rooms of emergence_kernels, likewise: an operation needs the backends, and attention the rotary embedding.
+KERNEL_FLOORS = (
+    ("backends",),
+    ("cross_entropy", "rms_norm", "rotary", "swiglu"),
+    ("attention",),
+    ("bench",),
+)
 # (room, what it never imports although that lies lower): the analyses read tables, whoever wrote them
+TRAINING_ONLY = ("models", "data", "evaluation", "checkpoint", "parallel", "cluster", "faults", "tracking")
 NEVER = {
-    "analysis": ("models", "data", "evaluation", "checkpoints", "distributed", "cluster"),
-    "report": ("models", "data", "evaluation", "checkpoints", "distributed", "cluster"),
+    "analysis": TRAINING_ONLY,
+    "report": TRAINING_ONLY,
 }
 # What of the analyses may draw or write files; the rest returns results
 WRITERS = {
@@ -60,7 +67,6 @@ SHOWN = {
 }
 COLLECTED = {"analysis.emergence", "analysis.temporal", "analysis.position_matrix"}
 EXCEPTIONS: dict[str, set[str]] = {}  # module: what it imports against the floors
-OLD_NAME_USERS = {"training.logs", "training.recording", "training.sync"}  # of records, instead of recorder.tables
 
 
 def _sources() -> dict[str, Path]:
@@ -108,18 +114,23 @@ ARROWS = _arrows()
 
 
 def _short(module: str) -> str:
-    return module.removeprefix("emergence_train").lstrip(".")
+    return module.removeprefix("emergence_train").removeprefix("emergence_kernels").lstrip(".")
 
 
 def _room(module: str) -> tuple[int, str] | None:
-    """(floor, room) of a module of emergence_train; None: it has none."""
+    """(floor, room) of a module of its package; None: it has none."""
     name = _short(module)
-    fits = [(floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms if f"{name}.".startswith(f"{room}.")]
+    floors = KERNEL_FLOORS if module.startswith("emergence_kernels") else FLOORS
+    fits = [(floor, room) for floor, rooms in enumerate(floors) for room in rooms if f"{name}.".startswith(f"{room}.")]
     return max(fits, key=lambda found: len(found[1])) if fits else None
 
 
 def _framework() -> list[str]:
     return sorted(module for module in MODULES if module.startswith("emergence_train."))
+
+
+def _kernels() -> list[str]:
+    return sorted(module for module in MODULES if module.startswith("emergence_kernels."))
 
 
 def test_there_are_no_circles():
@@ -130,15 +141,15 @@ def test_there_are_no_circles():
 
 
 def test_every_module_has_a_room():
-    assert [module for module in _framework() if _room(module) is None] == []
+    assert [module for module in _framework() + _kernels() if _room(module) is None] == []
 
 
 def test_no_import_points_up():
     against: dict[str, set[str]] = {}
-    for module in _framework():
+    for module in _framework() + _kernels():
         floor, room = _room(module)
         for target in ARROWS[module]:
-            if target == "emergence_train" or not target.startswith("emergence_train."):
+            if not target.startswith(f"{module.partition('.')[0]}."):
                 continue
             lower, other = _room(target)
             if lower > floor or (lower == floor and other != room):
@@ -199,11 +210,6 @@ def test_recorder_needs_torch_numpy_pandas_and_pyarrow_only():
     }
     assert outside <= allowed
     assert "emergence_train.config" not in reached
-
-
-def test_the_old_name_of_the_tables_goes_out_of_use():
-    users = {_short(module) for module in _framework() if "emergence_train.records" in ARROWS[module]}
-    assert users == OLD_NAME_USERS
 
 
 def test_benchmarks_import_nothing_of_the_tests():

@@ -32,16 +32,16 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "kernels")]
 
 from emergence_train import config as configs
-from emergence_train import distributed
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
-from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.config import padded_vocabulary
+from emergence_train.parallel import ranks as distributed
+from emergence_train.recorder.environment import environment
+from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training import engine as engines
-from emergence_train.training.anomalies import Judge, Skips
-from emergence_train.training.logs import environment
-from emergence_train.training.loop import Stepper
-from emergence_train.training.watchdog import Watchdog
+from emergence_train.training.step import Stepper
 
 STEPS_A_TURN = 8
 MAX_CONTESTED = 30  # rounds thrown away; then whatever comes is taken
@@ -133,15 +133,17 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
     return step
 
 
-def our_loop(config, dataset: Dataset, ranks, engine, sums):
-    judge, nowhere = Judge(config.faults, []), Path(os.devnull) / "run"
-    watch = Watchdog(ranks, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
-    stepper = Stepper(config, engine, dataset, ranks, sums, Skips(nowhere), judge, watch)
+def our_loop(config, dataset: Dataset, mesh, engine, sums):
+    detector, nowhere = AnomalyDetector(config.faults, []), Path(os.devnull) / "run"
+    watch = Watchdog(mesh, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
+    stepper = Stepper(
+        config.training, config.faults, engine, dataset, mesh, sums, SkippedBatches(nowhere), detector, watch
+    )
 
     def step(number: int) -> float:
         totals, norm, applied = stepper(number + 1, 1e-3, False)
         count, loss_sum, _ = totals.tolist()
-        judge(loss_sum / count, float(norm), bool(applied))
+        detector(loss_sum / count, float(norm), bool(applied))
         return loss_sum / count
 
     return step
@@ -174,13 +176,15 @@ def others_seconds() -> float:
     return busy / os.sysconf("SC_CLK_TCK") - own.ru_utime - own.ru_stime
 
 
-def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
+def measure(config, dataset: Dataset, mesh, rounds: int) -> list[dict]:
     shape, batch = config.model, config.training.batch
-    plain_loss = PlainLoss(engines.build(config, ranks))
-    by_position = PositionAccumulator(dataset.sequence, ranks.device)
+    plain_loss = PlainLoss(engines.build(config.model, config.training, config.seed, mesh))
+    by_position = PositionAccumulator(dataset.sequence, mesh.device)
     contestants = {
-        "ours": our_loop(config, dataset, ranks, engines.build(config, ranks), by_position),
-        "ours, plain loss": our_loop(config, dataset, ranks, plain_loss, plain_loss),
+        "ours": our_loop(
+            config, dataset, mesh, engines.build(config.model, config.training, config.seed, mesh), by_position
+        ),
+        "ours, plain loss": our_loop(config, dataset, mesh, plain_loss, plain_loss),
         "plain PyTorch": plain_loop(PlainModel(shape), lambda m, t: m(t), dataset, batch),
         "transformers Llama": plain_loop(llama(shape), lambda m, t: m(input_ids=t).logits, dataset, batch),
     }
@@ -234,7 +238,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/quickstart")
     parser.add_argument("--out", default="benchmarks/results/cpu/training.json")
     arguments = parser.parse_args()
-    ranks = distributed.start(arguments.threads)
+    mesh = distributed.start(arguments.threads)
     results = {}
     for size in arguments.sizes.split(","):
         config = configs.load("configs/quickstart.yaml", [f"model.preset={size}", f"data.path={arguments.data}"])
@@ -242,7 +246,7 @@ def main() -> None:
         dataset = Dataset(config.data, config.seed)
         shape = config.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})
         config = config.model_copy(update={"model": shape})
-        results[size] = measure(config, dataset, ranks, arguments.rounds)
+        results[size] = measure(config, dataset, mesh, arguments.rounds)
         print(f"\n{size}  ({config.training.batch} x {dataset.sequence} tokens a step)")
         for row in results[size]:
             peer = row["over_faster_peer"]
@@ -258,7 +262,7 @@ def main() -> None:
     record = {
         "date": datetime.date.today().isoformat(),
         "command": ["python", *sys.argv],
-        "environment": environment(ranks.device),
+        "environment": environment(mesh.device),
         "steps_a_turn": STEPS_A_TURN,
         "rounds": arguments.rounds,
         "sizes": results,

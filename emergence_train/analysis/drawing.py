@@ -49,7 +49,9 @@ def save(
         drawn.draw_without_rendering()
         drawn.set_layout_engine("none")  # laid out once, not again for every file
         for suffix in suffixes:
-            with atomic_path(out / f"{stem}{suffix}") as temporary:
+            # Else savefig gives a figure without a layout engine the default one, which moves its panels in the next file.
+            fixed = plt.rc_context({"figure.constrained_layout.use": False})
+            with fixed, atomic_path(out / f"{stem}{suffix}") as temporary:
                 drawn.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix])
         plt.close(drawn)
     return [f"{stem}{suffix}" for suffix in suffixes]

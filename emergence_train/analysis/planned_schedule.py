@@ -30,7 +30,7 @@ class Kernel:
 
 def _intrinsic(power: float) -> list[Kernel]:
     # Age counts in steps at peak rate ("intrinsic time"): once the rate is near 0, nothing more is forgotten.
-    # Reconstructed: the forms and their constants were chosen on public curves (docs/notebook.md, Temporal law).
+    # Reconstructed: the forms and their constants were chosen on public curves (docs/notebook/, form of the loss).
     return [
         Kernel(f"fast^{power:g}", power, lambda age, work, rate, peak: -np.expm1(-work / 100)),
         Kernel(f"slow^{power:g}", power, lambda age, work, rate, peak: 1 - (1 + work / 10) ** -0.5),

@@ -21,8 +21,8 @@ from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_matrices
 from emergence_train.config import Schedule
 from emergence_train.errors import InputError
+from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder import tables
-from emergence_train.schedule import learning_rate
 
 
 @dataclass

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from emergence_train.cluster import slurm
 from emergence_train.errors import InputError
 
-# Variables of MPI's launchers, which are not asked for a place: PMI_SIZE is also srun's, with --mpi=pmi2.
+# Variables of MPI's launchers, which are not asked for a rank: PMI_SIZE is also srun's, with --mpi=pmi2.
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchInfo:
     """This process among those that were started together."""
 
     launcher: str  # as a person would say it
@@ -23,12 +23,12 @@ class Place:
     note: str | None = None  # for the screen
 
     @property
-    def first(self) -> bool:
+    def is_rank0(self) -> bool:
         return self.rank == 0
 
 
-def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | None = None) -> Place:
-    """The place of this process. RANK, WORLD_SIZE and LOCAL_RANK count before anything of Slurm's: torchrun may itself be
+def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | None = None) -> LaunchInfo:
+    """How this process was started. RANK, WORLD_SIZE and LOCAL_RANK count before anything of Slurm's: torchrun may itself be
     a task of srun. Raises InputError where several processes would each take themselves for the only one."""
     environment = os.environ if environment is None else environment
     if "RANK" in environment or "WORLD_SIZE" in environment:
@@ -37,8 +37,8 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
             _number(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
         if rank >= world:
-            raise InputError(f"RANK {rank} is none of WORLD_SIZE {world}; mend or unset them")
-        return Place(launcher, rank, world, local_rank)
+            raise InputError(f"RANK {rank} is none of WORLD_SIZE {world}; fix or unset them")
+        return LaunchInfo(launcher, rank, world, local_rank)
     task = slurm.task(environment, seen)
     for name in MPI:
         if environment.get(name, "1") not in ("1", str(task.world if task else 1)):
@@ -47,14 +47,14 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
                 f"deepspeed instead, or set RANK, WORLD_SIZE and LOCAL_RANK for each process"
             )
     if task is None:
-        return Place("none: one process", note=slurm.alone_in_a_job(environment))
+        return LaunchInfo("none: one process", note=slurm.alone_in_a_job(environment))
     if task.world == 1:
-        return Place("srun: one task")
-    return Place(f"srun: task {task.rank} of {task.world}", task.rank, task.world, task.local_rank, task)
+        return LaunchInfo("srun: one task")
+    return LaunchInfo(f"srun: task {task.rank} of {task.world}", task.rank, task.world, task.local_rank, task)
 
 
 def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
     text = environment.get(name, str(otherwise))
     if not text.isascii() or not text.isdigit():
-        raise InputError(f"{name}: {text!r} is no number; mend or unset it")
+        raise InputError(f"{name}: {text!r} is no number; fix or unset it")
     return int(text)

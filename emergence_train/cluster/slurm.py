@@ -114,7 +114,7 @@ def alone_in_a_job(environment: Mapping[str, str]) -> str | None:
 
 def ports(job: int, step: int) -> tuple[int, ...]:
     """Where the processes of a step may meet. Jobs whose ids differ by less than 2,125, and up to 8 steps of each that run
-    at once, have different first ports; whoever finds one in use goes on to the next (meeting.py)."""
+    at once, have different first ports; whoever finds one in use goes on to the next (parallel/rendezvous.py)."""
     first = (8 * job + step) % PORTS
     return tuple(FIRST_PORT + (first + number * APART) % PORTS for number in range(CANDIDATES))
 

@@ -119,7 +119,8 @@ def load_index(root: Path) -> dict:
 
 def check_tokenizer(root: Path, index: dict) -> None:
     """Raise InputError where tokenizer.json is not the one that made the shards."""
-    found = tokenizer.fingerprint(tokenizer.load_file(root / "tokenizer.json"))
+    tokenizer.load_file(root / "tokenizer.json")  # says what is wrong with it
+    found = tokenizer.fingerprint(root / "tokenizer.json")
     wanted = index["tokenizer"]["fingerprint"]
     if found != wanted:
         raise InputError(

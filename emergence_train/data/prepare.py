@@ -1,55 +1,69 @@
 """`emergence-train prepare`: sources to tokenizer, shards and validation sets.
 
-The work is done in parts: one finished shard with its held-out windows and a record of how many documents were read.
-A part's record is written last, so a restart goes on after the last finished part. dataset.json, the index, comes
-last of all: a directory without it is not a data set.
+The work is done in parts: one finished shard with its held-out windows and a record of how many rows were read. A part's record
+is written last, so a restart resumes after the last finished part, over the same files: recipe.json names them by path, size and
+time. dataset.json, the index, comes last of all: a directory without it is not a data set, and what another recipe or other files
+have left there is replaced.
 """
 
 import collections
-import hashlib
+import fcntl
 import json
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
 from emergence_train import files
 from emergence_train.config import Data, Source
-from emergence_train.data import shards, sources, tokenizer
+from emergence_train.data import held_out, shards, sources, tokenizer
+from emergence_train.data.parts import PartReader, tokenize_source
+from emergence_train.data.readers import Bad
 from emergence_train.data.sampling import quotas
-from emergence_train.errors import InputError, RunError
+from emergence_train.data.tokenizing import Workers, document_hash, is_held_out
+from emergence_train.errors import InputError
 
-DOCUMENTS_A_TASK = 64
 BYTES_A_TOKEN = 2.0  # a low guess, for the check of free space
+MOST_HELD_OUT = 0.5  # of a source too small for any validation sequence at data.validation.fraction
+OURS = ("recipe.json", "tokenizer.json", "verified.json", "parts", "train", "validation")
+PROGRESS_SECONDS = 5.0
 
 
-def prepare(data: Data, say: Callable[[str], None] = print) -> Path:
-    """Make `data.path` and return it; does nothing where it is already made from the same configuration."""
+def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
+    """Make `data.path` and return it; does nothing where it is already made from the same configuration and files."""
     root = Path(data.path)
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root}: is a file; data.path is a directory to be made")
     recipe = _recipe(data)
-    _check_recipe(root, recipe)
     if (root / "dataset.json").is_file():
-        say(f"{root}: already prepared from this configuration")
+        note = _compare_finished(root, recipe, data)
+        log(f"{root}: already prepared from this configuration{note}")
         return root
+    sources.check_overlap(data)
     for source in [*data.sources, *data.ood]:
         sources.check(source)
+    made_from = _made_from(data)
     _check_space(data, root)
-    files.write_json(root / "recipe.json", recipe)
-    encoder = _tokenizer(data, root, say)
-    vocabulary = encoder.get_vocab_size()
-    dtype = shards.token_dtype(vocabulary)
+    with _lock(root):
+        if _read_recipe(root) != _known(recipe) | {"made_from": made_from}:
+            _clear(root)
+            files.write_json(root / "recipe.json", recipe | {"made_from": made_from})
+        return _prepare(data, root, log)
+
+
+def _prepare(data: Data, root: Path, log: Callable[[str], None]) -> Path:
+    encoder = _tokenizer(data, root, log)
+    end = tokenizer.end_of_text(encoder, data.tokenizer.end_of_text)
+    dtype = shards.token_dtype(tokenizer.size(encoder))
+    needed = _needed(data)
     parts = {}
-    with _Workers(data, root / "tokenizer.json") as workers:
-        for source in data.sources:
-            parts[source.domain] = _tokenize(data, source, root, dtype, workers, say, held_out=data.validation.fraction)
-        for source in data.ood:
-            parts[source.domain] = _tokenize(data, source, root, dtype, workers, say, held_out=1.0)
+    with Workers(data.workers, root / "tokenizer.json") as workers:
+        for source in [*data.sources, *data.ood]:
+            fraction = 1.0 if source in data.ood else data.validation.fraction
+            reader = PartReader(data, source, root, dtype, end, needed[source.domain], fraction)
+            parts[source.domain] = _enough_held_out(data, reader, workers, log)
     _check_lengths(data, parts)
     index = {
         "format": 1,
@@ -57,70 +71,145 @@ def prepare(data: Data, say: Callable[[str], None] = print) -> Path:
         "dtype": dtype.str,
         "tokenizer": {
             **files.describe(root, root / "tokenizer.json"),
-            "vocabulary": vocabulary,
-            "fingerprint": tokenizer.fingerprint(encoder),
-            "end_of_text": tokenizer.end_of_text(encoder),
+            "vocabulary": tokenizer.size(encoder),
+            "fingerprint": tokenizer.fingerprint(root / "tokenizer.json"),
+            "end_of_text": end,
         },
-        "domains": {
-            source.domain: {
-                "weight": source.weight,
-                "tokens": sum(part["train_tokens"] for part in parts[source.domain]),
-                "documents": sum(part["train_documents"] for part in parts[source.domain]),
-                "shards": [part["shard"] for part in parts[source.domain] if part["shard"]],
-            }
-            for source in data.sources
-        },
-        "validation": _validation_sets(data, root, parts, dtype, encoder),
+        "domains": {source.domain: _domain(source, parts[source.domain]) for source in data.sources},
+        "validation": _validation_sets(data, root, parts, dtype, end, log),
     }
     files.write_json(root / "dataset.json", index)
     shutil.rmtree(root / "parts")
     for domain, entry in index["domains"].items():
-        say(f"{domain}: {entry['tokens']:,} tokens in {entry['documents']:,} documents")
-    say(
-        f"{root}: ready, vocabulary {vocabulary:,}, validation "
-        + ", ".join(f"{name} {entry['sequences']}" for name, entry in index["validation"]["splits"].items())
+        unknown = entry["unknown_tokens"] / max(entry["tokens"], 1)
+        tell = f", {unknown:.1%} of them unknown to the tokenizer" if entry["unknown_tokens"] else ""
+        log(f"{domain}: {entry['tokens']:,} tokens in {entry['documents']:,} documents{tell}")
+    log(
+        f"{root}: ready, vocabulary {tokenizer.size(encoder):,}, validation "
+        + ", ".join(
+            f"{name} {entry['sequences']} (of {entry['documents']} documents)"
+            for name, entry in index["validation"]["splits"].items()
+        )
     )
     return root
+
+
+def _domain(source: Source, parts: list[dict]) -> dict:
+    return {
+        "weight": source.weight,
+        "tokens": sum(part["train_tokens"] for part in parts),
+        "documents": sum(part["train_documents"] for part in parts),
+        "unknown_tokens": sum(part["unknown_tokens"] for part in parts),
+        "rows_left_out": sum(part["bad_rows"] for part in parts),
+        "shards": [part["shard"] for part in parts if part["shard"]],
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
 def _recipe(data: Data) -> dict:
-    """What decides the prepared bytes. Weights, worker counts and the path do not."""
-    recipe = data.model_dump(mode="json", exclude={"path", "workers"})
+    """What of the configuration decides the prepared bytes. Weights, worker counts and the path do not."""
+    recipe = data.model_dump(mode="json", exclude={"path", "workers", "bad_rows"})
     for source in recipe["sources"] + recipe["ood"]:
         del source["weight"]
     recipe["iid_shares"] = _iid_shares(data)
     return recipe
 
 
-def _iid_shares(data: Data) -> dict[str, int]:
-    """Sequences of each domain in the iid set."""
-    shares = quotas([source.weight for source in data.sources], data.validation.sequences)
-    return {source.domain: share for source, share in zip(data.sources, shares)}
+def _known(recipe):
+    """Without the keys that are not set: those that an older version did not have compare as equal."""
+    if isinstance(recipe, dict):
+        return {key: _known(value) for key, value in recipe.items() if value is not None}
+    return [_known(value) for value in recipe] if isinstance(recipe, list) else recipe
 
 
-def _check_recipe(root: Path, recipe: dict) -> None:
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root}: is a file; data.path is a directory to be made")
+def _made_from(data: Data) -> dict:
+    """The files that are read, by domain; and the tokenizer's."""
+    listed = {source.domain: sources.listing(source) for source in [*data.sources, *data.ood]}
+    given = data.tokenizer.file
+    return {"files": listed, "tokenizer": files.sha256(Path(given)) if given and Path(given).is_file() else ""}
+
+
+def _read_recipe(root: Path) -> dict | None:
     try:
-        found = json.loads((root / "recipe.json").read_text())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise InputError(f"{root / 'recipe.json'}: cannot be read ({error}); delete {root} and prepare again") from None
-    if found != recipe:
-        changed = next((key for key in recipe if found.get(key) != recipe[key]), "data")
+        return _known(json.loads((root / "recipe.json").read_text()))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
+    """Raise InputError where the finished data set is of another recipe or of other files; else what is to be noted."""
+    found = _read_recipe(root)
+    if found is None:
+        raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
+    before = found.pop("made_from", None)
+    if found != _known(recipe):
+        changed = next((key for key in recipe if found.get(key) != _known(recipe).get(key)), "data")
         raise InputError(f"{root}: was prepared with another data.{changed}; choose another data.path or delete it")
+    if before is None:  # an older version did not note them
+        return ""
+    try:
+        now = _made_from(data)
+    except InputError:
+        return "; its sources are not all there any more"
+    touched = 0
+    for domain, listed in before["files"].items():
+        there = {path: size for path, size, _ in now["files"].get(domain, [])}
+        known = {path for path, _, _ in listed}
+        for path, size, _ in listed:
+            if path in there and there[path] != size:
+                raise InputError(
+                    f"{path}: has {there[path]:,} bytes, and had {size:,} when {root} was prepared from it; choose another "
+                    f"data.path or delete it"
+                )
+        if new := sorted(there.keys() - known):
+            raise InputError(f"{new[0]}: was not there when {root} was prepared; choose another data.path or delete it")
+        touched += sum(row not in now["files"].get(domain, []) for row in listed)
+    if before["tokenizer"] != now["tokenizer"]:
+        raise InputError(
+            f"{data.tokenizer.file}: is not the tokenizer of {root}; choose another data.path or delete it"
+        )
+    return f"; {touched} source files are gone, or written since at the same size" if touched else ""
+
+
+def _clear(root: Path) -> None:
+    """Take away what never became a data set."""
+    for path in (root / name for name in OURS):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class _lock:
+    """One process at a time prepares a directory; where the file system has no locks, that is the user's to see to."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / ".lock"
+
+    def __enter__(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "w")  # noqa: SIM115 - held until the end
+        except OSError as error:
+            raise InputError(
+                f"{self.path.parent}: cannot be written ({error.strerror}); choose another data.path"
+            ) from None
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.path.parent}: another process is preparing it; wait for it") from None
+        except OSError:
+            pass
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
 
 
 def _check_space(data: Data, root: Path) -> None:
     """Local text is at most 1/BYTES_A_TOKEN tokens a byte; hub data sets cannot be known beforehand."""
-    text = 0
-    for source in data.sources:
-        if not source.hub:
-            text += sum(path.stat().st_size for path in sources.paths(source))
+    text = sum(size for source in [*data.sources, *data.ood] for _, size, _ in sources.listing(source))
     place = root
     while not place.exists():
         place = place.parent
@@ -142,19 +231,10 @@ def _check_lengths(data: Data, parts: dict[str, list[dict]]) -> None:
             )
 
 
-# -------------------------------------------------------------------------------------------------------- tokenizing
+# --------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def document_hash(text: str) -> int:
-    """64 bits of the text with white space folded: equal documents fall on the same side of the split."""
-    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
-
-
-def _held_out(text: str, fraction: float) -> bool:
-    return document_hash(text) < fraction * 2**64
-
-
-def _tokenizer(data: Data, root: Path, say: Callable[[str], None]):
+def _tokenizer(data: Data, root: Path, log: Callable[[str], None]):
     path = root / "tokenizer.json"
     if path.is_file():
         return tokenizer.load_file(path)
@@ -165,256 +245,135 @@ def _tokenizer(data: Data, root: Path, say: Callable[[str], None]):
         encoder = tokenizer.load_hub(wanted.hub)
     else:
         began = time.monotonic()
-        encoder = tokenizer.train(_training_texts(data), wanted.vocab_size)
-        say(f"tokenizer: {encoder.get_vocab_size():,} tokens trained in {time.monotonic() - began:.0f} s")
-    tokenizer.end_of_text(encoder)
+        encoder = tokenizer.train(_training_texts(data, log), wanted.vocab_size)
+        log(f"tokenizer: {tokenizer.size(encoder):,} tokens trained in {time.monotonic() - began:.0f} s")
+    tokenizer.end_of_text(encoder, wanted.end_of_text)
     files.write_bytes(path, encoder.to_str().encode())
     return encoder
 
 
-def _training_texts(data: Data) -> Iterator[str]:
+def _training_texts(data: Data, log: Callable[[str], None]) -> Iterator[str]:
     """Training documents of all domains, each up to its share of `train_bytes`; nothing that is held out."""
     total = sum(source.weight for source in data.sources)
+    shown, read = time.monotonic(), 0
     for source in data.sources:
         budget = data.tokenizer.train_bytes * source.weight / total
         for text in sources.documents(source):
             if budget <= 0:
                 break
-            if not _held_out(text, data.validation.fraction):
-                budget -= len(text.encode())
-                yield text
-
-
-class _Workers:
-    """Tokenizes batches of documents, in order, in this process or in several."""
-
-    def __init__(self, data: Data, path: Path) -> None:
-        self.count = data.workers or os.cpu_count() or 1
-        self.path = path
-        self.pool = None
-
-    def __enter__(self) -> "_Workers":
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-        if self.count > 1:
-            context = multiprocessing.get_context("spawn")  # fork would copy the tokenizer's threads half
-            self.pool = ProcessPoolExecutor(self.count, context, initializer=_load, initargs=(self.path,))
-        else:
-            _load(self.path)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
-
-    def encode(self, batches: Iterator[list[str]]) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-        """Each batch with its documents' ids, in order; at most a few batches ahead of the reader."""
-        if not self.pool:
-            yield from ((batch, _encode(batch)) for batch in batches)
-            return
-        waiting = collections.deque()
-        try:
-            for batch in batches:
-                waiting.append((batch, self.pool.submit(_encode, batch)))
-                if len(waiting) > 3 * self.count:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        except BrokenProcessPool:
-            raise RunError(
-                "a tokenizing process was killed (out of memory?); run prepare again, it goes on from the "
-                "last finished shard, with fewer data.workers if memory is short"
-            ) from None
-
-
-_encoder = None
-
-
-def _load(path: Path) -> None:
-    global _encoder
-    _encoder = tokenizer.load_file(path)
-
-
-def _encode(batch: list[str]) -> list[np.ndarray]:
-    return [np.array(e.ids, dtype=np.uint32) for e in _encoder.encode_batch(batch, add_special_tokens=False)]
-
-
-def _tokenize(
-    data: Data,
-    source: Source,
-    root: Path,
-    dtype: np.dtype,
-    workers: _Workers,
-    say: Callable[[str], None],
-    held_out: float,
-) -> list[dict]:
-    """The source's parts, those of an earlier try included."""
-    folder = root / "parts" / source.domain
-    done = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if done and done[-1]["last"]:
-        return done
-    skip = sum(part["documents_read"] for part in done)
-    if skip:
-        say(f"{source.domain}: going on after {skip:,} documents")
-    end = tokenizer.end_of_text(tokenizer.load_file(root / "tokenizer.json"))
-    part = _Part(data, source, root, dtype, end, len(done))
-    began = shown = time.monotonic()
-    total = size = 0
-    expected = _text_bytes(source)
-    for texts, encoded in workers.encode(_batches(sources.documents(source, skip))):
-        for text, ids in zip(texts, encoded):
-            part.add(text, ids, held_out)
-            if part.tokens >= data.shard_tokens:
-                done.append(part.finish(last=False))
-                part = _Part(data, source, root, dtype, end, len(done))
-        total += sum(map(len, encoded))
-        size += sum(len(text.encode()) for text in texts)
-        if time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            left = (shown - began) * max(expected / size - 1, 0) if expected else None
-            say(
-                f"{source.domain}: {total:,} tokens, {total / (shown - began):,.0f} tokens/s, ETA "
-                + ("unknown" if left is None else f"{left:.0f} s")
-            )
-    done.append(part.finish(last=True))
-    return done
-
-
-def _text_bytes(source: Source) -> float | None:
-    """About how much text a local source holds; None for a stream, whose end is not known beforehand."""
-    if source.hub or source.limit_documents:
-        return None
-    packed = {".gz": 3.0, ".xz": 4.0, ".parquet": 2.0}  # usual ratios of text to file
-    return sum(path.stat().st_size * packed.get(path.suffix, 1.0) for path in sources.paths(source))
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == DOCUMENTS_A_TASK:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class _Part:
-    """What becomes one shard and the held-out windows met on the way."""
-
-    def __init__(self, data: Data, source: Source, root: Path, dtype: np.dtype, end: int, number: int) -> None:
-        self.window, self.root, self.dtype, self.end = data.sequence + 1, root, dtype, end
-        self.shard = root / "train" / source.domain / f"{number:05d}.bin"
-        self.record = root / "parts" / source.domain / f"{number:05d}.json"
-        self.documents: list[np.ndarray] = []
-        self.windows: list[np.ndarray] = []
-        self.priorities: list[int] = []
-        self.tokens = self.read = 0
-
-    def add(self, text: str, ids: np.ndarray, held_out: float) -> None:
-        self.read += 1
-        if not len(ids):
-            return
-        if not _held_out(text, held_out):
-            self.documents.append(np.append(ids, np.uint32(self.end)).astype(self.dtype))
-            self.tokens += len(ids) + 1
-            return
-        key = document_hash(text)
-        # Like a training sample, a window begins anywhere in its document, not at its title.
-        offset = key % (len(ids) % self.window + 1)
-        for number in range(len(ids) // self.window):
-            begin = offset + number * self.window
-            self.windows.append(ids[begin : begin + self.window].astype(self.dtype))
-            # A random order that depends on the text alone, so that windows are chosen evenly over documents.
-            self.priorities.append(
-                int.from_bytes(
-                    hashlib.blake2b(key.to_bytes(8, "big") + number.to_bytes(8, "big"), digest_size=8).digest(), "big"
+            if isinstance(text, Bad) or is_held_out(document_hash(text), data.validation.fraction):
+                continue
+            size = len(text.encode())
+            budget, read = budget - size, read + size
+            yield text
+            if time.monotonic() - shown > PROGRESS_SECONDS:
+                shown = time.monotonic()
+                log(
+                    f"tokenizer: counting words, {read / 1e6:,.0f} MB of at most {data.tokenizer.train_bytes / 1e6:,.0f}"
                 )
-            )
-
-    def finish(self, last: bool) -> dict:
-        shard = None
-        if self.documents:
-            ends = np.cumsum([len(document) for document in self.documents], dtype=np.int64)
-            boundaries = self.shard.with_suffix(".docs.npy")
-            with files.atomic_path(self.shard) as path, open(path, "wb") as file:
-                for document in self.documents:
-                    file.write(document.tobytes())
-            with files.atomic_path(boundaries) as path, open(path, "wb") as file:
-                np.save(file, ends)
-            shard = {
-                "tokens": files.describe(self.root, self.shard),
-                "documents": files.describe(self.root, boundaries),
-            }
-        held = self.record.with_suffix(".npz")
-        with files.atomic_path(held) as path, open(path, "wb") as file:
-            np.savez(
-                file,
-                windows=np.array(self.windows, dtype=self.dtype).reshape(-1, self.window),
-                priorities=np.array(self.priorities, dtype=np.uint64),
-            )
-        record = {
-            "documents_read": self.read,
-            "train_tokens": self.tokens,
-            "train_documents": len(self.documents),
-            "shard": shard,
-            "held_out": held.name,
-            "last": last,
-        }
-        files.write_json(self.record, record)
-        return record
+    if read > 1e7:
+        log(f"tokenizer: learning merges from {read / 1e6:,.0f} MB")
 
 
 # -------------------------------------------------------------------------------------------------------- validation
 
 
-def _validation_sets(data: Data, root: Path, parts: dict, dtype: np.dtype, encoder) -> dict:
+def _iid_shares(data: Data) -> dict[str, int]:
+    """Sequences of each domain in the iid set."""
+    weights = [source.weight for source in data.sources]
+    return dict(zip((s.domain for s in data.sources), _shares(weights, data.validation.sequences, "sequences")))
+
+
+def _ood_shares(data: Data) -> dict[str, int]:
+    """Sequences of each domain in the ood set."""
+    if not data.ood or not data.validation.ood_sequences:
+        return {}
+    weights = [source.weight for source in data.ood]
+    return dict(zip((s.domain for s in data.ood), _shares(weights, data.validation.ood_sequences, "ood_sequences")))
+
+
+def _shares(weights: list[float], total: int, key: str) -> list[int]:
+    try:
+        return quotas(weights, total)
+    except InputError:
+        enough = next((n for n in range(total + 1, 1 << 16) if _works(weights, n)), None)
+        if enough is None:
+            raise
+        raise InputError(
+            f"data.validation.{key} is {total}, too few to hold a sequence of each domain by its weight; "
+            f"raise it to {enough}"
+        ) from None
+
+
+def _works(weights: list[float], total: int) -> bool:
+    try:
+        return bool(quotas(weights, total))
+    except InputError:
+        return False
+
+
+def _needed(data: Data) -> dict[str, int]:
+    """The most windows that each domain's sets can take."""
+    iid, own = _iid_shares(data), data.validation.domain_sequences
+    found = {s.domain: max(iid[s.domain], own if s.weight > 0 else 0) for s in data.sources}
+    return found | {source.domain: _ood_shares(data).get(source.domain, 0) for source in data.ood}
+
+
+def _enough_held_out(data: Data, reader: PartReader, workers: Workers, log: Callable[[str], None]) -> list[dict]:
+    """The source's parts; where it is so small that nothing of it would be held out, more of it is."""
+    parts = tokenize_source(reader, workers, log)
+    while not reader.windows(parts) and len(parts) == 1 and reader.most and reader.fraction < MOST_HELD_OUT:
+        reader.restart(min(4 * reader.fraction, MOST_HELD_OUT))
+        parts = tokenize_source(reader, workers, log)
+        if reader.windows(parts):
+            log(
+                f"{reader.source.domain}: {reader.fraction:.0%} of its documents are held out, not "
+                f"{data.validation.fraction:.0%}: it is small, and with fewer there would be no validation set"
+            )
+    return parts
+
+
+def _validation_sets(
+    data: Data, root: Path, parts: dict, dtype: np.dtype, end: int, log: Callable[[str], None]
+) -> dict:
     """validation/<domain>.bin with [windows, sequence + 1] tokens, and which windows make up which split.
 
-    A domain's file serves two splits: its first windows are its share of iid, and its first `domain_sequences` are the
-    split named after it.
+    A domain's file serves two splits: its first windows are its share of iid, and its first `domain_sequences` are the split
+    named after it. Where a domain has fewer than its share, it gives what it has.
     """
-    share = _iid_shares(data)
-    ood = {}
-    if data.ood and data.validation.ood_sequences:
-        weights = [source.weight for source in data.ood]
-        ood = dict(zip((s.domain for s in data.ood), quotas(weights, data.validation.ood_sequences)))
-    sets, splits = {}, collections.defaultdict(lambda: {"sequences": 0, "bytes": 0})
+    iid, ood, needed = _iid_shares(data), _ood_shares(data), _needed(data)
+    sets: dict[str, dict] = {}
+    splits: dict = collections.defaultdict(lambda: {"sequences": 0, "bytes": 0, "documents": 0})
     for source in [*data.sources, *data.ood]:
         domain = source.domain
-        windows = _windows(root, domain, parts[domain])
-        if domain in ood:
-            ranges = {"ood": ood[domain]}
-        else:
-            own = min(data.validation.domain_sequences, len(windows)) if source.weight > 0 else 0
-            ranges = {"iid": share[domain], domain: own}
-        needed = max(ranges.values())
-        if len(windows) < needed:
-            remedy = "add text" if domain in ood else "raise data.validation.fraction, lower data.validation.sequences"
-            raise InputError(
-                f"source {domain!r}: its held-out documents give {len(windows)} validation sequences of "
-                f"{data.sequence + 1} tokens, {needed} are needed; {remedy} or shorten data.sequence"
-            )
-        if not needed:
+        if not needed[domain]:
             continue
-        chosen = windows[:needed]
+        arrays = [np.load(root / "parts" / domain / part["held_out"]) for part in parts[domain]]
+        windows = held_out.choose(arrays, needed[domain], data.sequence + 1, end)
+        has = len(windows)
+        own = min(data.validation.domain_sequences, has) if source.weight > 0 else 0
+        ranges = {"ood": min(ood[domain], has)} if domain in ood else {"iid": min(iid[domain], has), domain: own}
+        wanted = ood.get(domain, iid.get(domain, 0))
+        if has < wanted:
+            log(
+                f"{domain}: has {has} validation sequences for its share of {wanted}, so its part of the "
+                f"{'ood' if domain in ood else 'iid'} set is smaller; add text or raise data.validation.fraction for more"
+            )
+        if not has:
+            continue
+        _, counts = np.unique(windows.documents, return_counts=True)
+        if has >= 4 and counts.max() > has / 2:
+            log(f"{domain}: {counts.max()} of its {has} validation sequences come from one document")
         path = root / "validation" / f"{domain}.bin"
-        files.write_bytes(path, chosen.astype(dtype).tobytes())
-        # Bytes of text behind the targets, for bits per byte.
-        sizes = [len(encoder.decode(row[1:].tolist(), skip_special_tokens=False).encode()) for row in chosen]
-        sets[domain] = {**files.describe(root, path), "sequences": needed, "ranges": ranges}
+        files.write_bytes(path, windows.tokens.astype(dtype).tobytes())
+        sets[domain] = {**files.describe(root, path), "sequences": has, "ranges": ranges}
         for split, count in ranges.items():
             splits[split]["sequences"] += count
-            splits[split]["bytes"] += sum(sizes[:count])
+            splits[split]["bytes"] += int(windows.text_bytes[:count].sum())
+            splits[split]["documents"] += len(np.unique(windows.documents[:count]))
+    if not splits["iid"]["sequences"]:
+        raise InputError(
+            f"no source has {data.sequence + 1} tokens of held-out text, for one validation sequence; add text or shorten "
+            f"data.sequence"
+        )
     return {"sets": sets, "splits": {name: entry for name, entry in splits.items() if entry["sequences"]}}
-
-
-def _windows(root: Path, domain: str, parts: list[dict]) -> np.ndarray:
-    """All held-out windows of a domain, in the order of their priorities."""
-    loaded = [np.load(root / "parts" / domain / part["held_out"]) for part in parts]
-    windows = np.concatenate([arrays["windows"] for arrays in loaded])
-    priorities = np.concatenate([arrays["priorities"] for arrays in loaded])
-    # Twins (a document that stands twice in a source) share their priority: one of each is enough.
-    _, first = np.unique(priorities, return_index=True)
-    return windows[first]

@@ -1,7 +1,10 @@
 """Token shards on disk: raw little-endian uint16 or uint32, document boundaries beside them, checksums in the index."""
 
+import contextlib
+import functools
 import json
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,20 +58,37 @@ def verify(root: Path, entries: list[dict], stamp: Path) -> None:
             stamp.unlink(missing_ok=True) if os.access(stamp.parent, os.W_OK) else None
 
 
+def most_open_shards() -> int:
+    """Shards of one domain that may be mapped at a time: each holds two descriptors, of which the process is given its most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            wanted = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max((soft - 256) // 16, 4)
+
+
 class TokenStream:
-    """One domain's shards as one long sequence of tokens, memory-mapped."""
+    """One domain's shards as one long sequence of tokens, memory-mapped as they are read; the least used are closed."""
 
     def __init__(self, root: Path, shards: list[dict], dtype: np.dtype) -> None:
-        self.parts = [np.memmap(root / shard["tokens"]["file"], dtype=dtype, mode="r") for shard in shards]
-        self.boundaries = [np.load(root / shard["documents"]["file"], mmap_mode="r") for shard in shards]
-        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.root, self.shards, self.dtype = root, shards, dtype
+        self.ends = np.cumsum([(root / shard["tokens"]["file"]).stat().st_size // dtype.itemsize for shard in shards])
+        self._shard = functools.lru_cache(most_open_shards())(self._open)
+
+    def _open(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, ends of documents) of a shard."""
+        shard = self.shards[number]
+        tokens = np.memmap(self.root / shard["tokens"]["file"], dtype=self.dtype, mode="r")
+        return tokens, np.load(self.root / shard["documents"]["file"], mmap_mode="r")
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def read(self, start: int, length: int) -> np.ndarray:
         """`length` tokens from `start`, as int64."""
-        return np.concatenate([part[a:b] for part, _, a, b in self._pieces(start, length)]).astype(np.int64)
+        return np.concatenate([part[a:b].astype(np.int64) for part, _, a, b in self._pieces(start, length)])
 
     def document_ids(self, start: int, length: int) -> np.ndarray:
         """For each of those tokens the number of its document, counted from the window's first; int64."""
@@ -81,9 +101,9 @@ class TokenStream:
 
     def _pieces(self, start: int, length: int):
         first = int(np.searchsorted(self.ends, start, side="right"))
-        for number in range(first, len(self.parts)):
-            begin = int(self.ends[number]) - len(self.parts[number])
-            a, b = max(start - begin, 0), min(start + length - begin, len(self.parts[number]))
-            yield self.parts[number], self.boundaries[number], a, b
+        for number in range(first, len(self.shards)):
+            tokens, boundaries = self._shard(number)
+            begin = int(self.ends[number]) - len(tokens)
+            yield tokens, boundaries, max(start - begin, 0), min(start + length - begin, len(tokens))
             if start + length <= self.ends[number]:
                 return

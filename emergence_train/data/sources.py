@@ -1,17 +1,20 @@
 """Documents of a source, in a fixed order: local files, a hub data set, or the embedded sample."""
 
 import glob
-import gzip
 import itertools
-import json
-import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
-from emergence_train.config import Source
+from emergence_train.config import Data, Source
+from emergence_train.data import readers
+from emergence_train.data.readers import Bad
 from emergence_train.errors import InputError, RunError
 
 SAMPLE = Path(__file__).parent / "sample"
+LOOKED_AT = 100  # rows, before anything is written
+FEW_TEXTS = 32  # text files; a source of fewer is cut, so that some documents can be held out
+PIECES = 128  # about as many
+SHORTEST_PIECE = 2_000  # characters
 
 
 def sample_domains() -> list[str]:
@@ -19,38 +22,55 @@ def sample_domains() -> list[str]:
     return sorted(path.name.removesuffix(".jsonl.xz") for path in SAMPLE.glob("*.jsonl.xz"))
 
 
-def documents(source: Source, skip: int = 0) -> Iterator[str]:
-    """The source's documents from number `skip` on. Empty ones are passed through, so that numbers stay put."""
-    if source.hub:
-        stream = _hub(source, skip)
-    else:
-        stream = itertools.islice(_files(source), skip, None)
+def documents(source: Source, skip: int = 0) -> Iterator[str | Bad]:
+    """The source's documents from number `skip` on. Empty and bad ones are passed through, so that numbers stay put."""
+    stream = _hub(source, skip) if source.hub else itertools.islice(_files(source), skip, None)
     if source.limit_documents is not None:
         stream = itertools.islice(stream, max(source.limit_documents - skip, 0))
     return stream
 
 
 def check(source: Source) -> None:
-    """Raise InputError where a source is missing or empty, before anything is written."""
-    if next(documents(source), None) is None:
+    """Raise InputError where a source is missing, empty, or begins with nothing but bad rows; before anything is written."""
+    first = list(itertools.islice(documents(source), LOOKED_AT))
+    if not first:
         raise InputError(f"source {source.domain!r} is empty: {source.files or source.hub or source.sample}")
+    if all(isinstance(row, Bad) for row in first):
+        raise InputError(f"{first[0].place} {first[0].problem}, as all of the first {len(first)}; set text_field")
 
 
-def _files(source: Source) -> Iterator[str]:
-    for path in paths(source):
-        name = path.name.removesuffix(".gz").removesuffix(".xz")
-        if name.endswith((".jsonl", ".json")):
-            yield from _json_lines(path, source.text_field)
-        elif name.endswith(".parquet"):
-            yield from _parquet(path, source.text_field)
-        elif name.endswith((".txt", ".md", ".text")):
-            yield _read_text(path)
-        else:
-            raise InputError(f"{path}: unknown kind of file; use .txt, .md, .jsonl (also .gz, .xz) or .parquet")
+def listing(source: Source) -> list[list]:
+    """[path, size in bytes, time of the last change in ns] of each file of a local source; [] of a hub's.
+
+    Names what was prepared: the same listing is the same input.
+    """
+    if source.hub:
+        return []
+    if source.sample:
+        return [[f"sample:{source.sample}", paths(source)[0].stat().st_size, 0]]
+    return [[str(path), *_stamp(path)] for path in paths(source)]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return status.st_size, status.st_mtime_ns
+
+
+def check_overlap(data: Data) -> None:
+    """Raise InputError where two domains take the same text: what is held out of one would be trained on in the other."""
+    owners: dict[tuple, str] = {}
+    for source in [*data.sources, *data.ood]:
+        for path in [] if source.hub else paths(source):
+            owner = owners.setdefault((path.resolve(), source.text_field), source.domain)
+            if owner != source.domain:
+                raise InputError(f"{path}: is in the domains {owner!r} and {source.domain!r}; give it to one of them")
 
 
 def paths(source: Source) -> list[Path]:
-    """The files of a local source, globs expanded, in sorted order."""
+    """The files of a local source, globs expanded, in sorted order by pattern, each once."""
     if source.sample:
         path = SAMPLE / f"{source.sample}.jsonl.xz"
         if not path.is_file():
@@ -59,69 +79,40 @@ def paths(source: Source) -> list[Path]:
                 f"it has {', '.join(sample_domains())}"
             )
         return [path]
-    found = []
+    found: dict[Path, Path] = {}  # by what they are: patterns may overlap, and links name a file twice
     for pattern in source.files:
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise InputError(f"source {source.domain!r}: no file matches {pattern!r}")
-        found += [Path(match) for match in matches if Path(match).is_file()]
+        for match in map(Path, matches):
+            if match.is_file():
+                found.setdefault(match.resolve(), match)
     if not found:
         raise InputError(f"source {source.domain!r}: {source.files} are directories; write a glob such as dir/*.txt")
-    return found
+    return list(found.values())
 
 
-def _open(path: Path):
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rt", encoding="utf-8")
+def piece_length(source: Source, files: list[Path]) -> int:
+    """Characters above which a text file of the source becomes several documents.
+
+    A corpus in one file, or in a few, would be one document, or a few, of which none could be held out.
+    """
+    if source.document_characters is not None:
+        return min(source.document_characters, readers.LONGEST)
+    if len(files) >= FEW_TEXTS or not all(map(readers.is_text, files)):
+        return readers.LONGEST
+    size = sum(path.stat().st_size for path in files)
+    return min(max(size // PIECES, SHORTEST_PIECE), readers.LONGEST)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        with _open(path) as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+def _files(source: Source) -> Iterator[str | Bad]:
+    files = paths(source)
+    longest = piece_length(source, files)
+    for path in files:
+        yield from readers.rows(path, source.text_field, longest)
 
 
-def _json_lines(path: Path, field: str) -> Iterator[str]:
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path}: line {number} is not JSON: {error}") from None
-                if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                    raise InputError(f"{path}: line {number} has no text under {field!r}; set text_field")
-                yield row[field]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-
-
-def _parquet(path: Path, field: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        if field not in file.schema_arrow.names:
-            raise InputError(
-                f"{path}: no column {field!r} (it has {', '.join(file.schema_arrow.names)}); set text_field"
-            )
-        for batch in file.iter_batches(batch_size=1024, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                yield text or ""
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
-
-
-def _hub(source: Source, skip: int) -> Iterator[str]:
+def _hub(source: Source, skip: int) -> Iterator[str | Bad]:
     """A streamed hub data set. The library's many exceptions become one line each."""
     try:
         import datasets
@@ -133,7 +124,7 @@ def _hub(source: Source, skip: int) -> Iterator[str]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"source {source.domain!r}: hub data set {source.hub!r} cannot be opened: {reason}") from None
-    while True:
+    for number in itertools.count(skip + 1):
         try:
             row = next(rows)
         except StopIteration:
@@ -142,11 +133,6 @@ def _hub(source: Source, skip: int) -> Iterator[str]:
             reason = " ".join(str(error).split())[:300]
             raise RunError(
                 f"source {source.domain!r}: the stream of {source.hub!r} broke off: {reason}; run prepare again, "
-                f"it goes on from the last finished shard"
+                f"it resumes after the last finished shard"
             ) from None
-        if not isinstance(row.get(source.text_field), str):
-            raise InputError(
-                f"source {source.domain!r}: {source.hub!r} has no text under {source.text_field!r} "
-                f"(it has {', '.join(row)}); set text_field"
-            )
-        yield row[source.text_field]
+        yield readers.text_of(row, source.text_field, f"{source.hub}: row {number} (it has {', '.join(row)})")

@@ -1,6 +1,13 @@
-"""The tokenizer: trained here or loaded, always kept as one tokenizer.json beside the shards."""
+"""The tokenizer: trained here or loaded, always kept as one tokenizer.json beside the shards.
+
+A loaded one is taken as a map from text to ids and nothing else (`normalised`): what it does beyond that (cutting, padding,
+adding tokens at the ends, drawing merges at random) is taken out of the file that is kept, so that training, evaluation and
+whoever loads an exported checkpoint make the same ids of a text. Special tokens that a text spells out are text.
+"""
 
 import hashlib
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +18,16 @@ from emergence_train.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+KNOWN_PADS = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+LONGEST_RUN = 256  # characters: learning merges takes time with the square of a word's length
+_RUN = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)|\s{{{LONGEST_RUN}}}(?=\s)")
 
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE: every text can be written in it, and its first tokens are the end of text and the 256 bytes."""
+    """A byte-level BPE: every text can be written in it, and its first tokens are the end of text and the 256 bytes.
+
+    Runs of more than LONGEST_RUN characters with or without white space (base64, rulers) are learnt from in parts.
+    """
     tokenizer = Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -24,36 +37,123 @@ def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((part for text in texts for part in _short_runs(text)), trainer)
+    return normalised(tokenizer.to_str())
+
+
+def _short_runs(text: str) -> Iterator[str]:
+    begin = 0
+    for run in _RUN.finditer(text):
+        yield text[begin : run.end()]
+        begin = run.end()
+    yield text[begin:]
+
+
+def normalised(serialised: str) -> Tokenizer:
+    """A tokenizer of the text alone, from the content of a tokenizer.json: no truncation, padding, post-processor or dropout.
+
+    Special tokens that a text spells out stay text. Where the model itself would make one of its spelling (Unigram and word
+    models have them among their pieces), a pre-tokenizer that cuts the spelling after its first character is added.
+    """
+    content = json.loads(serialised)
+    content |= {"truncation": None, "padding": None, "post_processor": None}
+    if isinstance(content.get("model"), dict) and "dropout" in content["model"]:
+        content["model"]["dropout"] = None
+    tokenizer = _literal(Tokenizer.from_str(json.dumps(content, ensure_ascii=False)))
+    forged = [token for token in _special(tokenizer) if len(token) > 1 and _makes(tokenizer, token)]
+    if not forged:
+        return tokenizer
+    pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in sorted(forged, reverse=True))
+    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    before = content["pre_tokenizer"]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [before, cut]} if before else cut
+    return _literal(Tokenizer.from_str(json.dumps(content, ensure_ascii=False)))
+
+
+def _special(tokenizer: Tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+def _makes(tokenizer: Tokenizer, token: str) -> bool:
+    """Whether a text that spells out `token` gets its id."""
+    wanted = tokenizer.token_to_id(token)
+    texts = (token, f"a{token}b", f"a {token} b")
+    return any(wanted in tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+
+
+def _literal(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.encode_special_tokens = True  # of special tokens in a text, as text; no file can say this
     return tokenizer
 
 
 def load_file(path: str | Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, `normalised`."""
     path = Path(path)
+    if path.is_dir() and (path / "tokenizer.json").is_file():
+        path = path / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"tokenizer {path}: no such file; give the path of a tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
+        return normalised(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain Exception
-        raise InputError(f"tokenizer {path}: not a tokenizer.json: {error}") from None
+        raise InputError(f"tokenizer {path}: not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
 
 
 def load_hub(name: str) -> Tokenizer:
+    """The hub's tokenizer of this name, `normalised`."""
     try:
-        return Tokenizer.from_pretrained(name)
+        return normalised(Tokenizer.from_pretrained(name).to_str())
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"tokenizer {name!r} cannot be fetched from the hub: {reason}; give a local file") from None
 
 
-def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id that closes every document."""
-    for token in KNOWN_ENDS:
+def end_of_text(tokenizer: Tokenizer, name: str | None = None) -> int:
+    """The id that closes every document: of the token `name`, else of the first of KNOWN_ENDS."""
+    for token in [name] if name else KNOWN_ENDS:
         if (found := tokenizer.token_to_id(token)) is not None:
             return found
-    raise InputError(f"the tokenizer has no end-of-text token; add one of {', '.join(KNOWN_ENDS)} to it")
+    if name:
+        raise InputError(f"the tokenizer has no token {name!r}; give data.tokenizer.end_of_text one of its tokens")
+    raise InputError(
+        f"the tokenizer has no end-of-text token of a known name ({', '.join(KNOWN_ENDS)}); name its own in "
+        f"data.tokenizer.end_of_text"
+    )
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """Names the vocabulary in tables and shards: losses in nats per token compare only where it is the same."""
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
+def size(tokenizer: Tokenizer) -> int:
+    """One more than the greatest id: the rows that a model needs. Ids may have holes, so it may exceed the number of tokens."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def unknown(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for whatever the tokenizer cannot write, if it has one."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_id") is not None:
+        return model["unk_id"]
+    return tokenizer.token_to_id(model["unk_token"]) if model.get("unk_token") else None
+
+
+def byte_ends(text: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """For each token the bytes of `text` up to its end, in UTF-8, never falling.
+
+    `offsets`: (begin, end) in characters, as the library gives them. A character that several tokens share counts with the first
+    of them, so that sums over consecutive tokens are the bytes of the text between; what stands between two tokens (white space
+    that a tokenizer drops) counts with the later one.
+    """
+    if text.isascii():
+        until = range(len(text) + 1)
+    else:
+        until = [0]
+        for character in text:
+            until.append(until[-1] + len(character.encode()))
+    found, last = [], 0
+    for _, end in offsets:
+        last = max(last, until[end])
+        found.append(last)
+    return found
+
+
+def fingerprint(path: Path) -> str:
+    """Names the vocabulary of a tokenizer.json in tables and shards: losses in nats a token compare only where it is the same."""
+    return hashlib.sha256(Tokenizer.from_file(str(path)).to_str().encode()).hexdigest()[:16]

@@ -87,7 +87,7 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
     if len(problems) > BAD * len(items):
         raise InputError(
             f"{where}: item {number} of task {name!r} {problem} ({len(problems)} of "
-            f"{len(items)} items cannot be scored); mend the file"
+            f"{len(items)} items cannot be scored); fix the file"
         )
     note = f"task {name!r}: {len(problems)} of {len(items)} items left out, the first because item {number} {problem}"
     return Task(name, tuple(item for number, item in enumerate(items, 1) if number not in problems), note)

@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from emergence_train import checkpoints
 from emergence_train import config as configs
+from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import Config, TaskConfig
+from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import from_first_rank, start
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.suite import write
-from emergence_train.models.counting import non_embedding_parameters
 from emergence_train.models.decoder import Decoder
+from emergence_train.models.flops import non_embedding_parameters
+from emergence_train.parallel.ranks import broadcast_from_rank0, start
 
 BATCH = 8  # validation sequences in a forward pass
 
@@ -23,40 +24,40 @@ def evaluate(
     step: int | None = None,
     tasks: list[str] | None = None,
     splits: list[str] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
     `tasks` are names of the run's own tasks or of those that can be made (suite.KNOWN); None: the run's own. `splits`: whose
     loss to say; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
-    config = configs.of_run(run)
+    config = configs.load_run(run)
     folder = checkpoints.newest(run, step)
     step = checkpoints.read_state(folder)["step"]
     config = config.model_copy(update={"tasks": chosen(config, tasks)})
-    ranks = start(config.training.threads)
-    from_first_rank(lambda: bool(Dataset(config.data, config.seed, verify=True)))
+    mesh = start(config.training.threads)
+    broadcast_from_rank0(lambda: identity.check(run, Dataset(config.data, config.seed, verify=True)))
     dataset = Dataset(config.data, config.seed, verify=False)
     known = dataset.index["validation"]["splits"]
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = Evaluator(config, dataset)
-    model = load_model(config, folder).to(ranks.device)
-    if config.training.precision == "bf16" and ranks.device.type == "cuda":
+    evaluator = Evaluator(config.tasks, dataset)
+    model = load_model(config, folder).to(mesh.device)
+    if config.training.precision == "bf16" and mesh.device.type == "cuda":
         model = model.bfloat16()
-    sums = validate(model, dataset, ranks, BATCH)
+    sums = validate(model, dataset, mesh, BATCH)
     losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
-    scores = evaluator.score(model, ranks)
+    scores = evaluator.score(model, mesh)
     tokens = step * config.training.batch * config.data.sequence
     also = evaluator.comparable(losses)
-    if ranks.first and scores.rows:
+    if mesh.is_rank0 and scores.rows:
         params = non_embedding_parameters(config.model)
         frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
         for note in evaluator.notes:
-            say(note)
+            log(note)
         path = write(run, checkpoints.step_name(step), frame, dataset.fingerprint)
-        say(f"written: {path} ({scores.seconds:.1f} s)")
+        log(f"written: {path} ({scores.seconds:.1f} s)")
     shown = splits or list(losses)
     return {
         "run": config.name,

@@ -173,9 +173,9 @@ class Decoder(nn.Module):
         `branches_BT`: 0 for a row's beginning, then 1, 2, ... for texts that each go on from it and do not see each other.
         """
         if cache is not None:
-            return self._next(tokens_BT, cache)
+            return self._decode_step(tokens_BT, cache)
         if branches_BT is not None:
-            x, residual = self._branched(tokens_BT, branches_BT)
+            x, residual = self._forward_branches(tokens_BT, branches_BT)
         else:
             x, residual = self._trunk(tokens_BT, document_ids_BT)
         x, _ = self.norm(x, residual)
@@ -193,7 +193,7 @@ class Decoder(nn.Module):
                 x, residual = block(x, residual, angles, document_ids_BT)
         return x, residual
 
-    def _branched(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_branches(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor]:
         """A branch's positions go on from the row's beginning."""
         T, device = tokens_BT.shape[1], tokens_BT.device
         index_T = torch.arange(T, device=device)
@@ -205,9 +205,11 @@ class Decoder(nn.Module):
         angles = cos[position_BT], sin[position_BT]
         own_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, None, :] == branches_BT[:, :, None])
         seen_B1TT = (own_BTT & (index_T[:, None] >= index_T))[:, None]
-        return self._apart(tokens_BT, lambda _, of_block, x: of_block.masked(x, angles, seen_B1TT))
+        return self._forward_blocks(tokens_BT, lambda _, of_block, x: of_block.masked(x, angles, seen_B1TT))
 
-    def _apart(self, tokens_BT: Tensor, attend: Callable[[int, Attention, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _forward_blocks(
+        self, tokens_BT: Tensor, attend: Callable[[int, Attention, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """As _trunk with attend(number of the block, its attention, x) for attention. Blocks are taken apart, so that compiled
         ones need not be compiled for every length."""
         x, residual = self.embedding(tokens_BT), None
@@ -217,13 +219,15 @@ class Decoder(nn.Module):
             x = block.swiglu(x)
         return x, residual
 
-    def _next(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+    def _decode_step(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
         """A part of forward(), not a method to call: under ZeRO-3 the weights are there only inside the root's forward."""
         before, count = cache.length, tokens_BT.shape[1]
         if before and count > 1:
             raise ValueError("after a prompt, tokens come one at a time")
         cos, sin = self.rotary(before + count, tokens_BT.device)
         angles = cos[before:], sin[before:]
-        x, residual = self._apart(tokens_BT, lambda number, of_block, x: of_block.extend(x, angles, cache, number))
+        x, residual = self._forward_blocks(
+            tokens_BT, lambda number, of_block, x: of_block.extend(x, angles, cache, number)
+        )
         x, _ = self.norm(x, residual)
         return self.head(x[:, -1:])[:, 0]

@@ -234,7 +234,7 @@ def _check_duplicates(table: Table, frame: pd.DataFrame) -> None:
         same = twin[(twin[list(table.key)] == list(key)).all(axis=1)]
         places = " and ".join(f"{file} row {row}" for file, row in zip(same["_file"].head(2), same["_row"].head(2)))
         named = ", ".join(f"{name}={value}" for name, value in zip(table.key, key))
-        raise InputError(f"the key ({named}) stands twice: {places}; keep one of them")
+        raise InputError(f"the key ({named}) is listed twice: {places}; keep one of them")
 
 
 def _check_agreement(table: Table, frame: pd.DataFrame) -> None:

@@ -6,22 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from emergence_train.distributed import Ranks
-from emergence_train.models.counting import peak_flops
-from emergence_train.training.logs import device_name
+from emergence_train.models.flops import peak_flops
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.recorder.environment import device_name
 
 
 class Console:
     """Speed is measured over training alone: validation and saving are paused out of it, but not out of the ETA.
 
-    MFU = tokens/s x flops_per_token (see models/counting.py) / (ranks x dense bf16 peak of the device).
+    MFU = tokens/s x flops_per_token (see models/flops.py) / (ranks x dense bf16 peak of the device).
     """
 
-    def __init__(self, plan, flops_per_token: float, ranks: Ranks, every_seconds: float, say: Callable[[str], None]):
-        self.plan, self.say, self.every = plan, say, every_seconds
+    def __init__(self, plan, flops_per_token: float, mesh: Mesh, every_seconds: float, log: Callable[[str], None]):
+        self.plan, self.log, self.every = plan, log, every_seconds
         self.flops_per_token = flops_per_token
-        peak = peak_flops(device_name(ranks.device))
-        self.peak = peak * ranks.world if peak else None
+        peak = peak_flops(device_name(mesh.device))
+        self.peak = peak * mesh.world.size if peak else None
         self.began = self.shown = self.last = time.monotonic()
         self.paused = 0.0  # since the last step
         self.steps = self.steps_shown = 0
@@ -44,7 +44,7 @@ class Console:
         left = (self.last - self.began) / self.steps * (self.plan.total_steps - step)
         mfu = f"{speed * self.flops_per_token / self.peak:.1%}" if self.peak else "n/a"
         norm = "n/a" if grad_norm is None else f"{grad_norm:.3g}"
-        self.say(
+        self.log(
             f"step {step}/{self.plan.total_steps}  tokens {tokens:,}  loss {loss:.4f}  grad {norm}  lr {lr:.3g}  "
             f"{speed:,.0f} tokens/s  MFU {mfu}  ETA {datetime.timedelta(seconds=round(left))}"
             + ("" if applied else "  (step skipped: gradient not finite)")

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emergence_kernels.products import add_to_dw
+from emergence_kernels.backends.products import add_to_dw
 
 
 class AccumulatingLinear(nn.Linear):

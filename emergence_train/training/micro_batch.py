@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.recorder.position_sums import PositionAccumulator
 
 
 def own_stream(device: torch.device) -> None:
@@ -65,7 +65,7 @@ class MicroBatch:
                 self.captured = _Captured(self._eagerly, given, list(self.engine.module.buffers()))
             except RuntimeError as error:
                 self.graphs, self.captured = False, None
-                self.log(f"CUDA graphs: capturing failed ({_first_cause(error)}); training goes on without")
+                self.log(f"CUDA graphs: capturing failed ({_first_cause(error)}); training continues without")
                 return self._eagerly(*given, at)
         return self.captured.replay(given)
 

@@ -4,15 +4,15 @@ Every operation has a PyTorch reference ("torch") that says what it computes, an
 Importing the package needs torch only; Triton is imported when a Triton kernel is asked for.
 """
 
-from .dispatch import BACKENDS, BackendError, available_backends, resolve_backend
-from .modules import LMHead
-from .ops.attention import attention
-from .ops.linear_cross_entropy import linear_cross_entropy
-from .ops.position_loss import PositionLoss, PositionSums, position_loss
-from .ops.rms_norm import rms_norm
-from .ops.rotary import rotary
-from .ops.rotary_attention import rotary_attention
-from .ops.swiglu import swiglu
+from .attention.op import attention
+from .attention.rotary_attention import rotary_attention
+from .backends.dispatch import BACKENDS, BackendError, available_backends, resolve_backend
+from .cross_entropy.linear import linear_cross_entropy
+from .cross_entropy.lm_head import LMHead
+from .cross_entropy.position_loss import PositionLoss, PositionSums, position_loss
+from .rms_norm.op import rms_norm
+from .rotary.op import rotary
+from .swiglu.op import swiglu
 
 __all__ = [
     "BACKENDS",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.slurm_here import Slurm, missing, slurm
-from emergence_train import records
+from emergence_train.recorder import tables
 from faults.comparing import compare
 from support import ROOT, metrics, small_config
 
@@ -98,7 +98,7 @@ class Job:
         self.until(
             lambda: (
                 (self.run / "metrics.jsonl").is_file()
-                and records.read_metrics(self.run / "metrics.jsonl")[-1].get("step", 0) >= step
+                and tables.read_metrics(self.run / "metrics.jsonl")[-1].get("step", 0) >= step
             )
         )
 
@@ -143,7 +143,7 @@ def test_a_warning_before_the_time_limit_is_a_save_and_another_start(cluster: Sl
     cluster("scancel", "--signal=USR1", *(["--batch"] if shell else []), job.number)
     ended = job.ended()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
-    assert "told to stop, and has saved; requeued" in job.said() and "going on after step" in job.said()
+    assert "told to stop, and has saved; requeued" in job.said() and "resuming from step" in job.said()
     compare(whole, job.run)
 
 

@@ -1,11 +1,11 @@
-"""What is concluded from Slurm's variables. Those here were seen with Slurm 22.05 (docs/faults.md)."""
+"""What is concluded from Slurm's variables. Those here were seen with Slurm 22.05 (docs/how-to/faults.md)."""
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emergence_train import cli, distributed, doctor
+import forkserver
+from emergence_train import cli, doctor
 from emergence_train.cluster import launcher, slurm
 from emergence_train.cluster.slurm import Ancestry
 from emergence_train.errors import InputError
-from support import ROOT, command, metrics, small_config
+from emergence_train.parallel import ranks as distributed
+from support import command, metrics, small_config
 
 ITSELF, COMMAND = Ancestry(step="7.0"), Ancestry(task_itself=False, step="7.0")
 BATCH = {
@@ -44,10 +46,10 @@ STEP = BATCH | {
 
 
 def test_a_task_of_srun_knows_its_place():
-    place = launcher.find(STEP, ITSELF)
-    assert (place.rank, place.world, place.local_rank, place.first, place.note) == (6, 8, 2, False, None)
-    assert place.task.node == "gpu1" and place.task.name == "7.3.0" and "task 6 of 8" in place.launcher
-    assert launcher.find(STEP, COMMAND).task == place.task  # srun bash -c '...; emergence-train ...'
+    launch = launcher.find(STEP, ITSELF)
+    assert (launch.rank, launch.world, launch.local_rank, launch.is_rank0, launch.note) == (6, 8, 2, False, None)
+    assert launch.task.node == "gpu1" and launch.task.name == "7.3.0" and "task 6 of 8" in launch.launcher
+    assert launcher.find(STEP, COMMAND).task == launch.task  # srun bash -c '...; emergence-train ...'
 
 
 def test_one_node_needs_no_name_and_what_the_user_says_stands():
@@ -75,9 +77,9 @@ def test_where_rank_0_may_be_anywhere_its_node_is_not_guessed(change):
     ],
 )
 def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, seen):
-    place = launcher.find(environment, seen)
-    assert (place.rank, place.world, place.task) == (0, 1, None)
-    assert "job 7 has 8 tasks" in place.note and "srun" in place.note
+    launch = launcher.find(environment, seen)
+    assert (launch.rank, launch.world, launch.task) == (0, 1, None)
+    assert "job 7 has 8 tasks" in launch.note and "srun" in launch.note
 
 
 @pytest.mark.parametrize(
@@ -85,8 +87,8 @@ def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, see
     [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}],
 )
 def test_who_asked_for_one_process_hears_nothing(environment):
-    place = launcher.find(environment, ITSELF)
-    assert (place.rank, place.world, place.note) == (0, 1, None)
+    launch = launcher.find(environment, ITSELF)
+    assert (launch.rank, launch.world, launch.note) == (0, 1, None)
 
 
 def test_a_terminal_of_the_task_itself_changes_nothing():  # srun -n 8 --pty emergence-train ...
@@ -94,10 +96,10 @@ def test_a_terminal_of_the_task_itself_changes_nothing():  # srun -n 8 --pty eme
 
 
 def test_torchrun_counts_before_srun():
-    place = launcher.find(
+    launch = launcher.find(
         STEP | {"RANK": "1", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, COMMAND
     )
-    assert (place.launcher, place.rank, place.world, place.local_rank, place.task) == ("torchrun", 1, 16, 1, None)
+    assert (launch.launcher, launch.rank, launch.world, launch.local_rank, launch.task) == ("torchrun", 1, 16, 1, None)
 
 
 def test_mpirun_is_told_from_srun():
@@ -217,7 +219,7 @@ def test_jobs_that_run_beside_each_other_begin_at_different_ports(job, step, lat
 # --------------------------------------------------------------------------------------------------------- devices
 
 
-def task_place(local_rank: int, gpus_on_node: int) -> launcher.Place:
+def launch_of_task(local_rank: int, gpus_on_node: int) -> launcher.LaunchInfo:
     return launcher.find(STEP | {"SLURM_LOCALID": str(local_rank), "SLURM_GPUS_ON_NODE": str(gpus_on_node)}, ITSELF)
 
 
@@ -226,13 +228,15 @@ def task_place(local_rank: int, gpus_on_node: int) -> launcher.Place:
 )
 def test_the_device_of_a_task(local_rank, visible, on_node, index):
     """All eight in sight; one alone (--gpus-per-task); those of its socket (--gpu-bind=closest); two for each of four."""
-    assert distributed.device_index(task_place(local_rank, on_node), visible) == index
+    assert distributed.device_index(launch_of_task(local_rank, on_node), visible) == index
 
 
-@pytest.mark.parametrize("place", [task_place(1, 1), task_place(1, 0), launcher.Place("torchrun", 1, 2, 1)])
-def test_more_processes_than_devices_is_an_error(place):
+@pytest.mark.parametrize(
+    "launch", [launch_of_task(1, 1), launch_of_task(1, 0), launcher.LaunchInfo("torchrun", 1, 2, 1)]
+)
+def test_more_processes_than_devices_is_an_error(launch):
     with pytest.raises(InputError, match="local rank 1 has no GPU of its own"):
-        distributed.device_index(place, 1)
+        distributed.device_index(launch, 1)
 
 
 def test_deepspeed_hears_the_number_of_the_device(monkeypatch):
@@ -272,34 +276,25 @@ def tasks(
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         clean.pop(name, None)
-    clean |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     step = (
         STEP
         | {"SLURM_JOB_ID": str(job), "SLURM_STEP_NUM_TASKS": str(world), "SLURM_STEP_NODELIST": "127.0.0.[1-2]"}
         | more
     )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "emergence_train", "train", *arguments, *each(rank)],
-            text=True,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=clean | step | {"SLURM_PROCID": str(rank)},
-        )
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=90) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [subprocess.CompletedProcess([], process.returncode, *words) for process, words in zip(started, said)]
+    ranks = [clean | step | {"OMP_NUM_THREADS": "1", "SLURM_PROCID": str(rank)} for rank in range(world)]
+    return forkserver.run(
+        [["-m", "emergence_train", "train", *arguments, *each(rank)] for rank in range(world)], ranks, 90
+    )
+
+
+def job_number() -> int:
+    """Of which no other test process has the ports at the same time."""
+    return secrets.randbelow(2**26)
 
 
 def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, config_file):
     """Though another job's store is at the port they look at first, and something that never answers at the next."""
-    job = 1 + os.getpid()
+    job = job_number()
     first, second, *_ = slurm.ports(job, 3)
     strangers = dist.TCPStore("127.0.0.1", first, 3, True, wait_for_workers=False)
     strangers.set("emergence-train/6.0.0", "here")
@@ -320,7 +315,7 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
 
 
 def test_several_runs_in_one_step_are_an_error(config_file):
-    ended = tasks(2, str(config_file), job=2 + os.getpid(), each=lambda rank: (f"seed={rank}",))
+    ended = tasks(2, str(config_file), job=job_number(), each=lambda rank: (f"seed={rank}",))
     assert [one.returncode for one in ended] == [2, 2], ended
     assert "rank 1 was given seed = 1 and rank 0 0" in ended[0].stderr and not ended[1].stderr
 
@@ -330,12 +325,14 @@ def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ended = tasks(1, str(config_file), job=5, MASTER_PORT=str(port), SLURM_STEP_NUM_TASKS="2")
+        ended = tasks(1, str(config_file), job=job_number(), MASTER_PORT=str(port), SLURM_STEP_NUM_TASKS="2")
     assert ended[0].returncode == 1 and f"port {port} of 127.0.0.1 is in use; export MASTER_PORT" in ended[0].stderr
 
 
 def test_a_first_node_without_an_address_is_said(config_file, monkeypatch):
-    ended = tasks(1, str(config_file), job=5, SLURM_STEP_NODELIST="nowhere.invalid", SLURM_STEP_NUM_TASKS="2")
+    ended = tasks(
+        1, str(config_file), job=job_number(), SLURM_STEP_NODELIST="nowhere.invalid", SLURM_STEP_NUM_TASKS="2"
+    )
     assert ended[0].returncode == 2 and "nowhere.invalid, the step's first node, has no address" in ended[0].stderr
 
 

@@ -11,22 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emergence_train.config import Data, Source
+from emergence_train.config import Source
+from emergence_train.data import parts, sources, tokenizer
 from emergence_train.data import prepare as module
-from emergence_train.data import sources, tokenizer
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import document_hash, prepare
 from emergence_train.data.shards import TokenStream, token_dtype
 from emergence_train.errors import InputError, RunError
-from support import small_config
-
-
-def data_of(path: Path, **changes) -> Data:
-    return Data.model_validate(small_config(path, path)["data"] | changes)
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+from support import data_of, tree
 
 
 def test_shards_hold_the_training_documents_in_order(data_path):
@@ -73,7 +65,7 @@ def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypat
     assert len(json.loads((one / "dataset.json").read_text())["domains"]["manuals"]["shards"]) > 1
 
     broken = tmp_path / "broken"
-    finish, calls = module._Part.finish, []
+    finish, calls = parts.Part.finish, []
 
     def fail(self, last):
         calls.append(1)
@@ -81,7 +73,7 @@ def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypat
             raise RunError("killed here")
         return finish(self, last)
 
-    monkeypatch.setattr(module._Part, "finish", fail)
+    monkeypatch.setattr(parts.Part, "finish", fail)
     with pytest.raises(RunError):
         prepare(data_of(broken, **small), lambda line: None)
     monkeypatch.undo()
@@ -90,7 +82,7 @@ def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypat
         Dataset(data_of(broken, **small), seed=0)
     said = []
     prepare(data_of(broken, **small), said.append)
-    assert any("going on after" in line for line in said)
+    assert any("resuming after" in line for line in said)
     assert tree(broken) == tree(one)
 
 
@@ -119,7 +111,7 @@ def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
     assert list(sources.documents(source)) == [f"document {i}" for i in range(4)]
     assert list(sources.documents(source, skip=3)) == ["document 3"]
     with pytest.raises(InputError, match="no text under 'text'"):
-        next(sources.documents(source.model_copy(update={"text_field": "text"})))
+        sources.check(source.model_copy(update={"text_field": "text"}))
     with pytest.raises(InputError, match="cannot be opened"):
         next(sources.documents(Source(domain="d", hub="nobody/nothing-of-this-name")))
 

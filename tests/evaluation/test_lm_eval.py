@@ -17,12 +17,12 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from emergence_train.data.tokenizer import END_OF_TEXT, load_file  # noqa: E402
-from emergence_train.distributed import start  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
 from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
 from emergence_train.models.config import ModelConfig  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
+from emergence_train.parallel.ranks import start  # noqa: E402
 from support import ROOT, llama_of  # noqa: E402
 
 

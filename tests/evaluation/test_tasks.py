@@ -11,7 +11,6 @@ import yaml
 from emergence_train import config as configs
 from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
-from emergence_train.distributed import Ranks, start
 from emergence_train.errors import InputError
 from emergence_train.evaluation import items, synthetic
 from emergence_train.evaluation.comparable import (
@@ -27,6 +26,8 @@ from emergence_train.evaluation.scoring import Request, encode, log_likelihoods
 from emergence_train.evaluation.suite import Suite
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.parallel.mesh import data_parallel
+from emergence_train.parallel.ranks import start
 from emergence_train.recorder import tables
 from support import command, metrics, small_config
 
@@ -149,7 +150,7 @@ def test_a_rank_without_a_batch_runs_as_many_forwards(monkeypatch):
     for rank in range(2):
         calls = []
         handle = model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        parts.append(log_likelihoods(model, requests, Ranks(rank, 2, rank, torch.device("cpu"))))
+        parts.append(log_likelihoods(model, requests, data_parallel(rank, 2, rank, torch.device("cpu"))))
         forwards.append(len(calls))
         handle.remove()
     assert forwards[0] == forwards[1] and np.allclose(parts[0] + parts[1], alone)
@@ -296,7 +297,7 @@ def test_unknown_tasks_are_answered_with_near_names(config_file):
     dataset = Dataset(config.data, 1, verify=False)
     with pytest.raises(InputError, match="did you mean 'copying'"):
         Suite([TaskConfig(task="copyng")], dataset, 32)
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="is listed twice"):
         Suite([TaskConfig(task="copying"), TaskConfig(task="copying")], dataset, 32)
     with pytest.raises(InputError, match="no such file"):
         Suite([TaskConfig(task="mine", file="nowhere.jsonl")], dataset, 32)
@@ -400,7 +401,7 @@ def test_what_the_tasks_cost_is_written_and_said(trained):
 def test_a_saved_checkpoint_scores_as_it_did_in_training(trained, processes):
     run = trained[processes]
     before = pd.read_parquet(run / "evaluations").query("step == 12").set_index(["task", "metric"])["value"]
-    result = evaluate(run, tasks=["copying", "unscrambling"], say=lambda line: None)
+    result = evaluate(run, tasks=["copying", "unscrambling"], log=lambda line: None)
     for row in result["tasks"]:
         if row["task"] == "copying":
             assert row["value"] == pytest.approx(before["copying", row["metric"]], abs=1e-4)

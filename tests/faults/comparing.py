@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train import records
+from emergence_train.recorder import tables
 
 TIMELESS = ("tokens_per_second", "seconds", "share_of_training", "run")
 
@@ -17,7 +17,7 @@ class Wrong(AssertionError):
 def compare(whole: Path, run: Path) -> None:
     """The logs of two runs, in all but times; raises Wrong at the first difference."""
     one, two = (
-        [row for row in records.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run)
+        [row for row in tables.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run)
     )
     if len(one) != len(two):
         steps = Counter((row["kind"], row.get("step")) for row in two)
@@ -27,8 +27,8 @@ def compare(whole: Path, run: Path) -> None:
         a, b = ({k: v for k, v in row.items() if k not in TIMELESS} for row in (a, b))
         if a != b:
             raise Wrong(f"a row differs: {a} and {b}")
-    tables = [records.read(records.POSITIONS, r).drop(columns="run") for r in (whole, run)]
+    positions = [tables.read(tables.POSITIONS, r).drop(columns="run") for r in (whole, run)]
     try:
-        pd.testing.assert_frame_equal(*tables, check_exact=True)
+        pd.testing.assert_frame_equal(*positions, check_exact=True)
     except AssertionError as error:
         raise Wrong(f"the tables differ: {error}") from None

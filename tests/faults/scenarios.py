@@ -24,11 +24,12 @@ import numpy as np
 import torch
 import yaml
 
-from emergence_train import files, records
+from emergence_train import files
+from emergence_train.checkpoint.saver import Saver
+from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.decoder import Decoder
-from emergence_train.training.checkpoint import Saver
-from emergence_train.training.loop import Stepper
-from emergence_train.training.watchdog import Watchdog
+from emergence_train.recorder import tables
+from emergence_train.training.step import Stepper
 from faults.comparing import Wrong, compare
 from faults.launch import launch  # first: it must not be imported after anything that computes
 from faults.trials import prepared, trial_config
@@ -69,7 +70,7 @@ class Runs:
         return self.place / "runs" / name
 
     def rows(self, name: str, kind: str) -> list[dict]:
-        return [row for row in records.read_metrics(self.path(name)) if row["kind"] == kind]
+        return [row for row in tables.read_metrics(self.path(name)) if row["kind"] == kind]
 
     def differs(self, one: str, two: str) -> str | None:
         try:
@@ -120,18 +121,18 @@ def elastic(runs: Runs) -> dict:
             over = [*base, f"training.zero_stage={stage}", f"training.micro_batch={micro}"]
             ends.append(runs.start(name, *over, world=world, stop_at=stop_at))
         losses = [np.array([row["loss"] for row in runs.rows(n, "train")]) for n in (f"whole-{precision}", name)]
-        tables = [records.read(records.POSITIONS, runs.path(n)) for n in (f"whole-{precision}", name)]
-        same = len(losses[0]) == len(losses[1]) and len(tables[0]) == len(tables[1])
+        positions = [tables.read(tables.POSITIONS, runs.path(n)) for n in (f"whole-{precision}", name)]
+        same = len(losses[0]) == len(losses[1]) and len(positions[0]) == len(positions[1])
         found[precision] = {
             "chain": [f"{w} processes, stage {s}, micro-batch {m}" for w, s, m, _ in chain],
             "codes": [whole["codes"], *[end["codes"] for end in ends]],
             "said": "" if same else "".join(end["said"] for end in ends)[-3000:],
             "rows": [len(losses[0]), len(losses[1])],
             "loss_difference": float(np.max(np.abs(losses[1] / losses[0] - 1))) if same else None,
-            "table_difference": float((tables[1]["loss_sum"] / tables[0]["loss_sum"] - 1).abs().max())
+            "table_difference": float((positions[1]["loss_sum"] / positions[0]["loss_sum"] - 1).abs().max())
             if same
             else None,
-            "counts_equal": same and bool((tables[0]["count"] == tables[1]["count"]).all()),
+            "counts_equal": same and bool((positions[0]["count"] == positions[1]["count"]).all()),
         }
     return found
 
@@ -214,8 +215,8 @@ def skip(runs: Runs) -> dict:
             "codes": end["codes"],
             "skipped": runs.rows(f"skip-{key}", "skipped"),
             "losses": losses,
-            "curve_steps": len(records.read(records.CURVES, runs.path(f"skip-{key}"))),
-            "tables": len(records.read(records.POSITIONS, runs.path(f"skip-{key}"))),
+            "curve_steps": len(tables.read(tables.CURVES, runs.path(f"skip-{key}"))),
+            "tables": len(tables.read(tables.POSITIONS, runs.path(f"skip-{key}"))),
         }
     return found
 
@@ -226,7 +227,7 @@ def drift(runs: Runs) -> dict:
 
     def stepping(self, step, lr, stop=False):
         out = call(self, step, lr, stop)
-        if step == 4 and self.ranks.rank == 1:
+        if step == 4 and self.mesh.data.rank == 1:
             with torch.no_grad():
                 weight = self.engine.module.norm.weight
                 weight.view(-1)[3] = torch.nextafter(weight.view(-1)[3], torch.tensor(9.0))
@@ -248,12 +249,12 @@ def hang(runs: Runs) -> dict:
     load = Stepper._load
 
     def loading(self, step, number):
-        if step == 5 and self.ranks.rank == 1:
+        if step == 5 and self.mesh.data.rank == 1:
             time.sleep(60)
         return load(self, step, number)
 
     def failing(self, step, number):
-        if step == 5 and self.ranks.rank == 1:
+        if step == 5 and self.mesh.data.rank == 1:
             raise OSError(5, "Input/output error")
         return load(self, step, number)
 
@@ -284,7 +285,7 @@ def phases(runs: Runs) -> dict:
     def signalling(phase: str, to: int):
         def hooked(self, operation, step=0):
             at(self, operation, step)
-            if operation == phase and step in (0, 6) and self.ranks.rank == to and not hasattr(self, "sent"):
+            if operation == phase and step in (0, 6) and self.mesh.data.rank == to and not hasattr(self, "sent"):
                 self.sent = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 if not step:
@@ -312,7 +313,7 @@ def phases(runs: Runs) -> dict:
 
     def beside(self, engine, step, *given):
         save(self, engine, step, *given)
-        if step == 6 and self.ranks.rank == 1:
+        if step == 6 and self.mesh.data.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # it has been heard, and the save goes on
 

@@ -40,7 +40,7 @@ def test_it_is_answered_within_seconds_and_leaves_no_trace(config_file, tmp_path
     code, seconds, said = stopped_after(config_file, cache, "step 4/", 0.7)
     assert code == 75 and seconds < 8 and "saved at step 4" in said and "Traceback" not in said, (seconds, said)
     done = command("train", str(config_file), *over, TORCHINDUCTOR_CACHE_DIR=str(cache))
-    assert done.returncode == 0 and "going on after step 4" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming from step 4" in done.stdout, done.stderr
     whole = command("train", str(config_file), *over, "name=whole", TORCHINDUCTOR_CACHE_DIR=str(cache))
     assert whole.returncode == 0, whole.stderr
     losses = [[row["loss"] for row in metrics(tmp_path / "runs" / name)] for name in ("run", "whole")]

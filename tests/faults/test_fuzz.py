@@ -13,12 +13,13 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from emergence_train import config, records
-from emergence_train.checkpoints import complete, problems
+from emergence_train import config
+from emergence_train.checkpoint.format import complete, problems
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
-from emergence_train.training.anomalies import Skips
-from emergence_train.training.logs import RunLog
+from emergence_train.faults.anomalies import SkippedBatches
+from emergence_train.recorder import tables
+from emergence_train.recorder.run_log import RunLog
 from support import small_config
 
 FUZZ = settings(
@@ -119,7 +120,7 @@ def table() -> pd.DataFrame:
 def test_tables_with_bytes_changed(tmp_path, data):
     """Parquet cut, flipped and overwritten; what is still read is a whole valid table."""
     path = tmp_path / "t.parquet"
-    records.write(records.POSITIONS, table(), path)
+    tables.write(tables.POSITIONS, table(), path)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(content) - 1))
@@ -128,8 +129,8 @@ def test_tables_with_bytes_changed(tmp_path, data):
         content = content[: data.draw(st.integers(0, len(content)))]
     path.write_bytes(content)
     try:
-        frame = records.read(records.POSITIONS, path)
-        assert list(frame.columns[:10]) == list(records.POSITIONS.columns) and frame.notna().all().all()
+        frame = tables.read(tables.POSITIONS, path)
+        assert list(frame.columns[:10]) == list(tables.POSITIONS.columns) and frame.notna().all().all()
     except InputError as error:
         one_line(error)
 
@@ -148,7 +149,7 @@ def test_tables_as_csv(tmp_path, data):
     assume("\ud800" not in text)
     (tmp_path / "t.csv").write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
-        records.read(records.POSITIONS, tmp_path / "t.csv")
+        tables.read(tables.POSITIONS, tmp_path / "t.csv")
     except InputError as error:
         one_line(error)
 
@@ -159,7 +160,7 @@ def test_metrics_and_rewinds(tmp_path, content):
     header = b'{"kind": "run", "run": "r", "params": 1}\n'
     (tmp_path / "metrics.jsonl").write_bytes(header + b"\n".join(content))
     (tmp_path / "rewinds.json").write_bytes(b"".join(content))
-    for read in (lambda: records.read(records.CURVES, tmp_path), lambda: Skips(tmp_path)):
+    for read in (lambda: tables.read(tables.CURVES, tmp_path), lambda: SkippedBatches(tmp_path)):
         try:
             read()
         except InputError as error:
@@ -229,7 +230,7 @@ def test_a_log_on_a_disk_that_fails_now_and_then_has_every_row_once(tmp_path_fac
             told = log.flush()
             assert (told is None) == (failing["at"] is None or not log.pending)
             if told is None:
-                rows = records.read_metrics(folder)
+                rows = tables.read_metrics(folder)
                 assert [row["step"] for row in rows[1:]] == list(range(1, written + 1))
     finally:
         os.pwrite = plain

@@ -81,6 +81,6 @@ def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path, machines)
             for launcher in launchers:
                 launcher.terminate()  # its workers with it
     said = (tmp_path / "log").read_text()
-    assert said.count("going on after step") == 2 and "Traceback" not in said, said
+    assert said.count("resuming from step") == 2 and "Traceback" not in said, said
     losses = [[row["loss"] for row in metrics(path)] for path in (tmp_path / "whole", run)]
     assert losses[0] == losses[1] and len(losses[0]) == 480

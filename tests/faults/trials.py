@@ -29,7 +29,7 @@ sys.path[:0] = [
 
 import yaml
 
-from emergence_train import checkpoints
+from emergence_train.checkpoint import format as checkpoints
 from faults.comparing import Wrong, compare
 from faults.launch import Launched, launch  # first: it must not be imported after anything that computes
 from support import small_config
@@ -279,9 +279,9 @@ class Trial:
         said = launched.said()
         if "Traceback" in said or "a bug?" in said:
             raise Wrong(f"a traceback or an unknown error: {said[-1500:]}")
-        if ": lacks " in said:
+        if ": is missing " in said:
             raise Wrong(f"rows or tables were lost: {said[-800:]}")
-        found = re.search(r"going on after step (\d+)", said)
+        found = re.search(r"resuming from step (\d+)", said)
         if found and int(found[1]) != durable:
             raise Wrong(f"went on after step {found[1]}; the newest whole checkpoint was of step {durable}")
         if durable and not found and f"{STEPS} steps; " in said:
@@ -403,7 +403,7 @@ def write(out: Path, outcomes: list[dict], arguments: argparse.Namespace, second
     import torch
 
     from emergence_train import files
-    from emergence_train.training.logs import environment
+    from emergence_train.recorder.environment import environment
 
     by_kind = {kind: [o for o in outcomes if o["kind"] == kind] for kind in KINDS}
     summary = {

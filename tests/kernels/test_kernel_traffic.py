@@ -79,7 +79,7 @@ def counted(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("EMERGENCE_KERNELS_BACKEND", "triton")
         for module, (part, kernels) in KERNELS.items():
-            triton_module = importlib.import_module(f"emergence_kernels.triton_backend.{module}")
+            triton_module = importlib.import_module(f"emergence_kernels.{module}.triton")
             for name in kernels:
                 patch.setattr(triton_module, name, Recorder(traffic, part, name))
         with traffic:
@@ -105,7 +105,7 @@ def layer(kind, device, monkeypatch, by_others: bool = False):
     x, residual = (torch.randn(B, T, WIDTH, device=device).bfloat16().requires_grad_() for _ in range(2))
     upstream = torch.randn(B, T, WIDTH, device=device).bfloat16()
     if by_others:  # what attention of other libraries does: gradients in tensors of its own
-        from emergence_kernels.ops import rotary_attention as module
+        from emergence_kernels.attention import rotary_attention as module
 
         monkeypatch.setattr(module, "checked", lambda op, q, k, v, options, backend: (options, "torch"))
     with counted(monkeypatch) as forward:

@@ -5,9 +5,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emergence_train.models import counting
-from emergence_train.models.config import PRESETS, ModelConfig, padded_vocabulary
+from emergence_train.models import flops as counting
+from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.models.decoder import Decoder
+from emergence_train.models.presets import PRESETS
 from emergence_train.training.engine import initialise
 from support import llama_of
 

@@ -65,7 +65,7 @@ def test_several_files_and_a_run_directory_are_one_table(tmp_path):
         ({"position": [1, 2, 0, 2]}, "row 3, column 'position'"),
         ({"correct": [0, 5, 1, 2]}, "row 2, column 'correct'"),
         ({"loss_sq_sum": [1.0, 12.0, 15.0, 8.0]}, "row 1, column 'loss_sq_sum'"),
-        ({"position": [1, 1, 1, 2]}, "stands twice"),
+        ({"position": [1, 1, 1, 2]}, "is listed twice"),
         ({"params": [10, 10, 11, 11]}, "several values"),
         ({"tokens": [64, 65, 128, 128]}, "several values"),
         ({"step": [1.5, 1.5, 2, 2]}, "not a whole number"),
@@ -169,9 +169,3 @@ def test_mean_loss_is_the_mean_of_all_tokens():
     row = tables.mean_loss(frame).iloc[0]
     assert row["loss"] == pytest.approx(tokens.mean())
     assert row["stderr"] == pytest.approx(tokens.std() / np.sqrt(6)) and row["accuracy"] == pytest.approx(1 / 3)
-
-
-def test_the_old_name_still_imports():
-    from emergence_train import records
-
-    assert records.read is tables.read and records.POSITIONS is tables.POSITIONS

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emergence_train import config as configs
-from emergence_train.evaluation.positions import PositionAccumulator
+from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training.micro_batch import MicroBatch
 
 
@@ -43,7 +43,7 @@ def test_a_capture_that_fails_is_logged_and_training_goes_on(monkeypatch):
     micro_batch.step_done()
     second = micro_batch(tokens, targets, None, torch.tensor(2.0))
     assert torch.equal(first, second) and not micro_batch.graphs
-    assert said == ["CUDA graphs: capturing failed (operation not permitted); training goes on without"]
+    assert said == ["CUDA graphs: capturing failed (operation not permitted); training continues without"]
     assert torch.allclose(engine.module.weight.grad, 3 * gradient) and engine.calls == 2
 
 
@@ -54,13 +54,13 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
     """Losses, norms and sums by position over steps, validation between them; and a rewind drops what was captured."""
     from pathlib import Path
 
-    from emergence_train import distributed
     from emergence_train.data.dataset import Dataset
+    from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+    from emergence_train.parallel import ranks as distributed
     from emergence_train.training import engine as engines
-    from emergence_train.training.anomalies import Judge, Skips
     from emergence_train.training.step import Stepper
 
-    ranks = distributed.start(1)
+    mesh = distributed.start(1)
     runs = []
     for graphs in ("false", "true"):
         over = [
@@ -72,11 +72,13 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
             f"training.document_mask={masked}",
         ]
         config = configs.load(config_file, over)
-        engine, said = engines.build(config, ranks), []
-        sums = PositionAccumulator(config.data.sequence, ranks.device)
-        watch, dataset = SimpleNamespace(at=lambda *_: None), Dataset(config.data, config.seed)
-        judge, skips = Judge(config.faults, []), Skips(Path("/dev/null/run"))
-        stepper = Stepper(config, engine, dataset, ranks, sums, skips, judge, watch, said.append)
+        engine, said = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs == "true"), []
+        sums = PositionAccumulator(config.data.sequence, mesh.device)
+        watch, dataset = SimpleNamespace(at=lambda *_, **__: None), Dataset(config.data, config.seed)
+        detector, skipped = AnomalyDetector(config.faults, []), SkippedBatches(Path("/dev/null/run"))
+        stepper = Stepper(
+            config.training, config.faults, engine, dataset, mesh, sums, skipped, detector, watch, said.append
+        )
         rows = []
         for step in range(1, 9):
             totals, norm, applied = stepper(step, 1e-3, False)

@@ -66,7 +66,7 @@ def judge(
     drawn = posterior(rows, scale, rng)
     names = call(drawn, rows, chance=chance, best=best, smallest=smallest)
     probabilities = {name: float(np.mean(names == name)) for name in VERDICTS}
-    top = max((name for name in VERDICTS if name != "not-identified"), key=lambda name: probabilities[name])
+    top = max((name for name in VERDICTS if name != "not-identified"), key=probabilities.__getitem__)
     change = _interval(drawn.curves[:, -1] - drawn.curves[:, 0])
     if probabilities[top] < SURE.get(top, 0.5):
         known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]

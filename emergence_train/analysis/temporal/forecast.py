@@ -18,7 +18,7 @@ from emergence_train.errors import InputError
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
-MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook.md)
+MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook/)
 
 FULLY_YOUNG = 2.5  # factors of e below a mature run at which the forecast lies half way
 STEEPER = 0.3  # share by which a young run's slope may yet change: the next phase can be steeper

@@ -5,7 +5,7 @@ clock and the kernel of the decay are given. So no optimiser and no starting val
 of hypotheses (a grid), each solved in closed form, weighted by how well it explains the observed part and by the prior.
 
   schedule     ours: power law in sqrt(steps * summed rate) or in the summed rate, decay in intrinsic time.
-               Reconstructed on public curves; see docs/notebook.md
+               Reconstructed on public curves; see docs/notebook/
   annealing    L0 + A S1^-alpha - C S2, arXiv 2408.11029
   multi-power  L0 + A S1^-alpha - LD, arXiv 2503.12811, with the shape of LD held (see planned_schedule.MULTI_POWER)
   paper        L0 + A / (1 + b N) up to a separation point, from there on it follows the learning rate:

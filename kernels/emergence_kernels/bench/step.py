@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modules import LMHead
-from ..ops.attention import attention
-from ..ops.rms_norm import rms_norm
-from ..ops.rotary import rotary
-from ..reference.rotary import rotary as rotary_torch
+from ..attention.op import attention
+from ..cross_entropy.lm_head import LMHead
+from ..rms_norm.op import rms_norm
+from ..rotary.op import rotary
+from ..rotary.reference import rotary as rotary_torch
 
 # width, feed-forward width, heads, layers, vocabulary, batch, sequence. "full" has 467M parameters without embeddings.
 SHAPES = {

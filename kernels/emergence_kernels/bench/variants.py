@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dispatch import HAS_TRITON
-from .contender import Contender
+from ..backends.dispatch import HAS_TRITON
+from .candidate import Candidate
 
 Where = tuple[dict, object]  # a table, and a key of it
 
@@ -17,7 +17,7 @@ def of_losses(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Where
     """name -> (where, entry): of logits kept in fewer bits, of the kernel over their rows, of the tiles of an evaluation."""
     if device.type != "cuda" or not HAS_TRITON:
         return {}
-    from ..triton_backend import configs
+    from ..backends import triton_configs as configs
 
     arch = configs.architecture(device)
     key = arch, dtype.itemsize, False
@@ -33,7 +33,7 @@ def of_losses(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[Where
 def of_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, tuple[Where, object]]:
     if device.type != "cuda" or not HAS_TRITON:
         return {}
-    from ..triton_backend import configs
+    from ..backends import triton_configs as configs
 
     key = configs.architecture(device), dtype.itemsize, head_dim
     found = configs.ATTENTION_VARIANTS.get(key, {})
@@ -53,7 +53,7 @@ def using(where: Where, entry: object) -> Iterator[None]:
 
 
 @dataclass
-class _Variant(Contender):
+class _Variant(Candidate):
     where: Where = ({}, None)
     entry: object = None
 
@@ -62,9 +62,9 @@ class _Variant(Contender):
             return super().both(upstream)
 
 
-def in_place(contender: Contender, name: str, where: Where, entry: object) -> Contender:
+def in_place(candidate: Candidate, name: str, where: Where, entry: object) -> Candidate:
     def forward() -> Tensor:
         with using(where, entry):
-            return contender.forward()
+            return candidate.forward()
 
-    return _Variant(f"{contender.name}, {name}", forward, contender.leaves, where=where, entry=entry)
+    return _Variant(f"{candidate.name}, {name}", forward, candidate.leaves, where=where, entry=entry)

@@ -320,7 +320,7 @@ def test_where_the_unigram_model_is_unknown_a_threshold_says_what_it_rests_on(tm
         ({"value": "high"}, "row 1, column 'value'"),
         ({"items": -5}, "row 1, column 'items'"),
         ({"higher_is_better": "perhaps"}, "row 1, column 'higher_is_better'"),
-        ({"task": "same"}, "stands twice"),
+        ({"task": "same"}, "is listed twice"),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path, change, said):

@@ -260,7 +260,7 @@ def test_step_logs_of_30000_rows(tmp_path):
     ("change", "message"),
     [
         (lambda f: f.assign(loss=f["loss"].where(f.index != 7)), r"row 8, column 'loss'"),
-        (lambda f: pd.concat([f, f.tail(1)]), "stands twice"),
+        (lambda f: pd.concat([f, f.tail(1)]), "is listed twice"),
         (lambda f: f.assign(lr=-f["lr"]), "'lr'.*negative"),
         (lambda f: f.drop(columns="loss"), "'loss' is missing"),
         (lambda f: f.head(1), r"1 checkpoint\(s\)"),
@@ -282,7 +282,7 @@ def test_bad_curves(tmp_path, change, message):
         (lambda f: f.assign(count=-f["count"]), "'count'.*negative"),
         (lambda f: f.assign(loss_sq_sum=f["loss_sq_sum"] / 100), "loss_sq_sum"),
         (lambda f: f.assign(position=f["position"] - 1), "below 1"),
-        (lambda f: pd.concat([f, f.head(3)]), "stands twice"),
+        (lambda f: pd.concat([f, f.head(3)]), "is listed twice"),
         (lambda f: f[f["step"] == f["step"].min()], r"1 checkpoint\(s\)"),
     ],
     ids=["negative count", "impossible squares", "position 0", "duplicate", "one checkpoint"],

@@ -1,0 +1,55 @@
+"""What mkdocs calls (mkdocs.yml, `hooks`): generated pages, the notebook's menu, and links to the repository's files."""
+
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = SOURCES  # for the import below; mkdocs takes it away again
+
+from docs.site_pages import api, measurements, notebook, reference  # noqa: E402
+
+PAGES = {
+    "reference/configuration.md": reference.configuration,
+    "reference/command-line.md": reference.command_line,
+    "reference/tables.md": reference.tables,
+    "reference/results.md": reference.results,
+    "reference/python.md": api.framework,
+    "reference/kernels.md": api.kernels,
+    "reference/measurements.md": measurements.page,
+}
+# Pages that are written by hand and hold a generated part where this comment stands: <!-- generated: NAME -->
+PARTS = {
+    "notebook": notebook.contents,
+    "exit-codes": reference.exit_codes,
+    "cost-of-checkpoints": measurements.checkpoints,
+    "public-forecasts": measurements.public_forecasts,
+}
+
+
+def on_config(config):
+    """Put the notebook's pages into the menu, by topic; read this checkout's packages, whatever is installed."""
+    sys.path[:0] = SOURCES
+    for entry in config.nav:
+        if "Notebook" in entry:
+            entry["Notebook"] = ["notebook/index.md", *notebook.menu()]
+    return config
+
+
+def on_files(files, config):
+    """Add the generated pages."""
+    for uri, make in PAGES.items():
+        files.append(File.generated(config, uri, content=make()))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Fill in the generated parts; say the date of a finding below its title."""
+    markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda found: PARTS[found[1]](), markdown)
+    if "topic" in page.meta:
+        line = f"*{page.meta['date']} · {page.meta['topic']}*"
+        markdown = re.sub(r"^(# .*\n)", lambda title: f"{title[1]}\n{line}\n", markdown, count=1)
+    return markdown

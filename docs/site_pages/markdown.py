@@ -1,0 +1,19 @@
+"""Small pieces of Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table. A bar ends no cell (inside of code Python-Markdown sees to that), nor does a line break."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or "\\|", " ".join(str(value).split()))
+
+
+def code(value: object) -> str:
+    return f"`{value}`"

@@ -1,0 +1,141 @@
+"""Measured times and errors as tables, from the stored results under benchmarks/results/."""
+
+import json
+import re
+from pathlib import Path
+
+from docs.site_pages.markdown import code, table
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def _load(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _source(name: str, result: dict) -> str:
+    """Where a table's numbers come from: file, date, device, commit."""
+    environment = result.get("environment", result)
+    parts = [
+        code(f"benchmarks/results/{name}"),
+        result.get("date"),
+        environment.get("device"),
+        environment.get("commit"),
+    ]
+    return "Source: " + ", ".join(str(part)[:12] if part == parts[3] else str(part) for part in parts if part) + ".\n"
+
+
+def page() -> str:
+    """The page of everything that was timed."""
+    lines = [
+        "# Measurements",
+        "",
+        "Made from the files under `benchmarks/results/` when this site is built; how each was measured is in",
+        "`benchmarks/README.md`. MFU = tokens/s x FLOPs per token / (GPUs x dense bf16 peak). FLOPs per token = 6 x (weights",
+        "of all matrix products, output head included, embedding look-up excluded) + 12 x layers x width x (T + 1) / 2:",
+        "causal attention, no recomputation.",
+        "",
+        "## Training on a CPU",
+        "",
+        cpu_training(),
+        "## Saving and loading a checkpoint",
+        "",
+        checkpoints(),
+        "## Killed, stopped and damaged runs",
+        "",
+        fault_trials(),
+        "## The temporal law on public runs",
+        "",
+        public_forecasts(),
+    ]
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        for path in sorted(folder.glob("*.md"), key=lambda path: (path.name != "training.md", path.name)):
+            lines += ["", _demoted(path), "", f"Source: `benchmarks/results/{folder.name}/{path.name}`."]
+    return "\n".join(lines) + "\n"
+
+
+def _demoted(path: Path) -> str:
+    """A benchmark's own page, its headings a level lower."""
+    return re.sub(r"^#", "##", path.read_text(encoding="utf-8"), flags=re.M).rstrip()
+
+
+def cpu_training() -> str:
+    """Tokens/s of the training loop beside its peers."""
+    result = _load("cpu/training.json")
+    rows = []
+    for size, contestants in result["sizes"].items():
+        for one in contestants:
+            ratio, cost = one["over_faster_peer"], one.get("position_logging")
+            rows.append(
+                [
+                    size,
+                    one["contestant"],
+                    f"{one['tokens_per_second']:,.0f} [{one['least']:,.0f}, {one['greatest']:,.0f}]",
+                    f"{ratio['median']:.2f} [{ratio['low95']:.2f}, {ratio['high95']:.2f}]",
+                    f"{cost['median']:+.1%} [{cost['low95']:+.1%}, {cost['high95']:+.1%}]" if cost else "",
+                ]
+            )
+    head = [
+        "size",
+        "contestant",
+        "tokens/s, median [least, greatest]",
+        "over the faster peer, 95%",
+        "cost of position logging",
+    ]
+    return (
+        f"8 x 128 tokens a step, fp32, eager, {result['environment']['cpu_threads']} threads, {result['rounds']} turns on a "
+        "shared machine; ratios are medians over pairs of turns.\n\n"
+        + table(head, rows)
+        + "\n"
+        + _source("cpu/training.json", result)
+    )
+
+
+def checkpoints() -> str:
+    """Seconds of saving and loading beside DeepSpeed's own checkpoints."""
+    names = ["cpu/checkpoints-1.json", "cpu/checkpoints-2.json"]
+    results = [_load(name) for name in names]
+    first = results[0]
+    rows = [
+        [what, *(f"{one['seconds'][what]['median']:.3f} ({one['seconds'][what]['least']:.3f})" for one in results)]
+        for what in first["seconds"]
+    ]
+    head = ["seconds, median (least)", *(f"processes: {one['processes']}" for one in results)]
+    about = (
+        f"{first['parameters'] / 1e6:.1f}M parameters, ZeRO-{first['zero_stage']}, fp32; DeepSpeed writes "
+        f"{first['megabytes']['deepspeed']:.0f} MB, this framework {first['megabytes']['ours']:.0f} MB, hashed and fsynced.\n\n"
+    )
+    return about + table(head, rows) + "\n" + "".join(_source(name, one) + "\n" for name, one in zip(names, results))
+
+
+def fault_trials() -> str:
+    """How many seeded trials ended with the logs of an undisturbed run."""
+    result = _load("cpu/faults.json")
+    rows = [[kind.replace("_", " "), counts["trials"], counts["passed"]] for kind, counts in result["by_kind"].items()]
+    rows.append(["all", result["trials"], result["passed"]])
+    return (
+        table(["what was done", "trials", "logs identical in the end"], rows)
+        + "\n"
+        + _source("cpu/faults.json", result)
+    )
+
+
+def public_forecasts() -> str:
+    """Errors of the forecasts of public runs, by the part of the run that was seen."""
+    result = _load("temporal_public.json")
+    rows = []
+    for part, one in {"all": result["all"], **result["fraction"]}.items():
+        rows.append(
+            [
+                part if part == "all" else f"first {float(part):.0%}",
+                one["forecasts"],
+                f"{one['median RMSE']['selected']:.3f}",
+                f"{one['median RMSE of best classical']:.3f}",
+                f"{one['share better than best classical']:.0%}",
+                f"{one['coverage of rows']['95']:.0%}",
+                f"{one['coverage at the end']['95']:.0%}",
+            ]
+        )
+    head = ["seen", "forecasts", "RMSE, nats (median)", "best classical law, by hindsight", "better than it"]
+    head += ["95% intervals held rows", "and ends"]
+    return table(head, rows) + "\n" + _source("temporal_public.json", result)

@@ -1,0 +1,126 @@
+"""What an engine holds, taken out and put back in pieces that know nothing of ZeRO stages and world sizes.
+
+Every optimizer of DeepSpeed keeps float32 weights and moments in flat tensors, a rank's share of each parameter
+somewhere in them. A Part says where. So saving writes parts, and loading reads for each part the elements it covers,
+whoever saved them: another world size or stage is no special case.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emergence_train.checkpoint.format import WEIGHTS, Shards
+from emergence_train.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Part:
+    """Elements [start, start + count) of the flattened parameter `name`: elements [offset, ...) of `flat`."""
+
+    name: str
+    start: int
+    count: int
+    flat: Tensor  # the tensor that the torch optimizer updates, and its key in the optimizer's state
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This part of `flat` itself, or of a moment shaped like it: a view."""
+        return tensor.detach().view(-1)[self.offset : self.offset + self.count]
+
+
+class EngineState:
+    """The parts that this rank holds of an engine, and the torch optimizer under DeepSpeed's."""
+
+    def __init__(self, engine, mesh: Mesh) -> None:
+        self.engine, self.mesh = engine, mesh
+        self.stage = engine.zero_optimization_stage()
+        self.optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        self.parts = list(
+            self._zero3_parts() if self.stage == 3 else self._flat() if self.stage else self._replicated()
+        )
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """The whole shape of every parameter."""
+        return {n: list(getattr(p, "ds_shape", p.shape)) for n, p in self.engine.module.named_parameters()}
+
+    @property
+    def updates(self) -> float:
+        """Updates that the optimizer has made: fewer than steps where steps were skipped."""
+        steps = [float(state["step"]) for state in self.optimizer.state.values() if "step" in state]
+        return max(steps, default=0.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What this rank has to save, as views: {kind|start|name: piece}."""
+        found = {}
+        for part in self.parts if self.stage else map(self._own_slice, self.parts):
+            for kind, tensor in {WEIGHTS: part.flat, **self._moments(part.flat)}.items():
+                if part.count:
+                    found[f"{kind}|{part.start}|{part.name}"] = part.of(tensor)
+        return found
+
+    @torch.no_grad()
+    def load(self, shards: Shards, updates: float) -> None:
+        """Put back what `shards` hold of this rank's parts; the weights that the model computes with follow."""
+        if self.stage == 3:
+            self.engine.optimizer._partition_all_parameters()
+        moments = [kind for kind in shards.kinds if kind != WEIGHTS]
+        for flat in {id(part.flat): part.flat for part in self.parts}.values():
+            state = self.optimizer.state[flat]
+            if not moments:  # saved before the first update
+                state.clear()
+                continue
+            for kind in moments:
+                if kind not in state:
+                    state[kind] = torch.zeros_like(flat)
+            state["step"] = torch.tensor(float(updates), device=flat.device)  # a fused optimizer counts on the device
+        for part in self.parts:
+            for kind in [WEIGHTS, *moments]:
+                target = part.flat if kind == WEIGHTS else self.optimizer.state[part.flat][kind]
+                part.of(target).copy_(shards.read(kind, part.name, part.start, part.count))
+        self._refresh()
+
+    def _moments(self, flat: Tensor) -> dict[str, Tensor]:
+        state = self.optimizer.state.get(flat, {})
+        return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == flat.shape and v.ndim}
+
+    def _replicated(self) -> Iterator[Part]:
+        for name, parameter in self.engine.module.named_parameters():
+            yield Part(name, 0, parameter.numel(), parameter, 0)
+
+    def _own_slice(self, part: Part) -> Part:
+        """Where all ranks hold the same, each saves a slice of it."""
+        each = -(-part.count // self.mesh.data.size)
+        start = min(self.mesh.data.rank * each, part.count)
+        return Part(part.name, start, min(each, part.count - start), part.flat, start)
+
+    def _flat(self) -> Iterator[Part]:
+        """Stages 1 and 2, and BF16_Optimizer: DeepSpeed's own map from a parameter to its place in the flat partition."""
+        optimizer = self.engine.optimizer
+        flats = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
+        for name, parameter in self.engine.module.named_parameters():
+            place = parameter._hp_mapping
+            if place is not None:
+                here, there = place.lp_fragment_address, place.hp_fragment_address
+                yield Part(name, here.start, here.numel, flats[place.param_group_index], there.start)
+
+    def _zero3_parts(self) -> Iterator[Part]:
+        """Stage 3: a parameter is cut into equal partitions, one a rank, the last padded."""
+        optimizer = self.engine.optimizer
+        for name, parameter in self.engine.module.named_parameters():
+            group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            start = min(self.mesh.data.rank * count, parameter.ds_numel)
+            held = min(count, parameter.ds_numel - start)
+            yield Part(name, start, held, optimizer.fp32_partitioned_groups_flat[group], offset)
+
+    def _refresh(self) -> None:
+        """The model's own weights (bf16, or fp32 beside the partitions) from the float32 ones."""
+        optimizer = self.engine.optimizer
+        if self.stage == 3:
+            for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            optimizer.checkpoint_event_epilogue()
+        elif self.stage:
+            optimizer.update_lp_params()

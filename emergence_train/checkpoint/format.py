@@ -1,0 +1,267 @@
+"""A checkpoint as files: what belongs to it, whether it is whole, and its tensors. Nothing in it can carry code.
+
+checkpoints/step-XXXXXXXXXX/
+  shard-00000-of-00002.safetensors   what rank 0 of 2 held: pieces of the fp32 weights and of the optimizer's moments
+  state.json                         step, shapes of the parameters, updates done, and what the loop must remember
+  manifest.json                      size and SHA-256 of the files above; without it, or where it does not match, there
+                                     is no checkpoint
+
+A piece is a one-dimensional tensor named kind|start|parameter: elements from `start` on of the flattened parameter
+("weights", "exp_avg", ...). So whoever reads needs to know nothing of the world size or ZeRO stage that wrote.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import queue
+import re
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from emergence_train import files
+from emergence_train.errors import InputError, RunError
+from emergence_train.recorder.layout import step_name, step_of
+
+FORMAT = 1
+MANIFEST, STATE, POINTER = "manifest.json", "state.json", "latest"
+WEIGHTS = "weights"  # the kind of piece beside the optimizer's moments
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
+CHUNK, SMALL = 1 << 24, 1 << 18  # bytes hashed and written at a time; below which tensors are put together first
+
+
+def shard_name(rank: int, world: int) -> str:
+    return f"shard-{rank:05d}-of-{world:05d}.safetensors"
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoint directories that have a manifest, oldest first; RunError where one cannot look."""
+    try:
+        names = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{10}", name)]
+        return sorted(folder / name for name in names if (folder / name / MANIFEST).is_file())
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise RunError(
+                f"{folder}: is a link to {os.readlink(folder)}, which is not there; mount or restore it, then run again"
+            ) from None
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> RunError:
+    """What is there and cannot be read now is not taken for damaged: nothing is set aside, and no run begun anew."""
+    return RunError(f"{error.filename or path}: cannot be read ({error.strerror or error}); fix that, then run again")
+
+
+DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors that a file gives which is gone or broken
+
+
+# ------------------------------------------------------------------------------------------------------ verification
+
+
+def manifest(path: Path) -> list[dict]:
+    """The entries (file, bytes, sha256) of a checkpoint's manifest; ValueError says what is wrong with it, RunError why it
+    cannot be read."""
+    place = path / MANIFEST
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r} is not known to this version")
+        if step_name(content["step"]) != path.name:
+            raise ValueError(f"is of step {content['step']}")
+        entries = content["files"]
+        for entry in entries:
+            name, size, digest = entry["file"], entry["bytes"], entry["sha256"]
+            if Path(name).name != name or name in (".", "..", MANIFEST):
+                raise ValueError(f"names a file outside the checkpoint: {name!r}")
+            if type(size) is not int or size < 0 or not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ValueError(f"says nothing sensible of {name!r}")
+        names = [entry["file"] for entry in entries]
+        if len(set(names)) != len(names) or STATE not in names:
+            raise ValueError("does not list each file once")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno not in DAMAGED:
+            raise unreadable(place, error) from None
+        raise ValueError(f"{place}: cannot be used ({type(error).__name__}: {' '.join(str(error).split())})") from None
+    return entries
+
+
+def problems(path: Path, share: slice = slice(None)) -> list[str]:
+    """What is wrong with a checkpoint: a line for each missing, short or altered file among the `share` of them. RunError
+    where they cannot be read."""
+    try:
+        entries = manifest(path)
+    except ValueError as error:
+        return [str(error)]
+
+    def look(entry: dict) -> str | None:
+        file = path / entry["file"]
+        try:
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                return f"{file}: has {size} bytes instead of {entry['bytes']}"
+            if files.sha256(file) != entry["sha256"]:
+                return f"{file}: was altered (checksum)"
+        except FileNotFoundError:
+            return f"{file}: is missing"
+        except OSError as error:
+            if error.errno not in DAMAGED:
+                raise unreadable(file, error) from None
+            return f"{file}: cannot be read ({error.strerror or error})"
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        return [problem for problem in pool.map(look, entries[share]) if problem]
+
+
+def size(path: Path) -> int:
+    """Bytes of a checkpoint, by its manifest."""
+    return sum(entry["bytes"] for entry in manifest(path))
+
+
+def newest(run: Path, step: int | None = None) -> Path:
+    """The verified checkpoint of `step` of a run, by default the newest whole one; InputError where there is none."""
+    folder = run / "checkpoints"
+    candidates = complete(folder)
+    if step is not None:
+        candidates = [path for path in candidates if path.name == step_name(step)]
+    wrong = []
+    for path in reversed(candidates):
+        wrong = problems(path)
+        if not wrong:
+            return path
+    if wrong:
+        raise InputError(f"{wrong[0]}; restore it or choose another step")
+    steps = [str(step_of(path)) for path in complete(folder)]
+    there = f"has states of steps {', '.join(steps)}" if steps else "holds no state (checkpoints.save_state)"
+    raise InputError(f"{run}: has no checkpoint{'' if step is None else f' of step {step}'}; it {there}")
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict:
+    """Write a safetensors file, hashed while it is written and fsynced; returns its entry in the manifest.
+
+    Written here rather than by the library so that a shard is neither held in memory twice nor read again for its
+    checksum. The format: 8 bytes that give the header's length, a JSON header, the raw little-endian data.
+    """
+    header, place = {"__metadata__": metadata} if metadata else {}, 0
+    for name, tensor in tensors.items():
+        end = place + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest, written = hashlib.sha256(), 0
+    # pieces on their way to the disk and not yet hashed; few, since they may be copies
+    ahead: queue.Queue = queue.Queue(4)
+
+    def work() -> None:
+        while (data := ahead.get()) is not None:
+            digest.update(data)
+
+    hashing = threading.Thread(target=work, name="checksum", daemon=True)
+    hashing.start()
+    try:
+        with open(path, "wb") as file:
+            for data in _pieces(struct.pack("<Q", len(text)) + text, tensors):
+                ahead.put(data)  # hashing and writing both let go of the interpreter's lock
+                file.write(data)
+                written += len(data)
+            file.flush()
+            files.fsync(file)
+    finally:
+        ahead.put(None)
+        hashing.join()
+    return {"file": path.name, "bytes": written, "sha256": digest.hexdigest()}
+
+
+def _pieces(head: bytes, tensors: dict[str, Tensor]):
+    """The bytes of a file in pieces of at most CHUNK: small tensors together, large ones cut and not copied."""
+    gathered = bytearray(head)
+    for tensor in tensors.values():
+        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        if len(data) < SMALL:
+            gathered += data
+        if len(data) >= SMALL or len(gathered) >= CHUNK:
+            yield gathered
+            gathered = bytearray()
+        if len(data) >= SMALL:
+            for begin in range(0, len(data), CHUNK):
+                yield data[begin : begin + CHUNK]
+    yield gathered
+
+
+def write_manifest(path: Path, step: int, entries: list[dict]) -> None:
+    files.write_json(path / MANIFEST, {"format": FORMAT, "step": step, "files": entries})
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def read_state(path: Path) -> dict:
+    """state.json of a checkpoint that has been verified."""
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
+
+
+class Shards:
+    """The pieces of a verified checkpoint, found by parameter whatever the layout they were written in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        names = sorted(entry["file"] for entry in manifest(path) if entry["file"].endswith(".safetensors"))
+        self.files, self.places, self.others = [], {}, {}
+        for name in names:
+            try:
+                file = safe_open(path / name, "pt")
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{path / name}: cannot be read ({error})") from None
+            self.files.append(file)
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                kind, _, rest = key.partition("|")
+                start, _, parameter = rest.partition("|")
+                if not parameter:
+                    self.others.setdefault(key, []).append(file)
+                    continue
+                begin = int(start)
+                count = file.get_slice(key).get_shape()[0]
+                self.places.setdefault((kind, parameter), []).append((begin, begin + count, file, key))
+
+    @property
+    def kinds(self) -> list[str]:
+        return sorted({kind for kind, _ in self.places})
+
+    def read(self, kind: str, parameter: str, start: int, count: int) -> Tensor:
+        """Elements [start, start + count) of a flattened parameter's `kind`, float32 on the CPU."""
+        out, filled = torch.empty(count), 0
+        for begin, end, file, key in self.places.get((kind, parameter), ()):
+            a, b = max(start, begin), min(start + count, end)
+            if a < b:
+                out[a - start : b - start] = file.get_slice(key)[a - begin : b - begin]
+                filled += b - a
+        if filled != count:
+            raise InputError(
+                f"{self.path}: holds {filled} of {count} elements of {kind} of {parameter}; it was saved by "
+                f"another model"
+            )
+        return out
+
+    def each(self, key: str) -> list[Tensor]:
+        """The tensor `key` of every rank that has one, in the order of ranks."""
+        return [file.get_tensor(key) for file in self.others.get(key, ())]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All fp32 weights of a verified checkpoint, for evaluation and export: a state_dict of models.decoder.Decoder."""
+    shards, shapes = Shards(path), read_state(path)["parameters"]
+    return {
+        name: shards.read(WEIGHTS, name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
+    }

@@ -1,0 +1,216 @@
+"""Saving and loading an engine's state over all ranks, so that a checkpoint is whole or absent.
+
+Each rank writes and fsyncs its own shard into a temporary directory and says its size and SHA-256; when all have said so,
+rank 0 writes the manifest and renames the directory; only then does `latest` point at it. A save that fails anywhere
+leaves the older checkpoints as they were and training continues.
+
+Optionally the writing is done by a thread: ranks then copy their pieces to memory and go on training, and agree over a
+process group of their own. The promises are the same, since it is the same code.
+"""
+
+import contextlib
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from emergence_train import files
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint import retention
+from emergence_train.checkpoint.engine_state import EngineState
+from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name, step_of
+from emergence_train.config import Checkpoints
+from emergence_train.errors import InputError, RunError
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0
+
+POSITIONS = "positions"  # the sums since the last table, each rank's own
+SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
+
+
+class Saver:
+    """Makes checkpoints of a run. `save` is called by all ranks alike; `wait` ends a save that goes on beside training.
+
+    After either, `durable` is the step of the newest checkpoint known to be whole, and a problem has been said.
+    """
+
+    def __init__(
+        self, run: Path, config: Checkpoints, regular: set[int], mesh: Mesh, log: Callable[[str], None]
+    ) -> None:
+        self.folder, self.config, self.regular = run / "checkpoints", config, regular
+        self.mesh, self.log = mesh, log
+        self.durable = 0
+        self.best: int | None = None  # the step of the lowest iid loss, known to rank 0
+        self.step = 0  # of the save that began last
+        self.problem: str | None = None  # of it, where it failed
+        self.thread: threading.Thread | None = None
+        self.group = None
+        if self.config.asynchronous and mesh.world.size > 1:
+            self.group = dist.new_group(backend="gloo")
+
+    def save(self, engine, step: int, loop: dict, sums: torch.Tensor) -> None:
+        """Write checkpoints/step-XXXXXXXXXX with what the loop must remember and this rank's position sums."""
+        self.wait()
+        self.step = step
+        state = EngineState(engine, self.mesh)
+        tensors = state.tensors() | {POSITIONS: sums}
+        content = {
+            "format": checkpoints.FORMAT,
+            "step": step,
+            "world_size": self.mesh.world.size,
+            "zero_stage": state.stage,
+            "updates": state.updates,
+            "parameters": state.shapes,
+            "loop": loop,
+        }
+        if not self.config.asynchronous:
+            self._write(step, tensors, content)
+            return
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self.thread = threading.Thread(target=self._write, args=(step, copies, content), name="save", daemon=True)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Let a save that is under way come to its end."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+    def _write(self, step: int, tensors: dict, content: dict) -> None:
+        final, temporary = self.folder / step_name(step), self.folder / f".{step_name(step)}.tmp"
+        began = time.monotonic()
+        try:
+            needed = sum(all_gather_objects(sum(t.nbytes for t in tensors.values()), self.group))
+            problem = broadcast_from_rank0(lambda: _problem(lambda: _prepare(temporary, needed)), self.group)
+            entry = None
+            if problem is None:
+                name = checkpoints.shard_name(self.mesh.world.rank, self.mesh.world.size)
+                problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
+                outcomes = all_gather_objects((problem, entry), self.group)
+                problem = next((told for told, _ in outcomes if told), None)
+                entries = [entry for _, entry in outcomes]
+            if problem is None:
+                problem = broadcast_from_rank0(
+                    lambda: _problem(lambda: _commit(temporary, final, step, entries, content)), self.group
+                )
+        except Exception as error:  # a peer is gone: the watchdog says who
+            self.problem = f"the ranks could not agree ({' '.join(str(error).split())[:200]})"
+            return
+        self.problem = problem
+        if problem is None:
+            self.durable = step
+        if self.mesh.is_rank0:
+            self._conclude(step, temporary, problem, time.monotonic() - began)
+
+    def _conclude(self, step: int, temporary: Path, problem: str | None, seconds: float) -> None:
+        if problem is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.log(f"checkpoint of step {step} not saved: {problem}; training continues, older ones are untouched")
+            return
+        with contextlib.suppress(OSError, RunError):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Delete what need not be kept: renamed first, so that no half of a checkpoint keeps its name."""
+        there = complete(self.folder)
+        steps = [step_of(path) for path in there]
+        keep = retention.kept(steps, self.config, self.regular, self.best, retention.pinned(there))
+        for step, path in zip(steps, there):
+            if step not in keep:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _prepare(temporary: Path, needed: int) -> None:
+    """An empty temporary directory, and room for what will be written into it."""
+    folder = temporary.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # of a process that was killed
+        shutil.rmtree(rest)
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        raise OSError(None, f"needs {(needed + SPARE) / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free")
+    temporary.mkdir()
+
+
+def _commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
+    """The manifest, then the name, then the pointer; each on the disk before the next."""
+    files.write_json(temporary / STATE, content)
+    checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
+    files.fsync_directory(temporary)
+    if final.exists():
+        _remove(final)
+    temporary.rename(final)
+    files.fsync_directory(final.parent)
+    files.fsync_directory(final.parent.parent)
+    with contextlib.suppress(RunError):  # the checkpoint is there all the same: loading looks at manifests
+        files.write_bytes(final.parent / POINTER, f"{final.name}\n".encode())
+
+
+def _problem(work: Callable[[], None]) -> str | None:
+    return _attempt(work)[0]
+
+
+def _attempt(work: Callable):
+    """(what went wrong in one line or None, result)"""
+    try:
+        return None, work()
+    except Exception as error:  # whatever it is, it must not end the training
+        reason = getattr(error, "strerror", None) or str(error)
+        return " ".join(f"{reason} ({type(error).__name__})".split()), None
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+def load_newest(engine, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tuple[dict, list] | None:
+    """Load the newest checkpoint that matches its manifest, and say what that cost; None where there is none.
+
+    Returns state.json's content and each saving rank's position sums. Damaged ones are named and set aside.
+    """
+    while True:
+        chosen = broadcast_from_rank0(lambda: next(reversed(complete(run / "checkpoints")), None))
+        if chosen is None:
+            return None
+        began = time.monotonic()
+        share = slice(
+            mesh.world.rank, None, mesh.world.size
+        )  # the ranks verify together, each its own shard first of all
+        wrong = [line for found in all_gather_objects(checkpoints.problems(chosen, share)) for line in found]
+        if not wrong:
+            break
+        log(f"checkpoint set aside: {wrong[0]}")
+        broadcast_from_rank0(lambda path=chosen: set_aside(path))
+    verified = time.monotonic()
+    content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, mesh)
+    if content["parameters"] != state.shapes:
+        raise InputError(f"{chosen}: holds a model of another shape; choose another name for this run")
+    state.load(shards, content["updates"])
+    engine.global_steps = content["step"]
+    sums = shards.each(POSITIONS)
+    log(
+        f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
+        f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s"
+    )
+    return content, sums
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint so that no one takes it for one, and nothing of it is lost."""
+    names = (f"damaged-{path.name}" + (f"-{number}" if number else "") for number in itertools.count())
+    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise RunError(f"{path}: is damaged and cannot be set aside ({error.strerror}); move it away") from None

@@ -1,0 +1,118 @@
+"""A checkpoint's weights for other programs: safetensors, which hold numbers and nothing that could be run.
+
+`hf` is a directory that transformers loads with from_pretrained. Our decoder is theirs by another name:
+
+- LlamaForCausalLM where the whole head is rotated;
+- Phi3ForCausalLM where a part of it is (rotary_fraction below 1, as in the presets of arXiv 2403.15796): the same
+  block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor that Llama's lacks.
+
+Both rotate pairs (i, i + r/2), as we do. Weights stay float32; the rows that pad the vocabulary stay too.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from emergence_train import config as configs
+from emergence_train import files
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.data import identity
+from emergence_train.data import tokenizer as tokenizers
+from emergence_train.errors import InputError
+from emergence_train.models.config import ModelConfig
+
+
+def export(run: Path, step: int | None, out: Path, log: Callable[[str], None]) -> Path:
+    """Write the weights of `step` (None: the newest whole checkpoint) of `run` to the directory `out`."""
+    config = configs.load_run(run)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty; choose another directory")
+    chosen = checkpoints.newest(run, step)
+    tokenizer = identity.tokenizer_of(run, Path(config.data.path))
+    out.mkdir(parents=True, exist_ok=True)
+    weights = checkpoints.read_weights(chosen)
+    ends = export_tokenizer(*tokenizer, out, config.data.sequence)
+    files.write_json(out / "config.json", hf_config(config.model) | ends)
+    with files.atomic_path(out / "model.safetensors") as temporary:
+        checkpoints.write_tensors(temporary, hf_weights(weights, config.model), {"format": "pt"})
+    log(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
+    return out
+
+
+def hf_config(model: ModelConfig) -> dict:
+    """The config.json of the same decoder in transformers."""
+    partial = model.rotary_dim != model.head_dim
+    return {
+        "architectures": ["Phi3ForCausalLM" if partial else "LlamaForCausalLM"],
+        "model_type": "phi3" if partial else "llama",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.width,
+        "intermediate_size": model.ffn,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": model.max_sequence,
+        "rope_theta": model.rotary_base,
+        "rms_norm_eps": model.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": model.tied,
+        "torch_dtype": "float32",
+        **({"original_max_position_embeddings": model.max_sequence} if partial else {}),
+        **({"partial_rotary_factor": model.rotary_dim / model.head_dim} if partial else {}),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+
+
+def hf_weights(weights: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """Our state_dict under transformers' names; Llama keeps apart what Phi3 and we keep in one matrix."""
+    partial = model.rotary_dim != model.head_dim
+    found = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
+    if not model.tied:
+        found["lm_head.weight"] = weights["head.weight"]
+    heads = [model.heads * model.head_dim, *[model.kv_heads * model.head_dim] * 2]
+    for layer in range(model.layers):
+        ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
+        found[theirs + "input_layernorm.weight"] = weights[ours + "attention_norm.weight"]
+        found[theirs + "post_attention_layernorm.weight"] = weights[ours + "swiglu_norm.weight"]
+        found[theirs + "self_attn.o_proj.weight"] = weights[ours + "attention.out.weight"]
+        found[theirs + "mlp.down_proj.weight"] = weights[ours + "swiglu.down.weight"]
+        qkv, gate_up = weights[ours + "attention.qkv.weight"], weights[ours + "swiglu.gate_up.weight"]
+        if partial:
+            found[theirs + "self_attn.qkv_proj.weight"] = qkv
+            found[theirs + "mlp.gate_up_proj.weight"] = gate_up
+            continue
+        for name, matrix in zip("qkv", qkv.split(heads)):
+            found[f"{theirs}self_attn.{name}_proj.weight"] = matrix
+        for name, matrix in zip(("gate", "up"), gate_up.chunk(2)):
+            found[f"{theirs}mlp.{name}_proj.weight"] = matrix
+    return found
+
+
+def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:
+    """Copy the tokenizer as transformers loads one; returns the ids that config.json names.
+
+    What transformers makes of a text is what was trained on: nothing added at the ends, special tokens in it left text. The end
+    of text opens a text, closes it, and pads where the tokenizer has no token for that.
+    """
+    tokenizer = tokenizers.load_file(path)
+    shutil.copyfile(path, out / "tokenizer.json")
+    token = tokenizer.id_to_token(end)
+    pad = next((name for name in tokenizers.KNOWN_PADS if tokenizer.token_to_id(name) is not None), token)
+    files.write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": token,
+            "bos_token": token,
+            "pad_token": pad,
+            "model_max_length": length,
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": tokenizer.token_to_id(pad)}

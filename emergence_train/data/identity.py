@@ -1,0 +1,107 @@
+"""What a run was trained on: a digest of the prepared data and the tokenizer, kept in the run and compared ever after.
+
+    data.json         the digest, the tokenizer's fingerprint and the token that ends a text
+    tokenizer.json    the tokenizer itself, so that a run can be evaluated and exported wherever its data are
+
+The digest is of the checksums in the data set's index: where the data lie changes nothing, what they are changes it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from emergence_train import files
+from emergence_train.data.dataset import Dataset, load_index
+from emergence_train.data.tokenizer import fingerprint
+from emergence_train.errors import InputError
+
+FILE = "data.json"
+TOKENIZER = "tokenizer.json"
+
+
+def digest(index: dict) -> str:
+    """16 hex digits for the shards, the validation windows and the tokenizer of a dataset.json."""
+    entries = [
+        (domain, kind, shard[kind]["sha256"])
+        for domain, entry in index["domains"].items()
+        for shard in entry["shards"]
+        for kind in ("tokens", "documents")
+    ]
+    entries += [(domain, "validation", entry["sha256"]) for domain, entry in index["validation"]["sets"].items()]
+    named = [index["sequence"], index["tokenizer"]["fingerprint"], sorted(entries)]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+
+
+def check(run: Path, dataset: Dataset) -> None:
+    """Raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s.
+
+    A run of an older version knows its tokenizer only, from the first line of its log.
+    """
+    known = read(run)
+    if known is None:
+        return
+    if known["vocabulary"] != dataset.fingerprint:
+        raise InputError(
+            f"{run}: was trained with the tokenizer {known['vocabulary']}, and {dataset.root} has {dataset.fingerprint}; set "
+            f"data.path to the data it was trained on, or train under another name"
+        )
+    found = digest(dataset.index)
+    if known.get("data", found) != found:
+        raise InputError(
+            f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {found}; set data.path to the data it "
+            f"was trained on, or train under another name"
+        )
+
+
+def keep(run: Path, dataset: Dataset) -> None:
+    """`check`, then write what it compares, and the tokenizer, into the run."""
+    check(run, dataset)
+    if not (run / TOKENIZER).is_file():
+        files.write_bytes(run / TOKENIZER, (dataset.root / "tokenizer.json").read_bytes())
+    wanted = {
+        "data": digest(dataset.index),
+        "vocabulary": dataset.fingerprint,
+        "end_of_text": dataset.index["tokenizer"]["end_of_text"],
+    }
+    if not (run / FILE).is_file():
+        files.write_json(run / FILE, wanted)
+
+
+def read(run: Path) -> dict | None:
+    """{"data", "vocabulary", "end_of_text"} of a run; of one of an older version what its log says; None: nothing is known."""
+    try:
+        found = json.loads((run / FILE).read_text())
+        if isinstance(found, dict) and isinstance(found.get("vocabulary"), str):
+            return found
+        raise ValueError("no vocabulary in it")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run / FILE}: cannot be read ({' '.join(str(error).split())}); restore it") from None
+    try:
+        with open(run / "metrics.jsonl", encoding="utf-8") as file:
+            header = json.loads(file.readline())
+        return {"vocabulary": header["vocabulary"]} if header.get("vocabulary") else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def tokenizer_of(run: Path, data: Path) -> tuple[Path, int]:
+    """-> (the tokenizer.json that the run was trained with, its end of text): the run's own, else that of its data.
+
+    Raises:
+        InputError: the run keeps none, and the data are gone or have another.
+    """
+    known = read(run) or {}
+    if (run / TOKENIZER).is_file() and "end_of_text" in known:
+        path, end = run / TOKENIZER, known["end_of_text"]
+    elif (data / "dataset.json").is_file():
+        path, end = data / "tokenizer.json", load_index(data)["tokenizer"]["end_of_text"]
+    else:
+        raise InputError(
+            f"{run}: keeps no tokenizer.json (an older version trained it), and {data} is not the data set it was trained on; "
+            f"run this in the directory that its data.path is relative to"
+        )
+    if (wanted := known.get("vocabulary")) not in (None, found := fingerprint(path)):
+        raise InputError(f"{path}: is the tokenizer {found}, and {run} was trained with {wanted}; restore it")
+    return path, end

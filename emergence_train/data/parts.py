@@ -1,0 +1,170 @@
+"""A source in parts: each a shard, the held-out windows met on the way, and a record of the rows that it took."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from emergence_train import files
+from emergence_train.config import Data, Source
+from emergence_train.data import sources
+from emergence_train.data.held_out import HeldOut
+from emergence_train.data.readers import Bad
+from emergence_train.data.tokenizing import Document, Workers
+from emergence_train.errors import InputError
+
+PROGRESS_SECONDS = 5.0
+FEW_ROWS = 10  # that may be bad in any source of 100 rows and more; a tenth of a smaller one
+ROWS_BEFORE_REFUSAL = 1000
+RATIOS = {".gz": 3.0, ".xz": 4.0, ".zst": 3.0, ".bz2": 4.0, ".parquet": 2.0}  # usual sizes of text to file
+
+
+class PartReader:
+    """Where a source's parts are, and how they are made."""
+
+    def __init__(
+        self, data: Data, source: Source, root: Path, dtype: np.dtype, end_of_text: int, most: int, fraction: float
+    ) -> None:
+        """`most`: validation windows that can be needed of it. `fraction`: of its documents, held out."""
+        self.data, self.source, self.root, self.dtype, self.end = data, source, root, dtype, end_of_text
+        self.most = most
+        self.folder = root / "parts" / source.domain
+        self.shards = root / "train" / source.domain
+        self.fraction = next((part["fraction"] for part in self.finished()), fraction)
+
+    def finished(self) -> list[dict]:
+        """Records of the parts of an earlier try, in order."""
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+
+    def restart(self, fraction: float) -> None:
+        """Begin anew with another fraction held out."""
+        self.fraction = fraction
+        for folder in (self.folder, self.shards):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def windows(self, parts: list[dict]) -> int:
+        """Validation windows that the parts can give, at most."""
+        return sum(part["windows"] for part in parts) or sum(part["short_tokens"] for part in parts) // (
+            self.data.sequence + 1
+        )
+
+
+class Part:
+    """What becomes one shard and its held-out windows."""
+
+    def __init__(self, reader: PartReader, number: int) -> None:
+        self.reader = reader
+        self.shard = reader.shards / f"{number:05d}.bin"
+        self.record = reader.folder / f"{number:05d}.json"
+        self.documents: list[np.ndarray] = []
+        self.held_out = HeldOut(reader.data.sequence + 1, reader.most, reader.dtype)
+        self.tokens = self.read = self.bad = self.unknown = 0
+        self.first_bad: Bad | None = None
+
+    def add(self, row: Document | Bad) -> None:
+        self.read += 1
+        if isinstance(row, Bad):
+            self.bad += 1
+            self.first_bad = self.first_bad or row
+        elif len(row.ids) and row.byte_ends is not None:
+            self.held_out.add(row)
+        elif len(row.ids):
+            self.documents.append(np.append(row.ids, np.uint32(self.reader.end)).astype(self.reader.dtype))
+            self.tokens += len(row.ids) + 1
+            self.unknown += row.unknown
+
+    def finish(self, last: bool) -> dict:
+        """Write everything, the record last, which is returned."""
+        root, shard = self.reader.root, None
+        if self.documents:
+            ends = np.cumsum([len(document) for document in self.documents], dtype=np.int64)
+            boundaries = self.shard.with_suffix(".docs.npy")
+            with files.atomic_path(self.shard) as path, open(path, "wb") as file:
+                for document in self.documents:
+                    file.write(document.tobytes())
+            with files.atomic_path(boundaries) as path, open(path, "wb") as file:
+                np.save(file, ends)
+            shard = {"tokens": files.describe(root, self.shard), "documents": files.describe(root, boundaries)}
+        held, arrays = self.record.with_suffix(".npz"), self.held_out.arrays()
+        with files.atomic_path(held) as path, open(path, "wb") as file:
+            np.savez(file, **arrays)
+        record = {
+            "documents_read": self.read,
+            "train_tokens": self.tokens,
+            "train_documents": len(self.documents),
+            "unknown_tokens": self.unknown,
+            "bad_rows": self.bad,
+            "first_bad": self.first_bad and list(self.first_bad),
+            "shard": shard,
+            "held_out": held.name,
+            "fraction": self.reader.fraction,
+            "windows": len(arrays["windows"]),
+            "short_tokens": int(self.held_out.short_tokens + len(self.held_out.short)),
+            "last": last,
+        }
+        files.write_json(self.record, record)
+        return record
+
+
+def tokenize_source(reader: PartReader, workers: Workers, log: Callable[[str], None]) -> list[dict]:
+    """The records of the source's parts, those of an earlier try included.
+
+    Raises:
+        InputError: more rows have no usable text than data.bad_rows allows; the first is named.
+    """
+    source, done = reader.source, reader.finished()
+    if done and done[-1]["last"]:
+        return done
+    skip = sum(part["documents_read"] for part in done)
+    if skip:
+        log(f"{source.domain}: resuming after {skip:,} documents")
+    part = Part(reader, len(done))
+    began = shown = time.monotonic()
+    size, tokens, expected = 0, 0, _text_bytes(source)
+    for batch in workers.encode(sources.documents(source, skip), reader.fraction):
+        for row in batch.rows:
+            part.add(row)
+            if part.tokens >= reader.data.shard_tokens:
+                done.append(part.finish(last=False))
+                part = Part(reader, len(done))
+        size += batch.text_bytes
+        tokens += sum(len(row.ids) for row in batch.rows if isinstance(row, Document))
+        _check_bad(reader, done, part, ended=False)
+        if time.monotonic() - shown > PROGRESS_SECONDS:
+            shown = time.monotonic()
+            left = (shown - began) * max(expected / size - 1, 0) if expected and size else None
+            log(
+                f"{source.domain}: {tokens:,} tokens, {tokens / (shown - began):,.0f} tokens/s, ETA "
+                + ("unknown" if left is None else f"{left:.0f} s")
+            )
+    _check_bad(reader, done, part, ended=True)
+    done.append(part.finish(last=True))
+    if bad := sum(record["bad_rows"] for record in done):
+        problem, place = next(record["first_bad"] for record in done if record["first_bad"])
+        read = sum(record["documents_read"] for record in done)
+        log(f"{source.domain}: {bad:,} of {read:,} rows are left out, the first: {place} {problem}")
+    return done
+
+
+def _check_bad(reader: PartReader, done: list[dict], part: Part, *, ended: bool) -> None:
+    bad = sum(record["bad_rows"] for record in done) + part.bad
+    read = sum(record["documents_read"] for record in done) + part.read
+    share = reader.data.bad_rows
+    allowed = max(share * read, min(FEW_ROWS, 0.1 * read)) if share else 0
+    if bad <= allowed or (not ended and read < ROWS_BEFORE_REFUSAL):
+        return
+    problem, place = part.first_bad or next(record["first_bad"] for record in done if record["first_bad"])
+    remedy = f"mend them, or raise data.bad_rows ({share:g}) to leave them out"
+    if problem.startswith("has no text"):
+        remedy = f"set text_field, {remedy}"
+    raise InputError(f"{place} {problem}; {bad:,} of {read:,} rows of {reader.source.domain!r} are no text: {remedy}")
+
+
+def _text_bytes(source: Source) -> float | None:
+    """About how much text a local source holds; None for a stream, whose end is not known beforehand."""
+    if source.hub or source.limit_documents:
+        return None
+    return sum(path.stat().st_size * RATIOS.get(path.suffix, 1.0) for path in sources.paths(source))

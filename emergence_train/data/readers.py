@@ -1,0 +1,274 @@
+"""The rows of one file, whatever its kind: a text each, or what is wrong with the row and where it stands.
+
+Text is UTF-8; a byte order mark is skipped. A row without usable text is a Bad, so that callers can count it, leave it out and
+name it. What makes a file unreadable as a whole (damaged compression, a missing column) is an InputError.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from emergence_train.errors import InputError
+
+BOM = b"\xef\xbb\xbf"
+OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
+CHUNK = 1 << 20  # bytes of a text file at a time
+LONGEST = 1_000_000  # characters of a document: a tokenizer needs some hundred times its memory
+SUFFIXES = ".txt, .md, .jsonl, .ndjson, .csv, .tsv, .parquet (all but the last also .gz, .bz2, .xz, .zst)"
+
+
+class Bad(NamedTuple):
+    """A row that is left out: what is wrong with it, and its place (file, line or row, column)."""
+
+    problem: str
+    place: str
+
+
+def rows(path: Path, field: str, longest: int = LONGEST) -> Iterator[str | Bad]:
+    """The texts of a file in order. `field`: the key or column that holds them, dotted for nested ones.
+
+    A text of more than `longest` characters (in a text file) or LONGEST (elsewhere) becomes several, cut at blank lines where
+    there are any, else at line ends, spaces, or anywhere.
+
+    Raises:
+        InputError: the file cannot be read, has no such column, or is of an unknown kind.
+    """
+    kind = Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+    if kind not in KINDS:
+        raise InputError(f"{path}: unknown kind of file; use {SUFFIXES}")
+    try:
+        if kind in TEXTS:
+            yield from _text(path, longest)
+            return
+        for text in KINDS[kind](path, field):
+            if isinstance(text, str) and len(text) > LONGEST:
+                yield from pieces(iter([text]), LONGEST)
+            else:
+                yield text
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def is_text(path: Path) -> bool:
+    """Whether the whole file is one document, not rows."""
+    return (Path(path.stem).suffix if path.suffix in OPENERS else path.suffix) in TEXTS
+
+
+# ------------------------------------------------------------------------------------------------------------- opening
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), CHUNK)
+
+
+OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
+
+
+def _open(path: Path) -> IO[bytes]:
+    """For reading bytes, unpacked, after a byte order mark of UTF-8."""
+    opener = OPENERS.get(path.suffix)
+    file = opener(path) if opener else open(path, "rb")  # noqa: SIM115 - the caller closes it
+    buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
+    start = buffered.peek(4)[:4]
+    if start.startswith(OTHER_BOMS):
+        raise InputError(f"{path}: is not UTF-8 but UTF-16 or UTF-32, by its first bytes; convert it first")
+    if start.startswith(BOM):
+        buffered.read(len(BOM))
+    return buffered
+
+
+# ------------------------------------------------------------------------------------------------------------- kinds
+
+
+def _json_lines(path: Path, field: str) -> Iterator[str | Bad]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            place = f"{path}: line {number}"
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                yield Bad(f"is not UTF-8 (byte {error.start + 1} of the line)", place)
+                continue
+            except (ValueError, RecursionError) as error:
+                if number == 1 and line.lstrip().startswith(b"["):
+                    raise InputError(f"{path}: is a JSON array; write one object a line (.jsonl)") from None
+                yield Bad(f"is not JSON ({' '.join(str(error).split())[:80]})", place)
+                continue
+            if isinstance(row, list) and number == 1:
+                raise InputError(f"{path}: is a JSON array; write one object a line (.jsonl)")
+            yield text_of(row, field, place)
+
+
+def _csv(path: Path, field: str) -> Iterator[str | Bad]:
+    csv.field_size_limit(2**31 - 1)
+    tabs = path.name.removesuffix(path.suffix if path.suffix in OPENERS else "").endswith(".tsv")
+    with _open(path) as file, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="") as lines:
+        table = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
+        try:
+            header = next(table, [])
+            if field not in header:
+                raise InputError(f"{path}: no column {field!r} (it has {', '.join(header)[:200]}); set text_field")
+            column = header.index(field)
+            for row in table:
+                if row:
+                    text = row[column] if column < len(row) else None
+                    yield _checked(text, f"in column {field!r}", f"{path}: line {table.line_num}")
+        except csv.Error as error:
+            raise InputError(f"{path}: line {table.line_num} is not CSV ({error}); mend its quotes") from None
+
+
+def _parquet(path: Path, field: str) -> Iterator[str | Bad]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            keys = [field] if field in file.schema_arrow.names else field.split(".")
+            kind = _arrow_kind(path, file.schema_arrow, field, keys)
+            for batch in file.iter_batches(batch_size=256, columns=[".".join(keys)]):
+                column = batch.column(0)
+                for key in keys[1:]:
+                    column = pc.struct_field(column, key)
+                if pa.types.is_dictionary(kind):
+                    column = column.cast(kind.value_type)
+                # Text that is not UTF-8 is the row's fault alone, so rows are decoded one by one.
+                column = column.cast(pa.large_binary())
+                for value in column.to_pylist():
+                    number += 1
+                    yield _checked(value, f"in column {field!r}", f"{path}: row {number}")
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
+
+
+def _arrow_kind(path: Path, schema, field: str, keys: list[str]):
+    """The type of the column, which must be text or bytes."""
+    import pyarrow as pa
+
+    kind = pa.struct(list(schema))
+    for key in keys:
+        if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:
+            raise InputError(f"{path}: no column {field!r} (it has {', '.join(schema.names)[:200]}); set text_field")
+        kind = kind.field(key).type
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if not any(check(inner) for check in (*checks, pa.types.is_string_view, pa.types.is_null)):
+        raise InputError(f"{path}: column {field!r} holds {kind}, not text; set text_field")
+    return kind
+
+
+def _text(path: Path, longest: int) -> Iterator[str | Bad]:
+    """The file as one document, or in pieces. Bytes that are no UTF-8 end it: what follows them is not guessed at."""
+    wrong: list[Bad] = []
+
+    def decoded(file: IO[bytes]) -> Iterator[str]:
+        done, lines, rest = 0, 1, b""
+        newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        while chunk := file.read(CHUNK):
+            data = rest + chunk
+            try:
+                text, rest = data.decode("utf-8"), b""
+            except UnicodeDecodeError as error:
+                if error.end < len(data) or "unexpected end" not in error.reason:
+                    where = f"{path}: line {lines + data[: error.start].count(10)}, byte {done + error.start + 1}"
+                    wrong.append(Bad(f"is not UTF-8 ({error.reason})", where))
+                    return
+                text, rest = data[: error.start].decode("utf-8"), data[error.start :]
+            done, lines = done + len(data) - len(rest), lines + text.count("\n")
+            yield newlines.decode(text)
+        yield newlines.decode("", final=True)
+        if rest:
+            wrong.append(Bad("is not UTF-8 (it ends within a character)", f"{path}: byte {done + 1}"))
+
+    with _open(path) as file:
+        found = list(pieces(decoded(file), longest)) if path.stat().st_size <= CHUNK else pieces(decoded(file), longest)
+        if isinstance(found, list) and wrong:  # small, so all of it is doubtful
+            found = []
+        yield from found
+        yield from wrong
+
+
+KINDS = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json_lines),
+    **dict.fromkeys((".csv", ".tsv"), _csv),
+    ".parquet": _parquet,
+    **dict.fromkeys((".txt", ".md", ".text"), None),
+}
+TEXTS = (".txt", ".md", ".text")
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+
+def text_of(row, field: str, place: str) -> str | Bad:
+    """The text of a row that is a dict of keys."""
+    return _checked(_field(row, field), f"under {field!r}", place)
+
+
+def _field(row, field: str):
+    """The value under a key, or under a dotted path of keys; None where there is none."""
+    if isinstance(row, dict) and field in row:
+        return row[field]
+    for key in field.split("."):
+        if not isinstance(row, dict) or key not in row:
+            return None
+        row = row[key]
+    return row
+
+
+def _checked(value, where: str, place: str) -> str | Bad:
+    """The value as text, or why it is none."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Bad(f"is not UTF-8 {where} (byte {error.start + 1})", place)
+    if not isinstance(value, str):
+        return Bad(f"has no text {where}" + ("" if value is None else f" but {type(value).__name__}"), place)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            found = ord(value[error.start])
+            kind = "bytes that are not UTF-8" if 0xDC80 <= found <= 0xDCFF else "a lone surrogate"
+            return Bad(f"has {kind} {where} (character {error.start + 1})", place)
+    return value
+
+
+_CUTS = (re.compile(r"\n[ \t\r]*\n\s*"), re.compile(r"\n"), re.compile(r"\s"))
+
+
+def pieces(chunks: Iterator[str], longest: int) -> Iterator[str]:
+    """The concatenation of `chunks` in pieces of at most `longest` characters; nothing is lost between them.
+
+    Each is cut at the last blank line of its second half, else at the last line end, else the last space there, else at its end.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        while len(held) > longest:
+            cut = _cut(held, longest)
+            yield held[:cut]
+            held = held[cut:]
+    if held:
+        yield held
+
+
+def _cut(text: str, longest: int) -> int:
+    for pattern in _CUTS:
+        if ends := [found.end() for found in pattern.finditer(text, longest // 2, longest)]:
+            return ends[-1]
+    return longest

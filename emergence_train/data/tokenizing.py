@@ -1,0 +1,131 @@
+"""Batches of documents to token ids, in order, in this process or in several."""
+
+import collections
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emergence_train.data import tokenizer
+from emergence_train.data.readers import Bad
+from emergence_train.errors import RunError
+
+DOCUMENTS_A_TASK = 64
+CHARACTERS_A_TASK = 2_000_000
+
+
+def document_hash(text: str) -> int:
+    """64 bits of the text with white space folded: equal documents fall on the same side of the split."""
+    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
+
+
+def is_held_out(key: int, fraction: float) -> bool:
+    """Whether the document of this hash is among the `fraction` that validation keeps."""
+    return key < fraction * 2**64
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document's ids, uint32; what validation needs of one that is held out."""
+
+    ids: np.ndarray
+    key: int  # document_hash
+    byte_ends: np.ndarray | None  # of a held-out document: bytes of its text up to each token's end, int64
+    unknown: int  # tokens that stand for what the tokenizer cannot write
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch: for each row its document, or what was wrong with it."""
+
+    rows: list[Document | Bad]
+    text_bytes: int
+
+
+class Workers:
+    """Tokenizing processes; `count` 0 means one per CPU, 1 this process itself."""
+
+    def __init__(self, count: int, path: Path) -> None:
+        self.count = count or os.cpu_count() or 1
+        self.path = path
+        self.pool = None
+
+    def __enter__(self) -> "Workers":
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+        if self.count > 1:
+            context = multiprocessing.get_context("spawn")  # fork would copy the tokenizer's threads half
+            self.pool = ProcessPoolExecutor(self.count, context, initializer=_load, initargs=(self.path,))
+        else:
+            _load(self.path)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def encode(self, rows: Iterable[str | Bad], fraction: float) -> Iterator[Encoded]:
+        """The rows' documents in batches, in order; at most a few batches ahead of the reader. `fraction` is held out."""
+        if not self.pool:
+            yield from (_encode(batch, fraction) for batch in _batches(rows))
+            return
+        waiting = collections.deque()
+        try:
+            for batch in _batches(rows):
+                waiting.append(self.pool.submit(_encode, batch, fraction))
+                if len(waiting) > 3 * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise RunError(
+                "a tokenizing process was killed (out of memory?); run prepare again, it resumes after the last "
+                "finished shard, with fewer data.workers if memory is short"
+            ) from None
+
+
+_encoder = _unknown = None
+
+
+def _load(path: Path) -> None:
+    global _encoder, _unknown
+    _encoder = tokenizer.load_file(path)
+    _unknown = tokenizer.unknown(_encoder)
+
+
+def _encode(batch: list[str | Bad], fraction: float) -> Encoded:
+    texts = [row for row in batch if isinstance(row, str)]
+    keys = [document_hash(text) for text in texts]
+    trained = [text for text, key in zip(texts, keys) if not is_held_out(key, fraction)]
+    fast = iter(_encoder.encode_batch_fast(trained, add_special_tokens=False))  # without offsets
+    documents = []
+    for text, key in zip(texts, keys):
+        ends = None
+        if is_held_out(key, fraction):
+            encoding = _encoder.encode(text, add_special_tokens=False)
+            ends = np.array(tokenizer.byte_ends(text, encoding.offsets), dtype=np.int64)
+        else:
+            encoding = next(fast)
+        ids = np.array(encoding.ids, dtype=np.uint32)
+        unknown = int(np.count_nonzero(ids == _unknown)) if _unknown is not None else 0
+        documents.append(Document(ids, key, ends, unknown))
+    of_texts = iter(documents)
+    rows = [next(of_texts) if isinstance(row, str) else row for row in batch]
+    return Encoded(rows, sum(len(text.encode()) for text in texts))
+
+
+def _batches(rows: Iterable[str | Bad]) -> Iterator[list[str | Bad]]:
+    batch, characters = [], 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row) if isinstance(row, str) else 0
+        if len(batch) == DOCUMENTS_A_TASK or characters >= CHARACTERS_A_TASK:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""What goes wrong while training, noticed and answered: signals, lost processes, bad numbers."""

@@ -1,0 +1,55 @@
+"""torch's flight recorder: the last collectives of a process, which of them had begun and which had ended.
+
+When the watchdog has a verdict every rank writes its own to stacks/flight-RANK in the run directory; torch does the same by
+itself where NCCL finds a collective timed out. `torchfrtrace RUN/stacks -p flight-` compares NCCL's over the
+ranks. The files are pickles, torch's format for that tool; nothing here reads them.
+"""
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+STACKS = "stacks"  # in the run directory: where each rank stood when the run was ended
+PREFIX = "flight-"
+SECONDS = 3.0  # for a record to be taken: it asks the device, which may not answer
+
+
+def prepare(run: Path, nccl: bool) -> None:
+    """Before the process group is made; the environment wins. gloo needs nothing."""
+    if not nccl:
+        return
+    path = str((run / STACKS / PREFIX).absolute())
+    # Each by the name that torch knows now and by the one before (torch 2.8 and older).
+    settings = {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": path,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": path,
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def write(run: Path, rank: int, nccl: bool) -> Path | None:
+    """This rank's record into the run directory -> its path, or None where there is none to be had."""
+    from torch._C import _distributed_c10d
+
+    take = getattr(_distributed_c10d, "_dump_nccl_trace" if nccl else "_dump_fr_trace", None)
+    path = run / STACKS / f"{PREFIX}{rank}"
+    if take is None:  # a build of torch that does not record
+        return None
+
+    def work() -> None:
+        with contextlib.suppress(Exception):  # a full disk, a device in disorder: no reason not to end
+            data = take()
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+            written.append(path)
+
+    written: list[Path] = []
+    thread = threading.Thread(target=work, name="flight-recorder", daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return written[0] if written else None

@@ -1,0 +1,100 @@
+"""SIGTERM and SIGUSR1 (Slurm's warning): save, then end with exit code 75, wherever the program is.
+
+A signal handler of Python runs only between bytecodes, so a process that waits in a collective would not hear it. The
+operating system's part of the handler writes to a pipe, and a thread reads that pipe whatever the main thread does. The
+loop asks `requested`, tells the other ranks through the sums that are reduced anyway, saves and raises Stopped. Where
+nothing has been trained since the last durable checkpoint (start, loading, compiling), or where the loop does not come
+round within GRACE_SECONDS (a collective that hangs), the thread ends the process itself. A compilation is broken off.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from emergence_train.errors import Stopped, tell
+from emergence_train.faults.compiling import Compilations
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+GRACE_SECONDS = 20.0  # torchrun and Slurm kill 30 s after SIGTERM
+
+
+class StopSignal:
+    """Listens from its making until close(). Only the main thread may make one; elsewhere it never hears anything."""
+
+    def __init__(self, is_rank0: bool, log: Callable[[str], None]) -> None:
+        self.is_rank0, self.log = is_rank0, log
+        self.compilations = Compilations()
+        self.requested = False
+        self.exposed = False  # there are steps that no durable checkpoint holds, and the loop will come round
+        self.answered = False  # the loop has seen it and is saving
+        self._name = ""
+        self._before: dict = {}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._interrupt)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def stopped(self, step: int) -> Stopped:
+        """The end of a run that was told to stop and has saved `step`."""
+        name = self._name or "a signal to another process"
+        error = Stopped(f"{name}: saved at step {step}; run the same command to resume from there")
+        error.already_reported = not self.is_rank0
+        return error
+
+    def close(self) -> None:
+        self.compilations.close()
+        for number, handler in self._before.items():
+            # Launchers send a signal more than once: the exit code is to be the one that says that all is saved.
+            signal.signal(number, signal.SIG_IGN if self.requested else handler)
+        if self._before:
+            signal.set_wakeup_fd(self._fd)
+            self._before = {}
+            self._write.close()
+
+    def _listen(self) -> None:
+        while data := self._read.recv(64):
+            heard = [number for number in SIGNALS if number in data]
+            if heard:
+                break
+        else:
+            self._read.close()
+            return
+        self._name = heard[0].name
+        self.requested = True
+        if self.exposed:
+            self.log(f"{self._name}: stopping with a checkpoint")
+            if self._closed_within(GRACE_SECONDS) or self.answered:
+                return
+            self._leave(f"the step did not end within {GRACE_SECONDS:.0f} s; the last checkpoint is kept")
+        self._leave("nothing trained since the last checkpoint; run the same command to resume from there")
+
+    def _closed_within(self, seconds: float) -> bool:
+        """Whether the loop has come round and closed the pipe; more signals change nothing."""
+        until = time.monotonic() + seconds
+        self._read.settimeout(1.0)
+        while time.monotonic() < until:
+            try:
+                if not self._read.recv(64):
+                    return True
+            except TimeoutError:
+                if self.compilations.now:  # something in it has swallowed the exception: it gets another
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        return False
+
+    def _interrupt(self, number: int, frame) -> None:
+        """Python's part of the handler, in the main thread: the listening thread does all else."""
+        if self.exposed:
+            self.compilations.break_off()
+
+    def _leave(self, reason: str) -> None:
+        """End the process from this thread; what is being written has a temporary name."""
+        if self.is_rank0:
+            tell(f"{self._name}: {reason}")
+        os._exit(Stopped.code)

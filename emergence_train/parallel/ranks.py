@@ -1,0 +1,231 @@
+"""The process group: one process, torchrun, the deepspeed launcher and srun alike; gloo on CPUs, NCCL on GPUs.
+
+Import this module before deepspeed: it tells DeepSpeed which accelerator to take.
+"""
+
+import contextlib
+import ctypes
+import datetime
+import logging
+import os
+import sys
+import threading
+import time
+import uuid
+import warnings
+
+import torch
+import torch.distributed as dist
+
+from emergence_train.cluster import launcher
+from emergence_train.errors import InputError, PeerLost, Stopped, tell
+from emergence_train.parallel.mesh import Group, Mesh, data_parallel
+from emergence_train.parallel.rendezvous import find_store
+
+TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
+JOIN_SECONDS = 600.0  # for all processes to find each other
+
+
+def start(threads: int | None) -> Mesh:
+    """Join (or make) the process group."""
+    launch = launcher.find()
+    rank, world, local_rank = launch.rank, launch.world, launch.local_rank
+    if torch.cuda.is_available():
+        index = device_index(launch, torch.cuda.device_count())
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        device = torch.device("cpu")
+        torch.set_flush_denormal(True)  # Adam's second moments fade into denormals, 10 to 100 times slower on a CPU
+        _keep_freed_memory()
+        index = local_rank
+    # DeepSpeed asks for these three whatever the launcher, and takes the last for the number of the device.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(index))
+    if threads:
+        torch.set_num_threads(threads)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        with _limited(JOIN_SECONDS):
+            store = _store(launch)
+            arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
+            dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
+            launch_id = broadcast_from_rank0(lambda: uuid.uuid4().hex)
+            barrier()
+        return data_parallel(rank, world, local_rank, device, launch_id, launch.note)
+    return data_parallel(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
+
+
+def device_index(launch: launcher.LaunchInfo, visible: int) -> int:
+    """Which of the GPUs that this process sees is its own; `visible` of them there are.
+
+    Slurm may show each task its own alone (--gpus-per-task, --gpu-bind), and they are then counted from 0 in each.
+    """
+    if launch.local_rank < visible:
+        return launch.local_rank
+    if visible and launch.task and launch.task.gpus_on_node > visible:
+        return launch.local_rank % visible
+    raise InputError(
+        f"local rank {launch.local_rank} has no GPU of its own ({visible} here); start as many processes as there "
+        f"are GPUs"
+    )
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep what a step frees for the next one: giving it back and faulting it in anew, page by page, took
+    3 to 5 of 25 ms of a small model's step. Other C libraries have no mallopt, and go without."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 32 << 20)  # the most it takes
+        mallopt(trim_threshold, 1 << 30)
+
+
+def _store(launch: launcher.LaunchInfo) -> dist.Store | None:
+    """Where the processes meet; None leaves that to torch."""
+    rank, world = launch.rank, launch.world
+    if world == 1:  # a lone process needs no address and no port to talk to itself
+        return dist.HashStore()
+    if launch.task:
+        return find_store(launch.task, TIMEOUT)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, False, timeout=TIMEOUT)
+        return dist.PrefixStore(this_start(store, rank, world), store)
+    return None
+
+
+def this_start(store: dist.Store, rank: int, world: int) -> str:
+    """A name that the processes of this start have in common, and those of an earlier start had not.
+
+    torchrun keeps its store when it starts the workers again, and a worker would read the address that one now dead has left
+    there ("connection refused", or no answer at all); and what torchrun counts of its starts differs from machine to
+    machine. So rank 0 makes up a name. The others may read that of an earlier start: each answers under the name it read
+    with a number of its own, and believes it when rank 0 has repeated that number.
+    """
+    own, key = uuid.uuid4().hex, "emergence-train/start"
+    if rank == 0:
+        store.set(key, own)
+        answers = [store.get(f"{own}/{other}").decode() for other in range(1, world)]
+        store.set(f"{own}/all", " ".join(answers))
+        return own
+    while True:
+        name = store.get(key).decode()
+        store.set(f"{name}/{rank}", own)
+        if store.check([f"{name}/all"]) and store.get(f"{name}/all").decode().split()[rank - 1] == own:
+            return name
+        time.sleep(0.05 + 0.001 * world)  # rank 0's machine answers all of them
+
+
+@contextlib.contextmanager
+def _limited(seconds: float):
+    """End the process where the block takes longer: there is no one yet to find out who is missing."""
+
+    def give_up() -> None:
+        tell(
+            f"the processes have not found each other within {seconds:.0f} s (rank {os.environ['RANK']} of "
+            f"{os.environ['WORLD_SIZE']} is here); the same command tries again"
+        )
+        os._exit(PeerLost.code)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def rendezvous():
+    """What breaks in the block because another process has gone is said so: there is no watchdog yet to name it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_communication_error(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise PeerLost(
+            f"a process went, or could not be reached, before all had found each other ({reason}); the same "
+            f"command tries again"
+        ) from error
+
+
+def is_communication_error(error: Exception) -> bool:
+    """Whether an error may be the echo of a peer's end: torch names the backend in it, not always the class."""
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("gloo", "nccl", "peer", "connection", "socket", "timed out", "store", "broken pipe")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def barrier() -> None:
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def stop() -> None:
+    """Undo start() in a lone process, which may go on; one of several leaves by leave()."""
+    if dist.is_initialized() and dist.get_world_size() == 1:
+        dist.destroy_process_group()
+        torch.set_flush_denormal(False)
+
+
+def leave(code: int) -> None:
+    """End this process. One of several ends at once: gloo's threads may still run, and taking them down at exit aborts
+    now and then ("terminate called without an active exception") after all work is done. So does one that was told to
+    stop: Python would wait for a compiler that runs beside it."""
+    lost = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            lost = True  # a full disk, or a reader that has gone; Python would end with a code of its own
+    if lost or code == Stopped.code or dist.is_initialized() and dist.get_world_size() > 1:
+        os._exit(code)
+    sys.exit(code)
+
+
+def import_deepspeed():
+    """DeepSpeed, quiet, and without the shared-memory op that it would spend a minute compiling on CPUs."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        from deepspeed.utils import logger
+    logger.setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that torch 2.13 gave up, and each time torch would tell the user, who cannot change it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """`tensor` summed over the processes of `group`, in place."""
+    if group.size > 1:
+        dist.all_reduce(tensor, group=group.handle)
+    return tensor
+
+
+def broadcast_from_rank0(make, group: dist.ProcessGroup | None = None):
+    """`make()` on rank 0 of the world, its result on every rank; an exception of rank 0 is raised on every rank."""
+    outcome: list = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = make()
+        except Exception as error:  # the others must not wait for a rank that has given up
+            outcome[1] = error
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0, group=group)
+    if outcome[1] is not None:
+        outcome[1].already_reported = dist.get_rank() > 0  # one line on the screen is enough
+        raise outcome[1]
+    return outcome[0]
+
+
+def all_gather_objects(value, group: dist.ProcessGroup | None = None) -> list:
+    """Each rank's `value`, in the order of ranks, on every rank of the world. `group`: another group of all of them."""
+    values = [value] * dist.get_world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group=group)
+    return values

@@ -1,0 +1,86 @@
+"""environment.json of a run: what each start of it ran on and with. Measured numbers elsewhere name it too."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from emergence_train import files
+from emergence_train.cluster import slurm
+
+PACKAGES = ("torch", "triton", "deepspeed", "numpy", "pyarrow", "tokenizers", "wandb", "flash-attn", "emergence-train")
+
+
+def write_environment(directory: Path, world: int, device: torch.device, resumed_from: int) -> None:
+    """Add this start of the run to environment.json: versions, device, commit, command, Slurm's job."""
+    path = directory / "environment.json"
+    try:
+        sessions = json.loads(path.read_text())["sessions"]
+    except (OSError, ValueError, KeyError):
+        sessions = []
+    sessions.append(
+        {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "resumed_from_step": resumed_from,
+            "command": sys.argv,
+            "host": socket.gethostname(),
+            "processes": world,
+            "slurm": slurm.job(os.environ),
+            **environment(device),
+        }
+    )
+    files.write_json(path, {"sessions": sessions})
+
+
+def environment(device: torch.device) -> dict:
+    """What a measured number depends on: versions, device, commit."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **versions,
+            "torch": torch.__version__,
+        },
+        "device": device_name(device),
+        "cpu_threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this source tree, with a + where files have been changed since; None outside a checkout."""
+    place = Path(__file__).resolve().parents[2]
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(place), "describe", "--always", "--abbrev=12", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

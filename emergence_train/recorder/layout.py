@@ -1,0 +1,12 @@
+"""How the files of a run directory are named."""
+
+from pathlib import Path
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:010d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's directory or a table's file is named after."""
+    return int(path.stem.removeprefix("step-"))

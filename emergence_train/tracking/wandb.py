@@ -1,0 +1,163 @@
+"""The mirror of a run in Weights & Biases. The run's files are the truth; this is a view and may fail.
+
+Everything W&B does happens on a thread of its own behind a bounded queue: a network that is gone or slow costs the
+training loop nothing but the rows that did not fit, and they are still in the run's files.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train.config import Config
+
+QUEUE = 10_000
+CURVE_POINTS = 64
+INIT_SECONDS = 20  # for the server to answer
+PATIENCE_SECONDS = 45  # at the end, for what is still on its way
+
+
+class Mirror:
+    """Rank 0's view of the run. `mode` disabled makes every method do nothing."""
+
+    def __init__(self, config: Config, directory: Path, extra: dict, log: Callable[[str], None]) -> None:
+        self.log = log
+        self.rows: queue.Queue = queue.Queue(QUEUE)
+        self.dropped = 0
+        self.thread = None
+        mode = chosen_mode(config.logging.wandb)
+        if mode == "disabled":
+            return
+        settings = init_settings(config, directory, extra, mode)
+        self.thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
+        self.thread.start()
+
+    def send(self, values: dict) -> None:
+        """Numbers at `values["tokens"]`, the x-axis of every chart."""
+        self._put(values)
+
+    def positions(self, table: pd.DataFrame) -> None:
+        """A checkpoint's loss against position, a line for each split."""
+        self._put(table)
+
+    def close(self, patience: float | None = None) -> None:
+        """Let it finish, but not for long."""
+        patience = PATIENCE_SECONDS if patience is None else patience
+        if self.thread is None:
+            return
+        self._put(None)
+        self.thread.join(patience)
+        if self.thread.is_alive():
+            self.log(f"W&B did not finish in {patience:g} s and is left behind; the run's own files are complete")
+        if self.dropped:
+            self.log(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
+
+    def _put(self, item) -> None:
+        if self.thread is None or not self.thread.is_alive():
+            return
+        try:
+            self.rows.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1
+
+    def _start(self, wandb, settings: dict):
+        """A W&B run; offline where the server does not answer in time (`wandb sync` brings that up to date later)."""
+        options = wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
+        try:
+            return wandb.init(**settings, settings=options)
+        except Exception as error:
+            if settings["mode"] != "online":
+                raise
+            reason = " ".join(str(error).split())[:160]
+            self.log(f"W&B cannot be reached ({reason}); it is kept offline under {settings['dir']}/wandb")
+            return wandb.init(**settings | {"mode": "offline", "resume": None}, settings=options)
+
+    def _work(self, settings: dict) -> None:
+        try:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            import wandb
+
+            run = self._start(wandb, settings)
+            against_tokens(run)
+            while (item := self.rows.get()) is not None:
+                if isinstance(item, pd.DataFrame):
+                    run.log({"tokens": int(item["tokens"].iloc[0]), "loss_by_position": chart(item)})
+                else:
+                    run.log(item)
+            run.finish()
+        except Exception as error:
+            self.log(
+                f"W&B stopped ({' '.join(str(error).split())[:200]}); training continues, the run's files are complete"
+            )
+
+
+def init_settings(config: Config, directory: Path, extra: dict, mode: str) -> dict:
+    """What wandb.init is told of a run."""
+    return {
+        "project": config.logging.wandb_project,
+        "name": config.name,
+        # The same run directory is the same W&B run: a restart goes on with it.
+        "id": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
+        "resume": "allow" if mode == "online" else None,
+        "dir": str(directory),
+        "mode": mode,
+        "config": config.model_dump(mode="json") | extra,
+    }
+
+
+def view(row: dict) -> dict | None:
+    """What W&B is shown of a line of metrics.jsonl, as {chart: value} with its tokens; None: nothing."""
+    kind = row["kind"]
+    if kind == "train":
+        return {key: value for key, value in row.items() if key not in ("kind", "step")}
+    if kind == "validation":
+        folder, values = "validation", row["loss"]
+    elif kind == "evaluation":
+        folder, values = "tasks", row["value"]
+        if row.get("share_of_training") is not None:
+            values = values | {"share_of_training": row["share_of_training"]}
+    elif kind == "abilities":  # tokens are null where the ability is not gained before the end
+        folder, values = "abilities", {name: value for name, value in row["value"].items() if value is not None}
+    elif kind == "forecast" and "loss" in row:
+        folder, values = "forecast", {k: value for k, value in row.items() if k not in ("kind", "step", "tokens")}
+    else:
+        return None
+    return {"tokens": row["tokens"]} | {f"{folder}/{name}": value for name, value in values.items()}
+
+
+def against_tokens(run) -> None:
+    """Tokens are every chart's x-axis, so a row that comes late is still in its place."""
+    run.define_metric("tokens")
+    run.define_metric("*", step_metric="tokens")
+
+
+def chosen_mode(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
+        return mode
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        known = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
+    except OSError:
+        known = False
+    return "online" if known else "offline"
+
+
+def chart(table: pd.DataFrame):
+    import wandb
+
+    lines, keys = [], []
+    for split, rows in table.groupby("split", sort=False):
+        loss = (rows["loss_sum"] / rows["count"]).to_numpy()
+        at = sorted({round(len(loss) ** (i / (CURVE_POINTS - 1))) - 1 for i in range(CURVE_POINTS)})
+        at = [i for i in at if i < len(loss)]
+        lines.append((rows["position"].to_numpy()[at].tolist(), loss[at].tolist()))
+        keys.append(str(split))
+    title = f"loss by position at {int(table['tokens'].iloc[0]):,} tokens"
+    return wandb.plot.line_series([xs for xs, _ in lines], [ys for _, ys in lines], keys=keys, title=title)

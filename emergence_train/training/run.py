@@ -1,0 +1,123 @@
+"""The training loop.
+
+One step: the samples of the global batch are dealt out to the ranks by index, each rank runs its micro-batches forward
+and backward, DeepSpeed steps. The loss at every position comes from the same forward pass. At a checkpoint the sums
+since the last one and the validation losses become a `positions` table, then the engine's state is saved; so a run that
+resumes from a state has every row before it and none after.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from emergence_train.analysis.emergence.ability_watch import read_thresholds
+from emergence_train.config import Config
+from emergence_train.data import identity
+from emergence_train.data.dataset import Dataset
+from emergence_train.evaluation.at_checkpoint import Evaluator
+from emergence_train.faults import flight_recorder
+from emergence_train.faults.signals import StopSignal
+from emergence_train.faults.watchdog import Watchdog
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import broadcast_from_rank0, rendezvous, start
+from emergence_train.training import engine as engines
+from emergence_train.training.console import Console
+from emergence_train.training.plan import Plan
+from emergence_train.training.recording import NullRecorder, Recorder
+from emergence_train.training.session import Session
+from emergence_train.training.startup import agree_on, claim, release, resolve, run_header, startup_line
+
+
+def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int | None = None) -> Path:
+    """Train, or resume, the run that `config` describes; returns its directory.
+
+    `stop_after` ends this process after that step as a kill would (tests of resuming use it). Raises Stopped where the
+    process got a signal to stop and PeerLost where another process of the run is gone.
+    """
+    flight_recorder.prepare(config.run_directory, torch.cuda.is_available())
+    with rendezvous():
+        mesh = start(config.training.threads)
+        log = _never_failing(log) if mesh.is_rank0 else _silent
+        if mesh.note:
+            log(mesh.note)
+        stop = StopSignal(mesh.is_rank0, log)
+        watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+    try:
+        return _train(config, mesh, log, stop, watch, stop_after)
+    except Exception as error:
+        explained = watch.explain(error, lambda: stop.requested)
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        watch.close()
+        stop.close()
+        release()
+
+
+def _train(config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
+    watch.at("opening the data")
+    agree_on(config, mesh)
+    config = broadcast_from_rank0(lambda: resolve(config, mesh))
+    run = config.run_directory
+    broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
+    note = broadcast_from_rank0(lambda: claim(run, config))
+    if note:
+        log(note)
+    dataset = Dataset(config.data, config.seed, verify=False)
+    broadcast_from_rank0(lambda: identity.keep(run, dataset))
+    evaluator = _evaluator(config, dataset)
+    if config.abilities:
+        broadcast_from_rank0(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))
+    plan = Plan(config.training, config.checkpoints, config.data.sequence)
+    if broadcast_from_rank0(lambda: plan.finished(run, log)):
+        log(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
+        return run
+
+    watch.at("building the engine")
+    if config.training.compile:
+        stop.compilations.listen()
+    graphs = engines.graphs_possible(config.training, config.faults, mesh)
+    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
+    header = run_header(config, plan, dataset.fingerprint)
+    console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
+    recorder = NullRecorder()
+    if mesh.is_rank0:
+        settings = engines.deepspeed_config(config.training, mesh)
+        recorder = Recorder(config, plan, header, evaluator, console, settings, mesh.world.size, mesh.device, log)
+    session = Session(config, plan, dataset, evaluator, mesh, engine, recorder, console, stop, watch, log)
+    step = session.restore()
+    log(startup_line(config, plan, dataset, mesh, header, step))
+    session.run_from(step, stop_after or plan.total_steps)
+    if stop_after:
+        recorder.close()
+    else:
+        session.close()
+    return run
+
+
+def _evaluator(config: Config, dataset: Dataset) -> Evaluator:
+    """Every rank's; rank 0 finds out first whether every task can be had."""
+
+    def build() -> Evaluator:
+        return Evaluator(config.tasks, dataset)
+
+    made: list[Evaluator] = []
+    broadcast_from_rank0(lambda: made.append(build()))
+    return made[0] if made else build()
+
+
+def _silent(_: str) -> None:
+    """The log of ranks other than 0."""
+
+
+def _never_failing(log: Callable[[str], None]) -> Callable[[str], None]:
+    """The screen may be a file on a full disk, or a pipe whose reader has gone: no reason to end a run."""
+
+    def line(text: str) -> None:
+        with contextlib.suppress(OSError):
+            log(text)
+
+    return line

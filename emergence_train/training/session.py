@@ -1,0 +1,286 @@
+"""The training loop.
+
+One step: the samples of the global batch are dealt out to the ranks by index, each rank runs its micro-batches forward
+and backward, DeepSpeed steps. The loss at every position comes from the same forward pass. At a checkpoint the sums
+since the last one and the validation losses become a `positions` table, then the engine's state is saved; so a run that
+goes on from a state has every row before it and none after.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from emergence_train.checkpoint import saver
+from emergence_train.config import Config
+from emergence_train.data.dataset import Dataset
+from emergence_train.errors import RunError
+from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
+from emergence_train.evaluation.positions import reduced, validate
+from emergence_train.faults.anomalies import AnomalyDetector, Event, SkippedBatches, diverged_replicas
+from emergence_train.faults.signals import StopSignal
+from emergence_train.faults.watchdog import Watchdog
+from emergence_train.optim.schedule import learning_rate
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_reduce_sum, broadcast_from_rank0
+from emergence_train.recorder.position_sums import PositionAccumulator
+from emergence_train.training.console import Console
+from emergence_train.training.observers import Step
+from emergence_train.training.plan import Plan
+from emergence_train.training.recording import NullRecorder
+from emergence_train.training.step import Stepper
+
+
+class _StopRequested(Exception):
+    """Some rank was told to stop while tasks were scored."""
+
+
+class Session:
+    """One start of a run: train steps, make checkpoints, rewind, stop. What is written down is the recorder's business.
+
+    All ranks make the same calls in the same order: whatever a decision rests on is summed over ranks or asked of rank 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        dataset: Dataset,
+        evaluator: Evaluator,
+        mesh: Mesh,
+        engine,
+        recorder: NullRecorder,
+        console: Console,
+        stop: StopSignal,
+        watch: Watchdog,
+        log: Callable[[str], None],
+    ) -> None:
+        self.run, self.faults, self.training = config.run_directory, config.faults, config.training
+        self.saves_state = config.checkpoints.save_state != "never"
+        self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
+        self.recorder, self.console, self.log, self.stop, self.watch = recorder, console, log, stop, watch
+        self.accumulator = PositionAccumulator(config.data.sequence, mesh.device)
+        self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
+        self.saver = saver.Saver(self.run, config.checkpoints, plan.state_steps, mesh, log)
+        self.detector = AnomalyDetector(config.faults, [])
+        self.stepper = Stepper(
+            config.training,
+            config.faults,
+            engine,
+            dataset,
+            mesh,
+            self.accumulator,
+            self.skipped,
+            self.detector,
+            watch,
+            log,
+        )
+        self.pending: tuple | None = None  # the last step's numbers, read one step late: a GPU is never waited for
+        self.stop_requested = False  # some rank got a signal to stop, and all know
+
+    def restore(self) -> int:
+        """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
+        self.watch.at("loading a checkpoint")
+        loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
+        content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
+        step, self.due = content["step"], bool(content["loop"].get("due"))
+        self.accumulator.take()
+        self.stepper.micro_batch.reset()
+        if content["world_size"] == self.mesh.world.size and sums:
+            self.accumulator.sums += sums[self.mesh.world.rank].to(self.mesh.device)
+        elif self.mesh.is_rank0:  # dealt out anew: their sum is what counts
+            for tensor in sums:
+                self.accumulator.sums += tensor.to(self.mesh.device)
+        self.saver.durable, self.pending, self.stop_requested = step, None, False
+        measured = {s for s in self.plan.checkpoint_steps if s < step + (not self.due)}
+        losses = broadcast_from_rank0(lambda: self.recorder.restore(step, self.skipped.rewinds, measured))
+        self.saver.best = self.recorder.best
+        self.detector.restart(losses)
+        return step
+
+    def run_from(self, step: int, last: int) -> None:
+        """Train until step `last`, from the `step` that restore() returned."""
+        self._make_due(step)
+        while step < last:
+            step += 1
+            lr = learning_rate(self.training.schedule, step * self.plan.step_tokens, self.plan.total_tokens)
+            numbers = self.stepper(step, lr, self.stop.requested)
+            fault = self._settle()
+            self.pending = (step, lr, self.console.tick(), *numbers)
+            if fault is None and (step in self.plan.checkpoint_steps or self.plan.saves(step) or self.stop_requested):
+                fault = self._settle()
+                if fault is None:
+                    self._checkpoint(step)
+            if fault is not None:
+                step = self._rewind(*fault)
+
+    def close(self) -> None:
+        """The end of the plan: everything must be on the disk now."""
+        self.watch.at("the last of the saving", self.plan.total_steps)
+        self._await_save()
+        problem = self.recorder.close()
+        self.log(self.console.closing(self.run))
+        if self.saves_state and self.saver.durable < self.plan.total_steps:
+            problem = problem or "the last checkpoint could not be saved"
+        if problem:
+            raise self._failure(
+                f"{self.run}: {problem}; fix that and run the same command: it resumes from step {self.saver.durable}"
+            )
+
+    # ------------------------------------------------------------------------------------------------ going back
+
+    def _make_due(self, step: int) -> None:
+        """The measurements that a stop at `step` left to this start."""
+        if self.due:
+            self._checkpoint(step)
+
+    def _rewind(self, failed: int, event: Event) -> int:
+        """Back to the newest checkpoint, and on without the batches since; on all ranks alike. Returns its step."""
+        self.saver.wait()
+        back_to = self.saver.durable
+        if not back_to:
+            raise self._failure(
+                f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
+                f"training.schedule.lr or lengthen the warm-up"
+            )
+        if len(self.skipped.rewinds) >= self.faults.give_up_after:
+            raise self._failure(
+                f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; lower training.schedule.lr"
+            )
+        self.skipped.add(back_to, failed, event.reason, write=self.mesh.is_rank0)
+        self.log(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
+        step = self.restore()
+        self._make_due(step)
+        return step
+
+    # ------------------------------------------------------------------------------------------- what is written
+
+    def _settle(self) -> tuple[int, Event] | None:
+        """Read and write the pending step's numbers; what asks for a rewind is returned, on every rank alike."""
+        if self.pending is None:
+            return None
+        step, lr, speed, totals, grad_norm, applied = self.pending
+        self.pending = None
+        count, loss_sum, votes = totals.tolist()
+        self.stop_requested = self.stop_requested or votes > 0
+        self.stop.exposed = True
+        loss = loss_sum / count if count else math.nan
+        grad_norm = None if grad_norm is None else float(grad_norm)
+        event = self.detector(loss, grad_norm, bool(applied))
+        if event is not None and event.action == "rewind":
+            return step, event
+        tokens = step * self.plan.step_tokens
+        self.recorder.step(Step(step, tokens, lr, loss, grad_norm, bool(applied), speed, event))
+        if event is not None and event.action == "stop":
+            self.recorder.flush()
+            raise self._failure(
+                f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
+                f"again: it resumes from the last checkpoint"
+            )
+        return None
+
+    def _checkpoint(self, step: int) -> None:
+        """Tables where the plan has them, then state. Told to stop, the tables are left to the next start."""
+        due = step in self.plan.checkpoint_steps
+        with self.console.pause():
+            if due and not self.stop_requested and (measured := self._measure(step)):
+                due = False
+                self.recorder.checkpoint(step, *measured)
+                self.saver.best = self.recorder.best
+            self._agree()
+            if step == self.saver.durable:
+                pass  # gone on from it just now, with its tables still to be made
+            elif self.plan.saves(step) or self.stop_requested:
+                self._save(step, {"due": due})
+            else:
+                self.recorder.flush()
+            self._agree()
+        if self.stop_requested:
+            self._end(step, due)
+
+    def _measure(self, step: int) -> tuple[dict, float, Scores] | None:
+        """Sums by split over all ranks (the training loss since the last table, and every validation split), the seconds
+        they took, and the tasks' scores; None where a signal came in between."""
+        began = time.monotonic()
+        if self.faults.compare_replicas:
+            self._compare(step)
+
+        def stopped() -> bool:
+            self.watch.at("validation", step)
+            return self._agree()
+
+        sums = validate(self.engine, self.dataset, self.mesh, self.training.micro_batch, stopped)
+        if sums is None:
+            return None
+        seconds = time.monotonic() - began
+        try:
+            scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue("tasks", step))
+        except _StopRequested:
+            return None
+        return reduced({"train": self.accumulator.take()}, self.mesh.data) | sums, seconds, scores
+
+    def _continue(self, operation: str, step: int) -> None:
+        self.watch.at(operation, step)
+        if self._agree():
+            raise _StopRequested
+
+    def _compare(self, step: int) -> None:
+        self.watch.at("comparing replicas", step)
+        wrong = diverged_replicas(self.engine.module)
+        if not wrong:
+            return
+        reason = f"the weights of rank {', '.join(map(str, wrong))} differ from the other ranks'"
+        self.recorder.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
+        self.recorder.flush()
+        raise self._failure(
+            f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
+            f"resumes from the last checkpoint"
+        )
+
+    def _save(self, step: int, loop: dict) -> None:
+        """The log first: a state is never ahead of its rows."""
+        self.watch.at("saving", step)
+        self.stop.answered = self.stop_requested
+        self._await_save()
+        problem = broadcast_from_rank0(self.recorder.flush)
+        if problem is None:
+            self.saver.save(self.engine, step, loop, self.accumulator.sums)
+            if self.saver.thread is None or self.stop_requested:
+                self._await_save()
+        else:
+            self.log(f"checkpoint of step {step} not saved: {problem}; rows are kept in memory, training continues")
+
+    def _await_save(self) -> None:
+        """The end of a save, and a row if it failed."""
+        self.saver.wait()
+        if self.saver.problem is not None:
+            self.recorder.write("save_failed", step=self.saver.step, reason=self.saver.problem)
+        self.saver.problem = None
+
+    def _failure(self, text: str) -> RunError:
+        """What all ranks raise alike, and one of them says."""
+        error = RunError(text)
+        error.already_reported = not self.mesh.is_rank0
+        return error
+
+    def _agree(self) -> bool:
+        """Whether any rank was told to stop: every rank gets the same answer."""
+        if not self.stop_requested:
+            votes = torch.tensor([float(self.stop.requested)], device=self.mesh.device)
+            self.stop_requested = bool(all_reduce_sum(votes, self.mesh.world).item())
+        return self.stop_requested
+
+    def _end(self, step: int, due: bool) -> None:
+        """Told to stop: everything is saved, unless the disk would not."""
+        if step == self.plan.total_steps and not due:
+            return  # nothing is left to do but to close
+        self.stop.answered = True
+        self._await_save()  # one that began beside training, just before the signal came
+        self.recorder.close(stopped=True)
+        if self.saver.durable < step:
+            raise self._failure(
+                f"stopped at step {step}, and its state could not be saved; run the same command to resume from "
+                f"step {self.saver.durable}"
+            )
+        raise self.stop.stopped(step)

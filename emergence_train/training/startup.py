@@ -1,0 +1,170 @@
+"""Before the first step: the configuration completed, the run directory claimed, and the run's first line on the screen."""
+
+import errno
+import fcntl
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from emergence_train import files
+from emergence_train.config import Config
+from emergence_train.data.dataset import Dataset, load_index
+from emergence_train.errors import InputError
+from emergence_train.models import flops
+from emergence_train.models.config import padded_vocabulary
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_gather_objects
+from emergence_train.recorder.environment import device_name
+from emergence_train.training.plan import Plan
+
+# What may change when a run goes on: nothing that changes a loss by more than rounding.
+VOLATILE = (
+    "out",
+    "logging",
+    "faults",
+    "tasks",
+    "abilities",
+    "data.path",
+    "data.workers",
+    "data.bad_rows",
+    "training.micro_batch",
+    "training.threads",
+    "training.zero_stage",
+    "checkpoints.save_state",
+    "checkpoints.keep_last",
+    "checkpoints.keep_every",
+    "checkpoints.keep_best",
+    "checkpoints.state_tokens",
+    "checkpoints.asynchronous",
+)
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
+_locks: list = []  # open files: a lock lasts as long as its file
+
+
+def agree_on(config: Config, mesh: Mesh) -> None:
+    """One start trains one configuration: a launcher that gave its processes different ones meant several runs, or their
+    machines read different files."""
+    flat = _flat(config.model_dump(mode="json"))
+    digests = all_gather_objects(hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    every = all_gather_objects(flat)
+    rank = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+    ours, theirs = every[0], every[rank]
+    key = next(key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
+    error = InputError(
+        f"rank {rank} was given {key} = {theirs.get(key)} and rank 0 {ours.get(key)}: the processes of one start "
+        f"train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)"
+    )
+    error.already_reported = not mesh.is_rank0
+    raise error
+
+
+def resolve(config: Config, mesh: Mesh) -> Config:
+    """The configuration with what only the data set and the world size can tell."""
+    training = config.training
+    if training.batch % (training.micro_batch * mesh.data.size):
+        raise InputError(
+            f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
+            f"{mesh.data.size} processes; change one of them"
+        )
+    vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
+    size = config.model.vocab_size or padded_vocabulary(vocabulary)
+    if size < vocabulary:
+        raise InputError(
+            f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
+            f"({config.data.path}); raise it or leave it out"
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+
+
+def claim(run: Path, config: Config) -> str | None:
+    """Make the run directory, or see that it belongs to this configuration and that no one else is at it. What there is to
+    be said of that is returned."""
+    path, note = run / "config.yaml", None
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        _locks.append(open(run / ".lock", "w"))  # noqa: SIM115 - held until this process ends, however it ends
+        fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run}: another process is training this run; wait for it or choose another name") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
+        note = f"{run}: this file system has no locks ({error.strerror}); see to it yourself that one job at a time trains it"
+    for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of writes that a kill has cut off
+        if rest.is_file():
+            rest.unlink()
+    if not path.is_file():
+        # a start that was killed leaves hidden files
+        if any(not entry.name.startswith(".") for entry in run.iterdir()):
+            raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
+        write_config(run, config)
+        return note
+    try:
+        before = _flat(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
+    now = _flat(config.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
+        if not volatile and _known(before.get(key)) != _known(now.get(key)):
+            raise InputError(
+                f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
+                f"or restore the configuration"
+            )
+    return note
+
+
+def _known(value):
+    """Without the keys of sections that are not set: an older version, which did not have them, compares as equal."""
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items() if inner is not None}
+    return [_known(inner) for inner in value] if isinstance(value, list) else value
+
+
+def write_config(directory: Path, config: Config) -> None:
+    files.write_bytes(directory / "config.yaml", config.to_yaml().encode())
+
+
+def run_header(config: Config, plan: Plan, vocabulary: str) -> dict:
+    """The first line of metrics.jsonl, which names the run for the readers of its rows; `vocabulary` is a fingerprint."""
+    return {
+        "run": config.name,
+        "params": flops.non_embedding_parameters(config.model),
+        "parameters": flops.parameters(config.model),
+        "vocabulary": vocabulary,
+        "sequence": config.data.sequence,
+        "batch": config.training.batch,
+        "flops_per_token": flops.flops_per_token(config.model, config.data.sequence),
+        "total_tokens": plan.total_tokens,
+    }
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def release() -> None:
+    """Let another process have the run."""
+    while _locks:
+        _locks.pop().close()
+
+
+def startup_line(config: Config, plan: Plan, dataset: Dataset, mesh: Mesh, header: dict, first_step: int) -> str:
+    epochs = dataset.sampler.epochs(plan.total_steps * config.training.batch)
+    shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
+    where = f"{mesh.world.size} x {device_name(mesh.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
+    begin = f"resuming from step {first_step}" if first_step else f"{plan.total_steps} steps"
+    return (
+        f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
+        f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}"
+    )

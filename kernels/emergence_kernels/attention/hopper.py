@@ -1,0 +1,108 @@
+"""Attention on Hopper by csrc/cuda/attention/hopper_forward.cu and hopper_backward.cu, as triton.py offers it."""
+
+import torch
+from torch import Tensor
+
+from ..backends.library import operations
+from ..backends.tracing import constant_while_tracing
+from .document_ranges import overlapping_and_equal_blocks
+from .inputs import aligned, numbered, positive
+from .options import Gradients, Options, empty_gradients
+
+HEAD_DIMS = (64, 128)
+DTYPES = (torch.bfloat16, torch.float16)
+# Rows and columns of blocks, as in the sources. Of queries, backward's by head dim; forward has 192 at head dim 64 from LONG
+# positions on: below, the blocks on the diagonal would be too large a share (a third of the work at 1,024).
+BLOCK_Q = {64: 192, 128: 128}
+LONG = 2049
+BLOCK_K = 128
+COLUMNS = 64  # of backward's tiles
+
+
+def rows_of_forward(head_dim: int, length: int) -> int:
+    """Queries of a block."""
+    return 192 if head_dim == 64 and length >= LONG else 128
+
+
+def unsupported_reason(q: Tensor) -> str | None:
+    """The reason why these kernels do not take q, or None."""
+    if q.dtype not in DTYPES:
+        return f"Hopper's kernels take bfloat16 and float16, not {q.dtype}"
+    if q.shape[-1] not in HEAD_DIMS:
+        return f"Hopper's kernels take head dims 64 and 128, not {q.shape[-1]}"
+    if q.device.type == "cuda" and not _is_hopper(q.device):
+        return "Hopper's kernels run on compute capability 9.0 alone"
+    return None
+
+
+@constant_while_tracing
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def _for_copies(t: Tensor) -> Tensor:
+    """A tensor that TMA can read."""
+    return aligned(t, expanded=False)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
+    causal, scale, document_ids, window, _ = options
+    B, T, H, D = q.shape
+    q, scale, _ = positive(q, scale)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    ids = numbered(document_ids)
+    rows = rows_of_forward(D, T)
+    ranges = None if ids is None else overlapping_and_equal_blocks(ids, rows, BLOCK_K)
+    operations("cuda").attention_hopper.default(
+        *map(_for_copies, (q, k, v)), out, lse, ids, ranges, rows, causal, scale, min(window or 0, T)
+    )
+    return out, lse
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: Options,
+    into: Gradients | None = None,
+) -> Gradients:
+    """-> dq, dk, dv. into: where to write them (options.py). `deterministic`: every sum has a fixed order, for two
+    matrix products more (seven rather than five); else blocks of keys add their parts to dq as they come, in float32, of which
+    there is an array of dq's size."""
+    causal, scale, document_ids, window, deterministic = options
+    B, T, H, D = q.shape
+    q, scale, sign = positive(q, scale)
+    dq, dk, dv = into or empty_gradients(q, k, v)
+    padded = -(-T // BLOCK_Q[D]) * BLOCK_Q[D]
+    statistics = torch.empty(B, H, padded, 2, dtype=torch.float32, device=q.device)
+    dq_sums = (
+        None
+        if deterministic
+        else torch.zeros(B, H, -(-T // COLUMNS) * COLUMNS, D, dtype=torch.float32, device=q.device)
+    )
+    ids, of_queries, of_keys = numbered(document_ids), None, None
+    if ids is not None:
+        of_queries = overlapping_and_equal_blocks(ids, BLOCK_Q[D], COLUMNS) if deterministic else None
+        of_keys = overlapping_and_equal_blocks(ids, BLOCK_K, COLUMNS)
+    operations("cuda").attention_hopper_backward.default(
+        *map(_for_copies, (do, q, k, v)),
+        out.contiguous(),
+        lse,
+        statistics,
+        dq,
+        dk,
+        dv,
+        dq_sums,
+        ids,
+        of_queries,
+        of_keys,
+        causal,
+        scale,
+        min(window or 0, T),
+    )
+    return dq if sign == 1 else dq.mul_(sign), dk, dv

@@ -1,0 +1,58 @@
+"""Attention by csrc/cuda/attention/mma_forward.cu and mma_backward.cu (sm_80 and later), as triton.py has it."""
+
+import torch
+from torch import Tensor
+
+from ..backends.library import operations
+from .document_ranges import overlapping_and_equal_blocks
+from .inputs import aligned, numbered, positive
+from .options import Gradients, Options, empty_gradients
+
+MAX_HEAD_DIM = 128
+RANGE_BLOCK = 64  # positions, as in csrc/cuda/attention/mma.h
+
+
+def unsupported_reason(q: Tensor) -> str | None:
+    """The reason why these kernels do not take q, or None."""
+    D = q.shape[-1]
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bfloat16 and float16, not {q.dtype}"
+    return f"head dim {D} is no multiple of 8 up to {MAX_HEAD_DIM}" if D % 8 or D > MAX_HEAD_DIM else None
+
+
+def _masks(options: Options) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
+    """(ids, ranges), (causal, window), as the operators take them."""
+    ids = numbered(options.document_ids)
+    ranges = None if ids is None else overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)
+    return (ids, ranges), (options.causal, options.window or 0)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
+    B, T, H, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
+    documents, reach = _masks(options)
+    q, scale, _ = positive(q, options.scale)
+    operations("cuda").attention.default(*map(aligned, (q, k, v)), *documents, out, lse, scale, *reach)
+    return out, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    options: Options,
+    into: Gradients | None = None,
+) -> Gradients:
+    """-> dq, dk, dv, deterministic whatever is asked for. into: where to write them (options.py)."""
+    dq, dk, dv = into or empty_gradients(q, k, v)
+    documents, reach = _masks(options)
+    q, scale, factor = positive(q, options.scale)
+    operations("cuda").attention_backward.default(
+        *map(aligned, (grad, q, k, v, out)), lse, *documents, dq, dk, dv, scale, *reach
+    )
+    return dq if factor == 1 else dq.mul_(factor), dk, dv

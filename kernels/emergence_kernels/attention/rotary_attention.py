@@ -1,0 +1,262 @@
+"""Rotary embedding and attention of one projection, whose gradient is written into one tensor.
+
+rotary() and attention() one after the other cost two concatenations in backward: of dq and dk for the rotation, and of
+those and dv for the projection. Here dq, dk and dv go into slices of one tensor, where dq and dk are rotated back. With X
+the bytes of q, and as many key heads as query heads, beside attention itself:
+
+    composed: 4 X forward, 14 X backward        here: 4 X and 4 X, or 6 X where attention returns tensors of its own
+
+Shapes: B sequences, T tokens, H query heads, G key/value heads, D features of a head.
+"""
+
+import torch
+from torch import Tensor
+
+from ..backends.checks import autocast, check_float, require
+from ..backends.dispatch import dtype_limits, resolve_backend
+from ..backends.register_op import Op, register_graph_op
+from ..rotary.op import check_angles, rotary, rotate
+from .op import OWN, by_others, checked, kernels_of
+from .options import SCHEMA, Options
+
+
+def rotary_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    document_ids: Tensor | None = None,
+    window: int | None = None,
+    deterministic: bool = False,
+    overwrite: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """attention(rotary(q), rotary(k), v) of a projection that holds all three.
+
+    Args:
+        qkv: (B, T, (H + 2 G) D): the query heads, the key heads and the value heads, each of D features.
+        cos, sin: as rotary takes them.
+        heads, kv_heads: H and G; None means G = H.
+        causal, scale, document_ids, window, deterministic: as attention takes them.
+        overwrite: q and k may be rotated where they lie in qkv, which saves a tensor of their size until backward. For the
+            output of a projection that nobody else reads. Autograd knows of it (whatever else needed qkv's old value raises),
+            and where it would be wrong, for a leaf, a view or an expanded tensor, a copy is rotated all the same.
+        backend: as attention takes it; None reads EMERGENCE_KERNELS_BACKEND.
+
+    Returns:
+        (B, T, H, D).
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not match. BackendError: the named backend cannot run.
+    """
+    op = "rotary_attention"
+    (qkv,) = autocast(qkv)
+    kv_heads = heads if kv_heads is None else kv_heads
+    check_float(op, qkv=qkv)
+    require(heads > 0 and kv_heads > 0, f"{op}: {heads} query heads and {kv_heads} key heads; both must be positive")
+    count = heads + 2 * kv_heads
+    require(
+        qkv.dim() == 3 and qkv.shape[-1] > 0 and qkv.shape[-1] % count == 0,
+        f"{op}: qkv must be (batch, seq, {count} * head_dim), got shape {tuple(qkv.shape)}",
+    )
+    q, k, v = _parts(qkv, heads, kv_heads)
+    check_angles(op, q, cos, sin)
+    options = Options(causal, scale, document_ids, window, deterministic)
+    options, chosen = checked(op, q, k, v, options, backend)
+    rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, dtype_limits(qkv))
+    if torch.compiler.is_compiling():
+        if chosen in OWN:
+            return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options, chosen)[0]
+        turned, v = _heads(qkv, heads, kv_heads).split([heads + kv_heads, kv_heads], 2)
+        return by_others(*rotary(turned, cos, sin, backend=rotation).split([heads, kv_heads], 2), v, options, chosen)
+    in_place = overwrite and rotation != "torch" and _may_be_overwritten(qkv)
+    if chosen in OWN:
+        return _Fused.apply(qkv, cos, sin, heads, kv_heads, rotation, in_place, *options, chosen)[0]
+    q, k, v, *_ = _Rotated.apply(qkv, cos, sin, heads, kv_heads, rotation, in_place)
+    return by_others(q, k, v, options, chosen)
+
+
+def _may_be_overwritten(qkv: Tensor) -> bool:
+    """Autograd has no place for a leaf's old value, and would copy whole gradients for a view's."""
+    tracked = qkv.requires_grad and torch.is_grad_enabled()
+    return qkv.is_contiguous() and not (qkv._is_view() or qkv.is_inference() or (tracked and qkv.is_leaf))
+
+
+def _heads(qkv: Tensor, heads: int, kv_heads: int) -> Tensor:
+    return qkv.unflatten(-1, (heads + 2 * kv_heads, -1))
+
+
+def _parts(qkv: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _heads(qkv, heads, kv_heads).split([heads, kv_heads, kv_heads], 2)
+
+
+def _rotated(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, in_place: bool
+) -> tuple[Tensor, Tensor]:
+    """q and k rotated (B, T, H + G, D), in qkv itself or in a tensor of their own, and v."""
+    turned, v = _heads(qkv.detach(), heads, kv_heads).split([heads + kv_heads, kv_heads], 2)
+    return rotate(turned, cos, sin, 1.0, rotation, turned if in_place else None), v
+
+
+def _joined(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
+    """The gradient of qkv from those of the rotated q, the rotated k, and v."""
+    heads, kv_heads = dq.shape[2], dk.shape[2]
+    d_qkv = torch.empty(*dq.shape[:2], heads + 2 * kv_heads, dq.shape[3], dtype=dq.dtype, device=dq.device)
+    if rotation == "triton":
+        from ..rotary.triton import join
+
+        join(dq, dk, dv, cos, sin, d_qkv)
+    else:
+        to_q, to_k, to_v = d_qkv.split([heads, kv_heads, kv_heads], 2)
+        rotate(dq, cos, sin, -1.0, rotation, to_q)
+        rotate(dk, cos, sin, -1.0, rotation, to_k)
+        to_v.copy_(dv)
+    return d_qkv.flatten(2)
+
+
+class _Rotated(torch.autograd.Function):
+    """qkv -> q, k, v for attention by others; overwritten, qkv is an output too, so that autograd knows."""
+
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place):
+        turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place)
+        ctx.save_for_backward(cos, sin)
+        ctx.rest = heads, kv_heads, rotation
+        ctx.set_materialize_grads(False)
+        q, k = turned.split([heads, kv_heads], 2)
+        if not in_place:
+            return q, k, v
+        ctx.mark_dirty(qkv)
+        return q, k, v, qkv
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dq, dk, dv, direct=None):
+        heads, kv_heads, rotation = ctx.rest
+        given = [dq, dk, dv]
+        if any(grad is None for grad in given) or direct is not None:
+            given = _completed(given, direct, ctx.saved_tensors[0], heads, kv_heads)
+        return _joined(*given, *ctx.saved_tensors, rotation), *(None,) * 6
+
+
+def _completed(given: list, direct: Tensor | None, cos: Tensor, heads: int, kv_heads: int) -> list[Tensor]:
+    """Zeros where there is no gradient, and the gradient of a qkv that was read after it was overwritten added."""
+    if direct is not None:
+        parts = _parts(direct, heads, kv_heads)
+        return [part if grad is None else grad + part for grad, part in zip(given, parts)]
+    B, T, _, D = next(grad for grad in given if grad is not None).shape
+    like = next(grad for grad in given if grad is not None)
+    return [like.new_zeros(B, T, n, D) if grad is None else grad for grad, n in zip(given, (heads, kv_heads, kv_heads))]
+
+
+class _Fused(torch.autograd.Function):
+    """By kernels that write their gradients where the caller says."""
+
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place, *rest):
+        *options, backend = rest
+        options = Options(*options)
+        turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place)
+        q, k = turned.split([heads, kv_heads], 2)
+        out, lse = kernels_of(backend).forward(q, k, v, options)
+        if in_place:
+            ctx.mark_dirty(qkv)
+        ctx.save_for_backward(q, k, v, out, lse, cos, sin, options.document_ids)
+        ctx.rest = rotation, options._replace(document_ids=None), backend
+        ctx.set_materialize_grads(False)
+        return (out, qkv) if in_place else (out,)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, direct=None):
+        *saved, cos, sin, document_ids = ctx.saved_tensors
+        rotation, options, backend = ctx.rest
+        options = options._replace(document_ids=document_ids)
+        d_qkv = _gradient(grad, *saved, cos, sin, rotation, options, backend, direct)
+        return d_qkv, *(None,) * (7 + len(options))
+
+
+def _gradient(
+    grad: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rotation: str,
+    options: Options,
+    backend: str,
+    direct: Tensor | None = None,
+) -> Tensor:
+    """The gradient of qkv. direct: one of the overwritten qkv, to be added."""
+    heads, kv_heads = q.shape[2], k.shape[2]
+    d_qkv = torch.empty(*q.shape[:2], heads + 2 * kv_heads, q.shape[3], dtype=q.dtype, device=q.device)
+    if grad is None:
+        d_qkv.zero_()
+    else:
+        kernels_of(backend).backward(
+            grad, q, k, v, out, lse, options, tuple(d_qkv.split([heads, kv_heads, kv_heads], 2))
+        )
+    if direct is not None:
+        d_qkv += _heads(direct, heads, kv_heads)
+    turned = d_qkv[:, :, : heads + kv_heads]
+    rotate(turned, cos, sin, -1.0, rotation, turned)
+    return d_qkv.flatten(2)
+
+
+def _forward(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, *rest):
+    """-> out, lse, and q and k rotated."""
+    *options, backend = rest
+    turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place=False)
+    return *kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, Options(*options)), turned
+
+
+def _fake(qkv, cos, sin, heads, kv_heads, *_):
+    B, T, width = qkv.shape
+    D = width // (heads + 2 * kv_heads)
+    lse = qkv.new_empty((B, heads, T), dtype=torch.float32)
+    return qkv.new_empty((B, T, heads, D)), lse, qkv.new_empty((B, T, heads + kv_heads, D))
+
+
+def _gradient_in_graph(grad, turned, qkv, out, lse, cos, sin, heads, kv_heads, rotation, *rest) -> Tensor:
+    *options, backend = rest
+    q, k = turned.split([heads, kv_heads], 2)
+    v = _parts(qkv, heads, kv_heads)[2]
+    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, Options(*options), backend)
+
+
+def _save(ctx, inputs: tuple, outputs: tuple) -> None:
+    qkv, cos, sin, *ctx.heads, causal, scale, document_ids, window, deterministic, ctx.backend = inputs
+    out, lse, turned = outputs
+    ctx.save_for_backward(turned, qkv, out, lse, cos, sin, document_ids)
+    ctx.options = Options(causal, scale, None, window, deterministic)
+
+
+def _backward(ctx, gradient, grad: Tensor, *_) -> tuple[Tensor]:
+    *saved, document_ids = ctx.saved_tensors
+    options = ctx.options._replace(document_ids=document_ids)
+    return (gradient(grad, *saved, *ctx.heads, *options, ctx.backend),)
+
+
+_in_graph = register_graph_op(
+    Op(
+        f"rotary_attention(Tensor qkv, Tensor cos, Tensor sin, SymInt heads, SymInt kv_heads, str rotation, {SCHEMA},"
+        " str backend) -> (Tensor, Tensor, Tensor)",
+        _forward,
+        _fake,
+    ),
+    Op(
+        "rotary_attention_backward(Tensor grad, Tensor turned, Tensor qkv, Tensor out, Tensor lse, Tensor cos, Tensor sin,"
+        f" SymInt heads, SymInt kv_heads, str rotation, {SCHEMA}, str backend) -> Tensor",
+        _gradient_in_graph,
+        lambda grad, turned, qkv, *_: qkv.new_empty(qkv.shape),
+    ),
+    _save,
+    _backward,
+)

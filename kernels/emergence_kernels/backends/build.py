@@ -1,0 +1,190 @@
+"""Compiles csrc/ into shared libraries, which lie in libraries/ beside this file.
+
+    python -m emergence_kernels.backends.build cuda        csrc/cuda by nvcc, for sm_80 and sm_90a
+    python -m emergence_kernels.backends.build cpu         csrc/cpu by g++, for this kind of CPU
+    python -m emergence_kernels.backends.build emulated    csrc/cuda and csrc/checks by g++: the GPU's source on a CPU
+    python -m emergence_kernels.backends.build checks      csrc/checks by nvcc: kernels for tests alone
+
+Only torch's stable ABI is used, so a library serves every torch from 2.10 on and every Python; torch's headers may be
+those of a CPU build. setup.py, the Makefile and the tests come here. Objects are cached under build/ by what went into them.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parents[3] / "csrc"
+# Of each kind: the folders of csrc/ that it is compiled from, and those that hold their headers beside.
+KINDS = {"cuda": ("cuda",), "cpu": ("cpu",), "emulated": ("cuda", "checks"), "checks": ("checks",)}
+HEADERS = {kind: ("common", "emulator") if kind == "emulated" else ("common",) for kind in KINDS}
+SUFFIXES = (".cu", ".cpp")
+ARCHITECTURES = ("80", "90a")
+WERROR_VARIABLE = "EMERGENCE_CUDA_WERROR"
+ARCHITECTURES_VARIABLE = "EMERGENCE_CUDA_ARCHITECTURES"  # such as "80,90a,100a"
+TORCH_ABI = "0x020a000000000000"  # 2.10
+COMMON = ["-std=c++20", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
+FLAGS = {
+    "cuda": ["-O3", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-Wall"],
+    # Loops vectorise where nobody asks for errno or floating-point traps; the order of sums is left as written.
+    "cpu": ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-Wall", "-Wextra"],
+    "emulated": ["-x", "c++", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"],
+}
+FLAGS["checks"] = FLAGS["cuda"]
+
+
+class BuildError(RuntimeError):
+    """The library could not be built; one line says why."""
+
+
+def library(kind: str) -> Path:
+    """Where the library of a kind lies."""
+    return Path(__file__).with_name("libraries") / f"emergence_{kind}.so"
+
+
+def nvcc() -> str | None:
+    """The compiler of CUDA_HOME, else of the path."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+
+
+def host_compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildError(
+            "there is no torch to compile against (a build of pip's own needs --no-build-isolation to see it)"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def torch_version() -> str:
+    """The text of torch/version.py, which says whether it has CUDA."""
+    return (torch_folder() / "version.py").read_text(encoding="utf-8")
+
+
+def architectures() -> tuple[str, ...]:
+    """Those of EMERGENCE_CUDA_ARCHITECTURES, else sm_80, sm_90a, and sm_100a where nvcc knows it."""
+    if asked := os.environ.get(ARCHITECTURES_VARIABLE):
+        return tuple(name.strip().removeprefix("sm_") for name in asked.split(",") if name.strip())
+    known = _output([nvcc() or "nvcc", "--list-gpu-code"])
+    return ARCHITECTURES + (("100a",) if "sm_100" in known else ())
+
+
+def strict() -> list[str]:
+    """nvcc's flags that make warnings errors: for who works on the kernels. Elsewhere another nvcc's new advisories would leave
+    the kernels out."""
+    asked = os.environ.get(WERROR_VARIABLE) == "1" or os.environ.get("CI") == "true"
+    return ["--Werror", "all-warnings"] if asked else []
+
+
+def sources(kind: str) -> list[Path]:
+    return sorted(path for name in KINDS[kind] for path in (SOURCES / name).rglob("*") if path.suffix in SUFFIXES)
+
+
+def headers(kind: str) -> list[Path]:
+    return sorted(path for name in (*KINDS[kind], *HEADERS[kind]) for path in (SOURCES / name).rglob("*.h"))
+
+
+def build(
+    kind: str,
+    output: Path | None = None,
+    *,
+    archs: tuple[str, ...] | None = None,
+    cache: Path | None = None,
+    extra: tuple[str, ...] = (),
+) -> str:
+    """-> what the compiler said (with `extra` = ("-Xptxas", "-v"): registers and spills of every kernel).
+
+    Args:
+        kind: one of KINDS. output: the library; by default in libraries/. archs: of nvcc, such as ("80", "90a").
+
+    Raises:
+        BuildError: no compiler, no torch, or an error in the source.
+    """
+    by_nvcc = kind in ("cuda", "checks")
+    compiler = nvcc() if by_nvcc else host_compiler()
+    if compiler is None:
+        raise BuildError("nvcc is not on the path (nor under CUDA_HOME)" if by_nvcc else "g++ is not on the path")
+    if not sources(kind):
+        raise BuildError(f"{SOURCES} holds no source: a library is built from a checkout, or installed prebuilt")
+    output, torch = output or library(kind), torch_folder()
+    flags, what = [*COMMON, *FLAGS[kind]], kind
+    if by_nvcc:
+        flags += strict()
+        archs = archs or architectures()
+        for arch in archs:
+            flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+        what = " ".join(f"sm_{arch}" for arch in archs)
+    lines = _output([compiler, "--version"]).splitlines()
+    version = next((line for line in lines if "release" in line), lines[0]).strip()
+    flags += ["-DEMERGENCE_BUILD=" + f'"{what}, {version}"', *extra]
+    include = ["-I", str(SOURCES), "-isystem", str(torch / "include")]
+    digest_of_all = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
+    for header in headers(kind):
+        digest_of_all.update(header.read_bytes())
+    cache = cache or SOURCES.parent / "build" / "csrc"
+    cache.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: Path) -> tuple[Path, str]:
+        digest = digest_of_all.copy()
+        digest.update(source.read_bytes())
+        compiled = cache / f"{kind}-{source.stem}-{digest.hexdigest()[:16]}.o"
+        log = compiled.with_suffix(".log")
+        if not (compiled.exists() and log.exists()):
+            partial = compiled.with_suffix(f".{os.getpid()}.o")
+            log.write_text(
+                _output([compiler, *flags, *include, "-c", str(source), "-o", str(partial)]), encoding="utf-8"
+            )
+            partial.replace(compiled)
+        return compiled, log.read_text(encoding="utf-8")
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        objects, logs = zip(*pool.map(compile_one, sources(kind)))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(f".{os.getpid()}.so")
+    static = ["-cudart", "static"] if by_nvcc else []
+    link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
+    _output([compiler, "-shared", *static, *map(str, objects), *link, "-o", str(partial)])
+    partial.replace(output)  # whole or not at all
+    return "".join(logs)
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr + done.stdout).strip().splitlines()
+        error = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
+        raise BuildError(f"{Path(command[0]).name} failed: {error.strip()}")
+    return done.stdout + done.stderr
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compile csrc/ into a shared library.")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--arch", help=f"such as 80,90a (default: ${ARCHITECTURES_VARIABLE}, else sm_80 and sm_90a)")
+    parser.add_argument("--verbose", action="store_true", help="registers and spills of every kernel")
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    archs = tuple(arguments.arch.replace("sm_", "").split(",")) if arguments.arch else None
+    extra = ("-Xptxas", "-v") if arguments.verbose and arguments.kind in ("cuda", "checks") else ()
+    try:
+        log = build(arguments.kind, arguments.out, archs=archs, extra=extra)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(log, end="")
+    print(arguments.out or library(arguments.kind))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

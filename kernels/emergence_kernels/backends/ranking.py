@@ -1,0 +1,91 @@
+"""What "auto" prefers on a GPU, by measurement: ranking.json, made from stored benchmark runs by benchmarks/redraw.py.
+
+A measured operation is known by its architecture, its dtype and its widths: (features,) of rms_norm, (features, vocabulary)
+of the losses, (head_dim, seq) of attention, whose name has its mask with it ("attention, causal"). The number of tokens changes
+from call to call and is left out: times at several are multiplied together.
+"""
+
+import json
+import math
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from .dispatch import IMPLEMENTED
+from .tracing import constant_while_tracing
+
+FILE = Path(__file__).with_name("ranking.json")
+PREFIX = "emergence "  # of our own candidates in a benchmark; "emergence triton, wide" is a candidate, not a backend
+LEVEL = 1.03  # times the fastest: runs differ by as much
+WIDTHS = {
+    "rms_norm": ("features",),
+    "linear_cross_entropy": ("features", "vocabulary"),
+    "position_loss": ("features", "vocabulary"),
+    "attention": ("head_dim", "seq"),
+}
+
+
+@cache
+def _table() -> dict:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@constant_while_tracing
+def fastest(op: str, device: torch.device, dtype: torch.dtype, widths: tuple[int, ...]) -> list[str]:
+    """Our backends, fastest first, at the nearest widths that were measured on this architecture; [] if none were."""
+    if not (table := _table()) or device.type != "cuda":
+        return []
+    major, minor = torch.cuda.get_device_capability(device)
+    rows = table.get(f"sm_{major}{minor}", {}).get(op, {}).get(str(dtype).removeprefix("torch."), [])
+    if not rows:
+        return []
+
+    def distance(row: dict) -> float:
+        return sum(abs(math.log(a / b)) for a, b in zip(row["widths"], widths))
+
+    return list(min(rows, key=distance)["milliseconds"])
+
+
+def _order(op: str, mean: dict[str, float]) -> list[str]:
+    """From the fastest to the slowest; those that are level with the fastest as they stand in IMPLEMENTED."""
+    usual = IMPLEMENTED[op.partition(",")[0]]
+    level = min(mean.values()) * LEVEL
+    return sorted(mean, key=lambda name: (0, usual.index(name)) if mean[name] <= level else (1, mean[name]))
+
+
+def from_results(runs: list[dict]) -> dict:
+    """The table, of the data of benchmark runs (bench/run.py); later runs replace earlier ones of the same widths."""
+    table: dict = {}
+    for run in sorted(runs, key=lambda run: run["utc"]):
+        if not run.get("architecture"):
+            continue
+        times: dict = defaultdict(lambda: defaultdict(dict))
+        for row in run["rows"]:
+            backend = row["contender"].removeprefix(PREFIX)  # the candidate's name; so called in every stored run
+            if row["op"] not in WIDTHS or backend == row["contender"] or "," in backend:
+                continue
+            widths = tuple(row["shape"][name] for name in WIDTHS[row["op"]])
+            case = tuple(sorted(row["shape"].items()))
+            kind = row["shape"].get("kind")
+            op = f"{row['op']}, {kind}" if kind else row["op"]
+            times[op, widths][backend][case] = row["modes"]["both"]["median_ms"]
+        for (op, widths), by_backend in times.items():
+            most = max(len(of) for of in by_backend.values())  # one that failed somewhere is not compared
+            mean = {
+                name: math.exp(sum(map(math.log, of.values())) / most)
+                for name, of in by_backend.items()
+                if len(of) == most
+            }
+            ordered = {name: round(mean[name], 4) for name in _order(op, mean)}
+            rows = table.setdefault(run["architecture"], {}).setdefault(op, {}).setdefault(run["dtype"], [])
+            rows[:] = [row for row in rows if row["widths"] != list(widths)]
+            rows.append(
+                {"widths": list(widths), "milliseconds": ordered, "measured": run["utc"], "commit": run.get("commit")}
+            )
+    return table
+
+
+def write(table: dict) -> None:
+    FILE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

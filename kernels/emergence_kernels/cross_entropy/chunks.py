@@ -1,0 +1,82 @@
+"""Chunks of rows of a linear head: the logits of one chunk at a time, and gradients summed from chunk to chunk.
+
+Shapes: N rows (tokens), D features, V vocabulary, n rows of a chunk, S = V rounded up.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..backends.products import add_to_dw, finish_dw, logits
+
+PACK = 16  # columns; whole vectors of 16 bytes in every dtype, and a multiple that Triton knows as one
+
+
+def equal_rows(rows: int, most: int, multiple: int) -> int:
+    """Rows of a chunk: as few chunks as `most` allows, alike up to rounding to `multiple`."""
+    most = max(multiple, most // multiple * multiple)
+    each = -(-rows // max(1, -(-rows // most)))
+    return max(1, min(rows, -(-each // multiple) * multiple))
+
+
+def padded(V: int) -> int:
+    return -(-V // PACK) * PACK
+
+
+class LogitChunks:
+    """Chunks of rows, each with its logits and the view of their memory that the gradient is written to.
+
+    Args:
+        logits_dtype: float32, or that of the inputs.
+        gradient_last: 16-bit gradients lie in the last half of their float32 row, not in the first.
+    """
+
+    def __init__(
+        self,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        rows: int,
+        logits_dtype: torch.dtype = torch.float32,
+        *,
+        gradient_last: bool = False,
+    ) -> None:
+        self.hidden_ND, self.weight_VD = hidden_ND, weight_VD
+        self.N, self.V = hidden_ND.shape[0], weight_VD.shape[0]
+        self.rows = max(1, min(self.N, rows))
+        S = padded(self.V)
+        self.buffer_RS = torch.empty(self.rows, S, dtype=logits_dtype, device=hidden_ND.device)
+        wide = self.buffer_RS.view(hidden_ND.dtype)
+        self.gradient_RS = wide[:, -S:] if gradient_last else wide[:, :S]
+
+    @property
+    def single(self) -> bool:
+        return self.rows >= self.N
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """-> slice, (n, S) logits in the first V columns, (n, S) for their gradient."""
+        for start in range(0, self.N, self.rows):
+            here = slice(start, min(self.N, start + self.rows))
+            n = here.stop - start
+            logits(self.hidden_ND[here], self.weight_VD, self.buffer_RS[:n, : self.V])
+            yield here, self.buffer_RS[:n], self.gradient_RS[:n]
+
+
+class Gradients:
+    """dX, and dW as it is summed: in float32 over several chunks, in the inputs' dtype from a single one."""
+
+    def __init__(self, chunks: LogitChunks, need_dx: bool, need_dw: bool) -> None:
+        self.chunks, self.need_dw = chunks, need_dw
+        hidden_ND = chunks.hidden_ND
+        self.dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
+        self.dw_VD = None
+
+    def add(self, here: slice, gradient_RS: Tensor) -> None:
+        dz_RV = gradient_RS[:, : self.chunks.V]
+        if self.dx_ND is not None:
+            torch.mm(dz_RV, self.chunks.weight_VD, out=self.dx_ND[here])
+        if self.need_dw:
+            self.dw_VD = add_to_dw(self.dw_VD, dz_RV, self.chunks.hidden_ND[here], single=self.chunks.single)
+
+    def result(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.dx_ND, finish_dw(self.dw_VD, self.chunks.weight_VD) if self.need_dw else None

@@ -1,0 +1,148 @@
+"""Cross-entropy of a linear head: matrix products by PyTorch, rows by csrc/ (loss_rows.cu has the mathematics).
+
+A chunk of logits is computed in float32 into one buffer, whose rows start at multiples of 16 bytes. One sweep over it
+yields every row's statistics and writes the gradient over the logits, in the inputs' dtype: 16-bit gradients lie in the
+first half of their float32 row. On a GPU rows that do not count cost their share of the products and get zeros.
+
+options.backend: "cuda" or "cpu" (float32 only).
+"""
+
+import torch
+from torch import Tensor
+
+from ..backends.library import operations
+from .chunks import Gradients, LogitChunks
+from .options import RowOptions
+from .reference import RowStatistics, chunk_rows, unpack
+
+
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> LogitChunks:
+    rows = rows_per_chunk or chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
+    return LogitChunks(hidden_ND, weight_VD, rows)
+
+
+def fused_rows(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    valid_N: Tensor,
+    scale_N: Tensor,
+    options: RowOptions,
+) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
+    """As reference.fused_rows."""
+    rows, gradients, unpacked = _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options, statistics=True)
+    loss_N, top_N, log_total_N, correct_N, entropy_N = map(unpacked, rows)
+    dx_ND, dw_VD = gradients.result()
+    dx_ND = None if dx_ND is None else unpacked(dx_ND)
+    return RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N), dx_ND, dw_VD
+
+
+def _sweep(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    valid_N: Tensor,
+    scale_N: Tensor | None,
+    options: RowOptions,
+    *,
+    statistics: bool,
+):
+    """-> (loss, top, log_total, correct, entropy) of the packed rows (the last two are `statistics`, else None), their
+    gradients, and what puts rows back."""
+    packed = _Packed(valid_N)
+    targets_N, hidden_ND = packed.rows(targets_N).long(), packed.rows(hidden_ND)
+    scale_N = None if scale_N is None else packed.rows(scale_N)
+    N, device = hidden_ND.shape[0], hidden_ND.device
+    loss_N, top_N, log_total_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(3))
+    correct_N = torch.empty(N, dtype=torch.bool, device=device) if statistics else None
+    entropy_N = torch.empty(N, dtype=torch.float32, device=device) if statistics else None
+    rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
+    chunks = _chunks(hidden_ND, weight_VD, options.rows_per_chunk)
+    wanted = scale_N is not None and options.need_gradients
+    gradients = Gradients(chunks, wanted and options.need_dx, wanted and options.need_dw)
+    sweep = operations(options.backend).loss_rows.default
+    for here, logits_RS, gradient_RS in chunks:
+        sweep(
+            logits_RS,
+            gradient_RS if wanted else logits_RS,
+            chunks.V,
+            targets_N[here],
+            packed.valid_N[here],
+            scale_N[here] if wanted else None,
+            *(None if row is None else row[here] for row in rows),
+            options.z_loss,
+            options.softcap or 0.0,
+        )
+        if wanted:
+            gradients.add(here, gradient_RS)
+    return rows, gradients, packed.unpacked
+
+
+class _Packed:
+    """Rows that count, where packing is free of a sync: on a CPU, where products over the others would cost."""
+
+    def __init__(self, valid_N: Tensor) -> None:
+        self.all_N, self.valid_N, self.keep = valid_N, valid_N.contiguous(), None
+        if valid_N.device.type == "cpu" and not bool(valid_N.all()):
+            self.keep = valid_N.nonzero().squeeze(1)
+            self.valid_N = valid_N[self.keep]
+
+    def rows(self, t: Tensor) -> Tensor:
+        return t.contiguous() if self.keep is None else t[self.keep]
+
+    def unpacked(self, row: Tensor) -> Tensor:
+        """Zeros where a row does not count; on a GPU the kernels wrote them."""
+        return row if self.keep is None else unpack(self.keep, self.all_N, row)
+
+
+def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions) -> tuple[Tensor, ...]:
+    """As reference.forward_rows."""
+    rows, _, unpacked = _sweep(hidden_ND, weight_VD, targets_N, valid_N, None, options, statistics=False)
+    return tuple(map(unpacked, rows[:3]))
+
+
+def backward_rows(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    valid_N: Tensor,
+    top_N: Tensor,
+    log_total_N: Tensor,
+    grad_N: Tensor,
+    options: RowOptions,
+) -> tuple[Tensor | None, Tensor | None]:
+    """As reference.backward_rows."""
+    packed = _Packed(valid_N)
+    targets_N, top_N, log_total_N = packed.rows(targets_N).long(), packed.rows(top_N), packed.rows(log_total_N)
+    grad_N = packed.rows(grad_N.float())
+    chunks = _chunks(packed.rows(hidden_ND), weight_VD, options.rows_per_chunk)
+    gradients = Gradients(chunks, options.need_dx, options.need_dw)
+    for here, logits_RS, gradient_RS in chunks:
+        operations(options.backend).loss_rows_gradient.default(
+            logits_RS,
+            gradient_RS,
+            chunks.V,
+            targets_N[here],
+            packed.valid_N[here],
+            grad_N[here],
+            top_N[here],
+            log_total_N[here],
+            options.z_loss,
+            options.softcap or 0.0,
+        )
+        gradients.add(here, gradient_RS)
+    dx_ND, dw_VD = gradients.result()
+    return None if dx_ND is None else packed.unpacked(dx_ND), dw_VD
+
+
+def position_sums(
+    token_loss_BT: Tensor, valid_BT: Tensor, correct_BT: Tensor, entropy_BT: Tensor, *, backend: str
+) -> tuple[Tensor, ...]:
+    """-> count, loss, loss squared, correct, entropy, (T,) each, in int64 and float64, summed in a fixed order."""
+    T, device = token_loss_BT.shape[1], token_loss_BT.device
+    count_T, correct_T = (torch.empty(T, dtype=torch.int64, device=device) for _ in range(2))
+    loss_T, square_T, entropy_T = (torch.empty(T, dtype=torch.float64, device=device) for _ in range(3))
+    operations(backend).position_sums.default(
+        token_loss_BT, valid_BT, correct_BT, entropy_BT, count_T, loss_T, square_T, correct_T, entropy_T
+    )
+    return count_T, loss_T, square_T, correct_T, entropy_T

@@ -1,1 +1,0 @@
-"""The public operations, one a file: argument checks, dispatch, autograd."""

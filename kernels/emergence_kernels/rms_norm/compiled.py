@@ -1,0 +1,52 @@
+"""RMSNorm by csrc/ (rms_norm.cu has the formulas), as triton.py with `backend` "cuda" or "cpu" beside."""
+
+import torch
+from torch import Tensor
+
+from ..backends.layout import adjacent_rows
+from ..backends.library import operations
+
+
+def _aligned(t: Tensor | None) -> Tensor | None:
+    """Rows that start at multiples of 16 bytes, by a copy if need be; (N, D) with adjacent features."""
+    if t is None:
+        return None
+    t = adjacent_rows(t)
+    size = t.element_size()
+    if t.shape[1] * size % 16 == 0 and (t.data_ptr() % 16 or t.stride(0) * size % 16):
+        return t.clone(memory_format=torch.contiguous_format)
+    return t
+
+
+def forward(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, *, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> y, x + residual (empty without one), rstd (N,) float32."""
+    x_ND, residual_ND = _aligned(x), _aligned(residual)
+    N, D = x_ND.shape
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_residual = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
+    rstd_N = torch.empty(N, dtype=torch.float32, device=x.device)
+    operations(backend).rms_norm.default(
+        x_ND,
+        residual_ND,
+        weight.contiguous(),
+        y.view(N, D),
+        None if residual is None else new_residual.view(N, D),
+        rstd_N,
+        eps,
+    )
+    return y, new_residual, rstd_N
+
+
+def backward(
+    dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd_N: Tensor, *, backend: str
+) -> tuple[Tensor, Tensor]:
+    """x is what was normalised. -> dx, dweight."""
+    x_ND = _aligned(x)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    operations(backend).rms_norm_backward.default(
+        _aligned(dy), _aligned(d_residual), x_ND, weight.contiguous(), rstd_N, dx.view(x_ND.shape), dweight
+    )
+    return dx, dweight

@@ -1,0 +1,24 @@
+"""SwiGLU by csrc/ (swiglu.cu has the formulas), as triton.py with `backend` "cuda" or "cpu" beside."""
+
+import torch
+from torch import Tensor
+
+from ..backends.layout import adjacent_rows
+from ..backends.library import operations
+
+
+def forward(x: Tensor, *, backend: str) -> Tensor:
+    """(..., 2F) -> (..., F)."""
+    x_NF = adjacent_rows(x)
+    F = x_NF.shape[1] // 2
+    y = torch.empty((*x.shape[:-1], F), dtype=x.dtype, device=x.device)
+    operations(backend).swiglu.default(x_NF, y.view(-1, F))
+    return y
+
+
+def backward(dy: Tensor, x: Tensor, *, backend: str) -> Tensor:
+    """-> the gradient of gate and up, (..., 2F)."""
+    x_NF = adjacent_rows(x)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    operations(backend).swiglu_backward.default(adjacent_rows(dy), x_NF, dx.view(x_NF.shape))
+    return dx

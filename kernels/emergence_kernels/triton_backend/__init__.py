@@ -1,1 +1,0 @@
-"""Triton kernels, one operation a file. Import these modules only where Triton is installed."""

@@ -1,0 +1,192 @@
+"""The files of a checkpoint: written as safetensors that others read, verified to the last byte, read in any layout."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint.format import MANIFEST, STATE, Shards, complete, newest, problems, step_name
+from emergence_train.errors import InputError, RunError
+
+
+def make(folder, step=4, world=2, size=10):
+    """A checkpoint of one parameter, "w" of `size` elements, cut into `world` shards."""
+    path = folder / "checkpoints" / step_name(step)
+    path.mkdir(parents=True)
+    each, entries = -(-size // world), []
+    for rank in range(world):
+        values = torch.arange(size, dtype=torch.float32)[rank * each : (rank + 1) * each]
+        tensors = {f"weights|{rank * each}|w": values, f"exp_avg|{rank * each}|w": -values}
+        tensors["positions"] = torch.full((4, 3), float(rank), dtype=torch.float64)
+        entries.append(checkpoints.write_tensors(path / checkpoints.shard_name(rank, world), tensors))
+    (path / STATE).write_text(json.dumps({"parameters": {"w": [2, size // 2]}, "step": step}))
+    from emergence_train import files
+
+    checkpoints.write_manifest(path, step, [*entries, files.describe(path, path / STATE)])
+    return path
+
+
+def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
+    """Small, empty and cut tensors, several dtypes, checked with the library's own reader and hashlib."""
+    import hashlib
+
+    monkeypatch.setattr(checkpoints, "CHUNK", 1000)
+    monkeypatch.setattr(checkpoints, "SMALL", 200)
+    tensors = {
+        "a": torch.randn(17, dtype=torch.float32),
+        "b": torch.randn(333, 5, dtype=torch.float64),  # larger than a piece
+        "empty": torch.empty(0),
+        "transposed": torch.randn(40, 30).T,
+        "i": torch.arange(-3, 4),
+        "h": torch.randn(8).bfloat16(),
+    }
+    entry = checkpoints.write_tensors(tmp_path / "x.safetensors", tensors)
+    read = load_file(tmp_path / "x.safetensors")
+    assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
+    data = (tmp_path / "x.safetensors").read_bytes()
+    assert entry == {"file": "x.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a device that is always full")
+def test_a_write_that_fails_raises_and_leaves_no_thread(tmp_path, monkeypatch):
+    """More pieces than wait for their checksum, on a device that is always full."""
+    monkeypatch.setattr(checkpoints, "CHUNK", 1000)
+    monkeypatch.setattr(checkpoints, "SMALL", 200)
+    (tmp_path / "x.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write_tensors(tmp_path / "x.safetensors", {"a": torch.randn(100_000)})
+    assert not any(thread.name == "checksum" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_any_slice_is_read_whatever_the_layout(tmp_path, world):
+    shards = Shards(make(tmp_path, world=world))
+    for start in range(10):
+        for count in range(1, 11 - start):
+            assert shards.read("weights", "w", start, count).tolist() == list(range(start, start + count))
+    assert shards.kinds == ["exp_avg", "weights"]
+    assert [tensor[0, 0].item() for tensor in shards.each("positions")] == list(range(world))
+    with pytest.raises(InputError, match="holds 2 of 3 elements"):
+        shards.read("weights", "w", 8, 3)
+
+
+def test_all_weights_as_a_state_dict(tmp_path):
+    weights = checkpoints.read_weights(make(tmp_path, world=3))
+    assert weights["w"].tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_every_flipped_byte_and_every_truncation_is_found(tmp_path):
+    path = make(tmp_path)
+    assert problems(path) == []
+    for file in sorted(path.iterdir()):
+        data = file.read_bytes()
+        for place in range(0, len(data), 7):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            found = problems(path)
+            # Of the manifest a byte may be white space or lie within a name; the files it then describes are not there.
+            assert found or json.loads(file.read_text()) == json.loads(data), f"byte {place} of {file.name}"
+            file.write_bytes(data[:place])
+            assert problems(path), f"{file.name} cut at {place}"
+        file.unlink()
+        assert problems(path) or file.name == MANIFEST and not complete(path.parent)
+        file.write_bytes(data)
+    assert problems(path) == []
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "file": st.sampled_from([STATE, "../../../etc/passwd", ".", "", "shard-00000-of-00002.safetensors", "x\0y"])
+        | VALUES,
+        "bytes": st.integers(-1, 10**30) | VALUES,
+        "sha256": st.just("0" * 64) | VALUES,
+    },
+)
+
+
+@settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "600")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    content=st.binary(max_size=60)
+    | VALUES.map(lambda value: json.dumps(value).encode())
+    | st.fixed_dictionaries(
+        {
+            "format": st.just(1) | VALUES,
+            "step": st.just(4) | VALUES,
+            "files": st.lists(ENTRY | VALUES, max_size=4) | VALUES,
+        }
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_no_manifest_however_strange_does_more_than_be_refused(tmp_path, content):
+    path = tmp_path / "checkpoints" / step_name(4)
+    if not path.exists():
+        make(tmp_path)
+    (path / MANIFEST).write_bytes(content)
+    found = problems(path)
+    assert found and all("\n" not in line for line in found)
+    with pytest.raises(InputError):
+        newest(tmp_path)
+
+
+def test_the_newest_whole_one_is_found(tmp_path):
+    make(tmp_path, 4)
+    later = make(tmp_path, 8)
+    (tmp_path / "checkpoints" / ".step-0000000012.tmp").mkdir()
+    assert newest(tmp_path) == later and newest(tmp_path, 4).name == step_name(4)
+    (later / checkpoints.shard_name(0, 2)).write_bytes(b"")
+    assert newest(tmp_path).name == step_name(4)
+    with pytest.raises(InputError, match="bytes instead of"):
+        newest(tmp_path, 8)
+    with pytest.raises(InputError, match="has states of steps 4, 8"):
+        newest(tmp_path, 6)
+    with pytest.raises(InputError, match="holds no state"):
+        newest(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, STATE, "shard-00000-of-00002.safetensors"])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
+    """No right to read, a stale handle, too many open files: RunError. An error of the disk itself is damage."""
+    path = make(tmp_path)
+    plain, fault = open, [0]
+
+    def refusing(file, *given, **named):
+        if str(file).endswith(name):
+            raise OSError(fault[0], os.strerror(fault[0]), str(file))
+        return plain(file, *given, **named)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    monkeypatch.setattr(type(path), "open", refusing)  # what read_text calls
+    for fault[0] in (errno.EACCES, errno.ESTALE, errno.EMFILE):
+        with pytest.raises(RunError, match=f"{name}: cannot be read") as raised:
+            problems(path)
+        assert "\n" not in str(raised.value)
+    fault[0] = errno.EIO
+    assert len(problems(path)) == 1 and name in problems(path)[0]
+
+
+def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
+    assert complete(tmp_path / "checkpoints") == []
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
+    with pytest.raises(RunError, match="which is not there"):
+        complete(tmp_path / "checkpoints")
+    (tmp_path / "scratch").mkdir()
+    assert complete(tmp_path / "checkpoints") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be read"):
+        complete(tmp_path / "file")

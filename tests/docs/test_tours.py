@@ -1,0 +1,41 @@
+"""The tours' code runs and their configuration loads."""
+
+import re
+
+import numpy as np
+
+from emergence_train import config
+from emergence_train.recorder.tables import POSITIONS, read
+from support import ROOT
+
+TOURS = ROOT / "docs" / "tours"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (TOURS / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def test_the_configuration_of_the_tour_loads(tmp_path):
+    (text,) = blocks("train.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    assert config.load(tmp_path / "mine.yaml").model.layers == 4
+
+
+def test_the_kernels_of_the_tour_run():
+    (code,) = blocks("kernels.md", "python")
+    names: dict = {}
+    exec(code, names)
+    assert names["result"].positions.count.tolist() == [2] * 128
+
+
+def test_the_positions_of_the_tour_are_a_table(tmp_path, monkeypatch):
+    """Another trainer's losses, written as the tour says, are read back."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "positions").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    losses = draw.uniform(1, 5, (4, 16))
+    names = {"loss_BT": losses, "right_BT": losses < 2, "step": 10, "tokens": 640}
+    exec(blocks("analyze.md", "python")[0], names)
+    table = read(POSITIONS, tmp_path / "mine")
+    np.testing.assert_allclose(table["loss_sum"], losses.sum(0))
+    assert table["correct"].sum() == (losses < 2).sum() and set(table["count"]) == {4}

@@ -1,0 +1,138 @@
+"""W&B as a mirror: what it is sent, and that nothing it does can stop or slow a run."""
+
+import json
+import time
+import types
+
+import pandas as pd
+import pytest
+
+from emergence_train.config import Config
+from emergence_train.tracking import wandb as module
+from emergence_train.tracking.wandb import Mirror, chosen_mode
+from support import command, metrics, small_config
+
+
+class FakeWandb(types.ModuleType):
+    """Takes down what it is told."""
+
+    def __init__(self, init=None):
+        super().__init__("wandb")
+        self.said, self.defined, self.settings, self.finished = [], [], None, False
+        self._init = init
+        self.plot = types.SimpleNamespace(line_series=lambda *a, **k: ("chart", a, k))
+
+    def Settings(self, **settings):  # noqa: N802 - wandb's name
+        return settings
+
+    def init(self, **settings):
+        if self._init:
+            self._init()
+        self.settings = settings
+        return self
+
+    def define_metric(self, *a, **k):
+        self.defined.append((a, k))
+
+    def log(self, values):
+        self.said.append(values)
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tree = small_config(tmp_path / "d", tmp_path / "r")
+    tree["logging"]["wandb"] = "offline"
+    return Config.model_validate(tree)
+
+
+def test_everything_is_against_tokens(config, tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
+    mirror = Mirror(config, tmp_path, {"deepspeed": {"train_batch_size": 8}}, print)
+    mirror.send({"tokens": 64, "loss": 5.0})
+    table = pd.DataFrame({"tokens": 64, "split": "iid", "position": [1, 2], "count": 2, "loss_sum": [8.0, 6.0]})
+    mirror.positions(table)
+    mirror.close()
+    assert wandb.finished and (("*",), {"step_metric": "tokens"}) in wandb.defined
+    assert wandb.said[0] == {"tokens": 64, "loss": 5.0}
+    _, (xs, ys), keys = wandb.said[1]["loss_by_position"]
+    assert (xs, ys, keys["keys"]) == ([[1, 2]], [[4.0, 3.0]], ["iid"])
+    assert wandb.settings["config"]["deepspeed"]["train_batch_size"] == 8 and wandb.settings["mode"] == "offline"
+
+
+def test_what_is_shown_of_the_tasks():
+    row = {
+        "kind": "evaluation",
+        "step": 4,
+        "tokens": 64,
+        "seconds": 1.0,
+        "share_of_training": 0.2,
+        "value": {"copying/acc": 0.5},
+    }
+    assert module.view(row) == {"tokens": 64, "tasks/copying/acc": 0.5, "tasks/share_of_training": 0.2}
+
+
+def test_a_network_that_hangs_costs_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(lambda: time.sleep(60)))
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "QUEUE", 50)
+    said = []
+    began = time.monotonic()
+    mirror = Mirror(config, tmp_path, {}, said.append)
+    for step in range(200):
+        mirror.send({"tokens": step})
+    mirror.close()
+    assert time.monotonic() - began < 20 and "left behind" in said[0]
+    assert said[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
+
+
+def test_an_error_is_said_once(config, tmp_path, monkeypatch):
+    def fail():
+        raise OSError("no\nroute to host")
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(fail))
+    said = []
+    mirror = Mirror(config, tmp_path, {}, said.append)
+    mirror.thread.join(5)
+    mirror.send({"tokens": 1})
+    mirror.close()
+    assert len(said) == 1 and "no route to host" in said[0] and "training continues" in said[0]
+
+
+def test_the_mode_follows_the_credentials(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert chosen_mode("auto") == "offline" and chosen_mode("online") == "online"
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert chosen_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert chosen_mode("auto") == "disabled"
+
+
+def test_offline_wandb_really_writes_its_run(config_file, tmp_path):
+    done = command("train", str(config_file), "logging.wandb=offline", "name=with")
+    assert done.returncode == 0 and "W&B" not in done.stdout, done.stderr + done.stdout
+    files = list((tmp_path / "runs" / "with" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 1 and files[0].stat().st_size > 5_000
+
+
+def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):
+    """Online, with a key, and a server address where no one answers."""
+    began = time.monotonic()
+    done = command(
+        "train",
+        str(config_file),
+        "logging.wandb=online",
+        WANDB_API_KEY="0" * 40,
+        WANDB_MODE="online",
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert done.returncode == 0 and "kept offline" in done.stdout, done.stderr + done.stdout
+    assert list((tmp_path / "runs" / "run" / "wandb").glob("offline-run-*"))
+    assert len(metrics(tmp_path / "runs" / "run")) == 12 and time.monotonic() - began < 120
+    assert json.loads((tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
