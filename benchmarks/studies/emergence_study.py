@@ -1,4 +1,4 @@
-"""Does `analyze emergence` say what is true? Verdicts, thresholds and size effects on simulated tasks with known truth.
+"""Is `analyze emergence` right? Verdicts, thresholds and size effects on simulated tasks with known truth.
 
     python benchmarks/studies/emergence_study.py [--simulations 500]
 
@@ -40,26 +40,29 @@ def task_of(frame):
 
 def verdicts(kind: str, count: int) -> dict:
     """Share of each verdict on tasks of one kind; for emergent ones also how often eta's interval holds the truth."""
-    said, inside, width, error = Counter(), [], [], []
+    verdicts_given, inside, width, error = Counter(), [], [], []
     for seed in range(count):
         rng = np.random.default_rng([seed, simulate.KINDS.index(kind)])
         frame, eta = simulate.table(kind, rng)
-        one = find(task_of(frame))
-        said[one.verdict.name] += 1
-        if eta is not None and one.verdict.eta is not None:
-            middle, high, low = (one.task.loss_at(share) for share in one.verdict.eta)
+        finding = find(task_of(frame))
+        verdicts_given[finding.verdict.name] += 1
+        if eta is not None and finding.verdict.eta is not None:
+            middle, high, low = (finding.task.loss_at(share) for share in finding.verdict.eta)
             inside.append(low <= eta <= high)
             width.append(high - low)
             error.append(middle - eta)
-    found = {"right": said[kind] / count, "verdicts": {name: number / count for name, number in said.most_common()}}
+    summary = {
+        "right": verdicts_given[kind] / count,
+        "verdicts": {name: number / count for name, number in verdicts_given.most_common()},
+    }
     if inside:
-        found["eta"] = {
+        summary["eta"] = {
             "coverage95": float(np.mean(inside)),
             "median_width_nats": float(np.median(width)),
             "bias_nats": float(np.mean(error)),
             "rmse_nats": float(np.sqrt(np.mean(np.square(error)))),
         }
-    return found
+    return summary
 
 
 def size_effects(effect: float, count: int) -> dict:
@@ -81,7 +84,7 @@ def study(count: int) -> dict:
     return {
         "verdicts": kinds,
         "false_emergent": {
-            kind: one["verdicts"].get("emergent", 0.0) for kind, one in kinds.items() if kind != "emergent"
+            kind: shares["verdicts"].get("emergent", 0.0) for kind, shares in kinds.items() if kind != "emergent"
         },
         "size_effect": {str(effect): size_effects(effect, count) for effect in SIZE_EFFECTS},
     }

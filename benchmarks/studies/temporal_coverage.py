@@ -63,13 +63,13 @@ def forecast_coverage(simulations: int, misfit: bool) -> dict:
     `misfit` False switches off the allowances for laws being wrong in reality (effective number of points, model
     error), to show what they are worth. True is what users get.
     """
-    kept = mean_law.EFFECTIVE, forecasts.MODEL_ERROR
+    shipped = mean_law.EFFECTIVE, forecasts.MODEL_ERROR
     if not misfit:
         mean_law.EFFECTIVE, forecasts.MODEL_ERROR = 10**6, 0.0
     try:
         return _forecast_coverage(simulations)
     finally:
-        mean_law.EFFECTIVE, forecasts.MODEL_ERROR = kept
+        mean_law.EFFECTIVE, forecasts.MODEL_ERROR = shipped
 
 
 def _forecast_coverage(simulations: int) -> dict:
@@ -82,14 +82,14 @@ def _forecast_coverage(simulations: int) -> dict:
         x = matrix.keys["step"].to_numpy(float)
         share = (0.1, 0.2, 0.4)[seed % 3]
         seen = x <= share * x[-1]
-        one = forecast_positions(observed_rows(matrix, seen), x[seen], x[~seen], plan)
+        ahead = forecast_positions(observed_rows(matrix, seen), x[seen], x[~seen], plan)
         actual, each = matrix.mean_loss[~seen], matrix.loss[~seen]
-        row = {"end_error_sd": (one.level.mean[-1] - actual[-1]) / np.hypot(one.level.sd[-1], one.level.noise)}
+        row = {"end_error_sd": (ahead.level.mean[-1] - actual[-1]) / np.hypot(ahead.level.sd[-1], ahead.level.noise)}
         for percent in (50, 80, 95):
-            low, high = one.level.interval(percent)
+            low, high = ahead.level.interval(percent)
             row[f"end{percent}"] = low[-1] <= actual[-1] <= high[-1]
             row[f"mean{percent}"] = np.mean((low <= actual) & (actual <= high))
-            low, high = one.interval(percent)
+            low, high = ahead.interval(percent)
             row[f"position{percent}"] = np.mean((low <= each) & (each <= high))
         rows.append(row)
     return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}

@@ -41,20 +41,20 @@ def score(run: pd.DataFrame, fraction: float, prior) -> dict | None:
         keep = np.flatnonzero(np.isfinite(smooth))[::50]
         future, actual, smooth = future[keep], actual[keep], smooth[keep]
     try:
-        one = forecast(x[seen], y[seen], future, plan, prior)
+        ahead = forecast(x[seen], y[seen], future, plan, prior)
     except InputError:
         return None
     spread = np.mean((smooth - smooth.mean()) ** 2)
-    errors = {"selected": np.mean((one.mean - smooth) ** 2)}
-    errors |= {name: np.mean((law.predict(future)[0] - smooth) ** 2) for name, law in one.fits.items()}
+    errors = {"selected": np.mean((ahead.mean - smooth) ** 2)}
+    errors |= {name: np.mean((law.predict(future)[0] - smooth) ** 2) for name, law in ahead.fits.items()}
     row = {f"mse {name}": float(error) for name, error in errors.items()}
     row |= {f"r2 {name}": float(1 - error / spread) for name, error in errors.items()}
     for level in Z:
-        low, high = one.interval(level)
+        low, high = ahead.interval(level)
         row[f"rows{level}"] = float(np.mean((low <= actual) & (actual <= high)))
         row[f"end{level}"] = float(low[-1] <= actual[-1] <= high[-1])
-    row["end error"] = float(one.mean[-1] - smooth[-1])
-    row |= {"end mean": float(one.mean[-1]), "end sd": float(one.sd[-1]), "end actual": float(smooth[-1])}
+    row["end error"] = float(ahead.mean[-1] - smooth[-1])
+    row |= {"end mean": float(ahead.mean[-1]), "end sd": float(ahead.sd[-1]), "end actual": float(smooth[-1])}
     return row
 
 

@@ -39,25 +39,25 @@ def main() -> None:
             except InputError as error:
                 print(error)
                 continue
-            for one in result.runs:
-                if one.split not in (None, "iid", "ood"):
+            for run_result in result.runs:
+                if run_result.split not in (None, "iid", "ood"):
                     continue
-                errors = {model.name: model.mse_smooth for model in one.models}
+                errors = {model.name: model.mse_smooth for model in run_result.models}
                 row = {
-                    "run": one.run,
-                    "split": one.split or "training",
+                    "run": run_result.run,
+                    "split": run_result.split or "training",
                     "fraction": fraction,
                     "schedule": training["schedule"]["kind"],
                     "peak": training["schedule"]["lr"],
-                    "steps": one.final.step,
-                    "rmse": float(np.sqrt(errors[one.selected])),
+                    "steps": run_result.final.step,
+                    "rmse": float(np.sqrt(errors[run_result.selected])),
                     "best classical": float(np.sqrt(min(errors[name] for name in CLASSICAL))),
-                    "coverage95": one.coverage.within95,
-                    "end inside": one.final.low95 <= one.final.actual <= one.final.high95,
+                    "coverage95": run_result.coverage.within95,
+                    "end inside": run_result.final.low95 <= run_result.final.actual <= run_result.final.high95,
                     "laws": {name: float(np.sqrt(error)) for name, error in errors.items()},
                 }
-                if one.positions is not None:
-                    held = one.positions.held_out
+                if run_result.positions is not None:
+                    held = run_result.positions.held_out
                     row |= {
                         "positions r2": held.r2,
                         "positions mse": held.mse,

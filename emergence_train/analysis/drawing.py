@@ -3,18 +3,21 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import ListedColormap, LogNorm  # noqa: E402
+from matplotlib.figure import Figure as MatplotlibFigure  # noqa: E402
 from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
 
 from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks  # noqa: E402
 from emergence_train.files import atomic_path  # noqa: E402
 
-STYLE = {
+STYLE: Any = {
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,7 +57,7 @@ def save(
     return [f"{stem}{suffix}" for suffix in suffixes]
 
 
-def _drawn(panels: Sequence[Figure], columns: int, title: str):
+def _drawn(panels: Sequence[Figure], columns: int, title: str) -> MatplotlibFigure:
     rows = math.ceil(len(panels) / columns)
     names = max(len(panel.y_names) for panel in panels)
     height = 1.2 + 0.24 * names if names else {1: 4.0}.get(rows * columns, 2.4 * rows)
@@ -72,7 +75,7 @@ def _drawn(panels: Sequence[Figure], columns: int, title: str):
     return drawn
 
 
-def _panel(axis, panel: Figure, small: bool) -> None:
+def _panel(axis: Axes, panel: Figure, small: bool) -> None:
     shown: set[str] = set()
     for trace in panel.drawable():
         _trace(axis, trace, trace.label if trace.label not in shown and not _on_ramp(trace) else None)
@@ -110,14 +113,16 @@ def _on_ramp(trace: Trace) -> bool:
     return trace.shade is not None
 
 
-def _trace(axis, trace: Trace, label: str | None) -> None:
+def _trace(axis: Axes, trace: Trace, label: str | None) -> None:
     colour = PALETTE[trace.colour % len(PALETTE)][0]
     if trace.shade is not None:
         colour = ramp_colours(trace.shade)[0]
     visible = trace.points or trace.line
-    if trace.low is not None and trace.bars:
+    if trace.low is None or trace.high is None:
+        pass
+    elif trace.bars:
         axis.vlines(trace.x, trace.low, trace.high, color=colour, linewidth=0.6, alpha=0.7)
-    elif trace.low is not None:
+    else:
         alone = label if not visible else None
         axis.fill_between(trace.x, trace.low, trace.high, color=colour, alpha=0.18, linewidth=0, label=alone)
     if trace.line and len(trace.x) > 1:
@@ -129,7 +134,7 @@ def _trace(axis, trace: Trace, label: str | None) -> None:
         axis.plot(trace.x, trace.y, "o", color=colour, markersize=size, markeredgewidth=0, label=label)
 
 
-def _colour_bar(drawn, axes, ramp: Ramp) -> None:
+def _colour_bar(drawn: MatplotlibFigure, axes: Any, ramp: Ramp) -> None:
     colours = ListedColormap([ramp_colours(k / (SHADES - 1))[0] for k in range(SHADES)])
     low = max(ramp.low, 1)
     norm = LogNorm(low, max(ramp.high, low * 1.01))

@@ -94,8 +94,8 @@ class Figure:
 
     def drawable(self) -> list[Trace]:
         """The traces without what is not finite, or not positive on a log axis; none that is empty."""
-        kept = [_drawable(trace, self.x_log, self.y_log) for trace in self.traces]
-        return [trace for trace in kept if len(trace.x)]
+        traces = [_drawable(trace, self.x_log, self.y_log) for trace in self.traces]
+        return [trace for trace in traces if len(trace.x)]
 
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """((x low, x high), (y low, y high)) that the axes show."""
@@ -181,10 +181,16 @@ def even(count: int, most: int) -> np.ndarray:
 
 
 def interval(
-    low: float, value: float, high: float, place: int, label: str = "", colour: int = 0, dashed: bool = False
+    low: float | None,
+    value: float | None,
+    high: float | None,
+    place: int,
+    label: str = "",
+    colour: int = 0,
+    dashed: bool = False,
 ) -> tuple[Trace, Trace]:
     """A horizontal line from `low` to `high` with a point at `value`, on the row `place` of a figure with y_names."""
-    line, point = np.array([low, high], float), np.array([value], float)
+    line, point = np.array([low, high], float), np.array([value], float)  # None becomes NaN, which is not drawn
     return (
         Trace(line, line * 0 + place, "", colour, dashed=dashed),
         Trace(point, point * 0 + place, label, colour, line=False, points=True),

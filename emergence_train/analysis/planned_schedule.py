@@ -16,7 +16,7 @@ import numpy as np
 
 from emergence_train.errors import InputError
 
-GRID = 600  # points on which a plan is kept; a cooldown of a tenth of the run still has sixty
+GRID = 600  # points at which a plan is stored; a cooldown of a tenth of the run still has sixty
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PlannedSchedule:
     def __init__(self, x: np.ndarray, rate: np.ndarray) -> None:
         x, rate = np.asarray(x, float), np.asarray(rate, float)
         if len(x) == 0 or not np.all(np.isfinite(rate)) or np.any(rate < 0) or rate.max() <= 0:
-            raise InputError("learning rate: must be finite, not negative and somewhere above 0; mend the column lr")
+            raise InputError("learning rate: must be finite, not negative and somewhere above 0; correct the column lr")
         self.peak = float(rate.max())
         e = rate / self.peak
         if x[0] > 1:
@@ -90,7 +90,7 @@ class PlannedSchedule:
         return np.interp(x, self.x, self.e)
 
     def clock(self, x: np.ndarray) -> np.ndarray:
-        """Summed rate up to `x` in steps at peak rate; beyond the plan the last rate goes on."""
+        """Summed rate up to `x` in steps at peak rate; beyond the plan the last rate continues."""
         x = np.asarray(x, float)
         return np.interp(x, self.x, self._clock) + np.maximum(x - self.x[-1], 0) * self.e[-1]
 

@@ -85,20 +85,22 @@ def compare_position_weights(runs: Iterable[str | Path]) -> pd.DataFrame:
     over seeds; null with fewer than two), p (two-sided, of no difference). Raises InputError if there is no uniform run
     or none shares a seed with another variant.
     """
-    found: dict[tuple[str, int], pd.DataFrame] = {}
+    tables_by_run: dict[tuple[str, int], pd.DataFrame] = {}
     for run in map(Path, runs):
         variant, seed = _variant(run)
-        if (variant, seed) in found:
+        if (variant, seed) in tables_by_run:
             raise InputError(f"{run}: a second run with weights {variant} and seed {seed}; name each once")
-        found[variant, seed] = tables.read(tables.POSITIONS, run)
-    variants = sorted({variant for variant, _ in found} - {UNIFORM})
-    pairs = {v: [seed for name, seed in found if name == v and (UNIFORM, seed) in found] for v in variants}
+        tables_by_run[variant, seed] = tables.read(tables.POSITIONS, run)
+    variants = sorted({variant for variant, _ in tables_by_run} - {UNIFORM})
+    pairs = {
+        v: [seed for name, seed in tables_by_run if name == v and (UNIFORM, seed) in tables_by_run] for v in variants
+    }
     if not any(pairs.values()):
         raise InputError("no run shares its seed with a run of uniform weights; train the uniform one with that seed")
-    step = max(set.intersection(*(set(frame["step"]) for frame in found.values())), default=None)
+    step = max(set.intersection(*(set(frame["step"]) for frame in tables_by_run.values())), default=None)
     if step is None:
         raise InputError("the runs have no step in common; train them with the same tokens and checkpoints")
-    losses = {key: _losses(frame[frame["step"] == step]) for key, frame in found.items()}
+    losses = {key: _losses(frame[frame["step"] == step]) for key, frame in tables_by_run.items()}
     rows = []
     for variant in variants:
         for split, region in next(iter(losses.values())):

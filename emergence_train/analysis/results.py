@@ -107,10 +107,10 @@ def _object(owner: type, definitions: dict[str, dict]) -> dict:
         else:
             required.append(_key(part))
         properties[_key(part)] = _described(kind, definitions)
-    found: dict[str, Any] = {"type": "object"}
+    rule: dict[str, Any] = {"type": "object"}
     if owner.__doc__:
-        found["description"] = " ".join(owner.__doc__.split())
-    return found | {"properties": properties, "required": required, "additionalProperties": False}
+        rule["description"] = " ".join(owner.__doc__.split())
+    return rule | {"properties": properties, "required": required, "additionalProperties": False}
 
 
 def _alternatives(kind: Any) -> tuple:
@@ -132,13 +132,13 @@ def _described(kind: Any, definitions: dict[str, dict]) -> dict:
     """The schema of one annotation."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        found = _described(arguments[0], definitions)
+        rule = _described(arguments[0], definitions)
         for extra in arguments[1:]:
-            found |= {"unit" if isinstance(extra, Unit) else "description": str(extra)}
-        return found
+            rule |= {"unit" if isinstance(extra, Unit) else "description": str(extra)}
+        return rule
     if kind in _SCALARS:
         return {"type": _SCALARS[kind]}
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = {}  # reserves the place of the owner before its parts
             definitions[kind.__name__] |= _object(kind, definitions)

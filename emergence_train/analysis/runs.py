@@ -48,7 +48,7 @@ class Series:
 
 
 def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None = None) -> list[Series]:
-    """Every run and split found in `paths` (run directories, Parquet or CSV files of `positions` or `curves`).
+    """Every run and split in `paths` (run directories, Parquet or CSV files of `positions` or `curves`).
 
     `planned_lr` (K, 2) holds tokens (or steps, for tables without tokens) and learning rate of the whole run; it
     applies to all runs. Raises InputError for what is not a table, and for tables that do not hold together.
@@ -56,26 +56,24 @@ def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise InputError("no table given; name a run directory, a Parquet file or a CSV file")
-    series: list[Series] = []
+    by_split: list[Series] = []
     curves: list[Series] = []
     directories: dict[str, Path] = {}
     for path in map(Path, paths):
         kinds = _kinds(path)
-        if "positions" in kinds:
-            found = [_of_matrix(matrix) for matrix in position_matrices(tables.read(tables.POSITIONS, path))]
-            series += found
-            directories |= {one.run: path for one in found if path.is_dir()}
-        if "curves" in kinds:
-            found = _of_curves(path)
-            curves += found
-            directories |= {one.run: path for one in found if path.is_dir()}
-    _refuse_twins(series)
-    _refuse_twins(curves)
-    rates = {one.run: one for one in curves if one.plan is not None}
-    for one in series + curves:
-        other = rates.get(one.run)
-        _set_plan(one, other, directories.get(one.run), planned_lr)
-    return series + curves
+        matrices = position_matrices(tables.read(tables.POSITIONS, path)) if "positions" in kinds else []
+        read = [_from_matrix(matrix) for matrix in matrices]
+        read_curves = _from_curves(path) if "curves" in kinds else []
+        by_split += read
+        curves += read_curves
+        if path.is_dir():
+            directories |= {series.run: path for series in read + read_curves}
+    _refuse_duplicates(by_split)
+    _refuse_duplicates(curves)
+    recorded = {curve.run: curve for curve in curves if curve.plan is not None}
+    for series in by_split + curves:
+        _set_plan(series, recorded.get(series.run), directories.get(series.run), planned_lr)
+    return by_split + curves
 
 
 def _kinds(path: Path) -> list[str]:
@@ -111,9 +109,9 @@ def _has_training_rows(path: Path) -> bool:
     return any(row.get("kind") == "train" for row in tables.read_metrics(path))
 
 
-def _of_matrix(matrix: PositionMatrix) -> Series:
+def _from_matrix(matrix: PositionMatrix) -> Series:
     keys = matrix.keys
-    one = Series(
+    series = Series(
         str(keys["run"].iloc[0]),
         str(keys["split"].iloc[0]),
         keys["step"].to_numpy(float),
@@ -121,66 +119,66 @@ def _of_matrix(matrix: PositionMatrix) -> Series:
         matrix.mean_loss,
         matrix=matrix,
     )
-    return _without_start(one)
+    return _without_start(series)
 
 
-def _of_curves(path: Path) -> list[Series]:
+def _from_curves(path: Path) -> list[Series]:
     frame = tables.read(tables.CURVES, path)
-    found = []
+    curves = []
     for run, rows in frame.groupby("run", sort=True):
-        one = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
+        series = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
         lr = rows["lr"].to_numpy(float)
         if np.all(np.isfinite(lr)) and np.any(lr > 0):
-            one.plan = PlannedSchedule(one.step, lr)
-        found.append(_without_start(one))
-    return found
+            series.plan = PlannedSchedule(series.step, lr)
+        curves.append(_without_start(series))
+    return curves
 
 
-def _without_start(one: Series) -> Series:
-    """Drop step 0 (an untrained model obeys none of the laws) and see whether tokens can be used."""
-    keep = one.step > 0
-    one.step, one.tokens, one.loss = one.step[keep], one.tokens[keep], one.loss[keep]
-    if one.matrix is not None and not keep.all():
-        one.matrix = observed_rows(one.matrix, keep)
-    if len(one.step) and (one.tokens[-1] <= 0 or np.any(np.diff(one.tokens) <= 0)):
-        one.by_tokens = False
-        one.notes.append("tokens are zero or do not grow with the steps: shares of the run are counted in steps")
-    return one
+def _without_start(series: Series) -> Series:
+    """Drop step 0 (an untrained model obeys none of the laws) and note whether tokens can be used."""
+    keep = series.step > 0
+    series.step, series.tokens, series.loss = series.step[keep], series.tokens[keep], series.loss[keep]
+    if series.matrix is not None and not keep.all():
+        series.matrix = observed_rows(series.matrix, keep)
+    if len(series.step) and (series.tokens[-1] <= 0 or np.any(np.diff(series.tokens) <= 0)):
+        series.by_tokens = False
+        series.notes.append("tokens are zero or do not grow with the steps: shares of the run are counted in steps")
+    return series
 
 
-def _refuse_twins(series: list[Series]) -> None:
+def _refuse_duplicates(all_series: list[Series]) -> None:
     seen: set[tuple] = set()
-    for one in series:
-        if (one.run, one.split) in seen:
-            raise InputError(f"run {one.run!r} is given twice (split {one.split}); name each table once")
-        seen.add((one.run, one.split))
+    for series in all_series:
+        if (series.run, series.split) in seen:
+            raise InputError(f"run {series.run!r} is given twice (split {series.split}); name each table once")
+        seen.add((series.run, series.split))
 
 
-def _set_plan(one: Series, recorded: Series | None, directory: Path | None, planned_lr: np.ndarray | None) -> None:
-    if not len(one.step):
-        raise InputError(f"run {one.run!r}: no row after step 0; nothing to fit")
-    one.end_step, one.end_tokens = int(one.step[-1]), int(one.tokens[-1])
-    per_step = one.tokens[-1] / one.step[-1] if one.by_tokens else 1.0
+def _set_plan(series: Series, recorded: Series | None, directory: Path | None, planned_lr: np.ndarray | None) -> None:
+    if not len(series.step):
+        raise InputError(f"run {series.run!r}: no row after step 0; nothing to fit")
+    series.end_step, series.end_tokens = int(series.step[-1]), int(series.tokens[-1])
+    per_step = series.tokens[-1] / series.step[-1] if series.by_tokens else 1.0
     if planned_lr is not None:
         table = np.asarray(planned_lr, float)
         if table.ndim != 2 or table.shape[1] != 2 or np.any(np.diff(table[:, 0]) <= 0):
             raise InputError("planned_lr: must be rows of (tokens, lr) with growing tokens")
-        one.plan = PlannedSchedule(table[:, 0] / per_step, table[:, 1])
+        series.plan = PlannedSchedule(table[:, 0] / per_step, table[:, 1])
         end = float(table[-1, 0])
     elif directory is not None and (directory / "config.yaml").is_file():
         planned = planned_rates(directory / "config.yaml")
         if planned is None:
-            one.plan = one.plan or (recorded.plan if recorded else None)
+            series.plan = series.plan or (recorded.plan if recorded else None)
             end = 0.0
         else:
-            one.plan, end = PlannedSchedule(planned[:, 0] / per_step, planned[:, 1]), float(planned[-1, 0])
+            series.plan, end = PlannedSchedule(planned[:, 0] / per_step, planned[:, 1]), float(planned[-1, 0])
     else:
-        one.plan = one.plan or (recorded.plan if recorded else None)
+        series.plan = series.plan or (recorded.plan if recorded else None)
         end = 0.0
-        if recorded is not None and recorded.step[-1] > one.step[-1]:
+        if recorded is not None and recorded.step[-1] > series.step[-1]:
             end = recorded.step[-1] * per_step
-    if end > (one.end_tokens if one.by_tokens else one.end_step) * 1.001:
-        one.end_step, one.end_tokens = math.ceil(end / per_step - 1e-6), int(end) if one.by_tokens else 0
+    if end > (series.end_tokens if series.by_tokens else series.end_step) * 1.001:
+        series.end_step, series.end_tokens = math.ceil(end / per_step - 1e-6), int(end) if series.by_tokens else 0
 
 
 def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:

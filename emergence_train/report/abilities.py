@@ -89,9 +89,11 @@ def _sizes(tasks: Sequence[TaskResult]) -> str:
         if details is None:
             reasons[size.reason or ""] += 1
             continue
-        worst = max(
-            (held.rmse / max(held.noise, 1e-12) for held in details.held_out if held.rmse is not None), default=None
-        )
+        errors = [
+            held.rmse / max(held.noise, 1e-12)
+            for held in details.held_out
+            if held.rmse is not None and held.noise is not None
+        ]
         shares = (task.collapse.r2_loss, task.collapse.r2_compute)
         rows.append(
             [
@@ -99,7 +101,7 @@ def _sizes(tasks: Sequence[TaskResult]) -> str:
                 f"{size.value:+.3f} [{size.low95:+.3f}, {size.high95:+.3f}]",
                 f"{size.p:.3f}",
                 *("–" if share is None else f"{share:.3f}" for share in shares),
-                "–" if worst is None else f"{worst:.1f}",
+                f"{max(errors):.1f}" if errors else "–",
             ]
         )
     head = [

@@ -17,7 +17,7 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body) of each section."""
     return [
         ("summary", "Runs", _summary(runs)),
-        ("position", "Loss against position, as training goes on", _by_position(runs)),
+        ("position", "Loss against position during training", _by_position(runs)),
         ("sizes", "Sizes side by side", _by_size(runs)),
         ("law", "The position law along training", _law(runs)),
         ("tokens", "Loss against tokens", _by_tokens(runs)),

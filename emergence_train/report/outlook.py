@@ -2,6 +2,7 @@
 
 import html
 
+from emergence_train.analysis.figures import Figure
 from emergence_train.analysis.temporal.figures import FEWEST, forecast, parameters, residuals
 from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.report.collect import FRACTION, SPLITS, Run
@@ -15,7 +16,9 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
     notes = [f"<p>{html.escape(f'{run.name}: no forecast. {why}')}</p>" for run in runs for why in run.no_forecast]
     analyses = [(run, analysis) for run in runs for analysis in _by_split(run)]
-    fans = [forecast(one, f"{run.name}, {LABELS[one.series.split]}", points=POINTS) for run, one in analyses]
+    fans = [
+        forecast(analysis, f"{run.name}, {LABELS[analysis.series.split]}", points=POINTS) for run, analysis in analyses
+    ]
     share = f"{FRACTION:.0%}"
     text = (
         f"<p>Fitted to the first {share} of each run's tokens and to nothing after them; the planned learning rate is "
@@ -35,14 +38,16 @@ def _by_split(run: Run) -> list[RunAnalysis]:
 
 def _laws(analyses: list[tuple[Run, RunAnalysis]], share: str) -> list[tuple[str, str, str]]:
     """The sections on the position law's parameters and residuals; none where no law was fitted."""
-    laws, unbounded, missed = [], [], []
+    laws: list[Figure] = []
+    missed: list[Figure] = []
+    unbounded: list[str] = []
     for run, analysis in analyses:
         if analysis.positions is None:
             continue
-        figures, missing = parameters(analysis, run.name)
+        figures, missing = parameters(analysis, analysis.positions, run.name)
         laws += figures
         unbounded += [f"{html.escape(run.name)}: {name}" for name in missing]
-        missed.append(residuals(analysis, f"{run.name}, iid"))
+        missed.append(residuals(analysis, analysis.positions, f"{run.name}, iid"))
     if not laws:
         return []
     text = (
@@ -66,7 +71,9 @@ def _laws(analyses: list[tuple[Run, RunAnalysis]], share: str) -> list[tuple[str
 def _table(analyses: list[tuple[Run, RunAnalysis]]) -> str:
     """Mean squared error on the held-out rows: a law a row, a run and split a column."""
     columns = [
-        (run, one.result, {score.name: score for score in one.result.models}) for run, one in analyses if one.held_out
+        (run, analysis.result, {score.name: score for score in analysis.result.models})
+        for run, analysis in analyses
+        if analysis.held_out
     ]
     if not columns:
         return ""
@@ -79,7 +86,8 @@ def _table(analyses: list[tuple[Run, RunAnalysis]]) -> str:
         cells = [html.escape(law)]
         for _, result, laws in columns:
             score = laws.get(law)
-            mark, best = "selected" if law == result.selected else "", min(score.mse for score in laws.values())
+            mark = "selected" if law == result.selected else ""
+            best = min(other.mse for other in laws.values() if other.mse is not None)
             text = "–" if score is None else f"{score.mse:.2e}"
             text = f"<b>{text}</b>" if score is not None and score.mse == best else text
             below = "" if score is None or score.r2 is None else f"{score.r2:.2f}"

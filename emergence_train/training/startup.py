@@ -29,6 +29,7 @@ VOLATILE = (
     "abilities",
     "data.path",
     "data.workers",
+    "data.bad_rows",
     "training.micro_batch",
     "training.threads",
     "training.zero_stage",

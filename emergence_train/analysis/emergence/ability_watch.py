@@ -1,4 +1,4 @@
-"""The abilities that a running run may gain: thresholds that an earlier `analyze emergence` found, against its loss forecast.
+"""The abilities that a run in progress may gain: thresholds of an earlier `analyze emergence` against its loss forecast.
 
 Training asks this at every checkpoint; the arithmetic is that of forecast.py beside this.
 """

@@ -93,7 +93,7 @@ def find(task: TaskMetric) -> Finding:
 def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
     """An emergent verdict where the unigram model's loss is not known: it is kept where every plausible unigram model would
     do, and what it rests on becomes a note; else it is not identified."""
-    if verdict.name != "emergent" or task.frame.attrs.get("unigram") is not None:
+    if verdict.begins_by is None or task.frame.attrs.get("unigram") is not None:
         return verdict
     needed = task.loss_at(verdict.begins_by)
     if needed <= LEAST_UNIGRAM:
@@ -128,7 +128,7 @@ def task_result(finding: Finding) -> TaskResult:
         metric=task.metric,
         verdict=verdict.name,
         probability=verdict.probability,
-        probabilities=dict(verdict.probabilities),
+        probabilities={str(name): share for name, share in verdict.probabilities.items()},
         reason=verdict.reason or None,
         eta=_eta(finding),
         plateau=_plateau(finding),
@@ -167,12 +167,11 @@ def _eta(finding: Finding) -> LossInterval | None:
 
 
 def _plateau(finding: Finding) -> Plateau | None:
-    task, verdict = finding.task, finding.verdict
-    if verdict.eta is None:
+    task, eta, plateau = finding.task, finding.verdict.eta, finding.verdict.plateau
+    if eta is None or plateau is None:
         return None
-    middle = verdict.eta[0]
-    low, high = sorted(task.sign * value for value in verdict.plateau[1:])
-    return Plateau(task.sign * verdict.plateau[0], low, high, middle, int(np.sum(task.rows.x < middle)))
+    low, high = sorted(task.sign * value for value in plateau[1:])
+    return Plateau(task.sign * plateau[0], low, high, eta[0], int(np.sum(task.rows.x < eta[0])))
 
 
 def _finite(value: float) -> float | None:

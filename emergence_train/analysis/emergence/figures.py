@@ -11,6 +11,7 @@ from emergence_train.analysis.figures import FORECAST, HELD_OUT, OBSERVED, Figur
 
 POINTS = 250  # drawn in a panel at most
 LINES = 30  # of the size figure and the timeline
+NAME = 34  # characters of a line's name
 THRESHOLD = HELD_OUT  # its colour
 AGAINST = {"loss": "loss (nats per token), falling", "compute": "training compute, 6 x parameters x tokens (FLOP)"}
 
@@ -100,26 +101,36 @@ def _given_loss(task: TaskResult, finding: Finding, span: tuple[float, float]) -
 
 def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
     """Change of performance for ten times the parameters at the same loss, with its 95% interval; None without any."""
-    sized = [(t, f) for t, f in analysis.pairs if t.size_effect.details is not None and f.task.best == 1.0][:LINES]
-    if not sized:
+    names: list[str] = []
+    intervals: list[Trace] = []
+    many = len({task.family for task in analysis.result.tasks}) > 1
+    smallest = 0.0
+    for task, finding in analysis.pairs:
+        effect = task.size_effect
+        if effect.details is None or finding.task.best != 1.0:
+            continue
+        colour = HELD_OUT if effect.details.matters else FORECAST
+        intervals += interval(effect.low95, effect.value, effect.high95, len(names), colour=colour)
+        family = f"{task.family[:8]} " if many else ""
+        names.append(family + f"{task.task}, {task.metric}"[-NAME:])
+        smallest = max(smallest, finding.task.smallest)
+        if len(names) == LINES:
+            break
+    if not names:
         return None
-    smallest = sized[0][1].task.smallest
-    edge, ends = np.array([-smallest, smallest]), np.array([-0.5, len(sized) - 0.5])
+    edge, ends = np.array([-smallest, smallest]), np.array([-0.5, len(names) - 0.5])
     bottom, top = edge * 0 + ends[1], edge * 0 + ends[0]
     traces = [
         Trace(edge, bottom, "too small to name", OBSERVED, line=False, low=bottom, high=top),
         Trace(ends * 0, ends, "", OBSERVED),
+        *intervals,
     ]
-    for place, (task, _) in enumerate(sized):
-        effect = task.size_effect
-        colour = HELD_OUT if effect.details.matters else FORECAST
-        traces += interval(effect.low95, effect.value, effect.high95, place, colour=colour)
     return Figure(
-        "Does size matter once loss is known?",
+        "Size effect at equal loss",
         "change for ten times the parameters at the same loss",
         "",
         tuple(traces),
-        y_names=tuple(f"{task.family} {task.task}, {task.metric}"[-48:].strip() for task, _ in sized),
+        y_names=tuple(names),
     )
 
 
@@ -135,7 +146,7 @@ def timeline(abilities: Sequence[Ability], continuous: Mapping[tuple[str, str, s
     lines = sorted(lines, key=lambda pair: pair[1].status == "reached")[:LINES]  # what is still to come comes first
     if not lines:
         return None
-    traces = []
+    traces: list[Trace] = []
     for place, (_, run) in enumerate(lines):
         at, reached = run.tokens, run.status == "reached"
         high = at.high95 if at.high95 is not None else run.until_tokens
@@ -147,5 +158,5 @@ def timeline(abilities: Sequence[Ability], continuous: Mapping[tuple[str, str, s
         "",
         tuple(traces),
         x_log=True,
-        y_names=tuple(f"{run.run}: {task.task}"[:48] for task, run in lines),
+        y_names=tuple(f"{run.run[-NAME:]}: {task.task}"[:NAME] for task, run in lines),
     )

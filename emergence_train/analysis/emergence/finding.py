@@ -1,4 +1,4 @@
-"""Tasks with everything found about them: what the figures and the report read, with nothing left to fit."""
+"""Tasks with their verdicts and size effects: what the figures and the report read, with nothing left to fit."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,12 @@ class Finding:
 
     @property
     def eta_draws(self) -> np.ndarray:
-        """(S,) draws of the threshold in nats per token, from the curves that were called emergent."""
-        drawn = self.verdict.posterior
-        low, high = self.verdict.eta[1], self.verdict.eta[2]
+        """(S,) draws of the threshold in nats per token, from the curves that were called emergent; none where the
+        verdict is another."""
+        drawn, eta = self.verdict.posterior, self.verdict.eta
+        if drawn is None or eta is None:
+            return np.empty(0)
+        low, high = eta[1:]
         width = 0.5 * (high - low) + 1e-3
         onset = drawn.onset[(drawn.onset >= low - width) & (drawn.onset <= high + width) & (drawn.onset > 0)]
         return self.task.loss_from + onset * (self.task.loss_to - self.task.loss_from)

@@ -55,14 +55,14 @@ def _check(task: TaskResult, tasks: Sequence[TaskResult]) -> MirageCheck:
     telling = {name for name in verdicts.values() if name not in ("not-identified", "at-chance")}
     survives = None
     if not others:
-        says = "cannot be said: the table has no continuous metric of this task"
+        says = "not known: the table has no continuous metric of this task"
     elif "emergent" in telling:
         says, survives = "survives: emergent in a continuous metric too", True
     elif telling:
         moving = ", ".join(f"{metric} {verdict}" for metric, verdict in verdicts.items())
         says, survives = f"does not survive: a continuous metric moves without a threshold ({moving})", False
     else:
-        says = "open: the continuous metrics tell nothing"
+        says = "open: the continuous metrics show nothing"
     return MirageCheck(
         family=task.family,
         task=task.task,

@@ -175,7 +175,7 @@ def _note_lines(tasks: Iterable[TaskResult], most: int = 8) -> list[str]:
 def _when(run: Crossing) -> str:
     tokens = run.tokens
     if run.status == "open":
-        return "has not reached it; no forecast: " + (run.note or "nothing to go on")
+        return "has not reached it; no forecast: " + (run.note or "too few checkpoints")
     end = "the planned end" if run.planned_end_known else "ten times its tokens"
     if tokens.value is None:
         return f"not before {end} (probability {run.probability:.2f} by then)"

@@ -77,7 +77,7 @@ class HeldOutSize:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeDetails:
-    """How a size effect was found."""
+    """How a size effect was estimated."""
 
     unit: str
     p_least: Annotated[Probability, "the least p that so few runs can give"]
@@ -110,7 +110,7 @@ class Collapse:
     r2_compute: Share | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossRange:
     """The losses that were analysed."""
 

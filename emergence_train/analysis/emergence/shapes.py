@@ -5,7 +5,7 @@ The loss range is mapped to x in [0, 1], 0 its highest loss and 1 its lowest. A 
     performance = c + A g(x)              g a fixed shape, 0 at its foot, spanning 1 over the range
     performance = c + A left(x) + B right(x)    for curves that turn (U and its mirror)
 
-A finite list of shapes stands for all of them (onset on a grid, powers, caps, S-curves), so there is no optimiser and no
+A finite list of shapes represents all of them (onset on a grid, powers, caps, S-curves), so there is no optimiser and no
 starting value. Noise is quasi-binomial: the items' own variance times a dispersion that is estimated, and within a run
 neighbouring checkpoints may err alike, which lowers the number of independent rows.
 """
@@ -97,7 +97,7 @@ def _logistic(middle: float, width: float) -> Callable:
     return lambda x: (1 / (1 + np.exp((middle - x) / width)) - low) / (high - low)
 
 
-# Rises (or falls) that go on over the whole range: bent, straight, S-shaped; no plateau at the left end.
+# Rises (or falls) over the whole range: bent, straight, S-shaped; no plateau at the left end.
 _SMOOTH: list[Callable] = [
     lambda x, k=k: np.expm1(k * x) / np.expm1(k) for k in (-8.0, -4.0, -2.0, -1.0, 1.0, 2.0, 3.0)
 ]
@@ -142,7 +142,7 @@ def posterior(rows: Rows, scale: float, rng: np.random.Generator, grid: np.ndarr
     correlation = 0.0
     data = _Binned(rows, smooth, correlation)
     basis = _Basis(data.x, ONSETS, COARSE)
-    for _ in range(2):  # the second time with what the first said of the noise
+    for _ in range(2):  # the second time with the noise that the first estimated
         smooth = _Fits(data, scale, basis).mean_curve(rows.x)
         correlation = _correlation(rows, smooth)
         data = _Binned(rows, smooth, correlation)
@@ -176,8 +176,8 @@ def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarr
     total = np.sum(residual**2) * count / max(len(residual), 1)
     if count < 5 or total <= 0:
         return 0.0
-    found = np.sum(residual[1:][pairs] * residual[:-1][pairs]) / total
-    return float(np.clip(found - 1 / np.sqrt(count), 0, 0.9))
+    correlation = np.sum(residual[1:][pairs] * residual[:-1][pairs]) / total
+    return float(np.clip(correlation - 1 / np.sqrt(count), 0, 0.9))
 
 
 class _Binned:
@@ -189,10 +189,10 @@ class _Binned:
         if len(rows.x) > BINS:
             index = np.minimum((rows.x * BINS).astype(int), BINS - 1)
             count = np.bincount(index, minlength=BINS)
-            there = count > 0
-            self.weight = np.bincount(index, weight, BINS)[there]
-            self.x = np.bincount(index, rows.x, BINS)[there] / count[there]  # the same whatever the weights
-            self.y = np.bincount(index, weight * rows.y, BINS)[there] / self.weight
+            filled = count > 0
+            self.weight = np.bincount(index, weight, BINS)[filled]
+            self.x = np.bincount(index, rows.x, BINS)[filled] / count[filled]  # the same whatever the weights
+            self.y = np.bincount(index, weight * rows.y, BINS)[filled] / self.weight
         else:
             self.x, self.y, self.weight = rows.x, rows.y, weight
         self.n = max(float(telling.sum()), 2.0)  # rows that tell of the noise
@@ -248,14 +248,14 @@ class _Fits:
         kinds = np.r_[["flat"], basis.family, np.repeat("turn", len(_TURNS))]
         prior = np.r_[1.0, basis.prior, np.ones(len(_TURNS))]
         for name, weight in PRIOR.items():
-            there = kinds == name
-            prior[there] *= weight / prior[there].sum()
+            members = kinds == name
+            prior[members] *= weight / prior[members].sum()
         log += np.log(prior)
         weight = np.exp(log - log.max())
         if share is not None:  # the finer grid of onsets changes none of the families' shares
             for name, wanted in share.items():
-                there = kinds == name
-                weight[there] *= wanted / max(weight[there].sum(), 1e-300)
+                members = kinds == name
+                weight[members] *= wanted / max(weight[members].sum(), 1e-300)
         self.weight, self.kinds = weight / weight.sum(), kinds
 
     def family_weight(self) -> dict[str, float]:

@@ -96,8 +96,8 @@ def overlap(loss: np.ndarray, params: np.ndarray) -> np.ndarray:
         mine, others = params == size, loss[params != size]
         owners = params[params != size]
         for other in np.unique(owners):
-            there = others[owners == other]
-            inside |= mine & (loss >= there.min()) & (loss <= there.max())
+            reached = others[owners == other]
+            inside |= mine & (loss >= reached.min()) & (loss <= reached.max())
     return inside
 
 
@@ -145,12 +145,12 @@ def _scatter(y: np.ndarray, weight: np.ndarray) -> float:
     return float(weight @ (y - np.average(y, weights=weight)) ** 2)
 
 
-def _between_runs(residual, weight, run, noise: float) -> tuple[float, bool]:
-    """Variance of the runs' own offsets (moments), and whether offsets are there beyond doubt."""
+def _between_runs(residual: np.ndarray, weight: np.ndarray, run: np.ndarray, noise: float) -> tuple[float, bool]:
+    """Variance of the runs' own offsets (moments), and whether there are offsets beyond doubt."""
     total = np.bincount(run, weight)
-    there = total > 0
-    mean = np.bincount(run, weight * residual)[there] / total[there]
-    total = total[there]
+    has_weight = total > 0
+    mean = np.bincount(run, weight * residual)[has_weight] / total[has_weight]
+    total = total[has_weight]
     degrees = len(mean) - 2
     if degrees < 1 or noise <= 0:
         return 0.0, False
@@ -160,10 +160,19 @@ def _between_runs(residual, weight, run, noise: float) -> tuple[float, bool]:
     return max(excess / max(scale, 1e-12), 0.0), bool(strange)
 
 
-def _permutation(without, rest, weight, x, run, inflation: float, strange: bool, rng) -> tuple[float, float]:
-    """p of the size effect when sizes are dealt out anew among pieces of runs at like loss, and the least p possible.
+def _permutation(
+    without: np.ndarray,
+    rest: np.ndarray,
+    weight: np.ndarray,
+    x: np.ndarray,
+    run: np.ndarray,
+    inflation: float,
+    strange: bool,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """p of the size effect when sizes are permuted among pieces of runs at like loss, and the least p possible.
 
-    Pieces are longer than the correlation; where whole runs lie apart, whole runs are dealt out.
+    Pieces are longer than the correlation; where whole runs lie apart, whole runs are permuted.
     """
     longest = max(np.bincount(run).max(), 1)
     pieces = 1 if strange else int(np.clip(longest / inflation, 1, SEGMENTS))
@@ -171,13 +180,13 @@ def _permutation(without, rest, weight, x, run, inflation: float, strange: bool,
     group = np.searchsorted(edges, x)
     observed, drawn, ways = 0.0, np.zeros(PERMUTATIONS), 1.0
     for piece in range(pieces):
-        there = group == piece
-        names, codes = np.unique(run[there], return_inverse=True)
+        members = group == piece
+        names, codes = np.unique(run[members], return_inverse=True)
         if len(names) < 2:
             continue
-        total = np.bincount(codes, weight[there])
-        mean = np.bincount(codes, weight[there] * without[there]) / total
-        size = np.bincount(codes, weight[there] * rest[there]) / total
+        total = np.bincount(codes, weight[members])
+        mean = np.bincount(codes, weight[members] * without[members]) / total
+        size = np.bincount(codes, weight[members] * rest[members]) / total
         size -= size.mean()
         strength = len(names) / np.sum(1 / total)  # harmonic: the weakest run limits a comparison
         observed += strength * float(mean @ size)
@@ -229,7 +238,7 @@ def _explained(x: np.ndarray, y: np.ndarray) -> float | None:
     return 1 - float(rest @ rest) / _scatter(y, weight)
 
 
-def _predict(x, y, weight, at) -> np.ndarray:
+def _predict(x: np.ndarray, y: np.ndarray, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
     together = np.r_[x, at]
     low, high = x.min(), x.max()
     basis = _i_splines(np.clip(together, low, high))

@@ -66,7 +66,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> tuple[list[TaskMetric], li
 
 
 def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Which runs' losses may share an axis: a name for each row, and what is to be said about it.
+    """Which runs' losses may share an axis: a name for each row, and notes on it.
 
     By the column (or Parquet metadata) `vocabulary`, else by the column `family`, else by the runs' names with their
     sizes taken out where the names have them (pythia-70m and pythia-1.4b, olmo-1b and olmo-7b).
@@ -78,15 +78,15 @@ def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
         named = frame[column].fillna("").astype(str)
         if not (named != "").any():
             continue
-        found = sorted(named.unique())
-        if len(found) == 1:
+        names = sorted(named.unique())
+        if len(names) == 1:
             return named, []
-        if "" in found:
+        if "" in names:
             first = runs.index[runs[column].fillna("").astype(str) == ""][0]
             note = f"run {first!r} and others have no {column}: analysed apart as the family 'unknown'"
         else:
             note = ""
-        text = f"runs of different {what} ({', '.join(name or 'unknown' for name in found)}): their losses in nats per "
+        text = f"runs of different {what} ({', '.join(name or 'unknown' for name in names)}): their losses in nats per "
         text += "token are not comparable, so each is analysed apart and none is pooled"
         return named.replace("", "unknown"), [text, *([note] if note else [])]
     stems = {run: _stem(run) for run in runs.index}
@@ -94,10 +94,10 @@ def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
         s for s in set(stems.values()) if s and runs["params"][[r for r in stems if stems[r] == s]].nunique() > 1
     ]
     if len(set(stems.values())) > 1 and ladders and any(SIZE.search(run) for run in runs.index):
-        found = sorted(set(stems.values()))
+        names = sorted(set(stems.values()))
         return frame["run"].map(stems), [
-            f"no column says which runs share a tokenizer; by their names these are {len(found)} families "
-            f"({', '.join(found[:8])}{', ...' if len(found) > 8 else ''}), analysed apart; a column vocabulary or family "
+            f"no column says which runs share a tokenizer; by their names these are {len(names)} families "
+            f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''}), analysed apart; a column vocabulary or family "
             "with one value pools them"
         ]
     text = "no column says whether the runs share tokenizer and validation text; they are taken to (give vocabulary or family)"
@@ -116,7 +116,7 @@ def _stem(run: str) -> str:
 def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
     notes: list[str] = []
     sign = _direction(metric, frame, notes)
-    chance = _one(frame["chance"])
+    chance = _median(frame["chance"])
     if chance is None:
         notes.append("chance is missing: the plateau's level alone is estimated, and what it is worth is not known")
     elif frame["chance"].nunique(dropna=True) > 1:
@@ -185,15 +185,15 @@ def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:
     return -1 if lower else 1
 
 
-def _one(column: pd.Series) -> float | None:
+def _median(column: pd.Series) -> float | None:
     known = pd.to_numeric(column, errors="coerce").dropna()
     return float(known.median()) if len(known) else None
 
 
 def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """The rows in which the model beats a unigram model: only there does a plateau mean anything. All rows where the unigram
-    model's loss is not known: nothing stands in for it, and a threshold then says what it rests on (emergence.find)."""
-    known = _one(frame["unigram_loss"]) if "unigram_loss" in frame else None
+    model's loss is not known: nothing replaces it, and a threshold then names what it rests on (emergence.find)."""
+    known = _median(frame["unigram_loss"]) if "unigram_loss" in frame else None
     frame.attrs["unigram"] = known
     if known is None:
         notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
@@ -202,9 +202,9 @@ def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     dropped = int((~beats).sum())
     if dropped:
         notes.append(f"{dropped} rows at or above the unigram loss {known:.4g} left out")
-    kept = frame[beats] if beats.any() else frame
-    kept.attrs["unigram"] = known
-    return kept
+    above = frame[beats] if beats.any() else frame
+    above.attrs["unigram"] = known
+    return above
 
 
 def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
@@ -232,7 +232,7 @@ def _noise(
             notes.append(f"items are missing: {items[0]:.0f} by the standard errors, if items are independent")
     if np.isfinite(items).any():
         if np.isnan(items).any():
-            notes.append("items are missing in some rows: the median of the others stands in")
+            notes.append("items are missing in some rows: the median of the others is used")
             items = np.where(np.isfinite(items), items, np.nanmedian(items))
         if share:
             smooth = (value * items + 0.5) / (items + 1)
@@ -243,7 +243,7 @@ def _noise(
     known = items if np.isfinite(items).all() else None
     if good.any():
         if not good.all():
-            notes.append("stderr is missing in some rows: the median of the others stands in")
+            notes.append("stderr is missing in some rows: the median of the others is used")
         typical = float(np.median(stderr[good]))
         return np.maximum(np.where(good, stderr, typical), 0.2 * typical) ** 2, known
     notes.append("neither items nor stderr: noise is judged by the scatter of neighbouring checkpoints alone")

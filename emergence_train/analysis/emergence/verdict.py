@@ -39,7 +39,7 @@ VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 @dataclass(frozen=True)
 class Verdict:
     """`eta` etc. are in shares of the range; None where the verdict is not emergent. `begins_by` is the share of the range at
-    which it may begin at the latest for the verdict to stand: had the model not beaten a unigram model before."""
+    which it may begin at the latest for the verdict to hold: had the model not beaten a unigram model before."""
 
     name: VerdictName
     probability: float

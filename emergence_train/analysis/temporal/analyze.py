@@ -86,7 +86,7 @@ def forecast_final(
     """Forecast the loss at `final_step` from what a run has logged so far; some tens of milliseconds.
 
     `step`, `loss` (n,) ascending, nats; `planned_steps`, `planned_lr` (K,) the learning rate of the whole run. Never
-    raises for a run that is merely too young, so that training goes on: the forecast then has a reason and no loss.
+    raises for a run that is merely too young, so that training continues: the forecast then has a reason and no loss.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     good = np.isfinite(loss) & (step > 0)

@@ -9,7 +9,7 @@ import pandas as pd
 from emergence_train.analysis.figures import FORECAST, HELD_OUT, INTERVALS, OBSERVED, Figure, Ramp, Trace, even, short
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
 from emergence_train.analysis.temporal.position_law import ONLY_RATIO, position_curve
-from emergence_train.analysis.temporal.tables import RunAnalysis
+from emergence_train.analysis.temporal.tables import PositionTables, RunAnalysis
 
 POINTS = 1000  # drawn of a curve at most
 CURVES = 40  # checkpoints drawn against position
@@ -24,11 +24,11 @@ def of_run(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
     """Every figure of one run's split by its name; a figure may have several panels."""
     series = run.series
     title = series.run[:60] + (f", {series.split}" if series.split else "")
-    figures = {"forecast": (forecast(run, f"Forecast: {title}", baselines=True),)}
+    figures: dict[str, tuple[Figure, ...]] = {"forecast": (forecast(run, f"Forecast: {title}", baselines=True),)}
     if run.positions is not None and series.matrix is not None:
         figures["positions"] = (by_position(f"Loss against position: {title}", series.matrix, end=run.positions.end),)
-        figures["residuals"] = (residuals(run, f"Residuals by position: {title}"),)
-        panels, _ = parameters(run, title)
+        figures["residuals"] = (residuals(run, run.positions, f"Residuals by position: {title}"),)
+        panels, _ = parameters(run, run.positions, title)
         if panels and run.result.positions is not None and run.result.positions.identified:
             figures["parameters"] = panels
     return figures
@@ -141,20 +141,18 @@ def last_checkpoints(title: str, runs: Sequence[tuple[str, int, PositionMatrix, 
     return Figure(title, "token position", NATS, tuple(traces), x_log=True)
 
 
-def parameters(run: RunAnalysis, title: str) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
+def parameters(run: RunAnalysis, positions: PositionTables, title: str) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
     """a0, a1 and a2 at every checkpoint with the law of each, and the names of those that the data hardly ever bound."""
-    if run.positions is None:
-        return (), ()
-    rows = run.positions.parameters
+    rows = positions.parameters
     bounded = {name: np.isfinite(rows[[f"{name}_low", f"{name}_high"]].to_numpy(float)).all(1) for name in UNITS}
-    drawn = [name for name, rows_of in bounded.items() if rows_of.sum() >= FEWEST]
+    drawn = [name for name, checkpoints in bounded.items() if checkpoints.sum() >= FEWEST]
     missing = tuple(name for name in UNITS if name not in drawn)
-    return tuple(_parameter(run, name, bounded[name], f"{title}: {name}") for name in drawn), missing
+    return tuple(_parameter(run, rows, name, bounded[name], f"{title}: {name}") for name in drawn), missing
 
 
-def _parameter(run: RunAnalysis, name: str, bounded: np.ndarray, title: str) -> Figure:
+def _parameter(run: RunAnalysis, rows: pd.DataFrame, name: str, bounded: np.ndarray, title: str) -> Figure:
     """One parameter along training; `bounded` (C,) says where its interval is closed."""
-    rows, seen = run.positions.parameters, run.seen
+    seen = run.seen
     x, _, label = _progress(run)
     low, value, high = (rows[f"{name}{end}"].to_numpy(float) for end in ("_low", "", "_high"))
     left_out = int((~bounded).sum())
@@ -184,9 +182,9 @@ def _parameter(run: RunAnalysis, name: str, bounded: np.ndarray, title: str) -> 
     )
 
 
-def residuals(run: RunAnalysis, title: str) -> Figure:
+def residuals(run: RunAnalysis, positions: PositionTables, title: str) -> Figure:
     """Loss minus the position law fitted at the same checkpoint, by position, with the last checkpoint's sampling noise."""
-    rows: pd.DataFrame = run.positions.residuals
+    rows = positions.residuals
     steps = np.sort(rows["step"].unique())
     chosen = steps[even(len(steps), CHECKPOINTS)]
     progress, _, label = _progress(run)

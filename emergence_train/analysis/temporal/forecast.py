@@ -98,17 +98,17 @@ def forecast(
         sd = np.sqrt(sd**2 + (HALF_WAY * further / 2) ** 2 + (STEEPER * share * straight) ** 2)
         notes.append(
             f"not identified: where the loss levels off (after {x[-1]:.0f} steps it does not bend yet against the "
-            "logarithm of the steps); the forecast lies between the laws and a fall that goes on as now"
+            "logarithm of the steps); the forecast lies between the laws and a fall that continues as now"
         )
     error = MODEL_ERROR + YOUNG_ERROR * young
     sd = np.hypot(sd, error * decades * np.abs(mean - start))
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
 
 
-def _unbent_slope(curve: Curve, one: Fit) -> float:
+def _unbent_slope(curve: Curve, fit: Fit) -> float:
     """Nats per factor e of steps at the window's end, if the loss against log steps does not bend upwards beyond
     chance there (or if there are too few points to see it); 0 if it does, or if the learning rate decays already."""
-    if one.decay_seen > 0.2:
+    if fit.decay_seen > 0.2:
         return 0.0
     u = np.log(curve.x / curve.x[-1])
     if len(u) < 5:
@@ -122,7 +122,7 @@ def _unbent_slope(curve: Curve, one: Fit) -> float:
 
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the mixture, disagreement between laws included; (m,) each."""
-    each = [one.predict(x) for one in fits]
+    each = [fit.predict(x) for fit in fits]
     mean = sum(w * m for w, (m, _) in zip(weights, each))
     second = sum(w * (s**2 + m**2) for w, (m, s) in zip(weights, each))
     return mean, np.sqrt(np.maximum(second - mean**2, 0))
@@ -154,10 +154,10 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
     return dict(zip(SCHEDULE_AWARE, (weight / weight.sum()).tolist()))
 
 
-def _identification(one: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
+def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
     """What the observed part cannot say, in words."""
-    still = float(np.ptp(plan.decay(np.r_[0.0, x_future], one.law.kernels[2])))
-    if one.decay_seen < 0.1 and still > 0.1:
+    still = float(np.ptp(plan.decay(np.r_[0.0, x_future], fit.law.kernels[2])))
+    if fit.decay_seen < 0.1 and still > 0.1:
         return [
             "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
             f"observed part); borrowed from {priors.SHIPPED.runs} other runs with their spread, and the interval is "

@@ -158,12 +158,12 @@ def fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prio
         return _fit(law, curve, plan, prior, SHAPES[law.basis])
     shapes = FREE_EXPONENTS if law.basis == "power" else SHAPES[law.basis]
     for _ in range(3):  # a baseline deserves its best fit: zoom in on the grid's best point
-        one = _fit(law, curve, plan, prior, shapes)
-        best = int(np.argmax(one.weight))
+        fitted = _fit(law, curve, plan, prior, shapes)
+        best = int(np.argmax(fitted.weight))
         if len(shapes) == 1:
             break
         shapes = np.geomspace(shapes[max(best - 1, 0)], shapes[min(best + 1, len(shapes) - 1)], 24)
-    return one
+    return fitted
 
 
 def _fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +14,6 @@ from emergence_train.analysis.temporal.result import TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.files import write_csv, write_json
 
-POSITION_TABLES = {
-    "parameters": "parameters",
-    "position_forecast": "forecast",
-    "residuals": "residuals",
-    "forms": "forms",
-}  # file: field of PositionTables
-
 
 def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
     """Write the analysis into the directory `out`; returns the result with the figures' names.
@@ -29,11 +21,11 @@ def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
     result.json comes last, so that it vouches for a whole set.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _table(out / "forecast.csv", analysis.runs, lambda run: run.forecast)
-    _table(out / "models.csv", analysis.runs, lambda run: pd.DataFrame(as_json(run.result.models)))
-    with_positions = tuple(run for run in analysis.runs if run.positions is not None)
-    for name, table in POSITION_TABLES.items():
-        _table(out / f"{name}.csv", with_positions, lambda run, table=table: getattr(run.positions, table))
+    for name, parts in _tables(analysis.runs).items():
+        if parts:
+            frame = pd.concat([rows.assign(run=run.series.run, split=run.series.split or "") for run, rows in parts])
+            columns = ["run", "split", *(column for column in frame.columns if column not in ("run", "split"))]
+            write_csv(out / f"{name}.csv", frame[columns])
     names = [
         name
         for run in analysis.runs
@@ -54,13 +46,17 @@ def _stem(run: RunAnalysis) -> str:
     return stem
 
 
-def _table(path: Path, runs: tuple[RunAnalysis, ...], rows: Callable[[RunAnalysis], pd.DataFrame]) -> None:
-    if not runs:
-        return
-    parts = [rows(run).assign(run=run.series.run, split=run.series.split or "") for run in runs]
-    frame = pd.concat(parts, ignore_index=True)
-    columns = ["run", "split", *(column for column in frame.columns if column not in ("run", "split"))]
-    write_csv(path, frame[columns])
+def _tables(runs: tuple[RunAnalysis, ...]) -> dict[str, list[tuple[RunAnalysis, pd.DataFrame]]]:
+    """The CSV files by their names, in parts of a run each."""
+    positions = [(run, run.positions) for run in runs if run.positions is not None]
+    return {
+        "forecast": [(run, run.forecast) for run in runs],
+        "models": [(run, pd.DataFrame(as_json(run.result.models))) for run in runs],
+        "parameters": [(run, tables.parameters) for run, tables in positions],
+        "position_forecast": [(run, tables.forecast) for run, tables in positions],
+        "residuals": [(run, tables.residuals) for run, tables in positions],
+        "forms": [(run, tables.forms) for run, tables in positions],
+    }
 
 
 def format_table(result: TemporalResult) -> str:

@@ -235,15 +235,15 @@ def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, pl
         for clock in ("rate", "mixed")
         for kernel in INTRINSIC
     ]
-    return min(fits, key=lambda one: one[0])[1]
+    return min(fits, key=lambda fit: fit[0])[1]
 
 
 def _joint_of(two_stage, plan: PlannedSchedule, clock: str, kernel, steps, middle, y, root) -> tuple[float, JointFit]:
     """The joint fit for one clock and kernel, and its cost."""
-    a0, a1, one = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
+    a0, a1, level = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
     mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan.peak)
     mean_alpha, sd_alpha = priors.SHIPPED.shape[clock]
-    reference = one.reference[clock]
+    reference = level.reference[clock]
 
     def model(c, at, position):
         unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
@@ -257,15 +257,15 @@ def _joint_of(two_stage, plan: PlannedSchedule, clock: str, kernel, steps, middl
     decays = plan.decay(steps, kernel)
 
     def residuals(c):
-        data = root * (y - model(c, steps, middle)) / max(one.residual, 1e-4)
+        data = root * (y - model(c, steps, middle)) / max(level.residual, 1e-4)
         return np.r_[data.ravel(), (c[6] - np.log(mean_alpha)) / sd_alpha, (c[7] - mean_b) / sd_b, c[3] / 3]
 
     # the two-stage estimate is the start; a2 and B start from the closed form at the prior's exponent
-    rows = [j for j, label in enumerate(one.labels) if label[:2] == (clock, kernel.name)]
-    j = rows[int(np.argmax(one.weight[rows]))]
+    rows = [j for j, label in enumerate(level.labels) if label[:2] == (clock, kernel.name)]
+    j = rows[int(np.argmax(level.weight[rows]))]
     a1_now = max(float(a1.predict(steps[-1:])[0]), 1e-4)
-    l0, a, b = one.coef[j]
-    start = np.array([a0.c0, a0.c1, np.log(a1_now), 0.0, l0, a, np.log(one.labels[j][2]), b])
+    l0, a, b = level.coef[j]
+    start = np.array([a0.c0, a0.c1, np.log(a1_now), 0.0, l0, a, np.log(level.labels[j][2]), b])
     solved = optimize.least_squares(residuals, start, x_scale="jac", max_nfev=60)
     c = solved.x
     data = solved.fun[:-3].reshape(len(steps), -1)
@@ -279,8 +279,8 @@ def _joint_of(two_stage, plan: PlannedSchedule, clock: str, kernel, steps, middl
     table = pd.DataFrame({"name": names, "value": c, "se": errors, "unit": units})
     table["low95"], table["high95"] = c - Z[95] * errors, c + Z[95] * errors
     table["identified"] = [True] * 7 + [bool(np.ptp(decays) > 0.1)]
-    there = root > 0
-    miss, total = (y - model(c, steps, middle))[there], y[there] - y[there].mean()
+    weighed = root > 0
+    miss, total = (y - model(c, steps, middle))[weighed], y[weighed] - y[weighed].mean()
     r2 = 1 - float((miss**2).sum() / max((total**2).sum(), 1e-300))
     fit = JointFit(table, r2, float(np.sqrt(np.mean(miss**2))), a0.family, a1.family, clock, kernel.name, c, model)
     return float(solved.cost), fit

@@ -1,0 +1,210 @@
+"""The position law of one run's split fitted: its forecast, its laws along training, its tables."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_bins
+from emergence_train.analysis.results import as_json
+from emergence_train.analysis.runs import Series
+from emergence_train.analysis.temporal.forecast import Forecast
+from emergence_train.analysis.temporal.mean_law import Z
+from emergence_train.analysis.temporal.parameter_laws import ParameterLaw
+from emergence_train.analysis.temporal.position_forecast import JointFit, PositionForecast, forecast_positions, joint
+from emergence_train.analysis.temporal.position_law import bin_residuals, compare_forms_of, fit_matrix, position_curve
+from emergence_train.analysis.temporal.result import (
+    Constant,
+    Coverage,
+    FormScore,
+    HeldOut,
+    JointLaw,
+    LevelLaw,
+    ParameterLaws,
+    PositionFit,
+    PositionPoint,
+    Positions,
+    ShapeLaw,
+)
+from emergence_train.analysis.temporal.tables import PositionTables
+
+LEVELS = (50, 80, 95)
+BINS = 32  # of position in the forecast's table
+RESIDUAL_BINS = 16
+
+
+@dataclass(frozen=True)
+class FittedPositions:
+    """The position law of one run's split, at all checkpoints (C,) and steps to forecast (m,)."""
+
+    steps: np.ndarray  # (C,)
+    seen: np.ndarray  # (C,) whether the fit saw the checkpoint
+    future: np.ndarray  # (m,)
+    whole: PositionMatrix
+    observed: PositionMatrix
+    forecast: PositionForecast
+    joint: JointFit | None  # None where the position law is not identified
+
+    @property
+    def held_out(self) -> bool:
+        return not self.seen.all()
+
+    def joint_mean(self) -> np.ndarray | None:
+        """(m,) the joint fit's mean loss over positions, nats."""
+        if self.joint is None:
+            return None
+        return self.joint.predict(self.future, self.forecast.position) @ self.forecast.share
+
+    @cached_property
+    def forms(self) -> pd.DataFrame:
+        """How the reciprocal form does against a power law and an exponential in position, at observed checkpoints."""
+        return compare_forms_of(self.observed).drop(columns=["run", "split"])
+
+    def result(self) -> Positions:
+        """The part of result.json that is about positions."""
+        positions = self.forecast
+        last = fit_matrix(self.observed).iloc[-1]
+        final = self._forecast_rows(slice(-1, None))
+        return Positions(
+            law="L_i = a0 / (1 + a1 i) + a2, arXiv 2404.17785",
+            last_fit=PositionFit(**as_json({k: last[k] for k in last.index if k not in ("run", "params", "split")})),
+            identified=positions.identified,
+            laws=ParameterLaws(
+                a0=_shape_law(positions.a0) if positions.identified else None,
+                a1=_shape_law(positions.a1) if positions.identified else None,
+                a2=LevelLaw("schedule", positions.a2.fits["schedule"].constants),
+            ),
+            final=tuple(PositionPoint(**row) for row in final.to_dict("records")),
+            forms=tuple(FormScore(**as_json(row)) for row in self.forms.to_dict("records")),
+            joint=_joint_law(self.joint) if self.joint is not None else None,
+            held_out=self._held_out_positions() if self.held_out else None,
+        )
+
+    def _held_out_positions(self) -> HeldOut:
+        actual = self.whole.loss[~self.seen]
+        counted = self.whole.count[~self.seen] > 0
+        mse = float(np.mean((self.forecast.loss - actual)[counted] ** 2))
+        spread = float(np.var(actual[counted]))
+        r2 = 1 - mse / spread if spread > 0 else None
+        return HeldOut(mse=mse, r2=r2, coverage=coverage(self.forecast, actual, counted))
+
+    def tables(self, tokens: np.ndarray) -> PositionTables:
+        """The tables; `tokens` (m,) at the forecast steps."""
+        fits = fit_matrix(self.whole)
+        forecast = self._forecast_rows(slice(None))
+        bins = len(forecast) // len(self.future)
+        forecast.insert(0, "step", np.repeat(self.future.astype(int), bins))
+        forecast.insert(1, "tokens", np.repeat(np.round(tokens).astype(int), bins))
+        return PositionTables(
+            parameters=self._parameter_rows(fits),
+            forecast=forecast,
+            residuals=self._residual_rows(fits),
+            forms=self.forms,
+            end=self.forecast.loss[-1],
+        )
+
+    def _forecast_rows(self, rows: slice) -> pd.DataFrame:
+        """Forecast loss by step and bin of position: position_low, position_high, loss, low50 ... high95, actual."""
+        positions = self.forecast
+        bin_of = position_bins(positions.position, BINS)
+        member = (bin_of[:, None] == np.arange(bin_of.max() + 1)) * positions.share[:, None]
+        member = member / member.sum(0)
+        loss = positions.loss[rows] @ member
+        own = positions.own_variance[rows]
+        shared = np.sqrt(np.maximum(positions.sd[rows] ** 2 - own, 0)) @ member
+        sd = np.sqrt(shared**2 + own @ member**2)
+        count = loss.shape[1]
+        frame = pd.DataFrame(
+            {
+                "position_low": np.tile([int(positions.position[bin_of == b][0]) for b in range(count)], len(loss)),
+                "position_high": np.tile([int(positions.position[bin_of == b][-1]) for b in range(count)], len(loss)),
+                "loss": loss.ravel(),
+            }
+        )
+        for level in LEVELS:
+            frame[f"low{level}"], frame[f"high{level}"] = (loss - Z[level] * sd).ravel(), (loss + Z[level] * sd).ravel()
+        if self.held_out:
+            frame["actual"] = (self.whole.loss[~self.seen][rows] @ member).ravel()
+        return frame
+
+    def _parameter_rows(self, fits: pd.DataFrame) -> pd.DataFrame:
+        """a0, a1, a2 fitted at every checkpoint, held-out ones included (marked), and their laws along training."""
+        rows = fits.assign(held_out=~self.seen)
+        steps, positions = self.steps, self.forecast
+        for name, law in (("a0", positions.a0), ("a1", positions.a1)) if positions.identified else ():
+            rows[f"{name}_law"], rows[f"{name}_law_sd"] = law.predict(steps)
+        a2 = positions.a2
+        rows["a2_law"] = sum(w * a2.fits[name].predict(steps)[0] for name, w in a2.weights.items())
+        rows["a2_law_sd"] = a2.fits["schedule"].predict(steps)[1]
+        return rows
+
+    def _residual_rows(self, fits: pd.DataFrame) -> pd.DataFrame:
+        """Loss minus the position law fitted at the same checkpoint, by bin of position."""
+        matrix = self.whole
+        a0, a1, a2 = (fits[name].to_numpy()[:, None] for name in ("a0", "a1", "a2"))
+        fitted = position_curve(a0, a1, a2, matrix.position)
+        bin_of = position_bins(matrix.position, RESIDUAL_BINS)
+        mean, stderr = bin_residuals(np.where(matrix.count > 0, matrix.loss - fitted, 0), matrix.weight, bin_of)
+        count = mean.shape[1]
+        return pd.DataFrame(
+            {
+                "step": np.repeat(self.steps.astype(int), count),
+                "held_out": np.repeat(~self.seen, count),
+                "position_low": np.tile([int(matrix.position[bin_of == b][0]) for b in range(count)], len(mean)),
+                "position_high": np.tile([int(matrix.position[bin_of == b][-1]) for b in range(count)], len(mean)),
+                "residual": mean.ravel(),
+                "stderr": stderr.ravel(),
+            }
+        )
+
+
+def fit_positions_of(series: Series, seen: np.ndarray, future: np.ndarray) -> FittedPositions | None:
+    """Fit the observed checkpoints of a series, None where it has no positions. Raises InputError where they are too few."""
+    if series.matrix is None:
+        return None
+    steps = series.step[seen]
+    observed = observed_rows(series.matrix, seen)
+    ahead = forecast_positions(observed, steps, future, series.plan)
+    together = joint(ahead, observed, steps, series.plan) if ahead.identified else None
+    return FittedPositions(series.step, seen, future, series.matrix, observed, ahead, together)
+
+
+def _shape_law(law: ParameterLaw) -> ShapeLaw:
+    """The best family of a0 or a1."""
+    best = law.fits[0]
+    return ShapeLaw(
+        family=best.family,
+        weight=float(law.weights[0]),
+        c0=best.c0,
+        c1=best.c1,
+        c0_se=best.c0_se,
+        c1_se=best.c1_se,
+        q_per_observed_length=best.q,
+        separation_step=best.separation if np.isfinite(best.separation) else None,
+        r2=best.r2,
+        backtest_rmse=best.backtest if np.isfinite(best.backtest) else None,
+    )
+
+
+def _joint_law(fit: JointFit) -> JointLaw:
+    return JointLaw(
+        a0_family=fit.a0_family,
+        a1_family=fit.a1_family,
+        a2_clock=fit.clock,
+        a2_kernel=fit.kernel,
+        r2=fit.r2,
+        rmse=fit.rmse,
+        constants=tuple(Constant(**as_json(row)) for row in fit.table.to_dict("records")),
+    )
+
+
+def coverage(
+    forecasts: Forecast | PositionForecast, actual: np.ndarray, counted: np.ndarray | slice = slice(None)
+) -> Coverage:
+    """The share of `actual` (of its `counted` part) inside each interval."""
+    shares = []
+    for level in LEVELS:
+        low, high = forecasts.interval(level)
+        shares.append(float(np.mean(((low <= actual) & (actual <= high))[counted])))
+    return Coverage(*shares)
