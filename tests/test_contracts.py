@@ -25,13 +25,13 @@ COMMANDS = {
 EVERY_COMMAND = "--json --debug"
 EXIT_CODES = {"RunError": 1, "InputError": 2, "Stopped": 75, "PeerLost": 76}
 
-SOURCE = "domain files hub subset hub_split sample text_field weight limit_documents"
+SOURCE = "domain files hub subset hub_split sample text_field weight limit_documents document_characters"
 KEYS = {
     "": "name out seed abilities",
-    "data": "path sequence shard_tokens workers",
+    "data": "path sequence shard_tokens workers bad_rows",
     "data.sources": SOURCE,
     "data.ood": SOURCE,
-    "data.tokenizer": "vocab_size file hub train_bytes",
+    "data.tokenizer": "vocab_size file hub train_bytes end_of_text",
     "data.validation": "sequences domain_sequences ood_sequences fraction",
     "model": "kind layers width heads kv_heads ffn vocab_size max_sequence rotary_fraction rotary_base tied norm_eps",
     "training": "tokens batch micro_batch precision zero_stage document_mask z_loss compile cuda_graphs "
@@ -55,6 +55,8 @@ RUN_DIRECTORY = {
     "config.yaml",
     "environment.json",
     "deepspeed.json",
+    "data.json",
+    "tokenizer.json",
     "metrics.jsonl",
     "positions/step-0000000004.parquet",
     "evaluations/step-0000000004.parquet",
