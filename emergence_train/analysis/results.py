@@ -138,7 +138,7 @@ def _described(kind: Any, definitions: dict[str, dict]) -> dict:
         return found
     if kind in _SCALARS:
         return {"type": _SCALARS[kind]}
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = {}  # reserves the place of the owner before its parts
             definitions[kind.__name__] |= _object(kind, definitions)

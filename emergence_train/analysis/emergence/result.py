@@ -110,7 +110,7 @@ class Collapse:
     r2_compute: Share | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossRange:
     """The losses that were analysed."""
 
