@@ -45,10 +45,10 @@ ladder: install
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" tests
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m "slow and not gpu" tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu" --results benchmarks/results/tests-slow.json tests
 
 # Runs that are killed, stopped, starved and damaged, 220 of them; half an hour on 2 cores.
 fault-trials: install
@@ -59,6 +59,7 @@ fault-trials: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --diff .
+	$(BIN)/mypy
 
 # The documentation as a site, to be opened from disk: build/site/index.html.
 docs: install
@@ -84,6 +85,7 @@ ON_GPU := $(PATHS) $(PYTHON)
 BUILD_CUDA = $(ON_GPU) -m emergence_kernels.backends.build cuda || echo "the CUDA kernels are left out"
 gpu-check:
 	@$(BUILD_CUDA)
+	@$(ON_GPU) -m emergence_kernels.backends.build checks || echo "products by themselves are not tested"
 	$(ON_GPU) benchmarks/gpu_check.py
 
 # Accesses out of bounds, races and uninitialised memory in the CUDA kernels, at small shapes.
@@ -92,13 +94,13 @@ gpu-sanitize:
 	@$(BUILD_CUDA)
 	for tool in $(SANITIZERS); do \
 	  $(PATHS) compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/test_kernel_compiled.py \
-	    tests/kernels/test_kernel_compiled_attention.py tests/kernels/test_kernel_hopper.py \
+	    $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/backends/test_kernel_compiled.py \
+	    tests/kernels/attention/test_kernel_compiled_attention.py tests/kernels/attention/test_kernel_hopper.py \
 	    -k "cuda or hopper or blocks or tiles or strides" || exit 1; \
 	done
 
 bench-redraw: install
-	$(BIN)/python benchmarks/redraw.py --choices benchmarks/results
+	$(BIN)/python benchmarks/redraw.py --ranking benchmarks/results
 
 gpu-bench:
 	@$(BUILD_CUDA)

@@ -24,14 +24,13 @@ NEVER = (
     "test_kernel_compile.py",
     "test_kernel_ptx.py",
     "test_ptx_instructions.py",
-    "test_kernel_interpreter.py",
 )
 SECONDS_A_TEST = 60
 RED, PLAIN = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
 
 def stages() -> dict[str, list[Path]]:
-    files = [f for f in sorted((ROOT / "tests" / "kernels").glob("test_*.py")) if f.name not in NEVER]
+    files = [f for f in sorted((ROOT / "tests" / "kernels").rglob("test_*.py")) if f.name not in NEVER]
     training = [ROOT / "tests" / "training" / "test_micro_batch.py"]
     return {
         "first": [f for f in files if f.name in FIRST] + training,
@@ -68,7 +67,7 @@ def check(files: list[Path], outcomes: Path, options: list[str], limit: float) -
         "--outcomes",
         str(outcomes),
     ]
-    paths = os.pathsep.join([str(ROOT / "tests" / "kernels"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(ROOT / "tests" / "kernels" / "harness"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [*command, *options, *map(str, files)],
         cwd=ROOT,
@@ -93,7 +92,7 @@ def left_out() -> list[str]:
 
     from emergence_kernels.backends import library
 
-    reason = library.why_not("cuda", torch.device("cuda"))
+    reason = library.unsupported_reason("cuda", torch.device("cuda"))
     found = [f"the CUDA kernels: {reason}"] if reason else []
     if torch.cuda.get_device_capability() != (9, 0):
         found.append("Hopper's kernels: this is not compute capability 9.0")

@@ -164,7 +164,7 @@ def put_back() -> None:
         setattr(*_changed.pop())
 
 
-def our_step(config, ranks, way: str):
+def our_step(config, mesh, way: str):
     from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
     from emergence_train.recorder.position_sums import PositionAccumulator
     from emergence_train.training import engine as engines
@@ -184,15 +184,17 @@ def our_step(config, ranks, way: str):
 
         instead(attention, "fastest", lambda *_: [value])
     # a billion values by a CPU's generator take long
-    engines.initialise = lambda model, *_: initialise(model.to(ranks.device))
-    engine = engines.build(config, ranks)
+    engines.initialise = lambda model, *_: initialise(model.to(mesh.device))
+    graphs = engines.graphs_possible(config.training, config.faults, mesh)
+    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
-    sums, watch = PositionAccumulator(config.data.sequence, ranks.device), SimpleNamespace(at=lambda *_, **__: None)
+    sums, watch = PositionAccumulator(config.data.sequence, mesh.device), SimpleNamespace(at=lambda *_, **__: None)
     stepper = Stepper(
-        config,
+        config.training,
+        config.faults,
         engine,
         data,
-        ranks,
+        mesh,
         sums,
         SkippedBatches(Path(os.devnull) / "run"),
         AnomalyDetector(config.faults, []),
@@ -209,7 +211,7 @@ def our_step(config, ranks, way: str):
     return step
 
 
-def peer_step(config, ranks, model: nn.Module, compiled: bool):
+def peer_step(config, mesh, model: nn.Module, compiled: bool):
     import deepspeed
 
     from emergence_train.training import engine as engines
@@ -223,7 +225,7 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
         eps=training.optimizer.eps,
         fused=True,
     )
-    settings = engines.deepspeed_config(config, ranks)
+    settings = engines.deepspeed_config(config.training, mesh)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if compiled:
         engine.module.compile_parts()
@@ -236,8 +238,8 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
         for round_ in range(rounds):
             first = number * training.batch + round_ * micro
             windows = torch.from_numpy(np.stack([data.sample(first + i) for i in range(micro)])).pin_memory()
-            tokens = windows[:, :-1].contiguous().pin_memory().to(ranks.device, non_blocking=True)
-            targets = windows[:, 1:].contiguous().pin_memory().to(ranks.device, non_blocking=True)
+            tokens = windows[:, :-1].contiguous().pin_memory().to(mesh.device, non_blocking=True)
+            targets = windows[:, 1:].contiguous().pin_memory().to(mesh.device, non_blocking=True)
             loss = engine(tokens, targets)
             engine.backward(loss)
             engine.step()
@@ -245,14 +247,14 @@ def peer_step(config, ranks, model: nn.Module, compiled: bool):
     return step
 
 
-def make(name: str, config, ranks):
+def make(name: str, config, mesh):
     """A function of the step's number that runs one optimizer step."""
     who, _, way = name.partition(", ")
     if who == "ours":
-        return our_step(config, ranks, way)
-    with torch.device(ranks.device):
+        return our_step(config, mesh, way)
+    with torch.device(mesh.device):
         model = PlainDecoder(config.model) if who == "plain" else LigerLlama(config.model)
-    return peer_step(config, ranks, model, way == "compiled")
+    return peer_step(config, mesh, model, way == "compiled")
 
 
 KINDS = (  # the first that a kernel's name contains names what it is for
@@ -329,7 +331,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
     from emergence_train.parallel import ranks as distributed
     from emergence_train.recorder.environment import environment
 
-    ranks = distributed.start(None)
+    mesh = distributed.start(None)
     overrides, steps, deadline = arguments.set, arguments.steps, time.monotonic() + arguments.limit
     config = configuration(size, overrides)
     flops = counting.flops_per_token(config.model, config.data.sequence)
@@ -343,8 +345,8 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         "versions": versions(),
         "commit": commit(),
         "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
-        "environment": environment(ranks.device),
-        "ceilings": ceilings(ranks.device, torch.bfloat16),
+        "environment": environment(mesh.device),
+        "ceilings": ceilings(mesh.device, torch.bfloat16),
         "flops_per_token": flops,
         "peak_flops": peak,
         "tokens_a_step": tokens,
@@ -358,7 +360,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         try:
-            step = make(name, config, ranks)
+            step = make(name, config, mesh)
             for number in range(2):
                 step(number)
             torch.cuda.synchronize()

@@ -1,6 +1,7 @@
 """The command line: one verb per function, no logic. Errors are one line; a traceback only with --debug."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -17,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         from emergence_kernels.bench import main as bench
 
         return bench(argv[1:])
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         result = arguments.verb(arguments)
         if arguments.json and result is not None:
             print(json.dumps(result))
@@ -113,23 +114,23 @@ def _evaluate(arguments: argparse.Namespace) -> dict | None:
     return result if first else None
 
 
-def _shown(arguments: argparse.Namespace, result: dict, table: str) -> dict:
-    """Print an analysis' short table and where the rest is."""
+def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
+    """Print an analysis' short table and where the rest is; returns the result for machines."""
+    from emergence_train.analysis.results import as_json
+
     log = _log(arguments)
     log(table)
     if arguments.out:
         log(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
-    return result
+    return as_json(result)
 
 
 def _temporal(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.temporal import as_json, output
-    from emergence_train.analysis.temporal.analyze import investigate
+    from emergence_train.analysis.temporal import investigate, output
 
-    result, analysed = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
-    if arguments.out:
-        result = output.write(Path(arguments.out), result, analysed)
-    return _shown(arguments, as_json(result), output.format_table(result))
+    analysis = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
+    result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
+    return _shown(arguments, result, output.format_table(result))
 
 
 def _weights(arguments: argparse.Namespace) -> dict:
@@ -142,12 +143,10 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
-    from emergence_train.analysis.emergence import output
-    from emergence_train.analysis.emergence.analyze import investigate
+    from emergence_train.analysis.emergence import investigate, output
 
-    result, findings = investigate(arguments.tables)
-    if arguments.out:
-        result = output.write(Path(arguments.out), result, findings)
+    analysis = investigate(arguments.tables)
+    result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
 
@@ -178,9 +177,26 @@ def _doctor(arguments: argparse.Namespace) -> dict:
     return doctor(None if arguments.json else _log(arguments))
 
 
+class _Schema(argparse.Action):
+    """Print the JSON schema of an analysis' result.json and exit; `const` is "analysis.WING.result:CLASS"."""
+
+    def __call__(self, parser, *_) -> None:
+        from emergence_train.analysis.results import schema
+
+        module, _, name = self.const.partition(":")
+        result = getattr(importlib.import_module(f"emergence_train.{module}"), name)
+        print(json.dumps(schema(result), indent=2))
+        parser.exit()
+
+
 class _OneLine(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
+
+
+def _add_schema(parser: argparse.ArgumentParser, result: str) -> None:
+    text = "print the JSON schema of result.json, with units and meanings, and exit"
+    parser.add_argument("--schema", action=_Schema, nargs=0, const=result, help=text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -222,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    _add_schema(added, "analysis.temporal.result:TemporalResult")
     added = analyses.add_parser(
         "weights", parents=[common], help="compare runs that weighted their loss by position", allow_abbrev=False
     )
@@ -237,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(verb=_emergence)
     added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    _add_schema(added, "analysis.emergence.result:EmergenceResult")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")

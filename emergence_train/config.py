@@ -360,19 +360,20 @@ def _apply(tree: dict, override: str) -> None:
     node: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
+        place: str | int = key  # an index where the node is a list
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise InputError(
                     f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
                     f"use an index from 0 to {len(node) - 1}"
                 )
-            key = int(key)
+            place = int(key)
         elif not isinstance(node, dict):
             raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section")
         if last:
-            node[key] = value
+            node[place] = value
         else:
-            node = node.setdefault(key, {}) if isinstance(node, dict) else node[key]
+            node = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
             if node is None:
                 raise InputError(f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file")
 

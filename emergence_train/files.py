@@ -8,8 +8,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from emergence_train.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @contextlib.contextmanager
@@ -46,7 +50,7 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_csv(path: Path, frame) -> None:
+def write_csv(path: Path, frame: "pandas.DataFrame") -> None:
     """Write a pandas frame as CSV, numbers to 8 digits, atomically."""
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.8g")
@@ -63,7 +67,7 @@ def describe(root: Path, path: Path) -> dict:
     return {"file": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def fsync(file) -> None:
+def fsync(file: IO) -> None:
     """Flush an open file's data to the disk."""
     os.fsync(file.fileno())
 

@@ -1,15 +1,37 @@
-"""Fixtures for all tests: a small prepared data set of real text, and its configuration."""
+"""Fixtures for all tests: a small prepared data set of real text, and its configuration.
+
+`make test` has two workers on two cores (pytest-xdist). Each computes on one thread, but for tests that ask for more; what
+both need is made once, under a lock, in a folder of the whole session.
+"""
 
 import os
 from pathlib import Path
 
-import pytest
-import torch
-import yaml
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
-from support import small_config
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+from results import Results  # noqa: E402
+from support import locked, small_config  # noqa: E402
 
 os.environ.setdefault("WANDB_MODE", "disabled")
+if not torch.cuda.is_available() and not os.environ.get("EMERGENCE_TEST_PTX"):
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, which modules of any folder do
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--results", type=Path, help="a JSON file that keeps how each test ended, how long it took and when"
+    )
+
+
+def pytest_configure(config) -> None:
+    if (path := config.getoption("--results")) and not WORKER:
+        config.pluginmanager.register(Results(path))
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +42,22 @@ def whole_floats():
 
 
 @pytest.fixture(scope="session")
-def data_path(tmp_path_factory) -> Path:
+def common_path(tmp_path_factory) -> Path:
+    """A folder that all workers of the session have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if WORKER else own
+
+
+@pytest.fixture(scope="session")
+def data_path(common_path) -> Path:
     """A prepared data set that tests read and never change."""
     from emergence_train.config import Data
     from emergence_train.data.prepare import prepare
 
-    path = tmp_path_factory.mktemp("data") / "set"
-    prepare(Data.model_validate(small_config(path, path)["data"]), lambda line: None)
+    path = common_path / "data" / "set"
+    with locked(common_path / "data.lock"):
+        if not (path / "dataset.json").is_file():
+            prepare(Data.model_validate(small_config(path, path)["data"]), lambda line: None)
     return path
 
 

@@ -1,12 +1,27 @@
 """What the tests share: a small configuration, and a way to run the command line in processes of its own."""
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
+import forkserver
+
 ROOT = Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """One test process at a time; the others wait."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def small_config(data: Path, out: Path) -> dict:
@@ -55,18 +70,43 @@ def tree(path: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if name != "verified.json"}
 
 
-def command(*arguments: str, processes: int = 0, timeout: float = 240, **environment: str):
-    """Run the command line in a process of its own, or under torchrun in several; returns the finished process."""
-    start = [sys.executable, "-m"]
-    if processes:
-        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        variables.pop(name, None)
-    return subprocess.run(
-        [*start, "emergence_train", *arguments], capture_output=True, text=True, timeout=timeout, env=variables
+def command(*arguments: str, processes: int = 0, timeout: float = 240, fresh: bool = False, **environment: str):
+    """Run the command line in a process of its own, or in several; returns the finished process (run_python)."""
+    return run_python(
+        "-m", "emergence_train", *arguments, processes=processes, timeout=timeout, fresh=fresh, **environment
     )
+
+
+def run_python(*target: str, processes: int = 0, timeout: float = 240, fresh: bool = False, **environment: str):
+    """Run `-m module` or a script with its arguments; several processes have torchrun's variables.
+
+    Args:
+        processes: how many ranks; 0 is one process without a launcher's variables.
+        fresh: a new interpreter, and torchrun itself, in the place of forks of one that has imported everything: for what
+            happens before and during the imports, and for torchrun's own doing.
+
+    Returns:
+        The finished process; of several the outputs one after another, and the first exit code that is not 0.
+    """
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")])
+    variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET"):
+        variables.pop(name, None)
+    if fresh or not hasattr(os, "fork") or torch.cuda.is_available():
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        start = [sys.executable, *(torchrun if processes else []), *target]
+        return subprocess.run(start, capture_output=True, text=True, timeout=timeout, env=variables)
+    if not processes:
+        return forkserver.run([list(target)], [variables], timeout)[0]
+    # As torchrun's agent does, this process keeps the store: the port is found by who listens on it.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [variables | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    ended = forkserver.run([list(target)] * processes, ranks, timeout)
+    outputs = ["".join(texts) for texts in zip(*((one.stdout, one.stderr) for one in ended))]
+    code = next((one.returncode for one in ended if one.returncode), 0)
+    return subprocess.CompletedProcess(list(target), code, *outputs)
 
 
 def metrics(run: Path, kind: str = "train") -> list[dict]:

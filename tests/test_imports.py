@@ -25,7 +25,8 @@ FLOORS = (
     ("optim", "parallel", "tracking"),
     ("checkpoint", "faults", "data"),
     ("evaluation",),
-    ("analysis", "analysis.figures", "analysis.planned_schedule", "analysis.position_matrix"),
+    ("analysis", "analysis.results", "analysis.figures", "analysis.planned_schedule", "analysis.position_matrix"),
+    ("analysis.drawing",),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),
@@ -48,13 +49,23 @@ NEVER = {
 }
 # What of the analyses may draw or write files; the rest returns results
 WRITERS = {
-    "analysis.figures",
+    "analysis.drawing",
     "analysis.position_weights",
-    "analysis.temporal.figures",
     "analysis.temporal.output",
-    "analysis.emergence.figures",
     "analysis.emergence.output",
 }
+# What the report may know of the analyses: results, tables, descriptions of figures; report.collect runs the analyses.
+SHOWN = {
+    "analysis.figures",
+    "analysis.results",
+    "analysis.temporal.figures",
+    "analysis.temporal.result",
+    "analysis.temporal.tables",
+    "analysis.emergence.figures",
+    "analysis.emergence.finding",
+    "analysis.emergence.result",
+}
+COLLECTED = {"analysis.emergence", "analysis.temporal", "analysis.position_matrix"}
 EXCEPTIONS: dict[str, set[str]] = {}  # module: what it imports against the floors
 
 
@@ -163,6 +174,21 @@ def test_analyses_return_results_and_writers_write_them():
             if names & WRITERS or any(name.split(".")[0] in ("files", "matplotlib") for name in names):
                 found.add(_short(module))
     assert found == WRITERS
+
+
+def test_report_reads_results_and_fits_nothing():
+    for module in _framework():
+        if _short(module).startswith("report."):
+            names = {_short(name) for name in _imported(module, MODULES[module]) if name in MODULES}
+            analyses = {name for name in names if name.startswith("analysis")}
+            assert analyses <= (COLLECTED if _short(module) == "report.collect" else SHOWN), module
+
+
+def test_results_are_data_alone():
+    """Whoever reads a result needs no fit, no table and no solver for it."""
+    for wing in ("temporal", "emergence"):
+        names = _imported(f"emergence_train.analysis.{wing}.result", MODULES[f"emergence_train.analysis.{wing}.result"])
+        assert names <= {"dataclasses", "typing", "emergence_train.analysis.results"}
 
 
 def test_kernels_import_nothing_of_the_framework():

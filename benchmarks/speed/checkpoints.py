@@ -66,7 +66,7 @@ def configuration(width: int, stage: int, asynchronous: bool = False) -> Config:
     )
 
 
-def timed(ranks, work) -> float:
+def timed(mesh, work) -> float:
     """Seconds until all ranks are done."""
     distributed.barrier()
     began = time.perf_counter()
@@ -83,18 +83,18 @@ def main() -> None:
     parser.add_argument("--place", type=Path, help="directory to write to (default: the temporary directory)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    ranks = distributed.start(1)
+    mesh = distributed.start(1)
     config = configuration(arguments.width, arguments.stage)
-    engine = engines.build(config, ranks)
-    tokens = torch.randint(0, 8192, (1, 64), generator=torch.Generator().manual_seed(ranks.rank))
-    for _ in range(4 // ranks.world):  # one update, so that there are moments to save
+    engine = engines.build(config.model, config.training, config.seed, mesh)
+    tokens = torch.randint(0, 8192, (1, 64), generator=torch.Generator().manual_seed(mesh.data.rank))
+    for _ in range(4 // mesh.data.size):  # one update, so that there are moments to save
         engine.backward(engine(tokens, tokens).loss)
         engine.step()
     place = distributed.broadcast_from_rank0(lambda: Path(tempfile.mkdtemp(dir=arguments.place)))
     theirs, sums = place / "deepspeed", torch.zeros(4, 64, dtype=torch.float64)
     savers = {
         wait: checkpoint.Saver(
-            place / name, configuration(arguments.width, arguments.stage, not wait), {1}, ranks, print
+            place / name, configuration(arguments.width, arguments.stage, not wait).checkpoints, {1}, mesh, print
         )
         for wait, name in ((True, "ours"), (False, "beside"))
     }
@@ -103,42 +103,41 @@ def main() -> None:
         engine.save_checkpoint(str(theirs), tag="state")
         if sync:
             distributed.barrier()
-            for path in sorted(p for p in theirs.rglob("*") if p.is_file())[ranks.rank :: ranks.world]:
+            for path in sorted(p for p in theirs.rglob("*") if p.is_file())[mesh.data.rank :: mesh.data.size]:
                 files.fsync_file(path)
 
     def beside() -> float:
-        seconds = timed(ranks, lambda: savers[False].save(engine, 1, {}, sums))
+        seconds = timed(mesh, lambda: savers[False].save(engine, 1, {}, sums))
         savers[False].wait()
         return seconds
 
     rows: dict[str, list[float]] = {}
     for turn in range(arguments.rounds + 1):  # the first is warm-up
         measured = {
-            "save: deepspeed": timed(ranks, lambda: deepspeed(False)),
-            "save: deepspeed, fsynced": timed(ranks, lambda: deepspeed(True)),
-            "save: ours": timed(ranks, lambda: savers[True].save(engine, 1, {}, sums)),
+            "save: deepspeed": timed(mesh, lambda: deepspeed(False)),
+            "save: deepspeed, fsynced": timed(mesh, lambda: deepspeed(True)),
+            "save: ours": timed(mesh, lambda: savers[True].save(engine, 1, {}, sums)),
             "save: ours beside training, held up": beside(),
-            "load: deepspeed": timed(ranks, lambda: engine.load_checkpoint(str(theirs), tag="state")),
-            "load: ours": timed(
-                ranks, lambda: checkpoint.load_newest(engine, place / "ours", ranks, lambda line: None)
-            ),
+            "load: deepspeed": timed(mesh, lambda: engine.load_checkpoint(str(theirs), tag="state")),
+            "load: ours": timed(mesh, lambda: checkpoint.load_newest(engine, place / "ours", mesh, lambda line: None)),
             "of which verification": timed(
-                ranks,
+                mesh,
                 lambda: checkpoints.problems(
-                    place / "ours" / "checkpoints" / checkpoints.step_name(1), slice(ranks.rank, None, ranks.world)
+                    place / "ours" / "checkpoints" / checkpoints.step_name(1),
+                    slice(mesh.data.rank, None, mesh.data.size),
                 ),
             ),
         }
         for name, seconds in measured.items():
             rows.setdefault(name, []).extend([seconds] if turn else [])
     assert all(saver.problem is None for saver in savers.values())
-    if ranks.is_rank0:
+    if mesh.is_rank0:
         record = {
             "date": datetime.date.today().isoformat(),
             "command": ["python", *sys.argv],
-            "environment": environment(ranks.device),
+            "environment": environment(mesh.device),
             "load_average": os.getloadavg(),
-            "processes": ranks.world,
+            "processes": mesh.data.size,
             "zero_stage": arguments.stage,
             "parameters": parameters(config.model),
             "megabytes": {"deepspeed": _megabytes(theirs), "ours": _megabytes(place / "ours" / "checkpoints")},

@@ -133,10 +133,12 @@ def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
     return step
 
 
-def our_loop(config, dataset: Dataset, ranks, engine, sums):
+def our_loop(config, dataset: Dataset, mesh, engine, sums):
     detector, nowhere = AnomalyDetector(config.faults, []), Path(os.devnull) / "run"
-    watch = Watchdog(ranks, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
-    stepper = Stepper(config, engine, dataset, ranks, sums, SkippedBatches(nowhere), detector, watch)
+    watch = Watchdog(mesh, nowhere, config.faults.silent_seconds, config.faults.hang_seconds)
+    stepper = Stepper(
+        config.training, config.faults, engine, dataset, mesh, sums, SkippedBatches(nowhere), detector, watch
+    )
 
     def step(number: int) -> float:
         totals, norm, applied = stepper(number + 1, 1e-3, False)
@@ -174,13 +176,15 @@ def others_seconds() -> float:
     return busy / os.sysconf("SC_CLK_TCK") - own.ru_utime - own.ru_stime
 
 
-def measure(config, dataset: Dataset, ranks, rounds: int) -> list[dict]:
+def measure(config, dataset: Dataset, mesh, rounds: int) -> list[dict]:
     shape, batch = config.model, config.training.batch
-    plain_loss = PlainLoss(engines.build(config, ranks))
-    by_position = PositionAccumulator(dataset.sequence, ranks.device)
+    plain_loss = PlainLoss(engines.build(config.model, config.training, config.seed, mesh))
+    by_position = PositionAccumulator(dataset.sequence, mesh.device)
     contestants = {
-        "ours": our_loop(config, dataset, ranks, engines.build(config, ranks), by_position),
-        "ours, plain loss": our_loop(config, dataset, ranks, plain_loss, plain_loss),
+        "ours": our_loop(
+            config, dataset, mesh, engines.build(config.model, config.training, config.seed, mesh), by_position
+        ),
+        "ours, plain loss": our_loop(config, dataset, mesh, plain_loss, plain_loss),
         "plain PyTorch": plain_loop(PlainModel(shape), lambda m, t: m(t), dataset, batch),
         "transformers Llama": plain_loop(llama(shape), lambda m, t: m(input_ids=t).logits, dataset, batch),
     }
@@ -234,7 +238,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/quickstart")
     parser.add_argument("--out", default="benchmarks/results/cpu/training.json")
     arguments = parser.parse_args()
-    ranks = distributed.start(arguments.threads)
+    mesh = distributed.start(arguments.threads)
     results = {}
     for size in arguments.sizes.split(","):
         config = configs.load("configs/quickstart.yaml", [f"model.preset={size}", f"data.path={arguments.data}"])
@@ -242,7 +246,7 @@ def main() -> None:
         dataset = Dataset(config.data, config.seed)
         shape = config.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})
         config = config.model_copy(update={"model": shape})
-        results[size] = measure(config, dataset, ranks, arguments.rounds)
+        results[size] = measure(config, dataset, mesh, arguments.rounds)
         print(f"\n{size}  ({config.training.batch} x {dataset.sequence} tokens a step)")
         for row in results[size]:
             peer = row["over_faster_peer"]
@@ -258,7 +262,7 @@ def main() -> None:
     record = {
         "date": datetime.date.today().isoformat(),
         "command": ["python", *sys.argv],
-        "environment": environment(ranks.device),
+        "environment": environment(mesh.device),
         "steps_a_turn": STEPS_A_TURN,
         "rounds": arguments.rounds,
         "sizes": results,

@@ -20,8 +20,10 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from temporal_coverage import provenance  # noqa: E402
 
-from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, generator  # noqa: E402
-from emergence_train.analysis.emergence.forecast import OBSERVED, crossing, outlook  # noqa: E402
+from emergence_train.analysis.emergence import analyze_emergence, backtest  # noqa: E402
+from emergence_train.analysis.emergence.analyze import generator  # noqa: E402
+from emergence_train.analysis.emergence.forecast import OBSERVED, crossing, draw_losses  # noqa: E402
+from emergence_train.analysis.results import as_json  # noqa: E402
 from emergence_train.recorder import tables  # noqa: E402
 
 KEPT = (
@@ -76,17 +78,22 @@ def loss_backtest(run: Path) -> list[dict]:
     that it had at 50, 60, ... 100%. As the ability forecast does it, with a threshold that is known exactly."""
     frame = tables.read(tables.EVALUATIONS, run, mixed_vocabularies=True).drop_duplicates("step").sort_values("step")
     rng = generator(run.name, "loss-backtest")
-    ahead = outlook(run.name, frame, run, rng, until=OBSERVED)
+    ahead = draw_losses(run.name, frame, run, rng, until=OBSERVED)
     tokens, best = frame["tokens"].to_numpy(float), np.minimum.accumulate(frame["loss"].to_numpy(float))
     rows = []
     for at in sorted(
         {int(np.searchsorted(tokens, share * tokens[-1] * 0.999)) for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
     ):
         actual = float(tokens[np.argmax(best <= best[at])])
-        said = crossing(ahead, np.array([best[at]]), rng)["tokens"]
-        low, high = (np.inf if said[key] is None else said[key] for key in ("low95", "high95"))
+        predicted = crossing(ahead, np.array([best[at]]), rng).tokens
+        low, high = (np.inf if end is None else end for end in (predicted.low95, predicted.high95))
         rows.append(
-            {"loss": float(best[at]), "predicted": said, "actual": actual, "inside95": bool(low <= actual <= high)}
+            {
+                "loss": float(best[at]),
+                "predicted": as_json(predicted),
+                "actual": actual,
+                "inside95": bool(low <= actual <= high),
+            }
         )
     return rows
 
@@ -98,7 +105,7 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, help="JSON that names the data, kept in the result")
     arguments = parser.parse_args()
     begin = time.process_time()
-    found = analyze_emergence(arguments.runs)
+    analysis = as_json(analyze_emergence(arguments.runs))
     seconds = time.process_time() - begin
     environment = json.loads((arguments.runs[0] / "environment.json").read_text())["sessions"][-1]
     command = f"python benchmarks/studies/emergence_runs.py --name {arguments.name} " + " ".join(
@@ -111,12 +118,9 @@ def main() -> None:
         "runs": {run.name: progress(run) for run in arguments.runs},
         "analysis_cpu_seconds": round(seconds, 2),
         "cost_of_tasks": {run.name: cost(run) for run in arguments.runs},
-        "notes": found["notes"],
-        "tasks": [{key: one[key] for key in KEPT} for one in found["tasks"]],
-        "mirage": found["mirage"],
-        "size_law": found["size_law"],
-        "abilities": found["abilities"],
-        "backtest": backtest(arguments.runs),
+        "tasks": [{key: task[key] for key in KEPT} for task in analysis["tasks"]],
+        **{key: analysis[key] for key in ("notes", "mirage", "size_law", "abilities")},
+        "backtest": as_json(backtest(arguments.runs)),
         "loss_backtest": {run.name: loss_backtest(run) for run in arguments.runs},
     }
     path = HERE.parent / "results" / f"emergence_runs_{arguments.name}.json"

@@ -52,7 +52,7 @@ def main() -> None:
                     "steps": one.final.step,
                     "rmse": float(np.sqrt(errors[one.selected])),
                     "best classical": float(np.sqrt(min(errors[name] for name in CLASSICAL))),
-                    "coverage95": one.coverage["95"],
+                    "coverage95": one.coverage.within95,
                     "end inside": one.final.low95 <= one.final.actual <= one.final.high95,
                     "laws": {name: float(np.sqrt(error)) for name, error in errors.items()},
                 }
@@ -61,7 +61,7 @@ def main() -> None:
                     row |= {
                         "positions r2": held.r2,
                         "positions mse": held.mse,
-                        "positions coverage95": held.coverage["95"],
+                        "positions coverage95": held.coverage.within95,
                     }
                 rows.append(row)
     frame = pd.DataFrame(rows)

@@ -1,8 +1,8 @@
-// Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient in place, on a processor. The formulas, and the
-// arguments, are those of ../loss_rows.cu. A row stays in the first-level cache while it is passed over three times: maximum;
+// Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient in place, on a CPU. The formulas, and the
+// arguments, are those of cuda/loss_rows.cu. A row stays in the first-level cache while it is passed over three times: maximum;
 // exponentials, their sum and their product with z; gradient.
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
-// Sums over the batch at each position, in order and in double: ../position_sums.cu on a processor.
+// Sums over the batch at each position, in order and in double: cuda/position_sums.cu on a CPU.
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 namespace {
 

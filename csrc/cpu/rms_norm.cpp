@@ -1,6 +1,6 @@
-// RMSNorm on a processor. The formulas, and the arguments, are those of ../rms_norm.cu. Every tensor is passed over once.
+// RMSNorm on a CPU. The formulas, and the arguments, are those of cuda/rms_norm.cu. Every tensor is passed over once.
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 namespace {
 

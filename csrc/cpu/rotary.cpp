@@ -1,6 +1,6 @@
-// Rotary position embedding on a processor. The formulas, and the arguments, are those of ../rotary.cu.
+// Rotary position embedding on a CPU. The formulas, and the arguments, are those of cuda/rotary.cu.
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
-// SwiGLU on a processor. The formulas, and the arguments, are those of ../swiglu.cu.
+// SwiGLU on a CPU. The formulas, and the arguments, are those of cuda/swiglu.cu.
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 namespace {
 

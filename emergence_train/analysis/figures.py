@@ -1,45 +1,191 @@
-"""How the analyses' static figures look and how they are saved."""
+"""Figures described once: what is drawn, not how. drawing.py renders them as files, report/svg.py as HTML."""
 
-from pathlib import Path
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import matplotlib
+import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+# Categorical colours on a light and on a dark background
+PALETTE = (
+    ("#1f6fb4", "#6db3f2"),
+    ("#c2541b", "#f2935c"),
+    ("#2c8a4b", "#6fcf8e"),
+    ("#8b4fb0", "#c79be8"),
+    ("#a5761a", "#e0b458"),
+    ("#b8336a", "#f07aa6"),
+    ("#3a8f9b", "#74cbd6"),
+    ("#6b6f76", "#aab1ba"),
+)
+# The colour map of that name at equal distances
+VIRIDIS = (
+    "#440154",
+    "#48186a",
+    "#472d7b",
+    "#424086",
+    "#3b528b",
+    "#33638d",
+    "#2c728e",
+    "#26828e",
+    "#21918c",
+    "#1fa088",
+    "#28ae80",
+    "#3fbc73",
+    "#5ec962",
+    "#84d44b",
+    "#addc30",
+    "#d8e219",
+    "#fde725",
+)
+FORECAST, HELD_OUT, OBSERVED = 0, 1, 7  # their places in the palette
+INTERVALS = "50, 80 and 95% intervals"
 
-from emergence_train.files import atomic_path  # noqa: E402
 
-STYLE = {
-    "figure.figsize": (6.4, 4.0),
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "font.size": 9,
-    "pdf.fonttype": 42,  # TrueType: journals refuse the default
-    "svg.fonttype": "none",  # text stays text: searchable, and small files
-    "svg.hashsalt": "emergence-train",  # the same figure gives the same file
-}
-MODEL = "#d1495b"  # what is fitted or forecast
-# No date in a file: the same figure gives the same file.
-METADATA = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+@dataclass(frozen=True)
+class Trace:
+    """A line, points or both through `x`, `y` (n,), with a band or `bars` from `low` to `high`.
 
+    `colour` is a place in the palette; with `shade` in [0, 1] it is that place on the figure's ramp instead. A trace
+    without a label is in no legend.
+    """
 
-def styled():
-    """The context in which figures are made and saved."""
-    return plt.rc_context(STYLE)
+    x: np.ndarray
+    y: np.ndarray
+    label: str = ""
+    colour: int = 0
+    shade: float | None = None
+    line: bool = True
+    points: bool = False
+    dashed: bool = False
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    bars: bool = False  # one from low to high at each x, instead of a band
 
 
-def save(figure, out: Path, stem: str, suffixes: tuple[str, ...] = tuple(METADATA), dpi: int = 150) -> list[str]:
-    """Write a figure into `out`, a file for each suffix, and close it; returns the file names."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not again for every file
-    for suffix in suffixes:
-        # Else savefig gives a figure without a layout engine the default one, which moves its panels in the next file.
-        fixed = plt.rc_context({"figure.constrained_layout.use": False})
-        with fixed, atomic_path(out / f"{stem}{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix])
-    plt.close(figure)
-    return [f"{stem}{suffix}" for suffix in suffixes]
+@dataclass(frozen=True)
+class Ramp:
+    """The meaning of shades: a quantity from `low` (shade 0) to `high` (shade 1), equal in its logarithm."""
+
+    label: str
+    low: float
+    high: float
+
+    def shades(self, values: np.ndarray) -> np.ndarray:
+        """(n,) shades of `values` (n,); values below 1 count as 1."""
+        low, high = np.log(max(self.low, 1)), np.log(max(self.high, 1))
+        return np.clip((np.log(np.maximum(values, 1)) - low) / max(high - low, 1e-9), 0, 1)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Axes and traces. Axis labels carry units. A log axis leaves out what is not positive."""
+
+    title: str
+    x_label: str
+    y_label: str
+    traces: tuple[Trace, ...]
+    x_log: bool = False
+    y_log: bool = False
+    x_falling: bool = False  # large values on the left
+    y_range: tuple[float, float] | None = None
+    y_names: tuple[str, ...] = ()  # names of y = 0, 1, ... from the top; no numbers then
+    ramp: Ramp | None = None
+    note: str = ""
+
+    def drawable(self) -> list[Trace]:
+        """The traces without what is not finite, or not positive on a log axis; none that is empty."""
+        kept = [_drawable(trace, self.x_log, self.y_log) for trace in self.traces]
+        return [trace for trace in kept if len(trace.x)]
+
+    def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """((x low, x high), (y low, y high)) that the axes show."""
+        traces = self.drawable()
+        ys = [v for trace in traces for v in (trace.y, trace.low, trace.high) if v is not None]
+        span = (len(self.y_names) - 0.5, -0.5) if self.y_names else self.y_range
+        return _limits([trace.x for trace in traces], self.x_log), span or _limits(ys, self.y_log)
+
+
+def _drawable(trace: Trace, x_log: bool, y_log: bool) -> Trace:
+    x, y = np.asarray(trace.x, float), np.asarray(trace.y, float)
+    keep = np.isfinite(x) & np.isfinite(y)
+    if x_log:
+        keep &= x > 0
+    if y_log:
+        keep &= y > 0
+    low, high = (None if end is None else np.asarray(end, float) for end in (trace.low, trace.high))
+    for end in (low, high):
+        if end is not None:
+            keep &= np.isfinite(end)
+    if y_log and low is not None:
+        keep &= low > 0
+    low, high = (None if end is None else end[keep] for end in (low, high))
+    return replace(trace, x=x[keep], y=y[keep], low=low, high=high)
+
+
+def _limits(values: Sequence[np.ndarray], log: bool) -> tuple[float, float]:
+    """Smallest and largest value with some room, never both the same."""
+    together = np.concatenate(values)
+    low, high = float(together.min()), float(together.max())
+    if log:
+        room = (high / low) ** 0.02 if high > low else 2.0
+        return low / room, high * room
+    room = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def ticks(low: float, high: float, log: bool) -> list[float]:
+    """A few round numbers between `low` and `high`."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        inside: list[float] = []
+        for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+            inside = [s * 10.0**d for d in decades for s in steps if low * 0.999 <= s * 10.0**d <= high * 1.001]
+            if len(inside) >= 3:
+                return inside
+        if len(inside) >= 2:
+            return inside
+    step = (high - low) / 5
+    power = 10 ** math.floor(math.log10(step))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step)
+    first = math.ceil(low / step)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def short(value: float) -> str:
+    """A number as a person writes it on an axis: 0.5, 12, 30k, 2.5M, 400B, 3e18."""
+    value = float(value)
+    if abs(value) >= 1e15:
+        return f"{value:.3g}".replace("e+", "e")
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.4g}"
+
+
+def ramp_colours(shade: float) -> tuple[str, str]:
+    """(light, dark) colours of a shade in [0, 1]: viridis without the end that would vanish in the background."""
+    return _viridis(0.9 * shade), _viridis(0.2 + 0.8 * shade)
+
+
+def _viridis(share: float) -> str:
+    place = min(max(share, 0.0), 1.0) * (len(VIRIDIS) - 1)
+    below = min(int(place), len(VIRIDIS) - 2)
+    ends = [[int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in VIRIDIS[below : below + 2]]
+    mixed = [round(a + (place - below) * (b - a)) for a, b in zip(*ends)]
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def even(count: int, most: int) -> np.ndarray:
+    """At most `most` evenly spread numbers of 0 ... count - 1: a picture shows no more, and its file grows with each."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+
+def interval(
+    low: float, value: float, high: float, place: int, label: str = "", colour: int = 0, dashed: bool = False
+) -> tuple[Trace, Trace]:
+    """A horizontal line from `low` to `high` with a point at `value`, on the row `place` of a figure with y_names."""
+    line, point = np.array([low, high], float), np.array([value], float)
+    return (
+        Trace(line, line * 0 + place, "", colour, dashed=dashed),
+        Trace(point, point * 0 + place, label, colour, line=False, points=True),
+    )

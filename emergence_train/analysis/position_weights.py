@@ -14,6 +14,8 @@ import yaml
 from scipy import stats
 
 from emergence_train import files
+from emergence_train.analysis.drawing import save
+from emergence_train.analysis.figures import OBSERVED, Figure, Trace, interval
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 
@@ -36,7 +38,8 @@ def write(out: Path, table: pd.DataFrame) -> dict:
     """Write result.json, CSV and figures into the directory `out`; returns the result with the figures' names."""
     out.mkdir(parents=True, exist_ok=True)
     files.write_csv(out / "position_weights.csv", table)
-    result = as_json(table) | {"figures": _draw(table, out)}
+    panels = figures(table)
+    result = as_json(table) | {"figures": save(panels, out, "position_weights", columns=len(panels))}
     files.write_json(out / "result.json", result)
     return result
 
@@ -54,28 +57,23 @@ def format_weights(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _draw(table: pd.DataFrame, out: Path) -> list[str]:
-    """Difference from uniform weights by region, one panel a split, as position_weights.png, .svg and .pdf."""
-    from emergence_train.analysis.figures import plt, save, styled
-
+def figures(table: pd.DataFrame) -> tuple[Figure, ...]:
+    """Difference from uniform weights by region with its 95% interval over seeds, one panel a split."""
     splits = [split for split in ("iid", "ood") if split in set(table["split"])] or sorted(set(table["split"]))[:2]
-    places = list(regions(10))
-    with styled():
-        figure, axes = plt.subplots(1, len(splits), sharey=True, squeeze=False)
-        for axis, split in zip(axes[0], splits):
-            for number, (variant, rows) in enumerate(table[table["split"] == split].groupby("variant")):
-                rows = rows.set_index("region").reindex(places)
-                reach = np.abs(rows[["low95", "high95"]].to_numpy().T - rows["difference"].to_numpy())
-                at = np.arange(len(places)) + 0.15 * (number - 1)
-                axis.errorbar(
-                    at, rows["difference"], np.nan_to_num(reach), fmt="o", markersize=4, capsize=2, label=variant
-                )
-            axis.axhline(0, color="#555555", linewidth=0.8)
-            axis.set_xticks(range(len(places)), places)
-            axis.set(title=split, xlabel="positions")
-        axes[0, 0].set_ylabel("loss - loss with uniform weights (nats)")
-        axes[0, -1].legend(fontsize=8, frameon=False, title="training loss of")
-        return save(figure, out, "position_weights")
+    return tuple(_panel(table[table["split"] == split], split) for split in splits)
+
+
+def _panel(rows: pd.DataFrame, split: str) -> Figure:
+    names, traces = [], []
+    for number, (variant, part) in enumerate(rows.groupby("variant")):
+        for row in part.set_index("region").reindex(list(regions(10))).dropna(subset=["difference"]).itertuples():
+            known = np.isfinite(row.low95)
+            low, high = (row.low95, row.high95) if known else (row.difference, row.difference)
+            traces += interval(low, row.difference, high, len(names), colour=number)
+            names.append(f"{variant}, {row.Index}")
+    zero = Trace(np.zeros(2), np.array([-0.5, len(names) - 0.5]), "", OBSERVED)
+    label = "loss - loss with uniform weights (nats)"
+    return Figure(split, label, "", (zero, *traces), y_names=tuple(names))
 
 
 def compare_position_weights(runs: Iterable[str | Path]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emergence_train.checkpoint.format import WEIGHTS, Shards
-from emergence_train.parallel.ranks import Ranks
+from emergence_train.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Part:
 class EngineState:
     """The parts that this rank holds of an engine, and the torch optimizer under DeepSpeed's."""
 
-    def __init__(self, engine, ranks: Ranks) -> None:
-        self.engine, self.ranks = engine, ranks
+    def __init__(self, engine, mesh: Mesh) -> None:
+        self.engine, self.mesh = engine, mesh
         self.stage = engine.zero_optimization_stage()
         self.optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
         self.parts = list(
@@ -92,8 +92,8 @@ class EngineState:
 
     def _own_slice(self, part: Part) -> Part:
         """Where all ranks hold the same, each saves a slice of it."""
-        each = -(-part.count // self.ranks.world)
-        start = min(self.ranks.rank * each, part.count)
+        each = -(-part.count // self.mesh.data.size)
+        start = min(self.mesh.data.rank * each, part.count)
         return Part(part.name, start, min(each, part.count - start), part.flat, start)
 
     def _flat(self) -> Iterator[Part]:
@@ -111,7 +111,7 @@ class EngineState:
         optimizer = self.engine.optimizer
         for name, parameter in self.engine.module.named_parameters():
             group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            start = min(self.ranks.rank * count, parameter.ds_numel)
+            start = min(self.mesh.data.rank * count, parameter.ds_numel)
             held = min(count, parameter.ds_numel - start)
             yield Part(name, start, held, optimizer.fp32_partitioned_groups_flat[group], offset)
 

@@ -24,9 +24,10 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import retention
 from emergence_train.checkpoint.engine_state import EngineState
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name, step_of
-from emergence_train.config import Config
+from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
-from emergence_train.parallel.ranks import Ranks, all_gather_objects, broadcast_from_rank0
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0
 
 POSITIONS = "positions"  # the sums since the last table, each rank's own
 SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
@@ -38,28 +39,30 @@ class Saver:
     After either, `durable` is the step of the newest checkpoint known to be whole, and a problem has been said.
     """
 
-    def __init__(self, run: Path, config: Config, regular: set[int], ranks: Ranks, log: Callable[[str], None]) -> None:
-        self.folder, self.config, self.regular = run / "checkpoints", config.checkpoints, regular
-        self.ranks, self.log = ranks, log
+    def __init__(
+        self, run: Path, config: Checkpoints, regular: set[int], mesh: Mesh, log: Callable[[str], None]
+    ) -> None:
+        self.folder, self.config, self.regular = run / "checkpoints", config, regular
+        self.mesh, self.log = mesh, log
         self.durable = 0
         self.best: int | None = None  # the step of the lowest iid loss, known to rank 0
         self.step = 0  # of the save that began last
         self.problem: str | None = None  # of it, where it failed
         self.thread: threading.Thread | None = None
         self.group = None
-        if self.config.asynchronous and ranks.world > 1:
+        if self.config.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
 
     def save(self, engine, step: int, loop: dict, sums: torch.Tensor) -> None:
         """Write checkpoints/step-XXXXXXXXXX with what the loop must remember and this rank's position sums."""
         self.wait()
         self.step = step
-        state = EngineState(engine, self.ranks)
+        state = EngineState(engine, self.mesh)
         tensors = state.tensors() | {POSITIONS: sums}
         content = {
             "format": checkpoints.FORMAT,
             "step": step,
-            "world_size": self.ranks.world,
+            "world_size": self.mesh.world.size,
             "zero_stage": state.stage,
             "updates": state.updates,
             "parameters": state.shapes,
@@ -86,7 +89,7 @@ class Saver:
             problem = broadcast_from_rank0(lambda: _problem(lambda: _prepare(temporary, needed)), self.group)
             entry = None
             if problem is None:
-                name = checkpoints.shard_name(self.ranks.rank, self.ranks.world)
+                name = checkpoints.shard_name(self.mesh.world.rank, self.mesh.world.size)
                 problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
                 outcomes = all_gather_objects((problem, entry), self.group)
                 problem = next((told for told, _ in outcomes if told), None)
@@ -101,7 +104,7 @@ class Saver:
         self.problem = problem
         if problem is None:
             self.durable = step
-        if self.ranks.is_rank0:
+        if self.mesh.is_rank0:
             self._conclude(step, temporary, problem, time.monotonic() - began)
 
     def _conclude(self, step: int, temporary: Path, problem: str | None, seconds: float) -> None:
@@ -171,7 +174,7 @@ def _attempt(work: Callable):
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
-def load_newest(engine, run: Path, ranks: Ranks, log: Callable[[str], None]) -> tuple[dict, list] | None:
+def load_newest(engine, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tuple[dict, list] | None:
     """Load the newest checkpoint that matches its manifest, and say what that cost; None where there is none.
 
     Returns state.json's content and each saving rank's position sums. Damaged ones are named and set aside.
@@ -181,14 +184,16 @@ def load_newest(engine, run: Path, ranks: Ranks, log: Callable[[str], None]) -> 
         if chosen is None:
             return None
         began = time.monotonic()
-        share = slice(ranks.rank, None, ranks.world)  # the ranks verify together, each its own shard first of all
+        share = slice(
+            mesh.world.rank, None, mesh.world.size
+        )  # the ranks verify together, each its own shard first of all
         wrong = [line for found in all_gather_objects(checkpoints.problems(chosen, share)) for line in found]
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")
         broadcast_from_rank0(lambda path=chosen: set_aside(path))
     verified = time.monotonic()
-    content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, ranks)
+    content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, mesh)
     if content["parameters"] != state.shapes:
         raise InputError(f"{chosen}: holds a model of another shape; choose another name for this run")
     state.load(shards, content["updates"])

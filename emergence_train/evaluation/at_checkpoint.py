@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from emergence_train.config import Config
+from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.comparable import comparable, unigram_losses
 from emergence_train.evaluation.suite import Suite, table
-from emergence_train.parallel.ranks import Ranks
+from emergence_train.parallel.mesh import Mesh
 
 
 class Scores(NamedTuple):
@@ -21,9 +21,9 @@ class Scores(NamedTuple):
 class Evaluator:
     """Made once a run; raises InputError where a task cannot be had."""
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
+    def __init__(self, tasks: list[TaskConfig], dataset: Dataset) -> None:
         self.dataset = dataset
-        self.suite = Suite(config.tasks, dataset, config.data.sequence) if config.tasks else None
+        self.suite = Suite(tasks, dataset, dataset.sequence) if tasks else None
 
     @cached_property
     def unigram(self) -> dict[str, float]:
@@ -44,10 +44,10 @@ class Evaluator:
         """How many requests were too long and lost the beginning of their context."""
         return self.suite.cut if self.suite else 0
 
-    def score(self, model, ranks: Ranks, each_batch: Callable[[], None] = lambda: None) -> Scores:
+    def score(self, model, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> Scores:
         """The tasks' metrics; all ranks call it. `each_batch` is called before each batch, by all ranks alike, and may
         raise to end it."""
-        return Scores(*self.suite.score(model, ranks, each_batch)) if self.suite else Scores([], 0.0)
+        return Scores(*self.suite.score(model, mesh, each_batch)) if self.suite else Scores([], 0.0)
 
     def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> pd.DataFrame:
         """The `evaluations` table of one checkpoint; `losses` are its mean losses by split, nats per token."""

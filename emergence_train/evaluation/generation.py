@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 
 from emergence_train.models.decoder import Cache
-from emergence_train.parallel.ranks import Ranks, all_reduce_sum
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_reduce_sum
 
 ROWS = 16  # prompts generated together
 
@@ -20,7 +21,7 @@ def generate(
     prompts: list[list[int]],
     most: int,
     finished: Callable[[list[int]], bool],
-    ranks: Ranks,
+    mesh: Mesh,
     each_batch: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """The likeliest next tokens of each prompt, at most `most`, the same on every rank. All ranks call it.
@@ -32,16 +33,16 @@ def generate(
         return []
     was_training = model.training
     model.eval()
-    found = torch.zeros(len(prompts), most, dtype=torch.int64, device=ranks.device)  # a token + 1; 0: none
+    found = torch.zeros(len(prompts), most, dtype=torch.int64, device=mesh.device)  # a token + 1; 0: none
     batches = _batches(prompts)
-    for number in range(ranks.rank, -(-len(batches) // ranks.world) * ranks.world, ranks.world):
+    for number in range(mesh.data.rank, -(-len(batches) // mesh.data.size) * mesh.data.size, mesh.data.size):
         each_batch()
         real = number < len(batches)
         rows = batches[number] if real else batches[-1][:1]
         texts: dict[int, list[int]] = {row: [] for row in rows}
         going = set(rows) if real else set()
         cache = Cache()
-        tokens = torch.tensor([prompts[row] for row in rows], device=ranks.device)
+        tokens = torch.tensor([prompts[row] for row in rows], device=mesh.device)
         for _ in range(most):
             tokens = model(tokens, cache=cache).argmax(-1, keepdim=True)
             for row, token in zip(rows, tokens[:, 0].tolist()):
@@ -49,12 +50,12 @@ def generate(
                     texts[row].append(token)
                     if finished(texts[row]):
                         going.discard(row)
-            if not all_reduce_sum(torch.tensor([len(going)], device=ranks.device)).item():
+            if not all_reduce_sum(torch.tensor([len(going)], device=mesh.device), mesh.data).item():
                 break
         for row in rows if real else ():
-            found[row, : len(texts[row])] = torch.tensor(texts[row], device=ranks.device) + 1
+            found[row, : len(texts[row])] = torch.tensor(texts[row], device=mesh.device) + 1
     model.train(was_training)
-    return [[token - 1 for token in row if token] for row in all_reduce_sum(found).tolist()]
+    return [[token - 1 for token in row if token] for row in all_reduce_sum(found, mesh.data).tolist()]
 
 
 def _batches(prompts: list[list[int]]) -> list[list[int]]:

@@ -16,7 +16,8 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
 from emergence_train.evaluation.items import Item, Task
 from emergence_train.evaluation.metrics import choice_metrics
-from emergence_train.parallel.ranks import Ranks, broadcast_from_rank0
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import broadcast_from_rank0
 
 try:
     import lm_eval
@@ -38,12 +39,12 @@ class EmergenceLM(TemplateLM):
         tokenizer,
         end_of_text: int,
         longest: int,
-        ranks: Ranks,
+        mesh: Mesh,
         each_batch: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self.each_batch = each_batch
-        self.model, self.tokens, self.end, self.longest, self.ranks = model, tokenizer, end_of_text, longest, ranks
+        self.model, self.tokens, self.end, self.longest, self.mesh = model, tokenizer, end_of_text, longest, mesh
 
     @property
     def eot_token_id(self) -> int:
@@ -61,7 +62,7 @@ class EmergenceLM(TemplateLM):
 
     def _score(self, requests: list[scoring.Request]) -> np.ndarray:
         return (
-            scoring.score(self.model, requests, self.ranks, self.each_batch, greedy=True)
+            scoring.score(self.model, requests, self.mesh, self.each_batch, greedy=True)
             if requests
             else np.empty((0, 2))
         )
@@ -96,7 +97,7 @@ class EmergenceLM(TemplateLM):
                 raise InputError(f"a task generates up to {most} tokens, the model looks at {self.longest}")
             prompts = [self.tok_encode(requests[number].args[0])[-room:] or [self.end] for number in numbers]
             done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
-            made = generation.generate(self.model, prompts, most, done, self.ranks, self.each_batch)
+            made = generation.generate(self.model, prompts, most, done, self.mesh, self.each_batch)
             for number, ids in zip(numbers, made):
                 ids = ids[: ids.index(self.end)] if self.end in ids else ids
                 text = self.tokens.decode(ids)

@@ -34,23 +34,23 @@ def evaluate(
     folder = checkpoints.newest(run, step)
     step = checkpoints.read_state(folder)["step"]
     config = config.model_copy(update={"tasks": chosen(config, tasks)})
-    ranks = start(config.training.threads)
+    mesh = start(config.training.threads)
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))
     dataset = Dataset(config.data, config.seed, verify=False)
     known = dataset.index["validation"]["splits"]
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = Evaluator(config, dataset)
-    model = load_model(config, folder).to(ranks.device)
-    if config.training.precision == "bf16" and ranks.device.type == "cuda":
+    evaluator = Evaluator(config.tasks, dataset)
+    model = load_model(config, folder).to(mesh.device)
+    if config.training.precision == "bf16" and mesh.device.type == "cuda":
         model = model.bfloat16()
-    sums = validate(model, dataset, ranks, BATCH)
+    sums = validate(model, dataset, mesh, BATCH)
     losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
-    scores = evaluator.score(model, ranks)
+    scores = evaluator.score(model, mesh)
     tokens = step * config.training.batch * config.data.sequence
     also = evaluator.comparable(losses)
-    if ranks.is_rank0 and scores.rows:
+    if mesh.is_rank0 and scores.rows:
         params = non_embedding_parameters(config.model)
         frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
         for note in evaluator.notes:

@@ -6,21 +6,22 @@ import numpy as np
 import torch
 
 from emergence_train.data.dataset import Dataset
-from emergence_train.parallel.ranks import Ranks, all_reduce_sum
+from emergence_train.parallel.mesh import Group, Mesh
+from emergence_train.parallel.ranks import all_reduce_sum
 from emergence_train.recorder.position_sums import PositionAccumulator
 
 IGNORED = -100
 
 
-def reduced(accumulators: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All splits' sums over all ranks, in one collective."""
-    together = all_reduce_sum(torch.stack(list(accumulators.values())))
+def reduced(accumulators: dict[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
+    """All splits' sums over the processes of `group`, in one collective."""
+    together = all_reduce_sum(torch.stack(list(accumulators.values())), group)
     return dict(zip(accumulators, together))
 
 
 @torch.no_grad()
 def validate(
-    model: torch.nn.Module, dataset: Dataset, ranks: Ranks, batch: int, stopped: Callable[[], bool] = lambda: False
+    model: torch.nn.Module, dataset: Dataset, mesh: Mesh, batch: int, stopped: Callable[[], bool] = lambda: False
 ) -> dict[str, torch.Tensor] | None:
     """[4, T] sums (count, loss, loss squared, correct) over all ranks for each split.
 
@@ -34,24 +35,24 @@ def validate(
         for begin in range(segment.begin, segment.end, batch)
     ]
     splits = {
-        split: PositionAccumulator(dataset.sequence, ranks.device)
+        split: PositionAccumulator(dataset.sequence, mesh.device)
         for segment in dataset.segments()
         for split in segment.splits
     }
     model.eval()
-    rounds = -(-len(batches) // ranks.world)
-    for number in range(ranks.rank, rounds * ranks.world, ranks.world):
+    rounds = -(-len(batches) // mesh.data.size)
+    for number in range(mesh.data.rank, rounds * mesh.data.size, mesh.data.size):
         if stopped():
             model.train()
             return None
         segment, chosen = batches[number] if number < len(batches) else (batches[-1][0], range(0))
         windows = np.zeros((batch, dataset.sequence + 1), dtype=np.int64)
         windows[: len(chosen)] = dataset.windows[segment.domain][chosen.start : chosen.stop]
-        tokens = torch.from_numpy(windows).to(ranks.device)
+        tokens = torch.from_numpy(windows).to(mesh.device)
         targets = tokens[:, 1:].clone()
         targets[len(chosen) :] = IGNORED
         sums = model(tokens[:, :-1].contiguous(), targets).positions
         for split in segment.splits if len(chosen) else ():
             splits[split].add(sums)
     model.train()
-    return reduced({split: accumulator.take() for split, accumulator in splits.items()})
+    return reduced({split: accumulator.take() for split, accumulator in splits.items()}, mesh.data)

@@ -12,7 +12,8 @@ import torch
 
 from emergence_train.errors import InputError
 from emergence_train.evaluation.positions import IGNORED
-from emergence_train.parallel.ranks import Ranks, all_reduce_sum
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_reduce_sum
 
 TOKENS = 16_384  # of a forward pass, each rank
 MULTIPLE = 16  # lengths are rounded up to this, so that few shapes occur
@@ -57,30 +58,30 @@ def encode(tokenizer, context: str, continuation: str, end_of_text: int, longest
 
 
 def log_likelihoods(
-    model: torch.nn.Module, requests: list[Request], ranks: Ranks, each_batch: Callable[[], None] = lambda: None
+    model: torch.nn.Module, requests: list[Request], mesh: Mesh, each_batch: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """(R,) sums of log p over each request's continuation, nats, the same on every rank. All ranks call it."""
-    return score(model, requests, ranks, each_batch)[:, 0]
+    return score(model, requests, mesh, each_batch)[:, 0]
 
 
 @torch.no_grad()
 def score(
     model: torch.nn.Module,
     requests: list[Request],
-    ranks: Ranks,
+    mesh: Mesh,
     each_batch: Callable[[], None] = lambda: None,
     *,
     greedy: bool = False,
 ) -> np.ndarray:
     """(R, 2): log-likelihood in nats, and with `greedy` whether every token of the continuation is the likeliest one (1 or
     0). That needs the logits, which take memory: leave it out where only the likelihood is wanted."""
-    batches = _batches(_rows(requests), ranks.world)
-    found = torch.zeros(len(requests), 2, dtype=torch.float64, device=ranks.device)
+    batches = _batches(_rows(requests), mesh.data.size)
+    found = torch.zeros(len(requests), 2, dtype=torch.float64, device=mesh.device)
     was_training = model.training
     model.eval()
-    for real, chosen in batches[ranks.rank :: ranks.world]:
+    for real, chosen in batches[mesh.data.rank :: mesh.data.size]:
         each_batch()
-        tokens, targets, branches = (t.to(ranks.device) for t in _tensors(chosen, requests))
+        tokens, targets, branches = (t.to(mesh.device) for t in _tensors(chosen, requests))
         if not real:
             targets.fill_(IGNORED)
         shared = {"branches_BT": branches} if chosen[0].shared else {}
@@ -96,10 +97,10 @@ def score(
             held = [
                 (number, row.requests[branch - 1]) for number, row in enumerate(chosen) if branch <= len(row.requests)
             ]
-            rows, of_request = torch.tensor(held, device=ranks.device).T
+            rows, of_request = torch.tensor(held, device=mesh.device).T
             found[of_request] = sums[rows]
     model.train(was_training)
-    return all_reduce_sum(found).cpu().numpy()
+    return all_reduce_sum(found, mesh.data).cpu().numpy()
 
 
 def _rows(requests: list[Request]) -> list[Row]:

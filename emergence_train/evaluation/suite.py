@@ -15,7 +15,7 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
-from emergence_train.parallel.ranks import Ranks
+from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder import tables
 
 LM_EVAL = "lm-eval/"
@@ -87,11 +87,11 @@ class Suite:
             return items.checked(name, made, f"{self.dataset.root}: validation sequences too few or too short")
         raise InputError(unknown(wanted.task))
 
-    def score(self, model, ranks: Ranks, each_batch: Callable[[], None] = lambda: None) -> tuple[list[dict], float]:
+    def score(self, model, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> tuple[list[dict], float]:
         """Rows of metrics (see metrics.choice_metrics) and the seconds they took. All ranks call it, and each calls
         `each_batch` before each batch."""
         began = time.monotonic()
-        values = log_likelihoods(model, self.requests, ranks, each_batch) if self.requests else np.empty(0)
+        values = log_likelihoods(model, self.requests, mesh, each_batch) if self.requests else np.empty(0)
         rows, at = [], 0
         for task in self.tasks:
             each = []
@@ -100,24 +100,24 @@ class Suite:
                 at += len(item.choices)
             rows += choice_metrics(task, each)
         if self.answers:
-            values, at = score(model, self.answers, ranks, each_batch, greedy=True), 0
+            values, at = score(model, self.answers, mesh, each_batch, greedy=True), 0
             for task in self.answer_tasks:
                 rows += answer_metrics(task, values[at : at + len(task.items)])
                 at += len(task.items)
         rows += [
             row
             for task in self.open_tasks
-            for row in open_metrics(task, self._generated(model, task, ranks, each_batch))
+            for row in open_metrics(task, self._generated(model, task, mesh, each_batch))
         ]
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter
 
-            lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, ranks, each_batch)
+            lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, mesh, each_batch)
             for one in self.of_lm_eval:
                 rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
         return rows, time.monotonic() - began
 
-    def _generated(self, model, task: items.OpenTask, ranks: Ranks, each_batch: Callable[[], None]) -> list[str]:
+    def _generated(self, model, task: items.OpenTask, mesh: Mesh, each_batch: Callable[[], None]) -> list[str]:
         """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
         longest = min(task.longest, self.longest // 2)
         prompts = [
@@ -129,7 +129,7 @@ class Suite:
         def finished(ids: list[int]) -> bool:
             return ids[-1] == self.end or (not whole and "\n" in self.tokenizer.decode(ids).lstrip("\n "))
 
-        found = generation.generate(model, prompts, longest, finished, ranks, each_batch)
+        found = generation.generate(model, prompts, longest, finished, mesh, each_batch)
         texts = [self.tokenizer.decode(ids) for ids in found]
         return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
 

@@ -28,7 +28,8 @@ import torch.distributed as dist
 from emergence_train.errors import InputError, PeerLost, RunError, Stopped, tell
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.flight_recorder import STACKS
-from emergence_train.parallel.ranks import Ranks, is_communication_error
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import is_communication_error
 
 AGAIN = "run the same command to resume from the last checkpoint"
 ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
@@ -38,8 +39,8 @@ MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdi
 class Watchdog:
     """`at(operation, step)` is called by the main thread at each operation, by all ranks alike, and costs nothing."""
 
-    def __init__(self, ranks: Ranks, run: Path, silent_seconds: float, hang_seconds: float) -> None:
-        self.ranks, self.run = ranks, run
+    def __init__(self, mesh: Mesh, run: Path, silent_seconds: float, hang_seconds: float) -> None:
+        self.mesh, self.run = mesh, run
         self.silent, self.hang = silent_seconds, hang_seconds
         self.interval = min(1.0, silent_seconds / 5)
         self.place = (0, "starting", 0, time.monotonic())
@@ -49,7 +50,7 @@ class Watchdog:
         self.stored = True  # there is a store to agree over
         self.alarmed = False  # a connection broke: who is silent now is gone
         self.thread = None
-        if ranks.world > 1:
+        if mesh.world.size > 1:
             # A connection of its own: the main thread may be waiting on the other.
             self.store = dist.TCPStore(
                 os.environ["MASTER_ADDR"],
@@ -58,7 +59,7 @@ class Watchdog:
                 timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
             )
             # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
-            self.prefix = f"emergence-train/{ranks.launch_id}/"
+            self.prefix = f"emergence-train/{mesh.launch_id}/"
             self.began = time.monotonic()
             self._beat(0)
             self.answered = time.monotonic()  # by the store
@@ -144,13 +145,13 @@ class Watchdog:
         sign = {"n": number, "ops": operations, "op": operation, "step": step, "for": time.monotonic() - since}
         if number in (0, -1):
             sign |= {"host": socket.gethostname(), "pid": os.getpid(), "words": words}
-        self.store.set(f"{self.prefix}{self.ranks.rank}", json.dumps(sign))
+        self.store.set(f"{self.prefix}{self.mesh.world.rank}", json.dumps(sign))
 
     def _look(self, seen: dict) -> str | None:
         """A verdict, if there is one. `seen` remembers of each rank its last sign and when it came."""
-        if not self.ranks.is_rank0 and self.store.check([f"{self.prefix}verdict"]):
+        if not self.mesh.is_rank0 and self.store.check([f"{self.prefix}verdict"]):
             return self.store.get(f"{self.prefix}verdict").decode()
-        watched = range(self.ranks.world) if self.ranks.is_rank0 else (0, self.ranks.rank)
+        watched = range(self.mesh.world.size) if self.mesh.is_rank0 else (0, self.mesh.world.rank)
         keys = [f"{self.prefix}{rank}" for rank in watched]
         now = time.monotonic()
         if not self.store.check(keys):  # all have joined, but not everyone has given a first sign
@@ -166,7 +167,7 @@ class Watchdog:
 
     def _publish(self, verdict: str | None) -> str | None:
         """Rank 0's verdict is everyone's."""
-        if verdict and self.ranks.is_rank0:
+        if verdict and self.mesh.is_rank0:
             self.store.set(f"{self.prefix}verdict", verdict)
         return verdict
 
@@ -181,7 +182,7 @@ class Watchdog:
             if silent > (min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent):
                 return f"{name} has given no sign of life for {silent:.0f} s, killed or stopped; {_place(sign)}"
         present = {rank: sign for rank, sign in seen.items() if sign["n"] != -1}
-        if self.ranks.is_rank0 and present and min(sign["for"] for sign in present.values()) > self.hang:
+        if self.mesh.is_rank0 and present and min(sign["for"] for sign in present.values()) > self.hang:
             rank, sign = min(present.items(), key=lambda item: item[1]["ops"])
             behind = sum(other["ops"] > sign["ops"] for other in present.values())
             who = f"rank {rank} is waited for by {behind} others" if behind else "every rank waits"
@@ -194,7 +195,7 @@ class Watchdog:
         """Let the main thread raise it; where that hangs in a collective, end the process from here."""
         if "stacks are in" in verdict:
             self._dump()
-        record = flight_recorder.write(self.run, self.ranks.rank, self.ranks.device.type == "cuda")
+        record = flight_recorder.write(self.run, self.mesh.world.rank, self.mesh.device.type == "cuda")
         self.verdict = verdict = verdict if record is None else f"{verdict}; the last collectives are in {record}"
         self.stored = store
         self.found.set()
@@ -209,27 +210,27 @@ class Watchdog:
         """One line on the screen is enough."""
         try:
             if not self.stored:
-                return self.ranks.rank == 1
+                return self.mesh.world.rank == 1
             return self.store.add(f"{self.prefix}told", 1) == 1
         except Exception:
-            return self.ranks.rank == 1  # no store left to agree over: rank 0 had it
+            return self.mesh.world.rank == 1  # no store left to agree over: rank 0 had it
 
     def _outlast(self) -> None:
         """Rank 0 often holds the store: the others are to read the verdict before it goes."""
-        if self.ranks.is_rank0:
+        if self.mesh.is_rank0:
             time.sleep(3 * self.interval)
 
     def _dump(self) -> None:
         try:
             (self.run / STACKS).mkdir(exist_ok=True)
-            with open(self.run / STACKS / f"rank-{self.ranks.rank}.txt", "w") as file:
+            with open(self.run / STACKS / f"rank-{self.mesh.world.rank}.txt", "w") as file:
                 faulthandler.dump_traceback(file)
         except OSError:
             pass  # a full disk is no reason not to end
 
     def _own_place(self) -> str:
         _, operation, step, since = self.place
-        return f"rank {self.ranks.rank} was {time.monotonic() - since:.0f} s in {operation!r} of step {step}"
+        return f"rank {self.mesh.world.rank} was {time.monotonic() - since:.0f} s in {operation!r} of step {step}"
 
 
 def _place(sign: dict) -> str:

@@ -13,36 +13,20 @@ import threading
 import time
 import uuid
 import warnings
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from emergence_train.cluster import launcher
 from emergence_train.errors import InputError, PeerLost, Stopped, tell
+from emergence_train.parallel.mesh import Group, Mesh, data_parallel
 from emergence_train.parallel.rendezvous import find_store
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
 JOIN_SECONDS = 600.0  # for all processes to find each other
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process's launch. `device` is where its tensors live."""
-
-    rank: int
-    world: int
-    local_rank: int
-    device: torch.device
-    launch_id: str = ""  # a name that these processes alone have, for what they leave in a store that may outlive them
-    note: str | None = None  # of the launcher, for the screen
-
-    @property
-    def is_rank0(self) -> bool:
-        return self.rank == 0
-
-
-def start(threads: int | None) -> Ranks:
+def start(threads: int | None) -> Mesh:
     """Join (or make) the process group."""
     launch = launcher.find()
     rank, world, local_rank = launch.rank, launch.world, launch.local_rank
@@ -68,8 +52,8 @@ def start(threads: int | None) -> Ranks:
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
             launch_id = broadcast_from_rank0(lambda: uuid.uuid4().hex)
             barrier()
-        return Ranks(rank, world, local_rank, device, launch_id, launch.note)
-    return Ranks(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
+        return data_parallel(rank, world, local_rank, device, launch_id, launch.note)
+    return data_parallel(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
 
 
 def device_index(launch: launcher.LaunchInfo, visible: int) -> int:
@@ -216,15 +200,15 @@ def import_deepspeed():
     return deepspeed
 
 
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` summed over all ranks, in launch."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
+def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """`tensor` summed over the processes of `group`, in place."""
+    if group.size > 1:
+        dist.all_reduce(tensor, group=group.handle)
     return tensor
 
 
-def broadcast_from_rank0(make, group=None):
-    """`make()` on rank 0, its result on every rank; an exception of rank 0 is raised on every rank."""
+def broadcast_from_rank0(make, group: dist.ProcessGroup | None = None):
+    """`make()` on rank 0 of the world, its result on every rank; an exception of rank 0 is raised on every rank."""
     outcome: list = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -239,8 +223,8 @@ def broadcast_from_rank0(make, group=None):
     return outcome[0]
 
 
-def all_gather_objects(value, group=None) -> list:
-    """Each rank's `value`, in the order of ranks, on every rank."""
+def all_gather_objects(value, group: dist.ProcessGroup | None = None) -> list:
+    """Each rank's `value`, in the order of ranks, on every rank of the world. `group`: another group of all of them."""
     values = [value] * dist.get_world_size()
     if len(values) > 1:
         dist.all_gather_object(values, value, group=group)

@@ -41,7 +41,7 @@ def write_environment(directory: Path, world: int, device: torch.device, resumed
 
 def environment(device: torch.device) -> dict:
     """What a measured number depends on: versions, device, commit."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -1,6 +1,7 @@
 """Sums of the loss at each position, on the device, and the rows of a `positions` table made of them."""
 
 import math
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,7 +18,7 @@ class PositionAccumulator:
     def __init__(self, sequence: int, device: torch.device) -> None:
         self.sums = torch.zeros(len(COLUMNS), sequence, dtype=torch.float64, device=device)
 
-    def add(self, sums) -> torch.Tensor:
+    def add(self, sums: Any) -> torch.Tensor:
         """Add a micro-batch; one whose loss is not a number is left out, since its step is (see faults/anomalies.py).
 
         -> its total over positions of each column, [4].

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,7 +32,7 @@ class RunLog:
     def __init__(self, directory: Path, header: dict, step: int, rewinds: list[dict]) -> None:
         self.directory, self.header = directory, header
         self.path = directory / "metrics.jsonl"
-        self.file = None
+        self.file = -1  # the descriptor that rows are written to
         self.archived: Path | None = None  # where logs went that no state belongs to
         if not step and any((directory / "positions").glob("step-*.parquet")):
             self.archived = self._archive()
@@ -49,7 +50,7 @@ class RunLog:
 
     def truncate_to(self, step: int, rewinds: list[dict]) -> None:
         """Rows and tables of later steps are removed; `rewinds` stand where they happened, whatever was removed."""
-        if self.file is not None:
+        if self.file >= 0:
             os.close(self.file)
         rows = tables.read_metrics(self.path) if step and self.path.is_file() else []
         kept = [row for row in rows if row.get("step", 0) <= step and row.get("kind") not in ("run", "rewind")]
@@ -63,7 +64,7 @@ class RunLog:
                 table.unlink()
         self.rows = kept
         self.pending: list[str] = []
-        self.tables: list[tuple[str, Path, pd.DataFrame]] = []
+        self.tables: list[tuple[tables.Table, Path, pd.DataFrame]] = []
         self.file = os.open(self.path, os.O_WRONLY)
         self.end = os.fstat(self.file).st_size  # of what is known to be written
         self.written = time.monotonic()
@@ -81,7 +82,7 @@ class RunLog:
             else None
         )
 
-    def write(self, kind: str, **values) -> dict:
+    def write(self, kind: str, **values: Any) -> dict:
         """Append one line; what is not a finite number is written as null, which JSON can hold."""
         row = {"kind": kind} | {key: _finite(value) for key, value in values.items()}
         self.pending.append(json.dumps(row) + "\n")
@@ -98,19 +99,16 @@ class RunLog:
             except (RunError, OSError) as error:
                 return str(error)
             del self.tables[0]
-        error = self._drain()
+        problem = self._drain()
         try:
             os.fsync(self.file)
         except OSError as late:
-            error = late
-        return None if error is None else str(files.disk_error(error, self.path))
+            problem = late
+        return None if problem is None else str(files.disk_error(problem, self.path))
 
-    def positions(self, step: int, tokens: int, splits: dict[str, pd.DataFrame]) -> pd.DataFrame:
-        """The checkpoint's table, which the next flush writes."""
-        table = pd.concat(list(splits.values()), ignore_index=True)
-        table = table.assign(run=self.header["run"], params=self.header["params"], step=step, tokens=tokens)
+    def positions(self, step: int, table: pd.DataFrame) -> None:
+        """The checkpoint's positions table, which the next flush writes."""
         self.tables.append((tables.POSITIONS, self.directory / "positions" / f"{step_name(step)}.parquet", table))
-        return table
 
     def evaluations(self, step: int, table: pd.DataFrame) -> None:
         """The checkpoint's table of tasks, which the next flush writes."""
@@ -138,7 +136,7 @@ class RunLog:
         return None
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0:
         return None
     return value

@@ -6,13 +6,11 @@ import re
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.position_matrix import position_bins
-from emergence_train.analysis.temporal.position_law import position_curve
+from emergence_train.analysis.figures import Figure, Trace, short
+from emergence_train.analysis.temporal.figures import by_position, has_curve, last_checkpoints
+from emergence_train.report.collect import Run
 from emergence_train.report.parts import grid, table
-from emergence_train.report.runs import Run
-from emergence_train.report.svg import Chart, Series, ramp_colours, short
-
-BINS = 40  # of position, equal in the logarithm
+from emergence_train.report.svg import figure_html
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
@@ -66,33 +64,16 @@ def _estimate(fit: pd.Series | None, name: str) -> str:
     return f"{fit[name]:.3g} [{fit[f'{name}_low']:.3g}, {fit[f'{name}_high']:.3g}]"
 
 
-def _has_curve(fit: pd.Series | None) -> bool:
-    """Whether the fitted curve means something; it also does where only the ratio a0/a1 is known."""
-    return fit is not None and (fit["status"] == "ok" or "only a0/a1" in str(fit["status"]))
-
-
 def _law_note(fit: pd.Series) -> str:
     if fit["status"] == "ok":
         return ", ".join(f"{name} = {_estimate(fit, name)}" for name in ("a0", "a1", "a2"))
-    if _has_curve(fit):
+    if has_curve(fit):
         return (
             f"The curve falls as 1/position from the start: a0/a1 = {fit['a0'] / fit['a1']:.3g}, "
             f"a2 = {_estimate(fit, 'a2')}; "
             "a0 and a1 apart are not identified."
         )
     return f"Position law of the last checkpoint: {fit['status']}."
-
-
-def binned(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean position, mean loss and its standard error in bins equal in log position, of one checkpoint's split."""
-    position = rows["position"].to_numpy(float)
-    order = np.argsort(position)
-    position = position[order]
-    count, total, squares = (rows[c].to_numpy(float)[order] for c in ("count", "loss_sum", "loss_sq_sum"))
-    bin_of = position_bins(position, BINS)
-    n, s, q, p = (np.bincount(bin_of, v) for v in (count, total, squares, count * position))
-    mean = s / n
-    return p / n, mean, np.sqrt(np.maximum(q / n - mean**2, 0) / n)
 
 
 def _by_position(runs: list[Run]) -> str:
@@ -104,7 +85,7 @@ def _by_position(runs: list[Run]) -> str:
     )
     parts = "".join(
         f'<div class="grid" data-of="split" data-is="{html.escape(split)}">'
-        + "".join(_position_chart(run, split).html() for run in runs)
+        + "".join(figure_html(_position_figure(run, split)) for run in runs)
         + "</div>"
         for split in splits
     )
@@ -115,58 +96,24 @@ def _by_position(runs: list[Run]) -> str:
     )
 
 
-def _position_chart(run: Run, split: str) -> Chart:
-    rows = run.positions[run.positions["split"] == split]
-    tokens = np.sort(rows["tokens"].unique())
-    low, high = np.log(max(tokens[0], 1)), np.log(tokens[-1])
-    shares = (np.log(np.maximum(tokens, 1)) - low) / max(high - low, 1e-9)
-    series = []
-    for count, colour in zip(tokens, ramp_colours(shares)):
-        x, y, _ = binned(rows[rows["tokens"] == count])
-        series.append(Series(x, y, f"{short(count)} tokens", colour))
+def _position_figure(run: Run, split: str) -> Figure:
     fit = run.last(run.fits, split)
-    if _has_curve(fit):
-        x = np.geomspace(1, rows["position"].max(), 60)
-        series.append(
-            Series(
-                x, position_curve(fit["a0"], fit["a1"], fit["a2"], x), "position law, last checkpoint", 1, dashed=True
-            )
-        )
     note = "" if fit is None else re.sub("<.*?>", "", _law_note(fit))
-    return Chart(
-        f"{run.name}, {split}",
-        "position",
-        "loss (nats)",
-        series,
-        x_log=True,
-        ramp=("tokens", short(tokens[0]), short(tokens[-1])),
-        note=note,
-    )
+    return by_position(f"{run.name}, {split}", run.positions[split], fit=fit, note=note)
 
 
 def _by_size(runs: list[Run]) -> str:
-    charts = []
+    figures = []
     for split in ("iid", "ood"):
-        series = []
-        for number, run in enumerate(runs):
-            rows = run.positions[
-                (run.positions["split"] == split) & (run.positions["step"] == run.positions["step"].max())
-            ]
-            if not len(rows):
-                continue
-            x, y, error = binned(rows)
-            label = f"{run.name} ({short(run.params)})"
-            series.append(
-                Series(x, y, label, number, points=True, line=False, low=y - 1.96 * error, high=y + 1.96 * error)
-            )
-            fit = run.last(run.fits, split)
-            if _has_curve(fit):
-                x = np.geomspace(1, rows["position"].max(), 60)
-                series.append(Series(x, position_curve(fit["a0"], fit["a1"], fit["a2"], x), label, number, quiet=True))
-        charts.append(Chart(f"Last checkpoint, {split}", "position", "loss (nats)", series, x_log=True))
+        lines = [
+            (f"{run.name} ({short(run.params)})", number, run.positions[split], run.last(run.fits, split))
+            for number, run in enumerate(runs)
+            if split in run.positions
+        ]
+        figures.append(last_checkpoints(f"Last checkpoint, {split}", lines))
     return (
         "<p>Points are the last checkpoint of each run with their 95% bands (tokens taken as independent, so a little "
-        "too narrow); lines are the fitted law.</p>" + grid(charts)
+        "too narrow); lines are the fitted law.</p>" + grid(figures)
     )
 
 
@@ -176,51 +123,38 @@ def _law(runs: list[Run]) -> str:
         "a1": "a1: how soon it is had (1 / position)",
         "a2": "a2: loss with unlimited context (nats)",
     }
-    charts = []
+    figures = []
     for name, title in meaning.items():
-        series, left_out = [], 0
+        traces, left_out = [], 0
         for number, run in enumerate(runs):
             rows = run.fits[run.fits["split"] == "iid"]
-            bounded = np.isfinite(rows[f"{name}_low"]) & np.isfinite(rows[f"{name}_high"])
+            bounded = np.isfinite(rows[[f"{name}_low", f"{name}_high"]].to_numpy(float)).all(1)
             left_out += int((~bounded).sum())
-            rows = rows[bounded]
-            series.append(
-                Series(
-                    rows["tokens"].to_numpy(float),
-                    rows[name].to_numpy(float),
-                    run.name,
-                    number,
-                    points=True,
-                    low=rows[f"{name}_low"].to_numpy(float),
-                    high=rows[f"{name}_high"].to_numpy(float),
-                )
+            tokens, value, low, high = (
+                rows.loc[bounded, column].to_numpy(float) for column in ("tokens", name, f"{name}_low", f"{name}_high")
             )
+            traces.append(Trace(tokens, value, run.name, number, points=True, low=low, high=high))
         note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
-        charts.append(Chart(title, "tokens", name, series, x_log=True, y_log=name != "a2", note=note))
-    return "<p>On iid, with 95% profile intervals as bands.</p>" + grid(charts)
+        figures.append(Figure(title, "tokens", name, tuple(traces), x_log=True, y_log=name != "a2", note=note))
+    return "<p>On iid, with 95% profile intervals as bands.</p>" + grid(figures)
 
 
 def _by_tokens(runs: list[Run]) -> str:
-    charts = []
-    series = []
+    training = []
     for number, run in enumerate(runs):
         curve = _smoothed(run.curve)
-        series.append(Series(curve["tokens"].to_numpy(), curve["loss"].to_numpy(), f"{run.name}, train", number))
+        training.append(Trace(curve["tokens"].to_numpy(), curve["loss"].to_numpy(), f"{run.name}, train", number))
+    note = "Mean of steps in bins equal in log tokens."
+    figures = [Figure("Training", "tokens", "loss (nats)", tuple(training), x_log=True, note=note)]
     for split in ("iid", "ood"):
-        marks = [
-            Series(rows["tokens"].to_numpy(), rows["loss"].to_numpy(), run.name, number, points=True)
+        marks = tuple(
+            Trace(rows["tokens"].to_numpy(), rows["loss"].to_numpy(), run.name, number, points=True)
             for number, run in enumerate(runs)
             for rows in [run.means[run.means["split"] == split]]
             if len(rows)
-        ]
-        charts.append(Chart(f"Validation, {split}", "tokens", "loss (nats)", marks, x_log=True))
-    charts.insert(
-        0,
-        Chart(
-            "Training", "tokens", "loss (nats)", series, x_log=True, note="Mean of steps in bins equal in log tokens."
-        ),
-    )
-    return grid(charts)
+        )
+        figures.append(Figure(f"Validation, {split}", "tokens", "loss (nats)", marks, x_log=True))
+    return grid(figures)
 
 
 def _smoothed(curve: pd.DataFrame, bins: int = 120) -> pd.DataFrame:
@@ -231,25 +165,16 @@ def _smoothed(curve: pd.DataFrame, bins: int = 120) -> pd.DataFrame:
 
 
 def _speed(runs: list[Run]) -> str:
-    series = []
+    traces = []
     for number, run in enumerate(runs):
         if "tokens_per_second" not in run.curve:
             continue
-        rows = run.curve.dropna(subset=["tokens_per_second"])
-        group = np.arange(len(rows)) * 60 // max(len(rows), 1)
-        parts = rows[["tokens", "tokens_per_second"]].astype(float).groupby(group)
-        middle = parts.median()
-        series.append(
-            Series(
-                middle["tokens"].to_numpy(),
-                middle["tokens_per_second"].to_numpy(),
-                run.name,
-                number,
-                low=parts.quantile(0.1)["tokens_per_second"].to_numpy(),
-                high=parts.quantile(0.9)["tokens_per_second"].to_numpy(),
-            )
-        )
+        rows = run.curve.dropna(subset=["tokens_per_second"])[["tokens", "tokens_per_second"]].astype(float)
+        parts = rows.groupby(np.arange(len(rows)) * 60 // max(len(rows), 1))
+        tokens = parts["tokens"].median().to_numpy()
+        low, middle, high = (parts["tokens_per_second"].quantile(q).to_numpy() for q in (0.1, 0.5, 0.9))
+        traces.append(Trace(tokens, middle, run.name, number, low=low, high=high))
     return (
         "<p>Training alone: validation and saving are not counted. Median of neighbouring steps; the band holds 80% of them.</p>"
-        + grid([Chart("Speed", "tokens", "tokens/s", series, y_log=True)])
+        + grid([Figure("Speed", "tokens", "tokens/s", tuple(traces), y_log=True)])
     )

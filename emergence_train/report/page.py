@@ -7,7 +7,7 @@ from pathlib import Path
 from emergence_train import files
 from emergence_train.errors import InputError
 from emergence_train.report import abilities, first_look, outlook, svg
-from emergence_train.report.runs import load_run
+from emergence_train.report.collect import ReportData, collect
 
 HERE = Path(__file__).parent
 
@@ -17,16 +17,15 @@ def report(directories: list[Path], out: Path | None = None) -> Path:
     names = [directory.resolve() for directory in directories]
     if len(set(names)) < len(names):
         raise InputError("the same run directory is named twice; name each run once")
-    runs = [load_run(directory) for directory in directories]
-    runs.sort(key=lambda run: (run.params, run.name))
     path = (out or directories[0] / "report") / "report.html"
-    sections = [*first_look.sections(runs), *outlook.sections(runs), *abilities.sections(runs)]
-    files.write_bytes(path, page(runs, sections).encode())
+    files.write_bytes(path, page(collect(directories)).encode())
     return path
 
 
-def page(runs: list, sections: list[tuple[str, str, str]]) -> str:
-    """The document from (anchor, title, body) sections."""
+def page(data: ReportData) -> str:
+    """The document: sections of (anchor, title, body), with their figures, style and script inside."""
+    runs = data.runs
+    sections = [*first_look.sections(runs), *outlook.sections(runs), *abilities.sections(data)]
     links = "".join(f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, title, _ in sections)
     bodies = "".join(
         f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{body}</section>' for anchor, title, body in sections
@@ -37,7 +36,7 @@ def page(runs: list, sections: list[tuple[str, str, str]]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>emergence-train: {names}</title><link rel="icon" href="data:,">'
-        f"<style>{(HERE / 'page.css').read_text()}</style></head><body>"
+        f"<style>{svg.palette_css()}{(HERE / 'page.css').read_text()}</style></head><body>"
         f'<header><h1>Loss by position and by tokens</h1><p class="soft">{names} · {today}</p>'
         f"<nav>{links}</nav></header><main>{svg.CLIP}{bodies}</main>"
         f"<script>{(HERE / 'page.js').read_text()}</script></body></html>\n"

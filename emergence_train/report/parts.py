@@ -1,11 +1,14 @@
 """Pieces of the page that several sections use."""
 
-from emergence_train.report.svg import Chart
+from collections.abc import Iterable
+
+from emergence_train.analysis.figures import Figure
+from emergence_train.report.svg import figure_html
 
 
-def grid(charts: list[Chart]) -> str:
-    """Charts side by side, as many as the width holds."""
-    return '<div class="grid">' + "".join(chart.html() for chart in charts) + "</div>"
+def grid(figures: Iterable[Figure]) -> str:
+    """Figures side by side, as many as the width holds."""
+    return '<div class="grid">' + "".join(figure_html(figure) for figure in figures) + "</div>"
 
 
 def table(head: list[str], rows: list[list[str]], name: str) -> str:

@@ -36,7 +36,7 @@ class Mirror:
         self.thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
         self.thread.start()
 
-    def log(self, values: dict) -> None:
+    def send(self, values: dict) -> None:
         """Numbers at `values["tokens"]`, the x-axis of every chart."""
         self._put(values)
 

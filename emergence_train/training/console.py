@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from emergence_train.models.flops import peak_flops
-from emergence_train.parallel.ranks import Ranks
+from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder.environment import device_name
 
 
@@ -17,11 +17,11 @@ class Console:
     MFU = tokens/s x flops_per_token (see models/flops.py) / (ranks x dense bf16 peak of the device).
     """
 
-    def __init__(self, plan, flops_per_token: float, ranks: Ranks, every_seconds: float, log: Callable[[str], None]):
+    def __init__(self, plan, flops_per_token: float, mesh: Mesh, every_seconds: float, log: Callable[[str], None]):
         self.plan, self.log, self.every = plan, log, every_seconds
         self.flops_per_token = flops_per_token
-        peak = peak_flops(device_name(ranks.device))
-        self.peak = peak * ranks.world if peak else None
+        peak = peak_flops(device_name(mesh.device))
+        self.peak = peak * mesh.world.size if peak else None
         self.began = self.shown = self.last = time.monotonic()
         self.paused = 0.0  # since the last step
         self.steps = self.steps_shown = 0

@@ -6,31 +6,31 @@ import hashlib
 import torch
 from torch import nn
 
-from emergence_train.config import Config
+from emergence_train.config import Faults, Training
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
-from emergence_train.parallel.ranks import Ranks, import_deepspeed
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import import_deepspeed
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
 
 INITIAL_STD = 0.02
 
 
-def deepspeed_config(config: Config, ranks: Ranks) -> dict:
+def deepspeed_config(training: Training, mesh: Mesh) -> dict:
     """What DeepSpeed is told; written beside the run and logged to W&B."""
-    training = config.training
     half = training.precision == "bf16"
     zero: dict = {"stage": training.zero_stage}
     if training.zero_stage == 3:
         # Norms and other small weights stay on every rank: gathering them costs more than keeping them.
         zero |= {"stage3_param_persistence_threshold": 100_000}
-    if training.zero_stage == 1 and ranks.device.type == "cpu":
+    if training.zero_stage == 1 and mesh.device.type == "cpu":
         # Copying gradients into one buffer pays where memory fragments and copies are free; not on a CPU (7% slower).
         zero |= {"contiguous_gradients": False}
     settings = {
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": training.batch // (training.micro_batch * ranks.world),
+        "gradient_accumulation_steps": training.batch // (training.micro_batch * mesh.data.size),
         # At stage 0 the loop clips (training.step.Stepper): DeepSpeed would not tell the norm that it computes there.
         "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
@@ -46,48 +46,51 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict:
     return settings
 
 
-def build(config: Config, ranks: Ranks):
-    """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage."""
+def build(config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False):
+    """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage.
+
+    `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
+    """
     deepspeed = import_deepspeed()
-    if graphs_possible(config, ranks):
-        own_stream(ranks.device)
+    if graphs:
+        own_stream(mesh.device)
     deepspeed.init_distributed(dist_init_required=False)  # takes up the process group that is there
-    settings = deepspeed_config(config, ranks)
-    third = config.training.zero_stage == 3
+    settings = deepspeed_config(training, mesh)
+    third = training.zero_stage == 3
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
     with inside:
-        model = Decoder(config.model)
-    initialise(model, config.model, config.seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
-    if config.training.activation_checkpointing:
+        model = Decoder(config)
+    initialise(model, config, seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
+    if training.activation_checkpointing:
         model.checkpoint_activations = True
-    if config.training.compile:
+    if training.compile:
         for block in model.blocks:
             block.compile()
-    model.to(ranks.device)
+    model.to(mesh.device)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.training.optimizer.weight_decay),
-        lr=config.training.schedule.lr,
-        betas=config.training.optimizer.betas,
-        eps=config.training.optimizer.eps,
+        parameter_groups(model, training.optimizer.weight_decay),
+        lr=training.schedule.lr,
+        betas=training.optimizer.betas,
+        eps=training.optimizer.eps,
         fused=True,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    if main_gradients_possible(config, ranks):
+    if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
-    if config.training.zero_stage == 0 and ranks.world == 1:
+    if training.zero_stage == 0 and mesh.data.size == 1:
         engine.enable_backward_allreduce = False  # nothing to add up, and the copies are not free
     return engine
 
 
-def main_gradients_possible(config: Config, ranks: Ranks) -> bool:
+def main_gradients_possible(training: Training, mesh: Mesh) -> bool:
     """Where DeepSpeed takes its BF16_Optimizer. On a CPU its own passes are the faster: 16-bit products are slow there."""
-    return ranks.device.type == "cuda" and config.training.zero_stage == 1 and config.training.precision == "bf16"
+    return mesh.device.type == "cuda" and training.zero_stage == 1 and training.precision == "bf16"
 
 
-def graphs_possible(config: Config, ranks: Ranks) -> bool:
+def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     """Whether micro-batches are replayed as CUDA graphs: nothing in them may depend on the host or talk to other ranks."""
-    wanted = config.training.cuda_graphs and not config.training.compile and config.faults.spike != "skip"
-    return wanted and main_gradients_possible(config, ranks)
+    wanted = training.cuda_graphs and not training.compile and faults.spike != "skip"
+    return wanted and main_gradients_possible(training, mesh)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -1,147 +1,153 @@
-"""What rank 0 writes down: the rows of each step, a checkpoint's table and means, and the forecast of the end."""
+"""What a run writes down: rank 0 has a log and observers, the other ranks have a recorder that does nothing."""
 
 import math
-from pathlib import Path
+from collections.abc import Callable
 
-import numpy as np
+import pandas as pd
+import torch
 
-from emergence_train.analysis.emergence.ability_watch import abilities_ahead, read_thresholds, said
-from emergence_train.analysis.temporal import forecast_final
+from emergence_train import files
 from emergence_train.config import Config
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
-from emergence_train.faults.anomalies import WINDOW, Event
-from emergence_train.optim.schedule import learning_rate
-from emergence_train.recorder import tables
-from emergence_train.recorder.position_sums import rows
+from emergence_train.faults.anomalies import WINDOW
+from emergence_train.recorder.environment import write_environment
+from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
-from emergence_train.tracking.wandb import Mirror, view
+from emergence_train.training.console import Console
+from emergence_train.training.forecasts import AbilityForecast, EndForecast, iid_losses
+from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 from emergence_train.training.plan import Plan
+from emergence_train.training.run_rows import CheckpointRows, ScreenLines, StepRows
+from emergence_train.training.task_rows import TaskRows
+from emergence_train.training.wandb_view import WandbView
 
-PLAN_POINTS = 1000  # of the planned learning rate, for the forecast
+# Called in this order, which is that of a checkpoint's rows: the forecast adds to the line that ScreenLines writes.
+OBSERVERS: list[type[Observer]] = [
+    StepRows,
+    CheckpointRows,
+    EndForecast,
+    ScreenLines,
+    TaskRows,
+    AbilityForecast,
+    WandbView,
+]
 
 
-class Recorder:
-    """The run's log and its mirror, and what of the log the rest of training needs."""
+class NullRecorder:
+    """Of the ranks that write nothing."""
 
-    def __init__(self, config: Config, plan: Plan, evaluator: Evaluator, run_log: RunLog, mirror: Mirror, log) -> None:
-        self.config, self.plan, self.evaluator = config, plan, evaluator
-        self.run_log, self.mirror, self.log = run_log, mirror, log
-        self.noted = False  # what is to be said once of the tasks
-        self.thresholds = []
-        if config.abilities:
-            self.thresholds = read_thresholds(Path(config.abilities), run_log.header["vocabulary"])
-            if not self.thresholds:
-                log(f"{config.abilities}: no task has a threshold there, so no ability is forecast")
-        self.reread()
+    best: int | None = None  # step of the lowest iid loss
 
-    def reread(self) -> None:
-        """History from the rows that the log was taken back to."""
-        kinds = {"train": [], "validation": [], "skipped": []}
-        for row in self.run_log.rows:
-            kinds.get(row.get("kind"), []).append(row)
-        skipped = {row["step"] for row in kinds["skipped"]}
-        self.history = [(row["step"], row["loss"]) for row in kinds["train"] if row["loss"] is not None]
-        self.judged = [loss for step, loss in self.history if step not in skipped][-WINDOW:]
-        self.iid = {row["step"]: row["loss"].get("iid", math.inf) for row in kinds["validation"]}
-        # seconds
-        self.scoring, self.training = tables.cost_of_tasks([self.run_log.header | {"kind": "run"}, *self.run_log.rows])
+    def restore(self, step: int, rewinds: list[dict], measured: set[int]) -> list[float]:
+        """The run's files as they were at `step`, for a start or after a rewind.
+
+        Args: `rewinds` of rewinds.json; `measured`: steps whose tables should exist.
+        Returns the losses of the last steps that were not skipped, for the anomaly detector.
+        """
+        return []
+
+    def step(self, step: Step) -> None:
+        """A step has ended."""
+
+    def checkpoint(self, step: int, sums: dict[str, torch.Tensor], seconds: float, scores: Scores) -> None:
+        """A checkpoint has measured `sums` [4, T] of each split over all ranks, in `seconds`, and the tasks' scores."""
+
+    def write(self, kind: str, **values) -> None:
+        """A row of metrics.jsonl."""
+
+    def flush(self) -> str | None:
+        """Everything onto the disk; returns in a line what could not be written."""
+
+    def close(self, *, stopped: bool = False) -> str | None:
+        """As flush, and the end. `stopped`: by a signal."""
+
+
+class Recorder(NullRecorder):
+    """Rank 0's. The log is opened by the first restore, which knows the step that it is cut to."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        header: dict,
+        evaluator: Evaluator,
+        console: Console,
+        deepspeed: dict,
+        world: int,
+        device: torch.device,
+        log: Callable[[str], None],
+    ) -> None:
+        self.config, self.plan, self.header, self.evaluator = config, plan, header, evaluator
+        self.console, self.deepspeed, self.world, self.device, self.log = console, deepspeed, world, device, log
+        self.run_log: RunLog | None = None
+        self.observers: list[Observer] = []
+        self.iid: dict[int, float] = {}
 
     @property
     def best(self) -> int | None:
-        """The step of the lowest iid loss."""
         return min(self.iid, key=self.iid.get, default=None)
 
-    def step(self, step: int, lr: float, speed: float, loss: float, grad_norm: float | None, event: Event | None):
-        """The step's row, and one for what was wrong with it."""
-        tokens = step * self.plan.step_tokens
-        self._write(
-            "train", step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr, tokens_per_second=round(speed, 1)
-        )
-        self.training += self.plan.step_tokens / speed
-        if event is not None:
-            kind = {"skip": "skipped", "log": "spike"}.get(event.action, event.action)
-            self._write(kind, step=step, tokens=tokens, reason=event.reason)
-            self.log(f"step {step}: {event.reason}" + ("; the update was left out" if event.action == "skip" else ""))
-        if math.isfinite(loss):
-            self.history.append((step, loss))
+    def restore(self, step: int, rewinds: list[dict], measured: set[int]) -> list[float]:
+        if self.run_log is None:
+            self._open(step, rewinds)
+        else:
+            self.run_log.truncate_to(step, rewinds)
+        rows = self.run_log.rows
+        self.iid = iid_losses(rows)
+        for observer in self.observers:
+            observer.on_restore(step, rows)
+        if gap := self.run_log.missing_rows(step, measured):
+            self.log(gap)
+        skipped = {row["step"] for row in rows if row.get("kind") == "skipped"}
+        train = [row for row in rows if row.get("kind") == "train" and row["loss"] is not None]
+        return [row["loss"] for row in train if row["step"] not in skipped][-WINDOW:]
 
-    def checkpoint(self, step: int, sums: dict, seconds: float, scores: Scores) -> None:
-        """A checkpoint's positions table, its means, the forecast of the end and the tasks' scores, to the files, W&B and
-        the screen."""
+    def _open(self, step: int, rewinds: list[dict]) -> None:
+        run = self.config.run_directory
+        write_environment(run, self.world, self.device, step)
+        files.write_json(run / "deepspeed.json", self.deepspeed)
+        self.run_log = RunLog(run, self.header, step, rewinds)
+        if self.run_log.archived:
+            self.log(
+                f"no state is left to resume from: the run starts over, its earlier logs are in {self.run_log.archived}"
+            )
+        context = RunContext(
+            self.config,
+            self.plan,
+            self.header,
+            self.evaluator,
+            self.run_log,
+            self.write,
+            self.log,
+            self.console,
+            self.deepspeed,
+        )
+        self.observers = [observer(context) for observer in OBSERVERS]
+
+    def step(self, step: Step) -> None:
+        for observer in self.observers:
+            observer.on_step(step)
+
+    def checkpoint(self, step: int, sums: dict[str, torch.Tensor], seconds: float, scores: Scores) -> None:
         tokens = step * self.plan.step_tokens
-        table = self.run_log.positions(step, tokens, {name: rows(of_split, name) for name, of_split in sums.items()})
+        table = pd.concat([position_rows(of_split, name) for name, of_split in sums.items()], ignore_index=True)
+        table = table.assign(run=self.header["run"], params=self.header["params"], step=step, tokens=tokens)
         means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
-        comparable = self.evaluator.comparable(means)
-        self._write("validation", step=step, tokens=tokens, seconds=round(seconds, 3), loss=means, **comparable)
         self.iid[step] = means.get("iid", math.inf)
-        self.mirror.positions(table)
-        shown = "  ".join(f"{name} {means[name]:.4f}" for name in ("train", "iid", "ood") if name in means)
-        if step < self.plan.total_steps and self.history:
-            outlook = self._outlook()
-            self._write("forecast", step=step, tokens=tokens, **outlook)
-            if "loss" in outlook:
-                shown += f"  end {outlook['loss']:.3f} [{outlook['low95']:.3f}, {outlook['high95']:.3f}]"
-        self.log(f"checkpoint  step {step}  tokens {tokens:,}  {shown}  ({seconds:.1f} s)")
-        if scores.rows:
-            self._tasks(step, tokens, means, scores)
-        if self.thresholds:
-            self._abilities(step, tokens)
+        measurement = Measurement(step, tokens, table, means, scores, seconds)
+        for observer in self.observers:
+            observer.on_checkpoint(measurement)
 
-    def _tasks(self, step: int, tokens: int, means: dict[str, float], scores: Scores) -> None:
-        header = self.run_log.header
-        table = self.evaluator.table(
-            scores, run=header["run"], params=header["params"], step=step, tokens=tokens, losses=means
-        )
-        self.run_log.evaluations(step, table)
-        values = {f"{row['task']}/{row['metric']}": row["value"] for row in scores.rows}
-        self.scoring += scores.seconds
-        share = self.scoring / self.training if self.training else None
-        self._write(
-            "evaluation",
-            step=step,
-            tokens=tokens,
-            seconds=round(scores.seconds, 3),
-            share_of_training=share and round(share, 4),
-            cut_requests=self.evaluator.cut,
-            value=values,
-        )
-        for note in self.evaluator.notes if not self.noted else ():
-            self.log(f"tasks       {note}")
-        self.noted = True
-        shown = "  ".join(
-            f"{row['task']} {row['value']:.3f}" for row in scores.rows if row["metric"] in ("acc", "exact_match")
-        )
-        cost = "" if share is None else f"; so far {share:.1%} of the time in training steps"
-        self.log(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
+    def write(self, kind: str, **values) -> None:
+        row = self.run_log.write(kind, **values)
+        for observer in self.observers:
+            observer.on_row(row)
 
-    def _abilities(self, step: int, tokens: int) -> None:
-        """When this run will gain the abilities whose thresholds are known, from its iid losses so far."""
-        found = abilities_ahead(self.thresholds, self.iid, self.plan.step_tokens, self.run_log.directory)
-        if not found:
-            return
-        values = {
-            f"{name}/{key}": value
-            for name, one in found.items()
-            for key, value in {
-                "probability": one["probability"],
-                "tokens": one["tokens"]["value"],
-                "low95": one["tokens"]["low95"],
-                "high95": one["tokens"]["high95"],
-            }.items()
-        }
-        self._write("abilities", step=step, tokens=tokens, value=values)
-        self.log(f"abilities   step {step}  {said(found)}")
+    def flush(self) -> str | None:
+        return self.run_log.flush()
 
-    def _write(self, kind: str, **values) -> None:
-        """A line of metrics.jsonl, and of it what W&B shows."""
-        shown = view(self.run_log.write(kind, **values))
-        if shown is not None:
-            self.mirror.log(shown)
-
-    def _outlook(self) -> dict:
-        """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
-        plan, schedule = self.plan, self.config.training.schedule
-        steps, losses = np.array(self.history).T
-        planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
-        rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
-        return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)
+    def close(self, *, stopped: bool = False) -> str | None:
+        problem = self.run_log.close()
+        for observer in self.observers:
+            observer.on_close(stopped=stopped)
+        return problem

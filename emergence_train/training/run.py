@@ -3,7 +3,7 @@
 One step: the samples of the global batch are dealt out to the ranks by index, each rank runs its micro-batches forward
 and backward, DeepSpeed steps. The loss at every position comes from the same forward pass. At a checkpoint the sums
 since the last one and the validation losses become a `positions` table, then the engine's state is saved; so a run that
-goes on from a state has every row before it and none after.
+resumes from a state has every row before it and none after.
 """
 
 import contextlib
@@ -19,11 +19,14 @@ from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
-from emergence_train.parallel.ranks import Ranks, broadcast_from_rank0, rendezvous, start
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import broadcast_from_rank0, rendezvous, start
 from emergence_train.training import engine as engines
+from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
+from emergence_train.training.recording import NullRecorder, Recorder
 from emergence_train.training.session import Session
-from emergence_train.training.startup import agree_on, claim, release, resolve
+from emergence_train.training.startup import agree_on, claim, release, resolve, run_header, startup_line
 
 
 def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int | None = None) -> Path:
@@ -34,14 +37,14 @@ def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int
     """
     flight_recorder.prepare(config.run_directory, torch.cuda.is_available())
     with rendezvous():
-        ranks = start(config.training.threads)
-        log = _never_failing(log) if ranks.is_rank0 else _silent
-        if ranks.note:
-            log(ranks.note)
-        stop = StopSignal(ranks.is_rank0, log)
-        watch = Watchdog(ranks, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+        mesh = start(config.training.threads)
+        log = _never_failing(log) if mesh.is_rank0 else _silent
+        if mesh.note:
+            log(mesh.note)
+        stop = StopSignal(mesh.is_rank0, log)
+        watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
     try:
-        return _train(config, ranks, log, stop, watch, stop_after)
+        return _train(config, mesh, log, stop, watch, stop_after)
     except Exception as error:
         explained = watch.explain(error, lambda: stop.requested)
         if explained is error:
@@ -53,24 +56,20 @@ def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int
         release()
 
 
-def _train(config: Config, ranks: Ranks, log, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
+def _train(config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
     watch.at("opening the data")
-    agree_on(config, ranks)
-    config = broadcast_from_rank0(lambda: resolve(config, ranks))
+    agree_on(config, mesh)
+    config = broadcast_from_rank0(lambda: resolve(config, mesh))
     run = config.run_directory
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config))
     if note:
         log(note)
     dataset = Dataset(config.data, config.seed, verify=False)
-    made: list[Evaluator] = []
-    broadcast_from_rank0(
-        lambda: made.append(Evaluator(config, dataset))
-    )  # one rank finds out whether every task is there
-    evaluator = made[0] if made else Evaluator(config, dataset)
+    evaluator = _evaluator(config, dataset)
     if config.abilities:
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))
-    plan = Plan(config)
+    plan = Plan(config.training, config.checkpoints, config.data.sequence)
     if broadcast_from_rank0(lambda: plan.finished(run, log)):
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
         return run
@@ -78,14 +77,34 @@ def _train(config: Config, ranks: Ranks, log, stop: StopSignal, watch: Watchdog,
     watch.at("building the engine")
     if config.training.compile:
         stop.compilations.listen()
-    engine = engines.build(config, ranks)
-    session = Session(config, plan, dataset, evaluator, ranks, engine, log, stop, watch)
-    session.run_to(stop_after or plan.total_steps)
-    if not stop_after:
+    graphs = engines.graphs_possible(config.training, config.faults, mesh)
+    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
+    header = run_header(config, plan, dataset.fingerprint)
+    console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
+    recorder = NullRecorder()
+    if mesh.is_rank0:
+        settings = engines.deepspeed_config(config.training, mesh)
+        recorder = Recorder(config, plan, header, evaluator, console, settings, mesh.world.size, mesh.device, log)
+    session = Session(config, plan, dataset, evaluator, mesh, engine, recorder, console, stop, watch, log)
+    step = session.restore()
+    log(startup_line(config, plan, dataset, mesh, header, step))
+    session.run_from(step, stop_after or plan.total_steps)
+    if stop_after:
+        recorder.close()
+    else:
         session.close()
-    elif session.recorder is not None:
-        session.recorder.log.close()
     return run
+
+
+def _evaluator(config: Config, dataset: Dataset) -> Evaluator:
+    """Every rank's; rank 0 finds out first whether every task can be had."""
+
+    def build() -> Evaluator:
+        return Evaluator(config.tasks, dataset)
+
+    made: list[Evaluator] = []
+    broadcast_from_rank0(lambda: made.append(build()))
+    return made[0] if made else build()
 
 
 def _silent(_: str) -> None:

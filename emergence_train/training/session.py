@@ -8,11 +8,11 @@ goes on from a state has every row before it and none after.
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
-from emergence_train import files
-from emergence_train.checkpoint import saver as checkpoint
+from emergence_train.checkpoint import saver
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError
@@ -21,18 +21,14 @@ from emergence_train.evaluation.positions import reduced, validate
 from emergence_train.faults.anomalies import AnomalyDetector, Event, SkippedBatches, diverged_replicas
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
-from emergence_train.models import flops
 from emergence_train.optim.schedule import learning_rate
-from emergence_train.parallel.ranks import Ranks, all_reduce_sum, broadcast_from_rank0
-from emergence_train.recorder.environment import write_environment
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_reduce_sum, broadcast_from_rank0
 from emergence_train.recorder.position_sums import PositionAccumulator
-from emergence_train.recorder.run_log import RunLog
-from emergence_train.tracking.wandb import Mirror
-from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
+from emergence_train.training.observers import Step
 from emergence_train.training.plan import Plan
-from emergence_train.training.recording import Recorder
-from emergence_train.training.startup import startup_line
+from emergence_train.training.recording import NullRecorder
 from emergence_train.training.step import Stepper
 
 
@@ -41,7 +37,10 @@ class _StopRequested(Exception):
 
 
 class Session:
-    """One start of a run, from the state that was there to the end or to whatever stops it."""
+    """One start of a run: train steps, make checkpoints, rewind, stop. What is written down is the recorder's business.
+
+    All ranks make the same calls in the same order: whatever a decision rests on is summed over ranks or asked of rank 0.
+    """
 
     def __init__(
         self,
@@ -49,44 +48,63 @@ class Session:
         plan: Plan,
         dataset: Dataset,
         evaluator: Evaluator,
-        ranks: Ranks,
+        mesh: Mesh,
         engine,
-        log,
+        recorder: NullRecorder,
+        console: Console,
         stop: StopSignal,
         watch: Watchdog,
+        log: Callable[[str], None],
     ) -> None:
-        self.config, self.plan, self.dataset, self.ranks, self.engine = config, plan, dataset, ranks, engine
-        self.log, self.stop, self.watch = log, stop, watch
-        self.run = config.run_directory
-        self.header = {
-            "run": config.name,
-            "params": flops.non_embedding_parameters(config.model),
-            "parameters": flops.parameters(config.model),
-            "vocabulary": dataset.fingerprint,
-            "sequence": config.data.sequence,
-            "batch": config.training.batch,
-            "flops_per_token": flops.flops_per_token(config.model, config.data.sequence),
-            "total_tokens": plan.total_tokens,
-        }
-        self.evaluator = evaluator
-        self.accumulator = PositionAccumulator(config.data.sequence, ranks.device)
+        self.run, self.faults, self.training = config.run_directory, config.faults, config.training
+        self.saves_state = config.checkpoints.save_state != "never"
+        self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
+        self.recorder, self.console, self.log, self.stop, self.watch = recorder, console, log, stop, watch
+        self.accumulator = PositionAccumulator(config.data.sequence, mesh.device)
         self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
-        self.saver = checkpoint.Saver(self.run, config, plan.state_steps, ranks, log)
-        self.console = Console(plan, self.header["flops_per_token"], ranks, config.logging.console_seconds, log)
+        self.saver = saver.Saver(self.run, config.checkpoints, plan.state_steps, mesh, log)
         self.detector = AnomalyDetector(config.faults, [])
         self.stepper = Stepper(
-            config, engine, dataset, ranks, self.accumulator, self.skipped, self.detector, watch, log
+            config.training,
+            config.faults,
+            engine,
+            dataset,
+            mesh,
+            self.accumulator,
+            self.skipped,
+            self.detector,
+            watch,
+            log,
         )
-        self.recorder: Recorder | None = None  # rank 0's
         self.pending: tuple | None = None  # the last step's numbers, read one step late: a GPU is never waited for
-        self.stop_requested = False  # some rank was told to stop, and all know
+        self.stop_requested = False  # some rank got a signal to stop, and all know
 
-    def run_to(self, last: int) -> None:
-        """Train until step `last`."""
-        step = self._restore(first=True)
+    def restore(self) -> int:
+        """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
+        self.watch.at("loading a checkpoint")
+        loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
+        content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
+        step, self.due = content["step"], bool(content["loop"].get("due"))
+        self.accumulator.take()
+        self.stepper.micro_batch.reset()
+        if content["world_size"] == self.mesh.world.size and sums:
+            self.accumulator.sums += sums[self.mesh.world.rank].to(self.mesh.device)
+        elif self.mesh.is_rank0:  # dealt out anew: their sum is what counts
+            for tensor in sums:
+                self.accumulator.sums += tensor.to(self.mesh.device)
+        self.saver.durable, self.pending, self.stop_requested = step, None, False
+        measured = {s for s in self.plan.checkpoint_steps if s < step + (not self.due)}
+        losses = broadcast_from_rank0(lambda: self.recorder.restore(step, self.skipped.rewinds, measured))
+        self.saver.best = self.recorder.best
+        self.detector.restart(losses)
+        return step
+
+    def run_from(self, step: int, last: int) -> None:
+        """Train until step `last`, from the `step` that restore() returned."""
+        self._make_due(step)
         while step < last:
             step += 1
-            lr = learning_rate(self.config.training.schedule, step * self.plan.step_tokens, self.plan.total_tokens)
+            lr = learning_rate(self.training.schedule, step * self.plan.step_tokens, self.plan.total_tokens)
             numbers = self.stepper(step, lr, self.stop.requested)
             fault = self._settle()
             self.pending = (step, lr, self.console.tick(), *numbers)
@@ -101,12 +119,9 @@ class Session:
         """The end of the plan: everything must be on the disk now."""
         self.watch.at("the last of the saving", self.plan.total_steps)
         self._await_save()
-        problem = None
-        if self.recorder is not None:
-            problem = self.recorder.run_log.close()
-            self.recorder.mirror.close()
+        problem = self.recorder.close()
         self.log(self.console.closing(self.run))
-        if self.config.checkpoints.save_state != "never" and self.saver.durable < self.plan.total_steps:
+        if self.saves_state and self.saver.durable < self.plan.total_steps:
             problem = problem or "the last checkpoint could not be saved"
         if problem:
             raise self._failure(
@@ -115,48 +130,10 @@ class Session:
 
     # ------------------------------------------------------------------------------------------------ going back
 
-    def _restore(self, *, first: bool = False) -> int:
-        """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
-        self.watch.at("loading a checkpoint")
-        found = checkpoint.load_newest(self.engine, self.run, self.ranks, self.log)
-        content, sums = found or ({"step": 0, "world_size": self.ranks.world, "loop": {}}, [])
-        step = content["step"]
-        self.accumulator.take()
-        self.stepper.micro_batch.reset()
-        if content["world_size"] == self.ranks.world and sums:
-            self.accumulator.sums += sums[self.ranks.rank].to(self.ranks.device)
-        elif self.ranks.is_rank0:  # dealt out anew: their sum is what counts
-            for tensor in sums:
-                self.accumulator.sums += tensor.to(self.ranks.device)
-        self.saver.durable, self.pending, self.stop_requested = step, None, False
-        if self.ranks.is_rank0:
-            self._open_log(step)
-            measured = {s for s in self.plan.checkpoint_steps if s < step + (not content["loop"].get("due"))}
-            if gap := self.recorder.run_log.missing_rows(step, measured):
-                self.log(gap)
-            self.saver.best = self.recorder.best
-        self.detector.restart(broadcast_from_rank0(lambda: self.recorder.judged))
-        if first:
-            self.log(startup_line(self.config, self.plan, self.dataset, self.ranks, self.header, step))
-        if content["loop"].get("due"):
+    def _make_due(self, step: int) -> None:
+        """The measurements that a stop at `step` left to this start."""
+        if self.due:
             self._checkpoint(step)
-        return step
-
-    def _open_log(self, step: int) -> None:
-        if self.recorder is not None:
-            self.recorder.run_log.truncate_to(step, self.skipped.rewinds)
-            self.recorder.reread()
-            return
-        settings = engines.deepspeed_config(self.config, self.ranks)
-        write_environment(self.run, self.ranks.world, self.ranks.device, step)
-        files.write_json(self.run / "deepspeed.json", settings)
-        run_log = RunLog(self.run, self.header, step, self.skipped.rewinds)
-        if run_log.archived:
-            self.log(
-                f"no state is left to resume from: the run starts over, its earlier logs are in {run_log.archived}"
-            )
-        mirror = Mirror(self.config, self.run, self.header | {"deepspeed": settings}, self.log)
-        self.recorder = Recorder(self.config, self.plan, self.evaluator, run_log, mirror, self.log)
 
     def _rewind(self, failed: int, event: Event) -> int:
         """Back to the newest checkpoint, and on without the batches since; on all ranks alike. Returns its step."""
@@ -167,13 +144,15 @@ class Session:
                 f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
                 f"training.schedule.lr or lengthen the warm-up"
             )
-        if len(self.skipped.rewinds) >= self.config.faults.give_up_after:
+        if len(self.skipped.rewinds) >= self.faults.give_up_after:
             raise self._failure(
                 f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; lower training.schedule.lr"
             )
-        self.skipped.add(back_to, failed, event.reason, write=self.ranks.is_rank0)
+        self.skipped.add(back_to, failed, event.reason, write=self.mesh.is_rank0)
         self.log(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
-        return self._restore()
+        step = self.restore()
+        self._make_due(step)
+        return step
 
     # ------------------------------------------------------------------------------------------- what is written
 
@@ -191,16 +170,14 @@ class Session:
         event = self.detector(loss, grad_norm, bool(applied))
         if event is not None and event.action == "rewind":
             return step, event
-        if self.recorder is not None:
-            self.recorder.step(step, lr, speed, loss, grad_norm, event)
+        tokens = step * self.plan.step_tokens
+        self.recorder.step(Step(step, tokens, lr, loss, grad_norm, bool(applied), speed, event))
         if event is not None and event.action == "stop":
-            if self.recorder is not None:
-                self.recorder.run_log.flush()
+            self.recorder.flush()
             raise self._failure(
                 f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
                 f"again: it resumes from the last checkpoint"
             )
-        self.console.step(step, step * self.plan.step_tokens, loss, grad_norm, lr, bool(applied))
         return None
 
     def _checkpoint(self, step: int) -> None:
@@ -209,16 +186,15 @@ class Session:
         with self.console.pause():
             if due and not self.stop_requested and (measured := self._measure(step)):
                 due = False
-                if self.recorder is not None:
-                    self.recorder.checkpoint(step, *measured)
-                    self.saver.best = self.recorder.best
+                self.recorder.checkpoint(step, *measured)
+                self.saver.best = self.recorder.best
             self._agree()
             if step == self.saver.durable:
                 pass  # gone on from it just now, with its tables still to be made
             elif self.plan.saves(step) or self.stop_requested:
                 self._save(step, {"due": due})
-            elif self.recorder is not None:
-                self.recorder.run_log.flush()
+            else:
+                self.recorder.flush()
             self._agree()
         if self.stop_requested:
             self._end(step, due)
@@ -227,22 +203,22 @@ class Session:
         """Sums by split over all ranks (the training loss since the last table, and every validation split), the seconds
         they took, and the tasks' scores; None where a signal came in between."""
         began = time.monotonic()
-        if self.config.faults.compare_replicas:
+        if self.faults.compare_replicas:
             self._compare(step)
 
         def stopped() -> bool:
             self.watch.at("validation", step)
             return self._agree()
 
-        sums = validate(self.engine, self.dataset, self.ranks, self.config.training.micro_batch, stopped)
+        sums = validate(self.engine, self.dataset, self.mesh, self.training.micro_batch, stopped)
         if sums is None:
             return None
         seconds = time.monotonic() - began
         try:
-            scores = self.evaluator.score(self.engine, self.ranks, lambda: self._continue("tasks", step))
+            scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue("tasks", step))
         except _StopRequested:
             return None
-        return reduced({"train": self.accumulator.take()}) | sums, seconds, scores
+        return reduced({"train": self.accumulator.take()}, self.mesh.data) | sums, seconds, scores
 
     def _continue(self, operation: str, step: int) -> None:
         self.watch.at(operation, step)
@@ -255,9 +231,8 @@ class Session:
         if not wrong:
             return
         reason = f"the weights of rank {', '.join(map(str, wrong))} differ from the other ranks'"
-        if self.recorder is not None:
-            self.recorder.run_log.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
-            self.recorder.run_log.flush()
+        self.recorder.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
+        self.recorder.flush()
         raise self._failure(
             f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
             f"resumes from the last checkpoint"
@@ -268,7 +243,7 @@ class Session:
         self.watch.at("saving", step)
         self.stop.answered = self.stop_requested
         self._await_save()
-        problem = broadcast_from_rank0(lambda: self.recorder.run_log.flush())
+        problem = broadcast_from_rank0(self.recorder.flush)
         if problem is None:
             self.saver.save(self.engine, step, loop, self.accumulator.sums)
             if self.saver.thread is None or self.stop_requested:
@@ -279,21 +254,21 @@ class Session:
     def _await_save(self) -> None:
         """The end of a save, and a row if it failed."""
         self.saver.wait()
-        if self.saver.problem is not None and self.recorder is not None:
-            self.recorder.run_log.write("save_failed", step=self.saver.step, reason=self.saver.problem)
+        if self.saver.problem is not None:
+            self.recorder.write("save_failed", step=self.saver.step, reason=self.saver.problem)
         self.saver.problem = None
 
     def _failure(self, text: str) -> RunError:
         """What all ranks raise alike, and one of them says."""
         error = RunError(text)
-        error.already_reported = not self.ranks.is_rank0
+        error.already_reported = not self.mesh.is_rank0
         return error
 
     def _agree(self) -> bool:
         """Whether any rank was told to stop: every rank gets the same answer."""
         if not self.stop_requested:
-            votes = torch.tensor([float(self.stop.requested)], device=self.ranks.device)
-            self.stop_requested = bool(all_reduce_sum(votes).item())
+            votes = torch.tensor([float(self.stop.requested)], device=self.mesh.device)
+            self.stop_requested = bool(all_reduce_sum(votes, self.mesh.world).item())
         return self.stop_requested
 
     def _end(self, step: int, due: bool) -> None:
@@ -302,9 +277,7 @@ class Session:
             return  # nothing is left to do but to close
         self.stop.answered = True
         self._await_save()  # one that began beside training, just before the signal came
-        if self.recorder is not None:
-            self.recorder.run_log.close()
-            self.recorder.mirror.close(patience=5.0)
+        self.recorder.close(stopped=True)
         if self.saver.durable < step:
             raise self._failure(
                 f"stopped at step {step}, and its state could not be saved; run the same command to resume from "

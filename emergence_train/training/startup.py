@@ -11,8 +11,10 @@ from emergence_train import files
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
+from emergence_train.models import flops
 from emergence_train.models.config import padded_vocabulary
-from emergence_train.parallel.ranks import Ranks, all_gather_objects
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
 from emergence_train.training.plan import Plan
 
@@ -40,7 +42,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without
 _locks: list = []  # open files: a lock lasts as long as its file
 
 
-def agree_on(config: Config, ranks: Ranks) -> None:
+def agree_on(config: Config, mesh: Mesh) -> None:
     """One start trains one configuration: a launcher that gave its processes different ones meant several runs, or their
     machines read different files."""
     flat = _flat(config.model_dump(mode="json"))
@@ -55,17 +57,17 @@ def agree_on(config: Config, ranks: Ranks) -> None:
         f"rank {rank} was given {key} = {theirs.get(key)} and rank 0 {ours.get(key)}: the processes of one start "
         f"train one run; start each run by itself (under Slurm a job array, or srun --ntasks 1)"
     )
-    error.already_reported = not ranks.is_rank0
+    error.already_reported = not mesh.is_rank0
     raise error
 
 
-def resolve(config: Config, ranks: Ranks) -> Config:
+def resolve(config: Config, mesh: Mesh) -> Config:
     """The configuration with what only the data set and the world size can tell."""
     training = config.training
-    if training.batch % (training.micro_batch * ranks.world):
+    if training.batch % (training.micro_batch * mesh.data.size):
         raise InputError(
             f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
-            f"{ranks.world} processes; change one of them"
+            f"{mesh.data.size} processes; change one of them"
         )
     vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
     size = config.model.vocab_size or padded_vocabulary(vocabulary)
@@ -119,6 +121,20 @@ def write_config(directory: Path, config: Config) -> None:
     files.write_bytes(directory / "config.yaml", config.to_yaml().encode())
 
 
+def run_header(config: Config, plan: Plan, vocabulary: str) -> dict:
+    """The first line of metrics.jsonl, which names the run for the readers of its rows; `vocabulary` is a fingerprint."""
+    return {
+        "run": config.name,
+        "params": flops.non_embedding_parameters(config.model),
+        "parameters": flops.parameters(config.model),
+        "vocabulary": vocabulary,
+        "sequence": config.data.sequence,
+        "batch": config.training.batch,
+        "flops_per_token": flops.flops_per_token(config.model, config.data.sequence),
+        "total_tokens": plan.total_tokens,
+    }
+
+
 def _flat(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for key, value in tree.items():
@@ -135,12 +151,10 @@ def release() -> None:
         _locks.pop().close()
 
 
-def startup_line(config: Config, plan: Plan, dataset: Dataset, ranks: Ranks, header: dict, first_step: int) -> str:
+def startup_line(config: Config, plan: Plan, dataset: Dataset, mesh: Mesh, header: dict, first_step: int) -> str:
     epochs = dataset.sampler.epochs(plan.total_steps * config.training.batch)
     shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
-    where = (
-        f"{ranks.world} x {device_name(ranks.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
-    )
+    where = f"{mesh.world.size} x {device_name(mesh.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
     begin = f"resuming from step {first_step}" if first_step else f"{plan.total_steps} steps"
     return (
         f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from emergence_train.config import Config
+from emergence_train.config import Faults, Training
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.positions import IGNORED
 from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
 from emergence_train.faults.watchdog import Watchdog
-from emergence_train.parallel.ranks import Ranks, all_reduce_sum
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_reduce_sum
 from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training.engine import graphs_possible
 from emergence_train.training.main_gradients import step_applied
@@ -29,28 +30,29 @@ class Stepper:
 
     def __init__(
         self,
-        config: Config,
+        training: Training,
+        faults: Faults,
         engine,
         dataset: Dataset,
-        ranks: Ranks,
+        mesh: Mesh,
         accumulator: PositionAccumulator,
         skipped: SkippedBatches,
         detector: AnomalyDetector,
         watch: Watchdog,
         log: Callable[[str], None] = print,
     ) -> None:
-        self.engine, self.dataset, self.ranks = engine, dataset, ranks
+        self.engine, self.dataset, self.mesh = engine, dataset, mesh
         self.batch_of, self.at, self.detector = skipped.batch, watch.at, detector
-        self.batch, self.micro = config.training.batch, config.training.micro_batch
-        self.rounds = self.batch // (self.micro * ranks.world)
-        self.document_mask = config.training.document_mask
-        weights = weight_vector(config.training.position_weights, config.data.sequence)
-        self.weights = None if weights is None else weights.to(ranks.device)
+        self.batch, self.micro = training.batch, training.micro_batch
+        self.rounds = self.batch // (self.micro * mesh.data.size)
+        self.document_mask = training.document_mask
+        weights = weight_vector(training.position_weights, dataset.sequence)
+        self.weights = None if weights is None else weights.to(mesh.device)
         # None: DeepSpeed clips. 0 is no clipping, but the norm is wanted.
-        self.clip = (config.training.optimizer.clip or math.inf) if config.training.zero_stage == 0 else None
-        self.skip_spikes = config.faults.spike == "skip"
+        self.clip = (training.optimizer.clip or math.inf) if training.zero_stage == 0 else None
+        self.skip_spikes = faults.spike == "skip"
         self.micro_batch = MicroBatch(
-            engine, accumulator, self.weights, config.training.z_loss, graphs=graphs_possible(config, ranks), log=log
+            engine, accumulator, self.weights, training.z_loss, graphs=graphs_possible(training, faults, mesh), log=log
         )
 
     def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:
@@ -61,8 +63,8 @@ class Stepper:
         batches = [self._load(step, number) for number in range(self.rounds)]
         scales = self._scales(batches)
         norm, applied = None, True
-        totals = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
-        if stop:
+        totals = torch.zeros(3, dtype=torch.float64, device=self.mesh.device)
+        if stop:  # every process of the launch has a vote, so the totals are summed over all
             totals[2].fill_(1.0)
         for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
             if self.skip_spikes and number == self.rounds - 1:
@@ -81,13 +83,13 @@ class Stepper:
         if self.clip is None:
             norm, applied = self.engine.get_global_grad_norm(), step_applied(self.engine)
         self.at("adding up the loss", step)
-        return totals if self.skip_spikes else all_reduce_sum(totals), norm, applied
+        return totals if self.skip_spikes else all_reduce_sum(totals, self.mesh.world), norm, applied
 
     def _unless_spike(self, totals, tokens, targets, document_ids, scale) -> torch.Tensor:
         """The last micro-batch of a step that is left out where its loss is a spike; totals over all ranks, it included."""
         loss, own = self.micro_batch.forward(tokens, targets, document_ids)
         totals[:2].add_(own)
-        totals = all_reduce_sum(totals)
+        totals = all_reduce_sum(totals, self.mesh.world)
         loss = loss if scale is None else loss * scale
         # Every optimizer of DeepSpeed leaves out a step whose gradient is not finite; so will this one be.
         spike = self.detector.spike((totals[1] / totals[0]).item())
@@ -96,7 +98,7 @@ class Stepper:
 
     def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
-        begin = self.batch_of(step) * self.batch + (number * self.ranks.world + self.ranks.rank) * self.micro
+        begin = self.batch_of(step) * self.batch + (number * self.mesh.data.size + self.mesh.data.rank) * self.micro
         samples = range(begin, begin + self.micro)
         windows = torch.from_numpy(np.stack([self.dataset.sample(index) for index in samples]))
         tokens, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
@@ -108,8 +110,8 @@ class Stepper:
         return self._to_device(tokens), self._to_device(targets), ids
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.ranks.device.type == "cuda":
-            return tensor.pin_memory().to(self.ranks.device, non_blocking=True)
+        if self.mesh.device.type == "cuda":
+            return tensor.pin_memory().to(self.mesh.device, non_blocking=True)
         return tensor
 
     def _scales(self, batches: list) -> list:
@@ -120,8 +122,8 @@ class Stepper:
         if not self.document_mask:
             return [None] * len(batches)
         valid = torch.stack([self._weight(targets) for _, targets, _ in batches])
-        total = all_reduce_sum(valid.sum())
-        return list(valid * (self.rounds * self.ranks.world) / total)
+        total = all_reduce_sum(valid.sum(), self.mesh.data)
+        return list(valid * (self.rounds * self.mesh.data.size) / total)
 
     def _weight(self, targets: torch.Tensor) -> torch.Tensor:
         counted = (targets != IGNORED).double()

@@ -1,12 +1,56 @@
-"""How the analyses' figures are saved."""
+"""The description of figures: numbers on axes, limits, shades, thinning."""
 
-from emergence_train.analysis.figures import plt, save, styled
+import numpy as np
+import pytest
+
+from emergence_train.analysis.figures import Figure, Ramp, Trace, even, ramp_colours, short, ticks
 
 
-def test_panels_lie_where_they_were_put_in_every_file(tmp_path):
-    """savefig once moved the panels of a figure without a layout engine between its first file and its second."""
-    with styled():
-        figure, axis = plt.subplots(layout="none")
-        figure.subplots_adjust(0.1, 0.2, 0.8, 0.7)
-        save(figure, tmp_path, "one", (".png", ".svg", ".pdf"))
-        assert axis.get_position().extents.round(6).tolist() == [0.1, 0.2, 0.8, 0.7]
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.5, "0.5"),
+        (12, "12"),
+        (30_000, "30k"),
+        (2.5e6, "2.5M"),
+        (4e11, "400B"),
+        (3e12, "3T"),
+        (-2e3, "-2k"),
+        (3e18, "3e18"),
+    ],
+)
+def test_short_numbers(value, text):
+    assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(1, 256, True), (3.1, 3.2, False), (1e9, 4e11, True), (5, 5, False), (7, 7, True)]
+)
+def test_axes_have_a_few_ticks_within_them(low, high, log):
+    x = np.array([low, high], float)
+    (left, right), _ = Figure("", "", "", (Trace(x, x),), x_log=log).limits()
+    places = ticks(left, right, log)
+    assert 2 <= len(places) <= 12 and left <= low <= high <= right and left < right
+    assert all(left * 0.99 <= place <= right * 1.01 for place in places)
+
+
+def test_log_axes_leave_out_what_is_not_positive():
+    x, y = np.array([0.0, 1, 2, 3]), np.array([1.0, -1, 2, 3])
+    (trace,) = Figure("", "", "", (Trace(x, y, low=y - 2.5, high=y),), x_log=True, y_log=True).drawable()
+    assert trace.x.tolist() == [3] and trace.low.tolist() == [0.5]
+
+
+def test_shades_are_equal_in_the_logarithm():
+    assert Ramp("", 1e2, 1e4).shades(np.array([1e2, 1e3, 1e4, 1e6])).tolist() == pytest.approx([0, 0.5, 1, 1])
+    assert Ramp("", 5, 5).shades(np.array([5.0])).tolist() == [0]
+
+
+def test_ramp_is_viridis():
+    colormaps = pytest.importorskip("matplotlib").colormaps
+    for shade in np.linspace(0, 1, 23):
+        light = [int(ramp_colours(shade)[0][k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        assert np.abs(np.array(light) - colormaps["viridis"](0.9 * shade)[:3]).max() < 0.02
+
+
+def test_even_numbers_reach_both_ends():
+    assert even(3, 10).tolist() == [0, 1, 2] and even(100, 4).tolist() == [0, 33, 66, 99] and len(even(0, 5)) <= 1

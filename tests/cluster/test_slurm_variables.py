@@ -2,10 +2,10 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +15,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forkserver
 from emergence_train import cli, doctor
 from emergence_train.cluster import launcher, slurm
 from emergence_train.cluster.slurm import Ancestry
 from emergence_train.errors import InputError
 from emergence_train.parallel import ranks as distributed
-from support import ROOT, command, metrics, small_config
+from support import command, metrics, small_config
 
 ITSELF, COMMAND = Ancestry(step="7.0"), Ancestry(task_itself=False, step="7.0")
 BATCH = {
@@ -275,34 +276,25 @@ def tasks(
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         clean.pop(name, None)
-    clean |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     step = (
         STEP
         | {"SLURM_JOB_ID": str(job), "SLURM_STEP_NUM_TASKS": str(world), "SLURM_STEP_NODELIST": "127.0.0.[1-2]"}
         | more
     )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "emergence_train", "train", *arguments, *each(rank)],
-            text=True,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=clean | step | {"SLURM_PROCID": str(rank)},
-        )
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=90) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [subprocess.CompletedProcess([], process.returncode, *words) for process, words in zip(started, said)]
+    ranks = [clean | step | {"OMP_NUM_THREADS": "1", "SLURM_PROCID": str(rank)} for rank in range(world)]
+    return forkserver.run(
+        [["-m", "emergence_train", "train", *arguments, *each(rank)] for rank in range(world)], ranks, 90
+    )
+
+
+def job_number() -> int:
+    """Of which no other test process has the ports at the same time."""
+    return secrets.randbelow(2**26)
 
 
 def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, config_file):
     """Though another job's store is at the port they look at first, and something that never answers at the next."""
-    job = 1 + os.getpid()
+    job = job_number()
     first, second, *_ = slurm.ports(job, 3)
     strangers = dist.TCPStore("127.0.0.1", first, 3, True, wait_for_workers=False)
     strangers.set("emergence-train/6.0.0", "here")
@@ -323,7 +315,7 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
 
 
 def test_several_runs_in_one_step_are_an_error(config_file):
-    ended = tasks(2, str(config_file), job=2 + os.getpid(), each=lambda rank: (f"seed={rank}",))
+    ended = tasks(2, str(config_file), job=job_number(), each=lambda rank: (f"seed={rank}",))
     assert [one.returncode for one in ended] == [2, 2], ended
     assert "rank 1 was given seed = 1 and rank 0 0" in ended[0].stderr and not ended[1].stderr
 
@@ -333,12 +325,14 @@ def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ended = tasks(1, str(config_file), job=5, MASTER_PORT=str(port), SLURM_STEP_NUM_TASKS="2")
+        ended = tasks(1, str(config_file), job=job_number(), MASTER_PORT=str(port), SLURM_STEP_NUM_TASKS="2")
     assert ended[0].returncode == 1 and f"port {port} of 127.0.0.1 is in use; export MASTER_PORT" in ended[0].stderr
 
 
 def test_a_first_node_without_an_address_is_said(config_file, monkeypatch):
-    ended = tasks(1, str(config_file), job=5, SLURM_STEP_NODELIST="nowhere.invalid", SLURM_STEP_NUM_TASKS="2")
+    ended = tasks(
+        1, str(config_file), job=job_number(), SLURM_STEP_NODELIST="nowhere.invalid", SLURM_STEP_NUM_TASKS="2"
+    )
     assert ended[0].returncode == 2 and "nowhere.invalid, the step's first node, has no address" in ended[0].stderr
 
 

@@ -23,19 +23,19 @@ def finished(ids: list[int]) -> bool:
 
 if __name__ == "__main__":
     config = configs.load(sys.argv[1], ["model.vocab_size=320", f"training.zero_stage={sys.argv[2]}"])
-    ranks = start(1)
-    engine = engines.build(config, ranks)
+    mesh = start(1)
+    engine = engines.build(config.model, config.training, config.seed, mesh)
     forwards = []
     engine.module.register_forward_hook(lambda *_: forwards.append(1))
-    rng = np.random.default_rng(ranks.rank)
+    rng = np.random.default_rng(mesh.data.rank)
     said = []
     for _ in range(3):
         before = len(forwards)
-        texts = generate(engine, PROMPTS, MOST, finished, ranks)
+        texts = generate(engine, PROMPTS, MOST, finished, mesh)
         said.append({"texts": texts, "forwards": len(forwards) - before})
-        for _ in range(config.training.batch // (config.training.micro_batch * ranks.world)):
+        for _ in range(config.training.batch // (config.training.micro_batch * mesh.data.size)):
             windows = torch.from_numpy(rng.integers(0, 320, (config.training.micro_batch, 33)))
             engine.backward(engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss)
             engine.step()
-    Path(sys.argv[3], f"rank-{ranks.rank}.json").write_text(json.dumps(said))
+    Path(sys.argv[3], f"rank-{mesh.data.rank}.json").write_text(json.dumps(said))
     leave(0)

@@ -14,13 +14,13 @@ from emergence_train.parallel.ranks import leave, start
 
 if __name__ == "__main__":
     tokenizer, folder = load_file(Path(sys.argv[1])), Path(sys.argv[2])
-    ranks = start(1)
+    mesh = start(1)
     torch.manual_seed(0)
     model = Decoder(ModelConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
-    lm = lm_eval_adapter.EmergenceLM(model, tokenizer, tokenizer.token_to_id(END_OF_TEXT), 64, ranks)
+    lm = lm_eval_adapter.EmergenceLM(model, tokenizer, tokenizer.token_to_id(END_OF_TEXT), 64, mesh)
     tasks, loads = lm_eval_adapter.Tasks(include_path=str(folder)), []
     load_spec = tasks._load_spec
     tasks._load_spec = lambda spec: loads.append(spec) or load_spec(spec)
@@ -28,5 +28,5 @@ if __name__ == "__main__":
     lm_eval_adapter.reach(["sums"])
     rows = [lm_eval_adapter.run_tasks(lm, ["sums"], shots=2) for _ in range(2)]
     made = json.dumps({"checkpoints": rows, "loads": len(loads)})
-    (folder / f"{ranks.rank}-of-{ranks.world}.json").write_text(made)
+    (folder / f"{mesh.data.rank}-of-{mesh.data.size}.json").write_text(made)
     leave(0)

@@ -1,9 +1,6 @@
 """Generation with a cache gives what the model gives without one, on one process and dealt out over two."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,10 @@ from emergence_train.evaluation import generation
 from emergence_train.evaluation.generation import generate
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Cache, Decoder
-from emergence_train.parallel.ranks import Ranks, start
+from emergence_train.parallel.mesh import data_parallel
+from emergence_train.parallel.ranks import start
 from emergence_train.training.engine import initialise
-from support import ROOT
+from support import run_python
 
 
 def model(**changes) -> Decoder:
@@ -58,25 +56,7 @@ def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path
     """Four batches of texts that end after different numbers of tokens, before and between training steps; a rank that ran
     fewer forwards than the other would leave it waiting."""
     worker = Path(__file__).with_name("generation_worker.py")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(worker.parent)])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(worker),
-            str(config_file),
-            "3",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )
+    done = run_python(str(worker), str(config_file), "3", str(tmp_path), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert one == two and all(part["forwards"] > 2 for part in one)
@@ -101,8 +81,10 @@ def test_ranks_run_the_same_number_of_forwards(monkeypatch):
         calls = []
         handle = made.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         # The sum over ranks of what is still open: the other rank is open for all six tokens, and found nothing.
-        monkeypatch.setattr(generation, "all_reduce_sum", lambda tensor: tensor + (tensor.numel() == 1))
-        parts.append(generate(made, prompts, 6, lambda ids: len(ids) == 2, Ranks(rank, 2, rank, torch.device("cpu"))))
+        monkeypatch.setattr(generation, "all_reduce_sum", lambda tensor, group: tensor + (tensor.numel() == 1))
+        parts.append(
+            generate(made, prompts, 6, lambda ids: len(ids) == 2, data_parallel(rank, 2, rank, torch.device("cpu")))
+        )
         forwards.append(len(calls))
         handle.remove()
     assert forwards == [18, 18]

@@ -26,7 +26,8 @@ from emergence_train.evaluation.scoring import Request, encode, log_likelihoods
 from emergence_train.evaluation.suite import Suite
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
-from emergence_train.parallel.ranks import Ranks, start
+from emergence_train.parallel.mesh import data_parallel
+from emergence_train.parallel.ranks import start
 from emergence_train.recorder import tables
 from support import command, metrics, small_config
 
@@ -149,7 +150,7 @@ def test_a_rank_without_a_batch_runs_as_many_forwards(monkeypatch):
     for rank in range(2):
         calls = []
         handle = model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        parts.append(log_likelihoods(model, requests, Ranks(rank, 2, rank, torch.device("cpu"))))
+        parts.append(log_likelihoods(model, requests, data_parallel(rank, 2, rank, torch.device("cpu"))))
         forwards.append(len(calls))
         handle.remove()
     assert forwards[0] == forwards[1] and np.allclose(parts[0] + parts[1], alone)

@@ -6,6 +6,7 @@ Import this before anything has computed: a process whose thread pools have star
 import contextlib
 import faulthandler
 import importlib
+import itertools
 import os
 import signal
 import socket
@@ -67,10 +68,16 @@ class Launched:
         return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
 
 
+_tried = itertools.count()
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """One that no one else gets: above those that Linux gives out by itself, and from where this process begins to look."""
+    while True:
+        port = 61_000 + (os.getpid() * 97 + next(_tried)) % 4_500
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(arguments: list[str], world: int, place: Path, *, slow_disk: float = 0.0, patch=None) -> Launched:

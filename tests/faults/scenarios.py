@@ -227,7 +227,7 @@ def drift(runs: Runs) -> dict:
 
     def stepping(self, step, lr, stop=False):
         out = call(self, step, lr, stop)
-        if step == 4 and self.ranks.rank == 1:
+        if step == 4 and self.mesh.data.rank == 1:
             with torch.no_grad():
                 weight = self.engine.module.norm.weight
                 weight.view(-1)[3] = torch.nextafter(weight.view(-1)[3], torch.tensor(9.0))
@@ -249,12 +249,12 @@ def hang(runs: Runs) -> dict:
     load = Stepper._load
 
     def loading(self, step, number):
-        if step == 5 and self.ranks.rank == 1:
+        if step == 5 and self.mesh.data.rank == 1:
             time.sleep(60)
         return load(self, step, number)
 
     def failing(self, step, number):
-        if step == 5 and self.ranks.rank == 1:
+        if step == 5 and self.mesh.data.rank == 1:
             raise OSError(5, "Input/output error")
         return load(self, step, number)
 
@@ -285,7 +285,7 @@ def phases(runs: Runs) -> dict:
     def signalling(phase: str, to: int):
         def hooked(self, operation, step=0):
             at(self, operation, step)
-            if operation == phase and step in (0, 6) and self.ranks.rank == to and not hasattr(self, "sent"):
+            if operation == phase and step in (0, 6) and self.mesh.data.rank == to and not hasattr(self, "sent"):
                 self.sent = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 if not step:
@@ -313,7 +313,7 @@ def phases(runs: Runs) -> dict:
 
     def beside(self, engine, step, *given):
         save(self, engine, step, *given)
-        if step == 6 and self.ranks.rank == 1:
+        if step == 6 and self.mesh.data.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # it has been heard, and the save goes on
 

@@ -1,15 +1,15 @@
 """A few of the seeded trials; `make fault-trials` plays them all."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from support import run_python
 
 
 def test_hurt_runs_end_as_if_nothing_had_happened(tmp_path):
     out = tmp_path / "faults.json"
     script = Path(__file__).parent / "trials.py"
     arguments = ["--count", "8", "--seed", "7", "--worlds", "1", "2", "--place", str(tmp_path), "--out", str(out)]
-    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=580)
+    done = run_python(str(script), *arguments, timeout=580)
     outcomes = json.loads(out.read_text())["outcomes"] if out.exists() else []
     assert done.returncode == 0 and len(outcomes) == 8, done.stdout[-3000:] + done.stderr[-2000:]

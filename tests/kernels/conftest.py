@@ -14,21 +14,20 @@ import pytest
 import torch
 
 from emergence_kernels.backends import build, library
+from support import locked
+
+HARNESS = Path(__file__).with_name("harness")
+sys.path.insert(0, str(HARNESS))
 
 CUDA = torch.cuda.is_available()
-# The interpreter must be chosen before Triton is first imported. If some other test module was quicker,
-# test_kernel_interpreter.py runs this folder in a process of its own.
 PTX = 0 if CUDA else int(os.environ.get("EMERGENCE_TEST_PTX", "0"))
 NVCC = "" if CUDA else os.environ.get("EMERGENCE_TEST_NVCC", "")
-TOO_LATE = not CUDA and not PTX and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-if not CUDA and not PTX:
-    os.environ["TRITON_INTERPRET"] = "1"
 os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
 os.environ[build.WERROR_VARIABLE] = "1"
 # Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
 COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops of several blocks
 ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC
-BUILT = Path(__file__).parents[2] / "build" / "csrc"
+BUILT = build.SOURCES.parent / "build" / "csrc"
 if PTX:
     import ptx_driver
 
@@ -43,18 +42,30 @@ def device() -> torch.device:
     return torch.device("cuda" if CUDA else "cpu")
 
 
-def _library(backend: str) -> str | None:
-    """Why there is no library to test, or None. It is compiled first: 10 seconds, once a change."""
-    if backend in KINDS:
+def _build(kind: str) -> str | None:
+    """Compile a library (two minutes, once a change; one worker does it) -> why it cannot be, or None."""
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with locked(BUILT / "tests.lock"):
         try:
-            build.build(KINDS[backend], Path(os.environ[library.VARIABLES[backend]]))
+            build.build(kind, BUILT / f"{kind}.so")
         except build.BuildError as error:
             return str(error)
+    return None
+
+
+# Before any test: runs of the command line in other folders' tests must not find it there from some moment on.
+CPU_LIBRARY = None if PTX or NVCC else _build("cpu")
+
+
+def _library(backend: str) -> str | None:
+    """Why there is no library to test, or None."""
+    if backend in KINDS and (reason := CPU_LIBRARY if backend == "cpu" else _build(KINDS[backend])):
+        return reason
     if backend == "cuda" and NVCC:
         import ptx_of_nvcc
 
         ELSEWHERE.append(ptx_of_nvcc.Elsewhere(Path(os.environ[library.VARIABLES["cuda"]]), NVCC))
-    return library.why_not(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
+    return library.unsupported_reason(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -118,8 +129,6 @@ def _checked(request) -> str:
 @pytest.fixture
 def triton_only() -> str:
     pytest.importorskip("triton")
-    if TOO_LATE:
-        pytest.skip("Triton was imported uninterpreted: run in a process of its own (test_kernel_interpreter.py)")
     return "triton"
 
 

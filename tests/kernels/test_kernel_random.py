@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from attention_cases import plain
 from kernel_checks import leaves, of_attention
 from loss_cases import IGNORE, token_losses
-from test_kernel_attention import plain
 
 import emergence_kernels as ek
 

@@ -35,16 +35,16 @@ class Gradients(TorchDispatchMode):
         return out
 
 
-def run(engine, ranks, config, spoil: int | None = None) -> dict:
+def run(engine, mesh, config, spoil: int | None = None) -> dict:
     """Train; `spoil`: a step whose loss is not finite. -> weights, norms, passes over gradients and waits of a step."""
     from deepspeed.accelerator import get_accelerator
 
     device_waits: list[int] = []
     # nothing on a CPU; on a GPU, a wait for all of it
     get_accelerator().synchronize = lambda *_: device_waits.append(1)
-    generator = torch.Generator().manual_seed(1 + ranks.rank)
+    generator = torch.Generator().manual_seed(1 + mesh.data.rank)
     micro = config.training.micro_batch
-    rounds = config.training.batch // (micro * ranks.world)
+    rounds = config.training.batch // (micro * mesh.data.size)
     shapes = {m.weight.shape for m in engine.module.blocks.modules() if isinstance(m, torch.nn.Linear)}
     norms, weights, waits = [], [], []
     for step in range(STEPS):
@@ -74,14 +74,14 @@ if __name__ == "__main__":
         *sys.argv[3:],
     ]
     config = configs.load(sys.argv[1], over)
-    ranks = start(1)
-    theirs = run(engines.build(config, ranks), ranks, config)
-    engine = engines.build(config, ranks)
+    mesh = start(1)
+    theirs = run(engines.build(config.model, config.training, config.seed, mesh), mesh, config)
+    engine = engines.build(config.model, config.training, config.seed, mesh)
     assert main_gradients.install(engine)
-    ours = run(engine, ranks, config)
-    spoilt = engines.build(config, ranks)
+    ours = run(engine, mesh, config)
+    spoilt = engines.build(config.model, config.training, config.seed, mesh)
     assert main_gradients.install(spoilt)
-    left_out = run(spoilt, ranks, config, spoil=3)
+    left_out = run(spoilt, mesh, config, spoil=3)
     first = theirs["weights"][0]
     result = {
         "moved": float((theirs["weights"][-1] - first).norm() / first.norm()),
@@ -95,5 +95,5 @@ if __name__ == "__main__":
         "went_on": bool((left_out["weights"][4] - left_out["weights"][3]).abs().max() > 0),
         "before": bool(torch.equal(left_out["weights"][2], ours["weights"][2])),
     }
-    Path(sys.argv[2], f"rank-{ranks.rank}.json").write_text(json.dumps(result))
+    Path(sys.argv[2], f"rank-{mesh.data.rank}.json").write_text(json.dumps(result))
     leave(0)

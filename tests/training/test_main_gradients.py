@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from test_run import run_script
 
 from emergence_train.training.main_gradients import AccumulatingLinear
-from support import ROOT
+from support import ROOT, run_python
 
 WORKER = ROOT / "tests" / "training" / "main_gradients_worker.py"
 
@@ -16,7 +15,7 @@ WORKER = ROOT / "tests" / "training" / "main_gradients_worker.py"
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_is_deepspeeds(config_file, tmp_path, processes):
     """bf16, ZeRO-1, clipped, two or more micro-batches a step: the rounding of gradients to bf16 is all that differs."""
-    done = run_script(WORKER, config_file, tmp_path, processes=processes)
+    done = run_python(str(WORKER), str(config_file), str(tmp_path), processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     for rank in range(processes):
         found = json.loads((tmp_path / f"rank-{rank}.json").read_text())

@@ -60,7 +60,7 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
     from emergence_train.training import engine as engines
     from emergence_train.training.step import Stepper
 
-    ranks = distributed.start(1)
+    mesh = distributed.start(1)
     runs = []
     for graphs in ("false", "true"):
         over = [
@@ -72,11 +72,13 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
             f"training.document_mask={masked}",
         ]
         config = configs.load(config_file, over)
-        engine, said = engines.build(config, ranks), []
-        sums = PositionAccumulator(config.data.sequence, ranks.device)
+        engine, said = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs == "true"), []
+        sums = PositionAccumulator(config.data.sequence, mesh.device)
         watch, dataset = SimpleNamespace(at=lambda *_, **__: None), Dataset(config.data, config.seed)
         detector, skipped = AnomalyDetector(config.faults, []), SkippedBatches(Path("/dev/null/run"))
-        stepper = Stepper(config, engine, dataset, ranks, sums, skipped, detector, watch, said.append)
+        stepper = Stepper(
+            config.training, config.faults, engine, dataset, mesh, sums, skipped, detector, watch, said.append
+        )
         rows = []
         for step in range(1, 9):
             totals, norm, applied = stepper(step, 1e-3, False)

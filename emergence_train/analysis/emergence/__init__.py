@@ -1,5 +1,8 @@
 """Emergence from the loss perspective: tasks against loss, what size adds at equal loss, when runs gain abilities."""
 
-from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest
+from emergence_train.analysis.emergence.analyze import analyze_emergence, investigate
+from emergence_train.analysis.emergence.backtest import backtest
+from emergence_train.analysis.emergence.finding import EmergenceAnalysis
+from emergence_train.analysis.emergence.result import EmergenceResult
 
-__all__ = ["analyze_emergence", "backtest"]
+__all__ = ["EmergenceAnalysis", "EmergenceResult", "analyze_emergence", "backtest", "investigate"]

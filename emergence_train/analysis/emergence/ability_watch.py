@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.emergence.forecast import DRAWS, Outlook, crossing, outlook
+from emergence_train.analysis.emergence.forecast import DRAWS, crossing, draw_losses
+from emergence_train.analysis.emergence.result import Crossing
 from emergence_train.errors import InputError
 
 Z = 1.959964  # standard deviations to the end of a 95% interval
@@ -39,11 +40,11 @@ def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
     """
     try:
         tasks = json.loads(path.read_text())["tasks"]
-        families = {one["family"] for one in tasks}
-        found = [
-            Threshold(one["task"], one["metric"], *(float(one["eta"][key]) for key in ("value", "low95", "high95")))
-            for one in tasks
-            if one["eta"] and one["family"] in ("", vocabulary)
+        families = {task["family"] for task in tasks}
+        thresholds = [
+            Threshold(task["task"], task["metric"], *(float(task["eta"][key]) for key in ("value", "low95", "high95")))
+            for task in tasks
+            if task["eta"] and task["family"] in ("", vocabulary)
         ]
     except FileNotFoundError:
         raise InputError(f"abilities: {path}: no such file; name the result.json of `analyze emergence`") from None
@@ -56,33 +57,33 @@ def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
             f"abilities: {path}: its losses are of {', '.join(sorted(families)[:3])}, this run's of {vocabulary}: "
             f"they do not compare; analyse runs of the same prepared data"
         )
-    return found
+    return thresholds
 
 
 def abilities_ahead(
     thresholds: list[Threshold], losses: dict[int, float], step_tokens: int, directory: Path
-) -> dict[str, dict]:
-    """When a run will gain each ability: {"task/metric": what forecast.crossing returns}.
+) -> dict[str, Crossing]:
+    """When a run will gain each ability, by "task/metric".
 
-    `losses` are iid losses by step, nats; `directory` holds the config.yaml with the planned learning rates. Left out is what
-    cannot be said yet, for too few checkpoints. The same losses give the same numbers.
+    `losses` are iid losses by step, nats; `directory` holds the config.yaml with the planned learning rates. Left out is
+    what is not known yet, for too few checkpoints. The same losses give the same numbers.
     """
     rows = pd.DataFrame(sorted(losses.items()), columns=["step", "loss"])
     rows = rows[np.isfinite(rows["loss"])].assign(params=0)
     rows["tokens"] = rows["step"] * step_tokens
     rng = np.random.default_rng(len(rows))
-    ahead: Outlook = outlook(directory.name, rows, directory, rng)
-    found = {f"{one.task}/{one.metric}": crossing(ahead, one.draws(rng), rng) for one in thresholds}
+    ahead = draw_losses(directory.name, rows, directory, rng)
+    abilities = {f"{task.task}/{task.metric}": crossing(ahead, task.draws(rng), rng) for task in thresholds}
     unknown = not len(ahead.future) and bool(ahead.note)
-    return {name: one for name, one in found.items() if one["status"] == "reached" or not unknown}
+    return {name: ability for name, ability in abilities.items() if ability.status == "reached" or not unknown}
 
 
-def said(found: dict[str, dict]) -> str:
+def format_abilities(abilities: dict[str, Crossing]) -> str:
     """One line for the screen."""
     parts = []
-    for name, one in found.items():
-        low, middle, high = (one["tokens"][key] for key in ("low95", "value", "high95"))
-        when = f"not before its end (probability {one['probability']:.2f})"
+    for name, ability in abilities.items():
+        low, middle, high = ability.tokens.low95, ability.tokens.value, ability.tokens.high95
+        when = f"not before its end (probability {ability.probability:.2f})"
         if middle is not None:
             when = f"at {middle:.3g} tokens [{low:.3g}, {'beyond its end' if high is None else format(high, '.3g')}]"
         parts.append(f"{name} {when}")

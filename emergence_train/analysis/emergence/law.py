@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.emergence.result import LeastSize
+from emergence_train.analysis.results import Interval
+
 ALPHAS = np.linspace(0.03, 1.2, 79)
 SIZES = 4
 NOISE = 0.005  # nats: scatter between runs that a fit through few sizes cannot know
@@ -78,37 +81,36 @@ def fit_size_law(sizes: np.ndarray, losses: np.ndarray, tokens: int, rng: np.ran
     return SizeLaw(alpha, drawn[:, 0], drawn[:, 1] * scale**alpha, tokens, len(sizes))
 
 
-def least_size(law: SizeLaw | str, eta: np.ndarray, rng: np.random.Generator) -> dict:
+def least_size(law: SizeLaw | str, eta: np.ndarray, rng: np.random.Generator) -> LeastSize:
     """The closed form for one task from draws of its threshold (nats): least N at the law's tokens, with constants."""
     if isinstance(law, str):
-        return {"identified": False, "reason": law}
+        return LeastSize(identified=False, reason=law)
     threshold = rng.choice(eta, len(law.alpha))
     room = threshold - law.floor
     log_n = np.where(room > 0, (np.log10(law.strength) - np.log10(np.maximum(room, 1e-12))) / law.alpha, np.inf)
     possible = float(np.mean(room > 0))
-    constants = {
-        "alpha": _interval(law.alpha),
-        "l_inf": _interval(law.floor),
-        "log10_n0": _interval(np.log10(law.strength) / law.alpha),
-        "tokens": law.tokens,
-        "sizes": law.sizes,
-        "probability_that_any_size_suffices": possible,
-    }
+    reason = n = None
     if possible < 0.975:
-        return constants | {
-            "identified": False,
-            "reason": "not identified: the threshold may lie below what any size reaches",
-        }
-    low, middle, high = np.quantile(log_n, [0.025, 0.5, 0.975])
-    if not high - low < WIDEST:
-        return constants | {
-            "identified": False,
-            "reason": f"not identified: the interval of N spans {high - low:.1f} decades",
-        }
-    n = {"value": 10**middle, "low95": 10**low, "high95": 10**high}
-    return constants | {"identified": True, "n": {key: float(value) for key, value in n.items()}}
+        reason = "not identified: the threshold may lie below what any size reaches"
+    else:
+        low, middle, high = np.quantile(log_n, [0.025, 0.5, 0.975])
+        if high - low < WIDEST:
+            n = Interval(float(10**middle), float(10**low), float(10**high))
+        else:
+            reason = f"not identified: the interval of N spans {high - low:.1f} decades"
+    return LeastSize(
+        alpha=_interval(law.alpha),
+        l_inf=_interval(law.floor),
+        log10_n0=_interval(np.log10(law.strength) / law.alpha),
+        tokens=law.tokens,
+        sizes=law.sizes,
+        probability_that_any_size_suffices=possible,
+        identified=n is not None,
+        reason=reason,
+        n=n,
+    )
 
 
-def _interval(values: np.ndarray) -> dict:
+def _interval(values: np.ndarray) -> Interval:
     low, middle, high = np.quantile(values, [0.025, 0.5, 0.975])
-    return {"value": float(middle), "low95": float(low), "high95": float(high)}
+    return Interval(float(middle), float(low), float(high))

@@ -1,11 +1,15 @@
 """Is an emergent verdict the metric's doing? The same outputs scored with continuous metrics (arXiv 2304.15004).
 
-Accuracy and exact match can stay flat while the probability of the right answer grows, so a threshold that stands only in
+Accuracy and exact match can stay flat while the probability of the right answer grows, so a threshold found only in
 them may be a mirage. Continuous metrics have chance levels of their own: a Brier score that falls from 1.5 (a constant
 one-hot answer among four) to 0.75 (uniform guesses) is calibration, not learning.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from emergence_train.analysis.emergence.result import MirageCheck, TaskResult
 
 DISCONTINUOUS = ("acc", "exact", "em", "match", "f1", "pass", "choice_grade", "multiple_choice_grade", "correct")
 
@@ -40,42 +44,31 @@ def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> np.ndarray:
     return (np.bincount(index, y, bins)[count > 0]) / count[count > 0]
 
 
-def mirage(entries: list[dict]) -> list[dict]:
-    """For each task with an emergent verdict, whether the verdict stands in a continuous metric too."""
-    found = []
-    for one in entries:
-        if one["verdict"] != "emergent" or continuous(one["metric"]):
-            continue
-        others = [
-            other
-            for other in entries
-            if (other["family"], other["task"]) == (one["family"], one["task"]) and continuous(other["metric"])
-        ]
-        verdicts = {other["metric"]: other["verdict"] for other in others}
-        telling = {name for name in verdicts.values() if name not in ("not-identified", "at-chance")}
-        if not others:
-            says = "cannot be said: the table has no continuous metric of this task"
-            survives = None
-        elif "emergent" in telling:
-            says, survives = "survives: emergent in a continuous metric too", True
-        elif telling:
-            says = (
-                "does not survive: a continuous metric moves without a threshold ("
-                + ", ".join(f"{metric} {verdict}" for metric, verdict in verdicts.items())
-                + ")"
-            )
-            survives = False
-        else:
-            says, survives = "open: the continuous metrics tell nothing", None
-        found.append(
-            {
-                "family": one["family"],
-                "task": one["task"],
-                "metric": one["metric"],
-                "continuous": verdicts,
-                "survives": survives,
-                "says": says,
-                "resolution": one["resolution"],
-            }
-        )
-    return found
+def mirage(tasks: Sequence[TaskResult]) -> tuple[MirageCheck, ...]:
+    """For each task with an emergent verdict, whether the verdict holds in a continuous metric too."""
+    return tuple(_check(task, tasks) for task in tasks if task.verdict == "emergent" and not continuous(task.metric))
+
+
+def _check(task: TaskResult, tasks: Sequence[TaskResult]) -> MirageCheck:
+    others = [other for other in tasks if other.key[:2] == task.key[:2] and continuous(other.metric)]
+    verdicts = {other.metric: other.verdict for other in others}
+    telling = {name for name in verdicts.values() if name not in ("not-identified", "at-chance")}
+    survives = None
+    if not others:
+        says = "cannot be said: the table has no continuous metric of this task"
+    elif "emergent" in telling:
+        says, survives = "survives: emergent in a continuous metric too", True
+    elif telling:
+        moving = ", ".join(f"{metric} {verdict}" for metric, verdict in verdicts.items())
+        says, survives = f"does not survive: a continuous metric moves without a threshold ({moving})", False
+    else:
+        says = "open: the continuous metrics tell nothing"
+    return MirageCheck(
+        family=task.family,
+        task=task.task,
+        metric=task.metric,
+        continuous=verdicts,
+        survives=survives,
+        says=says,
+        resolution=task.resolution,
+    )

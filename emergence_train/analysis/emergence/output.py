@@ -1,71 +1,84 @@
 """What `analyze emergence` leaves behind: result.json, CSV tables, figures, and the short table it prints."""
 
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from emergence_train.analysis.emergence.analyze import Finding
-from emergence_train.analysis.emergence.figures import draw
+from emergence_train.analysis.drawing import save
+from emergence_train.analysis.emergence.figures import main_metrics, performance, size_effects, timeline
+from emergence_train.analysis.emergence.finding import EmergenceAnalysis
+from emergence_train.analysis.emergence.result import Ability, Crossing, EmergenceResult, TaskResult
+from emergence_train.analysis.results import as_json
 from emergence_train.files import write_csv, write_json
 
 SHOWN = 60  # lines of the printed table
+PANELS = 12  # of the first family's page (the one with most rows)
+FEWER = 8  # of other pages
+FAMILIES = 4  # drawn, one page each; the tables have the rest
+COLUMNS = 4
+SUFFIXES, DPI = (".png", ".svg"), 130  # small multiples of scatter plots: many and large
+KEY = ("family", "task", "metric")
 
 
-def write(out: Path, result: dict, findings: list[Finding]) -> dict:
-    """Write what analyze.investigate returned into the directory `out`; returns the result with the figures' names.
+def write(out: Path, analysis: EmergenceAnalysis) -> EmergenceResult:
+    """Write the analysis into the directory `out`; returns the result with the figures' names.
 
-    result.json comes last, so that it stands only for a whole set.
+    result.json comes last, so that it vouches for a whole set.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _csv(out / "tasks.csv", [_flat(one) for one in result["tasks"]])
-    points = [
-        one.task.frame[["run", "params", "step", "tokens", "loss", "value"]].assign(
-            family=one.task.family, task=one.task.task, metric=one.task.metric, share_of_loss_range=one.task.rows.x
-        )
-        for one in findings
-    ]
-    _csv(out / "points.csv", pd.concat(points, ignore_index=True))
-    curves = [
-        one.curve().assign(family=one.task.family, task=one.task.task, metric=one.task.metric)
-        for one in findings
-        if one.verdict.posterior is not None
-    ]
-    if curves:
-        _csv(out / "curves.csv", pd.concat(curves, ignore_index=True))
-    held = [
-        {key: one[key] for key in ("family", "task", "metric")} | row
-        for one in result["tasks"]
-        for row in one["size_effect"].get("held_out", ())
-    ]
-    _csv(out / "held_out_sizes.csv", held)
-    _csv(out / "mirage.csv", result["mirage"])
-    _csv(
-        out / "abilities.csv",
-        [
-            {key: one[key] for key in ("family", "task", "metric")}
-            | {key: row[key] for key in ("run", "params", "status", "probability", "until_tokens", "note")}
-            | {f"tokens_{key}": value for key, value in row["tokens"].items()}
-            for one in result["abilities"]
-            for row in one["runs"]
-        ],
-    )
-    result = result | {"figures": draw(findings, result, out)}
-    write_json(out / "result.json", result)
+    for name, table in _tables(analysis).items():
+        if len(table):
+            first = [column for column in KEY if column in table]
+            write_csv(out / f"{name}.csv", table[[*first, *(c for c in table.columns if c not in first)]])
+    result = replace(analysis.result, figures=tuple(_figures(analysis, out)))
+    write_json(out / "result.json", as_json(result))
     return result
 
 
-def _csv(path: Path, rows) -> None:
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
-    if frame.empty:
-        return
-    first = [name for name in ("family", "task", "metric") if name in frame]
-    write_csv(path, frame[[*first, *(c for c in frame.columns if c not in first)]])
+def _tables(analysis: EmergenceAnalysis) -> dict[str, pd.DataFrame]:
+    """The CSV files by their names; those without rows are not written."""
+    result = analysis.result
+    points, curves = [], []
+    for task, finding in analysis.pairs:
+        columns = finding.task.frame[["run", "params", "step", "tokens", "loss", "value"]]
+        points.append(columns.assign(**_key(task), share_of_loss_range=finding.task.rows.x))
+        if finding.verdict.posterior is not None:
+            curves.append(finding.curve().assign(**_key(task)))
+    held = [
+        _key(task) | as_json(size)
+        for task in result.tasks
+        if task.size_effect.details is not None
+        for size in task.size_effect.details.held_out
+    ]
+    return {
+        "tasks": pd.DataFrame([_flat(as_json(task)) for task in result.tasks]),
+        "points": pd.concat(points, ignore_index=True),
+        "curves": pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
+        "held_out_sizes": pd.DataFrame(held),
+        "mirage": pd.DataFrame([as_json(check) for check in result.mirage]),
+        "abilities": pd.DataFrame([_ability_row(task, run) for task in result.abilities for run in task.runs]),
+    }
 
 
-def _flat(one: dict) -> dict:
+def _key(task: TaskResult | Ability) -> dict[str, str]:
+    return dict(zip(KEY, task.key))
+
+
+def _ability_row(task: Ability, run: Crossing) -> dict[str, Any]:
+    tokens = {f"tokens_{key}": value for key, value in as_json(run.tokens).items()}
+    row = {key: getattr(run, key) for key in ("run", "params", "status", "probability", "until_tokens", "note")}
+    return _key(task) | row | tokens
+
+
+def _flat(task: dict[str, Any]) -> dict[str, Any]:
     """A task's entry as one row: nested values by joined names, lists left to result.json."""
-    row = {}
-    for key, value in one.items():
+    row: dict[str, Any] = {}
+    for key, value in task.items():
         if isinstance(value, dict):
             row |= {f"{key}_{name}": inner for name, inner in value.items() if not isinstance(inner, (list, dict))}
         elif isinstance(value, list):
@@ -75,57 +88,96 @@ def _flat(one: dict) -> dict:
     return row
 
 
-def format_table(result: dict) -> str:
+def _figures(analysis: EmergenceAnalysis, out: Path) -> list[str]:
+    """Draw the figures into `out`; returns the file names."""
+    names: list[str] = []
+    rows: Counter[str] = Counter()
+    for task in analysis.result.tasks:
+        rows[task.family] += task.rows
+    families = sorted(rows, key=lambda name: (-rows[name], name))
+    for place, family in enumerate(families[:FAMILIES]):
+        pairs = [pair for pair in main_metrics(analysis) if pair[0].family == family]
+        params = [size for task, _ in pairs for size in task.params]
+        sizes = (min(params), max(params))
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", family)[:40]
+        stem = f"-{stem}" if stem and len(families) > 1 else ""
+        for against, most in (("loss", PANELS if place == 0 else FEWER), ("compute", FEWER if place == 0 else 0)):
+            panels = [performance(task, finding, against, sizes=sizes) for task, finding in pairs[:most]]
+            if panels:
+                names += save(
+                    panels,
+                    out,
+                    f"performance-{against}{stem}",
+                    columns=min(COLUMNS, len(panels)),
+                    title=f"Performance against {against}" + (f": {family}" if family else ""),
+                    suffixes=SUFFIXES,
+                    dpi=DPI,
+                )
+    continuous = {task.key: task.continuous for task in analysis.result.tasks}
+    for stem, figure in (
+        ("size-effect", size_effects(analysis)),
+        ("abilities", timeline(analysis.result.abilities, continuous)),
+    ):
+        if figure is not None:
+            names += save([figure], out, stem, suffixes=SUFFIXES, dpi=DPI)
+    return names
+
+
+def format_table(result: EmergenceResult) -> str:
     """The short table: a line for each task and metric, then what was assumed."""
-    lines = []
-    families = {one["family"] for one in result["tasks"]}
-    width = min(max(len(one["task"]) + len(one["metric"]) for one in result["tasks"]) + 3, 48)
-    lines.append(
+    width = min(max(len(task.task) + len(task.metric) for task in result.tasks) + 3, 48)
+    lines = [
         f"{'task, metric':<{width}} {'verdict':<15}{'P':>5}  {'eta [95%], nats':<22} "
         f"{'size effect [95%]':<26} {'p':>6} rows"
-    )
-    for family in sorted(families):
+    ]
+    families = sorted({task.family for task in result.tasks})
+    for family in families:
         if len(families) > 1:
             lines.append(f"{family}:")
-        group = [one for one in result["tasks"] if one["family"] == family]
-        group.sort(key=lambda one: (one["verdict"] != "emergent", one["task"], one["metric"]))
-        for one in group[:SHOWN]:
-            eta, size = one["eta"], one["size_effect"]
-            shown = f"{eta['value']:.3f} [{eta['low95']:.3f}, {eta['high95']:.3f}]" if eta else "-"
-            effect, p = "-", "-"
-            if size["value"] is not None:
-                effect = f"{size['value']:+.3f} [{size['low95']:+.3f}, {size['high95']:+.3f}]"
-                p = f"{size['p']:.3f}"
-            name = f"{one['task']}, {one['metric']}"[:width]
-            lines.append(
-                f"{name:<{width}} {one['verdict']:<15}{one['probability']:>5.2f}  {shown:<22} {effect:<26} "
-                f"{p:>6} {one['rows']}"
-            )
+        group = [task for task in result.tasks if task.family == family]
+        group.sort(key=lambda task: (task.verdict != "emergent", task.task, task.metric))
+        lines += [_task_line(task, width) for task in group[:SHOWN]]
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
-    lines += [f"mirage check, {one['task']} ({one['metric']}): {one['says']}" for one in result["mirage"]]
-    for one in result["abilities"]:
-        ahead = [run for run in one["runs"] if run["status"] != "reached"]
-        for run in ahead[:6]:
-            lines.append(f"ability {one['task']}: {run['run']} {_when(run)}")
-    lines.append(result["convention"])
-    lines += [f"note: {note}" for note in result["notes"]]
-    said: dict[str, int] = {}
-    for one in result["tasks"]:
-        for note in [*one["notes"], *([one["size_effect"]["reason"]] if one["size_effect"].get("reason") else [])]:
-            said[note] = said.get(note, 0) + 1
-    total = len(result["tasks"])
-    for note, count in sorted(said.items(), key=lambda pair: -pair[1])[:8]:
-        lines.append(f"note{'' if count == total else f' ({count} of {total})'}: {note}")
-    return "\n".join(lines)
+    lines += [f"mirage check, {check.task} ({check.metric}): {check.says}" for check in result.mirage]
+    for ability in result.abilities:
+        ahead = [run for run in ability.runs if run.status != "reached"]
+        lines += [f"ability {ability.task}: {run.run} {_when(run)}" for run in ahead[:6]]
+    lines.append(result.convention)
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join([*lines, *_note_lines(result.tasks)])
 
 
-def _when(run: dict) -> str:
-    tokens = run["tokens"]
-    if run["status"] == "open":
-        return "has not reached it; no forecast: " + (run["note"] or "nothing to go on")
-    end = "the planned end" if run["planned_end_known"] else "ten times its tokens"
-    if tokens["value"] is None:
-        return f"not before {end} (probability {run['probability']:.2f} by then)"
-    high = f"{tokens['high95']:.3g}" if tokens["high95"] is not None else f"beyond {end}"
-    return f"at {tokens['value']:.3g} tokens [{tokens['low95']:.3g}, {high}]"
+def _task_line(task: TaskResult, width: int) -> str:
+    size = task.size_effect
+    eta = f"{task.eta.value:.3f} [{task.eta.low95:.3f}, {task.eta.high95:.3f}]" if task.eta is not None else "-"
+    effect, p = "-", "-"
+    if size.value is not None:
+        effect = f"{size.value:+.3f} [{size.low95:+.3f}, {size.high95:+.3f}]"
+        p = f"{size.p:.3f}"
+    name = f"{task.task}, {task.metric}"[:width]
+    return f"{name:<{width}} {task.verdict:<15}{task.probability:>5.2f}  {eta:<22} {effect:<26} {p:>6} {task.rows}"
+
+
+def _note_lines(tasks: Iterable[TaskResult], most: int = 8) -> list[str]:
+    """The commonest notes of the tasks, with the number of tasks that share one."""
+    notes: Counter[str] = Counter()
+    total = 0
+    for total, task in enumerate(tasks, 1):  # noqa: B007
+        notes.update(task.notes)
+        if task.size_effect.reason is not None:
+            notes[task.size_effect.reason] += 1
+    return [
+        f"note{'' if count == total else f' ({count} of {total})'}: {note}" for note, count in notes.most_common(most)
+    ]
+
+
+def _when(run: Crossing) -> str:
+    tokens = run.tokens
+    if run.status == "open":
+        return "has not reached it; no forecast: " + (run.note or "nothing to go on")
+    end = "the planned end" if run.planned_end_known else "ten times its tokens"
+    if tokens.value is None:
+        return f"not before {end} (probability {run.probability:.2f} by then)"
+    high = f"{tokens.high95:.3g}" if tokens.high95 is not None else f"beyond {end}"
+    return f"at {tokens.value:.3g} tokens [{tokens.low95:.3g}, {high}]"

@@ -32,7 +32,9 @@ def ladder(rng: np.random.Generator, sizes: int | None = None, checkpoints: int 
     return pd.concat(frames, ignore_index=True)
 
 
-def performance(kind: str, x: np.ndarray, level: float, room: float, rng: np.random.Generator):
+def performance(
+    kind: str, x: np.ndarray, level: float, room: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float | None]:
     """(performance at shares `x` of the loss range, true onset or None) for a plateau at `level` and `room` above it."""
     rise = rng.uniform(0.15, 0.6) * room
     if kind == "at-chance":

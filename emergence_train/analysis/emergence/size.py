@@ -4,14 +4,13 @@ The effect is the change of performance for ten times the parameters at the same
 that checkpoints of one run err alike: neighbours are correlated, and a run may lie high or low as a whole.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.interpolate import BSpline
 from scipy.optimize import lsq_linear
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
+from emergence_train.analysis.emergence.result import Collapse, HeldOutSize, SizeDetails, SizeEffect
 from emergence_train.analysis.emergence.shapes import PRIOR_DISPERSION, neighbour_correlation
 from emergence_train.analysis.emergence.table import TaskMetric
 
@@ -20,38 +19,22 @@ SEGMENTS = 4  # at most; a run is cut into so many pieces for the permutation te
 LEAST = 6  # rows where sizes overlap
 
 
-@dataclass(frozen=True)
-class SizeEffect:
-    """`value` per tenfold parameters, in units of the metric (signed so that plus is better), `reason` where None."""
-
-    value: float | None
-    low95: float | None
-    high95: float | None
-    p: float | None
-    reason: str
-    details: dict
-
-    def result(self) -> dict:
-        shown = {"value": self.value, "low95": self.low95, "high95": self.high95, "p": self.p}
-        return shown | ({"reason": self.reason} if self.reason else {}) | self.details
-
-
 def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
-    """The effect of size at equal loss, or why there is no telling."""
+    """The effect of size at equal loss, or why it is unknown."""
     frame = task.frame
     params = frame["params"].to_numpy(float)
     sizes = np.unique(params)
     if len(sizes) < 2:
-        return _none("one size only: whether size matters at equal loss cannot be asked")
+        return _unknown("one size only: whether size matters at equal loss cannot be asked")
     if (sizes <= 0).any():
-        return _none("a size of 0 parameters: give the column params")
+        return _unknown("a size of 0 parameters: give the column params")
     loss = frame["loss"].to_numpy(float)
     inside = overlap(loss, params)
     if inside.sum() < LEAST or len(np.unique(params[inside])) < 2:
         ranges = ", ".join(
             f"{int(s):,}: {loss[params == s].max():.3g} to {loss[params == s].min():.3g}" for s in sizes[:6]
         )
-        return _none(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be told apart")
+        return _unknown(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be told apart")
     rows = task.rows
     x, y, run, order = rows.x[inside], rows.y[inside], rows.run[inside], rows.order[inside]
     z = np.log10(params[inside])
@@ -64,11 +47,11 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     weight = typical / variance
     basis = monotone_basis(x, y, weight)
     if len(x) < basis.shape[1] + 3:
-        return _none(f"{int(inside.sum())} checkpoints where sizes overlap are too few")
+        return _unknown(f"{int(inside.sum())} checkpoints where sizes overlap are too few")
     rest = _residual(basis, z, weight)
     information = float(weight @ rest**2)
     if information < 1e-6 * float(weight @ (z - np.average(z, weights=weight)) ** 2):
-        return _none("where losses overlap, size follows from loss: they cannot be told apart")
+        return _unknown("where losses overlap, size follows from loss: they cannot be told apart")
     beta = float(weight @ (rest * y)) / information
     without = _residual(basis, y, weight)
     residual = without - beta * rest
@@ -88,22 +71,22 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     explained = 1 - float(weight @ without**2) / max(_scatter(y, weight), 1e-300)
     both = 1 - float(weight @ residual**2) / max(_scatter(y, weight), 1e-300)
     decades = float(np.log10(sizes[-1] / sizes[0]))
-    details = {
-        "unit": "change of performance for ten times the parameters at the same loss",
-        "p_least": least,
-        "over_observed_sizes": beta * decades,
-        "matters": bool((beta - half > 0 or beta + half < 0) and abs(beta) * decades >= task.smallest),
-        "rows_in_overlap": int(inside.sum()),
-        "r2_loss": explained,
-        "r2_loss_and_size": both,
-        "correlation": correlation,
-        "held_out": held_out_sizes(task),
-    }
-    return SizeEffect(beta, beta - half, beta + half, p, "", details)
+    details = SizeDetails(
+        unit="change of performance for ten times the parameters at the same loss",
+        p_least=least,
+        over_observed_sizes=beta * decades,
+        matters=bool((beta - half > 0 or beta + half < 0) and abs(beta) * decades >= task.smallest),
+        rows_in_overlap=int(inside.sum()),
+        r2_loss=explained,
+        r2_loss_and_size=both,
+        correlation=correlation,
+        held_out=held_out_sizes(task),
+    )
+    return SizeEffect(beta, beta - half, beta + half, p, details=details)
 
 
-def _none(reason: str) -> SizeEffect:
-    return SizeEffect(None, None, None, None, reason, {})
+def _unknown(reason: str) -> SizeEffect:
+    return SizeEffect(None, None, None, None, reason)
 
 
 def overlap(loss: np.ndarray, params: np.ndarray) -> np.ndarray:
@@ -135,7 +118,7 @@ def monotone_basis(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarr
         fits.append((fit.cost, signed, fit.x))
     free_residual = _residual(columns, y, weight)
     free = 0.5 * float(weight @ free_residual**2)
-    cost, signed, coef = min(fits, key=lambda one: one[0])
+    cost, signed, coef = min(fits, key=lambda fit: fit[0])
     degrees = max(len(x) - columns.shape[1], 1)
     if (cost - free) / columns.shape[1] > 4 * free / degrees:  # monotone is refuted
         return columns
@@ -206,33 +189,26 @@ def _permutation(without, rest, weight, x, run, inflation: float, strange: bool,
     return p, max(2 / ways, 1 / (1 + PERMUTATIONS))
 
 
-def held_out_sizes(task: TaskMetric) -> list[dict]:
+def held_out_sizes(task: TaskMetric) -> tuple[HeldOutSize, ...]:
     """Each size predicted by the others' curve where their losses reach: error against what noise alone would give."""
     frame, rows = task.frame, task.rows
     params, loss = frame["params"].to_numpy(float), frame["loss"].to_numpy(float)
-    found = []
+    sizes = []
     for size in np.unique(params):
         others = params != size
         mine = ~others & (loss >= loss[others].min()) & (loss <= loss[others].max()) if others.any() else others
         if mine.sum() < 2 or others.sum() < LEAST:
-            found.append({"params": int(size), "rows": int(mine.sum()), "rmse": None})
+            sizes.append(HeldOutSize(int(size), int(mine.sum()), None))
             continue
         weight = 1 / rows.variance[others]
         guess = _predict(rows.x[others], rows.y[others], weight / weight.mean(), rows.x[mine])
         error = rows.y[mine] - guess
-        found.append(
-            {
-                "params": int(size),
-                "rows": int(mine.sum()),
-                "rmse": float(np.sqrt(np.mean(error**2))),
-                "bias": float(np.mean(error)),
-                "noise": float(np.sqrt(np.mean(rows.variance[mine]))),
-            }
-        )
-    return found
+        rmse, noise = float(np.sqrt(np.mean(error**2))), float(np.sqrt(np.mean(rows.variance[mine])))
+        sizes.append(HeldOutSize(int(size), int(mine.sum()), rmse, float(np.mean(error)), noise))
+    return tuple(sizes)
 
 
-def collapse(task: TaskMetric) -> dict:
+def collapse(task: TaskMetric) -> Collapse:
     """Share of the variance that a monotone curve explains: of loss, and of training compute (6 x parameters x tokens).
 
     Sizes that share one curve of loss and none of compute are what arXiv 2403.15796 reports.
@@ -240,16 +216,17 @@ def collapse(task: TaskMetric) -> dict:
     frame = task.frame
     compute = frame["params"].to_numpy(float) * frame["tokens"].to_numpy(float)
     y = task.rows.y
-    found = {}
-    for name, x in (("r2_loss", task.rows.x), ("r2_compute", np.log(np.maximum(compute, 1.0)))):
-        weight = np.ones(len(y))
-        if len(y) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
-            found[name] = None
-            continue
-        x = (x - x.min()) / np.ptp(x)
-        rest = _residual(monotone_basis(x, y, weight), y, weight)
-        found[name] = 1 - float(rest @ rest) / _scatter(y, weight)
-    return found
+    return Collapse(_explained(task.rows.x, y), _explained(np.log(np.maximum(compute, 1.0)), y))
+
+
+def _explained(x: np.ndarray, y: np.ndarray) -> float | None:
+    """R2 of a monotone curve of `y` (n,) along `x` (n,); None where one of them hardly varies."""
+    if len(y) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    weight = np.ones(len(y))
+    x = (x - x.min()) / np.ptp(x)
+    rest = _residual(monotone_basis(x, y, weight), y, weight)
+    return 1 - float(rest @ rest) / _scatter(y, weight)
 
 
 def _predict(x, y, weight, at) -> np.ndarray:

@@ -15,14 +15,13 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
   not-identified no verdict has enough probability, or the rows cannot tell
 """
 
+import typing
 from dataclasses import dataclass
 
 import numpy as np
 
+from emergence_train.analysis.emergence.result import VerdictName
 from emergence_train.analysis.emergence.shapes import Posterior, Rows, posterior
-
-# In which verdicts are shown, the telling ones first.
-ORDER = ("emergent", "u-shaped", "gradual", "inverse", "saturated", "not-identified", "at-chance")
 
 PLATEAU = 0.2  # share of the loss range that a plateau covers at least
 SIDE = 3  # checkpoints that must lie before and after an onset
@@ -34,7 +33,7 @@ CEILING_CHANGE = 0.08
 GUESSING = 2.0
 UNKNOWN_CEILING = 0.85
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
-VERDICTS = ("emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified")
+VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Verdict:
     """`eta` etc. are in shares of the range; None where the verdict is not emergent. `begins_by` is the share of the range at
     which it may begin at the latest for the verdict to stand: had the model not beaten a unigram model before."""
 
-    name: str
+    name: VerdictName
     probability: float
-    probabilities: dict[str, float]
+    probabilities: dict[VerdictName, float]
     eta: tuple[float, float, float] | None  # median, 2.5 and 97.5 percent
     plateau: tuple[float, float, float] | None  # its level, likewise
     change: tuple[float, float, float]  # performance at the lowest loss less that at the highest
@@ -67,7 +66,7 @@ def judge(
     drawn = posterior(rows, scale, rng)
     names = call(drawn, rows, chance=chance, best=best, smallest=smallest)
     probabilities = {name: float(np.mean(names == name)) for name in VERDICTS}
-    top = max((name for name in VERDICTS if name != "not-identified"), key=probabilities.get)
+    top = max((name for name in VERDICTS if name != "not-identified"), key=probabilities.__getitem__)
     change = _interval(drawn.curves[:, -1] - drawn.curves[:, 0])
     if probabilities[top] < SURE.get(top, 0.5):
         known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]

@@ -1,152 +1,203 @@
-"""Static figures of the temporal analysis, as PNG, SVG and PDF: for slides, issue threads and papers."""
+"""The figures of the temporal analysis: the forecast, loss against position, the law's parameters, its residuals."""
 
-import hashlib
-import re
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from matplotlib.colors import LogNorm
-from matplotlib.ticker import EngFormatter
+import pandas as pd
 
-from emergence_train.analysis.figures import MODEL, plt, save, styled
-from emergence_train.analysis.position_matrix import position_bins
-from emergence_train.analysis.temporal.analyze import Analysis
-from emergence_train.analysis.temporal.mean_law import CLASSICAL
+from emergence_train.analysis.figures import FORECAST, HELD_OUT, INTERVALS, OBSERVED, Figure, Ramp, Trace, even, short
+from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
+from emergence_train.analysis.temporal.position_law import ONLY_RATIO, position_curve
+from emergence_train.analysis.temporal.tables import RunAnalysis
 
-OBSERVED, HELD = "#1b6ca8", "#222222"
-CURVES = 40  # checkpoints drawn in the picture of loss against position
-
-
-def draw(one: Analysis, out: Path) -> list[str]:
-    """Write the figures of one run's split into `out`; returns the file names."""
-    name = one.series.run + (f"-{one.series.split}" if one.series.split else "")
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    if len(stem) > 100 or stem != name:  # cut or mended: keep names of different runs apart
-        stem = f"{stem[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    pictures = {"forecast": _forecast}
-    if one.positions is not None:
-        pictures |= {"positions": _positions, "residuals": _residuals}
-        if one.positions.identified:
-            pictures["parameters"] = _parameters
-    with styled():
-        return [file for name, make in pictures.items() for file in save(make(one), out, f"{stem}-{name}")]
+POINTS = 1000  # drawn of a curve at most
+CURVES = 40  # checkpoints drawn against position
+BINS = 40  # of position, equal in the logarithm
+CHECKPOINTS = 12  # drawn of the residuals
+FEWEST = 3  # checkpoints that must bound a parameter for it to be drawn
+UNITS = {"a0": "nats", "a1": "1 / position", "a2": "nats"}
+NATS = "loss (nats per token)"
 
 
-def _title(one: Analysis) -> str:
-    return one.series.run[:60] + (f", {one.series.split}" if one.series.split else "")
+def of_run(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
+    """Every figure of one run's split by its name; a figure may have several panels."""
+    series = run.series
+    title = series.run[:60] + (f", {series.split}" if series.split else "")
+    figures = {"forecast": (forecast(run, f"Forecast: {title}", baselines=True),)}
+    if run.positions is not None and series.matrix is not None:
+        figures["positions"] = (by_position(f"Loss against position: {title}", series.matrix, end=run.positions.end),)
+        figures["residuals"] = (residuals(run, f"Residuals by position: {title}"),)
+        panels, _ = parameters(run, title)
+        if panels and run.result.positions is not None and run.result.positions.identified:
+            figures["parameters"] = panels
+    return figures
 
 
-def _axis(one: Analysis) -> tuple[np.ndarray, np.ndarray, str]:
-    """Observed rows and forecast rows on the x axis, and its label."""
-    if one.series.by_tokens:
-        return one.series.tokens, one.tokens, "tokens trained"
-    return one.series.step, one.future, "step"
+def _progress(run: RunAnalysis) -> tuple[np.ndarray, np.ndarray, str]:
+    """Logged rows and forecast rows on the x axis, and its label."""
+    if run.series.by_tokens:
+        return run.series.tokens, run.forecast["tokens"].to_numpy(float), "tokens trained"
+    return run.series.step, run.forecast["step"].to_numpy(float), "step"
 
 
-def _thin(rows: np.ndarray, most: int = 1000) -> np.ndarray:
-    """At most `most` evenly spread rows: a picture shows no more, and an SVG grows with every point."""
-    return rows if len(rows) <= most else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
+def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: int = POINTS) -> Figure:
+    """The loss as forecast, with 50, 80 and 95% intervals, and as measured: what the fit saw, and what was held out."""
+    x, ahead, label = _progress(run)
+    loss, rows = run.series.loss, run.forecast
+    seen, held = np.flatnonzero(run.seen), np.flatnonzero(~run.seen)
+    seen, held, future = seen[even(len(seen), points)], held[even(len(held), points)], even(len(rows), points)
+    mean = rows["loss"].to_numpy(float)
+    traces = []
+    for level in (95, 80, 50):
+        low, high = (rows[f"{end}{level}"].to_numpy(float)[future] for end in ("low", "high"))
+        traces.append(Trace(ahead[future], mean[future], INTERVALS, FORECAST, line=False, low=low, high=high))
+    for number, (name, guess) in enumerate(run.baselines.items() if baselines else ()):
+        traces.append(Trace(ahead[future], guess[future], name, 2 + number, dashed=True))
+    traces.append(Trace(x[seen], loss[seen], "observed", OBSERVED, line=False, points=True))
+    if len(held):
+        traces.append(Trace(x[held], loss[held], "held out", HELD_OUT, line=False, points=True))
+    traces.append(Trace(ahead[future], mean[future], f"forecast ({run.result.selected})", FORECAST))
+    before = loss[run.seen]
+    before = before[before <= np.quantile(before, 0.9)]  # an untrained model's losses would flatten everything else
+    shown = np.concatenate([before, loss[~run.seen], mean, rows["low95"], rows["high95"]])
+    room = 0.05 * float(np.ptp(shown)) + 1e-3
+    return Figure(
+        title,
+        label,
+        NATS,
+        tuple(traces),
+        y_range=(float(shown.min()) - room, float(shown.max()) + room),
+        note=_coverage_note(run),
+    )
 
 
-def _forecast(one: Analysis):
-    figure, axis = plt.subplots()
-    x, future, label = _axis(one)
-    seen, held, ahead = _thin(np.flatnonzero(one.seen)), _thin(np.flatnonzero(~one.seen)), _thin(np.arange(len(future)))
-    for level, alpha in ((95, 0.15), (80, 0.22), (50, 0.3)):
-        low, high = (end[ahead] for end in one.level.interval(level))
-        axis.fill_between(future[ahead], low, high, color=MODEL, alpha=alpha, linewidth=0, label=f"{level}% interval")
-    axis.plot(x[seen], one.series.loss[seen], color=OBSERVED, linewidth=1.2, label="observed")
-    if one.held:
-        axis.plot(x[held], one.series.loss[held], color=HELD, linewidth=1.0, label="held out")
-    axis.plot(future[ahead], one.level.mean[ahead], color=MODEL, linewidth=1.4, label="forecast")
-    for name, style in zip(CLASSICAL, ("--", ":", "-.")):
-        guess, _ = one.level.fits[name].predict(one.future[ahead])
-        axis.plot(future[ahead], guess, style, color="#777777", linewidth=1, label=name)
-    axis.axvline(x[one.seen][-1], color="#999999", linewidth=0.8)
-    shown = np.r_[one.y[one.x >= 0.1 * one.x[-1]], one.actual, one.level.mean]
-    margin = 0.08 * np.ptp(shown) + 1e-3
-    axis.set_ylim(shown.min() - margin, shown.max() + margin)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set(xlabel=label, ylabel="loss (nats per token)", title=f"Forecast: {_title(one)}")
-    axis.legend(fontsize=7, frameon=False, ncols=2)
-    return figure
+def _coverage_note(run: RunAnalysis) -> str:
+    inside = run.result.coverage
+    return f"{inside.within95:.0%} of the held-out points lie in the 95% interval." if inside is not None else ""
 
 
-def _positions(one: Analysis):
-    figure, axis = plt.subplots()
-    matrix = one.series.matrix
-    x, _, label = _axis(one)
-    bin_of = position_bins(matrix.position, 64)
+def binned(matrix: PositionMatrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean position (B,), mean loss and its standard error (C, B) in bins equal in log position, B at most BINS."""
+    bin_of = position_bins(matrix.position, BINS)
     member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
-    middle = np.exp(np.log(matrix.position) @ member / member.sum(0))
-    chosen = np.unique(np.linspace(0, len(x) - 1, CURVES).astype(int))
-    norm = LogNorm(max(x[chosen].min(), 1), max(x.max(), 2))
-    colours = plt.colormaps["viridis"]
-    total = np.maximum(matrix.count @ member, 1)
-    binned = (matrix.count * matrix.loss) @ member / total
-    for row in chosen:
-        axis.plot(middle, binned[row], color=colours(norm(x[row])), linewidth=0.9, alpha=0.9)
-    end = one.positions.loss[-1] @ member / member.sum(0)
-    axis.plot(middle, end, "--", color=MODEL, linewidth=1.5, label="forecast at the end")
-    axis.set_xscale("log")
-    axis.set(xlabel="token position", ylabel="loss (nats per token)", title=f"Loss against position: {_title(one)}")
-    axis.legend(fontsize=8, frameon=False)
-    figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axis, label=label)
-    return figure
+    count = np.maximum(matrix.count @ member, 1)
+    loss = (matrix.count * matrix.loss) @ member / count
+    error = np.sqrt((matrix.count * matrix.variance) @ member) / count
+    tokens = matrix.count.sum(0)
+    return (tokens * matrix.position) @ member / (tokens @ member), loss, error
 
 
-def _parameters(one: Analysis):
-    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 6.4))
-    rows = one.parameter_rows()
-    ok = rows["status"].eq("ok").to_numpy()
-    x, _, label = _axis(one)
-    for axis, name, unit in zip(axes, ("a0", "a1", "a2"), ("nats", "1 / position", "nats")):
-        for keep, colour, text in ((ok & one.seen, OBSERVED, "fitted, observed"), (ok & ~one.seen, HELD, "held out")):
-            if keep.any():
-                value = rows[name].to_numpy()[keep]
-                width = np.abs(rows[[f"{name}_low", f"{name}_high"]].to_numpy()[keep].T - value)
-                axis.errorbar(x[keep], value, width, fmt=".", color=colour, markersize=3, linewidth=0.6, label=text)
-        law, width = rows[f"{name}_law"].to_numpy(), 1.96 * rows[f"{name}_law_sd"].to_numpy()
-        axis.plot(x, law, color=MODEL, linewidth=1.3, label="law")
-        axis.fill_between(
-            x[~one.seen], (law - width)[~one.seen], (law + width)[~one.seen], color=MODEL, alpha=0.15, linewidth=0
-        )
-        values = np.r_[rows[name].to_numpy()[ok], rows[f"{name}_law"].to_numpy()[one.seen]]
-        if len(values):
-            low, high = np.quantile(values, [0.02, 0.98])
-            axis.set_ylim(low - 0.3 * (high - low) - 1e-6, high + 0.3 * (high - low) + 1e-6)
-        axis.set_ylabel(f"{name} ({unit})")
-        axis.axvline(x[one.seen][-1], color="#999999", linewidth=0.8)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[0].legend(fontsize=7, frameon=False, ncols=3)
-    axes[0].set_title(f"The law's three numbers along training: {_title(one)}")
-    axes[-1].set_xlabel(label)
-    return figure
+def by_position(
+    title: str,
+    matrix: PositionMatrix,
+    *,
+    fit: pd.Series | None = None,
+    end: np.ndarray | None = None,
+    note: str = "",
+) -> Figure:
+    """Loss against position, a line a checkpoint, coloured by tokens (by steps where the table has none).
+
+    `fit` is the last checkpoint's row of position_law.fit_matrix, `end` (P,) the forecast at the run's end, nats.
+    """
+    x, loss, _ = binned(matrix)
+    label = "tokens" if matrix.keys["tokens"].gt(0).all() else "step"
+    trained = matrix.keys["tokens" if label == "tokens" else "step"].to_numpy(float)
+    chosen = even(len(trained), CURVES)
+    ramp = Ramp("tokens trained" if label == "tokens" else "step", trained[chosen[0]], trained[chosen[-1]])
+    traces = [
+        Trace(x, loss[row], f"{short(trained[row])} {label}", shade=float(shade))
+        for row, shade in zip(chosen, ramp.shades(trained[chosen]))
+    ]
+    if has_curve(fit):
+        traces.append(_law(matrix, fit, Trace(x, x, "position law, last checkpoint", HELD_OUT, dashed=True)))
+    if end is not None:
+        bin_of = position_bins(matrix.position, BINS)
+        mean = np.bincount(bin_of, end) / np.bincount(bin_of)
+        traces.append(Trace(x, mean, "forecast at the end", HELD_OUT, dashed=True))
+    return Figure(title, "token position", NATS, tuple(traces), x_log=True, ramp=ramp, note=note)
 
 
-def _residuals(one: Analysis):
-    figure, axis = plt.subplots()
-    rows = one.residual_rows()
-    groups = rows.groupby(["position_low", "position_high"], sort=True)
-    middle = np.array([np.sqrt(low * high) for low, high in groups.groups])
-    mean, spread = groups["residual"].mean().to_numpy(), groups["residual"].std().fillna(0).to_numpy()
-    noise = groups["stderr"].mean().to_numpy()
-    axis.fill_between(
-        middle, -1.96 * noise, 1.96 * noise, color="#999999", alpha=0.25, linewidth=0, label="sampling noise, 95%"
+def has_curve(fit: pd.Series | None) -> bool:
+    """Whether a row of position_law.fit_matrix describes the curve; it also does where only a0/a1 is known."""
+    return fit is not None and (fit["status"] == "ok" or ONLY_RATIO in str(fit["status"]))
+
+
+def _law(matrix: PositionMatrix, fit: pd.Series, style: Trace) -> Trace:
+    """The position law of `fit` over the positions of `matrix`."""
+    x = np.geomspace(1, matrix.position[-1], 60)
+    return replace(style, x=x, y=position_curve(fit["a0"], fit["a1"], fit["a2"], x))
+
+
+def last_checkpoints(title: str, runs: Sequence[tuple[str, int, PositionMatrix, pd.Series | None]]) -> Figure:
+    """The last checkpoint's loss against position of several runs (label, colour, matrix, fit), with 95% bands."""
+    traces = []
+    for label, colour, matrix, fit in runs:
+        x, loss, error = binned(matrix)
+        y, reach = loss[-1], 1.96 * error[-1]
+        traces.append(Trace(x, y, label, colour, line=False, points=True, low=y - reach, high=y + reach))
+        if has_curve(fit):
+            traces.append(_law(matrix, fit, Trace(x, y, "", colour)))
+    return Figure(title, "token position", NATS, tuple(traces), x_log=True)
+
+
+def parameters(run: RunAnalysis, title: str) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
+    """a0, a1 and a2 at every checkpoint with the law of each, and the names of those that the data hardly ever bound."""
+    if run.positions is None:
+        return (), ()
+    rows = run.positions.parameters
+    bounded = {name: np.isfinite(rows[[f"{name}_low", f"{name}_high"]].to_numpy(float)).all(1) for name in UNITS}
+    drawn = [name for name, rows_of in bounded.items() if rows_of.sum() >= FEWEST]
+    missing = tuple(name for name in UNITS if name not in drawn)
+    return tuple(_parameter(run, name, bounded[name], f"{title}: {name}") for name in drawn), missing
+
+
+def _parameter(run: RunAnalysis, name: str, bounded: np.ndarray, title: str) -> Figure:
+    """One parameter along training; `bounded` (C,) says where its interval is closed."""
+    rows, seen = run.positions.parameters, run.seen
+    x, _, label = _progress(run)
+    low, value, high = (rows[f"{name}{end}"].to_numpy(float) for end in ("_low", "", "_high"))
+    left_out = int((~bounded).sum())
+    notes = [f"{left_out} checkpoints whose curve does not bound {name} are left out."] if left_out else []
+    traces = []
+    if f"{name}_law" in rows:
+        law, reach = rows[f"{name}_law"].to_numpy(float), 1.96 * rows[f"{name}_law_sd"].to_numpy(float)
+        band = {"low": (law - reach)[~seen], "high": (law + reach)[~seen]}
+        traces.append(Trace(x[~seen], law[~seen], "", FORECAST, line=False, **band))
+        traces.append(Trace(x, law, f"law of {name}", FORECAST))
+    else:
+        notes.append("Too few checkpoints bound it: no law is fitted, and the forecast holds a1.")
+    for part, text, colour in ((seen, "seen by the fit", OBSERVED), (~seen, "held out", HELD_OUT)):
+        keep = bounded & part
+        ends = {"low": low[keep], "high": high[keep], "bars": True}
+        traces.append(Trace(x[keep], value[keep], text, colour, line=False, points=True, **ends))
+    inside = np.quantile(value[bounded], [0.02, 0.98])
+    room = 0.25 * float(np.ptp(inside)) + 1e-6
+    return Figure(
+        title,
+        label,
+        f"{name} ({UNITS[name]})",
+        tuple(traces),
+        x_log=True,
+        y_range=(float(inside[0]) - room, float(inside[1]) + room),
+        note=" ".join(notes),
     )
-    axis.errorbar(
-        middle,
-        mean,
-        spread,
-        fmt="o-",
-        color=OBSERVED,
-        markersize=3,
-        linewidth=1,
-        capsize=2,
-        label="mean and spread over checkpoints",
-    )
-    axis.axhline(0, color="#555555", linewidth=0.8)
-    axis.set_xscale("log")
-    axis.set(xlabel="token position", ylabel="loss - fitted law (nats)", title=f"Residuals by position: {_title(one)}")
-    axis.legend(fontsize=8, frameon=False)
-    return figure
+
+
+def residuals(run: RunAnalysis, title: str) -> Figure:
+    """Loss minus the position law fitted at the same checkpoint, by position, with the last checkpoint's sampling noise."""
+    rows: pd.DataFrame = run.positions.residuals
+    steps = np.sort(rows["step"].unique())
+    chosen = steps[even(len(steps), CHECKPOINTS)]
+    progress, _, label = _progress(run)
+    trained = dict(zip(run.series.step.astype(int), progress))
+    last = rows[rows["step"] == steps[-1]]
+    middle = np.sqrt(last["position_low"] * last["position_high"]).to_numpy(float)
+    noise = 1.96 * last["stderr"].to_numpy(float)
+    traces = [Trace(middle, np.zeros(len(middle)), "sampling noise, 95%", OBSERVED, low=-noise, high=noise)]
+    ramp = Ramp(label, trained[chosen[0]], trained[chosen[-1]])
+    unit = "tokens" if run.series.by_tokens else "steps"
+    for step, shade in zip(chosen, ramp.shades(np.array([trained[step] for step in chosen]))):
+        residual = rows.loc[rows["step"] == step, "residual"].to_numpy(float)
+        traces.append(Trace(middle, residual, f"{short(trained[step])} {unit}", shade=float(shade)))
+    return Figure(title, "token position", "loss - law (nats)", tuple(traces), x_log=True, ramp=ramp)

@@ -25,6 +25,7 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, PlannedSchedule
 from emergence_train.analysis.temporal import priors
+from emergence_train.analysis.temporal.result import LawConstants
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
@@ -140,17 +141,14 @@ class Fit:
         return self.weight @ (inner + each**2) - mean**2
 
     @property
-    def best(self) -> dict:
+    def constants(self) -> LawConstants:
         """Clock and kernel of the heaviest hypothesis; means and standard errors of L0, A, B and the shape over all."""
         clock, kernel, _ = self.labels[int(np.argmax(self.weight))]
         numbers = np.c_[self.coef, [label[2] for label in self.labels]]  # (J, 4)
         within = np.c_[np.diagonal(self.covariance, 0, 1, 2), np.zeros(len(numbers))]
         mean = self.weight @ numbers
         errors = np.sqrt(np.maximum(self.weight @ (numbers**2 + within) - mean**2, 0))
-        words: dict = {"clock": clock, "kernel": kernel}
-        for name, value, error in zip(("L0", "A", "B", "shape"), mean, errors):
-            words |= {name: float(value), f"{name}_se": float(error)}
-        return words
+        return LawConstants(clock, kernel, *(float(number) for pair in zip(mean, errors) for number in pair))
 
 
 def fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior | None = None) -> Fit:

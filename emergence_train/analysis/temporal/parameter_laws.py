@@ -104,6 +104,7 @@ def fit_family(
         j = int(np.argmin(sse))
         if best is None or sse[j] < best[0] * (1 - 1e-3):  # prefer "not separated" unless holding fits better
             best = (float(sse[j]), separation, float(shapes[j]), float(slope[j]), float(mean_b[j]), float(sbb[j]))
+    assert best is not None  # there is at least one separation
     sse, separation, q, c1, mean_b, sbb = best
     c0 = float(mean_v - c1 * mean_b)
     scale = max(sse / max(len(x) - 4, 1), 1e-300)

@@ -1,29 +1,11 @@
-"""Order runs by the loss they are forecast to end with, and say how sure the order is."""
-
-from dataclasses import dataclass
+"""Order runs by the loss they are forecast to end with, with the probability that the order is right."""
 
 import numpy as np
 from scipy.stats import norm
 
+from emergence_train.analysis.temporal.result import Place, Ranking
+
 DRAWS = 20000
-
-
-@dataclass(frozen=True)
-class Place:
-    run: str
-    loss: float  # nats, forecast
-    sd: float
-    probability_best: float
-    probability_above_next: float | None  # None: the last
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Runs in the order of their forecast final losses, lowest first; `probability` that the whole order is right."""
-
-    split: str | None
-    order: tuple[Place, ...]
-    probability: float
 
 
 def rank(names: list[str], mean: np.ndarray, sd: np.ndarray, split: str | None = None) -> Ranking:

@@ -1,41 +1,44 @@
-"""What `analyze temporal` finds, as frozen dataclasses; `as_json` gives what result.json holds, a field a key.
+"""What `analyze temporal` finds, as frozen dataclasses; result.json is `as_json` of TemporalResult, a field a key.
 
 Losses in nats per token. `lowNN` and `highNN` are the ends of NN% intervals of one logged row, its noise included;
 `curve_lowNN` and `curve_highNN` those of the noiseless curve.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from emergence_train.analysis.temporal.ranking import Ranking
+from emergence_train.analysis.results import Nats, Probability, Share, Tokens, Unit, absent, inline, keyed
 
-ABSENT = {"absent": True}  # a field that is None has no key, where others are null
-INLINE = {"inline": True, **ABSENT}  # the keys of a field's value stand among those of its owner
+NatsSquared = Annotated[float, Unit("nats^2")]
+Steps = Annotated[int, Unit("steps")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastPoint:
-    step: int
-    tokens: int  # 0 where the table has none
-    loss: float
-    low50: float
-    high50: float
-    low80: float
-    high80: float
-    low95: float
-    high95: float
-    actual: float | None = field(default=None, metadata=ABSENT)  # where it was held out
+    """The loss at one step."""
+
+    step: Steps
+    tokens: Annotated[Tokens, "trained so far; 0 where the table has none"]
+    loss: Nats
+    low50: Nats
+    high50: Nats
+    low80: Nats
+    high80: Nats
+    low95: Nats
+    high95: Nats
+    actual: Annotated[Nats | None, "measured, where it was held out"] = absent()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Final(ForecastPoint):
     """The last forecast point."""
 
-    curve_low50: float
-    curve_high50: float
-    curve_low80: float
-    curve_high80: float
-    curve_low95: float
-    curve_high95: float
+    curve_low50: Nats
+    curve_high50: Nats
+    curve_low80: Nats
+    curve_high80: Nats
+    curve_low95: Nats
+    curve_high95: Nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +47,143 @@ class PositionPoint:
 
     position_low: int
     position_high: int
-    loss: float
-    low50: float
-    high50: float
-    low80: float
-    high80: float
-    low95: float
-    high95: float
-    actual: float | None = field(default=None, metadata=ABSENT)
+    loss: Nats
+    low50: Nats
+    high50: Nats
+    low80: Nats
+    high80: Nats
+    low95: Nats
+    high95: Nats
+    actual: Annotated[Nats | None, "measured, where it was held out"] = absent()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScore:
-    """A law's error on the held-out rows; None where nothing was held out, or where there is no such number."""
+    """A law's error on the held-out rows; null where nothing was held out, or where there is no such number."""
 
     name: str
-    mse: float | None
-    r2: float | None
+    mse: NatsSquared | None
+    r2: Share | None
     heldout_points: int
-    mse_smooth: float | None = field(default=None, metadata=ABSENT)  # after averaging over at most 100 runs of rows
-    backtest_mse: float | None  # within the observed part
+    mse_smooth: Annotated[NatsSquared | None, "after averaging over at most 100 groups of rows"] = absent()
+    backtest_mse: Annotated[NatsSquared | None, "within the observed part"]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The share of held-out rows inside the 50, 80 and 95% intervals."""
+
+    within50: Share = keyed("50")
+    within80: Share = keyed("80")
+    within95: Share = keyed("95")
+
+
+@dataclass(frozen=True)
+class LawConstants:
+    """L(x) = L0 + A clock(x)^-shape - B decay(x): clock and kernel of the heaviest hypothesis, and means and standard
+    errors of the constants over all hypotheses."""
+
+    clock: str
+    kernel: str
+    L0: Nats
+    L0_se: Nats
+    A: Annotated[Nats, "at the end of the fitted window"]
+    A_se: Nats
+    B: Annotated[Nats, "fall of the loss for a decay from the peak rate to 0"]
+    B_se: Nats
+    shape: float
+    shape_se: float
+
+
+@dataclass(frozen=True)
+class MeanLaw:
+    """The law of the mean loss."""
+
+    name: str
+    constants: LawConstants = inline()
+
+
+@dataclass(frozen=True)
+class LevelLaw:
+    """The law of a2 along training."""
+
+    family: str
+    constants: LawConstants = inline()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeLaw:
+    """The law of a0 or a1 along training: c0 + c1 basis(steps / observed length)."""
+
+    family: str
+    weight: Annotated[Share, "of this family among all"]
+    c0: float
+    c1: float
+    c0_se: float
+    c1_se: float
+    q_per_observed_length: float
+    separation_step: Annotated[float | None, Unit("steps"), "the parameter is held from here on; null: not observed"]
+    r2: Share
+    backtest_rmse: Annotated[float | None, "in the parameter's unit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterLaws:
+    """The laws of a0, a1 and a2; those of a0 and a1 only where the position law is identified."""
+
+    a0: ShapeLaw | None = absent()
+    a1: ShapeLaw | None = absent()
+    a2: LevelLaw
+
+
+@dataclass(frozen=True)
+class PositionFit:
+    """The position law fitted to one checkpoint, a row of position_law.fit_matrix; null where an end is open."""
+
+    step: Steps
+    tokens: Tokens
+    a0: Nats | None
+    a0_se: Nats | None
+    a0_low: Nats | None
+    a0_high: Nats | None
+    a1: Annotated[float | None, Unit("1 / position")]
+    a1_se: Annotated[float | None, Unit("1 / position")]
+    a1_low: Annotated[float | None, Unit("1 / position")]
+    a1_high: Annotated[float | None, Unit("1 / position")]
+    a2: Nats | None
+    a2_se: Nats | None
+    a2_low: Nats | None
+    a2_high: Nats | None
+    mean_loss: Nats
+    r2: Share | None
+    chi2_dof: float | None
+    bin_chi2: float | None
+    bin_max: Nats | None
+    status: Annotated[str, 'either "ok" or "not identified: " with the reason']
+
+
+@dataclass(frozen=True)
+class FormScore:
+    """A form of the law over positions, scored on held-out positions: a row of position_law.compare_forms_of."""
+
+    form: Literal["reciprocal", "power", "exponential"]
+    excess_mse: Annotated[NatsSquared | None, "squared error beyond sampling noise"]
+    stderr: NatsSquared | None
+    wins: Annotated[Share | None, "of checkpoints at which this form has the least error"]
+    checkpoints: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant of the joint fit, in `unit`."""
+
+    name: str
+    value: float | None
+    se: float | None
+    unit: str
+    low95: float | None
+    high95: float | None
+    identified: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +194,18 @@ class JointLaw:
     a1_family: str
     a2_clock: str
     a2_kernel: str
-    r2: float
-    rmse: float
-    constants: tuple[dict, ...]  # rows of JointFit.table
+    r2: Share
+    rmse: Nats
+    constants: tuple[Constant, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Over all held-out checkpoints and positions; coverage is the share inside each interval."""
+    """Over all held-out checkpoints and positions."""
 
-    mse: float
-    r2: float | None
-    coverage: dict[str, float]
+    mse: NatsSquared
+    r2: Share | None
+    coverage: Coverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,35 +213,35 @@ class Positions:
     """The position law and what it forecasts."""
 
     law: str
-    last_fit: dict  # of the last observed checkpoint: a row of position_law.fit_matrix
+    last_fit: Annotated[PositionFit, "of the last observed checkpoint"]
     identified: bool
-    laws: dict[str, dict]  # a0, a1, a2 along training
+    laws: ParameterLaws
     final: tuple[PositionPoint, ...]
-    forms: tuple[dict, ...]  # rows of position_law.compare_forms_of
-    joint: JointLaw | None = field(default=None, metadata=ABSENT)
-    held_out: HeldOut | None = field(default=None, metadata=INLINE)
+    forms: tuple[FormScore, ...]
+    joint: JointLaw | None = absent()
+    held_out: HeldOut | None = inline()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """One run's split (None: its training curve)."""
+    """One run's split (null: its training curve)."""
 
     run: str
     split: str | None
-    fit_fraction: float | None
-    fit_until_tokens: int
-    fit_until_step: int
+    fit_fraction: Share | None
+    fit_until_tokens: Tokens
+    fit_until_step: Steps
     observed_points: int
-    selected: str
-    weights: dict[str, float]
+    selected: Annotated[str, "the law whose forecast this is"]
+    weights: Annotated[dict[str, Share], "of the averaged laws"]
     forecast: tuple[ForecastPoint, ...]
     final: Final
-    models: tuple[ModelScore, ...]  # the selected one first
-    coverage: dict[str, float] | None  # share of held-out rows inside each interval
-    noise: float
-    law: dict
+    models: Annotated[tuple[ModelScore, ...], "the selected one first"]
+    coverage: Coverage | None
+    noise: Annotated[Nats, "standard deviation of one logged row about the curve"]
+    law: MeanLaw
     notes: tuple[str, ...]
-    positions: Positions | None = field(default=None, metadata=ABSENT)
+    positions: Positions | None = absent()
 
 
 @dataclass(frozen=True)
@@ -135,13 +255,37 @@ class Skipped:
 
 @dataclass(frozen=True)
 class PriorSource:
+    """Where the prior of the decay's effect comes from."""
+
     source: str
     runs: int
     groups: int
 
 
 @dataclass(frozen=True)
+class Place:
+    """A run's place in the ranking."""
+
+    run: str
+    loss: Annotated[Nats, "forecast"]
+    sd: Nats
+    probability_best: Probability
+    probability_above_next: Annotated[Probability | None, "null for the last"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Runs in the order of their forecast final losses, lowest first."""
+
+    split: str | None
+    order: tuple[Place, ...]
+    probability: Annotated[Probability, "that the whole order is right"]
+
+
+@dataclass(frozen=True)
 class Units:
+    """Units of the numbers in this file."""
+
     loss: str = "nats per token"
     tokens: str = "trained so far"
     mse: str = "nats^2"
@@ -150,24 +294,22 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalResult:
+    """What `analyze temporal` finds."""
+
     units: Units = Units()
     prior: PriorSource
     runs: tuple[RunResult, ...]
     skipped: tuple[Skipped, ...]
-    ranking: tuple[Ranking, ...]  # one for each split that at least two runs have
-    figures: tuple[str, ...] | None = field(default=None, metadata=ABSENT)  # file names, once written
+    ranking: Annotated[tuple[Ranking, ...], "one for each split that at least two runs have"]
+    figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
 
 
-def as_json(value):
-    """Dataclasses as dictionaries and tuples as lists, all the way down."""
-    if is_dataclass(value):
-        plain = {}
-        for one in fields(value):
-            inner = getattr(value, one.name)
-            if inner is None and one.metadata.get("absent"):
-                continue
-            plain |= as_json(inner) if one.metadata.get("inline") else {one.name: as_json(inner)}
-        return plain
-    if isinstance(value, dict):
-        return {key: as_json(inner) for key, inner in value.items()}
-    return [as_json(inner) for inner in value] if isinstance(value, (tuple, list)) else value
+@dataclass(frozen=True, kw_only=True)
+class FinalForecast:
+    """A forecast of the loss at a run's end, of the noiseless curve; or, without one, the `reason`."""
+
+    loss: Nats | None = absent()
+    sd: Nats | None = absent()
+    low95: Nats | None = absent()
+    high95: Nats | None = absent()
+    reason: str | None = absent()

@@ -1,4 +1,4 @@
-"""Attention by csrc/attention_forward.cu and attention_backward.cu (sm_80 and later), as triton.py has it."""
+"""Attention by csrc/cuda/attention/mma_forward.cu and mma_backward.cu (sm_80 and later), as triton.py has it."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from .inputs import aligned, numbered, positive
 from .options import Gradients, Options, empty_gradients
 
 MAX_HEAD_DIM = 128
-RANGE_BLOCK = 64  # positions, as in csrc/attention.h
+RANGE_BLOCK = 64  # positions, as in csrc/cuda/attention/mma.h
 
 
-def why_not(q: Tensor) -> str | None:
+def unsupported_reason(q: Tensor) -> str | None:
     """The reason why these kernels do not take q, or None."""
     D = q.shape[-1]
     if q.dtype not in (torch.bfloat16, torch.float16):

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backends.checks import autocast, check_float, require
-from ..backends.dispatch import resolve_backend, slow_products, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
+from ..backends.register_op import Op, register_op
 from . import compiled as compiled_attention
 from . import flash as flash_backend
-from .options import Options
+from .options import SCHEMA, Options
 from .reference import attention as attention_torch
 
 OWN = ("triton", "cuda")  # whose kernels are called from here; the others bring their own autograd
@@ -56,8 +57,7 @@ def attention(
     )
     if backend not in OWN:
         return by_others(q, k, v, options, backend)
-    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    return run(q, k, v, *options, backend)[0]
+    return _attention(q, k, v, *options, backend)[0]
 
 
 def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend: str | None) -> tuple[Options, str]:
@@ -85,9 +85,9 @@ def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend:
         )
         require(document_ids.device == q.device, f"{op}: document_ids are on {document_ids.device}, q on {q.device}")
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    limits = what_takes(q) | {
-        "flash": flash_backend.why_not(q, document_ids, window, deterministic),
-        "cuda": compiled_attention.why_not(q),
+    limits = dtype_limits(q) | {
+        "flash": flash_backend.unsupported_reason(q, document_ids, window, deterministic),
+        "cuda": compiled_attention.unsupported_reason(q),
     }
     if D > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"
@@ -141,74 +141,26 @@ def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
     ctx.options = options._replace(document_ids=None)
 
 
-def _backward(ctx, grad: Tensor, gradients) -> tuple[Tensor | None, ...]:
+def _backward(ctx, gradients, grad: Tensor | None, _) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return ()
     *saved, document_ids = ctx.saved_tensors
-    options = ctx.options._replace(document_ids=document_ids)
-    return *gradients(grad, *saved, *options, ctx.backend), *(None,) * (len(options) + 1)
+    return gradients(grad, *saved, *ctx.options._replace(document_ids=document_ids), ctx.backend)
 
 
-class _Eager(torch.autograd.Function):
-    """Calling a custom op costs tens of microseconds more than this."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        ctx.mark_non_differentiable(outputs[1])
-        ctx.set_materialize_grads(False)  # zeros for lse would be a launch
-        return outputs
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
-        return (None,) * 9 if grad is None else _backward(ctx, grad, _gradients)
-
-
-@torch.library.custom_op("emergence_kernels::attention", mutates_args=())
-def _compiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, causal, scale, document_ids, window, deterministic, backend)
-
-
-@_compiled.register_fake
-def _(q, *_):
+def _fake(q, *_):
     B, T, H, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
 
 
-@torch.library.custom_op("emergence_kernels::attention_backward", mutates_args=())
-def _compiled_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(grad, q, k, v, out, lse, causal, scale, document_ids, window, deterministic, backend)
-
-
-@_compiled_backward.register_fake
-def _(grad, q, k, v, *_):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-_compiled.register_autograd(
-    lambda ctx, grad, _: _backward(ctx, grad, _compiled_backward),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+_attention = register_op(
+    Op(f"attention(Tensor q, Tensor k, Tensor v, {SCHEMA}, str backend) -> (Tensor, Tensor)", _forward, _fake),
+    Op(
+        f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {SCHEMA}, str backend)"
+        " -> (Tensor, Tensor, Tensor)",
+        _gradients,
+        lambda grad, q, k, v, *_: (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)),
+    ),
+    _save,
+    _backward,
 )

@@ -14,6 +14,10 @@ def empty_gradients(q: Tensor, k: Tensor, v: Tensor) -> Gradients:
     return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
 
 
+# Options in the schema of a custom op.
+SCHEMA = "bool causal, float? scale, Tensor? document_ids, SymInt? window, bool deterministic"
+
+
 class Options(NamedTuple):
     """The arguments of op.attention of the same names."""
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backends.checks import autocast, check_float, require
-from ..backends.dispatch import resolve_backend, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend
+from ..backends.register_op import Op, register_graph_op
 from ..rotary.op import check_angles, rotary, rotate
 from .op import OWN, by_others, checked, kernels_of
-from .options import Options
+from .options import SCHEMA, Options
 
 
 def rotary_attention(
@@ -66,10 +67,10 @@ def rotary_attention(
     check_angles(op, q, cos, sin)
     options = Options(causal, scale, document_ids, window, deterministic)
     options, chosen = checked(op, q, k, v, options, backend)
-    rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, what_takes(qkv))
+    rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, dtype_limits(qkv))
     if torch.compiler.is_compiling():
         if chosen in OWN:
-            return _compiled(qkv, cos, sin, heads, kv_heads, rotation, *options, chosen)[0]
+            return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options, chosen)[0]
         turned, v = _heads(qkv, heads, kv_heads).split([heads + kv_heads, kv_heads], 2)
         return by_others(*rotary(turned, cos, sin, backend=rotation).split([heads, kv_heads], 2), v, options, chosen)
     in_place = overwrite and rotation != "torch" and _may_be_overwritten(qkv)
@@ -153,7 +154,7 @@ def _completed(given: list, direct: Tensor | None, cos: Tensor, heads: int, kv_h
 
 
 class _Fused(torch.autograd.Function):
-    """By kernels that write their gradients where they are told to."""
+    """By kernels that write their gradients where the caller says."""
 
     @staticmethod
     def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place, *rest):
@@ -209,76 +210,53 @@ def _gradient(
     return d_qkv.flatten(2)
 
 
-@torch.library.custom_op("emergence_kernels::rotary_attention", mutates_args=())
-def _compiled(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    heads: int,
-    kv_heads: int,
-    rotation: str,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, *rest):
     """-> out, lse, and q and k rotated."""
+    *options, backend = rest
     turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place=False)
-    options = Options(causal, scale, document_ids, window, deterministic)
-    return *kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, options), turned
+    return *kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, Options(*options)), turned
 
 
-@_compiled.register_fake
-def _(qkv, cos, sin, heads, kv_heads, *_):
+def _fake(qkv, cos, sin, heads, kv_heads, *_):
     B, T, width = qkv.shape
     D = width // (heads + 2 * kv_heads)
     lse = qkv.new_empty((B, heads, T), dtype=torch.float32)
     return qkv.new_empty((B, T, heads, D)), lse, qkv.new_empty((B, T, heads + kv_heads, D))
 
 
-@torch.library.custom_op("emergence_kernels::rotary_attention_backward", mutates_args=())
-def _compiled_backward(
-    grad: Tensor,
-    turned: Tensor,
-    qkv: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    heads: int,
-    kv_heads: int,
-    rotation: str,
-    causal: bool,
-    scale: float | None,
-    document_ids: Tensor | None,
-    window: int | None,
-    deterministic: bool,
-    backend: str,
-) -> Tensor:
+def _gradient_in_graph(grad, turned, qkv, out, lse, cos, sin, heads, kv_heads, rotation, *rest) -> Tensor:
+    *options, backend = rest
     q, k = turned.split([heads, kv_heads], 2)
     v = _parts(qkv, heads, kv_heads)[2]
-    options = Options(causal, scale, document_ids, window, deterministic)
-    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend)
+    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, Options(*options), backend)
 
 
-@_compiled_backward.register_fake
-def _(grad, turned, qkv, *_):
-    return qkv.new_empty(qkv.shape)
-
-
-def _save(ctx, inputs: tuple, output: tuple) -> None:
+def _save(ctx, inputs: tuple, outputs: tuple) -> None:
     qkv, cos, sin, *ctx.heads, causal, scale, document_ids, window, deterministic, ctx.backend = inputs
-    out, lse, turned = output
+    out, lse, turned = outputs
     ctx.save_for_backward(turned, qkv, out, lse, cos, sin, document_ids)
     ctx.options = Options(causal, scale, None, window, deterministic)
 
 
-def _backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
+def _backward(ctx, gradient, grad: Tensor, *_) -> tuple[Tensor]:
     *saved, document_ids = ctx.saved_tensors
     options = ctx.options._replace(document_ids=document_ids)
-    return _compiled_backward(grad, *saved, *ctx.heads, *options, ctx.backend), *(None,) * 11
+    return (gradient(grad, *saved, *ctx.heads, *options, ctx.backend),)
 
 
-_compiled.register_autograd(_backward, setup_context=_save)
+_in_graph = register_graph_op(
+    Op(
+        f"rotary_attention(Tensor qkv, Tensor cos, Tensor sin, SymInt heads, SymInt kv_heads, str rotation, {SCHEMA},"
+        " str backend) -> (Tensor, Tensor, Tensor)",
+        _forward,
+        _fake,
+    ),
+    Op(
+        "rotary_attention_backward(Tensor grad, Tensor turned, Tensor qkv, Tensor out, Tensor lse, Tensor cos, Tensor sin,"
+        f" SymInt heads, SymInt kv_heads, str rotation, {SCHEMA}, str backend) -> Tensor",
+        _gradient_in_graph,
+        lambda grad, turned, qkv, *_: qkv.new_empty(qkv.shape),
+    ),
+    _save,
+    _backward,
+)

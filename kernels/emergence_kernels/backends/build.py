@@ -1,8 +1,9 @@
 """Compiles csrc/ into shared libraries, which lie in libraries/ beside this file.
 
-    python -m emergence_kernels.backends.build cuda        csrc/*.cu by nvcc, for sm_80 and sm_90a
-    python -m emergence_kernels.backends.build cpu         csrc/cpu/*.cpp by g++, for this kind of processor
-    python -m emergence_kernels.backends.build emulated    csrc/*.cu by g++: the GPU's source on a CPU (csrc/emulate.h)
+    python -m emergence_kernels.backends.build cuda        csrc/cuda by nvcc, for sm_80 and sm_90a
+    python -m emergence_kernels.backends.build cpu         csrc/cpu by g++, for this kind of CPU
+    python -m emergence_kernels.backends.build emulated    csrc/cuda and csrc/checks by g++: the GPU's source on a CPU
+    python -m emergence_kernels.backends.build checks      csrc/checks by nvcc: kernels for tests alone
 
 Only torch's stable ABI is used, so a library serves every torch from 2.10 on and every Python; torch's headers may be
 those of a CPU build. setup.py, the Makefile and the tests come here. Objects are cached under build/ by what went into them.
@@ -19,7 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[3] / "csrc"
-KINDS = ("cuda", "cpu", "emulated")
+# Of each kind: the folders of csrc/ that it is compiled from, and those that hold their headers beside.
+KINDS = {"cuda": ("cuda",), "cpu": ("cpu",), "emulated": ("cuda", "checks"), "checks": ("checks",)}
+HEADERS = {kind: ("common", "emulator") if kind == "emulated" else ("common",) for kind in KINDS}
+SUFFIXES = (".cu", ".cpp")
 ARCHITECTURES = ("80", "90a")
 WERROR_VARIABLE = "EMERGENCE_CUDA_WERROR"
 ARCHITECTURES_VARIABLE = "EMERGENCE_CUDA_ARCHITECTURES"  # such as "80,90a,100a"
@@ -31,6 +35,7 @@ FLAGS = {
     "cpu": ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-Wall", "-Wextra"],
     "emulated": ["-x", "c++", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"],
 }
+FLAGS["checks"] = FLAGS["cuda"]
 
 
 class BuildError(RuntimeError):
@@ -38,7 +43,7 @@ class BuildError(RuntimeError):
 
 
 def library(kind: str) -> Path:
-    """Where the library of "cuda" or "cpu" lies."""
+    """Where the library of a kind lies."""
     return Path(__file__).with_name("libraries") / f"emergence_{kind}.so"
 
 
@@ -56,7 +61,7 @@ def torch_folder() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         raise BuildError(
-            "torch is not there to compile against (a build of pip's own needs --no-build-isolation to see it)"
+            "there is no torch to compile against (a build of pip's own needs --no-build-isolation to see it)"
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -70,7 +75,7 @@ def architectures() -> tuple[str, ...]:
     """Those of EMERGENCE_CUDA_ARCHITECTURES, else sm_80, sm_90a, and sm_100a where nvcc knows it."""
     if asked := os.environ.get(ARCHITECTURES_VARIABLE):
         return tuple(name.strip().removeprefix("sm_") for name in asked.split(",") if name.strip())
-    known = _output([nvcc(), "--list-gpu-code"])
+    known = _output([nvcc() or "nvcc", "--list-gpu-code"])
     return ARCHITECTURES + (("100a",) if "sm_100" in known else ())
 
 
@@ -79,6 +84,14 @@ def strict() -> list[str]:
     the kernels out."""
     asked = os.environ.get(WERROR_VARIABLE) == "1" or os.environ.get("CI") == "true"
     return ["--Werror", "all-warnings"] if asked else []
+
+
+def sources(kind: str) -> list[Path]:
+    return sorted(path for name in KINDS[kind] for path in (SOURCES / name).rglob("*") if path.suffix in SUFFIXES)
+
+
+def headers(kind: str) -> list[Path]:
+    return sorted(path for name in (*KINDS[kind], *HEADERS[kind]) for path in (SOURCES / name).rglob("*.h"))
 
 
 def build(
@@ -92,59 +105,57 @@ def build(
     """-> what the compiler said (with `extra` = ("-Xptxas", "-v"): registers and spills of every kernel).
 
     Args:
-        kind: one of KINDS. output: the library; by default in libraries/. archs: of "cuda", such as ("80", "90a").
+        kind: one of KINDS. output: the library; by default in libraries/. archs: of nvcc, such as ("80", "90a").
 
     Raises:
         BuildError: no compiler, no torch, or an error in the source.
     """
-    compiler = nvcc() if kind == "cuda" else host_compiler()
+    by_nvcc = kind in ("cuda", "checks")
+    compiler = nvcc() if by_nvcc else host_compiler()
     if compiler is None:
-        raise BuildError(
-            "nvcc is not on the path (nor under CUDA_HOME)" if kind == "cuda" else "g++ is not on the path"
-        )
-    folder = SOURCES / "cpu" if kind == "cpu" else SOURCES
-    sources = sorted(folder.glob("*.cpp" if kind == "cpu" else "*.cu"))
-    if not sources:
-        raise BuildError(f"{folder} holds no source: a library is built from a checkout, or installed prebuilt")
+        raise BuildError("nvcc is not on the path (nor under CUDA_HOME)" if by_nvcc else "g++ is not on the path")
+    if not sources(kind):
+        raise BuildError(f"{SOURCES} holds no source: a library is built from a checkout, or installed prebuilt")
     output, torch = output or library(kind), torch_folder()
     flags, what = [*COMMON, *FLAGS[kind]], kind
-    if kind == "cuda":
+    if by_nvcc:
         flags += strict()
         archs = archs or architectures()
         for arch in archs:
             flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
         what = " ".join(f"sm_{arch}" for arch in archs)
-    told = _output([compiler, "--version"]).splitlines()
-    version = next((line for line in told if "release" in line), told[0]).strip()
+    lines = _output([compiler, "--version"]).splitlines()
+    version = next((line for line in lines if "release" in line), lines[0]).strip()
     flags += ["-DEMERGENCE_BUILD=" + f'"{what}, {version}"', *extra]
-    include = ["-I", str(folder), "-isystem", str(torch / "include")]
-    seen = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
-    for header in sorted({*SOURCES.glob("*.h"), *folder.glob("*.h")}):
-        seen.update(header.read_bytes())
+    include = ["-I", str(SOURCES), "-isystem", str(torch / "include")]
+    digest_of_all = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
+    for header in headers(kind):
+        digest_of_all.update(header.read_bytes())
     cache = cache or SOURCES.parent / "build" / "csrc"
     cache.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> tuple[Path, str]:
-        digest = seen.copy()
+        digest = digest_of_all.copy()
         digest.update(source.read_bytes())
-        made = cache / f"{kind}-{source.stem}-{digest.hexdigest()[:16]}.o"
-        log = made.with_suffix(".log")
-        if not (made.exists() and log.exists()):
-            partial = made.with_suffix(f".{os.getpid()}.o")
-            said = _output([compiler, *flags, *include, "-c", str(source), "-o", str(partial)])
-            log.write_text(said, encoding="utf-8")
-            partial.replace(made)
-        return made, log.read_text(encoding="utf-8")
+        compiled = cache / f"{kind}-{source.stem}-{digest.hexdigest()[:16]}.o"
+        log = compiled.with_suffix(".log")
+        if not (compiled.exists() and log.exists()):
+            partial = compiled.with_suffix(f".{os.getpid()}.o")
+            log.write_text(
+                _output([compiler, *flags, *include, "-c", str(source), "-o", str(partial)]), encoding="utf-8"
+            )
+            partial.replace(compiled)
+        return compiled, log.read_text(encoding="utf-8")
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        objects, said = zip(*pool.map(compile_one, sources))
+        objects, logs = zip(*pool.map(compile_one, sources(kind)))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(f".{os.getpid()}.so")
-    static = ["-cudart", "static"] if kind == "cuda" else []
+    static = ["-cudart", "static"] if by_nvcc else []
     link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
     _output([compiler, "-shared", *static, *map(str, objects), *link, "-o", str(partial)])
     partial.replace(output)  # whole or not at all
-    return "".join(said)
+    return "".join(logs)
 
 
 def _output(command: list[str]) -> str:
@@ -164,13 +175,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     archs = tuple(arguments.arch.replace("sm_", "").split(",")) if arguments.arch else None
-    extra = ("-Xptxas", "-v") if arguments.verbose and arguments.kind == "cuda" else ()
+    extra = ("-Xptxas", "-v") if arguments.verbose and arguments.kind in ("cuda", "checks") else ()
     try:
-        said = build(arguments.kind, arguments.out, archs=archs, extra=extra)
+        log = build(arguments.kind, arguments.out, archs=archs, extra=extra)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(said, end="")
+    print(log, end="")
     print(arguments.out or library(arguments.kind))
     return 0
 

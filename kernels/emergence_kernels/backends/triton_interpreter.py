@@ -4,6 +4,8 @@ It reads scalars with int(array of one element), which NumPy 2.4 refuses; and it
 bits off, where a GPU rounds to nearest, which would double every error that the tests look at.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -14,18 +16,18 @@ def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).astype(np.uint16)
 
 
-def mend() -> None:
+def repair() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
     patch_tensor = interpreter._patch_lang_tensor
     cast = interpreter.InterpreterBuilder.cast_impl
 
-    def patched_tensor(tensor, scope):
+    def patched_tensor(tensor: Any, scope: Any) -> None:
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    def patched_cast(self, src, dst_type):
+    def patched_cast(self: Any, src: Any, dst_type: Any) -> Any:
         if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
             return interpreter.TensorHandle(_to_bfloat16(src.data), dst_type.scalar)
         return cast(self, src, dst_type)

@@ -4,7 +4,7 @@ A chunk of logits is computed in float32 into one buffer, whose rows start at mu
 yields every row's statistics and writes the gradient over the logits, in the inputs' dtype: 16-bit gradients lie in the
 first half of their float32 row. On a GPU rows that do not count cost their share of the products and get zeros.
 
-`backend`: "cuda" or "cpu" (float32 only).
+options.backend: "cuda" or "cpu" (float32 only).
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backends.library import operations
 from .chunks import Gradients, LogitChunks
+from .options import RowOptions
 from .reference import RowStatistics, chunk_rows, unpack
 
 
@@ -26,17 +27,10 @@ def fused_rows(
     targets_N: Tensor,
     valid_N: Tensor,
     scale_N: Tensor,
-    *,
-    backend: str,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
-    """As reference.cross_entropy.fused_rows."""
-    rows, gradients, unpacked = _sweep(
-        hidden_ND, weight_VD, targets_N, valid_N, scale_N, backend, z_loss, None, need_dx, need_dw, rows_per_chunk, True
-    )
+    """As reference.fused_rows."""
+    rows, gradients, unpacked = _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options, statistics=True)
     loss_N, top_N, log_total_N, correct_N, entropy_N = map(unpacked, rows)
     dx_ND, dw_VD = gradients.result()
     dx_ND = None if dx_ND is None else unpacked(dx_ND)
@@ -44,18 +38,14 @@ def fused_rows(
 
 
 def _sweep(
-    hidden_ND,
-    weight_VD,
-    targets_N,
-    valid_N,
-    scale_N,
-    backend,
-    z_loss,
-    softcap,
-    need_dx,
-    need_dw,
-    rows_per_chunk,
-    statistics,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    valid_N: Tensor,
+    scale_N: Tensor | None,
+    options: RowOptions,
+    *,
+    statistics: bool,
 ):
     """-> (loss, top, log_total, correct, entropy) of the packed rows (the last two are `statistics`, else None), their
     gradients, and what puts rows back."""
@@ -67,10 +57,10 @@ def _sweep(
     correct_N = torch.empty(N, dtype=torch.bool, device=device) if statistics else None
     entropy_N = torch.empty(N, dtype=torch.float32, device=device) if statistics else None
     rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
-    chunks = _chunks(hidden_ND, weight_VD, rows_per_chunk)
-    gradients = Gradients(chunks, need_dx, need_dw)
-    wanted = need_dx or need_dw
-    sweep = operations(backend).loss_rows.default
+    chunks = _chunks(hidden_ND, weight_VD, options.rows_per_chunk)
+    wanted = scale_N is not None and options.need_gradients
+    gradients = Gradients(chunks, wanted and options.need_dx, wanted and options.need_dw)
+    sweep = operations(options.backend).loss_rows.default
     for here, logits_RS, gradient_RS in chunks:
         sweep(
             logits_RS,
@@ -80,8 +70,8 @@ def _sweep(
             packed.valid_N[here],
             scale_N[here] if wanted else None,
             *(None if row is None else row[here] for row in rows),
-            z_loss,
-            softcap or 0.0,
+            options.z_loss,
+            options.softcap or 0.0,
         )
         if wanted:
             gradients.add(here, gradient_RS)
@@ -105,11 +95,9 @@ class _Packed:
         return row if self.keep is None else unpack(self.keep, self.all_N, row)
 
 
-def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, backend, softcap, rows_per_chunk=None):
-    """As reference.cross_entropy.forward_rows."""
-    rows, _, unpacked = _sweep(
-        hidden_ND, weight_VD, targets_N, valid_N, None, backend, 0.0, softcap, False, False, rows_per_chunk, False
-    )
+def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions) -> tuple[Tensor, ...]:
+    """As reference.forward_rows."""
+    rows, _, unpacked = _sweep(hidden_ND, weight_VD, targets_N, valid_N, None, options, statistics=False)
     return tuple(map(unpacked, rows[:3]))
 
 
@@ -121,22 +109,16 @@ def backward_rows(
     top_N: Tensor,
     log_total_N: Tensor,
     grad_N: Tensor,
-    *,
-    backend: str,
-    z_loss: float,
-    softcap: float | None,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As reference.cross_entropy.backward_rows."""
+    """As reference.backward_rows."""
     packed = _Packed(valid_N)
     targets_N, top_N, log_total_N = packed.rows(targets_N).long(), packed.rows(top_N), packed.rows(log_total_N)
     grad_N = packed.rows(grad_N.float())
-    chunks = _chunks(packed.rows(hidden_ND), weight_VD, rows_per_chunk)
-    gradients = Gradients(chunks, need_dx, need_dw)
+    chunks = _chunks(packed.rows(hidden_ND), weight_VD, options.rows_per_chunk)
+    gradients = Gradients(chunks, options.need_dx, options.need_dw)
     for here, logits_RS, gradient_RS in chunks:
-        operations(backend).loss_rows_gradient.default(
+        operations(options.backend).loss_rows_gradient.default(
             logits_RS,
             gradient_RS,
             chunks.V,
@@ -145,8 +127,8 @@ def backward_rows(
             grad_N[here],
             top_N[here],
             log_total_N[here],
-            z_loss,
-            softcap or 0.0,
+            options.z_loss,
+            options.softcap or 0.0,
         )
         gradients.add(here, gradient_RS)
     dx_ND, dw_VD = gradients.result()

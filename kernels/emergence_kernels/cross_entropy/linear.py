@@ -1,14 +1,15 @@
 """Cross-entropy of a linear head, one loss a token, differentiable under any upstream gradient."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from ..backends.checks import autocast, check_loss_inputs, require
-from ..backends.dispatch import resolve_backend, slow_products, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
+from ..backends.register_op import Op, register_op
 from . import reference
+from .options import RowOptions
+from .rows import rows_of
 
 
 def linear_cross_entropy(
@@ -46,26 +47,12 @@ def linear_cross_entropy(
     require(softcap is None or softcap > 0, f"linear_cross_entropy: softcap must be positive, got {softcap}")
     measured = fastest("linear_cross_entropy", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
-        backend, "linear_cross_entropy", hidden.device, what_takes(hidden), slow_products(hidden), measured
+        backend, "linear_cross_entropy", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
-    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    loss_N, *_ = run(
+    loss_N, *_ = _linear_cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index, z_loss, softcap, backend
     )
     return loss_N.view(targets.shape)
-
-
-def _rows(backend: str):
-    """(forward_rows, backward_rows)"""
-    if backend == "triton":
-        from . import triton as rows
-    elif backend == "torch":
-        rows = reference
-    else:
-        from . import compiled as rows
-
-        return partial(rows.forward_rows, backend=backend), partial(rows.backward_rows, backend=backend)
-    return rows.forward_rows, rows.backward_rows
 
 
 def _forward(
@@ -80,7 +67,8 @@ def _forward(
     """-> loss, and top and log_total, whose sum is the log-sum-exp (all 0 where ignored)."""
     valid_N = targets_N != ignore_index
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        loss_N, top_N, log_total_N = _rows(backend)[0](hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap)
+        options = RowOptions(softcap=softcap, backend=backend)
+        loss_N, top_N, log_total_N = rows_of(backend).forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options)
     if z_loss:
         loss_N = loss_N + z_loss * (top_N + log_total_N).square()
     return loss_N, top_N, log_total_N
@@ -109,18 +97,9 @@ def _gradients(
         size = torch.where(size > 0, size, 1.0)
         grad_N = grad_N / size
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        dx_ND, dw_VD = _rows(backend)[1](
-            hidden_ND,
-            weight_VD,
-            targets_N,
-            valid_N,
-            top_N,
-            log_total_N,
-            grad_N,
-            z_loss=z_loss,
-            softcap=softcap,
-            need_dx=need_dx,
-            need_dw=need_dw,
+        options = RowOptions(z_loss, softcap, need_dx, need_dw, backend=backend)
+        dx_ND, dw_VD = rows_of(backend).backward_rows(
+            hidden_ND, weight_VD, targets_N, valid_N, top_N, log_total_N, grad_N, options
         )
     if half:
         dx_ND = None if dx_ND is None else (dx_ND.float() * size).to(hidden_ND.dtype)
@@ -134,74 +113,36 @@ def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(hidden_ND, weight_VD, targets_N, *outputs[1:])
 
 
-def _backward(ctx, grad_N: Tensor, gradients) -> tuple[Tensor | None, ...]:
+def _backward(ctx, gradients, grad_N: Tensor, *_) -> tuple[Tensor | None, ...]:
     need_dx, need_dw = ctx.needs_input_grad[:2]
     ignore_index, z_loss, softcap, backend = ctx.options
     dx_ND, dw_VD = gradients(*ctx.saved_tensors, grad_N, ignore_index, z_loss, softcap, need_dx, need_dw, backend)
-    return dx_ND if need_dx else None, dw_VD if need_dw else None, *(None,) * 5
+    return dx_ND if need_dx else None, dw_VD if need_dw else None
 
 
-class _Eager(torch.autograd.Function):
-    """Calling a custom op costs tens of microseconds more than this."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_N, *_):
-        return _backward(ctx, grad_N, _gradients)
-
-
-@torch.library.custom_op("emergence_kernels::linear_cross_entropy", mutates_args=())
-def _compiled(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    ignore_index: int,
-    z_loss: float,
-    softcap: float | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(hidden, weight, targets, ignore_index, z_loss, softcap, backend)
-
-
-@_compiled.register_fake
-def _(hidden, weight, targets, ignore_index, z_loss, softcap, backend):
+def _fake(hidden, weight, targets, *_):
     dtype = reference.compute_dtype(hidden.dtype)
     return tuple(hidden.new_empty(targets.shape, dtype=dtype) for _ in range(3))
 
 
-@torch.library.custom_op("emergence_kernels::linear_cross_entropy_backward", mutates_args=())
-def _compiled_backward(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    top: Tensor,
-    log_total: Tensor,
-    grad: Tensor,
-    ignore_index: int,
-    z_loss: float,
-    softcap: float | None,
-    need_dx: bool,
-    need_dw: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _gradients(
-        hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend
-    )
-
-
-@_compiled_backward.register_fake
-def _(hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, backend):
+def _fake_gradients(hidden, weight, targets, top, log_total, grad, ignore_index, z_loss, softcap, need_dx, need_dw, _):
     return hidden.new_empty(hidden.shape if need_dx else 0), weight.new_empty(weight.shape if need_dw else 0)
 
 
-_compiled.register_autograd(
-    lambda ctx, grad, *_: _backward(ctx, grad, _compiled_backward),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+_linear_cross_entropy = register_op(
+    Op(
+        "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, SymInt ignore_index, float z_loss,"
+        " float? softcap, str backend) -> (Tensor, Tensor, Tensor)",
+        _forward,
+        _fake,
+    ),
+    Op(
+        "linear_cross_entropy_backward(Tensor hidden, Tensor weight, Tensor targets, Tensor top, Tensor log_total,"
+        " Tensor grad, SymInt ignore_index, float z_loss, float? softcap, bool need_dx, bool need_dw, str backend)"
+        " -> (Tensor, Tensor)",
+        _gradients,
+        _fake_gradients,
+    ),
+    _save,
+    _backward,
 )

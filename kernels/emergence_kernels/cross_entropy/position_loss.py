@@ -1,15 +1,17 @@
 """The training loss: a weighted mean over tokens, with the statistics of every position from the same sweep."""
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..backends.checks import autocast, check_loss_inputs, check_weights, require
-from ..backends.dispatch import resolve_backend, slow_products, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
+from ..backends.register_op import Op, register_op
 from . import reference
+from .options import RowOptions
+from .rows import rows_of
 
 
 class PositionSums(NamedTuple):
@@ -71,12 +73,11 @@ def position_loss(
         weights = weights.expand(targets.shape).reshape(-1)
     measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
-        backend, "position_loss", hidden.device, what_takes(hidden), slow_products(hidden), measured
+        backend, "position_loss", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
     B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
-    run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-    loss, *rows = run(
+    loss, *rows = _position_loss(
         hidden.reshape(-1, D),
         weight,
         targets.reshape(-1),
@@ -115,7 +116,7 @@ def _forward(
     need_dw: bool,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """-> loss, token_loss, valid, correct, entropy, raised, dX, dW: gradients of loss * raised, empty if not needed.
+    """-> loss, token_loss, valid, correct, entropy, grad_scale, dX, dW: gradients of loss * grad_scale, empty if not needed.
 
     dW comes as it was summed, in float32 over several chunks: backward scales and rounds it in one pass.
     """
@@ -125,23 +126,16 @@ def _forward(
     if weights_N is not None:
         share_N = share_N * weights_N
     share_N /= share_N.sum().clamp_min_(torch.finfo(torch.float64).tiny)  # all 0 stay so
-    # float16 has no room for 1 / (number of tokens): its gradients are kept raised by a power of two until backward.
-    raised, scale_N = torch.ones((), dtype=dtype, device=hidden_ND.device), share_N.to(dtype)
+    # float16 has no room for 1 / (number of tokens): its gradients are kept scaled by a power of two until backward.
+    grad_scale, scale_N = torch.ones((), dtype=dtype, device=hidden_ND.device), share_N.to(dtype)
     if hidden_ND.dtype == torch.float16 and share_N.numel():
         largest = share_N.max()
-        raised = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
-        scale_N = (share_N * raised).to(dtype)
+        grad_scale = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
+        scale_N = (share_N * grad_scale).to(dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        rows, dx_ND, dw_VD = _sweep(backend)(
-            hidden_ND,
-            weight_VD,
-            targets_N,
-            valid_N,
-            scale_N,
-            z_loss=z_loss,
-            need_dx=need_dx,
-            need_dw=need_dw,
-        )
+        options = RowOptions(z_loss=z_loss, need_dx=need_dx, need_dw=need_dw, backend=backend)
+        sweep = rows_of(backend).fused_rows
+        rows, dx_ND, dw_VD = sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options)
     penalised_N = rows.loss + z_loss * rows.lse.square() if z_loss else rows.loss
     loss = torch.dot(share_N, penalised_N.double()).to(dtype)
     empty = hidden_ND.new_empty(0)
@@ -151,22 +145,10 @@ def _forward(
         valid_N,
         rows.correct,
         rows.entropy,
-        raised,
+        grad_scale,
         empty if dx_ND is None else dx_ND,
         empty.clone() if dw_VD is None else dw_VD,
     )
-
-
-def _sweep(backend: str):
-    if backend == "triton":
-        from .triton import fused_rows
-
-        return fused_rows
-    if backend in ("cuda", "cpu"):
-        from .compiled import fused_rows
-
-        return partial(fused_rows, backend=backend)
-    return reference.fused_rows
 
 
 def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str, last: bool = False) -> Tensor:
@@ -187,58 +169,33 @@ def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str, las
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
-    raised, dx_ND, dw_VD = outputs[5:]
-    ctx.save_for_backward(raised, dx_ND, dw_VD)
+    grad_scale, dx_ND, dw_VD = outputs[5:]
+    ctx.save_for_backward(grad_scale, dx_ND, dw_VD)
     ctx.needed, ctx.backend = inputs[6:8], inputs[8]
     ctx.dtype = dx_ND.dtype
 
 
-def _backward(ctx, grad: Tensor, scaled) -> tuple[Tensor | None, ...]:
-    raised, dx_ND, dw_VD = ctx.saved_tensors
-    factor = grad.to(raised.dtype) / raised
-    dx, dw = (
+def _backward(ctx, scaled, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
+    grad_scale, dx_ND, dw_VD = ctx.saved_tensors
+    factor = grad.to(grad_scale.dtype) / grad_scale
+    return tuple(
         scaled(saved, factor, ctx.dtype, ctx.backend) if needed else None
         for saved, needed in zip((dx_ND, dw_VD), ctx.needed)
     )
-    return dx, dw, *(None,) * 7
 
 
-class _Eager(torch.autograd.Function):
-    """Calling a custom op costs tens of microseconds more than this."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        ctx.mark_non_differentiable(*outputs[1:5])
-        return outputs[:5]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, *_):
-        last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler asks this too
-        return _backward(ctx, grad, partial(_scaled, last=last))
+def _scaled_in_eager_mode(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler asks this too
+    return _scaled(saved, factor, dtype, backend, last)
 
 
-@torch.library.custom_op("emergence_kernels::position_loss", mutates_args=())
-def _compiled(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    ignore_index: int,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    outputs = _forward(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend)
-    *others, dw_VD = outputs
+def _forward_in_graph(hidden: Tensor, weight: Tensor, *rest) -> tuple[Tensor, ...]:
+    *others, dw_VD = _forward(hidden, weight, *rest)
+    need_dw = rest[5]
     return *others, dw_VD.to(reference.gradient_dtype(weight.dtype)) if need_dw else dw_VD
 
 
-@_compiled.register_fake
-def _(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend):
+def _fake(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, backend):
     N = targets.shape[0]
     dtype = reference.compute_dtype(hidden.dtype)
     dw_dtype = reference.gradient_dtype(weight.dtype) if need_dw else weight.dtype
@@ -254,17 +211,22 @@ def _(hidden, weight, targets, weights, ignore_index, z_loss, need_dx, need_dw, 
     )
 
 
-@torch.library.custom_op("emergence_kernels::scale", mutates_args=())
-def _compiled_scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    return _scaled(saved, factor, dtype, backend)
-
-
-@_compiled_scaled.register_fake
-def _(saved, factor, dtype, backend):
-    return saved.new_empty(saved.shape, dtype=dtype)
-
-
-_compiled.register_autograd(
-    lambda ctx, grad, *_: _backward(ctx, grad, _compiled_scaled),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+_position_loss = register_op(
+    Op(
+        "position_loss(Tensor hidden, Tensor weight, Tensor targets, Tensor? weights, SymInt ignore_index, float z_loss,"
+        " bool need_dx, bool need_dw, str backend)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _forward_in_graph,
+        _fake,
+    ),
+    Op(
+        "scale(Tensor saved, Tensor factor, ScalarType dtype, str backend) -> Tensor",
+        _scaled,
+        lambda saved, factor, dtype, backend: saved.new_empty(saved.shape, dtype=dtype),
+    ),
+    _save,
+    _backward,
+    returned=5,
+    eager_forward=_forward,
+    eager_gradient=_scaled_in_eager_mode,
 )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..backends.products import add_to_dw, finish_dw, logits
 from .chunks import equal_rows
+from .options import RowOptions
 
 # Logits of one chunk. On a CPU small enough for a core's cache, where a pass over them is almost free, but rows enough
 # for the matrix products; on a GPU large enough to fill the device.
@@ -89,11 +90,7 @@ def fused_rows(
     targets_N: Tensor,
     valid_N: Tensor,
     scale_N: Tensor,
-    *,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """Statistics of every row, and the gradients of sum_n scale_n * (loss_n + z_loss * lse_n^2), in one sweep.
 
@@ -103,13 +100,14 @@ def fused_rows(
     keep, targets_N, hidden_ND, scale_N = _pack(valid_N, targets_N, hidden_ND, scale_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
-    rows = min(N, rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
+    z_loss = options.z_loss
+    rows = min(N, options.rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
     new = dict(dtype=dtype, device=hidden_ND.device)
     loss_N, lse_N, entropy_N = (torch.empty(N, **new) for _ in range(3))
     correct_N = torch.empty(N, dtype=torch.bool, device=hidden_ND.device)
     z_buffer, p_buffer = torch.empty(rows, V, **new), torch.empty(rows, V, **new)
-    dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
+    dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if options.need_dx else None
     dw_VD = None
     for start in range(0, N, rows):
         here = slice(start, min(N, start + rows))
@@ -127,7 +125,7 @@ def fused_rows(
         lse_N[here] = lse_R
         correct_N[here] = z_target_R == top_R
         entropy_N[here] = (lse_R - torch.linalg.vecdot(p_RV, z_RV)).clamp_min_(0)
-        if not (need_dx or need_dw):
+        if not options.need_gradients:
             continue
         scale_R = scale_N[here]
         # The target's entry is formed apart: p - 1 first, with its weight, before any rounding to the inputs' dtype.
@@ -136,14 +134,14 @@ def fused_rows(
         p_RV.mul_((scale_R * (1 + 2 * z_loss * lse_R) if z_loss else scale_R).unsqueeze(1))
         p_RV.scatter_(1, target_R1, dz_target_R.unsqueeze(1))
         dz_RV = p_RV.to(w_VD.dtype)
-        if need_dx:
+        if options.need_dx:
             dx_ND[here] = dz_RV @ w_VD
-        if need_dw:
+        if options.need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_ND[here], single=rows >= N)
     rows = RowStatistics(*(unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
-    if need_dx:
+    if options.need_dx:
         dx_ND = unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
-    return rows, dx_ND, finish_dw(dw_VD, weight_VD) if need_dw else None
+    return rows, dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None
 
 
 def forward_rows(
@@ -151,15 +149,13 @@ def forward_rows(
     weight_VD: Tensor,
     targets_N: Tensor,
     valid_N: Tensor,
-    *,
-    softcap: float | None,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, top, log_total) of every row, [N] each, 0 where a row does not count."""
     keep, targets_N, hidden_ND = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
-    rows = min(N, rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
+    rows = min(N, options.rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
     z_buffer = torch.empty(rows, V, dtype=dtype, device=hidden_ND.device)
     loss_N, top_N, log_total_N = (torch.empty(N, dtype=dtype, device=hidden_ND.device) for _ in range(3))
@@ -167,7 +163,7 @@ def forward_rows(
         here = slice(start, min(N, start + rows))
         z_RV = z_buffer[: min(N, start + rows) - start]
         logits(x_ND[here], w_VD, z_RV)
-        _softcap(z_RV, softcap)
+        _softcap(z_RV, options.softcap)
         z_target_R = z_RV.gather(1, targets_N[here].long().unsqueeze(1)).squeeze(1)
         top_R = z_RV.amax(-1)
         log_total_R = z_RV.sub_(top_R.unsqueeze(1)).exp_().sum(-1).log_()
@@ -184,12 +180,7 @@ def backward_rows(
     top_N: Tensor,
     log_total_N: Tensor,
     grad_N: Tensor,
-    *,
-    z_loss: float,
-    softcap: float | None,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits.
 
@@ -200,10 +191,11 @@ def backward_rows(
     )
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
-    rows = min(N, rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
+    z_loss, softcap = options.z_loss, options.softcap
+    rows = min(N, options.rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
     z_buffer = torch.empty(rows, V, dtype=dtype, device=hidden_ND.device)
-    dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
+    dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if options.need_dx else None
     dw_VD = None
     for start in range(0, N, rows):
         here = slice(start, min(N, start + rows))
@@ -221,10 +213,10 @@ def backward_rows(
         if slope_RV is not None:
             dz_RV.mul_(slope_RV)
         dz_RV = dz_RV.to(w_VD.dtype)
-        if need_dx:
+        if options.need_dx:
             dx_ND[here] = dz_RV @ w_VD
-        if need_dw:
+        if options.need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
-    if need_dx and keep is not None:
+    if options.need_dx and keep is not None:
         dx_ND = unpack(keep, valid_N, dx_ND)
-    return dx_ND, finish_dw(dw_VD, weight_VD) if need_dw else None
+    return dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None

@@ -19,6 +19,7 @@ from ..backends import triton_configs as configs
 from ..backends.triton_common import LOG2E, LOW, WIDEN, dot_precision, on_device, tanh
 from . import triton_loss_rows as loss_rows
 from .chunks import equal_rows
+from .options import RowOptions
 from .reference import RowStatistics
 from .triton_loss_rows import backward_rows
 
@@ -188,14 +189,13 @@ def _combine_kernel(
 class _PackedChunks:
     """Rows packed so that those that count come first, cut into chunks."""
 
-    def __init__(
-        self, hidden_ND: Tensor, weight_VD: Tensor, valid_N: Tensor, softcap: float | None, rows_per_chunk: int | None
-    ):
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, valid_N: Tensor, options: RowOptions):
+        softcap = options.softcap
         self.N, self.D = hidden_ND.shape
         self.V = weight_VD.shape[0]
         arch = configs.architecture(hidden_ND.device)
         most = configs.CHUNK_LOGITS[arch] // self.V
-        self.rows = max(1, min(self.N, rows_per_chunk or equal_rows(self.N, most, configs.CHUNK_MULTIPLE)))
+        self.rows = max(1, min(self.N, options.rows_per_chunk or equal_rows(self.N, most, configs.CHUNK_MULTIPLE)))
         self.config = config = configs.logits(arch, softcap is not None, hidden_ND, weight_VD)
         self.tiles_v = triton.cdiv(self.V, config.block_n)
         self.strips = self.tiles_v * (2 if config.split else 1)
@@ -233,9 +233,9 @@ class _PackedChunks:
         return (triton.cdiv(R, self.config.block_m) * self.tiles_v,)
 
 
-def _sweep(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, entropy, chunk) -> tuple[Tensor, ...]:
+def _sweep(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions, *, entropy: bool) -> tuple[Tensor, ...]:
     """-> loss, top, log_total, correct, entropy of all rows; the last two empty unless `entropy`."""
-    chunks = _PackedChunks(hidden_ND, weight_VD, valid_N, softcap, chunk)
+    chunks = _PackedChunks(hidden_ND, weight_VD, valid_N, options)
     new = dict(dtype=torch.float32, device=hidden_ND.device)
     N, R = chunks.N, chunks.rows
     loss_N, top_N, log_total_N = (torch.empty(N, **new) for _ in range(3))
@@ -268,23 +268,16 @@ def fused_rows(
     targets_N: Tensor,
     valid_N: Tensor,
     scale_N: Tensor,
-    *,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
-    """As reference.cross_entropy.fused_rows."""
-    if need_dx or need_dw:
-        return loss_rows.fused_rows(
-            hidden_ND, weight_VD, targets_N, valid_N, scale_N,
-            z_loss=z_loss, need_dx=need_dx, need_dw=need_dw, rows_per_chunk=rows_per_chunk,
-        )  # fmt: skip
-    rows = _sweep(hidden_ND, weight_VD, targets_N, valid_N, softcap=None, entropy=True, chunk=rows_per_chunk)
+    """As reference.fused_rows."""
+    if options.need_gradients:
+        return loss_rows.fused_rows(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options)
+    rows = _sweep(hidden_ND, weight_VD, targets_N, valid_N, options, entropy=True)
     loss_N, top_N, log_total_N, correct_N, entropy_N = rows
     return RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N), None, None
 
 
-def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, *, softcap, rows_per_chunk=None):
-    """As reference.cross_entropy.forward_rows."""
-    return _sweep(hidden_ND, weight_VD, targets_N, valid_N, softcap=softcap, entropy=False, chunk=rows_per_chunk)[:3]
+def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions) -> tuple[Tensor, ...]:
+    """As reference.forward_rows."""
+    return _sweep(hidden_ND, weight_VD, targets_N, valid_N, options, entropy=False)[:3]

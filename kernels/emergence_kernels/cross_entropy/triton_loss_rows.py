@@ -19,6 +19,7 @@ from torch import Tensor
 from ..backends import triton_configs as configs
 from ..backends.triton_common import LOG2E, LOW, on_device, tanh
 from .chunks import Gradients, LogitChunks, equal_rows, padded
+from .options import RowOptions
 from .reference import RowStatistics
 
 
@@ -129,20 +130,22 @@ def _loss_rows_kernel(
 class _Sweep:
     """Chunks of logits, and the launch of the kernel over one."""
 
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> None:
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, options: RowOptions) -> None:
+        self.options = options
         N, V = hidden_ND.shape[0], weight_VD.shape[0]
         arch = configs.architecture(hidden_ND.device)
         dtype = configs.logits_dtype(arch, hidden_ND.dtype)
         size, S = dtype.itemsize, padded(V)
-        rows = rows_per_chunk or equal_rows(N, configs.CHUNK_BYTES[arch] // (size * S), configs.CHUNK_MULTIPLE)
+        rows = options.rows_per_chunk or equal_rows(N, configs.CHUNK_BYTES[arch] // (size * S), configs.CHUNK_MULTIPLE)
         self.chunks = LogitChunks(hidden_ND.contiguous(), weight_VD, rows, dtype, gradient_last=True)
         entry = configs.loss_rows(arch, V)
         vector = 16 // size
         self.tile = dict(THREADS=entry.threads, UNROLL=entry.columns // vector, VECTOR=vector)
         self.launch = dict(num_warps=entry.num_warps, num_stages=1)
 
-    def rows(self, z_RS, dz_RS, target_R, valid_R, scale_R, results, *, z_loss: float, softcap: float | None) -> None:
+    def rows(self, z_RS, dz_RS, target_R, valid_R, scale_R, results) -> None:
         """results: (loss, lse, entropy, correct), or None."""
+        z_loss, softcap = self.options.z_loss, self.options.softcap
         _loss_rows_kernel[(len(z_RS),)](
             z_RS, dz_RS, target_R, valid_R, scale_R, *(results or (scale_R,) * 4),
             z_RS.stride(0), dz_RS.stride(0), self.chunks.V, z_RS.shape[1], softcap or 1.0, z_loss,
@@ -156,24 +159,20 @@ def fused_rows(
     targets_N: Tensor,
     valid_N: Tensor,
     scale_N: Tensor,
-    *,
-    z_loss: float,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
-    """As reference.cross_entropy.fused_rows."""
-    sweep = _Sweep(hidden_ND, weight_VD, rows_per_chunk)
+    """As reference.fused_rows."""
+    sweep = _Sweep(hidden_ND, weight_VD, options)
     N, device = len(hidden_ND), hidden_ND.device
     loss_N, lse_N, entropy_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(3))
     correct_N = torch.empty(N, dtype=torch.bool, device=device)
     inputs = [row.contiguous() for row in (targets_N, valid_N, scale_N)]
     results = (loss_N, lse_N, entropy_N, correct_N)
-    gradients = Gradients(sweep.chunks, need_dx, need_dw)
+    gradients = Gradients(sweep.chunks, options.need_dx, options.need_dw)
     with on_device(hidden_ND):
         for here, z_RS, dz_RS in sweep.chunks:
             of_chunk = [row[here] for row in results]
-            sweep.rows(z_RS, dz_RS, *(row[here] for row in inputs), of_chunk, z_loss=z_loss, softcap=None)
+            sweep.rows(z_RS, dz_RS, *(row[here] for row in inputs), of_chunk)
             gradients.add(here, dz_RS)
     return RowStatistics(loss_N, lse_N, correct_N, entropy_N), *gradients.result()
 
@@ -186,21 +185,16 @@ def backward_rows(
     top_N: Tensor,
     log_total_N: Tensor,
     grad_N: Tensor,
-    *,
-    z_loss: float,
-    softcap: float | None,
-    need_dx: bool,
-    need_dw: bool,
-    rows_per_chunk: int | None = None,
+    options: RowOptions,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As reference.cross_entropy.backward_rows. top and log_total are found again: the forward pass has summed its logits in
+    """As reference.backward_rows. top and log_total are found again: the forward pass has summed its logits in
     another order, and where p is nearly 1 the last bits of both decide on p - 1.
     """
-    sweep = _Sweep(hidden_ND, weight_VD, rows_per_chunk)
+    sweep = _Sweep(hidden_ND, weight_VD, options)
     rows = [row.contiguous() for row in (targets_N, valid_N, grad_N.float())]
-    gradients = Gradients(sweep.chunks, need_dx, need_dw)
+    gradients = Gradients(sweep.chunks, options.need_dx, options.need_dw)
     with on_device(hidden_ND):
         for here, z_RS, dz_RS in sweep.chunks:
-            sweep.rows(z_RS, dz_RS, *(row[here] for row in rows), None, z_loss=z_loss, softcap=softcap)
+            sweep.rows(z_RS, dz_RS, *(row[here] for row in rows), None)
             gradients.add(here, dz_RS)
     return gradients.result()

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ..backends.checks import check_float, require
-from ..backends.dispatch import resolve_backend, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.ranking import fastest
+from ..backends.register_op import Op, register_op
 from .reference import rms_norm as rms_norm_torch
 
 MAX_FEATURES = 8192  # of the Triton and CUDA kernels, which keep a row in registers
@@ -46,7 +47,7 @@ def rms_norm(
             residual.shape == x.shape,
             f"rms_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}",
         )
-    limits = what_takes(x)
+    limits = dtype_limits(x)
     D = x.shape[-1]
     if D > MAX_FEATURES:
         limits["triton"] = limits["cuda"] = f"{D} features are more than {MAX_FEATURES}"
@@ -57,8 +58,7 @@ def rms_norm(
     if backend == "torch":
         y, new_residual = rms_norm_torch(x, weight, eps, residual)
     else:
-        run = _compiled if torch.compiler.is_compiling() else _Eager.apply
-        y, new_residual, _ = run(x, weight, eps, residual, backend)
+        y, new_residual, _ = _rms_norm(x, weight, eps, residual, backend)
     return y if residual is None else (y, new_residual)
 
 
@@ -92,56 +92,30 @@ def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(outputs[1] if ctx.with_residual else x, weight, outputs[2])
 
 
-def _backward(ctx, dy: Tensor, d_residual: Tensor, gradients) -> tuple[Tensor | None, ...]:
+def _backward(ctx, gradients, dy: Tensor | None, d_residual: Tensor | None, _) -> tuple[Tensor | None, ...]:
+    dy = torch.zeros_like(d_residual) if dy is None else dy
     dx, dw = gradients(dy, d_residual if ctx.with_residual else None, *ctx.saved_tensors, ctx.backend)
-    return dx, dw, None, dx if ctx.with_residual else None, None
+    return dx, dw, None, dx if ctx.with_residual else None
 
 
-class _Eager(torch.autograd.Function):
-    """Calling a custom op costs tens of microseconds more than this."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
-        ctx.mark_non_differentiable(outputs[2])
-        ctx.set_materialize_grads(False)  # zeros for rstd, or for a sum that nobody used, would be a launch each
-        return outputs
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, d_residual, _):
-        dy = torch.zeros_like(d_residual) if dy is None else dy
-        return _backward(ctx, dy, d_residual, _gradients)
-
-
-@torch.library.custom_op("emergence_kernels::rms_norm", mutates_args=())
-def _compiled(
-    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(x, weight, eps, residual, backend)
-
-
-@_compiled.register_fake
-def _(x, weight, eps, residual, backend):
-    rows = x.shape[:-1].numel()
+def _fake(x, weight, eps, residual, backend):
     new_residual = x.new_empty(0 if residual is None else x.shape)
-    return x.new_empty(x.shape), new_residual, x.new_empty(rows, dtype=torch.float32)
+    return x.new_empty(x.shape), new_residual, x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
 
 
-@torch.library.custom_op("emergence_kernels::rms_norm_backward", mutates_args=())
-def _compiled_backward(
-    dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor, backend: str
-) -> tuple[Tensor, Tensor]:
-    return _gradients(dy, d_residual, x, weight, rstd, backend)
-
-
-@_compiled_backward.register_fake
-def _(dy, d_residual, x, weight, rstd, backend):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-_compiled.register_autograd(
-    lambda ctx, dy, d_residual, _: _backward(ctx, dy, d_residual, _compiled_backward),
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
+_rms_norm = register_op(
+    Op(
+        "rms_norm(Tensor x, Tensor weight, float eps, Tensor? residual, str backend) -> (Tensor, Tensor, Tensor)",
+        _forward,
+        _fake,
+    ),
+    Op(
+        "rms_norm_backward(Tensor dy, Tensor? d_residual, Tensor x, Tensor weight, Tensor rstd, str backend)"
+        " -> (Tensor, Tensor)",
+        _gradients,
+        lambda dy, d_residual, x, weight, rstd, backend: (x.new_empty(x.shape), weight.new_empty(weight.shape)),
+    ),
+    _save,
+    _backward,
+    differentiable=2,
 )

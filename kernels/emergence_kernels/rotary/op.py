@@ -1,13 +1,10 @@
 """Rotary position embedding, for queries and keys before attention."""
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
 from ..backends.checks import check_float, require
-from ..backends.dispatch import resolve_backend, what_takes
-from .reference import Rotation
+from ..backends.dispatch import dtype_limits, resolve_backend
+from ..backends.register_op import Op, register_op
 from .reference import rotary as rotary_torch
 from .reference import rotate as rotate_torch
 
@@ -45,13 +42,10 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
     check_float("rotary", x=x)
     require(x.dim() == 4, f"rotary: x must be (batch, seq, heads, head_dim), got shape {tuple(x.shape)}")
     check_angles("rotary", x, cos, sin)
-    backend = resolve_backend(backend, "rotary", x.device, what_takes(x))
+    backend = resolve_backend(backend, "rotary", x.device, dtype_limits(x))
     if backend == "torch":
         return rotary_torch(x, cos, sin)
-    if torch.compiler.is_compiling():
-        return _compiled(x, cos, sin, 1.0, backend)
-    # calling a custom op costs tens of microseconds more
-    return Rotation.apply(x, cos, sin, partial(rotate, backend=backend))
+    return _rotary(x, cos, sin, 1.0, backend)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str, out: Tensor | None = None) -> Tensor:
@@ -67,21 +61,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str, out: 
     return rotate(x, cos, sin, sign, out, backend=backend)
 
 
-@torch.library.custom_op("emergence_kernels::rotary", mutates_args=())
-def _compiled(x: Tensor, cos: Tensor, sin: Tensor, sign: float, backend: str) -> Tensor:
-    return rotate(x, cos, sin, sign, backend)
-
-
-@_compiled.register_fake
-def _(x, cos, sin, sign, backend):
-    return x.new_empty(x.shape)
-
-
 def _save(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1], inputs[2])
-    ctx.sign, ctx.backend = inputs[3:]
+    _, cos, sin, ctx.sign, ctx.backend = inputs
+    ctx.save_for_backward(cos, sin)
 
 
-_compiled.register_autograd(
-    lambda ctx, grad: (_compiled(grad, *ctx.saved_tensors, -ctx.sign, ctx.backend), *(None,) * 4), setup_context=_save
+def _backward(ctx, turn, grad: Tensor) -> tuple[Tensor]:
+    return (turn(grad, *ctx.saved_tensors, -ctx.sign, ctx.backend),)
+
+
+_rotary = register_op(
+    Op(
+        "rotary(Tensor x, Tensor cos, Tensor sin, float sign, str backend) -> Tensor",
+        rotate,
+        lambda x, cos, sin, sign, backend: x.new_empty(x.shape),
+    ),
+    None,
+    _save,
+    _backward,
 )

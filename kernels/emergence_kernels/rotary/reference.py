@@ -10,7 +10,7 @@ def rotary(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     wide = torch.promote_types(x_BTHD.dtype, torch.float32)
     cos, sin = (t.to(wide).unsqueeze(-2) for t in (cos_TR, sin_TR))
     if x_BTHD.device.type == "cpu" and x_BTHD.dtype == wide and not torch.compiler.is_compiling():
-        return Rotation.apply(x_BTHD, cos, sin, _turn)
+        return _Rotation.apply(x_BTHD, cos, sin)
     first, second = x_BTHD[..., :R].to(wide), x_BTHD[..., R : 2 * R].to(wide)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x_BTHD.dtype)
     return turned if x_BTHD.shape[-1] == 2 * R else torch.cat((turned, x_BTHD[..., 2 * R :]), -1)
@@ -26,19 +26,18 @@ def rotate(x_BTHD: Tensor, cos_TR: Tensor, sin_TR: Tensor, sign: float, out_BTHD
     return turned.to(x_BTHD.dtype) if out_BTHD is None else out_BTHD.copy_(turned)
 
 
-class Rotation(torch.autograd.Function):
-    """`turn(x, cos, sin, sign)` with its gradient, which is turned back by the same angle."""
+class _Rotation(torch.autograd.Function):
+    """Its gradient is turned back by the same angle."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin, turn):
+    def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        ctx.turn = turn
-        return turn(x, cos, sin, 1.0)
+        return _turn(x, cos, sin, 1.0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        return ctx.turn(grad, *ctx.saved_tensors, -1.0), None, None, None
+        return _turn(grad, *ctx.saved_tensors, -1.0), None, None
 
 
 def _turn(x_BTHD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, sign: float, out_BTHD: Tensor | None = None) -> Tensor:

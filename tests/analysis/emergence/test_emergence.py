@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from emergence_train.analysis.emergence import simulate
+from emergence_train.analysis import emergence
+from emergence_train.analysis.emergence import backtest, investigate, simulate
 from emergence_train.analysis.emergence import table as emergence_table
-from emergence_train.analysis.emergence.analyze import analyze_emergence, backtest, find, investigate
+from emergence_train.analysis.emergence.analyze import find
 from emergence_train.analysis.emergence.law import fit_size_law, least_size
 from emergence_train.analysis.emergence.mirage import emergence_score, mirage
 from emergence_train.analysis.emergence.output import format_table, write
 from emergence_train.analysis.emergence.size import monotone_basis, overlap
+from emergence_train.analysis.results import as_json
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from support import command
@@ -55,6 +58,11 @@ def emergent_ladder(eta: float = 2.5, **changes) -> pd.DataFrame:
 def written(frame: pd.DataFrame, tmp_path: Path, name: str = "table.csv") -> Path:
     frame.to_csv(tmp_path / name, index=False)
     return tmp_path / name
+
+
+def analyze_emergence(paths) -> dict:
+    """What result.json would hold."""
+    return as_json(emergence.analyze_emergence(paths))
 
 
 def by_task(result: dict) -> dict:
@@ -170,7 +178,8 @@ def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
 
 
 def test_the_result_has_what_others_rely_on_and_the_files_are_there(tmp_path):
-    result = write(tmp_path / "out", *investigate(written(emergent_ladder(), tmp_path)))
+    analysis = investigate(written(emergent_ladder(), tmp_path))
+    result = as_json(write(tmp_path / "out", analysis))
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tasks"] == result["tasks"]
     tasks = by_task(result)
     jump = tasks["jump"]
@@ -184,7 +193,8 @@ def test_the_result_has_what_others_rely_on_and_the_files_are_there(tmp_path):
     assert {"tasks.csv", "points.csv", "curves.csv", "abilities.csv", "held_out_sizes.csv"} <= names
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in result["figures"])
     assert {Path(name).suffix for name in result["figures"]} == {".png", ".svg"}
-    assert "jump, acc" in format_table(result) and "emergent" in format_table(result)
+    printed = format_table(analysis.result)
+    assert "jump, acc" in printed and "emergent" in printed
 
 
 def test_the_order_of_rows_and_files_changes_nothing(tmp_path):
@@ -351,14 +361,16 @@ def test_emergence_score_by_hand():
     assert emergence_score(np.array([0.0, 0.0, 0.0, 1.0])) is None and emergence_score(np.array([1.0, 2.0])) is None
 
 
-def test_a_threshold_that_a_continuous_metric_does_not_show_is_a_mirage():
-    def entry(metric, verdict):
-        return {"family": "", "task": "t", "metric": metric, "verdict": verdict, "resolution": 0.001}
+def test_a_threshold_that_a_continuous_metric_does_not_show_is_a_mirage(tmp_path):
+    task = emergence.analyze_emergence(written(emergent_ladder(), tmp_path)).tasks[0]
 
-    accuracy = entry("exact_match", "emergent")
-    assert mirage([accuracy, entry("correct_choice_prob", "gradual")])[0]["survives"] is False
-    assert mirage([accuracy, entry("brier", "emergent")])[0]["survives"] is True
-    assert mirage([accuracy])[0]["survives"] is None and mirage([entry("acc", "gradual")]) == []
+    def result(metric, verdict):
+        return replace(task, metric=metric, verdict=verdict)
+
+    accuracy = result("exact_match", "emergent")
+    assert mirage([accuracy, result("correct_choice_prob", "gradual")])[0].survives is False
+    assert mirage([accuracy, result("brier", "emergent")])[0].survives is True
+    assert mirage([accuracy])[0].survives is None and mirage([result("acc", "gradual")]) == ()
 
 
 def test_brier_is_turned_and_gets_its_own_chance(tmp_path):
@@ -385,9 +397,9 @@ def test_the_closed_form_finds_the_least_size():
     losses = 1.7 + (5e7 / sizes) ** 0.3
     found = least_size(fit_size_law(sizes, losses, 10**11, rng), np.array([2.2, 2.201, 2.199]), rng)
     truth = 5e7 * 0.5 ** (-1 / 0.3)
-    assert found["identified"] and found["n"]["low95"] < truth < found["n"]["high95"]
-    assert found["n"]["value"] == pytest.approx(truth, rel=0.1)
-    assert found["alpha"]["low95"] < 0.3 < found["alpha"]["high95"]
+    assert found.identified and found.n.low95 < truth < found.n.high95
+    assert found.n.value == pytest.approx(truth, rel=0.1)
+    assert found.alpha.low95 < 0.3 < found.alpha.high95
 
 
 @pytest.mark.parametrize(
@@ -400,7 +412,7 @@ def test_the_closed_form_finds_the_least_size():
 def test_the_closed_form_says_when_it_is_not_identified(sizes, losses, said):
     rng = np.random.default_rng(0)
     law = fit_size_law(np.array(sizes), np.array(losses), 1, rng)
-    assert isinstance(law, str) and said in law and not least_size(law, np.array([2.0]), rng)["identified"]
+    assert isinstance(law, str) and said in law and not least_size(law, np.array([2.0]), rng).identified
 
 
 def test_overlap_by_hand():
@@ -425,8 +437,8 @@ def test_the_smooth_is_monotone_unless_the_data_refuse():
 
 def test_the_ability_forecast_of_a_hidden_size_holds_what_happened(tmp_path):
     found = backtest(written(emergent_ladder(eta=2.8), tmp_path))
-    assert len(found) == 1 and found[0]["task"] == "jump"
-    assert found[0]["actual"] is not None and found[0]["inside95"], found
+    assert len(found) == 1 and found[0].task == "jump"
+    assert found[0].actual is not None and found[0].inside95, found
     result = analyze_emergence(written(emergent_ladder(), tmp_path))
     runs = {run["run"]: run for run in result["abilities"][0]["runs"]}
     frame = emergent_ladder()

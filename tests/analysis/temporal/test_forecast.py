@@ -83,7 +83,9 @@ def test_once_decay_is_seen_the_data_overrule_the_prior():
     truth = simulate.Truth(b=0.45)  # more than two spreads from the prior's 0.2
     x, y, _ = curve_of("cosine", truth=truth, noise=0.001)
     seen = x <= 0.9 * x[-1]
-    assert fit(LAWS["schedule"], observed_part(x[seen], y[seen], plan_of("cosine")), plan_of("cosine")).best["B"] > 0.33
+    assert (
+        fit(LAWS["schedule"], observed_part(x[seen], y[seen], plan_of("cosine")), plan_of("cosine")).constants.B > 0.33
+    )
 
 
 def test_spikes_and_noise_do_not_throw_it():
@@ -148,10 +150,11 @@ def test_forecast_final_is_quick_and_never_raises():
     begin = time.process_time()
     one = forecast_final(x[seen], y[seen], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert time.process_time() - begin < 0.5
-    assert one["low95"] <= true[-1] <= one["high95"]
+    assert one.low95 <= true[-1] <= one.high95
     young = forecast_final(x[:2], y[:2], GRID, simulate.learning_rate("cosine", GRID), 20000)
-    assert young["reason"].startswith("not identified")
-    assert "reason" in forecast_final([], [], GRID, simulate.learning_rate("cosine", GRID), 20000)
+    assert young.loss is None and young.reason.startswith("not identified")
+    none = forecast_final([], [], GRID, simulate.learning_rate("cosine", GRID), 20000)
+    assert none.loss is None and none.reason == "not identified: 0 rows"
 
 
 def test_parameter_families_recover_their_own_curve_and_separation():

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from emergence_train.analysis import temporal
+from emergence_train.analysis.results import as_json
 from emergence_train.analysis.runs import load, planned_rates
-from emergence_train.analysis.temporal import as_json, simulate
-from emergence_train.analysis.temporal.analyze import investigate
+from emergence_train.analysis.temporal import investigate, simulate
 from emergence_train.analysis.temporal.output import format_table, write
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
@@ -44,7 +44,7 @@ def analysed(tmp_path_factory):
     tables.write(tables.POSITIONS, table, folder / "positions.parquet")
     written(curve(run="other"), folder, "curves.csv")
     paths = [folder / "positions.parquet", folder / "curves.csv"]
-    return write(folder / "out", *investigate(paths, fit_fraction=0.3)), folder / "out"
+    return write(folder / "out", investigate(paths, fit_fraction=0.3)), folder / "out"
 
 
 # What others read of result.json; more keys are welcome.
@@ -356,7 +356,7 @@ def test_an_early_run_without_position_structure_still_forecasts(tmp_path):
     flat = table.groupby("step")["loss_sum"].transform("mean")
     table["loss_sq_sum"] += flat**2 / table["count"] - table["loss_sum"] ** 2 / table["count"]
     table["loss_sum"] = flat
-    one = as_json(write(tmp_path / "out", *investigate(written(table, tmp_path), fit_fraction=0.5)))["runs"][0]
+    one = as_json(write(tmp_path / "out", investigate(written(table, tmp_path), fit_fraction=0.5)))["runs"][0]
     assert one["positions"]["identified"] is False and list(one["positions"]["laws"]) == ["a2"]
     assert any("not identified: the position law" in note for note in one["notes"])
     assert one["positions"]["last_fit"]["status"].startswith("not identified")

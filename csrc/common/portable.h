@@ -1,0 +1,175 @@
+// What the kernels are written in: CUDA, or, without nvcc, the same source on a CPU (emulate.h, for tests).
+//
+// All traffic with global memory goes through load() and store(), with shared memory through SHARED arrays, and every
+// barrier states the race that it prevents. On a GPU these are the plain operations; the emulator checks them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+using bf16 = __nv_bfloat16;
+using f16 = __half;
+
+#define SHARED(type, name, count) __shared__ type name[count]
+#define DYNAMIC_SHARED(type, name)                           \
+  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  type* name = reinterpret_cast<type*>(name##_bytes)
+
+#else
+#include "emulator/emulate.h"
+
+struct bf16 {
+  uint16_t bits;
+};
+using f16 = _Float16;
+
+#define SHARED(type, name, count)        \
+  static type name##_data[count];        \
+  emulate::Shared<type> name(name##_data, count)
+#define DYNAMIC_SHARED(type, name) auto name = emulate::dynamic_shared<type>()
+#endif
+
+namespace portable {
+
+constexpr int kWarp = 32;
+constexpr float kLow = -1.0e30f;  // in the place of what is not there; finite, so that 0 * kLow is 0
+
+// ---- numbers ---------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+
+#ifdef __CUDACC__
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float x) {
+  return __float2half_rn(x);
+}
+// exp by the special-function unit: 2 ulp near 0, relative error 2^-24 |x| below; the callers' x is never positive.
+__device__ __forceinline__ float exp_fast(float x) { return __expf(x); }
+__device__ __forceinline__ float reciprocal_root(float x) { return rsqrtf(x); }
+#else
+inline float to_float(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline float to_float(f16 x) { return float(x); }
+template <>
+inline bf16 from_float<bf16>(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return {0x7fc0};
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to the nearest, ties to even
+}
+template <>
+inline f16 from_float<f16>(float x) {
+  return f16(x);
+}
+inline float exp_fast(float x) { return std::exp(x); }
+inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
+#endif
+
+// exp2 by the special-function unit: 2 ulp; what is less than 2^-126 becomes 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::exp2(x);
+#endif
+}
+
+// Two values rounded to T, as registers hold them: the first in the low half.
+template <typename T>
+__device__ __forceinline__ uint32_t packed(float low, float high) {
+#ifdef __CUDACC__
+  std::conditional_t<std::is_same_v<T, bf16>, __nv_bfloat162, __half2> both;
+  if constexpr (std::is_same_v<T, bf16>)
+    both = __floats2bfloat162_rn(low, high);
+  else
+    both = __floats2half2_rn(low, high);
+#else
+  const T both[2] = {from_float<T>(low), from_float<T>(high)};
+#endif
+  uint32_t bits;
+  memcpy(&bits, &both, 4);
+  return bits;
+}
+
+// ---- memory ----------------------------------------------------------------------------------------------------------
+
+// N values that travel as one access: 16 bytes are the widest a thread can issue.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
+
+template <typename T>
+__device__ __forceinline__ T load(const T* address) {
+#ifndef __CUDACC__
+  emulate::Machine::get().global(address, sizeof(T), false);
+#endif
+  return *address;
+}
+
+template <typename T>
+__device__ __forceinline__ void store(T* address, const T& value) {
+#ifndef __CUDACC__
+  emulate::Machine::get().global(address, sizeof(T), true);
+#endif
+  *address = value;
+}
+
+// ---- threads ---------------------------------------------------------------------------------------------------------
+
+// All threads of the block. `race`: what would go wrong without it.
+__device__ __forceinline__ void barrier([[maybe_unused]] const char* race) {
+#ifdef __CUDACC__
+  __syncthreads();
+#else
+  emulate::Machine::get().barrier(race);
+#endif
+}
+
+// The value of the lane whose number differs in `bits`; all 32 lanes take part.
+__device__ __forceinline__ float from_lane_xor(float value, int bits) {
+#ifdef __CUDACC__
+  return __shfl_xor_sync(0xffffffffu, value, bits);
+#else
+  uint64_t raw = 0;
+  std::memcpy(&raw, &value, 4);
+  raw = emulate::Machine::get().shuffle(raw, int(threadIdx.x % kWarp) ^ bits);
+  std::memcpy(&value, &raw, 4);
+  return value;
+#endif
+}
+
+// Every lane gets the sum, and the same one: a butterfly adds the same pairs on all of them.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int bits = kWarp / 2; bits > 0; bits /= 2) value += from_lane_xor(value, bits);
+  return value;
+}
+
+}  // namespace portable

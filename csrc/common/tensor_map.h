@@ -1,0 +1,49 @@
+// Descriptors of tensors for TMA (cuTensorMapEncodeTiled): host code. The driver's function is found when first needed, so
+// that the library loads on machines without a driver.
+#pragma once
+
+#include "common/hopper.h"
+#include "common/torch_glue.h"
+
+namespace hopper {
+
+// Tiles of (batch, positions, heads, features): `rows` positions of 64 features of one head, in 128-byte swizzle.
+// Coordinates of a load: feature, position, head, batch.
+inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
+  constexpr int kElement = 2, kSlab = kSwizzleRow / kElement;
+  const auto size = [&](int d) { return t.size(d); };
+  // Of one thing only the stride means nothing, and may be what TMA would not take.
+  const auto bytes = [&](int d) { return size(d) > 1 ? t.stride(d) * kElement : int64_t(kSwizzleRow); };
+  for (int d = 0; d < 3; ++d)
+    STD_TORCH_CHECK(bytes(d) > 0 && bytes(d) % 16 == 0, "emergence_cuda: strides must be multiples of 16 bytes, not 0");
+  STD_TORCH_CHECK(t.stride(3) == 1 && glue::aligned(t.data_ptr(), 16),
+                  "emergence_cuda: features must be adjacent, and tensors start at a multiple of 16 bytes");
+#ifdef __CUDACC__
+  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                              const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  static const Encode encode = [] {
+    void* driver = dlopen("libcuda.so.1", RTLD_LAZY);
+    return driver ? reinterpret_cast<Encode>(dlsym(driver, "cuTensorMapEncodeTiled")) : nullptr;
+  }();
+  STD_TORCH_CHECK(encode != nullptr, "emergence_cuda: this driver does not make tensor maps");
+  const cuuint64_t sizes[4] = {cuuint64_t(size(3)), cuuint64_t(size(1)), cuuint64_t(size(2)), cuuint64_t(size(0))};
+  const cuuint64_t strides[3] = {cuuint64_t(bytes(1)), cuuint64_t(bytes(2)), cuuint64_t(bytes(0))};
+  const cuuint32_t box[4] = {kSlab, cuuint32_t(rows), 1, 1}, steps[4] = {1, 1, 1, 1};
+  TensorMap map;
+  const CUresult result = encode(
+      &map, t.scalar_type() == glue::ScalarType::Half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+      t.data_ptr(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  STD_TORCH_CHECK(result == CUDA_SUCCESS, "emergence_cuda: cuTensorMapEncodeTiled says ", int(result));
+  return map;
+#else
+  return {static_cast<const unsigned char*>(t.data_ptr()),
+          {size(3), size(1), size(2), size(0)},
+          {kElement, bytes(1), bytes(2), bytes(0)},
+          {kSlab, rows, 1, 1},
+          kElement};
+#endif
+}
+
+}  // namespace hopper

@@ -1,0 +1,140 @@
+// What attention's forward and backward passes for Hopper share: masks, fragments, stores of results.
+#pragma once
+
+#include "common/tensor_map.h"
+
+namespace hopper_attention {
+
+using namespace hopper;
+
+struct Problem {
+  int T, H, group, window;  // group: query heads that share a key head; window: T where there is none
+  bool causal;
+  float scale, scale2;  // of the scores, positive; times log2(e)
+};
+
+constexpr int kOwn = 1;  // number of the first warpgroup's own barrier
+constexpr float kLog2e = 1.4426950408889634f;
+
+// Blocks and heads are both in a launch's first dimension, the only one that may be longer than 65,535. A head's blocks are
+// neighbours there: they share keys and values in the L2 cache.
+struct Place {
+  int blocks, block, head;  // of a head; this one; of all heads of the batch
+};
+__device__ __forceinline__ Place place(int blocks) {
+  return {blocks, int(blockIdx.x % unsigned(blocks)), int(blockIdx.x / unsigned(blocks))};
+}
+
+#if HOPPER_CODE
+
+// Keys [low, high) that a query may see, documents apart.
+__device__ __forceinline__ int lowest_key(const Problem& p, int query) { return max(query - p.window + 1, 0); }
+__device__ __forceinline__ int highest_key(const Problem& p, int query) {
+  return min(p.causal ? query + 1 : query + p.window, p.T);
+}
+
+// Queries [low, high) that may see a key.
+__device__ __forceinline__ int lowest_query(const Problem& p, int key) { return p.causal ? key : max(key - p.window + 1, 0); }
+__device__ __forceinline__ int highest_query(const Problem& p, int key) { return min(key + p.window, p.T); }
+
+// A thread has two rows of a product, row and row + 8. What these may see: columns from low on, of the same document.
+struct Seen {
+  int low[2], width[2];
+  int64_t id[2];
+};
+
+// Scores of the columns from `first` on that a row may not see become kLow.
+template <bool DOCUMENTS, int N>
+__device__ __forceinline__ void hide(float (&s)[N], const Seen& seen, const int64_t* ids, int T, int first) {
+  first += threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < N; i += 4)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int column = first + i * 2 + c;
+      const int64_t id = DOCUMENTS ? load(ids + min(column, T - 1)) : 0;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const bool yes = unsigned(column - seen.low[r]) < unsigned(seen.width[r]) && (!DOCUMENTS || id == seen.id[r]);
+        s[i + 2 * r + c] = yes ? s[i + 2 * r + c] : kLow;
+      }
+    }
+}
+
+// An accumulator as the left operand of a product: two neighbouring 8 columns of the one are laid out as 16 steps of k of
+// the other.
+template <typename T, int N>
+__device__ __forceinline__ void narrow(const float (&s)[N], uint32_t (&p)[N / 8][4]) {
+#pragma unroll
+  for (int step = 0; step < N / 8; ++step)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[step][i] = packed<T>(s[step * 8 + 2 * i], s[step * 8 + 2 * i + 1]);
+}
+
+// A warpgroup's 64 rows of results go to global memory by way of shared memory, so that whole rows are stored. `tile`: the
+// first of its rows in a tile that it alone has used, `slab` from one 64 columns to the next.
+template <typename T, int D>
+__device__ __forceinline__ void put_rows(uint32_t tile, uint32_t slab, const float (&o)[D / 2], const float (&scale)[2]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
+#pragma unroll
+  for (int j = 0; j < D / 2; j += 2) {
+    const int column = j / 4 * 8, r = j / 2 % 2;
+    store_shared(in_tile(tile + column / 64 * slab, warp * 16 + lane / 4 + 8 * r, column % 64 / 8) + lane % 4 * 4,
+                 packed<T>(o[j] * scale[r], o[j + 1] * scale[r]));
+  }
+}
+
+// out: the first row's features. Rows are `stride` elements apart, and the first `rows` exist.
+template <typename T, int D>
+__device__ __forceinline__ void store_rows(uint32_t tile, uint32_t slab, T* out, int64_t stride, int rows) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
+#pragma unroll
+  for (int j = 0; j < D / 16; ++j) {  // a warp's 16 rows of D / 8 packs
+    const int pack = lane % 8, row = warp * 16 + j % 4 * 4 + lane / 8;
+    if (row < rows)
+      store(reinterpret_cast<Pack<uint32_t, 4>*>(out + row * stride + j / 4 * 64 + pack * 8),
+            load_shared(in_tile(tile + j / 4 * slab, row, pack)));
+  }
+}
+
+#endif
+
+// ---- host ------------------------------------------------------------------------------------------------------------
+
+using glue::Tensor;
+
+// (batch, positions, heads, features) as q, of as many heads or, for keys, a divisor.
+inline void check_heads(const Tensor& t, const Tensor& q, bool of_keys, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == q.size(0) && t.size(1) == q.size(1) && t.size(3) == q.size(3) &&
+                      t.size(2) > 0 && (of_keys ? q.size(2) % t.size(2) == 0 : q.size(2) == t.size(2)) &&
+                      t.scalar_type() == q.scalar_type(),
+                  "emergence_cuda: ", name, " must be (batch, positions, heads, features) of q's type and sizes");
+}
+
+inline void check_contiguous(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.is_contiguous() && glue::aligned(t.data_ptr(), 16), "emergence_cuda: ", name, " must be contiguous");
+}
+
+// scale > 0; window 0: none.
+inline Problem problem_of(const Tensor& q, const Tensor& k, bool causal, double scale, int64_t window) {
+  const int64_t T = q.size(1), D = q.size(3);
+  STD_TORCH_CHECK(D == 64 || D == 128, "emergence_cuda: Hopper's attention takes head dims 64 and 128");
+  STD_TORCH_CHECK(scale > 0 && window >= 0 && T < (int64_t(1) << 30), "emergence_cuda: attention: scale, window or positions");
+  return {int(T), int(q.size(2)), int(q.size(2) / k.size(2)), int(window > 0 && window < T ? window : T),
+          causal, float(scale),   float(scale * kLog2e)};
+}
+
+// `blocks` for each of `heads`: see Place.
+inline dim3 grid(int64_t blocks, int64_t heads) {
+  STD_TORCH_CHECK(blocks * heads < (int64_t(1) << 31), "emergence_cuda: attention of too many blocks");
+  return dim3(static_cast<unsigned>(blocks * heads));
+}
+
+template <typename F>
+void by_type(const Tensor& q, F&& f) {
+  if (q.scalar_type() == glue::ScalarType::BFloat16) return f(bf16{});
+  STD_TORCH_CHECK(q.scalar_type() == glue::ScalarType::Half, "emergence_cuda: Hopper's attention takes bfloat16 and float16");
+  f(f16{});
+}
+
+}  // namespace hopper_attention

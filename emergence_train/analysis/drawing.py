@@ -1,0 +1,138 @@
+"""Figures as files: PNG, SVG and PDF by matplotlib, for slides, issue threads and papers."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.colors import ListedColormap, LogNorm  # noqa: E402
+from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
+
+from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks  # noqa: E402
+from emergence_train.files import atomic_path  # noqa: E402
+
+STYLE = {
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+    "pdf.fonttype": 42,  # TrueType: journals refuse the default
+    "svg.fonttype": "none",  # text stays text: searchable, and small files
+    "svg.hashsalt": "emergence-train",  # the same figure gives the same file
+}
+# No date in a file: the same figure gives the same file.
+METADATA = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+SHADES = 64  # steps of a colour bar
+
+
+def save(
+    panels: Sequence[Figure],
+    out: Path,
+    stem: str,
+    *,
+    columns: int = 1,
+    title: str = "",
+    suffixes: tuple[str, ...] = tuple(METADATA),
+    dpi: int = 150,
+) -> list[str]:
+    """Draw `panels`, `columns` side by side, into files of `out`, one for each suffix; returns the file names."""
+    with plt.rc_context(STYLE):
+        drawn = _drawn(panels, columns, title)
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")  # laid out once, not again for every file
+        for suffix in suffixes:
+            # Else savefig gives a figure without a layout engine the default one, which moves its panels in the next file.
+            fixed = plt.rc_context({"figure.constrained_layout.use": False})
+            with fixed, atomic_path(out / f"{stem}{suffix}") as temporary:
+                drawn.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix])
+        plt.close(drawn)
+    return [f"{stem}{suffix}" for suffix in suffixes]
+
+
+def _drawn(panels: Sequence[Figure], columns: int, title: str):
+    rows = math.ceil(len(panels) / columns)
+    names = max(len(panel.y_names) for panel in panels)
+    height = 1.2 + 0.24 * names if names else {1: 4.0}.get(rows * columns, 2.4 * rows)
+    drawn, axes = plt.subplots(rows, columns, figsize=(max(6.4, 3.2 * columns), height), squeeze=False)
+    small = columns > 1
+    for axis, panel in zip(axes.flat, panels):
+        _panel(axis, panel, small)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    if title:
+        drawn.suptitle(title, fontsize=11)
+    ramps = [panel.ramp for panel in panels if panel.ramp is not None]
+    if ramps:
+        _colour_bar(drawn, axes, ramps[0])
+    return drawn
+
+
+def _panel(axis, panel: Figure, small: bool) -> None:
+    shown: set[str] = set()
+    for trace in panel.drawable():
+        _trace(axis, trace, trace.label if trace.label not in shown and not _on_ramp(trace) else None)
+        shown.add(trace.label)
+    x_limits, y_limits = panel.limits()
+    for log, limits, set_scale, set_limits, set_ticks, ruler in (
+        (panel.x_log, x_limits, axis.set_xscale, axis.set_xlim, axis.set_xticks, axis.xaxis),
+        (panel.y_log, y_limits, axis.set_yscale, axis.set_ylim, axis.set_yticks, axis.yaxis),
+    ):
+        set_scale("log" if log else "linear")
+        set_limits(*limits)
+        if not (panel.y_names and ruler is axis.yaxis):
+            places = ticks(min(limits), max(limits), log)
+            set_ticks(places, [short(place) for place in places])
+        ruler.set_minor_formatter(NullFormatter())
+    if panel.x_falling:
+        axis.invert_xaxis()
+    if panel.y_names:
+        axis.set_yticks(range(len(panel.y_names)), panel.y_names, fontsize=7)
+        axis.grid(axis="y", visible=False)
+    size = 7 if small else 9
+    title = panel.title[:40] + (f"\n{panel.note.split(';')[0]}" if panel.note else "") if small else panel.title
+    axis.set_title(title, fontsize=8 if small else 10)
+    axis.set_xlabel(panel.x_label, fontsize=size)
+    axis.set_ylabel(panel.y_label, fontsize=size)
+    axis.tick_params(labelsize=size - 1)
+    handles, labels = axis.get_legend_handles_labels()
+    if handles and panel.y_names:  # lines fill the whole axes
+        axis.figure.legend(handles, labels, fontsize=7, frameon=False, loc="outside lower center", ncols=len(labels))
+    elif handles:
+        axis.legend(handles, labels, fontsize=6 if small else 7, frameon=False, ncols=1 if len(labels) < 5 else 2)
+
+
+def _on_ramp(trace: Trace) -> bool:
+    return trace.shade is not None
+
+
+def _trace(axis, trace: Trace, label: str | None) -> None:
+    colour = PALETTE[trace.colour % len(PALETTE)][0]
+    if trace.shade is not None:
+        colour = ramp_colours(trace.shade)[0]
+    visible = trace.points or trace.line
+    if trace.low is not None and trace.bars:
+        axis.vlines(trace.x, trace.low, trace.high, color=colour, linewidth=0.6, alpha=0.7)
+    elif trace.low is not None:
+        alone = label if not visible else None
+        axis.fill_between(trace.x, trace.low, trace.high, color=colour, alpha=0.18, linewidth=0, label=alone)
+    if trace.line and len(trace.x) > 1:
+        style = "--" if trace.dashed else "-"
+        axis.plot(trace.x, trace.y, style, color=colour, linewidth=1.1 if trace.dashed else 1.4, label=label)
+        label = None
+    if trace.points or (trace.line and len(trace.x) == 1):
+        size = 4 if len(trace.x) < 60 else 2
+        axis.plot(trace.x, trace.y, "o", color=colour, markersize=size, markeredgewidth=0, label=label)
+
+
+def _colour_bar(drawn, axes, ramp: Ramp) -> None:
+    colours = ListedColormap([ramp_colours(k / (SHADES - 1))[0] for k in range(SHADES)])
+    low = max(ramp.low, 1)
+    norm = LogNorm(low, max(ramp.high, low * 1.01))
+    bar = drawn.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes.ravel().tolist(), label=ramp.label, aspect=30)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,263 @@
+"""What `analyze emergence` finds, as frozen dataclasses; result.json is `as_json` of EmergenceResult, a field a key."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from emergence_train.analysis.results import (
+    Interval,
+    Nats,
+    Probability,
+    Share,
+    Tokens,
+    Unit,
+    absent,
+    inline,
+    keyed,
+)
+
+VerdictName = Literal["emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified"]
+Status = Literal["reached", "expected", "open", "not-before-the-end"]
+# Verdicts in the order in which they are shown, the telling ones first
+VERDICT_ORDER: tuple[VerdictName, ...] = (
+    "emergent",
+    "u-shaped",
+    "gradual",
+    "inverse",
+    "saturated",
+    "not-identified",
+    "at-chance",
+)
+MetricUnits = Annotated[float, Unit("units of the metric")]
+Parameters = Annotated[int, Unit("non-embedding parameters")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKey:
+    """One metric of one task; `family` tells apart runs whose losses do not compare ("" where all do)."""
+
+    family: str
+    task: str
+    metric: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.family, self.task, self.metric
+
+
+@dataclass(frozen=True)
+class LossInterval:
+    """A loss with its 95% interval."""
+
+    value: Nats
+    low95: Nats
+    high95: Nats
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Performance before the threshold."""
+
+    level: MetricUnits
+    low95: MetricUnits
+    high95: MetricUnits
+    share_of_range: Annotated[Share, "of the loss range that it covers"]
+    rows: int
+
+
+@dataclass(frozen=True)
+class HeldOutSize:
+    """A size predicted by the others' curve where their losses reach; no error where fewer than two rows do."""
+
+    params: Parameters
+    rows: int
+    rmse: MetricUnits | None
+    bias: MetricUnits | None = absent()
+    noise: Annotated[MetricUnits | None, "what sampling noise alone would give"] = absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeDetails:
+    """How a size effect was found."""
+
+    unit: str
+    p_least: Annotated[Probability, "the least p that so few runs can give"]
+    over_observed_sizes: Annotated[MetricUnits, "from the smallest to the largest size"]
+    matters: Annotated[bool, "the interval excludes 0 and the effect is worth naming"]
+    rows_in_overlap: int
+    r2_loss: Share
+    r2_loss_and_size: Share
+    correlation: Annotated[float, "of neighbouring checkpoints of a run"]
+    held_out: tuple[HeldOutSize, ...]
+
+
+@dataclass(frozen=True)
+class SizeEffect:
+    """The change of performance for ten times the parameters at the same loss, plus is better; or why it is unknown."""
+
+    value: MetricUnits | None
+    low95: MetricUnits | None
+    high95: MetricUnits | None
+    p: Annotated[Probability | None, "two-sided, of no effect"]
+    reason: str | None = absent()
+    details: SizeDetails | None = inline()
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The share of the variance that one monotone curve explains, of loss and of training compute."""
+
+    r2_loss: Share | None
+    r2_compute: Share | None
+
+
+@dataclass(frozen=True)
+class LossRange:
+    """The losses that were analysed."""
+
+    highest: Nats = keyed("from")
+    lowest: Nats = keyed("to")
+    unigram: Annotated[Nats | None, "loss of a unigram model on this text"]
+    unigram_needed: Annotated[Nats | None, "the least loss of a unigram model for which the task is emergent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(TaskKey):
+    """One metric of one task as a function of loss."""
+
+    verdict: VerdictName
+    probability: Annotated[Probability, "of the verdict"]
+    probabilities: Annotated[dict[str, Probability], "of every verdict; empty where too few rows were given"]
+    reason: str | None
+    eta: Annotated[LossInterval | None, "the loss at which performance leaves its plateau"]
+    plateau: Plateau | None
+    change: Annotated[Interval, "performance at the lowest loss less that at the highest"]
+    size_effect: SizeEffect
+    collapse: Collapse
+    rows: int
+    sizes: int
+    params: tuple[Parameters, ...]
+    runs: int
+    loss_range: LossRange
+    chance: MetricUnits | None
+    items: Annotated[float | None, "median over checkpoints"]
+    resolution: Annotated[float | None, "1 / items"]
+    continuous: Annotated[bool, "the metric moves with every change of the model's probabilities"]
+    emergence_score: Annotated[float | None, "arXiv 2304.15004"]
+    spearman: float | None
+    pearson: float | None
+    dispersion: Annotated[float | None, "variance of rows over that of their items alone"]
+    correlation: Annotated[float | None, "of neighbouring checkpoints of a run"]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirageCheck(TaskKey):
+    """Whether an emergent verdict holds in a continuous metric of the same task too (arXiv 2304.15004)."""
+
+    continuous: Annotated[dict[str, VerdictName], "verdicts of the continuous metrics"]
+    survives: Annotated[bool | None, "null: not known"]
+    says: str
+    resolution: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSize:
+    """The closed form N >= N0 (eta - L_inf)^(-1/alpha) at equal tokens (arXiv 2403.15796)."""
+
+    alpha: Interval | None = absent()
+    l_inf: Annotated[Interval | None, Unit("nats per token")] = absent()
+    log10_n0: Interval | None = absent()
+    tokens: Annotated[Tokens | None, "at which the sizes were compared"] = absent()
+    sizes: int | None = absent()
+    probability_that_any_size_suffices: Probability | None = absent()
+    identified: bool
+    reason: str | None = absent()
+    n: Annotated[Interval | None, Unit("non-embedding parameters")] = absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeLawResult(TaskKey):
+    """The least size that gains the ability."""
+
+    least_size: LeastSize = inline()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """When a run's loss falls to a threshold."""
+
+    run: str
+    params: Parameters
+    status: Status
+    tokens: Annotated[Interval, Unit("tokens"), "null: beyond what was forecast"]
+    probability: Annotated[Probability, "that it happens by until_tokens"]
+    reached_now: Probability
+    until_tokens: Annotated[float, Unit("tokens")]
+    planned_end_known: bool
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ability(TaskKey):
+    """When each run gains what the task measures."""
+
+    runs: tuple[Crossing, ...]
+    smallest_size_that_has_it: Parameters | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossForecast:
+    """The loss to come of a run that has not ended: medians and quantiles at `tokens`."""
+
+    family: str
+    run: str
+    params: Parameters
+    planned_end_known: bool
+    tokens: tuple[Annotated[float, Unit("tokens")], ...]
+    loss: tuple[Nats, ...]
+    low95: tuple[Nats, ...]
+    high95: tuple[Nats, ...]
+    low80: tuple[Nats, ...]
+    high80: tuple[Nats, ...]
+    low50: tuple[Nats, ...]
+    high50: tuple[Nats, ...]
+
+    def interval(self, level: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(low, high) at 50, 80 or 95 percent, nats."""
+        return {50: (self.low50, self.high50), 80: (self.low80, self.high80), 95: (self.low95, self.high95)}[level]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units of the numbers in this file."""
+
+    eta: str = "nats per token"
+    size_effect: str = "metric units per tenfold parameters, plus is better"
+    tokens: str = "trained so far"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmergenceResult:
+    """What `analyze emergence` finds."""
+
+    units: Units = field(default_factory=Units)
+    convention: str
+    notes: tuple[str, ...]
+    tasks: tuple[TaskResult, ...]
+    mirage: tuple[MirageCheck, ...]
+    size_law: tuple[SizeLawResult, ...]
+    abilities: Annotated[tuple[Ability, ...], "one for each emergent task"]
+    outlooks: tuple[LossForecast, ...]
+    figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BacktestRow(TaskKey):
+    """An ability forecast for a hidden size against what happened."""
+
+    run: str
+    params: Parameters
+    predicted: Annotated[Interval, Unit("tokens")]
+    actual: Annotated[float | None, Unit("tokens")]
+    inside95: bool
+    status: Status

@@ -1,0 +1,107 @@
+"""All that a report shows: the runs' own files and the results of the analyses. The other modules here fit nothing."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train.analysis import emergence, temporal
+from emergence_train.analysis.emergence import EmergenceAnalysis
+from emergence_train.analysis.position_matrix import PositionMatrix, position_matrices
+from emergence_train.analysis.temporal import TemporalAnalysis
+from emergence_train.errors import InputError
+from emergence_train.recorder import tables
+
+FRACTION = 0.4  # of the planned tokens, observed by the forecast
+SPLITS = (None, "iid")  # forecast: the training curve and the iid validation loss
+SPLIT_ORDER = {"iid": 0, "ood": 1, "train": 2}  # then the domains
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's files and its temporal analysis.
+
+    positions: mean loss over positions and the sums by position, one PositionMatrix a split
+    means: tables.mean_loss of every checkpoint and split
+    fits: temporal.fit_positions, the position law at every checkpoint and split
+    curve: the training rows of metrics.jsonl; `metrics` all of them
+    forecast: from the first FRACTION of the run, or None with the reason in `no_forecast`
+    """
+
+    name: str
+    directory: Path
+    params: int
+    header: dict
+    positions: dict[str, PositionMatrix]
+    means: pd.DataFrame
+    fits: pd.DataFrame
+    curve: pd.DataFrame
+    metrics: list[dict]
+    forecast: TemporalAnalysis | None = None
+    no_forecast: tuple[str, ...] = field(default=())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.means["tokens"].max())
+
+    def splits(self) -> list[str]:
+        """iid and ood first, then train, then the domains."""
+        return sorted(self.positions, key=lambda split: (SPLIT_ORDER.get(split, 3), split))
+
+    def iid(self) -> pd.DataFrame:
+        """Mean iid loss at every checkpoint, by tokens."""
+        return self.means[self.means["split"] == "iid"].sort_values("tokens")
+
+    def last(self, frame: pd.DataFrame, split: str) -> pd.Series | None:
+        """The last checkpoint's row of a split."""
+        rows = frame[(frame["split"] == split) & (frame["step"] == frame["step"].max())]
+        return rows.iloc[0] if len(rows) else None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The runs, smallest first, and the emergence analysis of those that have evaluations (None where none has)."""
+
+    runs: list[Run]
+    emergence: EmergenceAnalysis | None
+
+
+def collect(directories: list[Path]) -> ReportData:
+    """Read run directories and run both analyses on them. Raises InputError where one is not a run."""
+    runs = [_load_run(directory) for directory in directories]
+    runs.sort(key=lambda run: (run.params, run.name))
+    evaluated = [run.directory for run in runs if any((run.directory / "evaluations").glob("*.parquet"))]
+    return ReportData(runs, emergence.investigate(evaluated) if evaluated else None)
+
+
+def _load_run(directory: Path) -> Run:
+    metrics = tables.read_metrics(directory)
+    header = next((row for row in metrics if row.get("kind") == "run"), None)
+    if header is None:
+        raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
+    if not list((directory / "positions").glob("*.parquet")):
+        raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
+    positions = tables.read(tables.POSITIONS, directory)
+    forecast, no_forecast = _forecast(directory)
+    return Run(
+        name=header["run"],
+        directory=directory,
+        params=int(header["params"]),
+        header=header,
+        positions={str(matrix.keys["split"].iloc[0]): matrix for matrix in position_matrices(positions)},
+        means=tables.mean_loss(positions),
+        fits=temporal.fit_positions(positions),
+        curve=pd.DataFrame([row for row in metrics if row.get("kind") == "train"]),
+        metrics=metrics,
+        forecast=forecast,
+        no_forecast=no_forecast,
+    )
+
+
+def _forecast(directory: Path) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
+    """The temporal analysis of a run, and why parts of it are missing."""
+    try:
+        analysis = temporal.investigate(directory, fit_fraction=FRACTION, splits=SPLITS)
+    except InputError as error:
+        return None, (str(error),)
+    return analysis, tuple(skipped.reason for skipped in analysis.result.skipped)

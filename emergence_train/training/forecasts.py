@@ -1,0 +1,80 @@
+"""Forecasts while a run trains: its loss at the end of the plan, and when it will gain the abilities it asks about."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from emergence_train.analysis.emergence.ability_watch import abilities_ahead, format_abilities, read_thresholds
+from emergence_train.analysis.results import as_json
+from emergence_train.analysis.temporal import forecast_final
+from emergence_train.analysis.temporal.result import FinalForecast
+from emergence_train.optim.schedule import learning_rate
+from emergence_train.training.observers import Measurement, Observer, RunContext, Step
+
+PLAN_POINTS = 1000  # of the planned learning rate
+
+
+class EndForecast(Observer):
+    """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
+
+    def on_restore(self, step: int, rows: list[dict]) -> None:
+        train = [row for row in rows if row.get("kind") == "train"]
+        self.losses = [(row["step"], row["loss"]) for row in train if row["loss"] is not None]
+
+    def on_step(self, step: Step) -> None:
+        if math.isfinite(step.loss):
+            self.losses.append((step.step, step.loss))
+
+    def on_checkpoint(self, measurement: Measurement) -> None:
+        if measurement.step >= self.context.plan.total_steps or not self.losses:
+            return
+        outlook = self._outlook()
+        self.context.write("forecast", step=measurement.step, tokens=measurement.tokens, **as_json(outlook))
+        if outlook.loss is not None:
+            measurement.notes.append(f"end {outlook.loss:.3f} [{outlook.low95:.3f}, {outlook.high95:.3f}]")
+
+    def _outlook(self) -> FinalForecast:
+        plan, schedule = self.context.plan, self.context.config.training.schedule
+        steps, losses = np.array(self.losses).T
+        planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
+        rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
+        return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)
+
+
+class AbilityForecast(Observer):
+    """When this run will gain the abilities whose thresholds an earlier analysis found, from its iid losses so far."""
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context)
+        self.thresholds, self.iid = [], {}
+        path = context.config.abilities
+        if path:
+            self.thresholds = read_thresholds(Path(path), context.header["vocabulary"])
+            if not self.thresholds:
+                context.log(f"{path}: no task has a threshold there, so no ability is forecast")
+
+    def on_restore(self, step: int, rows: list[dict]) -> None:
+        self.iid = iid_losses(rows)
+
+    def on_checkpoint(self, measurement: Measurement) -> None:
+        step, plan = measurement.step, self.context.plan
+        self.iid[step] = measurement.means.get("iid", math.inf)
+        if not self.thresholds:
+            return
+        abilities = abilities_ahead(self.thresholds, self.iid, plan.step_tokens, self.context.run_log.directory)
+        if not abilities:
+            return
+        values = {}
+        for name, ability in abilities.items():
+            tokens = ability.tokens
+            numbers = {"probability": ability.probability, "tokens": tokens.value, "low95": tokens.low95}
+            numbers |= {"high95": tokens.high95}
+            values |= {f"{name}/{key}": value for key, value in numbers.items()}
+        self.context.write("abilities", step=step, tokens=measurement.tokens, value=values)
+        self.context.log(f"abilities   step {step}  {format_abilities(abilities)}")
+
+
+def iid_losses(rows: list[dict]) -> dict[int, float]:
+    """Mean iid loss by step from rows of metrics.jsonl, nats per token; infinite where there is none."""
+    return {row["step"]: row["loss"].get("iid", math.inf) for row in rows if row.get("kind") == "validation"}

@@ -1,0 +1,43 @@
+"""One way to compute one case, and what is measured of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Candidate:
+    """forward() returns the tensor that is differentiated, or several, each by the same upstream gradient."""
+
+    name: str
+    forward: Callable[[], Tensor | tuple[Tensor, ...]]
+    leaves: tuple[Tensor, ...]
+    note: str = ""
+
+    def both(self, upstream: Tensor | None) -> tuple[Tensor, ...]:
+        out = self.forward()
+        if isinstance(out, tuple):
+            return *out, *torch.autograd.grad(out, self.leaves, (upstream,) * len(out))
+        return out, *torch.autograd.grad(out, self.leaves, upstream)
+
+
+@dataclass
+class Case:
+    """A shape, its candidates, and how to turn milliseconds into rates. FLOPs and bytes are those the problem needs,
+    whoever computes it: one formula for all candidates."""
+
+    op: str
+    shape: dict[str, int | str | bool]
+    candidates: list[Callable[[], Candidate]]  # made one at a time: each may hold memory
+    flops: dict[str, float] = field(default_factory=dict)  # of "forward" and "both"
+    bytes: dict[str, float] = field(default_factory=dict)
+    formula: str = ""
+    upstream: Callable[[], Tensor | None] = lambda: None
+    # Errors of (out, gradients...) against float64, as name -> relative norm.
+    errors: Callable[[tuple[Tensor, ...]], dict[str, float]] | None = None
+
+
+def relative(ours: Tensor, exact: Tensor) -> float:
+    return ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-300)).item()

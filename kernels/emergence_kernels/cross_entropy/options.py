@@ -1,0 +1,24 @@
+"""What a sweep over rows of logits is asked for beside its tensors, as the operations hand it to the backends."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """Arguments of fused_rows, forward_rows and backward_rows (reference.py).
+
+    z_loss: coefficient of the squared log-sum-exp. softcap: bound of the logits, None for none (fused_rows has none).
+    need_dx, need_dw: gradients to compute. rows_per_chunk: None means as many as suit the device. backend: of compiled.py,
+    which library.
+    """
+
+    z_loss: float = 0.0
+    softcap: float | None = None
+    need_dx: bool = False
+    need_dw: bool = False
+    rows_per_chunk: int | None = None
+    backend: str | None = None
+
+    @property
+    def need_gradients(self) -> bool:
+        return self.need_dx or self.need_dw

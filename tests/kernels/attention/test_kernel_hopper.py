@@ -1,0 +1,391 @@
+"""Hopper's attention (TMA, wgmma, warp specialisation), called directly.
+
+Without a GPU the kernels' own source runs in csrc/emulator, which does what the PTX ISA says of the asynchronous instructions,
+as late and as early as it allows, and whose race detector judges by happens-before. On an H100 the same tests run the
+compiled kernels.
+"""
+
+import ctypes
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from attention_cases import documents, make, plain
+from kernel_checks import assert_as_good, leaves
+
+from conftest import HARNESS
+from emergence_kernels.attention import hopper as attention_hopper
+from emergence_kernels.attention.document_ranges import overlapping_and_equal_blocks
+from emergence_kernels.attention.options import Options
+from emergence_kernels.backends import build, library
+
+CUDA = torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def hopper(request):
+    if reason := request.getfixturevalue("cuda_library"):
+        pytest.skip(reason)
+    if CUDA and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("not a Hopper GPU")
+
+
+@pytest.fixture(autouse=True)
+def tall_blocks(request, monkeypatch):
+    """Forward's blocks of 192 rows at head dim 64, which are for long sequences, at the short ones of these tests."""
+    if "short_blocks" not in request.fixturenames:
+        monkeypatch.setattr(attention_hopper, "LONG", 0)
+
+
+@pytest.fixture(scope="session")
+def checks_library(cuda_library) -> str | None:
+    """Why there are no kernels of csrc/checks, or None. The emulated library has them; a GPU's lie in one of their own."""
+    if not CUDA:
+        return cuda_library
+    try:
+        build.build("checks")
+    except build.BuildError as error:
+        if not build.library("checks").is_file():
+            return str(error)
+    torch.ops.load_library(str(build.library("checks")))
+    return None
+
+
+@pytest.fixture
+def short_blocks():
+    """Of 128 rows, as they are chosen."""
+    assert attention_hopper.rows_of_forward(64, 2048) == 128 < attention_hopper.rows_of_forward(64, 2049)
+
+
+@pytest.fixture
+def emulated():
+    if CUDA:
+        pytest.skip("a GPU's threads cannot be told their order")
+
+
+# ---- the instructions -------------------------------------------------------------------------------------------------
+
+
+BY_COPY, BY_THREADS, IN_REGISTERS = range(3)
+
+
+def product(a, b, d, transposed_a=False, transposed_b=False, way=BY_COPY):
+    """d + a b by TMA and wgmma; a (64, 64), b (64, N). way: how a gets to where it is multiplied."""
+    left = (a.T if transposed_a else a).contiguous().view(1, 64, 1, 64)
+    right = (b if transposed_b else b.T).contiguous()
+    right = right.view(1, right.shape[0], 1, right.shape[1])
+    out = (d / 2).clone()
+    torch.ops.emergence_cuda.hopper_product(left, right, out, transposed_a, transposed_b, way)
+    return out
+
+
+@pytest.mark.parametrize(
+    "way, transposed_a",
+    [(BY_COPY, False), (BY_COPY, True), (BY_THREADS, False), (BY_THREADS, True), (IN_REGISTERS, False)],
+)
+@pytest.mark.parametrize("transposed_b", [False, True])
+@pytest.mark.parametrize("N", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_in_every_form(way, transposed_a, transposed_b, N, dtype, device, checks_library):
+    """Descriptors, swizzle and fragments: whole numbers, so nothing is rounded and every element must be right."""
+    if checks_library:
+        pytest.skip(checks_library)
+    a, b = (torch.randint(-8, 9, shape).to(device, dtype) for shape in ((64, 64), (64, N)))
+    d = torch.randint(-9, 9, (64, N)).to(device, torch.float32)
+    assert torch.equal(product(a, b, d, transposed_a, transposed_b, way), a.float() @ b.float() + d)
+
+
+# ---- attention --------------------------------------------------------------------------------------------------------
+
+# name: (B, T, H, G, D), causal, documents, window, layout. Blocks have 192 queries (head dim 64) or 128, and 128 keys.
+CASES = {
+    "head dim 64": ((1, 200, 2, 2, 64), True, None, None, "plain"),
+    "head dim 128": ((1, 270, 2, 1, 128), True, None, None, "plain"),
+    "one token": ((2, 1, 2, 1, 64), True, None, None, "plain"),
+    "round the ring": ((1, 690, 1, 1, 64), False, None, None, "plain"),
+    "round the ring, 128": ((1, 515, 1, 1, 128), True, None, None, "plain"),
+    "exact blocks": ((1, 384, 1, 1, 64), True, None, None, "plain"),
+    "full": ((1, 331, 2, 2, 128), False, None, None, "plain"),
+    "GQA": ((1, 140, 6, 2, 64), True, None, None, "plain"),
+    "MQA": ((1, 130, 4, 1, 128), True, None, None, "plain"),
+    "documents": ((2, 300, 2, 1, 64), True, "packed", None, "plain"),
+    "long documents": ((1, 700, 1, 1, 128), True, "long", None, "plain"),
+    "documents in any order": ((1, 270, 2, 1, 128), True, "random", None, "plain"),
+    "full documents": ((1, 270, 2, 1, 64), False, "packed", None, "plain"),
+    "window": ((1, 500, 1, 1, 64), True, None, 130, "plain"),
+    "window of one": ((1, 135, 2, 1, 64), True, None, 1, "plain"),
+    "wide window": ((1, 135, 2, 1, 128), True, None, 1000, "plain"),
+    "full window": ((1, 400, 1, 1, 128), False, None, 40, "plain"),
+    "window and documents": ((2, 270, 2, 1, 64), True, "packed", 11, "plain"),
+    "peaked": ((1, 140, 2, 1, 64), True, None, None, "peaked"),
+    "heads first": ((2, 134, 2, 2, 64), True, None, None, "heads first"),
+    "expanded": ((2, 134, 2, 2, 64), True, None, None, "expanded"),
+    "one projection": ((2, 134, 2, 2, 64), True, None, None, "one projection"),
+}
+NARROWEST = ("head dim 64", "head dim 128", "documents", "full window")
+
+
+def ids_of(kind, B, T, device):
+    if kind == "long":  # some blocks of keys lie in one document with all of a block of queries
+        return (torch.arange(T, device=device) >= T // 5).long().expand(B, T)
+    return documents(kind, B, T, device)
+
+
+def tried(case, dtype, device):
+    shape, causal, kind, window, layout = CASES[case]
+    q, k, v = make(shape, layout, dtype, device)
+    ids = ids_of(kind, *shape[:2], device)
+    return (q, k, v), dict(causal=causal, document_ids=ids, window=window, scale=0.3 if case == "GQA" else None)
+
+
+@pytest.mark.parametrize("case", [case for case, (shape, *_) in CASES.items() if shape[-1] == 64])
+def test_short_blocks_against_float64(case, device, short_blocks):
+    test_forward_against_float64(case, torch.bfloat16, device)
+
+
+@pytest.mark.parametrize(
+    "case, dtype", [(c, torch.bfloat16) for c in CASES] + [(c, torch.float16) for c in NARROWEST], ids=str
+)
+def test_forward_against_float64(case, dtype, device):
+    tensors, options = tried(case, dtype, device)
+    out, lse = attention_hopper.forward(*tensors, Options(**options))
+    exact = plain(*(t.double() for t in tensors), **options)
+    assert out.shape == tensors[0].shape and out.dtype == dtype
+    assert_as_good("out", out, exact, plain(*tensors, **options))
+    wanted = scores(*tensors, **options).logsumexp(-1)
+    assert (lse.double() * math.log(2) - wanted).abs().max() <= 2e-6 * (1 + wanted.abs().max())
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["added", "deterministic"])
+@pytest.mark.parametrize(
+    "case, dtype", [(c, torch.bfloat16) for c in CASES] + [(c, torch.float16) for c in NARROWEST], ids=str
+)
+def test_backward_against_float64(case, dtype, deterministic, device):
+    tensors, options = tried(case, dtype, device)
+    upstream = torch.randn(tensors[0].shape, device=device).to(dtype)
+    out, lse = attention_hopper.forward(*tensors, Options(**options))
+    got = attention_hopper.backward(upstream, *tensors, out, lse, Options(**options, deterministic=deterministic))
+    results = []
+    for kept in (torch.float64, dtype):
+        copies = leaves(*tensors, dtype=kept)
+        results.append(torch.autograd.grad(plain(*copies, **options), copies, upstream.to(kept)))
+    for name, *three in zip(("dq", "dk", "dv"), got, *results):
+        # ds = p * (dp - delta) cancels to 0 where a query sees one key only, and out was rounded before delta.
+        alone = case in ("one token", "window of one")
+        rounded = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps * 0.1
+        assert_as_good(name, *three, terms=rounded * upstream.float().norm().item() if alone else 0.0)
+
+
+def scores(q, k, v, causal, document_ids, window, scale):
+    """(B, H, T, T) in float64, -inf where hidden; the masks are plain()'s, of values that say which keys a query sees."""
+    B, T, H, D = q.shape
+    ones = torch.zeros(B, T, 1, D, dtype=torch.float64, device=q.device)
+    marks = torch.eye(T, dtype=torch.float64, device=q.device).view(1, T, 1, T).expand(B, T, 1, T)
+    seen = plain_weights(ones, ones, marks, causal, document_ids, window) > 0
+    k = k.repeat_interleave(H // k.shape[2], dim=2)
+    s = torch.einsum("bthd,bshd->bhts", q.double(), k.double()) * (D**-0.5 if scale is None else scale)
+    return s.masked_fill(~seen, -math.inf)
+
+
+def plain_weights(q, k, marks, causal, document_ids, window):
+    return plain(q, k, marks, causal=causal, document_ids=document_ids, window=window).permute(0, 2, 1, 3)
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["added", "deterministic"])
+@pytest.mark.parametrize("scale", [-0.2, 0.0])
+def test_scales_that_are_not_positive(scale, deterministic, device):
+    tensors = make((1, 140, 2, 1, 64), "plain", torch.bfloat16, device)
+    out, lse = attention_hopper.forward(*tensors, Options(scale=scale))
+    exact = plain(*(t.double() for t in tensors), scale=scale)
+    assert_as_good("out", out, exact, plain(*tensors, scale=scale))
+    upstream = torch.randn_like(out)
+    got = attention_hopper.backward(upstream, *tensors, out, lse, Options(scale=scale, deterministic=deterministic))
+    results = []
+    for kept in (torch.float64, torch.bfloat16):
+        copies = leaves(*tensors, dtype=kept)
+        results.append(torch.autograd.grad(plain(*copies, scale=scale), copies, upstream.to(kept)))
+    for name, *three in zip(("dq", "dk", "dv"), got, *results):
+        assert_as_good(name, *three)
+
+
+def test_ranges_of_documents():
+    """[first, last) of blocks that may share an id, and of those that share a single one with all of the queries."""
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 2]])
+    assert overlapping_and_equal_blocks(ids, 4, 2).tolist() == [[[0, 5, 5, 5], [1, 5, 2, 4], [1, 5, 5, 5]]]
+    mixed = torch.tensor([[7, 7, 1, 9, 7, 7]] * 2)  # the blocks of 7 are not neighbours: every block gets its mask
+    assert overlapping_and_equal_blocks(mixed, 2, 2).tolist()[1][0] == [0, 3, 0, 0]
+
+
+def test_what_is_taken():
+    def unsupported_reason(dtype, D):
+        return attention_hopper.unsupported_reason(torch.empty(1, 1, 1, D, dtype=dtype))
+
+    assert unsupported_reason(torch.bfloat16, 64) is None and unsupported_reason(torch.float16, 128) is None
+    assert "float32" in unsupported_reason(torch.float32, 64) and "80" in unsupported_reason(torch.bfloat16, 80)
+
+
+# ---- thread orders, races, fences -------------------------------------------------------------------------------------
+
+
+def run_forward() -> list[torch.Tensor]:
+    """On shapes that go round the ring and meet every barrier."""
+    torch.manual_seed(0)
+    out, ids = [], ids_of("long", 1, 700, "cpu")
+    for D in (64, 128):
+        out += attention_hopper.forward(
+            *make((1, 700, 1, 1, D), "plain", torch.bfloat16, "cpu"), Options(False, None, ids)
+        )
+    return out
+
+
+def run_backward() -> list[torch.Tensor]:
+    """Six gradients that must be the same to the bit, then dq, whose parts are added in any order, and dk and dv."""
+    torch.manual_seed(0)
+    out, ids = [], ids_of("long", 1, 330, "cpu")
+    for deterministic in (True, False):
+        for D in (64, 128):
+            tensors = make((1, 330, 1, 1, D), "plain", torch.bfloat16, "cpu")
+            upstream, result, lse = torch.randn(1, 330, 1, D).bfloat16(), tensors[0] * 0.3, torch.full((1, 1, 330), 8.5)
+            out += attention_hopper.backward(
+                upstream, *tensors, result, lse, Options(False, None, ids, None, deterministic)
+            )
+    return out
+
+
+def run_products() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    a, b = (torch.randn(64, 64).bfloat16() for _ in range(2))
+    return [product(a, b, torch.zeros(64, 64), way=way) for way in (BY_COPY, BY_THREADS, IN_REGISTERS)]
+
+
+RUNS = {
+    "cuda/attention/hopper_forward.cu": run_forward,
+    "cuda/attention/hopper_backward.cu": run_backward,
+    "checks/hopper_check.cu": run_products,
+}
+
+
+def same(source: str, some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    """Bit for bit, but for what is added in any order."""
+    added = (6, 9) if source.endswith("hopper_backward.cu") else ()
+    for index, (a, b) in enumerate(zip(some, others, strict=True)):
+        alike = torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-4) if index in added else torch.equal(a, b)
+        if not alike:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("source", RUNS)
+def test_the_order_of_threads_and_of_what_is_asynchronous_does_not_matter(source, emulated, monkeypatch):
+    """The same bits, whoever runs first and whenever copies and products happen; but for sums in any order, which are close."""
+    usual = RUNS[source]()
+    for seed in range(1, 6):
+        monkeypatch.setenv("EMERGENCE_EMULATE_SEED", str(seed))
+        assert same(source, usual, RUNS[source]())
+
+
+@pytest.mark.parametrize("source", RUNS)
+def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
+    """Each left out in turn: the emulator objects, or what a product had not yet written was read (NaN).
+
+    Turns order nothing that is shared, and only save time.
+    """
+    usual = RUNS[source]()
+    read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
+    read.restype = ctypes.c_char_p
+    met = set(read().decode().splitlines())
+    kernels = (build.SOURCES / source).read_text().split("// ---- host")[0]
+    reasons = set(re.findall(r'"([^"]{20,})"\);', kernels))
+    assert reasons <= met and len(reasons) >= 9, f"not met: {reasons - met}"
+    for reason in sorted(reasons):
+        if "in turns" in reason:
+            continue
+        monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
+        try:
+            missed = same(source, usual, RUNS[source]())
+        except RuntimeError as error:
+            assert "emulated launch" in str(error)
+            missed = False
+        assert not missed, f"nobody missed: {reason}"
+
+
+# ---- the compiled code ------------------------------------------------------------------------------------------------
+
+
+def disassembler() -> Path | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return tool if tool.is_file() else None
+
+
+def forms(ptx: str) -> tuple[set, set, set]:
+    """Copies; products of 64 x 128 bfloat16 and whether b is transposed; (swizzle, stride, leading offset) of descriptors."""
+    copies = {  # a block that is no cluster's may name its shared memory either way
+        copy.replace("shared::cta.global", "shared::cluster.global")
+        for copy in re.findall(r"cp\.async\.bulk\.tensor[\w.:]+", ptx)
+    }
+    products = set(re.findall(r"(wgmma\.mma_async\S*m64n128k16\.f32\.bf16\.bf16) [^;]*, 1, 1(?:, 0)?, (\d);", ptx))
+    fields = set()
+    for number in map(int, re.findall(r"\b46\d{17}\b", ptx)):
+        fields.add((number >> 62, number >> 32 & 0x3FFF, number >> 16 & 0x3FFF))
+    return copies, products, fields
+
+
+@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
+def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
+    """The emulator was written by who wrote the kernels: what both got wrong, Triton's code for a Hopper would show."""
+    pytest.importorskip("triton")
+    script = HARNESS / "hopper_by_triton.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = tmp_path / "ours.ptx"
+    include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
+    flags = [*build.COMMON, *build.FLAGS["cuda"], "-arch=sm_90a", '-DEMERGENCE_BUILD=""', *include]
+    source = str(build.SOURCES / "cuda/attention/hopper_forward.cu")
+    subprocess.run([build.nvcc(), *flags, "-ptx", source, "-o", str(ours)], check=True)
+    copies, products, fields = forms(ours.read_text())
+    their_copies, their_products, their_fields = forms(done.stdout)
+    assert copies == their_copies and len(copies) == 1
+    assert products == their_products and len(products) == 2
+    by_swizzle = {field for field in fields if field[0] == 1}
+    # Rows of k: stride 1024 bytes, the leading offset without meaning. Columns: slabs of 128 rows of 128 bytes.
+    assert (1, 64, 1024) in by_swizzle & their_fields
+    assert {field[:2] for field in by_swizzle} == {field[:2] for field in their_fields} == {(1, 64)}
+
+
+@pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
+def test_nvcc_compiles_products_that_overlap(tmp_path):
+    """No spills; no products that ptxas had to serialise or help with fences; the exponentials are not moved past waits."""
+    out = tmp_path / "emergence_cuda.so"
+    verbose = dict(archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
+    said = build.build("cuda", out, **verbose)
+    assert "product_kernel" not in said, "a test's kernel is not for the library"
+    said += build.build("checks", tmp_path / "checks.so", **verbose)
+    for name, count in (("forward_hopper", 6), ("backward_hopper", 12), ("product_kernel", 40)):
+        assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", said)) == count
+    assert "C75" not in said and "serialized" not in said
+    assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)) == {("0", "0")}
+    if (tool := disassembler()) is None:
+        pytest.skip("no disassembler")
+    command = [str(tool), "-arch", "sm_90a", "-sass", str(out)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    checked = 0
+    for part in code.split("Function : ")[1:]:
+        name = part.split("\n")[0]
+        if "ward_hopper" not in name:
+            continue
+        assert "HGMMA" in part and "UTMALDG" in part and "USETMAXREG" in part and not re.search(r"\b(STL|LDL)\b", part)
+        # Between the wait for scores and the next wait, where the other product is on its way.
+        during = part.partition("DEPBAR.LE gsb0, 0x1")[2].partition("DEPBAR")[0]
+        assert during.count("MUFU.EX2") >= (64 if "forward" in name else 32), f"exponentials come too late: {name}"
+        checked += 1
+    assert checked == 6 + 12

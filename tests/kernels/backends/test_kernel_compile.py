@@ -1,0 +1,139 @@
+"""Every configuration that "auto" can choose compiles for sm_80 and sm_90, all but without spills, on the matrix units.
+
+No GPU is needed: Triton compiles for a named target, and its cuobjdump reads the result.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import HARNESS
+
+pytest.importorskip("triton")
+
+
+def compiled(suite: str, *choices: str, tables: tuple[str, ...] = ("sm_80", "sm_90")) -> list[dict]:
+    """In a process of its own: this one may be interpreting. choices: as of compiling.main."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = HARNESS / "compiling.py"
+    path = os.pathsep.join(p for p in sys.path if p)
+    run = subprocess.run(
+        [sys.executable, str(script), suite, *choices],
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {row["arch"] for row in rows} == set(tables)
+    return rows
+
+
+def spilled_bytes(row: dict) -> int:
+    """What a thread may spill: a little in Hopper's dkdv above head dim 64, for wide products (triton_configs.py)."""
+    uneven = row["suite"] == "attention_uneven"
+    part, head = row["kernel"].split()[:2]
+    if uneven and (row["arch"], row["kernel"]) == ("sm_80", "dq D=128 full"):
+        return 8  # ptxas takes 128 registers, so that two blocks fit
+    if row["arch"] != "sm_90" or row["dtype"] == "float32" or part != "dkdv" or head in ("D=32", "D=64"):
+        return 0
+    return 160 if uneven else 64
+
+
+def check(rows: list[dict], with_matrix: tuple[str, ...]) -> None:
+    for row in rows:
+        allowed = spilled_bytes(row)
+        assert row["stack"] <= allowed and (allowed or row["spills"] == 0), row
+        assert row["shared"] <= {"sm_80": 163, "sm_90": 227}[row["arch"]] * 1024, row
+        if row["kernel"].startswith(with_matrix):
+            assert row["matrix"] > 0, row
+            assert (row["wgmma"] > 0) == (row["arch"] == "sm_90"), row
+            if row["suite"].startswith("attention") and "D=32" not in row["kernel"]:
+                assert min(row["columns"], default=64) >= 64, row
+
+
+def test_the_table_of_each_architecture():
+    """12.x is newer than Hopper, and has 99 KB of shared memory."""
+    from emergence_kernels.backends import triton_configs as configs
+
+    tables = {major: configs.table_of(major) for major in (8, 9, 10, 11, 12)}
+    assert tables == {8: "sm_80", 9: "sm_90", 10: "sm_90", 11: "sm_90", 12: "sm_80"}
+
+
+def test_cross_entropy():
+    rows = compiled("cross_entropy", "bfloat16")
+    assert len(rows) == 2 * 6
+    check(rows, ("statistics",))
+    two = [row for row in rows if row["kernel"] == "statistics softcap=False" and row["arch"] == "sm_90"]
+    assert all(2 * row["registers"] * 256 <= 65536 and 2 * (row["shared"] + 1024) <= 228 << 10 for row in two)
+
+
+def test_loss_rows():
+    """A vocabulary of odd size, too, is read by 16 bytes and written by as many bytes as the gradients of four logits have."""
+    rows = compiled("loss_rows", "bfloat16")
+    check(rows, ())
+    for row in rows:
+        wide = "loss_rows float32" in row["kernel"]
+        assert {kind for kind in row["loads"] if kind.endswith(".128")}, row
+        # Scalars only: valid, target, its logit, scale.
+        assert sum(number for kind, number in row["loads"].items() if not kind.endswith(".128")) == 4, row
+        assert {kind for kind in row["stores"] if kind.endswith(".64" if wide else ".128")}, row
+        assert row["stores"].get("STG.E.U16") == 1, row  # the target's entry
+        if "V=50257" in row["kernel"] and "softcap=False" in row["kernel"]:
+            assert row["registers"] <= 32, row  # two programs of 1024 threads
+
+
+def test_rms_norm_and_rotary():
+    rotary = compiled("rotary", "bfloat16")
+    check(compiled("rms_norm", "bfloat16") + rotary, ())
+    for row in rotary:
+        assert all(access.endswith(".128") for access in row["global"]), row
+
+
+def test_swiglu():
+    """16 bytes an access and nothing narrower, whatever the dtype."""
+    rows = compiled("swiglu", "bfloat16", "float32")
+    check(rows, ())
+    for row in rows:
+        assert row["global"] and all(access.endswith(".128") for access in row["global"]), row
+
+
+def test_attention():
+    rows = compiled("attention_common", "bfloat16")
+    assert {row["kernel"].split()[0] for row in rows} == {"forward", "dkdv", "dq"}
+    check(rows, ("forward", "dkdv", "dq"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["attention", "attention_uneven"])
+def test_every_attention(suite):
+    """Every head dim and mask; float16 has the same tiles."""
+    check(compiled(suite, "bfloat16"), ("forward", "dkdv", "dq"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "suite", ["cross_entropy", "cross_entropy_uneven", "loss_rows", "rms_norm", "rotary", "swiglu"]
+)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_other_dtypes(suite, dtype):
+    check(compiled(suite, dtype), ("statistics",) if dtype == "float16" else ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["attention_common", "cross_entropy", "loss_rows"])
+@pytest.mark.parametrize("target, table, shared", [("100", "sm_90", 227), ("120", "sm_80", 99)])
+def test_newer_architectures(suite, target, table, shared):
+    """They have no tables of their own: what they use compiles, and fits their shared memory. On 10.0 some registers spill."""
+    rows = compiled(suite, "bfloat16", target, tables=(table,))
+    assert {row["target"] for row in rows} == {int(target)}
+    assert all(row["shared"] <= shared * 1024 for row in rows), max(rows, key=lambda row: row["shared"])
+
+
+@pytest.mark.slow
+def test_variants_compile():
+    """Candidates for a benchmark: they must compile; whether they spill is for the benchmark to show."""
+    assert len(compiled("variants", "bfloat16")) >= 3

@@ -1,0 +1,205 @@
+""" "auto" on a GPU follows what was measured, and never takes what was not."""
+
+import json
+
+import pytest
+import torch
+
+from emergence_kernels.attention import flash
+from emergence_kernels.attention.op import checked
+from emergence_kernels.attention.options import Options
+from emergence_kernels.backends import ranking
+from emergence_kernels.backends.dispatch import resolve_backend
+from emergence_kernels.bench import draw
+from support import ROOT
+
+GPU = torch.device("cuda")
+
+
+def row(candidate: str, ms: float, tokens: int = 8192, features: int = 1024, op: str = "rms_norm", **more) -> dict:
+    shape = {"tokens": tokens, "features": features} | more
+    return {"op": op, "contender": candidate, "shape": shape, "modes": {"both": {"median_ms": ms}}}
+
+
+def run(*rows: dict, utc: str = "20260101-000000", architecture: str | None = "sm_90") -> dict:
+    return {"utc": utc, "architecture": architecture, "dtype": "bfloat16", "commit": "abc", "rows": list(rows)}
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Makes a table of runs the one in force, on a pretended H100 with everything built."""
+
+    def use(*runs: dict) -> None:
+        monkeypatch.setattr(ranking, "FILE", tmp_path / "ranking.json")
+        ranking.write(ranking.from_results(list(runs)))
+        ranking._table.cache_clear()
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr("emergence_kernels.backends.dispatch.unsupported_reason", lambda *_: None)
+    yield use
+    ranking._table.cache_clear()
+
+
+def auto(measured_as: str, *widths: int, dtype: torch.dtype = torch.bfloat16, op: str | None = None) -> str:
+    return resolve_backend("auto", op or measured_as, GPU, measured=ranking.fastest(measured_as, GPU, dtype, widths))
+
+
+def test_without_a_measurement_cuda_is_never_chosen(measured):
+    measured()
+    for op in ("rms_norm", "position_loss", "linear_cross_entropy"):
+        assert auto(op, 4096, 50304) == "triton"
+
+
+def test_attention_is_ranked_by_its_mask(measured):
+    def of(candidate: str, ms: float, kind: str) -> dict:
+        return row(candidate, ms, op="attention", features=0, head_dim=64, seq=2048, kind=kind)
+
+    measured(
+        run(
+            of("emergence flash", 1.0, "causal"),
+            of("emergence cuda", 2.0, "causal"),
+            of("emergence triton", 3.0, "documents"),
+            of("emergence cuda", 2.0, "documents"),
+        )
+    )
+    assert auto("attention, causal", 64, 1024, op="attention") == "flash"
+    assert auto("attention, documents", 128, 4096, op="attention") == "cuda"
+
+
+def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> str:
+    """What attention's own dispatch takes on a pretended GPU with flash attention, which has no documents and here no window."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(2, 1024, 4, head_dim, dtype=dtype, device="cuda")
+        ids = torch.empty(2, 1024, dtype=torch.int64, device="cuda") if kind == "documents" else None
+        options = Options(kind != "full", None, ids, 100 if kind == "window" else None, False)
+        return checked("attention", q, q, q, options, None)[1]
+
+
+@pytest.fixture
+def limited(monkeypatch):
+    """Only what the inputs themselves rule out is ruled out."""
+    monkeypatch.setattr(
+        "emergence_kernels.backends.dispatch.unsupported_reason",
+        lambda backend, op, device, limits: limits.get(backend),
+    )
+    monkeypatch.setattr(flash, "generation", lambda q: None)
+
+
+def test_an_unmeasured_mask_takes_the_causal_order(measured, limited):
+    def of(candidate: str, ms: float, kind: str = "causal", head_dim: int = 64) -> dict:
+        return row(candidate, ms, op="attention", features=0, head_dim=head_dim, seq=1024, kind=kind)
+
+    measured(
+        run(
+            of("emergence flash", 1.0),
+            of("emergence cuda", 2.0),
+            of("emergence triton", 3.0),
+            of("emergence flash", 2.0, head_dim=128),
+            of("emergence cuda", 3.0, head_dim=128),
+            of("emergence triton", 1.0, head_dim=128),
+            of("emergence cuda", 2.0, "window", 128),
+            of("emergence triton", 3.0, "window", 128),
+        )
+    )
+    assert chosen("causal") == chosen("full") == "flash"
+    assert chosen("documents") == "cuda", "flash attention drops out, the rest keep their order"
+    assert chosen("documents", 128) == "triton"
+    assert chosen("window") == chosen("window", 128) == "cuda", "this mask was measured"
+
+
+def test_hopper_has_its_own_kernels_unmeasured(measured, limited, monkeypatch):
+    measured()
+    assert chosen("causal", dtype=torch.float16) == "flash"
+    assert chosen("documents") == chosen("window", 128) == "cuda"
+    assert chosen("documents", 96) == "triton", "Hopper's kernels have no such head dim"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert chosen("documents") == "triton"
+
+
+def test_the_nearest_widths_decide(measured):
+    measured(
+        run(
+            row("emergence cuda", 1.0),
+            row("emergence triton", 2.0),
+            row("torch eager", 0.1),
+            row("emergence cuda", 9.0, features=8192),
+            row("emergence triton", 5.0, features=8192),
+            row("emergence triton, wide", 0.5, features=8192),
+        )
+    )
+    assert auto("rms_norm", 1000) == auto("rms_norm", 64) == "cuda"
+    assert auto("rms_norm", 8192) == auto("rms_norm", 5000) == "triton"
+    assert auto("rms_norm", 1024, dtype=torch.float16) == "triton", "another dtype was not measured"
+    assert auto("position_loss", 1024, 50304) == "triton", "another operation was not measured"
+
+
+def test_several_numbers_of_tokens_count_alike(measured):
+    """A factor of 3 behind on one and of 2 ahead on another is behind."""
+    measured(
+        run(
+            row("emergence cuda", 1.0),
+            row("emergence triton", 2.0),
+            row("emergence cuda", 30.0, tokens=1 << 16),
+            row("emergence triton", 10.0, tokens=1 << 16),
+            row("emergence torch", 0.001, tokens=1 << 16),  # failed on the other: not compared
+        )
+    )
+    assert ranking.fastest("rms_norm", GPU, torch.bfloat16, (1024,)) == ["triton", "cuda"]
+
+
+def test_a_later_run_replaces_an_earlier_one(measured):
+    old = run(row("emergence cuda", 1.0), row("emergence triton", 2.0))
+    new = run(row("emergence cuda", 3.0), row("emergence triton", 2.0), utc="20260202-000000")
+    measured(new, old)
+    assert auto("rms_norm", 1024) == "triton"
+
+
+def test_a_cpu_run_and_another_architecture_say_nothing(measured):
+    rows = row("emergence cuda", 1.0), row("emergence triton", 2.0)
+    measured(run(*rows, architecture=None), run(*rows, architecture="sm_80"))
+    assert auto("rms_norm", 1024) == "triton"
+    assert ranking.fastest("rms_norm", torch.device("cpu"), torch.bfloat16, (1024,)) == []
+
+
+def test_what_cannot_run_is_passed_over(measured, monkeypatch):
+    measured(run(row("emergence cuda", 1.0), row("emergence triton", 2.0)))
+    monkeypatch.setattr(
+        "emergence_kernels.backends.dispatch.unsupported_reason",
+        lambda backend, *_: "it is not built" if backend == "cuda" else None,
+    )
+    assert auto("rms_norm", 1024) == "triton"
+
+
+def test_one_command_writes_the_table(measured, tmp_path, capsys):
+    measured()
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "other.json").write_text(json.dumps({"runs": []}))  # another benchmark's
+    assert draw.main([str(results), "--no-plots"]) == 2
+    full = run(row("emergence cuda", 1.0), row("emergence triton", 2.0)) | {
+        "device": "h100",
+        "suite": "short",
+        "versions": {},
+        "threads": 1,
+        "load_average": 0.0,
+        "complete": True,
+        "ceilings": {"matmul_tflops": 1.0, "copy_gbps": 1.0},
+        "failures": [],
+    }
+    for each in full["rows"]:
+        each["formula"] = "bytes"
+        each["modes"]["both"] |= {"low_ms": 0.9, "high_ms": 2.1}
+    (results / "run.json").write_text(json.dumps(full))
+    assert draw.main([str(results), "--no-plots", "--ranking"]) == 0
+    ranking._table.cache_clear()
+    assert auto("rms_norm", 1024) == "cuda"
+    assert "Commit abc." in (results / "run.md").read_text()
+
+
+def test_the_table_that_is_committed_is_of_results_that_are():
+    """Nobody edits ranking.json by hand."""
+    stored = ROOT / "benchmarks" / "results"
+    runs = [data for file in stored.rglob("*.json") if "ceilings" in (data := json.loads(file.read_text()))]
+    assert json.loads(ranking.FILE.read_text()) == ranking.from_results(runs)

@@ -1,0 +1,210 @@
+"""The benchmark runs, keeps what it measured when cut off, and its tables can be redrawn."""
+
+import itertools
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+from emergence_kernels.bench import draw, main
+from emergence_kernels.bench.attention import _pairs
+from emergence_kernels.bench.step import Model, flops_per_token
+from emergence_kernels.bench.timing import measure
+
+TINY = ["--suite", "tiny", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    """The interpreter would only make it slow, and peers that are installed want a GPU."""
+    monkeypatch.setattr("emergence_kernels.bench.run.interpreting", lambda: False)
+    monkeypatch.setattr("emergence_kernels.bench.losses._peers", lambda *_: ())
+    for peers in ("_norm_peers", "_swiglu_peers"):
+        monkeypatch.setattr(f"emergence_kernels.bench.norms.{peers}", lambda *_: ())
+
+
+def test_everything_once(tmp_path, capsys):
+    assert main([*TINY, "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    data = json.loads(file.read_text())
+    assert data["complete"] and not data["failures"] and data["versions"]["torch"]
+    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "step"]
+    assert list(dict.fromkeys(row["op"] for row in data["rows"])) == ops
+    for row in data["rows"]:
+        both = row["modes"]["both"]
+        assert 0 < both["low_ms"] <= both["median_ms"] <= both["high_ms"] and both["repeats"] >= 5
+        assert all(error < 1e-5 for error in row.get("errors", {}).values()), row
+    losses = {row["contender"] for row in data["rows"] if row["op"] == "position_loss"}
+    assert {"emergence torch", "torch eager"} <= losses
+    assert "position_loss" in capsys.readouterr().out
+
+    pytest.importorskip("matplotlib")
+    assert draw.main([str(tmp_path)]) == 0
+    text = file.with_suffix(".md").read_text()
+    assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
+    assert len(list((tmp_path / "cpu").glob("*.png"))) == 7
+
+
+def test_a_spent_budget_keeps_what_there_is(tmp_path):
+    assert main([*TINY, "--op", "rms_norm", "--op", "rotary", "--budget", "0", "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    data = json.loads(file.read_text())
+    assert not data["complete"] and data["cut_short"] == ["rms_norm", "rotary"]
+    assert {row["op"] for row in data["rows"]} == {"rms_norm", "rotary"}  # a shape that was begun is finished
+    assert "Not complete" in draw.table(data)
+
+
+def test_a_cpu_gets_shapes_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("emergence_kernels.bench.run._shapes", lambda *_: [])
+    assert main(["--device", "cpu", "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    assert json.loads(file.read_text())["suite"] == "laptop"
+
+
+def test_a_backward_lost_in_noise_is_left_out(tmp_path, monkeypatch):
+    """Where forward and backward together measure shorter than forward alone."""
+    from emergence_kernels.bench.timing import Stopwatch
+
+    times = itertools.cycle([1.0, 2.0, 1.5])
+    monkeypatch.setattr("emergence_kernels.bench.run.ceilings", lambda *_: {"matmul_tflops": 1.0, "copy_gbps": 1.0})
+    monkeypatch.setattr(Stopwatch, "sample", lambda self, run, repeats: [next(times)] * 5)
+    main([*TINY, "--op", "rms_norm", "--budget", "0", "--out", str(tmp_path)])
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    data = json.loads(file.read_text())
+    assert set(data["rows"][0]["modes"]) == {"eval", "forward", "both"} and "1.5" in draw.table(data)
+
+
+def test_each_operation_in_a_process_of_its_own(tmp_path, monkeypatch, capfd):
+    """As on a GPU; one that hangs is killed, and the others' rows are there."""
+    from emergence_kernels.bench import run
+
+    args = run.parser().parse_args(["--device", "cpu", "--out", str(tmp_path), "--budget", "2"])
+    assert run.apart(args, ["rms_norm", "rotary"], "tiny", "float32") == 0
+    files = sorted((tmp_path / "cpu").glob("*.json"))
+    assert {file.name.split("-")[2] for file in files} == {"rms_norm", "rotary"}
+    assert all(json.loads(file.read_text())["rows"] for file in files)
+    monkeypatch.setattr(run, "PATIENCE", 0)
+    args.budget = 0.0
+    assert run.apart(args, ["rotary"], "tiny", "float32") == 1 and "rotary was killed" in capfd.readouterr().err
+
+
+def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such kernel\nsecond line")
+
+    monkeypatch.setattr("emergence_kernels.bench.losses._eager", broken)
+    assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 0
+    (file,) = (tmp_path / "cpu").glob("*.json")
+    (failure,) = json.loads(file.read_text())["failures"]
+    assert failure["contender"] == "torch eager" and failure["error"] == "RuntimeError: no such kernel"
+
+
+def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("emergence_kernels.bench.losses.position_loss", broken)
+    assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 1
+
+
+def test_a_variant_takes_its_place_and_leaves_it(triton_only, device, monkeypatch):
+    """The benchmark's candidates run by their own tile table, which is as it was afterwards."""
+    import dataclasses
+
+    from emergence_kernels.backends import triton_configs as configs
+    from emergence_kernels.bench import losses, variants
+
+    key = configs.architecture(device), 4, False
+    usual = configs.LOGITS[key]
+    candidate = dataclasses.replace(usual, block_m=32)
+    monkeypatch.setattr(variants, "of_losses", lambda *_: {"tall": ((configs.LOGITS, key), candidate)})
+    seen = []
+    original = configs.architecture
+    monkeypatch.setattr(configs, "architecture", lambda d: seen.append(configs.LOGITS[key].block_m) or original(d))
+    (case,) = losses.cases("linear_cross_entropy", "tiny", device, torch.float32, [])
+    candidate = case.candidates[0]()
+    assert candidate.name == "emergence triton, tall"
+    candidate.both(case.upstream())
+    assert seen == [32, 32] and configs.LOGITS[key] == usual  # forward and backward
+
+
+def test_wrong_use(tmp_path, capsys):
+    if not torch.cuda.is_available():
+        assert main(["--device", "cuda", "--out", str(tmp_path)]) == 2
+        assert "no CUDA device" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["--op", "softmax"])
+    assert stop.value.code == 2
+    assert draw.main([str(tmp_path)]) == 2
+
+
+def test_formulas():
+    assert _pairs(4, "full") == 16 and _pairs(4, "causal") == 10
+    assert _pairs(2048, "window") == 1024 * 1025 / 2 + 1024**2
+    assert _pairs(1024, "documents") == 2 * 512 * 513 / 2
+    model = Model(8, 16, 2, 1, 11, 4, "torch")
+    multiplied = 8 * 24 + 8 * 8 + 8 * 32 + 16 * 8 + 11 * 8  # qkv, out, gate and up, down, the tied head once
+    assert flops_per_token(model, 8, 1, 4) == 6 * multiplied + 6 * 1 * 8 * 4
+
+
+def test_timing_counts():
+    calls = []
+    timing = measure(lambda: calls.append(1), torch.device("cpu"), seconds=0, at_least=7)
+    assert timing.repeats == 7 and len(calls) == 10
+
+
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
+def test_the_model_trains_the_same_with_kernels_on(kernels, device, request):
+    """A few steps of a tiny decoder, every operation by our kernels and by PyTorch: the same losses."""
+    missing = request.getfixturevalue("triton_only" if kernels == "triton" else "cuda_library")
+    if kernels == "cuda" and missing:
+        pytest.skip(missing)
+    dtype = torch.float32 if kernels == "triton" else torch.bfloat16  # CUDA's attention takes 16 bits only
+    losses = {}
+    for backend in ("plain", "torch", kernels):
+        torch.manual_seed(0)
+        model = Model(16, 24, 2, 2, 29, 8, backend).to(device, dtype)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        data = torch.randint(29, (2, 9), device=device)
+        losses[backend] = []
+        for _ in range(4):
+            loss = model(data[:, :-1], data[:, 1:])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[backend].append(loss.item())
+    close = 1e-4 if dtype == torch.float32 else 1e-2
+    assert losses["torch"] == pytest.approx(losses[kernels], rel=close)
+    assert losses["torch"] == pytest.approx(losses["plain"], rel=close)
+    assert losses[kernels][-1] < losses[kernels][0] - 0.1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_liger_may_have_chunks_as_large_as_ours(there, monkeypatch):
+    from emergence_kernels.bench import losses
+
+    seen = []
+
+    class Function:
+        @staticmethod
+        def forward(ctx, _input, weight, target, bias=None, reduction="mean", chunk_mem_const=1):
+            pass
+
+        @staticmethod
+        def apply(*arguments):
+            seen.append(arguments[3:])
+            return arguments[0], None
+
+    if not there:
+        Function.forward = staticmethod(lambda ctx, _input, weight, target, bias=None, reduction="mean": None)
+    module = types.SimpleNamespace(LigerFusedLinearCrossEntropyFunction=Function)
+    for name in ("liger_kernel", "liger_kernel.ops", "liger_kernel.ops.fused_linear_cross_entropy"):
+        monkeypatch.setitem(sys.modules, name, module)
+    hidden, weight = (torch.empty(rows, 16, device="meta") for rows in (3 * 4096, 16 * 60))
+    run = losses._liger_by_large_chunks(hidden, weight, None, "none")
+    if not there:
+        assert run is None
+        return
+    assert run() is hidden and seen == [(None, "none", 20)]  # 960 logits a token for 20 times 16: three chunks

@@ -1,0 +1,32 @@
+"""Every use of a rank or a number of processes names the group that it means."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from emergence_train.parallel.mesh import Group, Mesh, data_parallel
+from emergence_train.parallel.ranks import all_reduce_sum
+
+SOURCE = Path(__file__).parents[2] / "emergence_train"
+
+
+def test_data_parallel_processes_are_in_every_group():
+    mesh = data_parallel(1, 4, 1, torch.device("cpu"))
+    assert mesh.world == mesh.data == Group(1, 4) and not mesh.is_rank0
+    assert data_parallel(0, 4, 0, torch.device("cpu")).is_rank0
+
+
+def test_a_group_of_one_needs_no_collective():
+    """The world may be larger: the sum is over the group that the caller names."""
+    mesh = Mesh(Group(1, 2), Group(0, 1), 1, torch.device("cpu"))
+    assert all_reduce_sum(torch.tensor([3.0]), mesh.data).item() == 3.0
+
+
+def test_nobody_asks_torch_for_the_world():
+    """Ranks and sizes come from the mesh, but in the module that makes it."""
+    asks = re.compile(r"get_rank\(|get_world_size\(|mesh\.(rank|size|world_size)\b")
+    found = {
+        str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if asks.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"parallel/ranks.py", "training/main_gradients.py"}  # the latter of DeepSpeed's own group

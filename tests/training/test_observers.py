@@ -1,0 +1,70 @@
+"""Observers follow a run: adding one is a class and a line, and the session knows nothing of it."""
+
+import pytest
+
+from emergence_train import config as configs
+from emergence_train.faults.anomalies import Event
+from emergence_train.parallel.ranks import stop
+from emergence_train.training import recording
+from emergence_train.training.observers import Observer
+from emergence_train.training.recording import NullRecorder
+from emergence_train.training.run import train
+from support import metrics
+
+
+class Witness(Observer):
+    """Notes every call, and has a row and a note of its own."""
+
+    calls: list[tuple] = []
+
+    def on_restore(self, step, rows):
+        self.calls.append(("restore", step, len(rows)))
+
+    def on_step(self, step):
+        self.calls.append(("step", step.step, step.tokens))
+
+    def on_checkpoint(self, measurement):
+        assert set(measurement.means) == {"train", "iid", "ood", "manuals", "speeches"}
+        self.context.write("witness", step=measurement.step, tokens=measurement.tokens)
+        measurement.notes.append("seen")
+        self.calls.append(("checkpoint", measurement.step, len(measurement.table)))
+
+    def on_row(self, row):
+        if row["kind"] == "witness":
+            self.calls.append(("row", row["step"], row["tokens"]))
+
+    def on_close(self, *, stopped):
+        self.calls.append(("close", stopped, 0))
+
+
+@pytest.fixture
+def witness(monkeypatch):
+    monkeypatch.setattr(Witness, "calls", [])
+    monkeypatch.setattr(recording, "OBSERVERS", [Witness, *recording.OBSERVERS])  # the one line
+    yield Witness
+    stop()
+
+
+def test_an_observer_sees_the_whole_run(config_file, tmp_path, witness):
+    lines: list[str] = []
+    train(configs.load(config_file, ["training.tokens=2048", "checkpoints.every_tokens=1024"]), lines.append)
+    rows = 5 * 32  # five splits of 32 positions
+    assert witness.calls == [
+        ("restore", 0, 0),
+        *[("step", step, step * 256) for step in (1, 2, 3, 4)],
+        ("row", 4, 1024),
+        ("checkpoint", 4, rows),
+        *[("step", step, step * 256) for step in (5, 6, 7, 8)],
+        ("row", 8, 2048),
+        ("checkpoint", 8, rows),
+        ("close", False, 0),
+    ]
+    assert [row["step"] for row in metrics(tmp_path / "runs" / "run", "witness")] == [4, 8]
+    assert sum("  seen  " in line for line in lines if line.startswith("checkpoint  step")) == 2
+
+
+def test_other_ranks_record_nothing():
+    recorder = NullRecorder()
+    assert recorder.restore(3, [], set()) == [] and recorder.best is None
+    assert recorder.flush() is None and recorder.close() is None
+    recorder.write("spike", step=1, reason=Event("spike", "log", "reason").reason)
