@@ -313,7 +313,7 @@ def load_run(run: Path) -> Config:
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 5e3 is a number, and a key that stands twice is refused."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:

@@ -53,8 +53,9 @@ def check(run: Path, dataset: Dataset) -> None:
         )
 
 
-def remember(run: Path, dataset: Dataset) -> None:
-    """Write what `check` compares, and the tokenizer, into the run."""
+def keep(run: Path, dataset: Dataset) -> None:
+    """`check`, then write what it compares, and the tokenizer, into the run."""
+    check(run, dataset)
     if not (run / TOKENIZER).is_file():
         files.write_bytes(run / TOKENIZER, (dataset.root / "tokenizer.json").read_bytes())
     wanted = {

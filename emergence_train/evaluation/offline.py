@@ -6,6 +6,7 @@ from pathlib import Path
 from emergence_train import config as configs
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import Config, TaskConfig
+from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator
@@ -35,7 +36,7 @@ def evaluate(
     step = checkpoints.read_state(folder)["step"]
     config = config.model_copy(update={"tasks": chosen(config, tasks)})
     mesh = start(config.training.threads)
-    broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))
+    broadcast_from_rank0(lambda: identity.check(run, Dataset(config.data, config.seed, verify=True)))
     dataset = Dataset(config.data, config.seed, verify=False)
     known = dataset.index["validation"]["splits"]
     for split in splits or ():

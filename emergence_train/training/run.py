@@ -14,6 +14,7 @@ import torch
 
 from emergence_train.analysis.emergence.ability_watch import read_thresholds
 from emergence_train.config import Config
+from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder
@@ -66,6 +67,7 @@ def _train(config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, s
     if note:
         log(note)
     dataset = Dataset(config.data, config.seed, verify=False)
+    broadcast_from_rank0(lambda: identity.keep(run, dataset))
     evaluator = _evaluator(config, dataset)
     if config.abilities:
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))

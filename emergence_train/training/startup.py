@@ -27,6 +27,7 @@ VOLATILE = (
     "abilities",
     "data.path",
     "data.workers",
+    "data.bad_rows",
     "training.micro_batch",
     "training.threads",
     "training.zero_stage",
@@ -109,12 +110,19 @@ def claim(run: Path, config: Config) -> str | None:
     now = _flat(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
         volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
-        if not volatile and before.get(key) != now.get(key):
+        if not volatile and _known(before.get(key)) != _known(now.get(key)):
             raise InputError(
                 f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
                 f"or restore the configuration"
             )
     return note
+
+
+def _known(value):
+    """Without the keys of sections that are not set: an older version, which did not have them, compares as equal."""
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items() if inner is not None}
+    return [_known(inner) for inner in value] if isinstance(value, list) else value
 
 
 def write_config(directory: Path, config: Config) -> None:

@@ -1,0 +1,93 @@
+"""A run is tied to its data and tokenizer: other data are refused in one line, moved data are the same, export needs none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emergence_train.convert.hf_export import export
+from emergence_train.data import identity
+from emergence_train.data.dataset import Dataset
+from emergence_train.data.prepare import prepare
+from emergence_train.errors import InputError
+from support import command, data_of, small_config, tree
+
+
+@pytest.fixture(scope="module")
+def run(data_path, tmp_path_factory) -> tuple[Path, dict]:
+    """(folder with config.yaml and runs/run stopped before its end, the configuration); the data are a copy under data/."""
+    folder = tmp_path_factory.mktemp("identity")
+    shutil.copytree(data_path, folder / "data")
+    tree_ = small_config(folder / "data", folder / "runs")
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree_))
+    done = command("train", str(folder / "config.yaml"))
+    assert done.returncode == 0, done.stderr
+    return folder, tree_
+
+
+def other_data(folder: Path) -> None:
+    """Other text under the same configuration: another seed of the same vocabulary is not needed, other files are."""
+    shutil.rmtree(folder / "data")
+    data = data_of(folder / "data")
+    swapped = data.model_copy(update={"sources": [*reversed(data.sources)]})
+    named = [source.model_copy(update={"sample": other.sample}) for source, other in zip(data.sources, swapped.sources)]
+    prepare(data.model_copy(update={"sources": named}), lambda line: None)
+
+
+def test_a_run_knows_its_data_and_keeps_its_tokenizer(run, data_path):
+    folder, _ = run
+    directory = folder / "runs" / "run"
+    known = json.loads((directory / "data.json").read_text())
+    dataset = Dataset(data_of(data_path), seed=0)
+    assert known["data"] == identity.digest(dataset.index) and known["vocabulary"] == dataset.fingerprint
+    assert (directory / "tokenizer.json").read_bytes() == (data_path / "tokenizer.json").read_bytes()
+
+
+def test_other_data_are_refused_and_nothing_is_overwritten(run, tmp_path):
+    source, _ = run
+    folder = Path(shutil.copytree(source, tmp_path / "moved"))
+    settings = small_config(folder / "data", folder / "runs")
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    directory = folder / "runs" / "run"
+    (directory / "config.yaml").write_text((directory / "config.yaml").read_text().replace(str(source), str(folder)))
+    same = command("train", str(folder / "config.yaml"))  # moved data are the same data
+    assert same.returncode == 0 and "nothing to do" in same.stdout + same.stderr
+    before = tree(directory)
+    other_data(folder)
+    for arguments in (("train", str(folder / "config.yaml")), ("evaluate", str(directory))):
+        done = command(*arguments)
+        assert done.returncode == 2, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+        assert "was trained" in line and str(folder / "data") in line
+        assert tree(directory) == before
+    out = export(directory, None, tmp_path / "hf", lambda line: None)  # with the tokenizer that the run keeps
+    assert (out / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
+    shutil.rmtree(folder / "data")
+    export(directory, None, tmp_path / "hf2", lambda line: None)
+
+
+def test_a_run_of_an_older_version_is_known_by_its_log(run, tmp_path, data_path):
+    source, _ = run
+    directory = Path(shutil.copytree(source / "runs" / "run", tmp_path / "run"))
+    (directory / "data.json").unlink()
+    (directory / "tokenizer.json").unlink()
+    dataset = Dataset(data_of(data_path), seed=0)
+    identity.keep(directory, dataset)
+    assert identity.read(directory)["data"] == identity.digest(dataset.index)
+    (directory / "data.json").unlink()
+    (directory / "tokenizer.json").unlink()
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    header = json.loads(lines[0]) | {"vocabulary": "f" * 16}
+    (directory / "metrics.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
+    with pytest.raises(InputError, match="was trained with the tokenizer ffffffffffffffff, and .* has "):
+        identity.check(directory, dataset)
+    with pytest.raises(InputError, match="keeps no tokenizer.json"):
+        identity.tokenizer_of(directory, tmp_path / "nowhere")
+
+
+def test_a_damaged_data_json_is_said(tmp_path):
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(InputError, match=r"data\.json: cannot be read"):
+        identity.read(tmp_path)
