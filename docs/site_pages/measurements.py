@@ -28,6 +28,7 @@ def _source(name: str, result: dict) -> str:
 def page() -> str:
     """The page of everything that was timed."""
     lines = [
+        "---\nhide: [toc]\n---\n",  # its tables are wide
         "# Measurements",
         "",
         "Made from the files under `benchmarks/results/` when this site is built; how each was measured is in",

@@ -7,18 +7,21 @@ import sys
 
 import pytest
 
-from support import ROOT
+from support import ROOT, locked
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built site; a warning, such as a link to a page that is not there, fails the build."""
+def site(common_path):
+    """The site, built once for all workers; a warning, such as a link to a page that is not there, fails the build."""
     pytest.importorskip("material", reason="mkdocs-material is not installed")
-    out = tmp_path_factory.mktemp("site")
+    out = common_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with locked(common_path / "site.lock"):
+        if not (common_path / "site.built").is_file():
+            environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (common_path / "site.built").touch()
     return out
 
 

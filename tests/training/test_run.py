@@ -258,11 +258,14 @@ def test_a_table_or_rows_that_someone_deleted_are_missed(config_file, tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a file that is always full")
 def test_a_screen_that_cannot_be_written_does_not_end_a_run(config_file, tmp_path):
     """Standard output is often a file on the disk that is full. The exit code still says what happened."""
-    start = [sys.executable, "-m", "emergence_train", "train", str(config_file)]
-    variables = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(start, stdout=full, stderr=full, env=variables, timeout=240)
-        wrong = subprocess.run([*start, "training.batch=10"], stdout=full, stderr=full, env=variables, timeout=240)
+    script = tmp_path / "full.py"
+    script.write_text(
+        "import os, runpy, sys\n"
+        "full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1); os.dup2(full, 2)\n"
+        "runpy.run_module('emergence_train', run_name='__main__')\n"
+    )
+    start = [str(script), "train", str(config_file)]
+    done, wrong = run_python(*start), run_python(*start, "training.batch=10")
     assert done.returncode == 0 and wrong.returncode == 2
     assert len(metrics(tmp_path / "runs" / "run")) == STEPS
 

@@ -135,8 +135,8 @@ def _gradients(
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *options, ctx.backend = inputs
-    options = Options(*options)
+    q, k, v, *given, ctx.backend = inputs
+    options = Options(*given)
     ctx.save_for_backward(q, k, v, *outputs, options.document_ids)
     ctx.options = options._replace(document_ids=None)
 

@@ -59,7 +59,7 @@ def rms_norm(
         y, new_residual = rms_norm_torch(x, weight, eps, residual)
     else:
         y, new_residual, _ = _rms_norm(x, weight, eps, residual, backend)
-    return y if residual is None else (y, new_residual)
+    return y if residual is None else (y, new_residual)  # type: ignore[return-value]  # it is there with residual
 
 
 def _forward(
@@ -93,7 +93,9 @@ def _save(ctx, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def _backward(ctx, gradients, dy: Tensor | None, d_residual: Tensor | None, _) -> tuple[Tensor | None, ...]:
-    dy = torch.zeros_like(d_residual) if dy is None else dy
+    if dy is None:
+        assert d_residual is not None  # autograd comes with one of the two
+        dy = torch.zeros_like(d_residual)
     dx, dw = gradients(dy, d_residual if ctx.with_residual else None, *ctx.saved_tensors, ctx.backend)
     return dx, dw, None, dx if ctx.with_residual else None
 
