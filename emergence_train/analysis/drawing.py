@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.colors import ListedColormap, LogNorm  # noqa: E402
 from matplotlib.figure import Figure as MatplotlibFigure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks  # noqa: E402
 from emergence_train.files import atomic_path  # noqa: E402
@@ -40,12 +40,18 @@ def save(
     *,
     columns: int = 1,
     title: str = "",
+    size: tuple[float, float] | None = None,
     suffixes: tuple[str, ...] = tuple(METADATA),
     dpi: int = 150,
 ) -> list[str]:
-    """Draw `panels`, `columns` side by side, into files of `out`, one for each suffix; returns the file names."""
+    """Draw `panels`, `columns` side by side, into files of `out`, one for each suffix; returns the file names.
+
+    `size` (width, height) in inches; None: as the panels need.
+    """
     with plt.rc_context(STYLE):
         drawn = _drawn(panels, columns, title)
+        if size is not None:
+            drawn.set_size_inches(size)
         drawn.draw_without_rendering()
         drawn.set_layout_engine("none")  # laid out once, not again for every file
         for suffix in suffixes:
@@ -137,7 +143,9 @@ def _trace(axis: Axes, trace: Trace, label: str | None) -> None:
 def _colour_bar(drawn: MatplotlibFigure, axes: Any, ramp: Ramp) -> None:
     colours = ListedColormap([ramp_colours(k / (SHADES - 1))[0] for k in range(SHADES)])
     low = max(ramp.low, 1)
-    norm = LogNorm(low, max(ramp.high, low * 1.01))
+    high = max(ramp.high, low * 1.01)
+    norm = LogNorm(low, high)
     bar = drawn.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes.ravel().tolist(), label=ramp.label, aspect=30)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    places = [place for place in ticks(low, high, log=True) if low <= place <= high]
+    bar.set_ticks(places, labels=[short(place) for place in places])
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
