@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kGroup)
   barrier("check: the mbarrier is initialised before anybody waits for it");
   if (threadIdx.x == 0) {
     arrive_expecting(mbarrier, (WAY == kByCopy ? kA : 0) + N * kSwizzleRow,
-                     "check: matrices are there before they are multiplied (bytes)");
+                     "check: matrices have arrived before they are multiplied (bytes)");
     if (WAY == kByCopy) load_tile(to_a, of_a, mbarrier, 0, 0, 0, 0);
     if (TRANSPOSED_B)
       for (int slab = 0; slab < N / 64; ++slab) load_tile(to_b + slab * kA, of_b, mbarrier, slab * 64, 0, 0, 0);
@@ -38,9 +38,9 @@ __global__ void __launch_bounds__(kGroup)
       store_shared(in_tile(to_a, i / 32, i % 32 / 4) + i % 4 * 4,
                    packed<T>(to_float(load(a + 2 * i)), to_float(load(a + 2 * i + 1))));
     fence_async("check: threads' stores reach the asynchronous proxy");
-    barrier("check: every thread's stores are there before they are multiplied");
+    barrier("check: every thread's stores have arrived before they are multiplied");
   }
-  wait(mbarrier, 0, "check: matrices are there before they are multiplied (wait)");
+  wait(mbarrier, 0, "check: matrices have arrived before they are multiplied (wait)");
   const int lane = threadIdx.x % kWarp, row0 = threadIdx.x / kWarp * 16 + lane / 4, column0 = lane % 4 * 2;
   float sums[N / 2];
 #pragma unroll
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kGroup)
       Products<T, N>::template shared<TRANSPOSED_A, TRANSPOSED_B>(sums, left, right, true);
   }
   commit_products("check: products are waited for as a group");
-  wait_products<0>("check: products are there before they are stored");
+  wait_products<0>("check: products have arrived before they are stored");
   hold(sums);
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) store(d + (row0 + i / 2 % 2 * 8) * N + i / 4 * 8 + column0 + i % 2, sums[i]);

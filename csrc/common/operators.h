@@ -1,4 +1,4 @@
-// What the GPU's and the processor's libraries have in common: the same operators under the same arguments, so that one
+// What the GPU's and the CPU's libraries have in common: the same operators under the same arguments, so that one
 // Python module calls either, and checks of tensors. Host code, torch's stable ABI.
 #pragma once
 

@@ -1,8 +1,8 @@
-// What the processor's kernels share: float32 only, threads by torch's own pool, vectors by the compiler.
+// What the CPU's kernels share: float32 only, threads by torch's own pool, vectors by the compiler.
 //
 // A function marked CLONED is compiled for several generations of x86-64 and the fastest that runs here is taken when the
 // library is loaded, so that one build serves a cluster of unlike nodes. Loops marked `omp simd` may be vectorised although
-// that adds in another order; the order is fixed for a given processor.
+// that adds in another order; the order is fixed for a given CPU.
 #pragma once
 
 #include "common/operators.h"

@@ -1,4 +1,4 @@
-// Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient in place, on a processor. The formulas, and the
+// Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient in place, on a CPU. The formulas, and the
 // arguments, are those of cuda/loss_rows.cu. A row stays in the first-level cache while it is passed over three times: maximum;
 // exponentials, their sum and their product with z; gradient.
 

@@ -1,4 +1,4 @@
-// Sums over the batch at each position, in order and in double: cuda/position_sums.cu on a processor.
+// Sums over the batch at each position, in order and in double: cuda/position_sums.cu on a CPU.
 
 #include "cpu/cpu.h"
 

@@ -1,4 +1,4 @@
-// RMSNorm on a processor. The formulas, and the arguments, are those of cuda/rms_norm.cu. Every tensor is passed over once.
+// RMSNorm on a CPU. The formulas, and the arguments, are those of cuda/rms_norm.cu. Every tensor is passed over once.
 
 #include "cpu/cpu.h"
 

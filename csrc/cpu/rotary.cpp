@@ -1,4 +1,4 @@
-// Rotary position embedding on a processor. The formulas, and the arguments, are those of cuda/rotary.cu.
+// Rotary position embedding on a CPU. The formulas, and the arguments, are those of cuda/rotary.cu.
 
 #include "cpu/cpu.h"
 

@@ -1,4 +1,4 @@
-// SwiGLU on a processor. The formulas, and the arguments, are those of cuda/swiglu.cu.
+// SwiGLU on a CPU. The formulas, and the arguments, are those of cuda/swiglu.cu.
 
 #include "cpu/cpu.h"
 

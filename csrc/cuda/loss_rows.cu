@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(1024) statistics_kernel(
   for (int bits = kWarp / 2; bits > 0; bits /= 2)
     mine = merge(mine, {from_lane_xor(mine.top, bits), from_lane_xor(mine.sum, bits), from_lane_xor(mine.dot, bits)});
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = mine;
-  barrier("every warp's share of the row is there before it is added up, and the row read before it is overwritten");
+  barrier("every warp's share of the row has arrived before it is added up, and the row read before it is overwritten");
   Online all = of_warp[0];
   for (unsigned warp = 1; warp < blockDim.x / kWarp; ++warp) all = merge(all, of_warp[warp]);
   const float log_of_total = logf(all.sum);

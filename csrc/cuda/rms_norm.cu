@@ -29,7 +29,7 @@ __device__ __forceinline__ float row_sum(float value, Shares& share, int parity)
   if (warps == 1) return value;
   const int first = parity * kMaxWarps + threadIdx.y * warps;
   if (threadIdx.x % kWarp == 0) share[first + threadIdx.x / kWarp] = value;
-  barrier("every warp's share of the row is there before it is added up");
+  barrier("every warp's share of the row has arrived before it is added up");
   float sum = share[first];
   for (int warp = 1; warp < warps; ++warp) sum += share[first + warp];
   return sum;
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp) backward_kernel(
         const int column = (p * blockDim.x + threadIdx.x) * N + i;
         if (column < D) of_rows[threadIdx.y * D + column] = dw[p][i];
       }
-    barrier("every row's share of dweight is there before they are added up");
+    barrier("every row's share of dweight has arrived before they are added up");
   }
   if (threadIdx.y > 0) return;
 #pragma unroll
@@ -179,7 +179,7 @@ __global__ void sum_shares_kernel(const float* shares, T* dweight, int blocks, i
   if (column < D)
     for (int block = threadIdx.y; block < blocks; block += blockDim.y) sum += load(shares + int64_t(block) * D + column);
   of_warp[threadIdx.y * kWarp + threadIdx.x] = sum;
-  barrier("every warp's sum is there before they are added up");
+  barrier("every warp's sum has arrived before they are added up");
   if (threadIdx.y > 0 || column >= D) return;
   for (unsigned warp = 1; warp < blockDim.y; ++warp) sum += of_warp[warp * kWarp + threadIdx.x];
   store(dweight + column, from_float<T>(sum));

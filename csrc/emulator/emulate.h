@@ -1,16 +1,16 @@
-// Runs the kernels' own source on a CPU, for tests: threads, blocks, warps, barriers and shuffles, and a referee.
+// Runs the kernels' own source on a CPU, for tests: threads, blocks, warps, barriers and shuffles, and a race detector.
 //
 // Every CUDA thread of a block is a fiber (ucontext). A fiber runs until a barrier or a shuffle, or until a memory access
 // at which a coin falls on "let somebody else go on", and then the scheduler picks any fiber that can run. So the order of
 // threads is as bad as it gets, and the same for the same seed (EMERGENCE_EMULATE_SEED).
 //
-// The referee (referee.h) looks at every access that goes through load(), store() or shared memory:
+// The race detector (race_detector.h) looks at every access that goes through load(), store() or shared memory:
 //   - two threads touch a byte, one of them writes, and no barrier orders the two: a race, whatever the order happened to be;
 //   - an address outside the tensors of the launch, or outside the shared array: out of bounds;
 //   - shared memory that is read before this block wrote it;
 //   - a barrier that some threads of the block never reach.
 // Each ends the launch with an exception that names the kernel's place. EMERGENCE_EMULATE_DROP=text leaves out the barriers
-// of that reason: a test drops each in turn and expects the referee to object.
+// of that reason: a test drops each in turn and expects the race detector to object.
 //
 // What the hardware does on its own (bulk copies, wgmma) waits in queues and happens at a random time before it is due.
 //
@@ -40,7 +40,7 @@
 #include <utility>
 #include <vector>
 
-#include "emulator/referee.h"
+#include "emulator/race_detector.h"
 
 #define __global__ static
 #define __device__
@@ -74,10 +74,10 @@ struct Thread {
   uint32_t clock = 0;
 
   // What others learn who wait for what this thread does now. What it does next is later than that.
-  void release(Knowledge& to, Referee& referee) {
+  void release(Knowledge& to, RaceDetector& race_detector) {
     to.learn(knows);
     to.learn(id, clock);
-    clock = referee.tick();
+    clock = race_detector.tick();
   }
 };
 
@@ -112,7 +112,7 @@ struct Machine {
   dim3 grid, block, block_index;
   uint32_t block_number = 0;
   uint64_t blocks_run = 0;
-  Referee referee;
+  RaceDetector race_detector;
   NamedBarrier named[16];
   std::map<uint64_t, std::deque<std::function<void()>>> in_flight;  // by unit, each in order: what the hardware will do
   uint64_t units = 0;
@@ -160,10 +160,10 @@ struct Machine {
   }
 
   void meet(NamedBarrier& b, uint32_t count, bool waits) {
-    referee.exact = true;
+    race_detector.exact = true;
     if (count % kLanes || (b.arrived && b.count != count)) fail("a barrier's threads must agree on their number, of whole warps");
     b.count = count;
-    current->release(b.told, referee);
+    current->release(b.told, race_detector);
     if (waits) b.waiting.push_back(current);
     if (++b.arrived < count) return waits ? wait(&b.generation, b.generation + 1) : void();
     for (Thread* t : b.waiting) t->knows.learn(b.told);
@@ -175,15 +175,15 @@ struct Machine {
   // All threads of the block know all that threads did, and what any of them knew of others.
   void everybody_knows() {
     Knowledge all;
-    if (referee.exact)
+    if (race_detector.exact)
       for (Thread& t : threads) all.learn(t.knows);
-    all.threads = referee.now();
+    all.threads = race_detector.now();
     for (Thread& t : threads) {
       t.knows.threads = all.threads;
-      if (referee.exact) t.knows.learn(all);
+      if (race_detector.exact) t.knows.learn(all);
       t.clock = all.threads + 1;
     }
-    referee.tick();
+    race_detector.tick();
   }
 
   // One thing that the hardware has to do, of a unit chosen at random; false where there is nothing.
@@ -249,12 +249,12 @@ struct Machine {
       for (size_t byte = 0; byte < bytes; ++byte)
         if (added_to.count(reinterpret_cast<uintptr_t>(pointer) + byte))
           fail("race in global memory: a byte that is added to is read or written");
-    const auto verdict = referee.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared, value);
-    if (verdict == Referee::kFine) return;
-    if (verdict == Referee::kUnwritten) fail("shared memory read before this block wrote it");
-    if (verdict == Referee::kUnfenced) fail("the asynchronous proxy meets a thread's write that no fence.proxy.async passed on");
+    const auto verdict = race_detector.touch(actor, reinterpret_cast<uintptr_t>(pointer), bytes, writes, shared, value);
+    if (verdict == RaceDetector::kFine) return;
+    if (verdict == RaceDetector::kUnwritten) fail("shared memory read before this block wrote it");
+    if (verdict == RaceDetector::kUnfenced) fail("the asynchronous proxy meets a thread's write that no fence.proxy.async passed on");
     fail(std::string("race in ") + (shared ? "shared" : "global") + " memory: a byte is " + (writes ? "written" : "read") +
-         " that another " + (verdict == Referee::kRaceWithWrite ? "wrote" : "read") + ", and nothing orders the two");
+         " that another " + (verdict == RaceDetector::kRaceWithWrite ? "wrote" : "read") + ", and nothing orders the two");
   }
 
   bool inside(const void* pointer, size_t bytes) const {
@@ -281,7 +281,7 @@ struct Machine {
     if (random() % 8 == 0) pause();
     const auto first = reinterpret_cast<uintptr_t>(pointer);
     for (auto at = first; at < first + bytes; ++at) {
-      if (referee.touched(at)) fail("race in global memory: an addition to a byte that is read or written");
+      if (race_detector.touched(at)) fail("race in global memory: an addition to a byte that is read or written");
       added_to.insert(at);
     }
   }
@@ -304,7 +304,7 @@ struct Machine {
 
   void run_block() {
     const uint32_t count = block.x * block.y * block.z;
-    referee.begin_block(block_number, count);
+    race_detector.begin_block(block_number, count);
     ++blocks_run;
     for (NamedBarrier& b : named) b = NamedBarrier{};
     in_flight.clear();
@@ -319,7 +319,7 @@ struct Machine {
       t.state = Thread::kRuns;
       t.instruction = nullptr;
       t.knows = Knowledge{};
-      t.clock = referee.now();
+      t.clock = race_detector.now();
       ++warps[id / kLanes].lanes;
       getcontext(&t.context);
       t.context.uc_stack.ss_sp = t.stack.get();
@@ -369,7 +369,7 @@ struct Machine {
   }
 };
 
-// Shared memory: each element remembers, through the referee, who touched it.
+// Shared memory: each element remembers, through the race detector, who touched it.
 template <typename T>
 class Shared {
  public:
@@ -429,7 +429,7 @@ inline void run(dim3 grid, dim3 block, size_t shared_bytes, const std::vector<Ra
   m.ranges.clear();
   for (const Range& r : ranges)
     if (r.pointer) m.ranges.emplace_back(reinterpret_cast<uintptr_t>(r.pointer), reinterpret_cast<uintptr_t>(r.pointer) + r.bytes);
-  m.referee.begin_launch();
+  m.race_detector.begin_launch();
   m.added_to.clear();
   std::vector<uint32_t> order(size_t(grid.x) * grid.y);
   for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;

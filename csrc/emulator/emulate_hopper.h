@@ -3,11 +3,11 @@
 // - A tile's copy happens at a random time after it was issued, and then tells its mbarrier of the bytes.
 // - A product reads shared memory at a random time between its issue and its wait. Until the wait its accumulators hold
 //   NaNs, and it is an error if they, or the registers of A, are found changed.
-// - Both belong to the asynchronous proxy, and the referee sees them as agents of their own: each mbarrier's copies, each
+// - Both belong to the asynchronous proxy, and the race detector sees them as agents of their own: each mbarrier's copies, each
 //   warp's products. Who waits for the mbarrier, or for the warp's products, learns of what they did.
 #pragma once
 
-#include "emulator/emulate.h"
+#include "emulator/emulate_wgmma.h"
 
 namespace emulate {
 
@@ -26,33 +26,12 @@ struct Mbarrier {
   Knowledge told, of_phase;  // by the arrivals of the phase under way, and of the last completed one
 };
 
-using Convert = float (*)(const unsigned char*);
-
-// One wgmma of a warpgroup, as a thread issues it: D (64, N) = A (64, K) B (K, N) + D, where K elements have 32 bytes.
-struct Product {
-  float* d;
-  const uint32_t* a;  // registers, or null: descriptor_a
-  uint64_t descriptor_a, descriptor_b;
-  int N;
-  bool transposed_a, transposed_b, accumulate;
-  Convert convert;
-  int element = 2;  // bytes; 4 of tf32, which is never transposed
-  bool same(const Product& o) const {
-    return descriptor_a == o.descriptor_a && descriptor_b == o.descriptor_b && N == o.N && transposed_a == o.transposed_a &&
-           transposed_b == o.transposed_b && accumulate == o.accumulate && !a == !o.a && element == o.element;
-  }
-};
-
-struct Hopper {
-  static constexpr uint32_t kBase = 3 << 10;  // where dynamic shared memory starts: never 0, lest somebody forget to add it
-  static constexpr int kGroup = 128;
+struct Hopper : Wgmma {
   // Copies need fence.mbarrier_init between the making of an mbarrier and themselves. Not every compiler thinks so.
   static inline bool fences_made = true;
   // Whether a fence.proxy.async counts that is executed after the barrier, by those who then issue products and copies, rather
   // than before it by those who wrote. The PTX ISA's memory model has it anywhere on the way; csrc/ keeps to the second.
   static inline bool fences_of_readers = false;
-
-  using Fragments = std::array<std::array<uint32_t, 4>, kGroup>;  // A's registers of a warpgroup
 
   struct Accumulators {
     std::vector<float> values[kGroup];
@@ -95,18 +74,9 @@ struct Hopper {
       hopper.threads.assign(m.threads.size(), OfThread{});
       hopper.warpgroups.assign(m.threads.size() / kGroup + 1, OfWarpgroup{});
     }
-    m.referee.exact = true;
+    m.race_detector.exact = true;
     return hopper;
   }
-
-  static unsigned char* shared(uint32_t address, size_t bytes) {
-    Machine& m = Machine::get();
-    if (address < kBase || address - kBase + bytes > m.dynamic.size()) m.fail("shared address out of bounds");
-    return m.dynamic.data() + (address - kBase);
-  }
-
-  // Which 16 bytes of a span of 128, 64 or 32 ("Swizzling Modes"): by the 128 bytes that the address lies in, whoever made it.
-  static uint32_t swizzled(uint32_t address, uint32_t span) { return address ^ (address >> 7 & (span / 16 - 1)) << 4; }
 
   // Anybody may get ahead of the thread at any of these.
   static Thread& thread() {
@@ -143,7 +113,7 @@ struct Hopper {
     if (m.drops(reason)) return;
     for (auto& [address, b] : mbarriers)
       if (b.maker == t.id && !b.fenced) b.fenced = t.clock;
-    t.clock = m.referee.tick();
+    t.clock = m.race_detector.tick();
   }
 
   Mbarrier& at(uint32_t address, const Thread& t) {
@@ -151,7 +121,8 @@ struct Hopper {
     const auto found = mbarriers.find(address);
     if (found == mbarriers.end()) m.fail("an mbarrier is used before it is initialised");
     Mbarrier& b = found->second;
-    if (!m.referee.learned({t.id, t.clock, &t.knows}, b.maker, b.made)) m.fail("race: an mbarrier's use and its initialisation");
+    if (!m.race_detector.learned({t.id, t.clock, &t.knows}, b.maker, b.made))
+      m.fail("race: an mbarrier's use and its initialisation");
     return b;
   }
 
@@ -170,7 +141,7 @@ struct Hopper {
     Mbarrier& b = at(address, t);
     if (b.pending == 0) m.fail("more arrivals at an mbarrier than it counts");
     b.bytes += bytes;
-    t.release(b.told, m.referee);
+    t.release(b.told, m.race_detector);
     --b.pending;
     complete(b);
   }
@@ -213,11 +184,11 @@ struct Hopper {
     Machine& m = Machine::get();
     Thread& t = thread();
     Mbarrier& b = at(address, t);
-    if (fences_made && (!b.fenced || !m.referee.learned({t.id, t.clock, &t.knows}, b.maker, b.fenced + (b.maker != t.id))))
+    if (fences_made && (!b.fenced || !m.race_detector.learned({t.id, t.clock, &t.knows}, b.maker, b.fenced + (b.maker != t.id))))
       m.fail("the asynchronous proxy meets an mbarrier without fence.mbarrier_init in between");
     auto knows = std::make_shared<Knowledge>(t.knows);
     knows->learn(t.id, t.clock);
-    const uint32_t clock = m.referee.tick();
+    const uint32_t clock = m.race_detector.tick();
     m.in_flight[1000 + ++m.units].push_back([=, this, &b, fenced = threads[t.id].at_fence] {
       copies(Actor{b.agent, clock, knows.get(), true, false, fenced.get()});
       b.bytes -= bytes;
@@ -261,14 +232,14 @@ struct Hopper {
     Machine& m = Machine::get();
     Thread& t = thread();
     if (m.drops(reason)) return;
-    m.referee.fence(t.id, t.clock);
+    m.race_detector.fence(t.id, t.clock);
     if (fences_of_readers) {
       OfThread& mine = threads[t.id];
       mine.at_fence = std::make_shared<Knowledge>(t.knows);
       mine.at_fence->learn(t.id, t.clock);
       ++mine.fences;
     }
-    t.clock = m.referee.tick();
+    t.clock = m.race_detector.tick();
   }
 
   // ---- products ------------------------------------------------------------------------------------------------------
@@ -290,7 +261,7 @@ struct Hopper {
     OfWarpgroup& w = warpgroups[group];
     const Product product = *all[0];
     const uint64_t number = ++w.issued;
-    w.clocks.push_back(m.referee.tick());
+    w.clocks.push_back(m.race_detector.tick());
     auto fragments = std::make_shared<Fragments>();
     std::shared_ptr<Accumulators> accumulators;
     for (int lane = 0; lane < kGroup; ++lane) {
@@ -320,22 +291,9 @@ struct Hopper {
       Actor reader = actor;
       reader.knows = knows.get();
       reader.fenced = fenced.get();
-      multiply(product, product.a ? fragments.get() : nullptr, *accumulators, reader);
+      multiply(product, product.a ? fragments.get() : nullptr, accumulators->values, reader);
       ++w.executed;
     });
-  }
-
-  static float poison() {
-    const uint32_t bits = 0x7fc0dead;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  }
-
-  static bool poisoned(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    return bits == 0x7fc0dead;
   }
 
   // What every thread of the warpgroup knows, and is thus past for a product of theirs.
@@ -385,75 +343,6 @@ struct Hopper {
       }
     }
     return all;
-  }
-
-  // 16 bytes along the side of a matrix that is adjacent in memory. With rows of `span` bytes:
-  //   K adjacent:   (row, k)  at  start + row % 8 * span + row / 8 * stride + k * element     k < 32 / element
-  //   MN adjacent:  (mn, k)   at  start + mn % (span / 2) * 2 + mn / (span / 2) * leading + k % 8 * span + k / 8 * stride
-  // Without swizzle a row is 16 bytes: the next eight k, if K is adjacent, are `leading` further, and if MN is, the two offsets
-  // change their parts.
-  static const unsigned char* chunk(uint64_t descriptor, bool mn_adjacent, int mn, int k, int element, const Actor& actor) {
-    Machine& m = Machine::get();
-    const uint32_t start = (descriptor & 0x3fff) << 4;
-    uint32_t leading = (descriptor >> 16 & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
-    if (descriptor >> 49 & 7) m.fail("only base offset 0 is emulated");
-    const uint32_t span = descriptor >> 62 ? 256 >> (descriptor >> 62) : 16;
-    const int elements = span / 2;
-    uint32_t address;
-    if (mn_adjacent) {
-      if (span == 16) std::swap(leading, stride);
-      address = start + mn % elements * 2 + mn / elements * leading + k % 8 * span + k / 8 * stride;
-    } else {
-      address = start + mn % 8 * span + mn / 8 * stride + (span == 16 ? k * element / 16 * leading : k * element);
-    }
-    const unsigned char* where = shared(swizzled(address, span), 16);
-    m.touch(actor, where, 16, false, true);
-    return where;
-  }
-
-  // Into out[k][mn].
-  static void read(const Product& p, uint64_t descriptor, bool mn_adjacent, int size, std::vector<float>& out,
-                   const Actor& actor) {
-    const int K = 32 / p.element, adjacent = 16 / p.element;
-    out.resize(K * size);
-    for (int mn = 0; mn < size; mn += mn_adjacent ? adjacent : 1)
-      for (int k = 0; k < K; k += mn_adjacent ? 1 : adjacent) {
-        const unsigned char* bytes = chunk(descriptor, mn_adjacent, mn, k, p.element, actor);
-        for (int i = 0; i < adjacent; ++i)
-          out[(mn_adjacent ? k : k + i) * size + (mn_adjacent ? mn + i : mn)] = p.convert(bytes + p.element * i);
-      }
-  }
-
-  __attribute__((optimize("O3"))) static void multiply(const Product& p, const Fragments* fragments, Accumulators& d,
-                                                       const Actor& actor) {
-    std::vector<float> a(16 * 64), b, sums(64 * p.N);
-    if (fragments) {
-      const int per = 4 / p.element;  // values in a register
-      for (int lane = 0; lane < kGroup; ++lane)
-        for (int i = 0; i < 4 * per; ++i) {  // register i / per holds row g or g + 8, of one half of the columns or the other
-          const auto* bytes = reinterpret_cast<const unsigned char*>((*fragments)[lane].data());
-          const int row = lane / 32 * 16 + lane % 32 / 4 + i / per % 2 * 8;
-          const int k = lane % 4 * per + i % per + i / (2 * per) * 4 * per;
-          a[k * 64 + row] = p.convert(bytes + p.element * i);
-        }
-    } else {
-      read(p, p.descriptor_a, p.transposed_a, 64, a, actor);
-    }
-    read(p, p.descriptor_b, p.transposed_b, p.N, b, actor);
-    const int N = p.N;
-    for (int row = 0; row < 64; ++row) {
-      float* sum = sums.data() + row * N;
-      for (int k = 0; k < 32 / p.element; ++k) {
-        const float factor = a[k * 64 + row];
-        const float* of_k = b.data() + k * N;
-        for (int n = 0; n < N; ++n) sum[n] += factor * of_k[n];
-      }
-    }
-    for (int lane = 0; lane < kGroup; ++lane)
-      for (int i = 0; i < N / 2; ++i) {
-        const int row = lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + lane % 4 * 2 + i % 2;
-        d.values[lane][i] = (p.accumulate ? d.values[lane][i] : 0.0f) + sums[row * N + n];
-      }
   }
 
   void commit(const char* reason) {

@@ -1,6 +1,6 @@
 // ldmatrix, mma.sync and cp.async for emulate.h, after the PTX ISA (tensor_cores.h states the layouts).
 //
-// An asynchronous copy lands when it is issued or when it is waited for, as a coin falls. The referee sees a write at both
+// An asynchronous copy lands when it is issued or when it is waited for, as a coin falls. The race detector sees a write at both
 // times, and whoever touches the bytes in between, the thread that issued the copy included, is in a race.
 #pragma once
 

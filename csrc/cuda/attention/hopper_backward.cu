@@ -82,7 +82,7 @@ __device__ __forceinline__ void produce(const Layout<D, CONSUMERS, OF>& tiles, c
                                         int padded, int H, const Work& work) {
   constexpr int kSlabs = D / 64;
   constexpr bool KEYS = OF != kOfQueries;
-  arrive_expecting(tiles.full_kept(), 2 * tiles.kKept, "what is kept is there before it is multiplied (bytes)");
+  arrive_expecting(tiles.full_kept(), 2 * tiles.kKept, "what is kept has arrived before it is multiplied (bytes)");
 #pragma unroll
   for (int slab = 0; slab < kSlabs; ++slab) {
     load_tile(tiles.kept(0, slab), kept_0, tiles.full_kept(), slab * 64, work.row0, work.head_kept, work.b);
@@ -94,7 +94,7 @@ __device__ __forceinline__ void produce(const Layout<D, CONSUMERS, OF>& tiles, c
       const int stage = i % kStages, column = block * kColumns;
       wait(tiles.empty(stage), (i / kStages & 1) ^ 1, "what passes is multiplied before more overwrites it (wait)");
       arrive_expecting(tiles.full(stage), 2 * tiles.kPassing + (KEYS ? kStatistics : 0),
-                       "what passes is there before it is multiplied (bytes)");
+                       "what passes has arrived before it is multiplied (bytes)");
 #pragma unroll
       for (int slab = 0; slab < kSlabs; ++slab) {
         load_tile(tiles.passing(0, stage, slab), passing_0, tiles.full(stage), slab * 64, column, head, work.b);
@@ -180,19 +180,19 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
 
   float s[N], dp[N], sum0[D / 2], sum1[KEYS ? D / 2 : 1];
   uint32_t p[kColumns / 16][4];
-  wait(tiles.full_kept(), 0, "what is kept is there before it is multiplied (wait)");
+  wait(tiles.full_kept(), 0, "what is kept has arrived before it is multiplied (wait)");
   const float plain[2] = {1.0f, 1.0f};
   const int count = work.heads * (work.last - work.first);
   int head = work.head_passing;
   for (int i = 0, block = work.first; i < count; ++i) {
     const int stage = i % kStages;
-    wait(tiles.full(stage), i / kStages & 1, "what passes is there before it is multiplied (wait)");
+    wait(tiles.full(stage), i / kStages & 1, "what passes has arrived before it is multiplied (wait)");
     hold(s);
     hold(dp);
     fence_products("registers are settled before products take them (scores)");
     score<T>(tiles, 0, group, stage, s);
     score<T>(tiles, 1, group, stage, dp);
-    wait_products<1>("scores are there before p is computed");
+    wait_products<1>("scores have arrived before p is computed");
     hold(s);
     if (block < free_low || block >= free_high) {
       if (ids)
@@ -214,7 +214,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
       fence_products("registers are settled before products take them (p)");
       gather<T>(tiles, 1, stage, p, sum1, i > 0);
     }
-    wait_products<KEYS ? 1 : 0>("products of upstream gradients are there before ds is computed");
+    wait_products<KEYS ? 1 : 0>("products of upstream gradients have arrived before ds is computed");
     hold(dp);
 #pragma unroll
     for (int j = 0; j < N; j += 4) {
@@ -233,7 +233,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
       // was multiplied a tile ago, so that the next ds may be written over it.
       put_rows<T, 64>(tiles.scores(i % 2) + group * 64 * kSwizzleRow, 0, dp, plain);
       fence_async("products see ds in shared memory");
-      sync_some(kOwn + CONSUMERS, kGroup * CONSUMERS, "ds of all the block's keys is there before it is multiplied by them");
+      sync_some(kOwn + CONSUMERS, kGroup * CONSUMERS, "ds of all the block's keys has arrived before it is multiplied by them");
     }
     // A tile's dq has a part for each warpgroup, or they take turns.
     const bool adds = OF == kAll && (D > 64 || i % CONSUMERS == group);
@@ -251,7 +251,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
     if constexpr (OF == kOfKeys) sync_warp("statistics are read before others overwrite them");  // kAll: by the barrier for ds
     if (lane == 0) arrive(tiles.empty(stage), "what passes is multiplied before more overwrites it (arrival)");
     if (adds) {
-      if constexpr (D > 64) wait_products<0>("a part of dq is there before it is added");
+      if constexpr (D > 64) wait_products<0>("a part of dq has arrived before it is added");
       hold(part);
       float* to = part_of_dq<D>(dq_sums, problem, work.b, head, block, D > 64 ? group : 0) + threadIdx.x % kGroup * 4;
 #pragma unroll

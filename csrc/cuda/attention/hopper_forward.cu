@@ -57,18 +57,18 @@ __device__ __forceinline__ void produce(const Layout<D, CONSUMERS>& tiles, const
   prefetch(of_q);
   prefetch(of_k);
   prefetch(of_v);
-  arrive_expecting(tiles.full_q(), tiles.kQ, "queries are there before they are multiplied (bytes)");
+  arrive_expecting(tiles.full_q(), tiles.kQ, "queries have arrived before they are multiplied (bytes)");
 #pragma unroll
   for (int slab = 0; slab < kSlabs; ++slab) load_tile(tiles.q(slab), of_q, tiles.full_q(), slab * 64, q0, h, b);
   for (int block = first, i = 0; block < last; ++block, ++i) {
     const int stage = i % kStages, parity = i / kStages & 1;
     wait(tiles.empty_k(stage), parity ^ 1, "keys are multiplied before others overwrite them (wait)");
-    arrive_expecting(tiles.full_k(stage), tiles.kK, "keys are there before they are multiplied (bytes)");
+    arrive_expecting(tiles.full_k(stage), tiles.kK, "keys have arrived before they are multiplied (bytes)");
 #pragma unroll
     for (int slab = 0; slab < kSlabs; ++slab)
       load_tile(tiles.k(stage, slab), of_k, tiles.full_k(stage), slab * 64, block * kKeys, g, b);
     wait(tiles.empty_v(stage), parity ^ 1, "values are multiplied before others overwrite them (wait)");
-    arrive_expecting(tiles.full_v(stage), tiles.kK, "values are there before they are multiplied (bytes)");
+    arrive_expecting(tiles.full_v(stage), tiles.kK, "values have arrived before they are multiplied (bytes)");
 #pragma unroll
     for (int slab = 0; slab < kSlabs; ++slab)
       load_tile(tiles.v(stage, slab), of_v, tiles.full_v(stage), slab * 64, block * kKeys, g, b);
@@ -161,11 +161,11 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
 
   float s[kKeys / 2], o[D / 2], factor[2];
   uint32_t p[kKeys / 16][4];
-  wait(tiles.full_q(), 0, "queries are there before they are multiplied (wait)");
-  wait(tiles.full_k(0), 0, "keys are there before they are multiplied (wait)");
+  wait(tiles.full_q(), 0, "queries have arrived before they are multiplied (wait)");
+  wait(tiles.full_k(0), 0, "keys have arrived before they are multiplied (wait)");
   fence_products("registers are settled before products take them (scores)");
   score<T>(tiles, group, 0, s);
-  wait_products<0>("scores are there before the softmax reads them");
+  wait_products<0>("scores have arrived before the softmax reads them");
   hold(s);
   if (lane == 0) arrive(tiles.empty_k(0), "keys are multiplied before others overwrite them (arrival)");
   hide_block(first, s);
@@ -175,9 +175,9 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
   int i = 1;
   for (int block = first + 1; block < last; ++block, ++i) {
     const int stage = i % kStages, before = (i - 1) % kStages;
-    wait(tiles.full_k(stage), i / kStages & 1, "keys are there before they are multiplied (wait)");
+    wait(tiles.full_k(stage), i / kStages & 1, "keys have arrived before they are multiplied (wait)");
     // These values were sent for before those keys; waiting here lets both products be issued in one go.
-    wait(tiles.full_v(before), (i - 1) / kStages & 1, "values are there before they are multiplied (wait)");
+    wait(tiles.full_v(before), (i - 1) / kStages & 1, "values have arrived before they are multiplied (wait)");
     sync_some(my_turn, 2 * kGroup, "warpgroups issue in turns (wait)");
     hold(s);
     hold(o);
@@ -185,13 +185,13 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
     score<T>(tiles, group, stage, s);
     gather<T>(tiles, before, p, o, i > 1);
     if (group < CONSUMERS - 1 || block + 1 < last) arrive_some(next_turn, 2 * kGroup, "warpgroups issue in turns (passed on)");
-    wait_products<1>("scores are there before the softmax reads them");
+    wait_products<1>("scores have arrived before the softmax reads them");
     hold(s);
     if (lane == 0) arrive(tiles.empty_k(stage), "keys are multiplied before others overwrite them (arrival)");
     hide_block(block, s);
     softmax(s, rows, problem.scale2, factor);
     settle(rows.sum[0] + rows.sum[1]);
-    wait_products<0>("sums of values are there before they are scaled, and p read before it is overwritten");
+    wait_products<0>("sums of values have arrived before they are scaled, and p read before it is overwritten");
     hold(o);
     if (lane == 0) arrive(tiles.empty_v(before), "values are multiplied before others overwrite them (arrival)");
 #pragma unroll
@@ -199,11 +199,11 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
     narrow<T>(s, p);
   }
   const int before = (i - 1) % kStages;
-  wait(tiles.full_v(before), (i - 1) / kStages & 1, "values are there before they are multiplied (wait)");
+  wait(tiles.full_v(before), (i - 1) / kStages & 1, "values have arrived before they are multiplied (wait)");
   hold(o);
   fence_products("registers are settled before products take them (last values)");
   gather<T>(tiles, before, p, o, i > 1);
-  wait_products<0>("the last sums of values are there before they are stored");
+  wait_products<0>("the last sums of values have arrived before they are stored");
   hold(o);
 
   // Results go out by way of the tile of queries.

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
   fetch(g * group, first, 0);
   wait_for_copies<1>("this thread's copies of its keys and values have landed before anybody reads them");
-  barrier("all of the block's keys and values are there before a warp takes its rows into registers");
+  barrier("all of the block's keys and values have arrived before a warp takes its rows into registers");
   constexpr bool kKeep = D < 128;  // its rows in registers; else they are read again and again, for want of registers
   uint32_t keys[kKeep ? D / 16 : 1][1][4], values[kKeep ? D / 16 : 1][1][4];
   if constexpr (kKeep) {
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int half = 0; half < 2; ++half)
       of_rows[m][half] = load(terms + (int64_t(b) * p.H + h) * padded + row0 + 16 * m + 8 * half + lane() / 4);
   wait_for_copies<1>("this thread's copies of its queries have landed before anybody reads them");
-  barrier("all of the block's queries are there before a warp takes its rows into registers");
+  barrier("all of the block's queries have arrived before a warp takes its rows into registers");
   constexpr bool kKeep = kM == 1;  // dout in registers; else it is read again and again, for want of them
   uint32_t queries[D / 16][kM][4], upstream[kKeep ? D / 16 : 1][kM][4];
   load_all<D>(queries, tiles, kQ);

@@ -1,5 +1,6 @@
-// The emulated instructions of csrc/common/tensor_cores.h, by themselves: fragments against a plain product of matrices, and what the
-// referee says to copies that nobody waits for, and to additions to global memory. Prints a line a check; test_kernel_tensor_cores.py compiles and reads it.
+// The emulated instructions of csrc/common/tensor_cores.h, by themselves: fragments against a plain product of matrices, and
+// what the race detector says to copies that nobody waits for, and to additions to global memory. Prints a line a check;
+// test_kernel_tensor_cores.py compiles and reads it.
 
 #include <cstdio>
 

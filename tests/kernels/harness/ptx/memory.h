@@ -1,4 +1,4 @@
-// Loads, stores and copies of PTX: every access is bounded, aligned to its whole width, and shown to the referee.
+// Loads, stores and copies of PTX: every access is bounded, aligned to its whole width, and shown to the race detector.
 #pragma once
 
 #include "arithmetic.h"

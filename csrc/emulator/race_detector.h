@@ -1,4 +1,4 @@
-// The emulator's referee: who touched which byte of memory, and whether something forced the order.
+// The emulator's race detector: who touched which byte of memory, and whether something forced the order.
 //
 // Vector clocks, as FastTrack keeps them (Flanagan and Freund, PLDI 2009). An agent is a thread of the block or something
 // that works on its own: a warp's asynchronous products, the copies that an mbarrier counts. Every access carries its
@@ -53,7 +53,7 @@ struct Actor {
   const Knowledge* fenced = nullptr;  // what it knew when it executed fence.proxy.async itself
 };
 
-class Referee {
+class RaceDetector {
  public:
   void begin_launch() {
     ++launch_;
