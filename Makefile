@@ -95,7 +95,7 @@ gpu-sanitize:
 	done
 
 bench-redraw: install
-	$(BIN)/python benchmarks/redraw.py --choices benchmarks/results
+	$(BIN)/python benchmarks/redraw.py --ranking benchmarks/results
 
 gpu-bench:
 	@$(BUILD_CUDA)

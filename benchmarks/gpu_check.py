@@ -93,7 +93,7 @@ def left_out() -> list[str]:
 
     from emergence_kernels.backends import library
 
-    reason = library.why_not("cuda", torch.device("cuda"))
+    reason = library.unsupported_reason("cuda", torch.device("cuda"))
     found = [f"the CUDA kernels: {reason}"] if reason else []
     if torch.cuda.get_device_capability() != (9, 0):
         found.append("Hopper's kernels: this is not compute capability 9.0")

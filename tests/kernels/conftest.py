@@ -57,7 +57,7 @@ def _library(backend: str) -> str | None:
         import ptx_of_nvcc
 
         ELSEWHERE.append(ptx_of_nvcc.Elsewhere(Path(os.environ[library.VARIABLES["cuda"]]), NVCC))
-    return library.why_not(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
+    return library.unsupported_reason(backend, torch.device("cuda" if backend == "cuda" and CUDA else "cpu"))
 
 
 @pytest.fixture(scope="session")

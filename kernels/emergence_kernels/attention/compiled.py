@@ -9,17 +9,21 @@ from . import mma as attention_mma
 from .options import Gradients, Options
 
 KERNELS = {"sm_80": attention_mma, "sm_90": attention_hopper}
-why_not = attention_mma.why_not  # what those take, one of them does
+unsupported_reason = attention_mma.unsupported_reason  # what those take, one of them does
 
 
 def _kernels(q: Tensor) -> ModuleType:
-    return KERNELS["sm_90" if q.device.type == "cuda" and attention_hopper.why_not(q) is None else "sm_80"]
+    return KERNELS["sm_90" if q.device.type == "cuda" and attention_hopper.unsupported_reason(q) is None else "sm_80"]
 
 
 def order(q: Tensor) -> tuple[str, ...]:
     """Backends, fastest first, where benchmarks/results has no measurement of such a q: Hopper's kernels were 1.5 to 2.1 times
     as fast as Triton's on an H100, and level with cuDNN's."""
-    return ("flash", "cuda", "triton") if q.device.type == "cuda" and attention_hopper.why_not(q) is None else ()
+    return (
+        ("flash", "cuda", "triton")
+        if q.device.type == "cuda" and attention_hopper.unsupported_reason(q) is None
+        else ()
+    )
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:

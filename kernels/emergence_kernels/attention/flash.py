@@ -40,7 +40,7 @@ def generation(q: Tensor) -> int | None:
     return None
 
 
-def why_not(q: Tensor, document_ids: Tensor | None, window: int | None, deterministic: bool) -> str | None:
+def unsupported_reason(q: Tensor, document_ids: Tensor | None, window: int | None, deterministic: bool) -> str | None:
     """The reason why this backend cannot compute such an attention, or None."""
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, and flash attention needs a CUDA device"

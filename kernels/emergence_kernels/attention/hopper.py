@@ -24,7 +24,7 @@ def rows_of_forward(head_dim: int, length: int) -> int:
     return 192 if head_dim == 64 and length >= LONG else 128
 
 
-def why_not(q: Tensor) -> str | None:
+def unsupported_reason(q: Tensor) -> str | None:
     """The reason why these kernels do not take q, or None."""
     if q.dtype not in DTYPES:
         return f"Hopper's kernels take bfloat16 and float16, not {q.dtype}"

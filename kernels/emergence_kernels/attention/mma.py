@@ -12,7 +12,7 @@ MAX_HEAD_DIM = 128
 RANGE_BLOCK = 64  # positions, as in csrc/cuda/attention/mma.h
 
 
-def why_not(q: Tensor) -> str | None:
+def unsupported_reason(q: Tensor) -> str | None:
     """The reason why these kernels do not take q, or None."""
     D = q.shape[-1]
     if q.dtype not in (torch.bfloat16, torch.float16):

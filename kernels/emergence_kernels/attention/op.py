@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backends.checks import autocast, check_float, require
-from ..backends.dispatch import resolve_backend, slow_products, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from . import compiled as compiled_attention
@@ -85,9 +85,9 @@ def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend:
         )
         require(document_ids.device == q.device, f"{op}: document_ids are on {document_ids.device}, q on {q.device}")
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
-    limits = what_takes(q) | {
-        "flash": flash_backend.why_not(q, document_ids, window, deterministic),
-        "cuda": compiled_attention.why_not(q),
+    limits = dtype_limits(q) | {
+        "flash": flash_backend.unsupported_reason(q, document_ids, window, deterministic),
+        "cuda": compiled_attention.unsupported_reason(q),
     }
     if D > MAX_HEAD_DIM:
         limits["triton"] = f"head dim {D} is more than {MAX_HEAD_DIM}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends.checks import autocast, check_float, require
-from ..backends.dispatch import resolve_backend, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_graph_op
 from ..rotary.op import check_angles, rotary, rotate
 from .op import OWN, by_others, checked, kernels_of
@@ -67,7 +67,7 @@ def rotary_attention(
     check_angles(op, q, cos, sin)
     options = Options(causal, scale, document_ids, window, deterministic)
     options, chosen = checked(op, q, k, v, options, backend)
-    rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, what_takes(qkv))
+    rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, dtype_limits(qkv))
     if torch.compiler.is_compiling():
         if chosen in OWN:
             return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options, chosen)[0]
@@ -154,7 +154,7 @@ def _completed(given: list, direct: Tensor | None, cos: Tensor, heads: int, kv_h
 
 
 class _Fused(torch.autograd.Function):
-    """By kernels that write their gradients where they are told to."""
+    """By kernels that write their gradients where the caller says."""
 
     @staticmethod
     def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place, *rest):

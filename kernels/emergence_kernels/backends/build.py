@@ -1,7 +1,7 @@
 """Compiles csrc/ into shared libraries, which lie in libraries/ beside this file.
 
     python -m emergence_kernels.backends.build cuda        csrc/cuda by nvcc, for sm_80 and sm_90a
-    python -m emergence_kernels.backends.build cpu         csrc/cpu by g++, for this kind of processor
+    python -m emergence_kernels.backends.build cpu         csrc/cpu by g++, for this kind of CPU
     python -m emergence_kernels.backends.build emulated    csrc/cuda and csrc/checks by g++: the GPU's source on a CPU
     python -m emergence_kernels.backends.build checks      csrc/checks by nvcc: kernels for tests alone
 
@@ -61,7 +61,7 @@ def torch_folder() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         raise BuildError(
-            "torch is not there to compile against (a build of pip's own needs --no-build-isolation to see it)"
+            "there is no torch to compile against (a build of pip's own needs --no-build-isolation to see it)"
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -124,37 +124,38 @@ def build(
         for arch in archs:
             flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
         what = " ".join(f"sm_{arch}" for arch in archs)
-    told = _output([compiler, "--version"]).splitlines()
-    version = next((line for line in told if "release" in line), told[0]).strip()
+    lines = _output([compiler, "--version"]).splitlines()
+    version = next((line for line in lines if "release" in line), lines[0]).strip()
     flags += ["-DEMERGENCE_BUILD=" + f'"{what}, {version}"', *extra]
     include = ["-I", str(SOURCES), "-isystem", str(torch / "include")]
-    seen = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
+    digest_of_all = hashlib.sha256(repr((compiler, version, flags, torch_version())).encode())
     for header in headers(kind):
-        seen.update(header.read_bytes())
+        digest_of_all.update(header.read_bytes())
     cache = cache or SOURCES.parent / "build" / "csrc"
     cache.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> tuple[Path, str]:
-        digest = seen.copy()
+        digest = digest_of_all.copy()
         digest.update(source.read_bytes())
-        made = cache / f"{kind}-{source.stem}-{digest.hexdigest()[:16]}.o"
-        log = made.with_suffix(".log")
-        if not (made.exists() and log.exists()):
-            partial = made.with_suffix(f".{os.getpid()}.o")
-            said = _output([compiler, *flags, *include, "-c", str(source), "-o", str(partial)])
-            log.write_text(said, encoding="utf-8")
-            partial.replace(made)
-        return made, log.read_text(encoding="utf-8")
+        compiled = cache / f"{kind}-{source.stem}-{digest.hexdigest()[:16]}.o"
+        log = compiled.with_suffix(".log")
+        if not (compiled.exists() and log.exists()):
+            partial = compiled.with_suffix(f".{os.getpid()}.o")
+            log.write_text(
+                _output([compiler, *flags, *include, "-c", str(source), "-o", str(partial)]), encoding="utf-8"
+            )
+            partial.replace(compiled)
+        return compiled, log.read_text(encoding="utf-8")
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        objects, said = zip(*pool.map(compile_one, sources(kind)))
+        objects, logs = zip(*pool.map(compile_one, sources(kind)))
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(f".{os.getpid()}.so")
     static = ["-cudart", "static"] if by_nvcc else []
     link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
     _output([compiler, "-shared", *static, *map(str, objects), *link, "-o", str(partial)])
     partial.replace(output)  # whole or not at all
-    return "".join(said)
+    return "".join(logs)
 
 
 def _output(command: list[str]) -> str:
@@ -176,11 +177,11 @@ def main() -> int:
     archs = tuple(arguments.arch.replace("sm_", "").split(",")) if arguments.arch else None
     extra = ("-Xptxas", "-v") if arguments.verbose and arguments.kind in ("cuda", "checks") else ()
     try:
-        said = build(arguments.kind, arguments.out, archs=archs, extra=extra)
+        log = build(arguments.kind, arguments.out, archs=archs, extra=extra)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(said, end="")
+    print(log, end="")
     print(arguments.out or library(arguments.kind))
     return 0
 

@@ -42,7 +42,7 @@ IMPLEMENTED = {
 CPU_OPERATIONS = {op for op, backends in IMPLEMENTED.items() if "cpu" in backends}
 
 
-def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str | None]) -> str | None:
+def unsupported_reason(backend: str, op: str, device: torch.device, limits: dict[str, str | None]) -> str | None:
     """The reason why `backend` cannot run `op` on `device`, or None if it can.
 
     limits: for a backend, the reason why it cannot take these inputs.
@@ -58,7 +58,7 @@ def why_not(backend: str, op: str, device: torch.device, limits: dict[str, str |
     if backend in ("cuda", "cpu"):
         from . import library
 
-        return library.why_not(backend, device)
+        return library.unsupported_reason(backend, device)
     if backend == "triton":
         if not HAS_TRITON:
             return "triton is not installed"
@@ -78,8 +78,8 @@ def resolve_backend(
 ) -> str:
     """Turns a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that will run `op`.
 
-    limits: as in why_not. avoid: what "auto" passes over for these inputs although it could run. measured: backends from the
-    fastest to the slowest for such inputs, as choices.fastest knows them.
+    limits: as in unsupported_reason. avoid: what "auto" passes over for these inputs although it could run. measured: backends
+    from the fastest to the slowest for such inputs, as ranking.fastest knows them.
     """
     limits = limits or {}
     asked = backend or os.environ.get(ENVIRONMENT) or "auto"
@@ -89,18 +89,18 @@ def resolve_backend(
         if device.type != "cuda":
             # Interpreter and emulation are test tools: never chosen, only named. A graph's passes are fused by Inductor.
             compiled = op in CPU_OPERATIONS and not torch.compiler.is_compiling()
-            return "cpu" if compiled and why_not("cpu", op, device, limits) is None else "torch"
+            return "cpu" if compiled and unsupported_reason("cpu", op, device, limits) is None else "torch"
         known = [name for name in IMPLEMENTED[op] if name not in ("cuda", "cpu")]
         names = [name for name in dict.fromkeys([*measured, *known]) if name in IMPLEMENTED[op] and name not in avoid]
-        return next(name for name in names if why_not(name, op, device, limits) is None)
-    reason = why_not(asked, op, device, limits)
+        return next(name for name in names if unsupported_reason(name, op, device, limits) is None)
+    reason = unsupported_reason(asked, op, device, limits)
     if reason is not None:
         raise BackendError(f"{op}: backend {asked!r} cannot run: {reason}; 'auto' chooses one that can")
     return asked
 
 
-def what_takes(tensor: torch.Tensor) -> dict[str, str | None]:
-    """Our kernels compute in float32, and those for processors take nothing else."""
+def dtype_limits(tensor: torch.Tensor) -> dict[str, str | None]:
+    """Our kernels compute in float32, and those for CPUs take nothing else."""
     reason = "float64 is computed by 'torch' only" if tensor.dtype == torch.float64 else None
     narrow = None if tensor.dtype == torch.float32 else f"it takes float32 only, not {tensor.dtype}"
     return {"triton": reason, "cuda": reason, "cpu": reason or narrow}
@@ -115,4 +115,4 @@ def available_backends(device: str | torch.device = "cpu") -> dict[str, dict[str
     """For each operation, {backend: "yes" or the reason why not} on `device`."""
     device = torch.device(device)
     names = [name for name in BACKENDS if name != "auto"]
-    return {op: {name: why_not(name, op, device, {}) or "yes" for name in names} for op in IMPLEMENTED}
+    return {op: {name: unsupported_reason(name, op, device, {}) or "yes" for name in names} for op in IMPLEMENTED}

@@ -1,6 +1,6 @@
-"""Finds and loads the compiled libraries: "cuda" for GPUs, "cpu" for processors.
+"""Finds and loads the compiled libraries: "cuda" for GPUs, "cpu" for CPUs.
 
-They lie in libraries/ beside this file (`make install` tries the processor's, `make cuda` the GPU's), or where
+They lie in libraries/ beside this file (`make install` tries the CPU's, `make cuda` the GPU's), or where
 EMERGENCE_CUDA_LIBRARY and EMERGENCE_CPU_LIBRARY say. A library of kind "emulated" in the place of "cuda" runs the GPU's
 source on CPU tensors: for tests, as TRITON_INTERPRET is.
 """
@@ -49,7 +49,7 @@ def _load(path: Path) -> tuple[str | None, str | None]:
 
 
 def operations(backend: str):
-    """The raw operations; why_not has said that they are there."""
+    """The raw operations; unsupported_reason has said that they exist."""
     return torch.ops.emergence_cpu if backend == "cpu" else torch.ops.emergence_cuda
 
 
@@ -60,7 +60,7 @@ def describe(backend: str) -> str:
 
 
 @constant_while_tracing  # files are looked at while a graph is traced, not in it
-def why_not(backend: str, device: torch.device) -> str | None:
+def unsupported_reason(backend: str, device: torch.device) -> str | None:
     """The reason why the library cannot run on `device`, or None."""
     built, missing = _library(backend)
     if built is None:

@@ -17,7 +17,7 @@ from .dispatch import IMPLEMENTED
 from .tracing import constant_while_tracing
 
 FILE = Path(__file__).with_name("ranking.json")
-PREFIX = "emergence "  # of our own contenders in a benchmark; "emergence triton, wide" is a candidate, not a backend
+PREFIX = "emergence "  # of our own candidates in a benchmark; "emergence triton, wide" is a candidate, not a backend
 LEVEL = 1.03  # times the fastest: runs differ by as much
 WIDTHS = {
     "rms_norm": ("features",),
@@ -63,7 +63,7 @@ def from_results(runs: list[dict]) -> dict:
             continue
         times: dict = defaultdict(lambda: defaultdict(dict))
         for row in run["rows"]:
-            backend = row["contender"].removeprefix(PREFIX)
+            backend = row["contender"].removeprefix(PREFIX)  # the candidate's name; so called in every stored run
             if row["op"] not in WIDTHS or backend == row["contender"] or "," in backend:
                 continue
             widths = tuple(row["shape"][name] for name in WIDTHS[row["op"]])

@@ -40,4 +40,4 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 if interpreting():
-    interpreter.mend()
+    interpreter.repair()

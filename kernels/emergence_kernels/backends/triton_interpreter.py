@@ -14,7 +14,7 @@ def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).astype(np.uint16)
 
 
-def mend() -> None:
+def repair() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 

@@ -14,7 +14,7 @@ from ..attention import hopper as attention_hopper
 from ..attention.op import attention
 from ..attention.reference import attention as attention_torch
 from . import variants
-from .contender import Case, Contender, relative
+from .candidate import Candidate, Case, relative
 
 # (batch, seq, query heads, key heads, head_dim, kind)
 SHAPES = {
@@ -110,12 +110,12 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             ids = (torch.arange(T, device=device) // DOCUMENT).expand(B, T).contiguous()
         options = dict(causal=kind != "full", document_ids=ids, window=WINDOW if kind == "window" else None)
         runs, names = [], [*backends]
-        if flash_backend.why_not(q, ids, options["window"], False) is None:
+        if flash_backend.unsupported_reason(q, ids, options["window"], False) is None:
             names.append("flash")  # as "auto" may take it: flash-attn, else PyTorch's kernels
         for backend in names:
             if backend == "torch" and kind in ("documents", "window") and device.type == "cuda":
                 continue  # a (B, T, T) mask: not what anybody would run
-            if backend == "cuda" and compiled_attention.why_not(q) is not None:
+            if backend == "cuda" and compiled_attention.unsupported_reason(q) is not None:
                 continue  # float32
             runs.append((f"emergence {backend}", partial(attention, q, k, v, backend=backend, **options)))
         if device.type == "cuda":
@@ -126,24 +126,24 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             for version in flash_backend.installed() if kind != "documents" else ():
                 flash = partial(flash_backend.attention, q, k, v, scale=None, deterministic=False, by=version)
                 runs.append((f"flash-attn {version}", partial(flash, causal=kind != "full", window=options["window"])))
-        runs.sort(key=lambda run: run[0] == "emergence cuda")  # last: an error of theirs is every later contender's
-        contenders = [partial(Contender, name, run, (q, k, v)) for name, run in runs]
+        runs.sort(key=lambda run: run[0] == "emergence cuda")  # last: an error of theirs is every later candidate's
+        candidates = [partial(Candidate, name, run, (q, k, v)) for name, run in runs]
         if kind in ("causal", "full"):
             ours = partial(attention, q, k, v, backend="triton", **options)
-            usual = Contender("emergence triton", ours, (q, k, v))
+            usual = Candidate("emergence triton", ours, (q, k, v))
             found = variants.of_attention(device, dtype, D)
-            contenders = [partial(variants.in_place, usual, name, *where) for name, where in found.items()] + contenders
-        if "cuda" in backends and device.type == "cuda" and attention_hopper.why_not(q) is None:
-            usual = Contender("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
+            candidates = [partial(variants.in_place, usual, name, *where) for name, where in found.items()] + candidates
+        if "cuda" in backends and device.type == "cuda" and attention_hopper.unsupported_reason(q) is None:
+            usual = Candidate("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
             of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]
-            contenders.append(partial(variants.in_place, usual, "sm_80's", *of_sm_80))
+            candidates.append(partial(variants.in_place, usual, "sm_80's", *of_sm_80))
             fixed = partial(attention, q, k, v, backend="cuda", deterministic=True, **options)
-            contenders.append(partial(Contender, "emergence cuda, deterministic", fixed, (q, k, v)))
+            candidates.append(partial(Candidate, "emergence cuda, deterministic", fixed, (q, k, v)))
         product = 2.0 * B * H * D * _pairs(T, kind)
         yield Case(
             op="attention",
             shape={"batch": B, "seq": T, "heads": H, "key_heads": G, "head_dim": D, "kind": kind},
-            contenders=contenders,
+            candidates=candidates,
             flops={"eval": 2 * product, "forward": 2 * product, "backward": 5 * product, "both": 7 * product},
             formula="2 products forward, 5 backward, over the visible pairs only",
             upstream=lambda upstream=upstream: upstream,

@@ -6,7 +6,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from ..backends import ranking as choices
+from ..backends import ranking
 
 
 def _shape(row: dict) -> str:
@@ -28,7 +28,7 @@ def _cell(values: dict | None) -> str:
 
 
 def table(data: dict) -> str:
-    """Markdown: per operation and shape, the contenders from fastest to slowest both ways."""
+    """Markdown: per operation and shape, the candidates from fastest to slowest both ways."""
     known = f"Commit {data['commit']}. " if data.get("commit") else ""
     known += ", ".join(f"{k} {v}" for k, v in data["versions"].items() if v)
     limits = data["ceilings"]
@@ -49,7 +49,7 @@ def table(data: dict) -> str:
         groups[row["op"], _shape(row)].append(row)
     for (op, shape), rows in groups.items():
         lines += ["", f"## {op}: {shape}", "", rows[0]["formula"], ""]
-        lines += ["| contender | eval ms | forward ms | backward ms | both ms | peak extra MiB | error vs float64 |"]
+        lines += ["| candidate | eval ms | forward ms | backward ms | both ms | peak extra MiB | error vs float64 |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for row in sorted(rows, key=lambda r: r["modes"]["both"]["median_ms"]):
             cells = [_cell(row["modes"].get(mode)) for mode in ("eval", "forward", "backward", "both")]
@@ -97,13 +97,13 @@ def main(argv: list[str] | None = None) -> int:
     parse = argparse.ArgumentParser(description="Redraw tables (Markdown) and plots (PNG) beside benchmark results.")
     parse.add_argument("results", type=Path, nargs="+", help="JSON files, or folders to search")
     parse.add_argument("--no-plots", action="store_true", help="tables only (no matplotlib needed)")
-    parse.add_argument("--choices", action="store_true", help='also rewrite ranking.json, what "auto" prefers on a GPU')
+    parse.add_argument("--ranking", action="store_true", help='also rewrite ranking.json, what "auto" prefers on a GPU')
     args = parse.parse_args(argv)
     files = [f for path in args.results for f in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
     runs = {file: data for file in files if "suite" in (data := json.loads(file.read_text()))}  # not other benchmarks'
-    if args.choices:
-        choices.write(choices.from_results(list(runs.values())))
-        print(choices.FILE)
+    if args.ranking:
+        ranking.write(ranking.from_results(list(runs.values())))
+        print(ranking.FILE)
     elif not runs:
         print(f"redraw: no results of kernels in {', '.join(map(str, args.results))}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..cross_entropy.linear import linear_cross_entropy
 from ..cross_entropy.position_loss import position_loss
 from . import variants
-from .contender import Case, Contender, relative
+from .candidate import Candidate, Case, relative
 
 # (tokens, features, vocabulary)
 SHAPES = {
@@ -106,26 +106,26 @@ def cases(op: str, suite: str, device: torch.device, dtype: torch.dtype, backend
                     return position_loss(shaped, weight, targets.view(-1, sequence), backend=backend).loss
                 return linear_cross_entropy(hidden, weight, targets, backend=backend)
 
-            return Contender(f"emergence {backend}", forward, leaves)
+            return Candidate(f"emergence {backend}", forward, leaves)
 
         def variant(name, key, entry, ours=ours):
             return variants.in_place(ours("triton"), name, key, entry)
 
         def plain(name, run, hidden=hidden, weight=weight, targets=targets, leaves=leaves):
-            return Contender(name, lambda: run(hidden, weight, targets, reduction), leaves)
+            return Candidate(name, lambda: run(hidden, weight, targets, reduction), leaves)
 
-        contenders = [partial(ours, backend) for backend in backends]
-        contenders += [partial(variant, name, *where) for name, where in variants.of_losses(device, dtype).items()]
-        contenders.append(partial(plain, "torch eager", _eager))
+        candidates = [partial(ours, backend) for backend in backends]
+        candidates += [partial(variant, name, *where) for name, where in variants.of_losses(device, dtype).items()]
+        candidates.append(partial(plain, "torch eager", _eager))
         if suite != "tiny":
-            contenders.append(partial(plain, "torch.compile", torch.compile(_eager, dynamic=False)))
+            candidates.append(partial(plain, "torch.compile", torch.compile(_eager, dynamic=False)))
         for name, run in _peers(hidden, weight, targets, reduction):
-            contenders.append(partial(Contender, name, run, leaves))
+            candidates.append(partial(Candidate, name, run, leaves))
         matrix = 2.0 * N * D * V
         yield Case(
             op=op,
             shape={"tokens": N, "features": D, "vocabulary": V},
-            contenders=contenders,
+            candidates=candidates,
             flops={"eval": matrix, "both": (3 if scalar else 4) * matrix},
             formula="6TDV, all in one pass" if scalar else "8TDV: forward 2, recomputed logits 2, gradients 4",
             upstream=(lambda: None) if scalar else (lambda upstream_N=upstream_N: upstream_N),

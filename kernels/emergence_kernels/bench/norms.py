@@ -11,7 +11,7 @@ from ..rms_norm.op import rms_norm
 from ..rotary.op import rotary
 from ..rotary.reference import rotary as rotary_torch
 from ..swiglu.op import swiglu
-from .contender import Case, Contender, relative
+from .candidate import Candidate, Case, relative
 
 NORM_SHAPES = {
     "full": [(n, d) for n in (8192, 32768) for d in (1024, 2048, 4096, 8192)],
@@ -92,7 +92,7 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
             yield Case(
                 op="rms_norm",
                 shape={"rows": N, "features": D, "residual": with_residual},
-                contenders=[partial(Contender, name, run, leaves) for name, run in runs],
+                candidates=[partial(Candidate, name, run, leaves) for name, run in runs],
                 bytes={
                     "eval": forward * size,
                     "forward": forward * size,
@@ -121,7 +121,7 @@ def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
         yield Case(
             op="rotary",
             shape={"batch": B, "seq": T, "heads": H, "head_dim": D},
-            contenders=[partial(Contender, name, run, (x,)) for name, run in runs],
+            candidates=[partial(Candidate, name, run, (x,)) for name, run in runs],
             bytes={"eval": 2 * size, "forward": 2 * size, "backward": 2 * size, "both": 4 * size},
             formula="each way reads and writes the tensor once",
             upstream=lambda upstream=upstream: upstream,
@@ -165,7 +165,7 @@ def swiglu_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
         yield Case(
             op="swiglu",
             shape={"rows": N, "features": width},
-            contenders=[partial(Contender, name, run, (x,)) for name, run in runs],
+            candidates=[partial(Candidate, name, run, (x,)) for name, run in runs],
             bytes={"eval": 3 * size, "forward": 3 * size, "backward": 5 * size, "both": 8 * size},
             formula="forward reads gate and up, writes y; backward reads gate, up and dy, writes both gradients",
             upstream=lambda upstream=upstream: upstream,

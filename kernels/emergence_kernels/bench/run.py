@@ -20,7 +20,7 @@ import torch._dynamo
 from ..backends import library
 from ..backends.dispatch import HAS_TRITON, IMPLEMENTED, interpreting
 from . import attention, losses, norms, step
-from .contender import Case, Contender
+from .candidate import Candidate, Case
 from .timing import Stopwatch, Timing, ceilings, clocks, measure, peak_extra_bytes, summary
 
 OPS = ("position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "step")
@@ -51,9 +51,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="results go to OUT/<device>/")
     parse.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parse.add_argument("--dtype", choices=DTYPES, default=None, help="default: bfloat16 on a GPU, float32 on a CPU")
-    parse.add_argument("--rounds", type=int, default=3, help="turns that every contender of a shape gets")
-    parse.add_argument("--seconds", type=float, default=None, help="of each mode of a contender; default: 0.3 on a GPU")
-    parse.add_argument("--only", default="", metavar="REGEX", help="contenders to measure, by name; default: all")
+    parse.add_argument("--rounds", type=int, default=3, help="turns that every candidate of a shape gets")
+    parse.add_argument("--seconds", type=float, default=None, help="of each mode of a candidate; default: 0.3 on a GPU")
+    parse.add_argument("--only", default="", metavar="REGEX", help="candidates to measure, by name; default: all")
     parse.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     return parse
 
@@ -76,8 +76,8 @@ def device_name(device: torch.device) -> str:
 
 def commit() -> str | None:
     """The commit of the checkout that this package is in, "-dirty" if it was changed since; None outside of one."""
-    if told := os.environ.get("EMERGENCE_COMMIT"):  # a copy without its history
-        return told
+    if given := os.environ.get("EMERGENCE_COMMIT"):  # a copy without its history
+        return given
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -95,9 +95,13 @@ def _backends(op: str, device: torch.device) -> list[str]:
     names = ["torch"]
     if HAS_TRITON and (device.type == "cuda" or interpreting()):
         names.insert(0, "triton")
-    if device.type == "cuda" and "cuda" in IMPLEMENTED.get(op, ()) and library.why_not("cuda", device) is None:
+    if (
+        device.type == "cuda"
+        and "cuda" in IMPLEMENTED.get(op, ())
+        and library.unsupported_reason("cuda", device) is None
+    ):
         names.insert(0, "cuda")
-    if device.type == "cpu" and "cpu" in IMPLEMENTED.get(op, ()) and library.why_not("cpu", device) is None:
+    if device.type == "cpu" and "cpu" in IMPLEMENTED.get(op, ()) and library.unsupported_reason("cpu", device) is None:
         names.insert(0, "cpu")
     return names
 
@@ -113,36 +117,36 @@ def _rates(case: Case, mode: str, timing: Timing, limits: dict[str, float]) -> d
     return rates
 
 
-def _modes(case: Case, contender: Contender, upstream: torch.Tensor | None) -> dict[str, Callable[[], object]]:
+def _modes(case: Case, candidate: Candidate, upstream: torch.Tensor | None) -> dict[str, Callable[[], object]]:
     """Evaluation (no gradients), forward as in training, both ways."""
 
     def evaluate() -> torch.Tensor:
         with torch.no_grad():
-            return contender.forward()
+            return candidate.forward()
 
-    return {"eval": evaluate, "forward": contender.forward, "both": lambda: contender.both(upstream)}
+    return {"eval": evaluate, "forward": candidate.forward, "both": lambda: candidate.both(upstream)}
 
 
 def measure_case(
     case: Case, device: torch.device, limits: dict[str, float], failed, args: argparse.Namespace
 ) -> Iterator[dict]:
-    """A row of every contender that runs. They take turns, in another order each round, so that a clock that drifts is as unkind
+    """A row of every candidate that runs. They take turns, in another order each round, so that a clock that drifts is as unkind
     to one as to the other; the first of a round is none's privilege."""
     watch, upstream = Stopwatch(device), case.upstream()
     rounds = args.rounds
     seconds = (args.seconds or (0.3 if device.type == "cuda" else 0.05)) / rounds
-    ready: dict[str, tuple[Contender, dict, dict, dict]] = {}
-    for make in case.contenders:
-        contender = make()
-        if not re.search(args.only, contender.name):
+    ready: dict[str, tuple[Candidate, dict, dict, dict]] = {}
+    for make in case.candidates:
+        candidate = make()
+        if not re.search(args.only, candidate.name):
             continue
         try:
-            modes = _modes(case, contender, upstream)
+            modes = _modes(case, candidate, upstream)
             repeats = {mode: watch.warm(run, seconds, -(-5 // rounds)) for mode, run in modes.items()}
         except Exception as error:  # noqa: BLE001
-            failed(case.op, case.shape, contender.name, error)
+            failed(case.op, case.shape, candidate.name, error)
         else:
-            ready[contender.name] = contender, modes, repeats, {mode: [] for mode in modes}
+            ready[candidate.name] = candidate, modes, repeats, {mode: [] for mode in modes}
     order = list(ready)
     for _ in range(rounds):
         random.shuffle(order)
@@ -155,26 +159,26 @@ def measure_case(
                 failed(case.op, case.shape, name, error)
                 order.remove(name)
                 del ready[name]
-    for contender, modes, _, times in ready.values():
+    for candidate, modes, _, times in ready.values():
         try:
-            yield _row(case, contender, modes, times, watch, limits, upstream)
+            yield _row(case, candidate, modes, times, watch, limits, upstream)
         except Exception as error:  # noqa: BLE001
-            failed(case.op, case.shape, contender.name, error)
+            failed(case.op, case.shape, candidate.name, error)
 
 
-def _row(case, contender, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
+def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
     """backward is both minus forward, where that is positive."""
     timings = {mode: summary(of) for mode, of in times.items()}
     both, forward = timings["both"], timings["forward"]
     rest = [ms - forward.median_ms for ms in (both.median_ms, both.low_ms, both.high_ms)]
     if rest[0] > 0:  # else the machine was too unsteady to say
         timings["backward"] = Timing(rest[0], max(rest[1], 0.0), rest[2], both.repeats)
-    row: dict = {"op": case.op, "shape": case.shape, "contender": contender.name, "formula": case.formula}
+    row: dict = {"op": case.op, "shape": case.shape, "contender": candidate.name, "formula": case.formula}
     row["modes"] = {mode: asdict(timing) | _rates(case, mode, timing, limits) for mode, timing in timings.items()}
     row["host_ms"] = watch.host_ms(modes["both"])
     row["peak_extra_bytes"] = peak_extra_bytes(modes["both"], watch.device)
     if case.errors is not None:
-        row["errors"] = case.errors(contender.both(upstream))
+        row["errors"] = case.errors(candidate.both(upstream))
     return row
 
 
@@ -291,7 +295,7 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
                     file=sys.stderr,
                 )
             status = max(status, abs(code))
-            if code == 0 or library.why_not("cuda", torch.device(args.device)) is not None:
+            if code == 0 or library.unsupported_reason("cuda", torch.device(args.device)) is not None:
                 break
             print(
                 f"bench: {op} did not go well{'' if without else '; once more without the CUDA kernels'}",
@@ -313,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     ops = args.op or list(OPS)
     if device.type == "cuda" and len(ops) > 1:
         return apart(args, ops, suite, name)
-    # A compiled contender that is compiled anew for many shapes would fall back to eager, silently.
+    # A compiled candidate that is compiled anew for many shapes would fall back to eager, silently.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     begin = time.monotonic()
@@ -339,17 +343,17 @@ def main(argv: list[str] | None = None) -> int:
         results.add(row)
         print(json.dumps(row) if args.json else _line(row), flush=True)
 
-    def failed(op: str, shape: dict, contender: str, error: Exception) -> None:
+    def failed(op: str, shape: dict, candidate: str, error: Exception) -> None:
         """A peer that cannot run a shape is a fact to keep, not a reason to stop."""
         text = str(error).splitlines()
         row = {
             "op": op,
             "shape": shape,
-            "contender": contender,
+            "contender": candidate,
             "error": f"{type(error).__name__}: {text[0] if text else ''}",
         }
         results.add(row, "failures")
-        print(f"bench: {op} {contender} failed: {row['error']}", file=sys.stderr, flush=True)
+        print(f"bench: {op} {candidate} failed: {row['error']}", file=sys.stderr, flush=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 FLUSH_BYTES = 256 << 20  # more than any L2 cache
-HOLD_CYCLES = 6_000_000  # about 3 ms: twice what the slowest contender's Python took before its last launch
+HOLD_CYCLES = 6_000_000  # about 3 ms: twice what the slowest candidate's Python took before its last launch
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Stopwatch:
 
 
 def measure(run: Callable[[], object], device: torch.device, seconds: float = 0.4, at_least: int = 5) -> Timing:
-    """One contender alone."""
+    """One candidate alone."""
     watch = Stopwatch(device)
     return summary(watch.sample(run, watch.warm(run, seconds, at_least)))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dispatch import HAS_TRITON
-from .contender import Contender
+from .candidate import Candidate
 
 Where = tuple[dict, object]  # a table, and a key of it
 
@@ -53,7 +53,7 @@ def using(where: Where, entry: object) -> Iterator[None]:
 
 
 @dataclass
-class _Variant(Contender):
+class _Variant(Candidate):
     where: Where = ({}, None)
     entry: object = None
 
@@ -62,9 +62,9 @@ class _Variant(Contender):
             return super().both(upstream)
 
 
-def in_place(contender: Contender, name: str, where: Where, entry: object) -> Contender:
+def in_place(candidate: Candidate, name: str, where: Where, entry: object) -> Candidate:
     def forward() -> Tensor:
         with using(where, entry):
-            return contender.forward()
+            return candidate.forward()
 
-    return _Variant(f"{contender.name}, {name}", forward, contender.leaves, where=where, entry=entry)
+    return _Variant(f"{candidate.name}, {name}", forward, candidate.leaves, where=where, entry=entry)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backends.checks import autocast, check_loss_inputs, require
-from ..backends.dispatch import resolve_backend, slow_products, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from . import reference
@@ -47,7 +47,7 @@ def linear_cross_entropy(
     require(softcap is None or softcap > 0, f"linear_cross_entropy: softcap must be positive, got {softcap}")
     measured = fastest("linear_cross_entropy", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
-        backend, "linear_cross_entropy", hidden.device, what_takes(hidden), slow_products(hidden), measured
+        backend, "linear_cross_entropy", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
     loss_N, *_ = _linear_cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), ignore_index, z_loss, softcap, backend

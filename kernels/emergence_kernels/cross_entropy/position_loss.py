@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends.checks import autocast, check_loss_inputs, check_weights, require
-from ..backends.dispatch import resolve_backend, slow_products, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from . import reference
@@ -73,7 +73,7 @@ def position_loss(
         weights = weights.expand(targets.shape).reshape(-1)
     measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
-        backend, "position_loss", hidden.device, what_takes(hidden), slow_products(hidden), measured
+        backend, "position_loss", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
     B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
@@ -116,7 +116,7 @@ def _forward(
     need_dw: bool,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """-> loss, token_loss, valid, correct, entropy, raised, dX, dW: gradients of loss * raised, empty if not needed.
+    """-> loss, token_loss, valid, correct, entropy, grad_scale, dX, dW: gradients of loss * grad_scale, empty if not needed.
 
     dW comes as it was summed, in float32 over several chunks: backward scales and rounds it in one pass.
     """
@@ -126,12 +126,12 @@ def _forward(
     if weights_N is not None:
         share_N = share_N * weights_N
     share_N /= share_N.sum().clamp_min_(torch.finfo(torch.float64).tiny)  # all 0 stay so
-    # float16 has no room for 1 / (number of tokens): its gradients are kept raised by a power of two until backward.
-    raised, scale_N = torch.ones((), dtype=dtype, device=hidden_ND.device), share_N.to(dtype)
+    # float16 has no room for 1 / (number of tokens): its gradients are kept scaled by a power of two until backward.
+    grad_scale, scale_N = torch.ones((), dtype=dtype, device=hidden_ND.device), share_N.to(dtype)
     if hidden_ND.dtype == torch.float16 and share_N.numel():
         largest = share_N.max()
-        raised = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
-        scale_N = (share_N * raised).to(dtype)
+        grad_scale = torch.exp2(-torch.ceil(torch.log2(torch.where(largest > 0, largest, 1)))).to(dtype)
+        scale_N = (share_N * grad_scale).to(dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         options = RowOptions(z_loss=z_loss, need_dx=need_dx, need_dw=need_dw, backend=backend)
         sweep = rows_of(backend).fused_rows
@@ -145,7 +145,7 @@ def _forward(
         valid_N,
         rows.correct,
         rows.entropy,
-        raised,
+        grad_scale,
         empty if dx_ND is None else dx_ND,
         empty.clone() if dw_VD is None else dw_VD,
     )
@@ -169,15 +169,15 @@ def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str, las
 
 
 def _save(ctx, inputs: tuple, outputs: tuple[Tensor, ...]) -> None:
-    raised, dx_ND, dw_VD = outputs[5:]
-    ctx.save_for_backward(raised, dx_ND, dw_VD)
+    grad_scale, dx_ND, dw_VD = outputs[5:]
+    ctx.save_for_backward(grad_scale, dx_ND, dw_VD)
     ctx.needed, ctx.backend = inputs[6:8], inputs[8]
     ctx.dtype = dx_ND.dtype
 
 
 def _backward(ctx, scaled, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
-    raised, dx_ND, dw_VD = ctx.saved_tensors
-    factor = grad.to(raised.dtype) / raised
+    grad_scale, dx_ND, dw_VD = ctx.saved_tensors
+    factor = grad.to(grad_scale.dtype) / grad_scale
     return tuple(
         scaled(saved, factor, ctx.dtype, ctx.backend) if needed else None
         for saved, needed in zip((dx_ND, dw_VD), ctx.needed)

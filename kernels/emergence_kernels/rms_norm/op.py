@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backends.checks import check_float, require
-from ..backends.dispatch import resolve_backend, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
 from .reference import rms_norm as rms_norm_torch
@@ -47,7 +47,7 @@ def rms_norm(
             residual.shape == x.shape,
             f"rms_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}",
         )
-    limits = what_takes(x)
+    limits = dtype_limits(x)
     D = x.shape[-1]
     if D > MAX_FEATURES:
         limits["triton"] = limits["cuda"] = f"{D} features are more than {MAX_FEATURES}"

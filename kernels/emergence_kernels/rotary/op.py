@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..backends.checks import check_float, require
-from ..backends.dispatch import resolve_backend, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_op
 from .reference import rotary as rotary_torch
 from .reference import rotate as rotate_torch
@@ -42,7 +42,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -
     check_float("rotary", x=x)
     require(x.dim() == 4, f"rotary: x must be (batch, seq, heads, head_dim), got shape {tuple(x.shape)}")
     check_angles("rotary", x, cos, sin)
-    backend = resolve_backend(backend, "rotary", x.device, what_takes(x))
+    backend = resolve_backend(backend, "rotary", x.device, dtype_limits(x))
     if backend == "torch":
         return rotary_torch(x, cos, sin)
     return _rotary(x, cos, sin, 1.0, backend)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..backends.checks import check_float, require
-from ..backends.dispatch import resolve_backend, what_takes
+from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_op
 from .reference import swiglu as swiglu_torch
 
@@ -29,7 +29,7 @@ def swiglu(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
         gate_up.dim() >= 1 and gate_up.shape[-1] > 0 and gate_up.shape[-1] % 2 == 0,
         f"swiglu: gate_up must be (..., 2 * features), got shape {tuple(gate_up.shape)}",
     )
-    backend = resolve_backend(backend, "swiglu", gate_up.device, what_takes(gate_up))
+    backend = resolve_backend(backend, "swiglu", gate_up.device, dtype_limits(gate_up))
     if backend == "torch":
         return swiglu_torch(gate_up)
     return _swiglu(gate_up, backend)

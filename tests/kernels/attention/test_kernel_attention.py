@@ -314,12 +314,12 @@ def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monk
 
 def test_what_flash_refuses(monkeypatch):
     from emergence_kernels.attention import flash as flash_backend
-    from emergence_kernels.attention.flash import why_not
+    from emergence_kernels.attention.flash import unsupported_reason
 
     monkeypatch.setattr(flash_backend, "generation", lambda q: None)
 
     def asked(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
-        return why_not(torch.empty(1, 2, 1, D, dtype=dtype, device="meta"), ids, window, deterministic)
+        return unsupported_reason(torch.empty(1, 2, 1, D, dtype=dtype, device="meta"), ids, window, deterministic)
 
     assert "CUDA" in asked()
 
@@ -328,7 +328,7 @@ def test_what_flash_refuses(monkeypatch):
 
     def on_cuda(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
         q = torch.empty(1, 2, 1, D, dtype=dtype).as_subclass(OnCuda)
-        return why_not(q, ids, window, deterministic)
+        return unsupported_reason(q, ids, window, deterministic)
 
     assert on_cuda() is None
     assert "float32" in on_cuda(torch.float32)

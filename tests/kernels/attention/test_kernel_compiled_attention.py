@@ -1,6 +1,6 @@
 """The CUDA kernels of attention beyond the common cases: sequences of several blocks, strange strides, scales, masks.
 
-Without a GPU their own source runs in csrc/emulator/emulate.h, whose referee objects to every race on the way.
+Without a GPU their own source runs in csrc/emulator, whose race detector objects to every race on the way.
 """
 
 import pytest

@@ -1,7 +1,8 @@
 """Hopper's attention (TMA, wgmma, warp specialisation), called directly.
 
-Without a GPU the kernels' own source runs in csrc/emulator, which does what the PTX ISA says of the asynchronous instructions, as
-late and as early as it allows, and whose referee judges by happens-before. On an H100 the same tests run the compiled kernels.
+Without a GPU the kernels' own source runs in csrc/emulator, which does what the PTX ISA says of the asynchronous instructions,
+as late and as early as it allows, and whose race detector judges by happens-before. On an H100 the same tests run the
+compiled kernels.
 """
 
 import ctypes
@@ -221,11 +222,11 @@ def test_ranges_of_documents():
 
 
 def test_what_is_taken():
-    def why_not(dtype, D):
-        return attention_hopper.why_not(torch.empty(1, 1, 1, D, dtype=dtype))
+    def unsupported_reason(dtype, D):
+        return attention_hopper.unsupported_reason(torch.empty(1, 1, 1, D, dtype=dtype))
 
-    assert why_not(torch.bfloat16, 64) is None and why_not(torch.float16, 128) is None
-    assert "float32" in why_not(torch.float32, 64) and "80" in why_not(torch.bfloat16, 80)
+    assert unsupported_reason(torch.bfloat16, 64) is None and unsupported_reason(torch.float16, 128) is None
+    assert "float32" in unsupported_reason(torch.float32, 64) and "80" in unsupported_reason(torch.bfloat16, 80)
 
 
 # ---- thread orders, races, fences -------------------------------------------------------------------------------------

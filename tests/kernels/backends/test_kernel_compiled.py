@@ -1,6 +1,6 @@
 """The compiled kernels beyond what every backend must do: many shapes of rows, thread orders, races, the compiled code.
 
-"cpu" is C++ for processors. Without a GPU the CUDA kernels' own source runs in csrc/emulator, which objects to races, to
+"cpu" is C++ for CPUs. Without a GPU the CUDA kernels' own source runs in csrc/emulator, which objects to races, to
 accesses out of bounds and to shared memory that nobody wrote. On a GPU the same tests run the compiled kernels.
 """
 
@@ -235,8 +235,8 @@ def test_the_order_of_threads_does_not_matter(emulation, monkeypatch):
 
 
 def test_every_barrier_is_needed(emulation, monkeypatch):
-    """Each barrier, and each wait for copies, left out in turn: the emulator must see a race, or else it, or the referee, is
-    idle."""
+    """Each barrier, and each wait for copies, left out in turn: the emulator must see a race, or else it, or the race
+    detector, is idle."""
     every_kernel()
     read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
     read.restype = ctypes.c_char_p
@@ -252,16 +252,16 @@ def test_every_barrier_is_needed(emulation, monkeypatch):
             every_kernel()
 
 
-# ---- processors ------------------------------------------------------------------------------------------------------
+# ---- the CPU ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def processor(cpu_library):
+def cpu(cpu_library):
     if cpu_library:
         pytest.skip(cpu_library)
 
 
-def test_exponentials_on_a_processor(processor):
+def test_exponentials_on_the_cpu(cpu):
     """Two logits 0 and -x: the other's gradient is exp(-x) / (1 + exp(-x)), to 2 ulp down to 1e-37, then 0 or nearly."""
     x = torch.cat([torch.linspace(0, 87, 5001), torch.tensor([88.0, 200.0, 1e4, torch.inf])])
     z = torch.zeros(len(x), 8)
@@ -274,7 +274,7 @@ def test_exponentials_on_a_processor(processor):
     assert ((loss.double() - torch.log1p((-x.double()).exp())).abs() <= 1e-7).all()
 
 
-def test_what_is_not_a_number_stays_so(processor):
+def test_what_is_not_a_number_stays_so(cpu):
     z, _, *rows = rows_of(4, 20, torch.float32, torch.float32, "cpu")
     rows[1][:] = True
     z[1, 5], z[2, 6] = torch.nan, torch.inf
@@ -283,7 +283,7 @@ def test_what_is_not_a_number_stays_so(processor):
     assert torch.isnan(z[1, :20]).any()
 
 
-def test_the_number_of_threads_does_not_matter(processor):
+def test_the_number_of_threads_does_not_matter(cpu):
     """Bit for bit: who computes a row does not change it, and dweight is added up in blocks of rows of a fixed size."""
     x, dy, weight = torch.randn(1000, 96), torch.randn(1000, 96), torch.randn(96)
     hidden, head, targets = torch.randn(4, 300, 32), torch.randn(501, 32), torch.randint(501, (4, 300))
@@ -299,7 +299,7 @@ def test_the_number_of_threads_does_not_matter(processor):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 
-def test_float32_alone_is_taken_by_the_processor(processor):
+def test_float32_alone_is_taken_on_the_cpu(cpu):
     with pytest.raises(RuntimeError, match="logits must be float32"):
         z, dz, *rows = rows_of(2, 8, torch.float32, torch.float32, "cpu")
         sweep("cpu", z.half(), dz.half(), 8, *rows)
@@ -353,7 +353,7 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
     code = (
         "import torch\n"
         "from emergence_kernels.backends import library\n"
-        "print(library.describe('cuda')); print(library.why_not('cuda', torch.device('cpu')))\n"
+        "print(library.describe('cuda')); print(library.unsupported_reason('cuda', torch.device('cpu')))\n"
         "print(torch.ops.emergence_cuda.loss_rows.default._schema)"
     )
     done = subprocess.run(
@@ -413,7 +413,7 @@ def test_a_driver_that_is_too_old_is_named(monkeypatch):
         (None, None),
     ):
         monkeypatch.setattr(library, "_driver", lambda driver=driver: driver)
-        told = library.why_not("cuda", device)
+        told = library.unsupported_reason("cuda", device)
         assert told is reason is None or (
             reason in told and "CUDA 13.0" in told and "CUDA 12.4" in told and "\n" not in told
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import emergence_kernels as ek
-from emergence_kernels.backends.dispatch import resolve_backend, what_takes
+from emergence_kernels.backends.dispatch import dtype_limits, resolve_backend
 
 PACKAGE = Path(ek.__file__).parent
 CPU = torch.device("cpu")
@@ -31,8 +31,8 @@ def test_auto_on_a_cpu_is_never_the_interpreter_or_the_emulation(monkeypatch):
 def test_auto_on_a_cpu_is_the_compiled_library(cpu_library):
     if cpu_library:
         pytest.skip(cpu_library)
-    assert resolve_backend(None, "position_loss", CPU, what_takes(torch.ones(1))) == "cpu"
-    assert resolve_backend(None, "position_loss", CPU, what_takes(torch.ones(1).bfloat16())) == "torch"
+    assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1))) == "cpu"
+    assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1).bfloat16())) == "torch"
     assert resolve_backend(None, "attention", CPU) == "torch"
     with pytest.raises(ek.BackendError, match="'cpu' cannot run: it takes float32 only, not torch.bfloat16"):
         ek.rms_norm(torch.ones(2, 4).bfloat16(), torch.ones(4).bfloat16(), backend="cpu")
@@ -46,7 +46,7 @@ def test_auto_on_a_gpu(monkeypatch):
     assert resolve_backend("auto", "attention", cuda, {"flash": "no"}) == "triton"
     # Never kernels that nobody has measured, whatever else cannot.
     nothing = {"flash": "no", "triton": "no"}
-    monkeypatch.setattr("emergence_kernels.backends.library.why_not", lambda *_: None)
+    monkeypatch.setattr("emergence_kernels.backends.library.unsupported_reason", lambda *_: None)
     assert resolve_backend("cuda", "attention", cuda, nothing) == "cuda"
     assert resolve_backend("auto", "attention", cuda, nothing) == "torch"
     assert resolve_backend("auto", "position_loss", cuda, None, ("triton",)) == "torch"

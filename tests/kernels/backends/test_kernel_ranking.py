@@ -8,7 +8,7 @@ import torch
 from emergence_kernels.attention import flash
 from emergence_kernels.attention.op import checked
 from emergence_kernels.attention.options import Options
-from emergence_kernels.backends import ranking as choices
+from emergence_kernels.backends import ranking
 from emergence_kernels.backends.dispatch import resolve_backend
 from emergence_kernels.bench import draw
 from support import ROOT
@@ -16,9 +16,9 @@ from support import ROOT
 GPU = torch.device("cuda")
 
 
-def row(contender: str, ms: float, tokens: int = 8192, features: int = 1024, op: str = "rms_norm", **more) -> dict:
+def row(candidate: str, ms: float, tokens: int = 8192, features: int = 1024, op: str = "rms_norm", **more) -> dict:
     shape = {"tokens": tokens, "features": features} | more
-    return {"op": op, "contender": contender, "shape": shape, "modes": {"both": {"median_ms": ms}}}
+    return {"op": op, "contender": candidate, "shape": shape, "modes": {"both": {"median_ms": ms}}}
 
 
 def run(*rows: dict, utc: str = "20260101-000000", architecture: str | None = "sm_90") -> dict:
@@ -30,18 +30,18 @@ def measured(monkeypatch, tmp_path):
     """Makes a table of runs the one in force, on a pretended H100 with everything built."""
 
     def use(*runs: dict) -> None:
-        monkeypatch.setattr(choices, "FILE", tmp_path / "ranking.json")
-        choices.write(choices.from_results(list(runs)))
-        choices._table.cache_clear()
+        monkeypatch.setattr(ranking, "FILE", tmp_path / "ranking.json")
+        ranking.write(ranking.from_results(list(runs)))
+        ranking._table.cache_clear()
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr("emergence_kernels.backends.dispatch.why_not", lambda *_: None)
+    monkeypatch.setattr("emergence_kernels.backends.dispatch.unsupported_reason", lambda *_: None)
     yield use
-    choices._table.cache_clear()
+    ranking._table.cache_clear()
 
 
 def auto(measured_as: str, *widths: int, dtype: torch.dtype = torch.bfloat16, op: str | None = None) -> str:
-    return resolve_backend("auto", op or measured_as, GPU, measured=choices.fastest(measured_as, GPU, dtype, widths))
+    return resolve_backend("auto", op or measured_as, GPU, measured=ranking.fastest(measured_as, GPU, dtype, widths))
 
 
 def test_without_a_measurement_cuda_is_never_chosen(measured):
@@ -51,8 +51,8 @@ def test_without_a_measurement_cuda_is_never_chosen(measured):
 
 
 def test_attention_is_ranked_by_its_mask(measured):
-    def of(contender: str, ms: float, kind: str) -> dict:
-        return row(contender, ms, op="attention", features=0, head_dim=64, seq=2048, kind=kind)
+    def of(candidate: str, ms: float, kind: str) -> dict:
+        return row(candidate, ms, op="attention", features=0, head_dim=64, seq=2048, kind=kind)
 
     measured(
         run(
@@ -81,14 +81,15 @@ def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -
 def limited(monkeypatch):
     """Only what the inputs themselves rule out is ruled out."""
     monkeypatch.setattr(
-        "emergence_kernels.backends.dispatch.why_not", lambda backend, op, device, limits: limits.get(backend)
+        "emergence_kernels.backends.dispatch.unsupported_reason",
+        lambda backend, op, device, limits: limits.get(backend),
     )
     monkeypatch.setattr(flash, "generation", lambda q: None)
 
 
 def test_an_unmeasured_mask_takes_the_causal_order(measured, limited):
-    def of(contender: str, ms: float, kind: str = "causal", head_dim: int = 64) -> dict:
-        return row(contender, ms, op="attention", features=0, head_dim=head_dim, seq=1024, kind=kind)
+    def of(candidate: str, ms: float, kind: str = "causal", head_dim: int = 64) -> dict:
+        return row(candidate, ms, op="attention", features=0, head_dim=head_dim, seq=1024, kind=kind)
 
     measured(
         run(
@@ -145,7 +146,7 @@ def test_several_numbers_of_tokens_count_alike(measured):
             row("emergence torch", 0.001, tokens=1 << 16),  # failed on the other: not compared
         )
     )
-    assert choices.fastest("rms_norm", GPU, torch.bfloat16, (1024,)) == ["triton", "cuda"]
+    assert ranking.fastest("rms_norm", GPU, torch.bfloat16, (1024,)) == ["triton", "cuda"]
 
 
 def test_a_later_run_replaces_an_earlier_one(measured):
@@ -159,13 +160,13 @@ def test_a_cpu_run_and_another_architecture_say_nothing(measured):
     rows = row("emergence cuda", 1.0), row("emergence triton", 2.0)
     measured(run(*rows, architecture=None), run(*rows, architecture="sm_80"))
     assert auto("rms_norm", 1024) == "triton"
-    assert choices.fastest("rms_norm", torch.device("cpu"), torch.bfloat16, (1024,)) == []
+    assert ranking.fastest("rms_norm", torch.device("cpu"), torch.bfloat16, (1024,)) == []
 
 
 def test_what_cannot_run_is_passed_over(measured, monkeypatch):
     measured(run(row("emergence cuda", 1.0), row("emergence triton", 2.0)))
     monkeypatch.setattr(
-        "emergence_kernels.backends.dispatch.why_not",
+        "emergence_kernels.backends.dispatch.unsupported_reason",
         lambda backend, *_: "it is not built" if backend == "cuda" else None,
     )
     assert auto("rms_norm", 1024) == "triton"
@@ -191,8 +192,8 @@ def test_one_command_writes_the_table(measured, tmp_path, capsys):
         each["formula"] = "bytes"
         each["modes"]["both"] |= {"low_ms": 0.9, "high_ms": 2.1}
     (results / "run.json").write_text(json.dumps(full))
-    assert draw.main([str(results), "--no-plots", "--choices"]) == 0
-    choices._table.cache_clear()
+    assert draw.main([str(results), "--no-plots", "--ranking"]) == 0
+    ranking._table.cache_clear()
     assert auto("rms_norm", 1024) == "cuda"
     assert "Commit abc." in (results / "run.md").read_text()
 
@@ -201,4 +202,4 @@ def test_the_table_that_is_committed_is_of_results_that_are():
     """Nobody edits ranking.json by hand."""
     stored = ROOT / "benchmarks" / "results"
     runs = [data for file in stored.rglob("*.json") if "ceilings" in (data := json.loads(file.read_text()))]
-    assert json.loads(choices.FILE.read_text()) == choices.from_results(runs)
+    assert json.loads(ranking.FILE.read_text()) == ranking.from_results(runs)

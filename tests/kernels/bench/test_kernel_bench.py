@@ -17,7 +17,7 @@ TINY = ["--suite", "tiny", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
-def of_a_processor(monkeypatch):
+def on_a_cpu(monkeypatch):
     """The interpreter would only make it slow, and peers that are installed want a GPU."""
     monkeypatch.setattr("emergence_kernels.bench.run.interpreting", lambda: False)
     monkeypatch.setattr("emergence_kernels.bench.losses._peers", lambda *_: ())
@@ -56,7 +56,7 @@ def test_a_spent_budget_keeps_what_there_is(tmp_path):
     assert "Not complete" in draw.table(data)
 
 
-def test_a_processor_gets_shapes_for_one(tmp_path, monkeypatch):
+def test_a_cpu_gets_shapes_for_one(tmp_path, monkeypatch):
     monkeypatch.setattr("emergence_kernels.bench.run._shapes", lambda *_: [])
     assert main(["--device", "cpu", "--out", str(tmp_path)]) == 0
     (file,) = (tmp_path / "cpu").glob("*.json")
@@ -124,9 +124,9 @@ def test_a_variant_takes_its_place_and_leaves_it(triton_only, device, monkeypatc
     original = configs.architecture
     monkeypatch.setattr(configs, "architecture", lambda d: seen.append(configs.LOGITS[key].block_m) or original(d))
     (case,) = losses.cases("linear_cross_entropy", "tiny", device, torch.float32, [])
-    contender = case.contenders[0]()
-    assert contender.name == "emergence triton, tall"
-    contender.both(case.upstream())
+    candidate = case.candidates[0]()
+    assert candidate.name == "emergence triton, tall"
+    candidate.both(case.upstream())
     assert seen == [32, 32] and configs.LOGITS[key] == usual  # forward and backward
 
 

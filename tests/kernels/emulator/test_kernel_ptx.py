@@ -1,4 +1,4 @@
-"""The compilers' code, executed on the CPU under the referee: Triton's for sm_80 and sm_90, nvcc's of csrc/ for sm_80 and sm_90a.
+"""The compilers' code, executed on the CPU under the race detector: Triton's for sm_80 and sm_90, nvcc's of csrc/.
 
 The tests are those of the other modules of tests/kernels, in processes of their own (conftest.py: EMERGENCE_TEST_PTX and
 EMERGENCE_TEST_NVCC). What interpreter and emulator cannot show is tried here: of Triton specialised arguments, vectors and their
@@ -92,7 +92,7 @@ OBJECTIONS = (
     "while a product",
 )
 ALONE = "(triton or descriptors or many_rows or tf32)"  # what Triton's backend is tried in
-NOT_OF_LAUNCHES = "not order_of and not barrier and not nvcc and not assembler and not another and not processor"
+NOT_OF_LAUNCHES = "not order_of and not barrier and not nvcc and not assembler and not another and not the_cpu"
 
 
 @pytest.fixture(autouse=True)

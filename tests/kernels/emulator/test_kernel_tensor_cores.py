@@ -1,4 +1,4 @@
-"""ldmatrix, mma.sync and cp.async as csrc/common/tensor_cores.h emulates them: layouts, and what the referee objects to."""
+"""ldmatrix, mma.sync and cp.async as csrc/common/tensor_cores.h emulates them: layouts, and what the race detector objects to."""
 
 import re
 import subprocess
@@ -49,5 +49,5 @@ def test_additions_need_no_order(told):
         ("additions between", "not aligned to the 16 bytes"),
     ],
 )
-def test_what_the_referee_objects_to(use, objection, told):
+def test_what_the_race_detector_objects_to(use, objection, told):
     assert re.search(objection, told[use])

@@ -1,4 +1,4 @@
-"""The executor of PTX by itself: instructions against closed forms, and what the referee says to programs that are wrong."""
+"""The executor of PTX by itself: instructions against closed forms, and wrong programs against the race detector."""
 
 import math
 from fractions import Fraction
@@ -321,7 +321,7 @@ COPY = """mul.wide.u32 %rd10, %r0, 4; add.s64 %rd11, %rd0, %rd10;
         ("mov.b32 %r1, 0; div.u32 %r2, %r0, %r1;", "division by zero"),
     ],
 )
-def test_what_the_referee_objects_to(body, objection):
+def test_what_the_race_detector_objects_to(body, objection):
     values = torch.zeros(32, dtype=torch.int32)
     if objection is None:
         return run(body, values, shared=1024)
@@ -367,7 +367,7 @@ FENCE, WAIT = "fence.proxy.async.shared::cta; bar.sync 0;", "wgmma.wait_group.sy
         (WRITTEN + FENCE + ISSUE + "st.shared.b32 [%r12], %r1;" + WAIT, "race in shared memory"),
     ],
 )
-def test_what_the_referee_objects_to_in_products(body, objection):
+def test_what_the_race_detector_objects_to_in_products(body, objection):
     out = torch.zeros(128, 2)
     body = body + "mul.wide.u32 %rd10, %r0, 8; add.s64 %rd11, %rd0, %rd10; st.global.v2.b32 [%rd11], {%r30, %r33};"
     if objection is None:

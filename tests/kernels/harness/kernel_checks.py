@@ -1,7 +1,7 @@
 """The yardstick of the kernel tests: an error against float64 no more than twice that of PyTorch in the same dtype.
 
 Three times in float32: what errors there are is the order of sums, and libraries' orders differ by up to 2.8 (seen on an H100's
-cuBLAS and on one of two processors, by PyTorch's own products beside PyTorch's own products).
+cuBLAS and on one of two CPUs, by PyTorch's own products beside PyTorch's own products).
 """
 
 import torch

@@ -173,9 +173,9 @@ def install(arch: int) -> None:
     CUDABackend.hash = lambda self: f"ptx-{original_hash(self)}"
     triton.runtime.driver.set_active(Driver(arch))
     configs.architecture = lambda device: f"sm_{arch}"
-    why_not = dispatch.why_not
+    unsupported_reason = dispatch.unsupported_reason
 
     def patched(backend, op, device, limits):
-        return limits.get(backend) if backend == "triton" else why_not(backend, op, device, limits)
+        return limits.get(backend) if backend == "triton" else unsupported_reason(backend, op, device, limits)
 
-    dispatch.why_not = patched
+    dispatch.unsupported_reason = patched

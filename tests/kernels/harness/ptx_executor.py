@@ -1,4 +1,4 @@
-"""Runs PTX on CPU memory, by tests/kernels/ptx/execute.cpp: the compilers' own code, under the emulator's referee."""
+"""Runs PTX on CPU memory, by ptx/execute.cpp: the compilers' own code, under the emulator's race detector."""
 
 import ctypes
 import hashlib
@@ -24,7 +24,7 @@ def tensor_map(fields: bytes) -> bytes:
 
 
 class LaunchError(RuntimeError):
-    """What the referee objected to, and where."""
+    """What the race detector objected to, and where."""
 
 
 def made(name: str, command: Sequence[str], sources: Iterable[Path]) -> Path:
@@ -100,7 +100,7 @@ class Program:
         """ranges: (address, bytes) of the memory that the launch may touch. tiles: the code is Triton's (execute.cpp).
 
         Raises:
-            LaunchError: the referee objects.
+            LaunchError: the race detector objects.
         """
         given = self.parameters(values)
         space = (ctypes.c_ubyte * (len(given) + 128))()

@@ -1,4 +1,4 @@
-"""What the referee says to compiled code with a barrier, wait or fence left out: run as a script (TRITON_INTERPRET unset).
+"""What the race detector says to compiled code with a barrier, wait or fence left out: run as a script (TRITON_INTERPRET unset).
 
     python ptx_faults.py triton 80 loss        the statistics of the loss, on mma.sync and cp.async
     python ptx_faults.py triton 90 attention   attention's forward pass, on wgmma
@@ -47,7 +47,7 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
     path = build.SOURCES.parent / "build" / "csrc" / "emulated.so"
     build.build("emulated", path)
     os.environ[library.VARIABLES["cuda"]] = str(path)
-    assert library.why_not("cuda", torch.device("cpu")) is None
+    assert library.unsupported_reason("cuda", torch.device("cpu")) is None
     elsewhere = ptx_of_nvcc.Elsewhere(path, arch)
     module, T = (attention_hopper, 530) if case == "hopper" else (attention_mma, 200)
     q, k, v, do = (torch.randn(1, T, 1, 64).bfloat16() for _ in range(4))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass
-class Contender:
+class Candidate:
     """forward() returns the tensor that is differentiated, or several, each by the same upstream gradient."""
 
     name: str
@@ -25,12 +25,12 @@ class Contender:
 
 @dataclass
 class Case:
-    """A shape, its contenders, and how to turn milliseconds into rates. FLOPs and bytes are those the problem needs,
-    whoever computes it: one formula for all contenders."""
+    """A shape, its candidates, and how to turn milliseconds into rates. FLOPs and bytes are those the problem needs,
+    whoever computes it: one formula for all candidates."""
 
     op: str
     shape: dict[str, int | str | bool]
-    contenders: list[Callable[[], Contender]]  # made one at a time: each may hold memory
+    candidates: list[Callable[[], Candidate]]  # made one at a time: each may hold memory
     flops: dict[str, float] = field(default_factory=dict)  # of "forward" and "both"
     bytes: dict[str, float] = field(default_factory=dict)
     formula: str = ""
