@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from . import build
 from .tracing import constant_while_tracing
 
 VARIABLES = {"cuda": "EMERGENCE_CUDA_LIBRARY", "cpu": "EMERGENCE_CPU_LIBRARY"}
@@ -24,6 +23,8 @@ def _library(backend: str) -> tuple[str | None, str | None]:
     named = os.environ.get(VARIABLES[backend])
     if (loaded := _LOADED.get((backend, named))) is not None:
         return loaded
+    from . import build  # not above: python -m would warn that it was imported before it runs
+
     path = Path(named or build.library(backend))
     if not path.is_file():
         return None, f"{VARIABLES[backend]} names no file: {path}" if named else f"it is not built ({_remedy(backend)})"
