@@ -48,6 +48,11 @@ class BuildLibrary(build_ext):
         kind = extension.name.rpartition("_")[2]
         builder().build(kind, Path(self.get_ext_fullpath(extension.name)))
 
+    def copy_extensions_to_source(self) -> None:  # of an editable install
+        for kind in wanted():
+            builder().library(kind).parent.mkdir(exist_ok=True)
+        super().copy_extensions_to_source()
+
 
 class AnyPython(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
