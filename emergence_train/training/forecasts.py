@@ -5,7 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from emergence_train.analysis.emergence.ability_watch import abilities_ahead, format_abilities, read_thresholds
+from emergence_train.analysis.emergence.ability_watch import (
+    Threshold,
+    abilities_ahead,
+    format_abilities,
+    read_thresholds,
+)
 from emergence_train.analysis.results import as_json
 from emergence_train.analysis.temporal import forecast_final
 from emergence_train.analysis.temporal.result import FinalForecast
@@ -47,7 +52,8 @@ class AbilityForecast(Observer):
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
-        self.thresholds, self.iid = [], {}
+        self.thresholds: list[Threshold] = []
+        self.iid: dict[int, float] = {}
         path = context.config.abilities
         if path:
             self.thresholds = read_thresholds(Path(path), context.header["vocabulary"])
@@ -65,7 +71,7 @@ class AbilityForecast(Observer):
         abilities = abilities_ahead(self.thresholds, self.iid, plan.step_tokens, self.context.run_log.directory)
         if not abilities:
             return
-        values = {}
+        values: dict[str, float | None] = {}
         for name, ability in abilities.items():
             tokens = ability.tokens
             numbers = {"probability": ability.probability, "tokens": tokens.value, "low95": tokens.low95}
