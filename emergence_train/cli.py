@@ -93,7 +93,7 @@ def _train(arguments: argparse.Namespace) -> dict | None:
         error.already_reported = launch.local_rank > 0  # each machine has said it: one may lack the file
         raise
     try:
-        path = train(loaded, _log(arguments))
+        path = train(loaded, _log(arguments), parent=arguments.parent)
     finally:
         distributed.stop()
     return {"run": str(path)} if launch.is_rank0 else None
@@ -220,6 +220,10 @@ def _parser() -> argparse.ArgumentParser:
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
         added.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+        if name == "train":
+            added.add_argument(
+                "--from", dest="parent", metavar="RUN[@STEP]", help="begin a new run from another run's saved state"
+            )
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")

@@ -32,19 +32,25 @@ def digest(index: dict) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 
+def check_tokenizer(run: Path, dataset: Dataset) -> None:
+    """Raise InputError where `run` was trained with another tokenizer than `dataset`'s."""
+    known = read(run)
+    if known is not None and known["vocabulary"] != dataset.fingerprint:
+        raise InputError(
+            f"{run}: was trained with the tokenizer {known['vocabulary']}, and {dataset.root} has {dataset.fingerprint}; set "
+            f"data.path to data of its tokenizer, or train under another name"
+        )
+
+
 def check(run: Path, dataset: Dataset) -> None:
     """Raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s.
 
     A run of an older version knows its tokenizer only, from the first line of its log.
     """
+    check_tokenizer(run, dataset)
     known = read(run)
     if known is None:
         return
-    if known["vocabulary"] != dataset.fingerprint:
-        raise InputError(
-            f"{run}: was trained with the tokenizer {known['vocabulary']}, and {dataset.root} has {dataset.fingerprint}; set "
-            f"data.path to the data it was trained on, or train under another name"
-        )
     found = digest(dataset.index)
     if known.get("data", found) != found:
         raise InputError(

@@ -69,12 +69,12 @@ class RunLog:
         self.end = os.fstat(self.file).st_size  # of what is known to be written
         self.written = time.monotonic()
 
-    def missing_rows(self, step: int, tables: set[int]) -> str | None:
-        """What is not there of the rows and tables (of the steps `tables`) up to `step`. No stop leaves such a gap: a state
-        is saved after its rows; someone has deleted or cut a file."""
-        rows = step - len({row["step"] for row in self.rows if row.get("kind") == "train"})
+    def missing_rows(self, step: int, tables: set[int], first: int = 0) -> str | None:
+        """What is not there of the rows and tables (of the steps `tables`) after step `first` up to `step`. No
+        stop leaves such a gap: a state is saved after its rows; someone has deleted or cut a file."""
+        rows = step - first - len({row["step"] for row in self.rows if row.get("kind") == "train"})
         absent = sorted(s for s in tables if not (self.directory / "positions" / f"{step_name(s)}.parquet").is_file())
-        gaps = [f"{rows} of {step} train rows of {self.path.name}"] if rows else []
+        gaps = [f"{rows} of {step - first} train rows of {self.path.name}"] if rows else []
         gaps += [f"the positions table of step {', '.join(map(str, absent))}"] if absent else []
         return (
             f"{self.directory}: is missing {' and '.join(gaps)}; training continues, and what was lost stays lost"

@@ -38,10 +38,10 @@ class NullRecorder:
 
     best: int | None = None  # step of the lowest iid loss
 
-    def restore(self, step: int, rewinds: list[dict], measured: set[int]) -> list[float]:
+    def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
         """The run's files as they were at `step`, for a start or after a rewind.
 
-        Args: `rewinds` of rewinds.json; `measured`: steps whose tables should exist.
+        Args: `rewinds` of rewinds.json; `measured`: steps whose tables should exist; `first`: the step before its own.
         Returns the losses of the last steps that were not skipped, for the anomaly detector.
         """
         return []
@@ -87,7 +87,7 @@ class Recorder(NullRecorder):
     def best(self) -> int | None:
         return min(self.iid, key=self.iid.get, default=None)
 
-    def restore(self, step: int, rewinds: list[dict], measured: set[int]) -> list[float]:
+    def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
         if self.run_log is None:
             self._open(step, rewinds)
         else:
@@ -96,7 +96,7 @@ class Recorder(NullRecorder):
         self.iid = iid_losses(rows)
         for observer in self.observers:
             observer.on_restore(step, rows)
-        if gap := self.run_log.missing_rows(step, measured):
+        if gap := self.run_log.missing_rows(step, measured, first):
             self.log(gap)
         skipped = {row["step"] for row in rows if row.get("kind") == "skipped"}
         train = [row for row in rows if row.get("kind") == "train" and row["loss"] is not None]

@@ -19,6 +19,7 @@ from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, rendezvous, start
+from emergence_train.training import branch
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
@@ -27,8 +28,12 @@ from emergence_train.training.session import Session
 from emergence_train.training.startup import agree_on, claim, release, resolve, run_header, startup_line
 
 
-def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int | None = None) -> Path:
+def train(
+    config: Config, log: Callable[[str], None] = print, *, parent: str | None = None, stop_after: int | None = None
+) -> Path:
     """Train, or resume, the run that `config` describes; returns its directory.
+
+    `parent`, as "RUN" or "RUN@STEP": a new run begins from that state (branch.py).
 
     `stop_after` ends this process after that step as a kill would (tests of resuming use it). Raises Stopped where the
     process got a signal to stop and PeerLost where another process of the run is gone.
@@ -42,7 +47,7 @@ def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int
         stop = StopSignal(mesh.is_rank0, log)
         watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
     try:
-        return _train(config, mesh, log, stop, watch, stop_after)
+        return _train(config, mesh, log, stop, watch, parent, stop_after)
     except Exception as error:
         explained = watch.explain(error, lambda: stop.requested)
         if explained is error:
@@ -54,7 +59,9 @@ def train(config: Config, log: Callable[[str], None] = print, *, stop_after: int
         release()
 
 
-def _train(config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, stop_after: int | None) -> Path:
+def _train(
+    config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, parent: str | None, stop_after: int | None
+) -> Path:
     watch.at("opening the data")
     agree_on(config, mesh)
     config = broadcast_from_rank0(lambda: resolve(config, mesh))
@@ -69,6 +76,7 @@ def _train(config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, s
     if config.abilities:
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
+    first = broadcast_from_rank0(lambda: branch.begin(config, plan, dataset, parent))
     if broadcast_from_rank0(lambda: plan.finished(run, log)):
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
         return run
@@ -78,13 +86,13 @@ def _train(config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, s
         stop.compilations.listen()
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
     engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
-    header = run_header(config, plan, dataset.fingerprint)
+    header = run_header(config, plan, dataset.fingerprint, broadcast_from_rank0(lambda: branch.parent_of(run)))
     console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
     recorder = NullRecorder()
     if mesh.is_rank0:
         settings = engines.deepspeed_config(config.training, mesh)
         recorder = Recorder(config, plan, header, evaluator, console, settings, mesh.world.size, mesh.device, log)
-    session = Session(config, plan, dataset, evaluator, mesh, engine, recorder, console, stop, watch, log)
+    session = Session(config, plan, dataset, evaluator, mesh, engine, recorder, console, stop, watch, log, first)
     step = session.restore()
     log(startup_line(config, plan, dataset, mesh, header, step))
     session.run_from(step, stop_after or plan.total_steps)

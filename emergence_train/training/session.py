@@ -53,11 +53,14 @@ class Session:
         stop: StopSignal,
         watch: Watchdog,
         log: Callable[[str], None],
+        first: int = 0,
     ) -> None:
+        """`first`: the step that the run's own steps begin after, where it began from another run's state."""
         self.run, self.faults, self.training = config.run_directory, config.faults, config.training
         self.saves_state = config.checkpoints.save_state != "never"
         self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
         self.recorder, self.console, self.log, self.stop, self.watch = recorder, console, log, stop, watch
+        self.first = first
         self.accumulator = PositionAccumulator(config.data.sequence, mesh.device)
         self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
         self.saver = saver.Saver(self.run, config.checkpoints, plan.state_steps, mesh, log)
@@ -83,6 +86,8 @@ class Session:
         loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
         content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
         step, self.due = content["step"], bool(content["loop"].get("due"))
+        if step == self.first:
+            sums = []  # the parent's
         self.accumulator.take()
         self.stepper.micro_batch.reset()
         if content["world_size"] == self.mesh.world.size and sums:
@@ -91,8 +96,8 @@ class Session:
             for tensor in sums:
                 self.accumulator.sums += tensor.to(self.mesh.device)
         self.saver.durable, self.pending, self.stop_requested = step, None, False
-        measured = {s for s in self.plan.checkpoint_steps if s < step + (not self.due)}
-        losses = broadcast_from_rank0(lambda: self.recorder.restore(step, self.skipped.rewinds, measured))
+        measured = {s for s in self.plan.checkpoint_steps if self.first < s < step + (not self.due)}
+        losses = broadcast_from_rank0(lambda: self.recorder.restore(step, self.skipped.rewinds, measured, self.first))
         self.saver.best = self.recorder.best
         self.detector.restart(losses)
         return step

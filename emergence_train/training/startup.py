@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from emergence_train import files
+from emergence_train.checkpoint.format import complete, step_of
 from emergence_train.config import Config
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
@@ -106,18 +107,43 @@ def claim(run: Path, config: Config) -> str | None:
         write_config(run, config)
         return note
     try:
-        before = _flat(_with_defaults(yaml.safe_load(path.read_text())))
+        tree = _with_defaults(yaml.safe_load(path.read_text()))
+        before = _flat(tree)
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
     now = _flat(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
         volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
         if not volatile and before.get(key) != now.get(key):
+            if key == "training.tokens" and (extended := _extended(run, tree, config)):
+                note = extended
+                continue
             raise InputError(
                 f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
                 f"or restore the configuration"
             )
+    if note and note.startswith("extended"):
+        write_config(run, config)
     return note
+
+
+def _extended(run: Path, before: Any, now: Config) -> str | None:
+    """What to say of a run that is to train for longer than planned; None where this is not that. Raises InputError where the
+    longer plan would have given the steps so far another learning rate."""
+    old = Config.model_validate(before)
+    states = complete(run / "checkpoints")
+    if not states or now.training.tokens <= old.training.tokens:
+        return None
+    done = step_of(states[-1]) * old.training.batch * old.data.sequence
+    schedule, decay = old.training.schedule, old.training.schedule.decay_tokens
+    total = Plan(old.training, old.checkpoints, old.data.sequence).total_tokens
+    steady = schedule.kind == "constant" or (schedule.kind == "wsd" and done <= total - decay)
+    if not steady:
+        raise InputError(
+            f"{run}: is a run with training.tokens = {old.training.tokens}, not {now.training.tokens}, and its rate has been "
+            f"falling towards that end; begin another from a state before that (train CONFIG name=... --from {run}@STEP)"
+        )
+    return f"extended from {old.training.tokens:,} to {now.training.tokens:,} tokens"
 
 
 def _with_defaults(tree: Any) -> Any:
@@ -132,8 +158,9 @@ def write_config(directory: Path, config: Config) -> None:
     files.write_bytes(directory / "config.yaml", config.to_yaml().encode())
 
 
-def run_header(config: Config, plan: Plan, vocabulary: str) -> dict:
-    """The first line of metrics.jsonl, which names the run for the readers of its rows; `vocabulary` is a fingerprint."""
+def run_header(config: Config, plan: Plan, vocabulary: str, parent: dict | None) -> dict:
+    """The first line of metrics.jsonl, which names the run for the readers of its rows; `vocabulary` is a fingerprint, `parent`
+    the run whose state it began from."""
     return {
         "run": config.name,
         "params": flops.non_embedding_parameters(config.model),
@@ -143,6 +170,7 @@ def run_header(config: Config, plan: Plan, vocabulary: str) -> dict:
         "batch": config.training.batch,
         "flops_per_token": flops.flops_per_token(config.model, config.data.sequence),
         "total_tokens": plan.total_tokens,
+        **({"parent": {key: parent[key] for key in ("run", "step", "tokens")}} if parent else {}),
     }
 
 

@@ -1,0 +1,115 @@
+"""A run that begins from another run's state: `train CONFIG --from RUN[@STEP]`, for decay branches of one stable run and for
+continued pretraining with another rate, batch, data or length.
+
+The parent's checkpoint becomes the child's first one (linked, not copied, where the file system allows it), and from there the
+child resumes as any run does. It counts tokens from the parent's beginning, so its plan and its learning rate are those of the
+whole way. Its tables begin after the parent's step, under its own name; parent.json says where it comes from.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from emergence_train import config as configs
+from emergence_train import files
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint.format import MANIFEST, POINTER, STATE, complete, step_name
+from emergence_train.config import Config
+from emergence_train.data import identity
+from emergence_train.data.dataset import Dataset
+from emergence_train.errors import InputError
+from emergence_train.training.plan import Plan
+
+FILE = "parent.json"
+
+
+def parse(text: str) -> tuple[Path, int | None]:
+    """RUN or RUN@STEP."""
+    name, sign, step = text.rpartition("@")
+    if not sign:
+        return Path(text), None
+    if not step.isdigit():
+        raise InputError(f"--from {text}: write it as RUN or RUN@STEP, for example runs/stable@4000")
+    return Path(name), int(step)
+
+
+def parent_of(run: Path) -> dict | None:
+    """{"run", "path", "step", "tokens", "first_step"} of a run that began from another's state. `first_step` is the child's
+    number of the parent's last step: its own begin after it."""
+    try:
+        return json.loads((run / FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run / FILE}: cannot be read ({' '.join(str(error).split())}); restore it") from None
+
+
+def begin(config: Config, plan: Plan, dataset: Dataset, parent: str | None) -> int:
+    """Give the run its parent's state, where it has none yet; returns the step that its own steps begin after (0: no parent).
+
+    Raises:
+        InputError: the run began otherwise; the parent has no such state, another tokenizer or a state that is no whole number of
+            the child's steps, or reaches beyond its end.
+    """
+    run, known = config.run_directory, parent_of(config.run_directory)
+    if parent is None:
+        return known["first_step"] if known else 0
+    path, step = parse(parent)
+    if known is not None:
+        if Path(known["path"]) != path.resolve() or step not in (None, known["step"]):
+            raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
+        return known["first_step"]
+    if complete(run / "checkpoints") or (run / "positions").exists():
+        raise InputError(f"{run}: has begun without a parent; choose another name, or leave --from out to resume it")
+    if path.resolve() == run.resolve():
+        raise InputError(f"{run}: cannot begin from itself; choose another name")
+    theirs, chosen = configs.load_run(path), checkpoints.newest(path, step)
+    identity.check_tokenizer(path, dataset)
+    step = checkpoints.read_state(chosen)["step"]
+    tokens = step * theirs.training.batch * theirs.data.sequence
+    if tokens % plan.step_tokens:
+        raise InputError(
+            f"--from {parent}: its {tokens:,} tokens are no whole number of steps of {plan.step_tokens:,} tokens; choose "
+            f"another training.batch or step"
+        )
+    first = tokens // plan.step_tokens
+    if first >= plan.total_steps:
+        raise InputError(
+            f"--from {parent}: has trained {tokens:,} tokens, and training.tokens, which counts them in, is "
+            f"{config.training.tokens:,}; raise it"
+        )
+    _adopt(chosen, run / "checkpoints", first)
+    found = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
+    files.write_json(run / FILE, found)
+    return first
+
+
+def _adopt(source: Path, folder: Path, step: int) -> None:
+    """Make the verified checkpoint `source` the checkpoint `step` of `folder`."""
+    target, temporary = folder / step_name(step), folder / f".{step_name(step)}.from-parent"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    entries = []
+    for entry in checkpoints.manifest(source):
+        if entry["file"] == STATE:
+            continue
+        _link(source / entry["file"], temporary / entry["file"])
+        entries.append(entry)
+    state = checkpoints.read_state(source) | {"step": step, "loop": {}}
+    files.write_json(temporary / STATE, state)
+    checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
+    assert (temporary / MANIFEST).is_file()
+    os.replace(temporary, target)
+    files.write_bytes(folder / POINTER, f"{target.name}\n".encode())
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise files.disk_error(error, target) from None
+        files.fsync_file(target)
