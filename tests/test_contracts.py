@@ -12,7 +12,7 @@ from emergence_train.section import Section
 
 COMMANDS = {
     "prepare": "config overrides",
-    "train": "config overrides",
+    "train": "config overrides --from",
     "evaluate": "run --step --tasks --split",
     "analyze temporal": "tables --fit-fraction --split --out",
     "analyze weights": "runs --out",
