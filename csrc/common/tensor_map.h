@@ -2,10 +2,46 @@
 // that the library loads on machines without a driver.
 #pragma once
 
+#include <atomic>
+
 #include "common/hopper.h"
 #include "common/torch_glue.h"
 
 namespace hopper {
+
+#ifdef __CUDACC__
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// The driver's cuTensorMapEncodeTiled: as the runtime that made this process' tensors knows it, else by the library's name. Only
+// what was found is kept: on an H100 one process of fourteen once got nothing by its name, and then never asked again.
+inline Encode encoder() {
+  static std::atomic<Encode> known{nullptr};
+  Encode encode = known.load();
+  if (encode != nullptr) return encode;
+  constexpr const char* kName = "cuTensorMapEncodeTiled";
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(kName, &found, 12000, cudaEnableDefault, &status);
+#else
+  const cudaError_t error = cudaGetDriverEntryPoint(kName, &found, cudaEnableDefault, &status);
+#endif
+  if (error != cudaSuccess || status != cudaDriverEntryPointSuccess) {
+    (void)cudaGetLastError();
+    found = nullptr;
+  }
+  if (found == nullptr)
+    if (void* driver = dlopen("libcuda.so.1", RTLD_LAZY)) found = dlsym(driver, kName);
+  const char* said = found == nullptr ? dlerror() : nullptr;
+  STD_TORCH_CHECK(found != nullptr, "emergence_cuda: no cuTensorMapEncodeTiled: the runtime says ", int(error), " and ",
+                  int(status), ", the loader ", said != nullptr ? said : "nothing");
+  encode = reinterpret_cast<Encode>(found);
+  known.store(encode);
+  return encode;
+}
+#endif
 
 // Tiles of (batch, positions, heads, features): `rows` positions of 64 features of one head, in 128-byte swizzle.
 // Coordinates of a load: feature, position, head, batch.
@@ -19,14 +55,7 @@ inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
   STD_TORCH_CHECK(t.stride(3) == 1 && glue::aligned(t.data_ptr(), 16),
                   "emergence_cuda: features must be adjacent, and tensors start at a multiple of 16 bytes");
 #ifdef __CUDACC__
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                              const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-  static const Encode encode = [] {
-    void* driver = dlopen("libcuda.so.1", RTLD_LAZY);
-    return driver ? reinterpret_cast<Encode>(dlsym(driver, "cuTensorMapEncodeTiled")) : nullptr;
-  }();
-  STD_TORCH_CHECK(encode != nullptr, "emergence_cuda: this driver does not make tensor maps");
+  const Encode encode = encoder();
   const cuuint64_t sizes[4] = {cuuint64_t(size(3)), cuuint64_t(size(1)), cuuint64_t(size(2)), cuuint64_t(size(0))};
   const cuuint64_t strides[3] = {cuuint64_t(bytes(1)), cuuint64_t(bytes(2)), cuuint64_t(bytes(0))};
   const cuuint32_t box[4] = {kSlab, cuuint32_t(rows), 1, 1}, steps[4] = {1, 1, 1, 1};
