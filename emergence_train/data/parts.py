@@ -1,5 +1,6 @@
 """A source in parts: each a shard, the held-out windows met on the way, and a record of the rows that it took."""
 
+import array
 import json
 import shutil
 import time
@@ -59,10 +60,16 @@ class Part:
         self.reader = reader
         self.shard = reader.shards / f"{number:05d}.bin"
         self.record = reader.folder / f"{number:05d}.json"
-        self.documents: list[np.ndarray] = []
+        # One growing buffer each: a million small arrays would take many times their size in a fragmented heap.
+        self.ids, self.ends = bytearray(), array.array("q")
         self.held_out = HeldOut(reader.data.sequence + 1, reader.most, reader.dtype)
-        self.tokens = self.read = self.bad = self.unknown = 0
+        self.read = self.bad = self.unknown = 0
         self.first_bad: Bad | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens so far."""
+        return len(self.ids) // self.reader.dtype.itemsize
 
     def add(self, row: Document | Bad) -> None:
         self.read += 1
@@ -72,21 +79,19 @@ class Part:
         elif len(row.ids) and row.byte_ends is not None:
             self.held_out.add(row)
         elif len(row.ids):
-            self.documents.append(np.append(row.ids, np.uint32(self.reader.end)).astype(self.reader.dtype))
-            self.tokens += len(row.ids) + 1
+            self.ids += np.append(row.ids, np.uint32(self.reader.end)).astype(self.reader.dtype).tobytes()
+            self.ends.append(self.tokens)
             self.unknown += row.unknown
 
     def finish(self, last: bool) -> dict:
         """Write everything, the record last, which is returned."""
         root, shard = self.reader.root, None
-        if self.documents:
-            ends = np.cumsum([len(document) for document in self.documents], dtype=np.int64)
+        if self.ends:
             boundaries = self.shard.with_suffix(".docs.npy")
             with files.atomic_path(self.shard) as path, open(path, "wb") as file:
-                for document in self.documents:
-                    file.write(document.tobytes())
+                file.write(self.ids)
             with files.atomic_path(boundaries) as path, open(path, "wb") as file:
-                np.save(file, ends)
+                np.save(file, np.array(self.ends, dtype=np.int64))
             shard = {"tokens": files.describe(root, self.shard), "documents": files.describe(root, boundaries)}
         held, arrays = self.record.with_suffix(".npz"), self.held_out.arrays()
         with files.atomic_path(held) as path, open(path, "wb") as file:
@@ -94,7 +99,7 @@ class Part:
         record = {
             "documents_read": self.read,
             "train_tokens": self.tokens,
-            "train_documents": len(self.documents),
+            "train_documents": len(self.ends),
             "unknown_tokens": self.unknown,
             "bad_rows": self.bad,
             "first_bad": self.first_bad and list(self.first_bad),

@@ -116,19 +116,14 @@ def _stem(run: str) -> str:
 def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
     notes: list[str] = []
     sign = _direction(metric, frame, notes)
+    if sign > 0 and RIGHT.search(metric.lower()):
+        frame, sign = _as_shares(frame, notes)
     chance = _median(frame["chance"])
     if chance is None:
         notes.append("chance is missing: the plateau's level alone is estimated, and what it is worth is not known")
     elif frame["chance"].nunique(dropna=True) > 1:
         notes.append(f"chance differs between rows; its median {chance:g} is used")
-    value = frame["value"].to_numpy(float)
-    percent = sign > 0 and RIGHT.search(metric.lower()) is not None and value.min() >= 0 and 1 < value.max() <= 100
-    if percent:
-        notes.append("values above 1 are taken as percent; changes and size effects are given as shares")
-        sign = 100
-        chance = None if chance is None else chance / 100
-        frame = frame.assign(stderr=frame["stderr"] / 100)
-        value = value / 100
+    value = frame["value"].to_numpy(float) / (100 if sign == 100 else 1)
     if chance is not None and sign > 0 and chance >= 1:
         notes.append(f"chance {chance:g} leaves no room above it; taken as unknown")
         chance = None
@@ -212,6 +207,38 @@ def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
     count = value * items
     whole = np.abs(count - np.round(count)) < np.maximum(0.02, 1e-4 * count)
     return RIGHT.search(metric.lower()) is not None or bool(np.mean(whole) > 0.95)
+
+
+def _as_shares(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, int]:
+    """-> (the rows with chance and standard errors as shares; 100 where all values are percent, and stay so, else 1).
+
+    The unit is a run's: tables of several sources may mix percent and shares. A run with a value above 1 is in percent. One whose
+    values are all below 1 beside such a run is in the unit that brings its median nearer to theirs, unless its chance tells.
+    """
+    value = frame["value"].to_numpy(float)
+    if not (value.min() >= 0 and 1 < value.max() <= 100):
+        return frame, 1
+    runs = frame.groupby("run", sort=True)
+    highest, chance, typical = runs["value"].max(), runs["chance"].max(), runs["value"].median()
+    percent = set(highest.index[(highest > 1) | (chance > 1)])
+    theirs = max(float(np.median([typical[run] for run in percent])) / 100, 1e-4)
+    for run in highest.index.difference(list(percent)):
+        if 0 < chance[run] <= 1:
+            continue
+        one = max(float(typical[run]), 1e-6)
+        if abs(np.log(one / 100 / theirs)) < abs(np.log(one / theirs)):
+            percent.add(run)
+    if len(percent) == len(highest):
+        notes.append("values above 1 are taken as percent; changes and size effects are given as shares")
+    else:
+        shares = ", ".join(map(str, highest.index.difference(list(percent))[:3]))
+        notes.append(
+            f"percent and shares are mixed: taken as shares were the values of {shares}; all are given as shares"
+        )
+    scale = np.where(frame["run"].isin(percent), 100.0, 1.0)
+    names = ("chance", "stderr") if len(percent) == len(highest) else ("value", "chance", "stderr")
+    columns = {name: frame[name].to_numpy(float) / scale for name in names}
+    return frame.assign(**columns), 100 if len(percent) == len(highest) else 1
 
 
 def _noise(

@@ -347,6 +347,24 @@ def test_percent_is_told_from_shares(tmp_path):
     assert any("percent" in note for note in found["notes"])
 
 
+@pytest.mark.parametrize("with_chance", [True, False])
+def test_the_unit_is_a_runs_not_a_tables(tmp_path, with_chance):
+    """Percent beside shares once turned a clear rise into "at-chance"."""
+    frame = emergent_ladder()
+    if not with_chance:
+        frame = frame.assign(chance=np.nan)
+    same = by_task(analyze_emergence(written(frame, tmp_path)))["jump"]
+    half = frame["run"].isin(sorted(frame["run"].unique())[::2])
+    mixed = frame.copy()
+    for column in ("value", "stderr", "chance"):
+        mixed.loc[half, column] = 100 * frame.loc[half, column]
+    found = by_task(analyze_emergence(written(mixed, tmp_path)))["jump"]
+    assert found["verdict"] == same["verdict"] == "emergent"
+    assert found["eta"] == pytest.approx(same["eta"]) and found["chance"] == pytest.approx(same["chance"], nan_ok=True)
+    assert found["plateau"]["level"] == pytest.approx(same["plateau"]["level"])
+    assert any("percent and shares are mixed" in note for note in found["notes"])
+
+
 def test_runs_collapse_on_loss_and_not_on_compute(tmp_path):
     one = by_task(analyze_emergence(written(emergent_ladder(), tmp_path)))["steady"]["collapse"]
     assert one["r2_loss"] > 0.98 and one["r2_compute"] < 0.92
