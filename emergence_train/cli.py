@@ -10,6 +10,8 @@ from pathlib import Path
 
 from emergence_train.errors import InputError, RunError, Stopped, tell
 
+UNIX = ("fcntl", "resource", "termios")  # modules that other systems lack
+
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed while running, 2 wrong use or wrong input; errors.py has the others."""
@@ -39,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name in UNIX:
+            tell(f"{argv[0]} needs Linux or macOS (Python's {error.name} is missing here); under Windows use WSL")
+            return 2
         reason = " ".join(str(error).split())[:500]
         tell(f"{type(error).__name__}: {reason} (a bug? see it with --debug)")
         return 1

@@ -25,6 +25,17 @@ def test_wrong_use_is_one_line_and_exit_code_2(arguments, said):
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 
+def test_a_system_that_is_no_unix_is_told_so(config_file, monkeypatch, capsys):
+    import sys
+
+    from emergence_train import cli
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.delitem(sys.modules, "emergence_train.data.prepare", raising=False)
+    assert cli.main(["prepare", str(config_file)]) == 2
+    assert "prepare needs Linux or macOS" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback():
     done = command("train", "nowhere.yaml", "--debug")
     assert done.returncode == 2 and "Traceback" in done.stderr
