@@ -166,7 +166,7 @@ def _report(arguments: argparse.Namespace) -> dict:
 def _export(arguments: argparse.Namespace) -> dict:
     from emergence_train.convert.hf_export import export
 
-    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _log(arguments))
+    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _log(arguments), dtype=arguments.dtype)
     return {"export": str(path)}
 
 
@@ -271,6 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest whole one)")
     added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
+    dtypes = ("float32", "bfloat16", "float16")
+    added.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
     added.add_argument("out", metavar="DIR", help="a new or empty directory")
     added = verb("sync", _sync, "bring Weights & Biases up to date from the run's own files")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")

@@ -18,7 +18,7 @@ COMMANDS = {
     "analyze weights": "runs --out",
     "analyze emergence": "tables --out",
     "report": "runs --out",
-    "export": "run --step --format out",
+    "export": "run --step --format --dtype out",
     "sync": "runs",
     "doctor": "",
 }

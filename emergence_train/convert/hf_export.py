@@ -6,13 +6,14 @@
 - Phi3ForCausalLM where a part of it is (rotary_fraction below 1, as in the presets of arXiv 2403.15796): the same
   block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor that Llama's lacks.
 
-Both rotate pairs (i, i + r/2), as we do. Weights stay float32; the rows that pad the vocabulary stay too.
+Both rotate pairs (i, i + r/2), as we do. Weights are float32 unless asked otherwise; the rows that pad the vocabulary stay too.
 """
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from emergence_train import config as configs
@@ -23,9 +24,20 @@ from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an index, as transformers has them
 
-def export(run: Path, step: int | None, out: Path, log: Callable[[str], None]) -> Path:
-    """Write the weights of `step` (None: the newest whole checkpoint) of `run` to the directory `out`."""
+
+def export(
+    run: Path,
+    step: int | None,
+    out: Path,
+    log: Callable[[str], None],
+    *,
+    dtype: str = "float32",
+    file_bytes: int = FILE_BYTES,
+) -> Path:
+    """Write the weights of `step` (None: the newest whole checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
     config = configs.load_run(run)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
@@ -36,11 +48,35 @@ def export(run: Path, step: int | None, out: Path, log: Callable[[str], None]) -
     out.mkdir(parents=True, exist_ok=True)
     weights = checkpoints.read_weights(chosen)
     ends = export_tokenizer(*tokenizer, out, config.data.sequence)
-    files.write_json(out / "config.json", hf_config(config.model) | ends)
-    with files.atomic_path(out / "model.safetensors") as temporary:
-        checkpoints.write_tensors(temporary, hf_weights(weights, config.model), {"format": "pt"})
+    files.write_json(out / "config.json", hf_config(config.model) | ends | {"torch_dtype": dtype})
+    found = {name: weight.to(DTYPES[dtype]) for name, weight in hf_weights(weights, config.model).items()}
+    _write_weights(out, found, file_bytes)
     log(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
     return out
+
+
+def _write_weights(out: Path, weights: dict[str, Tensor], file_bytes: int) -> None:
+    """model.safetensors, or model-0000i-of-0000n.safetensors and the index that names each weight's file."""
+    groups: list[dict[str, Tensor]] = [{}]
+    room = file_bytes
+    for name, weight in weights.items():
+        size = weight.numel() * weight.element_size()
+        if groups[-1] and size > room:
+            groups.append({})
+            room = file_bytes
+        groups[-1][name] = weight
+        room -= size
+    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    names = names if len(groups) > 1 else ["model.safetensors"]
+    for name, group in zip(names, groups):
+        with files.atomic_path(out / name) as temporary:
+            checkpoints.write_tensors(temporary, group, {"format": "pt"})
+    if len(groups) > 1:
+        total = sum(weight.numel() * weight.element_size() for weight in weights.values())
+        owners = {key: name for name, group in zip(names, groups) for key in group}
+        files.write_json(
+            out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": owners}
+        )
 
 
 def hf_config(model: ModelConfig) -> dict:

@@ -67,6 +67,23 @@ def test_transformers_computes_the_same_logits(tmp_path, data_path, model, archi
     assert tokenizer.decode(ids) == text and max(ids) < 300 and theirs.config.eos_token_id == tokenizer.eos_token_id
 
 
+def test_bfloat16_and_several_files_are_loaded(tmp_path, data_path):
+    """The same weights, rounded once; no file beyond its limit but where one weight is."""
+    transformers = pytest.importorskip("transformers")
+    run, decoder = saved_run(tmp_path, data_path, {})
+    out = export(run, 7, tmp_path / "hf", lambda line: None, dtype="bfloat16", file_bytes=4000)
+    pieces = sorted(out.glob("model-*.safetensors"))
+    assert len(pieces) > 2 and not (out / "model.safetensors").exists()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert theirs.dtype == torch.bfloat16
+    rounded = decoder.state_dict()["embedding.weight"].bfloat16()
+    assert torch.equal(theirs.get_input_embeddings().weight, rounded)
+    tokens = torch.randint(0, 320, (1, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted, got = decoder(tokens), theirs(tokens).logits.float()
+    assert (got - wanted).abs().max() < 0.05 * wanted.std()
+
+
 def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
     run, _ = saved_run(tmp_path, data_path, {})
     with pytest.raises(InputError, match="no checkpoint of step 8; it has states of steps 7"):
