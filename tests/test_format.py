@@ -13,3 +13,9 @@ def test_few_places_are_kept_from_the_formatter():
     paths = [ROOT / name for name in tracked.stdout.split()] or list(ROOT.glob("[!.]*/**/*.py"))
     kept = [path.name for path in paths if path.exists() for line in path.read_text().splitlines() if MARK in line]
     assert len(kept) <= MOST, kept
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their names alone, and would leave the second out of a run of all."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

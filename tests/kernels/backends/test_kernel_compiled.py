@@ -325,7 +325,7 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
         assert sum("statistics" in name for name in kernels) == 11, (
             "float32 to three types, 16 bits to one, two without"
         )
-        for part in ("attention_forward", "keys_kernel", "queries_kernel"):
+        for part in ("mma_forward", "keys_kernel", "queries_kernel"):
             assert sum(part in name for name in kernels) == 6, "two types, three widths"
         assert {
             part
@@ -342,7 +342,7 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
                 [cuobjdump, "-sass", "-arch", arch, str(out)], capture_output=True, text=True
             ).stdout
             functions = re.split(r"\n\s*Function : ", listing)[1:]
-            attending = [f for f in functions if re.match(r"\S*attention\S*(forward|keys|queries)_kernel", f)]
+            attending = [f for f in functions if re.match(r"\S*mma_\S*(forward|keys|queries)_kernel", f)]
             assert len(attending) == 18
             for (
                 function
