@@ -7,6 +7,7 @@ enough of them, the short ones are packed: one after the other, an end of text b
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -81,6 +82,12 @@ class HeldOut:
             "short_ids": np.concatenate([empty.astype(self.dtype), *(self.short[key][0] for key in short)]),
             "short_bytes": np.concatenate([empty, *(self.short[key][1] for key in short)]),
         }
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """`HeldOut.arrays` of a part, in memory: an open .npz reads an array again at every look."""
+    with np.load(path) as stored:
+        return dict(stored)
 
 
 def choose(parts: list[dict[str, np.ndarray]], needed: int, window: int, end_of_text: int) -> Windows:

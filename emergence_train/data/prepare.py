@@ -348,7 +348,7 @@ def _validation_sets(
         domain = source.domain
         if not needed[domain]:
             continue
-        arrays = [np.load(root / "parts" / domain / part["held_out"]) for part in parts[domain]]
+        arrays = [held_out.read(root / "parts" / domain / part["held_out"]) for part in parts[domain]]
         windows = held_out.choose(arrays, needed[domain], data.sequence + 1, end)
         has = len(windows)
         own = min(data.validation.domain_sequences, has) if source.weight > 0 else 0
