@@ -32,14 +32,15 @@ def digest(index: dict) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 
-def check_tokenizer(run: Path, dataset: Dataset) -> None:
-    """Raise InputError where `run` was trained with another tokenizer than `dataset`'s."""
+def check_tokenizer(run: Path, dataset: Dataset) -> dict | None:
+    """What `read` knows of `run`; InputError where it was trained with another tokenizer than `dataset`'s."""
     known = read(run)
     if known is not None and known["vocabulary"] != dataset.fingerprint:
         raise InputError(
             f"{run}: was trained with the tokenizer {known['vocabulary']}, and {dataset.root} has {dataset.fingerprint}; set "
             f"data.path to data of its tokenizer, or train under another name"
         )
+    return known
 
 
 def check(run: Path, dataset: Dataset) -> None:
@@ -47,8 +48,7 @@ def check(run: Path, dataset: Dataset) -> None:
 
     A run of an older version knows its tokenizer only, from the first line of its log.
     """
-    check_tokenizer(run, dataset)
-    known = read(run)
+    known = check_tokenizer(run, dataset)
     if known is None:
         return
     found = digest(dataset.index)

@@ -14,7 +14,7 @@ from pathlib import Path
 from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
-from emergence_train.checkpoint.format import MANIFEST, POINTER, STATE, complete, step_name
+from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name
 from emergence_train.config import Config
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
@@ -99,7 +99,6 @@ def _adopt(source: Path, folder: Path, step: int) -> None:
     state = checkpoints.read_state(source) | {"step": step, "loop": {}}
     files.write_json(temporary / STATE, state)
     checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
-    assert (temporary / MANIFEST).is_file()
     os.replace(temporary, target)
     files.write_bytes(folder / POINTER, f"{target.name}\n".encode())
 

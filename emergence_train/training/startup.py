@@ -111,20 +111,19 @@ def claim(run: Path, config: Config) -> str | None:
         before = _flat(tree)
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); choose another name") from None
-    now = _flat(config.model_dump(mode="json"))
+    now, extended = _flat(config.model_dump(mode="json")), None
     for key in sorted(before.keys() | now.keys()):
         volatile = any(key == name or key.startswith(f"{name}.") for name in VOLATILE)
         if not volatile and before.get(key) != now.get(key):
             if key == "training.tokens" and (extended := _extended(run, tree, config)):
-                note = extended
                 continue
             raise InputError(
                 f"{run}: is a run with {key} = {before.get(key)}, not {now.get(key)}; choose another name "
                 f"or restore the configuration"
             )
-    if note and note.startswith("extended"):
+    if extended:
         write_config(run, config)
-    return note
+    return extended or note
 
 
 def _extended(run: Path, before: Any, now: Config) -> str | None:
