@@ -1,4 +1,4 @@
-"""What a run writes down: rank 0 has a log and observers, the other ranks have a recorder that does nothing."""
+"""What a run writes down: rank 0 has a log and observers, the other ranks have a writer that does nothing."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ OBSERVERS: list[type[Observer]] = [
 ]
 
 
-class NullRecorder:
+class NullWriter:
     """Of the ranks that write nothing."""
 
     best: int | None = None  # step of the lowest iid loss
@@ -62,7 +62,7 @@ class NullRecorder:
         """As flush, and the end. `stopped`: by a signal."""
 
 
-class Recorder(NullRecorder):
+class RunWriter(NullWriter):
     """Rank 0's. The log is opened by the first restore, which knows the step that it is cut to."""
 
     def __init__(

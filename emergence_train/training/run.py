@@ -23,7 +23,7 @@ from emergence_train.training import branch
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
-from emergence_train.training.recording import NullRecorder, Recorder
+from emergence_train.training.recording import NullWriter, RunWriter
 from emergence_train.training.session import Session
 from emergence_train.training.startup import agree_on, claim, release, resolve, run_header, startup_line
 
@@ -88,16 +88,16 @@ def _train(
     engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
     header = run_header(config, plan, dataset.fingerprint, broadcast_from_rank0(lambda: branch.parent_of(run)))
     console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
-    recorder = NullRecorder()
+    writer = NullWriter()
     if mesh.is_rank0:
         settings = engines.deepspeed_config(config.training, mesh)
-        recorder = Recorder(config, plan, header, evaluator, console, settings, mesh.world.size, mesh.device, log)
-    session = Session(config, plan, dataset, evaluator, mesh, engine, recorder, console, stop, watch, log, first)
+        writer = RunWriter(config, plan, header, evaluator, console, settings, mesh.world.size, mesh.device, log)
+    session = Session(config, plan, dataset, evaluator, mesh, engine, writer, console, stop, watch, log, first)
     step = session.restore()
     log(startup_line(config, plan, dataset, mesh, header, step))
     session.run_from(step, stop_after or plan.total_steps)
     if stop_after:
-        recorder.close()
+        writer.close()
     else:
         session.close()
     return run

@@ -26,7 +26,7 @@ from emergence_train.recorder.position_sums import PositionAccumulator
 from emergence_train.training.console import Console
 from emergence_train.training.observers import Step
 from emergence_train.training.plan import Plan
-from emergence_train.training.recording import NullRecorder
+from emergence_train.training.recording import NullWriter
 from emergence_train.training.step import Stepper
 
 
@@ -35,7 +35,7 @@ class _StopRequested(Exception):
 
 
 class Session:
-    """One start of a run: train steps, make checkpoints, rewind, stop. What is written down is the recorder's business.
+    """One start of a run: train steps, make checkpoints, rewind, stop. What is written down is the writer's business.
 
     All ranks make the same calls in the same order: whatever a decision rests on is summed over ranks or asked of rank 0.
     """
@@ -48,7 +48,7 @@ class Session:
         evaluator: Evaluator,
         mesh: Mesh,
         engine,
-        recorder: NullRecorder,
+        writer: NullWriter,
         console: Console,
         stop: StopSignal,
         watch: Watchdog,
@@ -59,7 +59,7 @@ class Session:
         self.run, self.faults, self.training = config.run_directory, config.faults, config.training
         self.saves_state = config.checkpoints.save_state != "never"
         self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
-        self.recorder, self.console, self.log, self.stop, self.watch = recorder, console, log, stop, watch
+        self.writer, self.console, self.log, self.stop, self.watch = writer, console, log, stop, watch
         self.first = first
         self.accumulator = PositionAccumulator(config.data.sequence, mesh.device)
         self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
@@ -97,8 +97,8 @@ class Session:
                 self.accumulator.sums += tensor.to(self.mesh.device)
         self.saver.durable, self.pending, self.stop_requested = step, None, False
         measured = {s for s in self.plan.checkpoint_steps if self.first < s < step + (not self.due)}
-        losses = broadcast_from_rank0(lambda: self.recorder.restore(step, self.skipped.rewinds, measured, self.first))
-        self.saver.best = self.recorder.best
+        losses = broadcast_from_rank0(lambda: self.writer.restore(step, self.skipped.rewinds, measured, self.first))
+        self.saver.best = self.writer.best
         self.detector.restart(losses)
         return step
 
@@ -122,7 +122,7 @@ class Session:
         """The end of the plan: everything must be on the disk now."""
         self.watch.at("the last of the saving", self.plan.total_steps)
         self._await_save()
-        problem = self.recorder.close()
+        problem = self.writer.close()
         self.log(self.console.closing(self.run))
         if self.saves_state and self.saver.durable < self.plan.total_steps:
             problem = problem or "the last checkpoint could not be saved"
@@ -174,9 +174,9 @@ class Session:
         if event is not None and event.action == "rewind":
             return step, event
         tokens = step * self.plan.step_tokens
-        self.recorder.step(Step(step, tokens, lr, loss, grad_norm, bool(applied), speed, event))
+        self.writer.step(Step(step, tokens, lr, loss, grad_norm, bool(applied), speed, event))
         if event is not None and event.action == "stop":
-            self.recorder.flush()
+            self.writer.flush()
             raise self._failure(
                 f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
                 f"again: it resumes from the last checkpoint"
@@ -189,15 +189,15 @@ class Session:
         with self.console.pause():
             if due and not self.stop_requested and (measured := self._measure(step)):
                 due = False
-                self.recorder.checkpoint(step, *measured)
-                self.saver.best = self.recorder.best
+                self.writer.checkpoint(step, *measured)
+                self.saver.best = self.writer.best
             self._agree()
             if step == self.saver.durable:
                 pass  # gone on from it just now, with its tables still to be made
             elif self.plan.saves(step) or self.stop_requested:
                 self._save(step, {"due": due})
             else:
-                self.recorder.flush()
+                self.writer.flush()
             self._agree()
         if self.stop_requested:
             self._end(step, due)
@@ -234,8 +234,8 @@ class Session:
         if not wrong:
             return
         reason = f"the weights of rank {', '.join(map(str, wrong))} differ from the other ranks'"
-        self.recorder.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
-        self.recorder.flush()
+        self.writer.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
+        self.writer.flush()
         raise self._failure(
             f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
             f"resumes from the last checkpoint"
@@ -246,7 +246,7 @@ class Session:
         self.watch.at("saving", step)
         self.stop.answered = self.stop_requested
         self._await_save()
-        problem = broadcast_from_rank0(self.recorder.flush)
+        problem = broadcast_from_rank0(self.writer.flush)
         if problem is None:
             self.saver.save(self.engine, step, loop, self.accumulator.sums)
             if self.saver.thread is None or self.stop_requested:
@@ -258,7 +258,7 @@ class Session:
         """The end of a save, and a row if it failed."""
         self.saver.wait()
         if self.saver.problem is not None:
-            self.recorder.write("save_failed", step=self.saver.step, reason=self.saver.problem)
+            self.writer.write("save_failed", step=self.saver.step, reason=self.saver.problem)
         self.saver.problem = None
 
     def _failure(self, text: str) -> RunError:
@@ -280,7 +280,7 @@ class Session:
             return  # nothing is left to do but to close
         self.stop.answered = True
         self._await_save()  # one that began beside training, just before the signal came
-        self.recorder.close(stopped=True)
+        self.writer.close(stopped=True)
         if self.saver.durable < step:
             raise self._failure(
                 f"stopped at step {step}, and its state could not be saved; run the same command to resume from "

@@ -6,7 +6,7 @@ from emergence_train import config as configs
 from emergence_train.faults.anomalies import Event
 from emergence_train.training import recording
 from emergence_train.training.observers import Observer
-from emergence_train.training.recording import NullRecorder
+from emergence_train.training.recording import NullWriter
 from emergence_train.training.run import train
 from support import metrics
 
@@ -62,7 +62,7 @@ def test_an_observer_sees_the_whole_run(config_file, tmp_path, witness):
 
 
 def test_other_ranks_record_nothing():
-    recorder = NullRecorder()
-    assert recorder.restore(3, [], set()) == [] and recorder.best is None
-    assert recorder.flush() is None and recorder.close() is None
-    recorder.write("spike", step=1, reason=Event("spike", "log", "reason").reason)
+    writer = NullWriter()
+    assert writer.restore(3, [], set()) == [] and writer.best is None
+    assert writer.flush() is None and writer.close() is None
+    writer.write("spike", step=1, reason=Event("spike", "log", "reason").reason)
