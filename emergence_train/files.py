@@ -10,10 +10,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from emergence_train.errors import RunError
+from emergence_train.errors import InputError, RunError
 
 if TYPE_CHECKING:
     import pandas
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
+
+
+@contextlib.contextmanager
+def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
+    """Make `directory` and hold its lock until the block ends, or the process does, however it ends.
+
+    Yields None, or a line to show where the file system has no locks.
+
+    Raises:
+        InputError: another process holds the lock, which `busy` says with a remedy; or the directory cannot be made, written or
+            locked, and the remedy is to choose another `other`.
+    """
+    import fcntl  # Unix alone, and the analyses run elsewhere too
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "w")  # noqa: SIM115 - the with statement below closes it
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be made or written ({error.strerror}); choose another {other}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            note = None
+        except BlockingIOError:
+            raise InputError(f"{directory}: {busy}") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise InputError(f"{directory}: cannot be locked ({error.strerror}); choose another {other}") from None
+            note = (
+                f"{directory}: this file system has no locks ({error.strerror}); see to it yourself that one process at a "
+                f"time writes there"
+            )
+        yield note
 
 
 @contextlib.contextmanager

@@ -25,14 +25,13 @@ def test_wrong_use_is_one_line_and_exit_code_2(arguments, said):
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 
-def test_a_system_that_is_no_unix_is_told_so(config_file, monkeypatch, capsys):
+def test_a_system_that_is_no_unix_is_told_so(config_file, tmp_path, monkeypatch, capsys):
     import sys
 
     from emergence_train import cli
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.delitem(sys.modules, "emergence_train.data.prepare", raising=False)
-    assert cli.main(["prepare", str(config_file)]) == 2
+    assert cli.main(["prepare", str(config_file), f"data.path={tmp_path / 'new'}"]) == 2
     assert "prepare needs Linux or macOS" in capsys.readouterr().err
 
 

@@ -7,7 +7,6 @@ have left there is replaced.
 """
 
 import collections
-import fcntl
 import json
 import shutil
 import time
@@ -46,7 +45,11 @@ def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
         sources.check(source)
     made_from = _made_from(data)
     _check_space(data, root)
-    with _lock(root):
+    with files.lock(root, busy="another process is preparing it; wait for it", other="data.path") as note:
+        if note:
+            log(note)
+        if (root / "dataset.json").is_file():  # since the look above: another process was at it
+            return root
         if _read_recipe(root) != _known(recipe) | {"made_from": made_from}:
             _clear(root)
             files.write_json(root / "recipe.json", recipe | {"made_from": made_from})
@@ -180,31 +183,6 @@ def _clear(root: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-class _lock:
-    """One process at a time prepares a directory; where the file system has no locks, that is the user's to see to."""
-
-    def __init__(self, root: Path) -> None:
-        self.path = root / ".lock"
-
-    def __enter__(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "w")  # noqa: SIM115 - held until the end
-        except OSError as error:
-            raise InputError(
-                f"{self.path.parent}: cannot be written ({error.strerror}); choose another data.path"
-            ) from None
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.path.parent}: another process is preparing it; wait for it") from None
-        except OSError:
-            pass
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
 
 
 def _check_space(data: Data, root: Path) -> None:

@@ -25,7 +25,7 @@ from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
 from emergence_train.training.recording import NullWriter, RunWriter
 from emergence_train.training.session import Session
-from emergence_train.training.startup import agree_on, claim, release, resolve, run_header, startup_line
+from emergence_train.training.startup import agree_on, claim, resolve, run_header, startup_line
 
 
 def train(
@@ -46,8 +46,9 @@ def train(
             log(mesh.note)
         stop = StopSignal(mesh.is_rank0, log)
         watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+    held = contextlib.ExitStack()
     try:
-        return _train(config, mesh, log, stop, watch, parent, stop_after)
+        return _train(config, mesh, log, stop, watch, held, parent, stop_after)
     except Exception as error:
         explained = watch.explain(error, lambda: stop.requested)
         if explained is error:
@@ -56,18 +57,26 @@ def train(
     finally:
         watch.close()
         stop.close()
-        release()
+        held.close()
 
 
 def _train(
-    config: Config, mesh: Mesh, log, stop: StopSignal, watch: Watchdog, parent: str | None, stop_after: int | None
+    config: Config,
+    mesh: Mesh,
+    log: Callable[[str], None],
+    stop: StopSignal,
+    watch: Watchdog,
+    held: contextlib.ExitStack,
+    parent: str | None,
+    stop_after: int | None,
 ) -> Path:
+    """`held`: what must be kept until the process has nothing more to write: the run's lock."""
     watch.at("opening the data")
     agree_on(config, mesh)
     config = broadcast_from_rank0(lambda: resolve(config, mesh))
     run = config.run_directory
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
-    note = broadcast_from_rank0(lambda: claim(run, config))
+    note = broadcast_from_rank0(lambda: claim(run, config, held))
     if note:
         log(note)
     dataset = Dataset(config.data, config.seed, verify=False)

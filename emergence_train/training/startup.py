@@ -1,7 +1,6 @@
 """Before the first step: the configuration completed, the run directory claimed, and the run's first line on the screen."""
 
-import errno
-import fcntl
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,7 @@ VOLATILE = (
     "checkpoints.asynchronous",
 )
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
-_locks: list = []  # open files: a lock lasts as long as its file
+BUSY = "another process is training this run; wait for it or choose another name"
 
 
 def agree_on(config: Config, mesh: Mesh) -> None:
@@ -83,20 +81,10 @@ def resolve(config: Config, mesh: Mesh) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
 
 
-def claim(run: Path, config: Config) -> str | None:
+def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
     """Make the run directory, or see that it belongs to this configuration and that no one else is at it. What there is to
-    be said of that is returned."""
-    path, note = run / "config.yaml", None
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        _locks.append(open(run / ".lock", "w"))  # noqa: SIM115 - held until this process ends, however it ends
-        fcntl.flock(_locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{run}: another process is training this run; wait for it or choose another name") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise InputError(f"{run}: cannot be made or written ({error.strerror}); choose another out") from None
-        note = f"{run}: this file system has no locks ({error.strerror}); see to it yourself that one job at a time trains it"
+    be said of that is returned. Its lock lasts until `held` is closed."""
+    path, note = run / "config.yaml", held.enter_context(files.lock(run, busy=BUSY, other="out"))
     for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of writes that a kill has cut off
         if rest.is_file():
             rest.unlink()
@@ -181,12 +169,6 @@ def _flat(tree: dict, prefix: str = "") -> dict:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def release() -> None:
-    """Let another process have the run."""
-    while _locks:
-        _locks.pop().close()
 
 
 def startup_line(config: Config, plan: Plan, dataset: Dataset, mesh: Mesh, header: dict, first_step: int) -> str:

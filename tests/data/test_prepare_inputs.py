@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from emergence_train import files
 from emergence_train.data import parts, readers
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
@@ -289,11 +290,13 @@ def test_the_end_of_text_of_another_name(tmp_path):
 
 
 def test_two_prepares_of_one_directory(tmp_path):
-    from emergence_train.data.prepare import _lock
-
-    path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(50)])
-    with _lock(tmp_path / "out"), pytest.raises(InputError, match="another process is preparing it"):
-        prepare(small(tmp_path / "out", path), lambda line: None)
+    path, lines = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(50)]), []
+    with (
+        files.lock(tmp_path / "out", busy="", other=""),
+        pytest.raises(InputError, match="another process is preparing it"),
+    ):
+        prepare(small(tmp_path / "out", path), lines.append)
+    assert lines == []
     made(small(tmp_path / "out", path))
 
 

@@ -1,5 +1,6 @@
 """Training as a user runs it: against a plain loop, over processes and ZeRO stages, stopped and started again."""
 
+import contextlib
 import errno
 import json
 import os
@@ -219,15 +220,15 @@ def test_a_run_is_trained_by_one_process_at_a_time(config_file, tmp_path):
 def test_a_file_system_without_locks_is_trained_on_and_told(config_file, tmp_path, monkeypatch):
     loaded = config.load(config_file)
     run = tmp_path / "runs" / "run"
-    assert startup.claim(run, loaded) is None
-    startup.release()
 
     def refusing(file, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(startup.fcntl, "flock", refusing)
-    assert "has no locks" in startup.claim(run, loaded)
-    startup.release()
+    with contextlib.ExitStack() as held:
+        assert startup.claim(run, loaded, held) is None
+    monkeypatch.setattr("fcntl.flock", refusing)
+    with contextlib.ExitStack() as held:
+        assert "has no locks" in startup.claim(run, loaded, held)
 
 
 def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_path):
@@ -320,5 +321,5 @@ def test_a_run_from_before_kinds_is_the_same_run(config_file, tmp_path):
     tree = loaded.model_dump(mode="json")
     del tree["model"]["kind"], tree["training"]["optimizer"]["kind"]
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
-    assert startup.claim(run, loaded) is None
-    startup.release()
+    with contextlib.ExitStack() as held:
+        assert startup.claim(run, loaded, held) is None

@@ -1,0 +1,59 @@
+"""The lock of a directory: held once, let go of at the end, and what is said where there is none."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from emergence_train import files
+from emergence_train.errors import InputError
+
+SAID = {"busy": "somebody is at it; wait", "other": "out"}
+
+
+def test_a_lock_is_held_by_one_and_let_go_of(tmp_path):
+    directory = tmp_path / "new" / "run"
+    with files.lock(directory, **SAID) as note:
+        assert note is None and directory.is_dir()
+        with pytest.raises(InputError, match="run: somebody is at it; wait$"), files.lock(directory, **SAID):
+            pass
+    with pytest.raises(KeyError), files.lock(directory, **SAID):
+        raise KeyError
+    with files.lock(directory, **SAID) as note:
+        assert note is None
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    script = (
+        "import os, pathlib; from emergence_train import files\n"
+        f"lock = files.lock(pathlib.Path({str(tmp_path)!r}), busy='', other=''); lock.__enter__(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    ).returncode
+    with files.lock(tmp_path, **SAID) as note:
+        assert note is None
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOTSUP", "ENOLCK"])
+def test_without_locks_a_line_is_given(tmp_path, monkeypatch, name):
+    def refusing(file, how):
+        raise OSError(getattr(errno, name), "not here")
+
+    monkeypatch.setattr("fcntl.flock", refusing)
+    with files.lock(tmp_path, **SAID) as note:
+        assert note is not None and "has no locks (not here)" in note
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path, monkeypatch):
+    def failing(file, how):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be made or written .*; choose another out$"):
+        files.lock(tmp_path / "file" / "run", **SAID).__enter__()
+    monkeypatch.setattr("fcntl.flock", failing)
+    with pytest.raises(InputError, match="cannot be locked .Input/output error.; choose another out$"):
+        files.lock(tmp_path, **SAID).__enter__()
