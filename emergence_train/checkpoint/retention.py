@@ -8,18 +8,18 @@ from emergence_train.config import Checkpoints
 PIN = "keep"  # a file of this name in a checkpoint keeps it for good: an analysis, or a person, needs it
 
 
-def kept(steps: list[int], config: Checkpoints, regular: set[int], best: int | None, pinned: set[int]) -> set[int]:
+def kept(steps: list[int], settings: Checkpoints, regular: set[int], best: int | None, pinned: set[int]) -> set[int]:
     """Of the `steps` that have a checkpoint, those to keep.
 
     `regular` are the planned checkpoints (what lies between them is ephemeral), `best` the step of the lowest iid loss,
     `pinned` those with a file named keep.
     """
-    newest = set(sorted(steps)[-config.keep_last :])
-    if config.save_state == "every":
+    newest = set(sorted(steps)[-settings.keep_last :])
+    if settings.save_state == "every":
         return (regular | newest | pinned) & set(steps)
-    n = config.keep_every
+    n = settings.keep_every
     spaced = set(sorted(regular)[n - 1 :: n]) if n else set()
-    return (newest | spaced | pinned | ({best} if config.keep_best else set())) & set(steps)
+    return (newest | spaced | pinned | ({best} if settings.keep_best else set())) & set(steps)
 
 
 def pinned(checkpoints: list[Path]) -> set[int]:

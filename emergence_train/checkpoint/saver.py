@@ -40,9 +40,9 @@ class Saver:
     """
 
     def __init__(
-        self, run: Path, config: Checkpoints, regular: set[int], mesh: Mesh, log: Callable[[str], None]
+        self, run: Path, settings: Checkpoints, regular: set[int], mesh: Mesh, log: Callable[[str], None]
     ) -> None:
-        self.folder, self.config, self.regular = run / "checkpoints", config, regular
+        self.folder, self.settings, self.regular = run / "checkpoints", settings, regular
         self.mesh, self.log = mesh, log
         self.durable = 0
         self.best: int | None = None  # the step of the lowest iid loss, known to rank 0
@@ -50,7 +50,7 @@ class Saver:
         self.problem: str | None = None  # of it, where it failed
         self.thread: threading.Thread | None = None
         self.group = None
-        if self.config.asynchronous and mesh.world.size > 1:
+        if self.settings.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
 
     def save(self, engine, step: int, loop: dict, sums: torch.Tensor) -> None:
@@ -68,7 +68,7 @@ class Saver:
             "parameters": state.shapes,
             "loop": loop,
         }
-        if not self.config.asynchronous:
+        if not self.settings.asynchronous:
             self._write(step, tensors, content)
             return
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -119,7 +119,7 @@ class Saver:
         """Delete what need not be kept: renamed first, so that no half of a checkpoint keeps its name."""
         there = complete(self.folder)
         steps = [step_of(path) for path in there]
-        keep = retention.kept(steps, self.config, self.regular, self.best, retention.pinned(there))
+        keep = retention.kept(steps, self.settings, self.regular, self.best, retention.pinned(there))
         for step, path in zip(steps, there):
             if step not in keep:
                 _remove(path)

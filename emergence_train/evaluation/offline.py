@@ -7,13 +7,14 @@ from torch import nn
 
 from emergence_train import config as configs
 from emergence_train.checkpoint import format as checkpoints
-from emergence_train.config import Config, TaskConfig
+from emergence_train.config import TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.suite import write
+from emergence_train.models.config import ModelConfig
 from emergence_train.models.flops import non_embedding_parameters
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.ranks import broadcast_from_rank0, start
@@ -36,7 +37,6 @@ def evaluate(
     config = configs.load_run(run)
     folder = checkpoints.newest(run, step)
     step = checkpoints.read_state(folder)["step"]
-    config = config.model_copy(update={"tasks": chosen(config, tasks)})
     mesh = start(config.training.threads)
     broadcast_from_rank0(lambda: identity.check(run, Dataset(config.data, config.seed, verify=True)))
     dataset = Dataset(config.data, config.seed, verify=False)
@@ -44,8 +44,8 @@ def evaluate(
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = Evaluator(config.tasks, dataset)
-    model = load_model(config, folder).to(mesh.device)
+    evaluator = Evaluator(chosen(config.tasks, tasks), dataset)
+    model = load_model(config.model, folder).to(mesh.device)
     if config.training.precision == "bf16" and mesh.device.type == "cuda":
         model = model.bfloat16()
     sums = validate(model, dataset, mesh, BATCH)
@@ -86,17 +86,17 @@ def format_result(result: dict) -> str:
     return "\n".join(lines)
 
 
-def chosen(config: Config, names: list[str] | None) -> list[TaskConfig]:
+def chosen(of_run: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
     """The run's tasks, or those of `names`: its own by their names, others by what they are."""
-    own = {task.name or task.task: task for task in config.tasks}
-    return [own.get(name, TaskConfig(task=name)) for name in names] if names else config.tasks
+    own = {task.name or task.task: task for task in of_run}
+    return [own.get(name, TaskConfig(task=name)) for name in names] if names else of_run
 
 
-def load_model(config: Config, checkpoint: Path) -> nn.Module:
+def load_model(config: ModelConfig, checkpoint: Path) -> nn.Module:
     """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
-    model = build_model(config.model)
+    model = build_model(config)
     weights = checkpoints.read_weights(checkpoint)
-    if config.model.tied:
+    if config.tied:
         weights.setdefault("head.weight", weights["embedding.weight"])
     model.load_state_dict(weights)
     return model

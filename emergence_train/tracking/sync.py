@@ -35,7 +35,8 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
         )
     points = list(_points(run))
     header = next((row for row in tables.read_metrics(run) if row["kind"] == "run"), {})
-    settings = init_settings(config, run, {key: value for key, value in header.items() if key != "kind"}, mode)
+    shown = config.model_dump(mode="json") | {key: value for key, value in header.items() if key != "kind"}
+    settings = init_settings(config.logging.wandb_project, config.name, run, shown, mode)
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         import wandb

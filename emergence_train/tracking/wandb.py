@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.config import Config
+from emergence_train.config import Logging
 
 QUEUE = 10_000
 CURVE_POINTS = 64
@@ -24,15 +24,15 @@ PATIENCE_SECONDS = 45  # at the end, for what is still on its way
 class Mirror:
     """Rank 0's view of the run. `mode` disabled makes every method do nothing."""
 
-    def __init__(self, config: Config, directory: Path, extra: dict, log: Callable[[str], None]) -> None:
+    def __init__(self, logging: Logging, run: str, directory: Path, shown: dict, log: Callable[[str], None]) -> None:
         self.log = log
         self.rows: queue.Queue = queue.Queue(QUEUE)
         self.dropped = 0
         self.thread = None
-        mode = chosen_mode(config.logging.wandb)
+        mode = chosen_mode(logging.wandb)
         if mode == "disabled":
             return
-        settings = init_settings(config, directory, extra, mode)
+        settings = init_settings(logging.wandb_project, run, directory, shown, mode)
         self.thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
         self.thread.start()
 
@@ -95,17 +95,17 @@ class Mirror:
             )
 
 
-def init_settings(config: Config, directory: Path, extra: dict, mode: str) -> dict:
-    """Arguments of wandb.init for a run."""
+def init_settings(project: str, run: str, directory: Path, shown: dict, mode: str) -> dict:
+    """Arguments of wandb.init for the run of this name; `shown` is its configuration there."""
     return {
-        "project": config.logging.wandb_project,
-        "name": config.name,
+        "project": project,
+        "name": run,
         # The same run directory is the same W&B run: a restart resumes it.
         "id": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
         "resume": "allow" if mode == "online" else None,
         "dir": str(directory),
         "mode": mode,
-        "config": config.model_dump(mode="json") | extra,
+        "config": shown,
     }
 
 

@@ -15,7 +15,7 @@ from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name
-from emergence_train.config import Config
+from emergence_train.config import Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
@@ -45,14 +45,14 @@ def parent_of(run: Path) -> dict | None:
         raise InputError(f"{run / FILE}: cannot be read ({' '.join(str(error).split())}); restore it") from None
 
 
-def begin(config: Config, plan: Plan, dataset: Dataset, parent: str | None) -> int:
-    """Give the run its parent's state, where it has none yet; returns the step that its own steps begin after (0: no parent).
+def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: str | None) -> int:
+    """Give `run` its parent's state, where it has none yet; returns the step that its own steps begin after (0: no parent).
 
     Raises:
         InputError: the run began otherwise; the parent has no such state, another tokenizer or a state that is no whole number of
             the child's steps, or reaches beyond its end.
     """
-    run, known = config.run_directory, parent_of(config.run_directory)
+    known = parent_of(run)
     if parent is None:
         return known["first_step"] if known else 0
     path, step = parse(parent)
@@ -77,7 +77,7 @@ def begin(config: Config, plan: Plan, dataset: Dataset, parent: str | None) -> i
     if first >= plan.total_steps:
         raise InputError(
             f"--from {parent}: has trained {tokens:,} tokens, and training.tokens, which counts them in, is "
-            f"{config.training.tokens:,}; raise it"
+            f"{training.tokens:,}; raise it"
         )
     _adopt(chosen, run / "checkpoints", first)
     found = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}

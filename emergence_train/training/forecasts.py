@@ -40,7 +40,7 @@ class EndForecast(Observer):
             measurement.notes.append(f"end {outlook.loss:.3f} [{outlook.low95:.3f}, {outlook.high95:.3f}]")
 
     def _outlook(self) -> FinalForecast:
-        plan, schedule = self.context.plan, self.context.config.training.schedule
+        plan, schedule = self.context.plan, self.context.schedule
         steps, losses = np.array(self.losses).T
         planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
         rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
@@ -54,7 +54,7 @@ class AbilityForecast(Observer):
         super().__init__(context)
         self.thresholds: list[Threshold] = []
         self.iid: dict[int, float] = {}
-        path = context.config.abilities
+        path = context.abilities
         if path:
             self.thresholds = read_thresholds(Path(path), context.header["vocabulary"])
             if not self.thresholds:

@@ -6,12 +6,14 @@ so none of them may call a collective, and what one raises ends the run.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.config import Config
+from emergence_train.config import Logging
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.faults.anomalies import Event
+from emergence_train.optim.schedule import Schedule
 from emergence_train.recorder.run_log import RunLog
 from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
@@ -44,19 +46,29 @@ class Measurement:
     notes: list[str] = field(default_factory=list)  # what observers add to the checkpoint's line on the screen
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """What an observer may use."""
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """What stays the same while a run trains."""
 
-    config: Config
+    directory: Path
+    schedule: Schedule
+    abilities: str | None  # as in the configuration: an earlier analysis whose thresholds are forecast
+    logging: Logging
+    resolved: dict  # the whole configuration as plain values: to be shown, not to be read keys from
+    deepspeed: dict  # DeepSpeed's configuration
     plan: Plan
     header: dict  # the first line of metrics.jsonl: run, params, vocabulary, sequence, batch, ...
     evaluator: Evaluator
+    console: Console
+    log: Callable[[str], None]  # a line for the screen
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext(RunSetup):
+    """What an observer may use."""
+
     run_log: RunLog  # tables go here
     write: Callable[..., None]  # write(kind, **values): a row of metrics.jsonl, which every observer then sees
-    log: Callable[[str], None]  # a line for the screen
-    console: Console
-    deepspeed: dict  # DeepSpeed's configuration
 
 
 class Observer:

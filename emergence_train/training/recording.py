@@ -1,22 +1,19 @@
 """What a run writes down: rank 0 has a log and observers, the other ranks have a writer that does nothing."""
 
 import math
-from collections.abc import Callable
 
 import pandas as pd
 import torch
 
 from emergence_train import files
-from emergence_train.config import Config
-from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
+from emergence_train.evaluation.at_checkpoint import Scores
 from emergence_train.faults.anomalies import WINDOW
+from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder.environment import write_environment
 from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
-from emergence_train.training.console import Console
 from emergence_train.training.forecasts import AbilityForecast, EndForecast, iid_losses
-from emergence_train.training.observers import Measurement, Observer, RunContext, Step
-from emergence_train.training.plan import Plan
+from emergence_train.training.observers import Measurement, Observer, RunContext, RunSetup, Step
 from emergence_train.training.run_rows import CheckpointRows, ScreenLines, StepRows
 from emergence_train.training.task_rows import TaskRows
 from emergence_train.training.wandb_view import WandbView
@@ -65,20 +62,8 @@ class NullWriter:
 class RunWriter(NullWriter):
     """Rank 0's. The log is opened by the first restore, which knows the step that it is cut to."""
 
-    def __init__(
-        self,
-        config: Config,
-        plan: Plan,
-        header: dict,
-        evaluator: Evaluator,
-        console: Console,
-        deepspeed: dict,
-        world: int,
-        device: torch.device,
-        log: Callable[[str], None],
-    ) -> None:
-        self.config, self.plan, self.header, self.evaluator = config, plan, header, evaluator
-        self.console, self.deepspeed, self.world, self.device, self.log = console, deepspeed, world, device, log
+    def __init__(self, setup: RunSetup, mesh: Mesh) -> None:
+        self.setup, self.mesh = setup, mesh
         self.run_log: RunLog | None = None
         self.observers: list[Observer] = []
         self.iid: dict[int, float] = {}
@@ -97,31 +82,21 @@ class RunWriter(NullWriter):
         for observer in self.observers:
             observer.on_restore(step, rows)
         if gap := self.run_log.missing_rows(step, measured, first):
-            self.log(gap)
+            self.setup.log(gap)
         skipped = {row["step"] for row in rows if row.get("kind") == "skipped"}
         train = [row for row in rows if row.get("kind") == "train" and row["loss"] is not None]
         return [row["loss"] for row in train if row["step"] not in skipped][-WINDOW:]
 
     def _open(self, step: int, rewinds: list[dict]) -> None:
-        run = self.config.run_directory
-        write_environment(run, self.world, self.device, step)
-        files.write_json(run / "deepspeed.json", self.deepspeed)
-        self.run_log = RunLog(run, self.header, step, rewinds)
+        setup = self.setup
+        write_environment(setup.directory, self.mesh.world.size, self.mesh.device, step)
+        files.write_json(setup.directory / "deepspeed.json", setup.deepspeed)
+        self.run_log = RunLog(setup.directory, setup.header, step, rewinds)
         if self.run_log.archived:
-            self.log(
+            setup.log(
                 f"no state is left to resume from: the run starts over, its earlier logs are in {self.run_log.archived}"
             )
-        context = RunContext(
-            self.config,
-            self.plan,
-            self.header,
-            self.evaluator,
-            self.run_log,
-            self.write,
-            self.log,
-            self.console,
-            self.deepspeed,
-        )
+        context = RunContext(**vars(setup), run_log=self.run_log, write=self.write)
         self.observers = [observer(context) for observer in OBSERVERS]
 
     def step(self, step: Step) -> None:
@@ -129,9 +104,9 @@ class RunWriter(NullWriter):
             observer.on_step(step)
 
     def checkpoint(self, step: int, sums: dict[str, torch.Tensor], seconds: float, scores: Scores) -> None:
-        tokens = step * self.plan.step_tokens
+        header, tokens = self.setup.header, step * self.setup.plan.step_tokens
         table = pd.concat([position_rows(of_split, name) for name, of_split in sums.items()], ignore_index=True)
-        table = table.assign(run=self.header["run"], params=self.header["params"], step=step, tokens=tokens)
+        table = table.assign(run=header["run"], params=header["params"], step=step, tokens=tokens)
         means = {name: float(s[1].sum() / s[0].sum()) for name, s in sums.items() if s[0].sum() > 0}
         self.iid[step] = means.get("iid", math.inf)
         measurement = Measurement(step, tokens, table, means, scores, seconds)

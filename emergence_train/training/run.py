@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from emergence_train.analysis.emergence.ability_watch import read_thresholds
-from emergence_train.config import Config
+from emergence_train.config import Config, TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.at_checkpoint import Evaluator
@@ -22,6 +22,7 @@ from emergence_train.parallel.ranks import broadcast_from_rank0, rendezvous, sta
 from emergence_train.training import branch
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
+from emergence_train.training.observers import RunSetup
 from emergence_train.training.plan import Plan
 from emergence_train.training.recording import NullWriter, RunWriter
 from emergence_train.training.session import Session
@@ -81,42 +82,88 @@ def _train(
         log(note)
     dataset = Dataset(config.data, config.seed, verify=False)
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
-    evaluator = _evaluator(config, dataset)
+    evaluator = _evaluator(config.tasks, dataset)
     if config.abilities:
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
-    first = broadcast_from_rank0(lambda: branch.begin(config, plan, dataset, parent))
+    first = broadcast_from_rank0(lambda: branch.begin(run, config.training, plan, dataset, parent))
     if broadcast_from_rank0(lambda: plan.finished(run, log)):
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
         return run
 
     watch.at("building the engine")
-    if config.training.compile:
-        stop.compilations.listen()
-    graphs = engines.graphs_possible(config.training, config.faults, mesh)
-    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
-    header = run_header(config, plan, dataset.fingerprint, broadcast_from_rank0(lambda: branch.parent_of(run)))
-    console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
-    writer = NullWriter()
-    if mesh.is_rank0:
-        settings = engines.deepspeed_config(config.training, mesh)
-        writer = RunWriter(config, plan, header, evaluator, console, settings, mesh.world.size, mesh.device, log)
-    session = Session(config, plan, dataset, evaluator, mesh, engine, writer, console, stop, watch, log, first)
+    session, header = _build_session(config, mesh, plan, dataset, evaluator, stop, watch, log, first)
     step = session.restore()
-    log(startup_line(config, plan, dataset, mesh, header, step))
+    log(startup_line(config.training, plan, dataset, mesh, header, step))
     session.run_from(step, stop_after or plan.total_steps)
     if stop_after:
-        writer.close()
+        session.writer.close()
     else:
         session.close()
     return run
 
 
-def _evaluator(config: Config, dataset: Dataset) -> Evaluator:
+def _build_session(
+    config: Config,
+    mesh: Mesh,
+    plan: Plan,
+    dataset: Dataset,
+    evaluator: Evaluator,
+    stop: StopSignal,
+    watch: Watchdog,
+    log: Callable[[str], None],
+    first: int,
+) -> tuple[Session, dict]:
+    """The session with its engine and, on rank 0, its writer; and the run's header."""
+    run = config.run_directory
+    if config.training.compile:
+        stop.compilations.listen()
+    graphs = engines.graphs_possible(config.training, config.faults, mesh)
+    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
+    begun_from = broadcast_from_rank0(lambda: branch.parent_of(run))
+    header = run_header(config.name, config.model, config.training, plan, dataset, begun_from)
+    console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
+    writer: NullWriter = NullWriter()
+    if mesh.is_rank0:
+        setup = RunSetup(
+            directory=run,
+            schedule=config.training.schedule,
+            abilities=config.abilities,
+            logging=config.logging,
+            resolved=config.model_dump(mode="json"),
+            deepspeed=engines.deepspeed_config(config.training, mesh),
+            plan=plan,
+            header=header,
+            evaluator=evaluator,
+            console=console,
+            log=log,
+        )
+        writer = RunWriter(setup, mesh)
+    session = Session(
+        run,
+        config.training,
+        config.checkpoints,
+        config.faults,
+        plan=plan,
+        dataset=dataset,
+        evaluator=evaluator,
+        mesh=mesh,
+        engine=engine,
+        writer=writer,
+        console=console,
+        stop=stop,
+        watch=watch,
+        log=log,
+        first=first,
+    )
+    return session, header
+
+
+def _evaluator(tasks: list[TaskConfig], dataset: Dataset) -> Evaluator:
     """Every rank's; rank 0 finds out first whether every task can be had."""
 
     def build() -> Evaluator:
-        return Evaluator(config.tasks, dataset)
+        return Evaluator(tasks, dataset)
 
     evaluators: list[Evaluator] = []
     broadcast_from_rank0(lambda: evaluators.append(build()))

@@ -7,11 +7,12 @@ is saved; so a run that resumes from a state has every row before it and none af
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from emergence_train.checkpoint import saver
-from emergence_train.config import Config
+from emergence_train.config import Checkpoints, Faults, Training
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
@@ -42,7 +43,11 @@ class Session:
 
     def __init__(
         self,
-        config: Config,
+        run: Path,
+        training: Training,
+        checkpoints: Checkpoints,
+        faults: Faults,
+        *,
         plan: Plan,
         dataset: Dataset,
         evaluator: Evaluator,
@@ -56,18 +61,18 @@ class Session:
         first: int = 0,
     ) -> None:
         """`first`: the step that the run's own steps begin after, where it began from another run's state."""
-        self.run, self.faults, self.training = config.run_directory, config.faults, config.training
-        self.saves_state = config.checkpoints.save_state != "never"
+        self.run, self.training, self.faults = run, training, faults
+        self.saves_state = checkpoints.save_state != "never"
         self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
         self.writer, self.console, self.log, self.stop, self.watch = writer, console, log, stop, watch
         self.first = first
-        self.accumulator = PositionAccumulator(config.data.sequence, mesh.device)
+        self.accumulator = PositionAccumulator(dataset.sequence, mesh.device)
         self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
-        self.saver = saver.Saver(self.run, config.checkpoints, plan.state_steps, mesh, log)
-        self.detector = AnomalyDetector(config.faults, [])
+        self.saver = saver.Saver(self.run, checkpoints, plan.state_steps, mesh, log)
+        self.detector = AnomalyDetector(faults, [])
         self.stepper = Stepper(
-            config.training,
-            config.faults,
+            training,
+            faults,
             engine,
             dataset,
             mesh,

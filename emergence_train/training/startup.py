@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from emergence_train import files
 from emergence_train.checkpoint.format import complete, step_of
-from emergence_train.config import Config
+from emergence_train.config import Config, Training
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
 from emergence_train.models import flops
-from emergence_train.models.config import padded_vocabulary
+from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
@@ -145,17 +145,19 @@ def write_config(directory: Path, config: Config) -> None:
     files.write_bytes(directory / "config.yaml", config.to_yaml().encode())
 
 
-def run_header(config: Config, plan: Plan, vocabulary: str, parent: dict | None) -> dict:
-    """The first line of metrics.jsonl, which names the run for the readers of its rows; `vocabulary` is a fingerprint, `parent`
-    the run whose state it began from."""
+def run_header(
+    name: str, model: ModelConfig, training: Training, plan: Plan, dataset: Dataset, parent: dict | None
+) -> dict:
+    """The first line of metrics.jsonl, which names the run for the readers of its rows; `parent` is the run whose state it
+    began from."""
     return {
-        "run": config.name,
-        "params": flops.non_embedding_parameters(config.model),
-        "parameters": flops.parameters(config.model),
-        "vocabulary": vocabulary,
-        "sequence": config.data.sequence,
-        "batch": config.training.batch,
-        "flops_per_token": flops.flops_per_token(config.model, config.data.sequence),
+        "run": name,
+        "params": flops.non_embedding_parameters(model),
+        "parameters": flops.parameters(model),
+        "vocabulary": dataset.fingerprint,
+        "sequence": dataset.sequence,
+        "batch": training.batch,
+        "flops_per_token": flops.flops_per_token(model, dataset.sequence),
         "total_tokens": plan.total_tokens,
         **({"parent": {key: parent[key] for key in ("run", "step", "tokens")}} if parent else {}),
     }
@@ -171,12 +173,12 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def startup_line(config: Config, plan: Plan, dataset: Dataset, mesh: Mesh, header: dict, first_step: int) -> str:
-    epochs = dataset.sampler.epochs(plan.total_steps * config.training.batch)
+def startup_line(training: Training, plan: Plan, dataset: Dataset, mesh: Mesh, header: dict, first_step: int) -> str:
+    epochs = dataset.sampler.epochs(plan.total_steps * training.batch)
     shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
-    where = f"{mesh.world.size} x {device_name(mesh.device)}, ZeRO {config.training.zero_stage}, {config.training.precision}"
+    where = f"{mesh.world.size} x {device_name(mesh.device)}, ZeRO {training.zero_stage}, {training.precision}"
     begin = f"resuming from step {first_step}" if first_step else f"{plan.total_steps} steps"
     return (
-        f"{config.name}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
+        f"{header['run']}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
         f"{plan.total_tokens:,} tokens, {begin}; {where}; epochs: {shown}"
     )

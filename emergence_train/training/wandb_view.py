@@ -9,8 +9,8 @@ STOPPED_SECONDS = 5.0  # W&B may take to finish once a signal has come
 class WandbView(Observer):
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
-        extra = context.header | {"deepspeed": context.deepspeed}
-        self.mirror = Mirror(context.config, context.run_log.directory, extra, context.log)
+        shown = context.resolved | context.header | {"deepspeed": context.deepspeed}
+        self.mirror = Mirror(context.logging, context.header["run"], context.directory, shown, context.log)
 
     def on_row(self, row: dict) -> None:
         if (values := view(row)) is not None:

@@ -7,10 +7,10 @@ import types
 import pandas as pd
 import pytest
 
-from emergence_train.config import Config
+from emergence_train.config import Logging
 from emergence_train.tracking import wandb as module
 from emergence_train.tracking.wandb import Mirror, chosen_mode
-from support import command, metrics, small_config
+from support import command, metrics
 
 
 class FakeWandb(types.ModuleType):
@@ -42,17 +42,15 @@ class FakeWandb(types.ModuleType):
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
+def logging(monkeypatch) -> Logging:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    tree = small_config(tmp_path / "d", tmp_path / "r")
-    tree["logging"]["wandb"] = "offline"
-    return Config.model_validate(tree)
+    return Logging(wandb="offline")
 
 
-def test_everything_is_against_tokens(config, tmp_path, monkeypatch):
+def test_everything_is_against_tokens(logging, tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
-    mirror = Mirror(config, tmp_path, {"deepspeed": {"train_batch_size": 8}}, print)
+    mirror = Mirror(logging, "run", tmp_path, {"deepspeed": {"train_batch_size": 8}}, print)
     mirror.send({"tokens": 64, "loss": 5.0})
     table = pd.DataFrame({"tokens": 64, "split": "iid", "position": [1, 2], "count": 2, "loss_sum": [8.0, 6.0]})
     mirror.positions(table)
@@ -76,13 +74,13 @@ def test_what_is_shown_of_the_tasks():
     assert module.view(row) == {"tokens": 64, "tasks/copying/acc": 0.5, "tasks/share_of_training": 0.2}
 
 
-def test_a_network_that_hangs_costs_nothing(config, tmp_path, monkeypatch):
+def test_a_network_that_hangs_costs_nothing(logging, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(lambda: time.sleep(60)))
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(module, "QUEUE", 50)
     said = []
     began = time.monotonic()
-    mirror = Mirror(config, tmp_path, {}, said.append)
+    mirror = Mirror(logging, "run", tmp_path, {}, said.append)
     for step in range(200):
         mirror.send({"tokens": step})
     mirror.close()
@@ -90,13 +88,13 @@ def test_a_network_that_hangs_costs_nothing(config, tmp_path, monkeypatch):
     assert said[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
 
 
-def test_an_error_is_said_once(config, tmp_path, monkeypatch):
+def test_an_error_is_said_once(logging, tmp_path, monkeypatch):
     def fail():
         raise OSError("no\nroute to host")
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(fail))
     said = []
-    mirror = Mirror(config, tmp_path, {}, said.append)
+    mirror = Mirror(logging, "run", tmp_path, {}, said.append)
     mirror.thread.join(5)
     mirror.send({"tokens": 1})
     mirror.close()
