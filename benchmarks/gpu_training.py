@@ -9,7 +9,7 @@ with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed co
 does not depend on them; losses are no result here). Contestants take turns, a few steps each, so that a GPU whose clock drifts
 is as unkind to one as to the other. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
 
-MFU = tokens/s x flops_per_token (emergence_train/models/flops.py) / dense bf16 peak. One step of each is profiled: GPU time by
+MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak. One step of each is profiled: GPU time by
 kernel, and the places where the host waits for the GPU.
 """
 
@@ -166,6 +166,7 @@ def put_back() -> None:
 
 def our_step(config, mesh, way: str):
     from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+    from emergence_train.models.decoder import Decoder
     from emergence_train.recorder.position_sums import PositionAccumulator
     from emergence_train.training import engine as engines
     from emergence_train.training.step import Stepper
@@ -184,7 +185,7 @@ def our_step(config, mesh, way: str):
 
         instead(attention, "fastest", lambda *_: [value])
     # a billion values by a CPU's generator take long
-    engines.initialise = lambda model, *_: initialise(model.to(mesh.device))
+    Decoder.init_weights = lambda model, *_: initialise(model.to(mesh.device))
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
     engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
     data = RandomTokens(config.model.vocab_size, config.data.sequence)
@@ -328,15 +329,15 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
     """All contestants of a size in one process; what is known is written as it comes."""
     from emergence_kernels.bench.run import commit, versions
     from emergence_kernels.bench.timing import ceilings
-    from emergence_train.models import flops as counting
+    from emergence_train.models.flops import peak_flops
     from emergence_train.parallel import ranks as distributed
     from emergence_train.recorder.environment import environment
 
     mesh = distributed.start(None)
     overrides, steps, deadline = arguments.set, arguments.steps, time.monotonic() + arguments.limit
     config = configuration(size, overrides)
-    flops = counting.flops_per_token(config.model, config.data.sequence)
-    peak = counting.peak_flops(torch.cuda.get_device_name())
+    flops = config.model.flops_per_token(config.data.sequence)
+    peak = peak_flops(torch.cuda.get_device_name())
     tokens = config.training.batch * config.data.sequence
     record = {
         "utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"),

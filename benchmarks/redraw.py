@@ -14,7 +14,7 @@ def training_table(files: list[Path]) -> str:
     records = [json.loads(file.read_text()) for file in files]
     lines = [f"# Training steps on {records[0]['device']}", ""]
     lines += [
-        "tokens/s: median over turns [least, greatest]. MFU by emergence_train/models/flops.py over the data sheet's",
+        "tokens/s: median over turns [least, greatest]. MFU by DecoderConfig.flops_per_token over the data sheet's",
         "bf16 peak. Of the profiled step: GPU milliseconds in all and by kind, launches, implicit waits of the host. Batch",
         "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns.",
         "",

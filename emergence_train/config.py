@@ -12,9 +12,9 @@ import yaml
 from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
 from emergence_train.errors import InputError
-from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
-from emergence_train.models.registry import MODELS
+from emergence_train.models.registry import MODELS, config_class
 from emergence_train.optim.adamw import AdamW
 from emergence_train.optim.registry import OPTIMIZERS
 from emergence_train.optim.schedule import Schedule
@@ -120,8 +120,8 @@ OptimizerSection = Annotated[
     SerializeAsAny[AdamW], PlainValidator(ByKind(OPTIMIZERS, "adamw"), json_schema_input_type=AdamW)
 ]
 ModelSection = Annotated[
-    SerializeAsAny[ModelConfig],
-    PlainValidator(ByKind(MODELS, "decoder", lambda kind: kind.config), json_schema_input_type=ModelConfig),
+    SerializeAsAny[DecoderConfig],
+    PlainValidator(ByKind(MODELS, "decoder", config_class), json_schema_input_type=DecoderConfig),
 ]
 
 

@@ -28,7 +28,6 @@ from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver as checkpoint
 from emergence_train.config import Config
-from emergence_train.models.flops import parameters
 from emergence_train.parallel import ranks as distributed
 from emergence_train.recorder.environment import environment
 from emergence_train.training import engine as engines
@@ -139,7 +138,7 @@ def main() -> None:
             "load_average": os.getloadavg(),
             "processes": mesh.data.size,
             "zero_stage": arguments.stage,
-            "parameters": parameters(config.model),
+            "parameters": config.model.parameters(),
             "megabytes": {"deepspeed": _megabytes(theirs), "ours": _megabytes(place / "ours" / "checkpoints")},
             "rounds": arguments.rounds,
             "seconds": {

@@ -22,7 +22,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
-from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder_config import DecoderConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an index, as transformers has them
@@ -79,7 +79,7 @@ def _write_weights(out: Path, weights: dict[str, Tensor], file_bytes: int) -> No
         )
 
 
-def hf_config(model: ModelConfig) -> dict:
+def hf_config(model: DecoderConfig) -> dict:
     """The config.json of the same decoder in transformers."""
     partial = model.rotary_dim != model.head_dim
     return {
@@ -106,7 +106,7 @@ def hf_config(model: ModelConfig) -> dict:
     }
 
 
-def hf_weights(weights: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+def hf_weights(weights: dict[str, Tensor], model: DecoderConfig) -> dict[str, Tensor]:
     """Our state_dict under transformers' names; Llama keeps apart what Phi3 and we keep in one matrix."""
     partial = model.rotary_dim != model.head_dim
     found = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-from emergence_train.models.decoder import Cache
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 
@@ -26,8 +25,8 @@ def generate(
 ) -> list[list[int]]:
     """The likeliest next tokens of each prompt, at most `most`, the same on every rank. All ranks call it.
 
-    `model` is a Decoder or an engine around one. `finished(ids)` says after each token whether a text is done. Prompts of equal
-    length go together; a prompt and what is generated must fit in the model's max_sequence.
+    `model` is a LanguageModel or an engine around one. `finished(ids)` says after each token whether a text is done. Prompts of
+    equal length go together; a prompt and what is generated must fit in the model's max_sequence.
     """
     if not prompts:
         return []
@@ -41,7 +40,7 @@ def generate(
         rows = batches[number] if real else batches[-1][:1]
         texts: dict[int, list[int]] = {row: [] for row in rows}
         going = set(rows) if real else set()
-        cache = Cache()
+        cache = model.new_cache()
         tokens = torch.tensor([prompts[row] for row in rows], device=mesh.device)
         for _ in range(most):
             tokens = model(tokens, cache=cache).argmax(-1, keepdim=True)

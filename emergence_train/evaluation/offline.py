@@ -15,8 +15,6 @@ from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.suite import write
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.flops import non_embedding_parameters
-from emergence_train.models.registry import build_model
 from emergence_train.parallel.ranks import broadcast_from_rank0, start
 
 BATCH = 8  # validation sequences in a forward pass
@@ -54,7 +52,7 @@ def evaluate(
     tokens = step * config.training.batch * config.data.sequence
     also = evaluator.comparable(losses)
     if mesh.is_rank0 and scores.rows:
-        params = non_embedding_parameters(config.model)
+        params = config.model.non_embedding_parameters()
         frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
         for note in evaluator.notes:
             log(note)
@@ -94,9 +92,9 @@ def chosen(of_run: list[TaskConfig], names: list[str] | None) -> list[TaskConfig
 
 def load_model(config: ModelConfig, checkpoint: Path) -> nn.Module:
     """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
-    model = build_model(config)
-    weights = checkpoints.read_weights(checkpoint)
-    if config.tied:
-        weights.setdefault("head.weight", weights["embedding.weight"])
-    model.load_state_dict(weights)
+    model, weights = config.build(), checkpoints.read_weights(checkpoint)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: weight.shape for name, weight in weights.items()} != shapes:
+        raise InputError(f"{checkpoint}: holds a model of another shape; restore the config.yaml of its run")
+    model.load_state_dict(weights, strict=False)  # a tied matrix is saved under its first name alone
     return model

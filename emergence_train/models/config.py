@@ -1,54 +1,51 @@
-"""The shape of a decoder."""
+"""What every model has: its section of the configuration, which says how large it is and builds it."""
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emergence_train.section import Section
+
+if TYPE_CHECKING:  # a configuration is read without torch
+    from emergence_train.models.language_model import LanguageModel
 
 VOCABULARY_MULTIPLE = 64  # embedding rows are rounded up to this: aligned rows for the matrix units, never predicted
 
 
 class ModelConfig(Section):
-    """A LLaMA-like decoder. Sizes are in elements; `vocab_size` None means the tokenizer's, rounded up to 64."""
+    """Base class. A kind is one file, with a subclass of this and one of LanguageModel, and a line in registry.MODELS."""
 
-    kind: Literal["decoder"] = Field(default="decoder", description="which model")
-    layers: int = Field(ge=1, description="decoder blocks")
-    width: int = Field(ge=1, description="d_model")
-    heads: int = Field(ge=1, description="query heads; they divide the width")
-    kv_heads: int = Field(ge=1, description="key/value heads; fewer than heads is grouped-query attention")
-    ffn: int = Field(ge=1, description="inner width of the SwiGLU")
+    kind: str
     vocab_size: int | None = Field(
         default=None, ge=2, description="rows of the embedding; None: the tokenizer's, rounded up to 64"
     )
-    max_sequence: int = Field(default=2048, ge=1, description="longest sequence the rotary table is made for")
-    rotary_fraction: float = Field(default=1.0, gt=0, le=1, description="share of each head that is rotated")
-    rotary_base: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies")
-    tied: bool = Field(default=False, description="one matrix for the embedding and the output head")
-    norm_eps: float = Field(default=1e-6, gt=0, description="of RMSNorm")
+    max_sequence: int = Field(default=2048, ge=1, description="longest sequence that the model takes, tokens")
 
-    @model_validator(mode="after")
-    def _fits(self) -> "ModelConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose heads that divide it")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head dimension {self.head_dim} (width / heads) is odd; rotary embedding needs pairs")
-        if self.rotary_dim < 2 or self.rotary_dim % 2:
-            raise ValueError(
-                f"rotary_fraction {self.rotary_fraction} rotates {self.rotary_dim} of {self.head_dim} elements; "
-                f"it must be an even number of at least 2"
-            )
-        return self
+    def build(self) -> "LanguageModel":
+        """The model, its weights not initialised yet."""
+        raise NotImplementedError
 
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
+    def non_embedding_parameters(self) -> int:
+        """Parameters outside the embedding and the output head: the N of scaling laws, and `params` in our tables."""
+        raise NotImplementedError
+
+    def parameters(self) -> int:
+        """All parameters; a tied matrix counts once."""
+        raise NotImplementedError
+
+    def flops_per_token(self, sequence: int) -> float:
+        """FLOPs of forward and backward per trained token, an addition and a multiplication being two.
+
+        Recomputation is not counted: it is the work that the model asks for, not what an implementation spends.
+        """
+        raise NotImplementedError
 
     @property
-    def rotary_dim(self) -> int:
-        return round(self.head_dim * self.rotary_fraction)
+    def vocabulary(self) -> int:
+        """Rows of the embedding, once they are known."""
+        if self.vocab_size is None:
+            raise ValueError("vocab_size is not set yet; it comes from the tokenizer")
+        return self.vocab_size
 
 
 def padded_vocabulary(tokens: int) -> int:

@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens, D width, H query heads, K key/value heads, d head
 The residual stream is carried beside each block's output so that the kernel which adds the two also normalises the sum.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emergence_kernels import LMHead, PositionLoss, rms_norm, rotary, rotary_attention, swiglu
-from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder_config import DecoderConfig
+from emergence_train.models.language_model import Gathered, LanguageModel, draw_weights
+
+INITIAL_STD = 0.02
 
 
 class RMSNorm(nn.Module):
@@ -32,7 +36,7 @@ class RMSNorm(nn.Module):
 class RotaryTable(nn.Module):
     """cos and sin of position x base^(-2i/r) for the pairs i of the first r elements of a head, [T, r/2] float32."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.dim, self.base, self.length = config.rotary_dim, config.rotary_base, config.max_sequence
         self.register_buffer("cos", torch.empty(0), persistent=False)
@@ -52,7 +56,7 @@ class RotaryTable(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention with grouped queries."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
@@ -98,7 +102,7 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, config.width, bias=False)
@@ -110,7 +114,7 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """residual += attention(norm(residual)); residual += swiglu(norm(residual)), the additions one step late."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
@@ -143,10 +147,10 @@ class Cache:
         return key, value
 
 
-class Decoder(nn.Module):
-    """Tokens to logits, or with targets to the loss at every position. Weights are set by training.engine.initialise."""
+class Decoder(LanguageModel):
+    """Tokens to logits, or with targets to the loss at every position."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
@@ -154,7 +158,6 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = LMHead(embedding=self.embedding) if config.tied else LMHead(config.width, config.vocab_size)
-        self.checkpoint_activations = False
 
     def forward(
         self,
@@ -166,12 +169,6 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         branches_BT: Tensor | None = None,
     ) -> PositionLoss | Tensor:
-        """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position), or with `cache`
-        the logits [B, V] after the last of `tokens_BT`, which follow what the cache holds.
-
-        `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
-        `branches_BT`: 0 for a row's beginning, then 1, 2, ... for texts that each go on from it and do not see each other.
-        """
         if cache is not None:
             return self._decode_step(tokens_BT, cache)
         if branches_BT is not None:
@@ -182,6 +179,18 @@ class Decoder(nn.Module):
         if targets_BT is None:
             return self.head(x)
         return self.head(x, targets_BT, weights=weights, z_loss=z_loss)
+
+    def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
+        """Normal(0, 0.02); matrices that write to the residual stream smaller by sqrt(2 x layers) (GPT-2); norms 1."""
+        residual_std = INITIAL_STD / (2 * self.config.layers) ** 0.5
+
+        def std(name: str) -> float:
+            return residual_std if name.endswith(("attention.out.weight", "swiglu.down.weight")) else INITIAL_STD
+
+        draw_weights(self, std, seed, gathered)
+
+    def new_cache(self) -> Cache:
+        return Cache()
 
     def _trunk(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         angles = self.rotary(tokens_BT.shape[1], tokens_BT.device)

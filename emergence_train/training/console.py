@@ -14,7 +14,7 @@ from emergence_train.recorder.environment import device_name
 class Console:
     """Speed is measured over training alone: validation and saving are paused out of it, but not out of the ETA.
 
-    MFU = tokens/s x flops_per_token (see models/flops.py) / (ranks x dense bf16 peak of the device).
+    MFU = tokens/s x flops_per_token (ModelConfig.flops_per_token) / (ranks x dense bf16 peak of the device).
     """
 
     def __init__(self, plan, flops_per_token: float, mesh: Mesh, every_seconds: float, log: Callable[[str], None]):

@@ -1,20 +1,13 @@
 """The DeepSpeed engine around the model: initial weights, optimizer, and a configuration without its traps."""
 
 import contextlib
-import hashlib
-
-import torch
-from torch import nn
 
 from emergence_train.config import Faults, Training
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import import_deepspeed
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
-
-INITIAL_STD = 0.02
 
 
 def deepspeed_config(training: Training, mesh: Mesh) -> dict:
@@ -46,7 +39,7 @@ def deepspeed_config(training: Training, mesh: Mesh) -> dict:
     return settings
 
 
-def build(config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False):
+def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False):
     """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage.
 
     `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
@@ -59,8 +52,8 @@ def build(config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, gra
     third = training.zero_stage == 3
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
     with inside:
-        model = build_model(config)
-    initialise(model, config, seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
+        model = model_config.build()
+    model.init_weights(seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
     if training.activation_checkpointing:
         model.checkpoint_activations = True
     if training.compile:
@@ -86,28 +79,6 @@ def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     """Whether micro-batches are replayed as CUDA graphs: nothing in them may depend on the host or talk to other ranks."""
     wanted = training.cuda_graphs and not training.compile and faults.spike != "skip"
     return wanted and main_gradients_possible(training, mesh)
-
-
-@torch.no_grad()
-def initialise(model: nn.Module, config: ModelConfig, seed: int, gathered=contextlib.nullcontext) -> None:
-    """Normal(0, 0.02); matrices that write to the residual stream smaller by sqrt(2 x layers) (GPT-2); norms 1.
-
-    Each parameter has a generator of its own, seeded by (seed, name): its values depend on nothing else.
-    `gathered(parameter)` makes a partitioned parameter whole while it is written.
-    """
-    for name, parameter in model.named_parameters():
-        with gathered(parameter):
-            if parameter.numel() == 0:
-                continue  # a partitioned parameter is whole on rank 0 only, which writes it for all
-            if parameter.ndim < 2:
-                parameter.fill_(1.0)
-                continue
-            writes = name.endswith(("attention.out.weight", "swiglu.down.weight"))
-            std = INITIAL_STD / (2 * config.layers) ** 0.5 if writes else INITIAL_STD
-            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-            values = torch.empty(parameter.shape).normal_(std=std, generator=generator)
-            parameter.copy_(values)
 
 
 def _gatherer(deepspeed):

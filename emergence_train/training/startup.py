@@ -13,7 +13,6 @@ from emergence_train.checkpoint.format import complete, step_of
 from emergence_train.config import Config, Training
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
-from emergence_train.models import flops
 from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
@@ -152,12 +151,12 @@ def run_header(
     began from."""
     return {
         "run": name,
-        "params": flops.non_embedding_parameters(model),
-        "parameters": flops.parameters(model),
+        "params": model.non_embedding_parameters(),
+        "parameters": model.parameters(),
         "vocabulary": dataset.fingerprint,
         "sequence": dataset.sequence,
         "batch": training.batch,
-        "flops_per_token": flops.flops_per_token(model, dataset.sequence),
+        "flops_per_token": model.flops_per_token(dataset.sequence),
         "total_tokens": plan.total_tokens,
         **({"parent": {key: parent[key] for key in ("run", "step", "tokens")}} if parent else {}),
     }

@@ -12,7 +12,6 @@ from emergence_train.checkpoint.format import STATE, shard_name, step_name
 from emergence_train.convert.hf_export import export
 from emergence_train.errors import InputError
 from emergence_train.models.decoder import Decoder
-from emergence_train.training.engine import initialise
 from support import small_config
 
 
@@ -22,7 +21,7 @@ def saved_run(tmp_path, data_path, model: dict):
     tree["model"] |= model | {"vocab_size": 320}
     loaded = config.Config.model_validate(tree)
     decoder = Decoder(loaded.model)
-    initialise(decoder, loaded.model, 5)
+    decoder.init_weights(5)
     torch.manual_seed(0)  # whatever tests ran before
     with torch.no_grad():
         for parameter in decoder.parameters():

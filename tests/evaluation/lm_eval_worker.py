@@ -8,15 +8,15 @@ import torch
 
 from emergence_train.data.tokenizer import END_OF_TEXT, load_file
 from emergence_train.evaluation import lm_eval_adapter
-from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.parallel.ranks import leave, start
 
 if __name__ == "__main__":
     tokenizer, folder = load_file(Path(sys.argv[1])), Path(sys.argv[2])
     mesh = start(1)
     torch.manual_seed(0)
-    model = Decoder(ModelConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
+    model = Decoder(DecoderConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)

@@ -9,18 +9,17 @@ import torch
 from emergence_train import config as configs
 from emergence_train.evaluation import generation
 from emergence_train.evaluation.generation import generate
-from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Cache, Decoder
+from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.parallel.mesh import data_parallel
 from emergence_train.parallel.ranks import start
-from emergence_train.training.engine import initialise
 from support import run_python
 
 
 def model(**changes) -> Decoder:
     torch.manual_seed(1)
     shape = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "max_sequence": 48}
-    made = Decoder(ModelConfig(**shape | changes))
+    made = Decoder(DecoderConfig(**shape | changes))
     for parameter in made.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -65,7 +64,7 @@ def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path
 
     config = configs.load(config_file, ["model.vocab_size=320"])
     alone = Decoder(config.model)
-    initialise(alone, config.model, config.seed)
+    alone.init_weights(config.seed)
     assert one[0]["texts"] == generate(alone, PROMPTS, MOST, finished, start(1))
     assert len({len(text) for text in one[0]["texts"]}) > 1
     assert one[1]["texts"] != one[0]["texts"]  # the weights have moved since

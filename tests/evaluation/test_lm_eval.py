@@ -20,8 +20,8 @@ from emergence_train.data.tokenizer import END_OF_TEXT, load_file  # noqa: E402
 from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.evaluation import lm_eval_adapter  # noqa: E402
 from emergence_train.evaluation.lm_eval_adapter import EmergenceLM, choice_rows, run_tasks  # noqa: E402
-from emergence_train.models.config import ModelConfig  # noqa: E402
 from emergence_train.models.decoder import Decoder  # noqa: E402
+from emergence_train.models.decoder_config import DecoderConfig  # noqa: E402
 from emergence_train.parallel.ranks import start  # noqa: E402
 from support import ROOT, llama_of  # noqa: E402
 
@@ -31,7 +31,7 @@ def both(data_path):
     """(our adapter, lm-eval's) around the same weights, fp32."""
     tokenizer = load_file(data_path / "tokenizer.json")
     torch.manual_seed(0)
-    model = Decoder(ModelConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
+    model = Decoder(DecoderConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)

@@ -24,8 +24,8 @@ from emergence_train.evaluation.metrics import choice_metrics, exact_match
 from emergence_train.evaluation.offline import evaluate
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods
 from emergence_train.evaluation.suite import Suite
-from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.parallel.mesh import data_parallel
 from emergence_train.parallel.ranks import start
 from emergence_train.recorder import tables
@@ -40,7 +40,7 @@ def by_metric(rows: list[dict]) -> dict:
 
 def random_model(seed: int = 0) -> Decoder:
     torch.manual_seed(seed)
-    model = Decoder(ModelConfig(layers=2, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=64, max_sequence=32))
+    model = Decoder(DecoderConfig(layers=2, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=64, max_sequence=32))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -211,7 +211,7 @@ def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path
     suite = Suite(wanted, dataset, 32)
     torch.manual_seed(1)
     model = Decoder(
-        ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32)
+        DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32)
     ).eval()
     logs, greedy, hidden = [], [], []
     for number, (context, answer) in enumerate(texts):
@@ -318,7 +318,7 @@ def test_open_answers(tmp_path, config_file):
     (tmp_path / "open.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = Dataset(configs.load(config_file).data, 1, verify=False)
     suite = Suite([TaskConfig(task="qa", file=str(tmp_path / "open.jsonl"))], dataset, 32)
-    model = Decoder(ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32))
+    model = Decoder(DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=32))
     (row,), _ = suite.score(model, start(1))
     assert row["metric"] == "exact_match" and row["items"] == 2 and row["chance"] == 0.0 and 0 <= row["value"] <= 1
     (tmp_path / "open.jsonl").write_text('{"context": "what is", "answers": [" "]}')

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import emergence_kernels as ek
-from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Block, RotaryTable
+from emergence_train.models.decoder_config import DecoderConfig
 
 B, T, WIDTH, HEADS, FFN = 2, 128, 256, 4, 768
 X, R = B * T * WIDTH * 2, FFN / WIDTH
@@ -99,7 +99,7 @@ class Composed(Block):
 
 def layer(kind, device, monkeypatch, by_others: bool = False):
     """(forward, backward), each part -> (launches, multiples of X)."""
-    config = ModelConfig(vocab_size=64, width=WIDTH, layers=1, heads=HEADS, kv_heads=HEADS, ffn=FFN, max_sequence=T)
+    config = DecoderConfig(vocab_size=64, width=WIDTH, layers=1, heads=HEADS, kv_heads=HEADS, ffn=FFN, max_sequence=T)
     block = kind(config).to(device, torch.bfloat16)
     angles = RotaryTable(config)(T, device)
     x, residual = (torch.randn(B, T, WIDTH, device=device).bfloat16().requires_grad_() for _ in range(2))

@@ -5,32 +5,31 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emergence_train.models import flops as counting
-from emergence_train.models.config import ModelConfig, padded_vocabulary
+from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
+from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
-from emergence_train.training.engine import initialise
 from support import llama_of
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 96, "max_sequence": 64}
 
 
 def made(seed: int = 1, dtype=torch.float64, **changes) -> Decoder:
-    config = ModelConfig(**SMALL | changes)
+    config = DecoderConfig(**SMALL | changes)
     model = Decoder(config)
-    initialise(model, config, seed)
+    model.init_weights(seed)
     return model.to(dtype)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_parameters_in_closed_form_equal_a_count(name):
-    config = ModelConfig(**PRESETS[name] | {"vocab_size": PRESETS[name].get("vocab_size", 2048)})
+    config = DecoderConfig(**PRESETS[name] | {"vocab_size": PRESETS[name].get("vocab_size", 2048)})
     with torch.device("meta"):
         model = Decoder(config)
     counted = sum(p.numel() for p in model.parameters())
     outside = counted - sum(p.numel() for n, p in model.named_parameters() if n.startswith(("embedding", "head")))
-    assert counting.parameters(config) == counted
-    assert counting.non_embedding_parameters(config) == outside
+    assert config.parameters() == counted
+    assert config.non_embedding_parameters() == outside
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ def test_parameters_in_closed_form_equal_a_count(name):
     ],
 )
 def test_presets_are_the_sizes_they_are_called(name, least, most):
-    assert least <= counting.parameters(ModelConfig(**PRESETS[name])) <= most
+    assert least <= DecoderConfig(**PRESETS[name]).parameters() <= most
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -59,9 +58,9 @@ def test_flops_in_closed_form_equal_a_count(tied):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logits = model(tokens)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
-    full = counting.flops_per_token(model.config, 64, causal=False)
+    full = model.config.flops_per_token(64, causal=False)
     assert counter.get_total_flops() / 128 == full
-    causal = counting.flops_per_token(model.config, 64)
+    causal = model.config.flops_per_token(64)
     assert full - causal == 12 * model.config.layers * model.config.width * (64 - 65 / 2)
 
 
@@ -103,7 +102,7 @@ def test_half_rotation_leaves_the_other_half():
     from emergence_kernels import rotary
     from emergence_train.models.decoder import RotaryTable
 
-    config = ModelConfig(**SMALL | {"rotary_fraction": 0.5})
+    config = DecoderConfig(**SMALL | {"rotary_fraction": 0.5})
     x = torch.randn(2, 10, 4, 8, dtype=torch.float64)
     turned = rotary(x, *RotaryTable(config)(10, x.device))
     assert torch.equal(turned[..., 4:], x[..., 4:])

@@ -1,45 +1,129 @@
-"""Models by kind: adding one is a file with its section and its module, and a line."""
+"""Models by kind: adding one is a file with its section and its module, and a line. This is such a file: a model, no decoder."""
 
+import contextlib
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from emergence_kernels import LMHead
 from emergence_train import config as configs
+from emergence_train.evaluation.generation import generate
+from emergence_train.evaluation.offline import evaluate
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
-from emergence_train.models.registry import MODELS, ModelKind, build_model
+from emergence_train.models.language_model import LanguageModel, draw_weights
+from emergence_train.models.registry import MODELS
+from emergence_train.parallel.ranks import start
 from emergence_train.training.run import train
 from support import metrics
 
 
-class PlainConfig(ModelConfig):
-    kind: Literal["plain"] = "plain"
-    scale: float = 1.0
+class BigramConfig(ModelConfig):
+    kind: Literal["bigram"] = "bigram"
+    breadth: int = 24
+
+    def build(self):
+        return Bigram(self)
+
+    def non_embedding_parameters(self):
+        return self.breadth**2 + self.breadth
+
+    def parameters(self):
+        return self.non_embedding_parameters() + 2 * self.vocabulary * self.breadth
+
+    def flops_per_token(self, sequence):
+        return 6 * (self.breadth**2 + self.vocabulary * self.breadth)
 
 
-class PlainDecoder(Decoder):
-    """The decoder with its loss scaled."""
+class Bigram(LanguageModel):
+    """The next token from this one alone: what came before, and in which document or branch, changes nothing."""
 
-    def forward(self, *given, **named):
-        out = super().forward(*given, **named)
-        return out._replace(loss=out.loss * self.config.scale)
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.breadth)
+        self.scale = nn.Parameter(torch.empty(config.breadth))
+        self.mix = nn.Linear(config.breadth, config.breadth, bias=False)
+        self.blocks = nn.ModuleList([self.mix])
+        self.head = LMHead(config.breadth, config.vocabulary)
+
+    def forward(
+        self, tokens, targets=None, weights=None, document_ids_BT=None, z_loss=0.0, cache=None, branches_BT=None
+    ):
+        x = F.silu(self.mix(self.embedding(tokens) * self.scale))
+        if targets is None:
+            return self.head(x) if cache is None else self.head(x[:, -1:])[:, 0]
+        return self.head(x, targets, weights=weights, z_loss=z_loss)
+
+    def init_weights(self, seed, gathered=contextlib.nullcontext):
+        draw_weights(self, lambda name: 0.3 if name == "mix.weight" else 0.05, seed, gathered)
+
+    def new_cache(self):
+        return "none is needed"
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    monkeypatch.setitem(MODELS, "plain", ModelKind(PlainConfig, __name__, "PlainDecoder"))  # the one line
-    return ["model.kind=plain", "model.scale=0.5"]
+def bigram(monkeypatch):
+    monkeypatch.setitem(MODELS, "bigram", f"{__name__}:BigramConfig")  # the one line
+    return ["model={kind: bigram, breadth: 16, max_sequence: 64}"]
 
 
 def test_without_a_kind_it_is_the_decoder(config_file):
     config = configs.load(config_file, ["model.vocab_size=320"]).model
-    assert config.kind == "decoder" and type(build_model(config)) is Decoder
+    assert config.kind == "decoder" and type(config.build()) is Decoder
 
 
-def test_another_model_is_trained_by_its_kind(config_file, tmp_path, plain):
-    over = [*plain, "training.tokens=1024", "checkpoints.every_tokens=1024"]
-    train(configs.load(config_file, over), lambda line: None)
-    run = tmp_path / "runs" / "run"
-    assert len(metrics(run)) == 4
+def test_wrong_kinds_and_keys_are_one_line(config_file, bigram):
+    with pytest.raises(configs.InputError, match="model: kind 'rnn' is unknown; known: decoder, bigram$"):
+        configs.load(config_file, ["model.kind=rnn"])
+    with pytest.raises(configs.InputError, match="model.bredth: unknown key; did you mean 'breadth'"):
+        configs.load(config_file, ["model={kind: bigram, bredth: 3}"])
+
+
+def test_a_configuration_is_read_without_torch(config_file):
+    script = f"import sys; from emergence_train import config; config.load({str(config_file)!r}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True)
+    assert done.stdout == b"False\n", done.stderr
+
+
+def test_another_model_counts_and_draws_by_its_kind():
+    model = BigramConfig(vocab_size=64).build()
+    model.init_weights(3)
+    tokens = torch.randint(0, 64, (2, 10))
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    assert counter.get_total_flops() / 20 == model.config.flops_per_token(10)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert sum(sizes.values()) == model.config.parameters()
+    assert sizes["mix.weight"] + sizes["scale"] == model.config.non_embedding_parameters()
+    assert model.mix.weight.std().item() == pytest.approx(0.3, rel=0.1) and (model.scale == 1).all()
+    assert model.head.weight.std().item() == pytest.approx(0.05, rel=0.1)
+
+
+def test_another_model_trains_resumes_and_is_evaluated(config_file, tmp_path, bigram):
+    over = [*bigram, "training.tokens=2048", "checkpoints.every_tokens=1024", "checkpoints.save_state=every"]
+    for name, stop_after in (("whole", None), ("parts", 6), ("parts", None)):
+        train(configs.load(config_file, [*over, f"name={name}"]), lambda line: None, stop_after=stop_after)
+    run, parts = tmp_path / "runs" / "whole", tmp_path / "runs" / "parts"
+    assert [row["loss"] for row in metrics(run)] == [row["loss"] for row in metrics(parts)] and len(metrics(run)) == 8
     config = configs.load_run(run).model
-    assert type(config) is PlainConfig and config.scale == 0.5 and type(build_model(config)) is PlainDecoder
+    assert type(config) is BigramConfig and config.breadth == 16
+    header = metrics(run, "run")[0]
+    assert header["params"] == 16 * 16 + 16 and header["parameters"] == config.parameters()
+    assert header["flops_per_token"] == config.flops_per_token(32)
+    for row in metrics(run, "validation"):
+        loss = evaluate(run, row["step"], log=lambda line: None)["loss"]
+        assert loss == pytest.approx({name: row["loss"][name] for name in loss}, rel=1e-6)
+
+
+def test_another_model_generates():
+    model = BigramConfig(vocab_size=64).build()
+    model.init_weights(3)
+    [ids] = generate(model, [[5, 7]], 4, lambda ids: False, start(1))
+    assert ids == [int(model(torch.tensor([[token]])).argmax()) for token in [7, *ids[:3]]]

@@ -26,7 +26,6 @@ from emergence_train.optim.groups import parameter_groups
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder import tables
 from emergence_train.training import startup
-from emergence_train.training.engine import initialise
 from support import ROOT, command, metrics, run_python
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
@@ -37,7 +36,7 @@ def plain_losses(loaded) -> tuple[list[float], list[float], np.ndarray]:
     dataset = Dataset(loaded.data, loaded.seed)
     shape = loaded.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})
     model = Decoder(shape)
-    initialise(model, shape, loaded.seed)
+    model.init_weights(loaded.seed)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1.0, betas=(0.9, 0.95), eps=1e-8)
     losses, norms, sums = [], [], np.zeros((STEPS, 2, SEQUENCE))
     for step in range(STEPS):

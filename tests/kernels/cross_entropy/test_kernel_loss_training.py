@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from conftest import COMPILED
-from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
+from emergence_train.models.decoder_config import DecoderConfig
 
 STEPS = 200
 ROWS, T = (8, 8) if COMPILED else (2, 2)  # the interpreter takes 20 ms a row
-CONFIG = ModelConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=32, vocab_size=48, max_sequence=T)
+CONFIG = DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=32, vocab_size=48, max_sequence=T)
 
 pytestmark = [] if COMPILED else [pytest.mark.slow]  # two minutes of interpreter and emulator
 

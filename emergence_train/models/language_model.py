@@ -1,0 +1,71 @@
+"""What every model's module has: the forward pass that training and evaluation call, and its initial weights."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emergence_kernels import PositionLoss
+
+Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]  # makes a partitioned parameter whole in its block
+
+
+class LanguageModel(nn.Module):
+    """Base class of a kind's module, which ModelConfig.build makes.
+
+    `blocks` are compiled one by one under training.compile; where `checkpoint_activations` is set, they recompute their
+    activations in the backward pass.
+    """
+
+    blocks: nn.ModuleList
+    checkpoint_activations = False
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        weights: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
+        z_loss: float = 0.0,
+        cache: Any = None,
+        branches_BT: Tensor | None = None,
+    ) -> PositionLoss | Tensor:
+        """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position), or with `cache`
+        the logits [B, V] after the last of `tokens_BT`, which follow what the cache holds.
+
+        `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps each document to itself.
+        `branches_BT`: 0 for a row's beginning, then 1, 2, ... for texts that each follow it and do not see each other.
+        """
+        raise NotImplementedError
+
+    def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
+        """Set every weight from `seed`, alike for any world size and ZeRO stage; draw_weights does that."""
+        raise NotImplementedError
+
+    def new_cache(self) -> Any:
+        """An empty `cache` for forward, which generation fills."""
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def draw_weights(
+    model: nn.Module, std: Callable[[str], float], seed: int, gathered: Gathered = contextlib.nullcontext
+) -> None:
+    """Set matrices to Normal(0, std(name)) and vectors (norms) to 1.
+
+    Each parameter has a generator of its own, seeded by (seed, name): its values depend on nothing else.
+    """
+    for name, parameter in model.named_parameters():
+        with gathered(parameter):
+            if parameter.numel() == 0:
+                continue  # a partitioned parameter is whole on rank 0 only, which writes it for all
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+                continue
+            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            parameter.copy_(torch.empty(parameter.shape).normal_(std=std(name), generator=generator))
