@@ -6,7 +6,9 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from emergence_train.errors import InputError, RunError, Stopped, tell
 
@@ -59,7 +61,7 @@ def run() -> None:
     sys.exit(code)
 
 
-def _log(arguments: argparse.Namespace):
+def _log(arguments: argparse.Namespace) -> Callable[[str], None]:
     """Progress goes to standard output, or to standard error where the output is a result for machines."""
     stream = sys.stderr if arguments.json else sys.stdout
 
@@ -185,7 +187,7 @@ def _doctor(arguments: argparse.Namespace) -> dict:
 class _Schema(argparse.Action):
     """Print the JSON schema of an analysis' result.json and exit; `const` is "analysis.WING.result:CLASS"."""
 
-    def __call__(self, parser, *_) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from emergence_train.analysis.results import schema
 
         module, _, name = self.const.partition(":")
@@ -195,7 +197,7 @@ class _Schema(argparse.Action):
 
 
 class _OneLine(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
 
 
@@ -205,7 +207,7 @@ def _add_schema(parser: argparse.ArgumentParser, result: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _OneLine(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     parser = _OneLine(prog="emergence-train", description=__doc__.split(":")[0], allow_abbrev=False)
@@ -213,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_OneLine)
 
-    def verb(name: str, function, help: str) -> argparse.ArgumentParser:
+    def verb(name: str, function: Callable[[argparse.Namespace], dict | None], help: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, parents=[common], help=help, description=help, allow_abbrev=False)
         added.set_defaults(verb=function)
         return added

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 from emergence_train.cluster import launcher, slurm
 from emergence_train.errors import InputError
@@ -27,7 +28,7 @@ def doctor(log: Callable[[str], None] | None) -> dict:
     log = log or (lambda line: None)
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    result = {
+    result: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("torch", "triton", "deepspeed", "numpy", "wandb", "pyarrow")},
         "processors": os.cpu_count(),

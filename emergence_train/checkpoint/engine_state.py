@@ -7,6 +7,7 @@ whoever saved them: another world size or stage is no special case.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Part:
 class EngineState:
     """The parts that this rank holds of an engine, and the torch optimizer under DeepSpeed's."""
 
-    def __init__(self, engine, mesh: Mesh) -> None:
+    def __init__(self, engine: Any, mesh: Mesh) -> None:
         self.engine, self.mesh = engine, mesh
         self.stage = engine.zero_optimization_stage()
         self.optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -18,8 +18,10 @@ import queue
 import re
 import struct
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -153,7 +155,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Written here rather than by the library so that a shard is neither held in memory twice nor read again for its
     checksum. The format: 8 bytes that give the header's length, a JSON header, the raw little-endian data.
     """
-    header, place = {"__metadata__": metadata} if metadata else {}, 0
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    place = 0
     for name, tensor in tensors.items():
         end = place + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, end]}
@@ -184,7 +187,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     return {"file": path.name, "bytes": written, "sha256": digest.hexdigest()}
 
 
-def _pieces(head: bytes, tensors: dict[str, Tensor]):
+def _pieces(head: bytes, tensors: dict[str, Tensor]) -> Iterator[bytearray | memoryview]:
     """The bytes of a file in pieces of at most CHUNK: small tensors together, large ones cut and not copied."""
     gathered = bytearray(head)
     for tensor in tensors.values():
@@ -218,7 +221,11 @@ class Shards:
     def __init__(self, path: Path) -> None:
         self.path = path
         names = sorted(entry["file"] for entry in manifest(path) if entry["file"].endswith(".safetensors"))
-        self.files, self.places, self.others = [], {}, {}
+        self.files: list[Any] = []  # as safe_open gives them
+        self.places: dict[
+            tuple[str, str], list[tuple[int, int, Any, str]]
+        ] = {}  # by kind and parameter: begin, end, file, key
+        self.others: dict[str, list[Any]] = {}  # the files that hold a key that is no piece
         for name in names:
             try:
                 file = safe_open(path / name, "pt")

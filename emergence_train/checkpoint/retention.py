@@ -19,7 +19,8 @@ def kept(steps: list[int], settings: Checkpoints, regular: set[int], best: int |
         return (regular | newest | pinned) & set(steps)
     n = settings.keep_every
     spaced = set(sorted(regular)[n - 1 :: n]) if n else set()
-    return (newest | spaced | pinned | ({best} if settings.keep_best else set())) & set(steps)
+    lowest = {best} if settings.keep_best and best is not None else set()
+    return (newest | spaced | pinned | lowest) & set(steps)
 
 
 def pinned(checkpoints: list[Path]) -> set[int]:

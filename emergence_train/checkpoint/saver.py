@@ -9,12 +9,14 @@ process group of their own. The promises are the same, since it is the same code
 """
 
 import contextlib
+import functools
 import itertools
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +33,8 @@ from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_ra
 
 POSITIONS = "positions"  # the sums since the last table, each rank's own
 SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
+
+T = TypeVar("T")
 
 
 class Saver:
@@ -53,7 +57,7 @@ class Saver:
         if self.settings.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
 
-    def save(self, engine, step: int, loop: dict, sums: torch.Tensor) -> None:
+    def save(self, engine: Any, step: int, loop: dict, sums: torch.Tensor) -> None:
         """Write checkpoints/step-XXXXXXXXXX with what the loop must remember and this rank's position sums."""
         self.wait()
         self.step = step
@@ -93,7 +97,7 @@ class Saver:
                 problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
                 outcomes = all_gather_objects((problem, entry), self.group)
                 problem = next((reported for reported, _ in outcomes if reported), None)
-                entries = [entry for _, entry in outcomes]
+                entries = [entry for _, entry in outcomes if entry is not None]
             if problem is None:
                 problem = broadcast_from_rank0(
                     lambda: _problem(lambda: _commit(temporary, final, step, entries, content)), self.group
@@ -162,7 +166,7 @@ def _problem(work: Callable[[], None]) -> str | None:
     return _attempt(work)[0]
 
 
-def _attempt(work: Callable):
+def _attempt(work: Callable[[], T]) -> tuple[str | None, T | None]:
     """(what went wrong in one line or None, result)"""
     try:
         return None, work()
@@ -174,7 +178,7 @@ def _attempt(work: Callable):
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
-def load_newest(engine, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tuple[dict, list] | None:
+def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tuple[dict, list] | None:
     """Load the newest checkpoint that matches its manifest, and say what that cost; None where there is none.
 
     Returns state.json's content and each saving rank's position sums. Damaged ones are named and set aside.
@@ -191,7 +195,7 @@ def load_newest(engine, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tu
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")
-        broadcast_from_rank0(lambda path=chosen: set_aside(path))
+        broadcast_from_rank0(functools.partial(set_aside, chosen))
     verified = time.monotonic()
     content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, mesh)
     if content["parameters"] != state.shapes:

@@ -37,6 +37,8 @@ class HeldOut:
 
     def add(self, document: Document) -> None:
         ids, ends, key = document.ids, document.byte_ends, document.key
+        if ends is None:
+            raise ValueError("the document was not held out: its byte_ends are missing")
         if len(ids) < self.window:
             if key not in self.short:
                 self.short[key] = (ids.astype(self.dtype), np.diff(ends, prepend=0).astype(np.uint32))

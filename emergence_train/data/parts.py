@@ -95,7 +95,7 @@ class Part:
             shard = {"tokens": files.describe(root, self.shard), "documents": files.describe(root, boundaries)}
         held, arrays = self.record.with_suffix(".npz"), self.held_out.arrays()
         with files.atomic_path(held) as path, open(path, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # none of them is called allow_pickle
         record = {
             "documents_read": self.read,
             "train_tokens": self.tokens,

@@ -12,8 +12,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from emergence_train import files
 from emergence_train.config import Data, Source
@@ -45,9 +47,9 @@ def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
         sources.check(source)
     made_from = _made_from(data)
     _check_space(data, root)
-    with files.lock(root, busy="another process is preparing it; wait for it", other="data.path") as note:
-        if note:
-            log(note)
+    with files.lock(root, busy="another process is preparing it; wait for it", other="data.path") as no_locks:
+        if no_locks:
+            log(no_locks)
         if (root / "dataset.json").is_file():  # since the look above: another process was at it
             return root
         if _read_recipe(root) != _known(recipe) | {"made_from": made_from}:
@@ -68,7 +70,7 @@ def _prepare(data: Data, root: Path, log: Callable[[str], None]) -> Path:
             reader = PartReader(data, source, root, dtype, end, needed[source.domain], fraction)
             parts[source.domain] = _enough_held_out(data, reader, workers, log)
     _check_lengths(data, parts)
-    index = {
+    index: dict[str, Any] = {
         "format": 1,
         "sequence": data.sequence,
         "dtype": dtype.str,
@@ -120,7 +122,7 @@ def _recipe(data: Data) -> dict:
     return recipe
 
 
-def _known(recipe):
+def _known(recipe: Any) -> Any:
     """Without the keys that are not set: those that an older version did not have compare as equal."""
     if isinstance(recipe, dict):
         return {key: _known(value) for key, value in recipe.items() if value is not None}
@@ -212,7 +214,7 @@ def _check_lengths(data: Data, parts: dict[str, list[dict]]) -> None:
 # --------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def _tokenizer(data: Data, root: Path, log: Callable[[str], None]):
+def _tokenizer(data: Data, root: Path, log: Callable[[str], None]) -> Tokenizer:
     path = root / "tokenizer.json"
     if path.is_file():
         return tokenizer.load_file(path)
@@ -222,6 +224,7 @@ def _tokenizer(data: Data, root: Path, log: Callable[[str], None]):
     elif wanted.hub:
         encoder = tokenizer.load_hub(wanted.hub)
     else:
+        assert wanted.vocab_size, "config.Tokenizer has exactly one of the three"
         began = time.monotonic()
         encoder = tokenizer.train(_training_texts(data, log), wanted.vocab_size)
         log(f"tokenizer: {tokenizer.size(encoder):,} tokens trained in {time.monotonic() - began:.0f} s")

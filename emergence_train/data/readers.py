@@ -14,9 +14,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from emergence_train.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BOM = b"\xef\xbb\xbf"
 OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -42,7 +45,7 @@ def rows(path: Path, field: str, longest: int = LONGEST) -> Iterator[str | Bad]:
         InputError: the file cannot be read, has no such column, or is of an unknown kind.
     """
     kind = Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
-    if kind not in KINDS:
+    if kind not in KINDS and kind not in TEXTS:
         raise InputError(f"{path}: unknown kind of file; use {SUFFIXES}")
     try:
         if kind in TEXTS:
@@ -154,7 +157,7 @@ def _parquet(path: Path, field: str) -> Iterator[str | Bad]:
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
 
 
-def _arrow_kind(path: Path, schema, field: str, keys: list[str]):
+def _arrow_kind(path: Path, schema: "pa.Schema", field: str, keys: list[str]) -> "pa.DataType":
     """The type of the column, which must be text or bytes."""
     import pyarrow as pa
 
@@ -205,7 +208,6 @@ KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json_lines),
     **dict.fromkeys((".csv", ".tsv"), _csv),
     ".parquet": _parquet,
-    **dict.fromkeys((".txt", ".md", ".text"), None),
 }
 TEXTS = (".txt", ".md", ".text")
 
@@ -213,12 +215,12 @@ TEXTS = (".txt", ".md", ".text")
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def text_of(row, field: str, place: str) -> str | Bad:
+def text_of(row: Any, field: str, place: str) -> str | Bad:
     """The text of a row that is a dict of keys."""
     return _checked(_field(row, field), f"under {field!r}", place)
 
 
-def _field(row, field: str):
+def _field(row: Any, field: str) -> Any:
     """The value under a key, or under a dotted path of keys; None where there is none."""
     if isinstance(row, dict) and field in row:
         return row[field]
@@ -229,7 +231,7 @@ def _field(row, field: str):
     return row
 
 
-def _checked(value, where: str, place: str) -> str | Bad:
+def _checked(value: Any, where: str, place: str) -> str | Bad:
     """The value as text, or why it is none."""
     if isinstance(value, bytes):
         try:

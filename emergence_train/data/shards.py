@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import resource
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,7 +100,7 @@ class TokenStream:
             base = int(ids[-1][-1]) + 1  # a shard begins with a new document
         return np.concatenate(ids)
 
-    def _pieces(self, start: int, length: int):
+    def _pieces(self, start: int, length: int) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
         first = int(np.searchsorted(self.ends, start, side="right"))
         for number in range(first, len(self.shards)):
             tokens, boundaries = self._shard(number)

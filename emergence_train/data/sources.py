@@ -35,8 +35,9 @@ def check(source: Source) -> None:
     first = list(itertools.islice(documents(source), LOOKED_AT))
     if not first:
         raise InputError(f"source {source.domain!r} is empty: {source.files or source.hub or source.sample}")
-    if all(isinstance(row, Bad) for row in first):
-        raise InputError(f"{first[0].place} {first[0].problem}, as all of the first {len(first)}; set text_field")
+    bad = [row for row in first if isinstance(row, Bad)]
+    if len(bad) == len(first):
+        raise InputError(f"{bad[0].place} {bad[0].problem}, as all of the first {len(first)}; set text_field")
 
 
 def listing(source: Source) -> list[list]:
@@ -80,7 +81,7 @@ def paths(source: Source) -> list[Path]:
             )
         return [path]
     found: dict[Path, Path] = {}  # by what they are: patterns may overlap, and links name a file twice
-    for pattern in source.files:
+    for pattern in source.files or ():
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise InputError(f"source {source.domain!r}: no file matches {pattern!r}")

@@ -6,9 +6,10 @@ whoever loads an exported checkpoint make the same ids of a text. Special tokens
 """
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -141,12 +142,9 @@ def byte_ends(text: str, offsets: list[tuple[int, int]]) -> list[int]:
     of them, so that sums over consecutive tokens are the bytes of the text between; what stands between two tokens (white space
     that a tokenizer drops) counts with the later one.
     """
-    if text.isascii():
-        until = range(len(text) + 1)
-    else:
-        until = [0]
-        for character in text:
-            until.append(until[-1] + len(character.encode()))
+    until: Sequence[int] = range(len(text) + 1)
+    if not text.isascii():
+        until = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
     found, last = [], 0
     for _, end in offsets:
         last = max(last, until[end])

@@ -5,12 +5,13 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from emergence_train.data import tokenizer
 from emergence_train.data.readers import Bad
@@ -54,7 +55,7 @@ class Workers:
     def __init__(self, count: int, path: Path) -> None:
         self.count = count or os.cpu_count() or 1
         self.path = path
-        self.pool = None
+        self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
@@ -65,7 +66,7 @@ class Workers:
             _load(self.path)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
 
@@ -74,7 +75,7 @@ class Workers:
         if not self.pool:
             yield from (_encode(batch, fraction) for batch in _batches(rows))
             return
-        waiting = collections.deque()
+        waiting: collections.deque[Future[Encoded]] = collections.deque()
         try:
             for batch in _batches(rows):
                 waiting.append(self.pool.submit(_encode, batch, fraction))
@@ -89,7 +90,8 @@ class Workers:
             ) from None
 
 
-_encoder = _unknown = None
+_encoder: Tokenizer | None = None
+_unknown: int | None = None
 
 
 def _load(path: Path) -> None:
@@ -99,6 +101,7 @@ def _load(path: Path) -> None:
 
 
 def _encode(batch: list[str | Bad], fraction: float) -> Encoded:
+    assert _encoder is not None, "_load comes first in every process"
     texts = [row for row in batch if isinstance(row, str)]
     keys = [document_hash(text) for text in texts]
     trained = [text for text, key in zip(texts, keys) if not is_held_out(key, fraction)]

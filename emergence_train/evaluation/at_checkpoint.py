@@ -10,6 +10,7 @@ from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.comparable import comparable, unigram_losses
 from emergence_train.evaluation.suite import Suite, table
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 
 
@@ -44,7 +45,7 @@ class Evaluator:
         """How many requests were too long and lost the beginning of their context."""
         return self.suite.cut if self.suite else 0
 
-    def score(self, model, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> Scores:
+    def score(self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> Scores:
         """The tasks' metrics; all ranks call it. `each_batch` is called before each batch, by all ranks alike, and may
         raise to end it."""
         return Scores(*self.suite.score(model, mesh, each_batch)) if self.suite else Scores([], 0.0)

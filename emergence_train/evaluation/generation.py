@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 
@@ -16,7 +17,7 @@ ROWS = 16  # prompts generated together
 
 @torch.no_grad()
 def generate(
-    model: torch.nn.Module,
+    model: LanguageModel,
     prompts: list[list[int]],
     most: int,
     finished: Callable[[list[int]], bool],

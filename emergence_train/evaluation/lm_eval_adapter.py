@@ -7,15 +7,18 @@ backend on the same weights (tests/evaluation/test_lm_eval.py).
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, scoring
 from emergence_train.evaluation.items import Item, Task
 from emergence_train.evaluation.metrics import choice_metrics
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0
 
@@ -31,12 +34,12 @@ CONTINUOUS = ("correct_choice_prob", "brier", "answer_loglik", "answer_bits_per_
 
 
 class EmergenceLM(TemplateLM):
-    """`model` is a Decoder or a DeepSpeed engine around one; `longest` the tokens it can look at."""
+    """`model` is a LanguageModel or a DeepSpeed engine around one; `longest` the tokens it can look at."""
 
     def __init__(
         self,
-        model,
-        tokenizer,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
         end_of_text: int,
         longest: int,
         mesh: Mesh,
@@ -50,10 +53,10 @@ class EmergenceLM(TemplateLM):
     def eot_token_id(self) -> int:
         return self.end
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.tokens.encode(string, add_special_tokens=False).ids
 
-    def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         wanted = []
         for _, context, continuation in requests:
             ids = tuple([*context, *continuation][-(self.longest + 1) :])
@@ -67,7 +70,7 @@ class EmergenceLM(TemplateLM):
             else np.empty((0, 2))
         )
 
-    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts: windows of `longest` tokens, each token predicted once, the last window with as
         much context as fits."""
         windows, owner = [], []
@@ -80,7 +83,7 @@ class EmergenceLM(TemplateLM):
         values = self._score(windows)[:, 0]
         return np.bincount(owner, values, len(requests)).tolist()
 
-    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first stop string."""
         found = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
@@ -110,11 +113,11 @@ class EmergenceLM(TemplateLM):
 class Tasks(TaskManager):
     """lm-eval's tasks, each with its data loaded once: a run asks for them at every checkpoint."""
 
-    def __init__(self, **settings) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._load_once = functools.cache(lambda names: super(Tasks, self).load(list(names)))
 
-    def load(self, task_list: list[str]):
+    def load(self, task_list: list[str]) -> Any:
         return self._load_once(tuple(task_list))
 
     def check(self, names: list[str]) -> None:
@@ -136,7 +139,7 @@ def reach(names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _explained(names: str):
+def _explained(names: str) -> Iterator[None]:
     """What the data sets' library raises, as one line."""
     try:
         yield

@@ -13,6 +13,7 @@ exact_match           open answers: the generated text is one of the answers, ca
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def answer_metrics(task: AnswerTask, scores: np.ndarray) -> list[dict]:
     ]
 
 
-def _row(task: str, metric: str, values, chance: float, higher_is_better: bool) -> dict:
+def _row(task: str, metric: str, values: Sequence[float] | np.ndarray, chance: float, higher_is_better: bool) -> dict:
     """Mean of the items' values, with sample deviation / sqrt(items) as its standard error."""
     stderr = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
     return {

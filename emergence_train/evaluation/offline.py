@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
-
 from emergence_train import config as configs
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.config import TaskConfig
@@ -15,6 +13,7 @@ from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.suite import write
 from emergence_train.models.config import ModelConfig
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.ranks import broadcast_from_rank0, start
 
 BATCH = 8  # validation sequences in a forward pass
@@ -47,6 +46,7 @@ def evaluate(
     if config.training.precision == "bf16" and mesh.device.type == "cuda":
         model = model.bfloat16()
     sums = validate(model, dataset, mesh, BATCH)
+    assert sums is not None, "nothing stops this validation"
     losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
     scores = evaluator.score(model, mesh)
     tokens = step * config.training.batch * config.data.sequence
@@ -90,7 +90,7 @@ def chosen(of_run: list[TaskConfig], names: list[str] | None) -> list[TaskConfig
     return [own.get(name, TaskConfig(task=name)) for name in names] if names else of_run
 
 
-def load_model(config: ModelConfig, checkpoint: Path) -> nn.Module:
+def load_model(config: ModelConfig, checkpoint: Path) -> LanguageModel:
     """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
     model, weights = config.build(), checkpoints.read_weights(checkpoint)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}

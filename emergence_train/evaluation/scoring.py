@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from emergence_train.errors import InputError
 from emergence_train.evaluation.positions import IGNORED
@@ -37,7 +38,7 @@ class Row:
     length: int
 
 
-def encode(tokenizer, context: str, continuation: str, end_of_text: int, longest: int) -> Request:
+def encode(tokenizer: Tokenizer, context: str, continuation: str, end_of_text: int, longest: int) -> Request:
     """Tokens of `context` + `continuation`, as lm-eval splits them: spaces that end the context belong to the continuation,
     and the continuation's tokens are those of the whole text beyond the context's own. An empty context is the end of the
     text before. What does not fit is cut off on the left."""

@@ -2,7 +2,7 @@
 
 import difflib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
 from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder import tables
 
@@ -45,7 +46,7 @@ class Suite:
         self.requests = self._requests(self.tasks)
         self.answers = self._requests(self.answer_tasks)
 
-    def _requests(self, tasks) -> list[Request]:
+    def _requests(self, tasks: Sequence[items.Task | items.AnswerTask]) -> list[Request]:
         return [
             encode(self.tokenizer, context, choice, self.end, self.longest)
             for task in tasks
@@ -56,7 +57,8 @@ class Suite:
     @property
     def notes(self) -> list[str]:
         """What was left out or cut, to be said once."""
-        found = [task.note for task in (*self.tasks, *self.answer_tasks) if task.note]
+        scored: list[items.Task | items.AnswerTask] = [*self.tasks, *self.answer_tasks]
+        found = [task.note for task in scored if task.note]
         if self.cut:
             asked = len(self.requests) + len(self.answers)
             found.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: cut on the left")
@@ -87,7 +89,9 @@ class Suite:
             return items.checked(name, made, f"{self.dataset.root}: validation sequences too few or too short")
         raise InputError(unknown(wanted.task))
 
-    def score(self, model, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> tuple[list[dict], float]:
+    def score(
+        self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None
+    ) -> tuple[list[dict], float]:
         """Rows of metrics (see metrics.choice_metrics) and the seconds they took. All ranks call it, and each calls
         `each_batch` before each batch."""
         began = time.monotonic()
@@ -101,9 +105,9 @@ class Suite:
             rows += choice_metrics(task, each)
         if self.answers:
             values, at = score(model, self.answers, mesh, each_batch, greedy=True), 0
-            for task in self.answer_tasks:
-                rows += answer_metrics(task, values[at : at + len(task.items)])
-                at += len(task.items)
+            for answered in self.answer_tasks:
+                rows += answer_metrics(answered, values[at : at + len(answered.items)])
+                at += len(answered.items)
         rows += [
             row
             for task in self.open_tasks
@@ -117,7 +121,9 @@ class Suite:
                 rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
         return rows, time.monotonic() - began
 
-    def _generated(self, model, task: items.OpenTask, mesh: Mesh, each_batch: Callable[[], None]) -> list[str]:
+    def _generated(
+        self, model: LanguageModel, task: items.OpenTask, mesh: Mesh, each_batch: Callable[[], None]
+    ) -> list[str]:
         """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
         longest = min(task.longest, self.longest // 2)
         prompts = [

@@ -9,6 +9,7 @@ nothing to save, and the process leaves at once.)
 
 import logging
 import threading
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ class Compilations:
     def __init__(self) -> None:
         self.now = False
         self.over = False
-        self.handler = None
+        self.handler: Any = None  # torch's, while it is listened to
 
     def listen(self) -> None:
         """From now on, until close()."""
@@ -47,13 +48,13 @@ class Compilations:
         if self.now:
             self._raise()
 
-    def _begin(self, _) -> None:
+    def _begin(self, _: object) -> None:
         if threading.current_thread() is threading.main_thread():
             if self.over:
                 self._raise()
             self.now = True
 
-    def _end(self, _) -> None:
+    def _end(self, _: object) -> None:
         self.now = False
 
     def _raise(self) -> None:

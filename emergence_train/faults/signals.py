@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 
 from emergence_train.errors import Stopped, tell
 from emergence_train.faults.compiling import Compilations
@@ -84,11 +85,12 @@ class StopSignal:
                 if not self._read.recv(64):
                     return True
             except TimeoutError:
-                if self.compilations.now:  # something in it has swallowed the exception: it gets another
-                    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+                main = threading.main_thread().ident
+                if self.compilations.now and main is not None:  # it has swallowed the exception: it gets another
+                    signal.pthread_kill(main, signal.SIGUSR1)
         return False
 
-    def _interrupt(self, number: int, frame) -> None:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Python's part of the handler, in the main thread: the listening thread does all else."""
         if self.exposed:
             self.compilations.break_off()

@@ -107,12 +107,13 @@ class Watchdog:
     def _say_goodbye(self, words: str | None) -> None:
         self.last_words = words
         self.ending.set()
-        self.thread.join(min(self.silent, ALARMED_SECONDS))
+        if self.thread is not None:
+            self.thread.join(min(self.silent, ALARMED_SECONDS))
 
     # ------------------------------------------------------------------------------------------ the thread's own
 
     def _watch(self) -> None:
-        number, seen = 1, {}
+        number, seen = 1, dict[int, dict]()
         try:
             while not self.ending.wait(self.interval):
                 self._beat(number)

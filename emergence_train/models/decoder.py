@@ -6,6 +6,7 @@ The residual stream is carried beside each block's output so that the kernel whi
 
 import contextlib
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class RotaryTable(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.dim, self.base, self.length = config.rotary_dim, config.rotary_base, config.max_sequence
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
 
@@ -153,7 +156,7 @@ class Decoder(LanguageModel):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.rotary = RotaryTable(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -192,7 +195,7 @@ class Decoder(LanguageModel):
     def new_cache(self) -> Cache:
         return Cache()
 
-    def _trunk(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _trunk(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         angles = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         x, residual = self.embedding(tokens_BT), None
         for block in self.blocks:
@@ -202,7 +205,7 @@ class Decoder(LanguageModel):
                 x, residual = block(x, residual, angles, document_ids_BT)
         return x, residual
 
-    def _forward_branches(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_branches(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor | None]:
         """A branch's positions go on from the row's beginning."""
         T, device = tokens_BT.shape[1], tokens_BT.device
         index_T = torch.arange(T, device=device)
@@ -218,11 +221,11 @@ class Decoder(LanguageModel):
 
     def _forward_blocks(
         self, tokens_BT: Tensor, attend: Callable[[int, Attention, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """As _trunk with attend(number of the block, its attention, x) for attention. Blocks are taken apart, so that compiled
         ones need not be compiled for every length."""
         x, residual = self.embedding(tokens_BT), None
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(cast("list[Block]", self.blocks)):
             x, residual = block.attention_norm(x, residual)
             x, residual = block.swiglu_norm(attend(number, block.attention, x), residual)
             x = block.swiglu(x)

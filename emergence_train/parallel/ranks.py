@@ -13,6 +13,8 @@ import threading
 import time
 import uuid
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,8 @@ from emergence_train.cluster import launcher
 from emergence_train.errors import InputError, PeerLost, Stopped, tell
 from emergence_train.parallel.mesh import Group, Mesh, data_parallel
 from emergence_train.parallel.rendezvous import find_store
+
+T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
 JOIN_SECONDS = 600.0  # for all processes to find each other
@@ -48,7 +52,7 @@ def start(threads: int | None) -> Mesh:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _limited(JOIN_SECONDS):
             store = _store(launch)
-            arguments = {"store": store, "rank": rank, "world_size": world} if store else {}
+            arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world} if store else {}
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
             launch_id = broadcast_from_rank0(lambda: uuid.uuid4().hex)
             barrier()
@@ -117,7 +121,7 @@ def this_start(store: dist.Store, rank: int, world: int) -> str:
 
 
 @contextlib.contextmanager
-def _limited(seconds: float):
+def _limited(seconds: float) -> Iterator[None]:
     """End the process where the block takes longer: there is no one yet to find out who is missing."""
 
     def give_up() -> None:
@@ -137,7 +141,7 @@ def _limited(seconds: float):
 
 
 @contextlib.contextmanager
-def rendezvous():
+def rendezvous() -> Iterator[None]:
     """What breaks in the block because another process has gone is said so: there is no watchdog yet to name it."""
     try:
         yield
@@ -186,7 +190,7 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-def import_deepspeed():
+def import_deepspeed() -> Any:
     """DeepSpeed, quiet, and without the shared-memory op that it would spend a minute compiling on CPUs."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -207,7 +211,7 @@ def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     return tensor
 
 
-def broadcast_from_rank0(make, group: dist.ProcessGroup | None = None):
+def broadcast_from_rank0(make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """`make()` on rank 0 of the world, its result on every rank; an exception of rank 0 is raised on every rank."""
     outcome: list = [None, None]
     if dist.get_rank() == 0:
@@ -223,7 +227,7 @@ def broadcast_from_rank0(make, group: dist.ProcessGroup | None = None):
     return outcome[0]
 
 
-def all_gather_objects(value, group: dist.ProcessGroup | None = None) -> list:
+def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """Each rank's `value`, in the order of ranks, on every rank of the world. `group`: another group of all of them."""
     values = [value] * dist.get_world_size()
     if len(values) > 1:

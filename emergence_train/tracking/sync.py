@@ -5,8 +5,9 @@ matter that they come late. Offline, the whole run is written as a new offline r
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -62,7 +63,7 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
     return {"run": str(run), "mode": mode, "sent": len(missing)}
 
 
-def _points(run: Path):
+def _points(run: Path) -> Iterator[tuple[tuple[str, int], dict]]:
     """((chart, tokens), values) as training sends them (wandb.view); a table as a function that makes its chart."""
     for row in tables.read_metrics(run):
         if (values := view(row)) is not None:
@@ -74,7 +75,7 @@ def _points(run: Path):
         yield (BY_POSITION, tokens), {"tokens": tokens, BY_POSITION: lambda table=table: chart(table)}
 
 
-def _known(wandb, settings: dict, charts: set[str]) -> set[tuple[str, int]]:
+def _known(wandb: Any, settings: dict, charts: set[str]) -> set[tuple[str, int]]:
     """The (chart, tokens) of `charts` that the server has; none where it has no such run."""
     api = wandb.Api(timeout=INIT_SECONDS)
     path = f"{settings['project']}/{settings['id']}"

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -56,7 +57,7 @@ class Mirror:
         if self.dropped:
             self.log(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
 
-    def _put(self, item) -> None:
+    def _put(self, item: dict | pd.DataFrame | None) -> None:
         if self.thread is None or not self.thread.is_alive():
             return
         try:
@@ -64,7 +65,7 @@ class Mirror:
         except queue.Full:
             self.dropped += 1
 
-    def _start(self, wandb, settings: dict):
+    def _start(self, wandb: Any, settings: dict) -> Any:
         """A W&B run; offline where the server does not answer in time (`wandb sync` brings that up to date later)."""
         options = wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
         try:
@@ -129,7 +130,7 @@ def view(row: dict) -> dict | None:
     return {"tokens": row["tokens"]} | {f"{folder}/{name}": value for name, value in values.items()}
 
 
-def against_tokens(run) -> None:
+def against_tokens(run: Any) -> None:
     """Tokens are every chart's x-axis, so a row that comes late is still in its place."""
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
@@ -149,7 +150,7 @@ def chosen_mode(wanted: str) -> str:
     return "online" if known else "offline"
 
 
-def chart(table: pd.DataFrame):
+def chart(table: pd.DataFrame) -> Any:
     import wandb
 
     lines, keys = [], []

@@ -9,6 +9,7 @@ from pathlib import Path
 from emergence_train.models.flops import peak_flops
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder.environment import device_name
+from emergence_train.training.plan import Plan
 
 
 class Console:
@@ -17,7 +18,9 @@ class Console:
     MFU = tokens/s x flops_per_token (ModelConfig.flops_per_token) / (ranks x dense bf16 peak of the device).
     """
 
-    def __init__(self, plan, flops_per_token: float, mesh: Mesh, every_seconds: float, log: Callable[[str], None]):
+    def __init__(
+        self, plan: Plan, flops_per_token: float, mesh: Mesh, every_seconds: float, log: Callable[[str], None]
+    ) -> None:
         self.plan, self.log, self.every = plan, log, every_seconds
         self.flops_per_token = flops_per_token
         peak = peak_flops(device_name(mesh.device))

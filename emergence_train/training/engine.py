@@ -1,9 +1,11 @@
 """The DeepSpeed engine around the model: initial weights, optimizer, and a configuration without its traps."""
 
 import contextlib
+from typing import Any
 
 from emergence_train.config import Faults, Training
 from emergence_train.models.config import ModelConfig
+from emergence_train.models.language_model import Gathered
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import import_deepspeed
 from emergence_train.training import main_gradients
@@ -39,7 +41,7 @@ def deepspeed_config(training: Training, mesh: Mesh) -> dict:
     return settings
 
 
-def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False):
+def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False) -> Any:
     """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage.
 
     `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
@@ -81,5 +83,5 @@ def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     return wanted and main_gradients_possible(training, mesh)
 
 
-def _gatherer(deepspeed):
+def _gatherer(deepspeed: Any) -> Gathered:
     return lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

@@ -14,6 +14,7 @@ Bytes and launches are counted in tests/training/test_main_gradients.py.
 
 import math
 import types
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,14 +36,14 @@ class AccumulatingLinear(nn.Linear):
 
 class _Accumulating(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, main_grad: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, main_grad: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.main_grad = main_grad  # not saved for backward: it changes in place, which autograd would take for a fault
         return F.linear(x, weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         dy_ND = dy.reshape(-1, dy.shape[-1])
         add_to_dw(ctx.main_grad, dy_ND, x.reshape(-1, x.shape[-1]), single=False)
@@ -50,7 +51,7 @@ class _Accumulating(torch.autograd.Function):
         return dx, None, None
 
 
-def install(engine) -> bool:
+def install(engine: Any) -> bool:
     """Give a DeepSpeed engine with a BF16_Optimizer main gradients and the step below; False where it has another optimizer."""
     optimizer = engine.optimizer
     if not (hasattr(optimizer, "fp32_groups_gradients") and isinstance(optimizer.optimizer, torch.optim.AdamW)):
@@ -69,14 +70,14 @@ def install(engine) -> bool:
     return True
 
 
-def step_applied(engine) -> bool | Tensor:
+def step_applied(engine: Any) -> bool | Tensor:
     """Whether the engine's last step changed the weights: a tensor where only the device knows, with the step below."""
     applied = getattr(engine.optimizer, "applied", None)
     return engine.was_step_applied() if applied is None else applied
 
 
 @torch.no_grad()
-def step(self, closure=None) -> None:
+def step(self: Any, closure: None = None) -> None:
     """BF16_Optimizer.step without a look at the host: `_global_grad_norm` is a tensor, and a norm that is not finite leaves
     weights and moments as they are. The caller reads the norm when it likes."""
     world = dist.get_world_size(self.dp_process_group)

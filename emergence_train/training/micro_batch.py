@@ -9,6 +9,7 @@ used (`own_stream`).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class MicroBatch:
 
     def __init__(
         self,
-        engine,
+        engine: Any,
         accumulator: PositionAccumulator,
         weights: Tensor | None,
         z_loss: float,
@@ -53,7 +54,12 @@ class MicroBatch:
         return out.loss, self.accumulator.add(out.positions)[:2]
 
     def __call__(
-        self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None, at: Callable[[str], None] = str
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        ids: Tensor | None,
+        scale: Tensor | None,
+        at: Callable[[str], object] = str,
     ) -> Tensor:
         """at: called with the name of each operation that begins, for the watchdog."""
         given = (tokens, targets, ids, scale)
@@ -78,7 +84,12 @@ class MicroBatch:
         self.captured, self.warm = None, False
 
     def _eagerly(
-        self, tokens: Tensor, targets: Tensor, ids: Tensor | None, scale: Tensor | None, at: Callable[[str], None] = str
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        ids: Tensor | None,
+        scale: Tensor | None,
+        at: Callable[[str], object] = str,
     ) -> Tensor:
         at("forward")
         loss, totals = self.forward(tokens, targets, ids)

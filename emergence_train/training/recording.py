@@ -1,6 +1,7 @@
 """What a run writes down: rank 0 has a log and observers, the other ranks have a writer that does nothing."""
 
 import math
+from typing import Any
 
 import pandas as pd
 import torch
@@ -33,7 +34,10 @@ OBSERVERS: list[type[Observer]] = [
 class NullWriter:
     """Of the ranks that write nothing."""
 
-    best: int | None = None  # step of the lowest iid loss
+    @property
+    def best(self) -> int | None:
+        """The step of the lowest iid loss."""
+        return None
 
     def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
         """The run's files as they were at `step`, for a start or after a rewind.
@@ -49,7 +53,7 @@ class NullWriter:
     def checkpoint(self, step: int, sums: dict[str, torch.Tensor], seconds: float, scores: Scores) -> None:
         """A checkpoint has measured `sums` [4, T] of each split over all ranks, in `seconds`, and the tasks' scores."""
 
-    def write(self, kind: str, **values) -> None:
+    def write(self, kind: str, **values: Any) -> None:
         """A row of metrics.jsonl."""
 
     def flush(self) -> str | None:
@@ -64,19 +68,25 @@ class RunWriter(NullWriter):
 
     def __init__(self, setup: RunSetup, mesh: Mesh) -> None:
         self.setup, self.mesh = setup, mesh
-        self.run_log: RunLog | None = None
+        self.opened: RunLog | None = None
         self.observers: list[Observer] = []
         self.iid: dict[int, float] = {}
 
     @property
     def best(self) -> int | None:
-        return min(self.iid, key=self.iid.get, default=None)
+        return min(self.iid, key=lambda step: self.iid[step], default=None)
+
+    @property
+    def run_log(self) -> RunLog:
+        if self.opened is None:
+            raise RuntimeError("the first restore() opens the log")
+        return self.opened
 
     def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
-        if self.run_log is None:
+        if self.opened is None:
             self._open(step, rewinds)
         else:
-            self.run_log.truncate_to(step, rewinds)
+            self.opened.truncate_to(step, rewinds)
         rows = self.run_log.rows
         self.iid = iid_losses(rows)
         for observer in self.observers:
@@ -91,12 +101,12 @@ class RunWriter(NullWriter):
         setup = self.setup
         write_environment(setup.directory, self.mesh.world.size, self.mesh.device, step)
         files.write_json(setup.directory / "deepspeed.json", setup.deepspeed)
-        self.run_log = RunLog(setup.directory, setup.header, step, rewinds)
-        if self.run_log.archived:
+        self.opened = RunLog(setup.directory, setup.header, step, rewinds)
+        if self.opened.archived:
             setup.log(
-                f"no state is left to resume from: the run starts over, its earlier logs are in {self.run_log.archived}"
+                f"no state is left to resume from: the run starts over, its earlier logs are in {self.opened.archived}"
             )
-        context = RunContext(**vars(setup), run_log=self.run_log, write=self.write)
+        context = RunContext(**vars(setup), run_log=self.opened, write=self.write)
         self.observers = [observer(context) for observer in OBSERVERS]
 
     def step(self, step: Step) -> None:
@@ -113,7 +123,7 @@ class RunWriter(NullWriter):
         for observer in self.observers:
             observer.on_checkpoint(measurement)
 
-    def write(self, kind: str, **values) -> None:
+    def write(self, kind: str, **values: Any) -> None:
         row = self.run_log.write(kind, **values)
         for observer in self.observers:
             observer.on_row(row)

@@ -83,8 +83,8 @@ def _train(
     dataset = Dataset(config.data, config.seed, verify=False)
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
     evaluator = _evaluator(config.tasks, dataset)
-    if config.abilities:
-        broadcast_from_rank0(lambda: bool(read_thresholds(Path(config.abilities), dataset.fingerprint)))
+    if abilities := config.abilities:
+        broadcast_from_rank0(lambda: bool(read_thresholds(Path(abilities), dataset.fingerprint)))
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
     first = broadcast_from_rank0(lambda: branch.begin(run, config.training, plan, dataset, parent))
     if broadcast_from_rank0(lambda: plan.finished(run, log)):

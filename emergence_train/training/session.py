@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ class Session:
         dataset: Dataset,
         evaluator: Evaluator,
         mesh: Mesh,
-        engine,
+        engine: Any,
         writer: NullWriter,
         console: Console,
         stop: StopSignal,

@@ -6,6 +6,7 @@ Nothing here waits for a GPU, but where spikes are to be skipped: numbers come b
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Stepper:
         self,
         training: Training,
         faults: Faults,
-        engine,
+        engine: Any,
         dataset: Dataset,
         mesh: Mesh,
         accumulator: PositionAccumulator,
@@ -55,14 +56,17 @@ class Stepper:
             engine, accumulator, self.weights, training.z_loss, graphs=graphs_possible(training, faults, mesh), log=log
         )
 
-    def __call__(self, step: int, lr: float, stop: bool) -> tuple[torch.Tensor, float | None, bool]:
+    def __call__(
+        self, step: int, lr: float, stop: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | float | None, torch.Tensor | bool]:
         """-> ([count, loss sum, requests to stop] over all ranks, global gradient norm, whether the step was applied)."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.at("loading samples", step)
         batches = [self._load(step, number) for number in range(self.rounds)]
         scales = self._scales(batches)
-        norm, applied = None, True
+        norm: torch.Tensor | float | None = None
+        applied: torch.Tensor | bool = True
         totals = torch.zeros(3, dtype=torch.float64, device=self.mesh.device)
         if stop:  # every process of the launch has a vote, so the totals are summed over all
             totals[2].fill_(1.0)
@@ -76,8 +80,8 @@ class Stepper:
             self.at("optimizer step", step)
             if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
                 norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
-                applied = norm.isfinite()
-                self.engine.optimizer.found_inf = (~applied).float()  # a fused optimizer then leaves the step out
+                applied = finite = norm.isfinite()
+                self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then leaves the step out
             self.engine.step()
         self.micro_batch.step_done()
         if self.clip is None:
@@ -85,7 +89,14 @@ class Stepper:
         self.at("adding up the loss", step)
         return totals if self.skip_spikes else all_reduce_sum(totals, self.mesh.world), norm, applied
 
-    def _unless_spike(self, totals, tokens, targets, document_ids, scale) -> torch.Tensor:
+    def _unless_spike(
+        self,
+        totals: torch.Tensor,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        document_ids: torch.Tensor | None,
+        scale: torch.Tensor | None,
+    ) -> torch.Tensor:
         """The last micro-batch of a step that is left out where its loss is a spike; totals over all ranks, it included."""
         loss, own = self.micro_batch.forward(tokens, targets, document_ids)
         totals[:2].add_(own)

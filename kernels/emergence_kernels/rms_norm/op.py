@@ -1,5 +1,7 @@
 """RMSNorm with an optional fused residual addition."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,14 @@ MAX_FEATURES = 8192  # of the Triton and CUDA kernels, which keep a row in regis
 MAX_FEATURES_SINGLY = 4096  # of the CUDA kernels, where rows do not divide into packs of 16 bytes
 
 
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-6, residual: None = None, *, backend: str | None = None
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-6, *, residual: Tensor, backend: str | None = None
+) -> tuple[Tensor, Tensor]: ...
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
