@@ -192,6 +192,9 @@ class Decoder(LanguageModel):
 
         draw_weights(self, std, seed, gathered)
 
+    def compiled_parts(self) -> nn.ModuleList:
+        return self.blocks
+
     def new_cache(self) -> Cache:
         return Cache()
 

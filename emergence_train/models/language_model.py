@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,11 +17,9 @@ Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]  # makes a part
 class LanguageModel(nn.Module):
     """Base class of a kind's module, which ModelConfig.build makes.
 
-    `blocks` are compiled one by one under training.compile; where `checkpoint_activations` is set, they recompute their
-    activations in the backward pass.
+    Where `checkpoint_activations` is set, its blocks recompute their activations in the backward pass.
     """
 
-    blocks: nn.ModuleList
     checkpoint_activations = False
 
     def forward(
@@ -45,6 +43,10 @@ class LanguageModel(nn.Module):
     def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
         """Set every weight from `seed`, alike for any world size and ZeRO stage; draw_weights does that."""
         raise NotImplementedError
+
+    def compiled_parts(self) -> Iterable[nn.Module]:
+        """The modules that training.compile compiles, each by itself; none unless the kind names them."""
+        return ()
 
     def new_cache(self) -> Any:
         """An empty `cache` for forward, which generation fills."""

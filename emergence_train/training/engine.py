@@ -59,8 +59,8 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     if training.activation_checkpointing:
         model.checkpoint_activations = True
     if training.compile:
-        for block in model.blocks:
-            block.compile()
+        for part in model.compiled_parts():
+            part.compile()
     model.to(mesh.device)
     optimizer = training.optimizer.build(model, training.schedule.lr)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)

@@ -50,7 +50,6 @@ class Bigram(LanguageModel):
         self.embedding = nn.Embedding(config.vocabulary, config.breadth)
         self.scale = nn.Parameter(torch.empty(config.breadth))
         self.mix = nn.Linear(config.breadth, config.breadth, bias=False)
-        self.blocks = nn.ModuleList([self.mix])
         self.head = LMHead(config.breadth, config.vocabulary)
 
     def forward(
