@@ -267,7 +267,7 @@ class Shards:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All fp32 weights of a verified checkpoint, for evaluation and export: a state_dict of models.decoder.Decoder."""
+    """All fp32 weights of a verified checkpoint, for evaluation and export, by the model's names of them."""
     shards, shapes = Shards(path), read_state(path)["parameters"]
     return {
         name: shards.read(WEIGHTS, name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()

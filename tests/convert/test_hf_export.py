@@ -9,7 +9,7 @@ import yaml
 from emergence_train import config, files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import STATE, shard_name, step_name
-from emergence_train.convert.hf_export import export
+from emergence_train.convert.hf_export import export, export_tokenizer
 from emergence_train.errors import InputError
 from emergence_train.models.decoder import Decoder
 from support import small_config
@@ -91,6 +91,8 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
         export(run, 7, run, print)
     with pytest.raises(InputError, match="not a run directory"):
         export(tmp_path, None, tmp_path / "b", print)
+    with pytest.raises(InputError, match="has no token 1000000, which ended the texts of the run"):
+        export_tokenizer(data_path / "tokenizer.json", 1_000_000, tmp_path / "e", 32)
     shard = next((run / "checkpoints").rglob("shard*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(InputError, match="bytes instead of"):

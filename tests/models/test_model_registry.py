@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emergence_kernels import LMHead
 from emergence_train import config as configs
+from emergence_train.checkpoint.format import newest
 from emergence_train.evaluation.generation import generate
-from emergence_train.evaluation.offline import evaluate
+from emergence_train.evaluation.offline import evaluate, load_model
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
 from emergence_train.models.language_model import LanguageModel, draw_weights
@@ -119,6 +120,8 @@ def test_another_model_trains_resumes_and_is_evaluated(config_file, tmp_path, bi
     for row in metrics(run, "validation"):
         loss = evaluate(run, row["step"], log=lambda line: None)["loss"]
         assert loss == pytest.approx({name: row["loss"][name] for name in loss}, rel=1e-6)
+    with pytest.raises(configs.InputError, match="holds a model of another shape; restore the config.yaml"):
+        load_model(config.model_copy(update={"breadth": 8}), newest(run))
 
 
 def test_another_model_generates():
