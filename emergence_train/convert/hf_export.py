@@ -138,12 +138,12 @@ def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:
     of text opens a text, closes it, and pads where the tokenizer has no token for that.
     """
     tokenizer = tokenizers.load_file(path)
-    shutil.copyfile(path, out / "tokenizer.json")
     token = tokenizer.id_to_token(end)
     if token is None:
         raise InputError(
             f"{path}: has no token {end}, which ended the texts of the run; restore the run's tokenizer.json"
         )
+    shutil.copyfile(path, out / "tokenizer.json")
     pad = next((name for name in tokenizers.KNOWN_PADS if tokenizer.token_to_id(name) is not None), token)
     files.write_json(
         out / "tokenizer_config.json",
