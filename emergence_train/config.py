@@ -14,7 +14,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, mod
 from emergence_train.errors import InputError
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
-from emergence_train.models.registry import MODELS, config_class
+from emergence_train.models.registry import MODELS, section_of
 from emergence_train.optim.adamw import AdamW
 from emergence_train.optim.registry import OPTIMIZERS
 from emergence_train.optim.schedule import Schedule
@@ -121,7 +121,7 @@ OptimizerSection = Annotated[
 ]
 ModelSection = Annotated[
     SerializeAsAny[DecoderConfig],
-    PlainValidator(ByKind(MODELS, "decoder", config_class), json_schema_input_type=DecoderConfig),
+    PlainValidator(ByKind(MODELS, "decoder", section_of), json_schema_input_type=DecoderConfig),
 ]
 
 

@@ -14,6 +14,7 @@ from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.suite import write
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import LanguageModel
+from emergence_train.models.registry import build_model
 from emergence_train.parallel.ranks import broadcast_from_rank0, start
 
 BATCH = 8  # validation sequences in a forward pass
@@ -92,7 +93,7 @@ def chosen(of_run: list[TaskConfig], names: list[str] | None) -> list[TaskConfig
 
 def load_model(config: ModelConfig, checkpoint: Path) -> LanguageModel:
     """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
-    model, weights = config.build(), checkpoints.read_weights(checkpoint)
+    model, weights = build_model(config), checkpoints.read_weights(checkpoint)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:
         raise InputError(f"{checkpoint}: holds a model of another shape; restore the config.yaml of its run")

@@ -1,13 +1,8 @@
-"""What every model has: its section of the configuration, which says how large it is and builds it."""
-
-from typing import TYPE_CHECKING
+"""What every model has: its section of the configuration, which says how large it is."""
 
 from pydantic import Field
 
 from emergence_train.section import Section
-
-if TYPE_CHECKING:  # a configuration is read without torch
-    from emergence_train.models.language_model import LanguageModel
 
 VOCABULARY_MULTIPLE = 64  # embedding rows are rounded up to this: aligned rows for the matrix units, never predicted
 
@@ -20,10 +15,6 @@ class ModelConfig(Section):
         default=None, ge=2, description="rows of the embedding; None: the tokenizer's, rounded up to 64"
     )
     max_sequence: int = Field(default=2048, ge=1, description="longest sequence that the model takes, tokens")
-
-    def build(self) -> "LanguageModel":
-        """The model, its weights not initialised yet."""
-        raise NotImplementedError
 
     def non_embedding_parameters(self) -> int:
         """Parameters outside the embedding and the output head: the N of scaling laws, and `params` in our tables."""

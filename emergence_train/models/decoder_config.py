@@ -3,14 +3,11 @@
 A file of its own, beside decoder.py, so that a configuration is read without torch.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from emergence_train.models.config import ModelConfig
-
-if TYPE_CHECKING:
-    from emergence_train.models.decoder import Decoder
 
 
 class DecoderConfig(ModelConfig):
@@ -49,11 +46,6 @@ class DecoderConfig(ModelConfig):
     @property
     def rotary_dim(self) -> int:
         return round(self.head_dim * self.rotary_fraction)
-
-    def build(self) -> "Decoder":
-        from emergence_train.models.decoder import Decoder
-
-        return Decoder(self)
 
     def non_embedding_parameters(self) -> int:
         attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)

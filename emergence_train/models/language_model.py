@@ -15,7 +15,7 @@ Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]  # makes a part
 
 
 class LanguageModel(nn.Module):
-    """Base class of a kind's module, which ModelConfig.build makes.
+    """Base class of a kind's module, which registry.build_model makes.
 
     Where `checkpoint_activations` is set, its blocks recompute their activations in the backward pass.
     """

@@ -6,6 +6,7 @@ from typing import Any
 from emergence_train.config import Faults, Training
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import Gathered
+from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import import_deepspeed
 from emergence_train.training import main_gradients
@@ -54,7 +55,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     third = training.zero_stage == 3
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
     with inside:
-        model = model_config.build()
+        model = build_model(model_config)
     model.init_weights(seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
     if training.activation_checkpointing:
         model.checkpoint_activations = True

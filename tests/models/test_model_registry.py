@@ -19,7 +19,7 @@ from emergence_train.evaluation.offline import evaluate, load_model
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
 from emergence_train.models.language_model import LanguageModel, draw_weights
-from emergence_train.models.registry import MODELS
+from emergence_train.models.registry import MODELS, ModelKind, build_model
 from emergence_train.parallel.ranks import start
 from emergence_train.training.run import train
 from support import metrics
@@ -28,9 +28,6 @@ from support import metrics
 class BigramConfig(ModelConfig):
     kind: Literal["bigram"] = "bigram"
     breadth: int = 24
-
-    def build(self):
-        return Bigram(self)
 
     def non_embedding_parameters(self):
         return self.breadth**2 + self.breadth
@@ -70,13 +67,13 @@ class Bigram(LanguageModel):
 
 @pytest.fixture
 def bigram(monkeypatch):
-    monkeypatch.setitem(MODELS, "bigram", f"{__name__}:BigramConfig")  # the one line
+    monkeypatch.setitem(MODELS, "bigram", ModelKind(f"{__name__}:BigramConfig", f"{__name__}:Bigram"))  # the one line
     return ["model={kind: bigram, breadth: 16, max_sequence: 64}"]
 
 
 def test_without_a_kind_it_is_the_decoder(config_file):
     config = configs.load(config_file, ["model.vocab_size=320"]).model
-    assert config.kind == "decoder" and type(config.build()) is Decoder
+    assert config.kind == "decoder" and type(build_model(config)) is Decoder
 
 
 def test_wrong_kinds_and_keys_are_one_line(config_file, bigram):
@@ -93,7 +90,7 @@ def test_a_configuration_is_read_without_torch(config_file):
 
 
 def test_another_model_counts_and_draws_by_its_kind():
-    model = BigramConfig(vocab_size=64).build()
+    model = Bigram(BigramConfig(vocab_size=64))
     model.init_weights(3)
     tokens = torch.randint(0, 64, (2, 10))
     with FlopCounterMode(display=False) as counter:
@@ -125,7 +122,7 @@ def test_another_model_trains_resumes_and_is_evaluated(config_file, tmp_path, bi
 
 
 def test_another_model_generates():
-    model = BigramConfig(vocab_size=64).build()
+    model = Bigram(BigramConfig(vocab_size=64))
     model.init_weights(3)
     [ids] = generate(model, [[5, 7]], 4, lambda ids: False, start(1))
     assert ids == [int(model(torch.tensor([[token]])).argmax()) for token in [7, *ids[:3]]]
