@@ -143,10 +143,10 @@ def _temporal(arguments: argparse.Namespace) -> dict:
 def _weights(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis import position_weights
 
-    table = position_weights.compare_position_weights(arguments.runs)
-    result = position_weights.write(Path(arguments.out), table) if arguments.out else position_weights.as_json(table)
-    _log(arguments)(position_weights.format_weights(result))
-    return result
+    result = position_weights.compare_position_weights(arguments.runs)
+    if arguments.out:
+        result = position_weights.write(Path(arguments.out), result)
+    return _shown(arguments, result, position_weights.format_table(result))
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
@@ -185,7 +185,7 @@ def _doctor(arguments: argparse.Namespace) -> dict:
 
 
 class _Schema(argparse.Action):
-    """Print the JSON schema of an analysis' result.json and exit; `const` is "analysis.WING.result:CLASS"."""
+    """Print the JSON schema of an analysis' result.json and exit; `const` is "MODULE:CLASS"."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from emergence_train.analysis.results import schema
@@ -256,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(verb=_weights)
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
     added.add_argument("--out", metavar="DIR", help="where result.json, the CSV table and the figure go")
+    _add_schema(added, "analysis.position_weights:PositionWeightsResult")
     added = analyses.add_parser(
         "emergence",
         parents=[common],

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from analysis.result_tables import write_weights
 from emergence_train import cli, errors
 from emergence_train.config import Config
 from emergence_train.recorder import tables
@@ -82,6 +83,7 @@ EMERGENCE = {
     "tasks.eta": "value low95 high95",
     "tasks.size_effect": "value low95 high95 p",
 }
+WEIGHTS = {"rows": "variant split region step seeds loss difference low95 high95 p"}
 OPERATORS = """attention attention_backward linear_cross_entropy linear_cross_entropy_backward position_loss rms_norm
     rms_norm_backward rotary rotary_attention rotary_attention_backward scale swiglu swiglu_backward"""
 
@@ -176,6 +178,13 @@ def test_the_result_of_analyze_temporal(tmp_path, capsys):
     for name, words in TEMPORAL.items():
         for found in below(result, name.split(".")):
             assert set(words.split()) <= set(found), name
+
+
+def test_the_result_of_analyze_weights(tmp_path, capsys):
+    result = analysed(capsys, "weights", *map(str, write_weights(tmp_path)))
+    assert result["rows"]
+    for row in below(result, ["rows"]):
+        assert list(row) == WEIGHTS["rows"].split()
 
 
 def test_the_result_of_analyze_emergence(tmp_path, capsys):

@@ -19,6 +19,7 @@ from docs.site_pages.markdown import code, table
 RESULTS = {
     "analyze temporal": "emergence_train.analysis.temporal.result",
     "analyze emergence": "emergence_train.analysis.emergence.result",
+    "analyze weights": "emergence_train.analysis.position_weights",
 }
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
