@@ -186,6 +186,7 @@ class _Binned:
     def __init__(self, rows: Rows, mean: np.ndarray, correlation: float) -> None:
         variance, telling = rows.variance_at(mean)
         weight = 1 / variance
+        self.weight: np.ndarray
         if len(rows.x) > BINS:
             index = np.minimum((rows.x * BINS).astype(int), BINS - 1)
             count = np.bincount(index, minlength=BINS)
@@ -240,7 +241,7 @@ class _Fits:
         turn_rss = syy - (ly * self.turn_coef[:, 0] + ry * self.turn_coef[:, 1])
         turn_occam = -0.5 * np.log(det / ridge**2)
 
-        def log_evidence(values):
+        def log_evidence(values: np.ndarray) -> np.ndarray:
             degrees = max(data.effective + PRIOR_DISPERSION - 2, 1.0)  # level and change are fitted
             return -0.5 * degrees * np.log(PRIOR_DISPERSION + np.maximum(values, 0) * shrink)
 
@@ -274,9 +275,9 @@ class _Fits:
         places = np.linspace(0, 1, 129)
         count = len(self.basis.g)
         mean = np.full(len(places), self.data.mean)
-        for k in np.flatnonzero(self.weight[1 : count + 1] > 1e-3):
+        for k in map(int, np.flatnonzero(self.weight[1 : count + 1] > 1e-3)):
             mean += self.weight[1 + k] * self.slope[k] * (self.basis.at(k, places) - self.centre[k])
-        for j in np.flatnonzero(self.weight[count + 1 :] > 1e-3):
+        for j in map(int, np.flatnonzero(self.weight[count + 1 :] > 1e-3)):
             left, right = self.basis.turn_at(j, places)
             mean += self.weight[count + 1 + j] * (
                 self.turn_coef[j, 0] * (left - self.left_centre[j])

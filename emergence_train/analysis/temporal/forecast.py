@@ -71,8 +71,9 @@ def forecast(
             f"needs {MINIMUM}; observe longer or log more often"
         )
     shift_low = np.zeros(len(x_future))
-    used = plan
-    if plan is None:
+    if plan is not None:
+        used = plan
+    else:
         used = PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
         drop, _ = prior.decay("mixed", "fast^0.75", 1e-3)
         shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
@@ -123,12 +124,15 @@ def _unbent_slope(curve: Curve, fit: Fit) -> float:
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the mixture, disagreement between laws included; (m,) each."""
     each = [fit.predict(x) for fit in fits]
-    mean = sum(w * m for w, (m, _) in zip(weights, each))
-    second = sum(w * (s**2 + m**2) for w, (m, s) in zip(weights, each))
+    mean, second = np.zeros(len(x)), np.zeros(len(x))
+    for w, (m, s) in zip(weights, each):
+        mean, second = mean + w * m, second + w * (s**2 + m**2)
     return mean, np.sqrt(np.maximum(second - mean**2, 0))
 
 
-def _backtest(x, y, plan: PlannedSchedule, prior: priors.Prior, names: Sequence[str]) -> dict[str, float]:
+def _backtest(
+    x: np.ndarray, y: np.ndarray, plan: PlannedSchedule, prior: priors.Prior, names: Sequence[str]
+) -> dict[str, float]:
     """Mean squared error, nats^2, with which each law forecasts the observed part after each origin."""
     errors: dict[str, list[float]] = {name: [] for name in names}
     for origin in ORIGINS:

@@ -114,7 +114,7 @@ class Fit:
     noise: float
     reference: dict[str, float]  # each clock at the window's end
     decay_seen: float  # change of the decay term in the window: B is identified by this alone
-    plan: PlannedSchedule | None
+    plan: PlannedSchedule
     shapes: np.ndarray  # the grid behind the labels
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,9 +124,8 @@ class Fit:
             return self._predict(x)
         low, high = max(float(x.min()), 1e-9), float(x.max())  # a log of every step: the law is smooth between knots
         knots = np.unique(np.r_[np.linspace(low, high, KNOTS // 2), np.geomspace(low, high, KNOTS // 2)])
-        if self.plan is not None:
-            inside = (self.plan.x > low) & (self.plan.x < high)
-            knots = np.unique(np.r_[knots, self.plan.x[inside]])
+        inside = (self.plan.x > low) & (self.plan.x < high)
+        knots = np.unique(np.r_[knots, self.plan.x[inside]])
         mean, sd = self._predict(knots)
         return np.interp(x, knots, mean), np.interp(x, knots, sd)
 
@@ -151,8 +150,8 @@ class Fit:
         return LawConstants(clock, kernel, *(float(number) for pair in zip(mean, errors) for number in pair))
 
 
-def fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior | None = None) -> Fit:
-    """Fit `law` to the observed part. One that knows the schedule needs a plan; `prior` defaults to the shipped one."""
+def fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior | None = None) -> Fit:
+    """Fit `law` to the observed part; `plan` has the rate of the whole run, `prior` defaults to the shipped one."""
     prior = prior or priors.SHIPPED
     if law.knows_schedule:
         return _fit(law, curve, plan, prior, SHAPES[law.basis])
@@ -166,7 +165,7 @@ def fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prio
     return fitted
 
 
-def _fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:
+def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, shapes: np.ndarray) -> Fit:
     x, y = curve.x, curve.y
     reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
     features, labels = _features(law, x, plan, reference, shapes)
@@ -218,7 +217,7 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Pri
     )
 
 
-def _clock(name: str, x: np.ndarray, plan: PlannedSchedule | None) -> np.ndarray:
+def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
     if name == "steps" or name.startswith("held"):
         return np.maximum(x, 1e-9)
     rate = np.maximum(plan.clock(x), 1e-9)
@@ -241,7 +240,9 @@ def _basis(kind: str, ratio: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.broadcast_to(-np.log(ratio), (len(shape), len(ratio)))
 
 
-def _features(law: Law, x: np.ndarray, plan: PlannedSchedule | None, reference: dict[str, float], shapes: np.ndarray):
+def _features(
+    law: Law, x: np.ndarray, plan: PlannedSchedule, reference: dict[str, float], shapes: np.ndarray
+) -> tuple[np.ndarray, list[tuple[str, str, float]]]:
     """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
     decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
     blocks, labels = [], []

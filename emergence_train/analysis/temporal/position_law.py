@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins, position_matrices
@@ -42,7 +43,7 @@ FORMS = {
 }
 
 
-def position_curve(a0, a1, a2, position) -> np.ndarray:
+def position_curve(a0: ArrayLike, a1: ArrayLike, a2: ArrayLike, position: ArrayLike) -> np.ndarray:
     """The law's loss in nats at `position` (from 1); arguments broadcast against each other."""
     return np.asarray(a0) / (1 + np.asarray(a1) * np.asarray(position)) + np.asarray(a2)
 
@@ -76,7 +77,8 @@ def _solve(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> _Solved:
 
 def _best_shape(form: Form, i: np.ndarray, y: np.ndarray, w: np.ndarray, iterations: int) -> np.ndarray:
     """(C,) log of the shape that minimises the squared error: a grid, then a golden section in its best cell."""
-    grid = np.linspace(*np.log(form.bounds(i[-1])), 80)
+    first, last = np.log(form.bounds(i[-1]))
+    grid = np.linspace(first, last, 80)
     bases = form.basis(i[:, None], np.exp(grid))  # (P, G)
     bases = bases - bases.mean(0)
     total = w.sum(1, keepdims=True)
@@ -87,7 +89,7 @@ def _best_shape(form: Form, i: np.ndarray, y: np.ndarray, w: np.ndarray, iterati
     best = np.argmax(gain, 1)
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
 
-    def error(u):
+    def error(u: np.ndarray) -> np.ndarray:
         return _solve(form.basis(i, np.exp(u)[:, None]), y, w).sse
 
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
@@ -244,15 +246,18 @@ def _covariance(form: Form, i: np.ndarray, fit: _Fit, linear: np.ndarray) -> np.
     return np.linalg.inv(scaled) / size[:, :, None] / size[:, None, :]
 
 
-def _profile_intervals(form, i, y, fit: _Fit, u_error: np.ndarray, threshold: np.ndarray):
+def _profile_intervals(
+    form: Form, i: np.ndarray, y: np.ndarray, fit: _Fit, u_error: np.ndarray, threshold: np.ndarray
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
     """95% profile intervals {name: (low, high)} and whether that of a1 is open {"low", "high"}; `threshold` (C,)."""
     bounds = np.log(form.bounds(i[-1]))
 
-    def excess(u):
+    def excess(u: np.ndarray) -> tuple[np.ndarray, _Solved]:
         solved = _solve(form.basis(i, np.exp(u)[:, None]), y, fit.weight)
         return np.sqrt(np.maximum(solved.sse - fit.solved.sse, 0) / threshold), solved
 
-    ends, is_open = {}, {}
+    ends: dict[str, np.ndarray] = {}
+    is_open: dict[str, np.ndarray] = {}
     for side, sign in (("low", -1), ("high", 1)):
         limit = bounds[0] if sign < 0 else bounds[1]
         root_limit, _ = excess(np.full_like(fit.u, limit))

@@ -41,7 +41,7 @@ class Truth:
     a0: tuple[float, float] = (4.0, 0.15)  # value at the end, slope on log N
     a1: tuple[float, float, float] = (0.12, 0.2, 20.0)  # q3, q1, q2 in units of 1 / run length
 
-    def curves(self, x: np.ndarray, plan: PlannedSchedule):
+    def curves(self, x: np.ndarray, plan: PlannedSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """a0, a1, a2 at steps x."""
         end = plan.x[-1]
         work = np.sqrt(np.maximum(plan.clock(x) * x, 1e-9)) / np.sqrt(plan.clock(plan.x[-1:])[0] * end)

@@ -7,6 +7,7 @@ kernel takes 1.5 times as long there. With P = softmax(scale q k^T + mask):
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ class _Whole(torch.autograd.Function):
     """Causal attention of as many key heads as query heads, its probabilities kept whole for the backward pass."""
 
     @staticmethod
-    def forward(ctx, q_BTHD, k_BTHD, v_BTHD, scale):
+    def forward(ctx: Any, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, scale: float) -> Tensor:
         B, T, H, D = q_BTHD.shape
         q, k, v = (x.transpose(1, 2).reshape(B * H, T, D) for x in (q_BTHD, k_BTHD, v_BTHD))
         p = torch.softmax(torch.baddbmm(_later(T, q.dtype), q, k.transpose(1, 2), alpha=scale), -1)
@@ -83,7 +84,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_BTHD):
+    def backward(ctx: Any, grad_BTHD: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
         B, T, H, D = grad_BTHD.shape
         grad = grad_BTHD.transpose(1, 2).reshape(B * H, T, D)

@@ -9,6 +9,9 @@ the bytes of q, and as many key heads as query heads, beside attention itself:
 Shapes: B sequences, T tokens, H query heads, G key/value heads, D features of a head.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -72,7 +75,8 @@ def rotary_attention(
         if chosen in OWN:
             return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options, chosen)[0]
         turned, v = _heads(qkv, heads, kv_heads).split([heads + kv_heads, kv_heads], 2)
-        return by_others(*rotary(turned, cos, sin, backend=rotation).split([heads, kv_heads], 2), v, options, chosen)
+        q, k = rotary(turned, cos, sin, backend=rotation).split([heads, kv_heads], 2)
+        return by_others(q, k, v, options, chosen)
     in_place = overwrite and rotation != "torch" and _may_be_overwritten(qkv)
     if chosen in OWN:
         return _Fused.apply(qkv, cos, sin, heads, kv_heads, rotation, in_place, *options, chosen)[0]
@@ -122,7 +126,9 @@ class _Rotated(torch.autograd.Function):
     """qkv -> q, k, v for attention by others; overwritten, qkv is an output too, so that autograd knows."""
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place):
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, in_place: bool
+    ) -> tuple[Tensor, ...]:
         turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place)
         ctx.save_for_backward(cos, sin)
         ctx.rest = heads, kv_heads, rotation
@@ -135,31 +141,47 @@ class _Rotated(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dq, dk, dv, direct=None):
+    def backward(
+        ctx: Any, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, direct: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         heads, kv_heads, rotation = ctx.rest
-        given = [dq, dk, dv]
-        if any(grad is None for grad in given) or direct is not None:
-            given = _completed(given, direct, ctx.saved_tensors[0], heads, kv_heads)
-        return _joined(*given, *ctx.saved_tensors, rotation), *(None,) * 6
+        cos, sin = ctx.saved_tensors
+        dq, dk, dv = _completed(dq, dk, dv, direct, heads, kv_heads)
+        return _joined(dq, dk, dv, cos, sin, rotation), *(None,) * 6
 
 
-def _completed(given: list, direct: Tensor | None, cos: Tensor, heads: int, kv_heads: int) -> list[Tensor]:
-    """Zeros where there is no gradient, and the gradient of a qkv that was read after it was overwritten added."""
+def _completed(
+    dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, direct: Tensor | None, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros where there is no gradient, plus the gradient of a qkv that was read after it was overwritten."""
+    given = (dq, dk, dv)
     if direct is not None:
         parts = _parts(direct, heads, kv_heads)
-        return [part if grad is None else grad + part for grad, part in zip(given, parts)]
-    B, T, _, D = next(grad for grad in given if grad is not None).shape
-    like = next(grad for grad in given if grad is not None)
-    return [like.new_zeros(B, T, n, D) if grad is None else grad for grad, n in zip(given, (heads, kv_heads, kv_heads))]
+        dq, dk, dv = (part if grad is None else grad + part for grad, part in zip(given, parts))
+    else:
+        like = next(grad for grad in given if grad is not None)
+        B, T, _, D = like.shape
+        counts = (heads, kv_heads, kv_heads)
+        dq, dk, dv = (like.new_zeros(B, T, n, D) if grad is None else grad for grad, n in zip(given, counts))
+    return dq, dk, dv
 
 
 class _Fused(torch.autograd.Function):
     """By kernels that write their gradients where the caller says."""
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place, *rest):
-        *options, backend = rest
-        options = Options(*options)
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        heads: int,
+        kv_heads: int,
+        rotation: str,
+        in_place: bool,
+        *rest: Any,
+    ) -> tuple[Tensor, ...]:
+        options, backend = Options(*rest[:-1]), rest[-1]
         turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place)
         q, k = turned.split([heads, kv_heads], 2)
         out, lse = kernels_of(backend).forward(q, k, v, options)
@@ -172,11 +194,11 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, direct=None):
-        *saved, cos, sin, document_ids = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, direct: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, cos, sin, document_ids = ctx.saved_tensors
         rotation, options, backend = ctx.rest
         options = options._replace(document_ids=document_ids)
-        d_qkv = _gradient(grad, *saved, cos, sin, rotation, options, backend, direct)
+        d_qkv = _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend, direct)
         return d_qkv, *(None,) * (7 + len(options))
 
 
@@ -210,35 +232,50 @@ def _gradient(
     return d_qkv.flatten(2)
 
 
-def _forward(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, *rest):
+def _forward(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """-> out, lse, and q and k rotated."""
-    *options, backend = rest
+    options, backend = Options(*rest[:-1]), rest[-1]
     turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place=False)
-    return *kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, Options(*options)), turned
+    out, lse = kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, options)
+    return out, lse, turned
 
 
-def _fake(qkv, cos, sin, heads, kv_heads, *_):
+def _fake(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     B, T, width = qkv.shape
     D = width // (heads + 2 * kv_heads)
     lse = qkv.new_empty((B, heads, T), dtype=torch.float32)
     return qkv.new_empty((B, T, heads, D)), lse, qkv.new_empty((B, T, heads + kv_heads, D))
 
 
-def _gradient_in_graph(grad, turned, qkv, out, lse, cos, sin, heads, kv_heads, rotation, *rest) -> Tensor:
-    *options, backend = rest
+def _gradient_in_graph(
+    grad: Tensor,
+    turned: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    rotation: str,
+    *rest: Any,
+) -> Tensor:
+    options, backend = Options(*rest[:-1]), rest[-1]
     q, k = turned.split([heads, kv_heads], 2)
     v = _parts(qkv, heads, kv_heads)[2]
-    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, Options(*options), backend)
+    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend)
 
 
-def _save(ctx, inputs: tuple, outputs: tuple) -> None:
+def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:
     qkv, cos, sin, *ctx.heads, causal, scale, document_ids, window, deterministic, ctx.backend = inputs
     out, lse, turned = outputs
     ctx.save_for_backward(turned, qkv, out, lse, cos, sin, document_ids)
     ctx.options = Options(causal, scale, None, window, deterministic)
 
 
-def _backward(ctx, gradient, grad: Tensor, *_) -> tuple[Tensor]:
+def _backward(ctx: Any, gradient: Callable[..., Tensor], grad: Tensor, *_: Any) -> tuple[Tensor]:
     *saved, document_ids = ctx.saved_tensors
     options = ctx.options._replace(document_ids=document_ids)
     return (gradient(grad, *saved, *ctx.heads, *options, ctx.backend),)

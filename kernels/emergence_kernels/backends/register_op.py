@@ -6,9 +6,11 @@ the same code forward and backward.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 NAMESPACE = "emergence_kernels"
 
@@ -25,7 +27,7 @@ class Op:
     run: Callable
     fake: Callable
 
-    def define(self) -> Callable:
+    def define(self) -> CustomOpDef:
         name, bracket, rest = self.schema.partition("(")
         op = torch.library.custom_op(f"{NAMESPACE}::{name}", self.run, mutates_args=(), schema=bracket + rest)
         op.register_fake(self.fake)
@@ -75,7 +77,7 @@ def register_op(
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *inputs):
+        def forward(ctx: Any, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
             outputs = compute(*inputs)
             save(ctx, inputs, outputs)
             ctx.set_materialize_grads(False)  # zeros for what nobody used would be a launch each
@@ -87,14 +89,14 @@ def register_op(
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return _for_every_input(ctx, backward(ctx, called, *grads))
 
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         return (op if torch.compiler.is_compiling() else Eager.apply)(*inputs)
 
     return run
 
 
-def _for_every_input(ctx, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _for_every_input(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return *gradients, *(None,) * (len(ctx.needs_input_grad) - len(gradients))

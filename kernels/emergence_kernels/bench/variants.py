@@ -63,7 +63,7 @@ class _Variant(Candidate):
 
 
 def in_place(candidate: Candidate, name: str, where: Where, entry: object) -> Candidate:
-    def forward() -> Tensor:
+    def forward() -> Tensor | tuple[Tensor, ...]:
         with using(where, entry):
             return candidate.forward()
 

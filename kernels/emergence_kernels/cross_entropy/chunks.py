@@ -69,7 +69,7 @@ class Gradients:
         self.chunks, self.need_dw = chunks, need_dw
         hidden_ND = chunks.hidden_ND
         self.dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
-        self.dw_VD = None
+        self.dw_VD: Tensor | None = None
 
     def add(self, here: slice, gradient_RS: Tensor) -> None:
         dz_RV = gradient_RS[:, : self.chunks.V]

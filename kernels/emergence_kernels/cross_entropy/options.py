@@ -1,4 +1,4 @@
-"""What a sweep over rows of logits is asked for beside its tensors, as the operations hand it to the backends."""
+"""Options of a sweep over rows of logits, passed from the operations to the backends."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class RowOptions:
     need_dx: bool = False
     need_dw: bool = False
     rows_per_chunk: int | None = None
-    backend: str | None = None
+    backend: str = "torch"
 
     @property
     def need_gradients(self) -> bool:

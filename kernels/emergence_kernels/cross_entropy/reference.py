@@ -63,13 +63,13 @@ def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | None, ...]:
-    """(index of the rows that count, targets, rows...), packed. On a GPU packing would cost a sync: index is None,
-    every row is computed, with target 0 where it does not count."""
+def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Index of the rows that count, and (targets, rows...) packed. On a GPU packing would cost a sync: the index is
+    None, every row is computed, with target 0 where it does not count."""
     if valid_N.device.type == "cpu" and not bool(valid_N.all()):
         keep = valid_N.nonzero().squeeze(1)
-        return keep, targets_N[keep], *(row[keep] for row in rows)
-    return None, targets_N.masked_fill(~valid_N, 0), *rows
+        return keep, (targets_N[keep], *(row[keep] for row in rows))
+    return None, (targets_N.masked_fill(~valid_N, 0), *rows)
 
 
 def unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
@@ -97,16 +97,16 @@ def fused_rows(
     dX comes back in the inputs' dtype, dW as it was summed: in float32 over several chunks. Rows that are not valid have
     zeros everywhere.
     """
-    keep, targets_N, hidden_ND, scale_N = _pack(valid_N, targets_N, hidden_ND, scale_N)
+    keep, (targets_N, hidden_ND, scale_N) = _pack(valid_N, targets_N, hidden_ND, scale_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     z_loss = options.z_loss
     rows = min(N, options.rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
-    new = dict(dtype=dtype, device=hidden_ND.device)
-    loss_N, lse_N, entropy_N = (torch.empty(N, **new) for _ in range(3))
-    correct_N = torch.empty(N, dtype=torch.bool, device=hidden_ND.device)
-    z_buffer, p_buffer = torch.empty(rows, V, **new), torch.empty(rows, V, **new)
+    device = hidden_ND.device
+    loss_N, lse_N, entropy_N = (torch.empty(N, dtype=dtype, device=device) for _ in range(3))
+    correct_N = torch.empty(N, dtype=torch.bool, device=device)
+    z_buffer, p_buffer = (torch.empty(rows, V, dtype=dtype, device=device) for _ in range(2))
     dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if options.need_dx else None
     dw_VD = None
     for start in range(0, N, rows):
@@ -134,14 +134,14 @@ def fused_rows(
         p_RV.mul_((scale_R * (1 + 2 * z_loss * lse_R) if z_loss else scale_R).unsqueeze(1))
         p_RV.scatter_(1, target_R1, dz_target_R.unsqueeze(1))
         dz_RV = p_RV.to(w_VD.dtype)
-        if options.need_dx:
+        if dx_ND is not None:
             dx_ND[here] = dz_RV @ w_VD
         if options.need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_ND[here], single=rows >= N)
-    rows = RowStatistics(*(unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
-    if options.need_dx:
-        dx_ND = unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
-    return rows, dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None
+    statistics = RowStatistics(*(unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
+    if dx_ND is not None and keep is not None:
+        dx_ND = unpack(keep, valid_N, dx_ND)
+    return statistics, dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None
 
 
 def forward_rows(
@@ -152,7 +152,7 @@ def forward_rows(
     options: RowOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, top, log_total) of every row, [N] each, 0 where a row does not count."""
-    keep, targets_N, hidden_ND = _pack(valid_N, targets_N, hidden_ND)
+    keep, (targets_N, hidden_ND) = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, options.rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
@@ -169,7 +169,8 @@ def forward_rows(
         log_total_R = z_RV.sub_(top_R.unsqueeze(1)).exp_().sum(-1).log_()
         top_N[here], log_total_N[here] = top_R, log_total_R
         loss_N[here] = (top_R - z_target_R).add_(log_total_R)
-    return tuple(unpack(keep, valid_N, row) for row in (loss_N, top_N, log_total_N))
+    loss_N, top_N, log_total_N = (unpack(keep, valid_N, row) for row in (loss_N, top_N, log_total_N))
+    return loss_N, top_N, log_total_N
 
 
 def backward_rows(
@@ -186,7 +187,7 @@ def backward_rows(
 
     grad_N must be 0 where a row is not valid. dX comes back in the inputs' dtype, dW as it was summed.
     """
-    keep, targets_N, hidden_ND, top_N, log_total_N, grad_N = _pack(
+    keep, (targets_N, hidden_ND, top_N, log_total_N, grad_N) = _pack(
         valid_N, targets_N, hidden_ND, top_N, log_total_N, grad_N
     )
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
@@ -213,10 +214,10 @@ def backward_rows(
         if slope_RV is not None:
             dz_RV.mul_(slope_RV)
         dz_RV = dz_RV.to(w_VD.dtype)
-        if options.need_dx:
+        if dx_ND is not None:
             dx_ND[here] = dz_RV @ w_VD
         if options.need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
-    if options.need_dx and keep is not None:
+    if dx_ND is not None and keep is not None:
         dx_ND = unpack(keep, valid_N, dx_ND)
     return dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None

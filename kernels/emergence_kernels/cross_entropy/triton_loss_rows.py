@@ -166,13 +166,13 @@ def fused_rows(
     N, device = len(hidden_ND), hidden_ND.device
     loss_N, lse_N, entropy_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(3))
     correct_N = torch.empty(N, dtype=torch.bool, device=device)
-    inputs = [row.contiguous() for row in (targets_N, valid_N, scale_N)]
+    targets_N, valid_N, scale_N = (row.contiguous() for row in (targets_N, valid_N, scale_N))
     results = (loss_N, lse_N, entropy_N, correct_N)
     gradients = Gradients(sweep.chunks, options.need_dx, options.need_dw)
     with on_device(hidden_ND):
         for here, z_RS, dz_RS in sweep.chunks:
-            of_chunk = [row[here] for row in results]
-            sweep.rows(z_RS, dz_RS, *(row[here] for row in inputs), of_chunk)
+            chunk_results = [row[here] for row in results]
+            sweep.rows(z_RS, dz_RS, targets_N[here], valid_N[here], scale_N[here], chunk_results)
             gradients.add(here, dz_RS)
     return RowStatistics(loss_N, lse_N, correct_N, entropy_N), *gradients.result()
 
@@ -187,14 +187,14 @@ def backward_rows(
     grad_N: Tensor,
     options: RowOptions,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As reference.backward_rows. top and log_total are found again: the forward pass has summed its logits in
+    """As reference.backward_rows. top and log_total are computed again: the forward pass has summed its logits in
     another order, and where p is nearly 1 the last bits of both decide on p - 1.
     """
     sweep = _Sweep(hidden_ND, weight_VD, options)
-    rows = [row.contiguous() for row in (targets_N, valid_N, grad_N.float())]
+    targets_N, valid_N, grad_N = (row.contiguous() for row in (targets_N, valid_N, grad_N.float()))
     gradients = Gradients(sweep.chunks, options.need_dx, options.need_dw)
     with on_device(hidden_ND):
         for here, z_RS, dz_RS in sweep.chunks:
-            sweep.rows(z_RS, dz_RS, *(row[here] for row in rows), None)
+            sweep.rows(z_RS, dz_RS, targets_N[here], valid_N[here], grad_N[here], None)
             gradients.add(here, dz_RS)
     return gradients.result()

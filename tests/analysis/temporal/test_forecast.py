@@ -41,7 +41,7 @@ def curve_of(kind: str, seed=0, noise=0.003, rows=200, truth=None):
 def test_a_classical_law_continues_its_own_curve(name, curve):
     x = np.linspace(200, 20000, 100)
     seen = x < 8000
-    one = fit(LAWS[name], Curve(x[seen], curve(x[seen]), 0.0, 0.0), None)
+    one = fit(LAWS[name], Curve(x[seen], curve(x[seen]), 0.0, 0.0), plan_of("constant"))
     guess, sd = one.predict(x[~seen])
     np.testing.assert_allclose(guess, curve(x[~seen]), atol=1e-3)
 
