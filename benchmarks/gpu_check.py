@@ -93,15 +93,15 @@ def left_out() -> list[str]:
     from emergence_kernels.backends import library
 
     reason = library.unsupported_reason("cuda", torch.device("cuda"))
-    found = [f"the CUDA kernels: {reason}"] if reason else []
+    reasons = [f"the CUDA kernels: {reason}"] if reason else []
     if torch.cuda.get_device_capability() != (9, 0):
-        found.append("Hopper's kernels: this is not compute capability 9.0")
+        reasons.append("Hopper's kernels: this is not compute capability 9.0")
     for name, what in (("hypothesis", "random inputs"), ("flash_attn_interface", "flash-attn 3")):
         try:
             __import__(name)
         except ImportError:
-            found.append(f"{what}: {name} is not installed")
-    return found
+            reasons.append(f"{what}: {name} is not installed")
+    return reasons
 
 
 def main() -> int:

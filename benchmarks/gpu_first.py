@@ -165,8 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         path.write_text(json.dumps(record, indent=1) + "\n")
         if status != 0:
             failed.append(stage.name)
-        said = {None: "cut off at its limit", 0: "done"}.get(status, f"exit {status}, see {log}")
-        print(f"{stage.name:22s} {seconds:6.1f} s  {said}", flush=True)
+        outcome = {None: "cut off at its limit", 0: "done"}.get(status, f"exit {status}, see {log}")
+        print(f"{stage.name:22s} {seconds:6.1f} s  {outcome}", flush=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     left = [name for name, of in record["stages"].items() if of["status"] in ("not reached", "cut off")]
     if left:

@@ -356,7 +356,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         "rows": [],
     }
     path = folder / f"{record['utc']}-training-{size}.json"
-    made: dict[str, dict] = {}
+    contestants: dict[str, dict] = {}
     for name in names:
         began = time.monotonic()
         before = torch.cuda.memory_allocated()
@@ -369,19 +369,19 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
             put_back()
         except Exception as error:  # noqa: BLE001
             put_back()
-            made.pop(name, None)
+            contestants.pop(name, None)
             record["rows"].append({"contestant": name, "failed": f"{type(error).__name__}: {error}"[:400]})
             print(f"{size} {name}: failed: {record['rows'][-1]['failed']}", flush=True)
             gc.collect()
             torch.cuda.empty_cache()
             continue
-        made[name] = {"step": step, "speeds": [], "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30}
+        contestants[name] = {"step": step, "speeds": [], "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30}
         print(f"{size} {name}: ready after {time.monotonic() - began:.1f} s", flush=True)
         if time.monotonic() > deadline:
             break
     number = 2
     for _ in range(arguments.rounds):
-        for of in made.values():
+        for of in contestants.values():
             torch.cuda.synchronize()
             began = time.perf_counter()
             for k in range(steps):
@@ -391,7 +391,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         number += steps
         if time.monotonic() > deadline:
             break
-    for name, of in made.items():
+    for name, of in contestants.items():
         speed = statistics.median(of["speeds"])
         record["rows"].append(
             {
@@ -410,12 +410,12 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         shown = ""
         profiled = "=" not in row["contestant"] and re.search(arguments.profile, row["contestant"])
         if profiled and time.monotonic() < deadline:
-            found = row["profile"] = profile(made[row["contestant"]]["step"], number)
+            profile_row = row["profile"] = profile(contestants[row["contestant"]]["step"], number)
             path.write_text(json.dumps(record, indent=1) + "\n")
-            shown = f"GPU {found['gpu_ms']:.0f} ms a step: " + ", ".join(
-                f"{k} {v:.0f}" for k, v in found["by_kind_ms"].items()
+            shown = f"GPU {profile_row['gpu_ms']:.0f} ms a step: " + ", ".join(
+                f"{k} {v:.0f}" for k, v in profile_row["by_kind_ms"].items()
             )
-            shown += f"; waits {found['host_waits']}"
+            shown += f"; waits {profile_row['host_waits']}"
         print(
             f"{size} {row['contestant']:24s} {row['tokens_per_second']:10,} tokens/s  MFU {row['mfu'] or 0:.1%}  "
             f"{row['peak_gib']} GiB  {shown}",

@@ -36,9 +36,9 @@ def run(tmp_path):
 
 def test_codes_outputs_and_environments_are_each_process_s_own(run):
     ended = run("return", "exit", "raise", "kill")
-    assert [one.returncode for one in ended] == [0, 3, 1, -9]
-    for rank, (one, what) in enumerate(zip(ended[:3], ("return", "exit", "raise"))):
-        assert one.stdout == f"['{what}'] {rank} {os.getcwd()}\n" and one.stderr.startswith("to stderr\n")
+    assert [process.returncode for process in ended] == [0, 3, 1, -9]
+    for rank, (process, what) in enumerate(zip(ended[:3], ("return", "exit", "raise"))):
+        assert process.stdout == f"['{what}'] {rank} {os.getcwd()}\n" and process.stderr.startswith("to stderr\n")
     assert "KeyError: 'lost'" in ended[2].stderr
 
 

@@ -102,12 +102,12 @@ def _arrows() -> dict[str, set[str]]:
     """Module to modules of ours. Importing a.b.c also runs a and a.b, unless the importer lives in them."""
     arrows = {}
     for module, path in MODULES.items():
-        found = {name for name in _imported(module, path) if name in MODULES}
-        for name in list(found):
+        imported = {name for name in _imported(module, path) if name in MODULES}
+        for name in list(imported):
             parts = name.split(".")
             above = {".".join(parts[:k]) for k in range(1, len(parts))}
-            found |= {package for package in above if not f"{module}.".startswith(f"{package}.")}
-        arrows[module] = found - {module}
+            imported |= {package for package in above if not f"{module}.".startswith(f"{package}.")}
+        arrows[module] = imported - {module}
     return arrows
 
 
@@ -123,7 +123,7 @@ def _room(module: str) -> tuple[int, str] | None:
     name = _short(module)
     floors = KERNEL_FLOORS if module.startswith("emergence_kernels") else FLOORS
     fits = [(floor, room) for floor, rooms in enumerate(floors) for room in rooms if f"{name}.".startswith(f"{room}.")]
-    return max(fits, key=lambda found: len(found[1])) if fits else None
+    return max(fits, key=lambda fit: len(fit[1])) if fits else None
 
 
 def _framework() -> list[str]:
@@ -168,13 +168,13 @@ def test_the_analyses_read_tables_alone(room):
 
 
 def test_analyses_return_results_and_writers_write_them():
-    found = set()
+    writers = set()
     for module in _framework():
         if _short(module).startswith("analysis."):
             names = {_short(name) for name in _imported(module, MODULES[module])}
             if names & WRITERS or any(name.split(".")[0] in ("files", "matplotlib") for name in names):
-                found.add(_short(module))
-    assert found == WRITERS
+                writers.add(_short(module))
+    assert writers == WRITERS
 
 
 def test_report_reads_results_and_fits_nothing():

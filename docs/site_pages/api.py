@@ -39,8 +39,8 @@ def kernels() -> str:
 def public_modules(package: str) -> Iterator[ModuleType]:
     """The package and its sub-packages that say what is public."""
     root = importlib.import_module(package)
-    found = [package, *(m.name for m in pkgutil.walk_packages(root.__path__, f"{package}.") if m.ispkg), *WHOLE]
-    for name in found:
+    names = [package, *(m.name for m in pkgutil.walk_packages(root.__path__, f"{package}.") if m.ispkg), *WHOLE]
+    for name in names:
         if name.startswith(package) and not name.startswith(INNER):
             module = importlib.import_module(name)
             if public_names(module):

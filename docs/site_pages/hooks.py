@@ -48,7 +48,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Fill in the generated parts; say the date of a finding below its title."""
-    markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda found: PARTS[found[1]](), markdown)
+    markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda match: PARTS[match[1]](), markdown)
     if "topic" in page.meta:
         line = f"*{page.meta['date']} · {page.meta['topic']}*"
         markdown = re.sub(r"^(# .*\n)", lambda title: f"{title[1]}\n{line}\n", markdown, count=1)

@@ -12,7 +12,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or "\\|", " ".join(str(value).split()))
+    return re.sub(r"(`[^`]*`)|\|", lambda match: match[1] or "\\|", " ".join(str(value).split()))
 
 
 def code(value: object) -> str:

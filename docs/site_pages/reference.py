@@ -40,12 +40,12 @@ def configuration() -> str:
         "place. `configs/` has a file for each thing to run. This page is made from `emergence_train/config.py`.",
         "",
     ]
-    told: dict[type, str] = {}
+    described: dict[type, str] = {}
     for path, section in sections(Config):
-        if section in told:
-            lines += [f"## {path}", "", f"As [{told[section]}](#{_anchor(told[section])}).", ""]
+        if section in described:
+            lines += [f"## {path}", "", f"As [{described[section]}](#{_anchor(described[section])}).", ""]
             continue
-        told[section] = path
+        described[section] = path
         lines += [
             f"## {path or 'Top level'}",
             "",
@@ -140,17 +140,17 @@ def command_line() -> str:
         "",
         exit_codes(),
     ]
-    for name, one in [*commands(), ("emergence-train bench", bench())]:
-        usage = " ".join(one.format_usage().removeprefix("usage: ").replace(one.prog, name).split())
-        lines += [f"## {name}", "", (one.description or "").rstrip("."), "", "```text", usage, "```", ""]
-        shown = [action for action in one._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+    for name, parser in [*commands(), ("emergence-train bench", bench())]:
+        usage = " ".join(parser.format_usage().removeprefix("usage: ").replace(parser.prog, name).split())
+        lines += [f"## {name}", "", (parser.description or "").rstrip("."), "", "```text", usage, "```", ""]
+        shown = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
         lines.append(table(["argument", "what"], [[code(_argument(action)), _help(action)] for action in shown]))
     return "\n".join(lines)
 
 
 def commands() -> list[tuple[str, argparse.ArgumentParser]]:
     """The command line's own parsers that take arguments, by their whole name."""
-    return [found for found in _leaves("emergence-train", parser()) if found[0] != "emergence-train bench"]
+    return [leaf for leaf in _leaves("emergence-train", parser()) if leaf[0] != "emergence-train bench"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -262,20 +262,20 @@ def results() -> str:
 def classes(module: types.ModuleType) -> list[type]:
     """The dataclasses of a result, the outermost first, each before what it holds."""
     own = [value for value in vars(module).values() if isinstance(value, type) and is_dataclass(value)]
-    held = {inner for one in own for inner in _held(one)}
+    held = {inner for cls in own for inner in _held(cls)}
     order: list[type] = []
-    waiting = [one for one in own if one not in held and one.__name__.endswith("Result")]
+    waiting = [cls for cls in own if cls not in held and cls.__name__.endswith("Result")]
     while waiting:
-        one = waiting.pop(0)
-        if one not in order:
-            order.append(one)
-            waiting += _held(one)
+        cls = waiting.pop(0)
+        if cls not in order:
+            order.append(cls)
+            waiting += _held(cls)
     return order
 
 
-def _held(one: type) -> list[type]:
+def _held(cls: type) -> list[type]:
     """Dataclasses that stand in a dataclass' fields."""
-    hints = typing.get_type_hints(one)
+    hints = typing.get_type_hints(cls)
     return [
         leaf for hint in hints.values() for leaf in _leaves_of(hint) if isinstance(leaf, type) and is_dataclass(leaf)
     ]
@@ -285,19 +285,19 @@ def _leaves_of(hint) -> list:
     return [leaf for inner in typing.get_args(hint) for leaf in _leaves_of(inner)] or [hint]
 
 
-def own_doc(one: type) -> str:
+def own_doc(cls: type) -> str:
     """Its docstring; a dataclass without one gets a made-up signature from Python."""
-    doc = inspect.getdoc(one) or ""
-    return "" if doc.startswith(f"{one.__name__}(") else doc
+    doc = inspect.getdoc(cls) or ""
+    return "" if doc.startswith(f"{cls.__name__}(") else doc
 
 
-def field_table(one: type) -> str:
+def field_table(cls: type) -> str:
     """The fields of a dataclass, or of a named tuple, as a table.
 
     What a field means stands in its annotation, Annotated[type, Unit(...), "meaning"], or in the comment on its line.
     """
-    comments, hints = field_comments(one), typing.get_type_hints(one, include_extras=True)
-    parts = {part.name: part for part in fields(one)} if is_dataclass(one) else {}
+    comments, hints = field_comments(cls), typing.get_type_hints(cls, include_extras=True)
+    parts = {part.name: part for part in fields(cls)} if is_dataclass(cls) else {}
     rows = []
     for name, hint in hints.items():
         part, (unit, meaning) = parts.get(name), _extras(hint)
@@ -322,15 +322,15 @@ def _extras(hint) -> tuple[str, str]:
             elif isinstance(extra, str):
                 meaning = meaning or extra
     for inner in typing.get_args(hint):
-        found = _extras(inner)
-        unit, meaning = unit or found[0], meaning or found[1]
+        extras = _extras(inner)
+        unit, meaning = unit or extras[0], meaning or extras[1]
     return unit, meaning
 
 
-def field_comments(one: type) -> dict[str, str]:
+def field_comments(cls: type) -> dict[str, str]:
     """The comment at the end of each field's line, by the field's name, of a class and of dataclasses it extends."""
     comments: dict[str, str] = {}
-    for parent in [base for base in reversed(one.__mro__) if is_dataclass(base) or base is one]:
+    for parent in [base for base in reversed(cls.__mro__) if is_dataclass(base) or base is cls]:
         source = inspect.cleandoc("\n" + inspect.getsource(parent))
         lines = source.splitlines()
         for node in ast.walk(ast.parse(source)):

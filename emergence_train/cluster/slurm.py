@@ -63,8 +63,8 @@ def _step_of(pid: str) -> str:
         title = Path(f"/proc/{parent}/cmdline").read_text()
     except (OSError, ValueError, IndexError):  # not Linux, or a container with process numbers of its own
         return ""
-    found = re.match(r"slurmstepd: \[(\S+)\]", title)
-    return found[1] if found else ""
+    match = re.match(r"slurmstepd: \[(\S+)\]", title)
+    return match[1] if match else ""
 
 
 def task(environment: Mapping[str, str], seen: Ancestry | None = None) -> Task | None:

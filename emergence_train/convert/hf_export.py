@@ -49,8 +49,8 @@ def export(
     weights = checkpoints.read_weights(chosen)
     ends = export_tokenizer(*tokenizer, out, config.data.sequence)
     files.write_json(out / "config.json", hf_config(config.model) | ends | {"torch_dtype": dtype})
-    found = {name: weight.to(DTYPES[dtype]) for name, weight in hf_weights(weights, config.model).items()}
-    _write_weights(out, found, file_bytes)
+    tensors = {name: weight.to(DTYPES[dtype]) for name, weight in hf_weights(weights, config.model).items()}
+    _write_weights(out, tensors, file_bytes)
     log(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
     return out
 
@@ -109,26 +109,26 @@ def hf_config(model: DecoderConfig) -> dict:
 def hf_weights(weights: dict[str, Tensor], model: DecoderConfig) -> dict[str, Tensor]:
     """Our state_dict under transformers' names; Llama keeps apart what Phi3 and we keep in one matrix."""
     partial = model.rotary_dim != model.head_dim
-    found = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
+    renamed = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
     if not model.tied:
-        found["lm_head.weight"] = weights["head.weight"]
+        renamed["lm_head.weight"] = weights["head.weight"]
     heads = [model.heads * model.head_dim, *[model.kv_heads * model.head_dim] * 2]
     for layer in range(model.layers):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-        found[theirs + "input_layernorm.weight"] = weights[ours + "attention_norm.weight"]
-        found[theirs + "post_attention_layernorm.weight"] = weights[ours + "swiglu_norm.weight"]
-        found[theirs + "self_attn.o_proj.weight"] = weights[ours + "attention.out.weight"]
-        found[theirs + "mlp.down_proj.weight"] = weights[ours + "swiglu.down.weight"]
+        renamed[theirs + "input_layernorm.weight"] = weights[ours + "attention_norm.weight"]
+        renamed[theirs + "post_attention_layernorm.weight"] = weights[ours + "swiglu_norm.weight"]
+        renamed[theirs + "self_attn.o_proj.weight"] = weights[ours + "attention.out.weight"]
+        renamed[theirs + "mlp.down_proj.weight"] = weights[ours + "swiglu.down.weight"]
         qkv, gate_up = weights[ours + "attention.qkv.weight"], weights[ours + "swiglu.gate_up.weight"]
         if partial:
-            found[theirs + "self_attn.qkv_proj.weight"] = qkv
-            found[theirs + "mlp.gate_up_proj.weight"] = gate_up
+            renamed[theirs + "self_attn.qkv_proj.weight"] = qkv
+            renamed[theirs + "mlp.gate_up_proj.weight"] = gate_up
             continue
         for name, matrix in zip("qkv", qkv.split(heads)):
-            found[f"{theirs}self_attn.{name}_proj.weight"] = matrix
+            renamed[f"{theirs}self_attn.{name}_proj.weight"] = matrix
         for name, matrix in zip(("gate", "up"), gate_up.chunk(2)):
-            found[f"{theirs}mlp.{name}_proj.weight"] = matrix
-    return found
+            renamed[f"{theirs}mlp.{name}_proj.weight"] = matrix
+    return renamed
 
 
 def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:

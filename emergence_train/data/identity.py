@@ -51,10 +51,10 @@ def check(run: Path, dataset: Dataset) -> None:
     known = check_tokenizer(run, dataset)
     if known is None:
         return
-    found = digest(dataset.index)
-    if known.get("data", found) != found:
+    actual = digest(dataset.index)
+    if known.get("data", actual) != actual:
         raise InputError(
-            f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {found}; set data.path to the data it "
+            f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {actual}; set data.path to the data it "
             f"was trained on, or train under another name"
         )
 
@@ -76,9 +76,9 @@ def keep(run: Path, dataset: Dataset) -> None:
 def read(run: Path) -> dict | None:
     """{"data", "vocabulary", "end_of_text"} of a run; of one of an older version what its log says; None: nothing is known."""
     try:
-        found = json.loads((run / FILE).read_text())
-        if isinstance(found, dict) and isinstance(found.get("vocabulary"), str):
-            return found
+        identity = json.loads((run / FILE).read_text())
+        if isinstance(identity, dict) and isinstance(identity.get("vocabulary"), str):
+            return identity
         raise ValueError("no vocabulary in it")
     except FileNotFoundError:
         pass
@@ -108,6 +108,6 @@ def tokenizer_of(run: Path, data: Path) -> tuple[Path, int]:
             f"{run}: keeps no tokenizer.json (an older version trained it), and {data} is not the data set it was trained on; "
             f"run this in the directory that its data.path is relative to"
         )
-    if (wanted := known.get("vocabulary")) not in (None, found := fingerprint(path)):
-        raise InputError(f"{path}: is the tokenizer {found}, and {run} was trained with {wanted}; restore it")
+    if (wanted := known.get("vocabulary")) not in (None, actual := fingerprint(path)):
+        raise InputError(f"{path}: is the tokenizer {actual}, and {run} was trained with {wanted}; restore it")
     return path, end

@@ -145,12 +145,12 @@ def _read_recipe(root: Path) -> dict | None:
 
 def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
     """Raise InputError where the finished data set is of another recipe or of other files; else what is to be noted."""
-    found = _read_recipe(root)
-    if found is None:
+    finished = _read_recipe(root)
+    if finished is None:
         raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
-    before = found.pop("made_from", None)
-    if found != _known(recipe):
-        changed = next((key for key in recipe if found.get(key) != _known(recipe).get(key)), "data")
+    before = finished.pop("made_from", None)
+    if finished != _known(recipe):
+        changed = next((key for key in recipe if finished.get(key) != _known(recipe).get(key)), "data")
         raise InputError(f"{root}: was prepared with another data.{changed}; choose another data.path or delete it")
     if before is None:  # an older version did not note them
         return ""
@@ -296,8 +296,8 @@ def _works(weights: list[float], total: int) -> bool:
 def _needed(data: Data) -> dict[str, int]:
     """The most windows that each domain's sets can take."""
     iid, own = _iid_shares(data), data.validation.domain_sequences
-    found = {s.domain: max(iid[s.domain], own if s.weight > 0 else 0) for s in data.sources}
-    return found | {source.domain: _ood_shares(data).get(source.domain, 0) for source in data.ood}
+    needed = {s.domain: max(iid[s.domain], own if s.weight > 0 else 0) for s in data.sources}
+    return needed | {source.domain: _ood_shares(data).get(source.domain, 0) for source in data.ood}
 
 
 def _enough_held_out(data: Data, reader: PartReader, workers: Workers, log: Callable[[str], None]) -> list[dict]:

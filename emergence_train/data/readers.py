@@ -197,10 +197,10 @@ def _text(path: Path, longest: int) -> Iterator[str | Bad]:
             wrong.append(Bad("is not UTF-8 (it ends within a character)", f"{path}: byte {done + 1}"))
 
     with _open(path) as file:
-        found = list(pieces(decoded(file), longest)) if path.stat().st_size <= CHUNK else pieces(decoded(file), longest)
-        if isinstance(found, list) and wrong:  # small, so all of it is doubtful
-            found = []
-        yield from found
+        texts = list(pieces(decoded(file), longest)) if path.stat().st_size <= CHUNK else pieces(decoded(file), longest)
+        if isinstance(texts, list) and wrong:  # small, so all of it is doubtful
+            texts = []
+        yield from texts
         yield from wrong
 
 
@@ -244,8 +244,8 @@ def _checked(value: Any, where: str, place: str) -> str | Bad:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            found = ord(value[error.start])
-            kind = "bytes that are not UTF-8" if 0xDC80 <= found <= 0xDCFF else "a lone surrogate"
+            surrogate = ord(value[error.start])
+            kind = "bytes that are not UTF-8" if 0xDC80 <= surrogate <= 0xDCFF else "a lone surrogate"
             return Bad(f"has {kind} {where} (character {error.start + 1})", place)
     return value
 
@@ -271,6 +271,6 @@ def pieces(chunks: Iterator[str], longest: int) -> Iterator[str]:
 
 def _cut(text: str, longest: int) -> int:
     for pattern in _CUTS:
-        if ends := [found.end() for found in pattern.finditer(text, longest // 2, longest)]:
+        if ends := [match.end() for match in pattern.finditer(text, longest // 2, longest)]:
             return ends[-1]
     return longest

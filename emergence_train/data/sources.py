@@ -87,10 +87,10 @@ def paths(source: Source) -> list[Path]:
             raise InputError(f"source {source.domain!r}: no file matches {pattern!r}")
         for match in map(Path, matches):
             if match.is_file():
-                found.setdefault(match.resolve(), match)
-    if not found:
+                files.setdefault(match.resolve(), match)
+    if not files:
         raise InputError(f"source {source.domain!r}: {source.files} are directories; write a glob such as dir/*.txt")
-    return list(found.values())
+    return list(files.values())
 
 
 def piece_length(source: Source, files: list[Path]) -> int:

@@ -112,8 +112,8 @@ def load_hub(name: str) -> Tokenizer:
 def end_of_text(tokenizer: Tokenizer, name: str | None = None) -> int:
     """The id that closes every document: of the token `name`, else of the first of KNOWN_ENDS."""
     for token in [name] if name else KNOWN_ENDS:
-        if (found := tokenizer.token_to_id(token)) is not None:
-            return found
+        if (token_id := tokenizer.token_to_id(token)) is not None:
+            return token_id
     if name:
         raise InputError(f"the tokenizer has no token {name!r}; give data.tokenizer.end_of_text one of its tokens")
     raise InputError(
@@ -148,8 +148,8 @@ def byte_ends(text: str, offsets: list[tuple[int, int]]) -> list[int]:
     found, last = [], 0
     for _, end in offsets:
         last = max(last, until[end])
-        found.append(last)
-    return found
+        ends.append(last)
+    return ends
 
 
 def fingerprint(path: Path) -> str:

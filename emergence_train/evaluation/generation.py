@@ -33,7 +33,7 @@ def generate(
         return []
     was_training = model.training
     model.eval()
-    found = torch.zeros(len(prompts), most, dtype=torch.int64, device=mesh.device)  # a token + 1; 0: none
+    generated = torch.zeros(len(prompts), most, dtype=torch.int64, device=mesh.device)  # a token + 1; 0: none
     batches = _batches(prompts)
     for number in range(mesh.data.rank, -(-len(batches) // mesh.data.size) * mesh.data.size, mesh.data.size):
         each_batch()
@@ -53,9 +53,9 @@ def generate(
             if not all_reduce_sum(torch.tensor([len(going)], device=mesh.device), mesh.data).item():
                 break
         for row in rows if real else ():
-            found[row, : len(texts[row])] = torch.tensor(texts[row], device=mesh.device) + 1
+            generated[row, : len(texts[row])] = torch.tensor(texts[row], device=mesh.device) + 1
     model.train(was_training)
-    return [[token - 1 for token in row if token] for row in all_reduce_sum(found, mesh.data).tolist()]
+    return [[token - 1 for token in row if token] for row in all_reduce_sum(generated, mesh.data).tolist()]
 
 
 def _batches(prompts: list[list[int]]) -> list[list[int]]:

@@ -116,8 +116,8 @@ def from_file(name: str, path: Path, most: int | None = None) -> Task | AnswerTa
     (chains of thought)."""
     rows = list(_rows(path))
     if rows and "answers" in rows[0][1]:
-        found = tuple(_open_item(path, number, row) for number, row in rows[:most])
-        return OpenTask(name, found, 256 if any(item.number for item in found) else 64)
+        opened = tuple(_open_item(path, number, row) for number, row in rows[:most])
+        return OpenTask(name, opened, 256 if any(item.number for item in opened) else 64)
     if rows and "request" in rows[0][1]:
         items = _of_requests(path, rows)
     else:

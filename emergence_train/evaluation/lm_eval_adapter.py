@@ -85,7 +85,7 @@ class EmergenceLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first stop string."""
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
             settings = request.args[1]
@@ -100,14 +100,14 @@ class EmergenceLM(TemplateLM):
                 raise InputError(f"a task generates up to {most} tokens, the model looks at {self.longest}")
             prompts = [self.tok_encode(requests[number].args[0])[-room:] or [self.end] for number in numbers]
             done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
-            made = generation.generate(self.model, prompts, most, done, self.mesh, self.each_batch)
-            for number, ids in zip(numbers, made):
+            generated = generation.generate(self.model, prompts, most, done, self.mesh, self.each_batch)
+            for number, ids in zip(numbers, generated):
                 ids = ids[: ids.index(self.end)] if self.end in ids else ids
                 text = self.tokens.decode(ids)
                 for stop in until:
                     text = text.split(stop)[0] if stop else text
-                found[number] = text
-        return found
+                texts[number] = text
+        return texts
 
 
 class Tasks(TaskManager):
@@ -159,7 +159,7 @@ def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit
     # lm-eval would seed torch's, numpy's and Python's random numbers, which are the training run's too.
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     with _explained(", ".join(names)), torch.no_grad():
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             lm,
             tasks=names,
             num_fewshot=shots,
@@ -169,17 +169,17 @@ def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit
             log_samples=True,
             **seeds,
         )
-    return broadcast_from_rank0(lambda: _rows(found, names))
+    return broadcast_from_rank0(lambda: _rows(results, names))
 
 
-def _rows(found: dict, names: list[str]) -> list[dict]:
+def _rows(results: dict, names: list[str]) -> list[dict]:
     rows = []
     for name in names:
-        values = found["results"][name]
+        values = results["results"][name]
         samples = [
             sample
-            for task in _leaves(name, found.get("group_subtasks", {}))
-            for sample in found["samples"].get(task, [])
+            for task in _leaves(name, results.get("group_subtasks", {}))
+            for sample in results["samples"].get(task, [])
         ]
         choices = choice_rows(name, samples)
         chance = choices[0]["chance"] if choices else 0.0
@@ -197,7 +197,7 @@ def _rows(found: dict, names: list[str]) -> list[dict]:
                     "stderr": float(stderr) if isinstance(stderr, (int, float)) else np.nan,
                     "items": len(samples),
                     "chance": chance if metric.startswith(("acc", "exact_match", "em")) else np.nan,
-                    "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(metric, True)),
+                    "higher_is_better": bool(results["higher_is_better"].get(name, {}).get(metric, True)),
                 }
             )
         rows += [row for row in choices if row["metric"] in CONTINUOUS]

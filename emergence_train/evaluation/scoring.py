@@ -77,7 +77,7 @@ def score(
     """(R, 2): log-likelihood in nats, and with `greedy` whether every token of the continuation is the likeliest one (1 or
     0). That needs the logits, which take memory: leave it out where only the likelihood is wanted."""
     batches = _batches(_rows(requests), mesh.data.size)
-    found = torch.zeros(len(requests), 2, dtype=torch.float64, device=mesh.device)
+    scores = torch.zeros(len(requests), 2, dtype=torch.float64, device=mesh.device)
     was_training = model.training
     model.eval()
     for real, chosen in batches[mesh.data.rank :: mesh.data.size]:
@@ -99,9 +99,9 @@ def score(
                 (number, row.requests[branch - 1]) for number, row in enumerate(chosen) if branch <= len(row.requests)
             ]
             rows, of_request = torch.tensor(held, device=mesh.device).T
-            found[of_request] = sums[rows]
+            scores[of_request] = sums[rows]
     model.train(was_training)
-    return all_reduce_sum(found, mesh.data).cpu().numpy()
+    return all_reduce_sum(scores, mesh.data).cpu().numpy()
 
 
 def _rows(requests: list[Request]) -> list[Row]:

@@ -30,19 +30,19 @@ class Suite:
         self.dataset, self.longest = dataset, longest
         self.tokenizer = tokenizers.load_file(dataset.root / "tokenizer.json")
         self.end = dataset.index["tokenizer"]["end_of_text"]
-        self.of_lm_eval = [one for one in wanted if one.task.startswith(LM_EVAL)]
+        self.of_lm_eval = [config for config in wanted if config.task.startswith(LM_EVAL)]
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is wanted
 
-            lm_eval_adapter.reach([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
-        made = [self._task(one) for one in wanted if not one.task.startswith(LM_EVAL)]
-        names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
+            lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL) for config in self.of_lm_eval])
+        tasks = [self._task(config) for config in wanted if not config.task.startswith(LM_EVAL)]
+        names = [task.name for task in tasks] + [config.task for config in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"tasks: {twice[0]!r} is listed twice; give one of them a name of its own")
-        self.tasks = [task for task in made if isinstance(task, items.Task)]
-        self.answer_tasks = [task for task in made if isinstance(task, items.AnswerTask)]
-        self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]
+        self.tasks = [task for task in tasks if isinstance(task, items.Task)]
+        self.answer_tasks = [task for task in tasks if isinstance(task, items.AnswerTask)]
+        self.open_tasks = [task for task in tasks if isinstance(task, items.OpenTask)]
         self.requests = self._requests(self.tasks)
         self.answers = self._requests(self.answer_tasks)
 
@@ -61,8 +61,8 @@ class Suite:
         found = [task.note for task in scored if task.note]
         if self.cut:
             asked = len(self.requests) + len(self.answers)
-            found.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: cut on the left")
-        return found
+            notes.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: cut on the left")
+        return notes
 
     @property
     def cut(self) -> int:
@@ -74,8 +74,8 @@ class Suite:
         if wanted.file:
             return items.from_file(name, Path(wanted.file), wanted.items)
         if wanted.task in synthetic.GENERATORS:
-            made = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
-            return items.checked(name, made, "tasks")
+            task = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
+            return items.checked(name, task, "tasks")
         if wanted.task == synthetic.FROM_TEXT:
             windows = np.concatenate(
                 [
@@ -85,8 +85,8 @@ class Suite:
                 ]
             )
             decode = self.tokenizer.decode
-            made = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
-            return items.checked(name, made, f"{self.dataset.root}: validation sequences too few or too short")
+            task = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
+            return items.checked(name, task, f"{self.dataset.root}: validation sequences too few or too short")
         raise InputError(unknown(wanted.task))
 
     def score(
@@ -117,8 +117,8 @@ class Suite:
             from emergence_train.evaluation import lm_eval_adapter
 
             lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, mesh, each_batch)
-            for one in self.of_lm_eval:
-                rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
+            for config in self.of_lm_eval:
+                rows += lm_eval_adapter.run_tasks(lm, [config.task.removeprefix(LM_EVAL)], config.shots, config.items)
         return rows, time.monotonic() - began
 
     def _generated(
@@ -135,8 +135,8 @@ class Suite:
         def finished(ids: list[int]) -> bool:
             return ids[-1] == self.end or (not whole and "\n" in self.tokenizer.decode(ids).lstrip("\n "))
 
-        found = generation.generate(model, prompts, longest, finished, mesh, each_batch)
-        texts = [self.tokenizer.decode(ids) for ids in found]
+        generated = generation.generate(model, prompts, longest, finished, mesh, each_batch)
+        texts = [self.tokenizer.decode(ids) for ids in generated]
         return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
 
 

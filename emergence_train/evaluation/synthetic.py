@@ -30,15 +30,15 @@ MODULUS = 5
 def copying(items: int, seed: int) -> list[Item]:
     """A list of words is begun a second time: which word comes next? The wrong choices stand in the list too."""
     draw = random.Random(f"copying/{seed}")
-    made = []
+    drawn = []
     for _ in range(items):
         words = draw.sample(WORDS, 5)
         place = draw.randrange(1, 5)
         wrong = [word for number, word in enumerate(words) if number not in (place, place - 1)]
         choices = [words[place], *draw.sample(wrong, CHOICES - 1)]
         context = " ".join(words) + "\n" + " ".join(words) + "\n" + " ".join(words[:place])
-        made.append(_shuffled(context, [" " + word for word in choices], draw))
-    return made
+        drawn.append(_shuffled(context, [" " + word for word in choices], draw))
+    return drawn
 
 
 def modular_addition(items: int, seed: int) -> list[Item]:
@@ -48,13 +48,13 @@ def modular_addition(items: int, seed: int) -> list[Item]:
     def line(a: int, b: int) -> str:
         return f"{a} + {b} = {(a + b) % MODULUS}"
 
-    made = []
+    drawn = []
     for _ in range(items):
         pairs = [(draw.randrange(MODULUS), draw.randrange(MODULUS)) for _ in range(SHOTS + 1)]
         *shots, (a, b) = pairs
         context = f"modulo {MODULUS}\n" + "\n".join(line(*shot) for shot in shots) + f"\n{a} + {b} ="
-        made.append(Item(context, tuple(f" {r}" for r in range(MODULUS)), (a + b) % MODULUS))
-    return made
+        drawn.append(Item(context, tuple(f" {r}" for r in range(MODULUS)), (a + b) % MODULUS))
+    return drawn
 
 
 def unscrambling(items: int, seed: int) -> list[Item]:
@@ -68,23 +68,23 @@ def unscrambling(items: int, seed: int) -> list[Item]:
             draw.shuffle(letters)
         return "".join(letters)
 
-    made = []
+    drawn = []
     for _ in range(items):
         *shots, word = draw.sample(four, SHOTS + 1)
         others = [other for other in four if sorted(other) != sorted(word) and other not in shots]
         wrong = draw.sample(others, CHOICES - 1)
         context = "\n".join(f"{scrambled(shot)} -> {shot}" for shot in shots) + f"\n{scrambled(word)} ->"
-        made.append(_shuffled(context, [f" {choice}" for choice in (word, *wrong)], draw))
-    return made
+        drawn.append(_shuffled(context, [f" {choice}" for choice in (word, *wrong)], draw))
+    return drawn
 
 
 def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[list[int]], str]) -> list[Item]:
     """Held-out text (`windows` (n, T) of token ids) and four continuations: its own, and three from other texts."""
     draw = random.Random(f"continuation/{seed}")
     context, length = min(24, windows.shape[1] // 2), min(8, windows.shape[1] // 4)
-    made: list[Item] = []
+    drawn: list[Item] = []
     for _ in range(20 * items):
-        if len(made) == items or windows.shape[1] <= context + length or len(windows) < CHOICES:
+        if len(drawn) == items or windows.shape[1] <= context + length or len(windows) < CHOICES:
             break
         rows = draw.sample(range(len(windows)), CHOICES)
         starts = [draw.randrange(windows.shape[1] - context - length) for _ in rows]
@@ -95,8 +95,8 @@ def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[l
             and all(text.strip() for text in texts)
             and "\ufffd" not in before + "".join(texts)
         ):
-            made.append(_shuffled(before, texts, draw))
-    return made
+            drawn.append(_shuffled(before, texts, draw))
+    return drawn
 
 
 def _shuffled(context: str, choices: list[str], draw: random.Random) -> Item:

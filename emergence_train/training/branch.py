@@ -80,8 +80,8 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             f"{training.tokens:,}; raise it"
         )
     _adopt(chosen, run / "checkpoints", first)
-    found = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
-    files.write_json(run / FILE, found)
+    source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
+    files.write_json(run / FILE, source)
     return first
 
 

@@ -82,11 +82,11 @@ def violations(value, rule: dict, definitions: dict, where: str = "$") -> list[s
     if rule["type"] != "object":
         return []
     named, more = rule.get("properties", {}), rule["additionalProperties"]
-    found = [f"{where}: {key} is missing" for key in rule.get("required", ()) if key not in value]
+    wrong = [f"{where}: {key} is missing" for key in rule.get("required", ()) if key not in value]
     for key, part in value.items():
         inner = named.get(key, more)
-        found += violations(part, inner, definitions, f"{where}.{key}") if inner else [f"{where}: {key} is not allowed"]
-    return found
+        wrong += violations(part, inner, definitions, f"{where}.{key}") if inner else [f"{where}: {key} is not allowed"]
+    return wrong
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

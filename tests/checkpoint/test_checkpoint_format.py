@@ -90,9 +90,9 @@ def test_every_flipped_byte_and_every_truncation_is_found(tmp_path):
         data = file.read_bytes()
         for place in range(0, len(data), 7):
             file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            found = problems(path)
+            reported = problems(path)
             # Of the manifest a byte may be white space or lie within a name; the files it then describes are not there.
-            assert found or json.loads(file.read_text()) == json.loads(data), f"byte {place} of {file.name}"
+            assert reported or json.loads(file.read_text()) == json.loads(data), f"byte {place} of {file.name}"
             file.write_bytes(data[:place])
             assert problems(path), f"{file.name} cut at {place}"
         file.unlink()
@@ -138,8 +138,8 @@ def test_no_manifest_however_strange_does_more_than_be_refused(tmp_path, content
     if not path.exists():
         make(tmp_path)
     (path / MANIFEST).write_bytes(content)
-    found = problems(path)
-    assert found and all("\n" not in line for line in found)
+    reported = problems(path)
+    assert reported and all("\n" not in line for line in reported)
     with pytest.raises(InputError):
         newest(tmp_path)
 

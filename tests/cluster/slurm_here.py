@@ -173,7 +173,7 @@ if __name__ == "__main__":
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, leave)
-    with slurm(Path(sys.argv[1]).resolve()) as found:
-        print(f"export SLURM_CONF={found.place / 'slurm.conf'}", flush=True)
+    with slurm(Path(sys.argv[1]).resolve()) as variables:
+        print(f"export SLURM_CONF={variables.place / 'slurm.conf'}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

@@ -33,19 +33,19 @@ def cluster(tmp_path_factory):
     program.chmod(0o755)
     with contextlib.ExitStack() as stack:
         try:
-            made = stack.enter_context(slurm(place / "daemons"))
+            environment = stack.enter_context(slurm(place / "daemons"))
         except OSError as error:
             pytest.skip(f"Slurm does not run here: {error}")
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            made.environment.pop(name, None)
-        made.environment |= {
-            "PATH": f"{program.parent}{os.pathsep}{made.environment['PATH']}",
+            environment.environment.pop(name, None)
+        environment.environment |= {
+            "PATH": f"{program.parent}{os.pathsep}{environment.environment['PATH']}",
             "OMP_NUM_THREADS": "1",
             "WANDB_MODE": "disabled",
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
             "EMERGENCE_REQUEUE_AFTER": "0",
         }
-        yield made
+        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ class Job:
 
     def tasks(self) -> list[int]:
         """The processes of the run, in the order of ranks."""
-        found = {}
+        tasks = {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"name={self.run.name}".encode() in (path / "cmdline").read_bytes().split(b"\0"):
@@ -130,8 +130,8 @@ class Job:
                         v.split(b"=", 1) for v in (path / "environ").read_bytes().split(b"\0") if b"=" in v
                     )
                     if variables.get(b"SLURM_TASK_PID") == path.name.encode():
-                        found[int(variables[b"SLURM_PROCID"])] = int(path.name)
-        return [found[rank] for rank in sorted(found)]
+                        tasks[int(variables[b"SLURM_PROCID"])] = int(path.name)
+        return [tasks[rank] for rank in sorted(tasks)]
 
 
 @pytest.mark.slow

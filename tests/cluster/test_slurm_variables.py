@@ -198,8 +198,8 @@ def test_node_lists_of_clusters(compact, names):
 )
 @pytest.mark.parametrize("compact", ["gpu[01-03,7],login1", "rack[1-2]node[01-04]", "n[8-10]", "n[098-102],m"])
 def test_scontrol_expands_alike(compact):
-    said = subprocess.run(["scontrol", "show", "hostnames", compact], capture_output=True, text=True, check=True)
-    assert list(slurm.nodes(compact)) == said.stdout.split()
+    expanded = subprocess.run(["scontrol", "show", "hostnames", compact], capture_output=True, text=True, check=True)
+    assert list(slurm.nodes(compact)) == expanded.stdout.split()
 
 
 # ----------------------------------------------------------------------------------------------------------- ports
@@ -302,7 +302,7 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
         silent.bind(("127.0.0.1", second))
         silent.listen()
         ended = tasks(2, str(config_file), "--json", job=job)
-    assert [one.returncode for one in ended] == [0, 0], ended
+    assert [process.returncode for process in ended] == [0, 0], ended
     assert strangers.num_keys() == 1  # nothing of ours went there
     assert "2 x " in ended[0].stderr and ended[1].stdout == "" and "step 12/12" not in ended[1].stderr
     assert '"run"' in ended[0].stdout
@@ -316,7 +316,7 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
 
 def test_several_runs_in_one_step_are_an_error(config_file):
     ended = tasks(2, str(config_file), job=job_number(), each=lambda rank: (f"seed={rank}",))
-    assert [one.returncode for one in ended] == [2, 2], ended
+    assert [process.returncode for process in ended] == [2, 2], ended
     assert "rank 1 was given seed = 1 and rank 0 0" in ended[0].stderr and not ended[1].stderr
 
 
@@ -345,20 +345,20 @@ def test_one_of_several_processes_prepares(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({}, "srun: task 6 of 8; meets the others at port 15059 of gpu1"),
         ({"OMPI_COMM_WORLD_SIZE": "3"}, "not recognised; OMPI_COMM_WORLD_SIZE=3"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, "RANK and WORLD_SIZE of the env"),
     ],
 )
-def test_doctor_names_the_launcher(monkeypatch, change, said):
+def test_doctor_names_the_launcher(monkeypatch, change, message):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (STEP | change).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(slurm, "ancestry", lambda environment: ITSELF)
     lines: list[str] = []
-    found = doctor.doctor(lines.append)
-    assert any(line.startswith("launcher ") and said in line for line in lines), lines
-    assert found["launch"]["job"] == "7"
+    report = doctor.doctor(lines.append)
+    assert any(line.startswith("launcher ") and message in line for line in lines), lines
+    assert report["launch"]["job"] == "7"

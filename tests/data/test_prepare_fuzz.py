@@ -158,13 +158,13 @@ def _check(dataset: Dataset, texts: list[str], sequence: int) -> None:
 
 def _split(window, end: int) -> list[list[int]]:
     """The window's documents: packed ones have an end of text between."""
-    found: list[list[int]] = [[]]
+    documents: list[list[int]] = [[]]
     for token in window.tolist():
         if token == end:
-            found.append([])
+            documents.append([])
         else:
-            found[-1].append(token)
-    return [tokens for tokens in found if tokens]
+            documents[-1].append(token)
+    return [tokens for tokens in documents if tokens]
 
 
 def _within(tokens: list[int], document: list[int]) -> bool:

@@ -42,23 +42,23 @@ def small(out: Path, *files, **changes):
 
 
 def made(data) -> tuple[Dataset, list[str]]:
-    said = []
-    prepare(data, said.append)
-    return Dataset(data, seed=0), said
+    lines = []
+    prepare(data, lines.append)
+    return Dataset(data, seed=0), lines
 
 
 def text_of(dataset: Dataset) -> list[str]:
     """The training documents, decoded."""
     encoder, end = load_file(dataset.root / "tokenizer.json"), dataset.index["tokenizer"]["end_of_text"]
-    found, document = [], []
+    documents, document = [], []
     for token in dataset.streams[0].read(0, len(dataset.streams[0])).tolist():
         if token == end:
-            found.append(encoder.decode(document))
+            documents.append(encoder.decode(document))
             document = []
         else:
             document.append(token)
     assert not document
-    return found
+    return documents
 
 
 def kept(texts: list[str], fraction: float = 0.1) -> list[str]:
@@ -69,9 +69,9 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     texts = documents(200)
     rows: list = [{"text": text} for text in texts]
     rows[20:20] = ['{"text": "\\ud83d"}', {"text": None}, '{"text": "cut']
-    dataset, said = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows)))
+    dataset, lines = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows)))
     assert text_of(dataset) == kept(texts)
-    assert any("3 of 203 rows are left out, the first:" in line and "a.jsonl: line 21 " in line for line in said), said
+    assert any("3 of 203 rows are left out, the first:" in line and "a.jsonl: line 21 " in line for line in lines), lines
     assert dataset.index["domains"]["d"]["rows_left_out"] == 3
 
 
@@ -85,9 +85,9 @@ def test_too_many_bad_rows_are_refused_and_the_remedy_works(tmp_path):
         prepare(small(tmp_path / "out", path), lambda line: None)
     dataset, _ = made(small(tmp_path / "out", path, bad_rows=0.2))
     assert text_of(dataset) == kept(texts)
-    one = jsonl(tmp_path / "b.jsonl", [{"text": text} for text in texts] + [{"text": None}])
+    single = jsonl(tmp_path / "b.jsonl", [{"text": text} for text in texts] + [{"text": None}])
     with pytest.raises(InputError, match="1 of 201 rows"):
-        prepare(small(tmp_path / "none", one, bad_rows=0), lambda line: None)
+        prepare(small(tmp_path / "none", single, bad_rows=0), lambda line: None)
 
 
 def test_files_named_by_two_patterns_are_read_once(tmp_path):
@@ -136,9 +136,9 @@ def test_an_interrupted_prepare_resumes_over_the_same_files_only(tmp_path, monke
     elif change == "one file less":
         (tmp_path / "0.jsonl").unlink()
         texts = texts[100:]
-    dataset, said = made(data)
+    dataset, lines = made(data)
     assert text_of(dataset) == kept(texts)
-    assert any("resuming" in line for line in said) == (change == "nothing")
+    assert any("resuming" in line for line in lines) == (change == "nothing")
     fresh = small(tmp_path / "fresh", tmp_path / "*.jsonl", shard_tokens=4000)
     made(fresh)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
@@ -156,12 +156,12 @@ def test_a_finished_data_set_knows_its_files(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     data = small(tmp_path / "out", tmp_path / "*.jsonl")
     prepare(data, lambda line: None)
-    before, said = tree(tmp_path / "out"), []
-    prepare(data, said.append)
-    assert said == [f"{tmp_path / 'out'}: already prepared from this configuration"]
+    before, lines = tree(tmp_path / "out"), []
+    prepare(data, lines.append)
+    assert lines == [f"{tmp_path / 'out'}: already prepared from this configuration"]
     os.utime(path)
-    prepare(data, said.append)
-    assert "1 source files are gone, or written since" in said[-1]
+    prepare(data, lines.append)
+    assert "1 source files are gone, or written since" in lines[-1]
     jsonl(tmp_path / "b.jsonl", [{"text": "new"}])
     with pytest.raises(InputError, match=r"b\.jsonl: was not there when"):
         prepare(data, lambda line: None)
@@ -170,8 +170,8 @@ def test_a_finished_data_set_knows_its_files(tmp_path):
     with pytest.raises(InputError, match=r"a\.jsonl: has .* bytes, and had"):
         prepare(data, lambda line: None)
     path.unlink()
-    prepare(data, said.append)
-    assert "sources are not all there" in said[-1] and tree(tmp_path / "out") == before
+    prepare(data, lines.append)
+    assert "sources are not all there" in lines[-1] and tree(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("blank", ["\n\n", "\n", " "])
@@ -216,7 +216,7 @@ def test_small_data_are_taken_as_they_are(tmp_path, count):
     texts = documents(count, words=300)
     data = small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]))
     try:
-        dataset, said = made(data)
+        dataset, lines = made(data)
     except InputError as error:  # by the hash all documents may fall on one side: said, with what to do
         assert count == 2 and "add text" in str(error)
         return
@@ -229,9 +229,9 @@ def test_small_data_are_taken_as_they_are(tmp_path, count):
 def test_one_giant_document_in_validation_is_told(tmp_path):
     giant = next(f"{i} " + "word " * 4000 for i in range(999) if document_hash(f"{i} " + "word " * 4000) < 0.1 * 2**64)
     texts = [giant, *documents(100, words=40)]
-    dataset, said = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
-    assert any("validation sequences come from one document" in line for line in said)
-    assert any("documents)" in line for line in said)
+    dataset, lines = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
+    assert any("validation sequences come from one document" in line for line in lines)
+    assert any("documents)" in line for line in lines)
     assert dataset.index["validation"]["splits"]["iid"]["documents"] < 8
 
 
@@ -253,11 +253,11 @@ def test_the_share_of_unknown_tokens_is_told_and_bytes_are_the_texts(tmp_path):
     words.save(str(tmp_path / "t.json"))
     texts = documents(200)
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    dataset, said = made(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
+    dataset, lines = made(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
     entry = dataset.index["domains"]["d"]
     wanted = sum(word not in WORDS[:6] for text in kept(texts) for word in text.split())
     assert entry["unknown_tokens"] == wanted
-    assert any("of them unknown to the tokenizer" in line for line in said)
+    assert any("of them unknown to the tokenizer" in line for line in lines)
     split = dataset.index["validation"]["splits"]["iid"]
     mean = split["bytes"] / (split["sequences"] * 32)
     assert 4.5 < mean < 5.5  # a word and its space are 4.9 bytes; "<unk>" would be 5 and its neighbours without a space
@@ -310,9 +310,9 @@ def test_an_index_of_an_older_version_still_opens(tmp_path):
     for source in recipe["sources"]:
         del source["document_characters"]
     (tmp_path / "out/recipe.json").write_text(json.dumps(recipe))
-    said = []
-    prepare(data, said.append)
-    assert said == [f"{tmp_path / 'out'}: already prepared from this configuration"]
+    lines = []
+    prepare(data, lines.append)
+    assert lines == [f"{tmp_path / 'out'}: already prepared from this configuration"]
     Dataset(data, seed=0)
 
 

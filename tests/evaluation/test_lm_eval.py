@@ -125,8 +125,8 @@ def test_two_processes_have_what_one_has_and_load_it_once(data_path, tmp_path):
     )
     assert first == second and first["loads"] == 1 and first["checkpoints"][0] == first["checkpoints"][1]
     assert [row["metric"] for row in first["checkpoints"][0]] == [row["metric"] for row in alone["checkpoints"][0]]
-    for one, other in zip(first["checkpoints"][0], alone["checkpoints"][0]):
-        assert one["value"] == pytest.approx(other["value"], abs=1e-5)
+    for ours, other in zip(first["checkpoints"][0], alone["checkpoints"][0]):
+        assert ours["value"] == pytest.approx(other["value"], abs=1e-5)
 
 
 def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monkeypatch):
@@ -140,20 +140,20 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
     ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
     monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
     random = torch.get_rng_state()
-    found = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
+    rows = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
     assert torch.equal(torch.get_rng_state(), random)  # it is the training run's
     theirs = lm_eval.simple_evaluate(
         both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager, log_samples=True
     )
-    assert found["acc"]["value"] == theirs["results"]["sums"]["acc,none"] and found["acc"]["items"] == 25
-    assert found["acc"]["stderr"] == pytest.approx(theirs["results"]["sums"]["acc_stderr,none"])
+    assert rows["acc"]["value"] == theirs["results"]["sums"]["acc,none"] and rows["acc"]["items"] == 25
+    assert rows["acc"]["stderr"] == pytest.approx(theirs["results"]["sums"]["acc_stderr,none"])
     same = {row["metric"]: row for row in choice_rows("sums", theirs["samples"]["sums"])}
-    assert same["acc"]["value"] == found["acc"]["value"] and same["acc"]["stderr"] == pytest.approx(
-        found["acc"]["stderr"]
+    assert same["acc"]["value"] == rows["acc"]["value"] and same["acc"]["stderr"] == pytest.approx(
+        rows["acc"]["stderr"]
     )
-    assert same["acc_norm"]["value"] == found["acc_norm"]["value"]
+    assert same["acc_norm"]["value"] == rows["acc_norm"]["value"]
     assert (
-        same["brier"]["value"] == pytest.approx(found["brier"]["value"], abs=1e-5) and found["brier"]["chance"] == 0.75
+        same["brier"]["value"] == pytest.approx(rows["brier"]["value"], abs=1e-5) and rows["brier"]["chance"] == 0.75
     )
     with pytest.raises(InputError, match="lm-eval has no task 'sumz'.*'sums'"):
         run_tasks(both[0], ["sumz"])
@@ -182,12 +182,12 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     manager = TaskManager(include_path=str(tmp_path))
     ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
     monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
-    found = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
+    by_metric = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
     theirs = lm_eval.simple_evaluate(both[1], tasks=["nouns"], num_fewshot=0, bootstrap_iters=100, task_manager=manager)
-    assert found["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and found["acc"]["chance"] == 0.5
+    assert by_metric["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and by_metric["acc"]["chance"] == 0.5
     pairs = [(row["beginnings"][row["gold"]], " " + row["end"]) for row in rows]
     right = [value for value, _ in both[1].loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)]
-    assert 0 < found["acc"]["value"] < 1 and found["answer_loglik"]["value"] == pytest.approx(np.mean(right), abs=1e-4)
+    assert 0 < by_metric["acc"]["value"] < 1 and by_metric["answer_loglik"]["value"] == pytest.approx(np.mean(right), abs=1e-4)
 
 
 def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
@@ -200,10 +200,10 @@ def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
     dataset = Dataset(Data.model_validate(small_config(data_path, tmp_path)["data"]), 1, verify=False)
     with pytest.raises(InputError, match="did you mean 'hellaswag'"):
         Suite([TaskConfig(task="lm-eval/hellaswagg")], dataset, 32)
-    made = []
-    monkeypatch.setattr(lm_eval_adapter.Tasks, "load", lambda self, names: made.extend(names))
+    models = []
+    monkeypatch.setattr(lm_eval_adapter.Tasks, "load", lambda self, names: models.extend(names))
     suite = Suite([TaskConfig(task="lm-eval/hellaswag", items=2)], dataset, 32)
-    assert suite.tasks == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag" and made == ["hellaswag"]
+    assert suite.tasks == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag" and models == ["hellaswag"]
 
     def offline(self, names):
         raise ConnectionError("Couldn't reach it\non the Hub")

@@ -196,8 +196,8 @@ def test_prepared_data(copy, data):
     loaded = config.Config.model_validate(small_config(copy, copy)).data
     try:
         victim.write_bytes(content)
-        found = Dataset(loaded, 3)
-        assert len(found.sample(11)) == 33 and found.segments()
+        dataset = Dataset(loaded, 3)
+        assert len(dataset.sample(11)) == 33 and dataset.segments()
     except InputError as error:
         one_line(error)
     finally:
@@ -227,9 +227,9 @@ def test_a_log_on_a_disk_that_fails_now_and_then_has_every_row_once(tmp_path_fac
             for _ in range(data.draw(st.integers(0, 3))):
                 written += 1
                 log.write("train", step=written, loss=1.0)
-            told = log.flush()
-            assert (told is None) == (failing["at"] is None or not log.pending)
-            if told is None:
+            error = log.flush()
+            assert (error is None) == (failing["at"] is None or not log.pending)
+            if error is None:
                 rows = tables.read_metrics(folder)
                 assert [row["step"] for row in rows[1:]] == list(range(1, written + 1))
     finally:

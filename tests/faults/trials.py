@@ -137,9 +137,9 @@ class Trial:
         launched.send(signal.SIGKILL, [victim])
         codes = {launched.codes[rank] for rank in others}
         if training and codes == {76}:
-            said = launched.said()
-            if victim and f"rank {victim} " not in said or not victim and "rank 0" not in said:
-                raise Wrong(f"no line names rank {victim}: {said[-500:]}")
+            output = launched.said()
+            if victim and f"rank {victim} " not in output or not victim and "rank 0" not in output:
+                raise Wrong(f"no line names rank {victim}: {output[-500:]}")
         elif training and codes - {76, 0, 1}:
             raise Wrong(f"the others ended with {codes}: {launched.said()[-500:]}")
         self.events.append(f"rank {victim} lost, others ended in {took:.1f} s with {sorted(codes)}")
@@ -276,15 +276,15 @@ class Trial:
         return 0
 
     def check_start(self, launched: Launched, durable: int) -> None:
-        said = launched.said()
-        if "Traceback" in said or "a bug?" in said:
-            raise Wrong(f"a traceback or an unknown error: {said[-1500:]}")
-        if ": is missing " in said:
-            raise Wrong(f"rows or tables were lost: {said[-800:]}")
-        found = re.search(r"resuming from step (\d+)", said)
-        if found and int(found[1]) != durable:
-            raise Wrong(f"went on after step {found[1]}; the newest whole checkpoint was of step {durable}")
-        if durable and not found and f"{STEPS} steps; " in said:
+        output = launched.said()
+        if "Traceback" in output or "a bug?" in output:
+            raise Wrong(f"a traceback or an unknown error: {output[-1500:]}")
+        if ": is missing " in output:
+            raise Wrong(f"rows or tables were lost: {output[-800:]}")
+        match = re.search(r"resuming from step (\d+)", output)
+        if match and int(match[1]) != durable:
+            raise Wrong(f"went on after step {match[1]}; the newest whole checkpoint was of step {durable}")
+        if durable and not match and f"{STEPS} steps; " in output:
             raise Wrong(f"began anew; the newest whole checkpoint was of step {durable}")
 
     def check_end(self, all_damaged: bool) -> None:

@@ -97,9 +97,9 @@ def pytest_collection_modifyitems(items) -> None:
     parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
     items[:] = [
         item
-        for item, of in zip(items, parameters)
-        if "cpu" not in (of.get("backend"), of.get("compiled"))
-        or {of.get("dtype", torch.float32), *of.get("types", ())} == {torch.float32}
+        for item, parameters_of_item in zip(items, parameters)
+        if "cpu" not in (parameters_of_item.get("backend"), parameters_of_item.get("compiled"))
+        or {parameters_of_item.get("dtype", torch.float32), *parameters_of_item.get("types", ())} == {torch.float32}
     ]
 
 

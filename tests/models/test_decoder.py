@@ -113,15 +113,15 @@ def test_half_rotation_leaves_the_other_half():
 
 
 def test_initial_weights_depend_on_seed_and_name_alone():
-    one, two, other = made(1), made(1), made(2)
+    first, again, other = made(1), made(1), made(2)
     deeper = made(1, layers=3)
-    for (name, a), b, c in zip(one.named_parameters(), two.parameters(), other.parameters()):
+    for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters()):
         assert torch.equal(a, b)
         assert a.ndim < 2 or not torch.equal(a, c)
         if a.ndim >= 2 and not name.endswith(("attention.out.weight", "swiglu.down.weight")):
             assert torch.equal(a, dict(deeper.named_parameters())[name])
-    assert one.embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert one.blocks[0].swiglu.down.weight.std().item() == pytest.approx(0.02 / 2, rel=0.1)
+    assert first.embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert first.blocks[0].swiglu.down.weight.std().item() == pytest.approx(0.02 / 2, rel=0.1)
 
 
 def test_activation_checkpointing_changes_no_gradient():

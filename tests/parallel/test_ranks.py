@@ -11,10 +11,10 @@ from emergence_train.parallel.ranks import rendezvous, this_start
 
 def names(store, delays: dict[int, float], world: int) -> list[str]:
     """What each rank of one start believes, the ranks coming after `delays` seconds."""
-    found: list[str] = [""] * world
+    started: list[str] = [""] * world
 
     def come(rank: int) -> None:
-        found[rank] = this_start(store.clone(), rank, world)
+        started[rank] = this_start(store.clone(), rank, world)
 
     threads = [threading.Timer(delays.get(rank, 0.0), come, [rank]) for rank in range(world)]
     for thread in threads:
@@ -22,24 +22,24 @@ def names(store, delays: dict[int, float], world: int) -> list[str]:
         thread.start()
     for thread in threads:
         thread.join(30)
-    return found
+    return started
 
 
 def test_every_start_has_a_name_of_its_own_whoever_comes_first():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
     seen = set()
     for delays in ({}, {0: 0.4}, {1: 0.3, 2: 0.1}, {0: 0.2, 2: 0.5}):  # rank 0 last: the others read the name before
-        found = names(store, delays, 3)
-        assert len(set(found)) == 1 and found[0] and found[0] not in seen, found
-        seen.add(found[0])
+        started = names(store, delays, 3)
+        assert len(set(started)) == 1 and started[0] and started[0] not in seen, started
+        seen.add(started[0])
 
 
 def test_a_start_that_was_killed_while_it_came_together_is_passed_over():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
     store.set("emergence-train/start", "dead")  # rank 0 had written its name, and no one had answered all of it
     store.set("dead/1", "gone")
-    found = names(store, {0: 0.3}, 2)
-    assert found[0] == found[1] not in ("", "dead")
+    started = names(store, {0: 0.3}, 2)
+    assert started[0] == started[1] not in ("", "dead")
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def test_a_table_comes_back_sorted_and_typed(tmp_path, suffix):
         shuffled.to_csv(path, index=False)
     else:
         tables.write(tables.POSITIONS, shuffled, path)
-    found = tables.read(tables.POSITIONS, path)
-    pd.testing.assert_frame_equal(found[list(positions())], positions(), check_dtype=False)
-    assert found["tokens"].dtype == np.int64 and found["position"].dtype == np.int32
+    read = tables.read(tables.POSITIONS, path)
+    pd.testing.assert_frame_equal(read[list(positions())], positions(), check_dtype=False)
+    assert read["tokens"].dtype == np.int64 and read["position"].dtype == np.int32
 
 
 def test_several_files_and_a_run_directory_are_one_table(tmp_path):
@@ -57,7 +57,7 @@ def test_several_files_and_a_run_directory_are_one_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"loss_sum": [8.0, np.nan, 7.0, 5.0]}, "row 2, column 'loss_sum'"),
         ({"loss_sum": [8.0, 6.0, np.inf, 5.0]}, "row 3, column 'loss_sum'"),
@@ -73,12 +73,12 @@ def test_several_files_and_a_run_directory_are_one_table(tmp_path):
         ({"loss_sum": ["8", "many", "7", "5"]}, "row 2, column 'loss_sum'"),
     ],
 )
-def test_a_bad_table_is_refused_by_place(tmp_path, change, said):
+def test_a_bad_table_is_refused_by_place(tmp_path, change, message):
     path = tmp_path / "bad.csv"
     positions(**change).to_csv(path, index=False)
     with pytest.raises(InputError) as error:
         tables.read(tables.POSITIONS, path)
-    assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_columns_files_and_rows(tmp_path):
@@ -123,8 +123,8 @@ def test_different_vocabularies_are_not_mixed_silently(tmp_path):
 
 def test_curves_without_a_learning_rate_say_so(tmp_path):
     curves().drop(columns="lr").to_csv(tmp_path / "c.csv", index=False)
-    found = tables.read(tables.CURVES, tmp_path / "c.csv")
-    assert found.attrs["missing"] == ["lr"] and found["lr"].isna().all() and list(found["step"]) == [1, 2]
+    read = tables.read(tables.CURVES, tmp_path / "c.csv")
+    assert read.attrs["missing"] == ["lr"] and read["lr"].isna().all() and list(read["step"]) == [1, 2]
 
 
 def test_metrics_are_read_as_a_curve_and_a_cut_last_line_is_left_out(tmp_path):
@@ -132,8 +132,8 @@ def test_metrics_are_read_as_a_curve_and_a_cut_last_line_is_left_out(tmp_path):
     lines += [{"kind": "train", "step": s, "tokens": 64 * s, "lr": 0.1, "loss": 5.0 - s} for s in (1, 2)]
     text = "\n".join(map(json.dumps, lines)) + '\n{"kind": "train", "st'
     (tmp_path / "metrics.jsonl").write_text(text)
-    found = tables.read(tables.CURVES, tmp_path)
-    assert list(found["loss"]) == [4.0, 3.0] and set(found["run"]) == {"r"} and set(found["params"]) == {5}
+    read = tables.read(tables.CURVES, tmp_path)
+    assert list(read["loss"]) == [4.0, 3.0] and set(read["run"]) == {"r"} and set(read["params"]) == {5}
     (tmp_path / "metrics.jsonl").write_text('{"kind": "tr\n' + text)
     with pytest.raises(InputError, match="row 1 is not a JSON object"):
         tables.read(tables.CURVES, tmp_path)

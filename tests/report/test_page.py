@@ -173,11 +173,11 @@ def test_an_unfinished_run_has_a_fan_that_crosses_the_threshold(tmp_path):
     figure = text[text.index("goes-on: loss to come") :]
     figure = figure[: figure.index("</figure>")]
     drawn = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure, re.S).group(1))
-    labels = [one["label"] for one in drawn["series"]]
+    labels = [series["label"] for series in drawn["series"]]
     assert figure.count('class="band"') >= 4 and "forecast" in labels and "η of jump <i>" in labels
     crossing = next(run for ability in result.abilities for run in ability.runs if run.run == "goes-on")
     assert crossing.status in ("expected", "reached")
-    when = next(one for one in drawn["series"] if one["label"].startswith("jump <i>: "))
+    when = next(series for series in drawn["series"] if series["label"].startswith("jump <i>: "))
     assert when["x"] == [short(crossing.tokens.value)]
     history = text[text.index("goes-on: forecast while it trained") :]
     assert '["50k", "50k"]' in history[: history.index("</figure>")]

@@ -61,17 +61,17 @@ class Server(types.ModuleType):
 
 
 def test_only_what_the_server_lacks_is_sent(run, monkeypatch):
-    server, said = Server(), []
+    server, lines = Server(), []
     monkeypatch.setitem(__import__("sys").modules, "wandb", server)
     monkeypatch.setenv("WANDB_MODE", "online")
-    first = sync(run, said.append)
+    first = sync(run, lines.append)
     assert first["sent"] == len(server.points) == 12 + 3 + 1 + 3, "steps, validations, a forecast, charts"
     losses = {point["tokens"]: point["loss"] for point in server.points if "loss" in point}
     assert losses == {row["tokens"]: row["loss"] for row in metrics(run)}
-    assert sync(run, said.append)["sent"] == 0 and "up to date" in said[-1]
+    assert sync(run, lines.append)["sent"] == 0 and "up to date" in lines[-1]
     server.points = [point for point in server.points if point["tokens"] != 1024]  # step 4: a row, its means and chart
-    assert sync(run, said.append)["sent"] == 3
-    assert sync(run, said.append)["sent"] == 0
+    assert sync(run, lines.append)["sent"] == 3
+    assert sync(run, lines.append)["sent"] == 0
 
 
 def test_a_server_that_fails_leaves_one_line(run, monkeypatch):

@@ -78,14 +78,14 @@ def test_a_network_that_hangs_costs_nothing(logging, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(lambda: time.sleep(60)))
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(module, "QUEUE", 50)
-    said = []
+    lines = []
     began = time.monotonic()
     mirror = Mirror(logging, "run", tmp_path, {}, said.append)
     for step in range(200):
         mirror.send({"tokens": step})
     mirror.close()
-    assert time.monotonic() - began < 20 and "left behind" in said[0]
-    assert said[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
+    assert time.monotonic() - began < 20 and "left behind" in lines[0]
+    assert lines[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
 
 
 def test_an_error_is_said_once(logging, tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_an_error_is_said_once(logging, tmp_path, monkeypatch):
     mirror.thread.join(5)
     mirror.send({"tokens": 1})
     mirror.close()
-    assert len(said) == 1 and "no route to host" in said[0] and "training continues" in said[0]
+    assert len(lines) == 1 and "no route to host" in lines[0] and "training continues" in lines[0]
 
 
 def test_the_mode_follows_the_credentials(monkeypatch, tmp_path):

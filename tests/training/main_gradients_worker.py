@@ -61,8 +61,8 @@ def run(engine, mesh, config, spoil: int | None = None) -> dict:
         norms.append(float(engine.get_global_grad_norm()))
         assert bool(main_gradients.step_applied(engine)) == (step != spoil)
         weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
-    found = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
-    return found | {"waits": waits[-1] + len(device_waits)}
+    result = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
+    return result | {"waits": waits[-1] + len(device_waits)}
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_another_batch_counts_the_parents_tokens(folder):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["name=a", "--from", "RUNS/stable@5"], "has no checkpoint of step 5"),
         (["name=b", "--from", "RUNS/stable@12"], "raise it"),
@@ -95,10 +95,10 @@ def test_another_batch_counts_the_parents_tokens(folder):
         (["name=stable", "--from", "RUNS/stable@8"], "choose another name"),
     ],
 )
-def test_what_cannot_be_branched_is_one_line(folder, more, said):
+def test_what_cannot_be_branched_is_one_line(folder, more, message):
     done = train(folder, "stable", *[word.replace("RUNS", str(folder / "runs")) for word in more])
     lines = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
-    assert done.returncode == 2 and len(lines) == 1 and said in lines[0], done.stderr
+    assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
 
 
 def test_a_finished_constant_run_is_extended(folder):

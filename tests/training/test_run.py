@@ -122,13 +122,13 @@ def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, process
     assert len(json.loads((parts / "environment.json").read_text())["sessions"]) == 2
 
 
-def assert_same_logs(one, two):
+def assert_same_logs(first, second):
     timeless = ("tokens_per_second", "seconds", "share_of_training", "run")
     for a, b in zip(
-        *(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (one, two)), strict=True
+        *(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (first, second)), strict=True
     ):
         assert {k: v for k, v in a.items() if k not in timeless} == {k: v for k, v in b.items() if k not in timeless}
-    positions = [tables.read(tables.POSITIONS, run).drop(columns="run") for run in (one, two)]
+    positions = [tables.read(tables.POSITIONS, run).drop(columns="run") for run in (first, second)]
     pd.testing.assert_frame_equal(*positions, check_exact=True)
 
 
@@ -163,9 +163,9 @@ def test_where_no_state_is_left_the_logs_are_put_away(config_file, tmp_path):
 
 def test_document_masks_weights_and_accumulation_do_not_depend_on_the_split_over_ranks(config_file, tmp_path):
     options = ["training.document_mask=true", "training.position_weights.head=0.5", "training.z_loss=0.0001"]
-    one = command("train", str(config_file), *options, "name=one", "training.micro_batch=8")
+    first = command("train", str(config_file), *options, "name=one", "training.micro_batch=8")
     two = command("train", str(config_file), *options, "name=two", "training.micro_batch=1", processes=2)
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert first.returncode == two.returncode == 0, first.stderr + two.stderr
     losses = [[row["loss"] for row in metrics(tmp_path / "runs" / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-6)
     norms = [[row["grad_norm"] for row in metrics(tmp_path / "runs" / name)] for name in ("one", "two")]
@@ -182,7 +182,7 @@ def test_log_spaced_start_and_logs_without_state(config_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("training.schedule.lr=0.02", "is a run with training.schedule.lr = 0.01, not 0.02"),
         ("data.sequence=16", "was prepared for sequences of 32"),
@@ -191,7 +191,7 @@ def test_log_spaced_start_and_logs_without_state(config_file, tmp_path):
         ("training.batch=10", "not a multiple"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override, said):
+def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override, message):
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(
@@ -199,8 +199,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override
     )
     before = sorted(run.iterdir())
     done = command("train", str(config_file), override, processes=2 if "batch" in override else 0)
-    told = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
-    assert len(told) == 1 and said in told[0], done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
+    assert len(lines) == 1 and message in lines[0], done.stderr
     assert done.returncode == 2
     assert [p for p in sorted(run.iterdir()) if p.name != ".lock"] == before
 

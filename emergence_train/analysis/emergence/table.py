@@ -225,8 +225,8 @@ def _as_shares(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, int
     for run in highest.index.difference(list(percent)):
         if 0 < chance[run] <= 1:
             continue
-        one = max(float(typical[run]), 1e-6)
-        if abs(np.log(one / 100 / theirs)) < abs(np.log(one / theirs)):
+        unit = max(float(typical[run]), 1e-6)
+        if abs(np.log(unit / 100 / theirs)) < abs(np.log(unit / theirs)):
             percent.add(run)
     if len(percent) == len(highest):
         notes.append("values above 1 are taken as percent; changes and size effects are given as shares")

@@ -19,14 +19,14 @@ GENERATIONS = {3: (9,), 4: (9, 10, 11), 2: (8, 9, 10, 11, 12)}
 @constant_while_tracing  # inside: dynamo looks through the cache
 def installed() -> tuple[int, ...]:
     """Those of GENERATIONS that can be imported. 4 is a folder `cute`, in 2's package or in one without an __init__."""
-    found = {3: importlib.util.find_spec("flash_attn_interface") is not None}
+    generations = {3: importlib.util.find_spec("flash_attn_interface") is not None}
     if spec := importlib.util.find_spec("flash_attn"):
-        found[2] = spec.origin is not None
+        generations[2] = spec.origin is not None
         folders = [Path(folder) / "cute" for folder in spec.submodule_search_locations or ()]
-        found[4] = (
+        generations[4] = (
             any(folder.is_dir() for folder in folders) and importlib.util.find_spec("nvidia_cutlass_dsl") is not None
         )
-    return tuple(generation for generation in GENERATIONS if found.get(generation))
+    return tuple(generation for generation in GENERATIONS if generations.get(generation))
 
 
 def generation(q: Tensor) -> int | None:

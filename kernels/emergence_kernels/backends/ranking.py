@@ -72,11 +72,11 @@ def from_results(runs: list[dict]) -> dict:
             op = f"{row['op']}, {kind}" if kind else row["op"]
             times[op, widths][backend][case] = row["modes"]["both"]["median_ms"]
         for (op, widths), by_backend in times.items():
-            most = max(len(of) for of in by_backend.values())  # one that failed somewhere is not compared
+            most = max(len(shapes) for shapes in by_backend.values())  # one that failed somewhere is not compared
             mean = {
-                name: math.exp(sum(map(math.log, of.values())) / most)
-                for name, of in by_backend.items()
-                if len(of) == most
+                name: math.exp(sum(map(math.log, shapes.values())) / most)
+                for name, shapes in by_backend.items()
+                if len(shapes) == most
             }
             ordered = {name: round(mean[name], 4) for name in _order(op, mean)}
             rows = table.setdefault(run["architecture"], {}).setdefault(op, {}).setdefault(run["dtype"], [])

@@ -135,8 +135,8 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         if kind in ("causal", "full"):
             ours = partial(attention, q, k, v, backend="triton", **options)
             usual = Candidate("emergence triton", ours, (q, k, v))
-            found = variants.of_attention(device, dtype, D)
-            candidates = [partial(variants.in_place, usual, name, *where) for name, where in found.items()] + candidates
+            entries = variants.of_attention(device, dtype, D)
+            candidates = [partial(variants.in_place, usual, name, *where) for name, where in entries.items()] + candidates
         if "cuda" in backends and device.type == "cuda" and attention_hopper.unsupported_reason(q) is None:
             usual = Candidate("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
             of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]

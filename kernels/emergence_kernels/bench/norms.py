@@ -77,7 +77,7 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
         for with_residual in (True, False):
             torch.manual_seed(0)
             x, weight, residual = (
-                torch.randn(*of, device=device).to(dtype).requires_grad_() for of in ((N, D), (D,), (N, D))
+                torch.randn(*shape, device=device).to(dtype).requires_grad_() for shape in ((N, D), (D,), (N, D))
             )
             leaves = (x, weight, residual) if with_residual else (x, weight)
             upstream = torch.randn(N, D, device=device).to(dtype)

@@ -169,7 +169,7 @@ def measure_case(
 
 def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
     """backward is both minus forward, where that is positive."""
-    timings = {mode: summary(of) for mode, of in times.items()}
+    timings = {mode: summary(samples) for mode, samples in times.items()}
     both, forward = timings["both"], timings["forward"]
     rest = [ms - forward.median_ms for ms in (both.median_ms, both.low_ms, both.high_ms)]
     if rest[0] > 0:  # else the machine was too unsteady to say

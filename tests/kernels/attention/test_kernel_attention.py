@@ -242,7 +242,7 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
 
 
 @pytest.mark.parametrize(
-    "there, found",
+    "there, generations",
     [
         ((), ()),
         (("flash_attn/__init__.py",), (2,)),
@@ -259,7 +259,7 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
         ),
     ],
 )
-def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkeypatch):
+def test_generations_of_flash_attn_are_told_apart(there, generations, tmp_path, monkeypatch):
     """The fourth comes as a part of a package that only the second makes whole."""
     from emergence_kernels.attention import flash as flash_backend
 
@@ -268,7 +268,7 @@ def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkey
         (tmp_path / name).write_text("")
     finder = importlib.machinery.PathFinder
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: finder.find_spec(name, [str(tmp_path)]))
-    assert flash_backend.installed.__wrapped__() == found
+    assert flash_backend.installed.__wrapped__() == generations
 
 
 @pytest.mark.parametrize(

@@ -367,13 +367,13 @@ def test_nvcc_compiles_products_that_overlap(tmp_path):
     """No spills; no products that ptxas had to serialise or help with fences; the exponentials are not moved past waits."""
     out = tmp_path / "emergence_cuda.so"
     verbose = dict(archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
-    said = build.build("cuda", out, **verbose)
-    assert "product_kernel" not in said, "a test's kernel is not for the library"
-    said += build.build("checks", tmp_path / "checks.so", **verbose)
+    output = build.build("cuda", out, **verbose)
+    assert "product_kernel" not in output, "a test's kernel is not for the library"
+    output += build.build("checks", tmp_path / "checks.so", **verbose)
     for name, count in (("forward_hopper", 6), ("backward_hopper", 12), ("product_kernel", 40)):
-        assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", said)) == count
-    assert "C75" not in said and "serialized" not in said
-    assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)) == {("0", "0")}
+        assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", output)) == count
+    assert "C75" not in output and "serialized" not in output
+    assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)) == {("0", "0")}
     if (tool := disassembler()) is None:
         pytest.skip("no disassembler")
     command = [str(tool), "-arch", "sm_90a", "-sass", str(out)]

@@ -310,8 +310,8 @@ def test_float32_alone_is_taken_on_the_cpu(cpu):
 
 def _cuobjdump() -> str | None:
     """The toolkit's, else Triton's."""
-    found = importlib.util.find_spec("triton")
-    of_triton = Path(found.origin).parent / "backends" / "nvidia" / "bin" if found and found.origin else None
+    spec = importlib.util.find_spec("triton")
+    of_triton = Path(spec.origin).parent / "backends" / "nvidia" / "bin" if spec and spec.origin else None
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=of_triton)
 
 
@@ -319,9 +319,9 @@ def _cuobjdump() -> str | None:
 def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
     """For sm_80 and sm_90a, warnings being errors. Loads without a GPU, and says what it was built for."""
     out = tmp_path / "emergence_cuda.so"
-    said = build.build("cuda", out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
+    output = build.build("cuda", out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
     for arch in ("sm_80", "sm_90a"):
-        kernels = set(re.findall(rf"Compiling entry function '(\S+)' for '{arch}'", said))
+        kernels = set(re.findall(rf"Compiling entry function '(\S+)' for '{arch}'", output))
         assert sum("statistics" in name for name in kernels) == 11, (
             "float32 to three types, 16 bits to one, two without"
         )
@@ -332,10 +332,10 @@ def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
             for part in ("gradient_kernel", "forward_kernel", "backward_kernel", "sum_shares", "position_sums")
             if not any(part in name for name in kernels)
         } == set()
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)
     assert len(spills) > 50 and all(pair == ("0", "0") for pair in spills), "registers are spilled"
     # A launch asks for more than 48 KB where it wants 32 itself (torch_glue.h): what kernels declare must fit in between.
-    assert max((int(size) for size in re.findall(r"(\d+) bytes smem", said)), default=0) <= 16 << 10
+    assert max((int(size) for size in re.findall(r"(\d+) bytes smem", output)), default=0) <= 16 << 10
     if cuobjdump := _cuobjdump():
         for arch in ("sm_80", "sm_90a"):
             listing = subprocess.run(
@@ -413,9 +413,9 @@ def test_a_driver_that_is_too_old_is_named(monkeypatch):
         (None, None),
     ):
         monkeypatch.setattr(library, "_driver", lambda driver=driver: driver)
-        told = library.unsupported_reason("cuda", device)
-        assert told is reason is None or (
-            reason in told and "CUDA 13.0" in told and "CUDA 12.4" in told and "\n" not in told
+        message = library.unsupported_reason("cuda", device)
+        assert message is reason is None or (
+            reason in message and "CUDA 13.0" in message and "CUDA 12.4" in message and "\n" not in message
         )
     monkeypatch.setattr(library, "_driver", lambda: (12, 4))
     with pytest.raises(
