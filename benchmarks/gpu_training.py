@@ -375,7 +375,11 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
             gc.collect()
             torch.cuda.empty_cache()
             continue
-        contestants[name] = {"step": step, "speeds": [], "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30}
+        contestants[name] = {
+            "step": step,
+            "speeds": [],
+            "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30,
+        }
         print(f"{size} {name}: ready after {time.monotonic() - began:.1f} s", flush=True)
         if time.monotonic() > deadline:
             break

@@ -50,7 +50,10 @@ def test_help_names_every_verb():
 def test_doctor_says_what_will_be_used(monkeypatch):
     report = json.loads(command("doctor", "--json").stdout)
     assert report["kernels"]["attention"]["chosen"] == "torch" and report["versions"]["deepspeed"]
-    assert report["kernels"]["position_loss"]["chosen"] in ("torch", "cpu") and set(report["compiled"]) == {"cpu", "cuda"}
+    assert report["kernels"]["position_loss"]["chosen"] in ("torch", "cpu") and set(report["compiled"]) == {
+        "cpu",
+        "cuda",
+    }
     monkeypatch.setenv("EMERGENCE_CPU_LIBRARY", "nowhere.so")
     plain = command("doctor")
     assert plain.returncode == 0 and "position_loss: torch" in plain.stdout

@@ -140,7 +140,9 @@ def test_the_keys_of_the_configuration():
 
 
 def test_the_columns_of_the_tables():
-    columns = {table.name: {f"{name}:{kind}" for name, kind in table.columns.items()} for table in tables.TABLES.values()}
+    columns = {
+        table.name: {f"{name}:{kind}" for name, kind in table.columns.items()} for table in tables.TABLES.values()
+    }
     assert_holds(columns, COLUMNS)
 
 

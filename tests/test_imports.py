@@ -1,7 +1,7 @@
 """Which way the arrows run: every import of the two packages, those inside functions too, read from the source.
 
 A module may import from its own room and from rooms on lower floors. What breaks that today stands in EXCEPTIONS, which may
-only shrink: mending one must take its line away.
+only shrink: fixing one must delete its line.
 """
 
 import ast

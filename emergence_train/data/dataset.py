@@ -25,7 +25,7 @@ class Segment:
 
 
 class Dataset:
-    """Opens `data.path` for training with the configuration's weights and sequence length.
+    """A prepared data set opened for training with the configuration's weights and sequence length.
 
     `verify=True` compares every file with its checksum (one rank does this for all).
     """
@@ -119,7 +119,7 @@ def load_index(root: Path) -> dict:
 
 def check_tokenizer(root: Path, index: dict) -> None:
     """Raise InputError where tokenizer.json is not the one that made the shards."""
-    tokenizer.load_file(root / "tokenizer.json")  # says what is wrong with it
+    tokenizer.load_file(root / "tokenizer.json")  # raises where the file itself is damaged
     fingerprint = tokenizer.fingerprint(root / "tokenizer.json")
     wanted = index["tokenizer"]["fingerprint"]
     if fingerprint != wanted:

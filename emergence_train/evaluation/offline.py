@@ -28,8 +28,8 @@ def evaluate(
 ) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
-    `tasks` are names of the run's own tasks or of those that can be made (suite.KNOWN); None: the run's own. `splits`: whose
-    loss to say; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
+    `tasks` are names of the run's own tasks or of generated ones (suite.KNOWN); None: the run's own. `splits` of the returned
+    losses; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
     config = configs.load_run(run)
     folder = checkpoints.newest(run, step)
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def format_result(result: dict) -> str:
-    """What the command line prints."""
+    """The table that the command line prints."""
     lines = [f"{result['run']}, step {result['step']}, {result['tokens']:,} tokens"]
     for split, loss in result["loss"].items():
         lines.append(

@@ -1,4 +1,4 @@
-"""The tasks of a configuration, scored on a model: what a checkpoint's `evaluations` table is made of."""
+"""The tasks of a configuration, scored on a model; rows of the `evaluations` table."""
 
 import difflib
 import time
@@ -24,7 +24,7 @@ KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
 
 
 class Suite:
-    """The tasks' items as requests in the run's tokens. Building it needs no model and checks everything."""
+    """The tasks' items, tokenized as requests. The constructor checks everything and needs no model."""
 
     def __init__(self, wanted: list[TaskConfig], dataset: Dataset, longest: int) -> None:
         self.dataset, self.longest = dataset, longest
@@ -32,7 +32,7 @@ class Suite:
         self.end = dataset.index["tokenizer"]["end_of_text"]
         self.of_lm_eval = [config for config in wanted if config.task.startswith(LM_EVAL)]
         if self.of_lm_eval:
-            from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is wanted
+            from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is used
 
             lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL) for config in self.of_lm_eval])
         tasks = [self._task(config) for config in wanted if not config.task.startswith(LM_EVAL)]
@@ -61,12 +61,12 @@ class Suite:
         found = [task.note for task in scored if task.note]
         if self.cut:
             asked = len(self.requests) + len(self.answers)
-            notes.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: cut on the left")
+            notes.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: truncated on the left")
         return notes
 
     @property
     def cut(self) -> int:
-        """How many requests were too long and lost the beginning of their context."""
+        """Number of requests whose context was truncated on the left."""
         return sum(len(request.ids) == self.longest + 1 for request in (*self.requests, *self.answers))
 
     def _task(self, wanted: TaskConfig) -> items.Task | items.AnswerTask | items.OpenTask:
@@ -141,9 +141,13 @@ class Suite:
 
 
 def unknown(name: str) -> str:
-    """The error line for a task that does not exist, with the names nearest to it."""
+    """The InputError for an unknown task, with the nearest names."""
     close = difflib.get_close_matches(name, KNOWN, n=3, cutoff=0.4)
-    near = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "made here are " + ", ".join(KNOWN) + "."
+    near = (
+        "did you mean " + " or ".join(map(repr, close)) + "?"
+        if close
+        else "generated ones are " + ", ".join(KNOWN) + "."
+    )
     return (
         f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
         "{task: NAME, file: ITEMS.jsonl}"
@@ -159,7 +163,7 @@ def table(
 
 
 def write(directory: Path, name: str, frame: pd.DataFrame, vocabulary: str) -> Path:
-    """evaluations/`name`.parquet of a run; rows of tasks that it had and `frame` has not stay."""
+    """Write evaluations/`name`.parquet of a run; rows of tasks that are not in `frame` are kept."""
     path = directory / "evaluations" / f"{name}.parquet"
     if path.is_file():
         before = tables.read(tables.EVALUATIONS, path)

@@ -1,8 +1,8 @@
-"""Small tasks made from a seed, with nothing to download: in-context copying, modular arithmetic, word unscrambling, and
+"""Tasks generated from a seed, without a download: in-context copying, modular arithmetic, word unscrambling, and
 true against false continuations of held-out text.
 
-The first three are small kin of tasks on which emergence was reported (in-context learning; modified arithmetic and word
-unscrambling of BIG-bench). The fourth is one that tiny models can learn something of.
+The first three are small versions of tasks on which emergence was reported (in-context learning; modified arithmetic and word
+unscrambling of BIG-bench). The fourth is easy enough for tiny models.
 """
 
 import random
@@ -28,7 +28,7 @@ MODULUS = 5
 
 
 def copying(items: int, seed: int) -> list[Item]:
-    """A list of words is begun a second time: which word comes next? The wrong choices stand in the list too."""
+    """A list of words starts a second time: which word comes next? The wrong choices are in the list too."""
     draw = random.Random(f"copying/{seed}")
     drawn = []
     for _ in range(items):
@@ -79,7 +79,7 @@ def unscrambling(items: int, seed: int) -> list[Item]:
 
 
 def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[list[int]], str]) -> list[Item]:
-    """Held-out text (`windows` (n, T) of token ids) and four continuations: its own, and three from other texts."""
+    """Held-out text (`windows` (n, T) of token ids) with four continuations: its own, and three of other texts."""
     draw = random.Random(f"continuation/{seed}")
     context, length = min(24, windows.shape[1] // 2), min(8, windows.shape[1] // 4)
     drawn: list[Item] = []
@@ -100,7 +100,7 @@ def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[l
 
 
 def _shuffled(context: str, choices: list[str], draw: random.Random) -> Item:
-    """The item with its choices in random order; the first given is right."""
+    """The item with its choices in random order; the first of `choices` is right."""
     right = choices[0]
     order = draw.sample(choices, len(choices))
     return Item(context, tuple(order), order.index(right))

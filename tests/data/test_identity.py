@@ -83,7 +83,7 @@ def test_a_run_of_an_older_version_is_known_by_its_log(run, tmp_path, data_path)
     (directory / "metrics.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
     with pytest.raises(InputError, match="was trained with the tokenizer ffffffffffffffff, and .* has "):
         identity.check(directory, dataset)
-    with pytest.raises(InputError, match="keeps no tokenizer.json"):
+    with pytest.raises(InputError, match="has no tokenizer.json"):
         identity.tokenizer_of(directory, tmp_path / "nowhere")
 
 

@@ -71,7 +71,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     rows[20:20] = ['{"text": "\\ud83d"}', {"text": None}, '{"text": "cut']
     dataset, lines = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows)))
     assert text_of(dataset) == kept(texts)
-    assert any("3 of 203 rows are left out, the first:" in line and "a.jsonl: line 21 " in line for line in lines), lines
+    assert any("3 of 203 rows skipped, the first:" in line and "a.jsonl: line 21 " in line for line in lines), lines
     assert dataset.index["domains"]["d"]["rows_left_out"] == 3
 
 
@@ -161,9 +161,9 @@ def test_a_finished_data_set_knows_its_files(tmp_path):
     assert lines == [f"{tmp_path / 'out'}: already prepared from this configuration"]
     os.utime(path)
     prepare(data, lines.append)
-    assert "1 source files are gone, or written since" in lines[-1]
+    assert "1 source files are were deleted, or rewritten" in lines[-1]
     jsonl(tmp_path / "b.jsonl", [{"text": "new"}])
-    with pytest.raises(InputError, match=r"b\.jsonl: was not there when"):
+    with pytest.raises(InputError, match=r"b\.jsonl: did not exist when"):
         prepare(data, lambda line: None)
     (tmp_path / "b.jsonl").unlink()
     jsonl(path, [{"text": text} for text in [*texts, "more"]])
@@ -331,6 +331,6 @@ def test_held_out_text_is_bounded_in_memory(tmp_path):
         document = Document(rng.integers(0, 99, length).astype(np.uint32), key, np.arange(1, length + 1), 0)
         few.add(document)
         all_of_it.add(document)
-    assert len(few.found) <= 4 * 5 + 1000 + 20 and few.short_tokens < 200_000
+    assert len(few.by_priority) <= 4 * 5 + 1000 + 20 and few.short_tokens < 200_000
     a, b = (choose([held.arrays()], 5, 17, 0) for held in (few, all_of_it))
     assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.text_bytes, b.text_bytes)

@@ -90,7 +90,16 @@ def test_bad_json_lines_are_named_and_the_rest_kept(tmp_path):
     assert [row for row in read if isinstance(row, str)] == ["good 1", "good 2"]
     bad = [row for row in read if isinstance(row, Bad)]
     assert [row.place for row in bad] == [f"{path}: line {n}" for n in range(2, 10)]
-    reasons = ["lone surrogate", "no text", "no text", "but int", "but list", "not JSON", "no text", "not UTF-8 (byte 11"]
+    reasons = [
+        "lone surrogate",
+        "no text",
+        "no text",
+        "but int",
+        "but list",
+        "not JSON",
+        "no text",
+        "not UTF-8 (byte 11",
+    ]
     assert all(word in row.problem for word, row in zip(reasons, bad)), bad
 
 

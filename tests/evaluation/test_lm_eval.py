@@ -152,9 +152,7 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
         rows["acc"]["stderr"]
     )
     assert same["acc_norm"]["value"] == rows["acc_norm"]["value"]
-    assert (
-        same["brier"]["value"] == pytest.approx(rows["brier"]["value"], abs=1e-5) and rows["brier"]["chance"] == 0.75
-    )
+    assert same["brier"]["value"] == pytest.approx(rows["brier"]["value"], abs=1e-5) and rows["brier"]["chance"] == 0.75
     with pytest.raises(InputError, match="lm-eval has no task 'sumz'.*'sums'"):
         run_tasks(both[0], ["sumz"])
 
@@ -187,7 +185,9 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     assert by_metric["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and by_metric["acc"]["chance"] == 0.5
     pairs = [(row["beginnings"][row["gold"]], " " + row["end"]) for row in rows]
     right = [value for value, _ in both[1].loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)]
-    assert 0 < by_metric["acc"]["value"] < 1 and by_metric["answer_loglik"]["value"] == pytest.approx(np.mean(right), abs=1e-4)
+    assert 0 < by_metric["acc"]["value"] < 1 and by_metric["answer_loglik"]["value"] == pytest.approx(
+        np.mean(right), abs=1e-4
+    )
 
 
 def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
@@ -210,6 +210,6 @@ def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lm_eval_adapter.Tasks, "load", offline)
     with pytest.raises(
-        InputError, match="hellaswag: its data cannot be had .Couldn't reach it on the Hub.; offline, set"
+        InputError, match="hellaswag: its data are unavailable .Couldn't reach it on the Hub.; offline, set"
     ):
         Suite([TaskConfig(task="lm-eval/hellaswag")], dataset, 32)

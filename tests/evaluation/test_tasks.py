@@ -57,7 +57,9 @@ def test_metrics_by_hand():
     task = Task("t", (Item("x", choices, 0), Item("x", choices, 2)))
     metrics = by_metric(choice_metrics(task, [np.log(p) - 3, np.log(p) + 1]))  # whatever they share cancels in p
     assert (
-        metrics["acc"]["value"] == 0.5 and metrics["acc"]["stderr"] == pytest.approx(0.5) and metrics["acc"]["chance"] == 0.25
+        metrics["acc"]["value"] == 0.5
+        and metrics["acc"]["stderr"] == pytest.approx(0.5)
+        and metrics["acc"]["chance"] == 0.25
     )
     assert metrics["correct_choice_prob"]["value"] == pytest.approx((0.4 + 0.2) / 2)
     first, second = 0.36 + 0.09 + 0.04 + 0.01, 0.16 + 0.09 + 0.64 + 0.01

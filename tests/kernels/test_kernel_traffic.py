@@ -45,7 +45,9 @@ class Traffic(TorchDispatchMode):
         name = func.overloadpacket.__name__
         read, written = _tensors((*args, *(kwargs or {}).values())), _tensors(out)
         views = (
-            all(t.untyped_storage().data_ptr() == read[0].untyped_storage().data_ptr() for t in written) if read else False
+            all(t.untyped_storage().data_ptr() == read[0].untyped_storage().data_ptr() for t in written)
+            if read
+            else False
         )
         if not (views and not name.endswith("_")) and not name.startswith(("empty", "new_empty", *PRODUCTS)):
             self.add("PyTorch", name, read + written)

@@ -24,7 +24,9 @@ def test_training_is_deepspeeds(config_file, tmp_path, processes):
         assert ours[0] == pytest.approx(theirs[0], rel=2e-3), "of the same weights"
         assert ours == pytest.approx(theirs, rel=0.1), "of weights that have parted since"
         assert result["linears"] == 8  # of two blocks; not the head, whose loss owns it
-        assert result["before"] and result["held"] and result["went_on"], "the step that is not finite alone is left out"
+        assert result["before"] and result["held"] and result["went_on"], (
+            "the step that is not finite alone is left out"
+        )
         theirs, ours = result["passes"]
         assert ours == 0 and theirs >= result["linears"] * result["rounds"], "no pass over a gradient but the product's"
         assert result["waits"][1] == 0 < result["waits"][0]

@@ -69,7 +69,7 @@ def test_losses_equal_a_plain_loop(config_file, tmp_path, plain, stage, processe
     fresh = stage < 2  # by the interpreter and by torchrun; the others as forks
     done = command("train", str(config_file), f"training.zero_stage={stage}", processes=processes, fresh=fresh)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr[-2000:]  # of libraries, of which nobody here could mend anything
+    assert "Warning" not in done.stderr, done.stderr[-2000:]  # libraries' warnings cannot be fixed here
     run = tmp_path / "runs" / "run"
     rows = metrics(run)
     losses, norms, sums = plain

@@ -136,7 +136,9 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             ours = partial(attention, q, k, v, backend="triton", **options)
             usual = Candidate("emergence triton", ours, (q, k, v))
             entries = variants.of_attention(device, dtype, D)
-            candidates = [partial(variants.in_place, usual, name, *where) for name, where in entries.items()] + candidates
+            candidates = [
+                partial(variants.in_place, usual, name, *where) for name, where in entries.items()
+            ] + candidates
         if "cuda" in backends and device.type == "cuda" and attention_hopper.unsupported_reason(q) is None:
             usual = Candidate("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
             of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]
