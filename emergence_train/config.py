@@ -185,7 +185,7 @@ class Faults(Section):
         default=16, ge=1, description="skipped steps in a row, or rewinds in all, that end the run"
     )
     compare_replicas: bool = Field(default=False, description="compare the ranks' weights at each checkpoint")
-    silent_seconds: float = Field(default=30.0, gt=0, description="without a sign of life: the process is lost")
+    silent_seconds: float = Field(default=30.0, gt=0, description="without a heartbeat: the process is lost")
     hang_seconds: float = Field(default=1800.0, gt=0, description="in one operation: the processes wait for each other")
 
 

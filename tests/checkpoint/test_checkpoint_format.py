@@ -183,7 +183,7 @@ def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
 def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
     assert complete(tmp_path / "checkpoints") == []
     (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
-    with pytest.raises(RunError, match="which is not there"):
+    with pytest.raises(RunError, match="which does not exist"):
         complete(tmp_path / "checkpoints")
     (tmp_path / "scratch").mkdir()
     assert complete(tmp_path / "checkpoints") == []

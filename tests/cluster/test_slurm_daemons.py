@@ -157,7 +157,7 @@ def test_a_killed_process_ends_the_others_and_the_job_starts_again(cluster: Slur
     assert time.monotonic() - began < 20
     ended = job.ended()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
-    assert "rank 1 has given no sign of life" in job.said() and "exit code 137); requeued" in job.said()
+    assert "rank 1 has sent no heartbeat" in job.said() and "exit code 137); requeued" in job.said()
     compare(whole, job.run)
 
 

@@ -240,7 +240,7 @@ def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_pa
     (tmp_path / "scratch").rename(tmp_path / "unmounted")
     before = {path.name: path.read_bytes() for path in run.glob("*.*")}
     done = command("train", str(config_file))
-    assert done.returncode == 1 and "which is not there" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and "which does not exist" in done.stderr and len(done.stderr.splitlines()) == 1
     assert {path.name: path.read_bytes() for path in run.glob("*.*")} == before and len(metrics(run)) == STEPS
 
 
