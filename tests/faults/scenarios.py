@@ -274,7 +274,7 @@ def hang(runs: Runs) -> dict:
     return {"hang": launched, "stacks": stacks, "open_calls": open_calls, "broken": two}
 
 
-PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "adding up the loss"]
+PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "reducing the loss"]
 STARTS = ["building the engine", "opening the data", "loading a checkpoint"]
 
 

@@ -53,7 +53,7 @@ def test_a_start_that_was_killed_while_it_came_together_is_passed_over():
     ],
 )
 def test_a_process_that_goes_before_all_have_met_is_a_lost_one(error):
-    with pytest.raises(PeerLost, match="before all had found each other") as raised, rendezvous():
+    with pytest.raises(PeerLost, match="during the rendezvous") as raised, rendezvous():
         raise error
     assert raised.value.code == 76 and "\n" not in str(raised.value)
 
