@@ -1,12 +1,12 @@
-"""A checkpoint's weights for other programs: safetensors, which hold numbers and nothing that could be run.
+"""Export a checkpoint's weights as safetensors, which cannot contain code.
 
-`hf` is a directory that transformers loads with from_pretrained. Our decoder is theirs by another name:
+`hf` is a directory that transformers loads with from_pretrained. The decoder is equal to one of these models:
 
 - LlamaForCausalLM where the whole head is rotated;
 - Phi3ForCausalLM where a part of it is (rotary_fraction below 1, as in the presets of arXiv 2403.15796): the same
-  block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor that Llama's lacks.
+  block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor, which Llama does not have.
 
-Both rotate pairs (i, i + r/2), as we do. Weights are float32 unless asked otherwise; the rows that pad the vocabulary stay too.
+Both rotate pairs (i, i + r/2), as the decoder does. Weights are float32 by default; the padding rows of the vocabulary are kept.
 """
 
 import shutil
@@ -37,7 +37,7 @@ def export(
     dtype: str = "float32",
     file_bytes: int = FILE_BYTES,
 ) -> Path:
-    """Write the weights of `step` (None: the newest whole checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
+    """Write the weights of `step` (None: the newest checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
     config = configs.load_run(run)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
@@ -132,10 +132,10 @@ def hf_weights(weights: dict[str, Tensor], model: DecoderConfig) -> dict[str, Te
 
 
 def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:
-    """Copy the tokenizer as transformers loads one; returns the ids that config.json names.
+    """Copy the tokenizer in transformers' form; return the special ids for config.json.
 
-    What transformers makes of a text is what was trained on: nothing added at the ends, special tokens in it left text. The end
-    of text opens a text, closes it, and pads where the tokenizer has no token for that.
+    transformers then tokenizes as in training: nothing added at the ends, special tokens in a text are text. The end-of-text
+    token also serves as bos, and as pad where the tokenizer has no such token.
     """
     tokenizer = tokenizers.load_file(path)
     shutil.copyfile(path, out / "tokenizer.json")

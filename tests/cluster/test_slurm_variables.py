@@ -109,7 +109,7 @@ def test_mpirun_is_told_from_srun():
         STEP | {"OMPI_COMM_WORLD_SIZE": "16"},
         BATCH | {"PMI_SIZE": "2"},
     ):
-        with pytest.raises(InputError, match="mpirun is no launcher"):
+        with pytest.raises(InputError, match="mpirun is not supported"):
             launcher.find(environment, COMMAND)
 
 

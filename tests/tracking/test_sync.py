@@ -1,4 +1,4 @@
-"""W&B brought up to date: offline as a whole run, online with what the server lacks."""
+"""Updating W&B: offline as a whole run, online with the missing points."""
 
 import types
 
