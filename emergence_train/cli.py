@@ -16,7 +16,7 @@ UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 done, 1 failed while running, 2 wrong use or wrong input; errors.py has the others."""
+    """Run a command; return its exit code: 0 done, 1 failed, 2 wrong use or wrong input; errors.py has the others."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["bench"]:  # the kernels' own command line, independent of the framework
         from emergence_kernels.bench import main as bench

@@ -1,8 +1,8 @@
-"""From the observed part of one loss curve to the loss at later steps, with intervals.
+"""Forecast the loss at later steps from the observed part of one loss curve, with intervals.
 
 Laws that know the planned learning rate are averaged, each weighted by how well it forecast the later observed part
 from earlier origins (a rolling-origin backtest). Nothing after the observed part enters a fit, a weight or an
-interval; the learning rate still to come does, because it is planned, not measured.
+interval; the future learning rate does, because it is planned, not measured.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
-STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
+PRIOR_WEIGHT = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # prior weights, from public curves
 MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook/)
 
 FULLY_YOUNG = 2.5  # factors of e below a mature run at which the forecast lies half way
@@ -37,7 +37,7 @@ class Forecast:
     weights: dict[str, float]  # of the averaged laws, sum 1
     backtest: dict[str, float]  # mean squared error of each law's backtest, nats^2; NaN where too short
     fits: dict[str, Fit]
-    shift_low: np.ndarray  # (m,) extra room below, nats, where the learning rate to come is unknown
+    shift_low: np.ndarray  # (m,) extension of the lower bound, nats, where the future learning rate is unknown
     notes: list[str]
 
     @property
@@ -56,7 +56,7 @@ def forecast(
 ) -> Forecast:
     """Forecast the loss at steps `x_future` (m,) from observed steps `x` (n,) ascending and losses `y` (n,) in nats.
 
-    `plan` holds the learning rate of the whole run, the part to come included; None if unknown. Raises InputError
+    `plan` has the learning rate of the whole run, including the future part; None if unknown. Raises InputError
     where the observed part is too short to fit.
     """
     x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
@@ -92,7 +92,7 @@ def forecast(
     young = priors.immaturity(x[-1])
     slope = _unbent_slope(curve, fits["schedule"]) if young > 0 else 0.0
     if slope:
-        # between the laws and a straight fall in log steps, the younger the nearer to it, with both inside
+        # between the laws and a straight fall in log steps, nearer to the latter for a younger run; the interval covers both
         straight, share = slope * np.log(10) * decades, min(young / FULLY_YOUNG, 1)
         further = np.maximum(straight - (start - mean), 0)
         mean = mean - share * further / 2
@@ -150,8 +150,8 @@ def _backtest(
 
 
 def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
-    """Weights of the schedule-aware laws: their standing over their backtest error (noise counted once for all)."""
-    weight = np.array([STANDING[name] for name in SCHEDULE_AWARE])
+    """Weights of the schedule-aware laws: prior weight over backtest error (noise counted once for all)."""
+    weight = np.array([PRIOR_WEIGHT[name] for name in SCHEDULE_AWARE])
     score = np.array([scores[name] for name in SCHEDULE_AWARE])
     if np.all(np.isfinite(score)):
         weight = weight / (score + noise**2 / 10 + 1e-6) ** SHARPNESS
@@ -159,7 +159,7 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
 
 
 def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
-    """What the observed part cannot say, in words."""
+    """Notes on constants that the observed part does not identify."""
     still = float(np.ptp(plan.decay(np.r_[0.0, x_future], fit.law.kernels[2])))
     if fit.decay_seen < 0.1 and still > 0.1:
         return [

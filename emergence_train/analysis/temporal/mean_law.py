@@ -14,9 +14,8 @@ of hypotheses (a grid), each solved in closed form, weighted by how well it expl
   reciprocal   L0 + A / (1 + b N)
   logarithmic  L0 - A log N
 
-The last three know nothing of the learning rate and use no prior. Where the rate has not decayed in the observed part,
-B is not identified: the data then say nothing of it and the prior of priors.py, fitted across other runs, speaks alone
-with its spread.
+The last three do not use the learning rate or a prior. Where the rate has not decayed in the observed part, B is not
+identified by the data and follows the prior of priors.py, fitted across other runs, with its spread.
 """
 
 from dataclasses import dataclass
@@ -27,19 +26,19 @@ from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENT
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.result import LawConstants
 
-WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
+WINDOW = 0.4  # a fit uses the observed part from this share of its length: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
-EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
+EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: effective number of points, at most
 WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
 KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
 MINIMUM = 3  # points that a fit needs
-GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: the scatter of points before they speak themselves, and its weight in points
+GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: prior scatter of points, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
 
 @dataclass(frozen=True)
 class Law:
-    """A family: which clocks, kernels and shapes its hypotheses combine. No kernel: the rate is not looked at."""
+    """A family: which clocks, kernels and shapes its hypotheses combine. No kernel: the rate is not used."""
 
     name: str
     clocks: tuple[str, ...]
@@ -81,7 +80,7 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
 
     `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
-    spikes do not count. The Curve may hold fewer than MINIMUM points; it is for the caller to refuse.
+    spikes do not count. The Curve may have fewer than MINIMUM points; the caller checks.
     """
     warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
     start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
@@ -156,7 +155,7 @@ def fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior | Non
     if law.knows_schedule:
         return _fit(law, curve, plan, prior, SHAPES[law.basis])
     shapes = FREE_EXPONENTS if law.basis == "power" else SHAPES[law.basis]
-    for _ in range(3):  # a baseline deserves its best fit: zoom in on the grid's best point
+    for _ in range(3):  # refine the grid about its best point, so that a baseline has its best fit
         fitted = _fit(law, curve, plan, prior, shapes)
         best = int(np.argmax(fitted.weight))
         if len(shapes) == 1:

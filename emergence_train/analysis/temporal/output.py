@@ -1,4 +1,4 @@
-"""What `analyze temporal` leaves behind: result.json, CSV tables, figures, and the short table it prints."""
+"""The output of `analyze temporal`: result.json, CSV tables, figures, and the printed table."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from emergence_train.files import write_csv, write_json
 def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
     """Write the analysis into the directory `out`; returns the result with the figures' names.
 
-    result.json comes last, so that it vouches for a whole set.
+    result.json is written last, so that it exists only with all other files.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, parts in _tables(analysis.runs).items():
@@ -38,7 +38,7 @@ def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
 
 
 def _stem(run: RunAnalysis) -> str:
-    """What the names of a run's figures begin with."""
+    """The prefix of the names of a run's figures."""
     name = run.series.run + (f"-{run.series.split}" if run.series.split else "")
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     if len(stem) > 100 or stem != name:  # cut or changed: keep names of different runs apart

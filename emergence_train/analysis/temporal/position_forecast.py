@@ -3,9 +3,9 @@
 Two stages: fit a0, a1 and a2 at every observed checkpoint (position_law), then their laws along training: a0 and a1
 follow parameter_laws, a2 the schedule-aware laws of mean_law. The forecast takes its shape over positions from a0 and
 a1 and its level from the mean loss, which obeys the same laws as a2 (the position term's mean hardly moves) and is
-measured without the position fit's error. Position by position a residual is left over, much the same at every
-checkpoint because the validation sequences are the same: it is carried forward, shrunk by its noise, and wanders as it
-was seen to wander.
+measured without the position fit's error. The residual at each position is nearly the same at
+every checkpoint because the validation sequences are the same: it is carried forward, shrunk by its noise, as a random walk with
+the observed drift.
 
 `joint` refits all constants at once on all positions and checkpoints, starting from the two stages.
 """
@@ -32,7 +32,7 @@ from emergence_train.analysis.temporal.position_law import (
 )
 
 JOINT_BINS = 24
-ENOUGH = 5  # checkpoints at which the position law must be identified before its numbers are followed
+ENOUGH = 5  # checkpoints at which the position law must be identified before its parameters are forecast
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PositionForecast:
     a0: ParameterLaw
     a1: ParameterLaw
     a2: Forecast  # of a2 itself
-    level: Forecast  # of the mean loss itself, positions not looked at
+    level: Forecast  # of the mean loss, without positions
     pattern: "Pattern"  # carried residual
     loss: np.ndarray  # (m, P) nats
     shared_sd: np.ndarray  # (m, P) or (m,) nats: errors of level and shape, which neighbouring positions share
@@ -140,10 +140,10 @@ def _gap(a0: ArrayLike, a1: ArrayLike, position: np.ndarray, share: np.ndarray) 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What the law leaves over at each position (P,), carried on: it is the same sequences at every checkpoint.
+    """The residual of the law at each position (P,), persistent because every checkpoint has the same sequences.
 
-    A model changes, and with it how hard those sequences are: the pattern wanders, with a variance that grows by
-    `drift` for every factor e of steps. Both are measured on the observed checkpoints.
+    It drifts as the model changes: its variance grows by `drift` for every factor e of steps. Both are estimated on the
+    observed checkpoints.
     """
 
     value: np.ndarray  # nats
@@ -185,7 +185,7 @@ def _wandered(pattern: Pattern, x: np.ndarray, x_future: np.ndarray) -> np.ndarr
 def _level_only(
     matrix: PositionMatrix, x: np.ndarray, x_future: np.ndarray, share: np.ndarray, level: Forecast
 ) -> PositionForecast:
-    """Where the position law is not identified: the late checkpoints' shape, moved with the mean loss."""
+    """The forecast where the position law is not identified: the late checkpoints' shape, shifted by the mean loss."""
     late = x >= WINDOW * x[-1]
     pattern = _carried((matrix.loss - matrix.mean_loss[:, None])[late], x[late])
     nothing = constant_law(x, 0.0)

@@ -1,4 +1,4 @@
-"""Simulated logs with known truth: what a run would log if the temporal law were exact."""
+"""Simulated logs with known truth: those of a run that follows the temporal law exactly."""
 
 from dataclasses import dataclass
 
@@ -78,7 +78,7 @@ def positions(
     """A positions frame, the plan and the true losses (C, P).
 
     `shared` is the part of the sampling variance that is the same at all checkpoints, because the validation
-    sequences are; all positions of a sequence also share how hard it is.
+    sequences are; positions of a sequence also share its difficulty.
     """
     truth = truth or Truth()
     x = np.round(np.linspace(steps / checkpoints, steps, checkpoints)).astype(int)
