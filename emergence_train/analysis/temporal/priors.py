@@ -1,8 +1,8 @@
 """Priors from other runs on the constants that a run's early part does not identify.
 
-Before the learning rate has decayed, a run has no information on how much the loss will fall when it does. Other runs agree on
-it to within a fifth: the fall B (nats, for a decay from the peak rate to 0) grows slowly with the peak rate. They also agree on
-the exponent of the power law. `SHIPPED` is prior.json, fitted by benchmarks/studies/temporal_prior.py, with its source and spread.
+Before the learning rate has decayed, a run has no information on how much the loss will fall when it does. Other runs agree
+on it to within a fifth: the fall B (nats, for a decay from the peak rate to 0) grows slowly with the peak rate. They also agree
+on the exponent of the power law. `SHIPPED` is prior.json, fitted by benchmarks/studies/temporal_prior.py, with source and spread.
 """
 
 import json

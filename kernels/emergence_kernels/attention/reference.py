@@ -1,6 +1,6 @@
 """Attention in PyTorch: scaled_dot_product_attention, with a mask only where one is needed.
 
-On a CPU short sequences of narrow heads are computed with the whole (T, T) matrix of probabilities: PyTorch's blocked
+On a CPU short sequences of narrow heads are computed with the full (T, T) matrix of probabilities: PyTorch's blocked
 kernel takes 1.5 times as long there. With P = softmax(scale q k^T + mask):
 
     out = P v,   dv = P^T dout,   dS = P * (dP - rowsum(P * dP)) with dP = dout v^T,   dq = scale dS k,   dk = scale dS^T q
@@ -32,7 +32,10 @@ def attention_mask(
     return mask
 
 
-WHOLE_MAX_LENGTH, WHOLE_MAX_WIDTH = 128, 32  # measured on two cores with float32: wider or longer, blocks win
+WHOLE_MAX_LENGTH, WHOLE_MAX_WIDTH = (
+    128,
+    32,
+)  # measured on two cores with float32: for wider or longer inputs blocks are faster
 
 
 def attention(
@@ -71,7 +74,7 @@ def _later(T: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Whole(torch.autograd.Function):
-    """Causal attention of as many key heads as query heads, its probabilities kept whole for the backward pass."""
+    """Causal attention of as many key heads as query heads, with the probabilities saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, scale: float) -> Tensor:

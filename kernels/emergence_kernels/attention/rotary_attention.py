@@ -1,4 +1,4 @@
-"""Rotary embedding and attention of one projection, whose gradient is written into one tensor.
+"""Rotary embedding and attention of a fused qkv projection, whose gradient is written into one tensor.
 
 rotary() and attention() one after the other cost two concatenations in backward: of dq and dk for the rotation, and of
 those and dv for the projection. Here dq, dk and dv go into slices of one tensor, where dq and dk are rotated back. With X
@@ -38,17 +38,17 @@ def rotary_attention(
     overwrite: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """attention(rotary(q), rotary(k), v) of a projection that holds all three.
+    """attention(rotary(q), rotary(k), v) of a fused qkv projection.
 
     Args:
         qkv: (B, T, (H + 2 G) D): the query heads, the key heads and the value heads, each of D features.
-        cos, sin: as rotary takes them.
+        cos, sin: as for rotary.
         heads, kv_heads: H and G; None means G = H.
-        causal, scale, document_ids, window, deterministic: as attention takes them.
-        overwrite: q and k may be rotated where they lie in qkv, which saves a tensor of their size until backward. For the
-            output of a projection that nobody else reads. Autograd knows of it (whatever else needed qkv's old value raises),
-            and where it would be wrong, for a leaf, a view or an expanded tensor, a copy is rotated all the same.
-        backend: as attention takes it; None reads EMERGENCE_KERNELS_BACKEND.
+        causal, scale, document_ids, window, deterministic: as for attention.
+        overwrite: q and k may be rotated in place in qkv, which saves a tensor of their size until backward. For the output of
+            a projection that nothing else reads. Autograd is informed (another use of qkv's old value raises), and for a leaf,
+            a view or an expanded tensor, where it would be wrong, a copy is rotated instead.
+        backend: as for attention; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         (B, T, H, D).
@@ -85,7 +85,7 @@ def rotary_attention(
 
 
 def _may_be_overwritten(qkv: Tensor) -> bool:
-    """Autograd has no place for a leaf's old value, and would copy whole gradients for a view's."""
+    """Whether qkv may be changed in place: autograd forbids it for a leaf, and copies whole gradients for a view."""
     tracked = qkv.requires_grad and torch.is_grad_enabled()
     return qkv.is_contiguous() and not (qkv._is_view() or qkv.is_inference() or (tracked and qkv.is_leaf))
 
@@ -123,7 +123,7 @@ def _joined(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, rotati
 
 
 class _Rotated(torch.autograd.Function):
-    """qkv -> q, k, v for attention by others; overwritten, qkv is an output too, so that autograd knows."""
+    """qkv -> q, k, v for attention by others; in place, qkv is also an output (mark_dirty)."""
 
     @staticmethod
     def forward(
@@ -167,7 +167,7 @@ def _completed(
 
 
 class _Fused(torch.autograd.Function):
-    """By kernels that write their gradients where the caller says."""
+    """Attention by kernels that write their gradients into given tensors."""
 
     @staticmethod
     def forward(
@@ -216,7 +216,7 @@ def _gradient(
     backend: str,
     direct: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of qkv. direct: one of the overwritten qkv, to be added."""
+    """The gradient of qkv. direct: that of the overwritten qkv, added to it."""
     heads, kv_heads = q.shape[2], k.shape[2]
     d_qkv = torch.empty(*q.shape[:2], heads + 2 * kv_heads, q.shape[3], dtype=q.dtype, device=q.device)
     if grad is None:

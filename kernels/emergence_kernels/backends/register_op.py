@@ -1,6 +1,6 @@
-"""Registers an operation with PyTorch once: a torch.library custom op for compiled graphs, an autograd.Function for eager mode.
+"""Register an operation with PyTorch once: a torch.library custom op for compiled graphs, an autograd.Function for eager mode.
 
-Calling a custom op costs tens of microseconds more than calling an autograd.Function, so eager mode does without. Both run
+Calling a custom op costs tens of microseconds more than calling an autograd.Function, so eager mode does not use it. Both run
 the same code forward and backward.
 """
 
@@ -20,7 +20,7 @@ class Op:
     """A custom op without autograd.
 
     schema: name, arguments and results as torch.library writes them, such as "swiglu(Tensor x, str backend) -> Tensor".
-    run: what computes it. fake: the same arguments -> empty tensors of the results' shapes and dtypes.
+    run: the implementation. fake: the same arguments -> empty tensors of the results' shapes and dtypes.
     """
 
     schema: str
@@ -35,13 +35,13 @@ class Op:
 
 
 def register_graph_op(forward: Op, gradient: Op | None, save: Callable, backward: Callable) -> Callable:
-    """The custom op `forward` with autograd, for compiled graphs.
+    """Register the custom op `forward` with autograd, for compiled graphs.
 
     Args:
         gradient: the op that the backward pass calls; None: `forward` itself.
-        save: (ctx, inputs, outputs): keeps what backward needs.
-        backward: (ctx, gradient, *grads) -> gradients of the first inputs, None for the others understood; `gradient` is called
-            with the arguments of the op of that name.
+        save: (ctx, inputs, outputs): saves what backward needs.
+        backward: (ctx, gradient, *grads) -> gradients of the first inputs; those of the others are None. `gradient` is called
+            with the arguments of the op `gradient`.
     """
     op = forward.define()
     called = op if gradient is None else gradient.define()
@@ -63,13 +63,13 @@ def register_op(
     eager_forward: Callable | None = None,
     eager_gradient: Callable | None = None,
 ) -> Callable:
-    """The operation as a function of the arguments in the schema of `forward`, differentiable in eager mode and in graphs.
+    """Register an operation; return a function of the arguments of `forward`, differentiable in eager mode and in graphs.
 
     Args:
-        forward, gradient, save, backward: as register_graph_op takes them. In eager mode grads are None where nothing flows back.
-        differentiable: outputs that are; those after them take no part in autograd.
-        returned: outputs that eager mode returns, the others are for `save` alone; None: all.
-        eager_forward, eager_gradient: in the place of forward.run and gradient.run in eager mode.
+        forward, gradient, save, backward: as for register_graph_op. In eager mode unused outputs have None as gradient.
+        differentiable: number of differentiable outputs, the first ones.
+        returned: number of outputs that eager mode returns, the others are for `save` only; None: all.
+        eager_forward, eager_gradient: replace forward.run and gradient.run in eager mode.
     """
     op = register_graph_op(forward, gradient, save, backward)
     compute = eager_forward or forward.run
@@ -80,7 +80,7 @@ def register_op(
         def forward(ctx: Any, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
             outputs = compute(*inputs)
             save(ctx, inputs, outputs)
-            ctx.set_materialize_grads(False)  # zeros for what nobody used would be a launch each
+            ctx.set_materialize_grads(False)  # zeros for unused outputs would be a launch each
             if isinstance(outputs, Tensor):
                 return outputs
             outputs = outputs[:returned]

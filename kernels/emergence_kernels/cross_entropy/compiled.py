@@ -1,8 +1,8 @@
 """Cross-entropy of a linear head: matrix products by PyTorch, rows by csrc/ (loss_rows.cu has the mathematics).
 
 A chunk of logits is computed in float32 into one buffer, whose rows start at multiples of 16 bytes. One sweep over it
-yields every row's statistics and writes the gradient over the logits, in the inputs' dtype: 16-bit gradients lie in the
-first half of their float32 row. On a GPU rows that do not count cost their share of the products and get zeros.
+yields every row's statistics and writes the gradient over the logits, in the inputs' dtype: 16-bit gradients are in the
+first half of their float32 row. On a GPU ignored rows take part in the products and get zeros.
 
 options.backend: "cuda" or "cpu" (float32 only).
 """
@@ -80,7 +80,7 @@ def _sweep(
 
 
 class _Packed:
-    """Rows that count, where packing is free of a sync: on a CPU, where products over the others would cost."""
+    """Rows that are not ignored, packed on a CPU; on a GPU packing would need a sync."""
 
     def __init__(self, valid_N: Tensor) -> None:
         self.all_N, self.valid_N = valid_N, valid_N.contiguous()
@@ -93,7 +93,7 @@ class _Packed:
         return t.contiguous() if self.keep is None else t[self.keep]
 
     def unpacked(self, row: Tensor) -> Tensor:
-        """Zeros where a row does not count; on a GPU the kernels wrote them."""
+        """Unpack; zeros for ignored rows, which on a GPU the kernels wrote."""
         return row if self.keep is None else unpack(self.keep, self.all_N, row)
 
 

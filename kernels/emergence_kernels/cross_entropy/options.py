@@ -8,8 +8,8 @@ class RowOptions:
     """Arguments of fused_rows, forward_rows and backward_rows (reference.py).
 
     z_loss: coefficient of the squared log-sum-exp. softcap: bound of the logits, None for none (fused_rows has none).
-    need_dx, need_dw: gradients to compute. rows_per_chunk: None means as many as suit the device. backend: of compiled.py,
-    which library.
+    need_dx, need_dw: gradients to compute. rows_per_chunk: None chooses by device. backend: the library of
+    compiled.py.
     """
 
     z_loss: float = 0.0

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head, in chunks of rows: no more than a chunk of logits exists at a time.
+"""Cross-entropy of a linear head, in chunks of rows: at most one chunk of logits exists at a time.
 
 Shapes: N rows (tokens), D features, V vocabulary, R rows of a chunk. With z = hidden @ weight^T (softcapped if asked),
 lse = log sum exp z, p = softmax z and y the target:
@@ -11,8 +11,8 @@ lse = log sum exp z, p = softmax z and y the target:
     correct       = [z_y = max_v z_v]        (no argmax is needed; a tie with the target counts as correct)
 
 Logits are float32 (float64 for float64 inputs). Gradients of logits are formed in float32, and on a GPU rounded to the
-inputs' dtype for the matrix products. On a CPU 16-bit inputs are converted whole, since 16-bit products are slow there,
-at the price of a float32 copy of the weight.
+inputs' dtype for the matrix products. On a CPU 16-bit inputs are converted to float32, since 16-bit products are slow there,
+at the cost of a float32 copy of the weight.
 """
 
 from typing import NamedTuple
@@ -24,24 +24,24 @@ from ..backends.products import add_to_dw, finish_dw, logits
 from .chunks import equal_rows
 from .options import RowOptions
 
-# Logits of one chunk. On a CPU small enough for a core's cache, where a pass over them is almost free, but rows enough
-# for the matrix products; on a GPU large enough to fill the device.
+# Logits of one chunk: on a CPU small enough for a core's cache, with enough rows for the matrix products; on a GPU large
+# enough to fill the device.
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 LEAST_ROWS = 128
-MULTIPLE = {"cpu": 16, "cuda": 128}  # of rows: whole tiles of the matrix products
+MULTIPLE = {"cpu": 16, "cuda": 128}  # rows: whole tiles of the matrix products
 
 
 class RowStatistics(NamedTuple):
     """Per row, [N] each."""
 
     loss: Tensor  # nats, without the z-loss term
-    lse: Tensor  # 0 where a row does not count
+    lse: Tensor  # 0 where ignored
     correct: Tensor  # bool
-    entropy: Tensor  # nats; empty where it was not asked for
+    entropy: Tensor  # nats; empty where not computed
 
 
 def chunk_rows(rows: int, vocabulary: int, device: torch.device) -> int:
-    """Rows of each of the equal chunks that `rows` are cut into."""
+    """Rows per chunk, for equal chunks."""
     most = max(LEAST_ROWS, CHUNK_LOGITS.get(device.type, 1 << 24) // vocabulary)
     return equal_rows(rows, most, MULTIPLE.get(device.type, 16))
 
@@ -51,7 +51,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """As they enter the matrix products."""
+    """hidden and weight in the dtype of the matrix products."""
     if hidden_ND.is_cuda:
         return hidden_ND, weight_VD
     dtype = compute_dtype(hidden_ND.dtype)
@@ -59,13 +59,13 @@ def _operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which a compiled graph keeps dW until backward: a sum over tokens may exceed float16."""
+    """The dtype of dW in a compiled graph until backward: a sum over tokens may exceed float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Index of the rows that count, and (targets, rows...) packed. On a GPU packing would cost a sync: the index is
-    None, every row is computed, with target 0 where it does not count."""
+    """Index of the rows that are not ignored, and (targets, rows...) packed. On a GPU packing would need a sync: the index
+    is None and every row is computed, with target 0 where ignored."""
     if valid_N.device.type == "cpu" and not bool(valid_N.all()):
         keep = valid_N.nonzero().squeeze(1)
         return keep, (targets_N[keep], *(row[keep] for row in rows))
@@ -73,7 +73,7 @@ def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | N
 
 
 def unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
-    """Back to N rows, 0 where a row does not count."""
+    """Unpack to N rows, 0 where ignored."""
     if keep is None:
         return row.masked_fill_(~valid_N if row.dim() == 1 else ~valid_N.unsqueeze(1), 0)
     return torch.zeros(valid_N.shape[0], *row.shape[1:], dtype=row.dtype, device=row.device).index_copy_(0, keep, row)
@@ -94,8 +94,8 @@ def fused_rows(
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """Statistics of every row, and the gradients of sum_n scale_n * (loss_n + z_loss * lse_n^2), in one sweep.
 
-    dX comes back in the inputs' dtype, dW as it was summed: in float32 over several chunks. Rows that are not valid have
-    zeros everywhere.
+    dX has the inputs' dtype, dW that of its sum: float32 over several chunks. Rows that are not valid have zeros
+    everywhere.
     """
     keep, (targets_N, hidden_ND, scale_N) = _pack(valid_N, targets_N, hidden_ND, scale_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
@@ -128,7 +128,7 @@ def fused_rows(
         if not options.need_gradients:
             continue
         scale_R = scale_N[here]
-        # The target's entry is formed apart: p - 1 first, with its weight, before any rounding to the inputs' dtype.
+        # The target's entry is computed separately: p - 1 first, with its weight, before rounding to the inputs' dtype.
         p_target_R = p_RV.gather(1, target_R1).squeeze(1)
         dz_target_R = scale_R * ((p_target_R - 1) + 2 * z_loss * lse_R * p_target_R)
         p_RV.mul_((scale_R * (1 + 2 * z_loss * lse_R) if z_loss else scale_R).unsqueeze(1))
@@ -151,7 +151,7 @@ def forward_rows(
     valid_N: Tensor,
     options: RowOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, top, log_total) of every row, [N] each, 0 where a row does not count."""
+    """(loss, top, log_total) of every row, [N] each, 0 where ignored."""
     keep, (targets_N, hidden_ND) = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
@@ -185,7 +185,7 @@ def backward_rows(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits.
 
-    grad_N must be 0 where a row is not valid. dX comes back in the inputs' dtype, dW as it was summed.
+    grad_N must be 0 where a row is not valid. dX has the inputs' dtype, dW that of its sum.
     """
     keep, (targets_N, hidden_ND, top_N, log_total_N, grad_N) = _pack(
         valid_N, targets_N, hidden_ND, top_N, log_total_N, grad_N

@@ -1,4 +1,4 @@
-"""RMSNorm by csrc/ (rms_norm.cu has the formulas), as triton.py with `backend` "cuda" or "cpu" beside."""
+"""RMSNorm by csrc/ (rms_norm.cu has the formulas), as triton.py, with `backend` "cuda" or "cpu"."""
 
 import torch
 from torch import Tensor

@@ -419,7 +419,7 @@ def test_a_driver_that_is_too_old_is_named(monkeypatch):
         )
     monkeypatch.setattr(library, "_driver", lambda: (12, 4))
     with pytest.raises(
-        ek.BackendError, match="'cuda' cannot run: it is built with CUDA 13.0, and the driver knows CUDA 12.4"
+        ek.BackendError, match="'cuda' cannot run: it is built with CUDA 13.0, and the driver supports CUDA 12.4"
     ):
         resolve_backend("cuda", "rms_norm", device)
     assert resolve_backend("auto", "rms_norm", device, measured=["cuda", "torch"]) == "torch"

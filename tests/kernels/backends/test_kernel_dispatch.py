@@ -34,7 +34,7 @@ def test_auto_on_a_cpu_is_the_compiled_library(cpu_library):
     assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1))) == "cpu"
     assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1).bfloat16())) == "torch"
     assert resolve_backend(None, "attention", CPU) == "torch"
-    with pytest.raises(ek.BackendError, match="'cpu' cannot run: it takes float32 only, not torch.bfloat16"):
+    with pytest.raises(ek.BackendError, match="'cpu' cannot run: it supports float32 only, not torch.bfloat16"):
         ek.rms_norm(torch.ones(2, 4).bfloat16(), torch.ones(4).bfloat16(), backend="cpu")
 
 
