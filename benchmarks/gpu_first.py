@@ -3,7 +3,7 @@
     python benchmarks/gpu_first.py [--minutes 30] [--stages NAME,...] [--again] [--out DIR]
 
 Each stage is a process of its own with a limit of its own, the most telling first; what a stage has measured is on the disk when
-it is killed. OUT/<device>/gpu-first.json says how each ended; the next call goes on with those that were not reached or were
+it is killed. OUT/<device>/gpu-first.json says how each ended; the next call continues with those that were not reached or were
 cut off at this commit (--again: all of them). Limits are shares of --minutes, by what the stages took on an H100.
 """
 

@@ -68,7 +68,7 @@ def main() -> int:
             time.sleep(0.2)
         training.send_signal(signal.SIGTERM)
         code = training.wait()
-        assert code == 75, f"told to stop: exit {code}, expected 75"
+        assert code == 75, f"after SIGTERM: exit {code}, expected 75"
         reached = len(rows(directory, "train"))
         run("train", *settings)
         steps = [row["step"] for row in rows(directory, "train")]

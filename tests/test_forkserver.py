@@ -42,7 +42,7 @@ def test_codes_outputs_and_environments_are_each_process_s_own(run):
     assert "KeyError: 'lost'" in ended[2].stderr
 
 
-def test_who_does_not_end_in_time_is_killed_and_the_server_goes_on(run):
+def test_process_over_its_time_is_killed_and_the_server_stays(run):
     with pytest.raises(subprocess.TimeoutExpired):
         run("return", "hang", timeout=1)
     assert run("return")[0].returncode == 0

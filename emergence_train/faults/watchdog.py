@@ -212,7 +212,7 @@ class Watchdog:
         try:
             if not self.stored:
                 return self.mesh.world.rank == 1
-            return self.store.add(f"{self.prefix}told", 1) == 1
+            return self.store.add(f"{self.prefix}reported", 1) == 1
         except Exception:
             return self.mesh.world.rank == 1  # the store is lost: rank 0 hosted it
 

@@ -32,7 +32,7 @@ def call(tmp_path, minutes: float, *more: str) -> int:
     return gpu_first.main(["--minutes", str(minutes), "--out", str(tmp_path), *more])
 
 
-def test_stages_end_apart_and_the_next_call_goes_on(pretended, tmp_path, capsys):
+def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, capsys):
     path = pretended(good="print('fine')", bad="raise SystemExit(3)", slow="import time; time.sleep(60)")
     assert call(tmp_path, 0.4) == 1
     stages = json.loads(path.read_text())["stages"]

@@ -144,7 +144,7 @@ def test_no_manifest_however_strange_does_more_than_be_refused(tmp_path, content
         newest(tmp_path)
 
 
-def test_the_newest_whole_one_is_found(tmp_path):
+def test_the_newest_complete_checkpoint_is_found(tmp_path):
     make(tmp_path, 4)
     later = make(tmp_path, 8)
     (tmp_path / "checkpoints" / ".step-0000000012.tmp").mkdir()

@@ -136,7 +136,7 @@ class Job:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", [False, True])
-def test_a_warning_before_the_time_limit_is_a_save_and_another_start(cluster: Slurm, config, whole, shell):
+def test_warning_before_the_time_limit_saves_and_requeues(cluster: Slurm, config, whole, shell):
     """--signal USR1@120 tells the processes, --signal B:USR1@120 the batch script."""
     job = Job(cluster, config, f"warned-{shell}")
     job.until_step(70)
@@ -148,7 +148,7 @@ def test_a_warning_before_the_time_limit_is_a_save_and_another_start(cluster: Sl
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_the_job_starts_again(cluster: Slurm, config, whole):
+def test_killed_process_ends_the_others_and_requeues(cluster: Slurm, config, whole):
     job = Job(cluster, config, "killed", nodes=2)
     job.until_step(70)
     os.kill(job.tasks()[1], signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_a_killed_process_ends_the_others_and_the_job_starts_again(cluster: Slur
 
 
 @pytest.mark.slow
-def test_what_slurm_requeues_by_itself_goes_on(cluster: Slurm, config, whole):
+def test_requeue_by_slurm_itself_resumes(cluster: Slurm, config, whole):
     job = Job(cluster, config, "requeued")
     job.until_step(70)
     assert cluster("scontrol", "requeue", job.number).returncode == 0

@@ -52,7 +52,7 @@ def test_a_task_of_srun_knows_its_place():
     assert launcher.find(STEP, COMMAND).task == launch.task  # srun bash -c '...; emergence-train ...'
 
 
-def test_one_node_needs_no_name_and_what_the_user_says_stands():
+def test_one_node_needs_no_name_and_variables_of_the_user_win():
     assert slurm.task(STEP | {"SLURM_STEP_NUM_NODES": "1"}, ITSELF).node == "127.0.0.1"
     given = slurm.task(STEP | {"MASTER_ADDR": "gpu1-ib0", "MASTER_PORT": "29400"}, ITSELF)
     assert (given.node, given.ports) == ("gpu1-ib0", (29400,))
@@ -76,7 +76,7 @@ def test_where_rank_0_may_be_anywhere_its_node_is_not_guessed(change):
         (STEP | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, COMMAND),
     ],
 )
-def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, seen):
+def test_process_not_started_by_srun_is_alone_with_a_note(environment, seen):
     launch = launcher.find(environment, seen)
     assert (launch.rank, launch.world, launch.task) == (0, 1, None)
     assert "job 7 has 8 tasks" in launch.note and "srun" in launch.note
@@ -86,7 +86,7 @@ def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, see
     "environment",
     [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}],
 )
-def test_who_asked_for_one_process_hears_nothing(environment):
+def test_a_job_of_one_process_has_no_note(environment):
     launch = launcher.find(environment, ITSELF)
     assert (launch.rank, launch.world, launch.note) == (0, 1, None)
 
@@ -102,7 +102,7 @@ def test_torchrun_counts_before_srun():
     assert (launch.launcher, launch.rank, launch.world, launch.local_rank, launch.task) == ("torchrun", 1, 16, 1, None)
 
 
-def test_mpirun_is_told_from_srun():
+def test_mpirun_is_distinguished_from_srun():
     assert launcher.find(STEP | {"PMI_SIZE": "8"}, ITSELF).world == 8  # srun --mpi=pmi2
     for environment in (
         {"OMPI_COMM_WORLD_SIZE": "4"},
@@ -212,7 +212,7 @@ def test_ports_are_several_and_in_range(job, step):
 
 
 @given(st.integers(0, 2**26), st.integers(0, 7), st.integers(1, 2_124), st.integers(0, 7))
-def test_jobs_that_run_beside_each_other_begin_at_different_ports(job, step, later, other):
+def test_concurrent_jobs_begin_at_different_ports(job, step, later, other):
     assert slurm.ports(job, step)[0] != slurm.ports(job + later, other)[0]
 
 
@@ -239,7 +239,7 @@ def test_more_processes_than_devices_is_an_error(launch):
         distributed.device_index(launch, 1)
 
 
-def test_deepspeed_hears_the_number_of_the_device(monkeypatch):
+def test_deepspeed_is_given_the_device_index(monkeypatch):
     """It takes cuda:LOCAL_RANK, whatever it is told besides."""
 
     class Reached(Exception):
@@ -320,7 +320,7 @@ def test_several_runs_in_one_step_are_an_error(config_file):
     assert "rank 1 was given seed = 1 and rank 0 0" in ended[0].stderr and not ended[1].stderr
 
 
-def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
+def test_named_port_in_use_is_an_error(config_file):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -329,7 +329,7 @@ def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
     assert ended[0].returncode == 1 and f"port {port} of 127.0.0.1 is in use; export MASTER_PORT" in ended[0].stderr
 
 
-def test_a_first_node_without_an_address_is_said(config_file, monkeypatch):
+def test_first_node_without_an_address_is_an_error(config_file, monkeypatch):
     ended = tasks(
         1, str(config_file), job=job_number(), SLURM_STEP_NODELIST="nowhere.invalid", SLURM_STEP_NUM_TASKS="2"
     )

@@ -87,7 +87,7 @@ def test_a_run_of_an_older_version_is_known_by_its_log(run, tmp_path, data_path)
         identity.tokenizer_of(directory, tmp_path / "nowhere")
 
 
-def test_a_damaged_data_json_is_said(tmp_path):
+def test_damaged_data_json_is_an_error(tmp_path):
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json: cannot be read"):
         identity.read(tmp_path)

@@ -171,7 +171,7 @@ def test_a_finished_data_set_knows_its_files(tmp_path):
         prepare(data, lambda line: None)
     path.unlink()
     prepare(data, lines.append)
-    assert "sources are not all there" in lines[-1] and tree(tmp_path / "out") == before
+    assert "source files no longer exist" in lines[-1] and tree(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("blank", ["\n\n", "\n", " "])
@@ -226,7 +226,7 @@ def test_small_data_are_taken_as_they_are(tmp_path, count):
     assert not set(text_of(dataset)) - set(texts)
 
 
-def test_one_giant_document_in_validation_is_told(tmp_path):
+def test_one_giant_document_in_validation_is_logged(tmp_path):
     giant = next(f"{i} " + "word " * 4000 for i in range(999) if document_hash(f"{i} " + "word " * 4000) < 0.1 * 2**64)
     texts = [giant, *documents(100, words=40)]
     dataset, lines = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
@@ -235,7 +235,7 @@ def test_one_giant_document_in_validation_is_told(tmp_path):
     assert dataset.index["validation"]["splits"]["iid"]["documents"] < 8
 
 
-def test_many_equal_domains_name_a_number_of_sequences_that_works(tmp_path):
+def test_error_on_many_domains_names_enough_sequences(tmp_path):
     sources = []
     for i in range(30):
         path = jsonl(tmp_path / f"{i}.jsonl", [{"text": text} for text in documents(60, seed=i)])
@@ -247,7 +247,7 @@ def test_many_equal_domains_name_a_number_of_sequences_that_works(tmp_path):
     assert dataset.index["validation"]["splits"]["iid"]["sequences"] == 30
 
 
-def test_the_share_of_unknown_tokens_is_told_and_bytes_are_the_texts(tmp_path):
+def test_share_of_unknown_tokens_is_logged_and_bytes_match(tmp_path):
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "</s>", *WORDS[:6]])}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "t.json"))

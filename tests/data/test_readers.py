@@ -139,7 +139,7 @@ def test_a_column_of_another_type_is_refused(tmp_path, column):
         ("a.bin", b"", "unknown kind of file"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, data, message):
+def test_unreadable_file_is_one_error_line(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError) as error:
         list(rows(tmp_path / name, "text"))

@@ -225,7 +225,7 @@ def test_ordinary_text_is_learnt_from_as_it_is():
     assert module.train(iter(CORPUS), 350).get_vocab() == plain.get_vocab()
 
 
-def test_what_is_no_tokenizer_is_said_in_one_line(tmp_path):
+def test_invalid_tokenizer_is_one_error_line(tmp_path):
     for content in ("{}", "[]", "not json", ""):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(InputError, match="not a tokenizer.json") as error:

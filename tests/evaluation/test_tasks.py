@@ -163,7 +163,7 @@ def test_a_rank_without_a_batch_runs_as_many_forwards(monkeypatch):
 
 
 @pytest.mark.parametrize("make", synthetic.GENERATORS.values())
-def test_made_items_are_the_same_for_a_seed_and_their_answers_are_right(make):
+def test_generated_items_follow_the_seed_with_right_answers(make):
     drawn = make(50, 3)
     assert drawn == make(50, 3) and drawn != make(50, 4)
     items.checked("t", drawn, "here")
@@ -197,7 +197,7 @@ def test_items_of_files(tmp_path):
     assert task.items[0] == Item("q0", (" yes", " no"), 1) and len(task.items) == 2 and task.chance == 0.5
 
 
-def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path, config_file):
+def test_one_answer_is_scored_by_likelihood_and_greediness(tmp_path, config_file):
     """LAMBADA's rows in the requests' schema (idx null, the label a list) and our own rows, against plain logits."""
     texts = [("the cat sat on the", " mat"), ("once upon a", " time"), ("it is", " not so")]
     rows = [
@@ -272,7 +272,7 @@ def test_bad_items_are_one_line(tmp_path, row, message):
     assert message in str(error.value) and str(path) in str(error.value)
 
 
-def test_a_few_bad_items_are_left_out_and_said(tmp_path):
+def test_a_few_bad_items_are_skipped_and_noted(tmp_path):
     """Real data sets have them: SciQ, CommonsenseQA and SIQA repeat choices. Each choice may have a context of its own."""
     good = [{"context": f"q{n}", "choices": [" b", " c"], "answer": 1} for n in range(40)]
     path = tmp_path / "items.jsonl"
@@ -282,7 +282,7 @@ def test_a_few_bad_items_are_left_out_and_said(tmp_path):
     task = items.from_file("t", path)
     assert (
         len(task.items) == 40
-        and "1 of 41 items left out" in task.note
+        and "1 of 41 items skipped" in task.note
         and "item 8 has the same choice twice" in task.note
     )
     rows = [
@@ -339,7 +339,7 @@ def test_losses_that_compare_by_hand():
     assert unigram_cross_entropy(counts, targets) == pytest.approx(wanted)
 
 
-def test_the_unigram_model_of_real_text_lies_between_its_entropy_and_a_uniform_model(config_file):
+def test_unigram_loss_lies_between_entropy_and_uniform(config_file):
     config = configs.load(config_file)
     dataset = Dataset(config.data, 1, verify=False)
     losses = unigram_losses(dataset)
@@ -368,7 +368,7 @@ def trained(data_path, tmp_path_factory):
     return runs
 
 
-def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
+def test_checkpoints_have_evaluations_at_any_world_size(trained):
     first, second = (pd.read_parquet(run / "evaluations") for run in (trained[1], trained[2]))
     assert len(first) == 3 * (2 * 6 + 1) and set(first["task"]) == {"copying", "sums", "qa"}
     keys = ["step", "task", "metric"]
@@ -382,7 +382,7 @@ def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
     assert last["log_pplu"]["iid"] == pytest.approx(last["loss"]["iid"] - rows["unigram_loss"].iloc[0], abs=1e-5)
 
 
-def test_what_the_tasks_cost_is_written_and_said(trained):
+def test_cost_of_the_tasks_is_recorded_and_printed(trained):
     """Seconds of tasks so far over those of training steps so far, computed here from the steps' own speeds."""
     run = trained[1]
     scoring = training = 0.0

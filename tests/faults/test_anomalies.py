@@ -42,7 +42,7 @@ def test_nothing_is_a_spike_before_there_is_a_measure():
     assert detector(500.0, 1.0, True).kind == "spike"
 
 
-def test_one_spike_does_not_hide_the_next_but_a_new_level_is_accepted():
+def test_second_spike_is_seen_and_a_new_level_accepted():
     detector = AnomalyDetector(Faults(), CALM)
     assert detector(9.0, 1.0, True) and detector(9.0, 1.0, True)
     events = [detector(9.0, 1.0, True) for _ in range(64)]

@@ -207,7 +207,7 @@ def test_prepared_data(copy, data):
 
 @FUZZ
 @given(data=st.data())
-def test_a_log_on_a_disk_that_fails_now_and_then_has_every_row_once(tmp_path_factory, data):
+def test_log_on_a_flaky_disk_has_every_row_once(tmp_path_factory, data):
     """Writes that stop anywhere, raise, and work again: what a flush that says None leaves is whole."""
     folder = tmp_path_factory.mktemp("run")
     log = RunLog(folder, {"run": "r", "params": 1, "vocabulary": "v"}, 0, [])

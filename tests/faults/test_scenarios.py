@@ -49,7 +49,7 @@ def test_stopped_and_started_again_leaves_no_trace(outcome_of):
         assert outcome["differs"] is None, (key, outcome["differs"])
 
 
-def test_a_rewind_goes_on_as_if_the_batches_had_not_been(outcome_of):
+def test_rewind_equals_a_run_without_the_batches(outcome_of):
     result = outcome_of("rewind")
     assert len(result) == (1 if FEW else 3)
     for key, outcome in result.items():
@@ -59,7 +59,7 @@ def test_a_rewind_goes_on_as_if_the_batches_had_not_been(outcome_of):
         assert outcome["differs"] is None, (key, outcome["differs"])
 
 
-def test_a_bad_step_is_left_out_at_every_stage(outcome_of):
+def test_a_bad_step_is_skipped_at_every_stage(outcome_of):
     result = outcome_of("skip")
     assert len(result) == (3 if FEW else 7)
     for key, outcome in result.items():

@@ -23,7 +23,7 @@ def test_a_group_of_one_needs_no_collective():
     assert all_reduce_sum(torch.tensor([3.0]), mesh.data).item() == 3.0
 
 
-def test_nobody_asks_torch_for_the_world():
+def test_ranks_come_from_the_mesh_only():
     """Ranks and sizes come from the mesh, but in the module that makes it."""
     asks = re.compile(r"get_rank\(|get_world_size\(|mesh\.(rank|size|world_size)\b")
     calls = {

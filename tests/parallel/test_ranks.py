@@ -25,7 +25,7 @@ def names(store, delays: dict[int, float], world: int) -> list[str]:
     return started
 
 
-def test_every_start_has_a_name_of_its_own_whoever_comes_first():
+def test_every_start_has_its_own_name_in_any_order():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
     seen = set()
     for delays in ({}, {0: 0.4}, {1: 0.3, 2: 0.1}, {0: 0.2, 2: 0.5}):  # rank 0 last: the others read the name before
@@ -34,7 +34,7 @@ def test_every_start_has_a_name_of_its_own_whoever_comes_first():
         seen.add(started[0])
 
 
-def test_a_start_that_was_killed_while_it_came_together_is_passed_over():
+def test_start_killed_during_rendezvous_is_ignored():
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
     store.set("emergence-train/start", "dead")  # rank 0 had written its name, and no one had answered all of it
     store.set("dead/1", "gone")
@@ -52,7 +52,7 @@ def test_a_start_that_was_killed_while_it_came_together_is_passed_over():
         dist.DistNetworkError("The client socket has failed to connect"),
     ],
 )
-def test_a_process_that_goes_before_all_have_met_is_a_lost_one(error):
+def test_process_lost_during_rendezvous_is_a_lost_peer(error):
     with pytest.raises(PeerLost, match="during the rendezvous") as raised, rendezvous():
         raise error
     assert raised.value.code == 76 and "\n" not in str(raised.value)

@@ -121,13 +121,13 @@ def test_different_vocabularies_are_not_mixed_silently(tmp_path):
     assert len(tables.read(tables.POSITIONS, both, mixed_vocabularies=True)) == 8
 
 
-def test_curves_without_a_learning_rate_say_so(tmp_path):
+def test_curves_without_a_learning_rate_are_marked(tmp_path):
     curves().drop(columns="lr").to_csv(tmp_path / "c.csv", index=False)
     read = tables.read(tables.CURVES, tmp_path / "c.csv")
     assert read.attrs["missing"] == ["lr"] and read["lr"].isna().all() and list(read["step"]) == [1, 2]
 
 
-def test_metrics_are_read_as_a_curve_and_a_cut_last_line_is_left_out(tmp_path):
+def test_metrics_are_read_as_a_curve_without_a_cut_line(tmp_path):
     lines = [{"kind": "run", "run": "r", "params": 5, "vocabulary": "v"}]
     lines += [{"kind": "train", "step": s, "tokens": 64 * s, "lr": 0.1, "loss": 5.0 - s} for s in (1, 2)]
     text = "\n".join(map(json.dumps, lines)) + '\n{"kind": "train", "st'

@@ -104,7 +104,7 @@ def test_offline_with_the_real_wandb(run):
     assert module.chosen_mode("auto") in ("disabled", "offline")
 
 
-def test_a_home_and_places_of_wandb_that_cannot_be_written_stop_nothing(data_path, tmp_path):
+def test_unwritable_directories_of_wandb_stop_nothing(data_path, tmp_path):
     tree = small_config(data_path, tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/proc/none")

@@ -90,7 +90,7 @@ def test_another_batch_counts_the_parents_tokens(folder):
         (["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"], "another shape"),
         (
             ["name=f", "training.batch=24", "training.micro_batch=4", "--from", "RUNS/stable@8"],
-            "no whole number of steps",
+            "not a whole number of steps",
         ),
         (["name=stable", "--from", "RUNS/stable@8"], "choose another name"),
     ],

@@ -29,7 +29,7 @@ class Engine:
         loss.backward()
 
 
-def test_a_capture_that_fails_is_logged_and_training_goes_on(monkeypatch):
+def test_a_capture_that_fails_is_logged_and_training_continues(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "synchronize", lambda: (_ for _ in ()).throw(RuntimeError("operation not permitted"))
     )

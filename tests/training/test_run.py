@@ -161,7 +161,7 @@ def test_where_no_state_is_left_the_logs_are_put_away(config_file, tmp_path):
     assert len(metrics(run)) == len(metrics(run / "begun-anew-1")) == STEPS
 
 
-def test_document_masks_weights_and_accumulation_do_not_depend_on_the_split_over_ranks(config_file, tmp_path):
+def test_losses_do_not_depend_on_world_size_and_micro_batch(config_file, tmp_path):
     options = ["training.document_mask=true", "training.position_weights.head=0.5", "training.z_loss=0.0001"]
     first = command("train", str(config_file), *options, "name=one", "training.micro_batch=8")
     two = command("train", str(config_file), *options, "name=two", "training.micro_batch=1", processes=2)

@@ -72,7 +72,7 @@ def by_task(result: dict) -> dict:
 # ------------------------------------------------------------------------------------------------- simulated truth
 
 
-def test_verdicts_thresholds_and_size_effects_are_right_on_simulated_tasks():
+def test_verdicts_on_simulated_tasks_match_the_truth():
     """A small part of the study; the whole is slow and its result committed."""
     script = study()
     for kind in simulate.KINDS:
@@ -113,7 +113,7 @@ def test_noise_alone_with_very_many_items_is_at_chance():
     assert result.verdict.name == "at-chance" and result.verdict.probability > 0.9
 
 
-def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
+def test_drift_of_guesses_on_the_same_items_is_at_chance():
     """64 items answered by guessing, the guesses of later checkpoints mostly those of earlier ones: from 0.20 to 0.27."""
     rng = np.random.default_rng(0)
     frame = simulate.ladder(rng, sizes=4, checkpoints=16)
@@ -177,7 +177,7 @@ def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
 # ------------------------------------------------------------------------------------------------------ the result
 
 
-def test_the_result_has_what_others_rely_on_and_the_files_are_there(tmp_path):
+def test_result_has_the_contract_keys_and_files(tmp_path):
     analysis = investigate(written(emergent_ladder(), tmp_path))
     result = as_json(write(tmp_path / "out", analysis))
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tasks"] == result["tasks"]
@@ -215,7 +215,7 @@ def test_the_command_line_prints_the_table_or_json(tmp_path):
 # ------------------------------------------------------------------------------------------------- what is missing
 
 
-def test_missing_columns_are_said_and_handled(tmp_path):
+def test_missing_columns_are_noted_and_replaced(tmp_path):
     frame = emergent_ladder().drop(columns=["stderr", "items", "chance", "higher_is_better"])
     result = analyze_emergence(written(frame, tmp_path))
     assert by_task(result)["jump"]["verdict"] == "emergent" and by_task(result)["jump"]["chance"] is None
@@ -245,7 +245,7 @@ def test_one_size_has_no_size_effect(tmp_path, keep, reason):
         assert reason in task["size_effect"]["reason"]
 
 
-def test_losses_that_do_not_overlap_are_said(tmp_path):
+def test_losses_that_do_not_overlap_are_noted(tmp_path):
     frame = emergent_ladder()
     small, large = sorted(frame["params"].unique())[:2]
     part = frame[
@@ -277,7 +277,7 @@ def test_different_vocabularies_and_families_are_not_pooled(tmp_path):
     assert len(pooled["tasks"]) == 2 and any("taken to" in note for note in pooled["notes"])
 
 
-def test_rows_that_do_not_beat_a_unigram_model_do_not_make_a_plateau(tmp_path):
+def test_rows_above_the_unigram_loss_are_no_plateau(tmp_path):
     """Flat from 6 to 4 nats and rising from there on: a threshold only if the model beats word frequencies at 6."""
     loss = np.linspace(6, 2, 60)
     frame = pd.DataFrame({"run": "a", "params": 10, "step": range(60), "tokens": range(60), "loss": loss})
@@ -292,7 +292,7 @@ def test_rows_that_do_not_beat_a_unigram_model_do_not_make_a_plateau(tmp_path):
 
 
 @pytest.mark.parametrize(("rises_at", "verdict"), [(3.5, "emergent"), (7.0, "not-identified")])
-def test_where_the_unigram_model_is_unknown_a_threshold_says_what_it_rests_on(tmp_path, rises_at, verdict):
+def test_unknown_unigram_loss_is_noted_with_the_threshold(tmp_path, rises_at, verdict):
     """Flat from 10.8 nats (untrained) and then rising. By hand: a plateau of a fifth of the range from u to 2 nats ends at
     u - (u - 2) / 5, so u must be at least (rises_at - 0.4) / 0.8."""
     loss = np.linspace(10.8, 2, 80)
@@ -336,7 +336,7 @@ def test_a_written_table_with_empty_cells_is_read_back(tmp_path):
     assert read["chance"].isna().all() and (read["unigram_loss"] == 7.1).all() and (read["items"] == 4000).all()
 
 
-def test_percent_is_told_from_shares(tmp_path):
+def test_percent_is_distinguished_from_shares(tmp_path):
     frame = emergent_ladder()
     shares = analyze_emergence(written(frame, tmp_path))
     percent = frame.assign(value=frame["value"] * 100, stderr=frame["stderr"] * 100, chance=25.0)
@@ -379,7 +379,7 @@ def test_emergence_score_by_hand():
     assert emergence_score(np.array([0.0, 0.0, 0.0, 1.0])) is None and emergence_score(np.array([1.0, 2.0])) is None
 
 
-def test_a_threshold_that_a_continuous_metric_does_not_show_is_a_mirage(tmp_path):
+def test_threshold_absent_in_a_continuous_metric_is_a_mirage(tmp_path):
     task = emergence.analyze_emergence(written(emergent_ladder(), tmp_path)).tasks[0]
 
     def result(metric, verdict):
@@ -453,7 +453,7 @@ def test_the_smooth_is_monotone_unless_the_data_refuse():
     assert np.diff(smooth(np.abs(x - 0.5))).min() < -1e-4
 
 
-def test_the_ability_forecast_of_a_hidden_size_holds_what_happened(tmp_path):
+def test_ability_forecast_of_a_hidden_size_covers_the_truth(tmp_path):
     tested = backtest(written(emergent_ladder(eta=2.8), tmp_path))
     assert len(tested) == 1 and tested[0].task == "jump"
     assert tested[0].actual is not None and tested[0].inside95, tested

@@ -59,7 +59,7 @@ def test_the_schedule_law_beats_every_classical_one(kind, share):
         assert mine < min(errors[name] for name in CLASSICAL) / 2
 
 
-def test_before_any_decay_the_prior_speaks_alone_and_says_so():
+def test_before_any_decay_the_prior_is_used_and_noted():
     x, y, _ = curve_of("wsd")
     seen = x <= 0.3 * x[-1]
     plan = plan_of("wsd")
@@ -88,7 +88,7 @@ def test_once_decay_is_seen_the_data_overrule_the_prior():
     )
 
 
-def test_spikes_and_noise_do_not_throw_it():
+def test_forecast_is_robust_to_spikes_and_noise():
     x, y, true = curve_of("cosine", noise=0.04, rows=15000)
     spiked = y.copy()
     spiked[::97] += 4
@@ -108,7 +108,7 @@ def test_irregular_spacing():
     assert np.sqrt(np.mean((forecast(x[seen], y[seen], x[~seen], plan_of("cosine")).mean - true[~seen]) ** 2)) < 0.04
 
 
-def test_unknown_rate_is_said_and_leaves_room_below():
+def test_unknown_rate_is_noted_and_widens_the_lower_bound():
     x, y, _ = curve_of("cosine")
     seen = x <= 0.2 * x[-1]
     ahead = forecast(x[seen], y[seen], x[~seen], None)
@@ -126,7 +126,7 @@ def test_too_short_is_not_identified():
         forecast(x[:1], y[:1], x[1:], plan_of("wsd"))
 
 
-def test_a_young_run_that_has_not_bent_yet_is_not_trusted_to_level_off():
+def test_forecast_of_a_short_unbent_run_has_a_wide_interval():
     """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which went on to 4.25 nats."""
     x, y = np.array([30.0, 60, 90, 120, 150]), np.array([6.543, 6.316, 6.204, 5.961, 5.755])
     plan = PlannedSchedule(np.array([0.0, 20, 1500]), np.array([0, 4e-3, 4e-4]))
@@ -157,7 +157,7 @@ def test_forecast_final_is_quick_and_never_raises():
     assert none.loss is None and none.reason == "not identified: 0 rows"
 
 
-def test_parameter_families_recover_their_own_curve_and_separation():
+def test_parameter_families_recover_curve_and_separation():
     x = np.linspace(200, 20000, 100)
     for family, value in (
         ("logarithmic", 4 + 0.2 * np.log(x)),
@@ -176,7 +176,7 @@ def test_parameter_families_recover_their_own_curve_and_separation():
     assert law.predict(np.array([60000.0]))[1][0] >= law.predict(np.array([21000.0]))[1][0]
 
 
-def test_every_position_is_forecast_and_the_carried_pattern_helps():
+def test_position_forecast_improves_with_the_pattern():
     rng = np.random.default_rng(4)
     frame, plan, _ = simulate.positions(rng, "cosine", checkpoints=50, length=128)
     matrix = position_matrices(frame)[0]

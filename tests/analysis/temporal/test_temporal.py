@@ -325,14 +325,14 @@ def test_unsorted_rows_are_sorted(tmp_path):
     assert first == second
 
 
-def test_tokens_that_are_zero_are_said_and_steps_are_used(tmp_path):
+def test_zero_tokens_are_noted_and_steps_are_used(tmp_path):
     run = analyze_temporal(written(curve(tokens=0), tmp_path), fit_fraction=0.3)["runs"][0]
     assert any("counted in steps" in note for note in run["notes"])
     assert run["fit_until_step"] == 6000 or abs(run["fit_until_step"] - 6000) < 200
     assert run["final"]["tokens"] == 0
 
 
-def test_missing_rate_is_said(tmp_path):
+def test_missing_rate_is_noted(tmp_path):
     run = analyze_temporal(written(curve().drop(columns="lr"), tmp_path), fit_fraction=0.3)["runs"][0]
     assert any("learning rate" in note for note in run["notes"])
     assert run["final"]["low95"] <= run["final"]["actual"] <= run["final"]["high95"]

@@ -259,7 +259,7 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
         ),
     ],
 )
-def test_generations_of_flash_attn_are_told_apart(there, generations, tmp_path, monkeypatch):
+def test_generations_of_flash_attn_are_distinguished(there, generations, tmp_path, monkeypatch):
     """The fourth comes as a part of a package that only the second makes whole."""
     from emergence_kernels.attention import flash as flash_backend
 

@@ -281,7 +281,7 @@ def same(source: str, some: list[torch.Tensor], others: list[torch.Tensor]) -> b
 
 
 @pytest.mark.parametrize("source", RUNS)
-def test_the_order_of_threads_and_of_what_is_asynchronous_does_not_matter(source, emulated, monkeypatch):
+def test_results_do_not_depend_on_the_order_of_threads(source, emulated, monkeypatch):
     """The same bits, whoever runs first and whenever copies and products happen; but for sums in any order, which are close."""
     usual = RUNS[source]()
     for seed in range(1, 6):
@@ -340,7 +340,7 @@ def forms(ptx: str) -> tuple[set, set, set]:
 
 
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
-def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
+def test_instructions_and_descriptors_match_triton(tmp_path):
     """The emulator was written by who wrote the kernels: what both got wrong, Triton's code for a Hopper would show."""
     pytest.importorskip("triton")
     script = HARNESS / "hopper_by_triton.py"

@@ -129,7 +129,7 @@ def test_gradient_from_known_statistics(softcap, compiled, device):
     assert_as_good("dz", dz[:, :2500], wanted, wanted.to(dtype), floor=8.0)
 
 
-def test_a_target_out_of_range_is_an_infinite_loss_and_no_stray_read(compiled, device):
+def test_target_out_of_range_is_an_infinite_loss(compiled, device):
     z, dz, targets, valid, scale = rows_of(4, 60, torch.float32, torch.float32, device)
     targets[:] = torch.tensor([5, 60, -3, 1 << 40])
     valid[:] = True
@@ -190,7 +190,7 @@ def test_rms_norm_shapes(rows, D, dtype, compiled, device):
         assert_as_good(name, *three, floor=4.0)
 
 
-def test_rms_norm_of_too_many_features_is_refused_before_a_launch(cuda_library, device):
+def test_rms_norm_of_too_many_features_is_refused(cuda_library, device):
     if cuda_library:
         pytest.skip(cuda_library)
     with pytest.raises(ek.BackendError, match="9000 features are more than 8192"):
