@@ -1,4 +1,4 @@
-"""What the tests share: a small configuration, and a way to run the command line in processes of its own."""
+"""Shared by the tests: a small configuration, and running the command line in other processes."""
 
 import contextlib
 import fcntl
@@ -65,7 +65,7 @@ def data_of(path: Path, **changes):
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """Every file under `path` with its content; what only notes when files were looked at is left out."""
+    """Every file under `path` with its content; without files that only record when others were verified."""
     files = {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
     return {name: content for name, content in files.items() if name != "verified.json"}
 

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: exit codes, one-line errors, help, JSON."""
+"""The command line: exit codes, one-line errors, help, JSON."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What others rely on, written out: names may be added, none may go or change its meaning without a release that says so."""
+"""The contracts, as literal lists: names may be added; removing one or changing its meaning needs a release note."""
 
 import argparse
 import json

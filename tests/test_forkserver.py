@@ -1,4 +1,4 @@
-"""Forked processes end, print and see their environment as fresh ones do."""
+"""Forked processes exit, print and read their environment as fresh ones."""
 
 import os
 import subprocess

@@ -1,7 +1,7 @@
-"""Which way the arrows run: every import of the two packages, those inside functions too, read from the source.
+"""Direction of imports: every import of the two packages, also inside functions, read from the source.
 
-A module may import from its own room and from rooms on lower floors. What breaks that today stands in EXCEPTIONS, which may
-only shrink: fixing one must delete its line.
+A module may import from its own room and from rooms on lower floors. Violations are listed in EXCEPTIONS, which may only
+shrink: fixing one must delete its line.
 """
 
 import ast
@@ -41,21 +41,21 @@ KERNEL_FLOORS = (
     ("attention",),
     ("bench",),
 )
-# (room, what it never imports although that lies lower): the analyses read tables, whoever wrote them
+# (room, rooms that it never imports although they are lower): the analyses read tables of any origin
 TRAINING_ONLY = ("models", "data", "evaluation", "checkpoint", "parallel", "cluster", "faults", "tracking")
 TRAINING_ONLY += ("optim.base", "optim.adamw", "optim.groups", "optim.registry")
 NEVER = {
     "analysis": TRAINING_ONLY,
     "report": TRAINING_ONLY,
 }
-# What of the analyses may draw or write files; the rest returns results
+# Modules of the analyses that may draw or write files; the others return results
 WRITERS = {
     "analysis.drawing",
     "analysis.position_weights",
     "analysis.temporal.output",
     "analysis.emergence.output",
 }
-# What the report may know of the analyses: results, tables, descriptions of figures; report.collect runs the analyses.
+# Modules of the analyses that the report may import: results, tables, descriptions of figures; report.collect runs the analyses.
 SHOWN = {
     "analysis.figures",
     "analysis.results",
@@ -186,7 +186,7 @@ def test_report_reads_results_and_fits_nothing():
 
 
 def test_results_are_data_alone():
-    """Whoever reads a result needs no fit, no table and no solver for it."""
+    """Reading a result needs no fit, no table and no solver."""
     for wing in ("temporal", "emergence"):
         names = _imported(f"emergence_train.analysis.{wing}.result", MODULES[f"emergence_train.analysis.{wing}.result"])
         assert names <= {"dataclasses", "typing", "emergence_train.analysis.results"}
@@ -199,7 +199,7 @@ def test_kernels_import_nothing_of_the_framework():
 
 
 def test_recorder_needs_torch_numpy_pandas_and_pyarrow_only():
-    """So any trainer can write our tables: no configuration, no DeepSpeed."""
+    """So any trainer can write the tables: no configuration, no DeepSpeed."""
     allowed = {*sys.stdlib_module_names, "torch", "numpy", "pandas", "pyarrow"}
     reached, waiting = set(), [module for module in _framework() if _short(module).startswith("recorder")]
     while waiting:

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: written as safetensors that others read, verified to the last byte, read in any layout."""
+"""The files of a checkpoint: safetensors readable by the library, verification of every byte, reading in any layout."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SMALL", 200)
     tensors = {
         "a": torch.randn(17, dtype=torch.float32),
-        "b": torch.randn(333, 5, dtype=torch.float64),  # larger than a piece
+        "b": torch.randn(333, 5, dtype=torch.float64),  # larger than a chunk
         "empty": torch.empty(0),
         "transposed": torch.randn(40, 30).T,
         "i": torch.arange(-3, 4),
@@ -55,7 +55,7 @@ def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
     assert entry == {"file": "x.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_write_that_fails_raises_and_leaves_no_thread(tmp_path, monkeypatch):
     """More pieces than wait for their checksum, on a device that is always full."""
     monkeypatch.setattr(checkpoints, "CHUNK", 1000)
@@ -161,7 +161,7 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path):
 
 @pytest.mark.parametrize("name", [MANIFEST, STATE, "shard-00000-of-00002.safetensors"])
 def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
-    """No right to read, a stale handle, too many open files: RunError. An error of the disk itself is damage."""
+    """Missing permission, a stale handle, too many open files: RunError. An I/O error is damage."""
     path = make(tmp_path)
     plain, fault = open, [0]
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, for each setting of it."""
+"""Retention of checkpoints, for each setting."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The training under a Slurm of its own, with two nodes on this machine. Skipped where Slurm is not installed; its commands
+"""Training under a private Slurm, with two nodes on this machine. Skipped where Slurm is not installed; its commands
 and daemons come from the distribution's packages (on Debian slurm-wlm and munge)."""
 
 import contextlib
@@ -25,7 +25,7 @@ BATCH = ["sbatch", "--parsable", "--gpus-per-node", "0", "--cpus-per-task", "1",
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A Slurm whose jobs find this checkout's `emergence-train`."""
+    """A Slurm whose jobs run this checkout's `emergence-train`."""
     place = tmp_path_factory.mktemp("slurm")
     program = place / "bin" / "emergence-train"
     program.parent.mkdir()
@@ -78,7 +78,7 @@ def test_srun_on_two_nodes_trains_one_run(cluster: Slurm, config):
 
 @pytest.fixture(scope="module")
 def whole(cluster: Slurm, config) -> Path:
-    """The run that nothing happened to."""
+    """The uninterrupted run."""
     done = cluster("srun", "-n", "2", "emergence-train", "train", str(config), "name=whole")
     assert done.returncode == 0, done.stderr
     return config.parent / "whole"
@@ -137,7 +137,7 @@ class Job:
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", [False, True])
 def test_warning_before_the_time_limit_saves_and_requeues(cluster: Slurm, config, whole, shell):
-    """--signal USR1@120 tells the processes, --signal B:USR1@120 the batch script."""
+    """--signal USR1@120 signals the processes, --signal B:USR1@120 the batch script."""
     job = Job(cluster, config, f"warned-{shell}")
     job.until_step(70)
     cluster("scancel", "--signal=USR1", *(["--batch"] if shell else []), job.number)
@@ -200,7 +200,7 @@ def test_wrong_input_and_an_early_loss_are_not_tried_again(cluster: Slurm, confi
 
 @pytest.mark.slow
 def test_an_array_trains_a_run_for_each_of_its_numbers(cluster: Slurm, config):
-    """The last of an array has the number of the whole array: it alone is requeued."""
+    """The last job of an array has the number of the array: only it is requeued."""
     shape = ["--nodes", "1", "--ntasks-per-node", "1", "--array", "1-3", "--output", str(config.parent / "a-%a.log")]
     done = cluster(
         *BATCH,

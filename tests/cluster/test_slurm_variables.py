@@ -1,4 +1,4 @@
-"""What is concluded from Slurm's variables. Those here were seen with Slurm 22.05 (docs/how-to/faults.md)."""
+"""Detection of tasks from Slurm's variables, as Slurm 22.05 sets them (docs/how-to/faults.md)."""
 
 import contextlib
 import os
@@ -142,7 +142,7 @@ RANGE = st.tuples(st.integers(0, 12), st.integers(0, 3), st.integers(1, 4))  # f
 
 @st.composite
 def node_lists(draw) -> tuple[str, list[str]]:
-    """A list as Slurm writes it, and the names, made one by one beside it."""
+    """A list as Slurm writes it, and its names, generated independently."""
     texts, names = [], []
     for _ in range(draw(st.integers(1, 3))):
         text, here = "", [""]
@@ -240,7 +240,7 @@ def test_more_processes_than_devices_is_an_error(launch):
 
 
 def test_deepspeed_is_given_the_device_index(monkeypatch):
-    """It takes cuda:LOCAL_RANK, whatever it is told besides."""
+    """It uses cuda:LOCAL_RANK, regardless of other settings."""
 
     class Reached(Exception):
         pass
@@ -272,7 +272,7 @@ def test_deepspeed_is_given_the_device_index(monkeypatch):
 def tasks(
     world: int, *arguments: str, job: int, each=lambda rank: (), **more: str
 ) -> list[subprocess.CompletedProcess]:
-    """`emergence-train train` in `world` processes that have Slurm's variables and no one else's."""
+    """`emergence-train train` in `world` processes with Slurm's variables and no other launcher's."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         clean.pop(name, None)
@@ -288,12 +288,12 @@ def tasks(
 
 
 def job_number() -> int:
-    """Of which no other test process has the ports at the same time."""
+    """A job number whose ports no other test process uses at the same time."""
     return secrets.randbelow(2**26)
 
 
 def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, config_file):
-    """Though another job's store is at the port they look at first, and something that never answers at the next."""
+    """Although another job's store is at the first port, and a server that never answers at the next."""
     job = job_number()
     first, second, *_ = slurm.ports(job, 3)
     strangers = dist.TCPStore("127.0.0.1", first, 3, True, wait_for_workers=False)
@@ -303,7 +303,7 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
         silent.listen()
         ended = tasks(2, str(config_file), "--json", job=job)
     assert [process.returncode for process in ended] == [0, 0], ended
-    assert strangers.num_keys() == 1  # nothing of ours went there
+    assert strangers.num_keys() == 1  # no key of this job is in it
     assert "2 x " in ended[0].stderr and ended[1].stdout == "" and "step 12/12" not in ended[1].stderr
     assert '"run"' in ended[0].stdout
     tree = small_config(data_path, tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""From sources to shards: what is written is the text, held-out documents stay out, restarts go on."""
+"""From sources to shards: shards hold the text, held-out documents are excluded, restarts resume."""
 
 import json
 import shutil
@@ -101,7 +101,7 @@ def test_all_kinds_of_files_give_their_documents(tmp_path):
 
 
 def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
-    """A directory in the hub's layout stands for the hub, which tests cannot reach."""
+    """A directory in the hub's layout replaces the hub, which tests cannot reach."""
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rows = "\n".join(json.dumps({"content": f"document {i}"}) for i in range(5))

@@ -1,6 +1,6 @@
-"""Random corpora, kinds of files, bad rows and interruptions: the way from text to shards to samples and back.
+"""Random corpora, kinds of files, bad rows and interruptions: text to shards to samples and back.
 
-Each case ends in a data set whose every token stands where it should, once, or in one line that names a place. FUZZ_EXAMPLES=2000
+Each case ends in a data set with every token once in its place, or in one error line that names a place. FUZZ_EXAMPLES=2000
 runs more of them.
 """
 

@@ -1,5 +1,5 @@
-"""What people feed to prepare: bad rows, few documents, one big file, files that change, runs cut off. Each ends in a right
-data set or in one line that names the place and a remedy that works.
+"""Inputs of prepare: bad rows, few documents, one large file, files that change, interruptions. Each ends in a correct data set
+or in one line that names the place and a remedy that works.
 """
 
 import json
@@ -301,7 +301,7 @@ def test_two_prepares_of_one_directory(tmp_path):
 
 
 def test_an_index_of_an_older_version_still_opens(tmp_path):
-    """It lacks the names of files and the keys of today's configuration."""
+    """It has no names of files and no newer keys of the configuration."""
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(200)])
     data = small(tmp_path / "out", path)
     prepare(data, lambda line: None)
@@ -317,7 +317,7 @@ def test_an_index_of_an_older_version_still_opens(tmp_path):
 
 
 def test_held_out_text_is_bounded_in_memory(tmp_path):
-    """An ood source is held out whole; only what its set can take is kept, and the same is chosen."""
+    """An ood source is held out entirely; only the windows needed are kept, and the same are chosen."""
     from emergence_train.data.held_out import HeldOut, choose
     from emergence_train.data.tokenizing import Document
 

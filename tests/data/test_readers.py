@@ -1,4 +1,4 @@
-"""Every kind of file gives the same texts; a bad row is named by file and row, and only it is left out."""
+"""Every kind of file gives the same texts; a bad row is named by file and row, and only it is skipped."""
 
 import bz2
 import gzip
@@ -148,7 +148,7 @@ def test_unreadable_file_is_one_error_line(tmp_path, name, data, message):
 
 @pytest.mark.parametrize("before", [0, 1, 700_000, 3_000_000])
 def test_the_byte_that_is_no_utf8_is_counted_from_the_file(tmp_path, before):
-    """Not from the read buffer that it happens to be in."""
+    """Not from the start of the read buffer."""
     text = ("line\n" * (before // 5 + 1))[:before].encode()
     path = tmp_path / "a.txt"
     path.write_bytes(text + b"\xffrest")

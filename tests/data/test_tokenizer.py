@@ -1,4 +1,4 @@
-"""A loaded tokenizer is a map from text to ids: whatever its file carries, training and the exported copy make the same ids."""
+"""A loaded tokenizer is a map from text to ids: training and the exported copy give the same ids, for any content of its file."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def word_level() -> Tokenizer:
 
 
 def sentence_piece() -> Tokenizer:
-    """As Llama 2's: BPE over characters with bytes to fall back on, a space put before the text."""
+    """As Llama 2's: BPE over characters with byte fallback, a space prepended to the text."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -91,7 +91,7 @@ KINDS = {
 
 
 def with_flags(tokenizer: Tokenizer) -> Tokenizer:
-    """Everything that a tokenizer.json can carry beside the map itself."""
+    """Every setting of a tokenizer.json beside the map itself."""
     tokenizer.enable_truncation(7)
     tokenizer.enable_padding(length=24, pad_token="<pad>", pad_id=tokenizer.token_to_id("<pad>"))
     tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("zz", single_word=True, lstrip=True)])
@@ -203,7 +203,7 @@ def test_a_character_that_tokens_share_is_counted_once():
 
 @pytest.mark.parametrize("run", ["=" * 400_000, "aGVsbG8" * 60_000, " " * 400_000, "字" * 200_000])
 def test_training_is_linear_in_long_runs(run):
-    """Quadratic, the first took minutes; this limit is some twenty times what it takes."""
+    """Quadratic training took minutes; the limit is some twenty times the present duration."""
     import time
 
     began = time.process_time()

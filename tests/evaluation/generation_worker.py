@@ -17,7 +17,7 @@ MOST = 12
 
 
 def finished(ids: list[int]) -> bool:
-    """After 1 to 6 tokens, texts apart."""
+    """Finish after 1 to 6 tokens, differently for each text."""
     return len(ids) > ids[0] % 6
 
 

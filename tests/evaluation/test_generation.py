@@ -1,4 +1,4 @@
-"""Generation with a cache gives what the model gives without one, on one process and dealt out over two."""
+"""Generation with a cache gives what the model gives without one, on one process and distributed over two."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path
 
 
 def test_ranks_run_the_same_number_of_forwards(monkeypatch):
-    """Five batches on two ranks, each told that the other has just finished: rounds alone make the counts equal."""
+    """Five batches on two ranks, where the other rank appears to have finished: the number of rounds makes the counts equal."""
     decoder = model()
     prompts = [[1] * n for n in range(1, 6)]
     whole = generate(decoder, prompts, 6, lambda ids: False, start(1))
@@ -79,7 +79,7 @@ def test_ranks_run_the_same_number_of_forwards(monkeypatch):
     for rank in range(2):
         calls = []
         handle = decoder.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        # The sum over ranks of what is still open: the other rank is open for all six tokens, and found nothing.
+        # The sum over ranks of what is still open: the other rank is open for all six tokens, and has found nothing.
         monkeypatch.setattr(generation, "all_reduce_sum", lambda tensor, group: tensor + (tensor.numel() == 1))
         parts.append(
             generate(decoder, prompts, 6, lambda ids: len(ids) == 2, data_parallel(rank, 2, rank, torch.device("cpu")))

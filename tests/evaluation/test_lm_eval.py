@@ -1,4 +1,4 @@
-"""Our adapter against lm-eval's Hugging Face backend on the same weights. Skipped where lm-eval is not installed."""
+"""The adapter against lm-eval's Hugging Face backend on the same weights. Skipped where lm-eval is not installed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from support import ROOT, llama_of  # noqa: E402
 
 @pytest.fixture(scope="module")
 def both(data_path):
-    """(our adapter, lm-eval's) around the same weights, fp32."""
+    """(the adapter, lm-eval's) around the same weights, fp32."""
     tokenizer = load_file(data_path / "tokenizer.json")
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
@@ -91,7 +91,7 @@ def test_generations_are_equal(both):
 
 
 def sums_in(folder) -> None:
-    """A multiple-choice task over a local file, as lm-eval wants it."""
+    """A multiple-choice task over a local file, in lm-eval's format."""
     rows = [
         {"q": f"{a} plus {b} is", "choices": [str(c) for c in range(4)], "gold": (a + b) % 4}
         for a in range(5)
@@ -106,7 +106,7 @@ def sums_in(folder) -> None:
 
 
 def test_two_processes_have_what_one_has_and_load_it_once(data_path, tmp_path):
-    """Under torchrun lm-eval itself gives results to the first process alone."""
+    """Under torchrun lm-eval itself returns results on rank 0 only."""
     sums_in(tmp_path)
     worker = Path(__file__).with_name("lm_eval_worker.py")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])

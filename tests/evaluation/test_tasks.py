@@ -55,7 +55,7 @@ def test_metrics_by_hand():
     p = np.array([0.4, 0.3, 0.2, 0.1])
     choices = ("aa", "b", "cé", "d")
     task = Task("t", (Item("x", choices, 0), Item("x", choices, 2)))
-    metrics = by_metric(choice_metrics(task, [np.log(p) - 3, np.log(p) + 1]))  # whatever they share cancels in p
+    metrics = by_metric(choice_metrics(task, [np.log(p) - 3, np.log(p) + 1]))  # a common term cancels in p
     assert (
         metrics["acc"]["value"] == 0.5
         and metrics["acc"]["stderr"] == pytest.approx(0.5)
@@ -100,7 +100,7 @@ def test_log_likelihoods_are_those_of_plain_logits():
 @torch.no_grad()
 @pytest.mark.parametrize("greedy", [False, True])
 def test_requests_that_begin_alike_share_a_row(greedy, monkeypatch):
-    """Choices under one context, of any lengths: the same values from fewer tokens, whoever stands beside whom."""
+    """Choices under one context, of any lengths: the same values from fewer tokens, in any grouping."""
     from emergence_train.evaluation import scoring
 
     model, rng = random_model(), np.random.default_rng(1)
@@ -167,7 +167,7 @@ def test_generated_items_follow_the_seed_with_right_answers(make):
     drawn = make(50, 3)
     assert drawn == make(50, 3) and drawn != make(50, 4)
     items.checked("t", drawn, "here")
-    assert len({item.answer for item in drawn}) > 2  # the right answer's place says nothing
+    assert len({item.answer for item in drawn}) > 2  # the index of the right answer is uniform
 
 
 def test_answers_of_made_items():
@@ -219,7 +219,7 @@ def test_one_answer_is_scored_by_likelihood_and_greediness(tmp_path, config_file
     for number, (context, answer) in enumerate(texts):
         ids = suite.tokenizer.encode(context + answer, add_special_tokens=False).ids
         count = len(ids) - len(suite.tokenizer.encode(context, add_special_tokens=False).ids)
-        if number == 0:  # teach it the first answer, so that greediness is seen in both senses
+        if number == 0:  # train on the first answer, so that both values of greediness occur
             with torch.no_grad():
                 model.head.weight.zero_()
                 handle = model.head.register_forward_hook(lambda _, given, out: hidden.append(given[0]))

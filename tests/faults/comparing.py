@@ -1,4 +1,4 @@
-"""What two runs wrote, one of which nothing happened to, held against each other."""
+"""Compare the logs of a run with those of an uninterrupted one."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +11,7 @@ TIMELESS = ("tokens_per_second", "seconds", "share_of_training", "run")
 
 
 class Wrong(AssertionError):
-    """What a trial found."""
+    """The failure of a trial."""
 
 
 def compare(whole: Path, run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Faults and changes with a known outcome: one process forks every run, prints one JSON object, tests look at it.
+"""Faults and changes with a known outcome: one process forks every run and prints one JSON object, which the tests check.
 
 python tests/faults/scenarios.py PLACE [--few] [NAME ...]
 """
@@ -54,7 +54,7 @@ class Runs:
         (place / "config.yaml").write_text(yaml.safe_dump(tree))
 
     def start(self, name: str, *over: str, world: int = 1, patch=None, stop_at: int | None = None) -> dict:
-        """One start of a run, told to stop at a step if wanted -> {"codes", "said", "seconds"}."""
+        """One start of a run, with a stop at a step if given -> {"codes", "said", "seconds"}."""
         arguments = ["train", str(self.place / "config.yaml"), f"name={name}", *over]
         launched = launch(arguments, world, self.place / "logs" / name, patch=patch)
         if stop_at is not None:
@@ -81,7 +81,7 @@ class Runs:
 
 
 def poison(batches: set[int], factor: float):
-    """The loss of these batches is multiplied, whatever step trains on them."""
+    """Multiply the loss of these batches, in any step that trains on them."""
     now = {"batch": -1}
     load, forward = Stepper._load, Decoder.forward
 
@@ -138,7 +138,7 @@ def elastic(runs: Runs) -> dict:
 
 
 def exact(runs: Runs) -> dict:
-    """Stopped by SIGTERM and started again, in every precision, at every stage, saved beside training or not."""
+    """Stopped by SIGTERM and started again, in every precision, at every stage, saved during training or not."""
     outcome = {}
     cases = [
         ("fp32", 2, 2, True),
@@ -171,7 +171,7 @@ def exact(runs: Runs) -> dict:
 
 
 def rewind(runs: Runs) -> dict:
-    """A batch whose loss is not a number (or a spike): back, and on as a run that never had the skipped batches."""
+    """A batch whose loss is not finite (or a spike): rewind, then equal a run that never had the skipped batches."""
     outcome = {}
     cases = [(3, 2, float("nan")), (1, 1, float("nan")), (2, 1, 30.0)]
     for stage, world, factor in some(cases, runs.few, 1):
@@ -195,7 +195,7 @@ def rewind(runs: Runs) -> dict:
 
 
 def skip(runs: Runs) -> dict:
-    """A bad batch is left out of the weights, at every stage, and named; the others are trained on."""
+    """A bad batch is skipped, at every stage, and named; the others are trained on."""
     outcome = {}
     cases = [
         (0, 2, "fp32", float("nan")),
@@ -245,7 +245,7 @@ def drift(runs: Runs) -> dict:
 
 
 def hang(runs: Runs) -> dict:
-    """Rank 1 sleeps over its data; and a rank that fails by itself is quoted by the others."""
+    """Rank 1 sleeps while loading; and the error of a rank that fails is reported by the others."""
     load = Stepper._load
 
     def loading(self, step, number):
@@ -279,7 +279,7 @@ STARTS = ["building the engine", "opening the data", "loading a checkpoint"]
 
 
 def phases(runs: Runs) -> dict:
-    """SIGTERM in each phase of step 6, a planned checkpoint, to one rank of two; and while a lone process starts."""
+    """SIGTERM in each phase of step 6, a planned checkpoint, to one rank of two; and while a single process starts."""
     at, phases_seen = Watchdog.at, {}
 
     def signalling(phase: str, to: int):
@@ -289,7 +289,7 @@ def phases(runs: Runs) -> dict:
                 self.sent = True
                 os.kill(os.getpid(), signal.SIGTERM)
                 if not step:
-                    time.sleep(5)  # the thread ends the process; the main thread would go on
+                    time.sleep(5)  # the thread ends the process; the main thread would continue
 
         def patch(rank: int) -> None:
             Watchdog.at = hooked
@@ -315,7 +315,7 @@ def phases(runs: Runs) -> dict:
         save(self, engine, step, *given)
         if step == 6 and self.mesh.data.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.2)  # it has been heard, and the save goes on
+            time.sleep(0.2)  # it was received, and the save continues
 
     def slowly(file):
         time.sleep(0.2)
@@ -340,8 +340,8 @@ def phases(runs: Runs) -> dict:
 
 
 def compiling(runs: Runs) -> dict:
-    """SIGTERM while validation compiles, which would take a minute: in a compiler that lets the interruption through, and
-    in one that swallows the first. torch's own compiler is tried by test_compiling.py."""
+    """SIGTERM while validation compiles, which would take a minute: in a compiler that propagates the exception, and in
+    one that catches the first. torch's own compiler is tested by test_compiling.py."""
     compile, at, now = torch.nn.Module.compile, Watchdog.at, {}
 
     def noting(self, operation, step=0):
@@ -386,7 +386,7 @@ def compiling(runs: Runs) -> dict:
 
 
 def pinned(runs: Runs) -> dict:
-    """Retention as a run does it: the last two, each second planned one, the best, and one that a person keeps."""
+    """Retention in a run: the last two, each second planned one, the best, and a pinned one."""
     over = ["checkpoints.keep_every=2", "checkpoints.keep_last=1"]
     first = runs.start("pinned", *over, stop_at=4)
     newest = sorted((runs.path("pinned") / "checkpoints").glob("step-*"))[-1]

@@ -1,4 +1,4 @@
-"""The flight recorder: what NCCL is told before it starts, and what a record is."""
+"""The flight recorder: NCCL's settings before it starts, and the record."""
 
 import os
 import pickle

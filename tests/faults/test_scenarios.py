@@ -1,4 +1,4 @@
-"""What scenarios.py finds: elastic and exact continuation, numbers that go wrong, processes that hang."""
+"""The outcomes of scenarios.py: elastic and exact resumption, anomalies, processes that hang."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from support import run_python
 
-FEW = not os.environ.get("FAULTS_ALL")  # make fault-trials looks at every case
+FEW = not os.environ.get("FAULTS_ALL")  # make fault-trials runs every case
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_another_world_size_stage_and_micro_batch_at_every_start(outcome_of, pre
 
 
 def test_stopped_and_started_again_leaves_no_trace(outcome_of):
-    """Exactly, in fp32 and bf16, at every stage, with the state written beside training too."""
+    """Exactly, in fp32 and bf16, at every stage, also with asynchronous saves."""
     result = outcome_of("exact")
     assert len(result) == (2 if FEW else 6)
     for key, outcome in result.items():
@@ -69,7 +69,7 @@ def test_a_bad_step_is_skipped_at_every_stage(outcome_of):
         assert outcome["skipped"][0]["reason"].startswith("loss 136" if spike else "loss not finite")
         before, bad, *after = outcome["losses"][18:]
         assert bad is None if not spike else bad > 100
-        assert all(abs(loss - before) < 0.15 for loss in after), "the weights took no harm"
+        assert all(abs(loss - before) < 0.15 for loss in after), "the weights are unchanged"
         assert outcome["curve_steps"] == (24 if spike else 23) and outcome["tables"] == 4 * 5 * 32
 
 
@@ -108,7 +108,7 @@ def test_a_signal_in_any_phase_is_answered(outcome_of):
 
 
 def test_a_signal_breaks_off_a_compilation(outcome_of):
-    """It is heard in the middle of it, and the state of the step before is saved."""
+    """The compilation is aborted, and the state of the step before is saved."""
     result = outcome_of("compiling")
     assert len(result) == (2 if FEW else 3)
     for key, outcome in result.items():

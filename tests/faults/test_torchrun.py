@@ -1,4 +1,4 @@
-"""torchrun's own restart: a worker is killed, the launcher starts all again, and the run goes on by itself."""
+"""torchrun's own restart: a worker is killed, the launcher restarts all, and the run resumes."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def state(run: Path, after: str = "") -> str:
 def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path, machines):
     """Twice, on one machine and with a launcher of its own for each of two; the store of the first outlives the workers."""
     tree = small_config(data_path, tmp_path)
-    tree["training"]["tokens"] *= 40  # long enough to be caught in the middle
+    tree["training"]["tokens"] *= 40  # long enough for a kill in the middle
     tree["checkpoints"]["every_tokens"] *= 10
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     whole = command("train", str(tmp_path / "config.yaml"), "name=whole", processes=2)

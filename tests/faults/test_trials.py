@@ -1,4 +1,4 @@
-"""A few of the seeded trials; `make fault-trials` plays them all."""
+"""A few of the seeded trials; `make fault-trials` runs them all."""
 
 import json
 from pathlib import Path

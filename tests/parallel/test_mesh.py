@@ -24,7 +24,7 @@ def test_a_group_of_one_needs_no_collective():
 
 
 def test_ranks_come_from_the_mesh_only():
-    """Ranks and sizes come from the mesh, but in the module that makes it."""
+    """Ranks and sizes come from the mesh, except in the module that makes it."""
     asks = re.compile(r"get_rank\(|get_world_size\(|mesh\.(rank|size|world_size)\b")
     calls = {
         str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if asks.search(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How processes find each other over a store that may outlive them."""
+"""Rendezvous of processes over a store that may outlive them."""
 
 import threading
 
@@ -10,7 +10,7 @@ from emergence_train.parallel.ranks import rendezvous, this_start
 
 
 def names(store, delays: dict[int, float], world: int) -> list[str]:
-    """What each rank of one start believes, the ranks coming after `delays` seconds."""
+    """The name that each rank of one start accepts, the ranks starting after `delays` seconds."""
     started: list[str] = [""] * world
 
     def come(rank: int) -> None:
@@ -45,7 +45,7 @@ def test_start_killed_during_rendezvous_is_ignored():
 @pytest.mark.parametrize(
     "error",
     [
-        # What gloo and torch's store raise where a peer has left its address and gone (trial 196 of kill_one).
+        # Errors of gloo and torch's store where a peer's address is stale (trial 196 of kill_one).
         RuntimeError(
             "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting:\nSO_ERROR: Connection refused"
         ),
