@@ -36,7 +36,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
 
 
 def assert_same(ours, golden, where: str = "") -> None:
-    """Keys in the same order, the same text, numbers to seven digits (sums differ by processor in the last ones)."""
+    """Keys in the same order, the same text, numbers to seven digits (sums differ between CPUs in the last ones)."""
     assert type(ours) is type(golden), where
     if isinstance(golden, dict):
         assert list(ours) == list(golden), where
@@ -62,7 +62,7 @@ def test_result_json_equals_the_stored_one(results, name):
 
 
 def violations(value, rule: dict, definitions: dict, where: str = "$") -> list[str]:
-    """What of `value` a JSON schema does not allow; of the keywords that `schema` writes."""
+    """The violations of a JSON schema by `value`, for the keywords that `schema` writes."""
     if "$ref" in rule:
         return violations(value, definitions[rule["$ref"].removeprefix("#/$defs/")], definitions, where)
     if "anyOf" in rule:

@@ -1,4 +1,4 @@
-"""The staged entry for a GPU: each stage apart, killed at its limit, what is left told, and gone on with."""
+"""The staged entry for a GPU: each stage in its own process, killed at its limit, the rest reported and resumed."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, 
     assert "done before" in capsys.readouterr().out
 
 
-def test_another_commit_begins_anew(pretended, tmp_path, monkeypatch):
+def test_another_commit_starts_over(pretended, tmp_path, monkeypatch):
     path = pretended(only="pass")
     assert call(tmp_path, 1) == 0
     monkeypatch.setattr("emergence_kernels.bench.run.commit", lambda: "def")

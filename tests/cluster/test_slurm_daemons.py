@@ -143,7 +143,7 @@ def test_warning_before_the_time_limit_saves_and_requeues(cluster: Slurm, config
     cluster("scancel", "--signal=USR1", *(["--batch"] if shell else []), job.number)
     ended = job.ended()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
-    assert "told to stop, and has saved; requeued" in job.said() and "resuming from step" in job.said()
+    assert "stopped on request, everything saved; requeued" in job.said() and "resuming from step" in job.said()
     compare(whole, job.run)
 
 

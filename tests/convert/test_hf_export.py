@@ -67,7 +67,7 @@ def test_transformers_computes_the_same_logits(tmp_path, data_path, model, archi
 
 
 def test_bfloat16_and_several_files_are_loaded(tmp_path, data_path):
-    """The same weights, rounded once; no file beyond its limit but where one weight is."""
+    """The same weights, rounded once; no file beyond its limit unless one weight is."""
     transformers = pytest.importorskip("transformers")
     run, decoder = saved_run(tmp_path, data_path, {})
     out = export(run, 7, tmp_path / "hf", lambda line: None, dtype="bfloat16", file_bytes=4000)

@@ -1,4 +1,4 @@
-"""The tables: what is written is read back; what does not hold together is refused with file, row and column."""
+"""The tables: what is written is read back; inconsistent rows are refused with file, row and column."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_missing_columns_files_and_rows(tmp_path):
 
 
 def test_text_that_is_no_text_is_refused(tmp_path):
-    """A flipped bit in a name leaves bytes that no one can print. (Found by test_fuzz.py.)"""
+    """A flipped bit in a name leaves bytes that cannot be printed. (Found by test_fuzz.py.)"""
     path = tmp_path / "t.parquet"
     table = pa.Table.from_pandas(positions(), preserve_index=False)
     names = pa.array([b"\x80id"] * len(table), pa.binary()).view(pa.string())

@@ -24,7 +24,7 @@ def run(data_path, tmp_path_factory):
 
 
 class Server(types.ModuleType):
-    """A stand-in for wandb and its server: keeps the points it is sent."""
+    """A fake of wandb and its server: keeps the points it is sent."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -60,7 +60,7 @@ class Server(types.ModuleType):
         pass
 
 
-def test_only_what_the_server_lacks_is_sent(run, monkeypatch):
+def test_only_missing_points_are_sent(run, monkeypatch):
     server, lines = Server(), []
     monkeypatch.setitem(__import__("sys").modules, "wandb", server)
     monkeypatch.setenv("WANDB_MODE", "online")

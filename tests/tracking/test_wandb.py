@@ -1,4 +1,4 @@
-"""W&B as a mirror: what it is sent, and that nothing it does can stop or slow a run."""
+"""The W&B mirror: what it sends, and that it cannot stop or slow a run."""
 
 import json
 import time
@@ -14,11 +14,11 @@ from support import command, metrics
 
 
 class FakeWandb(types.ModuleType):
-    """Takes down what it is told."""
+    """A fake of wandb that records its calls."""
 
     def __init__(self, init=None):
         super().__init__("wandb")
-        self.said, self.defined, self.settings, self.finished = [], [], None, False
+        self.calls, self.defined, self.settings, self.finished = [], [], None, False
         self._init = init
         self.plot = types.SimpleNamespace(line_series=lambda *a, **k: ("chart", a, k))
 
@@ -35,7 +35,7 @@ class FakeWandb(types.ModuleType):
         self.defined.append((a, k))
 
     def log(self, values):
-        self.said.append(values)
+        self.calls.append(values)
 
     def finish(self):
         self.finished = True
@@ -56,8 +56,8 @@ def test_everything_is_against_tokens(logging, tmp_path, monkeypatch):
     mirror.positions(table)
     mirror.close()
     assert wandb.finished and (("*",), {"step_metric": "tokens"}) in wandb.defined
-    assert wandb.said[0] == {"tokens": 64, "loss": 5.0}
-    _, (xs, ys), keys = wandb.said[1]["loss_by_position"]
+    assert wandb.calls[0] == {"tokens": 64, "loss": 5.0}
+    _, (xs, ys), keys = wandb.calls[1]["loss_by_position"]
     assert (xs, ys, keys["keys"]) == ([[1, 2]], [[4.0, 3.0]], ["iid"])
     assert wandb.settings["config"]["deepspeed"]["train_batch_size"] == 8 and wandb.settings["mode"] == "offline"
 

@@ -1,4 +1,4 @@
-"""Run by test_main_gradients under torchrun: the same training by DeepSpeed's own step and by ours, and what they differ by."""
+"""Run by test_main_gradients under torchrun: the same training by DeepSpeed's step and by main gradients."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ STEPS, SEQUENCE, VOCABULARY = 6, 20, 320  # 40 rows a micro-batch: no weight of 
 
 
 class Gradients(TorchDispatchMode):
-    """Counts the operations that make or change a bf16 tensor of a linear weight's shape, and looks of the host at a number."""
+    """Counts the operations that make or change a bf16 tensor of a linear weight's shape, and synchronisations with the host."""
 
     def __init__(self, shapes: set[torch.Size]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs that begin from another's state, and runs that are extended: what they share with the parent, and what they refuse."""
+"""Runs that begin from another's state, and runs that are extended: equality with the parent, and errors."""
 
 import json
 from pathlib import Path

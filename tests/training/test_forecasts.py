@@ -1,4 +1,4 @@
-"""A running run is told when it will gain the abilities whose thresholds an earlier analysis found."""
+"""Ability forecasts during training, from the thresholds of an earlier analysis."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_the_forecast_holds_the_true_crossing_and_narrows(tmp_path):
     reached = abilities_ahead([Threshold("jump", "acc", 4.5, 4.45, 4.55)], losses, 1000, tmp_path)["jump/acc"]
     crossed = 1000 * 2000 * ((4.5 - 2.4) / 1.2) ** (-1 / 0.45)
     assert reached.status == "reached" and reached.tokens.value == pytest.approx(crossed, rel=0.15)
-    assert abilities_ahead([threshold], {200: 5.7, 300: 5.2}, 1000, tmp_path) == {}  # too young: nothing is said
+    assert abilities_ahead([threshold], {200: 5.7, 300: 5.2}, 1000, tmp_path) == {}  # too young: no forecast
 
 
 def test_draws_of_a_threshold_have_its_interval():

@@ -11,7 +11,7 @@ from emergence_train.training.micro_batch import MicroBatch
 
 
 class Engine:
-    """Of DeepSpeed's, what a micro-batch needs: a linear model whose gradients add up."""
+    """A fake of DeepSpeed's engine: a linear model whose gradients accumulate."""
 
     def __init__(self) -> None:
         self.module = torch.nn.Linear(4, 4, bias=False)
@@ -51,7 +51,7 @@ def test_a_capture_that_fails_is_logged_and_training_continues(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("masked", [False, True])
 def test_graphs_train_as_eager_steps_do(config_file, masked):
-    """Losses, norms and sums by position over steps, validation between them; and a rewind drops what was captured."""
+    """Losses, norms and sums by position over steps, validation between them; and a rewind drops the graph."""
     from pathlib import Path
 
     from emergence_train.data.dataset import Dataset

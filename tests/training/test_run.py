@@ -1,4 +1,4 @@
-"""Training as a user runs it: against a plain loop, over processes and ZeRO stages, stopped and started again."""
+"""Training by the command line: against a plain loop, over processes and ZeRO stages, stopped and resumed."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ STEPS, BATCH, SEQUENCE = 12, 8, 32
 
 
 def plain_losses(loaded) -> tuple[list[float], list[float], np.ndarray]:
-    """A single-process PyTorch loop without DeepSpeed and without our kernels' loss -> losses, norms, train sums."""
+    """A single-process PyTorch loop without DeepSpeed and without the kernels' loss -> losses, norms, train sums."""
     dataset = Dataset(loaded.data, loaded.seed)
     shape = loaded.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})
     model = Decoder(shape)

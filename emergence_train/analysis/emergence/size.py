@@ -34,7 +34,7 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
         ranges = ", ".join(
             f"{int(s):,}: {loss[params == s].max():.3g} to {loss[params == s].min():.3g}" for s in sizes[:6]
         )
-        return _unknown(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be told apart")
+        return _unknown(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be separated")
     rows = task.rows
     x, y, run, order = rows.x[inside], rows.y[inside], rows.run[inside], rows.order[inside]
     z = np.log10(params[inside])
@@ -51,7 +51,7 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     rest = _residual(basis, z, weight)
     information = float(weight @ rest**2)
     if information < 1e-6 * float(weight @ (z - np.average(z, weights=weight)) ** 2):
-        return _unknown("where losses overlap, size follows from loss: they cannot be told apart")
+        return _unknown("where losses overlap, size follows from loss: they cannot be separated")
     beta = float(weight @ (rest * y)) / information
     without = _residual(basis, y, weight)
     residual = without - beta * rest

@@ -1,4 +1,4 @@
-"""`analyze emergence` on tables with known truth, and on tables that lack something."""
+"""`analyze emergence` on tables with known truth, and on tables with missing columns."""
 
 import importlib.util
 import json
@@ -61,7 +61,7 @@ def written(frame: pd.DataFrame, tmp_path: Path, name: str = "table.csv") -> Pat
 
 
 def analyze_emergence(paths) -> dict:
-    """What result.json would hold."""
+    """The content of result.json."""
     return as_json(emergence.analyze_emergence(paths))
 
 
@@ -96,7 +96,7 @@ def test_the_whole_study():
 
 
 def test_noise_alone_with_very_many_items_is_at_chance():
-    """A drift of half a point is significant with 200,000 items and still nothing to be called by a name."""
+    """A drift of half a point is significant with 200,000 items and still too small for a verdict."""
     rng = np.random.default_rng(0)
     frame = simulate.ladder(rng, sizes=4, checkpoints=20)
     share = 0.25 + 0.005 * (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
@@ -128,7 +128,7 @@ def test_drift_of_guesses_on_the_same_items_is_at_chance():
 
 
 def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
-    """What a real ladder showed: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
+    """As in a real ladder: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
     rng = np.random.default_rng(0)
     frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
@@ -468,8 +468,8 @@ def test_ability_forecast_of_a_hidden_size_covers_the_truth(tmp_path):
     assert result["abilities"][0]["smallest_size_that_has_it"] is not None
 
 
-def test_a_running_run_is_told_when_it_will_gain_the_ability(tmp_path):
-    """Three finished runs and one at 30% of its plan, losses by a known law: the forecast holds the true crossing."""
+def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
+    """Three finished runs and one at 30% of its plan, losses by a known law: the forecast covers the true crossing."""
     rng = np.random.default_rng(0)
     total, eta, directories, truth = 20_000, 3.08, [], {}
     for name, params, share in (("s", 10**7, 1), ("m", 3 * 10**7, 1), ("l", 10**8, 1), ("xl", 3 * 10**8, 0.3)):

@@ -1,4 +1,4 @@
-"""Forecasts of the mean loss: recovery, what is borrowed and what is not, noise, short logs."""
+"""Forecasts of the mean loss: recovery, use of the prior, noise, short logs."""
 
 import dataclasses
 import time
@@ -127,7 +127,7 @@ def test_too_short_is_not_identified():
 
 
 def test_forecast_of_a_short_unbent_run_has_a_wide_interval():
-    """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which went on to 4.25 nats."""
+    """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which continued to 4.25 nats."""
     x, y = np.array([30.0, 60, 90, 120, 150]), np.array([6.543, 6.316, 6.204, 5.961, 5.755])
     plan = PlannedSchedule(np.array([0.0, 20, 1500]), np.array([0, 4e-3, 4e-4]))
     ahead = forecast(x, y, np.array([1500.0]), plan)

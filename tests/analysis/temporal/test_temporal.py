@@ -1,4 +1,4 @@
-"""analyze temporal: the contract of its result, what it may look at, run directories, bad tables."""
+"""analyze temporal: the contract of its result, held-out rows, run directories, bad tables."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def positions(kind="cosine", seed=0, checkpoints=40, length=64, **more) -> pd.Da
 
 
 def analyze_temporal(paths, **options) -> dict:
-    """What result.json would hold."""
+    """The content of result.json."""
     return as_json(temporal.analyze_temporal(paths, **options))
 
 
@@ -64,7 +64,7 @@ def test_result_json_has_the_keys_that_others_rely_on(analysed):
 
 
 def test_result_without_held_out_rows_has_no_keys_of_them(tmp_path):
-    """A key that says nothing is left out; null stands where a number is unknown."""
+    """A key without meaning is absent; a number that is unknown is null."""
     (run,) = analyze_temporal(written(positions(), tmp_path))["runs"]
     assert run["coverage"] is None and run["models"][0]["mse"] is None
     assert "actual" not in run["final"] and "mse_smooth" not in run["models"][0]

@@ -62,7 +62,7 @@ LONG = {
     "several windows, full, 128": ((1, 300, 1, 1, 128), False, None, 40, "plain"),
     "windows and documents, 128": ((2, 270, 2, 1, 128), True, "packed", 77, "plain"),
 }
-NARROW = ("head dim 80", "GQA", "window and documents", "peaked", "full")  # the masks are tried in float32
+NARROW = ("head dim 80", "GQA", "window and documents", "peaked", "full")  # the masks are tested in float32
 TRIED = [(case, torch.float32) for case in CASES] + [(case, torch.bfloat16) for case in NARROW]
 if COMPILED:
     CASES |= LONG
@@ -98,7 +98,7 @@ def test_against_float64(case, dtype, backend, device):
 
 
 def test_upstream_gradients(backend, device):
-    """Zero, and expanded as .sum() sends it; nothing of the caller's is written."""
+    """Zero, and expanded as from .sum(); the caller's tensors are not written."""
     dtype = of_attention(backend)
     q, k, v = (t.requires_grad_() for t in make((1, 21, 2, 1, 16), "plain", dtype, device))
     out = ek.attention(q, k, v, backend=backend)
@@ -212,7 +212,7 @@ def test_whole_graph(backend, device):
 
 
 def test_flash_by_sdpa(device, monkeypatch):
-    """The flash backend's own calls, as far as a CPU has such kernels: layout, grouping, scale, whole graphs."""
+    """The flash backend's calls, where a CPU has such kernels: layout, grouping, scale, whole graphs."""
     from emergence_kernels.attention import flash as flash_backend
 
     monkeypatch.setattr(flash_backend, "generation", lambda q: None)
@@ -260,7 +260,7 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
     ],
 )
 def test_generations_of_flash_attn_are_distinguished(there, generations, tmp_path, monkeypatch):
-    """The fourth comes as a part of a package that only the second makes whole."""
+    """The fourth is part of a package that only the second completes."""
     from emergence_kernels.attention import flash as flash_backend
 
     for name in there:
@@ -283,7 +283,7 @@ def test_generations_of_flash_attn_are_distinguished(there, generations, tmp_pat
     ],
 )
 def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monkeypatch):
-    """And called as it wants to be."""
+    """And called by its own interface."""
     from emergence_kernels.attention import flash as flash_backend
 
     seen = {}

@@ -1,7 +1,7 @@
 """The compiled kernels beyond what every backend must do: many shapes of rows, thread orders, races, the compiled code.
 
-"cpu" is C++ for CPUs. Without a GPU the CUDA kernels' own source runs in csrc/emulator, which objects to races, to
-accesses out of bounds and to shared memory that nobody wrote. On a GPU the same tests run the compiled kernels.
+"cpu" is C++ for CPUs. Without a GPU the CUDA kernels' source runs in csrc/emulator, which reports races,
+accesses out of bounds and reads of uninitialised shared memory. On a GPU the same tests run the compiled kernels.
 """
 
 import ctypes
@@ -32,13 +32,13 @@ EMULATED = not torch.cuda.is_available()
 @pytest.fixture
 def emulation(cuda_library):
     if not EMULATED:
-        pytest.skip("a GPU's threads cannot be told their order")
+        pytest.skip("the order of a GPU's threads cannot be set")
     if cuda_library:
         pytest.skip(cuda_library)
 
 
 def rows_of(R: int, V: int, z_dtype: torch.dtype, dz_dtype: torch.dtype, device, *, in_place: bool = True):
-    """Arguments of loss_rows with every trouble: rows that do not count, a confident row, large logits."""
+    """Arguments of loss_rows with all difficulties: ignored rows, a confident row, large logits."""
     padded = -(-V // 8) * 8
     z_RS = (torch.randn(R, padded) * 4).to(device, z_dtype)
     z_RS[0, min(3, V - 1)] = 40.0
@@ -284,7 +284,7 @@ def test_what_is_not_a_number_stays_so(cpu):
 
 
 def test_the_number_of_threads_does_not_matter(cpu):
-    """Bit for bit: who computes a row does not change it, and dweight is added up in blocks of rows of a fixed size."""
+    """Bit for bit: the thread that computes a row does not change it, and dweight is summed in blocks of a fixed size."""
     x, dy, weight = torch.randn(1000, 96), torch.randn(1000, 96), torch.randn(96)
     hidden, head, targets = torch.randn(4, 300, 32), torch.randn(501, 32), torch.randint(501, (4, 300))
     results, usual = [], torch.get_num_threads()
@@ -317,7 +317,7 @@ def _cuobjdump() -> str | None:
 
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
 def test_nvcc_compiles_without_warnings_or_spills(tmp_path):
-    """For sm_80 and sm_90a, warnings being errors. Loads without a GPU, and says what it was built for."""
+    """For sm_80 and sm_90a, warnings being errors. Loads without a GPU, and reports its architectures."""
     out = tmp_path / "emergence_cuda.so"
     output = build.build("cuda", out, archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
     for arch in ("sm_80", "sm_90a"):

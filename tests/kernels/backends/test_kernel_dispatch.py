@@ -1,4 +1,4 @@
-"""Which backend runs, what is said when one cannot, and that the package stands alone."""
+"""Choice of the backend, errors where one cannot run, independence of the package."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_auto_on_a_gpu(monkeypatch):
     assert resolve_backend("auto", "rms_norm", cuda) == "triton"
     assert resolve_backend("auto", "attention", cuda) == "flash"
     assert resolve_backend("auto", "attention", cuda, {"flash": "no"}) == "triton"
-    # Never kernels that nobody has measured, whatever else cannot.
+    # Never unmeasured kernels, even if no other can run.
     nothing = {"flash": "no", "triton": "no"}
     monkeypatch.setattr("emergence_kernels.backends.library.unsupported_reason", lambda *_: None)
     assert resolve_backend("cuda", "attention", cuda, nothing) == "cuda"

@@ -1,4 +1,4 @@
-"""The custom ops that others may have in their graphs, and the two ways to run one: eager mode and compiled graphs."""
+"""The custom ops in saved graphs, and the two ways to run one: eager mode and compiled graphs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How rows are cut into chunks, and what is made of their products."""
+"""Chunks of rows, and gradients summed over them."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_gradients_never_begin_before_their_logits():
 
 
 def test_backward_of_one_touches_nothing(triton_only, device):
-    """loss.backward() sends exactly 1: gradients made in the forward pass are handed out as they are."""
+    """The upstream gradient of loss.backward() is exactly 1: gradients of the forward pass are returned unscaled."""
     from emergence_kernels.cross_entropy.triton_scale import scale
 
     x = torch.randn(5000, device=device).bfloat16()
