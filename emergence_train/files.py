@@ -22,13 +22,13 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without
 def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
     """Make `directory` and hold its lock until the block ends, or the process does, however it ends.
 
-    Yields None, or a line to show where the file system has no locks.
+    Yields None, or a warning where the file system has no locks.
 
     Raises:
-        InputError: another process holds the lock, which `busy` says with a remedy; or the directory cannot be made, written or
-            locked, and the remedy is to choose another `other`.
+        InputError: another process holds the lock (the message is `busy`); or the directory cannot be created, written or locked
+            (the remedy names another `other`).
     """
-    import fcntl  # Unix alone, and the analyses run elsewhere too
+    import fcntl  # Unix only, and the analyses run elsewhere too
 
     try:
         directory.mkdir(parents=True, exist_ok=True)

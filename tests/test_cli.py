@@ -25,7 +25,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(arguments, message):
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 
-def test_a_system_that_is_no_unix_is_told_so(config_file, tmp_path, monkeypatch, capsys):
+def test_a_system_without_unix_modules_is_an_error(config_file, tmp_path, monkeypatch, capsys):
     import sys
 
     from emergence_train import cli

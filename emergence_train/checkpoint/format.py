@@ -192,7 +192,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _pieces(head: bytes, tensors: dict[str, Tensor]) -> Iterator[bytearray | memoryview]:
-    """The bytes of a file in pieces of at most CHUNK: small tensors together, large ones cut and not copied."""
+    """The bytes of a file in pieces of at most CHUNK: small tensors concatenated, large ones split without a copy."""
     gathered = bytearray(head)
     for tensor in tensors.values():
         data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -9,7 +9,7 @@ PIN = "keep"  # a checkpoint with a file of this name is never deleted
 
 
 def kept(steps: list[int], settings: Checkpoints, regular: set[int], best: int | None, pinned: set[int]) -> set[int]:
-    """Of the `steps` that have a checkpoint, those to keep.
+    """The checkpoints to keep, of those at `steps`.
 
     `regular` are the planned checkpoints (others are ephemeral), `best` the step of the lowest iid loss,
     `pinned` those with a file named keep.

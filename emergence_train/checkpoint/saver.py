@@ -58,7 +58,7 @@ class Saver:
             self.group = dist.new_group(backend="gloo")
 
     def save(self, engine: Any, step: int, loop: dict, sums: torch.Tensor) -> None:
-        """Write checkpoints/step-XXXXXXXXXX with what the loop must remember and this rank's position sums."""
+        """Save checkpoints/step-XXXXXXXXXX with the state of the training loop and this rank's position sums."""
         self.wait()
         self.step = step
         state = EngineState(engine, self.mesh)
@@ -169,7 +169,7 @@ def _problem(work: Callable[[], None]) -> str | None:
 
 
 def _attempt(work: Callable[[], T]) -> tuple[str | None, T | None]:
-    """(what went wrong in one line or None, result)"""
+    """Call and return (None, result), or (the error as one line, None)."""
     try:
         return None, work()
     except Exception as error:  # no error of a save may end the training
@@ -181,7 +181,7 @@ def _attempt(work: Callable[[], T]) -> tuple[str | None, T | None]:
 
 
 def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tuple[dict, list] | None:
-    """Load the newest checkpoint that matches its manifest, and say what that cost; None where there is none.
+    """Load the newest checkpoint that matches its manifest, and log the time taken; None where there is none.
 
     Returns state.json's content and each saving rank's position sums. Damaged checkpoints are logged and set aside.
     """

@@ -107,7 +107,7 @@ def hf_config(model: DecoderConfig) -> dict:
 
 
 def hf_weights(weights: dict[str, Tensor], model: DecoderConfig) -> dict[str, Tensor]:
-    """Our state_dict under transformers' names; Llama keeps apart what Phi3 and we keep in one matrix."""
+    """Rename the state_dict to transformers' names; Llama has separate matrices where Phi3 and the decoder have one."""
     partial = model.rotary_dim != model.head_dim
     renamed = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
     if not model.tied:

@@ -123,7 +123,7 @@ def _recipe(data: Data) -> dict:
 
 
 def _known(recipe: Any) -> Any:
-    """Without the keys that are not set: those that an older version did not have compare as equal."""
+    """The recipe without unset keys, so that keys which an older version did not have compare as equal."""
     if isinstance(recipe, dict):
         return {key: _known(value) for key, value in recipe.items() if value is not None}
     return [_known(value) for value in recipe] if isinstance(recipe, list) else recipe

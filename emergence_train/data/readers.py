@@ -216,7 +216,7 @@ TEXTS = (".txt", ".md", ".text")
 
 
 def text_of(row: Any, field: str, place: str) -> str | Bad:
-    """The text of a row that is a dict of keys."""
+    """The text of a row, a dict."""
     return _checked(_field(row, field), f"under {field!r}", place)
 
 
@@ -232,7 +232,7 @@ def _field(row: Any, field: str) -> Any:
 
 
 def _checked(value: Any, where: str, place: str) -> str | Bad:
-    """The value as text, or why it is none."""
+    """The value as text, or its problem."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")

@@ -80,7 +80,7 @@ def paths(source: Source) -> list[Path]:
                 f"it has {', '.join(sample_domains())}"
             )
         return [path]
-    found: dict[Path, Path] = {}  # by what they are: patterns may overlap, and links name a file twice
+    files: dict[Path, Path] = {}  # by resolved path: patterns may overlap, and links name a file twice
     for pattern in source.files or ():
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:

@@ -145,7 +145,7 @@ def byte_ends(text: str, offsets: list[tuple[int, int]]) -> list[int]:
     until: Sequence[int] = range(len(text) + 1)
     if not text.isascii():
         until = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
-    found, last = [], 0
+    ends, last = [], 0
     for _, end in offsets:
         last = max(last, until[end])
         ends.append(last)

@@ -46,8 +46,8 @@ class Evaluator:
         return self.suite.cut if self.suite else 0
 
     def score(self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> Scores:
-        """The tasks' metrics; all ranks call it. `each_batch` is called before each batch, by all ranks alike, and may
-        raise to end it."""
+        """Score the tasks. Collective: all ranks call it; `each_batch` is called before each batch on all ranks and may
+        raise to stop."""
         return Scores(*self.suite.score(model, mesh, each_batch)) if self.suite else Scores([], 0.0)
 
     def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> pd.DataFrame:

@@ -71,8 +71,8 @@ class EmergenceLM(TemplateLM):
         )
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts: windows of `longest` tokens, each token predicted once, the last window with as
-        much context as fits."""
+        """Log-likelihood of whole texts in windows of `longest` tokens; each token is predicted once, the last window has
+        as much context as fits."""
         windows, owner = [], []
         for number, request in enumerate(requests):
             ids = [self.end, *self.tok_encode(request.args[0])]
@@ -140,7 +140,7 @@ def reach(names: list[str]) -> None:
 
 @contextlib.contextmanager
 def _explained(names: str) -> Iterator[None]:
-    """What the data sets' library raises, as one line."""
+    """Convert an exception of the datasets library to an InputError of one line."""
     try:
         yield
     except (OSError, ConnectionError, ValueError) as error:

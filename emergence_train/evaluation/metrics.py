@@ -71,7 +71,7 @@ def answer_metrics(task: AnswerTask, scores: np.ndarray) -> list[dict]:
 
 
 def _row(task: str, metric: str, values: Sequence[float] | np.ndarray, chance: float, higher_is_better: bool) -> dict:
-    """Mean of the items' values, with sample deviation / sqrt(items) as its standard error."""
+    """Mean over items; its standard error is the sample standard deviation / sqrt(items)."""
     stderr = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
     return {
         "task": task,

@@ -85,13 +85,13 @@ def format_result(result: dict) -> str:
 
 
 def chosen(of_run: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
-    """The run's tasks, or those of `names`: its own by their names, others by what they are."""
+    """The run's tasks, or those in `names`: its own by name, otherwise generated ones."""
     own = {task.name or task.task: task for task in of_run}
     return [own.get(name, TaskConfig(task=name)) for name in names] if names else of_run
 
 
 def load_model(config: ModelConfig, checkpoint: Path) -> LanguageModel:
-    """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
+    """Load the model with a verified checkpoint's weights in float32, saved at any ZeRO stage and world size."""
     model, weights = config.build(), checkpoints.read_weights(checkpoint)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:

@@ -39,9 +39,11 @@ class Row:
 
 
 def encode(tokenizer: Tokenizer, context: str, continuation: str, end_of_text: int, longest: int) -> Request:
-    """Tokens of `context` + `continuation`, as lm-eval splits them: spaces that end the context belong to the continuation,
-    and the continuation's tokens are those of the whole text beyond the context's own. An empty context is the end of the
-    text before. What does not fit is cut off on the left."""
+    """Tokenize `context` + `continuation` as lm-eval does.
+
+    Spaces at the end of the context belong to the continuation, and the continuation's tokens are those of the whole text after
+    the number of tokens of the context. An empty context becomes an end-of-text token. Long contexts are truncated on the left.
+    """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
     whole = tokenizer.encode(bare + continuation, add_special_tokens=False).ids

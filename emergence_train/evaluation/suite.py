@@ -56,9 +56,9 @@ class Suite:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out or cut, to be said once."""
+        """Notes for the log on skipped items and truncated contexts."""
         scored: list[items.Task | items.AnswerTask] = [*self.tasks, *self.answer_tasks]
-        found = [task.note for task in scored if task.note]
+        notes = [task.note for task in scored if task.note]
         if self.cut:
             asked = len(self.requests) + len(self.answers)
             notes.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: truncated on the left")
@@ -92,8 +92,8 @@ class Suite:
     def score(
         self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None
     ) -> tuple[list[dict], float]:
-        """Rows of metrics (see metrics.choice_metrics) and the seconds they took. All ranks call it, and each calls
-        `each_batch` before each batch."""
+        """Return rows of metrics (see metrics.choice_metrics) and the seconds taken. Collective: all ranks call it, and each
+        calls `each_batch` before each batch."""
         began = time.monotonic()
         values = log_likelihoods(model, self.requests, mesh, each_batch) if self.requests else np.empty(0)
         rows, at = [], 0
@@ -124,7 +124,7 @@ class Suite:
     def _generated(
         self, model: LanguageModel, task: items.OpenTask, mesh: Mesh, each_batch: Callable[[], None]
     ) -> list[str]:
-        """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
+        """Generate the answer to each item, up to a line break, or for chains of thought to the end of text."""
         longest = min(task.longest, self.longest // 2)
         prompts = [
             self.tokenizer.encode(item.context, add_special_tokens=False).ids[-(self.longest - longest) :] or [self.end]

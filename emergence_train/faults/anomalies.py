@@ -63,7 +63,7 @@ class AnomalyDetector:
         event = self._event(loss, grad_norm, applied)
         self.skips_in_a_row = 0 if applied else self.skips_in_a_row + 1
         if event is None or event.action == "log":
-            self.window.append(loss)  # what is believed of a spike is decided by the median
+            self.window.append(loss)  # the median decides whether a spike is a new level
         if event is not None and self.skips_in_a_row >= self.faults.give_up_after:
             return Event(event.kind, "stop", f"{event.reason}; {self.skips_in_a_row} steps in a row were skipped")
         return event

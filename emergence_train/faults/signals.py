@@ -86,12 +86,12 @@ class StopSignal:
                     return True
             except TimeoutError:
                 main = threading.main_thread().ident
-                if self.compilations.now and main is not None:  # it has swallowed the exception: it gets another
+                if self.compilations.now and main is not None:  # it has caught the exception: raise another
                     signal.pthread_kill(main, signal.SIGUSR1)
         return False
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Python's part of the handler, in the main thread: the listening thread does all else."""
+        """The Python handler, in the main thread; the listening thread does the rest."""
         if self.exposed:
             self.compilations.break_off()
 

@@ -206,7 +206,7 @@ class Decoder(LanguageModel):
         return x, residual
 
     def _forward_branches(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A branch's positions go on from the row's beginning."""
+        """forward with branches; positions of a branch continue those of the prefix."""
         T, device = tokens_BT.shape[1], tokens_BT.device
         index_T = torch.arange(T, device=device)
         begins_BT = branches_BT != torch.cat([torch.zeros_like(branches_BT[:, :1]), branches_BT[:, :-1]], 1)

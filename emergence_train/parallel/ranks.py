@@ -26,8 +26,8 @@ from emergence_train.parallel.rendezvous import find_store
 
 T = TypeVar("T")
 
-TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
-JOIN_SECONDS = 600.0  # for all processes to find each other
+TIMEOUT = datetime.timedelta(minutes=30)  # for a collective; the watchdog is faster
+JOIN_SECONDS = 600.0  # seconds for the rendezvous of all processes
 
 
 def start(threads: int | None) -> Mesh:
@@ -122,7 +122,7 @@ def this_start(store: dist.Store, rank: int, world: int) -> str:
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """End the process where the block takes longer: there is no one yet to find out who is missing."""
+    """End the process where the block takes longer than `seconds`; the watchdog is not running yet."""
 
     def give_up() -> None:
         tell(
@@ -142,7 +142,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rendezvous() -> Iterator[None]:
-    """What breaks in the block because another process has gone is said so: there is no watchdog yet to name it."""
+    """Re-raise communication errors during rendezvous as PeerLost; the watchdog is not running yet."""
     try:
         yield
     except Exception as error:
@@ -191,7 +191,7 @@ def leave(code: int) -> None:
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without the shared-memory op that it would spend a minute compiling on CPUs."""
+    """Import DeepSpeed with less logging and without its shared-memory op, which takes a minute to compile on a CPU."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -212,7 +212,7 @@ def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def broadcast_from_rank0(make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """`make()` on rank 0 of the world, its result on every rank; an exception of rank 0 is raised on every rank."""
+    """Call `make()` on rank 0 of the world; return its result, or raise its exception, on every rank."""
     outcome: list = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -228,7 +228,7 @@ def broadcast_from_rank0(make: Callable[[], T], group: dist.ProcessGroup | None 
 
 
 def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """Each rank's `value`, in the order of ranks, on every rank of the world. `group`: another group of all of them."""
+    """Gather each rank's `value`, in the order of ranks, on every rank of the world; `group`: another group of all ranks."""
     values = [value] * dist.get_world_size()
     if len(values) > 1:
         dist.all_gather_object(values, value, group=group)

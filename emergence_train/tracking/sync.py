@@ -64,7 +64,7 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
 
 
 def _points(run: Path) -> Iterator[tuple[tuple[str, int], dict]]:
-    """((chart, tokens), values) as training sends them (wandb.view); a table as a function that makes its chart."""
+    """((chart, tokens), values) as training sends them (wandb.view); for a table a function that returns its chart."""
     for row in tables.read_metrics(run):
         if (values := view(row)) is not None:
             known_by = CHARTS.get(row["kind"]) or next(name for name in values if name != "tokens")

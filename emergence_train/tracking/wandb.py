@@ -66,7 +66,7 @@ class Mirror:
             self.dropped += 1
 
     def _start(self, wandb: Any, settings: dict) -> Any:
-        """A W&B run; offline where the server does not answer in time (`wandb sync` brings that up to date later)."""
+        """Start a W&B run; offline where the server does not answer in time (`wandb sync` uploads it later)."""
         options = wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
         try:
             return wandb.init(**settings, settings=options)
@@ -131,7 +131,7 @@ def view(row: dict) -> dict | None:
 
 
 def against_tokens(run: Any) -> None:
-    """Tokens are every chart's x-axis, so a row that comes late is still in its place."""
+    """Set tokens as the x-axis of every chart, so that late rows are placed correctly."""
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
 

@@ -42,7 +42,7 @@ def deepspeed_config(training: Training, mesh: Mesh) -> dict:
 
 
 def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False) -> Any:
-    """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage.
+    """Build the engine; its model is initialised from the seed alone, alike at any world size and ZeRO stage.
 
     `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
     """

@@ -52,7 +52,7 @@ class _Accumulating(torch.autograd.Function):
 
 
 def install(engine: Any) -> bool:
-    """Give a DeepSpeed engine with a BF16_Optimizer main gradients and the step below; False where it has another optimizer."""
+    """Install main gradients and the step below in an engine with a BF16_Optimizer; False for other optimizers."""
     optimizer = engine.optimizer
     if not (hasattr(optimizer, "fp32_groups_gradients") and isinstance(optimizer.optimizer, torch.optim.AdamW)):
         return False
@@ -71,15 +71,15 @@ def install(engine: Any) -> bool:
 
 
 def step_applied(engine: Any) -> bool | Tensor:
-    """Whether the engine's last step changed the weights: a tensor where only the device knows, with the step below."""
+    """Whether the engine's last step updated the weights: with the step below a tensor on the device."""
     applied = getattr(engine.optimizer, "applied", None)
     return engine.was_step_applied() if applied is None else applied
 
 
 @torch.no_grad()
 def step(self: Any, closure: None = None) -> None:
-    """BF16_Optimizer.step without a look at the host: `_global_grad_norm` is a tensor, and a norm that is not finite leaves
-    weights and moments as they are. The caller reads the norm when it likes."""
+    """BF16_Optimizer.step without synchronisation: `_global_grad_norm` is a tensor, which the caller may read later, and
+    weights and moments are unchanged where it is not finite."""
     world = dist.get_world_size(self.dp_process_group)
     if world > 1:
         for gradients in self.fp32_groups_gradients_flat:

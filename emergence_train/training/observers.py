@@ -60,15 +60,15 @@ class RunSetup:
     header: dict  # the first line of metrics.jsonl: run, params, vocabulary, sequence, batch, ...
     evaluator: Evaluator
     console: Console
-    log: Callable[[str], None]  # a line for the screen
+    log: Callable[[str], None]  # print a line to the console
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext(RunSetup):
-    """What an observer may use."""
+    """What an observer can access of its run."""
 
     run_log: RunLog  # tables go here
-    write: Callable[..., None]  # write(kind, **values): a row of metrics.jsonl, which every observer then sees
+    write: Callable[..., None]  # write(kind, **values): append a row to metrics.jsonl and pass it to every observer
 
 
 class Observer:

@@ -1,4 +1,4 @@
-"""What a run writes down: rank 0 has a log and observers, the other ranks have a writer that does nothing."""
+"""Recording of a run: rank 0 has a log and observers, the other ranks a writer that does nothing."""
 
 import math
 from typing import Any
@@ -32,7 +32,7 @@ OBSERVERS: list[type[Observer]] = [
 
 
 class NullWriter:
-    """Of the ranks that write nothing."""
+    """The recorder of ranks other than 0, which writes nothing."""
 
     @property
     def best(self) -> int | None:
@@ -54,7 +54,7 @@ class NullWriter:
         """Record a checkpoint: `sums` [4, T] of each split over all ranks, `seconds` of validation, the tasks' scores."""
 
     def write(self, kind: str, **values: Any) -> None:
-        """A row of metrics.jsonl."""
+        """Append a row to metrics.jsonl."""
 
     def flush(self) -> str | None:
         """Write everything to disk; return the failure as one line, or None."""
@@ -64,7 +64,7 @@ class NullWriter:
 
 
 class RunWriter(NullWriter):
-    """Rank 0's. The log is opened by the first restore, which knows the step that it is cut to."""
+    """The recorder of rank 0. The log is opened by the first restore, which knows the step to truncate it to."""
 
     def __init__(self, setup: RunSetup, mesh: Mesh) -> None:
         self.setup, self.mesh = setup, mesh

@@ -160,7 +160,7 @@ def _build_session(
 
 
 def _evaluator(tasks: list[TaskConfig], dataset: Dataset) -> Evaluator:
-    """Every rank's; rank 0 finds out first whether every task can be had."""
+    """The evaluator of every rank; rank 0 first checks that every task is available."""
 
     def build() -> Evaluator:
         return Evaluator(tasks, dataset)

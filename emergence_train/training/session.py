@@ -37,7 +37,7 @@ class _StopRequested(Exception):
 
 
 class Session:
-    """One start of a run: train steps, make checkpoints, rewind, stop. What is written down is the writer's business.
+    """One start of a run: train steps, make checkpoints, rewind, stop. The writer writes the logs.
 
     All ranks make the same calls in the same order: the inputs of every decision are reduced over ranks or broadcast from rank 0.
     """
@@ -61,7 +61,7 @@ class Session:
         log: Callable[[str], None],
         first: int = 0,
     ) -> None:
-        """`first`: the step that the run's own steps begin after, where it began from another run's state."""
+        """`first`: the step after which the run's own steps begin, where it began from another run's state."""
         self.run, self.training, self.faults = run, training, faults
         self.saves_state = checkpoints.save_state != "never"
         self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
@@ -287,7 +287,7 @@ class Session:
         if step == self.plan.total_steps and not due:
             return  # the run is complete
         self.stop.answered = True
-        self._await_save()  # one that began beside training, just before the signal came
+        self._await_save()  # an asynchronous save from just before the signal
         self.writer.close(stopped=True)
         if self.saver.durable < step:
             raise self._failure(

@@ -81,10 +81,10 @@ def resolve(config: Config, mesh: Mesh) -> Config:
 
 
 def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
-    """Make the run directory, or see that it belongs to this configuration and that no one else is at it. What there is to
-    be said of that is returned. Its lock lasts until `held` is closed."""
+    """Create the run directory, or check that it belongs to this configuration, and lock it until `held` is closed; return a
+    note for the log, or None. Raises InputError where it is another run's, in use or not writable."""
     path, note = run / "config.yaml", held.enter_context(files.lock(run, busy=BUSY, other="out"))
-    for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of writes that a kill has cut off
+    for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of interrupted writes
         if rest.is_file():
             rest.unlink()
     if not path.is_file():
@@ -149,7 +149,7 @@ def write_config(directory: Path, config: Config) -> None:
 def run_header(
     name: str, model: ModelConfig, training: Training, plan: Plan, dataset: Dataset, parent: dict | None
 ) -> dict:
-    """The first line of metrics.jsonl, which names the run for the readers of its rows; `parent` is the run whose state it
+    """The first line of metrics.jsonl, which identifies the run; `parent` is the run whose state it
     began from."""
     return {
         "run": name,

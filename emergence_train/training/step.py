@@ -81,7 +81,7 @@ class Stepper:
             if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
                 norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
                 applied = finite = norm.isfinite()
-                self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then leaves the step out
+                self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then skips the step
             self.engine.step()
         self.micro_batch.step_done()
         if self.clip is None:
@@ -97,7 +97,7 @@ class Stepper:
         document_ids: torch.Tensor | None,
         scale: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The last micro-batch of a step that is left out where its loss is a spike; totals over all ranks, it included."""
+        """Run the last micro-batch of a step that is skipped where its loss is a spike; return totals over all ranks."""
         loss, own = self.micro_batch.forward(tokens, targets, document_ids)
         totals[:2].add_(own)
         totals = all_reduce_sum(totals, self.mesh.world)

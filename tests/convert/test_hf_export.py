@@ -22,7 +22,7 @@ def saved_run(tmp_path, data_path, model: dict):
     loaded = config.Config.model_validate(tree)
     decoder = Decoder(loaded.model)
     decoder.init_weights(5)
-    torch.manual_seed(0)  # whatever tests ran before
+    torch.manual_seed(0)  # independent of earlier tests
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(4.0) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn(parameter.shape))

@@ -19,8 +19,8 @@ from support import run_python
 def model(**changes) -> Decoder:
     torch.manual_seed(1)
     shape = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "max_sequence": 48}
-    made = Decoder(DecoderConfig(**shape | changes))
-    for parameter in made.parameters():
+    decoder = Decoder(DecoderConfig(**shape | changes))
+    for parameter in decoder.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return decoder
@@ -65,9 +65,9 @@ def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path
     config = configs.load(config_file, ["model.vocab_size=320"])
     alone = Decoder(config.model)
     alone.init_weights(config.seed)
-    assert one[0]["texts"] == generate(alone, PROMPTS, MOST, finished, start(1))
-    assert len({len(text) for text in one[0]["texts"]}) > 1
-    assert one[1]["texts"] != one[0]["texts"]  # the weights have moved since
+    assert first[0]["texts"] == generate(alone, PROMPTS, MOST, finished, start(1))
+    assert len({len(text) for text in first[0]["texts"]}) > 1
+    assert first[1]["texts"] != first[0]["texts"]  # the weights have moved since
 
 
 def test_ranks_run_the_same_number_of_forwards(monkeypatch):

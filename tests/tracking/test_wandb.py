@@ -80,7 +80,7 @@ def test_a_network_that_hangs_costs_nothing(logging, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "QUEUE", 50)
     lines = []
     began = time.monotonic()
-    mirror = Mirror(logging, "run", tmp_path, {}, said.append)
+    mirror = Mirror(logging, "run", tmp_path, {}, lines.append)
     for step in range(200):
         mirror.send({"tokens": step})
     mirror.close()
@@ -88,13 +88,13 @@ def test_a_network_that_hangs_costs_nothing(logging, tmp_path, monkeypatch):
     assert lines[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
 
 
-def test_an_error_is_said_once(logging, tmp_path, monkeypatch):
+def test_an_error_is_logged_once(logging, tmp_path, monkeypatch):
     def fail():
         raise OSError("no\nroute to host")
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(fail))
-    said = []
-    mirror = Mirror(logging, "run", tmp_path, {}, said.append)
+    lines = []
+    mirror = Mirror(logging, "run", tmp_path, {}, lines.append)
     mirror.thread.join(5)
     mirror.send({"tokens": 1})
     mirror.close()
