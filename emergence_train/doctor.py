@@ -80,7 +80,7 @@ def _launch() -> dict:
     except InputError as error:
         return {"launcher": "not recognised", "meeting": None, "note": str(error)} | slurm.job(os.environ)
     task = launch.task
-    meeting = (
+    rendezvous = (
         f"meets the others at port {task.ports[0]} of {task.node or 'a node that MASTER_ADDR must name'}"
         if task
         else None
@@ -90,7 +90,7 @@ def _launch() -> dict:
         "rank": launch.rank,
         "world": launch.world,
         "local_rank": launch.local_rank,
-        "meeting": meeting,
+        "meeting": rendezvous,
         "note": launch.note,
     } | slurm.job(os.environ)
 

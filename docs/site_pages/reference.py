@@ -221,18 +221,18 @@ def tables() -> str:
         "# Tables",
         "",
         "What a run writes and the analyses read: Parquet, or CSV with the same columns, from this framework or any other.",
-        "Sums are stored, never means: they add up over ranks and files. A missing column, a NaN, a key that stands twice",
+        "Sums are stored, never means: they add up over ranks and files. A missing column, a NaN, a duplicate key",
         "and runs of different vocabularies are one error that names file, row and column. The vocabulary is a column",
         "`vocabulary` or metadata of the Parquet file.",
         "",
     ]
-    for name, one in TABLES.items():
+    for name, spec in TABLES.items():
         rows = []
-        for column, kind in (one.columns | dict(one.extra)).items():
-            notes = ["key"] if column in one.key else []
-            notes += ["may be missing"] if column in one.optional or column in dict(one.extra) else []
-            notes += ["may be empty"] if column in one.sparse else []
-            notes += ["≥ 0"] if column in one.non_negative else []
+        for column, kind in (spec.columns | dict(spec.extra)).items():
+            notes = ["key"] if column in spec.key else []
+            notes += ["may be missing"] if column in spec.optional or column in dict(spec.extra) else []
+            notes += ["may be empty"] if column in spec.sparse else []
+            notes += ["≥ 0"] if column in spec.non_negative else []
             rows.append([code(column), str(kind), DESCRIPTIONS[column], ", ".join(notes)])
         lines += [f"## {name}", "", table(["column", "type", "what", ""], rows)]
     return "\n".join(lines)

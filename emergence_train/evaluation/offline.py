@@ -84,10 +84,10 @@ def format_result(result: dict) -> str:
     return "\n".join(lines)
 
 
-def chosen(of_run: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
+def chosen(tasks: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
     """The run's tasks, or those in `names`: its own by name, otherwise generated ones."""
-    own = {task.name or task.task: task for task in of_run}
-    return [own.get(name, TaskConfig(task=name)) for name in names] if names else of_run
+    own = {task.name or task.task: task for task in tasks}
+    return [own.get(name, TaskConfig(task=name)) for name in names] if names else tasks
 
 
 def load_model(config: ModelConfig, checkpoint: Path) -> LanguageModel:

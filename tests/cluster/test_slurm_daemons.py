@@ -105,10 +105,10 @@ class Job:
     def until(self, there, seconds: float = 90.0) -> None:
         end = time.monotonic() + seconds
         while not there():
-            assert time.monotonic() < end, self.said()
+            assert time.monotonic() < end, self.output()
             time.sleep(0.1)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.is_file() else "no log"
 
     def shown(self) -> dict[str, str]:
@@ -142,8 +142,8 @@ def test_warning_before_the_time_limit_saves_and_requeues(cluster: Slurm, config
     job.until_step(70)
     cluster("scancel", "--signal=USR1", *(["--batch"] if shell else []), job.number)
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
-    assert "stopped on request, everything saved; requeued" in job.said() and "resuming from step" in job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.output()
+    assert "stopped on request, everything saved; requeued" in job.output() and "resuming from step" in job.output()
     compare(whole, job.run)
 
 
@@ -153,11 +153,11 @@ def test_killed_process_ends_the_others_and_requeues(cluster: Slurm, config, who
     job.until_step(70)
     os.kill(job.tasks()[1], signal.SIGKILL)
     began = time.monotonic()
-    job.until(lambda: "requeued" in job.said())
+    job.until(lambda: "requeued" in job.output())
     assert time.monotonic() - began < 20
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
-    assert "rank 1 has sent no heartbeat" in job.said() and "exit code 137); requeued" in job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.output()
+    assert "rank 1 has sent no heartbeat" in job.output() and "exit code 137); requeued" in job.output()
     compare(whole, job.run)
 
 
@@ -167,7 +167,7 @@ def test_requeue_by_slurm_itself_resumes(cluster: Slurm, config, whole):
     job.until_step(70)
     assert cluster("scontrol", "requeue", job.number).returncode == 0
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.output()
     compare(whole, job.run)
 
 
@@ -177,15 +177,15 @@ def test_a_cancelled_job_stays_cancelled_and_has_saved(cluster: Slurm, config):
     job.until_step(70)
     cluster("scancel", job.number)
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.said()
-    job.until(lambda: "saved at step" in job.said())
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.output()
+    job.until(lambda: "saved at step" in job.output())
 
 
 @pytest.mark.slow
 def test_wrong_input_and_an_early_loss_are_not_tried_again(cluster: Slurm, config):
     job = Job(cluster, Path(f"{config}.missing"), "missing")
     ended = job.ended()
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), job.said()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), job.output()
     cluster.environment["EMERGENCE_REQUEUE_AFTER"] = "300"
     try:
         job = Job(cluster, config, "early")
@@ -194,8 +194,8 @@ def test_wrong_input_and_an_early_loss_are_not_tried_again(cluster: Slurm, confi
         ended = job.ended()
     finally:
         cluster.environment["EMERGENCE_REQUEUE_AFTER"] = "0"
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), job.said()
-    assert "not requeued; see above" in job.said()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), job.output()
+    assert "not requeued; see above" in job.output()
 
 
 @pytest.mark.slow

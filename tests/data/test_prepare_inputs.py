@@ -41,7 +41,7 @@ def small(out: Path, *files, **changes):
     )
 
 
-def made(data) -> tuple[Dataset, list[str]]:
+def prepared(data) -> tuple[Dataset, list[str]]:
     lines = []
     prepare(data, lines.append)
     return Dataset(data, seed=0), lines
@@ -69,7 +69,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     texts = documents(200)
     rows: list = [{"text": text} for text in texts]
     rows[20:20] = ['{"text": "\\ud83d"}', {"text": None}, '{"text": "cut']
-    dataset, lines = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows)))
+    dataset, lines = prepared(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows)))
     assert text_of(dataset) == kept(texts)
     assert any("3 of 203 rows skipped, the first:" in line and "a.jsonl: line 21 " in line for line in lines), lines
     assert dataset.index["domains"]["d"]["rows_left_out"] == 3
@@ -83,7 +83,7 @@ def test_too_many_bad_rows_are_refused_and_the_remedy_works(tmp_path):
         InputError, match=r"a\.jsonl: line 201 has no text under 'text'; 30 of 230 .*data\.bad_rows \(0\.01\)"
     ):
         prepare(small(tmp_path / "out", path), lambda line: None)
-    dataset, _ = made(small(tmp_path / "out", path, bad_rows=0.2))
+    dataset, _ = prepared(small(tmp_path / "out", path, bad_rows=0.2))
     assert text_of(dataset) == kept(texts)
     single = jsonl(tmp_path / "b.jsonl", [{"text": text} for text in texts] + [{"text": None}])
     with pytest.raises(InputError, match="1 of 201 rows"):
@@ -94,7 +94,7 @@ def test_files_named_by_two_patterns_are_read_once(tmp_path):
     texts = documents(200)
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     os.symlink(path, tmp_path / "b.jsonl")
-    dataset, _ = made(small(tmp_path / "out", tmp_path / "*.jsonl", path))
+    dataset, _ = prepared(small(tmp_path / "out", tmp_path / "*.jsonl", path))
     assert text_of(dataset) == kept(texts)
 
 
@@ -136,18 +136,18 @@ def test_an_interrupted_prepare_resumes_over_the_same_files_only(tmp_path, monke
     elif change == "one file less":
         (tmp_path / "0.jsonl").unlink()
         texts = texts[100:]
-    dataset, lines = made(data)
+    dataset, lines = prepared(data)
     assert text_of(dataset) == kept(texts)
     assert any("resuming" in line for line in lines) == (change == "nothing")
     fresh = small(tmp_path / "fresh", tmp_path / "*.jsonl", shard_tokens=4000)
-    made(fresh)
+    prepared(fresh)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
 def test_what_never_finished_is_replaced_without_a_word(tmp_path, monkeypatch):
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(300)])
     _cut_off(monkeypatch, small(tmp_path / "out", path, shard_tokens=4000), 1)
-    dataset, _ = made(small(tmp_path / "out", path, shard_tokens=4000, sequence=16))
+    dataset, _ = prepared(small(tmp_path / "out", path, shard_tokens=4000, sequence=16))
     assert dataset.sequence == 16
 
 
@@ -178,7 +178,7 @@ def test_a_finished_data_set_knows_its_files(tmp_path):
 def test_one_big_text_file_becomes_documents(tmp_path, blank):
     text = blank.join(documents(400, words=60))
     (tmp_path / "a.txt").write_text(text)
-    dataset, _ = made(small(tmp_path / "out", tmp_path / "a.txt"))
+    dataset, _ = prepared(small(tmp_path / "out", tmp_path / "a.txt"))
     entry = dataset.index["domains"]["d"]
     assert 30 < entry["documents"] < 200 and dataset.index["validation"]["splits"]["iid"]["sequences"] == 8
     assert dataset.index["validation"]["splits"]["iid"]["documents"] > 1
@@ -188,13 +188,13 @@ def test_one_big_text_file_becomes_documents(tmp_path, blank):
 
 def test_the_cut_of_text_files_can_be_chosen(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(documents(100)))
-    dataset, _ = made(small(tmp_path / "out", tmp_path / "a.txt", source={"document_characters": 1000}))
+    dataset, _ = prepared(small(tmp_path / "out", tmp_path / "a.txt", source={"document_characters": 1000}))
     assert all(len(text) <= 1000 for text in text_of(dataset))
 
 
 def test_documents_shorter_than_the_sequence_are_packed(tmp_path):
     texts = [f"{i} tweet {word}" for i in range(600) for word in WORDS[:3]]
-    dataset, _ = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
+    dataset, _ = prepared(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
     assert text_of(dataset) == kept(texts)
     end = dataset.index["tokenizer"]["end_of_text"]
     encoder = load_file(dataset.root / "tokenizer.json")
@@ -216,7 +216,7 @@ def test_small_data_are_taken_as_they_are(tmp_path, count):
     texts = documents(count, words=300)
     data = small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]))
     try:
-        dataset, lines = made(data)
+        dataset, lines = prepared(data)
     except InputError as error:  # by the hash all documents may fall on one side: said, with what to do
         assert count == 2 and "add text" in str(error)
         return
@@ -229,7 +229,7 @@ def test_small_data_are_taken_as_they_are(tmp_path, count):
 def test_one_giant_document_in_validation_is_logged(tmp_path):
     giant = next(f"{i} " + "word " * 4000 for i in range(999) if document_hash(f"{i} " + "word " * 4000) < 0.1 * 2**64)
     texts = [giant, *documents(100, words=40)]
-    dataset, lines = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
+    dataset, lines = prepared(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
     assert any("validation sequences come from one document" in line for line in lines)
     assert any("documents)" in line for line in lines)
     assert dataset.index["validation"]["splits"]["iid"]["documents"] < 8
@@ -243,7 +243,7 @@ def test_error_on_many_domains_names_enough_sequences(tmp_path):
     few = {"sequences": 16, "domain_sequences": 1, "ood_sequences": 0, "fraction": 0.2}
     with pytest.raises(InputError, match="data.validation.sequences is 16, .*raise it to 30"):
         prepare(small(tmp_path / "out", sources=sources, validation=few), lambda line: None)
-    dataset, _ = made(small(tmp_path / "out", sources=sources, validation=few | {"sequences": 30}))
+    dataset, _ = prepared(small(tmp_path / "out", sources=sources, validation=few | {"sequences": 30}))
     assert dataset.index["validation"]["splits"]["iid"]["sequences"] == 30
 
 
@@ -253,7 +253,7 @@ def test_share_of_unknown_tokens_is_logged_and_bytes_match(tmp_path):
     words.save(str(tmp_path / "t.json"))
     texts = documents(200)
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    dataset, lines = made(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
+    dataset, lines = prepared(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
     entry = dataset.index["domains"]["d"]
     wanted = sum(word not in WORDS[:6] for text in kept(texts) for word in text.split())
     assert entry["unknown_tokens"] == wanted
@@ -269,7 +269,7 @@ def test_ids_with_holes_decide_dtype_and_rows(tmp_path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "t.json"))
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(200)])
-    dataset, _ = made(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
+    dataset, _ = prepared(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
     assert dataset.vocabulary == 70_012 and dataset.index["dtype"] == "<u4"
     assert dataset.streams[0].read(0, len(dataset.streams[0])).max() >= 70_000
 
@@ -282,7 +282,7 @@ def test_the_end_of_text_of_another_name(tmp_path):
     with pytest.raises(InputError, match="name its own in data.tokenizer.end_of_text"):
         prepare(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}), lambda line: None)
     named = {"file": str(tmp_path / "t.json"), "end_of_text": "STOP"}
-    dataset, _ = made(small(tmp_path / "out", path, tokenizer=named))
+    dataset, _ = prepared(small(tmp_path / "out", path, tokenizer=named))
     assert dataset.index["tokenizer"]["end_of_text"] == 1
     assert (dataset.streams[0].read(0, len(dataset.streams[0])) == 1).sum() == dataset.index["domains"]["d"][
         "documents"
@@ -297,7 +297,7 @@ def test_two_prepares_of_one_directory(tmp_path):
     ):
         prepare(small(tmp_path / "out", path), lines.append)
     assert lines == []
-    made(small(tmp_path / "out", path))
+    prepared(small(tmp_path / "out", path))
 
 
 def test_an_index_of_an_older_version_still_opens(tmp_path):

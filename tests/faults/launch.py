@@ -64,7 +64,7 @@ class Launched:
         self.send(signal.SIGKILL)
         self.wait(10)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
 
 

@@ -58,13 +58,13 @@ class Runs:
         arguments = ["train", str(self.place / "config.yaml"), f"name={name}", *over]
         launched = launch(arguments, world, self.place / "logs" / name, patch=patch)
         if stop_at is not None:
-            while launched.poll() and f"step {stop_at}/" not in launched.said():
+            while launched.poll() and f"step {stop_at}/" not in launched.output():
                 time.sleep(0.002)
             launched.send(signal.SIGTERM)
         hangs = not launched.wait(90)
         launched.end()
         codes = [launched.codes[rank] for rank in range(world)]
-        return {"codes": codes, "said": launched.said(), "seconds": time.monotonic() - launched.began, "hangs": hangs}
+        return {"codes": codes, "said": launched.output(), "seconds": time.monotonic() - launched.began, "hangs": hangs}
 
     def path(self, name: str) -> Path:
         return self.place / "runs" / name

@@ -125,7 +125,7 @@ class Trial:
         launched.poll()
         if launched.codes:
             return  # it was over
-        training = re.search(r"step \d+/", launched.said())
+        training = re.search(r"step \d+/", launched.output())
         launched.send(number, [victim])
         began = time.monotonic()
         others = set(range(self.world)) - {victim}
@@ -137,11 +137,11 @@ class Trial:
         launched.send(signal.SIGKILL, [victim])
         codes = {launched.codes[rank] for rank in others}
         if training and codes == {76}:
-            output = launched.said()
+            output = launched.output()
             if victim and f"rank {victim} " not in output or not victim and "rank 0" not in output:
                 raise Wrong(f"no line names rank {victim}: {output[-500:]}")
         elif training and codes - {76, 0, 1}:
-            raise Wrong(f"the others ended with {codes}: {launched.said()[-500:]}")
+            raise Wrong(f"the others ended with {codes}: {launched.output()[-500:]}")
         self.events.append(f"rank {victim} lost, others ended in {took:.1f} s with {sorted(codes)}")
 
     def do_slow_one(self, launched: Launched) -> None:
@@ -164,14 +164,14 @@ class Trial:
         self.until(launched, self.random.choice(["any", "any", "save"]))
         launched.poll()
         began = time.monotonic()
-        listening = re.search(r"step \d+/", launched.said())
+        listening = re.search(r"step \d+/", launched.output())
         launched.send(number, ranks)
         if not launched.wait(BOUND):
             raise Wrong(f"did not end in {BOUND} s after {number.name}")
         codes = set(launched.codes.values())
         allowed = {0, 75} if listening else {0, 75, 76, 1, -number}
         if codes - allowed:
-            raise Wrong(f"{number.name} gave {codes}: {launched.said()[-500:]}")
+            raise Wrong(f"{number.name} gave {codes}: {launched.output()[-500:]}")
         self.events.append(f"{number.name}: ended in {time.monotonic() - began:.1f} s with {sorted(codes)}")
 
     def do_damage(self, launched: Launched) -> None:
@@ -241,7 +241,7 @@ class Trial:
                     if number < hurts:
                         self.hurt(launched)
                     if not launched.wait():
-                        raise Wrong(f"start {number} hangs: {launched.said()[-500:]}")
+                        raise Wrong(f"start {number} hangs: {launched.output()[-500:]}")
                 finally:
                     launched.end()
                 self.check_start(launched, durable)
@@ -252,9 +252,9 @@ class Trial:
                     shutil.rmtree(self.run)
                     self.events.clear()
             else:
-                raise Wrong(f"not done after {STARTS} starts: {launched.said()[-800:]}")
+                raise Wrong(f"not done after {STARTS} starts: {launched.output()[-800:]}")
             compare(self.place.parent / f"whole-{self.stage}-{self.world}" / "runs" / "run", self.run)
-            self.check_end("no other state is whole" in launched.said())
+            self.check_end("no other state is whole" in launched.output())
         finally:
             if tmpfs:
                 subprocess.run(["umount", "-l", str(self.place / "runs")], check=False)
@@ -276,7 +276,7 @@ class Trial:
         return 0
 
     def check_start(self, launched: Launched, durable: int) -> None:
-        output = launched.said()
+        output = launched.output()
         if "Traceback" in output or "a bug?" in output:
             raise Wrong(f"a traceback or an unknown error: {output[-1500:]}")
         if ": is missing " in output:
@@ -307,7 +307,7 @@ def reference(stage: int, world: int, place: Path, data: Path) -> None:
     launched = whole.start()
     if not launched.wait() or set(launched.codes.values()) != {0}:
         launched.end()
-        raise RuntimeError(f"the uninterrupted run failed: {launched.said()}")
+        raise RuntimeError(f"the uninterrupted run failed: {launched.output()}")
     (whole.place / "seconds").write_text(str(time.monotonic() - launched.began))
 
 
@@ -395,7 +395,7 @@ def prepared(place: Path) -> Path:
     if not (data / "dataset.json").is_file():
         launched = launch(["prepare", str(place / "config.yaml")], 1, place / "logs")
         if not launched.wait() or launched.codes != {0: 0}:
-            raise RuntimeError(launched.said())
+            raise RuntimeError(launched.output())
     return data
 
 

@@ -20,7 +20,7 @@ UNITS = {"a0": "nats", "a1": "1 / position", "a2": "nats"}
 NATS = "loss (nats per token)"
 
 
-def of_run(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
+def run_figures(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
     """Every figure of one run's split by its name; a figure may have several panels."""
     series = run.series
     title = series.run[:60] + (f", {series.split}" if series.split else "")

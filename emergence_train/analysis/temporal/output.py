@@ -9,7 +9,7 @@ import pandas as pd
 
 from emergence_train.analysis.drawing import save
 from emergence_train.analysis.results import as_json
-from emergence_train.analysis.temporal.figures import of_run
+from emergence_train.analysis.temporal.figures import run_figures
 from emergence_train.analysis.temporal.result import TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.files import write_csv, write_json
@@ -29,7 +29,7 @@ def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
     names = [
         name
         for run in analysis.runs
-        for figure, panels in of_run(run).items()
+        for figure, panels in run_figures(run).items()
         for name in save(panels, out, f"{_stem(run)}-{figure}")
     ]
     result = replace(analysis.result, figures=tuple(names))

@@ -37,7 +37,7 @@ def ptx(path: Path, arch: str) -> str:
     include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
     flags = [*build.COMMON, *build.FLAGS["cuda"], f"-arch=sm_{arch}", '-DEMERGENCE_BUILD=""', *include]
     command = [build.nvcc(), *flags, "-ptx", str(path)]
-    return ptx_executor.made(f"{path.stem}-{arch}.ptx", command, [*build.headers("cuda"), path]).read_text()
+    return ptx_executor.compiled(f"{path.stem}-{arch}.ptx", command, [*build.headers("cuda"), path]).read_text()
 
 
 def demangled(names: list[str]) -> list[str]:
