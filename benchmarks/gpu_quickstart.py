@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_quickstart.py
 
-Exits with 0 where every command did what it should: 75 for the stopped one, no row twice or missing after the resume, a table at
-every checkpoint, an analysis. On a CPU too (it is what a test runs).
+Exits with 0 where every command succeeded: 75 for the stopped one, no row duplicated or missing after the resume, a table at
+every checkpoint, an analysis. Runs on a CPU too (in a test).
 """
 
 import argparse

@@ -10,7 +10,7 @@ KINDS = ("matrix products", "attention", "norm", "swiglu", "rotary", "loss", "op
 
 
 def training_table(files: list[Path]) -> str:
-    """Markdown of the training steps measured on one device (gpu_training.py), oldest first; nothing is left out."""
+    """Markdown of the training steps measured on one device (gpu_training.py), oldest first."""
     records = [json.loads(file.read_text()) for file in files]
     lines = [f"# Training steps on {records[0]['device']}", ""]
     lines += [

@@ -14,7 +14,7 @@ def _load(name: str) -> dict:
 
 
 def _source(name: str, result: dict) -> str:
-    """Where a table's numbers come from: file, date, device, commit."""
+    """The source of a table's numbers: file, date, device, commit."""
     environment = result.get("environment", result)
     parts = [
         code(f"benchmarks/results/{name}"),
@@ -26,7 +26,7 @@ def _source(name: str, result: dict) -> str:
 
 
 def page() -> str:
-    """The page of everything that was timed."""
+    """The page of all measurements."""
     lines = [
         "---\nhide: [toc]\n---\n",  # its tables are wide
         "# Measurements",
@@ -61,7 +61,7 @@ def _demoted(path: Path) -> str:
 
 
 def cpu_training() -> str:
-    """Tokens/s of the training loop beside its peers."""
+    """Tokens/s of the training loop against its peers."""
     result = _load("cpu/training.json")
     rows = []
     for size, contestants in result["sizes"].items():
@@ -93,7 +93,7 @@ def cpu_training() -> str:
 
 
 def checkpoints() -> str:
-    """Seconds of saving and loading beside DeepSpeed's own checkpoints."""
+    """Seconds of saving and loading against DeepSpeed's own checkpoints."""
     names = ["cpu/checkpoints-1.json", "cpu/checkpoints-2.json"]
     results = [_load(name) for name in names]
     first = results[0]
@@ -110,7 +110,7 @@ def checkpoints() -> str:
 
 
 def fault_trials() -> str:
-    """How many seeded trials ended with the logs of an undisturbed run."""
+    """Number of seeded trials that ended with the logs of an uninterrupted run."""
     result = _load("cpu/faults.json")
     rows = [[kind.replace("_", " "), counts["trials"], counts["passed"]] for kind, counts in result["by_kind"].items()]
     rows.append(["all", result["trials"], result["passed"]])
@@ -122,7 +122,7 @@ def fault_trials() -> str:
 
 
 def public_forecasts() -> str:
-    """Errors of the forecasts of public runs, by the part of the run that was seen."""
+    """Errors of the forecasts of public runs, by the observed part of the run."""
     result = _load("temporal_public.json")
     rows = []
     for part, scores in {"all": result["all"], **result["fraction"]}.items():

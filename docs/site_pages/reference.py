@@ -62,7 +62,7 @@ def configuration() -> str:
 
 
 def _anchor(path: str) -> str:
-    """What the site's table of contents makes of a heading."""
+    """The anchor of a heading in the site's table of contents."""
     return re.sub(r"[^\w-]", "", path.lower())
 
 
@@ -149,7 +149,7 @@ def command_line() -> str:
 
 
 def commands() -> list[tuple[str, argparse.ArgumentParser]]:
-    """The command line's own parsers that take arguments, by their whole name."""
+    """The command line's own parsers that take arguments, by their full name."""
     return [leaf for leaf in _leaves("emergence-train", parser()) if leaf[0] != "emergence-train bench"]
 
 
@@ -220,8 +220,8 @@ def tables() -> str:
     lines = [
         "# Tables",
         "",
-        "What a run writes and the analyses read: Parquet, or CSV with the same columns, from this framework or any other.",
-        "Sums are stored, never means: they add up over ranks and files. A missing column, a NaN, a duplicate key",
+        "The tables that a run writes and the analyses read: Parquet, or CSV with the same columns, of any origin.",
+        "Sums are stored, not means: they add over ranks and files. A missing column, a NaN, a duplicate key",
         "and runs of different vocabularies are one error that names file, row and column. The vocabulary is a column",
         "`vocabulary` or metadata of the Parquet file.",
         "",
@@ -274,7 +274,7 @@ def classes(module: types.ModuleType) -> list[type]:
 
 
 def _held(cls: type) -> list[type]:
-    """Dataclasses that stand in a dataclass' fields."""
+    """Dataclasses in the fields of a dataclass."""
     hints = typing.get_type_hints(cls)
     return [
         leaf for hint in hints.values() for leaf in _leaves_of(hint) if isinstance(leaf, type) and is_dataclass(leaf)
@@ -286,7 +286,7 @@ def _leaves_of(hint) -> list:
 
 
 def own_doc(cls: type) -> str:
-    """Its docstring; a dataclass without one gets a made-up signature from Python."""
+    """Its docstring; for a dataclass without one Python generates a signature, which is ignored."""
     doc = inspect.getdoc(cls) or ""
     return "" if doc.startswith(f"{cls.__name__}(") else doc
 
@@ -294,7 +294,7 @@ def own_doc(cls: type) -> str:
 def field_table(cls: type) -> str:
     """The fields of a dataclass, or of a named tuple, as a table.
 
-    What a field means stands in its annotation, Annotated[type, Unit(...), "meaning"], or in the comment on its line.
+    The meaning of a field is in its annotation, Annotated[type, Unit(...), "meaning"], or in the comment on its line.
     """
     comments, hints = field_comments(cls), typing.get_type_hints(cls, include_extras=True)
     parts = {part.name: part for part in fields(cls)} if is_dataclass(cls) else {}
