@@ -161,7 +161,7 @@ def test_a_finished_data_set_knows_its_files(tmp_path):
     assert lines == [f"{tmp_path / 'out'}: already prepared from this configuration"]
     os.utime(path)
     prepare(data, lines.append)
-    assert "1 source files are were deleted, or rewritten" in lines[-1]
+    assert "1 source files were deleted, or rewritten" in lines[-1]
     jsonl(tmp_path / "b.jsonl", [{"text": "new"}])
     with pytest.raises(InputError, match=r"b\.jsonl: did not exist when"):
         prepare(data, lambda line: None)
