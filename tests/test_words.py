@@ -84,7 +84,7 @@ def names() -> dict[Path, dict[str, int]]:
 
 def test_names_are_the_fields_terms(names):
     wrong = [
-        f"{path.relative_to(ROOT)}:{line}: {name} (write {NAMES[name]})"
+        f"{path.relative_to(ROOT)}:{line}: {name} (write: {NAMES[name]})"
         for path, bound in names.items()
         for name, line in bound.items()
         if name in NAMES
@@ -98,7 +98,8 @@ def test_phrases_are_plain():
     for path in tracked(*KINDS):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if match := pattern.search(line):
-                wrong.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
+                term = next(term for phrase, term in PHRASES.items() if re.fullmatch(phrase, match[0], re.IGNORECASE))
+                wrong.append(f"{path.relative_to(ROOT)}:{number}: {match[0]} (write: {term})")
     assert wrong == []
 
 
