@@ -111,3 +111,20 @@ def test_names_of_tests_are_short(names):
 def test_the_search_sees_every_kind_of_name():
     source = "def told(found): one = 1\nclass Judge: pass\nfor made in x: self.said = 2\nprint(meeting)\n"
     assert bound_names(ast.parse(source)).keys() & NAMES.keys() == {"told", "found", "one", "Judge", "made", "said"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mend it",
+        "a hurdle",
+        "no sign of life",
+        "told to stop",
+        "goes on with",
+        "stands twice",
+        "a processor",
+        "vouches",
+    ],
+)
+def test_the_search_sees_every_phrase(text):
+    assert any(re.search(rf"\b(?:{phrase})\b", f"This, {text}.") for phrase in PHRASES)
