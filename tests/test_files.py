@@ -1,4 +1,4 @@
-"""The lock of a directory: held once, let go of at the end, and what is said where there is none."""
+"""The lock of a directory: held by one process, released at the end, with a warning where there are no locks."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from emergence_train.errors import InputError
 SAID = {"busy": "somebody is at it; wait", "other": "out"}
 
 
-def test_a_lock_is_held_by_one_and_let_go_of(tmp_path):
+def test_a_lock_is_held_by_one_process_and_released(tmp_path):
     directory = tmp_path / "new" / "run"
     with files.lock(directory, **SAID) as note:
         assert note is None and directory.is_dir()

@@ -1,16 +1,16 @@
-"""A process that is killed, stopped or hangs ends the others in bounded time, with one line that names it.
+"""End all ranks in bounded time when a process is killed, stopped or hangs, with one line that names it.
 
-A thread of each rank writes a sign of life to the store of the process group every second: how many operations its
-main thread has begun, which, and for how long it has been in it. Rank 0 reads everyone's and publishes a verdict; the
-others read the verdict, and rank 0's sign, since it may be rank 0 that is gone. Work is proportional to the ranks.
+A thread of each rank writes a heartbeat to the store of the process group every second: how many operations its main
+thread has started, the current one, and its duration. Rank 0 reads all heartbeats and publishes a verdict; the others
+read the verdict, and rank 0's heartbeat, since rank 0 may be the lost one. Work is proportional to the number of ranks.
 
-- No sign for `silent_seconds`: the process is gone or stopped.
-- Every rank in one operation for `hang_seconds`: the one that has begun the fewest operations is waited for.
-- A rank that ends with an error says so, and the others repeat it instead of "connection closed by peer".
+- No heartbeat for `silent_seconds`: the process was killed or stopped.
+- Every rank in one operation for `hang_seconds`: the rank that has started the fewest operations is waited for.
+- A rank that ends with an error publishes it, and the others report it instead of "connection closed by peer".
 
-Each rank also leaves torch's record of its last collectives (flight_recorder.py).
+Each rank also writes torch's record of its last collectives (flight_recorder.py).
 
-A lone process has no peers and no watchdog.
+A single process has no peers and no watchdog.
 """
 
 import datetime
@@ -32,12 +32,12 @@ from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import is_communication_error
 
 AGAIN = "run the same command to resume from the last checkpoint"
-ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
-MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdict
+ALARMED_SECONDS = 5.0  # seconds without a heartbeat that suffice once a connection is broken
+MAIN_SECONDS = 2.0  # seconds for the main thread to exit by itself after a verdict
 
 
 class Watchdog:
-    """`at(operation, step)` is called by the main thread at each operation, by all ranks alike, and costs nothing."""
+    """`at(operation, step)` is called by the main thread of every rank at the start of each operation; its cost is negligible."""
 
     def __init__(self, mesh: Mesh, run: Path, silent_seconds: float, hang_seconds: float) -> None:
         self.mesh, self.run = mesh, run
@@ -47,8 +47,8 @@ class Watchdog:
         self.verdict: str | None = None
         self.decided, self.ending = threading.Event(), threading.Event()
         self.last_words: str | None = None
-        self.stored = True  # there is a store to agree over
-        self.alarmed = False  # a connection broke: who is silent now is gone
+        self.stored = True  # the store can be used
+        self.alarmed = False  # a connection broke: a rank without a heartbeat now is lost
         self.thread = None
         if mesh.world.size > 1:
             # A connection of its own: the main thread may be waiting on the other.
@@ -58,7 +58,7 @@ class Watchdog:
                 is_master=False,
                 timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
             )
-            # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
+            # A store may outlive its processes (torchrun's does), so keys carry the name of this start.
             self.prefix = f"emergence-train/{mesh.launch_id}/"
             self.began = time.monotonic()
             self._beat(0)
@@ -68,27 +68,27 @@ class Watchdog:
             threading.Thread(target=self._guard, name="watchdog-guard", daemon=True).start()
 
     def at(self, operation: str, step: int = 0) -> None:
-        """The main thread begins an operation."""
+        """Record that the main thread starts an operation."""
         self.place = (self.place[0] + 1, operation, step, time.monotonic())
 
     def explain(self, error: Exception, stop_requested: Callable[[], bool]) -> Exception:
-        """What to raise for an error of this rank: itself, or the loss of a peer that caused it.
+        """The exception to raise for an error of this rank: the error itself, or the PeerLost that caused it.
 
-        `stop_requested`: whether this process got a signal to stop. A launcher that has lost one process stops the others, and
-        must not be kept waiting for the name of the one it knows.
+        `stop_requested`: whether this process received a signal to stop. A launcher that has lost a process stops the others, and
+        must not be kept waiting for the name of a process it knows.
         """
         if self.thread is None:
             return error
         if isinstance(error, (InputError, RunError, Stopped)):
             self._say_goodbye(None if error.already_reported is not None else str(error))
             return error
-        # "Connection closed by peer" and its like: whose, the watchdog knows soon. A bug has no peer to blame.
+        # For "connection closed by peer" and the like the watchdog soon names the peer; other errors are this rank's own.
         if is_communication_error(error):
             self.alarmed = True
             until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
             while not self.decided.wait(self.interval) and time.monotonic() < until:
                 if stop_requested():
-                    self.verdict = f"another process is gone ({' '.join(str(error).split())[:120]})"
+                    self.verdict = f"another process is lost ({' '.join(str(error).split())[:120]})"
                     break
         if self.verdict:
             self.ending.set()
@@ -100,7 +100,7 @@ class Watchdog:
         return error
 
     def close(self) -> None:
-        """All is done: the others are not to miss this rank."""
+        """Stop the watchdog; the other ranks no longer expect heartbeats of this rank."""
         if self.thread is not None and not self.ending.is_set():
             self._say_goodbye(None)
 
@@ -124,19 +124,19 @@ class Watchdog:
                     return
                 number += 1
             if self.stored and not self.decided.is_set():
-                self._beat(-1, self.last_words)  # the last: it ends in order
-        except Exception as error:  # the store has gone with the process that held it
+                self._beat(-1, self.last_words)  # the last heartbeat: an orderly exit
+        except Exception as error:  # the store ended with the process that hosted it
             if not self.ending.is_set():
                 reason = " ".join(str(error).split())[:120]
-                self._end(f"rank 0 or its launcher is gone ({type(error).__name__}: {reason}); {self._own_place()}")
+                self._end(f"rank 0 or its launcher is lost ({type(error).__name__}: {reason}); {self._own_place()}")
 
     def _guard(self) -> None:
-        """The store does not answer where the process that holds it is stopped, and torch waits for it for ever."""
+        """End the process where the store does not answer: the process that hosts it may be stopped, and torch waits for ever."""
         while not self.ending.wait(self.interval) and not self.decided.is_set():
             silent = time.monotonic() - self.answered
             if silent > self.silent:
                 self._end(
-                    f"rank 0 or its launcher, which holds the store, has not answered for {silent:.0f} s; "
+                    f"rank 0 or its launcher, which hosts the store, has not answered for {silent:.0f} s; "
                     f"{self._own_place()}",
                     store=False,
                 )
@@ -149,16 +149,16 @@ class Watchdog:
         self.store.set(f"{self.prefix}{self.mesh.world.rank}", json.dumps(sign))
 
     def _look(self, seen: dict) -> str | None:
-        """A verdict, if there is one. `seen` remembers of each rank its last sign and when it came."""
+        """The verdict, or None. `seen` has the last heartbeat of each rank and its time."""
         if not self.mesh.is_rank0 and self.store.check([f"{self.prefix}verdict"]):
             return self.store.get(f"{self.prefix}verdict").decode()
         watched = range(self.mesh.world.size) if self.mesh.is_rank0 else (0, self.mesh.world.rank)
         keys = [f"{self.prefix}{rank}" for rank in watched]
         now = time.monotonic()
-        if not self.store.check(keys):  # all have joined, but not everyone has given a first sign
+        if not self.store.check(keys):  # all have joined, but not all have sent a first heartbeat
             absent = next((rank for rank, key in zip(watched, keys) if not self.store.check([key])), None)
             late = absent is not None and now - self.began > self.silent
-            return self._publish(f"rank {absent} has joined and given no sign of life since") if late else None
+            return self._publish(f"rank {absent} has joined and sent no heartbeat since") if late else None
         for rank, text in zip(watched, self.store.multi_get(keys)):
             sign = json.loads(text)
             old = seen.get(rank)
@@ -167,7 +167,7 @@ class Watchdog:
         return self._publish(self._judge(seen, now))
 
     def _publish(self, verdict: str | None) -> str | None:
-        """Rank 0's verdict is everyone's."""
+        """Publish rank 0's verdict to all ranks."""
         if verdict and self.mesh.is_rank0:
             self.store.set(f"{self.prefix}verdict", verdict)
         return verdict
@@ -181,7 +181,7 @@ class Watchdog:
                 continue
             silent = now - sign["came"]
             if silent > (min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent):
-                return f"{name} has given no sign of life for {silent:.0f} s, killed or stopped; {_place(sign)}"
+                return f"{name} has sent no heartbeat for {silent:.0f} s, killed or stopped; {_place(sign)}"
         present = {rank: sign for rank, sign in seen.items() if sign["n"] != -1}
         if self.mesh.is_rank0 and present and min(sign["for"] for sign in present.values()) > self.hang:
             rank, sign = min(present.items(), key=lambda item: item[1]["ops"])
@@ -193,7 +193,7 @@ class Watchdog:
         return None
 
     def _end(self, verdict: str, *, store: bool = True) -> None:
-        """Let the main thread raise it; where that hangs in a collective, end the process from here."""
+        """Let the main thread raise the verdict; where it hangs in a collective, end the process from this thread."""
         if "stacks are in" in verdict:
             self._dump()
         record = flight_recorder.write(self.run, self.mesh.world.rank, self.mesh.device.type == "cuda")
@@ -208,16 +208,16 @@ class Watchdog:
         os._exit(PeerLost.code)
 
     def _first_to_report(self) -> bool:
-        """One line on the screen is enough."""
+        """Whether this rank is the first to print the verdict."""
         try:
             if not self.stored:
                 return self.mesh.world.rank == 1
-            return self.store.add(f"{self.prefix}told", 1) == 1
+            return self.store.add(f"{self.prefix}reported", 1) == 1
         except Exception:
-            return self.mesh.world.rank == 1  # no store left to agree over: rank 0 had it
+            return self.mesh.world.rank == 1  # the store is lost: rank 0 hosted it
 
     def _outlast(self) -> None:
-        """Rank 0 often holds the store: the others are to read the verdict before it goes."""
+        """Delay rank 0, which often hosts the store, until the others have read the verdict."""
         if self.mesh.is_rank0:
             time.sleep(3 * self.interval)
 
@@ -227,7 +227,7 @@ class Watchdog:
             with open(self.run / STACKS / f"rank-{self.mesh.world.rank}.txt", "w") as file:
                 faulthandler.dump_traceback(file)
         except OSError:
-            pass  # a full disk is no reason not to end
+            pass  # a full disk must not keep the process from exiting
 
     def _own_place(self) -> str:
         _, operation, step, since = self.place

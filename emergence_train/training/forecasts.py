@@ -1,4 +1,4 @@
-"""Forecasts while a run trains: its loss at the end of the plan, and when it will gain the abilities it asks about."""
+"""Forecasts during training: the loss at the end of the plan, and when the run will gain abilities."""
 
 import math
 from pathlib import Path
@@ -17,11 +17,11 @@ from emergence_train.analysis.temporal.result import FinalForecast
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
-PLAN_POINTS = 1000  # of the planned learning rate
+PLAN_POINTS = 1000  # points of the planned learning rate
 
 
 class EndForecast(Observer):
-    """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
+    """Forecasts the final loss with its 95% interval from the steps so far and the planned schedule."""
 
     def on_restore(self, step: int, rows: list[dict]) -> None:
         train = [row for row in rows if row.get("kind") == "train"]
@@ -48,7 +48,7 @@ class EndForecast(Observer):
 
 
 class AbilityForecast(Observer):
-    """When this run will gain the abilities whose thresholds an earlier analysis found, from its iid losses so far."""
+    """Forecasts from the iid losses when this run will pass the thresholds of an earlier analysis."""
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)

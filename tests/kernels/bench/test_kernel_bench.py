@@ -1,4 +1,4 @@
-"""The benchmark runs, keeps what it measured when cut off, and its tables can be redrawn."""
+"""The benchmark runs, keeps its rows when interrupted, and its tables can be redrawn."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ TINY = ["--suite", "tiny", "--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch):
-    """The interpreter would only make it slow, and peers that are installed want a GPU."""
+    """Without the interpreter, which is slow, and without peers, which need a GPU."""
     monkeypatch.setattr("emergence_kernels.bench.run.interpreting", lambda: False)
     monkeypatch.setattr("emergence_kernels.bench.losses._peers", lambda *_: ())
     for peers in ("_norm_peers", "_swiglu_peers"):
@@ -110,7 +110,7 @@ def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_variant_takes_its_place_and_leaves_it(triton_only, device, monkeypatch):
-    """The benchmark's candidates run by their own tile table, which is as it was afterwards."""
+    """The benchmark's candidates run with their own entry in the tile table, which is restored."""
     import dataclasses
 
     from emergence_kernels.backends import triton_configs as configs

@@ -127,9 +127,9 @@ def process(command: list[str], **variables: str) -> str:
 def run(modules: list[str], choice: str, **variables: str) -> set[str]:
     """-> the kernels that were launched."""
     files = [str(*HERE.rglob(f"test_kernel_{module}.py")) for module in modules]
-    told = process(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", choice], **variables)
-    assert re.search(r"\d+ passed", told)
-    return set(json.loads(re.search(r"^launched: (.*)$", told, re.M)[1]))
+    output = process(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", choice], **variables)
+    assert re.search(r"\d+ passed", output)
+    return set(json.loads(re.search(r"^launched: (.*)$", output, re.M)[1]))
 
 
 def chosen(modules: dict[str, str]) -> str:
