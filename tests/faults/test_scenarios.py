@@ -43,7 +43,7 @@ def test_another_world_size_stage_and_micro_batch_at_every_start(outcome_of, pre
 def test_stopped_and_started_again_leaves_no_trace(outcome_of):
     """Exactly, in fp32 and bf16, at every stage, with the state written beside training too."""
     found = outcome_of("exact")
-    assert len(found) == (2 if FEW else 6)
+    assert len(found) == (1 if FEW else 6)
     for key, outcome in found.items():
         assert [set(codes) for codes in outcome["codes"]] == [{0}, {75}, {0}], (key, outcome)
         assert outcome["differs"] is None, (key, outcome["differs"])
@@ -61,7 +61,7 @@ def test_a_rewind_goes_on_as_if_the_batches_had_not_been(outcome_of):
 
 def test_a_bad_step_is_left_out_at_every_stage(outcome_of):
     found = outcome_of("skip")
-    assert len(found) == (3 if FEW else 7)
+    assert len(found) == (2 if FEW else 7)
     for key, outcome in found.items():
         spike = key.endswith("30.0")
         assert set(outcome["codes"]) == {0}, (key, outcome)
@@ -96,7 +96,7 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_others(outcome_of):
 def test_a_signal_in_any_phase_is_answered(outcome_of):
     """To one rank of two in each phase of a step, in validation and while saving; and while a process starts."""
     phases = outcome_of("phases")
-    assert len(phases) == (5 if FEW else 11)
+    assert len(phases) == (4 if FEW else 11)
     for phase, outcome in phases.items():
         assert outcome["seconds"] < 30, phase
         if "differs" not in outcome:  # nothing to save: it leaves at once
@@ -107,6 +107,7 @@ def test_a_signal_in_any_phase_is_answered(outcome_of):
         assert outcome["differs"] is None, (phase, outcome["differs"])
 
 
+@pytest.mark.slow
 def test_a_signal_breaks_off_a_compilation(outcome_of):
     """It is heard in the middle of it, and the state of the step before is saved."""
     found = outcome_of("compiling")

@@ -76,7 +76,7 @@ def test_verdicts_thresholds_and_size_effects_are_right_on_simulated_tasks():
     """A small part of the study; the whole is slow and its result committed."""
     script = study()
     for kind in simulate.KINDS:
-        found = script.verdicts(kind, 25)
+        found = script.verdicts(kind, 16)
         assert found["right"] >= 0.88, (kind, found)
         assert kind == "emergent" or found["verdicts"].get("emergent", 0) <= 0.05
         assert kind != "emergent" or found["eta"]["coverage95"] >= 0.8, found
