@@ -148,7 +148,7 @@ def exact(runs: Runs) -> dict:
         ("bf16", 2, 2, False),
         ("bf16", 3, 2, False),
     ]
-    for precision, stage, world, asynchronous in some(cases, runs.few, 2):
+    for precision, stage, world, asynchronous in some(cases, runs.few, 1):
         key = f"{precision}-{stage}-{world}-{asynchronous}"
         over = [
             f"training.precision={precision}",
@@ -206,7 +206,7 @@ def skip(runs: Runs) -> dict:
         (0, 1, "fp32", 30.0),
         (1, 2, "bf16", 30.0),
     ]
-    for stage, world, precision, factor in some(cases, runs.few, 3):
+    for stage, world, precision, factor in some(cases, runs.few, 2):
         key = f"{stage}-{world}-{precision}-{factor}"
         over = [f"training.zero_stage={stage}", f"training.precision={precision}", "faults.spike=skip"]
         end = runs.start(f"skip-{key}", *over, world=world, patch=poison({19}, factor))
@@ -297,7 +297,7 @@ def phases(runs: Runs) -> dict:
         return patch
 
     runs.start("phases-whole", world=2)
-    for number, phase in enumerate(some(PHASES, runs.few, 3)):
+    for number, phase in enumerate(some(PHASES, runs.few, 2)):
         name = f"phases-{number}"
         first = runs.start(name, world=2, patch=signalling(phase, number % 2))
         steps = [row["step"] for row in runs.rows(name, "train")]

@@ -43,7 +43,7 @@ def test_another_world_size_stage_and_micro_batch_at_every_start(outcome_of, pre
 def test_stopped_and_started_again_leaves_no_trace(outcome_of):
     """Exactly, in fp32 and bf16, at every stage, also with asynchronous saves."""
     result = outcome_of("exact")
-    assert len(result) == (2 if FEW else 6)
+    assert len(result) == (1 if FEW else 6)
     for key, outcome in result.items():
         assert [set(codes) for codes in outcome["codes"]] == [{0}, {75}, {0}], (key, outcome)
         assert outcome["differs"] is None, (key, outcome["differs"])
@@ -61,7 +61,7 @@ def test_rewind_equals_a_run_without_the_batches(outcome_of):
 
 def test_a_bad_step_is_skipped_at_every_stage(outcome_of):
     result = outcome_of("skip")
-    assert len(result) == (3 if FEW else 7)
+    assert len(result) == (2 if FEW else 7)
     for key, outcome in result.items():
         spike = key.endswith("30.0")
         assert set(outcome["codes"]) == {0}, (key, outcome)
@@ -96,7 +96,7 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_others(outcome_of):
 def test_a_signal_in_any_phase_is_answered(outcome_of):
     """To one rank of two in each phase of a step, in validation and while saving; and while a process starts."""
     phases = outcome_of("phases")
-    assert len(phases) == (5 if FEW else 11)
+    assert len(phases) == (4 if FEW else 11)
     for phase, outcome in phases.items():
         assert outcome["seconds"] < 30, phase
         if "differs" not in outcome:  # nothing to save: it leaves at once
@@ -107,6 +107,7 @@ def test_a_signal_in_any_phase_is_answered(outcome_of):
         assert outcome["differs"] is None, (phase, outcome["differs"])
 
 
+@pytest.mark.slow
 def test_a_signal_breaks_off_a_compilation(outcome_of):
     """The compilation is aborted, and the state of the step before is saved."""
     result = outcome_of("compiling")

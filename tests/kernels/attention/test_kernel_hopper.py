@@ -362,6 +362,7 @@ def test_instructions_and_descriptors_match_triton(tmp_path):
     assert {field[:2] for field in by_swizzle} == {field[:2] for field in their_fields} == {(1, 64)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
 def test_nvcc_compiles_products_that_overlap(tmp_path):
     """No spills; no products that ptxas had to serialise or help with fences; the exponentials are not moved past waits."""
