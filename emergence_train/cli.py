@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from emergence_train.errors import InputError, RunError, Stopped, tell
+from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
 
 UNIX = ("fcntl", "resource", "termios")  # modules that other systems lack
 
@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         elif not error.already_reported:
             tell(str(error))
         return error.code
-    except KeyboardInterrupt:
-        tell("interrupted; run the same command to resume from the last checkpoint")
-        return 1
+    except KeyboardInterrupt as error:
+        tell(describe(error))
+        return exit_code(error)
     except BrokenPipeError:  # the reader of our output has gone (head, less)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 1
@@ -46,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, ModuleNotFoundError) and error.name in UNIX:
             tell(f"{argv[0]} needs Linux or macOS (Python's {error.name} is missing here); under Windows use WSL")
             return 2
-        reason = " ".join(str(error).split())[:500]
-        tell(f"{type(error).__name__}: {reason} (a bug? see it with --debug)")
-        return 1
+        tell(describe(error))
+        return exit_code(error)
 
 
 def run() -> None:
@@ -90,17 +89,25 @@ def _train(arguments: argparse.Namespace) -> dict | None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of C++ frames
     from emergence_train import config
     from emergence_train.cluster import launcher
+
+    launch = launcher.find()
+    loaded, wrong = attempt(lambda: config.load(arguments.config, arguments.overrides))
+    if wrong and launch.world == 1:
+        raise wrong
+
+    def given() -> config.Config:
+        if wrong:
+            raise wrong
+        return loaded
+
+    if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file
+        tell(str(wrong))  # at once: the others, who are to hear of it, may take minutes to come
+        wrong.already_reported = True
     from emergence_train.parallel import ranks as distributed
     from emergence_train.training.run import train
 
-    launch = launcher.find()
     try:
-        loaded = config.load(arguments.config, arguments.overrides)
-    except InputError as error:
-        error.already_reported = launch.local_rank > 0  # each machine has said it: one may lack the file
-        raise
-    try:
-        path = train(loaded, _log(arguments), parent=arguments.parent)
+        path = train(given, _log(arguments), parent=arguments.parent)
     finally:
         distributed.stop()
     return {"run": str(path)} if launch.is_rank0 else None

@@ -29,7 +29,7 @@ from emergence_train.checkpoint.format import POINTER, STATE, complete, step_nam
 from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0
+from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0, on_every_rank
 
 POSITIONS = "positions"  # the sums since the last table, each rank's own
 SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
@@ -191,23 +191,32 @@ def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) 
         share = slice(
             mesh.world.rank, None, mesh.world.size
         )  # the ranks verify together, each its own shard first of all
-        wrong = [line for lines in all_gather_objects(checkpoints.problems(chosen, share)) for line in lines]
+        found = on_every_rank(lambda path=chosen, share=share: checkpoints.problems(path, share))
+        wrong = [line for lines in all_gather_objects(found) for line in lines]
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")
         broadcast_from_rank0(functools.partial(set_aside, chosen))
     verified = time.monotonic()
-    content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, mesh)
-    if content["parameters"] != state.shapes:
-        raise InputError(f"{chosen}: holds a model of another shape; choose another name for this run")
-    state.load(shards, content["updates"])
+    state = EngineState(engine, mesh)
+    content, sums = on_every_rank(lambda: _restore(chosen, state))
+    state.refresh()
     engine.global_steps = content["step"]
-    sums = shards.each(POSITIONS)
     log(
         f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
         f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s"
     )
     return content, sums
+
+
+def _restore(path: Path, state: EngineState) -> tuple[dict, list]:
+    """This rank's parts from the verified checkpoint at `path` -> state.json's content, and each saving rank's sums."""
+    content = checkpoints.read_state(path)
+    if content["parameters"] != state.shapes:
+        raise InputError(f"{path}: holds a model of another shape; choose another name for this run")
+    shards = checkpoints.Shards(path)
+    state.load(shards, content["updates"])
+    return content, shards.each(POSITIONS)
 
 
 def set_aside(path: Path) -> None:

@@ -6,7 +6,7 @@
 Today both hold every process. A further way to share the work is a further group here, and a look at who meant `data`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ class Mesh:
     device: torch.device
     launch_id: str = ""  # a name that these processes alone have, for what they leave in a store that may outlive them
     note: str | None = None  # of the launcher, for the screen
+    secret: bytes = field(default=b"", repr=False)  # of this start: signs what its processes write to the store
 
     @property
     def is_rank0(self) -> bool:
@@ -39,8 +40,14 @@ class Mesh:
 
 
 def data_parallel(
-    rank: int, size: int, local_rank: int, device: torch.device, launch_id: str = "", note: str | None = None
+    rank: int,
+    size: int,
+    local_rank: int,
+    device: torch.device,
+    launch_id: str = "",
+    note: str | None = None,
+    secret: bytes = b"",
 ) -> Mesh:
     """The mesh of `size` processes that all train on different samples."""
     everyone = Group(rank, size)
-    return Mesh(everyone, everyone, local_rank, device, launch_id, note)
+    return Mesh(everyone, everyone, local_rank, device, launch_id, note, secret)

@@ -89,7 +89,7 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_others(outcome_of):
     assert len(found["stacks"]) == 3 and "in loading" in found["stacks"]["rank-1.txt"]
     # By torch's flight recorder two ranks are in a collective that the third has not begun.
     assert found["open_calls"] == [["gloo:all_reduce"], [], ["gloo:all_reduce"]] and "stacks/flight-" in hang["said"]
-    assert broken["codes"] == [76, 1, 76] and broken["seconds"] < 40
+    assert broken["codes"] == [1] * 3 and broken["seconds"] < 40
     assert "rank 1 (process" in broken["said"] and "Input/output error" in broken["said"]
 
 
