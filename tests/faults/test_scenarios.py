@@ -93,6 +93,17 @@ def test_a_rank_that_hangs_or_fails_is_named_by_the_others(outcome_of):
     assert "rank 1 (process" in broken["said"] and "Input/output error" in broken["said"]
 
 
+def test_a_rank_that_the_others_wait_for_is_named(outcome_of):
+    slow = outcome_of("slow")
+    assert slow["codes"] == [0, 0] and slow["rows"], slow["said"]
+    for row in slow["rows"]:
+        assert row.keys() == {"kind", "step", "tokens", "rank", "operation", "seconds", "share"}
+        assert (row["rank"], row["operation"]) == (1, "loading samples")
+        # The window's ends are signs of up to a second before, so a step of few may count at one end only.
+        assert 0.12 < row["seconds"] < 0.6 and row["share"] > 0.2
+    assert "rank 1 is" in slow["said"] and "behind the others" in slow["said"]
+
+
 def test_a_signal_in_any_phase_is_answered(outcome_of):
     """To one rank of two in each phase of a step, in validation and while saving; and while a process starts."""
     phases = outcome_of("phases")
