@@ -339,10 +339,9 @@ def _apply(tree: dict, override: str) -> None:
         raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        shown = override if len(override) <= 200 else f"{override[:200]}..."
+        raise InputError(f"override {shown!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(value, str):
         value = _number(value)
     node: Any = tree

@@ -151,7 +151,7 @@ def _build_session(
             abilities=config.abilities,
             logging=config.logging,
             resolved=config.model_dump(mode="json"),
-            deepspeed=engines.deepspeed_config(config.training, mesh),
+            deepspeed=engines.deepspeed_config(config.training, mesh, header["parameters"]),
             plan=plan,
             header=header,
             evaluator=evaluator,

@@ -96,7 +96,7 @@ CASES: dict[str, Patch] = {
     "data": raising("training.run:Dataset", WRONG),
     "identity": raising("data.identity:keep", WRONG),
     "tasks": raising("training.run:Evaluator", WRONG),
-    "engine": raising("training.engine:build_model", MemoryError("no memory")),
+    "engine": raising("training.engine:deepspeed_config", MemoryError("no memory")),
     "session": raising("training.session:Stepper", RuntimeError("a bug")),
     "rewinds": raising("training.session:SkippedBatches", WRONG),
     "listing": raising("checkpoint.saver:complete", BROKEN),
