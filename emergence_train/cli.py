@@ -96,8 +96,8 @@ def _train(arguments: argparse.Namespace) -> dict | None:
         raise wrong
 
     def given() -> config.Config:
-        if wrong:
-            raise wrong
+        if loaded is None:
+            raise wrong or AssertionError("neither a configuration nor an error")
         return loaded
 
     if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file

@@ -186,7 +186,11 @@ class Faults(Section):
     )
     compare_replicas: bool = Field(default=False, description="compare the ranks' weights at each checkpoint")
     silent_seconds: float = Field(default=30.0, gt=0, description="without a sign of life: the process is lost")
-    hang_seconds: float = Field(default=1800.0, gt=0, description="in one operation: the processes wait for each other")
+    hang_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="in one operation, at most: the processes wait for each other; less once the run shows how long it takes",
+    )
 
 
 class Logging(Section):

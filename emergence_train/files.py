@@ -94,7 +94,7 @@ def write_csv(path: Path, frame: "pandas.DataFrame") -> None:
         frame.assign(**text).to_csv(temporary, index=False, float_format="%.8g")
 
 
-def _is_number(dtype) -> bool:
+def _is_number(dtype: object) -> bool:
     return getattr(dtype, "kind", "O") in "biufc"
 
 

@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,7 +192,7 @@ def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) 
         share = slice(
             mesh.world.rank, None, mesh.world.size
         )  # the ranks verify together, each its own shard first of all
-        found = on_every_rank(lambda path=chosen, share=share: checkpoints.problems(path, share))
+        found = on_every_rank(partial(checkpoints.problems, chosen, share))
         wrong = [line for lines in all_gather_objects(found) for line in lines]
         if not wrong:
             break

@@ -69,7 +69,7 @@ class Heartbeats:
 
     def _set(self, name: str, content: Any) -> None:
         payload = json.dumps(content).encode()
-        self.store.set(self.prefix + name, self._sign(name, payload) + payload)
+        self.store.set(self.prefix + name, self._sign(name, payload) + payload)  # type: ignore[arg-type]
 
     def _get(self, names: list[str]) -> dict[str, Any]:
         if not self.complete.issuperset(names):  # multi_get waits for a key that is not there

@@ -24,7 +24,7 @@ STEPS = 20  # that a comparison must have
 class Times(NamedTuple):
     """Of one operation so far."""
 
-    count: int = 0
+    done: int = 0  # times
     seconds: float = 0.0
     longest: float = 0.0
 
@@ -38,9 +38,9 @@ class Operations:
 
     def begin(self, operation: str, step: int) -> None:
         now = time.monotonic()
-        count, seconds, longest = self.times.get(self.operation, (0, 0.0, 0.0))
+        done, seconds, longest = self.times.get(self.operation, Times())
         took = now - self.since
-        self.times[self.operation] = Times(count + 1, seconds + took, max(longest, took))
+        self.times[self.operation] = Times(done + 1, seconds + took, max(longest, took))
         self.begun, self.operation, self.step, self.since = self.begun + 1, operation, step, now
 
     def sign(self) -> dict:
@@ -61,8 +61,8 @@ def hang_limit(times: list | tuple | None, most: float) -> float:
 
     Args: `times`: the operation's Times.
     """
-    count, _, longest = times or Times()
-    return most if count < ENOUGH else min(most, max(LEAST_SECONDS, FACTOR * longest))
+    done, _, longest = times or Times()
+    return most if done < ENOUGH else min(most, max(LEAST_SECONDS, FACTOR * longest))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ Import this module before deepspeed: it tells DeepSpeed which accelerator to tak
 import contextlib
 import ctypes
 import datetime
+import gc
+import importlib
+import inspect
 import logging
 import os
 import secrets
@@ -15,6 +18,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -214,7 +218,31 @@ def import_deepspeed() -> Any:
     # DeepSpeed calls collectives by names that torch 2.13 gave up, and each time torch would tell the user, who cannot change it.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed's ZeRO imports its Muon to ask whether an optimizer is one, and that module hands functions to torch.compile,
+    which imports Inductor: a fifth of the start of a run. They are left as they are; training.optimizer has no such kind."""
+    from deepspeed.runtime import compiler
+
+    compile, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile
+
+
+def without_compiler() -> None:
+    """Call this where nothing is compiled. Functions that torch and DeepSpeed keep from the compiler import it when they are
+    first called, only to be kept from it: a quarter of the start of a run. Here they are told to call what they wrap.
+    """
+    kept = torch._disable_dynamo(lambda: None).__code__
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__ is kept:
+            plain = inspect.unwrap(function, stop=lambda f: f.__code__ is not kept)
+            plain.__dict__.setdefault("__dynamo_disable", plain)
 
 
 def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
@@ -227,14 +255,14 @@ def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 def broadcast_from_rank0(make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """`make()` on rank 0 of the world, its result on every rank; an exception of rank 0 is raised on every rank."""
     value, error = attempt(make) if dist.get_rank() == 0 else (None, None)
-    outcome = [value, error and (exit_code(error), describe(error))]
+    outcome: list[Any] = [value, error and (exit_code(error), describe(error))]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0, group=group)
     if error is not None:
         raise _reported_here(error)
     if outcome[1] is not None:
         raise repeat(*outcome[1])
-    return outcome[0]  # type: ignore[return-value]
+    return outcome[0]
 
 
 def on_every_rank(make: Callable[[], T]) -> T:
@@ -249,12 +277,11 @@ def on_every_rank(make: Callable[[], T]) -> T:
         dist.all_reduce(first, dist.ReduceOp.MIN)
     if first == world:
         return value  # type: ignore[return-value]
-    outcome = [error and (exit_code(error), describe(error))]
+    outcome: list[Any] = [error and (exit_code(error), describe(error))]
     if world > 1:
         dist.broadcast_object_list(outcome, src=int(first))
     if error is not None and first == rank:
         raise _reported_here(error)
-    assert outcome[0] is not None
     raise repeat(*outcome[0])
 
 

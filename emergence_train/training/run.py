@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from emergence_train.analysis.emergence.ability_watch import read_thresholds
 from emergence_train.config import Config, TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
@@ -104,6 +103,8 @@ def _train(
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
     evaluator = _evaluator(config.tasks, dataset)
     if abilities := config.abilities:
+        from emergence_train.analysis.emergence.ability_watch import read_thresholds
+
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(abilities), dataset.fingerprint)))
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
     first = broadcast_from_rank0(lambda: branch.begin(run, config.training, plan, dataset, parent))

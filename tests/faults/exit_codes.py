@@ -111,7 +111,7 @@ CASES: dict[str, Patch] = {
     "interrupted": at_step(KeyboardInterrupt()),
     "rows": raising("training.run_rows:StepRows.on_step", LOST),
     "tables": raising("recorder.run_log:RunLog.positions", LOST),
-    "forecast": raising("training.forecasts:forecast_final", ZeroDivisionError("a bug")),
+    "forecast": raising("analysis.temporal:forecast_final", ZeroDivisionError("a bug")),
     "last rows": replaced("recorder.run_log:RunLog.close", lambda plain: lambda self: "the disk is full"),
     "signal at the start": signalled(signal.SIGTERM, "building the engine", 0),
     "signal in a step": signalled(signal.SIGTERM, "forward", 5),
