@@ -42,18 +42,15 @@ class Heartbeats:
         """This rank's sign of life; its `n` grows, but for the last one's, -1."""
         self._set(str(self.rank), sign)
 
-    def read(self, ranks: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """The signs of `ranks`, without those that gave none yet."""
-        found = self._get([str(rank) for rank in ranks])
-        return {int(name): sign for name, sign in found.items()}
+    def read(self, ranks: Iterable[int]) -> tuple[dict[int, dict[str, Any]], Verdict | None]:
+        """The signs of `ranks`, without those that gave none yet, and the verdict if there is one; in one request."""
+        found = self._get([str(rank) for rank in ranks] + ["verdict"])
+        verdict = found.pop("verdict", None)
+        return {int(name): sign for name, sign in found.items()}, Verdict(**verdict) if verdict else None
 
     def publish(self, verdict: Verdict) -> None:
         """Rank 0's verdict is everyone's."""
         self._set("verdict", asdict(verdict))
-
-    def verdict(self) -> Verdict | None:
-        content = self._get(["verdict"]).get("verdict")
-        return Verdict(**content) if content else None
 
     def acknowledge(self) -> None:
         """This rank ends, and needs the store no more."""

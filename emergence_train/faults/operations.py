@@ -44,14 +44,12 @@ class Operations:
         self.begun, self.operation, self.step, self.since = self.begun + 1, operation, step, now
 
     def sign(self) -> dict:
-        """For the heartbeat: how many operations have begun, which is the last, for how long, and what all took."""
-        seconds = time.monotonic() - self.since
+        """For the heartbeat: how many operations have begun, which is the last, of which step, and for how long."""
         return {
             "ops": self.begun,
             "op": self.operation,
             "step": self.step,
-            "for": seconds,
-            "times": self.times.copy(),
+            "for": time.monotonic() - self.since,
         }
 
 
@@ -83,13 +81,14 @@ def stragglers(before: Mapping[int, Mapping], after: Mapping[int, Mapping]) -> l
     others had not begun to wait for them, and whoever is later afterwards may have waited himself. Ranks that meet within an
     operation (ZeRO-3 gathers weights in the forward pass) end it together: a rank slow in there is not seen.
     """
-    steps = min(_of(after[rank], LAST)[0] - _of(before[rank], LAST)[0] for rank in after)
-    if len(after) < 2 or steps < STEPS:
+    steps = {rank: _of(after[rank], LAST).done - _of(before[rank], LAST).done for rank in after}
+    if len(after) < 2 or min(steps.values()) < STEPS:
         return []
-    took = {rank: [_seconds(before[rank], after[rank], name) / steps for name in STEP] for rank in after}
-    step = statistics.median(
-        sum(parts) + _seconds(before[rank], after[rank], LAST) / steps for rank, parts in took.items()
-    )
+    means = {
+        rank: [_seconds(before[rank], after[rank], name) / steps[rank] for name in (*STEP, LAST)] for rank in after
+    }
+    step = statistics.median(map(sum, means.values()))
+    took = {rank: parts[:-1] for rank, parts in means.items()}
     usual = [statistics.median_low(parts) for parts in zip(*took.values())]
     ends = {rank: [sum(parts[: k + 1]) for k in range(len(STEP))] for rank, parts in took.items()}
     for k, median in enumerate(statistics.median_low(end) for end in zip(*ends.values())):
@@ -107,9 +106,9 @@ def stragglers(before: Mapping[int, Mapping], after: Mapping[int, Mapping]) -> l
     return found
 
 
-def _of(times: Mapping, operation: str) -> tuple[int, float, float]:
-    return tuple(times.get(operation, Times()))
+def _of(times: Mapping, operation: str) -> Times:
+    return Times(*times.get(operation, Times()))
 
 
 def _seconds(before: Mapping, after: Mapping, operation: str) -> float:
-    return _of(after, operation)[1] - _of(before, operation)[1]
+    return _of(after, operation).seconds - _of(before, operation).seconds

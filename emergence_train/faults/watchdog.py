@@ -1,8 +1,9 @@
 """A process that is killed, stopped, hangs or fails ends the others in bounded time, with one line that names it.
 
 A thread of each rank writes a sign of life to the store of the process group every second: how many operations its
-main thread has begun, which, for how long it has been in it, and what all of them took. Rank 0 reads everyone's and publishes
-a verdict; the others read the verdict, and rank 0's sign, since it may be rank 0 that is gone. Work is proportional to the ranks.
+main thread has begun, which, for how long it has been in it, and now and then what all of them took. Rank 0 reads everyone's
+and publishes a verdict; the others read the verdict, and rank 0's sign, since it may be rank 0 that is gone. Work is
+proportional to the ranks: two requests a second of each.
 
 - No sign for `silent_seconds`: the process is gone or stopped.
 - Every rank in one operation for longer than its limit (operations.hang_limit): the one that has begun the fewest is waited for.
@@ -38,6 +39,7 @@ from emergence_train.parallel.ranks import is_communication_error
 AGAIN = "run the same command to resume from the last checkpoint"
 ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
 MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdict
+TIMES_EVERY = 8  # heartbeats: what the operations took is most of one's bytes
 COMPARE_SECONDS = 60.0  # between looks for ranks that the others wait for
 
 
@@ -165,20 +167,23 @@ class Watchdog:
     def _beat(self, number: int) -> None:
         words, code = self.last_words
         sign = {"n": number, **self.operations.sign()}
+        if number % TIMES_EVERY == 0:
+            sign["times"] = self.operations.times.copy()
         if number in (0, -1):
             sign |= {"host": socket.gethostname(), "pid": os.getpid(), "words": words, "code": code}
         self.heartbeats.beat(sign)
 
     def _look(self) -> Verdict | None:
         """A verdict, if there is one."""
-        if not self.mesh.is_rank0 and (verdict := self.heartbeats.verdict()):
-            return verdict
         watched = range(self.mesh.world.size) if self.mesh.is_rank0 else (0,)
         now = time.monotonic()
-        for rank, sign in self.heartbeats.read(watched).items():
+        signs, verdict = self.heartbeats.read(watched)
+        if verdict:
+            return verdict
+        for rank, sign in signs.items():
             old = self.seen.get(rank)
             if old is None or (old["n"] != -1 and (sign["n"] == -1 or sign["n"] > old["n"])):
-                self.seen[rank] = {"host": None, "pid": None, **(old or {}), **sign, "came": now}
+                self.seen[rank] = {"host": None, "pid": None, "times": {}, **(old or {}), **sign, "came": now}
         absent = next((rank for rank in watched if rank not in self.seen), None)
         if absent is not None:  # all have joined, but not everyone has given a first sign
             late = now - self.began > self.silent
