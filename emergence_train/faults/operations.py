@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-LEAST_SECONDS = 300.0  # a shared file system that stalls for minutes is no hang
+LEAST_SECONDS = 600.0  # a file system that stalls, or a compiler that is at it again, is no hang
 FACTOR = 20.0  # of the longest so far
 ENOUGH = 8  # times that an operation must have been done before its limit is learned
 

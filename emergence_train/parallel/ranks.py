@@ -8,7 +8,6 @@ import ctypes
 import datetime
 import gc
 import importlib
-import inspect
 import logging
 import os
 import secrets
@@ -227,22 +226,27 @@ def _import_muon_uncompiled() -> None:
     which imports Inductor: a fifth of the start of a run. They are left as they are; training.optimizer has no such kind."""
     from deepspeed.runtime import compiler
 
-    compile, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    compile, compiler.compile = compiler.compile, lambda: lambda function: function
     try:
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+        with contextlib.suppress(ImportError):  # a version without it
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = compile
 
 
-def without_compiler() -> None:
-    """Call this where nothing is compiled. Functions that torch and DeepSpeed keep from the compiler import it when they are
-    first called, only to be kept from it: a quarter of the start of a run. Here they are told to call what they wrap.
+def leave_compiler_out(wanted: bool) -> None:
+    """Functions that torch and DeepSpeed keep from the compiler import it when they are first called, only to be kept from it: a
+    quarter of the start of a run. Where nothing is compiled (`wanted`) they are told to call what they wrap; else that is undone.
     """
     kept = torch._disable_dynamo(lambda: None).__code__
     for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__ is kept:
-            plain = inspect.unwrap(function, stop=lambda f: f.__code__ is not kept)
-            plain.__dict__.setdefault("__dynamo_disable", plain)
+        if type(function) is FunctionType and function.__code__ is kept:
+            plain: Any = function.__dict__["__wrapped__"]
+            known = getattr(plain, "__dynamo_disable", None)
+            if wanted and known is None:
+                plain.__dynamo_disable = plain
+            elif not wanted and known is not None and known is plain:
+                del plain.__dynamo_disable
 
 
 def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:

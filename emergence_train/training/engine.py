@@ -8,7 +8,7 @@ from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import Gathered
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import import_deepspeed, without_compiler
+from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
 
@@ -57,8 +57,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
     """
     deepspeed = import_deepspeed()
-    if not training.compile:
-        without_compiler()
+    leave_compiler_out(not training.compile)
     if graphs:
         own_stream(mesh.device)
     deepspeed.init_distributed(dist_init_required=False)  # takes up the process group that is there

@@ -82,7 +82,7 @@ def test_a_window_counts_from_its_beginning():
     [
         (0, 0.0, 1800.0, 1800.0),  # not seen yet
         (7, 1.0, 1800.0, 1800.0),  # too seldom
-        (8, 1.0, 1800.0, 300.0),  # the floor
+        (8, 1.0, 1800.0, 600.0),  # the floor
         (1000, 40.0, 1800.0, 800.0),
         (1000, 200.0, 1800.0, 1800.0),  # what was configured
         (1000, 1.0, 60.0, 60.0),
