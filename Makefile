@@ -33,7 +33,7 @@ quickstart: install
 	$(BIN)/emergence-train analyze emergence $(RUNS) --out runs/quickstart-report/emergence
 	$(BIN)/emergence-train report $(RUNS) --out runs/quickstart-report
 
-# An hour and a half on one core that others use too; another time goes on where it stopped.
+# An hour and a half on one shared core; the same command resumes.
 ladder: install
 	test -f data/ladder/sources.json || $(BIN)/python benchmarks/studies/ladder_text.py
 	$(BIN)/emergence-train prepare configs/ladder.yaml

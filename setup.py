@@ -3,7 +3,7 @@
 The kernels are usable without the framework. A CPU install needs no compiler and no CUDA.
 
 Two compiled libraries (csrc/cuda, csrc/cpu) are built if their compiler and torch are in sight (pip hides the installed torch
-unless told --no-build-isolation), and quietly left out otherwise: for this kind of CPU, and for CUDA where torch has it too.
+unless run with --no-build-isolation), and quietly left out otherwise: for this kind of CPU, and for CUDA where torch has it too.
 EMERGENCE_CUDA=1 insists on CUDA's, EMERGENCE_CUDA=0 leaves it out. They are no Python modules but libraries on torch's
 stable ABI, so a wheel with them serves every Python 3.
 """

@@ -1,10 +1,10 @@
-"""Correctness of the kernels on this machine's GPU: tests/kernels compiled, and what only a GPU can show.
+"""Correctness of the kernels on this machine's GPU: tests/kernels compiled, and the tests that need a GPU.
 
     python benchmarks/gpu_check.py [--limit SECONDS] [--out DIR] [options of pytest]
 
 The kernels that are most likely to hang (Hopper's attention) and the tests that only a GPU can pass come first, then everything
 that does not concern compilers alone. Several processes share the GPU, since most of the time goes into compiling; one that
-loses it (an illegal access) or hangs is replaced. Needs pytest and pytest-xdist. What was left out is said at the end.
+loses it (an illegal access) or hangs is replaced. Needs pytest and pytest-xdist. Skipped parts are listed at the end.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def stages() -> dict[str, list[Path]]:
 
 
 def check(files: list[Path], outcomes: Path, options: list[str], limit: float) -> tuple[int | None, str]:
-    """One run of pytest -> (its status, None where its time was up; the end of what it printed)."""
+    """Run pytest -> (its exit status, None after a timeout; the end of its output)."""
     workers = max(1, min(14, (os.cpu_count() or 2) - 2))
     command = [
         sys.executable,
@@ -87,21 +87,21 @@ def check(files: list[Path], outcomes: Path, options: list[str], limit: float) -
 
 
 def left_out() -> list[str]:
-    """What this machine cannot check, and why."""
+    """Parts that this machine cannot check, with reasons."""
     import torch
 
     from emergence_kernels.backends import library
 
     reason = library.unsupported_reason("cuda", torch.device("cuda"))
-    found = [f"the CUDA kernels: {reason}"] if reason else []
+    reasons = [f"the CUDA kernels: {reason}"] if reason else []
     if torch.cuda.get_device_capability() != (9, 0):
-        found.append("Hopper's kernels: this is not compute capability 9.0")
+        reasons.append("Hopper's kernels: this is not compute capability 9.0")
     for name, what in (("hypothesis", "random inputs"), ("flash_attn_interface", "flash-attn 3")):
         try:
             __import__(name)
         except ImportError:
-            found.append(f"{what}: {name} is not installed")
-    return found
+            reasons.append(f"{what}: {name} is not installed")
+    return reasons
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_first.py [--minutes 30] [--stages NAME,...] [--again] [--out DIR]
 
-Each stage is a process of its own with a limit of its own, the most telling first; what a stage has measured is on the disk when
-it is killed. OUT/<device>/gpu-first.json says how each ended; the next call goes on with those that were not reached or were
+Each stage is a process with its own limit, the most informative first; a stage writes its measurements as it goes, before it
+is killed. OUT/<device>/gpu-first.json has the outcome of each; the next call continues with those that were not reached or were
 cut off at this commit (--again: all of them). Limits are shares of --minutes, by what the stages took on an H100.
 """
 
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 @dataclass(frozen=True)
 class Stage:
     name: str
-    share: float  # of the minutes
+    share: float  # share of the minutes
     command: tuple[str, ...]
     what: str
 
@@ -165,8 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         path.write_text(json.dumps(record, indent=1) + "\n")
         if status != 0:
             failed.append(stage.name)
-        said = {None: "cut off at its limit", 0: "done"}.get(status, f"exit {status}, see {log}")
-        print(f"{stage.name:22s} {seconds:6.1f} s  {said}", flush=True)
+        outcome = {None: "cut off at its limit", 0: "done"}.get(status, f"exit {status}, see {log}")
+        print(f"{stage.name:22s} {seconds:6.1f} s  {outcome}", flush=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     left = [name for name, of in record["stages"].items() if of["status"] in ("not reached", "cut off")]
     if left:

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_quickstart.py
 
-Exits with 0 where every command did what it should: 75 for the stopped one, no row twice or missing after the resume, a table at
-every checkpoint, an analysis. On a CPU too (it is what a test runs).
+Exits with 0 where every command succeeded: 75 for the stopped one, no row duplicated or missing after the resume, a table at
+every checkpoint, an analysis. Runs on a CPU too (in a test).
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> int:
             time.sleep(0.2)
         training.send_signal(signal.SIGTERM)
         code = training.wait()
-        assert code == 75, f"told to stop: exit {code}, expected 75"
+        assert code == 75, f"after SIGTERM: exit {code}, expected 75"
         reached = len(rows(directory, "train"))
         run("train", *settings)
         steps = [row["step"] for row in rows(directory, "train")]

@@ -1,4 +1,4 @@
-"""A whole training step on one GPU, ours beside its peers on DeepSpeed: tokens/s, MFU, memory, and where the time goes.
+"""A whole training step on one GPU, against peers on DeepSpeed: tokens/s, MFU, memory, and a profile.
 
     python benchmarks/gpu_training.py [--sizes 468m,1.2b] [--contestants NAME,...] [--limit SECONDS] [--out DIR]
 
@@ -6,11 +6,11 @@
 main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly, and with the blocks compiled. `plain` is the
 same decoder in PyTorch's own operations with F.cross_entropy, its blocks and its loss compiled; `liger` is transformers' Llama
 with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed
-does not depend on them; losses are no result here). Contestants take turns, a few steps each, so that a GPU whose clock drifts
-is as unkind to one as to the other. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
+does not depend on them; losses are not reported). Contestants take turns, a few steps each, so that a GPU whose clock drifts
+affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
 
 MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak. One step of each is profiled: GPU time by
-kernel, and the places where the host waits for the GPU.
+kernel, and the synchronisations of the host.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SEQUENCE = 1024
 
 
 class PlainBlock(nn.Module):
-    """A block as a textbook writes it, in PyTorch's own operations, with fused projections."""
+    """A textbook block in PyTorch's own operations, with fused projections."""
 
     def __init__(self, c) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainDecoder(nn.Module):
-    """Blocks, and a loss of their own logits."""
+    """Blocks, and a loss from the logits."""
 
     def __init__(self, c) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PlainDecoder(nn.Module):
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())
 
     def compile_parts(self) -> None:
-        """Block by block, as torchtitan does: compiled once for all of them; and the loss, fused with what is before it."""
+        """Block by block, as torchtitan does: compiled once for all of them; and the loss, fused with the projection."""
         for block in self.blocks:
             block.compile(dynamic=False)
         self.loss = torch.compile(self.loss, dynamic=False)
@@ -126,7 +126,7 @@ class LigerLlama(nn.Module):
 
 
 class RandomTokens:
-    """In the place of a data set: windows of tokens drawn beforehand."""
+    """A data set of windows of random tokens, drawn in advance."""
 
     def __init__(self, vocabulary: int, sequence: int) -> None:
         import numpy as np
@@ -206,7 +206,7 @@ def our_step(config, mesh, way: str):
     def step(number: int) -> None:
         totals, norm, applied = stepper(number + 1, 1e-4, False)
         if pending:
-            pending.pop().tolist()  # as the loop does: read one step late
+            pending.pop().tolist()  # as in the training loop: read one step later
         pending.append(totals)
 
     return step
@@ -259,7 +259,7 @@ def make(name: str, config, mesh):
     return peer_step(config, mesh, model, way == "compiled")
 
 
-KINDS = (  # the first that a kernel's name contains names what it is for
+KINDS = (  # the first key that a kernel's name contains is its kind
     ("attention", ("flash", "fmha", "attention", "_dkdv", "_dq_", "sdpa", "forward_hopper", "backward_hopper")),
     (
         "loss",
@@ -290,7 +290,7 @@ def kind_of(kernel: str) -> str:
 
 
 def profile(step, number: int) -> dict:
-    """GPU time of one step by kernel and by kind, launches, and where the host waits."""
+    """GPU time of one step by kernel and by kind, launches, and synchronisations of the host."""
     from torch.profiler import ProfilerActivity
 
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
@@ -326,7 +326,7 @@ def profile(step, number: int) -> dict:
 
 
 def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: Path) -> dict:
-    """All contestants of a size in one process; what is known is written as it comes."""
+    """All contestants of a size in one process; rows are written as they are measured."""
     from emergence_kernels.bench.run import commit, versions
     from emergence_kernels.bench.timing import ceilings
     from emergence_train.models.flops import peak_flops
@@ -356,7 +356,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         "rows": [],
     }
     path = folder / f"{record['utc']}-training-{size}.json"
-    made: dict[str, dict] = {}
+    contestants: dict[str, dict] = {}
     for name in names:
         began = time.monotonic()
         before = torch.cuda.memory_allocated()
@@ -369,19 +369,23 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
             put_back()
         except Exception as error:  # noqa: BLE001
             put_back()
-            made.pop(name, None)
+            contestants.pop(name, None)
             record["rows"].append({"contestant": name, "failed": f"{type(error).__name__}: {error}"[:400]})
             print(f"{size} {name}: failed: {record['rows'][-1]['failed']}", flush=True)
             gc.collect()
             torch.cuda.empty_cache()
             continue
-        made[name] = {"step": step, "speeds": [], "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30}
+        contestants[name] = {
+            "step": step,
+            "speeds": [],
+            "peak_gib": (torch.cuda.max_memory_allocated() - before) / 2**30,
+        }
         print(f"{size} {name}: ready after {time.monotonic() - began:.1f} s", flush=True)
         if time.monotonic() > deadline:
             break
     number = 2
     for _ in range(arguments.rounds):
-        for of in made.values():
+        for of in contestants.values():
             torch.cuda.synchronize()
             began = time.perf_counter()
             for k in range(steps):
@@ -391,7 +395,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         number += steps
         if time.monotonic() > deadline:
             break
-    for name, of in made.items():
+    for name, of in contestants.items():
         speed = statistics.median(of["speeds"])
         record["rows"].append(
             {
@@ -410,12 +414,12 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         shown = ""
         profiled = "=" not in row["contestant"] and re.search(arguments.profile, row["contestant"])
         if profiled and time.monotonic() < deadline:
-            found = row["profile"] = profile(made[row["contestant"]]["step"], number)
+            profile_row = row["profile"] = profile(contestants[row["contestant"]]["step"], number)
             path.write_text(json.dumps(record, indent=1) + "\n")
-            shown = f"GPU {found['gpu_ms']:.0f} ms a step: " + ", ".join(
-                f"{k} {v:.0f}" for k, v in found["by_kind_ms"].items()
+            shown = f"GPU {profile_row['gpu_ms']:.0f} ms a step: " + ", ".join(
+                f"{k} {v:.0f}" for k, v in profile_row["by_kind_ms"].items()
             )
-            shown += f"; waits {found['host_waits']}"
+            shown += f"; waits {profile_row['host_waits']}"
         print(
             f"{size} {row['contestant']:24s} {row['tokens_per_second']:10,} tokens/s  MFU {row['mfu'] or 0:.1%}  "
             f"{row['peak_gib']} GiB  {shown}",
@@ -452,7 +456,7 @@ def main() -> int:
         record = measure(arguments.here, arguments.contestants.split(";"), arguments, folder)
         return 1 if any(row.get("failed") and row["contestant"].startswith("ours") for row in record["rows"]) else 0
     status = 0
-    for size in arguments.sizes.split(","):  # a process each: what one leaves on the GPU is not the other's
+    for size in arguments.sizes.split(","):  # a process each, so that memory left on the GPU does not affect the next
         command = [sys.executable, __file__, *sys.argv[1:], "--here", size]
         try:
             status |= subprocess.run(command, timeout=arguments.limit + 60).returncode

@@ -1,4 +1,4 @@
-"""The kernels beside their peers. The same as `emergence-train bench`; see benchmarks/README.md."""
+"""The kernels against their peers. The same as `emergence-train bench`; see benchmarks/README.md."""
 
 import sys
 

@@ -10,7 +10,7 @@ KINDS = ("matrix products", "attention", "norm", "swiglu", "rotary", "loss", "op
 
 
 def training_table(files: list[Path]) -> str:
-    """Markdown of the training steps measured on one device (gpu_training.py), oldest first; nothing is left out."""
+    """Markdown of the training steps measured on one device (gpu_training.py), oldest first."""
     records = [json.loads(file.read_text()) for file in files]
     lines = [f"# Training steps on {records[0]['device']}", ""]
     lines += [
@@ -37,17 +37,17 @@ def training_table(files: list[Path]) -> str:
             if "failed" in row:
                 cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (6 + len(KINDS))]
             else:
-                found = row.get("profile", {})
-                kinds = dict(found.get("by_kind_ms", {}))
-                named = [f"{kinds.pop(kind, 0.0):.0f}" if found else "" for kind in KINDS]
+                profile = row.get("profile", {})
+                kinds = dict(profile.get("by_kind_ms", {}))
+                named = [f"{kinds.pop(kind, 0.0):.0f}" if profile else "" for kind in KINDS]
                 speed = f"{row['tokens_per_second']:,} [{row['least']:,}, {row['greatest']:,}]"
                 cells += [speed, f"{row['mfu']:.1%}" if row["mfu"] else "", f"{row['peak_gib']:.1f}"]
                 cells += [
-                    f"{found['gpu_ms']:.0f}" if found else "",
+                    f"{profile['gpu_ms']:.0f}" if profile else "",
                     *named,
-                    f"{sum(kinds.values()):.0f}" if found else "",
+                    f"{sum(kinds.values()):.0f}" if profile else "",
                 ]
-                cells += [str(found.get("launches", "")), str(sum(found["host_waits"].values())) if found else ""]
+                cells += [str(profile.get("launches", "")), str(sum(profile["host_waits"].values())) if profile else ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

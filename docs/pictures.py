@@ -1,4 +1,4 @@
-"""Draw the documentation's three pictures from what `make quickstart` has left in runs/: python docs/pictures.py
+"""Draw the documentation's three pictures from the runs of `make quickstart` in runs/: python docs/pictures.py
 
 They are the analyses' own figures, in one size.
 """
@@ -21,24 +21,24 @@ from emergence_train.recorder.tables import POSITIONS, read  # noqa: E402
 RUNS = HERE.parent / "runs"
 RUN = "quickstart-0.9m"
 SIZE = (4.6, 3.1)
-FROM = 30_000  # tokens: an untrained model's losses would flatten everything else
+FROM = 30_000  # tokens: an untrained model's losses would compress the rest of the axis
 
 
 def loss_by_position() -> Figure:
-    """Mean loss at each position of the iid set, a line a checkpoint, coloured by tokens trained."""
+    """Mean loss at each position of the iid set, a line per checkpoint, coloured by tokens trained."""
     matrices = position_matrices(read(POSITIONS, RUNS / RUN))
     iid = next(matrix for matrix in matrices if matrix.keys["split"].iloc[0] == "iid")
     return figures.by_position("Loss against position", observed_rows(iid, iid.keys["tokens"].ge(FROM).to_numpy()))
 
 
 def forecast() -> Figure:
-    """The loss forecast from the first 40% of the run, and what then happened."""
+    """The loss forecast from the first 40% of the run, and the measured rest."""
     (run,) = temporal.investigate(RUNS / RUN, fit_fraction=0.4, splits=["iid"]).runs
     return figures.forecast(run, "Forecast from 40% of the run")
 
 
 def performance_by_loss() -> Figure:
-    """Accuracy on one task against the loss, a point a checkpoint, coloured by parameters."""
+    """Accuracy on one task against the loss, a point per checkpoint, coloured by parameters."""
     analysis = emergence.investigate(sorted(RUNS.glob("quickstart-0*")))
     task, finding = next(pair for pair in analysis.pairs if pair[0].key[1:] == ("continuation", "acc"))
     figure = performance(task, finding, sizes=(min(task.params), max(task.params)))

@@ -12,13 +12,13 @@ from typing import NoReturn
 
 from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
 
-UNIX = ("fcntl", "resource", "termios")  # modules that other systems lack
+UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 failed while running, 2 wrong use or wrong input; errors.py has the others."""
+    """Run a command; return its exit code: 0 done, 1 failed, 2 wrong use or wrong input; errors.py has the others."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["bench"]:  # the kernels' own command line, which does not need the framework
+    if argv[:1] == ["bench"]:  # the kernels' own command line, independent of the framework
         from emergence_kernels.bench import main as bench
 
         return bench(argv[1:])
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console command: main, then the end of the process."""
+    """The console script: run main and exit the process."""
     code = main()
     if "torch" in sys.modules:
         from emergence_train.parallel.ranks import leave
@@ -65,7 +65,7 @@ def _log(arguments: argparse.Namespace) -> Callable[[str], None]:
     stream = sys.stderr if arguments.json else sys.stdout
 
     def log(line: str) -> None:
-        stream.write(f"{line}\n")  # at once: another thread may say something too
+        stream.write(f"{line}\n")  # one write: another thread may log too
         stream.flush()
 
     return log
@@ -77,16 +77,18 @@ def _prepare(arguments: argparse.Namespace) -> dict | None:
     from emergence_train.data.prepare import prepare
 
     if not launcher.find().is_rank0:
-        return None  # one process of several is enough
+        return None  # rank 0 prepares for all
     path = prepare(config.load(arguments.config, arguments.overrides).data, _log(arguments))
     return {"path": str(path)}
 
 
 def _train(arguments: argparse.Namespace) -> dict | None:
-    # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, and on a CPU that someone else uses
-    # too they take the time that the others wait for. Some tens of microseconds lose little when it is idle (docs/notebook/).
+    # Before torch is imported: GNU OpenMP's idle threads spin for milliseconds, which on a shared CPU takes time from the
+    # other threads. Some tens of microseconds cost little on an idle one (docs/notebook/, OpenMP threads).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is one line of ours, not fifty of C++ frames
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # a lost peer is reported in one line, without fifty of C++ frames
     from emergence_train import config
     from emergence_train.cluster import launcher
 
@@ -129,13 +131,13 @@ def _evaluate(arguments: argparse.Namespace) -> dict | None:
 
 
 def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
-    """Print an analysis' short table and where the rest is; returns the result for machines."""
+    """Print an analysis' short table and the path of its files; return the result as JSON."""
     from emergence_train.analysis.results import as_json
 
     log = _log(arguments)
     log(table)
     if arguments.out:
-        log(f"written: {Path(arguments.out) / 'result.json'} with tables and figures beside it")
+        log(f"written: {Path(arguments.out) / 'result.json'} and its tables and figures")
     return as_json(result)
 
 
@@ -150,10 +152,10 @@ def _temporal(arguments: argparse.Namespace) -> dict:
 def _weights(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis import position_weights
 
-    table = position_weights.compare_position_weights(arguments.runs)
-    result = position_weights.write(Path(arguments.out), table) if arguments.out else position_weights.as_json(table)
-    _log(arguments)(position_weights.format_weights(result))
-    return result
+    result = position_weights.compare_position_weights(arguments.runs)
+    if arguments.out:
+        result = position_weights.write(Path(arguments.out), result)
+    return _shown(arguments, result, position_weights.format_table(result))
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
@@ -192,7 +194,7 @@ def _doctor(arguments: argparse.Namespace) -> dict:
 
 
 class _Schema(argparse.Action):
-    """Print the JSON schema of an analysis' result.json and exit; `const` is "analysis.WING.result:CLASS"."""
+    """Print the JSON schema of an analysis' result.json and exit; `const` is "MODULE:CLASS"."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from emergence_train.analysis.results import schema
@@ -218,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print the result for machines")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     parser = _OneLine(prog="emergence-train", description=__doc__.split(":")[0], allow_abbrev=False)
-    # The deepspeed launcher puts this before the verb; the environment says the same.
+    # The deepspeed launcher adds this before the verb; the environment has it too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_OneLine)
 
@@ -263,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(verb=_weights)
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
     added.add_argument("--out", metavar="DIR", help="where result.json, the CSV table and the figure go")
+    _add_schema(added, "analysis.position_weights:PositionWeightsResult")
     added = analyses.add_parser(
         "emergence",
         parents=[common],
@@ -278,12 +281,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
     added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
     added.add_argument("run", metavar="RUN", help="a run directory")
-    added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest whole one)")
+    added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")
     added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
     dtypes = ("float32", "bfloat16", "float16")
     added.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
     added.add_argument("out", metavar="DIR", help="a new or empty directory")
-    added = verb("sync", _sync, "bring Weights & Biases up to date from the run's own files")
+    added = verb("sync", _sync, "update Weights & Biases from the run's own files")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     verbs.add_parser("bench", help="the kernels against their peers; see bench --help")
     verb("doctor", _doctor, "what this machine has, what will be used, what is missing")

@@ -24,7 +24,7 @@ from emergence_train.section import ByKind, Section
 
 
 class Source(Section):
-    """Where the text of one domain comes from. Exactly one of `files`, `hub` and `sample`."""
+    """The source of one domain's text: exactly one of `files`, `hub` and `sample`."""
 
     domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the domain, in logs and tables")
     files: list[str] | None = Field(
@@ -64,7 +64,7 @@ class Tokenizer(Section):
     file: str | None = Field(default=None, description="a tokenizer.json")
     hub: str | None = Field(default=None, description="a Hugging Face tokenizer's name")
     end_of_text: str | None = Field(
-        default=None, description="the token that closes a document, where it has a name of its own"
+        default=None, description="the end-of-text token, where its name is not a common one"
     )
     train_bytes: int = Field(default=50_000_000, ge=1000, description="text read to train it")
 
@@ -79,25 +79,27 @@ class Tokenizer(Section):
 class Validation(Section):
     """Held-out sequences, one longer than `sequence` so that every position has a target."""
 
-    sequences: int = Field(default=256, ge=1, description="in the iid set, spread over domains by weight")
-    domain_sequences: int = Field(default=64, ge=0, description="at most, in each domain's own set")
-    ood_sequences: int = Field(default=256, ge=0, description="in the ood set")
+    sequences: int = Field(
+        default=256, ge=1, description="sequences in the iid set, distributed over domains by weight"
+    )
+    domain_sequences: int = Field(default=64, ge=0, description="sequences in each domain's own set, at most")
+    ood_sequences: int = Field(default=256, ge=0, description="sequences in the ood set")
     fraction: float = Field(default=0.02, gt=0, lt=1, description="share of documents held out, by hash")
 
 
 class Data(Section):
     path: str = Field(description="the prepared directory")
     sequence: int = Field(ge=2, description="tokens a sequence")
-    sources: list[Source] = Field(min_length=1, description="the training mixture, one entry a domain")
+    sources: list[Source] = Field(min_length=1, description="the training mixture, one entry per domain")
     ood: list[Source] = Field(default=[], description="out-of-distribution sources, for validation only")
     tokenizer: Tokenizer = Field(description="trained here, or loaded")
     validation: Validation = Field(default=Validation(), description="the held-out sets")
-    shard_tokens: int = Field(default=100_000_000, ge=1000, description="tokens a shard file")
+    shard_tokens: int = Field(default=100_000_000, ge=1000, description="tokens per shard file")
     bad_rows: float = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="share of a source's rows without usable text that is left out; more are refused",
+        description="share of a source's rows without usable text that may be skipped; more is an error",
     )
     workers: int = Field(default=0, ge=0, description="tokenizing processes; 0: one per CPU")
 
@@ -115,7 +117,7 @@ class Data(Section):
 # --------------------------------------------------------------------------------------------------------- training
 
 
-# Declared as the class of the default kind, which is what a reader of the types sees; ByKind takes the others too.
+# Declared as the class of the default kind, for type checkers; ByKind accepts the others too.
 OptimizerSection = Annotated[
     SerializeAsAny[AdamW], PlainValidator(ByKind(OPTIMIZERS, "adamw"), json_schema_input_type=AdamW)
 ]
@@ -132,60 +134,72 @@ class PositionWeights(Section):
     body: float = Field(default=1.0, ge=0, description="weight of the middle 80%")
     tail: float = Field(default=1.0, ge=0, description="weight of the last 10%")
     vector: list[Annotated[float, Field(ge=0)]] | None = Field(
-        default=None, description="a weight a position, [sequence]; replaces the three"
+        default=None, description="a weight per position, [sequence]; replaces the three"
     )
 
 
 class Training(Section):
-    tokens: int = Field(ge=1, description="to train on; rounded up to whole steps")
-    batch: int = Field(ge=1, description="sequences a step, over all ranks")
-    micro_batch: int = Field(default=1, ge=1, description="sequences a forward pass, each rank")
-    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="of weights and activations in a step")
+    tokens: int = Field(ge=1, description="tokens to train on; rounded up to whole steps")
+    batch: int = Field(ge=1, description="sequences per step, over all ranks")
+    micro_batch: int = Field(default=1, ge=1, description="sequences per forward pass on each rank")
+    precision: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="precision of weights and activations in a step"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage; 0 with fp32 only")
     schedule: Schedule = Field(description="learning rate over tokens")
     optimizer: OptimizerSection = Field(default=AdamW(), description="the optimizer, by its kind")
     position_weights: PositionWeights = Field(default=PositionWeights(), description="weights of the loss by position")
     document_mask: bool = Field(default=False, description="keep attention and targets within a document")
-    z_loss: float = Field(default=0.0, ge=0, description="factor of the squared log-sum-exp in the loss")
+    z_loss: float = Field(default=0.0, ge=0, description="coefficient of the squared log-sum-exp in the loss")
     compile: bool = Field(default=False, description="torch.compile each block")
     cuda_graphs: bool = Field(
         default=True,
         description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph",
     )
     activation_checkpointing: bool = Field(default=False, description="recompute each block in the backward pass")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads a rank; None: torch's choice")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; None: torch's default")
 
 
 class Checkpoints(Section):
-    every_tokens: int = Field(ge=1, description="distance of checkpoints: logs, validation, state")
+    every_tokens: int = Field(ge=1, description="tokens between checkpoints: logs, validation, state")
     log_spaced_start: bool = Field(default=False, description="also at steps 1, 2, 4 ... until every_tokens")
     save_state: Literal["every", "last", "never"] = Field(
         default="last", description="keep every checkpoint's model state, only the last ones, or none (logs only)"
     )
-    keep_last: int = Field(default=2, ge=1, description="of save_state last; a damaged one then has one before it")
-    keep_every: int | None = Field(default=None, ge=1, description="keep each n-th checkpoint's state for good")
+    keep_last: int = Field(
+        default=2,
+        ge=1,
+        description="states to keep with save_state last; two or more leave one where the newest is damaged",
+    )
+    keep_every: int | None = Field(default=None, ge=1, description="keep every n-th checkpoint's state")
     keep_best: bool = Field(default=False, description="keep the state with the lowest iid loss")
     state_tokens: int | None = Field(
-        default=None, ge=1, description="also save state this often, between checkpoints; only the last ones stay"
+        default=None,
+        ge=1,
+        description="also save state at this interval between checkpoints; only the last ones are kept",
     )
-    asynchronous: bool = Field(default=False, description="write state beside training, from a copy in memory")
+    asynchronous: bool = Field(
+        default=False, description="write state in a thread during training, from a copy in memory"
+    )
 
 
 class Faults(Section):
-    """What to do about numbers that go wrong and processes that do not answer; see docs/how-to/faults.md."""
+    """Handling of anomalies and of processes that do not respond; see docs/how-to/faults.md."""
 
     not_finite: Literal["skip", "rewind", "stop"] = Field(
-        default="skip", description="a loss or gradient that is not finite: leave the update out, or go back, or end"
+        default="skip", description="a loss or gradient that is not finite: skip the update, rewind, or stop"
     )
     spike: Literal["log", "skip", "rewind", "stop"] = Field(
-        default="log", description="a loss far above the last 64; skip waits for the loss before each update"
+        default="log", description="a loss far above the last 64; skip synchronises with the GPU before each update"
     )
-    spike_deviations: float = Field(default=10.0, gt=0, description="how far: standard deviations, from the median")
+    spike_deviations: float = Field(
+        default=10.0, gt=0, description="threshold of a spike: standard deviations above the median"
+    )
     give_up_after: int = Field(
-        default=16, ge=1, description="skipped steps in a row, or rewinds in all, that end the run"
+        default=16, ge=1, description="consecutive skipped steps, or rewinds in total, that end the run"
     )
     compare_replicas: bool = Field(default=False, description="compare the ranks' weights at each checkpoint")
-    silent_seconds: float = Field(default=30.0, gt=0, description="without a sign of life: the process is lost")
+    silent_seconds: float = Field(default=30.0, gt=0, description="without a heartbeat: the process is lost")
     hang_seconds: float = Field(
         default=1800.0,
         gt=0,
@@ -203,41 +217,43 @@ class Logging(Section):
 
 class TaskConfig(Section):
     """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
-    are made from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text); or it is lm-eval/NAME,
+    are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text); or it is lm-eval/NAME,
     a task of lm-eval (pip install 'emergence-train[tasks]')."""
 
-    task: str = Field(min_length=1, description="a task made from a seed, lm-eval/NAME, or any name for a file")
-    name: str | None = Field(default=None, min_length=1, description="in the tables; None: that of the task")
-    items: int | None = Field(default=None, ge=1, description="at most; None: 200 made ones, or all of a file")
+    task: str = Field(min_length=1, description="a generated task, lm-eval/NAME, or any name for a file")
+    name: str | None = Field(default=None, min_length=1, description="name in the tables; None: that of the task")
+    items: int | None = Field(
+        default=None, ge=1, description="items at most; None: 200 generated ones, or all of a file"
+    )
     file: str | None = Field(default=None, description="items: JSONL, also .gz")
     shots: int | None = Field(
-        default=None, ge=0, description="lm-eval only: worked examples; None: the task's own number"
+        default=None, ge=0, description="lm-eval only: few-shot examples; None: the task's default"
     )
-    seed: int = Field(default=0, ge=0, description="of items that are made")
+    seed: int = Field(default=0, ge=0, description="seed of generated items")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TaskConfig":
         if self.shots is not None and not self.task.startswith("lm-eval/"):
             raise ValueError(
-                f"task {self.task!r}: shots are for tasks of lm-eval; items of a file hold their own examples"
+                f"task {self.task!r}: shots are for tasks of lm-eval; items of a file include their own examples"
             )
         return self
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run, and of its directory")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the run and of its directory")
     out: str = Field(default="runs", description="directory that holds run directories")
-    seed: int = Field(default=1, ge=0, lt=2**63, description="of weights and of the order of samples")
+    seed: int = Field(default=1, ge=0, lt=2**63, description="seed of the weights and of the order of samples")
     data: Data = Field(description="text, tokenizer, validation sets")
     model: ModelSection = Field(description="sizes of the model, by its kind; `preset: NAME` stands for a named size")
     training: Training = Field(description="tokens, batch, precision, schedule, optimizer")
     checkpoints: Checkpoints = Field(description="when logs, validation and state are written")
-    faults: Faults = Field(default=Faults(), description="what to do when numbers or processes fail")
+    faults: Faults = Field(default=Faults(), description="anomalies and lost processes")
     logging: Logging = Field(default=Logging(), description="console and Weights & Biases")
     tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
     abilities: str | None = Field(
         default=None,
-        description="result.json of an earlier `analyze emergence`: at every checkpoint it is forecast at how "
+        description="result.json of an earlier `analyze emergence`: every checkpoint forecasts at how "
         "many tokens this run's loss reaches the thresholds found there",
     )
 
@@ -303,14 +319,14 @@ def load_run(run: Path) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 5e3 is a number, and a key that stands twice is refused."""
+    """YAML in which 5e3 is a number, and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    None, None, f"the key {key.value!r} is listed twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -370,7 +386,7 @@ def _apply(tree: dict, override: str) -> None:
 
 
 def _number(text: str) -> Any:
-    """YAML 1.1 takes 3e-4 for a string; a person means the number."""
+    """Convert strings such as 3e-4, which YAML 1.1 does not read as numbers."""
     try:
         return float(text) if any(character.isdigit() for character in text) else text
     except ValueError:
@@ -389,7 +405,7 @@ def _expand_preset(tree: dict, path: str | Path) -> None:
 
 def _first_problem(error: ValidationError, tree: dict) -> str:
     """The first pydantic complaint as one line: where, what, and the right key if one was misspelt."""
-    # A misspelt key usually also leaves its right spelling missing: the former says more.
+    # A misspelt key usually also makes the right one missing: report the former.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     where = ".".join(str(part) for part in problem["loc"]) or "configuration"

@@ -18,7 +18,7 @@ OPTIONAL = {
 
 
 def doctor(log: Callable[[str], None] | None) -> dict:
-    """Look, tell each finding through `log`, and return them all."""
+    """Inspect the machine, log each line, and return the report."""
     import torch
 
     from emergence_kernels import available_backends, resolve_backend
@@ -45,7 +45,7 @@ def doctor(log: Callable[[str], None] | None) -> dict:
     }
     log(f"python      {result['python']}, " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in result["versions"].items()))
     log(f"CPUs        {result['processors']}, {result['free_disk_gb']} GB of disk free here")
-    log("gpus        " + (", ".join(result["gpus"]) or "none: training runs on the CPU (gloo), in fp32 at best"))
+    log("gpus        " + (", ".join(result["gpus"]) or "none: training runs on the CPU (gloo), fastest in fp32"))
     for op, state in result["kernels"].items():
         others = [f"{name}: {why}" for name, why in state["backends"].items() if why != "yes"]
         log(f"kernel      {op}: {state['chosen']}" + (f"  (not {'; not '.join(others)})" if others else ""))
@@ -57,7 +57,7 @@ def doctor(log: Callable[[str], None] | None) -> dict:
         "optional    flash-attn "
         + (
             result["optional"]["flash-attn"]
-            or "missing: PyTorch's kernels stand in for it; pip install 'emergence-train[flash]'"
+            or "missing: PyTorch's kernels are used instead; pip install 'emergence-train[flash]'"
         )
     )
     for module, (package, remedy, what) in OPTIONAL.items():
@@ -74,13 +74,13 @@ def doctor(log: Callable[[str], None] | None) -> dict:
 
 
 def _launch() -> dict:
-    """Who has started this process, as the training would see it."""
+    """The launcher of this process, as training detects it."""
     try:
         launch = launcher.find()
     except InputError as error:
         return {"launcher": "not recognised", "meeting": None, "note": str(error)} | slurm.job(os.environ)
     task = launch.task
-    meeting = (
+    rendezvous = (
         f"meets the others at port {task.ports[0]} of {task.node or 'a node that MASTER_ADDR must name'}"
         if task
         else None
@@ -90,7 +90,7 @@ def _launch() -> dict:
         "rank": launch.rank,
         "world": launch.world,
         "local_rank": launch.local_rank,
-        "meeting": meeting,
+        "meeting": rendezvous,
         "note": launch.note,
     } | slurm.job(os.environ)
 

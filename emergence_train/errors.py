@@ -1,4 +1,4 @@
-"""The errors a person sees as one line, each with its exit code. Anything else that escapes is a bug, reported as such."""
+"""Errors that are reported as one line, each with its exit code. Any other exception is a bug, reported as such."""
 
 import contextlib
 import sys
@@ -31,15 +31,15 @@ class InputError(OneLine):
 
 
 class RunError(OneLine):
-    """Something failed while running (a full disk, a loss that is not a number)."""
+    """A failure while running (a full disk, a loss that is not finite)."""
 
     code = 1
 
 
 class Stopped(OneLine):
-    """Stop requested (SIGTERM, SIGUSR1), and all there was to save is saved: the same command resumes.
+    """Stopped on request (SIGTERM, SIGUSR1) with everything saved: the same command resumes.
 
-    75 is EX_TEMPFAIL of sysexits.h, "try again later": what a requeue looks for.
+    75 is EX_TEMPFAIL of sysexits.h, "try again later", for schedulers that requeue.
     """
 
     code = 75

@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, never half of each; and checksums to prove it."""
+"""Atomic writes, fsync and checksums of files."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without
 def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
     """Make `directory` and hold its lock until the block ends, or the process does, however it ends.
 
-    Yields None, or a line to show where the file system has no locks.
+    Yields None, or a warning where the file system has no locks.
 
     Raises:
-        InputError: another process holds the lock, which `busy` says with a remedy; or the directory cannot be made, written or
-            locked, and the remedy is to choose another `other`.
+        InputError: another process holds the lock (the message is `busy`); or the directory cannot be created, written or locked
+            (the remedy names another `other`).
     """
-    import fcntl  # Unix alone, and the analyses run elsewhere too
+    import fcntl  # Unix only, and the analyses run elsewhere too
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -54,9 +54,9 @@ def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well it is fsynced and renamed to `path`.
+    """Yield a temporary path in the directory of `path`; when the block succeeds it is fsynced and renamed to `path`.
 
-    A reader (or a crash) sees the old file or the whole new one. A full disk becomes a RunError that names the place.
+    A reader (or a crash) sees the old file or the whole new one. A full disk raises a RunError that names the path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def sha256(path: Path) -> str:
 
 
 def describe(root: Path, path: Path) -> dict:
-    """A file's entry in an index or manifest: its place under `root`, its size and its SHA-256."""
+    """A file's entry in an index or manifest: its path relative to `root`, its size and its SHA-256."""
     return {"file": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
@@ -134,7 +134,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def disk_error(error: OSError, path: Path) -> Exception:
-    """The one-line form of an OSError met while writing `path`."""
+    """The RunError for an OSError while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(f"{path}: no space left on the disk; free some or choose another directory, then run again")
     return RunError(f"{path}: cannot write: {error.strerror or error}")

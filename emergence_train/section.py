@@ -13,7 +13,7 @@ class Section(BaseModel):
 class ByKind:
     """Validates a section as the class that `kinds` has for its key `kind`; without one, as that of `default`.
 
-    Asked at each validation, so a kind may be added at any time. `section` finds the class in an entry of `kinds`.
+    Looked up at each validation, so a kind may be added at any time. `section` returns the class of an entry of `kinds`.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class ByKind:
         self.kinds, self.default, self.section = kinds, default, section
 
     def section_of(self, value: Any) -> type[Section]:
-        """The class of a section as it was given; ValueError where its kind is unknown."""
+        """The class for a section's raw value; ValueError where its kind is unknown."""
         kind = value.get("kind", self.default) if isinstance(value, dict) else self.default
         if not isinstance(kind, str) or kind not in self.kinds:
             raise ValueError(f"kind {kind!r} is unknown; known: {', '.join(self.kinds)}")

@@ -1,7 +1,7 @@
 """Fixtures for all tests: a small prepared data set of real text, and its configuration.
 
-`make test` has two workers on two cores (pytest-xdist). Each computes on one thread, but for tests that ask for more; what
-both need is made once, under a lock, in a folder of the whole session.
+`make test` has two workers on two cores (pytest-xdist). Each computes on one thread, except for tests that need more; shared
+data are made once, under a lock, in a folder of the session.
 """
 
 import os
@@ -24,9 +24,7 @@ if not torch.cuda.is_available() and not os.environ.get("EMERGENCE_TEST_PTX"):
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption(
-        "--results", type=Path, help="a JSON file that keeps how each test ended, how long it took and when"
-    )
+    parser.addoption("--results", type=Path, help="a JSON file for the outcome, duration and date of each test")
 
 
 def pytest_configure(config) -> None:
@@ -43,7 +41,7 @@ def whole_floats():
 
 @pytest.fixture(scope="session")
 def common_path(tmp_path_factory) -> Path:
-    """A folder that all workers of the session have in common."""
+    """A folder shared by all workers of the session."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if WORKER else own
 

@@ -1,7 +1,7 @@
 """Processes of the framework forked from one that has imported everything: a start costs a tenth of a fresh one's CPU time.
 
-Run as a script it is the server. It imports what training imports and computes nothing, so that a fork of it is as good as a
-fresh interpreter. It reads one JSON line a request from standard input, forks the processes it names and answers with
+Run as a script it is the server. It imports what training imports and computes nothing, so that a fork of it is equivalent to
+a fresh interpreter. It reads one JSON line per request from standard input, forks the processes it names and answers with
 their exit codes. `run` is the client: one server a test process, started by the first request.
 """
 
@@ -170,4 +170,4 @@ def _wait(pids: list[int], seconds: float) -> list[int | None]:
 
 if __name__ == "__main__":
     serve()
-    os._exit(0)  # nothing to take down
+    os._exit(0)  # nothing to clean up

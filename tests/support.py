@@ -1,4 +1,4 @@
-"""What the tests share: a small configuration, and a way to run the command line in processes of its own."""
+"""Shared by the tests: a small configuration, and running the command line in other processes."""
 
 import contextlib
 import fcntl
@@ -65,9 +65,9 @@ def data_of(path: Path, **changes):
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """Every file under `path` with its content; what only notes when files were looked at is left out."""
-    found = {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-    return {name: content for name, content in found.items() if name != "verified.json"}
+    """Every file under `path` with its content; without files that only record when others were verified."""
+    files = {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+    return {name: content for name, content in files.items() if name != "verified.json"}
 
 
 def command(*arguments: str, processes: int = 0, timeout: float = 240, fresh: bool = False, **environment: str):
@@ -104,8 +104,8 @@ def run_python(*target: str, processes: int = 0, timeout: float = 240, fresh: bo
     shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     ranks = [variables | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     ended = forkserver.run([list(target)] * processes, ranks, timeout)
-    outputs = ["".join(texts) for texts in zip(*((one.stdout, one.stderr) for one in ended))]
-    code = next((one.returncode for one in ended if one.returncode), 0)
+    outputs = ["".join(texts) for texts in zip(*((process.stdout, process.stderr) for process in ended))]
+    code = next((process.returncode for process in ended if process.returncode), 0)
     return subprocess.CompletedProcess(list(target), code, *outputs)
 
 

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: exit codes, one-line errors, help, JSON."""
+"""The command line: exit codes, one-line errors, help, JSON."""
 
 import json
 
@@ -8,7 +8,7 @@ from support import command
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "the following arguments are required: VERB"),
         (["trian", "x"], "invalid choice: 'trian'"),
@@ -19,13 +19,13 @@ from support import command
         (["analyze", "temporal", "nowhere.csv"], "nowhere.csv: no such file"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_code_2(arguments, said):
+def test_wrong_use_is_one_line_and_exit_code_2(arguments, message):
     done = command(*arguments)
-    assert done.returncode == 2 and said in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 
-def test_a_system_that_is_no_unix_is_told_so(config_file, tmp_path, monkeypatch, capsys):
+def test_a_system_without_unix_modules_is_an_error(config_file, tmp_path, monkeypatch, capsys):
     import sys
 
     from emergence_train import cli
@@ -48,9 +48,12 @@ def test_help_names_every_verb():
 
 
 def test_doctor_says_what_will_be_used(monkeypatch):
-    found = json.loads(command("doctor", "--json").stdout)
-    assert found["kernels"]["attention"]["chosen"] == "torch" and found["versions"]["deepspeed"]
-    assert found["kernels"]["position_loss"]["chosen"] in ("torch", "cpu") and set(found["compiled"]) == {"cpu", "cuda"}
+    report = json.loads(command("doctor", "--json").stdout)
+    assert report["kernels"]["attention"]["chosen"] == "torch" and report["versions"]["deepspeed"]
+    assert report["kernels"]["position_loss"]["chosen"] in ("torch", "cpu") and set(report["compiled"]) == {
+        "cpu",
+        "cuda",
+    }
     monkeypatch.setenv("EMERGENCE_CPU_LIBRARY", "nowhere.so")
     plain = command("doctor")
     assert plain.returncode == 0 and "position_loss: torch" in plain.stdout
@@ -66,7 +69,7 @@ def test_the_whole_way_ends_in_json_and_a_page(config_file, tmp_path):
     run = json.loads(trained.stdout)["run"]
     analysed = command("analyze", "temporal", run, "--out", str(tmp_path / "analysis"), "--json")
     assert analysed.returncode == 0, analysed.stderr
-    assert {one["run"] for one in json.loads(analysed.stdout)["runs"]} == {"run"}
+    assert {entry["run"] for entry in json.loads(analysed.stdout)["runs"]} == {"run"}
     assert (tmp_path / "analysis" / "result.json").is_file()
     page = command("report", run, "--out", str(tmp_path / "page"))
     assert page.returncode == 0 and (tmp_path / "page" / "report.html").is_file(), page.stderr

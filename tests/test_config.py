@@ -34,7 +34,7 @@ def test_every_shipped_configuration_loads():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("training.zero_stag=2", "training.zero_stag: unknown key; did you mean 'zero_stage'?"),
         ("modle.width=3", "modle: unknown key; did you mean 'model'?"),
@@ -61,10 +61,10 @@ def test_every_shipped_configuration_loads():
         ("training.batch=[1", "not valid YAML"),
     ],
 )
-def test_a_mistake_is_one_line(file, override, said):
+def test_a_mistake_is_one_line(file, override, message):
     with pytest.raises(InputError) as error:
         config.load(file, [override])
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_zero_stage_0_with_bf16_is_refused(file):

@@ -1,10 +1,11 @@
-"""What others rely on, written out: names may be added, none may go or change its meaning without a release that says so."""
+"""The contracts, as literal lists: names may be added; removing one or changing its meaning needs a release note."""
 
 import argparse
 import json
 
 import numpy as np
 
+from analysis.result_tables import write_weights
 from emergence_train import cli, errors
 from emergence_train.config import Config
 from emergence_train.recorder import tables
@@ -82,6 +83,7 @@ EMERGENCE = {
     "tasks.eta": "value low95 high95",
     "tasks.size_effect": "value low95 high95 p",
 }
+WEIGHTS = {"rows": "variant split region step seeds loss difference low95 high95 p"}
 OPERATORS = """attention attention_backward linear_cross_entropy linear_cross_entropy_backward position_loss rms_norm
     rms_norm_backward rotary rotary_attention rotary_attention_backward scale swiglu swiglu_backward"""
 
@@ -93,40 +95,40 @@ def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, set[s
         return {
             name: {action.option_strings[-1] if action.option_strings else action.dest for action in parser._actions}
         }
-    found: dict[str, set[str]] = {}
+    options: dict[str, set[str]] = {}
     for word, inner in (item for action in below for item in action.choices.items()):
-        found |= commands(inner, f"{name} {word}".strip())
-    return found
+        options |= commands(inner, f"{name} {word}".strip())
+    return options
 
 
 def keys(section: type[Section], name: str = "") -> dict[str, set[str]]:
     """The keys of every section that are no sections themselves."""
-    found: dict[str, set[str]] = {name: set()}
+    names: dict[str, set[str]] = {name: set()}
     for key, field in section.model_fields.items():
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
         inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
         if inner is None:
-            found[name].add(key)
+            names[name].add(key)
         else:
-            found |= keys(inner, f"{name}.{key}".strip("."))
-    return found
+            names |= keys(inner, f"{name}.{key}".strip("."))
+    return names
 
 
 def below(value, path: list[str]) -> list[dict]:
     """The objects at a path of keys, through lists."""
     values = value if isinstance(value, list) else [value]
-    return values if not path else [found for one in values for found in below(one[path[0]], path[1:])]
+    return values if not path else [inner for value_of in values for inner in below(value_of[path[0]], path[1:])]
 
 
-def assert_holds(found: dict[str, set[str]], promised: dict[str, str]) -> None:
-    missing = {name: set(words.split()) - found.get(name, set()) for name, words in promised.items()}
+def assert_holds(present: dict[str, set[str]], promised: dict[str, str]) -> None:
+    missing = {name: set(words.split()) - present.get(name, set()) for name, words in promised.items()}
     assert not {name: words for name, words in missing.items() if words}
 
 
 def test_the_commands_and_their_options():
-    found = commands(cli._parser())
-    assert_holds(found, {name: f"{words} {EVERY_COMMAND}" for name, words in COMMANDS.items()})
-    assert "bench" in found
+    options = commands(cli._parser())
+    assert_holds(options, {name: f"{words} {EVERY_COMMAND}" for name, words in COMMANDS.items()})
+    assert "bench" in options
 
 
 def test_the_exit_codes():
@@ -138,8 +140,10 @@ def test_the_keys_of_the_configuration():
 
 
 def test_the_columns_of_the_tables():
-    found = {table.name: {f"{name}:{kind}" for name, kind in table.columns.items()} for table in tables.TABLES.values()}
-    assert_holds(found, COLUMNS)
+    columns = {
+        table.name: {f"{name}:{kind}" for name, kind in table.columns.items()} for table in tables.TABLES.values()
+    }
+    assert_holds(columns, COLUMNS)
 
 
 def test_the_names_of_the_operators():
@@ -174,8 +178,15 @@ def test_the_result_of_analyze_temporal(tmp_path, capsys):
     path.write_text("\n".join(["run,params,step,tokens,lr,loss", *lines]) + "\n")
     result = analysed(capsys, "temporal", str(path), "--fit-fraction", "0.5")
     for name, words in TEMPORAL.items():
-        for found in below(result, name.split(".")):
-            assert set(words.split()) <= set(found), name
+        for part in below(result, name.split(".")):
+            assert set(words.split()) <= set(part), name
+
+
+def test_the_result_of_analyze_weights(tmp_path, capsys):
+    result = analysed(capsys, "weights", *map(str, write_weights(tmp_path)))
+    assert result["rows"]
+    for row in below(result, ["rows"]):
+        assert list(row) == WEIGHTS["rows"].split()
 
 
 def test_the_result_of_analyze_emergence(tmp_path, capsys):
@@ -186,5 +197,5 @@ def test_the_result_of_analyze_emergence(tmp_path, capsys):
     tables.write(tables.EVALUATIONS, frame, path, vocabulary="v")
     result = analysed(capsys, "emergence", str(path))
     for name, words in EMERGENCE.items():
-        for found in below(result, name.split(".")):
-            assert found is None or set(words.split()) <= set(found), name
+        for part in below(result, name.split(".")):
+            assert part is None or set(words.split()) <= set(part), name

@@ -15,7 +15,7 @@ from emergence_train.errors import InputError
 SAID = {"busy": "somebody is at it; wait", "other": "out"}
 
 
-def test_a_lock_is_held_by_one_and_let_go_of(tmp_path):
+def test_a_lock_is_held_by_one_process_and_released(tmp_path):
     directory = tmp_path / "new" / "run"
     with files.lock(directory, **SAID) as note:
         assert note is None and directory.is_dir()

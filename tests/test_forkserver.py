@@ -1,4 +1,4 @@
-"""Forked processes end, print and see their environment as fresh ones do."""
+"""Forked processes exit, print and read their environment as fresh ones."""
 
 import os
 import subprocess
@@ -36,13 +36,13 @@ def run(tmp_path):
 
 def test_codes_outputs_and_environments_are_each_process_s_own(run):
     ended = run("return", "exit", "raise", "kill")
-    assert [one.returncode for one in ended] == [0, 3, 1, -9]
-    for rank, (one, what) in enumerate(zip(ended[:3], ("return", "exit", "raise"))):
-        assert one.stdout == f"['{what}'] {rank} {os.getcwd()}\n" and one.stderr.startswith("to stderr\n")
+    assert [process.returncode for process in ended] == [0, 3, 1, -9]
+    for rank, (process, what) in enumerate(zip(ended[:3], ("return", "exit", "raise"))):
+        assert process.stdout == f"['{what}'] {rank} {os.getcwd()}\n" and process.stderr.startswith("to stderr\n")
     assert "KeyError: 'lost'" in ended[2].stderr
 
 
-def test_who_does_not_end_in_time_is_killed_and_the_server_goes_on(run):
+def test_process_over_its_time_is_killed_and_the_server_stays(run):
     with pytest.raises(subprocess.TimeoutExpired):
         run("return", "hang", timeout=1)
     assert run("return")[0].returncode == 0

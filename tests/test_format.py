@@ -1,4 +1,4 @@
-"""What the formatter is told to leave alone: tables, and few of them. `make lint` holds the rest."""
+"""Exceptions from the formatter: tables, and few of them. `make lint` checks the rest."""
 
 import subprocess
 from pathlib import Path
@@ -16,6 +16,6 @@ def test_few_places_are_kept_from_the_formatter():
 
 
 def test_no_two_test_files_share_a_name():
-    """pytest imports them by their names alone, and would leave the second out of a run of all."""
+    """pytest imports them by their names, and would skip the second in a run of all."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))

@@ -1,7 +1,7 @@
-"""Which way the arrows run: every import of the two packages, those inside functions too, read from the source.
+"""Direction of imports: every import of the two packages, also inside functions, read from the source.
 
-A module may import from its own room and from rooms on lower floors. What breaks that today stands in EXCEPTIONS, which may
-only shrink: mending one must take its line away.
+A module may import from its own room and from rooms on lower floors. Violations are listed in EXCEPTIONS, which may only
+shrink: fixing one must delete its line.
 """
 
 import ast
@@ -41,21 +41,21 @@ KERNEL_FLOORS = (
     ("attention",),
     ("bench",),
 )
-# (room, what it never imports although that lies lower): the analyses read tables, whoever wrote them
+# (room, rooms that it never imports although they are lower): the analyses read tables of any origin
 TRAINING_ONLY = ("models", "data", "evaluation", "checkpoint", "parallel", "cluster", "faults", "tracking")
 TRAINING_ONLY += ("optim.base", "optim.adamw", "optim.groups", "optim.registry")
 NEVER = {
     "analysis": TRAINING_ONLY,
     "report": TRAINING_ONLY,
 }
-# What of the analyses may draw or write files; the rest returns results
+# Modules of the analyses that may draw or write files; the others return results
 WRITERS = {
     "analysis.drawing",
     "analysis.position_weights",
     "analysis.temporal.output",
     "analysis.emergence.output",
 }
-# What the report may know of the analyses: results, tables, descriptions of figures; report.collect runs the analyses.
+# Modules of the analyses that the report may import: results, tables, descriptions of figures; report.collect runs the analyses.
 SHOWN = {
     "analysis.figures",
     "analysis.results",
@@ -102,12 +102,12 @@ def _arrows() -> dict[str, set[str]]:
     """Module to modules of ours. Importing a.b.c also runs a and a.b, unless the importer lives in them."""
     arrows = {}
     for module, path in MODULES.items():
-        found = {name for name in _imported(module, path) if name in MODULES}
-        for name in list(found):
+        imported = {name for name in _imported(module, path) if name in MODULES}
+        for name in list(imported):
             parts = name.split(".")
             above = {".".join(parts[:k]) for k in range(1, len(parts))}
-            found |= {package for package in above if not f"{module}.".startswith(f"{package}.")}
-        arrows[module] = found - {module}
+            imported |= {package for package in above if not f"{module}.".startswith(f"{package}.")}
+        arrows[module] = imported - {module}
     return arrows
 
 
@@ -123,7 +123,7 @@ def _room(module: str) -> tuple[int, str] | None:
     name = _short(module)
     floors = KERNEL_FLOORS if module.startswith("emergence_kernels") else FLOORS
     fits = [(floor, room) for floor, rooms in enumerate(floors) for room in rooms if f"{name}.".startswith(f"{room}.")]
-    return max(fits, key=lambda found: len(found[1])) if fits else None
+    return max(fits, key=lambda fit: len(fit[1])) if fits else None
 
 
 def _framework() -> list[str]:
@@ -168,13 +168,13 @@ def test_the_analyses_read_tables_alone(room):
 
 
 def test_analyses_return_results_and_writers_write_them():
-    found = set()
+    writers = set()
     for module in _framework():
         if _short(module).startswith("analysis."):
             names = {_short(name) for name in _imported(module, MODULES[module])}
             if names & WRITERS or any(name.split(".")[0] in ("files", "matplotlib") for name in names):
-                found.add(_short(module))
-    assert found == WRITERS
+                writers.add(_short(module))
+    assert writers == WRITERS
 
 
 def test_report_reads_results_and_fits_nothing():
@@ -186,7 +186,7 @@ def test_report_reads_results_and_fits_nothing():
 
 
 def test_results_are_data_alone():
-    """Whoever reads a result needs no fit, no table and no solver for it."""
+    """Reading a result needs no fit, no table and no solver."""
     for wing in ("temporal", "emergence"):
         names = _imported(f"emergence_train.analysis.{wing}.result", MODULES[f"emergence_train.analysis.{wing}.result"])
         assert names <= {"dataclasses", "typing", "emergence_train.analysis.results"}
@@ -199,7 +199,7 @@ def test_kernels_import_nothing_of_the_framework():
 
 
 def test_recorder_needs_torch_numpy_pandas_and_pyarrow_only():
-    """So any trainer can write our tables: no configuration, no DeepSpeed."""
+    """So any trainer can write the tables: no configuration, no DeepSpeed."""
     allowed = {*sys.stdlib_module_names, "torch", "numpy", "pandas", "pyarrow"}
     reached, waiting = set(), [module for module in _framework() if _short(module).startswith("recorder")]
     while waiting:

@@ -105,10 +105,10 @@ def of_the_package() -> list[Configurations]:
 
 
 def test_only_a_start_takes_the_whole_tree():
-    found = of_the_package()
-    assert set().union(*(module.take for module in found)) == TAKE_THE_TREE
-    assert set().union(*(module.read for module in found)) == READ_THE_TREE
-    assert set().union(*(module.keep for module in found)) == set(), "nothing keeps it"
+    seen = of_the_package()
+    assert set().union(*(module.take for module in seen)) == TAKE_THE_TREE
+    assert set().union(*(module.read for module in seen)) == READ_THE_TREE
+    assert set().union(*(module.keep for module in seen)) == set(), "nothing keeps it"
 
 
 def test_every_way_to_have_the_tree_is_seen():
@@ -126,6 +126,6 @@ def three(path): return configs.load(path)
 def four(tree): return Tree.model_validate(tree)
 def five(model: Data, width: int): return Data.model_validate(model)
 """
-    found = configurations("m", source)
-    assert found.take == {"m.Holder.__init__", "m.Holder.keep", "m.one", "m.two"}
-    assert found.read == {"m.two", "m.three", "m.four"} and found.keep == {"m.Holder", "m.Holder.keep"}
+    seen = configurations("m", source)
+    assert seen.take == {"m.Holder.__init__", "m.Holder.keep", "m.one", "m.two"}
+    assert seen.read == {"m.two", "m.three", "m.four"} and seen.keep == {"m.Holder", "m.Holder.keep"}

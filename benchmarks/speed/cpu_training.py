@@ -1,14 +1,14 @@
-"""Tokens/s of our training loop beside a plain PyTorch loop and transformers' Llama: same shape, data, threads, one run.
+"""Tokens/s of the training loop against a plain PyTorch loop and transformers' Llama: same shape, data, threads, one run.
 
     python benchmarks/speed/cpu_training.py [--sizes tiny-0.05m,...] [--threads 2] [--rounds 61] [--out FILE]
 
-The contestants take turns, a few steps each and another one first each round, so that a machine whose speed drifts is as
-unkind to one as to the other; a round during which other processes took more than 5% of one core is thrown away and run
-again (both are counted); the figure is the median over rounds, with the least and the greatest beside it, and ratios are
+The contestants take turns, a few steps each and another one first each round, so that drift of the machine's speed
+affects all alike; a round during which other processes took more than 5% of one core is discarded and repeated (both are
+counted); the figure is the median over rounds, with the least and the greatest, and ratios are
 medians over the rounds' pairs with a 95% interval. All run eagerly in fp32 with the same AdamW (fused) and clipping. `ours`
 is what `emergence-train train` runs between checkpoints: DeepSpeed, data loading, position-resolved loss and its sums.
-`ours, plain loss` is the same step with F.cross_entropy in place of the position-resolved loss, and its mean alone is added
-up: the difference is what position logging costs.
+`ours, plain loss` is the same step with F.cross_entropy in place of the position-resolved loss, and only its mean is
+summed: the difference is the cost of position logging.
 """
 
 import argparse
@@ -45,11 +45,11 @@ from emergence_train.training import engine as engines
 from emergence_train.training.step import Stepper
 
 STEPS_A_TURN = 8
-MAX_CONTESTED = 30  # rounds thrown away; then whatever comes is taken
+MAX_CONTESTED = 30  # rounds discarded at most; then every round is kept
 
 
 class PlainModel(nn.Module):
-    """The same decoder as a textbook writes it: one module a matrix, PyTorch's own operations."""
+    """The same decoder as in a textbook: one module per matrix, PyTorch's own operations."""
 
     def __init__(self, c) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def llama(c) -> nn.Module:
 
 
 def plain_loop(model: nn.Module, logits, dataset: Dataset, batch: int):
-    """A training step in plain PyTorch; the data come the same way as ours."""
+    """A training step in plain PyTorch; with the same data loading."""
     import numpy as np
 
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3, betas=(0.9, 0.95), fused=True)
@@ -151,7 +151,7 @@ def our_loop(config, dataset: Dataset, mesh, engine, sums):
 
 
 class PlainLoss:
-    """An engine whose loss is F.cross_entropy, and the sum of that loss in the place of sums by position."""
+    """An engine whose loss is F.cross_entropy, and the sum of that loss instead of sums by position."""
 
     def __init__(self, engine) -> None:
         self.engine = engine
@@ -170,7 +170,7 @@ class PlainLoss:
 
 
 def others_seconds() -> float:
-    """Processor time that everything but this process has used on this machine since it started (Linux)."""
+    """CPU time used on this machine by all other processes since it started (Linux)."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     busy = sum(fields[:3]) + sum(fields[5:8])  # not idle and iowait; guests are in user already
     own = resource.getrusage(resource.RUSAGE_SELF)
@@ -226,7 +226,7 @@ def measure(config, dataset: Dataset, mesh, rounds: int) -> list[dict]:
 
 
 def paired(of_rounds: list[float]) -> dict[str, float]:
-    """The median over rounds and its 95% interval; pairs, as what is common to a round (a busy machine) cancels."""
+    """The median over rounds and its 95% interval; paired, so that a round's common factor (a busy machine) cancels."""
     interval = stats.quantile_test(of_rounds, q=0, p=0.5).confidence_interval(0.95)
     return {"median": statistics.median(of_rounds), "low95": interval.low, "high95": interval.high}
 

@@ -1,10 +1,10 @@
-"""Preparing a corpus: MB of text a CPU second and the memory it takes, ours beside `datasets` with the same tokenizer.
+"""Preparing a corpus: MB of text per CPU second and memory, against `datasets` with the same tokenizer.
 
     python benchmarks/speed/prepare.py [--megabytes 100] [--cases ordinary,tiny,files,giant] [--out FILE]
 
 Each case is prepared by one process: ours (`emergence-train prepare`, one worker: tokens, held-out windows, checksums) and, of
 the first case, `datasets` (load_dataset and map with tokenizers' encode_batch_fast, ids written as Arrow). CPU seconds of the
-process and what it started, since a shared machine's wall time says little; memory is the greatest resident set.
+process and its children, since wall time on a shared machine is not comparable; memory is the greatest resident set.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/studies/emergence_runs.py --name tiny-cpu RUN... [--sources data/ladder/sources.json]
 
-Keeps verdicts, thresholds, size effects, what the tasks cost beside training, and two back-tests: of ability forecasts with the
-largest size hidden, which need a task with a threshold, and of their other factor alone, the tokens at which a run's loss gets to
-given values. Writes benchmarks/results/emergence_runs_NAME.json.
+Records verdicts, thresholds, size effects, the cost of the tasks, and two backtests: of ability forecasts with the largest size
+hidden, which need a task with a threshold, and of the tokens at which a run's loss reaches given values.
+Writes benchmarks/results/emergence_runs_NAME.json.
 """
 
 import argparse
@@ -49,7 +49,7 @@ KEPT = (
 
 
 def cost(run: Path) -> dict:
-    """Seconds of scoring tasks beside those of the training steps."""
+    """Seconds of scoring tasks and of training steps."""
     rows = tables.read_metrics(run)
     scoring, training = tables.cost_of_tasks(rows)
     return {
@@ -61,7 +61,7 @@ def cost(run: Path) -> dict:
 
 
 def progress(run: Path) -> dict:
-    """How far a run is: its size, tokens of its plan, and its iid loss at the last checkpoint."""
+    """Progress of a run: its size, tokens of its plan, and its iid loss at the last checkpoint."""
     rows = tables.read_metrics(run)
     header, last = rows[0], [row for row in rows if row["kind"] == "validation"][-1]
     return {
@@ -74,8 +74,8 @@ def progress(run: Path) -> dict:
 
 
 def loss_backtest(run: Path) -> list[dict]:
-    """From the first 40% of a run's tokens and its planned learning rates: at how many tokens its iid loss gets to the values
-    that it had at 50, 60, ... 100%. As the ability forecast does it, with a threshold that is known exactly."""
+    """From the first 40% of a run's tokens and its planned learning rates: the tokens at which its iid loss reaches its values
+    at 50, 60, ... 100%; as the ability forecast, with an exact threshold."""
     frame = tables.read(tables.EVALUATIONS, run, mixed_vocabularies=True).drop_duplicates("step").sort_values("step")
     rng = generator(run.name, "loss-backtest")
     ahead = draw_losses(run.name, frame, run, rng, until=OBSERVED)

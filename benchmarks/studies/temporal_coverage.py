@@ -38,7 +38,7 @@ def position_coverage(simulations: int) -> dict:
     hits, errors = {k: [] for k in ("a0", "a1", "a2")}, {k: [] for k in ("a0", "a1", "a2")}
     for seed in range(simulations):
         rng = np.random.default_rng(seed)
-        level = np.random.default_rng(seed)  # replayed to know how hard these sequences are: that is part of a2
+        level = np.random.default_rng(seed)  # replayed for the difficulty of these sequences, which is part of a2
         truth = simulate.draw(rng)
         schedule = SCHEDULES[seed % 4]
         frame, plan, true = simulate.positions(rng, schedule, truth, checkpoints=4)
@@ -60,8 +60,8 @@ def position_coverage(simulations: int) -> dict:
 def forecast_coverage(simulations: int, misfit: bool) -> dict:
     """Forecasts from 10, 20 and 40%: coverage at the run's end, over held-out checkpoints, and over positions.
 
-    `misfit` False switches off the allowances for laws being wrong in reality (effective number of points, model
-    error), to show what they are worth. True is what users get.
+    `misfit` False switches off the allowances for misfit of real laws (effective number of points, model error), to
+    show their effect. True is the shipped setting.
     """
     shipped = mean_law.EFFECTIVE, forecasts.MODEL_ERROR
     if not misfit:
@@ -96,7 +96,7 @@ def _forecast_coverage(simulations: int) -> dict:
 
 
 def provenance(command: str) -> dict:
-    """Where and with what a result was made."""
+    """Device, versions and commit of a result."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
     return {
         "command": command,

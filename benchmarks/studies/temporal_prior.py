@@ -19,7 +19,7 @@ from emergence_train.analysis.temporal.priors import Prior, as_json
 from emergence_train.files import write_json
 
 HERE = Path(__file__).resolve().parent
-FLOOR_SHAPE, FLOOR_DROP = 0.25, 0.30  # never below these: the runs are of few laboratories and one optimiser
+FLOOR_SHAPE, FLOOR_DROP = 0.25, 0.30  # lower bounds: the runs are of few laboratories and one optimiser
 
 
 def fit_groups(table: pd.DataFrame) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def fit_groups(table: pd.DataFrame) -> pd.DataFrame:
             loss = run["loss"].rolling(101, center=True, min_periods=1).median() if len(run) > 5000 else run["loss"]
             curves.append((x[keep], loss.to_numpy()[keep], plan))
         if max(plan.decay(x[-1:], mean_law.INTRINSIC[0])[0] for x, _, plan in curves) < 0.3:
-            continue  # no decay in any of them: nothing to learn of B
+            continue  # no decay in any of them: B is not identified
         for law in (mean_law.LAWS[name] for name in mean_law.SCHEDULE_AWARE):
             reference = {clock: 20000.0 for clock in law.clocks}
             parts = [mean_law._features(law, x, plan, reference, mean_law.SHAPES[law.basis]) for x, _, plan in curves]

@@ -1,9 +1,9 @@
-"""The forecasts on public loss curves, with a prior that has not seen the model they are tested on.
+"""The forecasts on public loss curves, with a prior fitted without the model under test.
 
     python benchmarks/studies/temporal_public.py curves.parquet     (the table of temporal_data.py)
 
-For every run, fit at 10, 20 and 40% and score on the rest: MSE and R^2 of the selected forecast and of every law
-beside it, coverage of the intervals. The prior is refitted for every model without that model's runs, so nothing of
+For every run, fit at 10, 20 and 40% and score on the rest: MSE and R^2 of the selected forecast and of every other
+law, coverage of the intervals. The prior is refitted for every model without that model's runs, so nothing of
 the tested run or of its siblings is in it. Noisy step logs are scored after a running median of 201 rows, all laws
 alike. Writes benchmarks/results/temporal_public.json.
 """

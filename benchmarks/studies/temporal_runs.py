@@ -1,4 +1,4 @@
-"""The temporal analysis on run directories of our own: every run and split, fitted at 10, 20 and 40%.
+"""The temporal analysis on own run directories: every run and split, fitted at 10, 20 and 40%.
 
     python benchmarks/studies/temporal_runs.py --name tiny-cpu RUN...
 

@@ -1,7 +1,7 @@
 // Hopper's asynchronous instructions (sm_90a): mbarriers, copies of tiles by TMA, warpgroup products. Thin wrappers of one
-// PTX instruction each; without nvcc, what the PTX ISA says that it does (emulate_hopper.h). Section names are the PTX ISA's.
+// PTX instruction each; without nvcc, emulated after the PTX ISA (emulate_hopper.h). Section names are the PTX ISA's.
 //
-// Shared memory is named by 32-bit addresses, as the instructions take them. Whatever orders threads states its reason.
+// Shared memory is addressed by 32 bits, as in the instructions. Every operation that orders threads states its reason.
 #pragma once
 
 #include <type_traits>
@@ -9,7 +9,7 @@
 #include "common/portable.h"
 
 #ifdef __CUDACC__
-#include <cuda.h>  // types alone: nothing of the driver is linked
+#include <cuda.h>  // types only: the driver is not linked
 
 using TensorMap = CUtensorMap;
 // Dynamic shared memory from a multiple of 1024 on, which is the period of the 128-byte swizzle.
@@ -23,7 +23,7 @@ using emulate::TensorMap;
 #define TILES(name) const uint32_t name = emulate::Hopper::kBase
 #endif
 
-// Other architectures' passes compile empty bodies: these instructions exist on sm_90a alone.
+// Other architectures' passes compile empty bodies: these instructions exist on sm_90a only.
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define HOPPER_CODE 1
 #else
@@ -53,7 +53,7 @@ __device__ __forceinline__ float as_float(uint32_t bits) {
 
 // ---- threads ---------------------------------------------------------------------------------------------------------
 
-// The same value in all lanes, said so that the compiler knows it too: branches on it do not diverge.
+// The same value in all lanes, made visible to the compiler: branches on it do not diverge.
 __device__ __forceinline__ int uniform(int value) {
 #ifdef __CUDACC__
   return __shfl_sync(0xffffffffu, value, 0);
@@ -80,7 +80,7 @@ __device__ __forceinline__ void arrive_some(int id, int count, [[maybe_unused]] 
 #endif
 }
 
-// The threads of a warp: what they did to memory before is past for all of them after.
+// Orders the memory accesses of the threads of a warp before and after.
 __device__ __forceinline__ void sync_warp([[maybe_unused]] const char* race) {
 #ifdef __CUDACC__
   __syncwarp();
@@ -89,7 +89,7 @@ __device__ __forceinline__ void sync_warp([[maybe_unused]] const char* race) {
 #endif
 }
 
-// Registers of each thread from here on ("setmaxnreg"): a warpgroup gives some back, another waits until it gets them.
+// Registers of each thread from here on ("setmaxnreg"): a warpgroup releases some, another waits for them.
 template <int COUNT>
 __device__ __forceinline__ void give_registers() {
   static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256);
@@ -117,7 +117,7 @@ __device__ __forceinline__ void mbarrier_init(uint32_t mbarrier, int arrivals) {
 #endif
 }
 
-// By the thread that initialised them, before copies know of them.
+// By the thread that initialised them, before copies use them.
 __device__ __forceinline__ void fence_mbarrier_init([[maybe_unused]] const char* race) {
 #ifdef __CUDACC__
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -170,7 +170,7 @@ __device__ __forceinline__ void prefetch([[maybe_unused]] const TensorMap& map) 
 #endif
 }
 
-// A box of the map's tensor from the given coordinates on, into shared memory, zeros for what is outside. One thread issues
+// A box of the map's tensor from the given coordinates on, into shared memory, zeros outside of the tensor. One thread issues
 // it. The whole box's bytes count at the mbarrier. Row r of 128 bytes lies at to + 128 r, its 16 bytes c at c ^ (r % 8).
 __device__ __forceinline__ void load_tile(uint32_t to, const TensorMap& map, uint32_t mbarrier, int c0, int c1, int c2, int c3) {
 #ifdef __CUDACC__
@@ -238,7 +238,7 @@ __device__ __forceinline__ Pack<uint32_t, 4> load_shared(uint32_t address) {
 
 // ---- additions to global memory ("red") --------------------------------------------------------------------------------
 
-// Adds to four neighbours, from a multiple of 16 bytes on, in no order among all who add.
+// Adds to four neighbours, from a multiple of 16 bytes on, in no order among concurrent additions.
 __device__ __forceinline__ void add_global(float* to, const Pack<float, 4>& values) {
 #ifdef __CUDACC__
   asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
@@ -255,8 +255,8 @@ __device__ __forceinline__ void add_global(float* to, const Pack<float, 4>& valu
 // Matrices of 16-bit numbers in tiles of 128-byte swizzle ("Matrix Descriptor Format": bits 0-13 address, 16-29 leading and
 // 32-45 stride offset, each / 16, 62-63 the swizzle). An instruction takes 16 steps of k.
 //
-// Rows of k: k is adjacent. Rows come in groups of eight, 1024 bytes apart; the leading offset means nothing. 16 steps of k
-// further is 32 bytes further, for the swizzle works on the whole address.
+// Rows of k: k is adjacent. Rows come in groups of eight, 1024 bytes apart; the leading offset is ignored. 16 steps of k
+// further is 32 bytes further, since the swizzle applies to the whole address.
 __device__ __forceinline__ uint64_t rows_of_k(uint32_t address) {
   return uint64_t(address & 0x3ffff) >> 4 | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
@@ -284,7 +284,7 @@ __device__ __forceinline__ void commit_products([[maybe_unused]] const char* rac
 #endif
 }
 
-// Until at most LEFT groups are on their way; what the others wrote can be read, and what they read overwritten.
+// Waits until at most LEFT groups are pending; results of the others can be read, and their operands overwritten.
 template <int LEFT>
 __device__ __forceinline__ void wait_products([[maybe_unused]] const char* race) {
 #ifdef __CUDACC__

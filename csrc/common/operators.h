@@ -1,5 +1,5 @@
-// What the GPU's and the CPU's libraries have in common: the same operators under the same arguments, so that one
-// Python module calls either, and checks of tensors. Host code, torch's stable ABI.
+// Shared by the GPU's and the CPU's libraries: operators with the same arguments, so that one Python module calls either,
+// and checks of tensors. Host code, torch's stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,4 @@
-// What the kernels are written in: CUDA, or, without nvcc, the same source on a CPU (emulate.h, for tests).
+// The dialect of the kernels: CUDA, or, without nvcc, the same source on a CPU (emulate.h, for tests).
 //
 // All traffic with global memory goes through load() and store(), with shared memory through SHARED arrays, and every
 // barrier states the race that it prevents. On a GPU these are the plain operations; the emulator checks them.
@@ -38,7 +38,7 @@ using f16 = _Float16;
 namespace portable {
 
 constexpr int kWarp = 32;
-constexpr float kLow = -1.0e30f;  // in the place of what is not there; finite, so that 0 * kLow is 0
+constexpr float kLow = -1.0e30f;  // value of masked entries; finite, so that 0 * kLow is 0
 
 // ---- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ inline float exp_fast(float x) { return std::exp(x); }
 inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
 #endif
 
-// exp2 by the special-function unit: 2 ulp; what is less than 2^-126 becomes 0.
+// exp2 by the special-function unit: 2 ulp; results below 2^-126 become 0.
 __device__ __forceinline__ float exp2_fast(float x) {
 #ifdef __CUDACC__
   float y;
@@ -119,7 +119,7 @@ __device__ __forceinline__ uint32_t packed(float low, float high) {
 
 // ---- memory ----------------------------------------------------------------------------------------------------------
 
-// N values that travel as one access: 16 bytes are the widest a thread can issue.
+// N values in one access; 16 bytes are the widest that a thread can issue.
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T v[N];
@@ -143,7 +143,7 @@ __device__ __forceinline__ void store(T* address, const T& value) {
 
 // ---- threads ---------------------------------------------------------------------------------------------------------
 
-// All threads of the block. `race`: what would go wrong without it.
+// All threads of the block. `race`: the race without it.
 __device__ __forceinline__ void barrier([[maybe_unused]] const char* race) {
 #ifdef __CUDACC__
   __syncthreads();

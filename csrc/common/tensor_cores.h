@@ -1,5 +1,5 @@
-// Tensor cores of sm_80 and later, and the copies that feed them: thin wrappers of PTX instructions. Without nvcc the same
-// instructions are emulated, with the layouts that the PTX ISA documents; tests/kernels/tensor_cores_check.cpp checks those.
+// Tensor cores of sm_80 and later, and asynchronous copies of operands: thin wrappers of PTX instructions. Without nvcc these
+// instructions are emulated, with the layouts that the PTX ISA documents; tests/kernels/harness/tensor_cores_check.cpp checks those.
 //
 // A warp multiplies A (16, 16) by B (16, 8) and adds to C (16, 8). With g = lane / 4 and t = lane % 4 a lane holds
 //
@@ -78,7 +78,7 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
 #endif
 }
 
-// ---- copies that the thread does not wait for ------------------------------------------------------------------------
+// ---- asynchronous copies --------------------------------------------------------------------------------------------
 
 // 16 bytes from global to shared memory, past the L1 cache; zeros where `there` is false, and then `from` is not read.
 template <typename Array, typename T>
@@ -102,7 +102,7 @@ __device__ __forceinline__ void commit_copies() {
 #endif
 }
 
-// All of this thread's groups but the last N have landed. What other threads copied takes a barrier besides.
+// All of this thread's groups but the last N have landed. Copies of other threads also need a barrier.
 template <int N>
 __device__ __forceinline__ void wait_for_copies([[maybe_unused]] const char* race) {
 #ifdef __CUDACC__

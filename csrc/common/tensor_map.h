@@ -1,4 +1,4 @@
-// Descriptors of tensors for TMA (cuTensorMapEncodeTiled): host code. The driver's function is found when first needed, so
+// Descriptors of tensors for TMA (cuTensorMapEncodeTiled): host code. The driver's function is looked up at first use, so
 // that the library loads on machines without a driver.
 #pragma once
 
@@ -14,8 +14,8 @@ using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*
                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-// The driver's cuTensorMapEncodeTiled: as the runtime that made this process' tensors knows it, else by the library's name. Only
-// what was found is kept: on an H100 one process of fourteen once got nothing by its name, and then never asked again.
+// The driver's cuTensorMapEncodeTiled: from the runtime that this process' tensors use, else by the library's name. Only
+// success is cached: on an H100 one process of fourteen once failed to find it by name, and would never have looked again.
 inline Encode encoder() {
   static std::atomic<Encode> known{nullptr};
   Encode encode = known.load();
@@ -48,7 +48,7 @@ inline Encode encoder() {
 inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
   constexpr int kElement = 2, kSlab = kSwizzleRow / kElement;
   const auto size = [&](int d) { return t.size(d); };
-  // Of one thing only the stride means nothing, and may be what TMA would not take.
+  // The stride of a dimension of size 1 is irrelevant, and may be one that TMA rejects.
   const auto bytes = [&](int d) { return size(d) > 1 ? t.stride(d) * kElement : int64_t(kSwizzleRow); };
   for (int d = 0; d < 3; ++d)
     STD_TORCH_CHECK(bytes(d) > 0 && bytes(d) % 16 == 0, "emergence_cuda: strides must be multiples of 16 bytes, not 0");

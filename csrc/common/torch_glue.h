@@ -1,7 +1,7 @@
 // Between torch's stable ABI and the kernels: checks, the current stream, launches. Host code only.
 //
-// Only torch/csrc/stable is included, so that one binary serves every torch from 2.10 on and every Python. Outputs are
-// made by the caller (*/compiled.py) and handed in, which keeps the surface that we rely on to tensors' geometry.
+// Only torch/csrc/stable is included, so that one binary works with every torch from 2.10 on and every Python. Outputs are
+// allocated by the caller (*/compiled.py), so that the code depends only on the geometry of tensors.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -68,7 +68,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, "emergence_cuda: ", what, ": ", cudaGetErrorString(error));
 }
 
-// The function lives in libtorch_cuda, which a CPU-only torch lacks: found when first needed, so that the library loads there.
+// The function is in libtorch_cuda, missing in a CPU-only torch: looked up at first use, so that the library loads there.
 inline cudaStream_t current_stream(int32_t device) {
   using Getter = int32_t (*)(int32_t, void**);
   static const Getter getter = [] {
@@ -93,13 +93,13 @@ inline int shared_bytes_per_multiprocessor(int32_t device) {
   return bytes;
 }
 
-// Launches on the device and current stream of `on`. `tensors`: all that the kernel touches (the emulator checks that).
+// Launches on the device and current stream of `on`. `tensors`: all that the kernel accesses (checked by the emulator).
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, const Tensor& on,
             const std::vector<const Tensor*>&, Args... args) {
   const int32_t device = on.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  // Above 48 KB in all has to be asked for, and what the kernel declares itself counts too: hence well below that.
+  // More than 48 KB needs an attribute, and static shared memory counts too: hence well below that.
   if (shared_bytes > (32 << 10))
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
@@ -110,9 +110,9 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 
 #else
 
-inline int multiprocessors(int32_t) { return 3; }  // enough for persistent kernels to go round more than once
+inline int multiprocessors(int32_t) { return 3; }  // few enough for persistent kernels to loop more than once
 
-// So that a row of some hundred columns is kept in part: both ways are walked.
+// So that a row of some hundred columns is kept in part, and both paths are tested.
 inline int shared_bytes_per_multiprocessor(int32_t) { return 8 << 10; }
 
 template <typename... Params, typename... Args>

@@ -1,8 +1,8 @@
-// What the CPU's kernels share: float32 only, threads by torch's own pool, vectors by the compiler.
+// Shared by the CPU's kernels: float32 only, threads of torch's pool, vectorised by the compiler.
 //
-// A function marked CLONED is compiled for several generations of x86-64 and the fastest that runs here is taken when the
-// library is loaded, so that one build serves a cluster of unlike nodes. Loops marked `omp simd` may be vectorised although
-// that adds in another order; the order is fixed for a given CPU.
+// A function marked CLONED is compiled for several generations of x86-64 and the fastest supported one is chosen when the
+// library is loaded, so that one build serves a cluster of different nodes. Loops marked `omp simd` may be vectorised although
+// that changes the order of sums; the order is fixed for a given CPU.
 #pragma once
 
 #include "common/operators.h"
@@ -49,8 +49,8 @@ inline float exp_negative(float x) {
   return p * scale;
 }
 
-// Four vectors' worth of maxima side by side: one maximum waits for the one before, and GCC leaves that loop scalar. A NaN is
-// passed over.
+// Four vectors' worth of maxima side by side: one maximum waits for the one before, and GCC leaves that loop scalar. NaNs are
+// ignored.
 inline float maximum(const float* values, int64_t count) {
   constexpr int kLanes = 64;
   float of_lane[kLanes];
@@ -72,7 +72,7 @@ inline void check_rows(const Tensor& tensor, int64_t rows, int64_t columns, cons
                   "emergence_cpu: ", name, " must be float32 (", rows, ", ", columns, ") with adjacent columns");
 }
 
-// Rows for a thread to be worth waking: about 16k values.
+// Rows that are worth a thread: about 16k values.
 inline int64_t grain(int64_t columns) { return std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, columns)); }
 
 }  // namespace cpu

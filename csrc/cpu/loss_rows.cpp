@@ -1,5 +1,5 @@
 // Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient in place, on a CPU. The formulas, and the
-// arguments, are those of cuda/loss_rows.cu. A row stays in the first-level cache while it is passed over three times: maximum;
+// arguments, are those of cuda/loss_rows.cu. A row stays in the L1 cache for three passes: maximum;
 // exponentials, their sum and their product with z; gradient.
 
 #include "cpu/cpu.h"
@@ -22,8 +22,8 @@ struct Rows {
   float z_loss, softcap;
 };
 
-// Columns whose exponentials are added up in float32 before they join the row's sum, in double: a sum over a large vocabulary
-// loses nothing that shows.
+// Columns whose exponentials are summed in float32 before they are added to the row's sum, in double: this keeps the sum over a
+// large vocabulary accurate.
 constexpr int64_t kBlock = 512;
 
 inline float capped(float z, float softcap) { return softcap == 0.0f ? z : softcap * std::tanh(z / softcap); }
@@ -96,7 +96,7 @@ CLONED void statistics(const Rows& rows, int64_t begin, int64_t end) {
   }
 }
 
-// The gradient alone, from top and log total known before.
+// The gradient, from given top and log total.
 CLONED void gradient(const Rows& rows, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const float* z = rows.z + r * rows.stride_z;

@@ -1,4 +1,4 @@
-// RMSNorm on a CPU. The formulas, and the arguments, are those of cuda/rms_norm.cu. Every tensor is passed over once.
+// RMSNorm on a CPU. The formulas, and the arguments, are those of cuda/rms_norm.cu. One pass over every tensor.
 
 #include "cpu/cpu.h"
 
@@ -40,7 +40,7 @@ CLONED void forward(const Forward& f, int64_t begin, int64_t end) {
   }
 }
 
-// Rows whose dweight is added up together: few, so that a sum over thousands of rows is a sum of sums.
+// Rows whose dweight is summed together: few, so that a sum over thousands of rows is a sum of sums.
 constexpr int64_t kRowsOfShare = 64;
 
 struct Backward {

@@ -1,4 +1,4 @@
-// What this library was built of, for `emergence-train doctor`: readable without torch.
+// Build information of this library, for `emergence-train doctor`: readable without torch.
 
 extern "C" __attribute__((visibility("default"))) const char* emergence_build() { return EMERGENCE_BUILD; }
 

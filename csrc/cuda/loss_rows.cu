@@ -1,4 +1,4 @@
-// Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient of the loss, in place. One block a row.
+// Rows of logits -> loss, log-sum-exp, top-1, entropy, and the gradient of the loss, in place. One block per row.
 //
 // With top = max_v z_v, e_v = exp(z_v - top), total = sum e_v and y the target:
 //
@@ -13,8 +13,8 @@
 //
 //   s' = s f,   d' = (d + s (m - m')) f         since z - m' = (z - m) + (m - m')
 //
-// The row is read from global memory once as far as it fits into shared memory (`kept` columns); what does not fit is read
-// again, mostly from the L2 cache. A copy of the row moves as many bytes, so copy bandwidth is the ceiling.
+// The row is read from global memory once where it fits into shared memory (`kept` columns); the rest is read again, mostly
+// from the L2 cache. A copy of the row moves as many bytes, so copy bandwidth is the upper bound.
 //
 // Every sum has a fixed order: the same bits in every run.
 
@@ -24,7 +24,7 @@ using namespace portable;
 
 namespace {
 
-// What a thread, a warp or the block knows of a row.
+// Partial statistics of a row, of a thread, a warp or the block.
 struct Online {
   float top, sum, dot;
 };
@@ -67,7 +67,7 @@ __device__ __forceinline__ void widen(const Pack<Z, N>& pack, int column, int V,
   for (int i = 0; i < N; ++i) z[i] = column + i < V ? capped<SOFTCAP>(to_float(pack.v[i]), softcap) : kLow;
 }
 
-// What turns a logit into its gradient.
+// The factors of a logit's gradient.
 struct Slope {
   float top, log_total, pull, scale, softcap;
   int64_t target;
@@ -92,8 +92,8 @@ __device__ __forceinline__ Pack<DZ, N> gradient(const Pack<Z, N>& pack, int colu
 }
 
 // The gradient of the columns from `first` on, read from global memory and written over it. Gradients may be narrower than
-// logits, and then column c lies where column c / 2 of the logits lay, which another thread may yet have to read. In an
-// iteration all read, then all write; what is written lies at or before what the iteration read.
+// logits, and then column c lies where column c / 2 of the logits lay, which another thread may not have read yet. In an
+// iteration all read, then all write; writes are at or before the iteration's reads.
 template <bool SOFTCAP, typename Z, typename DZ, int N>
 __device__ __forceinline__ void overwrite(const Z* z, DZ* dz, int first, int V, const Slope& s) {
   const int step = blockDim.x * N;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(1024) statistics_kernel(
     return;
   }
   const int64_t target = load(targets + row);
-  // Read before anything is overwritten. A target out of range costs an infinite loss and no other program's memory.
+  // Read before anything is overwritten. A target out of range gives an infinite loss and no access out of bounds.
   const bool known = target >= 0 && target < V;
   const float z_target = known ? capped<SOFTCAP>(to_float(load(z + target)), softcap) : -INFINITY;
 
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(1024) statistics_kernel(
   overwrite<SOFTCAP, Z, DZ, N>(z, dz, kept, V, slope);
 }
 
-// The gradient alone, where top and log total are known from before (the logits were computed again).
+// The gradient, from given top and log total (the logits were recomputed).
 template <typename Z, typename DZ, bool SOFTCAP>
 __global__ void __launch_bounds__(1024) gradient_kernel(
     const Z* z, DZ* dz, int64_t stride_z, int64_t stride_dz, const int64_t* targets, const bool* valid, const float* scale,
@@ -244,7 +244,7 @@ void loss_rows(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targe
     using Z = decltype(of_z);
     constexpr int N = 16 / sizeof(Z);
     const int threads = threads_for(V, N);
-    // Two blocks a multiprocessor: one loads while the other writes. 2 KB are left for what else lies there.
+    // Two blocks a multiprocessor: one loads while the other writes. 2 KB are left for static shared memory.
     const int64_t room = glue::shared_bytes_per_multiprocessor(z.get_device_index()) / 2 - (2 << 10);
     const int64_t step = int64_t(threads) * N;
     const int64_t kept = scale ? std::min((V + step - 1) / step, room / int64_t(step * sizeof(Z))) * step : 0;

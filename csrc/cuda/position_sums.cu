@@ -1,7 +1,7 @@
-// Sums over the batch at each position, in a fixed order and in double: what the `positions` tables hold.
+// Sums over the batch at each position, in a fixed order and in double, for the `positions` tables.
 //
-// A thread owns a position and walks down the batch, so neighbours read neighbours and nothing is added twice in another
-// order. The batch of a micro-step is short (1 to 64), so there is nothing to split.
+// A thread owns a position and loops over the batch, so accesses are coalesced and the order of sums is fixed. The batch of a
+// micro-step is short (1 to 64), so it is not split.
 
 #include "common/torch_glue.h"
 

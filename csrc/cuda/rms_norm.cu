@@ -6,7 +6,7 @@
 //   dx = r * (g - n * mean(g n)) + d new_residual          dweight = sum over rows of dy * round(n)
 //
 // A row is held in registers by blockDim.x threads, P packs of N values each; a block has blockDim.y rows. Forward and backward
-// read x (and dy) once. Backward is persistent: a block walks over rows, keeps its share of dweight in registers in float32,
+// read x (and dy) once. Backward is persistent: a block loops over rows, keeps its share of dweight in registers in float32,
 // and writes it once at the end; sum_shares adds the shares. All sums have a fixed order.
 
 #include <array>
@@ -18,10 +18,10 @@ using namespace portable;
 namespace {
 
 constexpr int kPerThread = 16;  // values of a row that a thread holds; half as many where they are loaded singly
-constexpr int kMaxWarps = 16;   // of a block: 512 threads may have 128 registers each, and backward wants about 90
+constexpr int kMaxWarps = 16;   // threads of a block: 512 may have 128 registers each, and backward needs about 90
 
-// The sum over the threads of a row. All rows of the block walk in step, so the barrier is everybody's. `share` is used in
-// turns by parity: the next row writes the other half while slow warps still read this one, which spares a second barrier.
+// The sum over the threads of a row. All rows of the block advance together, so the barrier is for the whole block. `share` is
+// double-buffered: the next row writes the other half while slow warps still read this one, which saves a second barrier.
 template <typename Shares>
 __device__ __forceinline__ float row_sum(float value, Shares& share, int parity) {
   value = warp_sum(value);
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp) backward_kernel(
       x_row[p] = x_next[p];
       dy_row[p] = dy_next[p];
     }
-    // The next rows are on their way while these are reduced.
+    // The next rows are loaded while these are reduced.
     load_row(x + (row + step) * stride_x, row + step < rows, D, x_next);
     load_row(dy + (row + step) * stride_dy, row + step < rows, D, dy_next);
     load_row(weight, true, D, scales);  // from the L1 cache: registers are short

@@ -1,10 +1,10 @@
-// Rotary position embedding (Su et al., arXiv 2104.09864): pairs (i, i + R) of the first 2R features of a head are turned by an
-// angle that depends on the position and on i; the rest passes. Its gradient is the turn back.
+// Rotary position embedding (Su et al., arXiv 2104.09864): pairs (i, i + R) of the first 2R features of a head are rotated by an
+// angle that depends on the position and on i; the rest is copied. Its gradient is the inverse rotation.
 //
 //   out_i = x_i cos_i - x_{i+R} sin_i      out_{i+R} = x_{i+R} cos_i + x_i sin_i
 //
 // A row of threads has one token, so that its angles, which all heads share, come from the L1 cache; a thread has packs of N
-// pairs, or of N features that pass. Short tokens share a block.
+// pairs, or of N features that are copied. Short tokens share a block.
 
 #include "common/torch_glue.h"
 
@@ -20,7 +20,7 @@ struct Turn {
   float sign;
 };
 
-// N values in float32, from as wide accesses as there are.
+// N values in float32, by the widest accesses possible.
 template <int N>
 __device__ __forceinline__ void load_angles(float (&out)[N], const float* from) {
   constexpr int kWide = N < 4 ? N : 4;

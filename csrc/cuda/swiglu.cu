@@ -17,7 +17,7 @@ struct Rows {
   int F;
 };
 
-// exp of what is not positive: nothing overflows, and the sigmoid of a large negative gate keeps its digits.
+// exp of a non-positive argument cannot overflow, and the sigmoid of a large negative gate stays accurate.
 __device__ __forceinline__ float sigmoid(float x) {
   const float e = exp_fast(-fabsf(x));
   return (x >= 0.0f ? 1.0f : e) / (1.0f + e);

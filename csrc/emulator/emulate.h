@@ -1,18 +1,18 @@
 // Runs the kernels' own source on a CPU, for tests: threads, blocks, warps, barriers and shuffles, and a race detector.
 //
 // Every CUDA thread of a block is a fiber (ucontext). A fiber runs until a barrier or a shuffle, or until a memory access
-// at which a coin falls on "let somebody else go on", and then the scheduler picks any fiber that can run. So the order of
-// threads is as bad as it gets, and the same for the same seed (EMERGENCE_EMULATE_SEED).
+// at which it yields at random, and then the scheduler picks a random fiber that can run. So the order of threads is
+// adversarial, and the same for the same seed (EMERGENCE_EMULATE_SEED).
 //
-// The race detector (race_detector.h) looks at every access that goes through load(), store() or shared memory:
-//   - two threads touch a byte, one of them writes, and no barrier orders the two: a race, whatever the order happened to be;
+// The race detector (race_detector.h) checks every access that goes through load(), store() or shared memory:
+//   - two threads touch a byte, one of them writes, and no barrier orders the two: a race, in any actual order;
 //   - an address outside the tensors of the launch, or outside the shared array: out of bounds;
 //   - shared memory that is read before this block wrote it;
 //   - a barrier that some threads of the block never reach.
-// Each ends the launch with an exception that names the kernel's place. EMERGENCE_EMULATE_DROP=text leaves out the barriers
-// of that reason: a test drops each in turn and expects the race detector to object.
+// Each ends the launch with an exception that names the kernel's place. EMERGENCE_EMULATE_DROP=text skips the barriers with
+// that reason: a test drops each in turn and expects a report of the race detector.
 //
-// What the hardware does on its own (bulk copies, wgmma) waits in queues and happens at a random time before it is due.
+// Asynchronous operations (bulk copies, wgmma) wait in queues and happen at a random time before they are due.
 //
 // Not modelled: time, memory order within a warp (lanes are fibers like others), textures.
 #pragma once
@@ -67,13 +67,13 @@ struct Thread {
   dim3 index;
   uint32_t id = 0;  // within the block
   enum { kRuns, kAtBarrier, kInShuffle, kDone } state = kRuns;
-  const unsigned* completed = nullptr;  // what it waits for in a shuffle or collective, and the count that lets it go on
+  const unsigned* completed = nullptr;  // what it waits for in a shuffle or collective, and the count that resumes it
   unsigned wanted = 0;
   const void* instruction = nullptr;  // what it executes, where that is known: threads that act as one must agree
   Knowledge knows;
   uint32_t clock = 0;
 
-  // What others learn who wait for what this thread does now. What it does next is later than that.
+  // The clock that threads acquire which wait for this thread's current operation; its next one is later.
   void release(Knowledge& to, RaceDetector& race_detector) {
     to.learn(knows);
     to.learn(id, clock);
@@ -186,7 +186,7 @@ struct Machine {
     race_detector.tick();
   }
 
-  // One thing that the hardware has to do, of a unit chosen at random; false where there is nothing.
+  // Executes one pending asynchronous operation of a random unit; false where there is none.
   bool advance() {
     if (in_flight.empty()) return false;
     auto unit = std::next(in_flight.begin(), random() % in_flight.size());
@@ -218,7 +218,7 @@ struct Machine {
   }
 
   // For instructions that `count` neighbours (a warp, a warpgroup) execute as one. Each brings its operands, the last to
-  // arrive runs act(operands of all, by lane) for everybody, and only then does any of them go on.
+  // arrive runs act(operands of all, by lane) for all, and only then does any of them continue.
   template <typename T, typename F>
   void together(uint32_t count, T& mine, F&& act) {
     const uint32_t lane = current->id % count;
@@ -351,14 +351,14 @@ struct Machine {
         if (ready.empty() && !moved && failure.empty())
           failure = "a barrier or shuffle that some threads of the block never reach";
         if (!failure.empty()) return;
-        if (moved) continue;  // somebody may go on now
+        if (moved) continue;  // a thread can run now
       }
       if (ready.empty()) {
         everybody_knows();
         for (Thread& t : threads) t.state = Thread::kRuns;
         continue;
       }
-      // A round in shuffled order rather than one thread a scan, or large blocks would take for ever.
+      // A round in shuffled order, not one thread per scan, which would be quadratic in the block.
       std::shuffle(ready.begin(), ready.end(), random);
       for (Thread* t : ready) {
         current = t;
@@ -369,7 +369,7 @@ struct Machine {
   }
 };
 
-// Shared memory: each element remembers, through the race detector, who touched it.
+// Shared memory: the race detector keeps the last accesses to each element.
 template <typename T>
 class Shared {
  public:
@@ -407,7 +407,7 @@ struct Range {
   size_t bytes;
 };
 
-// Where a test has launches go instead: to what another compiler made of the same kernel. shape: of the grid and of a block;
+// A test's replacement for launches: the same kernel by another compiler. shape: of the grid and of a block;
 // values: the kernel's arguments. -> what went wrong, or null.
 using Elsewhere = const char* (*)(const void* kernel, const unsigned* shape, size_t shared_bytes, const Range* ranges,
                                   size_t count, const void* const* values, const size_t* sizes, size_t parameters);

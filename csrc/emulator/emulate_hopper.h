@@ -1,10 +1,10 @@
-// What Hopper does on its own, for emulate.h: mbarriers, bulk copies of tiles (TMA), wgmma, after the PTX ISA 8.x.
+// Hopper's asynchronous operations, for emulate.h: mbarriers, bulk copies of tiles (TMA), wgmma, after the PTX ISA 8.x.
 //
-// - A tile's copy happens at a random time after it was issued, and then tells its mbarrier of the bytes.
+// - A tile's copy happens at a random time after it was issued, and then counts its bytes at its mbarrier.
 // - A product reads shared memory at a random time between its issue and its wait. Until the wait its accumulators hold
-//   NaNs, and it is an error if they, or the registers of A, are found changed.
-// - Both belong to the asynchronous proxy, and the race detector sees them as agents of their own: each mbarrier's copies, each
-//   warp's products. Who waits for the mbarrier, or for the warp's products, learns of what they did.
+//   NaNs, and it is an error if they, or the registers of A, have changed.
+// - Both belong to the asynchronous proxy, and the race detector treats them as separate agents: each mbarrier's copies, each
+//   warp's products. A wait for the mbarrier, or for the warp's products, orders their accesses.
 #pragma once
 
 #include "emulator/emulate_wgmma.h"
@@ -78,7 +78,7 @@ struct Hopper : Wgmma {
     return hopper;
   }
 
-  // Anybody may get ahead of the thread at any of these.
+  // Other threads may run before each of these.
   static Thread& thread() {
     Machine& m = Machine::get();
     if (m.random() % 8 == 0) m.pause();
@@ -99,7 +99,7 @@ struct Hopper : Wgmma {
     b.made = t.clock;
   }
 
-  // Its place may hold something else afterwards.
+  // Its memory may be reused afterwards.
   void unmake(uint32_t address) {
     Thread& t = thread();
     const Mbarrier& b = at(address, t);

@@ -1,14 +1,14 @@
 // ldmatrix, mma.sync and cp.async for emulate.h, after the PTX ISA (tensor_cores.h states the layouts).
 //
-// An asynchronous copy lands when it is issued or when it is waited for, as a coin falls. The race detector sees a write at both
-// times, and whoever touches the bytes in between, the thread that issued the copy included, is in a race.
+// An asynchronous copy happens when it is issued or when it is waited for, at random. The race detector records a write at both
+// times, so that an access to the bytes in between, also of the thread that issued the copy, is a race.
 #pragma once
 
 #include "emulator/emulate.h"
 
 namespace emulate {
 
-// Each lane's row of 16 bytes is read on its behalf; then the warp's values are dealt out. Of fewer than four matrices the
+// Each lane's row of 16 bytes is read on its behalf; then the warp's values are distributed. Of fewer than four matrices the
 // lanes that name no row have null.
 template <int MATRICES>
 void load_matrices(uint32_t (&to)[MATRICES], const void* row, bool transposed) {
@@ -30,7 +30,7 @@ void load_matrices(uint32_t (&to)[MATRICES], const void* row, bool transposed) {
   });
 }
 
-// The other way round: the values of a lane are dealt to the rows, and each lane that names one writes its row. `agrees`: as in
+// The other way round: the values of a lane are distributed to the rows, and each lane that names one writes its row. `agrees`: as in
 // Machine::touch.
 template <int MATRICES>
 void store_matrices(void* row, const uint32_t (&from)[MATRICES], bool transposed, bool agrees) {
@@ -78,7 +78,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   });
 }
 
-// c (16, 8) += a (16, 8) b (8, 8) of tf32, float32 of which the lower 13 bits are not looked at. A lane holds of a rows g and
+// c (16, 8) += a (16, 8) b (8, 8) of tf32, float32 without its lower 13 bits. A lane holds of a rows g and
 // g + 8 in column t, then in column t + 4; of b rows t and t + 4 in column g.
 inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   struct Operands {
@@ -115,7 +115,7 @@ struct Copies {
       landed = true;
     }
   };
-  // Whether wgmma may read what they bring without fence.proxy.async. The PTX ISA does not say so; Triton counts on it.
+  // Whether wgmma may read copied data without fence.proxy.async. The PTX ISA does not guarantee it; Triton relies on it.
   static inline bool for_both_proxies = false;
 
   uint64_t block = 0;

@@ -1,4 +1,4 @@
-// What one wgmma reads and computes, for emulate_hopper.h: descriptors and swizzles of shared memory, fragments, sums.
+// Semantics of one wgmma, for emulate_hopper.h: descriptors and swizzles of shared memory, fragments, sums.
 #pragma once
 
 #include "emulator/emulate.h"
@@ -23,7 +23,7 @@ struct Product {
 };
 
 struct Wgmma {
-  static constexpr uint32_t kBase = 3 << 10;  // where dynamic shared memory starts: never 0, lest somebody forget to add it
+  static constexpr uint32_t kBase = 3 << 10;  // where dynamic shared memory starts: not 0, so that a missing offset is detected
   static constexpr int kGroup = 128;
   using Fragments = std::array<std::array<uint32_t, 4>, kGroup>;  // A's registers of a warpgroup
 

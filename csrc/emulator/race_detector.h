@@ -1,13 +1,13 @@
-// The emulator's race detector: who touched which byte of memory, and whether something forced the order.
+// The emulator's race detector: the accesses to each byte of memory, and whether they are ordered.
 //
-// Vector clocks, as FastTrack keeps them (Flanagan and Freund, PLDI 2009). An agent is a thread of the block or something
-// that works on its own: a warp's asynchronous products, the copies that an mbarrier counts. Every access carries its
-// agent's clock, which moves on with each release (arriving at a barrier). What an agent knows is, for each agent of the
-// block, a clock up to which all that one did lies in the past; an acquire (leaving a barrier) adds what the releases told.
-// Two accesses to a byte, one a write, are a race where the later agent does not know the earlier access, whatever the
-// order happened to be. Nothing in a launch orders the threads of different blocks.
+// Vector clocks, as FastTrack keeps them (Flanagan and Freund, PLDI 2009). An agent is a thread of the block or an
+// asynchronous unit: a warp's products, the copies that an mbarrier counts. Every access has its agent's clock, which a
+// release (arriving at a barrier) increments. An agent's vector clock has, for each agent of the block, the clock up to which
+// that agent's accesses happened before; an acquire (leaving a barrier) joins the clocks of the releases. Two accesses to a
+// byte, one a write, are a race where the earlier did not happen before the later, in any actual order. Nothing in a launch
+// orders the threads of different blocks.
 //
-// The generic proxy (loads and stores of threads) and the asynchronous one (bulk copies, wgmma) see memory apart: a
+// The generic proxy (loads and stores of threads) and the asynchronous one (bulk copies, wgmma) are separate: a
 // thread's write reaches the other only over fence.proxy.async of that thread (PTX ISA, "Async proxy").
 #pragma once
 
@@ -26,7 +26,7 @@ constexpr uint32_t kWarpgroup = 0x800;  // in an agent's number: this one and th
 constexpr uint32_t kAgents = 0x1000;
 
 struct Knowledge {
-  uint32_t threads = 0;      // what any thread did at clocks up to here: a whole-block barrier tells that to everybody
+  uint32_t threads = 0;      // accesses of all threads up to this clock happened before: set by a whole-block barrier
   std::vector<uint32_t> of;  // by agent; empty where there are whole-block barriers only
   uint64_t version = 0;      // counts the changes
 
@@ -44,13 +44,13 @@ struct Knowledge {
   }
 };
 
-// On whose behalf memory is touched.
+// The agent of an access.
 struct Actor {
   uint32_t agent, clock;
   const Knowledge* knows;
   bool asynchronous = false;
-  bool for_both = false;  // what it writes needs no fence to reach the asynchronous proxy
-  const Knowledge* fenced = nullptr;  // what it knew when it executed fence.proxy.async itself
+  bool for_both = false;  // its writes need no fence to reach the asynchronous proxy
+  const Knowledge* fenced = nullptr;  // its clock at its last fence.proxy.async
 };
 
 class RaceDetector {
@@ -77,18 +77,18 @@ class RaceDetector {
   uint32_t tick() { return ++now_; }
   uint32_t now() const { return now_; }
 
-  // Something finer than whole-block barriers is in use: sets of readers are worth keeping.
+  // Synchronisation finer than whole-block barriers is in use: sets of readers are kept.
   bool exact = false;
 
   // The thread's writes up to `clock` reach the asynchronous proxy, for those who learn of a later clock of it.
   void fence(uint32_t thread, uint32_t clock) { fences_[thread].push_back(clock); }
 
-  // Does the actor know what the agent did at that clock?
+  // Whether the agent's access at that clock happened before.
   bool learned(const Actor& actor, uint32_t agent, uint32_t clock) const {
     return knows(actor, int64_t(block_) * kAgents + agent, clock);
   }
 
-  // Has anybody read or written the byte of global memory in this launch?
+  // Whether the byte of global memory was accessed in this launch.
   bool touched(uintptr_t at) {
     const Byte& byte = remember(at, uint64_t(launch_) << 32);
     return byte.writer >= 0 || byte.reader >= 0;
@@ -185,7 +185,7 @@ class RaceDetector {
     return true;
   }
 
-  // Of earlier readers only those are kept that this one does not know: who is ordered after this one is after the others.
+  // Earlier readers that happened before this one are dropped: what is ordered after this one is ordered after them.
   void add_reader(const Actor& actor, int64_t mine, Byte& byte) {
     if (byte.reader >= 0 && byte.reader / kAgents != block_) {  // another block's: no write can come after both
       byte.many = true;

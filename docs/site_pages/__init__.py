@@ -1,1 +1,1 @@
-"""Pages of the site that are made from the code when it is built (hooks.py), so that they cannot go stale."""
+"""Pages of the site that are generated from the code at build time (hooks.py)."""

@@ -11,11 +11,11 @@ from types import ModuleType
 
 from docs.site_pages import reference
 
-# Modules that are public as a whole: every function that they define
+# Modules that are public entirely: every function that they define
 WHOLE = ("emergence_train.recorder.tables",)
 PREFIX = re.compile(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])")  # the modules of a name
 LINE = 88
-# Rooms that only the framework itself calls
+# Packages that only the framework itself calls
 INNER = ("emergence_kernels.bench",)
 
 
@@ -37,10 +37,10 @@ def kernels() -> str:
 
 
 def public_modules(package: str) -> Iterator[ModuleType]:
-    """The package and its sub-packages that say what is public."""
+    """The package and its sub-packages with an `__all__`."""
     root = importlib.import_module(package)
-    found = [package, *(m.name for m in pkgutil.walk_packages(root.__path__, f"{package}.") if m.ispkg), *WHOLE]
-    for name in found:
+    names = [package, *(m.name for m in pkgutil.walk_packages(root.__path__, f"{package}.") if m.ispkg), *WHOLE]
+    for name in names:
         if name.startswith(package) and not name.startswith(INNER):
             module = importlib.import_module(name)
             if public_names(module):
@@ -83,7 +83,7 @@ def _member(name: str, value: object, level: str) -> list[str]:
 
 
 def _signature(name: str, value: object) -> str:
-    """`name(...)` as it may be typed: annotations without their modules, an argument a line where it is long."""
+    """`name(...)` as it may be typed: annotations without their modules, one argument per line where it is long."""
     try:
         signature = inspect.signature(value)
     except ValueError:

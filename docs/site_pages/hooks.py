@@ -1,4 +1,4 @@
-"""What mkdocs calls (mkdocs.yml, `hooks`): generated pages, the notebook's menu, and links to the repository's files."""
+"""Hooks of mkdocs (mkdocs.yml, `hooks`): generated pages, the notebook's menu, and links to the repository's files."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [str(ROOT), str(ROOT / "kernels")]
-sys.path[:0] = SOURCES  # for the import below; mkdocs takes it away again
+sys.path[:0] = SOURCES  # for the import below; mkdocs removes it again
 
 from docs.site_pages import api, measurements, notebook, reference  # noqa: E402
 
@@ -21,7 +21,7 @@ PAGES = {
     "reference/kernels.md": api.kernels,
     "reference/measurements.md": measurements.page,
 }
-# Pages that are written by hand and hold a generated part where this comment stands: <!-- generated: NAME -->
+# Hand-written pages with generated parts at the comment <!-- generated: NAME -->
 PARTS = {
     "notebook": notebook.contents,
     "exit-codes": reference.exit_codes,
@@ -31,7 +31,7 @@ PARTS = {
 
 
 def on_config(config):
-    """Put the notebook's pages into the menu, by topic; read this checkout's packages, whatever is installed."""
+    """Put the notebook's pages into the menu, by topic; read this checkout's packages, not installed ones."""
     sys.path[:0] = SOURCES
     for entry in config.nav:
         if "Notebook" in entry:
@@ -47,8 +47,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Fill in the generated parts; say the date of a finding below its title."""
-    markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda found: PARTS[found[1]](), markdown)
+    """Fill in the generated parts; add the date of a finding below its title."""
+    markdown = re.sub(r"<!-- generated: ([a-z-]+) -->", lambda match: PARTS[match[1]](), markdown)
     if "topic" in page.meta:
         line = f"*{page.meta['date']} · {page.meta['topic']}*"
         markdown = re.sub(r"^(# .*\n)", lambda title: f"{title[1]}\n{line}\n", markdown, count=1)

@@ -14,7 +14,7 @@ def _load(name: str) -> dict:
 
 
 def _source(name: str, result: dict) -> str:
-    """Where a table's numbers come from: file, date, device, commit."""
+    """The source of a table's numbers: file, date, device, commit."""
     environment = result.get("environment", result)
     parts = [
         code(f"benchmarks/results/{name}"),
@@ -26,7 +26,7 @@ def _source(name: str, result: dict) -> str:
 
 
 def page() -> str:
-    """The page of everything that was timed."""
+    """The page of all measurements."""
     lines = [
         "---\nhide: [toc]\n---\n",  # its tables are wide
         "# Measurements",
@@ -61,17 +61,17 @@ def _demoted(path: Path) -> str:
 
 
 def cpu_training() -> str:
-    """Tokens/s of the training loop beside its peers."""
+    """Tokens/s of the training loop against its peers."""
     result = _load("cpu/training.json")
     rows = []
     for size, contestants in result["sizes"].items():
-        for one in contestants:
-            ratio, cost = one["over_faster_peer"], one.get("position_logging")
+        for contestant in contestants:
+            ratio, cost = contestant["over_faster_peer"], contestant.get("position_logging")
             rows.append(
                 [
                     size,
-                    one["contestant"],
-                    f"{one['tokens_per_second']:,.0f} [{one['least']:,.0f}, {one['greatest']:,.0f}]",
+                    contestant["contestant"],
+                    f"{contestant['tokens_per_second']:,.0f} [{contestant['least']:,.0f}, {contestant['greatest']:,.0f}]",
                     f"{ratio['median']:.2f} [{ratio['low95']:.2f}, {ratio['high95']:.2f}]",
                     f"{cost['median']:+.1%} [{cost['low95']:+.1%}, {cost['high95']:+.1%}]" if cost else "",
                 ]
@@ -93,24 +93,24 @@ def cpu_training() -> str:
 
 
 def checkpoints() -> str:
-    """Seconds of saving and loading beside DeepSpeed's own checkpoints."""
+    """Seconds of saving and loading against DeepSpeed's own checkpoints."""
     names = ["cpu/checkpoints-1.json", "cpu/checkpoints-2.json"]
     results = [_load(name) for name in names]
     first = results[0]
     rows = [
-        [what, *(f"{one['seconds'][what]['median']:.3f} ({one['seconds'][what]['least']:.3f})" for one in results)]
+        [what, *(f"{run['seconds'][what]['median']:.3f} ({run['seconds'][what]['least']:.3f})" for run in results)]
         for what in first["seconds"]
     ]
-    head = ["seconds, median (least)", *(f"processes: {one['processes']}" for one in results)]
+    head = ["seconds, median (least)", *(f"processes: {run['processes']}" for run in results)]
     about = (
         f"{first['parameters'] / 1e6:.1f}M parameters, ZeRO-{first['zero_stage']}, fp32; DeepSpeed writes "
         f"{first['megabytes']['deepspeed']:.0f} MB, this framework {first['megabytes']['ours']:.0f} MB, hashed and fsynced.\n\n"
     )
-    return about + table(head, rows) + "\n" + "".join(_source(name, one) + "\n" for name, one in zip(names, results))
+    return about + table(head, rows) + "\n" + "".join(_source(name, run) + "\n" for name, run in zip(names, results))
 
 
 def fault_trials() -> str:
-    """How many seeded trials ended with the logs of an undisturbed run."""
+    """Number of seeded trials that ended with the logs of an uninterrupted run."""
     result = _load("cpu/faults.json")
     rows = [[kind.replace("_", " "), counts["trials"], counts["passed"]] for kind, counts in result["by_kind"].items()]
     rows.append(["all", result["trials"], result["passed"]])
@@ -122,19 +122,19 @@ def fault_trials() -> str:
 
 
 def public_forecasts() -> str:
-    """Errors of the forecasts of public runs, by the part of the run that was seen."""
+    """Errors of the forecasts of public runs, by the observed part of the run."""
     result = _load("temporal_public.json")
     rows = []
-    for part, one in {"all": result["all"], **result["fraction"]}.items():
+    for part, scores in {"all": result["all"], **result["fraction"]}.items():
         rows.append(
             [
                 part if part == "all" else f"first {float(part):.0%}",
-                one["forecasts"],
-                f"{one['median RMSE']['selected']:.3f}",
-                f"{one['median RMSE of best classical']:.3f}",
-                f"{one['share better than best classical']:.0%}",
-                f"{one['coverage of rows']['95']:.0%}",
-                f"{one['coverage at the end']['95']:.0%}",
+                scores["forecasts"],
+                f"{scores['median RMSE']['selected']:.3f}",
+                f"{scores['median RMSE of best classical']:.3f}",
+                f"{scores['share better than best classical']:.0%}",
+                f"{scores['coverage of rows']['95']:.0%}",
+                f"{scores['coverage at the end']['95']:.0%}",
             ]
         )
     head = ["seen", "forecasts", "RMSE, nats (median)", "best classical law, by hindsight", "better than it"]

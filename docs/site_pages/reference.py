@@ -19,6 +19,7 @@ from docs.site_pages.markdown import code, table
 RESULTS = {
     "analyze temporal": "emergence_train.analysis.temporal.result",
     "analyze emergence": "emergence_train.analysis.emergence.result",
+    "analyze weights": "emergence_train.analysis.position_weights",
 }
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -39,12 +40,12 @@ def configuration() -> str:
         "place. `configs/` has a file for each thing to run. This page is made from `emergence_train/config.py`.",
         "",
     ]
-    told: dict[type, str] = {}
+    described: dict[type, str] = {}
     for path, section in sections(Config):
-        if section in told:
-            lines += [f"## {path}", "", f"As [{told[section]}](#{_anchor(told[section])}).", ""]
+        if section in described:
+            lines += [f"## {path}", "", f"As [{described[section]}](#{_anchor(described[section])}).", ""]
             continue
-        told[section] = path
+        described[section] = path
         lines += [
             f"## {path or 'Top level'}",
             "",
@@ -61,7 +62,7 @@ def configuration() -> str:
 
 
 def _anchor(path: str) -> str:
-    """What the site's table of contents makes of a heading."""
+    """The anchor of a heading in the site's table of contents."""
     return re.sub(r"[^\w-]", "", path.lower())
 
 
@@ -139,17 +140,17 @@ def command_line() -> str:
         "",
         exit_codes(),
     ]
-    for name, one in [*commands(), ("emergence-train bench", bench())]:
-        usage = " ".join(one.format_usage().removeprefix("usage: ").replace(one.prog, name).split())
-        lines += [f"## {name}", "", (one.description or "").rstrip("."), "", "```text", usage, "```", ""]
-        shown = [action for action in one._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+    for name, parser in [*commands(), ("emergence-train bench", bench())]:
+        usage = " ".join(parser.format_usage().removeprefix("usage: ").replace(parser.prog, name).split())
+        lines += [f"## {name}", "", (parser.description or "").rstrip("."), "", "```text", usage, "```", ""]
+        shown = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
         lines.append(table(["argument", "what"], [[code(_argument(action)), _help(action)] for action in shown]))
     return "\n".join(lines)
 
 
 def commands() -> list[tuple[str, argparse.ArgumentParser]]:
-    """The command line's own parsers that take arguments, by their whole name."""
-    return [found for found in _leaves("emergence-train", parser()) if found[0] != "emergence-train bench"]
+    """The command line's own parsers that take arguments, by their full name."""
+    return [leaf for leaf in _leaves("emergence-train", parser()) if leaf[0] != "emergence-train bench"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -219,19 +220,19 @@ def tables() -> str:
     lines = [
         "# Tables",
         "",
-        "What a run writes and the analyses read: Parquet, or CSV with the same columns, from this framework or any other.",
-        "Sums are stored, never means: they add up over ranks and files. A missing column, a NaN, a key that stands twice",
+        "The tables that a run writes and the analyses read: Parquet, or CSV with the same columns, of any origin.",
+        "Sums are stored, not means: they add over ranks and files. A missing column, a NaN, a duplicate key",
         "and runs of different vocabularies are one error that names file, row and column. The vocabulary is a column",
         "`vocabulary` or metadata of the Parquet file.",
         "",
     ]
-    for name, one in TABLES.items():
+    for name, spec in TABLES.items():
         rows = []
-        for column, kind in (one.columns | dict(one.extra)).items():
-            notes = ["key"] if column in one.key else []
-            notes += ["may be missing"] if column in one.optional or column in dict(one.extra) else []
-            notes += ["may be empty"] if column in one.sparse else []
-            notes += ["≥ 0"] if column in one.non_negative else []
+        for column, kind in (spec.columns | dict(spec.extra)).items():
+            notes = ["key"] if column in spec.key else []
+            notes += ["may be missing"] if column in spec.optional or column in dict(spec.extra) else []
+            notes += ["may be empty"] if column in spec.sparse else []
+            notes += ["≥ 0"] if column in spec.non_negative else []
             rows.append([code(column), str(kind), DESCRIPTIONS[column], ", ".join(notes)])
         lines += [f"## {name}", "", table(["column", "type", "what", ""], rows)]
     return "\n".join(lines)
@@ -261,20 +262,20 @@ def results() -> str:
 def classes(module: types.ModuleType) -> list[type]:
     """The dataclasses of a result, the outermost first, each before what it holds."""
     own = [value for value in vars(module).values() if isinstance(value, type) and is_dataclass(value)]
-    held = {inner for one in own for inner in _held(one)}
+    held = {inner for cls in own for inner in _held(cls)}
     order: list[type] = []
-    waiting = [one for one in own if one not in held and one.__name__.endswith("Result")]
+    waiting = [cls for cls in own if cls not in held and cls.__name__.endswith("Result")]
     while waiting:
-        one = waiting.pop(0)
-        if one not in order:
-            order.append(one)
-            waiting += _held(one)
+        cls = waiting.pop(0)
+        if cls not in order:
+            order.append(cls)
+            waiting += _held(cls)
     return order
 
 
-def _held(one: type) -> list[type]:
-    """Dataclasses that stand in a dataclass' fields."""
-    hints = typing.get_type_hints(one)
+def _held(cls: type) -> list[type]:
+    """Dataclasses in the fields of a dataclass."""
+    hints = typing.get_type_hints(cls)
     return [
         leaf for hint in hints.values() for leaf in _leaves_of(hint) if isinstance(leaf, type) and is_dataclass(leaf)
     ]
@@ -284,19 +285,19 @@ def _leaves_of(hint) -> list:
     return [leaf for inner in typing.get_args(hint) for leaf in _leaves_of(inner)] or [hint]
 
 
-def own_doc(one: type) -> str:
-    """Its docstring; a dataclass without one gets a made-up signature from Python."""
-    doc = inspect.getdoc(one) or ""
-    return "" if doc.startswith(f"{one.__name__}(") else doc
+def own_doc(cls: type) -> str:
+    """Its docstring; for a dataclass without one Python generates a signature, which is ignored."""
+    doc = inspect.getdoc(cls) or ""
+    return "" if doc.startswith(f"{cls.__name__}(") else doc
 
 
-def field_table(one: type) -> str:
+def field_table(cls: type) -> str:
     """The fields of a dataclass, or of a named tuple, as a table.
 
-    What a field means stands in its annotation, Annotated[type, Unit(...), "meaning"], or in the comment on its line.
+    The meaning of a field is in its annotation, Annotated[type, Unit(...), "meaning"], or in the comment on its line.
     """
-    comments, hints = field_comments(one), typing.get_type_hints(one, include_extras=True)
-    parts = {part.name: part for part in fields(one)} if is_dataclass(one) else {}
+    comments, hints = field_comments(cls), typing.get_type_hints(cls, include_extras=True)
+    parts = {part.name: part for part in fields(cls)} if is_dataclass(cls) else {}
     rows = []
     for name, hint in hints.items():
         part, (unit, meaning) = parts.get(name), _extras(hint)
@@ -321,15 +322,15 @@ def _extras(hint) -> tuple[str, str]:
             elif isinstance(extra, str):
                 meaning = meaning or extra
     for inner in typing.get_args(hint):
-        found = _extras(inner)
-        unit, meaning = unit or found[0], meaning or found[1]
+        extras = _extras(inner)
+        unit, meaning = unit or extras[0], meaning or extras[1]
     return unit, meaning
 
 
-def field_comments(one: type) -> dict[str, str]:
+def field_comments(cls: type) -> dict[str, str]:
     """The comment at the end of each field's line, by the field's name, of a class and of dataclasses it extends."""
     comments: dict[str, str] = {}
-    for parent in [base for base in reversed(one.__mro__) if is_dataclass(base) or base is one]:
+    for parent in [base for base in reversed(cls.__mro__) if is_dataclass(base) or base is cls]:
         source = inspect.cleandoc("\n" + inspect.getsource(parent))
         lines = source.splitlines()
         for node in ast.walk(ast.parse(source)):

@@ -1,7 +1,6 @@
-"""The analyses: they read tables, whoever wrote them, and return results; output modules write them.
+"""The analyses: they read tables and return results; output modules write files.
 
-temporal/ and emergence/ are wings of their own (emergence may import temporal, never back). Of each wing result.py is what
-result.json holds, figures.py what is drawn, output.py what is written. What both share lies beside them: runs and tables as
-series and matrices, the planned learning rate, results as JSON with a schema, figures and how they become files. A new
-analysis is a new wing.
+temporal/ and emergence/ are separate packages (emergence may import temporal, not the reverse). In each, result.py has the
+dataclasses of result.json, figures.py the figures, output.py the files. Shared modules: runs and tables as series and matrices,
+the planned learning rate, results as JSON with a schema, figures and their drawing. A new analysis is a new package.
 """

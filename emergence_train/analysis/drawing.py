@@ -24,7 +24,7 @@ STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "font.size": 9,
-    "pdf.fonttype": 42,  # TrueType: journals refuse the default
+    "pdf.fonttype": 42,  # TrueType: journals do not accept the default
     "svg.fonttype": "none",  # text stays text: searchable, and small files
     "svg.hashsalt": "emergence-train",  # the same figure gives the same file
 }
@@ -53,9 +53,9 @@ def save(
         if size is not None:
             drawn.set_size_inches(size)
         drawn.draw_without_rendering()
-        drawn.set_layout_engine("none")  # laid out once, not again for every file
+        drawn.set_layout_engine("none")  # laid out once, not for every file
         for suffix in suffixes:
-            # Else savefig gives a figure without a layout engine the default one, which moves its panels in the next file.
+            # Otherwise savefig applies the default layout engine, which moves the panels in the next file.
             fixed = plt.rc_context({"figure.constrained_layout.use": False})
             with fixed, atomic_path(out / f"{stem}{suffix}") as temporary:
                 drawn.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix])

@@ -1,4 +1,4 @@
-"""Figures described once: what is drawn, not how. drawing.py renders them as files, report/svg.py as HTML."""
+"""Descriptions of figures, independent of the renderer: drawing.py draws files, report/svg.py HTML."""
 
 import math
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Figure:
-    """Axes and traces. Axis labels carry units. A log axis leaves out what is not positive."""
+    """Axes and traces. Axis labels have units. A log axis omits values that are not positive."""
 
     title: str
     x_label: str
@@ -93,12 +93,12 @@ class Figure:
     note: str = ""
 
     def drawable(self) -> list[Trace]:
-        """The traces without what is not finite, or not positive on a log axis; none that is empty."""
+        """The traces without points that are not finite, or not positive on a log axis; without empty traces."""
         traces = [_drawable(trace, self.x_log, self.y_log) for trace in self.traces]
         return [trace for trace in traces if len(trace.x)]
 
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """((x low, x high), (y low, y high)) that the axes show."""
+        """((x low, x high), (y low, y high)) of the axes."""
         traces = self.drawable()
         ys = [v for trace in traces for v in (trace.y, trace.low, trace.high) if v is not None]
         span = (len(self.y_names) - 0.5, -0.5) if self.y_names else self.y_range
@@ -123,7 +123,7 @@ def _drawable(trace: Trace, x_log: bool, y_log: bool) -> Trace:
 
 
 def _limits(values: Sequence[np.ndarray], log: bool) -> tuple[float, float]:
-    """Smallest and largest value with some room, never both the same."""
+    """Smallest and largest value with a margin, never equal."""
     together = np.concatenate(values)
     low, high = float(together.min()), float(together.max())
     if log:
@@ -152,7 +152,7 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number as a person writes it on an axis: 0.5, 12, 30k, 2.5M, 400B, 3e18."""
+    """Format a number for an axis: 0.5, 12, 30k, 2.5M, 400B, 3e18."""
     value = float(value)
     if abs(value) >= 1e15:
         return f"{value:.3g}".replace("e+", "e")
@@ -163,7 +163,7 @@ def short(value: float) -> str:
 
 
 def ramp_colours(shade: float) -> tuple[str, str]:
-    """(light, dark) colours of a shade in [0, 1]: viridis without the end that would vanish in the background."""
+    """(light, dark) colours of a shade in [0, 1]: viridis without the end that is too close to the background."""
     return _viridis(0.9 * shade), _viridis(0.2 + 0.8 * shade)
 
 
@@ -176,7 +176,7 @@ def _viridis(share: float) -> str:
 
 
 def even(count: int, most: int) -> np.ndarray:
-    """At most `most` evenly spread numbers of 0 ... count - 1: a picture shows no more, and its file grows with each."""
+    """At most `most` evenly spaced indices of 0 ... count - 1; more points only enlarge the file."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 

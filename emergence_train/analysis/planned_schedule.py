@@ -1,6 +1,6 @@
 """The learning rate of a whole run, past and planned, as the features that schedule-aware laws are linear in.
 
-A plan is the rate at every step of the run. What the laws need of it:
+A plan is the rate at every step of the run. Its features:
 
 clock(x)          S1(x), the rate summed over steps in units of the peak: "steps at peak rate" (arXiv 2408.11029)
 decay(x, kernel)  sum over steps k <= x of (e[k-1]^p - e[k]^p) G(k, x), e = rate / peak: how much of the rate's fall has
@@ -29,7 +29,7 @@ class Kernel:
 
 
 def _intrinsic(power: float) -> list[Kernel]:
-    # Age counts in steps at peak rate ("intrinsic time"): once the rate is near 0, nothing more is forgotten.
+    # Age is in steps at peak rate ("intrinsic time"): once the rate is near 0, the effect is constant.
     # Reconstructed: the forms and their constants were chosen on public curves (docs/notebook/, form of the loss).
     return [
         Kernel(f"fast^{power:g}", power, lambda age, work, rate, peak: -np.expm1(-work / 100)),

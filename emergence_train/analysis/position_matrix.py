@@ -1,4 +1,4 @@
-"""A `positions` table as matrices, one per run and split: checkpoints by positions, with the variance to weight them by."""
+"""A `positions` table as matrices, one per run and split: checkpoints by positions, with variances for weighting."""
 
 from dataclasses import dataclass
 

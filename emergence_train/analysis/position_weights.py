@@ -6,7 +6,9 @@ each against the uniform run of the same seed: the same data in the same order, 
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from scipy import stats
 from emergence_train import files
 from emergence_train.analysis.drawing import save
 from emergence_train.analysis.figures import OBSERVED, Figure, Trace, interval
+from emergence_train.analysis.results import Nats, Probability, Unit, absent, as_json
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 
@@ -28,43 +31,71 @@ def regions(length: int) -> dict[str, tuple[int, int]]:
     return {"all": (1, length), "head": (1, head), "body": (head + 1, tail), "tail": (tail + 1, length)}
 
 
-def as_json(table: pd.DataFrame) -> dict:
-    """The rows of compare_position_weights as {"rows": [...]}, null where there is no number."""
-    rows = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in table.to_dict("records")]
-    return {"rows": rows}
+@dataclass(frozen=True, kw_only=True)
+class WeightsDifference:
+    """One kind of weights against uniform weights, on one split and region of positions, over seeds."""
+
+    variant: Annotated[str, 'the weights: "head x0.5", "vector", ...']
+    split: str
+    region: Annotated[str, "all, head (first tenth of the positions), body or tail (last tenth)"]
+    step: Annotated[int, Unit("steps"), "the last one that all runs have"]
+    seeds: Annotated[int, "pairs with the uniform run of the same seed"]
+    loss: Annotated[Nats, "unweighted, mean over seeds"]
+    difference: Annotated[Nats, "from uniform weights; negative is better"]
+    low95: Annotated[Nats | None, "Student's t over seeds; null with one seed"]
+    high95: Annotated[Nats | None, "Student's t over seeds; null with one seed"]
+    p: Annotated[Probability | None, "two-sided, of no difference; null with one seed"]
 
 
-def write(out: Path, table: pd.DataFrame) -> dict:
+@dataclass(frozen=True, kw_only=True)
+class PositionWeightsResult:
+    """Result of `analyze weights`."""
+
+    rows: tuple[WeightsDifference, ...]
+    figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
+
+
+def write(out: Path, result: PositionWeightsResult) -> PositionWeightsResult:
     """Write result.json, CSV and figures into the directory `out`; returns the result with the figures' names."""
     out.mkdir(parents=True, exist_ok=True)
-    files.write_csv(out / "position_weights.csv", table)
-    panels = figures(table)
-    result = as_json(table) | {"figures": save(panels, out, "position_weights", columns=len(panels))}
-    files.write_json(out / "result.json", result)
+    files.write_csv(out / "position_weights.csv", _table(result))
+    panels = figures(result)
+    result = replace(result, figures=tuple(save(panels, out, "position_weights", columns=len(panels))))
+    files.write_json(out / "result.json", as_json(result))
     return result
 
 
-def format_weights(result: dict) -> str:
+def format_table(result: PositionWeightsResult) -> str:
     """The short table that `analyze weights` prints: differences from uniform weights on iid and ood."""
     lines = [f"{'weights':<14}{'split':<8}{'region':<8}{'loss':>9}{'difference':>12}   95% interval over seeds"]
-    for row in result["rows"]:
-        if row["split"] in ("iid", "ood"):
-            interval = "one seed" if row["low95"] is None else f"{row['low95']:+.4f} to {row['high95']:+.4f}"
+    for row in result.rows:
+        if row.split in ("iid", "ood"):
+            known = row.low95 is not None and row.high95 is not None
+            over_seeds = f"{row.low95:+.4f} to {row.high95:+.4f}" if known else "one seed"
             lines.append(
-                f"{row['variant']:<14}{row['split']:<8}{row['region']:<8}{row['loss']:>9.4f}"
-                f"{row['difference']:>+12.4f}   {interval} ({row['seeds']} seeds)"
+                f"{row.variant:<14}{row.split:<8}{row.region:<8}{row.loss:>9.4f}"
+                f"{row.difference:>+12.4f}   {over_seeds} ({row.seeds} seeds)"
             )
     return "\n".join(lines)
 
 
-def figures(table: pd.DataFrame) -> tuple[Figure, ...]:
+def figures(result: PositionWeightsResult) -> tuple[Figure, ...]:
     """Difference from uniform weights by region with its 95% interval over seeds, one panel a split."""
+    table = _table(result)
     splits = [split for split in ("iid", "ood") if split in set(table["split"])] or sorted(set(table["split"]))[:2]
     return tuple(_panel(table[table["split"] == split], split) for split in splits)
 
 
+def _table(result: PositionWeightsResult) -> pd.DataFrame:
+    """The rows as a frame, NaN where a number is unknown."""
+    frame = pd.DataFrame(as_json(result.rows))
+    unknown = ["low95", "high95", "p"]
+    return frame.astype(dict.fromkeys(unknown, float))
+
+
 def _panel(rows: pd.DataFrame, split: str) -> Figure:
-    names, traces = [], []
+    names: list[str] = []
+    traces: list[Trace] = []
     for number, (variant, part) in enumerate(rows.groupby("variant")):
         for row in part.set_index("region").reindex(list(regions(10))).dropna(subset=["difference"]).itertuples():
             known = np.isfinite(row.low95)
@@ -76,58 +107,82 @@ def _panel(rows: pd.DataFrame, split: str) -> Figure:
     return Figure(split, label, "", (zero, *traces), y_names=tuple(names))
 
 
-def compare_position_weights(runs: Iterable[str | Path]) -> pd.DataFrame:
-    """Differences from uniform weights at the last common step, over seeds.
+def compare_position_weights(runs: Iterable[str | Path]) -> PositionWeightsResult:
+    """Compare the validation losses of runs with those of uniform weights, at the last common step, over seeds.
 
-    `runs` are run directories; each one's config.yaml says its weights and its seed. One row per variant, split and
-    region: variant ("head x0.5", ...), split, region, step, seeds (pairs with the uniform run of the same seed), loss
-    (mean over seeds, nats per token), difference (from uniform, nats; negative is better), low95, high95 (Student's t
-    over seeds; null with fewer than two), p (two-sided, of no difference). Raises InputError if there is no uniform run
-    or none shares a seed with another variant.
+    Args:
+        runs: run directories; each one's config.yaml has its weights and its seed.
+
+    Returns:
+        One row per variant, split and region; pairs share a seed, intervals are Student's t over seeds.
+
+    Raises:
+        InputError: no uniform run, none that shares a seed with another variant, no common step, or a run twice.
     """
-    tables_by_run: dict[tuple[str, int], pd.DataFrame] = {}
-    for run in map(Path, runs):
-        variant, seed = _variant(run)
-        if (variant, seed) in tables_by_run:
-            raise InputError(f"{run}: a second run with weights {variant} and seed {seed}; name each once")
-        tables_by_run[variant, seed] = tables.read(tables.POSITIONS, run)
-    variants = sorted({variant for variant, _ in tables_by_run} - {UNIFORM})
-    pairs = {
-        v: [seed for name, seed in tables_by_run if name == v and (UNIFORM, seed) in tables_by_run] for v in variants
-    }
-    if not any(pairs.values()):
+    frames = _read_runs(runs)
+    variants = sorted({variant for variant, _ in frames} - {UNIFORM})
+    seeds = {v: [seed for name, seed in frames if name == v and (UNIFORM, seed) in frames] for v in variants}
+    if not any(seeds.values()):
         raise InputError("no run shares its seed with a run of uniform weights; train the uniform one with that seed")
-    step = max(set.intersection(*(set(frame["step"]) for frame in tables_by_run.values())), default=None)
+    step = max(set.intersection(*(set(frame["step"]) for frame in frames.values())), default=None)
     if step is None:
         raise InputError("the runs have no step in common; train them with the same tokens and checkpoints")
-    losses = {key: _losses(frame[frame["step"] == step]) for key, frame in tables_by_run.items()}
+    losses = {run: _losses(frame[frame["step"] == step]) for run, frame in frames.items()}
     rows = []
     for variant in variants:
         for split, region in next(iter(losses.values())):
-            seeds = [seed for seed in pairs[variant] if (split, region) in losses[variant, seed]]
-            if not seeds:
-                continue
-            loss = np.array([losses[variant, seed][split, region] for seed in seeds])
-            gap = loss - [losses[UNIFORM, seed][split, region] for seed in seeds]
-            low = high = p = np.nan
-            if len(gap) > 1:
-                stderr = gap.std(ddof=1) / np.sqrt(len(gap))
-                reach = stats.t.ppf(0.975, len(gap) - 1) * stderr
-                low, high = gap.mean() - reach, gap.mean() + reach
-                p = 2 * stats.t.sf(abs(gap.mean()) / max(stderr, 1e-300), len(gap) - 1)
-            rows.append((variant, split, region, step, len(seeds), loss.mean(), gap.mean(), low, high, p))
-    columns = ["variant", "split", "region", "step", "seeds", "loss", "difference", "low95", "high95", "p"]
-    return pd.DataFrame(rows, columns=columns)
+            pairs = [seed for seed in seeds[variant] if (split, region) in losses[variant, seed]]
+            if pairs:
+                loss = np.array([losses[variant, seed][split, region] for seed in pairs])
+                uniform = np.array([losses[UNIFORM, seed][split, region] for seed in pairs])
+                rows.append(_difference(variant, split, region, int(step), loss, uniform))
+    return PositionWeightsResult(rows=tuple(rows))
+
+
+def _read_runs(runs: Iterable[str | Path]) -> dict[tuple[str, int], pd.DataFrame]:
+    """The positions table of each (variant, seed)."""
+    frames: dict[tuple[str, int], pd.DataFrame] = {}
+    for run in map(Path, runs):
+        variant, seed = _variant(run)
+        if (variant, seed) in frames:
+            raise InputError(f"{run}: a second run with weights {variant} and seed {seed}; name each once")
+        frames[variant, seed] = tables.read(tables.POSITIONS, run)
+    return frames
+
+
+def _difference(
+    variant: str, split: str, region: str, step: int, loss: np.ndarray, uniform: np.ndarray
+) -> WeightsDifference:
+    """The paired difference of losses (nats, one a seed) with its 95% interval."""
+    gap = loss - uniform
+    low = high = p = None
+    if len(gap) > 1:
+        stderr = gap.std(ddof=1) / np.sqrt(len(gap))
+        reach = stats.t.ppf(0.975, len(gap) - 1) * stderr
+        low, high = float(gap.mean() - reach), float(gap.mean() + reach)
+        p = float(2 * stats.t.sf(abs(gap.mean()) / max(stderr, 1e-300), len(gap) - 1))
+    return WeightsDifference(
+        variant=variant,
+        split=split,
+        region=region,
+        step=step,
+        seeds=len(gap),
+        loss=float(loss.mean()),
+        difference=float(gap.mean()),
+        low95=low,
+        high95=high,
+        p=p,
+    )
 
 
 def _variant(run: Path) -> tuple[str, int]:
-    """What a run directory's configuration says: the weights in words, and the seed."""
+    """The weights, as text, and the seed of a run directory's configuration."""
     path = run / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         weights, seed = config["training"].get("position_weights") or {}, int(config["seed"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: does not say the position weights and the seed; is this a run directory?") from error
+        raise InputError(f"{path}: has no position weights and seed; is this a run directory?") from error
     if weights.get("vector"):
         return "vector", seed
     changed = [f"{name} x{weights[name]:g}" for name in ("head", "body", "tail") if weights.get(name, 1.0) != 1.0]

@@ -1,11 +1,11 @@
-"""Results as frozen dataclasses: the JSON that is written of them, and its schema.
+"""Results as frozen dataclasses: conversion to JSON, and its schema.
 
-The dataclass is the one description of a result. A field's annotation carries its unit and its meaning,
+The dataclass is the only description of a result. A field's annotation has its unit and its meaning,
 
     loss: Annotated[Nats, "forecast"]
 
-from which `schema` writes the JSON schema; `as_json` gives the value in the same form. Field metadata says where the
-JSON differs from the dataclass: ABSENT, INLINE, or `keyed`.
+from which `schema` makes the JSON schema; `as_json` converts a value to that form. Field metadata marks where the JSON
+differs from the dataclass: ABSENT, INLINE, or `keyed`.
 """
 
 import math
@@ -48,7 +48,7 @@ def keyed(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Interval:
-    """A median with its 95% interval; null where an end is open or nothing is known."""
+    """A median with its 95% interval; null where an end is open or unknown."""
 
     value: float | None
     low95: float | None
@@ -56,7 +56,7 @@ class Interval:
 
 
 def as_json(value: Any) -> Any:
-    """Dataclasses as dictionaries, tuples as lists, numbers that are not finite as None, all the way down."""
+    """Convert recursively: dataclasses to dictionaries, tuples to lists, numbers that are not finite to None."""
     if is_dataclass(value):
         plain: dict[str, Any] = {}
         for part in fields(value):
@@ -140,7 +140,7 @@ def _described(kind: Any, definitions: dict[str, dict]) -> dict:
         return {"type": _SCALARS[kind]}
     if isinstance(kind, type) and is_dataclass(kind):
         if kind.__name__ not in definitions:
-            definitions[kind.__name__] = {}  # reserves the place of the owner before its parts
+            definitions[kind.__name__] = {}  # keeps the owner before its parts in the order of definitions
             definitions[kind.__name__] |= _object(kind, definitions)
         return {"$ref": f"#/$defs/{kind.__name__}"}
     if origin is Literal:

@@ -1,8 +1,8 @@
 """Tables, files and run directories as series that the temporal analysis can fit: one per run and split.
 
-Where the learning rates come from, in this order: the `planned_lr` argument; a run directory's config.yaml (its
+Learning rates are taken from, in this order: the `planned_lr` argument; a run directory's config.yaml (its
 schedule up to the planned end); the column lr of the table or metrics.jsonl. In a finished run that is analysed with
---fit-fraction the recorded later rates count as the plan: they were decided before, and no loss is looked at.
+--fit-fraction the recorded later rates count as the plan: they were chosen in advance, and no held-out loss is used.
 """
 
 import math
@@ -35,10 +35,10 @@ class Series:
     tokens: np.ndarray
     loss: np.ndarray
     plan: PlannedSchedule | None = None
-    end_step: int = 0  # planned end; the last row where no plan reaches further
+    end_step: int = 0  # planned end; the last row where the plan does not extend further
     end_tokens: int = 0
     matrix: PositionMatrix | None = None
-    by_tokens: bool = True  # False: tokens are useless, shares of the run are counted in steps
+    by_tokens: bool = True  # False: tokens are unusable, shares of the run are counted in steps
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -51,7 +51,7 @@ def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None
     """Every run and split in `paths` (run directories, Parquet or CSV files of `positions` or `curves`).
 
     `planned_lr` (K, 2) holds tokens (or steps, for tables without tokens) and learning rate of the whole run; it
-    applies to all runs. Raises InputError for what is not a table, and for tables that do not hold together.
+    applies to all runs. Raises InputError for what is not a table, and for inconsistent tables.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
@@ -77,7 +77,7 @@ def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None
 
 
 def _kinds(path: Path) -> list[str]:
-    """Which tables a path holds."""
+    """Kinds of the tables at a path."""
     if path.is_dir():
         kinds = []
         if (path / "positions").is_dir() and any((path / "positions").iterdir()):
@@ -198,7 +198,7 @@ def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:
         raise InputError(
             f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); give the plan as planned_lr"
         ) from error
-    # the corners belong to the grid, so that nothing is lost between its points
+    # the grid includes the schedule's corners
     corners = [schedule.warmup_tokens, total - schedule.decay_tokens]
     tokens = np.unique(np.r_[np.linspace(0, total, points), corners])
     return np.c_[tokens, [learning_rate(schedule, t, total) for t in tokens]]

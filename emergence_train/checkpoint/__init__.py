@@ -1,1 +1,1 @@
-"""Checkpoints: their files, saving and loading an engine over all ranks, and which of them stay."""
+"""Checkpoints: their files, saving and loading an engine over all ranks, and retention."""

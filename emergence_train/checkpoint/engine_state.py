@@ -1,8 +1,8 @@
-"""What an engine holds, taken out and put back in pieces that know nothing of ZeRO stages and world sizes.
+"""The state of a DeepSpeed engine as pieces that do not depend on ZeRO stage and world size.
 
-Every optimizer of DeepSpeed keeps float32 weights and moments in flat tensors, a rank's share of each parameter
-somewhere in them. A Part says where. So saving writes parts, and loading reads for each part the elements it covers,
-whoever saved them: another world size or stage is no special case.
+Every optimizer of DeepSpeed keeps float32 weights and moments in flat tensors that hold a rank's share of each parameter.
+A Part locates that share. Saving writes parts, and loading reads for each part the elements that it covers, so another
+world size or stage needs no special case.
 """
 
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ class Part:
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """This part of `flat` itself, or of a moment shaped like it: a view."""
+        """A view of this part of `flat`, or of a moment of the same shape."""
         return tensor.detach().view(-1)[self.offset : self.offset + self.count]
 
 
 class EngineState:
-    """The parts that this rank holds of an engine, and the torch optimizer under DeepSpeed's."""
+    """This rank's parts of an engine, and the torch optimizer inside DeepSpeed's."""
 
     def __init__(self, engine: Any, mesh: Mesh) -> None:
         self.engine, self.mesh = engine, mesh
@@ -49,12 +49,12 @@ class EngineState:
 
     @property
     def updates(self) -> float:
-        """Updates that the optimizer has made: fewer than steps where steps were skipped."""
+        """Number of optimizer updates: fewer than steps where steps were skipped."""
         steps = [float(state["step"]) for state in self.optimizer.state.values() if "step" in state]
         return max(steps, default=0.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What this rank has to save, as views: {kind|start|name: piece}."""
+        """The pieces that this rank saves, as views: {kind|start|name: piece}."""
         pieces = {}
         for part in self.parts if self.stage else map(self._own_slice, self.parts):
             for kind, tensor in {WEIGHTS: part.flat, **self._moments(part.flat)}.items():
@@ -92,13 +92,13 @@ class EngineState:
             yield Part(name, 0, parameter.numel(), parameter, 0)
 
     def _own_slice(self, part: Part) -> Part:
-        """Where all ranks hold the same, each saves a slice of it."""
+        """The slice that this rank saves of a tensor replicated on all ranks."""
         each = -(-part.count // self.mesh.data.size)
         start = min(self.mesh.data.rank * each, part.count)
         return Part(part.name, start, min(each, part.count - start), part.flat, start)
 
     def _flat(self) -> Iterator[Part]:
-        """Stages 1 and 2, and BF16_Optimizer: DeepSpeed's own map from a parameter to its place in the flat partition."""
+        """Stages 1 and 2, and BF16_Optimizer: by DeepSpeed's map from a parameter to its range in the flat partition."""
         optimizer = self.engine.optimizer
         flats = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
         for name, parameter in self.engine.module.named_parameters():
@@ -108,7 +108,7 @@ class EngineState:
                 yield Part(name, here.start, here.numel, flats[place.param_group_index], there.start)
 
     def _zero3_parts(self) -> Iterator[Part]:
-        """Stage 3: a parameter is cut into equal partitions, one a rank, the last padded."""
+        """Stage 3: a parameter is split into equal partitions, one per rank, the last one padded."""
         optimizer = self.engine.optimizer
         for name, parameter in self.engine.module.named_parameters():
             group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]

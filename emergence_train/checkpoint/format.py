@@ -1,13 +1,13 @@
-"""A checkpoint as files: what belongs to it, whether it is whole, and its tensors. Nothing in it can carry code.
+"""The files of a checkpoint: manifest, verification, tensors. None of them can contain code.
 
 checkpoints/step-XXXXXXXXXX/
-  shard-00000-of-00002.safetensors   what rank 0 of 2 held: pieces of the fp32 weights and of the optimizer's moments
-  state.json                         step, shapes of the parameters, updates done, and what the loop must remember
+  shard-00000-of-00002.safetensors   rank 0 of 2: pieces of the fp32 weights and of the optimizer's moments
+  state.json                         step, shapes of the parameters, number of updates, state of the training loop
   manifest.json                      size and SHA-256 of the files above; without it, or where it does not match, there
                                      is no checkpoint
 
 A piece is a one-dimensional tensor named kind|start|parameter: elements from `start` on of the flattened parameter
-("weights", "exp_avg", ...). So whoever reads needs to know nothing of the world size or ZeRO stage that wrote.
+("weights", "exp_avg", ...), so that a reader does not depend on the world size or ZeRO stage that wrote it.
 """
 
 import errno
@@ -36,7 +36,7 @@ from emergence_train.recorder.layout import step_name, step_of
 
 FORMAT = 1
 MANIFEST, STATE, POINTER = "manifest.json", "state.json", "latest"
-WEIGHTS = "weights"  # the kind of piece beside the optimizer's moments
+WEIGHTS = "weights"  # the kind of the weights' pieces; the others are the optimizer's moments
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
 MOST_STATE = 64 << 20  # bytes of a manifest or a state.json; with 4,096 ranks and 409 parameters they have 0.7 MB
 CHUNK, SMALL = 1 << 24, 1 << 18  # bytes hashed and written at a time; below which tensors are put together first
@@ -47,14 +47,14 @@ def shard_name(rank: int, world: int) -> str:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoint directories that have a manifest, oldest first; RunError where one cannot look."""
+    """Checkpoint directories that have a manifest, oldest first; RunError where the directory is unreadable."""
     try:
         names = [name for name in os.listdir(folder) if re.fullmatch(r"step-\d{10}", name)]
         return sorted(folder / name for name in names if (folder / name / MANIFEST).is_file())
     except FileNotFoundError:
         if folder.is_symlink():
             raise RunError(
-                f"{folder}: is a link to {os.readlink(folder)}, which is not there; mount or restore it, then run again"
+                f"{folder}: is a link to {os.readlink(folder)}, which does not exist; mount or restore it, then run again"
             ) from None
         return []
     except OSError as error:
@@ -62,19 +62,21 @@ def complete(folder: Path) -> list[Path]:
 
 
 def unreadable(path: Path, error: OSError) -> RunError:
-    """What is there and cannot be read now is not taken for damaged: nothing is set aside, and no run begun anew."""
+    """The RunError for a file that exists but cannot be read now: not damage, so nothing is set aside or restarted."""
     return RunError(f"{error.filename or path}: cannot be read ({error.strerror or error}); fix that, then run again")
 
 
-DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors that a file gives which is gone or broken
+DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)  # errors of a missing or damaged file
 
 
 # ------------------------------------------------------------------------------------------------------ verification
 
 
 def manifest(path: Path) -> list[dict]:
-    """The entries (file, bytes, sha256) of a checkpoint's manifest; ValueError says what is wrong with it, RunError why it
-    cannot be read."""
+    """The entries (file, bytes, sha256) of a checkpoint's manifest.
+
+    Raises ValueError for a damaged manifest, RunError for an unreadable one.
+    """
     place = path / MANIFEST
     try:
         if place.stat().st_size > MOST_STATE:
@@ -90,7 +92,7 @@ def manifest(path: Path) -> list[dict]:
             if Path(name).name != name or name in (".", "..", MANIFEST):
                 raise ValueError(f"names a file outside the checkpoint: {name!r}")
             if type(size) is not int or size < 0 or not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ValueError(f"says nothing sensible of {name!r}")
+                raise ValueError(f"has a malformed entry for {name!r}")
         names = [entry["file"] for entry in entries]
         if len(set(names)) != len(names) or STATE not in names:
             raise ValueError("does not list each file once")
@@ -102,8 +104,10 @@ def manifest(path: Path) -> list[dict]:
 
 
 def problems(path: Path, share: slice = slice(None)) -> list[str]:
-    """What is wrong with a checkpoint: a line for each missing, short or altered file among the `share` of them. RunError
-    where they cannot be read."""
+    """Verify a checkpoint, or the `share` of its files: one line per missing, truncated or altered file.
+
+    Raises RunError where they cannot be read.
+    """
     try:
         entries = manifest(path)
     except ValueError as error:
@@ -130,12 +134,12 @@ def problems(path: Path, share: slice = slice(None)) -> list[str]:
 
 
 def size(path: Path) -> int:
-    """Bytes of a checkpoint, by its manifest."""
+    """Size of a checkpoint in bytes, from its manifest."""
     return sum(entry["bytes"] for entry in manifest(path))
 
 
 def newest(run: Path, step: int | None = None) -> Path:
-    """The verified checkpoint of `step` of a run, by default the newest whole one; InputError where there is none."""
+    """Path of the verified checkpoint of `step`, by default the newest complete one; InputError where there is none."""
     folder = run / "checkpoints"
     candidates = complete(folder)
     if step is not None:
@@ -156,10 +160,10 @@ def newest(run: Path, step: int | None = None) -> Path:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict:
-    """Write a safetensors file, hashed while it is written and fsynced; returns its entry in the manifest.
+    """Write and fsync a safetensors file, hashing it on the way; return its entry in the manifest.
 
-    Written here rather than by the library so that a shard is neither held in memory twice nor read again for its
-    checksum. The format: 8 bytes that give the header's length, a JSON header, the raw little-endian data.
+    Not by the safetensors library, which would hold a shard in memory twice, and the checksum would read it again. The
+    format: 8 bytes with the header's length, a JSON header, the raw little-endian data.
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     place = 0
@@ -170,7 +174,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest, written = hashlib.sha256(), 0
-    # pieces on their way to the disk and not yet hashed; few, since they may be copies
+    # pieces written and not yet hashed; few, since they may be copies
     ahead: queue.Queue = queue.Queue(4)
 
     def work() -> None:
@@ -182,7 +186,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     try:
         with open(path, "wb") as file:
             for data in _pieces(struct.pack("<Q", len(text)) + text, tensors):
-                ahead.put(data)  # hashing and writing both let go of the interpreter's lock
+                ahead.put(data)  # hashing and writing both release the GIL
                 file.write(data)
                 written += len(data)
             file.flush()
@@ -194,7 +198,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _pieces(head: bytes, tensors: dict[str, Tensor]) -> Iterator[bytearray | memoryview]:
-    """The bytes of a file in pieces of at most CHUNK: small tensors together, large ones cut and not copied."""
+    """The bytes of a file in pieces of at most CHUNK: small tensors concatenated, large ones split without a copy."""
     gathered = bytearray(head)
     for tensor in tensors.values():
         data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
@@ -265,7 +269,7 @@ class Piece:
 
 
 class Shards:
-    """The pieces of a verified checkpoint, found by parameter whatever the layout they were written in."""
+    """The pieces of a verified checkpoint by parameter, for any layout they were written in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -302,11 +306,11 @@ class Shards:
 
         Nothing is allocated before the pieces are known to hold them all.
         """
-        found, done = [], start
+        covering, done = [], start
         for piece in self.places.get((kind, parameter), ()):
             end = min(start + count, piece.end)
             if piece.begin <= done < end:
-                found.append((piece, done, end))
+                covering.append((piece, done, end))
                 done = end
         if done != start + count:
             raise InputError(
@@ -314,7 +318,7 @@ class Shards:
                 f"another model"
             )
         out = torch.empty(count)
-        for piece, a, b in found:
+        for piece, a, b in covering:
             out[a - start : b - start] = piece.file.get_slice(piece.key)[a - piece.begin : b - piece.begin]
         return out
 
@@ -324,6 +328,6 @@ class Shards:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All fp32 weights of a verified checkpoint, for evaluation and export, by the model's names of them."""
+    """Read all fp32 weights of a verified checkpoint, by the model's names, for evaluation and export."""
     shards, shapes = Shards(path), read_state(path)["parameters"]
     return {name: shards.read(WEIGHTS, name, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}

@@ -1,17 +1,17 @@
-"""Which checkpoints stay. A pure function of what is there, so that it can be tested without writing any."""
+"""Retention of checkpoints: a pure function of their steps, testable without files."""
 
 from pathlib import Path
 
 from emergence_train.checkpoint.format import step_of
 from emergence_train.config import Checkpoints
 
-PIN = "keep"  # a file of this name in a checkpoint keeps it for good: an analysis, or a person, needs it
+PIN = "keep"  # a checkpoint with a file of this name is never deleted
 
 
 def kept(steps: list[int], settings: Checkpoints, regular: set[int], best: int | None, pinned: set[int]) -> set[int]:
-    """Of the `steps` that have a checkpoint, those to keep.
+    """The checkpoints to keep, of those at `steps`.
 
-    `regular` are the planned checkpoints (what lies between them is ephemeral), `best` the step of the lowest iid loss,
+    `regular` are the planned checkpoints (others are ephemeral), `best` the step of the lowest iid loss,
     `pinned` those with a file named keep.
     """
     newest = set(sorted(steps)[-settings.keep_last :])

@@ -1,11 +1,11 @@
-"""Saving and loading an engine's state over all ranks, so that a checkpoint is whole or absent.
+"""Save and load an engine's state over all ranks, so that a checkpoint is complete or absent.
 
-Each rank writes and fsyncs its own shard into a temporary directory and says its size and SHA-256; when all have said so,
-rank 0 writes the manifest and renames the directory; only then does `latest` point at it. A save that fails anywhere
-leaves the older checkpoints as they were and training continues.
+Each rank writes and fsyncs its shard into a temporary directory and sends its size and SHA-256 to rank 0, which then writes the
+manifest, renames the directory and points `latest` at it. A save that fails anywhere leaves the older checkpoints untouched, and
+training continues.
 
-Optionally the writing is done by a thread: ranks then copy their pieces to memory and continue training, and agree over a
-process group of their own. The promises are the same, since it is the same code.
+Optionally a thread writes: ranks copy their pieces to memory and continue training, and the threads communicate over a process
+group of their own. The guarantees are the same, since it is the same code.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0, on_every_rank
 
-POSITIONS = "positions"  # the sums since the last table, each rank's own
-SPARE = 1 << 20  # bytes that must stay free beside the checkpoint
+POSITIONS = "positions"  # loss sums since the last table, of each rank
+SPARE = 1 << 20  # bytes that must stay free on the disk
 
 T = TypeVar("T")
 
 
 class Saver:
-    """Makes checkpoints of a run. `save` is called by all ranks alike; `wait` ends a save that runs beside training.
+    """Saves checkpoints of a run. `save` and `wait` are collective; `wait` joins an asynchronous save.
 
-    After either, `durable` is the step of the newest checkpoint known to be whole, and a problem has been said.
+    After either, `durable` is the step of the newest complete checkpoint, and a failure has been logged.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Saver:
         self.folder, self.settings, self.regular = run / "checkpoints", settings, regular
         self.mesh, self.log = mesh, log
         self.durable = 0
-        self.best: int | None = None  # the step of the lowest iid loss, known to rank 0
-        self.step = 0  # of the save that began last
-        self.problem: str | None = None  # of it, where it failed
+        self.best: int | None = None  # step of the lowest iid loss, on rank 0
+        self.step = 0  # step of the last save
+        self.problem: str | None = None  # its failure, if any
         self.thread: threading.Thread | None = None
         self.group = None
         if self.settings.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
 
     def save(self, engine: Any, step: int, loop: dict, sums: torch.Tensor) -> None:
-        """Write checkpoints/step-XXXXXXXXXX with what the loop must remember and this rank's position sums."""
+        """Save checkpoints/step-XXXXXXXXXX with the state of the training loop and this rank's position sums."""
         self.wait()
         self.step = step
         state = EngineState(engine, self.mesh)
@@ -81,7 +81,7 @@ class Saver:
         self.thread.start()
 
     def wait(self) -> None:
-        """Let a save that is under way come to its end."""
+        """Wait for an asynchronous save."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -103,8 +103,8 @@ class Saver:
                 problem = broadcast_from_rank0(
                     lambda: _problem(lambda: _commit(temporary, final, step, entries, content)), self.group
                 )
-        except Exception as error:  # a peer is gone: the watchdog says who
-            self.problem = f"the ranks could not agree ({' '.join(str(error).split())[:200]})"
+        except Exception as error:  # a peer is lost: the watchdog names it
+            self.problem = f"the ranks could not communicate ({' '.join(str(error).split())[:200]})"
             return
         self.problem = problem
         if problem is None:
@@ -121,7 +121,7 @@ class Saver:
             self._forget()
 
     def _forget(self) -> None:
-        """Delete what need not be kept: renamed first, so that no half of a checkpoint keeps its name."""
+        """Delete what retention does not keep; renamed first, so that no partial checkpoint has a checkpoint's name."""
         there = complete(self.folder)
         steps = [step_of(path) for path in there]
         keep = retention.kept(steps, self.settings, self.regular, self.best, retention.pinned(there))
@@ -138,10 +138,10 @@ def _remove(path: Path) -> None:
 
 
 def _prepare(temporary: Path, needed: int) -> None:
-    """An empty temporary directory, and room for what will be written into it."""
+    """Create an empty temporary directory; raises where the disk has no room for the shards."""
     folder = temporary.parent
     folder.mkdir(parents=True, exist_ok=True)
-    for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # of a process that was killed
+    for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # left by a process that was killed
         shutil.rmtree(rest)
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
@@ -150,7 +150,7 @@ def _prepare(temporary: Path, needed: int) -> None:
 
 
 def _commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
-    """The manifest, then the name, then the pointer; each on the disk before the next."""
+    """Write the manifest, rename the directory, point `latest` at it; each fsynced before the next."""
     files.write_json(temporary / STATE, content)
     checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
     files.fsync_directory(temporary)
@@ -159,7 +159,9 @@ def _commit(temporary: Path, final: Path, step: int, entries: list[dict], conten
     temporary.rename(final)
     files.fsync_directory(final.parent)
     files.fsync_directory(final.parent.parent)
-    with contextlib.suppress(RunError):  # the checkpoint is there all the same: loading looks at manifests
+    with contextlib.suppress(
+        RunError
+    ):  # the checkpoint is complete all the same: loading reads manifests, not `latest`
         files.write_bytes(final.parent / POINTER, f"{final.name}\n".encode())
 
 
@@ -168,10 +170,10 @@ def _problem(work: Callable[[], None]) -> str | None:
 
 
 def _attempt(work: Callable[[], T]) -> tuple[str | None, T | None]:
-    """(what went wrong in one line or None, result)"""
+    """Call and return (None, result), or (the error as one line, None)."""
     try:
         return None, work()
-    except Exception as error:  # whatever it is, it must not end the training
+    except Exception as error:  # no error of a save may end the training
         reason = getattr(error, "strerror", None) or str(error)
         return " ".join(f"{reason} ({type(error).__name__})".split()), None
 
@@ -180,9 +182,9 @@ def _attempt(work: Callable[[], T]) -> tuple[str | None, T | None]:
 
 
 def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tuple[dict, list] | None:
-    """Load the newest checkpoint that matches its manifest, and say what that cost; None where there is none.
+    """Load the newest checkpoint that matches its manifest, and log the time taken; None where there is none.
 
-    Returns state.json's content and each saving rank's position sums. Damaged ones are named and set aside.
+    Returns state.json's content and each saving rank's position sums. Damaged checkpoints are logged and set aside.
     """
     while True:
         chosen = broadcast_from_rank0(lambda: next(reversed(complete(run / "checkpoints")), None))
@@ -192,8 +194,8 @@ def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) 
         share = slice(
             mesh.world.rank, None, mesh.world.size
         )  # the ranks verify together, each its own shard first of all
-        found = on_every_rank(partial(checkpoints.problems, chosen, share))
-        wrong = [line for lines in all_gather_objects(found) for line in lines]
+        wrong_here = on_every_rank(partial(checkpoints.problems, chosen, share))
+        wrong = [line for lines in all_gather_objects(wrong_here) for line in lines]
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")
@@ -221,7 +223,7 @@ def _restore(path: Path, state: EngineState) -> tuple[dict, list]:
 
 
 def set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint so that no one takes it for one, and nothing of it is lost."""
+    """Rename a damaged checkpoint, so that it is not loaded and nothing of it is lost."""
     names = (f"damaged-{path.name}" + (f"-{number}" if number else "") for number in itertools.count())
     target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     try:

@@ -1,4 +1,4 @@
-"""Who started this process, and as which of how many: torchrun, the deepspeed launcher, srun, or a person."""
+"""Detect the launcher of this process (torchrun, deepspeed, srun or none), its rank and the world size."""
 
 import os
 from collections.abc import Mapping
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from emergence_train.cluster import slurm
 from emergence_train.errors import InputError
 
-# Variables of MPI's launchers, which are not asked for a rank: PMI_SIZE is also srun's, with --mpi=pmi2.
+# Variables of MPI's launchers, not used for the rank: srun --mpi=pmi2 sets PMI_SIZE too.
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True)
 class LaunchInfo:
-    """This process among those that were started together."""
+    """Rank of this process, world size, and the launcher."""
 
-    launcher: str  # as a person would say it
+    launcher: str  # for messages
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    task: slurm.Task | None = None  # where srun says it
-    note: str | None = None  # for the screen
+    task: slurm.Task | None = None  # under srun
+    note: str | None = None  # for the console
 
     @property
     def is_rank0(self) -> bool:
@@ -28,8 +28,8 @@ class LaunchInfo:
 
 
 def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | None = None) -> LaunchInfo:
-    """How this process was started. RANK, WORLD_SIZE and LOCAL_RANK count before anything of Slurm's: torchrun may itself be
-    a task of srun. Raises InputError where several processes would each take themselves for the only one."""
+    """Detect how this process was started. RANK, WORLD_SIZE and LOCAL_RANK take precedence over Slurm's variables, since
+    torchrun may itself be a task of srun. Raises InputError where several processes would each run as the only one."""
     environment = os.environ if environment is None else environment
     if "RANK" in environment or "WORLD_SIZE" in environment:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "RANK and WORLD_SIZE of the environment"
@@ -37,13 +37,13 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
             _number(environment, name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
         if rank >= world:
-            raise InputError(f"RANK {rank} is none of WORLD_SIZE {world}; fix or unset them")
+            raise InputError(f"RANK {rank} is not below WORLD_SIZE {world}; fix or unset them")
         return LaunchInfo(launcher, rank, world, local_rank)
     task = slurm.task(environment, seen)
     for name in MPI:
         if environment.get(name, "1") not in ("1", str(task.world if task else 1)):
             raise InputError(
-                f"{name}={environment[name]}: mpirun is no launcher of emergence-train; take srun, torchrun or "
+                f"{name}={environment[name]}: mpirun is not supported; use srun, torchrun or "
                 f"deepspeed instead, or set RANK, WORLD_SIZE and LOCAL_RANK for each process"
             )
     if task is None:
@@ -56,5 +56,5 @@ def find(environment: Mapping[str, str] | None = None, seen: slurm.Ancestry | No
 def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
     text = environment.get(name, str(otherwise))
     if not text.isascii() or not text.isdigit():
-        raise InputError(f"{name}: {text!r} is no number; fix or unset it")
+        raise InputError(f"{name}: {text!r} is not a number; fix or unset it")
     return int(text)

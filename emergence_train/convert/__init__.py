@@ -1,1 +1,1 @@
-"""Weights in the formats of other programs."""
+"""Conversion of weights from and to other formats."""

@@ -1,12 +1,12 @@
-"""A checkpoint's weights for other programs: safetensors, which hold numbers and nothing that could be run.
+"""Export a checkpoint's weights as safetensors, which cannot contain code.
 
-`hf` is a directory that transformers loads with from_pretrained. Our decoder is theirs by another name:
+`hf` is a directory that transformers loads with from_pretrained. The decoder is equal to one of these models:
 
 - LlamaForCausalLM where the whole head is rotated;
 - Phi3ForCausalLM where a part of it is (rotary_fraction below 1, as in the presets of arXiv 2403.15796): the same
-  block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor that Llama's lacks.
+  block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor, which Llama does not have.
 
-Both rotate pairs (i, i + r/2), as we do. Weights are float32 unless asked otherwise; the rows that pad the vocabulary stay too.
+Both rotate pairs (i, i + r/2), as the decoder does. Weights are float32 by default; the padding rows of the vocabulary are kept.
 """
 
 import shutil
@@ -37,7 +37,7 @@ def export(
     dtype: str = "float32",
     file_bytes: int = FILE_BYTES,
 ) -> Path:
-    """Write the weights of `step` (None: the newest whole checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
+    """Write the weights of `step` (None: the newest checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
     config = configs.load_run(run)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
@@ -49,8 +49,8 @@ def export(
     weights = checkpoints.read_weights(chosen)
     ends = export_tokenizer(*tokenizer, out, config.data.sequence)
     files.write_json(out / "config.json", hf_config(config.model) | ends | {"torch_dtype": dtype})
-    found = {name: weight.to(DTYPES[dtype]) for name, weight in hf_weights(weights, config.model).items()}
-    _write_weights(out, found, file_bytes)
+    tensors = {name: weight.to(DTYPES[dtype]) for name, weight in hf_weights(weights, config.model).items()}
+    _write_weights(out, tensors, file_bytes)
     log(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
     return out
 
@@ -107,35 +107,35 @@ def hf_config(model: DecoderConfig) -> dict:
 
 
 def hf_weights(weights: dict[str, Tensor], model: DecoderConfig) -> dict[str, Tensor]:
-    """Our state_dict under transformers' names; Llama keeps apart what Phi3 and we keep in one matrix."""
+    """Rename the state_dict to transformers' names; Llama has separate matrices where Phi3 and the decoder have one."""
     partial = model.rotary_dim != model.head_dim
-    found = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
+    renamed = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
     if not model.tied:
-        found["lm_head.weight"] = weights["head.weight"]
+        renamed["lm_head.weight"] = weights["head.weight"]
     heads = [model.heads * model.head_dim, *[model.kv_heads * model.head_dim] * 2]
     for layer in range(model.layers):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-        found[theirs + "input_layernorm.weight"] = weights[ours + "attention_norm.weight"]
-        found[theirs + "post_attention_layernorm.weight"] = weights[ours + "swiglu_norm.weight"]
-        found[theirs + "self_attn.o_proj.weight"] = weights[ours + "attention.out.weight"]
-        found[theirs + "mlp.down_proj.weight"] = weights[ours + "swiglu.down.weight"]
+        renamed[theirs + "input_layernorm.weight"] = weights[ours + "attention_norm.weight"]
+        renamed[theirs + "post_attention_layernorm.weight"] = weights[ours + "swiglu_norm.weight"]
+        renamed[theirs + "self_attn.o_proj.weight"] = weights[ours + "attention.out.weight"]
+        renamed[theirs + "mlp.down_proj.weight"] = weights[ours + "swiglu.down.weight"]
         qkv, gate_up = weights[ours + "attention.qkv.weight"], weights[ours + "swiglu.gate_up.weight"]
         if partial:
-            found[theirs + "self_attn.qkv_proj.weight"] = qkv
-            found[theirs + "mlp.gate_up_proj.weight"] = gate_up
+            renamed[theirs + "self_attn.qkv_proj.weight"] = qkv
+            renamed[theirs + "mlp.gate_up_proj.weight"] = gate_up
             continue
         for name, matrix in zip("qkv", qkv.split(heads)):
-            found[f"{theirs}self_attn.{name}_proj.weight"] = matrix
+            renamed[f"{theirs}self_attn.{name}_proj.weight"] = matrix
         for name, matrix in zip(("gate", "up"), gate_up.chunk(2)):
-            found[f"{theirs}mlp.{name}_proj.weight"] = matrix
-    return found
+            renamed[f"{theirs}mlp.{name}_proj.weight"] = matrix
+    return renamed
 
 
 def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:
-    """Copy the tokenizer as transformers loads one; returns the ids that config.json names.
+    """Copy the tokenizer in transformers' form; return the special ids for config.json.
 
-    What transformers makes of a text is what was trained on: nothing added at the ends, special tokens in it left text. The end
-    of text opens a text, closes it, and pads where the tokenizer has no token for that.
+    transformers then tokenizes as in training: nothing added at the ends, special tokens in a text are text. The end-of-text
+    token also serves as bos, and as pad where the tokenizer has no such token.
     """
     tokenizer = tokenizers.load_file(path)
     token = tokenizer.id_to_token(end)

@@ -25,7 +25,7 @@ class Segment:
 
 
 class Dataset:
-    """Opens `data.path` for training with the configuration's weights and sequence length.
+    """A prepared data set opened for training with the configuration's weights and sequence length.
 
     `verify=True` compares every file with its checksum (one rank does this for all).
     """
@@ -64,14 +64,14 @@ class Dataset:
 
     def segments(self) -> list[Segment]:
         """The validation windows grouped so that each group's sums go to the same splits."""
-        found = []
+        segments = []
         for domain, entry in self.index["validation"]["sets"].items():
             begin = 0
             for end in sorted(set(entry["ranges"].values()) - {0}):
                 splits = tuple(split for split, count in entry["ranges"].items() if count >= end)
-                found.append(Segment(domain, begin, end, splits))
+                segments.append(Segment(domain, begin, end, splits))
                 begin = end
-        return found
+        return segments
 
     def _check(self, data: Data) -> None:
         if self.index["sequence"] != data.sequence:
@@ -119,11 +119,11 @@ def load_index(root: Path) -> dict:
 
 def check_tokenizer(root: Path, index: dict) -> None:
     """Raise InputError where tokenizer.json is not the one that made the shards."""
-    tokenizer.load_file(root / "tokenizer.json")  # says what is wrong with it
-    found = tokenizer.fingerprint(root / "tokenizer.json")
+    tokenizer.load_file(root / "tokenizer.json")  # raises where the file itself is damaged
+    fingerprint = tokenizer.fingerprint(root / "tokenizer.json")
     wanted = index["tokenizer"]["fingerprint"]
-    if found != wanted:
+    if fingerprint != wanted:
         raise InputError(
-            f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {found}, theirs "
+            f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {fingerprint}, theirs "
             f"{wanted}); restore it or prepare again"
         )

@@ -1,8 +1,8 @@
-"""Held-out documents to validation windows: which are kept while documents are read, and which make a set in the end.
+"""Cut held-out documents into validation windows, and choose the windows of a validation set.
 
-A window is sequence + 1 tokens of one document, and begins anywhere in it. Which windows are taken is decided by a hash of the
-text alone, so evenly over documents and alike whatever the order of the files. Where a domain's documents are too short for
-enough of them, the short ones are packed: one after the other, an end of text between.
+A window is sequence + 1 tokens of one document at a random offset. Windows are ranked by a hash of the document's text, so the
+choice is even over documents and does not depend on the order of the files. Where a domain has too few documents of that length,
+short ones are packed: concatenated with an end-of-text token between them.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from emergence_train.data.tokenizing import Document
 
 @dataclass(frozen=True)
 class Windows:
-    """n windows, best first."""
+    """n windows in the order of their rank."""
 
     tokens: np.ndarray  # (n, sequence + 1)
     text_bytes: np.ndarray  # (n,) of the text behind the targets, UTF-8
@@ -27,11 +27,11 @@ class Windows:
 
 
 class HeldOut:
-    """Gathers what one part of a source holds out; keeps no more than can be needed, `most` windows."""
+    """Collects the held-out documents of one part of a source; keeps the `most` best windows."""
 
     def __init__(self, window: int, most: int, dtype: np.dtype) -> None:
         self.window, self.most, self.dtype = window, max(most, 1), dtype
-        self.found: dict[int, tuple[np.ndarray, int, int]] = {}  # by priority, so twins count once
+        self.by_priority: dict[int, tuple[np.ndarray, int, int]] = {}  # hash of the text, so that duplicates count once
         self.short: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by document: ids, bytes of each token
         self.short_tokens = 0
 
@@ -45,17 +45,17 @@ class HeldOut:
                 self.short_tokens += len(ids)
                 self._bound_short()
             return
-        # Like a training sample, a window begins anywhere in its document, not at its title.
+        # A random offset, as in a training sample: not always the document's title.
         offset = key % (len(ids) % self.window + 1)
         for number in range(len(ids) // self.window):
             begin = offset + number * self.window
             last = begin + self.window - 1
-            # A random order that depends on the text alone, so that windows are chosen evenly over documents.
+            # An order that depends on the text alone, so that windows are chosen evenly over documents.
             digest = hashlib.blake2b(key.to_bytes(8, "big") + number.to_bytes(8, "big"), digest_size=8).digest()
             row = ids[begin : last + 1].astype(self.dtype)
-            self.found.setdefault(int.from_bytes(digest, "big"), (row, int(ends[last] - ends[begin]), key))
-        if len(self.found) > 4 * self.most + 1000:
-            self.found = {priority: self.found[priority] for priority in sorted(self.found)[: self.most]}
+            self.by_priority.setdefault(int.from_bytes(digest, "big"), (row, int(ends[last] - ends[begin]), key))
+        if len(self.by_priority) > 4 * self.most + 1000:
+            self.by_priority = {key: self.by_priority[key] for key in sorted(self.by_priority)[: self.most]}
 
     def _bound_short(self) -> None:
         enough = (self.most + 1) * self.window
@@ -70,15 +70,15 @@ class HeldOut:
         self.short = kept
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What the part's file holds (numpy.savez)."""
-        order = sorted(self.found)
+        """The content of the part's file, for numpy.savez."""
+        order = sorted(self.by_priority)
         short = sorted(self.short)
         empty = np.zeros(0, np.uint32)
         return {
             "priorities": np.array(order, np.uint64),
-            "windows": np.array([self.found[p][0] for p in order], self.dtype).reshape(-1, self.window),
-            "bytes": np.array([self.found[p][1] for p in order], np.int64),
-            "documents": np.array([self.found[p][2] for p in order], np.uint64),
+            "windows": np.array([self.by_priority[p][0] for p in order], self.dtype).reshape(-1, self.window),
+            "bytes": np.array([self.by_priority[p][1] for p in order], np.int64),
+            "documents": np.array([self.by_priority[p][2] for p in order], np.uint64),
             "short_keys": np.array(short, np.uint64),
             "short_lengths": np.array([len(self.short[key][0]) for key in short], np.int64),
             "short_ids": np.concatenate([empty.astype(self.dtype), *(self.short[key][0] for key in short)]),
@@ -87,15 +87,15 @@ class HeldOut:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """`HeldOut.arrays` of a part, in memory: an open .npz reads an array again at every look."""
+    """Read `HeldOut.arrays` of a part into memory: an open .npz reads an array again at every access."""
     with np.load(path) as stored:
         return dict(stored)
 
 
 def choose(parts: list[dict[str, np.ndarray]], needed: int, window: int, end_of_text: int) -> Windows:
-    """The best `needed` windows of all parts, packed ones last; fewer where there are no more."""
+    """The best `needed` windows of all parts, packed ones last; fewer where the parts have fewer."""
     priorities = np.concatenate([part["priorities"] for part in parts])
-    # Twins (a document that stands twice in a source) share their priority: one of each is enough.
+    # Duplicate documents share their priority: one of each is enough.
     _, first = np.unique(priorities, return_index=True)
     first = first[:needed]
     tokens, sizes, documents = (
@@ -110,7 +110,7 @@ def choose(parts: list[dict[str, np.ndarray]], needed: int, window: int, end_of_
 
 
 def _packed(parts: list[dict[str, np.ndarray]], needed: int, window: int, end_of_text: int) -> Windows:
-    """Windows of the short documents, one after the other in the order of their hashes."""
+    """Windows of the short documents, concatenated in the order of their hashes."""
     documents: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for part in parts:
         ends = np.cumsum(part["short_lengths"])

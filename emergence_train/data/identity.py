@@ -1,9 +1,9 @@
-"""What a run was trained on: a digest of the prepared data and the tokenizer, kept in the run and compared ever after.
+"""The identity of a run's data: a digest and the tokenizer, saved in the run and compared on resume, evaluate and export.
 
-    data.json         the digest, the tokenizer's fingerprint and the token that ends a text
-    tokenizer.json    the tokenizer itself, so that a run can be evaluated and exported wherever its data are
+    data.json         the digest, the tokenizer's fingerprint and the end-of-text token
+    tokenizer.json    the tokenizer itself, so that a run can be evaluated and exported without its data
 
-The digest is of the checksums in the data set's index: where the data lie changes nothing, what they are changes it.
+The digest is computed from the checksums in the data set's index, so moving the data does not change it.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def digest(index: dict) -> str:
 
 
 def check_tokenizer(run: Path, dataset: Dataset) -> dict | None:
-    """What `read` knows of `run`; InputError where it was trained with another tokenizer than `dataset`'s."""
+    """Return `read(run)`; raise InputError where the run was trained with another tokenizer than `dataset`'s."""
     known = read(run)
     if known is not None and known["vocabulary"] != dataset.fingerprint:
         raise InputError(
@@ -46,21 +46,21 @@ def check_tokenizer(run: Path, dataset: Dataset) -> dict | None:
 def check(run: Path, dataset: Dataset) -> None:
     """Raise InputError where `run` was trained on other data or with another tokenizer than `dataset`'s.
 
-    A run of an older version knows its tokenizer only, from the first line of its log.
+    A run of an older version has its tokenizer's fingerprint only, in the first line of its log.
     """
     known = check_tokenizer(run, dataset)
     if known is None:
         return
-    found = digest(dataset.index)
-    if known.get("data", found) != found:
+    actual = digest(dataset.index)
+    if known.get("data", actual) != actual:
         raise InputError(
-            f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {found}; set data.path to the data it "
+            f"{run}: was trained on the data {known['data']}, and {dataset.root} holds {actual}; set data.path to the data it "
             f"was trained on, or train under another name"
         )
 
 
 def keep(run: Path, dataset: Dataset) -> None:
-    """`check`, then write what it compares, and the tokenizer, into the run."""
+    """`check`, then write the identity and the tokenizer into the run."""
     check(run, dataset)
     if not (run / TOKENIZER).is_file():
         files.write_bytes(run / TOKENIZER, (dataset.root / "tokenizer.json").read_bytes())
@@ -74,11 +74,11 @@ def keep(run: Path, dataset: Dataset) -> None:
 
 
 def read(run: Path) -> dict | None:
-    """{"data", "vocabulary", "end_of_text"} of a run; of one of an older version what its log says; None: nothing is known."""
+    """{"data", "vocabulary", "end_of_text"} of a run; of an older version what its log has; None where it has nothing."""
     try:
-        found = json.loads((run / FILE).read_text())
-        if isinstance(found, dict) and isinstance(found.get("vocabulary"), str):
-            return found
+        identity = json.loads((run / FILE).read_text())
+        if isinstance(identity, dict) and isinstance(identity.get("vocabulary"), str):
+            return identity
         raise ValueError("no vocabulary in it")
     except FileNotFoundError:
         pass
@@ -93,10 +93,10 @@ def read(run: Path) -> dict | None:
 
 
 def tokenizer_of(run: Path, data: Path) -> tuple[Path, int]:
-    """-> (the tokenizer.json that the run was trained with, its end of text): the run's own, else that of its data.
+    """Return (tokenizer.json that the run was trained with, its end-of-text token): the run's own, else that of its data.
 
     Raises:
-        InputError: the run keeps none, and the data are gone or have another.
+        InputError: the run has none, and its data are missing or have another.
     """
     known = read(run) or {}
     if (run / TOKENIZER).is_file() and "end_of_text" in known:
@@ -105,9 +105,9 @@ def tokenizer_of(run: Path, data: Path) -> tuple[Path, int]:
         path, end = data / "tokenizer.json", load_index(data)["tokenizer"]["end_of_text"]
     else:
         raise InputError(
-            f"{run}: keeps no tokenizer.json (an older version trained it), and {data} is not the data set it was trained on; "
+            f"{run}: has no tokenizer.json (an older version trained it), and {data} is not the data set it was trained on; "
             f"run this in the directory that its data.path is relative to"
         )
-    if (wanted := known.get("vocabulary")) not in (None, found := fingerprint(path)):
-        raise InputError(f"{path}: is the tokenizer {found}, and {run} was trained with {wanted}; restore it")
+    if (wanted := known.get("vocabulary")) not in (None, actual := fingerprint(path)):
+        raise InputError(f"{path}: is the tokenizer {actual}, and {run} was trained with {wanted}; restore it")
     return path, end

@@ -1,4 +1,4 @@
-"""What dataset.json must say before anything is read through it."""
+"""The schema of dataset.json, checked before anything is read through it."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ def _inside(name: object) -> str:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")  # later versions may say more
+    model_config = ConfigDict(strict=True, extra="allow")  # later versions may add keys
 
 
 class File(_Strict):

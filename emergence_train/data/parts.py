@@ -1,4 +1,4 @@
-"""A source in parts: each a shard, the held-out windows met on the way, and a record of the rows that it took."""
+"""A source in parts: each is a shard, the held-out windows of its rows, and a record of the rows read."""
 
 import array
 import json
@@ -18,18 +18,18 @@ from emergence_train.data.tokenizing import Document, Workers
 from emergence_train.errors import InputError
 
 PROGRESS_SECONDS = 5.0
-FEW_ROWS = 10  # that may be bad in any source of 100 rows and more; a tenth of a smaller one
+FEW_ROWS = 10  # bad rows allowed in any source of at least 100 rows; a tenth of a smaller one
 ROWS_BEFORE_REFUSAL = 1000
-RATIOS = {".gz": 3.0, ".xz": 4.0, ".zst": 3.0, ".bz2": 4.0, ".parquet": 2.0}  # usual sizes of text to file
+RATIOS = {".gz": 3.0, ".xz": 4.0, ".zst": 3.0, ".bz2": 4.0, ".parquet": 2.0}  # typical ratio of text to file size
 
 
 class PartReader:
-    """Where a source's parts are, and how they are made."""
+    """Paths and settings of a source's parts."""
 
     def __init__(
         self, data: Data, source: Source, root: Path, dtype: np.dtype, end_of_text: int, most: int, fraction: float
     ) -> None:
-        """`most`: validation windows that can be needed of it. `fraction`: of its documents, held out."""
+        """`most`: validation windows needed at most. `fraction`: share of the documents held out."""
         self.data, self.source, self.root, self.dtype, self.end = data, source, root, dtype, end_of_text
         self.most = most
         self.folder = root / "parts" / source.domain
@@ -37,30 +37,30 @@ class PartReader:
         self.fraction = next((part["fraction"] for part in self.finished()), fraction)
 
     def finished(self) -> list[dict]:
-        """Records of the parts of an earlier try, in order."""
+        """Records of the parts that an interrupted prepare finished, in order."""
         return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
 
     def restart(self, fraction: float) -> None:
-        """Begin anew with another fraction held out."""
+        """Delete the parts and start over with another held-out fraction."""
         self.fraction = fraction
         for folder in (self.folder, self.shards):
             shutil.rmtree(folder, ignore_errors=True)
 
     def windows(self, parts: list[dict]) -> int:
-        """Validation windows that the parts can give, at most."""
+        """Upper bound of the validation windows in the parts."""
         return sum(part["windows"] for part in parts) or sum(part["short_tokens"] for part in parts) // (
             self.data.sequence + 1
         )
 
 
 class Part:
-    """What becomes one shard and its held-out windows."""
+    """One shard in the making, and its held-out windows."""
 
     def __init__(self, reader: PartReader, number: int) -> None:
         self.reader = reader
         self.shard = reader.shards / f"{number:05d}.bin"
         self.record = reader.folder / f"{number:05d}.json"
-        # One growing buffer each: a million small arrays would take many times their size in a fragmented heap.
+        # One growing buffer each: a million small arrays would fragment the heap to many times their size.
         self.ids, self.ends = bytearray(), array.array("q")
         self.held_out = HeldOut(reader.data.sequence + 1, reader.most, reader.dtype)
         self.read = self.bad = self.unknown = 0
@@ -84,7 +84,7 @@ class Part:
             self.unknown += row.unknown
 
     def finish(self, last: bool) -> dict:
-        """Write everything, the record last, which is returned."""
+        """Write the shard and the windows, then the record; return the record."""
         root, shard = self.reader.root, None
         if self.ends:
             boundaries = self.shard.with_suffix(".docs.npy")
@@ -115,10 +115,10 @@ class Part:
 
 
 def tokenize_source(reader: PartReader, workers: Workers, log: Callable[[str], None]) -> list[dict]:
-    """The records of the source's parts, those of an earlier try included.
+    """Tokenize the source; return the records of its parts, those of an interrupted prepare included.
 
     Raises:
-        InputError: more rows have no usable text than data.bad_rows allows; the first is named.
+        InputError: more rows without usable text than data.bad_rows allows; names the first.
     """
     source, done = reader.source, reader.finished()
     if done and done[-1]["last"]:
@@ -150,7 +150,7 @@ def tokenize_source(reader: PartReader, workers: Workers, log: Callable[[str], N
     if bad := sum(record["bad_rows"] for record in done):
         problem, place = next(record["first_bad"] for record in done if record["first_bad"])
         read = sum(record["documents_read"] for record in done)
-        log(f"{source.domain}: {bad:,} of {read:,} rows are left out, the first: {place} {problem}")
+        log(f"{source.domain}: {bad:,} of {read:,} rows skipped, the first: {place} {problem}")
     return done
 
 
@@ -162,14 +162,16 @@ def _check_bad(reader: PartReader, done: list[dict], part: Part, *, ended: bool)
     if bad <= allowed or (not ended and read < ROWS_BEFORE_REFUSAL):
         return
     problem, place = part.first_bad or next(record["first_bad"] for record in done if record["first_bad"])
-    remedy = f"mend them, or raise data.bad_rows ({share:g}) to leave them out"
+    remedy = f"fix them, or raise data.bad_rows ({share:g}) to skip them"
     if problem.startswith("has no text"):
         remedy = f"set text_field, {remedy}"
-    raise InputError(f"{place} {problem}; {bad:,} of {read:,} rows of {reader.source.domain!r} are no text: {remedy}")
+    raise InputError(
+        f"{place} {problem}; {bad:,} of {read:,} rows of {reader.source.domain!r} have no usable text: {remedy}"
+    )
 
 
 def _text_bytes(source: Source) -> float | None:
-    """About how much text a local source holds; None for a stream, whose end is not known beforehand."""
+    """Estimated bytes of text in a local source; None for a stream of unknown length."""
     if source.hub or source.limit_documents:
         return None
     return sum(path.stat().st_size * RATIOS.get(path.suffix, 1.0) for path in sources.paths(source))

@@ -1,9 +1,9 @@
 """`emergence-train prepare`: sources to tokenizer, shards and validation sets.
 
-The work is done in parts: one finished shard with its held-out windows and a record of how many rows were read. A part's record
-is written last, so a restart resumes after the last finished part, over the same files: recipe.json names them by path, size and
-time. dataset.json, the index, comes last of all: a directory without it is not a data set, and what another recipe or other files
-have left there is replaced.
+The work is done in parts: one shard with its held-out windows and a record of the rows read. The record is written last, so a
+restart resumes after the last finished part, over the same files: recipe.json lists them by path, size and modification time.
+dataset.json, the index, is written last of all: a directory without it is not a data set, and remains of another recipe or of
+other files are replaced.
 """
 
 import collections
@@ -26,17 +26,17 @@ from emergence_train.data.sampling import quotas
 from emergence_train.data.tokenizing import Workers, document_hash, is_held_out
 from emergence_train.errors import InputError
 
-BYTES_A_TOKEN = 2.0  # a low guess, for the check of free space
+BYTES_A_TOKEN = 2.0  # a low estimate, for the check of free space
 MOST_HELD_OUT = 0.5  # of a source too small for any validation sequence at data.validation.fraction
 OURS = ("recipe.json", "tokenizer.json", "verified.json", "parts", "train", "validation")
 PROGRESS_SECONDS = 5.0
 
 
 def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
-    """Make `data.path` and return it; does nothing where it is already made from the same configuration and files."""
+    """Prepare `data.path` and return it; does nothing where it was prepared from the same configuration and files."""
     root = Path(data.path)
     if root.exists() and not root.is_dir():
-        raise InputError(f"{root}: is a file; data.path is a directory to be made")
+        raise InputError(f"{root}: is a file; data.path must be a directory, or not exist")
     recipe = _recipe(data)
     if (root / "dataset.json").is_file():
         note = _compare_finished(root, recipe, data)
@@ -114,7 +114,7 @@ def _domain(source: Source, parts: list[dict]) -> dict:
 
 
 def _recipe(data: Data) -> dict:
-    """What of the configuration decides the prepared bytes. Weights, worker counts and the path do not."""
+    """The part of the configuration that determines the prepared bytes: not weights, worker counts and the path."""
     recipe = data.model_dump(mode="json", exclude={"path", "workers", "bad_rows"})
     for source in recipe["sources"] + recipe["ood"]:
         del source["weight"]
@@ -123,14 +123,14 @@ def _recipe(data: Data) -> dict:
 
 
 def _known(recipe: Any) -> Any:
-    """Without the keys that are not set: those that an older version did not have compare as equal."""
+    """The recipe without unset keys, so that keys which an older version did not have compare as equal."""
     if isinstance(recipe, dict):
         return {key: _known(value) for key, value in recipe.items() if value is not None}
     return [_known(value) for value in recipe] if isinstance(recipe, list) else recipe
 
 
 def _made_from(data: Data) -> dict:
-    """The files that are read, by domain; and the tokenizer's."""
+    """The listing of the source files by domain, and of the tokenizer's file."""
     listed = {source.domain: sources.listing(source) for source in [*data.sources, *data.ood]}
     given = data.tokenizer.file
     return {"files": listed, "tokenizer": files.sha256(Path(given)) if given and Path(given).is_file() else ""}
@@ -144,20 +144,20 @@ def _read_recipe(root: Path) -> dict | None:
 
 
 def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
-    """Raise InputError where the finished data set is of another recipe or of other files; else what is to be noted."""
-    found = _read_recipe(root)
-    if found is None:
+    """Raise InputError where the finished data set has another recipe or other files; return a note for the log."""
+    finished = _read_recipe(root)
+    if finished is None:
         raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
-    before = found.pop("made_from", None)
-    if found != _known(recipe):
-        changed = next((key for key in recipe if found.get(key) != _known(recipe).get(key)), "data")
+    before = finished.pop("made_from", None)
+    if finished != _known(recipe):
+        changed = next((key for key in recipe if finished.get(key) != _known(recipe).get(key)), "data")
         raise InputError(f"{root}: was prepared with another data.{changed}; choose another data.path or delete it")
-    if before is None:  # an older version did not note them
+    if before is None:  # an older version did not record them
         return ""
     try:
         now = _made_from(data)
     except InputError:
-        return "; its sources are not all there any more"
+        return "; some of its source files no longer exist"
     touched = 0
     for domain, listed in before["files"].items():
         there = {path: size for path, size, _ in now["files"].get(domain, [])}
@@ -169,17 +169,17 @@ def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
                     f"data.path or delete it"
                 )
         if new := sorted(there.keys() - known):
-            raise InputError(f"{new[0]}: was not there when {root} was prepared; choose another data.path or delete it")
+            raise InputError(f"{new[0]}: did not exist when {root} was prepared; choose another data.path or delete it")
         touched += sum(row not in now["files"].get(domain, []) for row in listed)
     if before["tokenizer"] != now["tokenizer"]:
         raise InputError(
             f"{data.tokenizer.file}: is not the tokenizer of {root}; choose another data.path or delete it"
         )
-    return f"; {touched} source files are gone, or written since at the same size" if touched else ""
+    return f"; {touched} source files were deleted, or rewritten at the same size" if touched else ""
 
 
 def _clear(root: Path) -> None:
-    """Take away what never became a data set."""
+    """Remove an unfinished data set."""
     for path in (root / name for name in OURS):
         if path.is_dir():
             shutil.rmtree(path)
@@ -188,7 +188,7 @@ def _clear(root: Path) -> None:
 
 
 def _check_space(data: Data, root: Path) -> None:
-    """Local text is at most 1/BYTES_A_TOKEN tokens a byte; hub data sets cannot be known beforehand."""
+    """Raise InputError where the shards of the local sources would not fit; sizes of hub data sets are unknown."""
     text = sum(size for source in [*data.sources, *data.ood] for _, size, _ in sources.listing(source))
     place = root
     while not place.exists():
@@ -234,7 +234,7 @@ def _tokenizer(data: Data, root: Path, log: Callable[[str], None]) -> Tokenizer:
 
 
 def _training_texts(data: Data, log: Callable[[str], None]) -> Iterator[str]:
-    """Training documents of all domains, each up to its share of `train_bytes`; nothing that is held out."""
+    """Training documents of all domains, each up to its share of `train_bytes`; no held-out ones."""
     total = sum(source.weight for source in data.sources)
     shown, read = time.monotonic(), 0
     for source in data.sources:
@@ -294,14 +294,14 @@ def _works(weights: list[float], total: int) -> bool:
 
 
 def _needed(data: Data) -> dict[str, int]:
-    """The most windows that each domain's sets can take."""
+    """Windows that each domain's validation sets need at most."""
     iid, own = _iid_shares(data), data.validation.domain_sequences
-    found = {s.domain: max(iid[s.domain], own if s.weight > 0 else 0) for s in data.sources}
-    return found | {source.domain: _ood_shares(data).get(source.domain, 0) for source in data.ood}
+    needed = {s.domain: max(iid[s.domain], own if s.weight > 0 else 0) for s in data.sources}
+    return needed | {source.domain: _ood_shares(data).get(source.domain, 0) for source in data.ood}
 
 
 def _enough_held_out(data: Data, reader: PartReader, workers: Workers, log: Callable[[str], None]) -> list[dict]:
-    """The source's parts; where it is so small that nothing of it would be held out, more of it is."""
+    """The source's parts, with a larger held-out fraction where it is too small for any validation window."""
     parts = tokenize_source(reader, workers, log)
     while not reader.windows(parts) and len(parts) == 1 and reader.most and reader.fraction < MOST_HELD_OUT:
         reader.restart(min(4 * reader.fraction, MOST_HELD_OUT))
@@ -309,7 +309,7 @@ def _enough_held_out(data: Data, reader: PartReader, workers: Workers, log: Call
         if reader.windows(parts):
             log(
                 f"{reader.source.domain}: {reader.fraction:.0%} of its documents are held out, not "
-                f"{data.validation.fraction:.0%}: it is small, and with fewer there would be no validation set"
+                f"{data.validation.fraction:.0%}: the source is too small for a validation set otherwise"
             )
     return parts
 
@@ -317,10 +317,10 @@ def _enough_held_out(data: Data, reader: PartReader, workers: Workers, log: Call
 def _validation_sets(
     data: Data, root: Path, parts: dict, dtype: np.dtype, end: int, log: Callable[[str], None]
 ) -> dict:
-    """validation/<domain>.bin with [windows, sequence + 1] tokens, and which windows make up which split.
+    """Write validation/<domain>.bin, [windows, sequence + 1] tokens, and return the ranges of windows of each split.
 
     A domain's file serves two splits: its first windows are its share of iid, and its first `domain_sequences` are the split
-    named after it. Where a domain has fewer than its share, it gives what it has.
+    named after it. Where a domain has fewer than its share, the split is smaller.
     """
     iid, ood, needed = _iid_shares(data), _ood_shares(data), _needed(data)
     sets: dict[str, dict] = {}

@@ -1,7 +1,7 @@
-"""The rows of one file, whatever its kind: a text each, or what is wrong with the row and where it stands.
+"""Read the rows of a text, JSON Lines, CSV or Parquet file: the text of each, or its problem and place.
 
-Text is UTF-8; a byte order mark is skipped. A row without usable text is a Bad, so that callers can count it, leave it out and
-name it. What makes a file unreadable as a whole (damaged compression, a missing column) is an InputError.
+Text is UTF-8; a byte order mark is skipped. A row without usable text is a Bad, so that callers can count, skip and name it.
+A file that is unreadable as a whole (damaged compression, a missing column) raises InputError.
 """
 
 import bz2
@@ -29,7 +29,7 @@ SUFFIXES = ".txt, .md, .jsonl, .ndjson, .csv, .tsv, .parquet (all but the last a
 
 
 class Bad(NamedTuple):
-    """A row that is left out: what is wrong with it, and its place (file, line or row, column)."""
+    """A row without usable text: its problem and its place (file, line or row, column)."""
 
     problem: str
     place: str
@@ -38,11 +38,11 @@ class Bad(NamedTuple):
 def rows(path: Path, field: str, longest: int = LONGEST) -> Iterator[str | Bad]:
     """The texts of a file in order. `field`: the key or column that holds them, dotted for nested ones.
 
-    A text of more than `longest` characters (in a text file) or LONGEST (elsewhere) becomes several, cut at blank lines where
-    there are any, else at line ends, spaces, or anywhere.
+    A text of more than `longest` characters (in a text file) or LONGEST (elsewhere) becomes several documents, cut at blank
+    lines if possible, else at line ends, spaces, or anywhere.
 
     Raises:
-        InputError: the file cannot be read, has no such column, or is of an unknown kind.
+        InputError: the file cannot be read, has no such column, or has an unknown suffix.
     """
     kind = Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
     if kind not in KINDS and kind not in TEXTS:
@@ -78,7 +78,7 @@ OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.
 
 
 def _open(path: Path) -> IO[bytes]:
-    """For reading bytes, unpacked, after a byte order mark of UTF-8."""
+    """Open for reading bytes, decompressed, after a UTF-8 byte order mark."""
     opener = OPENERS.get(path.suffix)
     file = opener(path) if opener else open(path, "rb")  # noqa: SIM115 - the caller closes it
     buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
@@ -129,7 +129,7 @@ def _csv(path: Path, field: str) -> Iterator[str | Bad]:
                     text = row[column] if column < len(row) else None
                     yield _checked(text, f"in column {field!r}", f"{path}: line {table.line_num}")
         except csv.Error as error:
-            raise InputError(f"{path}: line {table.line_num} is not CSV ({error}); mend its quotes") from None
+            raise InputError(f"{path}: line {table.line_num} is not CSV ({error}); fix its quotes") from None
 
 
 def _parquet(path: Path, field: str) -> Iterator[str | Bad]:
@@ -148,7 +148,7 @@ def _parquet(path: Path, field: str) -> Iterator[str | Bad]:
                     column = pc.struct_field(column, key)
                 if pa.types.is_dictionary(kind):
                     column = column.cast(kind.value_type)
-                # Text that is not UTF-8 is the row's fault alone, so rows are decoded one by one.
+                # Invalid UTF-8 makes one row bad, not the file, so rows are decoded one by one.
                 column = column.cast(pa.large_binary())
                 for value in column.to_pylist():
                     number += 1
@@ -174,7 +174,7 @@ def _arrow_kind(path: Path, schema: "pa.Schema", field: str, keys: list[str]) ->
 
 
 def _text(path: Path, longest: int) -> Iterator[str | Bad]:
-    """The file as one document, or in pieces. Bytes that are no UTF-8 end it: what follows them is not guessed at."""
+    """The file as one document, or in pieces, up to the first byte that is not UTF-8."""
     wrong: list[Bad] = []
 
     def decoded(file: IO[bytes]) -> Iterator[str]:
@@ -197,10 +197,10 @@ def _text(path: Path, longest: int) -> Iterator[str | Bad]:
             wrong.append(Bad("is not UTF-8 (it ends within a character)", f"{path}: byte {done + 1}"))
 
     with _open(path) as file:
-        found = list(pieces(decoded(file), longest)) if path.stat().st_size <= CHUNK else pieces(decoded(file), longest)
-        if isinstance(found, list) and wrong:  # small, so all of it is doubtful
-            found = []
-        yield from found
+        texts = list(pieces(decoded(file), longest)) if path.stat().st_size <= CHUNK else pieces(decoded(file), longest)
+        if isinstance(texts, list) and wrong:  # one document: drop it whole
+            texts = []
+        yield from texts
         yield from wrong
 
 
@@ -216,7 +216,7 @@ TEXTS = (".txt", ".md", ".text")
 
 
 def text_of(row: Any, field: str, place: str) -> str | Bad:
-    """The text of a row that is a dict of keys."""
+    """The text of a row, a dict."""
     return _checked(_field(row, field), f"under {field!r}", place)
 
 
@@ -232,7 +232,7 @@ def _field(row: Any, field: str) -> Any:
 
 
 def _checked(value: Any, where: str, place: str) -> str | Bad:
-    """The value as text, or why it is none."""
+    """The value as text, or its problem."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
@@ -244,8 +244,8 @@ def _checked(value: Any, where: str, place: str) -> str | Bad:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            found = ord(value[error.start])
-            kind = "bytes that are not UTF-8" if 0xDC80 <= found <= 0xDCFF else "a lone surrogate"
+            surrogate = ord(value[error.start])
+            kind = "bytes that are not UTF-8" if 0xDC80 <= surrogate <= 0xDCFF else "a lone surrogate"
             return Bad(f"has {kind} {where} (character {error.start + 1})", place)
     return value
 
@@ -254,9 +254,10 @@ _CUTS = (re.compile(r"\n[ \t\r]*\n\s*"), re.compile(r"\n"), re.compile(r"\s"))
 
 
 def pieces(chunks: Iterator[str], longest: int) -> Iterator[str]:
-    """The concatenation of `chunks` in pieces of at most `longest` characters; nothing is lost between them.
+    """The concatenation of `chunks` in pieces of at most `longest` characters.
 
-    Each is cut at the last blank line of its second half, else at the last line end, else the last space there, else at its end.
+    Each is cut at the last blank line of its second half, else at the last line end or space there, else at `longest`. Joined,
+    the pieces are the input.
     """
     held = ""
     for chunk in chunks:
@@ -271,6 +272,6 @@ def pieces(chunks: Iterator[str], longest: int) -> Iterator[str]:
 
 def _cut(text: str, longest: int) -> int:
     for pattern in _CUTS:
-        if ends := [found.end() for found in pattern.finditer(text, longest // 2, longest)]:
+        if ends := [match.end() for match in pattern.finditer(text, longest // 2, longest)]:
             return ends[-1]
     return longest

@@ -1,4 +1,4 @@
-"""Which tokens sample number i is made of: a pure function of (seed, i).
+"""The tokens of sample number i: a pure function of (seed, i).
 
 No iterator, no state to save: any world size, micro-batch size or restart sees the same sequence of samples.
 
@@ -10,7 +10,7 @@ Windows. A domain's token stream is cut into windows; the k-th sample takes wind
 shuffled anew every epoch, with the cuts shifted by a random offset every epoch. No window repeats within an epoch.
 
 Shuffling is a pseudo-random permutation of range(n) by a Feistel network with cycle walking (Black and Rogaway 2002):
-constant memory, whatever the n.
+constant memory for any n.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def mix(*parts: int) -> int:
 
 
 def permute(index: int, n: int, key: int) -> int:
-    """Where a pseudo-random permutation of range(n), chosen by `key`, sends `index`."""
+    """The image of `index` under the pseudo-random permutation of range(n) with key `key`."""
     half = max((n - 1).bit_length() + 1, 2) // 2
     mask = (1 << half) - 1
     while True:  # walk the cycle until it comes back into range(n): fewer than 4 turns on average
@@ -49,7 +49,7 @@ def permute(index: int, n: int, key: int) -> int:
 
 
 def quotas(weights: list[float], total: int = BLOCK) -> list[int]:
-    """`weights` as whole shares of `total`, by largest remainder; raises where a positive weight would get nothing."""
+    """`weights` as whole shares of `total`, by largest remainder; raises InputError where a positive weight would get 0."""
     scale = total / sum(weights)
     exact = [weight * scale for weight in weights]
     shares = [int(value) for value in exact]
@@ -85,8 +85,8 @@ class Sampler:
     def __init__(self, tokens: list[int], weights: list[float], sequence: int, seed: int) -> None:
         self.tokens, self.sequence, self.seed = tokens, sequence, seed
         self.quotas = quotas(weights)
-        self._last: tuple = (None,)  # the block looked at last: neighbours ask for the same one
-        # The offset of an epoch is below `sequence`, so a stream must hold one window more than it is said to have.
+        self._last: tuple = (None,)  # the last block, cached: neighbouring samples need the same one
+        # The offset of an epoch is below `sequence`, so a stream must hold one window more than it counts.
         self.windows = [max((length - 1) // sequence - 1, 1) for length in tokens]
         for length, quota in zip(tokens, self.quotas):
             if quota and length < sequence + 1:
@@ -96,7 +96,7 @@ class Sampler:
                 )
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each place in a block its domain, and how many of that domain stand before it in the block."""
+        """For each place in a block its domain, and the number of earlier samples of that domain in the block."""
         if self._last[0] != block:
             keys = np.array([mix(self.seed, 1, block, slot) for slot in range(BLOCK)], dtype=np.uint64)
             domains = np.repeat(np.arange(len(self.quotas)), self.quotas)[np.argsort(keys, kind="stable")]
@@ -118,5 +118,5 @@ class Sampler:
         return Window(domain, window * self.sequence + offset, epoch)
 
     def epochs(self, samples: int) -> list[float]:
-        """How often each domain will have been gone through after `samples` samples."""
+        """Epochs of each domain after `samples` samples."""
         return [samples / BLOCK * quota / windows for quota, windows in zip(self.quotas, self.windows)]

@@ -1,4 +1,4 @@
-"""Token shards on disk: raw little-endian uint16 or uint32, document boundaries beside them, checksums in the index."""
+"""Token shards on disk: raw little-endian uint16 or uint32, document boundaries in a second file, checksums in the index."""
 
 import contextlib
 import functools
@@ -60,7 +60,7 @@ def verify(root: Path, entries: list[dict], stamp: Path) -> None:
 
 
 def most_open_shards() -> int:
-    """Shards of one domain that may be mapped at a time: each holds two descriptors, of which the process is given its most."""
+    """Shards of one domain to keep mapped, two descriptors each; raises the process' soft limit to its hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
         with contextlib.suppress(ValueError, OSError):
@@ -71,7 +71,7 @@ def most_open_shards() -> int:
 
 
 class TokenStream:
-    """One domain's shards as one long sequence of tokens, memory-mapped as they are read; the least used are closed."""
+    """One domain's shards as one sequence of tokens, memory-mapped when read; the least recently used are closed."""
 
     def __init__(self, root: Path, shards: list[dict], dtype: np.dtype) -> None:
         self.root, self.shards, self.dtype = root, shards, dtype

@@ -23,7 +23,7 @@ def sample_domains() -> list[str]:
 
 
 def documents(source: Source, skip: int = 0) -> Iterator[str | Bad]:
-    """The source's documents from number `skip` on. Empty and bad ones are passed through, so that numbers stay put."""
+    """The source's documents from number `skip` on. Empty and bad ones are yielded too, so that numbers do not shift."""
     stream = _hub(source, skip) if source.hub else itertools.islice(_files(source), skip, None)
     if source.limit_documents is not None:
         stream = itertools.islice(stream, max(source.limit_documents - skip, 0))
@@ -31,7 +31,7 @@ def documents(source: Source, skip: int = 0) -> Iterator[str | Bad]:
 
 
 def check(source: Source) -> None:
-    """Raise InputError where a source is missing, empty, or begins with nothing but bad rows; before anything is written."""
+    """Raise InputError where a source is missing, empty, or begins with bad rows only."""
     first = list(itertools.islice(documents(source), LOOKED_AT))
     if not first:
         raise InputError(f"source {source.domain!r} is empty: {source.files or source.hub or source.sample}")
@@ -43,7 +43,7 @@ def check(source: Source) -> None:
 def listing(source: Source) -> list[list]:
     """[path, size in bytes, time of the last change in ns] of each file of a local source; [] of a hub's.
 
-    Names what was prepared: the same listing is the same input.
+    The same listing is taken as the same input.
     """
     if source.hub:
         return []
@@ -61,7 +61,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def check_overlap(data: Data) -> None:
-    """Raise InputError where two domains take the same text: what is held out of one would be trained on in the other."""
+    """Raise InputError where two domains share a file: its held-out text would be trained on in the other."""
     owners: dict[tuple, str] = {}
     for source in [*data.sources, *data.ood]:
         for path in [] if source.hub else paths(source):
@@ -80,23 +80,23 @@ def paths(source: Source) -> list[Path]:
                 f"it has {', '.join(sample_domains())}"
             )
         return [path]
-    found: dict[Path, Path] = {}  # by what they are: patterns may overlap, and links name a file twice
+    files: dict[Path, Path] = {}  # by resolved path: patterns may overlap, and links name a file twice
     for pattern in source.files or ():
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise InputError(f"source {source.domain!r}: no file matches {pattern!r}")
         for match in map(Path, matches):
             if match.is_file():
-                found.setdefault(match.resolve(), match)
-    if not found:
+                files.setdefault(match.resolve(), match)
+    if not files:
         raise InputError(f"source {source.domain!r}: {source.files} are directories; write a glob such as dir/*.txt")
-    return list(found.values())
+    return list(files.values())
 
 
 def piece_length(source: Source, files: list[Path]) -> int:
     """Characters above which a text file of the source becomes several documents.
 
-    A corpus in one file, or in a few, would be one document, or a few, of which none could be held out.
+    Without a limit a corpus of a few files would be a few documents, and none could be held out.
     """
     if source.document_characters is not None:
         return min(source.document_characters, readers.LONGEST)
@@ -114,7 +114,7 @@ def _files(source: Source) -> Iterator[str | Bad]:
 
 
 def _hub(source: Source, skip: int) -> Iterator[str | Bad]:
-    """A streamed hub data set. The library's many exceptions become one line each."""
+    """Stream a hub data set; the library's exceptions become InputErrors of one line."""
     try:
         import datasets
     except ImportError:

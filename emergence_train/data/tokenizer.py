@@ -1,8 +1,8 @@
-"""The tokenizer: trained here or loaded, always kept as one tokenizer.json beside the shards.
+"""Train or load the tokenizer; it is saved as tokenizer.json in the data set.
 
-A loaded one is taken as a map from text to ids and nothing else (`normalised`): what it does beyond that (cutting, padding,
-adding tokens at the ends, drawing merges at random) is taken out of the file that is kept, so that training, evaluation and
-whoever loads an exported checkpoint make the same ids of a text. Special tokens that a text spells out are text.
+A loaded tokenizer is reduced to a map from text to ids (`normalised`): truncation, padding, post-processing and BPE dropout are
+removed from the saved file, so that training, evaluation and exported checkpoints give the same ids. Special tokens spelled out
+in a text are text.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from emergence_train.errors import InputError
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 KNOWN_PADS = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
-LONGEST_RUN = 256  # characters: learning merges takes time with the square of a word's length
+LONGEST_RUN = 256  # characters: learning merges is quadratic in a word's length
 _RUN = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)|\s{{{LONGEST_RUN}}}(?=\s)")
 
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE: every text can be written in it, and its first tokens are the end of text and the 256 bytes.
+    """Train a byte-level BPE; its first tokens are the end of text and the 256 bytes, so it can encode every text.
 
-    Runs of more than LONGEST_RUN characters with or without white space (base64, rulers) are learnt from in parts.
+    Runs of more than LONGEST_RUN characters with or without white space (base64, rulers) are split.
     """
     tokenizer = Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -56,8 +56,8 @@ def _short_runs(text: str) -> Iterator[str]:
 def normalised(serialised: str) -> Tokenizer:
     """A tokenizer of the text alone, from the content of a tokenizer.json: no truncation, padding, post-processor or dropout.
 
-    Special tokens that a text spells out stay text. Where the model itself would make one of its spelling (Unigram and word
-    models have them among their pieces), a pre-tokenizer that cuts the spelling after its first character is added.
+    Special tokens spelled out in a text stay text. Where the model itself would emit one for its spelling (Unigram and word
+    models have them among their pieces), a pre-tokenizer that splits the spelling after its first character is added.
     """
     content = json.loads(serialised)
     content |= {"truncation": None, "padding": None, "post_processor": None}
@@ -79,22 +79,22 @@ def panics_as_input_errors(path: str | Path) -> Iterator[None]:
     """InputError where the library, in Rust, panics in the block: a regular expression of the tokenizer at `path` that goes back
     and forth without end is one. A panic is no Exception, and the library writes many lines to the standard error first.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         own = os.dup(2)
-        os.dup2(said.fileno(), 2)
+        os.dup2(output.fileno(), 2)
         try:
             yield
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
-            said.truncate(0)
+            output.truncate(0)
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"tokenizer {path}: cannot encode this text ({reason}); give another tokenizer") from None
         finally:
             os.dup2(own, 2)
             os.close(own)
-            said.seek(0)
-            if rest := said.read():
+            output.seek(0)
+            if rest := output.read():
                 with contextlib.suppress(OSError):
                     os.write(2, rest)
 
@@ -104,19 +104,19 @@ def _special(tokenizer: Tokenizer) -> list[str]:
 
 
 def _makes(tokenizer: Tokenizer, token: str) -> bool:
-    """Whether a text that spells out `token` gets its id."""
+    """Whether a text that contains the spelling of `token` is given its id."""
     wanted = tokenizer.token_to_id(token)
     texts = (token, f"a{token}b", f"a {token} b")
     return any(wanted in tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
 
 
 def _literal(tokenizer: Tokenizer) -> Tokenizer:
-    tokenizer.encode_special_tokens = True  # of special tokens in a text, as text; no file can say this
+    tokenizer.encode_special_tokens = True  # special tokens in a text are text; tokenizer.json cannot express this
     return tokenizer
 
 
 def load_file(path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, `normalised`."""
+    """Load a tokenizer.json, `normalised`."""
     path = Path(path)
     if path.is_dir() and (path / "tokenizer.json").is_file():
         path = path / "tokenizer.json"
@@ -132,7 +132,7 @@ def load_file(path: str | Path) -> Tokenizer:
 
 
 def load_hub(name: str) -> Tokenizer:
-    """The hub's tokenizer of this name, `normalised`."""
+    """Load a tokenizer from the hub by its name, `normalised`."""
     try:
         return normalised(Tokenizer.from_pretrained(name).to_str())
     except Exception as error:
@@ -141,10 +141,10 @@ def load_hub(name: str) -> Tokenizer:
 
 
 def end_of_text(tokenizer: Tokenizer, name: str | None = None) -> int:
-    """The id that closes every document: of the token `name`, else of the first of KNOWN_ENDS."""
+    """The end-of-text id: of the token `name`, else of the first of KNOWN_ENDS."""
     for token in [name] if name else KNOWN_ENDS:
-        if (found := tokenizer.token_to_id(token)) is not None:
-            return found
+        if (token_id := tokenizer.token_to_id(token)) is not None:
+            return token_id
     if name:
         raise InputError(f"the tokenizer has no token {name!r}; give data.tokenizer.end_of_text one of its tokens")
     raise InputError(
@@ -154,12 +154,12 @@ def end_of_text(tokenizer: Tokenizer, name: str | None = None) -> int:
 
 
 def size(tokenizer: Tokenizer) -> int:
-    """One more than the greatest id: the rows that a model needs. Ids may have holes, so it may exceed the number of tokens."""
+    """One more than the greatest id, the rows of the embedding; ids may have gaps, so it may exceed the number of tokens."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def unknown(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for whatever the tokenizer cannot write, if it has one."""
+    """The id of the unknown token; None where there is none."""
     model = json.loads(tokenizer.to_str())["model"]
     if model.get("unk_id") is not None:
         return model["unk_id"]
@@ -167,22 +167,22 @@ def unknown(tokenizer: Tokenizer) -> int | None:
 
 
 def byte_ends(text: str, offsets: list[tuple[int, int]]) -> list[int]:
-    """For each token the bytes of `text` up to its end, in UTF-8, never falling.
+    """UTF-8 bytes of `text` up to the end of each token, non-decreasing.
 
-    `offsets`: (begin, end) in characters, as the library gives them. A character that several tokens share counts with the first
-    of them, so that sums over consecutive tokens are the bytes of the text between; what stands between two tokens (white space
-    that a tokenizer drops) counts with the later one.
+    `offsets`: (begin, end) in characters, as the library returns them. A character shared by several tokens counts with the first
+    of them, and white space dropped between two tokens with the later one, so that sums over consecutive tokens are the bytes of
+    the text between.
     """
     until: Sequence[int] = range(len(text) + 1)
     if not text.isascii():
         until = list(itertools.accumulate((len(character.encode()) for character in text), initial=0))
-    found, last = [], 0
+    ends, last = [], 0
     for _, end in offsets:
         last = max(last, until[end])
-        found.append(last)
-    return found
+        ends.append(last)
+    return ends
 
 
 def fingerprint(path: Path) -> str:
-    """Names the vocabulary of a tokenizer.json in tables and shards: losses in nats a token compare only where it is the same."""
+    """A hash of the vocabulary of a tokenizer.json; losses in nats per token compare only where it is equal."""
     return hashlib.sha256(Tokenizer.from_file(str(path)).to_str().encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Batches of documents to token ids, in order, in this process or in several."""
+"""Tokenize batches of documents, in order, in this process or in several."""
 
 import collections
 import hashlib
@@ -23,35 +23,35 @@ CHARACTERS_A_TASK = 2_000_000
 
 
 def document_hash(text: str) -> int:
-    """64 bits of the text with white space folded: equal documents fall on the same side of the split."""
+    """A 64-bit hash of the text with white space collapsed: duplicates fall on the same side of the split."""
     return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
 
 
 def is_held_out(key: int, fraction: float) -> bool:
-    """Whether the document of this hash is among the `fraction` that validation keeps."""
+    """Whether the document with this hash is in the held-out `fraction`."""
     return key < fraction * 2**64
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document's ids, uint32; what validation needs of one that is held out."""
+    """Ids of a document, uint32, and what validation needs of a held-out one."""
 
     ids: np.ndarray
     key: int  # document_hash
-    byte_ends: np.ndarray | None  # of a held-out document: bytes of its text up to each token's end, int64
-    unknown: int  # tokens that stand for what the tokenizer cannot write
+    byte_ends: np.ndarray | None  # bytes of the text up to the end of each token, int64; of held-out documents
+    unknown: int  # number of unknown tokens
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch: for each row its document, or what was wrong with it."""
+    """A batch: the document of each row, or its problem."""
 
     rows: list[Document | Bad]
     text_bytes: int
 
 
 class Workers:
-    """Tokenizing processes; `count` 0 means one per CPU, 1 this process itself."""
+    """A pool of tokenizing processes; `count` 0: one per CPU, 1: this process itself."""
 
     def __init__(self, count: int, path: Path) -> None:
         self.count = count or os.cpu_count() or 1
@@ -72,7 +72,7 @@ class Workers:
             self.pool.shutdown(cancel_futures=True)
 
     def encode(self, rows: Iterable[str | Bad], fraction: float) -> Iterator[Encoded]:
-        """The rows' documents in batches, in order; at most a few batches ahead of the reader. `fraction` is held out."""
+        """The rows' documents in batches, in order; at most a few batches ahead of the consumer; `fraction` is held out."""
         if not self.pool:
             yield from (_encode(batch, fraction) for batch in _batches(rows))
             return

@@ -1,4 +1,4 @@
-"""What a run measures at a checkpoint beside the loss at each position: its tasks, and losses that compare between runs."""
+"""Evaluate a checkpoint: tasks, and losses that are comparable between tokenizers."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -15,12 +15,12 @@ from emergence_train.parallel.mesh import Mesh
 
 
 class Scores(NamedTuple):
-    rows: list[dict]  # of metrics, see evaluation.metrics
+    rows: list[dict]  # rows of metrics, see evaluation.metrics
     seconds: float
 
 
 class Evaluator:
-    """Made once a run; raises InputError where a task cannot be had."""
+    """Scores the tasks of a run; raises InputError where a task or its data are unavailable."""
 
     def __init__(self, tasks: list[TaskConfig], dataset: Dataset) -> None:
         self.dataset = dataset
@@ -37,17 +37,17 @@ class Evaluator:
 
     @property
     def notes(self) -> list[str]:
-        """What should be said once of how tasks are scored."""
+        """Notes for the log on how tasks are scored."""
         return self.suite.notes if self.suite else []
 
     @property
     def cut(self) -> int:
-        """How many requests were too long and lost the beginning of their context."""
+        """Number of requests whose context was truncated on the left."""
         return self.suite.cut if self.suite else 0
 
     def score(self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> Scores:
-        """The tasks' metrics; all ranks call it. `each_batch` is called before each batch, by all ranks alike, and may
-        raise to end it."""
+        """Score the tasks. Collective: all ranks call it; `each_batch` is called before each batch on all ranks and may
+        raise to stop."""
         return Scores(*self.suite.score(model, mesh, each_batch)) if self.suite else Scores([], 0.0)
 
     def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> pd.DataFrame:

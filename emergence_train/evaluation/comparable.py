@@ -1,4 +1,4 @@
-"""Losses that can be set side by side over tokenizers: bits per byte, and perplexity over that of a unigram model."""
+"""Losses that are comparable between tokenizers: bits per byte, and unigram-normalised perplexity."""
 
 import math
 
@@ -6,17 +6,17 @@ import numpy as np
 
 from emergence_train.data.dataset import Dataset
 
-UNIGRAM_TOKENS = 20_000_000  # of each domain's training text, counted for the unigram model
+UNIGRAM_TOKENS = 20_000_000  # training tokens of each domain counted for the unigram model
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
-    """A loss in nats per token as bits for each byte of the same text: nats x tokens / (bytes x ln 2)."""
+    """Convert nats per token to bits per byte of the same text: nats x tokens / (bytes x ln 2)."""
     return nats_per_token * tokens / (text_bytes * math.log(2))
 
 
 def log_unigram_normalised_perplexity(nats_per_token: float, unigram_nats_per_token: float) -> float:
-    """log PPLu = CE(model) - CE(unigram), nats per token (Roh et al., arXiv 2011.13220): 0 for a model that knows nothing
-    but word frequencies, below 0 for a better one."""
+    """log PPLu = CE(model) - CE(unigram), nats per token (Roh et al., arXiv 2011.13220): 0 for a model that knows only
+    token frequencies, below 0 for a better one."""
     return nats_per_token - unigram_nats_per_token
 
 

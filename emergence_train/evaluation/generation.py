@@ -1,7 +1,7 @@
-"""Greedy generation with a cache of keys and values, its batches dealt out over the ranks.
+"""Greedy generation with a key-value cache, batches distributed over the ranks.
 
-Under ZeRO-3 every forward pass gathers weights from all ranks, so all of them must run the same number: a rank whose texts are
-finished, or that has none, continues until those of the others are.
+Under ZeRO-3 every forward pass gathers weights from all ranks, so all must run the same number: a rank whose texts are finished,
+or that has none, runs until those of the others are.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def generate(
     mesh: Mesh,
     each_batch: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """The likeliest next tokens of each prompt, at most `most`, the same on every rank. All ranks call it.
+    """Generate at most `most` tokens for each prompt, greedily; the same on every rank. Collective: all ranks call it.
 
     `model` is a LanguageModel or an engine around one. `finished(ids)` says after each token whether a text is done. Prompts of
     equal length go together; a prompt and what is generated must fit in the model's max_sequence.
@@ -33,7 +33,7 @@ def generate(
         return []
     was_training = model.training
     model.eval()
-    found = torch.zeros(len(prompts), most, dtype=torch.int64, device=mesh.device)  # a token + 1; 0: none
+    generated = torch.zeros(len(prompts), most, dtype=torch.int64, device=mesh.device)  # a token + 1; 0: none
     batches = _batches(prompts)
     for number in range(mesh.data.rank, -(-len(batches) // mesh.data.size) * mesh.data.size, mesh.data.size):
         each_batch()
@@ -53,13 +53,13 @@ def generate(
             if not all_reduce_sum(torch.tensor([len(going)], device=mesh.device), mesh.data).item():
                 break
         for row in rows if real else ():
-            found[row, : len(texts[row])] = torch.tensor(texts[row], device=mesh.device) + 1
+            generated[row, : len(texts[row])] = torch.tensor(texts[row], device=mesh.device) + 1
     model.train(was_training)
-    return [[token - 1 for token in row if token] for row in all_reduce_sum(found, mesh.data).tolist()]
+    return [[token - 1 for token in row if token] for row in all_reduce_sum(generated, mesh.data).tolist()]
 
 
 def _batches(prompts: list[list[int]]) -> list[list[int]]:
-    """Numbers of prompts of equal length, ROWS at most."""
+    """Indices of prompts of equal length, ROWS at most."""
     by_length: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(number)

@@ -1,7 +1,7 @@
-"""Questions, most with several answers to choose from, and where they come from: files, or generators beside this module.
+"""Items of tasks (multiple choice, one continuation, open answers) and how they are read from files.
 
-An item is a context, its choices and which of them is right; a model is asked for the log-likelihood of each choice after
-the context. Text is kept as text: each tokenizer makes its own tokens of it.
+An item is a context, its choices and the index of the right one; a model is scored by the log-likelihood of each choice after
+the context. Items are text, tokenized by each run's tokenizer.
 """
 
 import gzip
@@ -13,12 +13,12 @@ from pathlib import Path
 from emergence_train.errors import InputError
 
 BAD = 0.05  # share of unusable items beyond which a file is refused
-UNCONDITIONAL = 1_000_000  # doc_id from which on a requests file holds choices without their context
+UNCONDITIONAL = 1_000_000  # oe_eval: from this doc_id on a requests file has choices without their context
 
 
 @dataclass(frozen=True)
 class Item:
-    """`contexts` where each choice stands after one of its own (WinoGrande)."""
+    """A multiple-choice question; `contexts` where each choice has a context of its own (WinoGrande)."""
 
     context: str
     choices: tuple[str, ...]
@@ -33,7 +33,7 @@ class Item:
 
 @dataclass(frozen=True)
 class OpenItem:
-    """A prompt and the texts that count as right. With `number` only the last number of a generation is compared."""
+    """A prompt and its accepted answers. With `number` only the last number of a generation is compared."""
 
     context: str
     answers: tuple[str, ...]
@@ -51,8 +51,10 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class AnswerTask:
-    """Contexts with their one right continuation, an Item of one choice each: LAMBADA, and gold answers to be scored in bits
-    per byte. Asked is how likely the answer is, and whether greedy generation would give it."""
+    """Contexts with one right continuation, an Item of one choice each: LAMBADA, and gold answers scored in bits per byte.
+
+    Scored by the log-likelihood of the answer, and by whether greedy generation would give it.
+    """
 
     name: str
     items: tuple[Item, ...]
@@ -61,7 +63,7 @@ class AnswerTask:
 
 @dataclass(frozen=True)
 class Task:
-    """A named list of items, and what was left out of it. `chance` is the share right by uniform guessing."""
+    """A named list of items, with a note on skipped ones. `chance` is the accuracy of uniform guessing."""
 
     name: str
     items: tuple[Item, ...]
@@ -73,12 +75,12 @@ class Task:
 
 
 def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item], str] | None = None) -> Task:
-    """The task without the items that cannot be scored (real data sets have a few), which its note counts.
+    """Return the task without the items that cannot be scored (real data sets have a few); its note counts them.
 
-    Raises InputError, with the first reason, where more than BAD of the items are such.
+    Raises InputError, with the first reason, where they are more than the share BAD.
     """
     if not items:
-        raise InputError(f"{where}: task {name!r} has no items; fill it, or leave the task out")
+        raise InputError(f"{where}: task {name!r} has no items; fill it, or remove the task")
     problem_of = problem_of or _problem
     problems = {number: problem for number, item in enumerate(items, 1) if (problem := problem_of(item))}
     if not problems:
@@ -89,7 +91,7 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
             f"{where}: item {number} of task {name!r} {problem} ({len(problems)} of "
             f"{len(items)} items cannot be scored); fix the file"
         )
-    note = f"task {name!r}: {len(problems)} of {len(items)} items left out, the first because item {number} {problem}"
+    note = f"task {name!r}: {len(problems)} of {len(items)} items skipped, the first because item {number} {problem}"
     return Task(name, tuple(item for number, item in enumerate(items, 1) if number not in problems), note)
 
 
@@ -110,14 +112,20 @@ def _no_answer(item: Item) -> str:
 
 
 def from_file(name: str, path: Path, most: int | None = None) -> Task | AnswerTask | OpenTask:
-    """Items of a JSONL file (also .gz): rows of {"context", "choices", "answer"}; or {"context", "continuation"}, the one right
-    answer; or requests as oe_eval writes them, one row a choice with {"doc_id", "idx", "label", "request": {"context",
-    "continuation"}}; or, with open answers, {"context", "answers"} where "extract": "number" compares the last number alone
-    (chains of thought)."""
+    """Read the items of a JSONL file (also .gz).
+
+    Rows are one of
+    - {"context", "choices", "answer"};
+    - {"context", "continuation"}, the one right answer;
+    - oe_eval's requests, a row per choice: {"doc_id", "idx", "label", "request": {"context", "continuation"}};
+    - {"context", "answers"}, open answers; "extract": "number" compares the last number alone (chains of thought).
+
+    Raises InputError for a missing or malformed file, naming the row.
+    """
     rows = list(_rows(path))
     if rows and "answers" in rows[0][1]:
-        found = tuple(_open_item(path, number, row) for number, row in rows[:most])
-        return OpenTask(name, found, 256 if any(item.number for item in found) else 64)
+        opened = tuple(_open_item(path, number, row) for number, row in rows[:most])
+        return OpenTask(name, opened, 256 if any(item.number for item in opened) else 64)
     if rows and "request" in rows[0][1]:
         items = _of_requests(path, rows)
     else:
@@ -180,7 +188,7 @@ def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
     for parts in documents.values():
         number, first = parts[0]
         try:
-            if len(parts) == 1:  # its idx is null, its label the texts that would be right
+            if len(parts) == 1:  # its idx is null, its label the accepted answers
                 items.append(Item(first["request"]["context"], (first["request"]["continuation"],), 0))
                 continue
             parts.sort(key=lambda part: part[1]["idx"])

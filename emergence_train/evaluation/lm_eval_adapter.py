@@ -1,7 +1,7 @@
-"""lm-eval's tasks on our model: `pip install 'emergence-train[tasks]'`, tasks named lm-eval/NAME.
+"""Run lm-eval's tasks on a Decoder: `pip install 'emergence-train[tasks]'`, tasks named lm-eval/NAME.
 
-Import this module only where lm-eval is wanted. Every rank holds every request and the batches are dealt out inside
-(scoring.score), so lm-eval itself is told of one rank. Log-likelihoods and choices equal those of lm-eval's own Hugging Face
+Imported only where a task needs it. Every rank holds every request and scoring.score distributes the batches, so lm-eval itself
+sees a world of one rank. Log-likelihoods and choices equal those of lm-eval's own Hugging Face
 backend on the same weights (tests/evaluation/test_lm_eval.py).
 """
 
@@ -27,7 +27,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.tasks import TaskManager
 except ImportError as error:
-    raise InputError("tasks of lm-eval need it installed: pip install 'emergence-train[tasks]'") from error
+    raise InputError("lm-eval is not installed: pip install 'emergence-train[tasks]'") from error
 
 NEW_TOKENS = 256
 CONTINUOUS = ("correct_choice_prob", "brier", "answer_loglik", "answer_bits_per_byte")
@@ -71,8 +71,8 @@ class EmergenceLM(TemplateLM):
         )
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts: windows of `longest` tokens, each token predicted once, the last window with as
-        much context as fits."""
+        """Log-likelihood of whole texts in windows of `longest` tokens; each token is predicted once, the last window has
+        as much context as fits."""
         windows, owner = [], []
         for number, request in enumerate(requests):
             ids = [self.end, *self.tok_encode(request.args[0])]
@@ -85,33 +85,33 @@ class EmergenceLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first stop string."""
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         groups: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
             settings = request.args[1]
             if settings.get("do_sample") or settings.get("temperature", 0):
-                raise InputError(f"lm-eval asks for sampling ({settings}); only greedy generation is offered")
+                raise InputError(f"lm-eval asks for sampling ({settings}); only greedy generation is supported")
             until = settings.get("until") or []
             until = [until] if isinstance(until, str) else list(until)
             groups.setdefault((settings.get("max_gen_toks", NEW_TOKENS), tuple(until)), []).append(number)
         for (most, until), numbers in groups.items():
             room = self.longest - most
             if room < 1:
-                raise InputError(f"a task generates up to {most} tokens, the model looks at {self.longest}")
+                raise InputError(f"a task generates up to {most} tokens, the model's context is {self.longest}")
             prompts = [self.tok_encode(requests[number].args[0])[-room:] or [self.end] for number in numbers]
             done = lambda ids, until=until: ids[-1] == self.end or any(s in self.tokens.decode(ids) for s in until)  # noqa: E731
-            made = generation.generate(self.model, prompts, most, done, self.mesh, self.each_batch)
-            for number, ids in zip(numbers, made):
+            generated = generation.generate(self.model, prompts, most, done, self.mesh, self.each_batch)
+            for number, ids in zip(numbers, generated):
                 ids = ids[: ids.index(self.end)] if self.end in ids else ids
                 text = self.tokens.decode(ids)
                 for stop in until:
                     text = text.split(stop)[0] if stop else text
-                found[number] = text
-        return found
+                texts[number] = text
+        return texts
 
 
 class Tasks(TaskManager):
-    """lm-eval's tasks, each with its data loaded once: a run asks for them at every checkpoint."""
+    """lm-eval's tasks, each with its data loaded once and reused at every checkpoint."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -121,7 +121,7 @@ class Tasks(TaskManager):
         return self._load_once(tuple(task_list))
 
     def check(self, names: list[str]) -> None:
-        """InputError for a name that is not among lm-eval's."""
+        """Raise InputError for a name that lm-eval does not have."""
         for name in names:
             if name not in self.all_tasks:
                 raise InputError(_unknown(name, self.all_tasks))
@@ -131,7 +131,7 @@ tasks = functools.cache(Tasks)
 
 
 def reach(names: list[str]) -> None:
-    """Load the tasks once, before any training: InputError where a name is unknown or its data cannot be had."""
+    """Load the tasks before training; raise InputError where a name is unknown or its data are unavailable."""
     tasks().check(names)
     for name in names:
         with _explained(name):
@@ -140,26 +140,28 @@ def reach(names: list[str]) -> None:
 
 @contextlib.contextmanager
 def _explained(names: str) -> Iterator[None]:
-    """What the data sets' library raises, as one line."""
+    """Convert an exception of the datasets library to an InputError of one line."""
     try:
         yield
     except (OSError, ConnectionError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"lm-eval task {names}: its data cannot be had ({reason}); offline, set HF_DATASETS_CACHE to a copy or "
+            f"lm-eval task {names}: its data are unavailable ({reason}); offline, set HF_DATASETS_CACHE to a copy or "
             f"give the items as a file"
         ) from error
 
 
 def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit: int | None = None) -> list[dict]:
-    """Rows of metrics as in metrics.choice_metrics: lm-eval's own accuracy or exact match, and for choices also the
-    continuous metrics of the same log-likelihoods. All ranks call it, and get the first one's: under torchrun lm-eval gives
-    the others nothing."""
+    """Run tasks of lm-eval; return rows of metrics as metrics.choice_metrics does.
+
+    The rows are lm-eval's own accuracy or exact match, and for multiple choice also the continuous metrics of the same
+    log-likelihoods. Collective: rank 0's rows are broadcast, since under torchrun lm-eval returns nothing on the others.
+    """
     tasks().check(names)
-    # lm-eval would seed torch's, numpy's and Python's random numbers, which are the training run's too.
+    # lm-eval would seed torch, numpy and Python, whose random states the training run uses.
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     with _explained(", ".join(names)), torch.no_grad():
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             lm,
             tasks=names,
             num_fewshot=shots,
@@ -169,17 +171,17 @@ def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit
             log_samples=True,
             **seeds,
         )
-    return broadcast_from_rank0(lambda: _rows(found, names))
+    return broadcast_from_rank0(lambda: _rows(results, names))
 
 
-def _rows(found: dict, names: list[str]) -> list[dict]:
+def _rows(results: dict, names: list[str]) -> list[dict]:
     rows = []
     for name in names:
-        values = found["results"][name]
+        values = results["results"][name]
         samples = [
             sample
-            for task in _leaves(name, found.get("group_subtasks", {}))
-            for sample in found["samples"].get(task, [])
+            for task in _leaves(name, results.get("group_subtasks", {}))
+            for sample in results["samples"].get(task, [])
         ]
         choices = choice_rows(name, samples)
         chance = choices[0]["chance"] if choices else 0.0
@@ -197,7 +199,7 @@ def _rows(found: dict, names: list[str]) -> list[dict]:
                     "stderr": float(stderr) if isinstance(stderr, (int, float)) else np.nan,
                     "items": len(samples),
                     "chance": chance if metric.startswith(("acc", "exact_match", "em")) else np.nan,
-                    "higher_is_better": bool(found["higher_is_better"].get(name, {}).get(metric, True)),
+                    "higher_is_better": bool(results["higher_is_better"].get(name, {}).get(metric, True)),
                 }
             )
         rows += [row for row in choices if row["metric"] in CONTINUOUS]
@@ -228,8 +230,8 @@ def choice_rows(name: str, samples: list[dict]) -> list[dict]:
 
 
 def _right(sample: dict, texts: list[str], likelihoods: np.ndarray) -> int | None:
-    """Which choice is right: the target names it by number or by text; where choices differ in the context instead (WinoGrande)
-    the target is what they share, and whether the likeliest was counted as right tells it between two."""
+    """Index of the right choice: the target has its number or its text. Where choices differ in the context instead (WinoGrande)
+    the target is their common continuation, and of two choices the right one follows from lm-eval's score of the likeliest."""
     target = str(sample["target"])
     if target.isdigit() and int(target) < len(texts):
         return int(target)

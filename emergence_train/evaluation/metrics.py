@@ -1,4 +1,4 @@
-"""From the log-likelihoods of an item's choices to metrics, each with standard error, number of items and chance level.
+"""Metrics of a task from log-likelihoods, each with standard error, number of items and chance level.
 
 acc                   the likeliest choice is the right one
 acc_norm              the same with log-likelihoods divided by the choices' characters (lm-eval's acc_norm)
@@ -6,9 +6,9 @@ correct_choice_prob   probability of the right choice, normalised over the choic
 brier                 sum over choices of (1[right] - p)^2, mean over items: uniform guessing among k gives 1 - 1/k, a
                       constant one-hot answer 2 (1 - 1/k). Some tools take the mean over choices: k times smaller
 answer_loglik         log-likelihood of the right choice, nats
-answer_bits_per_byte  the same with the sign turned, in bits for each byte of the choice
-exact_match           open answers: the generated text is one of the answers, case, width and spaces aside; where the
-                      one right continuation is given: greedy generation would give it, token for token
+answer_bits_per_byte  the negative of it in bits per byte of the choice
+exact_match           open answers: the generated text equals an answer up to case, width and spaces; one
+                      continuation: greedy generation would give it, token for token
 """
 
 import re
@@ -32,7 +32,7 @@ HIGHER_IS_BETTER = {
 def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
     """Rows of {"task", "metric", "value", "stderr", "items", "chance", "higher_is_better"}.
 
-    `log_likelihoods` holds an array of each item's choices, nats. `chance` is NaN where guessing defines none.
+    `log_likelihoods` has an array (choices,) for each item, nats. `chance` is NaN for metrics without a chance level.
     """
     each: dict[str, list[float]] = {name: [] for name in HIGHER_IS_BETTER}
     for item, values in zip(task.items, log_likelihoods):
@@ -54,8 +54,10 @@ def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
 
 
 def answer_metrics(task: AnswerTask, scores: np.ndarray) -> list[dict]:
-    """Rows, as choice_metrics has them, of a task with one right continuation an item. `scores` (items, 2): its log-likelihood
-    in nats, and 1 where every token of it is the likeliest. Guessing among a vocabulary is never right: chance 0."""
+    """Rows, as of choice_metrics, of a task with one right continuation an item.
+
+    `scores` (items, 2): log-likelihood of the continuation in nats, and 1 where every token of it is the likeliest. Chance is 0.
+    """
     size = np.array([len(item.choices[0].encode()) for item in task.items])
     each = {
         "exact_match": scores[:, 1],
@@ -69,7 +71,7 @@ def answer_metrics(task: AnswerTask, scores: np.ndarray) -> list[dict]:
 
 
 def _row(task: str, metric: str, values: Sequence[float] | np.ndarray, chance: float, higher_is_better: bool) -> dict:
-    """Mean of the items' values, with sample deviation / sqrt(items) as its standard error."""
+    """Mean over items; its standard error is the sample standard deviation / sqrt(items)."""
     stderr = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
     return {
         "task": task,
@@ -83,7 +85,7 @@ def _row(task: str, metric: str, values: Sequence[float] | np.ndarray, chance: f
 
 
 def exact_match(item: OpenItem, text: str) -> bool:
-    """Whether a generated text is right."""
+    """Whether a generated text equals one of the answers."""
     if item.number:
         numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
         return bool(numbers) and any(_number(numbers[-1]) == _number(answer) for answer in item.answers)
@@ -102,6 +104,6 @@ def _folded(text: str) -> str:
 
 
 def open_metrics(task: OpenTask, texts: list[str]) -> list[dict]:
-    """The row of a task with open answers; guessing is never right, so chance is 0."""
+    """The row of a task with open answers; chance is 0."""
     right = [float(exact_match(item, text)) for item, text in zip(task.items, texts)]
     return [_row(task.name, "exact_match", right, 0.0, True)]

@@ -29,8 +29,8 @@ def evaluate(
 ) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
-    `tasks` are names of the run's own tasks or of those that can be made (suite.KNOWN); None: the run's own. `splits`: whose
-    loss to say; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
+    `tasks` are names of the run's own tasks or of generated ones (suite.KNOWN); None: the run's own. `splits` of the returned
+    losses; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
     config = configs.load_run(run)
     folder = checkpoints.newest(run, step)
@@ -71,7 +71,7 @@ def evaluate(
 
 
 def format_result(result: dict) -> str:
-    """What the command line prints."""
+    """The table that the command line prints."""
     lines = [f"{result['run']}, step {result['step']}, {result['tokens']:,} tokens"]
     for split, loss in result["loss"].items():
         lines.append(
@@ -85,14 +85,14 @@ def format_result(result: dict) -> str:
     return "\n".join(lines)
 
 
-def chosen(of_run: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
-    """The run's tasks, or those of `names`: its own by their names, others by what they are."""
-    own = {task.name or task.task: task for task in of_run}
-    return [own.get(name, TaskConfig(task=name)) for name in names] if names else of_run
+def chosen(tasks: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
+    """The run's tasks, or those in `names`: its own by name, otherwise generated ones."""
+    own = {task.name or task.task: task for task in tasks}
+    return [own.get(name, TaskConfig(task=name)) for name in names] if names else tasks
 
 
 def load_model(config: ModelConfig, checkpoint: Path) -> LanguageModel:
-    """The model with a verified checkpoint's weights in float32, whatever ZeRO stage and world size saved it."""
+    """Load the model with a verified checkpoint's weights in float32, saved at any ZeRO stage and world size."""
     model, weights = build_model(config), checkpoints.read_weights(checkpoint)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: weight.shape for name, weight in weights.items()} != shapes:

@@ -1,4 +1,4 @@
-"""Validation: the loss at each position of held-out text, with the same number of forward passes on every rank."""
+"""Validation: loss sums by position of held-out text, with the same number of forward passes on every rank."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ IGNORED = -100
 
 
 def reduced(accumulators: dict[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:
-    """All splits' sums over the processes of `group`, in one collective."""
+    """All-reduce the sums of all splits over the processes of `group`, in one collective."""
     together = all_reduce_sum(torch.stack(list(accumulators.values())), group)
     return dict(zip(accumulators, together))
 
@@ -25,9 +25,9 @@ def validate(
 ) -> dict[str, torch.Tensor] | None:
     """[4, T] sums (count, loss, loss squared, correct) over all ranks for each split.
 
-    `stopped`, asked before each batch, ends it early with None; it must answer the same on all ranks.
-    The batches of all splits are dealt out to the ranks in turn; a rank left without one runs a batch whose targets
-    are all ignored, since under ZeRO-3 every forward pass is a collective.
+    `stopped` is called before each batch and must return the same on all ranks; where it is true, validate returns None. Batches
+    are distributed round-robin; a rank without one runs a batch whose targets are all ignored, since under ZeRO-3 every forward
+    pass is a collective.
     """
     batches = [
         (segment, range(begin, min(begin + batch, segment.end)))

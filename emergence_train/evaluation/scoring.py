@@ -1,7 +1,7 @@
 """Log-likelihoods of continuations, batched and padded, with the same number of forward passes on every rank.
 
-Requests that follow each other and begin alike, as the choices of an item do, share a row: the common beginning once, then
-what each goes on with, which sees the beginning and itself (Decoder.forward's `branches_BT`).
+Consecutive requests with a common prefix, such as the choices of an item, share a row: the prefix once, then the rest of each,
+which attends to the prefix and itself (Decoder.forward's `branches_BT`).
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from emergence_train.evaluation.positions import IGNORED
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 
-TOKENS = 16_384  # of a forward pass, each rank
+TOKENS = 16_384  # of a forward pass on each rank
 MULTIPLE = 16  # lengths are rounded up to this, so that few shapes occur
-LONGEST_SHARED = 4096  # tokens of a row that requests share: its mask grows with the square
+LONGEST_SHARED = 4096  # tokens of a shared row: its mask grows with the square
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """Requests that share their first `shared` ids, and the tokens that they take together."""
+    """Requests that share their first `shared` ids, and their tokens in total."""
 
-    requests: list[int]  # their numbers
+    requests: list[int]  # their indices
     shared: int
     length: int
 
 
 def encode(tokenizer: Tokenizer, context: str, continuation: str, end_of_text: int, longest: int) -> Request:
-    """Tokens of `context` + `continuation`, as lm-eval splits them: spaces that end the context belong to the continuation,
-    and the continuation's tokens are those of the whole text beyond the context's own. An empty context is the end of the
-    text before. What does not fit is cut off on the left."""
+    """Tokenize `context` + `continuation` as lm-eval does.
+
+    Spaces at the end of the context belong to the continuation, and the continuation's tokens are those of the whole text after
+    the number of tokens of the context. An empty context becomes an end-of-text token. Long contexts are truncated on the left.
+    """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
     whole = tokenizer.encode(bare + continuation, add_special_tokens=False).ids
     before = len(tokenizer.encode(bare, add_special_tokens=False).ids) if bare else 0
-    if not bare or len(whole) < 2:  # a lone token has nothing before it to be predicted from
+    if not bare or len(whole) < 2:  # the first token has nothing to be predicted from
         whole, before = [end_of_text, *whole], 1 if not bare else before + 1
     # Where the last characters of the context and the first of the continuation are one token, that token is scored.
     scored = max(len(whole) - before, 1)
@@ -61,7 +63,7 @@ def encode(tokenizer: Tokenizer, context: str, continuation: str, end_of_text: i
 def log_likelihoods(
     model: torch.nn.Module, requests: list[Request], mesh: Mesh, each_batch: Callable[[], None] = lambda: None
 ) -> np.ndarray:
-    """(R,) sums of log p over each request's continuation, nats, the same on every rank. All ranks call it."""
+    """(R,) log-likelihoods of the continuations, nats, the same on every rank. Collective: all ranks call it."""
     return score(model, requests, mesh, each_batch)[:, 0]
 
 
@@ -74,10 +76,10 @@ def score(
     *,
     greedy: bool = False,
 ) -> np.ndarray:
-    """(R, 2): log-likelihood in nats, and with `greedy` whether every token of the continuation is the likeliest one (1 or
-    0). That needs the logits, which take memory: leave it out where only the likelihood is wanted."""
+    """(R, 2): log-likelihood in nats, and with `greedy` 1 where every token of the continuation is the likeliest, else
+    0. `greedy` needs the logits in memory."""
     batches = _batches(_rows(requests), mesh.data.size)
-    found = torch.zeros(len(requests), 2, dtype=torch.float64, device=mesh.device)
+    scores = torch.zeros(len(requests), 2, dtype=torch.float64, device=mesh.device)
     was_training = model.training
     model.eval()
     for real, chosen in batches[mesh.data.rank :: mesh.data.size]:
@@ -99,13 +101,13 @@ def score(
                 (number, row.requests[branch - 1]) for number, row in enumerate(chosen) if branch <= len(row.requests)
             ]
             rows, of_request = torch.tensor(held, device=mesh.device).T
-            found[of_request] = sums[rows]
+            scores[of_request] = sums[rows]
     model.train(was_training)
-    return all_reduce_sum(found, mesh.data).cpu().numpy()
+    return all_reduce_sum(scores, mesh.data).cpu().numpy()
 
 
 def _rows(requests: list[Request]) -> list[Row]:
-    """A request joins the row before it where that spares tokens."""
+    """Group requests into rows: one joins the row before it where that saves tokens."""
     rows: list[Row] = []
     for number, request in enumerate(requests):
         count = len(request.ids) - 1
@@ -126,15 +128,15 @@ def _rows(requests: list[Request]) -> list[Row]:
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...], most: int) -> int:
-    """How many of the first `most` ids are the same."""
+    """Length of the common prefix, at most `most`."""
     if a[:most] == b[:most]:
         return most
     return next(i for i in range(most) if a[i] != b[i])
 
 
 def _batches(rows: list[Row], world: int) -> list[tuple[bool, list[Row]]]:
-    """The longest first, `world` at a time of one kind: all shared, or none, as under ZeRO-3 every rank must run the same
-    modules. A rank left without a batch runs one that is not real: its targets are to be ignored."""
+    """Batches, the longest first, in groups of `world` that are all shared or all not: under ZeRO-3 every rank must run the
+    same modules. A rank without a batch runs a dummy one whose targets are ignored."""
     batches: list[tuple[bool, list[Row]]] = []
     for shared in (False, True):
         of_kind: list[list[Row]] = []
@@ -154,9 +156,9 @@ def _padded(tokens: int) -> int:
 
 
 def _tensors(rows: list[Row], requests: list[Request]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """tokens, targets and branches [B, T], padded on the right: causal attention never looks there.
+    """tokens, targets and branches [B, T], padded on the right, which causal attention never sees.
 
-    Branch 0 is what is shared, branch k the k-th request of the row."""
+    Branch 0 is the shared prefix, branch k the k-th request of the row."""
     shape = len(rows), _padded(rows[0].length)
     tokens, branches = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     targets = np.full(shape, IGNORED, dtype=np.int64)

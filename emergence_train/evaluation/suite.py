@@ -1,4 +1,4 @@
-"""The tasks of a configuration, scored on a model: what a checkpoint's `evaluations` table is made of."""
+"""The tasks of a configuration, scored on a model; rows of the `evaluations` table."""
 
 import difflib
 import time
@@ -24,25 +24,25 @@ KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
 
 
 class Suite:
-    """The tasks' items as requests in the run's tokens. Building it needs no model and checks everything."""
+    """The tasks' items, tokenized as requests. The constructor checks everything and needs no model."""
 
     def __init__(self, wanted: list[TaskConfig], dataset: Dataset, longest: int) -> None:
         self.dataset, self.longest = dataset, longest
         self.tokenizer = tokenizers.load_file(dataset.root / "tokenizer.json")
         self.end = dataset.index["tokenizer"]["end_of_text"]
-        self.of_lm_eval = [one for one in wanted if one.task.startswith(LM_EVAL)]
+        self.of_lm_eval = [config for config in wanted if config.task.startswith(LM_EVAL)]
         if self.of_lm_eval:
-            from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is wanted
+            from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is used
 
-            lm_eval_adapter.reach([one.task.removeprefix(LM_EVAL) for one in self.of_lm_eval])
-        made = [self._task(one) for one in wanted if not one.task.startswith(LM_EVAL)]
-        names = [task.name for task in made] + [one.task for one in self.of_lm_eval]
+            lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL) for config in self.of_lm_eval])
+        tasks = [self._task(config) for config in wanted if not config.task.startswith(LM_EVAL)]
+        names = [task.name for task in tasks] + [config.task for config in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"tasks: {twice[0]!r} is listed twice; give one of them a name of its own")
-        self.tasks = [task for task in made if isinstance(task, items.Task)]
-        self.answer_tasks = [task for task in made if isinstance(task, items.AnswerTask)]
-        self.open_tasks = [task for task in made if isinstance(task, items.OpenTask)]
+        self.tasks = [task for task in tasks if isinstance(task, items.Task)]
+        self.answer_tasks = [task for task in tasks if isinstance(task, items.AnswerTask)]
+        self.open_tasks = [task for task in tasks if isinstance(task, items.OpenTask)]
         self.requests = self._requests(self.tasks)
         self.answers = self._requests(self.answer_tasks)
 
@@ -56,17 +56,17 @@ class Suite:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out or cut, to be said once."""
+        """Notes for the log on skipped items and truncated contexts."""
         scored: list[items.Task | items.AnswerTask] = [*self.tasks, *self.answer_tasks]
-        found = [task.note for task in scored if task.note]
+        notes = [task.note for task in scored if task.note]
         if self.cut:
             asked = len(self.requests) + len(self.answers)
-            found.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: cut on the left")
-        return found
+            notes.append(f"{self.cut} of {asked} contexts are longer than {self.longest} tokens: truncated on the left")
+        return notes
 
     @property
     def cut(self) -> int:
-        """How many requests were too long and lost the beginning of their context."""
+        """Number of requests whose context was truncated on the left."""
         return sum(len(request.ids) == self.longest + 1 for request in (*self.requests, *self.answers))
 
     def _task(self, wanted: TaskConfig) -> items.Task | items.AnswerTask | items.OpenTask:
@@ -74,8 +74,8 @@ class Suite:
         if wanted.file:
             return items.from_file(name, Path(wanted.file), wanted.items)
         if wanted.task in synthetic.GENERATORS:
-            made = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
-            return items.checked(name, made, "tasks")
+            task = synthetic.GENERATORS[wanted.task](wanted.items or 200, wanted.seed)
+            return items.checked(name, task, "tasks")
         if wanted.task == synthetic.FROM_TEXT:
             windows = np.concatenate(
                 [
@@ -85,15 +85,15 @@ class Suite:
                 ]
             )
             decode = self.tokenizer.decode
-            made = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
-            return items.checked(name, made, f"{self.dataset.root}: validation sequences too few or too short")
+            task = synthetic.continuation(wanted.items or 200, wanted.seed, windows, lambda ids: decode(ids, False))
+            return items.checked(name, task, f"{self.dataset.root}: validation sequences too few or too short")
         raise InputError(unknown(wanted.task))
 
     def score(
         self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None
     ) -> tuple[list[dict], float]:
-        """Rows of metrics (see metrics.choice_metrics) and the seconds they took. All ranks call it, and each calls
-        `each_batch` before each batch."""
+        """Return rows of metrics (see metrics.choice_metrics) and the seconds taken. Collective: all ranks call it, and each
+        calls `each_batch` before each batch."""
         began = time.monotonic()
         values = log_likelihoods(model, self.requests, mesh, each_batch) if self.requests else np.empty(0)
         rows, at = [], 0
@@ -117,14 +117,14 @@ class Suite:
             from emergence_train.evaluation import lm_eval_adapter
 
             lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, mesh, each_batch)
-            for one in self.of_lm_eval:
-                rows += lm_eval_adapter.run_tasks(lm, [one.task.removeprefix(LM_EVAL)], one.shots, one.items)
+            for config in self.of_lm_eval:
+                rows += lm_eval_adapter.run_tasks(lm, [config.task.removeprefix(LM_EVAL)], config.shots, config.items)
         return rows, time.monotonic() - began
 
     def _generated(
         self, model: LanguageModel, task: items.OpenTask, mesh: Mesh, each_batch: Callable[[], None]
     ) -> list[str]:
-        """The generated answer to each item: up to a line break, or for chains of thought to the end of the text."""
+        """Generate the answer to each item, up to a line break, or for chains of thought to the end of text."""
         longest = min(task.longest, self.longest // 2)
         prompts = [
             self.tokenizer.encode(item.context, add_special_tokens=False).ids[-(self.longest - longest) :] or [self.end]
@@ -135,15 +135,19 @@ class Suite:
         def finished(ids: list[int]) -> bool:
             return ids[-1] == self.end or (not whole and "\n" in self.tokenizer.decode(ids).lstrip("\n "))
 
-        found = generation.generate(model, prompts, longest, finished, mesh, each_batch)
-        texts = [self.tokenizer.decode(ids) for ids in found]
+        generated = generation.generate(model, prompts, longest, finished, mesh, each_batch)
+        texts = [self.tokenizer.decode(ids) for ids in generated]
         return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
 
 
 def unknown(name: str) -> str:
-    """The error line for a task that does not exist, with the names nearest to it."""
+    """The InputError for an unknown task, with the nearest names."""
     close = difflib.get_close_matches(name, KNOWN, n=3, cutoff=0.4)
-    near = "did you mean " + " or ".join(map(repr, close)) + "?" if close else "made here are " + ", ".join(KNOWN) + "."
+    near = (
+        "did you mean " + " or ".join(map(repr, close)) + "?"
+        if close
+        else "generated ones are " + ", ".join(KNOWN) + "."
+    )
     return (
         f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
         "{task: NAME, file: ITEMS.jsonl}"
@@ -159,7 +163,7 @@ def table(
 
 
 def write(directory: Path, name: str, frame: pd.DataFrame, vocabulary: str) -> Path:
-    """evaluations/`name`.parquet of a run; rows of tasks that it had and `frame` has not stay."""
+    """Write evaluations/`name`.parquet of a run; rows of tasks that are not in `frame` are kept."""
     path = directory / "evaluations" / f"{name}.parquet"
     if path.is_file():
         before = tables.read(tables.EVALUATIONS, path)

@@ -1,8 +1,8 @@
-"""Small tasks made from a seed, with nothing to download: in-context copying, modular arithmetic, word unscrambling, and
+"""Tasks generated from a seed, without a download: in-context copying, modular arithmetic, word unscrambling, and
 true against false continuations of held-out text.
 
-The first three are small kin of tasks on which emergence was reported (in-context learning; modified arithmetic and word
-unscrambling of BIG-bench). The fourth is one that tiny models can learn something of.
+The first three are small versions of tasks on which emergence was reported (in-context learning; modified arithmetic and word
+unscrambling of BIG-bench). The fourth is easy enough for tiny models.
 """
 
 import random
@@ -28,17 +28,17 @@ MODULUS = 5
 
 
 def copying(items: int, seed: int) -> list[Item]:
-    """A list of words is begun a second time: which word comes next? The wrong choices stand in the list too."""
+    """A list of words starts a second time: which word comes next? The wrong choices are in the list too."""
     draw = random.Random(f"copying/{seed}")
-    made = []
+    drawn = []
     for _ in range(items):
         words = draw.sample(WORDS, 5)
         place = draw.randrange(1, 5)
         wrong = [word for number, word in enumerate(words) if number not in (place, place - 1)]
         choices = [words[place], *draw.sample(wrong, CHOICES - 1)]
         context = " ".join(words) + "\n" + " ".join(words) + "\n" + " ".join(words[:place])
-        made.append(_shuffled(context, [" " + word for word in choices], draw))
-    return made
+        drawn.append(_shuffled(context, [" " + word for word in choices], draw))
+    return drawn
 
 
 def modular_addition(items: int, seed: int) -> list[Item]:
@@ -48,13 +48,13 @@ def modular_addition(items: int, seed: int) -> list[Item]:
     def line(a: int, b: int) -> str:
         return f"{a} + {b} = {(a + b) % MODULUS}"
 
-    made = []
+    drawn = []
     for _ in range(items):
         pairs = [(draw.randrange(MODULUS), draw.randrange(MODULUS)) for _ in range(SHOTS + 1)]
         *shots, (a, b) = pairs
         context = f"modulo {MODULUS}\n" + "\n".join(line(*shot) for shot in shots) + f"\n{a} + {b} ="
-        made.append(Item(context, tuple(f" {r}" for r in range(MODULUS)), (a + b) % MODULUS))
-    return made
+        drawn.append(Item(context, tuple(f" {r}" for r in range(MODULUS)), (a + b) % MODULUS))
+    return drawn
 
 
 def unscrambling(items: int, seed: int) -> list[Item]:
@@ -68,23 +68,23 @@ def unscrambling(items: int, seed: int) -> list[Item]:
             draw.shuffle(letters)
         return "".join(letters)
 
-    made = []
+    drawn = []
     for _ in range(items):
         *shots, word = draw.sample(four, SHOTS + 1)
         others = [other for other in four if sorted(other) != sorted(word) and other not in shots]
         wrong = draw.sample(others, CHOICES - 1)
         context = "\n".join(f"{scrambled(shot)} -> {shot}" for shot in shots) + f"\n{scrambled(word)} ->"
-        made.append(_shuffled(context, [f" {choice}" for choice in (word, *wrong)], draw))
-    return made
+        drawn.append(_shuffled(context, [f" {choice}" for choice in (word, *wrong)], draw))
+    return drawn
 
 
 def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[list[int]], str]) -> list[Item]:
-    """Held-out text (`windows` (n, T) of token ids) and four continuations: its own, and three from other texts."""
+    """Held-out text (`windows` (n, T) of token ids) with four continuations: its own, and three of other texts."""
     draw = random.Random(f"continuation/{seed}")
     context, length = min(24, windows.shape[1] // 2), min(8, windows.shape[1] // 4)
-    made: list[Item] = []
+    drawn: list[Item] = []
     for _ in range(20 * items):
-        if len(made) == items or windows.shape[1] <= context + length or len(windows) < CHOICES:
+        if len(drawn) == items or windows.shape[1] <= context + length or len(windows) < CHOICES:
             break
         rows = draw.sample(range(len(windows)), CHOICES)
         starts = [draw.randrange(windows.shape[1] - context - length) for _ in rows]
@@ -95,12 +95,12 @@ def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[l
             and all(text.strip() for text in texts)
             and "\ufffd" not in before + "".join(texts)
         ):
-            made.append(_shuffled(before, texts, draw))
-    return made
+            drawn.append(_shuffled(before, texts, draw))
+    return drawn
 
 
 def _shuffled(context: str, choices: list[str], draw: random.Random) -> Item:
-    """The item with its choices in random order; the first given is right."""
+    """The item with its choices in random order; the first of `choices` is right."""
     right = choices[0]
     order = draw.sample(choices, len(choices))
     return Item(context, tuple(order), order.index(right))

@@ -1,1 +1,1 @@
-"""What goes wrong while training, noticed and answered: signals, lost processes, bad numbers."""
+"""Faults during training, detected and handled: signals, lost processes, anomalies of the loss."""

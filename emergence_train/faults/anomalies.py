@@ -1,6 +1,6 @@
-"""Numbers that go wrong: losses and gradients that are not finite, spikes of the loss, replicas that drift apart.
+"""Anomalies: losses and gradients that are not finite, loss spikes, diverged replicas.
 
-Every decision follows from numbers that are already summed over all ranks, so all ranks decide alike without asking.
+Every decision follows from numbers that are already reduced over all ranks, so all ranks decide alike without communication.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from emergence_train.config import Faults
 from emergence_train.errors import InputError
 from emergence_train.parallel.ranks import all_gather_objects
 
-WINDOW = 64  # losses that a spike is measured against
-LEAST = 16  # of them before anything is called a spike
-FLOOR = 0.01  # of the median: the least a standard deviation is taken for, when a loss hardly moves
+WINDOW = 64  # losses in the window that a spike is compared with
+LEAST = 16  # losses needed before anything is a spike
+FLOOR = 0.01  # lower bound of the standard deviation, as a share of the median
 
 
 @dataclass(frozen=True)
 class Event:
-    """What was wrong with a step and what is done about it: log, skip, rewind or stop."""
+    """An anomaly of a step and the action taken: log, skip, rewind or stop."""
 
     kind: str  # not_finite or spike
     action: str
@@ -33,19 +33,19 @@ class Event:
 
 
 class AnomalyDetector:
-    """Looks at each step's loss and gradient norm; its state is the window of losses, which a restart gives back."""
+    """Checks each step's loss and gradient norm; its state is the window of losses, restored by `restart`."""
 
     def __init__(self, faults: Faults, recent: list[float]) -> None:
         self.faults = faults
         self.restart(recent)
 
     def restart(self, recent: list[float]) -> None:
-        """Forget everything but the losses of steps before the one that is next."""
+        """Reset the state to the losses of the steps before the next one."""
         self.window = deque(recent, WINDOW)
         self.skips_in_a_row = 0
 
     def spike(self, loss: float) -> str | None:
-        """Why a finite loss is a spike: more than spike_deviations above the median of the last 64.
+        """Reason why a finite loss is a spike, more than spike_deviations above the median of the last 64; or None.
 
         The deviation is 1.4826 x the median absolute deviation, which one outlier in the window does not move.
         """
@@ -59,18 +59,18 @@ class AnomalyDetector:
         return f"loss {loss:.4g}, the last {len(self.window)} have median {middle:.4g}; the limit is {limit:.4g}"
 
     def __call__(self, loss: float, grad_norm: float | None, applied: bool) -> Event | None:
-        """The event of a step, or None. `applied` False: the update was left out."""
+        """The event of a step, or None. `applied` False: the update was skipped."""
         event = self._event(loss, grad_norm, applied)
         self.skips_in_a_row = 0 if applied else self.skips_in_a_row + 1
         if event is None or event.action == "log":
-            self.window.append(loss)  # what is believed of a spike is decided by the median
+            self.window.append(loss)  # the median decides whether a spike is a new level
         if event is not None and self.skips_in_a_row >= self.faults.give_up_after:
             return Event(event.kind, "stop", f"{event.reason}; {self.skips_in_a_row} steps in a row were skipped")
         return event
 
     def _event(self, loss: float, grad_norm: float | None, applied: bool) -> Event | None:
         if self.faults.spike == "skip" and not applied and (reason := self.spike(loss)):
-            return Event("spike", "skip", reason)  # its gradient was made not finite on purpose
+            return Event("spike", "skip", reason)  # its gradient was set to NaN on purpose
         what = "loss" if not math.isfinite(loss) else "gradient"
         bad = what == "loss" or (grad_norm is not None and not math.isfinite(grad_norm))
         reason = None if bad else self.spike(loss)
@@ -80,12 +80,12 @@ class AnomalyDetector:
             return None
         action = self.faults.not_finite
         if action == "skip" and applied:
-            action = "stop"  # the update was made: the weights are not to be trusted
+            action = "stop"  # the update was applied: the weights may be damaged
         return Event("not_finite", action, f"{what} not finite")
 
 
 class SkippedBatches:
-    """Batches that no step trains on, since a rewind went back over them. rewinds.json of the run remembers.
+    """Batches that no step trains on, because a rewind skipped them; stored in the run's rewinds.json.
 
     The batch of a step is the (step - 1)-th of those not skipped: still a pure function, of the run's directory.
     """
@@ -99,12 +99,12 @@ class SkippedBatches:
                 [(int(r["step"]), int(r["first_batch"]), int(r["last_batch"])) for r in self.rewinds]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(
-                    f"{self.path}: cannot be read ({error}); restore it: it says which batches this run has skipped"
+                    f"{self.path}: cannot be read ({error}); restore it: it lists the batches that this run has skipped"
                 ) from None
         self._ranges()
 
     def batch(self, step: int) -> int:
-        """The batch, from 0, that `step` trains on."""
+        """Index of the batch, from 0, that `step` trains on."""
         number = step - 1
         for first, last in self.ranges:
             if number < first:
@@ -124,7 +124,7 @@ class SkippedBatches:
         files.write_json(self.path, {"rewinds": self.rewinds})
 
     def _ranges(self) -> None:
-        """The skipped batches as disjoint ranges in order; one rewind may go back over another."""
+        """The skipped batches as disjoint ranges in order; one rewind may cover another."""
         self.ranges: list[tuple[int, int]] = []
         for first, last in sorted((r["first_batch"], r["last_batch"]) for r in self.rewinds):
             if self.ranges and first <= self.ranges[-1][1] + 1:
@@ -134,9 +134,9 @@ class SkippedBatches:
 
 
 def diverged_replicas(model: torch.nn.Module) -> list[int]:
-    """Ranks whose copy of the model differs, bit for bit, from that of most ranks.
+    """Ranks whose copy of the model differs in any bit from that of the majority.
 
-    Under ZeRO-3 only what every rank holds whole (norms and other small weights) can be compared.
+    Under ZeRO-3 only the parameters that every rank holds in full (norms and other small weights) are compared.
     """
     digest = hashlib.sha256()
     for parameter in model.parameters():

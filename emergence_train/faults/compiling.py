@@ -1,10 +1,10 @@
-"""torch.compile and signals: once a stop is requested, a process breaks off what it compiles and runs that part uncompiled.
+"""torch.compile and signals: once a stop is requested, a process aborts its compilation and runs that frame uncompiled.
 
-Validation compiles the blocks anew, for minutes where they are many and the cache is cold: longer than a launcher waits
-between SIGTERM and SIGKILL. Compilation is mostly Python, or waits for a compiler or a worker process; an exception in it,
-raised by the signal's handler in the main thread, ends it, and torch.compile then runs the frame as it stands. So every rank
-does the collectives that the others expect, comes round, and saves. (What the first step compiles needs none of this: there is
-nothing to save, and the process leaves at once.)
+Validation compiles the blocks again, for minutes where they are many and the cache is cold: longer than a launcher waits
+between SIGTERM and SIGKILL. Compilation is mostly Python, or waits for a compiler or a worker process; an exception raised in
+it by the signal handler in the main thread ends it, and torch.compile then runs the frame eagerly. So every rank takes part in
+the collectives that the others expect, reaches the end of the step, and saves. (Compilation in the first step is not affected:
+there is nothing to save, and the process exits at once.)
 """
 
 import logging
@@ -15,11 +15,11 @@ import torch
 
 
 class BrokenOff(Exception):
-    """In the middle of a compilation: torch.compile takes it for a failure of its own."""
+    """Raised inside a compilation, which torch.compile treats as a failure of its own."""
 
 
 class Compilations:
-    """Whether the main thread compiles now. Once a stop is requested, it compiles no more."""
+    """Tracks whether the main thread is compiling; once a stop is requested, compilation is aborted."""
 
     def __init__(self) -> None:
         self.now = False
@@ -27,7 +27,7 @@ class Compilations:
         self.handler: Any = None  # torch's, while it is listened to
 
     def listen(self) -> None:
-        """From now on, until close()."""
+        """Register the callbacks, until close()."""
         from torch._dynamo.callback import callback_handler
 
         self.handler = callback_handler
@@ -41,7 +41,7 @@ class Compilations:
             self.handler = None
 
     def break_off(self) -> None:
-        """Called in the main thread, by the handler of a signal; raises BrokenOff where something is being compiled."""
+        """Called by the signal handler in the main thread; raises BrokenOff during a compilation."""
         if self.handler is None:
             return
         self.over = True
@@ -59,5 +59,5 @@ class Compilations:
 
     def _raise(self) -> None:
         torch._dynamo.config.suppress_errors = True
-        logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)  # it would tell of this as of an error, at length
+        logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)  # it would log this as an error, at length
         raise BrokenOff

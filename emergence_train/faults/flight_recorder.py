@@ -1,8 +1,8 @@
-"""torch's flight recorder: the last collectives of a process, which of them had begun and which had ended.
+"""torch's flight recorder: the last collectives of a process, and which of them had started and completed.
 
-When the watchdog has a verdict every rank writes its own to stacks/flight-RANK in the run directory; torch does the same by
-itself where NCCL finds a collective timed out. `torchfrtrace RUN/stacks -p flight-` compares NCCL's over the
-ranks. The files are pickles, torch's format for that tool; nothing here reads them.
+When the watchdog has a verdict every rank writes its own to stacks/flight-RANK in the run directory; torch does so by itself
+where a collective of NCCL timed out. `torchfrtrace RUN/stacks -p flight-` compares NCCL's records over the ranks. The files
+are pickles, torch's format for that tool; nothing here reads them.
 """
 
 import contextlib
@@ -10,17 +10,17 @@ import os
 import threading
 from pathlib import Path
 
-STACKS = "stacks"  # in the run directory: where each rank stood when the run was ended
+STACKS = "stacks"  # in the run directory: stacks and collectives of each rank when the run was ended
 PREFIX = "flight-"
-SECONDS = 3.0  # for a record to be taken: it asks the device, which may not answer
+SECONDS = 3.0  # seconds for a record: it queries the device, which may not answer
 
 
 def prepare(run: Path, nccl: bool) -> None:
-    """Before the process group is made; the environment wins. gloo needs nothing."""
+    """Set the flight recorder's variables before init_process_group; set ones are kept. gloo needs none."""
     if not nccl:
         return
     path = str((run / STACKS / PREFIX).absolute())
-    # Each by the name that torch knows now and by the one before (torch 2.8 and older).
+    # Each by its current name and by that of torch 2.8 and older.
     settings = {
         "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
@@ -42,7 +42,7 @@ def write(run: Path, rank: int, nccl: bool) -> Path | None:
 
     take = getattr(_distributed_c10d, "_dump_nccl_trace" if nccl else "_dump_fr_trace", None)
     path = run / STACKS / f"{PREFIX}{rank}"
-    if take is None:  # a build of torch that does not record
+    if take is None:  # a build of torch without the recorder
         return None
 
     def work() -> None:

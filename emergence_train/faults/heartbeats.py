@@ -39,14 +39,14 @@ class Heartbeats:
             self._set("verdict", None)
 
     def beat(self, sign: dict[str, Any]) -> None:
-        """This rank's sign of life; its `n` grows, but for the last one's, -1."""
+        """This rank's heartbeat; its `n` grows, but for the last one's, -1."""
         self._set(str(self.rank), sign)
 
     def read(self, ranks: Iterable[int]) -> tuple[dict[int, dict[str, Any]], Verdict | None]:
         """The signs of `ranks`, without those that gave none yet, and the verdict if there is one; in one request."""
-        found = self._get([str(rank) for rank in ranks] + ["verdict"])
-        verdict = found.pop("verdict", None)
-        return {int(name): sign for name, sign in found.items()}, Verdict(**verdict) if verdict else None
+        values_by_name = self._get([str(rank) for rank in ranks] + ["verdict"])
+        verdict = values_by_name.pop("verdict", None)
+        return {int(name): sign for name, sign in values_by_name.items()}, Verdict(**verdict) if verdict else None
 
     def publish(self, verdict: Verdict) -> None:
         """Rank 0's verdict is everyone's."""
@@ -75,11 +75,11 @@ class Heartbeats:
             else:
                 names = [name for name in names if self.store.check([self.prefix + name])]
         values = self.store.multi_get([self.prefix + name for name in names]) if names else []
-        found = {}
+        values_by_name = {}
         for name, value in zip(names, values):
             if hmac.compare_digest(value[:DIGEST], self._sign(name, value[DIGEST:])):
-                found[name] = json.loads(value[DIGEST:])
-        return found
+                values_by_name[name] = json.loads(value[DIGEST:])
+        return values_by_name
 
     def _sign(self, name: str, payload: bytes) -> bytes:
         return hmac.digest(self.secret, f"{self.prefix}{name}\n".encode() + payload, "sha256")

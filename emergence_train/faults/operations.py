@@ -99,11 +99,11 @@ def stragglers(before: Mapping[int, Mapping], after: Mapping[int, Mapping]) -> l
             break
     else:
         return []
-    found = []
+    slow = []
     for rank, behind in sorted(late.items()):
         worst = max(range(k + 1), key=lambda part: took[rank][part] - usual[part])
-        found.append(Straggler(rank, STEP[worst], behind, behind / step))
-    return found
+        slow.append(Straggler(rank, STEP[worst], behind, behind / step))
+    return slow
 
 
 def _of(times: Mapping, operation: str) -> Times:

@@ -1,10 +1,10 @@
 """SIGTERM and SIGUSR1 (Slurm's warning): save, then end with exit code 75, wherever the program is.
 
-A signal handler of Python runs only between bytecodes, so a process that waits in a collective would not hear it. The
-operating system's part of the handler writes to a pipe, and a thread reads that pipe whatever the main thread does. The
-loop asks `requested`, tells the other ranks through the sums that are reduced anyway, saves and raises Stopped. Where
-nothing has been trained since the last durable checkpoint (start, loading, compiling), or where the loop does not come
-round within GRACE_SECONDS (a collective that hangs), the thread ends the process itself. A compilation is broken off.
+A signal handler of Python runs only between bytecodes, so not while the main thread waits in a collective. The C part of the
+handler writes to a pipe (signal.set_wakeup_fd), and a thread reads that pipe independently of the main thread. The training
+loop reads `requested`, sends it to the other ranks with the sums that are reduced anyway, saves and raises Stopped. Where
+nothing has been trained since the last durable checkpoint (start, loading, compiling), or where the step does not end within
+GRACE_SECONDS (a collective that hangs), the thread ends the process itself. A compilation is aborted.
 """
 
 import os
@@ -23,13 +23,13 @@ GRACE_SECONDS = 20.0  # torchrun and Slurm kill 30 s after SIGTERM
 
 
 class StopSignal:
-    """Listens from its making until close(). Only the main thread may make one; elsewhere it never hears anything."""
+    """Listens from construction until close(). Only the main thread receives signals; made elsewhere it does nothing."""
 
     def __init__(self, is_rank0: bool, log: Callable[[str], None]) -> None:
         self.is_rank0, self.log = is_rank0, log
         self.compilations = Compilations()
         self.requested = False
-        self.exposed = False  # there are steps that no durable checkpoint holds, and the loop will come round
+        self.exposed = False  # there are steps after the last durable checkpoint, and the loop will see the request
         self.answered = False  # the loop has seen it and is saving
         self.on_leave: Callable[[str, int], None] = lambda words, code: None  # tells the other ranks why this one goes
         self._name = ""
@@ -44,7 +44,7 @@ class StopSignal:
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def stopped(self, step: int) -> Stopped:
-        """What to raise once a requested stop has saved `step`."""
+        """The exception to raise once `step` is saved."""
         name = self._name or "a signal to another process"
         error = Stopped(f"{name}: saved at step {step}; run the same command to resume from there")
         error.already_reported = not self.is_rank0
@@ -53,7 +53,7 @@ class StopSignal:
     def close(self) -> None:
         self.compilations.close()
         for number, handler in self._before.items():
-            # Launchers send a signal more than once: the exit code is to be the one that says that all is saved.
+            # Launchers send a signal more than once: the exit code must stay that of a saved run.
             signal.signal(number, signal.SIG_IGN if self.requested else handler)
         if self._before:
             signal.set_wakeup_fd(self._fd)
@@ -78,7 +78,7 @@ class StopSignal:
         self._leave("nothing trained since the last checkpoint; run the same command to resume from there")
 
     def _closed_within(self, seconds: float) -> bool:
-        """Whether the loop has come round and closed the pipe; more signals change nothing."""
+        """Wait until the loop has ended and closed the pipe; further signals are ignored."""
         until = time.monotonic() + seconds
         self._read.settimeout(1.0)
         while time.monotonic() < until:
@@ -87,12 +87,12 @@ class StopSignal:
                     return True
             except TimeoutError:
                 main = threading.main_thread().ident
-                if self.compilations.now and main is not None:  # it has swallowed the exception: it gets another
+                if self.compilations.now and main is not None:  # it has caught the exception: raise another
                     signal.pthread_kill(main, signal.SIGUSR1)
         return False
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Python's part of the handler, in the main thread: the listening thread does all else."""
+        """The Python handler, in the main thread; the listening thread does the rest."""
         if self.exposed:
             self.compilations.break_off()
 

@@ -1,6 +1,6 @@
 """A process that is killed, stopped, hangs or fails ends the others in bounded time, with one line that names it.
 
-A thread of each rank writes a sign of life to the store of the process group every second: how many operations its
+A thread of each rank writes a heartbeat to the store of the process group every second: how many operations its
 main thread has begun, which, for how long it has been in it, and now and then what all of them took. Rank 0 reads everyone's
 and publishes a verdict; the others read the verdict, and rank 0's sign, since it may be rank 0 that is gone. Work is
 proportional to the ranks: two requests a second of each.
@@ -13,7 +13,7 @@ proportional to the ranks: two requests a second of each.
 Each rank also leaves torch's record of its last collectives (flight_recorder.py). Nothing that the threads do imports a module:
 the main thread may be in the middle of importing it.
 
-A lone process has no peers and no watchdog.
+A single process has no peers and no watchdog.
 """
 
 import collections
@@ -58,7 +58,7 @@ class Watchdog:
         self.alarmed = False  # a connection broke: who is silent now is gone
         self.seen: dict[int, dict] = {}  # of each rank its last sign and when it came
         self.compared: tuple[float, dict] = (time.monotonic(), {})  # when, and everyone's times then
-        self.found: collections.deque[Straggler] = collections.deque(maxlen=100)
+        self.new_stragglers: collections.deque[Straggler] = collections.deque(maxlen=100)
         self.thread = None
         if mesh.world.size > 1:
             # A connection of its own: the main thread may be waiting on the other.
@@ -82,21 +82,21 @@ class Watchdog:
         self.operations.begin(operation, step)
 
     def stragglers(self) -> list[Straggler]:
-        """Ranks found slow since the last call; rank 0 knows."""
-        return [self.found.popleft() for _ in range(len(self.found))]
+        """Ranks seen to be slow since the last call; rank 0 knows."""
+        return [self.new_stragglers.popleft() for _ in range(len(self.new_stragglers))]
 
     def explain(self, error: BaseException, stop_requested: Callable[[], bool]) -> BaseException:
         """What to raise for an error of this rank: itself, or what has ended the peer that caused it.
 
-        `stop_requested`: whether this process got a signal to stop. A launcher that has lost one process stops the others, and
-        must not be kept waiting for the name of the one it knows.
+        `stop_requested`: whether this process received a signal to stop. A launcher that has lost a process stops the others, and
+        must not be kept waiting for the name of a process it knows.
         """
         if self.thread is None:
             return error
         if getattr(error, "already_reported", None) is not None:  # every rank raises it
             self._say_goodbye(None)
             return error
-        # "Connection closed by peer" and its like: whose, the watchdog knows soon. A bug has no peer to blame.
+        # For "connection closed by peer" and the like the watchdog soon names the peer; other errors are this rank's own.
         if is_communication_error(error):
             self.alarmed = True
             until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
@@ -120,7 +120,7 @@ class Watchdog:
             self._say_goodbye(words, code)
 
     def close(self) -> None:
-        """All is done: the others are not to miss this rank."""
+        """Stop the watchdog; the other ranks no longer expect heartbeats of this rank."""
         if self.thread is not None and not self.ending.is_set():
             self._say_goodbye(None)
 
@@ -156,7 +156,7 @@ class Watchdog:
                 self._end(Verdict(gone))
 
     def _guard(self) -> None:
-        """The store does not answer where the process that holds it is stopped, and torch waits for it for ever."""
+        """End the process where the store does not answer: the process that hosts it may be stopped, and torch waits for ever."""
         while not self.ending.wait(self.interval) and not self.decided.is_set():
             silent = time.monotonic() - self.answered
             if silent > self.silent:
@@ -187,7 +187,7 @@ class Watchdog:
         absent = next((rank for rank in watched if rank not in self.seen), None)
         if absent is not None:  # all have joined, but not everyone has given a first sign
             late = now - self.began > self.silent
-            return self._publish(Verdict(f"rank {absent} has joined and given no sign of life since")) if late else None
+            return self._publish(Verdict(f"rank {absent} has joined and sent no heartbeat since")) if late else None
         if self.mesh.is_rank0 and now - self.compared[0] > COMPARE_SECONDS:
             self._compare(now)
         return self._publish(self._judge(now))
@@ -200,7 +200,7 @@ class Watchdog:
     def _compare(self, now: float) -> None:
         times = {rank: sign["times"] for rank, sign in self.seen.items()}
         if self.compared[1]:
-            self.found.extend(stragglers(self.compared[1], times))
+            self.new_stragglers.extend(stragglers(self.compared[1], times))
         self.compared = (now, times)
 
     def _judge(self, now: float) -> Verdict | None:
@@ -213,7 +213,7 @@ class Watchdog:
             silent = now - sign["came"]
             if silent > (min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent):
                 return Verdict(
-                    f"rank {rank} has given no sign of life for {silent:.0f} s, killed or stopped; {_place(sign)}"
+                    f"rank {rank} has sent no heartbeat for {silent:.0f} s, killed or stopped; {_place(sign)}"
                 )
         if self.mesh.is_rank0 and present and all(sign["for"] > self._limit(sign) for sign in present.values()):
             rank, sign = min(present.items(), key=lambda item: item[1]["ops"])
@@ -273,7 +273,7 @@ class Watchdog:
             with open(self.run / STACKS / f"rank-{self.mesh.world.rank}.txt", "w") as file:
                 faulthandler.dump_traceback(file)
         except OSError:
-            pass  # a full disk is no reason not to end
+            pass  # a full disk must not keep the process from exiting
 
     def _own_place(self) -> str:
         own = self.operations.sign()

@@ -1,4 +1,4 @@
-"""What every model has: its section of the configuration, which says how large it is."""
+"""Base class of a model's section of the configuration: its sizes."""
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ class ModelConfig(Section):
     max_sequence: int = Field(default=2048, ge=1, description="longest sequence that the model takes, tokens")
 
     def non_embedding_parameters(self) -> int:
-        """Parameters outside the embedding and the output head: the N of scaling laws, and `params` in our tables."""
+        """Parameters outside the embedding and the output head: the N of scaling laws, and `params` in the tables."""
         raise NotImplementedError
 
     def parameters(self) -> int:
@@ -27,7 +27,7 @@ class ModelConfig(Section):
     def flops_per_token(self, sequence: int) -> float:
         """FLOPs of forward and backward per trained token, an addition and a multiplication being two.
 
-        Recomputation is not counted: it is the work that the model asks for, not what an implementation spends.
+        Recomputation is not counted: these are the FLOPs of the model, not of an implementation.
         """
         raise NotImplementedError
 

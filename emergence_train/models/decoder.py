@@ -1,7 +1,7 @@
 """The decoder: embedding, blocks of attention and SwiGLU with RMSNorm before each, output head with its loss.
 
 Shapes: B sequences, T tokens, D width, H query heads, K key/value heads, d head dimension, V vocabulary.
-The residual stream is carried beside each block's output so that the kernel which adds the two also normalises the sum.
+Residual stream and block output are passed separately, so that one kernel adds the two and normalises the sum.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
-        # Nobody else reads the projection: queries and keys are rotated where they lie (a hook on qkv would see them so).
+        # Nothing else reads the projection: queries and keys are rotated in place (a hook on qkv would see them so).
         heads = rotary_attention(
             self.qkv(x_BTD),
             *angles,
@@ -87,13 +87,13 @@ class Attention(nn.Module):
         return self.out(heads.reshape(x_BTD.shape))
 
     def masked(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], seen_B1TT: Tensor) -> Tensor:
-        """The same where any mask says what a query (row) sees: PyTorch's attention, which takes one."""
+        """forward with an arbitrary mask (query rows, key columns), by PyTorch's attention."""
         q, k, v = (t.transpose(1, 2) for t in self.project(x_BTD, angles))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_B1TT, enable_gqa=self.heads != self.kv_heads)
         return self.out(out.transpose(1, 2).reshape(x_BTD.shape))
 
     def extend(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: "Cache", block: int) -> Tensor:
-        """The same for positions that follow those in the cache, which grows by them."""
+        """forward for positions that follow those in the cache; appends them to it."""
         q, k, v = self.project(x_BTD, angles)
         k, v = cache.extend(block, k.transpose(1, 2), v.transpose(1, 2))
         out = F.scaled_dot_product_attention(
@@ -115,7 +115,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """residual += attention(norm(residual)); residual += swiglu(norm(residual)), the additions one step late."""
+    """residual += attention(norm(residual)); residual += swiglu(norm(residual)), each addition done by the next norm."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Block(nn.Module):
 
 
 class Cache:
-    """Keys and values of the positions so far, for each block [B, K, T, d]: each new token then costs one position."""
+    """Keys and values of the positions so far, of each block [B, K, T, d]."""
 
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}
@@ -209,7 +209,7 @@ class Decoder(LanguageModel):
         return x, residual
 
     def _forward_branches(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A branch's positions go on from the row's beginning."""
+        """forward with branches; positions of a branch continue those of the prefix."""
         T, device = tokens_BT.shape[1], tokens_BT.device
         index_T = torch.arange(T, device=device)
         begins_BT = branches_BT != torch.cat([torch.zeros_like(branches_BT[:, :1]), branches_BT[:, :-1]], 1)
@@ -235,7 +235,7 @@ class Decoder(LanguageModel):
         return x, residual
 
     def _decode_step(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
-        """A part of forward(), not a method to call: under ZeRO-3 the weights are there only inside the root's forward."""
+        """The cached part of forward(), not to be called alone: under ZeRO-3 weights are gathered in the root's forward."""
         before, count = cache.length, tokens_BT.shape[1]
         if before and count > 1:
             raise ValueError("after a prompt, tokens come one at a time")

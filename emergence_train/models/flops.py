@@ -1,7 +1,7 @@
 """The matrix rates of devices; how many FLOPs a model takes, its own section says (config.py)."""
 
 # Dense bf16 matrix rates of the vendors' data sheets (no sparsity), FLOP/s, by a part of the device's name.
-# The first that matches is taken, so the more particular names stand first.
+# The first match is used, so specific names come first.
 PEAK_BF16 = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -12,5 +12,5 @@ PEAK_BF16 = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The dense bf16 peak of a device, FLOP/s, or None where we know none (then there is no MFU to speak of)."""
+    """The dense bf16 peak of a device, FLOP/s, or None where it is unknown (then MFU is not logged)."""
     return next((peak for name, peak in PEAK_BF16.items() if name in device_name), None)

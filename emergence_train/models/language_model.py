@@ -1,4 +1,4 @@
-"""What every model's module has: the forward pass that training and evaluation call, and its initial weights."""
+"""Base class of the models: the forward pass that training and evaluation call, and initial weights."""
 
 import contextlib
 import hashlib
@@ -35,8 +35,8 @@ class LanguageModel(nn.Module):
         """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position), or with `cache`
         the logits [B, V] after the last of `tokens_BT`, which follow what the cache holds.
 
-        `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps each document to itself.
-        `branches_BT`: 0 for a row's beginning, then 1, 2, ... for texts that each follow it and do not see each other.
+        `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
+        `branches_BT`: 0 for a row's prefix, then 1, 2, ... for continuations, which attend to the prefix and themselves.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""What every optimizer has: its section of the configuration, which builds it."""
+"""Base class of an optimizer's section of the configuration, which builds the optimizer."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,15 @@ if TYPE_CHECKING:  # a configuration is read without torch
 class OptimizerConfig(Section):
     """Base class. A kind is a subclass in a file of its own and a line in registry.OPTIMIZERS.
 
-    What it builds must leave an update out where its attribute `found_inf` is 1, as torch's fused optimizers do, and keep its
-    state in tensors of the parameter's shape: those are saved and put back at any world size and ZeRO stage.
+    The optimizer must skip the update where its attribute `found_inf` is 1, as torch's fused optimizers do, and keep its state
+    in tensors of the parameter's shape, which are saved and loaded at any world size and ZeRO stage.
     """
 
     kind: str
-    clip: float = Field(default=1.0, ge=0, description="bound on the global gradient norm; 0 is none")
+    clip: float = Field(default=1.0, ge=0, description="bound of the global gradient norm; 0: no clipping")
 
     def build(self, model: "torch.nn.Module", lr: float) -> "torch.optim.Optimizer":
-        """The optimizer of the model's parameters, which ZeRO-3 may have emptied (see groups.py); lr is set anew each step."""
+        """Build the optimizer of the model's parameters, which ZeRO-3 may have emptied (see groups.py); lr is set each step."""
         raise NotImplementedError
 
 

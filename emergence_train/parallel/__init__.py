@@ -1,1 +1,1 @@
-"""How the processes of one training find each other and talk: the process group, rendezvous, collectives."""
+"""The processes of one training: process group, rendezvous, collectives."""

@@ -1,9 +1,9 @@
-"""The processes of one training as named groups: whoever deals out, sums or agrees names the group it means.
+"""The processes of one training as named groups; a collective names the group it runs over.
 
-    world   every process of the launch: what all must agree on (errors, signals to stop), whose files are whose
-    data    processes that train on different samples: what samples, gradients and ZeRO's partitions are dealt out over
+    world   every process of the launch: errors, requests to stop, ownership of files
+    data    data-parallel processes: samples, gradients and ZeRO's partitions are distributed over them
 
-Today both hold every process. A further way to share the work is a further group here, and a look at who meant `data`.
+Today both contain every process. Another kind of parallelism adds a group here, and its callers choose between the groups.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ class Group:
 
     rank: int  # from 0 to size - 1
     size: int
-    handle: dist.ProcessGroup | None = None  # None: torch's default group, which holds all processes
+    handle: dist.ProcessGroup | None = None  # None: torch's default group, of all processes
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """This process in every group. `device` is where its tensors live."""
+    """This process in every group, and the device of its tensors."""
 
     world: Group
     data: Group
@@ -35,7 +35,7 @@ class Mesh:
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process is the one that writes files and lines for all."""
+        """Whether this process writes files and logs for all."""
         return self.world.rank == 0
 
 
@@ -48,6 +48,6 @@ def data_parallel(
     note: str | None = None,
     secret: bytes = b"",
 ) -> Mesh:
-    """The mesh of `size` processes that all train on different samples."""
+    """A mesh of `size` data-parallel processes."""
     everyone = Group(rank, size)
     return Mesh(everyone, everyone, local_rank, device, launch_id, note, secret)

@@ -1,6 +1,6 @@
 """The process group: one process, torchrun, the deepspeed launcher and srun alike; gloo on CPUs, NCCL on GPUs.
 
-Import this module before deepspeed: it tells DeepSpeed which accelerator to take.
+Import this module before deepspeed: it sets the accelerator that DeepSpeed uses.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from emergence_train.parallel.rendezvous import find_store
 
 T = TypeVar("T")
 
-TIMEOUT = datetime.timedelta(minutes=30)  # of a collective; the watchdog is quicker
-JOIN_SECONDS = 600.0  # for all processes to find each other
+TIMEOUT = datetime.timedelta(minutes=30)  # for a collective; the watchdog is faster
+JOIN_SECONDS = 600.0  # seconds for the rendezvous of all processes
 
 
 def start(threads: int | None) -> Mesh:
-    """Join (or make) the process group."""
+    """Join (or create) the process group."""
     launch = launcher.find()
     rank, world, local_rank = launch.rank, launch.world, launch.local_rank
     chosen, failed = attempt(lambda: _device(launch))
@@ -77,9 +77,9 @@ def _device(launch: launcher.LaunchInfo) -> torch.device:
 
 
 def device_index(launch: launcher.LaunchInfo, visible: int) -> int:
-    """Which of the GPUs that this process sees is its own; `visible` of them there are.
+    """Index of this process' GPU among the `visible` ones.
 
-    Slurm may show each task its own alone (--gpus-per-task, --gpu-bind), and they are then counted from 0 in each.
+    Slurm may make only its own GPU visible to each task (--gpus-per-task, --gpu-bind); its index is then 0.
     """
     if launch.local_rank < visible:
         return launch.local_rank
@@ -92,19 +92,19 @@ def device_index(launch: launcher.LaunchInfo, visible: int) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Ask glibc to keep what a step frees for the next one: giving it back and faulting it in anew, page by page, took
-    3 to 5 of 25 ms of a small model's step. Other C libraries have no mallopt, and go without."""
+    """Make glibc keep freed memory for the next step: returning it and faulting it in again, page by page, took 3 to 5 of
+    the 25 ms of a small model's step. Other C libraries have no mallopt."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 32 << 20)  # the most it takes
+        mallopt(mmap_threshold, 32 << 20)  # its upper bound
         mallopt(trim_threshold, 1 << 30)
 
 
 def _store(launch: launcher.LaunchInfo) -> dist.Store | None:
-    """Where the processes meet; None leaves that to torch."""
+    """The store for the rendezvous; None leaves it to torch."""
     rank, world = launch.rank, launch.world
-    if world == 1:  # a lone process needs no address and no port to talk to itself
+    if world == 1:  # a single process needs neither address nor port
         return dist.HashStore()
     if launch.task:
         return find_store(launch.task, TIMEOUT)
@@ -115,12 +115,12 @@ def _store(launch: launcher.LaunchInfo) -> dist.Store | None:
 
 
 def this_start(store: dist.Store, rank: int, world: int) -> str:
-    """A name that the processes of this start have in common, and those of an earlier start had not.
+    """A unique name of this start, the same on all its processes.
 
-    torchrun keeps its store when it starts the workers again, and a worker would read the address that one now dead has left
-    there ("connection refused", or no answer at all); and what torchrun counts of its starts differs from machine to
-    machine. So rank 0 makes up a name. The others may read that of an earlier start: each answers under the name it read
-    with a number of its own, and believes it when rank 0 has repeated that number.
+    torchrun keeps its store when it restarts the workers, and a worker would read the address of one that no longer exists
+    ("connection refused", or no answer at all); and torchrun's count of restarts differs between machines. So rank 0 generates
+    a name. The others may read that of an earlier start: each answers under the name it read with a random number, and accepts
+    the name once rank 0 has echoed that number.
     """
     own, key = uuid.uuid4().hex, "emergence-train/start"
     if rank == 0:
@@ -133,12 +133,12 @@ def this_start(store: dist.Store, rank: int, world: int) -> str:
         store.set(f"{name}/{rank}", own)
         if store.check([f"{name}/all"]) and store.get(f"{name}/all").decode().split()[rank - 1] == own:
             return name
-        time.sleep(0.05 + 0.001 * world)  # rank 0's machine answers all of them
+        time.sleep(0.05 + 0.001 * world)  # rank 0's machine must answer all of them
 
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """End the process where the block takes longer: there is no one yet to find out who is missing."""
+    """End the process where the block takes longer than `seconds`; the watchdog is not running yet."""
 
     def give_up() -> None:
         tell(
@@ -158,7 +158,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rendezvous() -> Iterator[None]:
-    """What breaks in the block because another process has gone is said so: there is no watchdog yet to name it."""
+    """Re-raise communication errors during rendezvous as PeerLost; the watchdog is not running yet."""
     try:
         yield
     except Exception as error:
@@ -166,7 +166,7 @@ def rendezvous() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200]
         raise PeerLost(
-            f"a process went, or could not be reached, before all had found each other ({reason}); the same "
+            f"a process was lost, or could not be reached, during the rendezvous ({reason}); the same "
             f"command tries again"
         ) from error
 
@@ -185,36 +185,36 @@ def barrier() -> None:
 
 
 def stop() -> None:
-    """Undo start() in a lone process, which may live on; one of several leaves by leave()."""
+    """Undo start() in a single process, which may continue; one of several exits by leave()."""
     if dist.is_initialized() and dist.get_world_size() == 1:
         dist.destroy_process_group()
         torch.set_flush_denormal(False)
 
 
 def leave(code: int) -> None:
-    """End this process. One of several ends at once: gloo's threads may still run, and taking them down at exit aborts
-    now and then ("terminate called without an active exception") after all work is done. So does one that is asked to
-    stop: Python would wait for a compiler that runs beside it."""
+    """End this process. One of several exits without Python's clean-up: joining gloo's threads aborts now and then
+    ("terminate called without an active exception") after all work is done. So does a process that received a signal to stop:
+    Python would wait for a compiler in a worker process."""
     lost = False
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            lost = True  # a full disk, or a reader that has gone; Python would end with a code of its own
+            lost = True  # a full disk or a closed pipe; Python would exit with another code
     if lost or code == Stopped.code or dist.is_initialized() and dist.get_world_size() > 1:
         os._exit(code)
     sys.exit(code)
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without the shared-memory op that it would spend a minute compiling on CPUs."""
+    """Import DeepSpeed with less logging and without its shared-memory op, which takes a minute to compile on a CPU."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
         from deepspeed.utils import logger
     logger.setLevel(logging.ERROR)
-    # DeepSpeed calls collectives by names that torch 2.13 gave up, and each time torch would tell the user, who cannot change it.
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates; the user cannot act on the warnings.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _import_muon_uncompiled()
@@ -297,7 +297,7 @@ def _reported_here(error: Exception) -> Exception:
 
 
 def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """Each rank's `value`, in the order of ranks, on every rank of the world. `group`: another group of all of them."""
+    """Gather each rank's `value`, in the order of ranks, on every rank of the world; `group`: another group of all ranks."""
     values = [value] * dist.get_world_size()
     if len(values) > 1:
         dist.all_gather_object(values, value, group=group)

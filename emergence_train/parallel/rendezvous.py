@@ -1,8 +1,8 @@
-"""How the tasks of an srun step find each other: rank 0 opens a store at one of a few ports, the others look for it there.
+"""Rendezvous of the tasks of an srun step: rank 0 opens a store at one of a few ports, the others look for it there.
 
-srun has no store of its own as torchrun has. The ports follow from the job and the step, so that all know them; one that is
-in use, by another job or by what is left of an earlier start, is passed over. Rank 0 writes the step's name into the store,
-and the others believe no store without it: they may have found another job's.
+srun has no store of its own, as torchrun has. The ports are derived from the job and the step, so that all tasks know them; a
+port in use, by another job or by remains of an earlier start, is skipped. Rank 0 writes the step's name into the store, and the
+others reject a store without it, which may be another job's.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ import torch.distributed as dist
 from emergence_train.cluster.slurm import Task
 from emergence_train.errors import InputError, RunError
 
-PATIENCE = 2.0  # seconds for a port to answer before the next is asked too
-ATTEMPTS = 5  # to find the address of a node, a second apart
+PATIENCE = 2.0  # seconds for a port to answer before the next is tried too
+ATTEMPTS = 5  # tries to resolve a node's name, a second apart
 
 
 def find_store(task: Task, timeout: datetime.timedelta) -> dist.Store:
-    """The store of this step, rank 0's. MASTER_ADDR and MASTER_PORT then name where it is; `timeout` is of its answers.
+    """Open (rank 0) or connect to the store of this step, and set MASTER_ADDR and MASTER_PORT; `timeout` is the store's.
 
-    Raises InputError where the first node has no name or no address, RunError where no port is free. While rank 0 is not
-    there the others wait: whoever calls limits that.
+    Raises InputError where the first node has no name or no address, RunError where no port is free. The others wait
+    for rank 0 without a limit; the caller sets one.
     """
     _resolve(task.node)
     store, port = _open(task, timeout) if task.rank == 0 else _find(task, timeout)
@@ -77,12 +77,12 @@ def _find(task: Task, timeout: datetime.timedelta) -> tuple[dist.Store, int]:
             if (store := asked[port].store) is not None:
                 store.set_timeout(timeout)
                 return store, port
-        time.sleep(0.1 + 0.001 * task.world)  # all of them look at one machine
+        time.sleep(0.1 + 0.001 * task.world)  # all tasks connect to one machine
 
 
 class _Question(threading.Thread):
-    """Asks at a port whether the step's store is there; a thread, for torch waits without end for a stranger that accepts
-    the connection and says nothing."""
+    """Checks whether the step's store is at a port; in a thread, because torch waits for ever for a foreign server that
+    accepts the connection and sends nothing."""
 
     def __init__(self, task: Task, port: int) -> None:
         super().__init__(name=f"port {port}", daemon=True)
@@ -93,8 +93,8 @@ class _Question(threading.Thread):
     def run(self) -> None:
         node, seconds = self.task.node, datetime.timedelta(seconds=10)
         with contextlib.suppress(OSError, RuntimeError):
-            socket.create_connection((node, self.port), 5.0).close()  # torch would try again until its time is up
-            # Without wait_for_workers: that counts us among the processes of a store that may be a stranger's.
+            socket.create_connection((node, self.port), 5.0).close()  # torch would retry until its timeout
+            # Without wait_for_workers, which would register this process in a store that may be another job's.
             store = dist.TCPStore(node, self.port, self.task.world, False, seconds, wait_for_workers=False)
             if store.check([_key(self.task)]):
                 self.store = store

@@ -1,1 +1,1 @@
-"""What a run writes down for the analyses. Needs neither a configuration nor DeepSpeed: any trainer can use it."""
+"""Recording for the analyses: tables, logs, environment. Independent of configuration and DeepSpeed, for any trainer."""

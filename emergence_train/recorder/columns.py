@@ -1,4 +1,4 @@
-"""What the columns of the tables mean, with units. The documentation's page of tables is made from this."""
+"""Descriptions of the tables' columns, with units; source of the documentation's page of tables."""
 
 DESCRIPTIONS = {
     "run": "name of the run",
@@ -10,14 +10,14 @@ DESCRIPTIONS = {
     "count": "tokens summed at this position",
     "loss_sum": "sum of their losses, nats",
     "loss_sq_sum": "sum of their squared losses, nats²",
-    "correct": "how many were the most likely token (top-1)",
+    "correct": "number of targets that were the most likely token (top-1)",
     "loss": "mean loss, nats per token: of the iid set in evaluations, of the training step in curves",
     "task": "name of the task",
     "metric": "name of the metric",
     "value": "the metric's value, in its own unit",
     "stderr": "its standard error, in the same unit",
     "items": "items scored",
-    "chance": "the metric's value for a model that guesses; empty where there is none",
+    "chance": "the metric's value for uniform guessing; empty where there is none",
     "higher_is_better": "true or false",
     "unigram_loss": "cross-entropy of a unigram model on the same text, nats per token",
     "bits_per_byte": "loss on the same text, bits per UTF-8 byte",

@@ -1,4 +1,4 @@
-"""environment.json of a run: what each start of it ran on and with. Measured numbers elsewhere name it too."""
+"""environment.json of a run: versions, device and commit of each start; also recorded with benchmarks."""
 
 import datetime
 import importlib.metadata
@@ -40,7 +40,7 @@ def write_environment(directory: Path, world: int, device: torch.device, resumed
 
 
 def environment(device: torch.device) -> dict:
-    """What a measured number depends on: versions, device, commit."""
+    """Versions, device and commit, for the record of a measurement."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

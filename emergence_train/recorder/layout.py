@@ -1,4 +1,4 @@
-"""How the files of a run directory are named."""
+"""Names of the files in a run directory."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sums of the loss at each position, on the device, and the rows of a `positions` table made of them."""
+"""Loss sums by position on the device, and the rows of a `positions` table."""
 
 import math
 from typing import Any
@@ -10,33 +10,34 @@ COLUMNS = ("count", "loss_sum", "loss_sq_sum", "correct")
 
 
 class PositionAccumulator:
-    """Adds up a kernel's per-position sums, [4, T] float64 on the model's device.
+    """Accumulates a kernel's per-position sums, [4, T] float64 on the model's device.
 
-    Counts are kept as float64 with the rest, so that one collective adds all four: exact up to 2^53 tokens a position.
+    Counts are kept as float64 with the rest, so that one collective reduces all four: exact up to 2^53 tokens a position.
     """
 
     def __init__(self, sequence: int, device: torch.device) -> None:
         self.sums = torch.zeros(len(COLUMNS), sequence, dtype=torch.float64, device=device)
 
     def add(self, sums: Any) -> torch.Tensor:
-        """Add a micro-batch; one whose loss is not a number is left out, since its step is (see faults/anomalies.py).
+        """Add a micro-batch, unless its loss is not finite, since its step is skipped (see faults/anomalies.py).
 
-        -> its total over positions of each column, [4].
+        Returns:
+            [4], its totals over positions.
         """
         stacked = torch.stack([getattr(sums, column) for column in COLUMNS])  # integers become float64
         totals = stacked.sum(1)
-        self.sums += stacked.where(totals[COLUMNS.index("loss_sum")] < math.inf, 0.0)  # a NaN is not less either
+        self.sums += stacked.where(totals[COLUMNS.index("loss_sum")] < math.inf, 0.0)  # also False for NaN
         return totals
 
     def take(self) -> torch.Tensor:
-        """This rank's sums so far; starts again from zero."""
+        """Return this rank's sums so far and reset them."""
         taken = self.sums.clone()
         self.sums.zero_()  # in place: a CUDA graph may add to them
         return taken
 
 
 def rows(sums_over_ranks: torch.Tensor, split: str) -> pd.DataFrame:
-    """The table's rows of one split from [4, T] sums; positions without a token are left out."""
+    """Rows of the table for one split from [4, T] sums, without positions that have no token."""
     count, loss_sum, loss_sq_sum, correct = sums_over_ranks.cpu().numpy()
     frame = pd.DataFrame(
         {

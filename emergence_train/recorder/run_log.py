@@ -1,6 +1,6 @@
-"""A run's own files: metrics.jsonl and the tables of its checkpoints. They are the truth.
+"""A run's own files, the source of truth: metrics.jsonl and the tables of its checkpoints.
 
-A restart first takes them back to the checkpoint it continues from, so that no row is there twice and none is missing.
+A restart first truncates them to the checkpoint it resumes from, so that no row is duplicated or missing.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ FOLDERS = ("positions", "evaluations")  # tables named step-XXXXXXXXXX.parquet
 
 
 class RunLog:
-    """Written by rank 0 only. `header` opens metrics.jsonl and names run, params and vocabulary for the readers.
+    """Writes metrics.jsonl and tables, on rank 0 only. `header` is the first line and identifies the run.
 
-    Where the disk does not take a row or a table, it is kept in memory and tried again: no state is saved before all
-    that belongs to it is on the disk, so nothing can be missing from a run that resumes.
+    A row or table that the disk rejects is kept in memory and retried. No state is saved before its rows are on the disk, so a
+    run that resumes has all of them.
     """
 
     def __init__(self, directory: Path, header: dict, step: int, rewinds: list[dict]) -> None:
         self.directory, self.header = directory, header
         self.path = directory / "metrics.jsonl"
         self.file = -1  # the descriptor that rows are written to
-        self.archived: Path | None = None  # where logs went that no state belongs to
+        self.archived: Path | None = None  # where logs without a state were moved
         if not step and any((directory / "positions").glob("step-*.parquet")):
             self.archived = self._archive()
         self.truncate_to(step, rewinds)
 
     def _archive(self) -> Path:
-        """Every state was lost and the run begins anew: what it had measured is moved aside, not deleted."""
+        """Move the logs aside where every state was lost and the run starts over."""
         places = (self.directory / f"begun-anew-{number}" for number in itertools.count(1))
         place = next(path for path in places if not path.exists())
         place.mkdir()
@@ -49,7 +49,7 @@ class RunLog:
         return place
 
     def truncate_to(self, step: int, rewinds: list[dict]) -> None:
-        """Rows and tables of later steps are removed; `rewinds` stand where they happened, whatever was removed."""
+        """Remove rows and tables of later steps; `rewinds` are kept at their steps."""
         if self.file >= 0:
             os.close(self.file)
         rows = tables.read_metrics(self.path) if step and self.path.is_file() else []
@@ -66,24 +66,22 @@ class RunLog:
         self.pending: list[str] = []
         self.tables: list[tuple[tables.Table, Path, pd.DataFrame]] = []
         self.file = os.open(self.path, os.O_WRONLY)
-        self.end = os.fstat(self.file).st_size  # of what is known to be written
+        self.end = os.fstat(self.file).st_size  # length of the file known to be written
         self.written = time.monotonic()
 
     def missing_rows(self, step: int, tables: set[int], first: int = 0) -> str | None:
-        """What is not there of the rows and tables (of the steps `tables`) after step `first` up to `step`. No
-        stop leaves such a gap: a state is saved after its rows; someone has deleted or cut a file."""
+        """A note on missing rows and tables (of the steps `tables`) after step `first` up to `step`, or None.
+
+        No stop leaves such a gap, since a state is saved after its rows: a file was deleted or truncated.
+        """
         rows = step - first - len({row["step"] for row in self.rows if row.get("kind") == "train"})
         absent = sorted(s for s in tables if not (self.directory / "positions" / f"{step_name(s)}.parquet").is_file())
         gaps = [f"{rows} of {step - first} train rows of {self.path.name}"] if rows else []
         gaps += [f"the positions table of step {', '.join(map(str, absent))}"] if absent else []
-        return (
-            f"{self.directory}: is missing {' and '.join(gaps)}; training continues, and what was lost stays lost"
-            if gaps
-            else None
-        )
+        return f"{self.directory}: is missing {' and '.join(gaps)}; training continues without them" if gaps else None
 
     def write(self, kind: str, **values: Any) -> dict:
-        """Append one line; what is not a finite number is written as null, which JSON can hold."""
+        """Append one line; numbers that are not finite are written as null."""
         row = {"kind": kind} | {key: _finite(value) for key, value in values.items()}
         self.pending.append(json.dumps(row) + "\n")
         if time.monotonic() - self.written > WRITE_SECONDS:
@@ -91,7 +89,7 @@ class RunLog:
         return row
 
     def flush(self) -> str | None:
-        """Rows and tables onto the disk, before state is saved; says in a line what would not go there."""
+        """Write rows and tables to disk, before state is saved; return the failure as one line, or None."""
         while self.tables:
             schema, path, table = self.tables[0]
             try:
@@ -107,11 +105,11 @@ class RunLog:
         return None if problem is None else str(files.disk_error(problem, self.path))
 
     def positions(self, step: int, table: pd.DataFrame) -> None:
-        """The checkpoint's positions table, which the next flush writes."""
+        """Queue the checkpoint's positions table for the next flush."""
         self.tables.append((tables.POSITIONS, self.directory / "positions" / f"{step_name(step)}.parquet", table))
 
     def evaluations(self, step: int, table: pd.DataFrame) -> None:
-        """The checkpoint's table of tasks, which the next flush writes."""
+        """Queue the checkpoint's evaluations table for the next flush."""
         self.tables.append((tables.EVALUATIONS, self.directory / "evaluations" / f"{step_name(step)}.parquet", table))
 
     def close(self) -> str | None:
@@ -120,7 +118,7 @@ class RunLog:
         return problem
 
     def _drain(self) -> OSError | None:
-        """Write the pending lines after what is known to be whole; a line half written is written again."""
+        """Write the pending lines after the last complete one; a partial line is rewritten."""
         self.written = time.monotonic()
         data = "".join(self.pending).encode()
         done = 0

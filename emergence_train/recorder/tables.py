@@ -1,11 +1,11 @@
-"""The tables that training writes and the analyses read: their columns, their readers and their atomic writers.
+"""The tables that training writes and the analyses read: columns, readers, atomic writers.
 
 Three tables, Parquet or CSV with the same columns:
 
-`positions`    sums over the tokens at one position of one split at one checkpoint. Sums, never means: they add up
-               across ranks and files. Losses in nats; position 1 is the first predicted token.
-`evaluations`  one row a metric of a task at a checkpoint; what others did not write down (stderr, items, chance,
-               higher_is_better) may be missing or empty. unigram_loss and bits_per_byte of the same text are optional.
+`positions`    sums over the tokens at one position of one split at one checkpoint. Sums, not means: they
+               add across ranks and files. Losses in nats; position 1 is the first predicted token.
+`evaluations`  one row per metric of a task at a checkpoint; stderr, items, chance and higher_is_better may be
+               missing or empty. unigram_loss and bits_per_byte of the same text are optional.
 `curves`       the training loss and learning rate along a run. A run's own metrics.jsonl is read as one.
 
 A reader returns a sorted pandas DataFrame or raises InputError naming file, row and column; nothing is half-read.
@@ -32,8 +32,7 @@ VOCABULARY = "vocabulary"  # optional column or Parquet metadata key: which toke
 class Table:
     """Columns with their types, the columns that identify a row, those that must not be negative, and optional ones.
 
-    A cell of a `sparse` column may be empty: it is read as NaN, whole numbers then as float64. `extra` columns are read
-    and written only where they are there.
+    A cell of a `sparse` column may be empty: it is read as NaN, whole numbers then as float64. `extra` columns are optional.
     """
 
     name: str
@@ -105,8 +104,8 @@ def read(table: Table, paths: str | Path | Iterable[str | Path], *, mixed_vocabu
     """Read `table` from files, directories of files, or run directories; validated and sorted by its key.
 
     A missing optional column (`lr` of curves) comes back as NaN and is named in `frame.attrs["missing"]`.
-    Raises InputError for anything that does not hold together; with `mixed_vocabularies` False also for losses that
-    were measured with different tokenizers and so cannot be compared in nats per token.
+    Raises InputError for inconsistent rows; with `mixed_vocabularies` False also for losses measured with different
+    tokenizers, which are not comparable in nats per token.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
@@ -143,7 +142,7 @@ def _read_file(table: Table, path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             arrow = pq.read_table(path)
-            arrow.validate(full=True)  # text that is not UTF-8 would fail later, in the middle of pandas
+            arrow.validate(full=True)  # text that is not UTF-8 would fail later, inside pandas
             frame = arrow.to_pandas()
             vocabulary = (arrow.schema.metadata or {}).get(VOCABULARY.encode(), b"").decode()
             if vocabulary and VOCABULARY not in frame:
@@ -217,7 +216,7 @@ def _refuse(bad: pd.Series, column: pd.Series, path: Path, what: str) -> None:
 
 
 def _check_sums(frame: pd.DataFrame, path: Path) -> None:
-    """What any true set of sums satisfies: correct <= count, and count * sum of squares >= square of the sum."""
+    """Check that correct <= count and count * sum of squares >= square of the sum, as any true sums satisfy."""
     _refuse(frame["position"] < 1, frame["position"], path, "is below 1 (1 is the first predicted token)")
     _refuse(frame["correct"] > frame["count"], frame["correct"], path, "is more than count")
     empty = frame["count"] == 0
@@ -238,7 +237,7 @@ def _check_duplicates(table: Table, frame: pd.DataFrame) -> None:
 
 
 def _check_agreement(table: Table, frame: pd.DataFrame) -> None:
-    """Within a run params is one number; within a run and step so is tokens."""
+    """Check that params is one number within a run, and tokens within a run and step."""
     for columns, value in ((["run"], "params"), (["run", "step"], "tokens")):
         groups = frame.groupby(columns, sort=False)[value]
         bad = groups.transform("min") != groups.transform("max")
@@ -262,7 +261,7 @@ def _check_vocabularies(frame: pd.DataFrame) -> None:
         file, run = fields.index("_file"), fields.index("run")
         raise InputError(
             f"runs of different vocabularies: {first[run]!r} ({first[file]}) and {second[run]!r} ({second[file]}); "
-            f"their losses in nats per token are not comparable, so analyse them apart"
+            f"their losses in nats per token are not comparable, analyse them separately"
         )
 
 
@@ -270,7 +269,7 @@ def _check_vocabularies(frame: pd.DataFrame) -> None:
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl. A last line cut off by a crash is left out; any other bad line is an error."""
+    """The lines of a run's metrics.jsonl. A last line cut off by a crash is skipped; any other bad line is an error."""
     path = Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.is_file():
@@ -304,7 +303,7 @@ def cost_of_tasks(rows: list[dict]) -> tuple[float, float]:
 def _curve_of_metrics(path: Path) -> pd.DataFrame:
     rows = read_metrics(path)
     header = next((row for row in rows if row.get("kind") == "run"), {})
-    # A step whose update was left out because its loss was not a number has nothing to tell of a curve.
+    # A step skipped because its loss was not finite is not part of the curve.
     skipped = {row.get("step") for row in rows if row.get("kind") == "skipped"}
     steps = [row for row in rows if row.get("kind") == "train"]
     steps = [row for row in steps if row.get("loss") is not None or row.get("step") not in skipped]
@@ -326,7 +325,7 @@ def write(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: st
     path = Path(path)
     missing = [column for column in table.columns if column not in frame]
     if missing:
-        raise InputError(f"{path}: a {table.name} table to be written lacks the column {missing[0]!r}")
+        raise InputError(f"{path}: a {table.name} table has no column {missing[0]!r} to write")
     extra = [(column, kind) for column, kind in table.extra if column in frame]
     schema = pa.schema([*table.columns.items(), *extra])
     arrow = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)

@@ -1,7 +1,7 @@
-"""Weights & Biases brought up to date from a run's own files, after a network, a disk or a machine was gone.
+"""Update Weights & Biases from a run's own files, after a failure of network, disk or machine.
 
-Online, the server is asked which points it has, and gets those it lacks: every chart is against tokens, so it does not
-matter that they come late. Offline, the whole run is written as a new offline run, which `wandb sync` uploads.
+Online, the points missing on the server are sent; the x-axis of every chart is tokens, so their order does not matter.
+Offline, the whole run is written as a new offline run, which `wandb sync` uploads.
 """
 
 import os
@@ -16,13 +16,13 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import tables
 from emergence_train.tracking.wandb import INIT_SECONDS, against_tokens, chart, chosen_mode, init_settings, view
 
-# The chart that a kind of row is known by on the server; tasks differ, and are known by their first.
+# The chart that identifies a kind of row on the server; rows of tasks by their first one.
 CHARTS = {"train": "loss", "validation": "validation/iid", "forecast": "forecast/loss"}
 BY_POSITION = "loss_by_position"
 
 
 def sync(run: Path, log: Callable[[str], None]) -> dict:
-    """Send what W&B lacks of `run`; returns {"run", "mode", "sent"}: the number of points."""
+    """Send the points of `run` that are missing in W&B; return {"run", "mode", "sent"}, sent being their number."""
     try:
         config = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text()))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -55,16 +55,16 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
             remote.log({name: value() if callable(value) else value for name, value in values.items()})
         folder = Path(remote.dir).parent
         remote.finish()
-    except Exception as error:  # whatever W&B raises: the run's files are untouched
+    except Exception as error:  # any error of W&B: the run's files are untouched
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{run}: W&B was not brought up to date ({reason}); try again when it can be reached") from None
+        raise RunError(f"{run}: W&B was not updated ({reason}); try again when it can be reached") from None
     done = f"upload it with: wandb sync {folder}" if mode == "offline" else "up to date"
     log(f"{run}: {len(missing):,} of {len(points):,} points sent, {mode}; {done}")
     return {"run": str(run), "mode": mode, "sent": len(missing)}
 
 
 def _points(run: Path) -> Iterator[tuple[tuple[str, int], dict]]:
-    """((chart, tokens), values) as training sends them (wandb.view); a table as a function that makes its chart."""
+    """((chart, tokens), values) as training sends them (wandb.view); for a table a function that returns its chart."""
     for row in tables.read_metrics(run):
         if (values := view(row)) is not None:
             known_by = CHARTS.get(row["kind"]) or next(name for name in values if name != "tokens")
@@ -88,5 +88,5 @@ def _known(wandb: Any, settings: dict, charts: set[str]) -> set[tuple[str, int]]
     known = set()
     for name in sorted(charts - {BY_POSITION}):
         known |= {(name, row["tokens"]) for row in remote.scan_history(keys=["tokens", name])}
-    # A chart is a table under a name of its own; it is sent with its checkpoint's validation row.
+    # A chart is a table with its own key, sent with its checkpoint's validation row.
     return known | {(BY_POSITION, tokens) for name, tokens in known if name == CHARTS["validation"]}

@@ -1,7 +1,7 @@
-"""The mirror of a run in Weights & Biases. The run's files are the truth; this is a view and may fail.
+"""Mirror a run to Weights & Biases. The run's files are the source of truth; the mirror may fail.
 
-Everything W&B does happens on a thread of its own behind a bounded queue: a network that is gone or slow costs the
-training loop nothing but the rows that did not fit, and they are still in the run's files.
+W&B runs in a thread of its own behind a bounded queue, so a slow or broken network does not delay training: rows that do not fit
+are dropped from the mirror and remain in the run's files.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from emergence_train.config import Logging
 
 QUEUE = 10_000
 CURVE_POINTS = 64
-INIT_SECONDS = 20  # for the server to answer
-PATIENCE_SECONDS = 45  # at the end, for what is still on its way
+INIT_SECONDS = 20  # seconds for the server to answer
+PATIENCE_SECONDS = 45  # seconds at the end for queued rows
 
 
 class Mirror:
-    """Rank 0's view of the run. `mode` disabled makes every method do nothing."""
+    """The mirror, on rank 0. With `mode` disabled every method does nothing."""
 
     def __init__(self, logging: Logging, run: str, directory: Path, shown: dict, log: Callable[[str], None]) -> None:
         self.log = log
@@ -38,24 +38,24 @@ class Mirror:
         self.thread.start()
 
     def send(self, values: dict) -> None:
-        """Numbers at `values["tokens"]`, the x-axis of every chart."""
+        """Queue values at `values["tokens"]`, the x-axis of every chart."""
         self._put(values)
 
     def positions(self, table: pd.DataFrame) -> None:
-        """A checkpoint's loss against position, a line for each split."""
+        """Queue a chart of a checkpoint's loss by position, a line per split."""
         self._put(table)
 
     def close(self, patience: float | None = None) -> None:
-        """Let it finish, but not for long."""
+        """Wait for queued rows, for at most the given seconds."""
         patience = PATIENCE_SECONDS if patience is None else patience
         if self.thread is None:
             return
         self._put(None)
         self.thread.join(patience)
         if self.thread.is_alive():
-            self.log(f"W&B did not finish in {patience:g} s and is left behind; the run's own files are complete")
+            self.log(f"W&B did not finish in {patience:g} s and was abandoned; the run's own files are complete")
         if self.dropped:
-            self.log(f"W&B was too slow for {self.dropped} rows; the run's own files hold them")
+            self.log(f"W&B was too slow for {self.dropped} rows; the run's own files have them")
 
     def _put(self, item: dict | pd.DataFrame | None) -> None:
         if self.thread is None or not self.thread.is_alive():
@@ -66,7 +66,7 @@ class Mirror:
             self.dropped += 1
 
     def _start(self, wandb: Any, settings: dict) -> Any:
-        """A W&B run; offline where the server does not answer in time (`wandb sync` brings that up to date later)."""
+        """Start a W&B run; offline where the server does not answer in time (`wandb sync` uploads it later)."""
         options = wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
         try:
             return wandb.init(**settings, settings=options)
@@ -111,7 +111,7 @@ def init_settings(project: str, run: str, directory: Path, shown: dict, mode: st
 
 
 def view(row: dict) -> dict | None:
-    """What W&B is shown of a line of metrics.jsonl, as {chart: value} with its tokens; None: nothing."""
+    """The charts of a line of metrics.jsonl as {chart: value} with its tokens; None where it has none."""
     kind = row["kind"]
     if kind == "train":
         return {key: value for key, value in row.items() if key not in ("kind", "step")}
@@ -133,7 +133,7 @@ def view(row: dict) -> dict | None:
 
 
 def against_tokens(run: Any) -> None:
-    """Tokens are every chart's x-axis, so a row that comes late is still in its place."""
+    """Set tokens as the x-axis of every chart, so that late rows are placed correctly."""
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
 

@@ -1,9 +1,9 @@
-"""A run that begins from another run's state: `train CONFIG --from RUN[@STEP]`, for decay branches of one stable run and for
-continued pretraining with another rate, batch, data or length.
+"""Start a run from another run's state: `train CONFIG --from RUN[@STEP]`, for decay branches of one stable run and for
+continued pretraining with another learning rate, batch, data or length.
 
-The parent's checkpoint becomes the child's first one (linked, not copied, where the file system allows it), and from there the
-child resumes as any run does. It counts tokens from the parent's beginning, so its plan and its learning rate are those of the
-whole way. Its tables begin after the parent's step, under its own name; parent.json says where it comes from.
+The parent's checkpoint becomes the child's first one (linked, not copied, where the file system allows it), and the child resumes
+from it as any run does. Tokens are counted from the start of the parent, so plan and learning rate cover both. The child's tables
+begin after the parent's step, under its own name; parent.json records the parent.
 """
 
 import json
@@ -35,8 +35,10 @@ def parse(text: str) -> tuple[Path, int | None]:
 
 
 def parent_of(run: Path) -> dict | None:
-    """{"run", "path", "step", "tokens", "first_step"} of a run that began from another's state. `first_step` is the child's
-    number of the parent's last step: its own begin after it."""
+    """Read {"run", "path", "step", "tokens", "first_step"} of a run that began from another's state.
+
+    `first_step` is the parent's last step, counted in steps of the child; its own steps begin after it.
+    """
     try:
         return json.loads((run / FILE).read_text())
     except FileNotFoundError:
@@ -49,8 +51,8 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
     """Give `run` its parent's state, where it has none yet; returns the step that its own steps begin after (0: no parent).
 
     Raises:
-        InputError: the run began otherwise; the parent has no such state, another tokenizer or a state that is no whole number of
-            the child's steps, or reaches beyond its end.
+        InputError: the run has another parent or none; the parent has no such state or another tokenizer; its tokens are not a
+            whole number of the child's steps, or more than the child's.
     """
     known = parent_of(run)
     if parent is None:
@@ -61,7 +63,7 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
         return known["first_step"]
     if complete(run / "checkpoints") or (run / "positions").exists():
-        raise InputError(f"{run}: has begun without a parent; choose another name, or leave --from out to resume it")
+        raise InputError(f"{run}: has begun without a parent; choose another name, or omit --from to resume it")
     if path.resolve() == run.resolve():
         raise InputError(f"{run}: cannot begin from itself; choose another name")
     theirs, chosen = configs.load_run(path), checkpoints.newest(path, step)
@@ -70,7 +72,7 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
     tokens = step * theirs.training.batch * theirs.data.sequence
     if tokens % plan.step_tokens:
         raise InputError(
-            f"--from {parent}: its {tokens:,} tokens are no whole number of steps of {plan.step_tokens:,} tokens; choose "
+            f"--from {parent}: its {tokens:,} tokens are not a whole number of steps of {plan.step_tokens:,} tokens; choose "
             f"another training.batch or step"
         )
     first = tokens // plan.step_tokens
@@ -80,13 +82,13 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             f"{training.tokens:,}; raise it"
         )
     _adopt(chosen, run / "checkpoints", first)
-    found = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
-    files.write_json(run / FILE, found)
+    source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
+    files.write_json(run / FILE, source)
     return first
 
 
 def _adopt(source: Path, folder: Path, step: int) -> None:
-    """Make the verified checkpoint `source` the checkpoint `step` of `folder`."""
+    """Link the verified checkpoint `source` as the checkpoint `step` of `folder`."""
     target, temporary = folder / step_name(step), folder / f".{step_name(step)}.from-parent"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -106,7 +108,7 @@ def _adopt(source: Path, folder: Path, step: int) -> None:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # across file systems, or on one without links
         try:
             shutil.copyfile(source, target)
         except OSError as error:

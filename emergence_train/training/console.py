@@ -1,4 +1,4 @@
-"""The console line of a run: step, loss, speed, MFU and the time that is left."""
+"""The console line of a run: step, loss, speed, MFU and ETA."""
 
 import contextlib
 import datetime
@@ -13,7 +13,7 @@ from emergence_train.training.plan import Plan
 
 
 class Console:
-    """Speed is measured over training alone: validation and saving are paused out of it, but not out of the ETA.
+    """Prints a run's progress. Speed excludes validation and saving, the ETA includes them.
 
     MFU = tokens/s x flops_per_token (ModelConfig.flops_per_token) / (ranks x dense bf16 peak of the device).
     """
@@ -26,12 +26,12 @@ class Console:
         peak = peak_flops(device_name(mesh.device))
         self.peak = peak * mesh.world.size if peak else None
         self.began = self.shown = self.last = time.monotonic()
-        self.paused = 0.0  # since the last step
+        self.paused = 0.0  # time of the last step
         self.steps = self.steps_shown = 0
-        self.seconds = 0.0  # of training since the last line
+        self.seconds = 0.0  # tokens and seconds of training since the last line
 
     def tick(self) -> float:
-        """A step has ended: its tokens/s, pauses left out."""
+        """Record the end of a step; return its tokens/s, pauses excluded."""
         now = time.monotonic()
         took = max(now - self.last - self.paused, 1e-9)
         self.last, self.paused = now, 0.0
@@ -40,7 +40,7 @@ class Console:
         return self.plan.step_tokens / took
 
     def step(self, step: int, tokens: int, loss: float, grad_norm: float | None, lr: float, applied: bool) -> None:
-        """Print the step's line if it is time for one; its speed is the mean since the last line."""
+        """Print the step's line if one is due; its speed is the mean since the last line."""
         if self.last - self.shown < self.every and step < self.plan.total_steps:
             return
         speed = (self.steps - self.steps_shown) * self.plan.step_tokens / self.seconds

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine around the model: initial weights, optimizer, and a configuration without its traps."""
+"""The DeepSpeed engine around the model: configuration, optimizer and initial weights."""
 
 import contextlib
 from typing import Any
@@ -36,23 +36,23 @@ def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:
         "train_batch_size": training.batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.batch // (training.micro_batch * mesh.data.size),
-        # At stage 0 the loop clips (training.step.Stepper): DeepSpeed would not tell the norm that it computes there.
+        # At stage 0 the loop clips (training.step.Stepper): DeepSpeed does not expose the norm that it computes there.
         "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
-        # Its meter of throughput waits for the GPU twice a micro-batch from the second step on.
+        # Its throughput meter synchronises with the GPU twice a micro-batch from the second step on.
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
         # Without immediate_grad_update every gradient is zeroed, added to in bf16 and cast again (training.main_gradients).
         "bf16": {"enabled": True, "immediate_grad_update": training.zero_stage == 1} if half else {"enabled": False},
     }
     if half:
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}  # the default adds micro-batches up in bf16
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}  # the default accumulates micro-batches in bf16
     return settings
 
 
 def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False) -> Any:
-    """The engine, its model initialised from the seed alone: the same weights for any world size and ZeRO stage.
+    """Build the engine; its model is initialised from the seed alone, alike at any world size and ZeRO stage.
 
     `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
     """
@@ -78,18 +78,18 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
     if training.zero_stage == 0 and mesh.data.size == 1:
-        engine.enable_backward_allreduce = False  # nothing to add up, and the copies are not free
+        engine.enable_backward_allreduce = False  # nothing to reduce, and the copies cost time
     return engine
 
 
 def main_gradients_possible(training: Training, mesh: Mesh) -> bool:
-    """Where DeepSpeed takes its BF16_Optimizer. On a CPU its own passes are the faster: 16-bit products are slow there."""
+    """Whether main gradients are used: with DeepSpeed's BF16_Optimizer, and not on a CPU, whose 16-bit products are slow."""
     bf16 = training.precision == "bf16" and training.optimizer.kind == "adamw"
     return mesh.device.type == "cuda" and training.zero_stage == 1 and bf16
 
 
 def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
-    """Whether micro-batches are replayed as CUDA graphs: nothing in them may depend on the host or talk to other ranks."""
+    """Whether micro-batches are replayed as CUDA graphs: they must not depend on the host or communicate."""
     wanted = training.cuda_graphs and not training.compile and faults.spike != "skip"
     return wanted and main_gradients_possible(training, mesh)
 

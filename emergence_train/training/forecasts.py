@@ -20,7 +20,7 @@ PLAN_POINTS = 1000  # of the planned learning rate
 
 
 class EndForecast(Observer):
-    """The loss expected at the end, with its 95% interval, from the steps so far and the planned schedule."""
+    """Forecasts the final loss with its 95% interval from the steps so far and the planned schedule."""
 
     def on_restore(self, step: int, rows: list[dict]) -> None:
         train = [row for row in rows if row.get("kind") == "train"]
@@ -51,7 +51,7 @@ class EndForecast(Observer):
 
 
 class AbilityForecast(Observer):
-    """When this run will gain the abilities whose thresholds an earlier analysis found, from its iid losses so far."""
+    """Forecasts from the iid losses when this run will pass the thresholds of an earlier analysis."""
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)

@@ -1,13 +1,13 @@
-"""ZeRO-1 in bf16 with fewer passes over the gradients, and a step that never waits for the GPU.
+"""ZeRO-1 in bf16 with fewer passes over the gradients, and a step without synchronisation with the GPU.
 
-DeepSpeed's BF16_Optimizer keeps a float32 gradient of every parameter (its main gradient) and by itself moves 26 bytes a
+DeepSpeed's BF16_Optimizer keeps a float32 gradient of every parameter (its main gradient) and moves 26 bytes per
 parameter and micro-batch to add a bf16 gradient to it. Here
 
 - a linear layer's backward pass multiplies straight into the main gradient (dW += dy^T x with float32 accumulation, as
-  Megatron-LM's fused weight gradients do): 8 bytes a parameter, no rounding to bf16 between, and no bf16 gradient exists;
-- what is left (norms, embedding, head) goes over as it comes (`bf16.immediate_grad_update`);
-- clipping, finiteness and the update stay on the device: the fused AdamW divides by the clip factor and leaves the update out
-  where the norm is not finite. DeepSpeed's own step asks the host three times.
+  Megatron-LM's fused weight gradients do): 8 bytes per parameter, no rounding to bf16, and no bf16 gradient exists;
+- other gradients (norms, embedding, head) are added when they are ready (`bf16.immediate_grad_update`);
+- clipping, finiteness and the update stay on the device: the fused AdamW divides by the clip factor and skips the update where
+  the norm is not finite. DeepSpeed's own step synchronises with the host three times.
 
 Bytes and launches are counted in tests/training/test_main_gradients.py.
 """
@@ -38,7 +38,7 @@ class _Accumulating(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, main_grad: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.main_grad = main_grad  # not saved for backward: it changes in place, which autograd would take for a fault
+        ctx.main_grad = main_grad  # not saved for backward: it is changed in place, which autograd treats as an error
         return F.linear(x, weight)
 
     @staticmethod
@@ -52,7 +52,7 @@ class _Accumulating(torch.autograd.Function):
 
 
 def install(engine: Any) -> bool:
-    """Give a DeepSpeed engine with a BF16_Optimizer main gradients and the step below; False where it has another optimizer."""
+    """Install main gradients and the step below in an engine with a BF16_Optimizer; False for other optimizers."""
     optimizer = engine.optimizer
     if not (hasattr(optimizer, "fp32_groups_gradients") and isinstance(optimizer.optimizer, torch.optim.AdamW)):
         return False
@@ -65,21 +65,21 @@ def install(engine: Any) -> bool:
         if type(module) is nn.Linear and module.bias is None and module.weight in main_grads:
             module.weight.main_grad = main_grads[module.weight]
             module.__class__ = AccumulatingLinear
-    engine.enable_backward_allreduce = False  # the step adds the ranks' gradients up, in one piece
+    engine.enable_backward_allreduce = False  # the step all-reduces the gradients, in one piece
     optimizer.step = types.MethodType(step, optimizer)
     return True
 
 
 def step_applied(engine: Any) -> bool | Tensor:
-    """Whether the engine's last step changed the weights: a tensor where only the device knows, with the step below."""
+    """Whether the engine's last step updated the weights: with the step below a tensor on the device."""
     applied = getattr(engine.optimizer, "applied", None)
     return engine.was_step_applied() if applied is None else applied
 
 
 @torch.no_grad()
 def step(self: Any, closure: None = None) -> None:
-    """BF16_Optimizer.step without a look at the host: `_global_grad_norm` is a tensor, and a norm that is not finite leaves
-    weights and moments as they are. The caller reads the norm when it likes."""
+    """BF16_Optimizer.step without synchronisation: `_global_grad_norm` is a tensor, which the caller may read later, and
+    weights and moments are unchanged where it is not finite."""
     world = dist.get_world_size(self.dp_process_group)
     if world > 1:
         for gradients in self.fp32_groups_gradients_flat:
@@ -90,10 +90,10 @@ def step(self: Any, closure: None = None) -> None:
     # the fused kernel divides by it; 1e-6 as DeepSpeed has it
     inner.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)
     self.applied = norm.isfinite()
-    inner.found_inf = (~self.applied).float()  # and leaves the update out where this is 1
+    inner.found_inf = (~self.applied).float()  # and skips the update where this is 1
     for weights, gradients in zip(self.fp32_groups_flat_partition, self.fp32_groups_gradient_flat_partition):
         weights.grad = gradients
     inner.step()
     self.overflow, self._global_grad_norm = False, norm
     self._lazy_init_hp_params_optimizer_state()
-    self.update_lp_params()  # the gradients are zeroed by the engine, once, after this
+    self.update_lp_params()  # the engine zeroes the gradients after this

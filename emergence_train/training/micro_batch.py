@@ -1,11 +1,10 @@
 """Forward, sums by position and backward of one micro-batch: eagerly, or replayed as one CUDA graph.
 
-A decoder of 24 blocks launches some 1,500 kernels a micro-batch, each after 5 to 50 microseconds of Python: below about a
-hundred thousand tokens a second a GPU hides that, above it waits. A graph launches them all at once. It is captured after a
-first optimizer step has run eagerly (so that everything that is made once exists), holds its own inputs, and is replayed for
-every micro-batch of that shape; what is not to be replayed (collectives, the optimizer) stays outside. Capturing needs the
-whole run on one stream that is not the default one: autograd adds a gradient up on the stream on which its parameter was first
-used (`own_stream`).
+A decoder of 24 blocks launches some 1,500 kernels per micro-batch, each after 5 to 50 microseconds of Python: below about a
+hundred thousand tokens per second a GPU hides that, above it waits. A graph launches them all at once. It is captured after a
+first eager optimizer step, when all lazily created state exists, has static input tensors, and is replayed for every micro-batch
+of that shape; collectives and the optimizer are outside of it. Capturing needs the whole run on one stream other than the
+default: autograd accumulates a gradient on the stream on which its parameter was first used (`own_stream`).
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from emergence_train.recorder.position_sums import PositionAccumulator
 
 
 def own_stream(device: torch.device) -> None:
-    """Make a stream of our own the current one, from now on."""
+    """Make a new stream the current one."""
     if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
         torch.cuda.set_stream(torch.cuda.Stream(device))
 
@@ -27,10 +26,10 @@ class MicroBatch:
     """run(tokens, targets, ids, scale) -> [count, loss sum] of the micro-batch, its gradients added to the engine's.
 
     Args:
-        engine: DeepSpeed's. accumulator: what the sums by position are added to.
-        weights: of positions, [T] or None. z_loss: its factor.
+        engine: DeepSpeed's. accumulator: of the sums by position.
+        weights: of positions, [T] or None. z_loss: coefficient.
         graphs: capture and replay; the engine's reductions must not run inside (training.main_gradients sees to that).
-        log: gets a line where capturing fails; everything then runs eagerly.
+        log: called with a line where capturing fails; everything then runs eagerly.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class MicroBatch:
         self.engine, self.accumulator, self.weights, self.z_loss = engine, accumulator, weights, z_loss
         self.graphs, self.log = graphs, log
         self.captured: _Captured | None = None
-        self.warm = False  # what is made once exists
+        self.warm = False  # lazily created state exists
 
     def forward(self, tokens: Tensor, targets: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """-> the loss, [count, loss sum]."""
@@ -61,7 +60,7 @@ class MicroBatch:
         scale: Tensor | None,
         at: Callable[[str], object] = str,
     ) -> Tensor:
-        """at: called with the name of each operation that begins, for the watchdog."""
+        """at: called with the name of each operation at its start, for the watchdog."""
         given = (tokens, targets, ids, scale)
         if not (self.graphs and self.warm):
             return self._eagerly(*given, at)
@@ -76,11 +75,11 @@ class MicroBatch:
         return self.captured.replay(given)
 
     def step_done(self) -> None:
-        """An optimizer step is over: what a graph needs exists now."""
+        """Record an optimizer step: the state that a graph needs exists now."""
         self.warm = True
 
     def reset(self) -> None:
-        """The engine's state was loaded: a graph may refer to memory that is no longer its own."""
+        """Drop the graph after a load of the engine's state: its tensors may have been replaced."""
         self.captured, self.warm = None, False
 
     def _eagerly(
@@ -99,18 +98,18 @@ class MicroBatch:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What went wrong inside: the error of ending a capture comes on top."""
+    """The first error of a chain: ending a failed capture raises another one."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class _Captured:
-    """A graph of run(*inputs) with inputs and result of its own."""
+    """A graph of run(*inputs) with static inputs and result."""
 
     def __init__(self, run: Callable[..., Tensor], given: tuple, kept: list[Tensor]) -> None:
         self.inputs = tuple(None if t is None else t.clone() for t in given)
-        self.kept = kept  # tensors that the module may replace, and the graph reads
+        self.kept = kept  # tensors that the graph reads and the module may replace
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         # Relaxed: other threads (saving, NCCL's watchdog) may call CUDA meanwhile, and a kernel may be loaded when first used.

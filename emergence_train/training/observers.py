@@ -1,7 +1,7 @@
-"""What may follow a run's training without the session knowing of it: logs, forecasts, Weights & Biases.
+"""Observers of a training session: logs, forecasts, Weights & Biases.
 
-An observer is a class of its own in a file of its own and one line in recording.OBSERVERS. Observers exist on rank 0 only,
-so none of them may call a collective, and what one raises ends the run.
+An observer is one class in one file and one line in recording.OBSERVERS. Observers exist on rank 0 only, so they must not call
+collectives; an exception of an observer ends the run.
 """
 
 from collections.abc import Callable
@@ -21,29 +21,29 @@ from emergence_train.training.plan import Plan
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step that has ended, its numbers over all ranks."""
+    """A completed optimizer step, its numbers reduced over all ranks."""
 
     step: int  # from 1
-    tokens: int  # trained so far, this step's included
+    tokens: int  # trained so far, including this step
     lr: float
     loss: float  # mean over the global batch, nats per token; may be NaN
-    grad_norm: float | None  # global, before clipping; None where the engine does not tell it
-    applied: bool  # False: the update was left out
+    grad_norm: float | None  # global, before clipping; None where the engine does not expose it
+    applied: bool  # False: the update was skipped
     tokens_per_second: float
-    event: Event | None  # what was wrong with it
+    event: Event | None  # its anomaly, if any
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a checkpoint has measured."""
+    """The measurements of a checkpoint."""
 
     step: int
     tokens: int
     table: pd.DataFrame  # rows of `positions`: training since the last table, and every validation split
     means: dict[str, float]  # mean loss of each split, nats per token
-    scores: Scores  # of the tasks
-    seconds: float  # that validation took
-    notes: list[str] = field(default_factory=list)  # what observers add to the checkpoint's line on the screen
+    scores: Scores  # scores of the tasks
+    seconds: float  # seconds of validation
+    notes: list[str] = field(default_factory=list)  # additions of observers to the checkpoint's console line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,34 +60,34 @@ class RunSetup:
     header: dict  # the first line of metrics.jsonl: run, params, vocabulary, sequence, batch, ...
     evaluator: Evaluator
     console: Console
-    log: Callable[[str], None]  # a line for the screen
+    log: Callable[[str], None]  # print a line to the console
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext(RunSetup):
-    """What an observer may use."""
+    """What an observer can access of its run."""
 
     run_log: RunLog  # tables go here
-    write: Callable[..., None]  # write(kind, **values): a row of metrics.jsonl, which every observer then sees
+    write: Callable[..., None]  # write(kind, **values): append a row to metrics.jsonl and pass it to every observer
 
 
 class Observer:
-    """Base class: every method does nothing, so an observer has those that it needs."""
+    """Base class; every method does nothing and may be overridden."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
 
     def on_restore(self, step: int, rows: list[dict]) -> None:
-        """Training begins or resumes after `step`, at a start or after a rewind; `rows` of metrics.jsonl up to there."""
+        """Training starts or resumes after `step`, also after a rewind; `rows` are those of metrics.jsonl up to it."""
 
     def on_step(self, step: Step) -> None:
-        """A step has ended."""
+        """Called after each step."""
 
     def on_checkpoint(self, measurement: Measurement) -> None:
-        """A checkpoint has measured; its state is saved after this."""
+        """Called with the measurements of a checkpoint, before its state is saved."""
 
     def on_row(self, row: dict) -> None:
-        """A row was written to metrics.jsonl, by whichever observer."""
+        """Called after any observer has written a row to metrics.jsonl."""
 
     def on_close(self, *, stopped: bool) -> None:
-        """The last call. `stopped`: a signal ends this process, and the launcher will not wait for long."""
+        """The last call. `stopped`: a signal ends this process, so time is limited."""

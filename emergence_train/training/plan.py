@@ -1,4 +1,4 @@
-"""How many steps a run has, at which of them a checkpoint is made, and at which state is saved besides."""
+"""The steps of a run: their number, the checkpoints, and further steps at which state is saved."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,8 @@ from emergence_train.config import Checkpoints, Training
 
 
 class Plan:
-    """All in steps, counted from 1. `checkpoint_steps` write tables, `state_steps` of them state too, and
-    `ephemeral_steps` state alone."""
+    """Steps, counted from 1: `checkpoint_steps` write tables, `state_steps` of them state too, `ephemeral_steps`
+    state alone."""
 
     def __init__(self, training: Training, checkpoints: Checkpoints, sequence: int) -> None:
         self.step_tokens = training.batch * sequence
@@ -41,6 +41,6 @@ class Plan:
             return False
         wrong = problems(states[-1])
         if wrong and all(problems(path) for path in states[:-1]):
-            log(f"{wrong[0]}; the run's logs are complete, and no other state is whole")  # never begin anew for that
+            log(f"{wrong[0]}; the run's logs are complete, and no other state is whole")  # never start over for that
             return True
         return not wrong

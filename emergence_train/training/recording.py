@@ -1,4 +1,4 @@
-"""What a run writes down: rank 0 has a log and observers, the other ranks have a writer that does nothing."""
+"""Recording of a run: rank 0 has a log and observers, the other ranks a writer that does nothing."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ from emergence_train.training.run_rows import CheckpointRows, ScreenLines, StepR
 from emergence_train.training.task_rows import TaskRows
 from emergence_train.training.wandb_view import WandbView
 
-# Called in this order, which is that of a checkpoint's rows: the forecast adds to the line that ScreenLines writes.
+# Called in this order, that of a checkpoint's rows: the forecast adds to the line that ScreenLines prints.
 OBSERVERS: list[type[Observer]] = [
     StepRows,
     CheckpointRows,
@@ -32,7 +32,7 @@ OBSERVERS: list[type[Observer]] = [
 
 
 class NullWriter:
-    """Of the ranks that write nothing."""
+    """The recorder of ranks other than 0, which writes nothing."""
 
     @property
     def best(self) -> int | None:
@@ -40,9 +40,9 @@ class NullWriter:
         return None
 
     def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
-        """The run's files as they were at `step`, for a start or after a rewind.
+        """Truncate the run's files to `step`, at a start or after a rewind.
 
-        Args: `rewinds` of rewinds.json; `measured`: steps whose tables should exist; `first`: the step before its own.
+        Args: `rewinds` of rewinds.json; `measured`: steps whose tables must exist; `first`: the last step of the parent.
         Returns the losses of the last steps that were not skipped, for the anomaly detector.
         """
         return []
@@ -51,20 +51,20 @@ class NullWriter:
         """A step has ended."""
 
     def checkpoint(self, step: int, sums: dict[str, torch.Tensor], seconds: float, scores: Scores) -> None:
-        """A checkpoint has measured `sums` [4, T] of each split over all ranks, in `seconds`, and the tasks' scores."""
+        """Record a checkpoint: `sums` [4, T] of each split over all ranks, `seconds` of validation, the tasks' scores."""
 
     def write(self, kind: str, **values: Any) -> None:
-        """A row of metrics.jsonl."""
+        """Append a row to metrics.jsonl."""
 
     def flush(self) -> str | None:
-        """Everything onto the disk; returns in a line what could not be written."""
+        """Write everything to disk; return the failure as one line, or None."""
 
     def close(self, *, stopped: bool = False) -> str | None:
-        """As flush, and the end. `stopped`: by a signal."""
+        """Flush and close. `stopped`: by a signal."""
 
 
 class RunWriter(NullWriter):
-    """Rank 0's. The log is opened by the first restore, which knows the step that it is cut to."""
+    """The recorder of rank 0. The log is opened by the first restore, which knows the step to truncate it to."""
 
     def __init__(self, setup: RunSetup, mesh: Mesh) -> None:
         self.setup, self.mesh = setup, mesh

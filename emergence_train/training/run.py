@@ -1,6 +1,6 @@
-"""`emergence-train train`: join the other processes, open the data, build the engine, and let a session train.
+"""`emergence-train train`: join the process group, open the data, build the engine, and run a session.
 
-Which errors end a run, and what each rank reports of them, is decided here.
+Errors that end a run are handled here: what each rank reports and raises.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ def train(
     `config` may be a function that reads it: where that fails on one rank, its error becomes that of all, with its exit code.
     `parent`, as "RUN" or "RUN@STEP": a new run begins from that state (branch.py).
 
-    `stop_after` ends this process after that step as a kill would (tests of resuming use it). Raises Stopped where the
-    process got a signal to stop and PeerLost where another process of the run is gone.
+    `stop_after` ends this process after that step as a kill would (for tests of resuming). Raises Stopped where the process
+    received a signal to stop and PeerLost where another process of the run is lost.
     """
     read, wrong = attempt(config) if callable(config) else (config, None)
     if read:
@@ -181,7 +181,7 @@ def _build_session(
 
 
 def _evaluator(tasks: list[TaskConfig], dataset: Dataset) -> Evaluator:
-    """Every rank's; rank 0 finds out first whether every task can be had."""
+    """The evaluator of every rank; rank 0 first checks that every task is available."""
 
     def build() -> Evaluator:
         return Evaluator(tasks, dataset)
@@ -192,11 +192,11 @@ def _evaluator(tasks: list[TaskConfig], dataset: Dataset) -> Evaluator:
 
 
 def _silent(_: str) -> None:
-    """The log of ranks other than 0."""
+    """The log function of ranks other than 0."""
 
 
 def _never_failing(log: Callable[[str], None]) -> Callable[[str], None]:
-    """The screen may be a file on a full disk, or a pipe whose reader has gone: no reason to end a run."""
+    """Wrap the log function: standard output may be a file on a full disk or a closed pipe, which must not end a run."""
 
     def line(text: str) -> None:
         with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""The rows and tables that the analyses read: each step's row, each checkpoint's positions and mean losses."""
+"""Observers that write the rows and tables of the analyses: steps, positions and mean losses."""
 
 from emergence_train.training.observers import Measurement, Observer, Step
 
 
 class StepRows(Observer):
-    """A `train` row a step, and one for what was wrong with it."""
+    """Writes a `train` row for each step, and a row for its anomaly."""
 
     def on_step(self, step: Step) -> None:
         write = self.context.write
@@ -22,11 +22,11 @@ class StepRows(Observer):
         action, reason = step.event.action, step.event.reason
         kind = {"skip": "skipped", "log": "spike"}.get(action, action)
         write(kind, step=step.step, tokens=step.tokens, reason=reason)
-        self.context.log(f"step {step.step}: {reason}" + ("; the update was left out" if action == "skip" else ""))
+        self.context.log(f"step {step.step}: {reason}" + ("; the update was skipped" if action == "skip" else ""))
 
 
 class CheckpointRows(Observer):
-    """A checkpoint's `positions` table and its mean losses."""
+    """Writes a checkpoint's `positions` table and its mean losses."""
 
     def on_checkpoint(self, measurement: Measurement) -> None:
         self.context.run_log.positions(measurement.step, measurement.table)
@@ -41,7 +41,7 @@ class CheckpointRows(Observer):
 
 
 class ScreenLines(Observer):
-    """The lines of steps and checkpoints on the screen."""
+    """Prints the console lines of steps and checkpoints."""
 
     def on_step(self, step: Step) -> None:
         if step.event is None or step.event.action != "stop":

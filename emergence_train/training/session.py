@@ -1,7 +1,7 @@
 """The session: one start of a run as a state machine of training steps, checkpoints, rewinds and stops.
 
-At a checkpoint the loss sums since the last one and the validation losses become a `positions` table, then the engine's state
-is saved; so a run that resumes from a state has every row before it and none after.
+At a checkpoint the loss sums since the last one and the validation losses are written to the `positions` table, then the
+engine's state is saved; so a run that resumes from a state has every row before it and none after.
 """
 
 import math
@@ -35,13 +35,13 @@ from emergence_train.training.step import Stepper
 
 
 class _StopRequested(Exception):
-    """A stop was requested while tasks were scored."""
+    """Raised where a stop is requested while tasks are scored."""
 
 
 class Session:
-    """One start of a run: train steps, make checkpoints, rewind, stop. What is written down is the writer's business.
+    """One start of a run: train steps, make checkpoints, rewind, stop. The writer writes the logs.
 
-    All ranks make the same calls in the same order: whatever a decision rests on is summed over ranks or asked of rank 0.
+    All ranks make the same calls in the same order: the inputs of every decision are reduced over ranks or broadcast from rank 0.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Session:
         log: Callable[[str], None],
         first: int = 0,
     ) -> None:
-        """`first`: the step that the run's own steps begin after, where it began from another run's state."""
+        """`first`: the step after which the run's own steps begin, where it began from another run's state."""
         self.run, self.training, self.faults = run, training, faults
         self.saves_state = checkpoints.save_state != "never"
         self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
@@ -85,11 +85,13 @@ class Session:
             watch,
             log,
         )
-        self.pending: tuple | None = None  # the last step's numbers, read one step late: a GPU is never waited for
-        self.stop_requested = False  # on some rank, and all know
+        self.pending: tuple | None = (
+            None  # the last step's numbers, read one step later to avoid synchronisation with the GPU
+        )
+        self.stop_requested = False  # on some rank, known to all
 
     def restore(self) -> int:
-        """Everything as it was at the newest whole checkpoint, or at the beginning; returns its step."""
+        """Restore the newest complete checkpoint, or the initial state; return its step."""
         self.watch.at("loading a checkpoint")
         loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
         content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
@@ -100,7 +102,7 @@ class Session:
         self.stepper.micro_batch.reset()
         if content["world_size"] == self.mesh.world.size and sums:
             self.accumulator.sums += sums[self.mesh.world.rank].to(self.mesh.device)
-        elif self.mesh.is_rank0:  # dealt out anew: their sum is what counts
+        elif self.mesh.is_rank0:  # redistributed: only their sum matters
             for tensor in sums:
                 self.accumulator.sums += tensor.to(self.mesh.device)
         self.saver.durable, self.pending, self.stop_requested = step, None, False
@@ -127,8 +129,8 @@ class Session:
                 step = self._rewind(*fault)
 
     def close(self) -> None:
-        """The end of the plan: everything must be on the disk now."""
-        self.watch.at("the last of the saving", self.plan.total_steps)
+        """End a finished run; raises where the logs or the last checkpoint could not be written."""
+        self.watch.at("the last save", self.plan.total_steps)
         self._await_save()
         problem = broadcast_from_rank0(self.writer.close)
         self.log(self.console.closing(self.run))
@@ -139,15 +141,15 @@ class Session:
                 f"{self.run}: {problem}; fix that and run the same command: it resumes from step {self.saver.durable}"
             )
 
-    # ------------------------------------------------------------------------------------------------ going back
+    # --------------------------------------------------------------------------------------------------- rewinds
 
     def _make_due(self, step: int) -> None:
-        """The measurements that a stop at `step` left to this start."""
+        """Make the measurements that a stop at `step` deferred to this start."""
         if self.due:
             self._checkpoint(step)
 
     def _rewind(self, failed: int, event: Event) -> int:
-        """Back to the newest checkpoint, and on without the batches since; on all ranks alike. Returns its step."""
+        """Restore the newest checkpoint and skip the batches since; collective. Returns its step."""
         self.saver.wait()
         back_to = self.saver.durable
         if not back_to:
@@ -166,10 +168,10 @@ class Session:
         self._make_due(step)
         return step
 
-    # ------------------------------------------------------------------------------------------- what is written
+    # ------------------------------------------------------------------------------------------ recording, saving
 
     def _settle(self) -> tuple[int, Event] | None:
-        """Read and write the pending step's numbers; what asks for a rewind is returned, on every rank alike."""
+        """Read and record the pending step's numbers; return the event that requires a rewind, on every rank alike."""
         if self.pending is None:
             return None
         step, lr, speed, totals, grad_norm, applied = self.pending
@@ -204,7 +206,7 @@ class Session:
         )
 
     def _checkpoint(self, step: int) -> None:
-        """Tables where the plan has them, then state. Told to stop, the tables are left to the next start."""
+        """Write the tables where the plan has them, then save state; after a request to stop the tables are deferred."""
         due = step in self.plan.checkpoint_steps
         with self.console.pause():
             if due and not self.stop_requested and (measured := self._measure(step)):
@@ -214,7 +216,7 @@ class Session:
                 self.saver.best = self.writer.best
             self._agree()
             if step == self.saver.durable:
-                pass  # gone on from it just now, with its tables still to be made
+                pass  # just resumed from it, with its tables still due
             elif self.plan.saves(step) or self.stop_requested:
                 self._save(step, {"due": due})
             else:
@@ -224,8 +226,8 @@ class Session:
             self._end(step, due)
 
     def _measure(self, step: int) -> tuple[dict, float, Scores] | None:
-        """Sums by split over all ranks (the training loss since the last table, and every validation split), the seconds
-        they took, and the tasks' scores; None where a signal came in between."""
+        """Sums by split over all ranks (the training loss since the last table, and every validation split), the seconds of
+        validation, and the tasks' scores; None where a stop was requested meanwhile."""
         began = time.monotonic()
         if self.faults.compare_replicas:
             self._compare(step)
@@ -258,12 +260,12 @@ class Session:
         self.writer.write("drift", step=step, tokens=step * self.plan.step_tokens, reason=reason)
         self.writer.flush()
         raise self._failure(
-            f"step {step}: {reason}; a fault of its memory or device: leave that machine out and run again, it "
+            f"step {step}: {reason}; a fault of its memory or device: exclude that machine and run again, it "
             f"resumes from the last checkpoint"
         )
 
     def _save(self, step: int, loop: dict) -> None:
-        """The log first: a state is never ahead of its rows."""
+        """Flush the log, then save state, so that a state is never ahead of its rows."""
         self.watch.at("saving", step)
         self.stop.answered = self.stop_requested
         self._await_save()
@@ -276,29 +278,29 @@ class Session:
             self.log(f"checkpoint of step {step} not saved: {problem}; rows are kept in memory, training continues")
 
     def _await_save(self) -> None:
-        """The end of a save, and a row if it failed."""
+        """Wait for a save; write a row if it failed."""
         self.saver.wait()
         if self.saver.problem is not None:
             self.writer.write("save_failed", step=self.saver.step, reason=self.saver.problem)
         self.saver.problem = None
 
     def _failure(self, text: str) -> RunError:
-        """What all ranks raise alike, and one of them says."""
+        """An error that all ranks raise and rank 0 reports."""
         error = RunError(text)
         error.already_reported = not self.mesh.is_rank0
         return error
 
     def _agree(self) -> bool:
-        """Whether a stop is requested on any rank: every rank gets the same answer."""
+        """Whether a stop is requested on any rank; the same on every rank."""
         if not self.stop_requested:
             votes = torch.tensor([float(self.stop.requested)], device=self.mesh.device)
             self.stop_requested = bool(all_reduce_sum(votes, self.mesh.world).item())
         return self.stop_requested
 
     def _end(self, step: int, due: bool) -> None:
-        """Told to stop: everything is saved, unless the disk would not."""
+        """Save everything and raise Stopped; RunError where the disk failed."""
         if step == self.plan.total_steps and not due:
-            return  # nothing is left to do but to close
+            return  # the run is complete
         self.stop.answered = True
         self._await_save()  # one that began beside training, just before the signal came
         broadcast_from_rank0(lambda: self.writer.close(stopped=True))

@@ -1,4 +1,4 @@
-"""Before the first step: the configuration completed, the run directory claimed, and the run's first line on the screen."""
+"""Start-up of a run: complete the configuration, claim the run directory, print the first line."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
 from emergence_train.training.plan import Plan
 
-# What may change when a run resumes: nothing that changes a loss by more than rounding.
+# Keys that may change when a run resumes: none of them changes a loss by more than rounding.
 VOLATILE = (
     "out",
     "logging",
@@ -44,8 +44,8 @@ BUSY = "another process is training this run; wait for it or choose another name
 
 
 def agree_on(config: Config, mesh: Mesh) -> None:
-    """One start trains one configuration: a launcher that gave its processes different ones meant several runs, or their
-    machines read different files."""
+    """Raise InputError where the processes of one start have different configurations: the launcher meant several runs, or
+    their machines read different files."""
     flat = _flat(config.model_dump(mode="json"))
     digests = all_gather_objects(hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest())
     if len(set(digests)) == 1:
@@ -63,7 +63,7 @@ def agree_on(config: Config, mesh: Mesh) -> None:
 
 
 def resolve(config: Config, mesh: Mesh) -> Config:
-    """The configuration with what only the data set and the world size can tell."""
+    """The configuration completed by the data set and the world size."""
     training = config.training
     if training.batch % (training.micro_batch * mesh.data.size):
         raise InputError(
@@ -75,20 +75,20 @@ def resolve(config: Config, mesh: Mesh) -> Config:
     if size < vocabulary:
         raise InputError(
             f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
-            f"({config.data.path}); raise it or leave it out"
+            f"({config.data.path}); raise it or remove it"
         )
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
 
 
 def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
-    """Make the run directory, or see that it belongs to this configuration and that no one else is at it. What there is to
-    be said of that is returned. Its lock lasts until `held` is closed."""
+    """Create the run directory, or check that it belongs to this configuration, and lock it until `held` is closed; return a
+    note for the log, or None. Raises InputError where it is another run's, in use or not writable."""
     path, note = run / "config.yaml", held.enter_context(files.lock(run, busy=BUSY, other="out"))
-    for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of writes that a kill has cut off
+    for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of interrupted writes
         if rest.is_file():
             rest.unlink()
     if not path.is_file():
-        # a start that was killed leaves hidden files
+        # hidden files are left by a killed start
         if any(not entry.name.startswith(".") for entry in run.iterdir()):
             raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
         write_config(run, config)
@@ -114,8 +114,10 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
 
 
 def _extended(run: Path, before: Any, now: Config) -> str | None:
-    """What to say of a run that is to train for longer than planned; None where this is not that. Raises InputError where the
-    longer plan would have given the steps so far another learning rate."""
+    """A note for the log where a run's plan is extended, else None.
+
+    Raises InputError where the longer plan would have given the steps so far another learning rate.
+    """
     old = Config.model_validate(before)
     states = complete(run / "checkpoints")
     if not states or now.training.tokens <= old.training.tokens:
@@ -133,7 +135,7 @@ def _extended(run: Path, before: Any, now: Config) -> str | None:
 
 
 def _with_defaults(tree: Any) -> Any:
-    """A configuration as it was written, with the defaults of keys that it is older than; left alone if it is none."""
+    """A stored configuration with the defaults of newer keys; unchanged if it is not a configuration."""
     try:
         return Config.model_validate(tree).model_dump(mode="json")
     except ValidationError:
@@ -147,7 +149,7 @@ def write_config(directory: Path, config: Config) -> None:
 def run_header(
     name: str, model: ModelConfig, training: Training, plan: Plan, dataset: Dataset, parent: dict | None
 ) -> dict:
-    """The first line of metrics.jsonl, which names the run for the readers of its rows; `parent` is the run whose state it
+    """The first line of metrics.jsonl, which identifies the run; `parent` is the run whose state it
     began from."""
     return {
         "run": name,

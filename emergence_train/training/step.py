@@ -1,6 +1,6 @@
-"""One optimizer step: this rank's samples, its micro-batches forward and backward, the update, and the sums of the loss.
+"""One optimizer step: this rank's samples, forward and backward of its micro-batches, the update, and the sums of the loss.
 
-Nothing here waits for a GPU, but where spikes are to be skipped: numbers come back as tensors and are read a step later.
+No synchronisation with a GPU unless spikes are skipped: numbers are returned as tensors and read a step later.
 """
 
 import math
@@ -49,7 +49,7 @@ class Stepper:
         self.document_mask = training.document_mask
         weights = weight_vector(training.position_weights, dataset.sequence)
         self.weights = None if weights is None else weights.to(mesh.device)
-        # None: DeepSpeed clips. 0 is no clipping, but the norm is wanted.
+        # None: DeepSpeed clips. 0: no clipping, but the norm is computed.
         self.clip = (training.optimizer.clip or math.inf) if training.zero_stage == 0 else None
         self.skip_spikes = faults.spike == "skip"
         self.micro_batch = MicroBatch(
@@ -68,7 +68,7 @@ class Stepper:
         norm: torch.Tensor | float | None = None
         applied: torch.Tensor | bool = True
         totals = torch.zeros(3, dtype=torch.float64, device=self.mesh.device)
-        if stop:  # every process of the launch has a vote, so the totals are summed over all
+        if stop:  # any process of the launch may request a stop, so the totals are reduced over the world
             totals[2].fill_(1.0)
         for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
             if self.skip_spikes and number == self.rounds - 1:
@@ -81,12 +81,12 @@ class Stepper:
             if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
                 norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
                 applied = finite = norm.isfinite()
-                self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then leaves the step out
+                self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then skips the step
             self.engine.step()
         self.micro_batch.step_done()
         if self.clip is None:
             norm, applied = self.engine.get_global_grad_norm(), step_applied(self.engine)
-        self.at("adding up the loss", step)
+        self.at("reducing the loss", step)
         return totals if self.skip_spikes else all_reduce_sum(totals, self.mesh.world), norm, applied
 
     def _unless_spike(
@@ -97,12 +97,12 @@ class Stepper:
         document_ids: torch.Tensor | None,
         scale: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The last micro-batch of a step that is left out where its loss is a spike; totals over all ranks, it included."""
+        """Run the last micro-batch of a step that is skipped where its loss is a spike; return totals over all ranks."""
         loss, own = self.micro_batch.forward(tokens, targets, document_ids)
         totals[:2].add_(own)
         totals = all_reduce_sum(totals, self.mesh.world)
         loss = loss if scale is None else loss * scale
-        # Every optimizer of DeepSpeed leaves out a step whose gradient is not finite; so will this one be.
+        # Every optimizer of DeepSpeed skips a step whose gradient is not finite.
         spike = self.detector.spike((totals[1] / totals[0]).item())
         self.engine.backward(loss * math.nan if spike else loss)
         return totals
@@ -116,7 +116,7 @@ class Stepper:
         ids = None
         if self.document_mask:
             ids = torch.from_numpy(np.stack([self.dataset.document_ids(index) for index in samples]))
-            targets[ids[:, 1:] != ids[:, :-1]] = IGNORED  # nothing before it says which document comes next
+            targets[ids[:, 1:] != ids[:, :-1]] = IGNORED  # nothing before it determines the next document
             ids = self._to_device(ids[:, :-1].contiguous())
         return self._to_device(tokens), self._to_device(targets), ids
 
@@ -128,7 +128,7 @@ class Stepper:
     def _scales(self, batches: list) -> list:
         """Factors that make the mean of the micro-batches' means the mean over the global batch.
 
-        All 1 (None) unless documents are masked: then micro-batches differ in how many targets count.
+        All 1 (None) unless documents are masked: then micro-batches differ in their number of targets.
         """
         if not self.document_mask:
             return [None] * len(batches)

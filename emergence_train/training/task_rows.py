@@ -1,4 +1,4 @@
-"""The downstream tasks' scores at a checkpoint: the `evaluations` table, their row, and what they cost."""
+"""Observer of the tasks at a checkpoint: the `evaluations` table, a row with scores and cost, a console line."""
 
 from emergence_train.recorder import tables
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
@@ -7,7 +7,7 @@ from emergence_train.training.observers import Measurement, Observer, RunContext
 class TaskRows(Observer):
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
-        self.noted = False  # what is logged once of the tasks
+        self.noted = False  # notes on the tasks, logged once
         self.scoring = self.training = 0.0  # seconds so far
 
     def on_restore(self, step: int, rows: list[dict]) -> None:

@@ -1,9 +1,9 @@
-"""The run in Weights & Biases, as an observer."""
+"""Observer that mirrors the run to Weights & Biases."""
 
 from emergence_train.tracking.wandb import Mirror, view
 from emergence_train.training.observers import Measurement, Observer, RunContext
 
-STOPPED_SECONDS = 5.0  # W&B may take to finish once a signal has come
+STOPPED_SECONDS = 5.0  # seconds for W&B to finish after a signal
 
 
 class WandbView(Observer):

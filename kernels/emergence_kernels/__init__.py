@@ -1,7 +1,7 @@
-"""Fused kernels for pretraining decoder language models: RMSNorm, attention, and losses that know token positions.
+"""Fused kernels for pretraining decoder language models: RMSNorm, SwiGLU, rotary embedding, attention, per-position losses.
 
-Every operation has a PyTorch reference ("torch") that says what it computes, and faster backends behind one signature.
-Importing the package needs torch only; Triton is imported when a Triton kernel is asked for.
+Every operation has a PyTorch reference ("torch") that defines it, and faster backends behind one signature. Importing the
+package needs torch only; Triton is imported when a Triton kernel is used.
 """
 
 from .attention.op import attention

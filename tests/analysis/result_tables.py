@@ -1,9 +1,10 @@
-"""Small tables with something of everything in their results, and the JSON that both analyses give of them."""
+"""Small tables with something of everything in the results of the three analyses."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from emergence_train.analysis.emergence import simulate as emergence_simulate
 from emergence_train.analysis.temporal import simulate as temporal_simulate
@@ -37,3 +38,23 @@ def write_emergence(folder: Path) -> list[Path]:
     parts.append(frame.assign(**scores, stderr=0.002, higher_is_better=False))
     pd.concat(parts, ignore_index=True).to_csv(folder / "evaluations.csv", index=False)
     return [folder / "evaluations.csv"]
+
+
+def write_weighted_run(folder: Path, seed: int, weights: dict[str, float], shift: float) -> Path:
+    """A run whose tail losses differ from the uniform run's of the same seed by `shift` (nats)."""
+    path = folder / f"{'-'.join(weights) or 'uniform'}-{seed}"
+    frame = temporal_simulate.positions(np.random.default_rng(seed), checkpoints=3, length=100, run=path.name)[0]
+    tail = frame["position"] > 90
+    mean = frame["loss_sum"] / frame["count"]
+    frame.loc[tail, "loss_sum"] += shift * frame["count"]
+    frame.loc[tail, "loss_sq_sum"] += (2 * mean * shift + shift**2) * frame["count"]
+    (path / "positions").mkdir(parents=True)
+    tables.write(tables.POSITIONS, frame, path / "positions" / "a.parquet")
+    (path / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "training": {"position_weights": weights}}))
+    return path
+
+
+def write_weights(folder: Path) -> list[Path]:
+    """Two seeds of uniform and of tail weights, one of head weights: rows with and without an interval."""
+    runs = [(1, {}), (2, {}), (1, {"tail": 0.5}), (2, {"tail": 0.5}), (1, {"head": 0.5})]
+    return [write_weighted_run(folder, seed, weights, 0.1 * seed) for seed, weights in runs]

@@ -3,28 +3,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
-import yaml
+from result_tables import write_weighted_run
 
 from emergence_train import cli
 from emergence_train.analysis.position_weights import compare_position_weights, regions
-from emergence_train.analysis.temporal import simulate
+from emergence_train.analysis.results import as_json
 from emergence_train.errors import InputError
-from emergence_train.recorder import tables
-
-
-def run(folder, seed, weights, shift):
-    """A run whose tail losses differ from the uniform run's of the same seed by `shift`."""
-    path = folder / f"{'-'.join(weights) or 'uniform'}-{seed}"
-    frame = simulate.positions(np.random.default_rng(seed), checkpoints=3, length=100, run=path.name)[0]
-    tail = frame["position"] > 90
-    mean = frame["loss_sum"] / frame["count"]
-    frame.loc[tail, "loss_sum"] += shift * frame["count"]
-    frame.loc[tail, "loss_sq_sum"] += (2 * mean * shift + shift**2) * frame["count"]
-    (path / "positions").mkdir(parents=True)
-    tables.write(tables.POSITIONS, frame, path / "positions" / "a.parquet")
-    (path / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "training": {"position_weights": weights}}))
-    return path
 
 
 def test_regions_are_ten_eighty_ten():
@@ -32,9 +18,11 @@ def test_regions_are_ten_eighty_ten():
 
 
 def test_differences_are_paired_by_seed(tmp_path):
-    paths = [run(tmp_path, seed, {}, 0.0) for seed in (1, 2, 3)]
-    paths += [run(tmp_path, seed, {"tail": 0.5}, shift) for seed, shift in ((1, 0.10), (2, 0.12), (3, 0.14))]
-    table = compare_position_weights(paths).set_index("region")
+    paths = [write_weighted_run(tmp_path, seed, {}, 0.0) for seed in (1, 2, 3)]
+    paths += [
+        write_weighted_run(tmp_path, seed, {"tail": 0.5}, shift) for seed, shift in ((1, 0.10), (2, 0.12), (3, 0.14))
+    ]
+    table = pd.DataFrame(as_json(compare_position_weights(paths).rows)).set_index("region")
     assert set(table["variant"]) == {"tail x0.5"}
     assert table.loc["tail", "difference"] == pytest.approx(0.12)
     # by hand: t(0.975, 2) = 4.3027, standard error 0.02 / sqrt 3
@@ -44,9 +32,9 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert table.loc["tail", "p"] < 0.05
 
 
-def test_the_verb_writes_numbers_and_a_figure(tmp_path, capsys):
-    paths = [run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [
-        run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)
+def test_analyze_weights_writes_numbers_and_a_figure(tmp_path, capsys):
+    paths = [write_weighted_run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [
+        write_weighted_run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)
     ]
     assert cli.main(["analyze", "weights", *map(str, paths), "--out", str(tmp_path / "out")]) == 0
     assert "tail x0.5" in capsys.readouterr().out
@@ -59,12 +47,14 @@ def test_the_verb_writes_numbers_and_a_figure(tmp_path, capsys):
 
 
 def test_one_seed_has_no_interval(tmp_path):
-    table = compare_position_weights([run(tmp_path, 1, {}, 0.0), run(tmp_path, 1, {"head": 0.5}, 0.1)])
-    assert table["low95"].isna().all() and (table["seeds"] == 1).all()
+    rows = compare_position_weights(
+        [write_weighted_run(tmp_path, 1, {}, 0.0), write_weighted_run(tmp_path, 1, {"head": 0.5}, 0.1)]
+    ).rows
+    assert {(row.seeds, row.low95, row.high95, row.p) for row in rows} == {(1, None, None, None)}
 
 
-def test_what_cannot_be_compared(tmp_path):
-    uniform, other = run(tmp_path, 1, {}, 0.0), run(tmp_path, 2, {"body": 0.5}, 0.1)
+def test_runs_that_do_not_compare_are_refused(tmp_path):
+    uniform, other = write_weighted_run(tmp_path, 1, {}, 0.0), write_weighted_run(tmp_path, 2, {"body": 0.5}, 0.1)
     with pytest.raises(InputError, match="shares its seed"):
         compare_position_weights([uniform, other])
     with pytest.raises(InputError, match="a second run"):

@@ -1,4 +1,4 @@
-"""The staged entry for a GPU: each stage apart, killed at its limit, what is left told, and gone on with."""
+"""The staged entry for a GPU: each stage in its own process, killed at its limit, the rest reported and resumed."""
 
 import json
 import sys
@@ -21,8 +21,8 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setattr("emergence_kernels.bench.run.commit", lambda: "abc")
 
     def use(**code: str) -> Path:
-        made = [gpu_first.Stage(n.replace("_", "-"), 0.5, (sys.executable, "-c", c), "") for n, c in code.items()]
-        monkeypatch.setattr(gpu_first, "stages", lambda out: made)
+        stages = [gpu_first.Stage(n.replace("_", "-"), 0.5, (sys.executable, "-c", c), "") for n, c in code.items()]
+        monkeypatch.setattr(gpu_first, "stages", lambda out: stages)
         return tmp_path / "nvidia-h100" / "gpu-first.json"
 
     return use
@@ -32,23 +32,23 @@ def call(tmp_path, minutes: float, *more: str) -> int:
     return gpu_first.main(["--minutes", str(minutes), "--out", str(tmp_path), *more])
 
 
-def test_stages_end_apart_and_the_next_call_goes_on(pretended, tmp_path, capsys):
+def test_stages_end_separately_and_the_next_call_continues(pretended, tmp_path, capsys):
     path = pretended(good="print('fine')", bad="raise SystemExit(3)", slow="import time; time.sleep(60)")
     assert call(tmp_path, 0.4) == 1
-    found = json.loads(path.read_text())["stages"]
-    assert found["good"]["status"] == 0 and found["bad"]["status"] == 3
-    assert found["slow"]["status"] in ("cut off", "not reached")
+    stages = json.loads(path.read_text())["stages"]
+    assert stages["good"]["status"] == 0 and stages["bad"]["status"] == 3
+    assert stages["slow"]["status"] in ("cut off", "not reached")
     assert "for the next call: slow" in capsys.readouterr().out
     assert (path.parent / "gpu-first-good.log").read_text() == "fine\n"
     path = pretended(good="raise SystemExit(9)", bad="pass", slow="pass")
     assert call(tmp_path, 2) == 0, "what was done is not done again"
-    assert {name: of["status"] for name, of in json.loads(path.read_text())["stages"].items()} == dict(
+    assert {name: stage["status"] for name, stage in json.loads(path.read_text())["stages"].items()} == dict(
         good=0, bad=0, slow=0
     )
     assert "done before" in capsys.readouterr().out
 
 
-def test_another_commit_begins_anew(pretended, tmp_path, monkeypatch):
+def test_another_commit_starts_over(pretended, tmp_path, monkeypatch):
     path = pretended(only="pass")
     assert call(tmp_path, 1) == 0
     monkeypatch.setattr("emergence_kernels.bench.run.commit", lambda: "def")

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: written as safetensors that others read, verified to the last byte, read in any layout."""
+"""The files of a checkpoint: safetensors readable by the library, verification of every byte, reading in any layout."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SMALL", 200)
     tensors = {
         "a": torch.randn(17, dtype=torch.float32),
-        "b": torch.randn(333, 5, dtype=torch.float64),  # larger than a piece
+        "b": torch.randn(333, 5, dtype=torch.float64),  # larger than a chunk
         "empty": torch.empty(0),
         "transposed": torch.randn(40, 30).T,
         "i": torch.arange(-3, 4),
@@ -55,7 +55,7 @@ def test_a_shard_is_a_safetensors_file(tmp_path, monkeypatch):
     assert entry == {"file": "x.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_write_that_fails_raises_and_leaves_no_thread(tmp_path, monkeypatch):
     """More pieces than wait for their checksum, on a device that is always full."""
     monkeypatch.setattr(checkpoints, "CHUNK", 1000)
@@ -90,9 +90,9 @@ def test_every_flipped_byte_and_every_truncation_is_found(tmp_path):
         data = file.read_bytes()
         for place in range(0, len(data), 7):
             file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            found = problems(path)
+            reported = problems(path)
             # Of the manifest a byte may be white space or lie within a name; the files it then describes are not there.
-            assert found or json.loads(file.read_text()) == json.loads(data), f"byte {place} of {file.name}"
+            assert reported or json.loads(file.read_text()) == json.loads(data), f"byte {place} of {file.name}"
             file.write_bytes(data[:place])
             assert problems(path), f"{file.name} cut at {place}"
         file.unlink()
@@ -138,13 +138,13 @@ def test_no_manifest_however_strange_does_more_than_be_refused(tmp_path, content
     if not path.exists():
         make(tmp_path)
     (path / MANIFEST).write_bytes(content)
-    found = problems(path)
-    assert found and all("\n" not in line for line in found)
+    reported = problems(path)
+    assert reported and all("\n" not in line for line in reported)
     with pytest.raises(InputError):
         newest(tmp_path)
 
 
-def test_the_newest_whole_one_is_found(tmp_path):
+def test_the_newest_complete_checkpoint_is_found(tmp_path):
     make(tmp_path, 4)
     later = make(tmp_path, 8)
     (tmp_path / "checkpoints" / ".step-0000000012.tmp").mkdir()
@@ -161,7 +161,7 @@ def test_the_newest_whole_one_is_found(tmp_path):
 
 @pytest.mark.parametrize("name", [MANIFEST, STATE, "shard-00000-of-00002.safetensors"])
 def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
-    """No right to read, a stale handle, too many open files: RunError. An error of the disk itself is damage."""
+    """Missing permission, a stale handle, too many open files: RunError. An I/O error is damage."""
     path = make(tmp_path)
     plain, fault = open, [0]
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, name):
 def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
     assert complete(tmp_path / "checkpoints") == []
     (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
-    with pytest.raises(RunError, match="which is not there"):
+    with pytest.raises(RunError, match="which does not exist"):
         complete(tmp_path / "checkpoints")
     (tmp_path / "scratch").mkdir()
     assert complete(tmp_path / "checkpoints") == []
@@ -263,7 +263,7 @@ def test_a_piece_that_is_none_is_refused(tmp_path, pieces):
         Shards(path)
 
 
-def test_pieces_that_overlap_are_no_replacement_for_one_that_is_missing(tmp_path):
+def test_overlapping_pieces_do_not_replace_a_missing_one(tmp_path):
     path = make(tmp_path, world=1)
     pieces = {
         "weights|0|w": torch.arange(6.0),

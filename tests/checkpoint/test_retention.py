@@ -1,4 +1,4 @@
-"""Which checkpoints stay, for each setting of it."""
+"""Retention of checkpoints, for each setting."""
 
 import pytest
 
@@ -21,5 +21,5 @@ THERE = [5, 10, 15, 20, 25, 30, 35, 40, 45]
         ({"save_state": "every"}, None, {15}, {10, 15, 20, 30, 40, 45}),
     ],
 )
-def test_which_checkpoints_stay(settings, best, pinned, expected):
+def test_which_checkpoints_are_kept(settings, best, pinned, expected):
     assert kept(THERE, Checkpoints(every_tokens=1, **settings), REGULAR, best, pinned) == expected

@@ -1,9 +1,9 @@
-"""A Slurm of its own on this machine: munged, slurmctld and slurmd as children of this process, all files in one directory.
+"""A private Slurm on this machine: munged, slurmctld and slurmd as children of this process, all files in one directory.
 
 Several "nodes" are several slurmd with addresses and ports of their own, where Slurm was built for that
 (--enable-multiple-slurmd; Debian's is). They are called 127.0.0.1, 127.0.0.2 and so on, so that their names need no DNS.
 
-    python tests/cluster/slurm_here.py DIRECTORY     keeps one running until interrupted, and says how to use it
+    python tests/cluster/slurm_here.py DIRECTORY     keeps it running until interrupted, and prints its variables
 """
 
 import contextlib
@@ -51,11 +51,11 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here, or None."""
-    lacking = [name for name in COMMANDS if not _where(name)]
-    if lacking:
-        return f"{', '.join(lacking)} not installed"
-    return None if os.geteuid() == 0 else "Slurm's daemons want root"
+    """The reason why Slurm cannot run here, or None."""
+    absent = [name for name in COMMANDS if not _where(name)]
+    if absent:
+        return f"{', '.join(absent)} not installed"
+    return None if os.geteuid() == 0 else "Slurm's daemons need root"
 
 
 def _where(name: str) -> str | None:
@@ -64,7 +64,7 @@ def _where(name: str) -> str | None:
 
 @dataclass
 class Slurm:
-    """A running one. `environment` is what srun and the others find it with."""
+    """A running Slurm; `environment` has the variables by which srun and the others find it."""
 
     place: Path
     environment: dict[str, str]
@@ -90,10 +90,10 @@ class Slurm:
 
 @contextlib.contextmanager
 def slurm(place: Path, nodes: int = 2, cpus: int = 4, slurmd_timeout: int = 300) -> Iterator[Slurm]:
-    """One whose nodes are up; on leaving its daemons and jobs are gone."""
+    """Start Slurm and wait for its nodes; on exit its daemons and jobs are ended."""
     (place / "munge").mkdir(parents=True)
     (place / "state").mkdir()
-    place.chmod(0o755)  # munged insists, on its parents too
+    place.chmod(0o755)  # munged checks the permissions, also of the parents
     (place / "munge").chmod(0o755)
     key = place / "munge" / "key"
     key.write_bytes(os.urandom(128))
@@ -127,7 +127,9 @@ def slurm(place: Path, nodes: int = 2, cpus: int = 4, slurmd_timeout: int = 300)
         yield here
     finally:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            here("scancel", "--signal=KILL", "--full", "--user=root", timeout=20)  # at once, without the usual respite
+            here(
+                "scancel", "--signal=KILL", "--full", "--user=root", timeout=20
+            )  # at once, without the usual grace period
             here("scancel", "--user=root", timeout=20)
             _until(lambda: not here("squeue", "-h").stdout.strip(), "jobs are left", place, 15.0)
         for daemon in [*here.nodes, *reversed(daemons)]:
@@ -140,7 +142,7 @@ def slurm(place: Path, nodes: int = 2, cpus: int = 4, slurmd_timeout: int = 300)
 
 
 def _daemon(name: str, *arguments: str, log, environment: dict[str, str]) -> subprocess.Popen:
-    """Without a terminal, which its tasks would have too."""
+    """Detach from the terminal, which tasks would inherit."""
     return subprocess.Popen(
         [_where(name), *arguments],
         env=environment,
@@ -173,7 +175,7 @@ if __name__ == "__main__":
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, leave)
-    with slurm(Path(sys.argv[1]).resolve()) as found:
-        print(f"export SLURM_CONF={found.place / 'slurm.conf'}", flush=True)
+    with slurm(Path(sys.argv[1]).resolve()) as variables:
+        print(f"export SLURM_CONF={variables.place / 'slurm.conf'}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

@@ -1,4 +1,4 @@
-"""The training under a Slurm of its own, with two nodes on this machine. Skipped where Slurm is not installed; its commands
+"""Training under a private Slurm, with two nodes on this machine. Skipped where Slurm is not installed; its commands
 and daemons come from the distribution's packages (on Debian slurm-wlm and munge)."""
 
 import contextlib
@@ -25,7 +25,7 @@ BATCH = ["sbatch", "--parsable", "--gpus-per-node", "0", "--cpus-per-task", "1",
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A Slurm whose jobs find this checkout's `emergence-train`."""
+    """A Slurm whose jobs run this checkout's `emergence-train`."""
     place = tmp_path_factory.mktemp("slurm")
     program = place / "bin" / "emergence-train"
     program.parent.mkdir()
@@ -33,19 +33,19 @@ def cluster(tmp_path_factory):
     program.chmod(0o755)
     with contextlib.ExitStack() as stack:
         try:
-            made = stack.enter_context(slurm(place / "daemons"))
+            environment = stack.enter_context(slurm(place / "daemons"))
         except OSError as error:
             pytest.skip(f"Slurm does not run here: {error}")
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            made.environment.pop(name, None)
-        made.environment |= {
-            "PATH": f"{program.parent}{os.pathsep}{made.environment['PATH']}",
+            environment.environment.pop(name, None)
+        environment.environment |= {
+            "PATH": f"{program.parent}{os.pathsep}{environment.environment['PATH']}",
             "OMP_NUM_THREADS": "1",
             "WANDB_MODE": "disabled",
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
             "EMERGENCE_REQUEUE_AFTER": "0",
         }
-        yield made
+        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_srun_on_two_nodes_trains_one_run(cluster: Slurm, config):
 
 @pytest.fixture(scope="module")
 def whole(cluster: Slurm, config) -> Path:
-    """The run that nothing happened to."""
+    """The uninterrupted run."""
     done = cluster("srun", "-n", "2", "emergence-train", "train", str(config), "name=whole")
     assert done.returncode == 0, done.stderr
     return config.parent / "whole"
@@ -105,10 +105,10 @@ class Job:
     def until(self, there, seconds: float = 90.0) -> None:
         end = time.monotonic() + seconds
         while not there():
-            assert time.monotonic() < end, self.said()
+            assert time.monotonic() < end, self.output()
             time.sleep(0.1)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.is_file() else "no log"
 
     def shown(self) -> dict[str, str]:
@@ -122,7 +122,7 @@ class Job:
 
     def tasks(self) -> list[int]:
         """The processes of the run, in the order of ranks."""
-        found = {}
+        tasks = {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"name={self.run.name}".encode() in (path / "cmdline").read_bytes().split(b"\0"):
@@ -130,44 +130,44 @@ class Job:
                         v.split(b"=", 1) for v in (path / "environ").read_bytes().split(b"\0") if b"=" in v
                     )
                     if variables.get(b"SLURM_TASK_PID") == path.name.encode():
-                        found[int(variables[b"SLURM_PROCID"])] = int(path.name)
-        return [found[rank] for rank in sorted(found)]
+                        tasks[int(variables[b"SLURM_PROCID"])] = int(path.name)
+        return [tasks[rank] for rank in sorted(tasks)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", [False, True])
-def test_a_warning_before_the_time_limit_is_a_save_and_another_start(cluster: Slurm, config, whole, shell):
-    """--signal USR1@120 tells the processes, --signal B:USR1@120 the batch script."""
+def test_warning_before_the_time_limit_saves_and_requeues(cluster: Slurm, config, whole, shell):
+    """--signal USR1@120 signals the processes, --signal B:USR1@120 the batch script."""
     job = Job(cluster, config, f"warned-{shell}")
     job.until_step(70)
     cluster("scancel", "--signal=USR1", *(["--batch"] if shell else []), job.number)
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
-    assert "told to stop, and has saved; requeued" in job.said() and "resuming from step" in job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.output()
+    assert "stopped on request, everything saved; requeued" in job.output() and "resuming from step" in job.output()
     compare(whole, job.run)
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_the_job_starts_again(cluster: Slurm, config, whole):
+def test_killed_process_ends_the_others_and_requeues(cluster: Slurm, config, whole):
     job = Job(cluster, config, "killed", nodes=2)
     job.until_step(70)
     os.kill(job.tasks()[1], signal.SIGKILL)
     began = time.monotonic()
-    job.until(lambda: "requeued" in job.said())
+    job.until(lambda: "requeued" in job.output())
     assert time.monotonic() - began < 20
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
-    assert "rank 1 has given no sign of life" in job.said() and "exit code 137); requeued" in job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.output()
+    assert "rank 1 has sent no heartbeat" in job.output() and "exit code 137); requeued" in job.output()
     compare(whole, job.run)
 
 
 @pytest.mark.slow
-def test_what_slurm_requeues_by_itself_goes_on(cluster: Slurm, config, whole):
+def test_requeue_by_slurm_itself_resumes(cluster: Slurm, config, whole):
     job = Job(cluster, config, "requeued")
     job.until_step(70)
     assert cluster("scontrol", "requeue", job.number).returncode == 0
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.said()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), job.output()
     compare(whole, job.run)
 
 
@@ -177,15 +177,15 @@ def test_a_cancelled_job_stays_cancelled_and_has_saved(cluster: Slurm, config):
     job.until_step(70)
     cluster("scancel", job.number)
     ended = job.ended()
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.said()
-    job.until(lambda: "saved at step" in job.said())
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.output()
+    job.until(lambda: "saved at step" in job.output())
 
 
 @pytest.mark.slow
 def test_wrong_input_and_an_early_loss_are_not_tried_again(cluster: Slurm, config):
     job = Job(cluster, Path(f"{config}.missing"), "missing")
     ended = job.ended()
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), job.said()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), job.output()
     cluster.environment["EMERGENCE_REQUEUE_AFTER"] = "300"
     try:
         job = Job(cluster, config, "early")
@@ -194,13 +194,13 @@ def test_wrong_input_and_an_early_loss_are_not_tried_again(cluster: Slurm, confi
         ended = job.ended()
     finally:
         cluster.environment["EMERGENCE_REQUEUE_AFTER"] = "0"
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), job.said()
-    assert "not requeued; see above" in job.said()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "0"), job.output()
+    assert "not requeued; see above" in job.output()
 
 
 @pytest.mark.slow
 def test_an_array_trains_a_run_for_each_of_its_numbers(cluster: Slurm, config):
-    """The last of an array has the number of the whole array: it alone is requeued."""
+    """The last job of an array has the number of the array: only it is requeued."""
     shape = ["--nodes", "1", "--ntasks-per-node", "1", "--array", "1-3", "--output", str(config.parent / "a-%a.log")]
     done = cluster(
         *BATCH,

@@ -1,4 +1,4 @@
-"""What is concluded from Slurm's variables. Those here were seen with Slurm 22.05 (docs/how-to/faults.md)."""
+"""Detection of tasks from Slurm's variables, as Slurm 22.05 sets them (docs/how-to/faults.md)."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def test_a_task_of_srun_knows_its_place():
     assert launcher.find(STEP, COMMAND).task == launch.task  # srun bash -c '...; emergence-train ...'
 
 
-def test_one_node_needs_no_name_and_what_the_user_says_stands():
+def test_one_node_needs_no_name_and_variables_of_the_user_win():
     assert slurm.task(STEP | {"SLURM_STEP_NUM_NODES": "1"}, ITSELF).node == "127.0.0.1"
     given = slurm.task(STEP | {"MASTER_ADDR": "gpu1-ib0", "MASTER_PORT": "29400"}, ITSELF)
     assert (given.node, given.ports) == ("gpu1-ib0", (29400,))
@@ -76,7 +76,7 @@ def test_where_rank_0_may_be_anywhere_its_node_is_not_guessed(change):
         (STEP | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, COMMAND),
     ],
 )
-def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, seen):
+def test_process_not_started_by_srun_is_alone_with_a_note(environment, seen):
     launch = launcher.find(environment, seen)
     assert (launch.rank, launch.world, launch.task) == (0, 1, None)
     assert "job 7 has 8 tasks" in launch.note and "srun" in launch.note
@@ -86,7 +86,7 @@ def test_a_process_that_srun_did_not_start_is_alone_and_says_so(environment, see
     "environment",
     [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}],
 )
-def test_who_asked_for_one_process_hears_nothing(environment):
+def test_a_job_of_one_process_has_no_note(environment):
     launch = launcher.find(environment, ITSELF)
     assert (launch.rank, launch.world, launch.note) == (0, 1, None)
 
@@ -102,14 +102,14 @@ def test_torchrun_counts_before_srun():
     assert (launch.launcher, launch.rank, launch.world, launch.local_rank, launch.task) == ("torchrun", 1, 16, 1, None)
 
 
-def test_mpirun_is_told_from_srun():
+def test_mpirun_is_distinguished_from_srun():
     assert launcher.find(STEP | {"PMI_SIZE": "8"}, ITSELF).world == 8  # srun --mpi=pmi2
     for environment in (
         {"OMPI_COMM_WORLD_SIZE": "4"},
         STEP | {"OMPI_COMM_WORLD_SIZE": "16"},
         BATCH | {"PMI_SIZE": "2"},
     ):
-        with pytest.raises(InputError, match="mpirun is no launcher"):
+        with pytest.raises(InputError, match="mpirun is not supported"):
             launcher.find(environment, COMMAND)
 
 
@@ -142,7 +142,7 @@ RANGE = st.tuples(st.integers(0, 12), st.integers(0, 3), st.integers(1, 4))  # f
 
 @st.composite
 def node_lists(draw) -> tuple[str, list[str]]:
-    """A list as Slurm writes it, and the names, made one by one beside it."""
+    """A list as Slurm writes it, and its names, generated independently."""
     texts, names = [], []
     for _ in range(draw(st.integers(1, 3))):
         text, here = "", [""]
@@ -198,8 +198,8 @@ def test_node_lists_of_clusters(compact, names):
 )
 @pytest.mark.parametrize("compact", ["gpu[01-03,7],login1", "rack[1-2]node[01-04]", "n[8-10]", "n[098-102],m"])
 def test_scontrol_expands_alike(compact):
-    said = subprocess.run(["scontrol", "show", "hostnames", compact], capture_output=True, text=True, check=True)
-    assert list(slurm.nodes(compact)) == said.stdout.split()
+    expanded = subprocess.run(["scontrol", "show", "hostnames", compact], capture_output=True, text=True, check=True)
+    assert list(slurm.nodes(compact)) == expanded.stdout.split()
 
 
 # ----------------------------------------------------------------------------------------------------------- ports
@@ -212,7 +212,7 @@ def test_ports_are_several_and_in_range(job, step):
 
 
 @given(st.integers(0, 2**26), st.integers(0, 7), st.integers(1, 2_124), st.integers(0, 7))
-def test_jobs_that_run_beside_each_other_begin_at_different_ports(job, step, later, other):
+def test_concurrent_jobs_begin_at_different_ports(job, step, later, other):
     assert slurm.ports(job, step)[0] != slurm.ports(job + later, other)[0]
 
 
@@ -239,8 +239,8 @@ def test_more_processes_than_devices_is_an_error(launch):
         distributed.device_index(launch, 1)
 
 
-def test_deepspeed_hears_the_number_of_the_device(monkeypatch):
-    """It takes cuda:LOCAL_RANK, whatever it is told besides."""
+def test_deepspeed_is_given_the_device_index(monkeypatch):
+    """It uses cuda:LOCAL_RANK, regardless of other settings."""
 
     class Reached(Exception):
         pass
@@ -272,7 +272,7 @@ def test_deepspeed_hears_the_number_of_the_device(monkeypatch):
 def tasks(
     world: int, *arguments: str, job: int, each=lambda rank: (), **more: str
 ) -> list[subprocess.CompletedProcess]:
-    """`emergence-train train` in `world` processes that have Slurm's variables and no one else's."""
+    """`emergence-train train` in `world` processes with Slurm's variables and no other launcher's."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         clean.pop(name, None)
@@ -288,12 +288,12 @@ def tasks(
 
 
 def job_number() -> int:
-    """Of which no other test process has the ports at the same time."""
+    """A job number whose ports no other test process uses at the same time."""
     return secrets.randbelow(2**26)
 
 
 def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, config_file):
-    """Though another job's store is at the port they look at first, and something that never answers at the next."""
+    """Although another job's store is at the first port, and a server that never answers at the next."""
     job = job_number()
     first, second, *_ = slurm.ports(job, 3)
     strangers = dist.TCPStore("127.0.0.1", first, 3, True, wait_for_workers=False)
@@ -302,8 +302,8 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
         silent.bind(("127.0.0.1", second))
         silent.listen()
         ended = tasks(2, str(config_file), "--json", job=job)
-    assert [one.returncode for one in ended] == [0, 0], ended
-    assert strangers.num_keys() == 1  # nothing of ours went there
+    assert [process.returncode for process in ended] == [0, 0], ended
+    assert strangers.num_keys() == 1  # no key of this job is in it
     assert "2 x " in ended[0].stderr and ended[1].stdout == "" and "step 12/12" not in ended[1].stderr
     assert '"run"' in ended[0].stdout
     tree = small_config(data_path, tmp_path / "alone")
@@ -316,11 +316,11 @@ def test_two_processes_with_slurms_variables_train_one_run(data_path, tmp_path, 
 
 def test_several_runs_in_one_step_are_an_error(config_file):
     ended = tasks(2, str(config_file), job=job_number(), each=lambda rank: (f"seed={rank}",))
-    assert [one.returncode for one in ended] == [2, 2], ended
+    assert [process.returncode for process in ended] == [2, 2], ended
     assert "rank 1 was given seed = 1 and rank 0 0" in ended[0].stderr and not ended[1].stderr
 
 
-def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
+def test_named_port_in_use_is_an_error(config_file):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -329,7 +329,7 @@ def test_a_port_that_the_user_names_and_that_is_taken_is_said(config_file):
     assert ended[0].returncode == 1 and f"port {port} of 127.0.0.1 is in use; export MASTER_PORT" in ended[0].stderr
 
 
-def test_a_first_node_without_an_address_is_said(config_file, monkeypatch):
+def test_first_node_without_an_address_is_an_error(config_file, monkeypatch):
     ended = tasks(
         1, str(config_file), job=job_number(), SLURM_STEP_NODELIST="nowhere.invalid", SLURM_STEP_NUM_TASKS="2"
     )
@@ -345,20 +345,20 @@ def test_one_of_several_processes_prepares(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({}, "srun: task 6 of 8; meets the others at port 15059 of gpu1"),
         ({"OMPI_COMM_WORLD_SIZE": "3"}, "not recognised; OMPI_COMM_WORLD_SIZE=3"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, "RANK and WORLD_SIZE of the env"),
     ],
 )
-def test_doctor_names_the_launcher(monkeypatch, change, said):
+def test_doctor_names_the_launcher(monkeypatch, change, message):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (STEP | change).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(slurm, "ancestry", lambda environment: ITSELF)
     lines: list[str] = []
-    found = doctor.doctor(lines.append)
-    assert any(line.startswith("launcher ") and said in line for line in lines), lines
-    assert found["launch"]["job"] == "7"
+    report = doctor.doctor(lines.append)
+    assert any(line.startswith("launcher ") and message in line for line in lines), lines
+    assert report["launch"]["job"] == "7"

@@ -22,7 +22,7 @@ def saved_run(tmp_path, data_path, model: dict):
     loaded = config.Config.model_validate(tree)
     decoder = Decoder(loaded.model)
     decoder.init_weights(5)
-    torch.manual_seed(0)  # whatever tests ran before
+    torch.manual_seed(0)  # independent of earlier tests
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(4.0) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -67,7 +67,7 @@ def test_transformers_computes_the_same_logits(tmp_path, data_path, model, archi
 
 
 def test_bfloat16_and_several_files_are_loaded(tmp_path, data_path):
-    """The same weights, rounded once; no file beyond its limit but where one weight is."""
+    """The same weights, rounded once; no file beyond its limit unless one weight is."""
     transformers = pytest.importorskip("transformers")
     run, decoder = saved_run(tmp_path, data_path, {})
     out = export(run, 7, tmp_path / "hf", lambda line: None, dtype="bfloat16", file_bytes=4000)

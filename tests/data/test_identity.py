@@ -1,4 +1,4 @@
-"""A run is tied to its data and tokenizer: other data are refused in one line, moved data are the same, export needs none."""
+"""Identity of data and tokenizer: other data are an error of one line, moved data are the same, export needs none."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_other_data_are_refused_and_nothing_is_overwritten(run, tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     directory = folder / "runs" / "run"
     (directory / "config.yaml").write_text((directory / "config.yaml").read_text().replace(str(source), str(folder)))
-    same = command("train", str(folder / "config.yaml"))  # moved data are the same data
+    same = command("train", str(folder / "config.yaml"))  # data moved
     assert same.returncode == 0 and "nothing to do" in same.stdout + same.stderr
     before = tree(directory)
     other_data(folder)
@@ -62,7 +62,7 @@ def test_other_data_are_refused_and_nothing_is_overwritten(run, tmp_path):
         (line,) = [line for line in done.stderr.splitlines() if line.strip()]
         assert "was trained" in line and str(folder / "data") in line
         assert tree(directory) == before
-    out = export(directory, None, tmp_path / "hf", lambda line: None)  # with the tokenizer that the run keeps
+    out = export(directory, None, tmp_path / "hf", lambda line: None)  # with the run's own tokenizer
     assert (out / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
     shutil.rmtree(folder / "data")
     export(directory, None, tmp_path / "hf2", lambda line: None)
@@ -83,11 +83,11 @@ def test_a_run_of_an_older_version_is_known_by_its_log(run, tmp_path, data_path)
     (directory / "metrics.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
     with pytest.raises(InputError, match="was trained with the tokenizer ffffffffffffffff, and .* has "):
         identity.check(directory, dataset)
-    with pytest.raises(InputError, match="keeps no tokenizer.json"):
+    with pytest.raises(InputError, match="has no tokenizer.json"):
         identity.tokenizer_of(directory, tmp_path / "nowhere")
 
 
-def test_a_damaged_data_json_is_said(tmp_path):
+def test_damaged_data_json_is_an_error(tmp_path):
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json: cannot be read"):
         identity.read(tmp_path)

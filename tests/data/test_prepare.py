@@ -1,4 +1,4 @@
-"""From sources to shards: what is written is the text, held-out documents stay out, restarts go on."""
+"""From sources to shards: shards hold the text, held-out documents are excluded, restarts resume."""
 
 import json
 import shutil
@@ -57,12 +57,12 @@ def test_validation_windows_come_from_held_out_documents_only(data_path):
 
 def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypatch):
     small = {"shard_tokens": 20_000, "tokenizer": {"file": str(data_path / "tokenizer.json")}}
-    one = tmp_path / "one"
-    prepare(data_of(one, **small), lambda line: None)
+    reference = tmp_path / "one"
+    prepare(data_of(reference, **small), lambda line: None)
     many = tmp_path / "many"
     prepare(data_of(many, **small, workers=2), lambda line: None)
-    assert tree(one) == tree(many)
-    assert len(json.loads((one / "dataset.json").read_text())["domains"]["manuals"]["shards"]) > 1
+    assert tree(reference) == tree(many)
+    assert len(json.loads((reference / "dataset.json").read_text())["domains"]["manuals"]["shards"]) > 1
 
     broken = tmp_path / "broken"
     finish, calls = parts.Part.finish, []
@@ -80,10 +80,10 @@ def test_workers_and_restarts_give_the_same_bytes(data_path, tmp_path, monkeypat
     assert not (broken / "dataset.json").exists()
     with pytest.raises(InputError, match="not a prepared data set"):
         Dataset(data_of(broken, **small), seed=0)
-    said = []
-    prepare(data_of(broken, **small), said.append)
-    assert any("resuming after" in line for line in said)
-    assert tree(broken) == tree(one)
+    lines = []
+    prepare(data_of(broken, **small), lines.append)
+    assert any("resuming after" in line for line in lines)
+    assert tree(broken) == tree(reference)
 
 
 def test_all_kinds_of_files_give_their_documents(tmp_path):
@@ -101,7 +101,7 @@ def test_all_kinds_of_files_give_their_documents(tmp_path):
 
 
 def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
-    """A directory in the hub's layout stands for the hub, which tests cannot reach."""
+    """A directory in the hub's layout replaces the hub, which tests cannot reach."""
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rows = "\n".join(json.dumps({"content": f"document {i}"}) for i in range(5))
@@ -117,7 +117,7 @@ def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": 3}', "line 2 has no text"),
         ("a.jsonl", b'{"text": "x"\n', "line 1 is not JSON"),
@@ -129,13 +129,13 @@ def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
         ("b.txt", b"x", "no file matches"),
     ],
 )
-def test_a_bad_source_is_named_and_nothing_is_written(tmp_path, name, content, said):
+def test_a_bad_source_is_named_and_nothing_is_written(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     pattern = str(tmp_path / ("a.*" if name != "b.txt" else "missing.txt"))
     data = data_of(tmp_path / "out", sources=[{"domain": "d", "files": [pattern]}])
     with pytest.raises(InputError) as error:
         prepare(data, lambda line: None)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
@@ -157,9 +157,9 @@ def test_another_recipe_is_refused_and_the_same_does_nothing(data_path):
     before = tree(data_path)
     with pytest.raises(InputError, match="prepared with another data.sequence"):
         prepare(data_of(data_path, sequence=16), lambda line: None)
-    said = []
-    prepare(data_of(data_path, workers=2), said.append)
-    assert "already prepared" in said[0] and tree(data_path) == before
+    lines = []
+    prepare(data_of(data_path, workers=2), lines.append)
+    assert "already prepared" in lines[0] and tree(data_path) == before
 
 
 @pytest.fixture

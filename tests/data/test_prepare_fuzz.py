@@ -1,6 +1,6 @@
-"""Random corpora, kinds of files, bad rows and interruptions: the way from text to shards to samples and back.
+"""Random corpora, kinds of files, bad rows and interruptions: text to shards to samples and back.
 
-Each case ends in a data set whose every token stands where it should, once, or in one line that names a place. FUZZ_EXAMPLES=2000
+Each case ends in a data set with every token once in its place, or in one error line that names a place. FUZZ_EXAMPLES=2000
 runs more of them.
 """
 
@@ -158,13 +158,13 @@ def _check(dataset: Dataset, texts: list[str], sequence: int) -> None:
 
 def _split(window, end: int) -> list[list[int]]:
     """The window's documents: packed ones have an end of text between."""
-    found: list[list[int]] = [[]]
+    documents: list[list[int]] = [[]]
     for token in window.tolist():
         if token == end:
-            found.append([])
+            documents.append([])
         else:
-            found[-1].append(token)
-    return [tokens for tokens in found if tokens]
+            documents[-1].append(token)
+    return [tokens for tokens in documents if tokens]
 
 
 def _within(tokens: list[int], document: list[int]) -> bool:

@@ -1,5 +1,5 @@
-"""What people feed to prepare: bad rows, few documents, one big file, files that change, runs cut off. Each ends in a right
-data set or in one line that names the place and a remedy that works.
+"""Inputs of prepare: bad rows, few documents, one large file, files that change, interruptions. Each ends in a correct data set
+or in one line that names the place and a remedy that works.
 """
 
 import json
@@ -41,24 +41,24 @@ def small(out: Path, *files, **changes):
     )
 
 
-def made(data) -> tuple[Dataset, list[str]]:
-    said = []
-    prepare(data, said.append)
-    return Dataset(data, seed=0), said
+def prepared(data) -> tuple[Dataset, list[str]]:
+    lines = []
+    prepare(data, lines.append)
+    return Dataset(data, seed=0), lines
 
 
 def text_of(dataset: Dataset) -> list[str]:
     """The training documents, decoded."""
     encoder, end = load_file(dataset.root / "tokenizer.json"), dataset.index["tokenizer"]["end_of_text"]
-    found, document = [], []
+    documents, document = [], []
     for token in dataset.streams[0].read(0, len(dataset.streams[0])).tolist():
         if token == end:
-            found.append(encoder.decode(document))
+            documents.append(encoder.decode(document))
             document = []
         else:
             document.append(token)
     assert not document
-    return found
+    return documents
 
 
 def kept(texts: list[str], fraction: float = 0.1) -> list[str]:
@@ -69,9 +69,9 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     texts = documents(200)
     rows: list = [{"text": text} for text in texts]
     rows[20:20] = ['{"text": "\\ud83d"}', {"text": None}, '{"text": "cut']
-    dataset, said = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows)))
+    dataset, lines = prepared(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", rows)))
     assert text_of(dataset) == kept(texts)
-    assert any("3 of 203 rows are left out, the first:" in line and "a.jsonl: line 21 " in line for line in said), said
+    assert any("3 of 203 rows skipped, the first:" in line and "a.jsonl: line 21 " in line for line in lines), lines
     assert dataset.index["domains"]["d"]["rows_left_out"] == 3
 
 
@@ -83,18 +83,18 @@ def test_too_many_bad_rows_are_refused_and_the_remedy_works(tmp_path):
         InputError, match=r"a\.jsonl: line 201 has no text under 'text'; 30 of 230 .*data\.bad_rows \(0\.01\)"
     ):
         prepare(small(tmp_path / "out", path), lambda line: None)
-    dataset, _ = made(small(tmp_path / "out", path, bad_rows=0.2))
+    dataset, _ = prepared(small(tmp_path / "out", path, bad_rows=0.2))
     assert text_of(dataset) == kept(texts)
-    one = jsonl(tmp_path / "b.jsonl", [{"text": text} for text in texts] + [{"text": None}])
+    single = jsonl(tmp_path / "b.jsonl", [{"text": text} for text in texts] + [{"text": None}])
     with pytest.raises(InputError, match="1 of 201 rows"):
-        prepare(small(tmp_path / "none", one, bad_rows=0), lambda line: None)
+        prepare(small(tmp_path / "none", single, bad_rows=0), lambda line: None)
 
 
 def test_files_named_by_two_patterns_are_read_once(tmp_path):
     texts = documents(200)
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     os.symlink(path, tmp_path / "b.jsonl")
-    dataset, _ = made(small(tmp_path / "out", tmp_path / "*.jsonl", path))
+    dataset, _ = prepared(small(tmp_path / "out", tmp_path / "*.jsonl", path))
     assert text_of(dataset) == kept(texts)
 
 
@@ -136,18 +136,18 @@ def test_an_interrupted_prepare_resumes_over_the_same_files_only(tmp_path, monke
     elif change == "one file less":
         (tmp_path / "0.jsonl").unlink()
         texts = texts[100:]
-    dataset, said = made(data)
+    dataset, lines = prepared(data)
     assert text_of(dataset) == kept(texts)
-    assert any("resuming" in line for line in said) == (change == "nothing")
+    assert any("resuming" in line for line in lines) == (change == "nothing")
     fresh = small(tmp_path / "fresh", tmp_path / "*.jsonl", shard_tokens=4000)
-    made(fresh)
+    prepared(fresh)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
 def test_what_never_finished_is_replaced_without_a_word(tmp_path, monkeypatch):
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(300)])
     _cut_off(monkeypatch, small(tmp_path / "out", path, shard_tokens=4000), 1)
-    dataset, _ = made(small(tmp_path / "out", path, shard_tokens=4000, sequence=16))
+    dataset, _ = prepared(small(tmp_path / "out", path, shard_tokens=4000, sequence=16))
     assert dataset.sequence == 16
 
 
@@ -156,29 +156,29 @@ def test_a_finished_data_set_knows_its_files(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     data = small(tmp_path / "out", tmp_path / "*.jsonl")
     prepare(data, lambda line: None)
-    before, said = tree(tmp_path / "out"), []
-    prepare(data, said.append)
-    assert said == [f"{tmp_path / 'out'}: already prepared from this configuration"]
+    before, lines = tree(tmp_path / "out"), []
+    prepare(data, lines.append)
+    assert lines == [f"{tmp_path / 'out'}: already prepared from this configuration"]
     os.utime(path)
-    prepare(data, said.append)
-    assert "1 source files are gone, or written since" in said[-1]
+    prepare(data, lines.append)
+    assert "1 source files were deleted, or rewritten" in lines[-1]
     jsonl(tmp_path / "b.jsonl", [{"text": "new"}])
-    with pytest.raises(InputError, match=r"b\.jsonl: was not there when"):
+    with pytest.raises(InputError, match=r"b\.jsonl: did not exist when"):
         prepare(data, lambda line: None)
     (tmp_path / "b.jsonl").unlink()
     jsonl(path, [{"text": text} for text in [*texts, "more"]])
     with pytest.raises(InputError, match=r"a\.jsonl: has .* bytes, and had"):
         prepare(data, lambda line: None)
     path.unlink()
-    prepare(data, said.append)
-    assert "sources are not all there" in said[-1] and tree(tmp_path / "out") == before
+    prepare(data, lines.append)
+    assert "source files no longer exist" in lines[-1] and tree(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("blank", ["\n\n", "\n", " "])
 def test_one_big_text_file_becomes_documents(tmp_path, blank):
     text = blank.join(documents(400, words=60))
     (tmp_path / "a.txt").write_text(text)
-    dataset, _ = made(small(tmp_path / "out", tmp_path / "a.txt"))
+    dataset, _ = prepared(small(tmp_path / "out", tmp_path / "a.txt"))
     entry = dataset.index["domains"]["d"]
     assert 30 < entry["documents"] < 200 and dataset.index["validation"]["splits"]["iid"]["sequences"] == 8
     assert dataset.index["validation"]["splits"]["iid"]["documents"] > 1
@@ -188,13 +188,13 @@ def test_one_big_text_file_becomes_documents(tmp_path, blank):
 
 def test_the_cut_of_text_files_can_be_chosen(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(documents(100)))
-    dataset, _ = made(small(tmp_path / "out", tmp_path / "a.txt", source={"document_characters": 1000}))
+    dataset, _ = prepared(small(tmp_path / "out", tmp_path / "a.txt", source={"document_characters": 1000}))
     assert all(len(text) <= 1000 for text in text_of(dataset))
 
 
 def test_documents_shorter_than_the_sequence_are_packed(tmp_path):
     texts = [f"{i} tweet {word}" for i in range(600) for word in WORDS[:3]]
-    dataset, _ = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
+    dataset, _ = prepared(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
     assert text_of(dataset) == kept(texts)
     end = dataset.index["tokenizer"]["end_of_text"]
     encoder = load_file(dataset.root / "tokenizer.json")
@@ -216,7 +216,7 @@ def test_small_data_are_taken_as_they_are(tmp_path, count):
     texts = documents(count, words=300)
     data = small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]))
     try:
-        dataset, said = made(data)
+        dataset, lines = prepared(data)
     except InputError as error:  # by the hash all documents may fall on one side: said, with what to do
         assert count == 2 and "add text" in str(error)
         return
@@ -226,16 +226,16 @@ def test_small_data_are_taken_as_they_are(tmp_path, count):
     assert not set(text_of(dataset)) - set(texts)
 
 
-def test_one_giant_document_in_validation_is_told(tmp_path):
+def test_one_giant_document_in_validation_is_logged(tmp_path):
     giant = next(f"{i} " + "word " * 4000 for i in range(999) if document_hash(f"{i} " + "word " * 4000) < 0.1 * 2**64)
     texts = [giant, *documents(100, words=40)]
-    dataset, said = made(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
-    assert any("validation sequences come from one document" in line for line in said)
-    assert any("documents)" in line for line in said)
+    dataset, lines = prepared(small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])))
+    assert any("validation sequences come from one document" in line for line in lines)
+    assert any("documents)" in line for line in lines)
     assert dataset.index["validation"]["splits"]["iid"]["documents"] < 8
 
 
-def test_many_equal_domains_name_a_number_of_sequences_that_works(tmp_path):
+def test_error_on_many_domains_names_enough_sequences(tmp_path):
     sources = []
     for i in range(30):
         path = jsonl(tmp_path / f"{i}.jsonl", [{"text": text} for text in documents(60, seed=i)])
@@ -243,21 +243,21 @@ def test_many_equal_domains_name_a_number_of_sequences_that_works(tmp_path):
     few = {"sequences": 16, "domain_sequences": 1, "ood_sequences": 0, "fraction": 0.2}
     with pytest.raises(InputError, match="data.validation.sequences is 16, .*raise it to 30"):
         prepare(small(tmp_path / "out", sources=sources, validation=few), lambda line: None)
-    dataset, _ = made(small(tmp_path / "out", sources=sources, validation=few | {"sequences": 30}))
+    dataset, _ = prepared(small(tmp_path / "out", sources=sources, validation=few | {"sequences": 30}))
     assert dataset.index["validation"]["splits"]["iid"]["sequences"] == 30
 
 
-def test_the_share_of_unknown_tokens_is_told_and_bytes_are_the_texts(tmp_path):
+def test_share_of_unknown_tokens_is_logged_and_bytes_match(tmp_path):
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "</s>", *WORDS[:6]])}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "t.json"))
     texts = documents(200)
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    dataset, said = made(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
+    dataset, lines = prepared(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
     entry = dataset.index["domains"]["d"]
     wanted = sum(word not in WORDS[:6] for text in kept(texts) for word in text.split())
     assert entry["unknown_tokens"] == wanted
-    assert any("of them unknown to the tokenizer" in line for line in said)
+    assert any("of them unknown to the tokenizer" in line for line in lines)
     split = dataset.index["validation"]["splits"]["iid"]
     mean = split["bytes"] / (split["sequences"] * 32)
     assert 4.5 < mean < 5.5  # a word and its space are 4.9 bytes; "<unk>" would be 5 and its neighbours without a space
@@ -269,7 +269,7 @@ def test_ids_with_holes_decide_dtype_and_rows(tmp_path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "t.json"))
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(200)])
-    dataset, _ = made(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
+    dataset, _ = prepared(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}))
     assert dataset.vocabulary == 70_012 and dataset.index["dtype"] == "<u4"
     assert dataset.streams[0].read(0, len(dataset.streams[0])).max() >= 70_000
 
@@ -282,7 +282,7 @@ def test_the_end_of_text_of_another_name(tmp_path):
     with pytest.raises(InputError, match="name its own in data.tokenizer.end_of_text"):
         prepare(small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")}), lambda line: None)
     named = {"file": str(tmp_path / "t.json"), "end_of_text": "STOP"}
-    dataset, _ = made(small(tmp_path / "out", path, tokenizer=named))
+    dataset, _ = prepared(small(tmp_path / "out", path, tokenizer=named))
     assert dataset.index["tokenizer"]["end_of_text"] == 1
     assert (dataset.streams[0].read(0, len(dataset.streams[0])) == 1).sum() == dataset.index["domains"]["d"][
         "documents"
@@ -297,11 +297,11 @@ def test_two_prepares_of_one_directory(tmp_path):
     ):
         prepare(small(tmp_path / "out", path), lines.append)
     assert lines == []
-    made(small(tmp_path / "out", path))
+    prepared(small(tmp_path / "out", path))
 
 
 def test_an_index_of_an_older_version_still_opens(tmp_path):
-    """It lacks the names of files and the keys of today's configuration."""
+    """It has no names of files and no newer keys of the configuration."""
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(200)])
     data = small(tmp_path / "out", path)
     prepare(data, lambda line: None)
@@ -310,14 +310,14 @@ def test_an_index_of_an_older_version_still_opens(tmp_path):
     for source in recipe["sources"]:
         del source["document_characters"]
     (tmp_path / "out/recipe.json").write_text(json.dumps(recipe))
-    said = []
-    prepare(data, said.append)
-    assert said == [f"{tmp_path / 'out'}: already prepared from this configuration"]
+    lines = []
+    prepare(data, lines.append)
+    assert lines == [f"{tmp_path / 'out'}: already prepared from this configuration"]
     Dataset(data, seed=0)
 
 
 def test_held_out_text_is_bounded_in_memory(tmp_path):
-    """An ood source is held out whole; only what its set can take is kept, and the same is chosen."""
+    """An ood source is held out entirely; only the windows needed are kept, and the same are chosen."""
     from emergence_train.data.held_out import HeldOut, choose
     from emergence_train.data.tokenizing import Document
 
@@ -331,6 +331,6 @@ def test_held_out_text_is_bounded_in_memory(tmp_path):
         document = Document(rng.integers(0, 99, length).astype(np.uint32), key, np.arange(1, length + 1), 0)
         few.add(document)
         all_of_it.add(document)
-    assert len(few.found) <= 4 * 5 + 1000 + 20 and few.short_tokens < 200_000
+    assert len(few.by_priority) <= 4 * 5 + 1000 + 20 and few.short_tokens < 200_000
     a, b = (choose([held.arrays()], 5, 17, 0) for held in (few, all_of_it))
     assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.text_bytes, b.text_bytes)

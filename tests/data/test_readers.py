@@ -1,4 +1,4 @@
-"""Every kind of file gives the same texts; a bad row is named by file and row, and only it is left out."""
+"""Every kind of file gives the same texts; a bad row is named by file and row, and only it is skipped."""
 
 import bz2
 import gzip
@@ -86,28 +86,37 @@ def test_bad_json_lines_are_named_and_the_rest_kept(tmp_path):
     ]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
-    found = list(rows(path, "text"))
-    assert [row for row in found if isinstance(row, str)] == ["good 1", "good 2"]
-    bad = [row for row in found if isinstance(row, Bad)]
+    read = list(rows(path, "text"))
+    assert [row for row in read if isinstance(row, str)] == ["good 1", "good 2"]
+    bad = [row for row in read if isinstance(row, Bad)]
     assert [row.place for row in bad] == [f"{path}: line {n}" for n in range(2, 10)]
-    said = ["lone surrogate", "no text", "no text", "but int", "but list", "not JSON", "no text", "not UTF-8 (byte 11"]
-    assert all(word in row.problem for word, row in zip(said, bad)), bad
+    reasons = [
+        "lone surrogate",
+        "no text",
+        "no text",
+        "but int",
+        "but list",
+        "not JSON",
+        "no text",
+        "not UTF-8 (byte 11",
+    ]
+    assert all(word in row.problem for word, row in zip(reasons, bad)), bad
 
 
 def test_bad_parquet_rows_are_named(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": pa.array([b"good", None, b"\xff", b"also"])}), path)
-    found = list(rows(path, "text"))
-    assert found[0] == "good" and found[3] == "also"
-    assert [row.place for row in found[1:3]] == [f"{path}: row 2", f"{path}: row 3"]
+    read = list(rows(path, "text"))
+    assert read[0] == "good" and read[3] == "also"
+    assert [row.place for row in read[1:3]] == [f"{path}: row 2", f"{path}: row 3"]
 
 
 def test_bad_csv_rows_are_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\n1,good\n2\n3,b\xffd\n4,"two\nlines"\n')
-    found = list(rows(path, "text"))
-    assert [row for row in found if isinstance(row, str)] == ["good", "two\nlines"]
-    assert [row.place for row in found if isinstance(row, Bad)] == [f"{path}: line 3", f"{path}: line 4"]
+    read = list(rows(path, "text"))
+    assert [row for row in read if isinstance(row, str)] == ["good", "two\nlines"]
+    assert [row.place for row in read if isinstance(row, Bad)] == [f"{path}: line 3", f"{path}: line 4"]
 
 
 @pytest.mark.parametrize("column", [pa.array([1, 2]), pa.array([["a"], ["b"]]), pa.array([{"a": 1}, {"a": 2}])])
@@ -118,7 +127,7 @@ def test_a_column_of_another_type_is_refused(tmp_path, column):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("a.json", b'[{"text": "a"}]', "JSON array"),
         ("a.json", b'[\n{"text": "a"},\n{"text": "b"}]', "JSON array"),
@@ -130,16 +139,16 @@ def test_a_column_of_another_type_is_refused(tmp_path, column):
         ("a.bin", b"", "unknown kind of file"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, data, said):
+def test_unreadable_file_is_one_error_line(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError) as error:
         list(rows(tmp_path / name, "text"))
-    assert said in str(error.value) and str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("before", [0, 1, 700_000, 3_000_000])
 def test_the_byte_that_is_no_utf8_is_counted_from_the_file(tmp_path, before):
-    """Not from the read buffer that it happens to be in."""
+    """Not from the start of the read buffer."""
     text = ("line\n" * (before // 5 + 1))[:before].encode()
     path = tmp_path / "a.txt"
     path.write_bytes(text + b"\xffrest")
@@ -163,20 +172,20 @@ def test_characters_across_reads_are_whole(tmp_path):
     longest=st.integers(1, 40),
 )
 def test_pieces_lose_nothing(chunks, longest):
-    found = list(pieces(iter(chunks), longest))
-    assert "".join(found) == "".join(chunks)
-    assert all(0 < len(piece) <= longest for piece in found)
+    parts = list(pieces(iter(chunks), longest))
+    assert "".join(parts) == "".join(chunks)
+    assert all(0 < len(piece) <= longest for piece in parts)
 
 
 def test_pieces_end_at_blank_lines_where_there_are_any():
     paragraphs = [f"paragraph {i} " + "word " * 20 + "\n\n" for i in range(50)]
-    found = list(pieces(iter(["".join(paragraphs)]), 500))
-    assert all(piece.endswith("\n\n") and piece.startswith("paragraph") for piece in found)
+    parts = list(pieces(iter(["".join(paragraphs)]), 500))
+    assert all(piece.endswith("\n\n") and piece.startswith("paragraph") for piece in parts)
 
 
 def test_a_huge_row_becomes_several_documents(tmp_path):
     text = "word " * 500_000
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "next"}))
-    found = list(rows(Path(tmp_path / "a.jsonl"), "text"))
-    assert "".join(found[:-1]) == text and found[-1] == "next"
-    assert max(map(len, found)) <= readers.LONGEST
+    read = list(rows(Path(tmp_path / "a.jsonl"), "text"))
+    assert "".join(read[:-1]) == text and read[-1] == "next"
+    assert max(map(len, read)) <= readers.LONGEST

@@ -43,7 +43,7 @@ def test_a_weight_too_small_is_refused():
     seed=st.integers(0, 2**63),
     start=st.integers(0, 10**12),
 )
-def test_windows_lie_in_their_stream_and_do_not_depend_on_what_was_asked_before(tokens, sequence, seed, start):
+def test_windows_lie_in_their_stream_in_any_order_of_access(tokens, sequence, seed, start):
     weights = [1.0 + i for i in range(len(tokens))]
     sampler = Sampler(tokens, weights, sequence, seed)
     there = [sampler[i] for i in range(start, start + 50)]
@@ -60,7 +60,7 @@ def test_every_block_holds_the_mixture_exactly():
         assert np.bincount(domains).tolist() == sampler.quotas == [5120, 2048, 1024]
 
 
-def test_an_epoch_uses_each_window_once_and_the_next_one_other_cuts():
+def test_epoch_uses_each_window_once_with_its_own_offset():
     sampler = Sampler([16 * 501 + 5], [1], 16, seed=9)
     n = sampler.windows[0]
     epochs = [[sampler[e * n + i] for i in range(n)] for e in (0, 1)]

@@ -1,4 +1,4 @@
-"""A loaded tokenizer is a map from text to ids: whatever its file carries, training and the exported copy make the same ids."""
+"""A loaded tokenizer is a map from text to ids: training and the exported copy give the same ids, for any content of its file."""
 
 import json
 import os
@@ -30,55 +30,57 @@ TEXTS = [
 
 
 def byte_level() -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(CORPUS, trainer)
-    return made
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
 
 
 def unigram() -> Tokenizer:
-    made = Tokenizer(models.Unigram())
-    made.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    made.train_from_iterator(
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.train_from_iterator(
         CORPUS, trainers.UnigramTrainer(vocab_size=200, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
     )
-    return made
+    return tokenizer
 
 
 def word_piece() -> Tokenizer:
-    made = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece()
-    made.train_from_iterator(
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(
         CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False)
     )
-    return made
+    return tokenizer
 
 
 def word_level() -> Tokenizer:
-    made = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.train_from_iterator(
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.train_from_iterator(
         CORPUS, trainers.WordLevelTrainer(vocab_size=90, special_tokens=SPECIAL, show_progress=False)
     )
-    return made
+    return tokenizer
 
 
 def sentence_piece() -> Tokenizer:
-    """As Llama 2's: BPE over characters with bytes to fall back on, a space put before the text."""
-    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    """As Llama 2's: BPE over characters with byte fallback, a space prepended to the text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-    made.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
-    return made
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    )
+    return tokenizer
 
 
 KINDS = {
@@ -90,20 +92,20 @@ KINDS = {
 }
 
 
-def with_flags(made: Tokenizer) -> Tokenizer:
-    """Everything that a tokenizer.json can carry beside the map itself."""
-    made.enable_truncation(7)
-    made.enable_padding(length=24, pad_token="<pad>", pad_id=made.token_to_id("<pad>"))
-    made.add_tokens([AddedToken("<think>", normalized=False), AddedToken("zz", single_word=True, lstrip=True)])
-    made.add_special_tokens([AddedToken("<|im_end|>", rstrip=True)])
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
+def with_flags(tokenizer: Tokenizer) -> Tokenizer:
+    """Every setting of a tokenizer.json beside the map itself."""
+    tokenizer.enable_truncation(7)
+    tokenizer.enable_padding(length=24, pad_token="<pad>", pad_id=tokenizer.token_to_id("<pad>"))
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("zz", single_word=True, lstrip=True)])
+    tokenizer.add_special_tokens([AddedToken("<|im_end|>", rstrip=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
     )
-    return made
+    return tokenizer
 
 
-def written(made: Tokenizer, path: Path, **model) -> Path:
-    content = json.loads(made.to_str())
+def written(tokenizer: Tokenizer, path: Path, **model) -> Path:
+    content = json.loads(tokenizer.to_str())
     content["model"] |= model
     path.write_text(json.dumps(content))
     return path
@@ -114,9 +116,9 @@ def written(made: Tokenizer, path: Path, **model) -> Path:
 def test_the_exported_tokenizer_gives_what_was_trained_on(tmp_path, kind, flags):
     transformers = pytest.importorskip("transformers")
     bare = KINDS[kind]()
-    made = with_flags(KINDS[kind]()) if flags else bare
+    tokenizer = with_flags(KINDS[kind]()) if flags else bare
     dropout = {"dropout": 0.5} if flags and kind in ("byte-level", "sentencepiece") else {}
-    loaded = module.load_file(written(made, tmp_path / "given.json", **dropout))
+    loaded = module.load_file(written(tokenizer, tmp_path / "given.json", **dropout))
     (tmp_path / "kept.json").write_text(loaded.to_str())
     again = module.load_file(tmp_path / "kept.json")
     (tmp_path / "out").mkdir()
@@ -137,10 +139,10 @@ def test_the_exported_tokenizer_gives_what_was_trained_on(tmp_path, kind, flags)
 
 
 def test_special_tokens_in_a_text_stay_text(tmp_path):
-    made = module.train(iter(["text about the token <|endoftext|> and more"] * 9), 300)
-    end = module.end_of_text(made)
-    made.save(str(tmp_path / "t.json"))
-    for tokenizer in (made, module.load_file(tmp_path / "t.json")):
+    trained = module.train(iter(["text about the token <|endoftext|> and more"] * 9), 300)
+    end = module.end_of_text(trained)
+    trained.save(str(tmp_path / "t.json"))
+    for tokenizer in (trained, module.load_file(tmp_path / "t.json")):
         ids = tokenizer.encode("a <|endoftext|> b", add_special_tokens=False).ids
         assert end not in ids and tokenizer.decode(ids) == "a <|endoftext|> b"
 
@@ -148,26 +150,26 @@ def test_special_tokens_in_a_text_stay_text(tmp_path):
 def test_the_greatest_id_decides_the_size():
     content = json.loads(byte_level().to_str())
     content["added_tokens"].append(content["added_tokens"][0] | {"id": 70_000, "content": "<|far|>"})
-    made = module.normalised(json.dumps(content))
-    if made.token_to_id("<|far|>") is not None:
-        assert module.size(made) == made.token_to_id("<|far|>") + 1
+    tokenizer = module.normalised(json.dumps(content))
+    if tokenizer.token_to_id("<|far|>") is not None:
+        assert module.size(tokenizer) == tokenizer.token_to_id("<|far|>") + 1
     holes = models.WordLevel({"a": 0, "b": 65_600, "<unk>": 3}, unk_token="<unk>")
     assert module.size(module.normalised(Tokenizer(holes).to_str())) == 65_601
 
 
 def test_unknown_is_found_for_each_kind():
     for kind, make in KINDS.items():
-        made = module.normalised(make().to_str())
-        wanted = None if kind == "byte-level" else made.token_to_id("<unk>")
-        assert module.unknown(made) == wanted, kind
+        tokenizer = module.normalised(make().to_str())
+        wanted = None if kind == "byte-level" else tokenizer.token_to_id("<unk>")
+        assert module.unknown(tokenizer) == wanted, kind
 
 
 def test_the_end_of_text_can_be_named():
-    made = with_flags(unigram())
-    assert module.end_of_text(made) == made.token_to_id("</s>")
-    assert module.end_of_text(made, "<|im_end|>") == made.token_to_id("<|im_end|>")
+    tokenizer = with_flags(unigram())
+    assert module.end_of_text(tokenizer) == tokenizer.token_to_id("</s>")
+    assert module.end_of_text(tokenizer, "<|im_end|>") == tokenizer.token_to_id("<|im_end|>")
     with pytest.raises(InputError, match="no token '<stop>'; give data.tokenizer.end_of_text"):
-        module.end_of_text(made, "<stop>")
+        module.end_of_text(tokenizer, "<stop>")
     with pytest.raises(InputError, match="name its own in data.tokenizer.end_of_text"):
         module.end_of_text(Tokenizer(models.BPE()))
 
@@ -177,8 +179,8 @@ def test_the_end_of_text_can_be_named():
 @given(text=st.text(alphabet="ab é你😀\n ", max_size=40), cut=st.floats(0, 1))
 def test_bytes_of_consecutive_tokens_are_those_of_the_text(kind, text, cut):
     """They add up over any cut, never exceed the text, and reach its last token's end."""
-    made = _cached(kind)
-    encoding = made.encode(text, add_special_tokens=False)
+    tokenizer = _cached(kind)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
     ends = module.byte_ends(text, encoding.offsets)
     total = len(text.encode())
     assert len(ends) == len(encoding.ids) and ends == sorted(ends) and all(0 <= end <= total for end in ends)
@@ -194,16 +196,16 @@ def _cached(kind: str) -> Tokenizer:
 
 
 def test_a_character_that_tokens_share_is_counted_once():
-    made = module.train(iter(["plain english text only"] * 20), 270)
+    tokenizer = module.train(iter(["plain english text only"] * 20), 270)
     text = "ab你好"
-    encoding = made.encode(text)
+    encoding = tokenizer.encode(text)
     assert len(encoding.ids) == 8  # three bytes a character, no merges learnt for them
     assert module.byte_ends(text, encoding.offsets) == [1, 2, 5, 5, 5, 8, 8, 8]
 
 
 @pytest.mark.parametrize("run", ["=" * 400_000, "aGVsbG8" * 60_000, " " * 400_000, "字" * 200_000])
 def test_training_is_linear_in_long_runs(run):
-    """Quadratic, the first took minutes; this limit is some twenty times what it takes."""
+    """Quadratic training took minutes; the limit is some twenty times the present duration."""
     import time
 
     began = time.process_time()
@@ -225,7 +227,7 @@ def test_ordinary_text_is_learnt_from_as_it_is():
     assert module.train(iter(CORPUS), 350).get_vocab() == plain.get_vocab()
 
 
-def test_what_is_no_tokenizer_is_said_in_one_line(tmp_path):
+def test_invalid_tokenizer_is_one_error_line(tmp_path):
     for content in ("{}", "[]", "not json", ""):
         (tmp_path / "t.json").write_text(content)
         with pytest.raises(InputError, match="not a tokenizer.json") as error:
@@ -248,7 +250,7 @@ def test_a_regular_expression_that_never_ends_is_one_line(tmp_path, capfd):
     assert len(tokenizing._encode(["abc"], 0.0).rows) == 1
 
 
-def test_what_is_written_to_the_standard_error_beside_a_panic_is_kept(capfd):
+def test_other_output_on_the_standard_error_is_kept(capfd):
     with module.panics_as_input_errors("t"):
         os.write(2, b"a warning\n")
     assert capfd.readouterr().err == "a warning\n"

@@ -15,14 +15,14 @@ START = re.compile(r"(?:^|\s)(?:emergence-train|(?:-m|--module) emergence_train)
 
 def commands(text: str) -> list[str]:
     """What follows the program's name in the lines of code blocks, without comments and optional parts."""
-    found = []
+    commands = []
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
             start = START.search(line)
             if start and language in ("", "bash", "sh"):
                 line = re.sub(r"\s#.*| {3,}.*", "", line[start.end() :].strip())
-                found.append(re.sub(r"\[[^\]]*\]", "", line).replace("...", ""))
-    return found
+                commands.append(re.sub(r"\[[^\]]*\]", "", line).replace("...", ""))
+    return commands
 
 
 ALL = sorted({(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in commands(page.read_text())})

@@ -43,6 +43,7 @@ CONTRACT = {
     "analyze temporal": "run split fit_fraction fit_until_tokens selected forecast final models step tokens loss low95 high95 "
     "name mse r2 heldout_points ranking",
     "analyze emergence": "tasks task metric verdict probability eta size_effect value low95 high95 p rows sizes",
+    "analyze weights": "rows variant split region step seeds loss difference low95 high95 p",
 }
 
 

@@ -12,7 +12,7 @@ from support import ROOT, locked
 
 @pytest.fixture(scope="module")
 def site(common_path):
-    """The site, built once for all workers; a warning, such as a link to a page that is not there, fails the build."""
+    """The site, built once for all workers; a warning, such as a link to a missing page, fails the build."""
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     out = common_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
@@ -36,7 +36,7 @@ def test_pages_load_nothing_from_elsewhere(site):
 
 
 def test_search_works_from_files(site):
-    """A page opened from disk may read no JSON: the index is a script, and a shim stands in for the worker."""
+    """A page opened from disk may read no JSON: the index is a script, and a shim replaces the worker."""
     assert "profile intervals" in (site / "search" / "search_index.js").read_text(encoding="utf-8")
     assert "iframe-worker.js" in (site / "index.html").read_text(encoding="utf-8")
 

@@ -17,7 +17,7 @@ MOST = 12
 
 
 def finished(ids: list[int]) -> bool:
-    """After 1 to 6 tokens, texts apart."""
+    """Finish after 1 to 6 tokens, differently for each text."""
     return len(ids) > ids[0] % 6
 
 
@@ -28,14 +28,14 @@ if __name__ == "__main__":
     forwards = []
     engine.module.register_forward_hook(lambda *_: forwards.append(1))
     rng = np.random.default_rng(mesh.data.rank)
-    said = []
+    lines = []
     for _ in range(3):
         before = len(forwards)
         texts = generate(engine, PROMPTS, MOST, finished, mesh)
-        said.append({"texts": texts, "forwards": len(forwards) - before})
+        lines.append({"texts": texts, "forwards": len(forwards) - before})
         for _ in range(config.training.batch // (config.training.micro_batch * mesh.data.size)):
             windows = torch.from_numpy(rng.integers(0, 320, (config.training.micro_batch, 33)))
             engine.backward(engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss)
             engine.step()
-    Path(sys.argv[3], f"rank-{mesh.data.rank}.json").write_text(json.dumps(said))
+    Path(sys.argv[3], f"rank-{mesh.data.rank}.json").write_text(json.dumps(lines))
     leave(0)

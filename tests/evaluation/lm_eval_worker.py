@@ -27,6 +27,6 @@ if __name__ == "__main__":
     lm_eval_adapter.tasks = lambda: tasks
     lm_eval_adapter.reach(["sums"])
     rows = [lm_eval_adapter.run_tasks(lm, ["sums"], shots=2) for _ in range(2)]
-    made = json.dumps({"checkpoints": rows, "loads": len(loads)})
-    (folder / f"{mesh.data.rank}-of-{mesh.data.size}.json").write_text(made)
+    result = json.dumps({"checkpoints": rows, "loads": len(loads)})
+    (folder / f"{mesh.data.rank}-of-{mesh.data.size}.json").write_text(result)
     leave(0)

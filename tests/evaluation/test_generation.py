@@ -1,4 +1,4 @@
-"""Generation with a cache gives what the model gives without one, on one process and dealt out over two."""
+"""Generation with a cache gives what the model gives without one, on one process and distributed over two."""
 
 import json
 from pathlib import Path
@@ -19,36 +19,36 @@ from support import run_python
 def model(**changes) -> Decoder:
     torch.manual_seed(1)
     shape = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "max_sequence": 48}
-    made = Decoder(DecoderConfig(**shape | changes))
-    for parameter in made.parameters():
+    decoder = Decoder(DecoderConfig(**shape | changes))
+    for parameter in decoder.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
-    return made
+    return decoder
 
 
 @pytest.mark.parametrize("changes", [{}, {"rotary_fraction": 0.5}, {"tied": True}, {"kv_heads": 4}])
 @torch.no_grad()
 def test_cached_logits_are_the_whole_model_s(changes):
-    made = model(**changes)
+    decoder = model(**changes)
     tokens = torch.randint(0, 64, (3, 20), generator=torch.Generator().manual_seed(0))
     cache = Cache()
-    cached = [made(tokens[:, :9], cache=cache)]
-    cached += [made(tokens[:, t : t + 1], cache=cache) for t in range(9, 20)]
-    torch.testing.assert_close(torch.stack(cached, 1), made(tokens)[:, 8:], atol=1e-4, rtol=1e-4)
+    cached = [decoder(tokens[:, :9], cache=cache)]
+    cached += [decoder(tokens[:, t : t + 1], cache=cache) for t in range(9, 20)]
+    torch.testing.assert_close(torch.stack(cached, 1), decoder(tokens)[:, 8:], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_generation_is_greedy_and_stops():
-    made = model()
+    decoder = model()
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8]]
-    found = generate(made, prompts, 10, lambda ids: False, start(1))
-    for prompt, ids in zip(prompts, found):
+    generated = generate(decoder, prompts, 10, lambda ids: False, start(1))
+    for prompt, ids in zip(prompts, generated):
         text = list(prompt)
         for token in ids:
-            assert token == int(made(torch.tensor([text]))[0, -1].argmax())
+            assert token == int(decoder(torch.tensor([text]))[0, -1].argmax())
             text.append(token)
-    stopped = generate(made, prompts, 10, lambda ids: len(ids) == 4, start(1))
-    assert stopped == [ids[:4] for ids in found]
+    stopped = generate(decoder, prompts, 10, lambda ids: len(ids) == 4, start(1))
+    assert stopped == [ids[:4] for ids in generated]
 
 
 def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path):
@@ -57,32 +57,32 @@ def test_two_processes_under_zero_3_generate_what_one_does(config_file, tmp_path
     worker = Path(__file__).with_name("generation_worker.py")
     done = run_python(str(worker), str(config_file), "3", str(tmp_path), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    assert one == two and all(part["forwards"] > 2 for part in one)
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and all(part["forwards"] > 2 for part in first)
 
     from generation_worker import MOST, PROMPTS, finished
 
     config = configs.load(config_file, ["model.vocab_size=320"])
     alone = Decoder(config.model)
     alone.init_weights(config.seed)
-    assert one[0]["texts"] == generate(alone, PROMPTS, MOST, finished, start(1))
-    assert len({len(text) for text in one[0]["texts"]}) > 1
-    assert one[1]["texts"] != one[0]["texts"]  # the weights have moved since
+    assert first[0]["texts"] == generate(alone, PROMPTS, MOST, finished, start(1))
+    assert len({len(text) for text in first[0]["texts"]}) > 1
+    assert first[1]["texts"] != first[0]["texts"]  # the weights have moved since
 
 
 def test_ranks_run_the_same_number_of_forwards(monkeypatch):
-    """Five batches on two ranks, each told that the other has just finished: rounds alone make the counts equal."""
-    made = model()
+    """Five batches on two ranks, where the other rank appears to have finished: the number of rounds makes the counts equal."""
+    decoder = model()
     prompts = [[1] * n for n in range(1, 6)]
-    whole = generate(made, prompts, 6, lambda ids: False, start(1))
+    whole = generate(decoder, prompts, 6, lambda ids: False, start(1))
     parts, forwards = [], []
     for rank in range(2):
         calls = []
-        handle = made.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        # The sum over ranks of what is still open: the other rank is open for all six tokens, and found nothing.
+        handle = decoder.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        # The sum over ranks of what is still open: the other rank is open for all six tokens, and has found nothing.
         monkeypatch.setattr(generation, "all_reduce_sum", lambda tensor, group: tensor + (tensor.numel() == 1))
         parts.append(
-            generate(made, prompts, 6, lambda ids: len(ids) == 2, data_parallel(rank, 2, rank, torch.device("cpu")))
+            generate(decoder, prompts, 6, lambda ids: len(ids) == 2, data_parallel(rank, 2, rank, torch.device("cpu")))
         )
         forwards.append(len(calls))
         handle.remove()

@@ -1,4 +1,4 @@
-"""Our adapter against lm-eval's Hugging Face backend on the same weights. Skipped where lm-eval is not installed."""
+"""The adapter against lm-eval's Hugging Face backend on the same weights. Skipped where lm-eval is not installed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from support import ROOT, llama_of  # noqa: E402
 
 @pytest.fixture(scope="module")
 def both(data_path):
-    """(our adapter, lm-eval's) around the same weights, fp32."""
+    """(the adapter, lm-eval's) around the same weights, fp32."""
     tokenizer = load_file(data_path / "tokenizer.json")
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab_size=320, max_sequence=64))
@@ -91,7 +91,7 @@ def test_generations_are_equal(both):
 
 
 def sums_in(folder) -> None:
-    """A multiple-choice task over a local file, as lm-eval wants it."""
+    """A multiple-choice task over a local file, in lm-eval's format."""
     rows = [
         {"q": f"{a} plus {b} is", "choices": [str(c) for c in range(4)], "gold": (a + b) % 4}
         for a in range(5)
@@ -106,7 +106,7 @@ def sums_in(folder) -> None:
 
 
 def test_two_processes_have_what_one_has_and_load_it_once(data_path, tmp_path):
-    """Under torchrun lm-eval itself gives results to the first process alone."""
+    """Under torchrun lm-eval itself returns results on rank 0 only."""
     sums_in(tmp_path)
     worker = Path(__file__).with_name("lm_eval_worker.py")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
@@ -125,8 +125,8 @@ def test_two_processes_have_what_one_has_and_load_it_once(data_path, tmp_path):
     )
     assert first == second and first["loads"] == 1 and first["checkpoints"][0] == first["checkpoints"][1]
     assert [row["metric"] for row in first["checkpoints"][0]] == [row["metric"] for row in alone["checkpoints"][0]]
-    for one, other in zip(first["checkpoints"][0], alone["checkpoints"][0]):
-        assert one["value"] == pytest.approx(other["value"], abs=1e-5)
+    for ours, other in zip(first["checkpoints"][0], alone["checkpoints"][0]):
+        assert ours["value"] == pytest.approx(other["value"], abs=1e-5)
 
 
 def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monkeypatch):
@@ -140,21 +140,19 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
     ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
     monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
     random = torch.get_rng_state()
-    found = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
+    rows = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
     assert torch.equal(torch.get_rng_state(), random)  # it is the training run's
     theirs = lm_eval.simple_evaluate(
         both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager, log_samples=True
     )
-    assert found["acc"]["value"] == theirs["results"]["sums"]["acc,none"] and found["acc"]["items"] == 25
-    assert found["acc"]["stderr"] == pytest.approx(theirs["results"]["sums"]["acc_stderr,none"])
+    assert rows["acc"]["value"] == theirs["results"]["sums"]["acc,none"] and rows["acc"]["items"] == 25
+    assert rows["acc"]["stderr"] == pytest.approx(theirs["results"]["sums"]["acc_stderr,none"])
     same = {row["metric"]: row for row in choice_rows("sums", theirs["samples"]["sums"])}
-    assert same["acc"]["value"] == found["acc"]["value"] and same["acc"]["stderr"] == pytest.approx(
-        found["acc"]["stderr"]
+    assert same["acc"]["value"] == rows["acc"]["value"] and same["acc"]["stderr"] == pytest.approx(
+        rows["acc"]["stderr"]
     )
-    assert same["acc_norm"]["value"] == found["acc_norm"]["value"]
-    assert (
-        same["brier"]["value"] == pytest.approx(found["brier"]["value"], abs=1e-5) and found["brier"]["chance"] == 0.75
-    )
+    assert same["acc_norm"]["value"] == rows["acc_norm"]["value"]
+    assert same["brier"]["value"] == pytest.approx(rows["brier"]["value"], abs=1e-5) and rows["brier"]["chance"] == 0.75
     with pytest.raises(InputError, match="lm-eval has no task 'sumz'.*'sums'"):
         run_tasks(both[0], ["sumz"])
 
@@ -182,15 +180,17 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     manager = TaskManager(include_path=str(tmp_path))
     ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
     monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
-    found = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
+    by_metric = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
     theirs = lm_eval.simple_evaluate(both[1], tasks=["nouns"], num_fewshot=0, bootstrap_iters=100, task_manager=manager)
-    assert found["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and found["acc"]["chance"] == 0.5
+    assert by_metric["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and by_metric["acc"]["chance"] == 0.5
     pairs = [(row["beginnings"][row["gold"]], " " + row["end"]) for row in rows]
     right = [value for value, _ in both[1].loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)]
-    assert 0 < found["acc"]["value"] < 1 and found["answer_loglik"]["value"] == pytest.approx(np.mean(right), abs=1e-4)
+    assert 0 < by_metric["acc"]["value"] < 1 and by_metric["answer_loglik"]["value"] == pytest.approx(
+        np.mean(right), abs=1e-4
+    )
 
 
-def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
+def test_tasks_of_lm_eval_are_in_the_suite(data_path, tmp_path, monkeypatch):
     """lm-eval/NAME in a configuration: its name and its data are checked when the suite is made."""
     from emergence_train.config import Data, TaskConfig
     from emergence_train.data.dataset import Dataset
@@ -200,16 +200,16 @@ def test_tasks_of_lm_eval_stand_in_the_suite(data_path, tmp_path, monkeypatch):
     dataset = Dataset(Data.model_validate(small_config(data_path, tmp_path)["data"]), 1, verify=False)
     with pytest.raises(InputError, match="did you mean 'hellaswag'"):
         Suite([TaskConfig(task="lm-eval/hellaswagg")], dataset, 32)
-    made = []
-    monkeypatch.setattr(lm_eval_adapter.Tasks, "load", lambda self, names: made.extend(names))
+    models = []
+    monkeypatch.setattr(lm_eval_adapter.Tasks, "load", lambda self, names: models.extend(names))
     suite = Suite([TaskConfig(task="lm-eval/hellaswag", items=2)], dataset, 32)
-    assert suite.tasks == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag" and made == ["hellaswag"]
+    assert suite.tasks == [] and suite.of_lm_eval[0].task == "lm-eval/hellaswag" and models == ["hellaswag"]
 
     def offline(self, names):
         raise ConnectionError("Couldn't reach it\non the Hub")
 
     monkeypatch.setattr(lm_eval_adapter.Tasks, "load", offline)
     with pytest.raises(
-        InputError, match="hellaswag: its data cannot be had .Couldn't reach it on the Hub.; offline, set"
+        InputError, match="hellaswag: its data are unavailable .Couldn't reach it on the Hub.; offline, set"
     ):
         Suite([TaskConfig(task="lm-eval/hellaswag")], dataset, 32)

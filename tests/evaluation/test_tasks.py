@@ -55,20 +55,22 @@ def test_metrics_by_hand():
     p = np.array([0.4, 0.3, 0.2, 0.1])
     choices = ("aa", "b", "cé", "d")
     task = Task("t", (Item("x", choices, 0), Item("x", choices, 2)))
-    found = by_metric(choice_metrics(task, [np.log(p) - 3, np.log(p) + 1]))  # whatever they share cancels in p
+    metrics = by_metric(choice_metrics(task, [np.log(p) - 3, np.log(p) + 1]))  # a common term cancels in p
     assert (
-        found["acc"]["value"] == 0.5 and found["acc"]["stderr"] == pytest.approx(0.5) and found["acc"]["chance"] == 0.25
+        metrics["acc"]["value"] == 0.5
+        and metrics["acc"]["stderr"] == pytest.approx(0.5)
+        and metrics["acc"]["chance"] == 0.25
     )
-    assert found["correct_choice_prob"]["value"] == pytest.approx((0.4 + 0.2) / 2)
+    assert metrics["correct_choice_prob"]["value"] == pytest.approx((0.4 + 0.2) / 2)
     first, second = 0.36 + 0.09 + 0.04 + 0.01, 0.16 + 0.09 + 0.64 + 0.01
-    assert found["brier"]["value"] == pytest.approx((first + second) / 2) and found["brier"]["chance"] == 0.75
-    assert found["brier"]["stderr"] == pytest.approx(abs(second - first) / 2)
+    assert metrics["brier"]["value"] == pytest.approx((first + second) / 2) and metrics["brier"]["chance"] == 0.75
+    assert metrics["brier"]["stderr"] == pytest.approx(abs(second - first) / 2)
     logs = np.array([np.log(0.4) - 3, np.log(0.2) + 1])
-    assert found["answer_loglik"]["value"] == pytest.approx(logs.mean())
-    assert found["answer_bits_per_byte"]["value"] == pytest.approx((-logs / np.log(2) / [2, 3]).mean())
-    assert np.isnan(found["answer_loglik"]["chance"]) and all(row["items"] == 2 for row in found.values())
+    assert metrics["answer_loglik"]["value"] == pytest.approx(logs.mean())
+    assert metrics["answer_bits_per_byte"]["value"] == pytest.approx((-logs / np.log(2) / [2, 3]).mean())
+    assert np.isnan(metrics["answer_loglik"]["chance"]) and all(row["items"] == 2 for row in metrics.values())
     # divided by characters: (log p - 3) / (2, 1, 2, 1) is largest for choice 0, (log p + 1) / ... for choice 0 again
-    assert found["acc_norm"]["value"] == 0.5
+    assert metrics["acc_norm"]["value"] == 0.5
 
 
 def test_brier_of_uniform_and_of_constant_answers():
@@ -88,8 +90,8 @@ def test_log_likelihoods_are_those_of_plain_logits():
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 33, 40)
     requests = [Request(tuple(rng.integers(0, 64, n).tolist()), int(rng.integers(1, n))) for n in lengths]
-    found = log_likelihoods(model, requests, start(1))
-    for request, value in zip(requests, found):
+    scored = log_likelihoods(model, requests, start(1))
+    for request, value in zip(requests, scored):
         logs = torch.log_softmax(model(torch.tensor([request.ids[:-1]]))[0].double(), -1)
         wanted = sum(float(logs[-k, request.ids[-k]]) for k in range(1, request.scored + 1))
         assert value == pytest.approx(wanted, abs=1e-4)
@@ -98,7 +100,7 @@ def test_log_likelihoods_are_those_of_plain_logits():
 @torch.no_grad()
 @pytest.mark.parametrize("greedy", [False, True])
 def test_requests_that_begin_alike_share_a_row(greedy, monkeypatch):
-    """Choices under one context, of any lengths: the same values from fewer tokens, whoever stands beside whom."""
+    """Choices under one context, of any lengths: the same values from fewer tokens, in any grouping."""
     from emergence_train.evaluation import scoring
 
     model, rng = random_model(), np.random.default_rng(1)
@@ -129,9 +131,9 @@ def test_requests_are_split_as_lm_eval_splits_them(data_path):
 
     tokenizer = load_file(data_path / "tokenizer.json")
     plain = tokenizer.encode("the cat sat", add_special_tokens=False).ids
-    one = encode(tokenizer, "the cat", " sat", 0, 32)
-    assert list(one.ids) == plain and one.scored == len(plain) - len(tokenizer.encode("the cat").ids)
-    assert encode(tokenizer, "the cat ", "sat", 0, 32) == one  # the space moves into the continuation
+    request = encode(tokenizer, "the cat", " sat", 0, 32)
+    assert list(request.ids) == plain and request.scored == len(plain) - len(tokenizer.encode("the cat").ids)
+    assert encode(tokenizer, "the cat ", "sat", 0, 32) == request  # the space moves into the continuation
     empty = encode(tokenizer, "", "the", 7, 32)
     assert empty.ids[0] == 7 and empty.scored == len(empty.ids) - 1
     cut = encode(tokenizer, "the cat " * 20, "sat", 0, 10)
@@ -161,11 +163,11 @@ def test_a_rank_without_a_batch_runs_as_many_forwards(monkeypatch):
 
 
 @pytest.mark.parametrize("make", synthetic.GENERATORS.values())
-def test_made_items_are_the_same_for_a_seed_and_their_answers_are_right(make):
-    made = make(50, 3)
-    assert made == make(50, 3) and made != make(50, 4)
-    items.checked("t", made, "here")
-    assert len({item.answer for item in made}) > 2  # the right answer's place says nothing
+def test_generated_items_follow_the_seed_with_right_answers(make):
+    drawn = make(50, 3)
+    assert drawn == make(50, 3) and drawn != make(50, 4)
+    items.checked("t", drawn, "here")
+    assert len({item.answer for item in drawn}) > 2  # the index of the right answer is uniform
 
 
 def test_answers_of_made_items():
@@ -195,7 +197,7 @@ def test_items_of_files(tmp_path):
     assert task.items[0] == Item("q0", (" yes", " no"), 1) and len(task.items) == 2 and task.chance == 0.5
 
 
-def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path, config_file):
+def test_one_answer_is_scored_by_likelihood_and_greediness(tmp_path, config_file):
     """LAMBADA's rows in the requests' schema (idx null, the label a list) and our own rows, against plain logits."""
     texts = [("the cat sat on the", " mat"), ("once upon a", " time"), ("it is", " not so")]
     rows = [
@@ -217,7 +219,7 @@ def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path
     for number, (context, answer) in enumerate(texts):
         ids = suite.tokenizer.encode(context + answer, add_special_tokens=False).ids
         count = len(ids) - len(suite.tokenizer.encode(context, add_special_tokens=False).ids)
-        if number == 0:  # teach it the first answer, so that greediness is seen in both senses
+        if number == 0:  # train on the first answer, so that both values of greediness occur
             with torch.no_grad():
                 model.head.weight.zero_()
                 handle = model.head.register_forward_hook(lambda _, given, out: hidden.append(given[0]))
@@ -229,8 +231,8 @@ def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path
         logs.append(sum(float(p[-k, ids[-k]].detach()) for k in range(1, count + 1)))
         greedy.append(all(int(p[-k].argmax()) == ids[-k] for k in range(1, count + 1)))
     assert greedy[0] and not all(greedy)
-    found = {(row["task"], row["metric"]): row for row in suite.score(model, start(1))[0]}
-    assert [metric for task, metric in found if task == "own"] == [
+    scored = {(row["task"], row["metric"]): row for row in suite.score(model, start(1))[0]}
+    assert [metric for task, metric in scored if task == "own"] == [
         "exact_match",
         "answer_loglik",
         "answer_bits_per_byte",
@@ -238,21 +240,21 @@ def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path
     size = [len(answer) for _, answer in texts]
     for task in ("requests", "own"):
         assert (
-            found[task, "exact_match"]["value"] == pytest.approx(np.mean(greedy))
-            and found[task, "exact_match"]["chance"] == 0
+            scored[task, "exact_match"]["value"] == pytest.approx(np.mean(greedy))
+            and scored[task, "exact_match"]["chance"] == 0
         )
-        assert found[task, "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
+        assert scored[task, "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
         bits = -np.mean(np.divide(logs, size)) / np.log(2)
-        assert found[task, "answer_bits_per_byte"]["value"] == pytest.approx(bits, abs=1e-4)
-        assert not found[task, "answer_bits_per_byte"]["higher_is_better"]
-    assert found["two", "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
+        assert scored[task, "answer_bits_per_byte"]["value"] == pytest.approx(bits, abs=1e-4)
+        assert not scored[task, "answer_bits_per_byte"]["higher_is_better"]
+    assert scored["two", "answer_loglik"]["value"] == pytest.approx(np.mean(logs), abs=1e-4)
     (tmp_path / "own.jsonl").write_text('{"context": "a", "continuation": " "}')
     with pytest.raises(InputError, match="item 1 of task 'own' has an empty continuation"):
         items.from_file("own", tmp_path / "own.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"context": "a", "choices": ["b", " "], "answer": 0}, "item 1 of task 't' has an empty choice"),
         ({"context": "a", "choices": ["b", "b"], "answer": 0}, "the same choice twice"),
@@ -262,15 +264,15 @@ def test_one_right_answer_is_scored_by_its_likelihood_and_by_greediness(tmp_path
         ([1], "is not a JSON object"),
     ],
 )
-def test_bad_items_are_one_line(tmp_path, row, said):
+def test_bad_items_are_one_line(tmp_path, row, message):
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(row))
     with pytest.raises(InputError) as error:
         items.from_file("t", path)
-    assert said in str(error.value) and str(path) in str(error.value)
+    assert message in str(error.value) and str(path) in str(error.value)
 
 
-def test_a_few_bad_items_are_left_out_and_said(tmp_path):
+def test_a_few_bad_items_are_skipped_and_noted(tmp_path):
     """Real data sets have them: SciQ, CommonsenseQA and SIQA repeat choices. Each choice may have a context of its own."""
     good = [{"context": f"q{n}", "choices": [" b", " c"], "answer": 1} for n in range(40)]
     path = tmp_path / "items.jsonl"
@@ -280,7 +282,7 @@ def test_a_few_bad_items_are_left_out_and_said(tmp_path):
     task = items.from_file("t", path)
     assert (
         len(task.items) == 40
-        and "1 of 41 items left out" in task.note
+        and "1 of 41 items skipped" in task.note
         and "item 8 has the same choice twice" in task.note
     )
     rows = [
@@ -301,8 +303,8 @@ def test_unknown_tasks_are_answered_with_near_names(config_file):
         Suite([TaskConfig(task="copying"), TaskConfig(task="copying")], dataset, 32)
     with pytest.raises(InputError, match="no such file"):
         Suite([TaskConfig(task="mine", file="nowhere.jsonl")], dataset, 32)
-    made = Suite([TaskConfig(task="continuation", items=5)], dataset, 32).tasks[0]
-    assert len(made.items) == 5 and made.chance == 0.25
+    task = Suite([TaskConfig(task="continuation", items=5)], dataset, 32).tasks[0]
+    assert len(task.items) == 5 and task.chance == 0.25
 
 
 def test_open_answers(tmp_path, config_file):
@@ -337,7 +339,7 @@ def test_losses_that_compare_by_hand():
     assert unigram_cross_entropy(counts, targets) == pytest.approx(wanted)
 
 
-def test_the_unigram_model_of_real_text_lies_between_its_entropy_and_a_uniform_model(config_file):
+def test_unigram_loss_lies_between_entropy_and_uniform(config_file):
     config = configs.load(config_file)
     dataset = Dataset(config.data, 1, verify=False)
     losses = unigram_losses(dataset)
@@ -366,21 +368,21 @@ def trained(data_path, tmp_path_factory):
     return runs
 
 
-def test_every_checkpoint_has_its_evaluations_whatever_the_world_size(trained):
-    one, two = (pd.read_parquet(run / "evaluations") for run in (trained[1], trained[2]))
-    assert len(one) == 3 * (2 * 6 + 1) and set(one["task"]) == {"copying", "sums", "qa"}
+def test_checkpoints_have_evaluations_at_any_world_size(trained):
+    first, second = (pd.read_parquet(run / "evaluations") for run in (trained[1], trained[2]))
+    assert len(first) == 3 * (2 * 6 + 1) and set(first["task"]) == {"copying", "sums", "qa"}
     keys = ["step", "task", "metric"]
-    one, two = one.sort_values(keys), two.sort_values(keys)
-    assert np.allclose(one["value"], two["value"], atol=1e-4) and (one["unigram_loss"] > 3).all()
+    first, second = first.sort_values(keys), second.sort_values(keys)
+    assert np.allclose(first["value"], second["value"], atol=1e-4) and (first["unigram_loss"] > 3).all()
     last = metrics(trained[1], "validation")[-1]
-    rows = one[one["step"] == last["step"]]
+    rows = first[first["step"] == last["step"]]
     assert np.allclose(rows["loss"], last["loss"]["iid"]) and np.allclose(
         rows["bits_per_byte"], last["bits_per_byte"]["iid"]
     )
     assert last["log_pplu"]["iid"] == pytest.approx(last["loss"]["iid"] - rows["unigram_loss"].iloc[0], abs=1e-5)
 
 
-def test_what_the_tasks_cost_is_written_and_said(trained):
+def test_cost_of_the_tasks_is_recorded_and_printed(trained):
     """Seconds of tasks so far over those of training steps so far, computed here from the steps' own speeds."""
     run = trained[1]
     scoring = training = 0.0
@@ -392,9 +394,9 @@ def test_what_the_tasks_cost_is_written_and_said(trained):
             rounding = 3 * 0.0005 / training  # seconds are written to a thousandth
             assert row["share_of_training"] == pytest.approx(scoring / training, abs=rounding)
     assert tables.cost_of_tasks(tables.read_metrics(run)) == pytest.approx((scoring, training))
-    said = [line for line in (run.parent / "said.txt").read_text().splitlines() if line.startswith("tasks       step")]
-    assert len(said) == 3 and "copying 0." in said[-1] and "so far " in said[-1], said
-    assert said[-1].endswith("% of the time in training steps)")
+    lines = [line for line in (run.parent / "said.txt").read_text().splitlines() if line.startswith("tasks       step")]
+    assert len(lines) == 3 and "copying 0." in lines[-1] and "so far " in lines[-1], lines
+    assert lines[-1].endswith("% of the time in training steps)")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -414,19 +416,19 @@ def test_a_saved_checkpoint_scores_as_it_did_in_training(trained, processes):
 
 def test_evaluate_on_the_command_line(trained):
     done = command("evaluate", str(trained[1]), "--split", "ood", "--tasks", "sums", "--json")
-    found = json.loads(done.stdout)
-    assert list(found["loss"]) == ["ood"] and found["tasks"][0]["task"] == "sums", done.stderr
-    for wrong, said in (
+    result = json.loads(done.stdout)
+    assert list(result["loss"]) == ["ood"] and result["tasks"][0]["task"] == "sums", done.stderr
+    for wrong, message in (
         ("--step 7", "has no checkpoint of step 7; it has states of steps 8, 12"),
         ("--tasks coping", "did you mean 'copying'"),
         ("--split nowhere", "no validation split 'nowhere'"),
     ):
         done = command("evaluate", str(trained[1]), *wrong.split())
-        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_the_analysis_reads_the_run(trained, tmp_path):
     done = command("analyze", "emergence", str(trained[1]), "--out", str(tmp_path), "--json")
     result = json.loads(done.stdout)
-    assert {one["verdict"] for one in result["tasks"]} == {"not-identified"} and (tmp_path / "result.json").is_file()
+    assert {task["verdict"] for task in result["tasks"]} == {"not-identified"} and (tmp_path / "result.json").is_file()
     assert result["tasks"][0]["size_effect"]["reason"].startswith("one size only")

@@ -1,4 +1,4 @@
-"""What two runs wrote, one of which nothing happened to, held against each other."""
+"""Compare the logs of a run with those of an uninterrupted one."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,17 +12,17 @@ UNEVEN = ("save_failed", "rewind", "straggler")  # rows that say what went other
 
 
 class Wrong(AssertionError):
-    """What a trial found."""
+    """The failure of a trial."""
 
 
 def compare(whole: Path, run: Path) -> None:
     """The logs of two runs, in all but times; raises Wrong at the first difference."""
-    one, two = ([row for row in tables.read_metrics(r) if row["kind"] not in UNEVEN] for r in (whole, run))
-    if len(one) != len(two):
-        steps = Counter((row["kind"], row.get("step")) for row in two)
+    first, second = ([row for row in tables.read_metrics(r) if row["kind"] not in UNEVEN] for r in (whole, run))
+    if len(first) != len(second):
+        steps = Counter((row["kind"], row.get("step")) for row in second)
         twice = [key for key, count in steps.items() if count > 1]
-        raise Wrong(f"{len(two)} rows instead of {len(one)}; twice: {twice}")
-    for a, b in zip(one, two):
+        raise Wrong(f"{len(second)} rows instead of {len(first)}; twice: {twice}")
+    for a, b in zip(first, second):
         a, b = ({k: v for k, v in row.items() if k not in TIMELESS} for row in (a, b))
         if a != b:
             raise Wrong(f"a row differs: {a} and {b}")

@@ -133,7 +133,7 @@ def run(place: Path, number: int, name: str, world: int, rank: int) -> dict:
     launched.end()
     return {
         "codes": [launched.codes[r] for r in range(world)] if ended else None,
-        "said": launched.said(),
+        "said": launched.output(),
         "seconds": time.monotonic() - launched.began,
     }
 

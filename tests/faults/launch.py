@@ -1,4 +1,4 @@
-"""Runs of the command line as forked processes: the imports, most of a start, are paid once; a kill is as real.
+"""Runs of the command line as forked processes: the imports, most of the start-up time, are done once.
 
 Import this before anything has computed: a process whose thread pools have started must not fork.
 """
@@ -27,7 +27,7 @@ LEASE = 120.0  # seconds after which a run counts as hung
 
 @dataclass
 class Launched:
-    """The processes of one start, one a rank, with what they printed and how they ended (negative: by a signal)."""
+    """The processes of one start, one per rank, with output and exit code (negative: by a signal)."""
 
     pids: list[int]
     logs: list[Path]
@@ -59,12 +59,12 @@ class Launched:
                     os.kill(self.pids[rank], number)
 
     def end(self) -> None:
-        """Whatever still runs is killed: a trial leaves nothing behind."""
+        """Kill the remaining processes."""
         self.poll()
         self.send(signal.SIGKILL)
         self.wait(10)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
 
 
@@ -72,7 +72,7 @@ _tried = itertools.count()
 
 
 def free_port() -> int:
-    """One that no one else gets: above those that Linux gives out by itself, and from where this process begins to look."""
+    """A free port above Linux' ephemeral ones; each process starts the search elsewhere."""
     while True:
         port = 61_000 + (os.getpid() * 97 + next(_tried)) % 4_500
         with socket.socket() as listener, contextlib.suppress(OSError):
@@ -83,8 +83,8 @@ def free_port() -> int:
 def launch(arguments: list[str], world: int, place: Path, *, slow_disk: float = 0.0, patch=None) -> Launched:
     """Start `emergence-train` with `arguments` in `world` processes; logs go to `place`.
 
-    `slow_disk`: seconds each fsync takes longer, so that a blow at a random moment meets a save more often.
-    `patch(rank)` is called in each process first: faults that no signal can make.
+    `slow_disk`: seconds added to each fsync, so that a random moment is more often in a save.
+    `patch(rank)` is called in each process first: faults that no signal can cause.
     """
     place.mkdir(parents=True, exist_ok=True)
     port, number = free_port(), len(list(place.glob("*-0.log")))

@@ -19,7 +19,7 @@ CALM = [2.0 + 0.01 * (i % 3) for i in range(64)]
         ({}, (2.0, 1.0, True), None),
         ({}, (2.0, math.inf, False), ("not_finite", "skip")),
         ({}, (math.nan, math.nan, False), ("not_finite", "skip")),
-        ({}, (math.nan, 1.0, True), ("not_finite", "stop")),  # the update was made: weights are not to be trusted
+        ({}, (math.nan, 1.0, True), ("not_finite", "stop")),  # the update was applied: the weights may be damaged
         ({"not_finite": "rewind"}, (math.inf, math.nan, False), ("not_finite", "rewind")),
         ({"not_finite": "stop"}, (2.0, math.nan, False), ("not_finite", "stop")),
         ({}, (3.0, 1.0, True), ("spike", "log")),
@@ -27,7 +27,7 @@ CALM = [2.0 + 0.01 * (i % 3) for i in range(64)]
         ({"spike": "skip"}, (3.0, math.inf, False), ("spike", "skip")),  # poisoned on purpose
         ({"spike": "skip"}, (2.0, math.inf, False), ("not_finite", "skip")),
         ({"spike_deviations": 1000}, (3.0, 1.0, True), None),
-        ({}, (1.0, 1.0, True), None),  # far below is no fault
+        ({}, (1.0, 1.0, True), None),  # far below is not a spike
     ],
 )
 def test_each_policy(settings, step, expected):
@@ -42,7 +42,7 @@ def test_nothing_is_a_spike_before_there_is_a_measure():
     assert detector(500.0, 1.0, True).kind == "spike"
 
 
-def test_one_spike_does_not_hide_the_next_but_a_new_level_is_accepted():
+def test_second_spike_is_seen_and_a_new_level_accepted():
     detector = AnomalyDetector(Faults(), CALM)
     assert detector(9.0, 1.0, True) and detector(9.0, 1.0, True)
     events = [detector(9.0, 1.0, True) for _ in range(64)]
@@ -57,7 +57,7 @@ def test_skipping_for_ever_ends():
     assert detector(2.0, math.nan, False).action == "skip"
 
 
-@settings(deadline=None)  # other work on the machine is no fault of the code
+@settings(deadline=None)  # a loaded machine must not fail the test
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), max_size=6))
 def test_skipped_batches_are_never_trained_and_all_others_once(tmp_path_factory, rewinds):
     """Simulated: steps train batches in order, and each rewind unlearns and skipped what came after its checkpoint."""

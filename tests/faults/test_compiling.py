@@ -35,10 +35,10 @@ def stopped_after(config_file, cache, moment: str, seconds: float) -> tuple[int,
 
 def test_it_is_answered_within_seconds_and_leaves_no_trace(config_file, tmp_path):
     cache, over = tmp_path / "cache", ["training.compile=true"]
-    code, seconds, said = stopped_after(config_file, cache, "epochs:", 1.0)
-    assert code == 75 and seconds < 5 and "nothing trained since" in said, said
-    code, seconds, said = stopped_after(config_file, cache, "step 4/", 0.7)
-    assert code == 75 and seconds < 8 and "saved at step 4" in said and "Traceback" not in said, (seconds, said)
+    code, seconds, output = stopped_after(config_file, cache, "epochs:", 1.0)
+    assert code == 75 and seconds < 5 and "nothing trained since" in output, output
+    code, seconds, output = stopped_after(config_file, cache, "step 4/", 0.7)
+    assert code == 75 and seconds < 8 and "saved at step 4" in output and "Traceback" not in output, (seconds, output)
     done = command("train", str(config_file), *over, TORCHINDUCTOR_CACHE_DIR=str(cache))
     assert done.returncode == 0 and "resuming from step 4" in done.stdout, done.stderr
     whole = command("train", str(config_file), *over, "name=whole", TORCHINDUCTOR_CACHE_DIR=str(cache))

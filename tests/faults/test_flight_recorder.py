@@ -1,4 +1,4 @@
-"""The flight recorder: what NCCL is told before it starts, and what a record is."""
+"""The flight recorder: NCCL's settings before it starts, and the record."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ def test_nothing_is_set_without_nccl(environment, tmp_path):
     assert not set(NAMES) & set(os.environ)
 
 
-def test_nccl_writes_into_the_run_directory_unless_told_otherwise(environment, tmp_path, monkeypatch):
+def test_nccl_writes_into_the_run_directory_by_default(environment, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "9")
     monkeypatch.chdir(tmp_path)
     flight_recorder.prepare(Path("runs/run"), nccl=True)

@@ -1,6 +1,6 @@
-"""Strange inputs: each ends in success or in one line (InputError), never in another exception or a half-written file.
+"""Malformed inputs: each ends in success or in one line (InputError), never in another exception or a half-written file.
 
-FUZZ_EXAMPLES=3000 asks for more of them than a test run wants (make fault-trials does).
+FUZZ_EXAMPLES=3000 runs more of them (make fault-trials does).
 """
 
 import json
@@ -27,7 +27,7 @@ FUZZ = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-STAMP = "verified.json"  # which files were found whole before
+STAMP = "verified.json"  # files verified before
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -118,7 +118,7 @@ def table() -> pd.DataFrame:
 @FUZZ
 @given(data=st.data())
 def test_tables_with_bytes_changed(tmp_path, data):
-    """Parquet cut, flipped and overwritten; what is still read is a whole valid table."""
+    """Parquet truncated, flipped and overwritten; what is still read is a complete valid table."""
     path = tmp_path / "t.parquet"
     tables.write(tables.POSITIONS, table(), path)
     content = bytearray(path.read_bytes())
@@ -196,8 +196,8 @@ def test_prepared_data(copy, data):
     loaded = config.Config.model_validate(small_config(copy, copy)).data
     try:
         victim.write_bytes(content)
-        found = Dataset(loaded, 3)
-        assert len(found.sample(11)) == 33 and found.segments()
+        dataset = Dataset(loaded, 3)
+        assert len(dataset.sample(11)) == 33 and dataset.segments()
     except InputError as error:
         one_line(error)
     finally:
@@ -207,8 +207,8 @@ def test_prepared_data(copy, data):
 
 @FUZZ
 @given(data=st.data())
-def test_a_log_on_a_disk_that_fails_now_and_then_has_every_row_once(tmp_path_factory, data):
-    """Writes that stop anywhere, raise, and work again: what a flush that says None leaves is whole."""
+def test_log_on_a_flaky_disk_has_every_row_once(tmp_path_factory, data):
+    """Writes that stop anywhere, raise, and work again: after a flush that returns None the file is complete."""
     folder = tmp_path_factory.mktemp("run")
     log = RunLog(folder, {"run": "r", "params": 1, "vocabulary": "v"}, 0, [])
     plain, failing = os.pwrite, {"at": None}
@@ -227,9 +227,9 @@ def test_a_log_on_a_disk_that_fails_now_and_then_has_every_row_once(tmp_path_fac
             for _ in range(data.draw(st.integers(0, 3))):
                 written += 1
                 log.write("train", step=written, loss=1.0)
-            told = log.flush()
-            assert (told is None) == (failing["at"] is None or not log.pending)
-            if told is None:
+            error = log.flush()
+            assert (error is None) == (failing["at"] is None or not log.pending)
+            if error is None:
                 rows = tables.read_metrics(folder)
                 assert [row["step"] for row in rows[1:]] == list(range(1, written + 1))
     finally:

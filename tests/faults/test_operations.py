@@ -29,7 +29,7 @@ def simulate(ranks: int, steps: int, slow: dict[int, dict[str, float]], meets: s
     return {rank: {name: Times(steps, total, 1.0) for name, total in of.items()} for rank, of in sums.items()}
 
 
-def found(ranks: int, slow: dict, meets: set[str], steps: int = 50) -> list[tuple[int, str]]:
+def named(ranks: int, slow: dict, meets: set[str], steps: int = 50) -> list[tuple[int, str]]:
     before = {rank: {} for rank in range(ranks)}
     return [(s.rank, s.operation) for s in stragglers(before, simulate(ranks, steps, slow, meets))]
 
@@ -39,30 +39,30 @@ def found(ranks: int, slow: dict, meets: set[str], steps: int = 50) -> list[tupl
 def test_a_slow_rank_is_named_with_its_operation(ranks, operation):
     """Gradients are reduced in the backward pass, so the others wait there."""
     slow = {ranks - 1: {operation: 0.4}}
-    assert found(ranks, slow, {"backward"}) == [(ranks - 1, operation)]
+    assert named(ranks, slow, {"backward"}) == [(ranks - 1, operation)]
 
 
 def test_how_much_slower_is_what_was_put_in():
-    (one,) = stragglers({r: {} for r in range(4)}, simulate(4, 50, {2: {"loading samples": 0.5}}, {"backward"}))
-    assert one.seconds == pytest.approx(0.5, abs=0.01)
-    assert one.share == pytest.approx(0.5 / (sum(USUAL.values()) * 1.03 + 0.5), abs=0.03)
+    (straggler,) = stragglers({r: {} for r in range(4)}, simulate(4, 50, {2: {"loading samples": 0.5}}, {"backward"}))
+    assert straggler.seconds == pytest.approx(0.5, abs=0.01)
+    assert straggler.share == pytest.approx(0.5 / (sum(USUAL.values()) * 1.03 + 0.5), abs=0.03)
 
 
 def test_several_slow_ranks_and_none():
     slow = {1: {"forward": 0.5}, 5: {"loading samples": 0.6}}
-    assert found(8, slow, {"backward"}) == [(5, "loading samples")], "the first to be waited for"
-    assert found(8, {1: {"forward": 0.5}, 5: {"forward": 0.6}}, {"backward"}) == [(1, "forward"), (5, "forward")]
-    assert found(8, {}, {"backward"}) == [] and found(2, {}, set()) == []
+    assert named(8, slow, {"backward"}) == [(5, "loading samples")], "the first to be waited for"
+    assert named(8, {1: {"forward": 0.5}, 5: {"forward": 0.6}}, {"backward"}) == [(1, "forward"), (5, "forward")]
+    assert named(8, {}, {"backward"}) == [] and named(2, {}, set()) == []
 
 
-def test_a_difference_that_is_small_or_a_window_that_is_short_is_no_finding():
-    assert found(4, {1: {"forward": 0.1}}, {"backward"}) == []
-    assert found(4, {1: {"forward": 0.5}}, {"backward"}, steps=operations.STEPS - 1) == []
+def test_a_small_difference_or_a_short_window_is_no_straggler():
+    assert named(4, {1: {"forward": 0.1}}, {"backward"}) == []
+    assert named(4, {1: {"forward": 0.5}}, {"backward"}, steps=operations.STEPS - 1) == []
 
 
 def test_a_rank_slow_where_all_meet_is_not_seen():
     """The documented limit: under ZeRO-3 the others wait within the forward pass, which takes all of them the same time."""
-    assert found(4, {1: {"forward": 0.5}}, {"forward", "backward"}) == []
+    assert named(4, {1: {"forward": 0.5}}, {"forward", "backward"}) == []
 
 
 def test_a_window_counts_from_its_beginning():

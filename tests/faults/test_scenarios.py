@@ -1,4 +1,4 @@
-"""What scenarios.py finds: elastic and exact continuation, numbers that go wrong, processes that hang."""
+"""The outcomes of scenarios.py: elastic and exact resumption, anomalies, processes that hang."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from support import run_python
 
-FEW = not os.environ.get("FAULTS_ALL")  # make fault-trials looks at every case
+FEW = not os.environ.get("FAULTS_ALL")  # make fault-trials runs every case
 
 
 @pytest.fixture(scope="module")
@@ -41,35 +41,35 @@ def test_another_world_size_stage_and_micro_batch_at_every_start(outcome_of, pre
 
 
 def test_stopped_and_started_again_leaves_no_trace(outcome_of):
-    """Exactly, in fp32 and bf16, at every stage, with the state written beside training too."""
-    found = outcome_of("exact")
-    assert len(found) == (2 if FEW else 6)
-    for key, outcome in found.items():
+    """Exactly, in fp32 and bf16, at every stage, also with asynchronous saves."""
+    result = outcome_of("exact")
+    assert len(result) == (1 if FEW else 6)
+    for key, outcome in result.items():
         assert [set(codes) for codes in outcome["codes"]] == [{0}, {75}, {0}], (key, outcome)
         assert outcome["differs"] is None, (key, outcome["differs"])
 
 
-def test_a_rewind_goes_on_as_if_the_batches_had_not_been(outcome_of):
-    found = outcome_of("rewind")
-    assert len(found) == (1 if FEW else 3)
-    for key, outcome in found.items():
+def test_rewind_equals_a_run_without_the_batches(outcome_of):
+    result = outcome_of("rewind")
+    assert len(result) == (1 if FEW else 3)
+    for key, outcome in result.items():
         assert all(code == 0 for codes in outcome["codes"] for code in codes), (key, outcome["said"])
         (event,) = outcome["rewinds"]
         assert (event["step"], event["failed_step"], event["first_batch"], event["last_batch"]) == (18, 20, 18, 19)
         assert outcome["differs"] is None, (key, outcome["differs"])
 
 
-def test_a_bad_step_is_left_out_at_every_stage(outcome_of):
-    found = outcome_of("skip")
-    assert len(found) == (3 if FEW else 7)
-    for key, outcome in found.items():
+def test_a_bad_step_is_skipped_at_every_stage(outcome_of):
+    result = outcome_of("skip")
+    assert len(result) == (2 if FEW else 7)
+    for key, outcome in result.items():
         spike = key.endswith("30.0")
         assert set(outcome["codes"]) == {0}, (key, outcome)
         assert [row["step"] for row in outcome["skipped"]] == [20], key
         assert outcome["skipped"][0]["reason"].startswith("loss 136" if spike else "loss not finite")
         before, bad, *after = outcome["losses"][18:]
         assert bad is None if not spike else bad > 100
-        assert all(abs(loss - before) < 0.15 for loss in after), "the weights took no harm"
+        assert all(abs(loss - before) < 0.15 for loss in after), "the weights are unchanged"
         assert outcome["curve_steps"] == (24 if spike else 23) and outcome["tables"] == 4 * 5 * 32
 
 
@@ -81,14 +81,14 @@ def test_a_replica_that_drifts_by_one_bit_is_named(outcome_of):
 
 
 def test_a_rank_that_hangs_or_fails_is_named_by_the_others(outcome_of):
-    found = outcome_of("hang")
-    hang, broken = found["hang"], found["broken"]
+    result = outcome_of("hang")
+    hang, broken = result["hang"], result["broken"]
     assert hang["codes"] == [76] * 3 and hang["seconds"] < 40
     assert hang["said"].count("emergence-train:") == 1 and "rank 1 is waited for by 2 others" in hang["said"]
     assert "'loading samples' of step 5" in hang["said"]
-    assert len(found["stacks"]) == 3 and "in loading" in found["stacks"]["rank-1.txt"]
+    assert len(result["stacks"]) == 3 and "in loading" in result["stacks"]["rank-1.txt"]
     # By torch's flight recorder two ranks are in a collective that the third has not begun.
-    assert found["open_calls"] == [["gloo:all_reduce"], [], ["gloo:all_reduce"]] and "stacks/flight-" in hang["said"]
+    assert result["open_calls"] == [["gloo:all_reduce"], [], ["gloo:all_reduce"]] and "stacks/flight-" in hang["said"]
     assert broken["codes"] == [1] * 3 and broken["seconds"] < 40
     assert "rank 1 (process" in broken["said"] and "Input/output error" in broken["said"]
 
@@ -107,7 +107,7 @@ def test_a_rank_that_the_others_wait_for_is_named(outcome_of):
 def test_a_signal_in_any_phase_is_answered(outcome_of):
     """To one rank of two in each phase of a step, in validation and while saving; and while a process starts."""
     phases = outcome_of("phases")
-    assert len(phases) == (5 if FEW else 11)
+    assert len(phases) == (4 if FEW else 11)
     for phase, outcome in phases.items():
         assert outcome["seconds"] < 30, phase
         if "differs" not in outcome:  # nothing to save: it leaves at once
@@ -118,11 +118,12 @@ def test_a_signal_in_any_phase_is_answered(outcome_of):
         assert outcome["differs"] is None, (phase, outcome["differs"])
 
 
+@pytest.mark.slow
 def test_a_signal_breaks_off_a_compilation(outcome_of):
-    """It is heard in the middle of it, and the state of the step before is saved."""
-    found = outcome_of("compiling")
-    assert len(found) == (2 if FEW else 3)
-    for key, outcome in found.items():
+    """The compilation is aborted, and the state of the step before is saved."""
+    result = outcome_of("compiling")
+    assert len(result) == (2 if FEW else 3)
+    for key, outcome in result.items():
         assert [set(codes) for codes in outcome["codes"]] == [{0}, {75}, {0}], (key, outcome)
         assert "saved at step 6" in outcome["said"] and "Traceback" not in outcome["said"], (key, outcome)
         assert outcome["answered"] < 15 and outcome["differs"] is None, (key, outcome)

@@ -1,4 +1,4 @@
-"""torchrun's own restart: a worker is killed, the launcher starts all again, and the run goes on by itself."""
+"""torchrun's own restart: a worker is killed, the launcher restarts all, and the run resumes."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from support import ROOT, command, metrics, small_config
 
 def workers(launcher: int) -> list[int]:
     """The launcher's child processes, in the order of ranks."""
-    found = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(pid) for pid in found if b"emergence_train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(pid) for pid in children if b"emergence_train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def state(run: Path, after: str = "") -> str:
@@ -37,7 +37,7 @@ def state(run: Path, after: str = "") -> str:
 def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path, machines):
     """Twice, on one machine and with a launcher of its own for each of two; the store of the first outlives the workers."""
     tree = small_config(data_path, tmp_path)
-    tree["training"]["tokens"] *= 40  # long enough to be caught in the middle
+    tree["training"]["tokens"] *= 40  # long enough for a kill in the middle
     tree["checkpoints"]["every_tokens"] *= 10
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     whole = command("train", str(tmp_path / "config.yaml"), "name=whole", processes=2)
@@ -80,7 +80,7 @@ def test_a_worker_that_is_killed_is_started_again(data_path, tmp_path, machines)
         finally:
             for launcher in launchers:
                 launcher.terminate()  # its workers with it
-    said = (tmp_path / "log").read_text()
-    assert said.count("resuming from step") == 2 and "Traceback" not in said, said
+    output = (tmp_path / "log").read_text()
+    assert output.count("resuming from step") == 2 and "Traceback" not in output, output
     losses = [[row["loss"] for row in metrics(path)] for path in (tmp_path / "whole", run)]
     assert losses[0] == losses[1] and len(losses[0]) == 480

@@ -1,8 +1,8 @@
-"""Seeded trials: a run is hurt, started again until it is done, and compared with one that nothing happened to.
+"""Seeded trials: a run with injected faults is restarted until it is finished, and compared with an uninterrupted one.
 
 A trial passes when
-- every start ends by itself within its time, with an exit code that fits what was done to it;
-- a start goes on from the newest checkpoint that was whole when it began, so nothing durable is lost;
+- every start ends by itself within its time, with an exit code that fits the fault;
+- a start resumes from the newest checkpoint that was complete when it began, so nothing durable is lost;
 - the finished run's metrics and tables equal the uninterrupted run's exactly, and its checkpoints are whole.
 
     python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
@@ -35,10 +35,10 @@ from faults.launch import Launched, launch  # first: it must not be imported aft
 from support import small_config
 
 STEPS = 16
-STARTS = 8  # more than this many, and a trial has failed to get anywhere
+STARTS = 8  # starts after which a trial has failed
 SILENT = 5.0  # seconds
-JOIN = 20.0  # for the processes to find each other
-BOUND = 40.0  # for the others to end once a process is lost
+JOIN = 20.0  # seconds for the rendezvous
+BOUND = 40.0  # seconds for the others to end once a process is lost
 
 
 def trial_config(data: Path, out: Path) -> dict:
@@ -52,7 +52,7 @@ def trial_config(data: Path, out: Path) -> dict:
 
 
 class Trial:
-    """One run, hurt by `random`'s choices."""
+    """One run with random faults."""
 
     def __init__(self, kind: str, stage: int, world: int, seed: int, place: Path, data: Path) -> None:
         self.kind, self.stage, self.world, self.place = kind, stage, world, place
@@ -64,9 +64,9 @@ class Trial:
         self.slow = self.random.choice([0.0, 0.003, 0.01])
         self.asynchronous = kind != "whole" and self.random.random() < 0.5  # saves beside training
         self.events: list[str] = []
-        self.again = False  # hurt after it had ended, perhaps well
+        self.again = False  # a fault after it had ended
         whole = place.parent / f"whole-{stage}-{world}" / "seconds"
-        self.usual = float(whole.read_text()) if whole.is_file() else 1.0  # seconds of a run that nothing happens to
+        self.usual = float(whole.read_text()) if whole.is_file() else 1.0  # seconds of an uninterrupted run
 
     def start(self, world: int | None = None) -> Launched:
         arguments = [
@@ -100,7 +100,7 @@ class Trial:
     # -------------------------------------------------------------------------------------------------- the faults
 
     def hurt(self, launched: Launched) -> None:
-        """What this trial does to a start; what it may then end with is checked here."""
+        """Inject this trial's fault into a start, and check how it ends."""
         getattr(self, f"do_{self.kind}")(launched)
 
     def do_kill_all(self, launched: Launched) -> None:
@@ -120,12 +120,12 @@ class Trial:
         self.lose_one(launched, signal.SIGSTOP)
 
     def lose_one(self, launched: Launched, number: int) -> None:
-        """The others must end in bounded time, and say which rank it was if they had begun to train."""
+        """The others must end in bounded time, and name the rank if they had begun to train."""
         victim = self.random.randrange(self.world)
         launched.poll()
         if launched.codes:
             return  # it was over
-        training = re.search(r"step \d+/", launched.said())
+        training = re.search(r"step \d+/", launched.output())
         launched.send(number, [victim])
         began = time.monotonic()
         others = set(range(self.world)) - {victim}
@@ -137,11 +137,11 @@ class Trial:
         launched.send(signal.SIGKILL, [victim])
         codes = {launched.codes[rank] for rank in others}
         if training and codes == {76}:
-            said = launched.said()
-            if victim and f"rank {victim} " not in said or not victim and "rank 0" not in said:
-                raise Wrong(f"no line names rank {victim}: {said[-500:]}")
+            output = launched.output()
+            if victim and f"rank {victim} " not in output or not victim and "rank 0" not in output:
+                raise Wrong(f"no line names rank {victim}: {output[-500:]}")
         elif training and codes - {76, 0, 1}:
-            raise Wrong(f"the others ended with {codes}: {launched.said()[-500:]}")
+            raise Wrong(f"the others ended with {codes}: {launched.output()[-500:]}")
         self.events.append(f"rank {victim} lost, others ended in {took:.1f} s with {sorted(codes)}")
 
     def do_slow_one(self, launched: Launched) -> None:
@@ -160,22 +160,22 @@ class Trial:
         self.ask(launched, signal.SIGUSR1, [self.random.randrange(self.world)])
 
     def ask(self, launched: Launched, number: int, ranks: list[int] | None) -> None:
-        """Every rank ends within seconds, with 75; before it listens a signal ends it as it ends any program."""
+        """Every rank ends within seconds, with 75; before the handler is installed a signal ends it as any program."""
         self.until(launched, self.random.choice(["any", "any", "save"]))
         launched.poll()
         began = time.monotonic()
-        listening = re.search(r"step \d+/", launched.said())
+        listening = re.search(r"step \d+/", launched.output())
         launched.send(number, ranks)
         if not launched.wait(BOUND):
             raise Wrong(f"did not end in {BOUND} s after {number.name}")
         codes = set(launched.codes.values())
         allowed = {0, 75} if listening else {0, 75, 76, 1, -number}
         if codes - allowed:
-            raise Wrong(f"{number.name} gave {codes}: {launched.said()[-500:]}")
+            raise Wrong(f"{number.name} gave {codes}: {launched.output()[-500:]}")
         self.events.append(f"{number.name}: ended in {time.monotonic() - began:.1f} s with {sorted(codes)}")
 
     def do_damage(self, launched: Launched) -> None:
-        """Killed, and the newest checkpoint hurt besides."""
+        """Killed, and the newest checkpoint damaged."""
         self.until(launched, self.random.choice(["any", "save"]))
         launched.send(signal.SIGKILL)
         launched.wait(10)
@@ -209,7 +209,7 @@ class Trial:
                 victim.write_bytes(data)
 
     def do_disk_full(self, launched: Launched) -> None:
-        """The file system fills up while it trains, and is freed a while later."""
+        """The file system is full during training, and freed later."""
         ballast = self.place / "runs" / "ballast"
         self.until(launched, "any")
         with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -224,7 +224,7 @@ class Trial:
     # -------------------------------------------------------------------------------------------------- the verdict
 
     def play(self) -> dict:
-        """Hurt the first starts, let the later ones be, and compare; raises Wrong."""
+        """Inject faults into the first starts, none into later ones, and compare; raises Wrong."""
         began = time.monotonic()
         tmpfs = self.kind == "disk_full"
         if tmpfs:
@@ -241,20 +241,20 @@ class Trial:
                     if number < hurts:
                         self.hurt(launched)
                     if not launched.wait():
-                        raise Wrong(f"start {number} hangs: {launched.said()[-500:]}")
+                        raise Wrong(f"start {number} hangs: {launched.output()[-500:]}")
                 finally:
                     launched.end()
                 self.check_start(launched, durable)
                 if set(launched.codes.values()) == {0} and not self.again:
                     if number or misses == 3 or self.kind in UNBROKEN:
                         break
-                    misses, number = misses + 1, -1  # it was over before the blow fell
+                    misses, number = misses + 1, -1  # it had ended before the fault
                     shutil.rmtree(self.run)
                     self.events.clear()
             else:
-                raise Wrong(f"not done after {STARTS} starts: {launched.said()[-800:]}")
+                raise Wrong(f"not done after {STARTS} starts: {launched.output()[-800:]}")
             compare(self.place.parent / f"whole-{self.stage}-{self.world}" / "runs" / "run", self.run)
-            self.check_end("no other state is whole" in launched.said())
+            self.check_end("no other state is whole" in launched.output())
         finally:
             if tmpfs:
                 subprocess.run(["umount", "-l", str(self.place / "runs")], check=False)
@@ -276,16 +276,16 @@ class Trial:
         return 0
 
     def check_start(self, launched: Launched, durable: int) -> None:
-        said = launched.said()
-        if "Traceback" in said or "a bug?" in said:
-            raise Wrong(f"a traceback or an unknown error: {said[-1500:]}")
-        if ": is missing " in said:
-            raise Wrong(f"rows or tables were lost: {said[-800:]}")
-        found = re.search(r"resuming from step (\d+)", said)
-        if found and int(found[1]) != durable:
-            raise Wrong(f"went on after step {found[1]}; the newest whole checkpoint was of step {durable}")
-        if durable and not found and f"{STEPS} steps; " in said:
-            raise Wrong(f"began anew; the newest whole checkpoint was of step {durable}")
+        output = launched.output()
+        if "Traceback" in output or "a bug?" in output:
+            raise Wrong(f"a traceback or an unknown error: {output[-1500:]}")
+        if ": is missing " in output:
+            raise Wrong(f"rows or tables were lost: {output[-800:]}")
+        match = re.search(r"resuming from step (\d+)", output)
+        if match and int(match[1]) != durable:
+            raise Wrong(f"resumed after step {match[1]}; the newest whole checkpoint was of step {durable}")
+        if durable and not match and f"{STEPS} steps; " in output:
+            raise Wrong(f"started over; the newest whole checkpoint was of step {durable}")
 
     def check_end(self, all_damaged: bool) -> None:
         """All states are whole, unless the trial damaged the last one of a finished run and there was no other."""
@@ -307,13 +307,13 @@ def reference(stage: int, world: int, place: Path, data: Path) -> None:
     launched = whole.start()
     if not launched.wait() or set(launched.codes.values()) != {0}:
         launched.end()
-        raise RuntimeError(f"the uninterrupted run failed: {launched.said()}")
+        raise RuntimeError(f"the uninterrupted run failed: {launched.output()}")
     (whole.place / "seconds").write_text(str(time.monotonic() - launched.began))
 
 
 KINDS = ("kill_all", "kill_save", "kill_one", "stop_one", "slow_one", "sigterm", "sigusr1_one", "damage", "disk_full")
-UNBROKEN = ("slow_one", "disk_full")  # which a run may survive in one start
-ALONE = ("kill_all", "kill_save", "sigterm", "sigusr1_one", "damage", "disk_full")  # that one process can suffer
+UNBROKEN = ("slow_one", "disk_full")  # kinds that a run may survive in one start
+ALONE = ("kill_all", "kill_save", "sigterm", "sigusr1_one", "damage", "disk_full")  # kinds for a single process
 
 
 def plan(count: int, seed: int, worlds: list[int]) -> list[tuple[str, int, int, int]]:
@@ -335,11 +335,11 @@ def plan(count: int, seed: int, worlds: list[int]) -> list[tuple[str, int, int, 
 
 
 def may_mount() -> bool:
-    """Whether a small file system can be had, to be filled: a right that not every machine gives."""
+    """Whether a small file system can be mounted, to be filled: it needs a permission."""
     with tempfile.TemporaryDirectory() as place:
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
         if mounted.returncode:
-            print("no right to mount a small file system: the trials of a full disk are left out")
+            print("no permission to mount a small file system: the trials of a full disk are skipped")
             return False
         subprocess.run(["umount", place], check=True)
     return True
@@ -350,7 +350,7 @@ def play(trial: tuple[str, int, int, int], place: Path, data: Path) -> dict:
     kind, stage, world, seed = trial
     reference(stage, world, place, data)
     folder = place / f"{kind}-{stage}-{world}-{seed}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a trial that was cut off
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted trial
     outcome = {"kind": kind, "stage": stage, "world": world, "seed": seed, "passed": True}
     try:
         outcome |= Trial(kind, stage, world, seed, folder, data).play()
@@ -388,14 +388,14 @@ def main() -> int:
 
 
 def prepared(place: Path) -> Path:
-    """The data set, made in a process of its own so that this one stays fit to fork."""
+    """Prepare the data set in another process, so that this one can fork."""
     data = place / "data"
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.yaml").write_text(yaml.safe_dump(trial_config(data, place / "runs")))
     if not (data / "dataset.json").is_file():
         launched = launch(["prepare", str(place / "config.yaml")], 1, place / "logs")
         if not launched.wait() or launched.codes != {0: 0}:
-            raise RuntimeError(launched.said())
+            raise RuntimeError(launched.output())
     return data
 
 
@@ -409,8 +409,8 @@ def write(out: Path, outcomes: list[dict], arguments: argparse.Namespace, second
     summary = {
         "trials": len(outcomes),
         "passed": sum(outcome["passed"] for outcome in outcomes),
-        "unhurt": sum(not outcome.get("hurt", True) for outcome in outcomes),  # over before the blow fell
-        "asynchronous": sum(outcome.get("asynchronous", False) for outcome in outcomes),  # saved beside training
+        "unhurt": sum(not outcome.get("hurt", True) for outcome in outcomes),  # ended before the fault
+        "asynchronous": sum(outcome.get("asynchronous", False) for outcome in outcomes),  # saved during training
         "seed": arguments.seed,
         "seconds": round(seconds),
         "command": f"python tests/faults/trials.py --count {arguments.count} --seed {arguments.seed}",

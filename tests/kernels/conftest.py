@@ -1,4 +1,4 @@
-"""Where the kernels run: compiled on a CUDA device if there is one, else in Triton's interpreter on the CPU.
+"""Where kernels run in tests: compiled on a CUDA device if there is one, else in Triton's interpreter on the CPU.
 
 With EMERGENCE_TEST_PTX=80 or 90 Triton compiles for sm_80 or sm_90, and the PTX runs on the CPU (ptx_driver.py); of the
 backends only "triton" is tested then. With EMERGENCE_TEST_NVCC=80 or 90a the CUDA kernels are the PTX that nvcc makes of them
@@ -25,7 +25,7 @@ NVCC = "" if CUDA else os.environ.get("EMERGENCE_TEST_NVCC", "")
 os.environ.pop("EMERGENCE_KERNELS_BACKEND", None)
 os.environ[build.WERROR_VARIABLE] = "1"
 # Compiled here, from the sources as they are. Without a GPU the CUDA kernels' own source runs on the CPU.
-COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops of several blocks
+COMPILED = bool(CUDA or PTX or NVCC)  # fast enough for loops over several blocks
 ELSEWHERE = []  # keeps the callback of EMERGENCE_TEST_NVCC
 BUILT = build.SOURCES.parent / "build" / "csrc"
 if PTX:
@@ -43,7 +43,7 @@ def device() -> torch.device:
 
 
 def _build(kind: str) -> str | None:
-    """Compile a library (two minutes, once a change; one worker does it) -> why it cannot be, or None."""
+    """Compile a library (two minutes after a change; by one worker); return the reason why it cannot be built, or None."""
     BUILT.mkdir(parents=True, exist_ok=True)
     with locked(BUILT / "tests.lock"):
         try:
@@ -53,12 +53,12 @@ def _build(kind: str) -> str | None:
     return None
 
 
-# Before any test: runs of the command line in other folders' tests must not find it there from some moment on.
+# Before any test: runs of the command line in other tests must not find it part of the time.
 CPU_LIBRARY = None if PTX or NVCC else _build("cpu")
 
 
 def _library(backend: str) -> str | None:
-    """Why there is no library to test, or None."""
+    """The reason why there is no library to test, or None."""
     if backend in KINDS and (reason := CPU_LIBRARY if backend == "cpu" else _build(KINDS[backend])):
         return reason
     if backend == "cuda" and NVCC:
@@ -97,9 +97,9 @@ def pytest_collection_modifyitems(items) -> None:
     parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
     items[:] = [
         item
-        for item, of in zip(items, parameters)
-        if "cpu" not in (of.get("backend"), of.get("compiled"))
-        or {of.get("dtype", torch.float32), *of.get("types", ())} == {torch.float32}
+        for item, parameters_of_item in zip(items, parameters)
+        if "cpu" not in (parameters_of_item.get("backend"), parameters_of_item.get("compiled"))
+        or {parameters_of_item.get("dtype", torch.float32), *parameters_of_item.get("types", ())} == {torch.float32}
     ]
 
 

@@ -43,12 +43,14 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        read, made = _tensors((*args, *(kwargs or {}).values())), _tensors(out)
+        read, written = _tensors((*args, *(kwargs or {}).values())), _tensors(out)
         views = (
-            all(t.untyped_storage().data_ptr() == read[0].untyped_storage().data_ptr() for t in made) if read else False
+            all(t.untyped_storage().data_ptr() == read[0].untyped_storage().data_ptr() for t in written)
+            if read
+            else False
         )
         if not (views and not name.endswith("_")) and not name.startswith(("empty", "new_empty", *PRODUCTS)):
-            self.add("PyTorch", name, read + made)
+            self.add("PyTorch", name, read + written)
         return out
 
 

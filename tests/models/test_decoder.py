@@ -14,7 +14,7 @@ from support import llama_of
 SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 96, "max_sequence": 64}
 
 
-def made(seed: int = 1, dtype=torch.float64, **changes) -> Decoder:
+def decoder(seed: int = 1, dtype=torch.float64, **changes) -> Decoder:
     config = DecoderConfig(**SMALL | changes)
     model = Decoder(config)
     model.init_weights(seed)
@@ -52,7 +52,7 @@ def test_presets_are_the_sizes_they_are_called(name, least, most):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_flops_in_closed_form_equal_a_count(tied):
-    model = made(dtype=torch.float32, tied=tied)
+    model = decoder(dtype=torch.float32, tied=tied)
     tokens = torch.randint(0, 96, (2, 64))
     # The counter knows products of matrices, not the CPU's flash kernel; the plain path does the full, uncausal work.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -67,7 +67,7 @@ def test_flops_in_closed_form_equal_a_count(tied):
 def test_it_is_llama():
     """Same weights in transformers' LlamaForCausalLM (full rotation, float64): same logits."""
     pytest.importorskip("transformers")
-    model = made(vocab_size=128)
+    model = decoder(vocab_size=128)
     other = llama_of(model)
     with torch.no_grad():
         tokens = torch.randint(0, 128, (3, 64), generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def test_it_is_llama():
 
 @pytest.mark.parametrize("changes", [{}, {"rotary_fraction": 0.5}, {"tied": True}, {"kv_heads": 1}])
 def test_a_token_sees_nothing_after_it(changes):
-    model = made(**changes)
+    model = decoder(**changes)
     tokens = torch.randint(0, 96, (1, 20))
     later = tokens.clone()
     later[0, 12:] = (later[0, 12:] + 1) % 96
@@ -89,7 +89,7 @@ def test_a_token_sees_nothing_after_it(changes):
 
 def test_masked_documents_are_as_if_apart():
     """Rotary attention knows distances only, so the second document gives the logits that it gives alone."""
-    model = made()
+    model = decoder()
     tokens = torch.randint(0, 96, (1, 20))
     ids = torch.tensor([[0] * 8 + [1] * 12])
     with torch.no_grad():
@@ -113,22 +113,22 @@ def test_half_rotation_leaves_the_other_half():
 
 
 def test_initial_weights_depend_on_seed_and_name_alone():
-    one, two, other = made(1), made(1), made(2)
-    deeper = made(1, layers=3)
-    for (name, a), b, c in zip(one.named_parameters(), two.parameters(), other.parameters()):
+    first, again, other = decoder(1), decoder(1), decoder(2)
+    deeper = decoder(1, layers=3)
+    for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters()):
         assert torch.equal(a, b)
         assert a.ndim < 2 or not torch.equal(a, c)
         if a.ndim >= 2 and not name.endswith(("attention.out.weight", "swiglu.down.weight")):
             assert torch.equal(a, dict(deeper.named_parameters())[name])
-    assert one.embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert one.blocks[0].swiglu.down.weight.std().item() == pytest.approx(0.02 / 2, rel=0.1)
+    assert first.embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert first.blocks[0].swiglu.down.weight.std().item() == pytest.approx(0.02 / 2, rel=0.1)
 
 
 def test_activation_checkpointing_changes_no_gradient():
     tokens = torch.randint(0, 96, (2, 16))
     gradients = []
     for recompute in (False, True):
-        model = made()
+        model = decoder()
         model.checkpoint_activations = recompute
         model(tokens, tokens).loss.backward()
         gradients.append([p.grad for p in model.parameters()])

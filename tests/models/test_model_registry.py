@@ -40,7 +40,7 @@ class BigramConfig(ModelConfig):
 
 
 class Bigram(LanguageModel):
-    """The next token from this one alone: what came before, and in which document or branch, changes nothing."""
+    """The next token from the current one alone, independent of earlier ones, document and branch."""
 
     def __init__(self, config):
         super().__init__()

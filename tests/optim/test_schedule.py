@@ -16,7 +16,7 @@ def rates(total=1000, at=range(0, 1001, 50), **settings) -> list[float]:
 
 
 def test_cosine():
-    found = rates(kind="cosine", warmup_tokens=100, final_ratio=0.1, at=[50, 100, 325, 550, 775, 1000])
+    lr = rates(kind="cosine", warmup_tokens=100, final_ratio=0.1, at=[50, 100, 325, 550, 775, 1000])
     wanted = [
         0.5,
         1.0,
@@ -25,12 +25,12 @@ def test_cosine():
         0.1 + 0.9 * (1 - math.cos(math.pi / 4)) / 2,
         0.1,
     ]
-    assert found == pytest.approx(wanted)
+    assert lr == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(("shape", "middle"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
 def test_wsd(shape, middle):
-    found = rates(
+    lr = rates(
         kind="wsd",
         warmup_tokens=100,
         decay_tokens=200,
@@ -38,7 +38,7 @@ def test_wsd(shape, middle):
         final_ratio=0.0,
         at=[50, 100, 800, 900, 1000],
     )
-    assert found == pytest.approx([0.5, 1.0, 1.0, middle, 0.0], abs=1e-12)
+    assert lr == pytest.approx([0.5, 1.0, 1.0, middle, 0.0], abs=1e-12)
 
 
 def test_constant():
@@ -48,9 +48,9 @@ def test_constant():
 @given(st.sampled_from(["cosine", "wsd"]), st.integers(0, 400), st.integers(1, 500), st.floats(0, 1))
 def test_it_rises_then_falls_and_stays_in_range(kind, warmup, decay, final):
     decay = {"decay_tokens": decay} if kind == "wsd" else {}
-    found = rates(kind=kind, warmup_tokens=warmup, final_ratio=final, at=range(1, 1001), **decay)
+    lr = rates(kind=kind, warmup_tokens=warmup, final_ratio=final, at=range(1, 1001), **decay)
     top = max(warmup, 1) - 1
-    assert all(a <= b for a, b in zip(found[:top], found[1:top]))
-    assert all(a >= b - 1e-12 for a, b in zip(found[top:], found[top + 1 :]))
-    assert max(found) == pytest.approx(1.0, abs=1e-5)  # without a warm-up the first step has already begun to fall
-    assert found[-1] == pytest.approx(final, abs=1e-9)
+    assert all(a <= b for a, b in zip(lr[:top], lr[1:top]))
+    assert all(a >= b - 1e-12 for a, b in zip(lr[top:], lr[top + 1 :]))
+    assert max(lr) == pytest.approx(1.0, abs=1e-5)  # without a warm-up the first step has already begun to fall
+    assert lr[-1] == pytest.approx(final, abs=1e-9)

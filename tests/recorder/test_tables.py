@@ -1,4 +1,4 @@
-"""The tables: what is written is read back; what does not hold together is refused with file, row and column."""
+"""The tables: what is written is read back; inconsistent rows are refused with file, row and column."""
 
 import json
 
@@ -43,9 +43,9 @@ def test_a_table_comes_back_sorted_and_typed(tmp_path, suffix):
         shuffled.to_csv(path, index=False)
     else:
         tables.write(tables.POSITIONS, shuffled, path)
-    found = tables.read(tables.POSITIONS, path)
-    pd.testing.assert_frame_equal(found[list(positions())], positions(), check_dtype=False)
-    assert found["tokens"].dtype == np.int64 and found["position"].dtype == np.int32
+    read = tables.read(tables.POSITIONS, path)
+    pd.testing.assert_frame_equal(read[list(positions())], positions(), check_dtype=False)
+    assert read["tokens"].dtype == np.int64 and read["position"].dtype == np.int32
 
 
 def test_several_files_and_a_run_directory_are_one_table(tmp_path):
@@ -57,7 +57,7 @@ def test_several_files_and_a_run_directory_are_one_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"loss_sum": [8.0, np.nan, 7.0, 5.0]}, "row 2, column 'loss_sum'"),
         ({"loss_sum": [8.0, 6.0, np.inf, 5.0]}, "row 3, column 'loss_sum'"),
@@ -73,12 +73,12 @@ def test_several_files_and_a_run_directory_are_one_table(tmp_path):
         ({"loss_sum": ["8", "many", "7", "5"]}, "row 2, column 'loss_sum'"),
     ],
 )
-def test_a_bad_table_is_refused_by_place(tmp_path, change, said):
+def test_a_bad_table_is_refused_by_place(tmp_path, change, message):
     path = tmp_path / "bad.csv"
     positions(**change).to_csv(path, index=False)
     with pytest.raises(InputError) as error:
         tables.read(tables.POSITIONS, path)
-    assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_columns_files_and_rows(tmp_path):
@@ -103,7 +103,7 @@ def test_missing_columns_files_and_rows(tmp_path):
 
 
 def test_text_that_is_no_text_is_refused(tmp_path):
-    """A flipped bit in a name leaves bytes that no one can print. (Found by test_fuzz.py.)"""
+    """A flipped bit in a name leaves bytes that cannot be printed. (Found by test_fuzz.py.)"""
     path = tmp_path / "t.parquet"
     table = pa.Table.from_pandas(positions(), preserve_index=False)
     names = pa.array([b"\x80id"] * len(table), pa.binary()).view(pa.string())
@@ -121,19 +121,19 @@ def test_different_vocabularies_are_not_mixed_silently(tmp_path):
     assert len(tables.read(tables.POSITIONS, both, mixed_vocabularies=True)) == 8
 
 
-def test_curves_without_a_learning_rate_say_so(tmp_path):
+def test_curves_without_a_learning_rate_are_marked(tmp_path):
     curves().drop(columns="lr").to_csv(tmp_path / "c.csv", index=False)
-    found = tables.read(tables.CURVES, tmp_path / "c.csv")
-    assert found.attrs["missing"] == ["lr"] and found["lr"].isna().all() and list(found["step"]) == [1, 2]
+    read = tables.read(tables.CURVES, tmp_path / "c.csv")
+    assert read.attrs["missing"] == ["lr"] and read["lr"].isna().all() and list(read["step"]) == [1, 2]
 
 
-def test_metrics_are_read_as_a_curve_and_a_cut_last_line_is_left_out(tmp_path):
+def test_metrics_are_read_as_a_curve_without_a_cut_line(tmp_path):
     lines = [{"kind": "run", "run": "r", "params": 5, "vocabulary": "v"}]
     lines += [{"kind": "train", "step": s, "tokens": 64 * s, "lr": 0.1, "loss": 5.0 - s} for s in (1, 2)]
     text = "\n".join(map(json.dumps, lines)) + '\n{"kind": "train", "st'
     (tmp_path / "metrics.jsonl").write_text(text)
-    found = tables.read(tables.CURVES, tmp_path)
-    assert list(found["loss"]) == [4.0, 3.0] and set(found["run"]) == {"r"} and set(found["params"]) == {5}
+    read = tables.read(tables.CURVES, tmp_path)
+    assert list(read["loss"]) == [4.0, 3.0] and set(read["run"]) == {"r"} and set(read["params"]) == {5}
     (tmp_path / "metrics.jsonl").write_text('{"kind": "tr\n' + text)
     with pytest.raises(InputError, match="row 1 is not a JSON object"):
         tables.read(tables.CURVES, tmp_path)
@@ -143,7 +143,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "table.parquet"
     tables.write(tables.POSITIONS, positions(), path)
     before = path.read_bytes()
-    with pytest.raises(InputError, match="lacks the column"):
+    with pytest.raises(InputError, match="has no column"):
         tables.write(tables.POSITIONS, positions().drop(columns="run"), path)
     with pytest.raises(Exception):  # noqa: B017 - whatever Arrow says of a text in a number's column
         tables.write(tables.POSITIONS, positions(count="many"), path)

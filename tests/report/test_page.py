@@ -153,9 +153,9 @@ def test_the_section_on_tasks_says_what_the_analysis_finds(page, tmp_path):
 def test_an_unfinished_run_has_a_fan_that_crosses_the_threshold(tmp_path):
     """Two finished runs and one at half of its plan; its own forecasts while it trained are drawn too."""
     runs = [write_run(tmp_path, f"done-{n}", 1000 * n, seed=n) for n in (1, 2)]
-    runs.append(write_run(tmp_path, "goes-on", 9000, seed=3, until=40))
+    runs.append(write_run(tmp_path, "unfinished", 9000, seed=3, until=40))
     for seed, run in enumerate(runs, 1):
-        write_evaluations(run, 1000 * seed, 0, 80 if run.name != "goes-on" else 40)
+        write_evaluations(run, 1000 * seed, 0, 80 if run.name != "unfinished" else 40)
     plan = {"training": {"tokens": 80_000, "schedule": {"kind": "constant", "lr": 1e-3}}}
     (runs[2] / "config.yaml").write_text(yaml.safe_dump(plan))
     with open(runs[2] / "metrics.jsonl", "a") as file:
@@ -168,18 +168,18 @@ def test_an_unfinished_run_has_a_fan_that_crosses_the_threshold(tmp_path):
     text = report(runs, tmp_path / "out").read_text()
     result = analyze_emergence(runs)
     (fan,) = [ahead for ahead in result.outlooks if ahead.planned_end_known]
-    assert fan.run == "goes-on" and fan.tokens[-1] == 80_000 and np.all(np.array(fan.low95) < fan.high95)
+    assert fan.run == "unfinished" and fan.tokens[-1] == 80_000 and np.all(np.array(fan.low95) < fan.high95)
     assert abs(fan.loss[-1] - (3.2 + 20 / 89)) < 0.15
-    figure = text[text.index("goes-on: loss to come") :]
+    figure = text[text.index("unfinished: loss to come") :]
     figure = figure[: figure.index("</figure>")]
     drawn = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure, re.S).group(1))
-    labels = [one["label"] for one in drawn["series"]]
+    labels = [series["label"] for series in drawn["series"]]
     assert figure.count('class="band"') >= 4 and "forecast" in labels and "η of jump <i>" in labels
-    crossing = next(run for ability in result.abilities for run in ability.runs if run.run == "goes-on")
+    crossing = next(run for ability in result.abilities for run in ability.runs if run.run == "unfinished")
     assert crossing.status in ("expected", "reached")
-    when = next(one for one in drawn["series"] if one["label"].startswith("jump <i>: "))
+    when = next(series for series in drawn["series"] if series["label"].startswith("jump <i>: "))
     assert when["x"] == [short(crossing.tokens.value)]
-    history = text[text.index("goes-on: forecast while it trained") :]
+    history = text[text.index("unfinished: forecast while it trained") :]
     assert '["50k", "50k"]' in history[: history.index("</figure>")]
     assert "loss to come" not in report(runs[:2], tmp_path / "two").read_text()
 

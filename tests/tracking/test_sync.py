@@ -1,4 +1,4 @@
-"""W&B brought up to date: offline as a whole run, online with what the server lacks."""
+"""Updating W&B: offline as a whole run, online with the missing points."""
 
 import types
 
@@ -24,7 +24,7 @@ def run(data_path, tmp_path_factory):
 
 
 class Server(types.ModuleType):
-    """A stand-in for wandb and its server: keeps the points it is sent."""
+    """A fake of wandb and its server: keeps the points it is sent."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
@@ -60,18 +60,18 @@ class Server(types.ModuleType):
         pass
 
 
-def test_only_what_the_server_lacks_is_sent(run, monkeypatch):
-    server, said = Server(), []
+def test_only_missing_points_are_sent(run, monkeypatch):
+    server, lines = Server(), []
     monkeypatch.setitem(__import__("sys").modules, "wandb", server)
     monkeypatch.setenv("WANDB_MODE", "online")
-    first = sync(run, said.append)
+    first = sync(run, lines.append)
     assert first["sent"] == len(server.points) == 12 + 3 + 1 + 3, "steps, validations, a forecast, charts"
     losses = {point["tokens"]: point["loss"] for point in server.points if "loss" in point}
     assert losses == {row["tokens"]: row["loss"] for row in metrics(run)}
-    assert sync(run, said.append)["sent"] == 0 and "up to date" in said[-1]
+    assert sync(run, lines.append)["sent"] == 0 and "up to date" in lines[-1]
     server.points = [point for point in server.points if point["tokens"] != 1024]  # step 4: a row, its means and chart
-    assert sync(run, said.append)["sent"] == 3
-    assert sync(run, said.append)["sent"] == 0
+    assert sync(run, lines.append)["sent"] == 3
+    assert sync(run, lines.append)["sent"] == 0
 
 
 def test_a_server_that_fails_leaves_one_line(run, monkeypatch):
@@ -104,7 +104,7 @@ def test_offline_with_the_real_wandb(run):
     assert module.chosen_mode("auto") in ("disabled", "offline")
 
 
-def test_a_home_and_places_of_wandb_that_cannot_be_written_stop_nothing(data_path, tmp_path):
+def test_unwritable_directories_of_wandb_stop_nothing(data_path, tmp_path):
     tree = small_config(data_path, tmp_path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/proc/none")

@@ -1,4 +1,4 @@
-"""W&B as a mirror: what it is sent, and that nothing it does can stop or slow a run."""
+"""The W&B mirror: what it sends, and that it cannot stop or slow a run."""
 
 import json
 import time
@@ -14,11 +14,11 @@ from support import command, metrics
 
 
 class FakeWandb(types.ModuleType):
-    """Takes down what it is told."""
+    """A fake of wandb that records its calls."""
 
     def __init__(self, init=None):
         super().__init__("wandb")
-        self.said, self.defined, self.settings, self.finished = [], [], None, False
+        self.calls, self.defined, self.settings, self.finished = [], [], None, False
         self._init = init
         self.plot = types.SimpleNamespace(line_series=lambda *a, **k: ("chart", a, k))
 
@@ -35,7 +35,7 @@ class FakeWandb(types.ModuleType):
         self.defined.append((a, k))
 
     def log(self, values):
-        self.said.append(values)
+        self.calls.append(values)
 
     def finish(self):
         self.finished = True
@@ -56,8 +56,8 @@ def test_everything_is_against_tokens(logging, tmp_path, monkeypatch):
     mirror.positions(table)
     mirror.close()
     assert wandb.finished and (("*",), {"step_metric": "tokens"}) in wandb.defined
-    assert wandb.said[0] == {"tokens": 64, "loss": 5.0}
-    _, (xs, ys), keys = wandb.said[1]["loss_by_position"]
+    assert wandb.calls[0] == {"tokens": 64, "loss": 5.0}
+    _, (xs, ys), keys = wandb.calls[1]["loss_by_position"]
     assert (xs, ys, keys["keys"]) == ([[1, 2]], [[4.0, 3.0]], ["iid"])
     assert wandb.settings["config"]["deepspeed"]["train_batch_size"] == 8 and wandb.settings["mode"] == "offline"
 
@@ -78,27 +78,27 @@ def test_a_network_that_hangs_costs_nothing(logging, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(lambda: time.sleep(60)))
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(module, "QUEUE", 50)
-    said = []
+    lines = []
     began = time.monotonic()
-    mirror = Mirror(logging, "run", tmp_path, {}, said.append)
+    mirror = Mirror(logging, "run", tmp_path, {}, lines.append)
     for step in range(200):
         mirror.send({"tokens": step})
     mirror.close()
-    assert time.monotonic() - began < 20 and "left behind" in said[0]
-    assert said[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
+    assert time.monotonic() - began < 20 and "left behind" in lines[0]
+    assert lines[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
 
 
-def test_an_error_is_said_once(logging, tmp_path, monkeypatch):
+def test_an_error_is_logged_once(logging, tmp_path, monkeypatch):
     def fail():
         raise OSError("no\nroute to host")
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(fail))
-    said = []
-    mirror = Mirror(logging, "run", tmp_path, {}, said.append)
+    lines = []
+    mirror = Mirror(logging, "run", tmp_path, {}, lines.append)
     mirror.thread.join(5)
     mirror.send({"tokens": 1})
     mirror.close()
-    assert len(said) == 1 and "no route to host" in said[0] and "training continues" in said[0]
+    assert len(lines) == 1 and "no route to host" in lines[0] and "training continues" in lines[0]
 
 
 def test_the_mode_follows_the_credentials(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Run by test_main_gradients under torchrun: the same training by DeepSpeed's own step and by ours, and what they differ by."""
+"""Run by test_main_gradients under torchrun: the same training by DeepSpeed's step and by main gradients."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ STEPS, SEQUENCE, VOCABULARY = 6, 20, 320  # 40 rows a micro-batch: no weight of 
 
 
 class Gradients(TorchDispatchMode):
-    """Counts the operations that make or change a bf16 tensor of a linear weight's shape, and looks of the host at a number."""
+    """Counts the operations that make or change a bf16 tensor of a linear weight's shape, and synchronisations with the host."""
 
     def __init__(self, shapes: set[torch.Size]) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ def run(engine, mesh, config, spoil: int | None = None) -> dict:
         norms.append(float(engine.get_global_grad_norm()))
         assert bool(main_gradients.step_applied(engine)) == (step != spoil)
         weights.append(torch.cat([p.detach().float().flatten() for p in engine.module.parameters()]))
-    found = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
-    return found | {"waits": waits[-1] + len(device_waits)}
+    result = {"norms": norms, "weights": weights, "passes": counted.passes, "rounds": rounds}
+    return result | {"waits": waits[-1] + len(device_waits)}
 
 
 if __name__ == "__main__":

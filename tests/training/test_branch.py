@@ -1,4 +1,4 @@
-"""Runs that begin from another's state, and runs that are extended: what they share with the parent, and what they refuse."""
+"""Runs that begin from another's state, and runs that are extended: equality with the parent, and errors."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_another_batch_counts_the_parents_tokens(folder):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["name=a", "--from", "RUNS/stable@5"], "has no checkpoint of step 5"),
         (["name=b", "--from", "RUNS/stable@12"], "raise it"),
@@ -90,15 +90,15 @@ def test_another_batch_counts_the_parents_tokens(folder):
         (["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"], "another shape"),
         (
             ["name=f", "training.batch=24", "training.micro_batch=4", "--from", "RUNS/stable@8"],
-            "no whole number of steps",
+            "not a whole number of steps",
         ),
         (["name=stable", "--from", "RUNS/stable@8"], "choose another name"),
     ],
 )
-def test_what_cannot_be_branched_is_one_line(folder, more, said):
+def test_what_cannot_be_branched_is_one_line(folder, more, message):
     done = train(folder, "stable", *[word.replace("RUNS", str(folder / "runs")) for word in more])
     lines = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
-    assert done.returncode == 2 and len(lines) == 1 and said in lines[0], done.stderr
+    assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
 
 
 def test_a_finished_constant_run_is_extended(folder):

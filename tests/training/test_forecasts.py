@@ -1,4 +1,4 @@
-"""A running run is told when it will gain the abilities whose thresholds an earlier analysis found."""
+"""Ability forecasts during training, from the thresholds of an earlier analysis."""
 
 import json
 
@@ -38,19 +38,19 @@ def test_the_forecast_holds_the_true_crossing_and_narrows(tmp_path):
     for last in (1500, 4500):
         steps = np.unique(np.round(np.geomspace(200, last, 16)).astype(int))
         losses = {int(s): float(2.4 + 1.2 * (s / 2000) ** -0.45 + rng.normal(0, 0.002)) for s in steps}
-        found = abilities_ahead([threshold], losses, 1000, tmp_path)
-        assert found == abilities_ahead([threshold], losses, 1000, tmp_path)
-        one = found["jump/acc"]
-        assert one.status == "expected" and one.tokens.low95 < truth < one.tokens.high95, (one, truth)
-        assert one.probability > 0.9 and "jump/acc at" in format_abilities(found)
-        width.append(np.log(one.tokens.high95 / one.tokens.low95))
+        abilities = abilities_ahead([threshold], losses, 1000, tmp_path)
+        assert abilities == abilities_ahead([threshold], losses, 1000, tmp_path)
+        ability = abilities["jump/acc"]
+        assert ability.status == "expected" and ability.tokens.low95 < truth < ability.tokens.high95, (ability, truth)
+        assert ability.probability > 0.9 and "jump/acc at" in format_abilities(abilities)
+        width.append(np.log(ability.tokens.high95 / ability.tokens.low95))
     assert width[1] < width[0]
     never = abilities_ahead([Threshold("jump", "acc", 1.5, 1.4, 1.6)], losses, 1000, tmp_path)
     assert never["jump/acc"].tokens.value is None and "not before its end" in format_abilities(never)
     reached = abilities_ahead([Threshold("jump", "acc", 4.5, 4.45, 4.55)], losses, 1000, tmp_path)["jump/acc"]
     crossed = 1000 * 2000 * ((4.5 - 2.4) / 1.2) ** (-1 / 0.45)
     assert reached.status == "reached" and reached.tokens.value == pytest.approx(crossed, rel=0.15)
-    assert abilities_ahead([threshold], {200: 5.7, 300: 5.2}, 1000, tmp_path) == {}  # too young: nothing is said
+    assert abilities_ahead([threshold], {200: 5.7, 300: 5.2}, 1000, tmp_path) == {}  # too young: no forecast
 
 
 def test_draws_of_a_threshold_have_its_interval():

@@ -1,4 +1,4 @@
-"""Gradients added up by the products themselves, and a step that does not wait: the same training as DeepSpeed's own."""
+"""Gradients accumulated by the matrix products, and a step without synchronisation: the same training as DeepSpeed's."""
 
 import json
 
@@ -18,16 +18,16 @@ def test_training_is_deepspeeds(config_file, tmp_path, processes):
     done = run_python(str(WORKER), str(config_file), str(tmp_path), processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     for rank in range(processes):
-        found = json.loads((tmp_path / f"rank-{rank}.json").read_text())
-        assert found["apart"] < 0.06 * found["moved"], found  # Adam makes much of small gradients
-        theirs, ours = found["norms"]
+        result = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert result["apart"] < 0.06 * result["moved"], result  # Adam amplifies small gradients
+        theirs, ours = result["norms"]
         assert ours[0] == pytest.approx(theirs[0], rel=2e-3), "of the same weights"
-        assert ours == pytest.approx(theirs, rel=0.1), "of weights that have parted since"
-        assert found["linears"] == 8  # of two blocks; not the head, whose loss owns it
-        assert found["before"] and found["held"] and found["went_on"], "the step that is not finite alone is left out"
-        theirs, ours = found["passes"]
-        assert ours == 0 and theirs >= found["linears"] * found["rounds"], "no pass over a gradient but the product's"
-        assert found["waits"][1] == 0 < found["waits"][0]
+        assert ours == pytest.approx(theirs, rel=0.1), "of weights that differ since"
+        assert result["linears"] == 8  # of two blocks; not the head, whose loss owns it
+        assert result["before"] and result["held"] and result["went_on"], "only the step that is not finite is skipped"
+        theirs, ours = result["passes"]
+        assert ours == 0 and theirs >= result["linears"] * result["rounds"], "no pass over a gradient but the product's"
+        assert result["waits"][1] == 0 < result["waits"][0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,7 +11,7 @@ from emergence_train.training.micro_batch import MicroBatch
 
 
 class Engine:
-    """Of DeepSpeed's, what a micro-batch needs: a linear model whose gradients add up."""
+    """A fake of DeepSpeed's engine: a linear model whose gradients accumulate."""
 
     def __init__(self) -> None:
         self.module = torch.nn.Linear(4, 4, bias=False)
@@ -29,21 +29,21 @@ class Engine:
         loss.backward()
 
 
-def test_a_capture_that_fails_is_logged_and_training_goes_on(monkeypatch):
+def test_a_capture_that_fails_is_logged_and_training_continues(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "synchronize", lambda: (_ for _ in ()).throw(RuntimeError("operation not permitted"))
     )
-    said: list[str] = []
+    lines: list[str] = []
     engine, sums = Engine(), PositionAccumulator(3, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
-    micro_batch = MicroBatch(engine, sums, None, 0.0, graphs=True, log=said.append)
+    micro_batch = MicroBatch(engine, sums, None, 0.0, graphs=True, log=lines.append)
     tokens, targets = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     first = micro_batch(tokens, targets, None, None)
     gradient = engine.module.weight.grad.clone()
     micro_batch.step_done()
     second = micro_batch(tokens, targets, None, torch.tensor(2.0))
     assert torch.equal(first, second) and not micro_batch.graphs
-    assert said == ["CUDA graphs: capturing failed (operation not permitted); training continues without"]
+    assert lines == ["CUDA graphs: capturing failed (operation not permitted); training continues without"]
     assert torch.allclose(engine.module.weight.grad, 3 * gradient) and engine.calls == 2
 
 
@@ -51,7 +51,7 @@ def test_a_capture_that_fails_is_logged_and_training_goes_on(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("masked", [False, True])
 def test_graphs_train_as_eager_steps_do(config_file, masked):
-    """Losses, norms and sums by position over steps, validation between them; and a rewind drops what was captured."""
+    """Losses, norms and sums by position over steps, validation between them; and a rewind drops the graph."""
     from pathlib import Path
 
     from emergence_train.data.dataset import Dataset
@@ -72,12 +72,12 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
             f"training.document_mask={masked}",
         ]
         config = configs.load(config_file, over)
-        engine, said = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs == "true"), []
+        engine, lines = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs == "true"), []
         sums = PositionAccumulator(config.data.sequence, mesh.device)
         watch, dataset = SimpleNamespace(at=lambda *_, **__: None), Dataset(config.data, config.seed)
         detector, skipped = AnomalyDetector(config.faults, []), SkippedBatches(Path("/dev/null/run"))
         stepper = Stepper(
-            config.training, config.faults, engine, dataset, mesh, sums, skipped, detector, watch, said.append
+            config.training, config.faults, engine, dataset, mesh, sums, skipped, detector, watch, lines.append
         )
         rows = []
         for step in range(1, 9):
@@ -90,7 +90,7 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
             rows.append([*totals.tolist(), float(norm), float(applied)])
             if step == 5:
                 stepper.micro_batch.reset()
-        assert not said and (stepper.micro_batch.captured is not None) == (graphs == "true")
+        assert not lines and (stepper.micro_batch.captured is not None) == (graphs == "true")
         runs.append((torch.tensor(rows), sums.take().cpu()))
     (eager, eager_sums), (replayed, replayed_sums) = runs
     assert torch.equal(eager[:, 0], replayed[:, 0])

@@ -1,4 +1,4 @@
-"""Observers follow a run: adding one is a class and a line, and the session knows nothing of it."""
+"""Observers of a run: adding one is a class and a line, without a change of the session."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from support import metrics
 
 
 class Witness(Observer):
-    """Notes every call, and has a row and a note of its own."""
+    """Records every call, and adds a row and a note."""
 
     calls: list[tuple] = []
 

@@ -1,4 +1,4 @@
-"""Training as a user runs it: against a plain loop, over processes and ZeRO stages, stopped and started again."""
+"""Training by the command line: against a plain loop, over processes and ZeRO stages, stopped and resumed."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ STEPS, BATCH, SEQUENCE = 12, 8, 32
 
 
 def plain_losses(loaded) -> tuple[list[float], list[float], np.ndarray]:
-    """A single-process PyTorch loop without DeepSpeed and without our kernels' loss -> losses, norms, train sums."""
+    """A single-process PyTorch loop without DeepSpeed and without the kernels' loss -> losses, norms, train sums."""
     dataset = Dataset(loaded.data, loaded.seed)
     shape = loaded.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})
     model = Decoder(shape)
@@ -69,7 +69,7 @@ def test_losses_equal_a_plain_loop(config_file, tmp_path, plain, stage, processe
     fresh = stage < 2  # by the interpreter and by torchrun; the others as forks
     done = command("train", str(config_file), f"training.zero_stage={stage}", processes=processes, fresh=fresh)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr[-2000:]  # of libraries, of which nobody here could mend anything
+    assert "Warning" not in done.stderr, done.stderr[-2000:]  # libraries' warnings cannot be fixed here
     run = tmp_path / "runs" / "run"
     rows = metrics(run)
     losses, norms, sums = plain
@@ -122,13 +122,13 @@ def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, process
     assert len(json.loads((parts / "environment.json").read_text())["sessions"]) == 2
 
 
-def assert_same_logs(one, two):
+def assert_same_logs(first, second):
     timeless = ("tokens_per_second", "seconds", "share_of_training", "run")
     for a, b in zip(
-        *(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (one, two)), strict=True
+        *(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (first, second)), strict=True
     ):
         assert {k: v for k, v in a.items() if k not in timeless} == {k: v for k, v in b.items() if k not in timeless}
-    positions = [tables.read(tables.POSITIONS, run).drop(columns="run") for run in (one, two)]
+    positions = [tables.read(tables.POSITIONS, run).drop(columns="run") for run in (first, second)]
     pd.testing.assert_frame_equal(*positions, check_exact=True)
 
 
@@ -161,11 +161,11 @@ def test_where_no_state_is_left_the_logs_are_put_away(config_file, tmp_path):
     assert len(metrics(run)) == len(metrics(run / "begun-anew-1")) == STEPS
 
 
-def test_document_masks_weights_and_accumulation_do_not_depend_on_the_split_over_ranks(config_file, tmp_path):
+def test_losses_do_not_depend_on_world_size_and_micro_batch(config_file, tmp_path):
     options = ["training.document_mask=true", "training.position_weights.head=0.5", "training.z_loss=0.0001"]
-    one = command("train", str(config_file), *options, "name=one", "training.micro_batch=8")
+    first = command("train", str(config_file), *options, "name=one", "training.micro_batch=8")
     two = command("train", str(config_file), *options, "name=two", "training.micro_batch=1", processes=2)
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert first.returncode == two.returncode == 0, first.stderr + two.stderr
     losses = [[row["loss"] for row in metrics(tmp_path / "runs" / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=2e-6)
     norms = [[row["grad_norm"] for row in metrics(tmp_path / "runs" / name)] for name in ("one", "two")]
@@ -182,7 +182,7 @@ def test_log_spaced_start_and_logs_without_state(config_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("training.schedule.lr=0.02", "is a run with training.schedule.lr = 0.01, not 0.02"),
         ("data.sequence=16", "was prepared for sequences of 32"),
@@ -191,7 +191,7 @@ def test_log_spaced_start_and_logs_without_state(config_file, tmp_path):
         ("training.batch=10", "not a multiple"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override, said):
+def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override, message):
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(
@@ -199,8 +199,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override
     )
     before = sorted(run.iterdir())
     done = command("train", str(config_file), override, processes=2 if "batch" in override else 0)
-    told = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
-    assert len(told) == 1 and said in told[0], done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
+    assert len(lines) == 1 and message in lines[0], done.stderr
     assert done.returncode == 2
     assert [p for p in sorted(run.iterdir()) if p.name != ".lock"] == before
 
@@ -240,7 +240,7 @@ def test_states_on_a_disk_that_is_not_mounted_are_waited_for(config_file, tmp_pa
     (tmp_path / "scratch").rename(tmp_path / "unmounted")
     before = {path.name: path.read_bytes() for path in run.glob("*.*")}
     done = command("train", str(config_file))
-    assert done.returncode == 1 and "which is not there" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and "which does not exist" in done.stderr and len(done.stderr.splitlines()) == 1
     assert {path.name: path.read_bytes() for path in run.glob("*.*")} == before and len(metrics(run)) == STEPS
 
 

@@ -1,4 +1,4 @@
-// What attention's forward and backward passes for Hopper share: masks, fragments, stores of results.
+// Shared by attention's forward and backward passes for Hopper: masks, fragments, stores of results.
 #pragma once
 
 #include "common/tensor_map.h"
@@ -16,8 +16,8 @@ struct Problem {
 constexpr int kOwn = 1;  // number of the first warpgroup's own barrier
 constexpr float kLog2e = 1.4426950408889634f;
 
-// Blocks and heads are both in a launch's first dimension, the only one that may be longer than 65,535. A head's blocks are
-// neighbours there: they share keys and values in the L2 cache.
+// Blocks and heads are both in the grid's first dimension, the only one that may exceed 65,535, with the blocks of a head
+// adjacent, since they share keys and values in the L2 cache.
 struct Place {
   int blocks, block, head;  // of a head; this one; of all heads of the batch
 };
@@ -27,7 +27,7 @@ __device__ __forceinline__ Place place(int blocks) {
 
 #if HOPPER_CODE
 
-// Keys [low, high) that a query may see, documents apart.
+// Keys [low, high) that a query may see, regardless of documents.
 __device__ __forceinline__ int lowest_key(const Problem& p, int query) { return max(query - p.window + 1, 0); }
 __device__ __forceinline__ int highest_key(const Problem& p, int query) {
   return min(p.causal ? query + 1 : query + p.window, p.T);
@@ -37,7 +37,7 @@ __device__ __forceinline__ int highest_key(const Problem& p, int query) {
 __device__ __forceinline__ int lowest_query(const Problem& p, int key) { return p.causal ? key : max(key - p.window + 1, 0); }
 __device__ __forceinline__ int highest_query(const Problem& p, int key) { return min(key + p.window, p.T); }
 
-// A thread has two rows of a product, row and row + 8. What these may see: columns from low on, of the same document.
+// A thread has two rows of a product, row and row + 8. They may see columns from low on, of the same document.
 struct Seen {
   int low[2], width[2];
   int64_t id[2];

@@ -2,20 +2,20 @@
 //
 //   dv = p^T do      ds = p (do v^T - delta)      dq = scale ds k      dk = scale ds^T q
 //
-// A block of threads keeps rows, and walks over columns that pass in a ring:
+// A block of threads keeps rows, and iterates over columns in a ring buffer:
 //
 //   kOfKeys:     rows are keys, columns queries (and the query heads that share the keys): s^T = k q^T, dp^T = v do^T,
 //                dv += p^T do, dk += ds^T q
 //   kOfQueries:  rows are queries, columns keys: s = q k^T, dp = do v^T, dq += ds k
-//   kAll:        as kOfKeys, and dq += ds k for the queries that pass: five products in all
+//   kAll:        as kOfKeys, and dq += ds k for the queries in the ring: five products in all
 //
-// Either kAll, whose dq has parts from all blocks of keys, added in float32 in whatever order they come; or, where two runs
-// must give the same bits, the other two, which compute s and do v^T twice (seven products), so that every sum has one owner
-// and a fixed order.
+// Either kAll, whose dq has parts from all blocks of keys, added in float32 by atomics in any order; or, for deterministic
+// gradients, the other two, which compute s and do v^T twice (seven products), so that every sum has one owner and a fixed
+// order.
 //
-// p and ds are rows by columns, in registers, which is how wgmma wants its left operand: neither goes through shared memory,
-// but for kAll's ds, whose transpose is multiplied too. A producer warpgroup has TMA bring the kept pair (k and v, or q and
-// do) and the passing pair.
+// p and ds are rows by columns, in registers, which is the layout of wgmma's left operand: neither goes through shared memory,
+// except for kAll's ds, whose transpose is multiplied too. A producer warpgroup loads the kept pair (k and v, or q and do) and
+// the pair in the ring by TMA.
 
 #include "cuda/attention/hopper.h"
 
@@ -55,12 +55,12 @@ struct Layout {
   __device__ uint32_t empty(int stage) const { return full(stage) + 8; }
 };
 
-// What a block of threads does: its rows, and [first, last) of the tiles of columns, for each of `heads` query heads.
+// The work of a block of threads: its rows, and [first, last) of the tiles of columns, for each of `heads` query heads.
 struct Work {
   int row0, first, last, b, head_kept, head_passing, heads;
 };
 
-// Where dq, dk or dv lie, with adjacent heads; they may be slices of one tensor.
+// Addresses of dq, dk or dv, with adjacent heads; they may be slices of one tensor.
 struct Results {
   int64_t stride_b, stride_t;
 };
@@ -243,7 +243,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS, OF>& tiles, i
     fence_products("registers are settled before products take them (ds)");
     gather<T>(tiles, 0, stage, p, sum0, i > 0);
     if (adds) {
-      if constexpr (D == 64) fence_products("registers are settled before products take them (ds)");  // a branch begins anew
+      if constexpr (D == 64) fence_products("registers are settled before products take them (ds)");  // a new branch
       gather_queries<T>(tiles, i % 2, D > 64 ? group : 0, part);
     }
     wait_products<(OF == kAll && D > 64 ? 1 : 0)>("sums are there, and what they read, before the tile is given back");
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(Layout<D, CONSUMERS, OF>::kThreads, 1)
   using Tiles = Layout<D, CONSUMERS, OF>;
   TILES(memory);
   const Tiles tiles{memory};
-  // The longest first: of causal queries the last, of causal keys the first.
+  // The longest rows first: the last causal queries, the first causal keys.
   const Place at = place((problem.T + Tiles::kRows - 1) / Tiles::kRows);
   const int block = problem.causal && !KEYS ? at.blocks - 1 - at.block : at.block;
   const int heads = KEYS ? problem.H / problem.group : problem.H;

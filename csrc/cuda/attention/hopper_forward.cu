@@ -1,5 +1,5 @@
 // Attention's forward pass for Hopper (sm_90a), in one sweep over the keys without a (T, T) matrix (Dao, arXiv 2307.08691;
-// Shah et al., arXiv 2407.08608, for what is particular to Hopper). With s = scale log2(e) q k^T and m, l the maximum and
+// Shah et al., arXiv 2407.08608, for Hopper). With s = scale log2(e) q k^T and m, l the maximum and
 // sum so far of a row, a block of keys and values does
 //
 //   m' = max(m, max s)     p = 2^(s - m')     l' = l 2^(m - m') + sum p     o' = o 2^(m - m') + p v
@@ -7,10 +7,10 @@
 // and at the end  out = o / l,  lse = m + log2 l  (base 2).
 //
 // A block of threads has CONSUMERS x 64 rows of queries of one head. Its first warpgroup, the producer, is one thread that
-// has TMA bring queries, and keys and values in a ring of kStages; it gives its registers to the others. Each other
+// loads queries, and keys and values in a ring of kStages, by TMA; it releases registers to the others. Each other
 // warpgroup multiplies 64 rows: wgmma for s from shared memory, the softmax in registers, wgmma for p v with p from
-// registers. Two things keep the tensor cores busy meanwhile: a warpgroup issues s of the next keys before p v of these
-// and does the softmax while p v runs; and the warpgroups take turns at issuing, so that one's softmax meets another's products.
+// registers. Two things keep the tensor cores busy during the softmax: a warpgroup issues s of the next keys before p v of these
+// and does the softmax while p v runs; and the warpgroups take turns at issuing, so that the softmax of one overlaps with products of another.
 //
 // Per stage and tensor two mbarriers: `full` counts TMA's bytes, `empty` one arrival of each consumer warp.
 
@@ -102,7 +102,7 @@ struct Online {
   float top[2], sum[2];
 };
 
-// s becomes p. -> in factor, by what sums over earlier keys shrink. A row that has seen nothing yet has p = 0.
+// s becomes p; factor: that of the sums over earlier keys. A row without visible keys so far has p = 0.
 __device__ __forceinline__ void softmax(float (&s)[kKeys / 2], Online& rows, float scale2, float (&factor)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -176,7 +176,7 @@ __device__ __forceinline__ void consume(const Layout<D, CONSUMERS>& tiles, int g
   for (int block = first + 1; block < last; ++block, ++i) {
     const int stage = i % kStages, before = (i - 1) % kStages;
     wait(tiles.full_k(stage), i / kStages & 1, "keys have arrived before they are multiplied (wait)");
-    // These values were sent for before those keys; waiting here lets both products be issued in one go.
+    // These values were requested before those keys; waiting here lets both products be issued together.
     wait(tiles.full_v(before), (i - 1) / kStages & 1, "values have arrived before they are multiplied (wait)");
     sync_some(my_turn, 2 * kGroup, "warpgroups issue in turns (wait)");
     hold(s);

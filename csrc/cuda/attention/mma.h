@@ -1,4 +1,4 @@
-// What the kernels of attention share: tiles in shared memory, products of tiles, what may see what.
+// Shared by the kernels of attention: tiles in shared memory, products of tiles, masks.
 //
 // A tile has a row of D values a position, in chunks of 16 bytes. Chunk c of row r lies at place c ^ (r % 8) of its row, so
 // that the eight rows that ldmatrix reads at a time lie in different banks, down a column of chunks as well as along a row.
@@ -54,7 +54,7 @@ __device__ __forceinline__ int unforeseen(int x) {
   return x;
 }
 
-// ---- what sees what --------------------------------------------------------------------------------------------------
+// ---- masks -----------------------------------------------------------------------------------------------------------
 
 struct Span {
   int first, last;  // [first, last)
@@ -88,8 +88,8 @@ __device__ __forceinline__ Span span(const Problem& p, int b, int start, int bef
   return s;
 }
 
-// Whether all NQ queries from q on see all NK keys from k on, as far as documents let them. Queries beyond T do no harm: nobody
-// stores what they get.
+// Whether all NQ queries from q on see all NK keys from k on, as far as documents let them. Queries beyond T are harmless: their
+// results are not stored.
 template <int NQ, int NK>
 __device__ __forceinline__ bool all_visible(const Problem& p, int q, int k) {
   return q + NQ - 1 - k <= p.before && k + NK - 1 - q <= p.after && k + NK <= p.T;
@@ -134,7 +134,7 @@ __device__ __forceinline__ void same_document(uint32_t (&same)[MT], const Proble
     }
 }
 
-// Puts kLow over the scores of keys that their query may not see. C has a row a query, or with KEYS_FIRST a row a key; its
+// Sets to kLow the scores of keys that their query may not see. C has a row a query, or with KEYS_FIRST a row a key; its
 // first query and key are q and k.
 template <bool KEYS_FIRST, int MT, int NT>
 __device__ __forceinline__ void hide(float (&s)[MT][NT][4], const Problem& p, int q, int k) {
@@ -194,7 +194,7 @@ __device__ __forceinline__ int my_place(bool across) {
   return unforeseen(across ? place<D>(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2) : place<D>(lane() % 16, lane() / 16));
 }
 
-// Rows first, first + 1 ... of a head on their way to the tile at `tile`; zeros beyond T and head_dim.
+// Starts the copy of rows first, first + 1 ... of a head to the tile at `tile`; zeros beyond T and head_dim.
 template <int D, int ROWS, typename Array, typename T>
 __device__ __forceinline__ void copy_rows(Array& tiles, int tile, const T* head, int64_t stride, int first, const Problem& p) {
   for_my_chunks<D, ROWS>(head, stride, first, [&](int row, int chunk, const T* address) {

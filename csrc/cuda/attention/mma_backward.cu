@@ -2,9 +2,9 @@
 //
 //   dv = p^T dout     dp = dout v^T     ds = p (dp - delta)     dq = scale ds k     dk = scale ds^T q
 //
-// keys_kernel gives a block 64 keys, walks over the queries that may see them, of all heads of the group, and keeps dk and dv
-// in registers; queries_kernel gives a block 64 or 128 queries and walks over their keys. So s and dp are computed twice, and
-// nothing is added by atomics: every sum has a fixed order, the same bits in every run.
+// A block of keys_kernel has 64 keys, iterates over the queries that may see them, of all heads of the group, and keeps dk and
+// dv in registers; a block of queries_kernel has 64 or 128 queries and iterates over their keys. So s and dp are computed twice,
+// without atomics: every sum has a fixed order, the same bits in every run.
 //
 // A block's own rows are operands in registers; the tiles that it walks over are double-buffered: the next ones arrive
 // while these are multiplied.
@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kPadding = 128;  // sequences in `terms` are padded to a multiple of this
 
-// What backward needs of a row: its log-sum-exp, and delta. Infinity and 0 beyond T make p and ds 0 there.
+// The log-sum-exp and delta of a row. Infinity and 0 beyond T make p and ds 0 there.
 using Terms = Pack<float, 2>;
 
 // The Terms of B H rows of T, padded. 16 threads a row, a chunk of 8 values each.

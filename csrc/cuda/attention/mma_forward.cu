@@ -1,6 +1,6 @@
 // Attention, forward (Dao, arXiv 2307.08691): out = softmax(scale q k^T) v without a (T, T) matrix, by mma.sync.
 //
-// A block has 128 queries of a head, a warp 32 of them, and walks over tiles of 64 or 32 keys. Of a row it keeps the maximum m of
+// A block has 128 queries of a head, a warp 32 of them, and loops over tiles of 64 or 32 keys. Of a row it keeps the maximum m of
 // the scores so far, the sum l = sum exp(s - m) and the output so far; a larger maximum m' scales both by exp(m - m').
 // Exponentials are taken as exp2 with log2(e) in the scale, and the log-sum-exp is kept in base 2 for backward.
 //
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int n = 0; n < kN; ++n) most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
         most = fmaxf(most, from_lane_xor(most, 1));
         most = fmaxf(most, from_lane_xor(most, 2));
-        // A row that has seen no key yet must get probabilities of 0, not exp2 of what rounding leaves of kLow - kLow.
+        // A row without visible keys so far must get probabilities of 0, not exp2 of the rounding error of kLow - kLow.
         const float shift = most <= kLow ? 0.0f : most * scale2;
         const float shrink = exp2_fast(fmaf(top[m][half], scale2, -shift));
         float sum = 0.0f;

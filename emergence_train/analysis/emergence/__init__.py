@@ -1,4 +1,4 @@
-"""Emergence from the loss perspective: tasks against loss, what size adds at equal loss, when runs gain abilities."""
+"""Emergence from the loss perspective: tasks against loss, the effect of size at equal loss, forecasts of abilities."""
 
 from emergence_train.analysis.emergence.analyze import analyze_emergence, investigate
 from emergence_train.analysis.emergence.backtest import backtest

@@ -1,6 +1,6 @@
-"""The abilities that a run in progress may gain: thresholds of an earlier `analyze emergence` against its loss forecast.
+"""Ability forecasts of a run in progress: thresholds of an earlier `analyze emergence` against its loss forecast.
 
-Training asks this at every checkpoint; the arithmetic is that of forecast.py beside this.
+Training calls this at every checkpoint; the computation is that of forecast.py.
 """
 
 import json
@@ -28,7 +28,7 @@ class Threshold:
     high95: float
 
     def draws(self, rng: np.random.Generator) -> np.ndarray:
-        """(DRAWS,) losses: a normal distribution for each half of the interval. result.json does not hold the posterior."""
+        """(DRAWS,) losses: a normal distribution for each half of the interval, since result.json has no posterior."""
         z = rng.standard_normal(DRAWS)
         return self.value + z / Z * np.where(z < 0, self.value - self.low95, self.high95 - self.value)
 
@@ -36,7 +36,7 @@ class Threshold:
 def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
     """The thresholds in a result.json, of runs whose losses compare with those under `vocabulary` (a fingerprint).
 
-    Empty where no task has one. Raises InputError where the file is no such result, or is of other vocabularies alone.
+    Empty where no task has one. Raises InputError where the file is not such a result, or only of other vocabularies.
     """
     try:
         tasks = json.loads(path.read_text())["tasks"]
@@ -63,10 +63,10 @@ def read_thresholds(path: Path, vocabulary: str) -> list[Threshold]:
 def abilities_ahead(
     thresholds: list[Threshold], losses: dict[int, float], step_tokens: int, directory: Path
 ) -> dict[str, Crossing]:
-    """When a run will gain each ability, by "task/metric".
+    """Forecast when a run gains each ability, by "task/metric".
 
-    `losses` are iid losses by step, nats; `directory` holds the config.yaml with the planned learning rates. Left out is
-    what is not known yet, for too few checkpoints. The same losses give the same numbers.
+    `losses` are iid losses by step, nats; `directory` holds the config.yaml with the planned learning rates. Abilities
+    without a forecast yet, for too few checkpoints, are omitted. Deterministic in the losses.
     """
     rows = pd.DataFrame(sorted(losses.items()), columns=["step", "loss"])
     rows = rows[np.isfinite(rows["loss"])].assign(params=0)
@@ -79,7 +79,7 @@ def abilities_ahead(
 
 
 def format_abilities(abilities: dict[str, Crossing]) -> str:
-    """One line for the screen."""
+    """The forecasts as one line for the console."""
     parts = []
     for name, ability in abilities.items():
         low, middle, high = ability.tokens.low95, ability.tokens.value, ability.tokens.high95

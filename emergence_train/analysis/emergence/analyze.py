@@ -1,8 +1,8 @@
-"""`analyze emergence`: performance as a function of loss. Verdict and threshold of each task, what size adds once loss is
-known, the mirage check, the closed form in size, and when each run will gain each ability.
+"""`analyze emergence`: performance as a function of loss. Verdict and threshold of each task, the effect of size at equal
+loss, the mirage check, the closed form in size, and forecasts of when each run gains each ability.
 
-Entry points: `analyze_emergence`, `investigate` (the same with the findings behind it, for output, figures and the report).
-Nothing is written here.
+Entry points: `analyze_emergence`, and `investigate`, which also returns the findings for output, figures and the report. No files
+are written here.
 """
 
 import zlib
@@ -42,23 +42,23 @@ CONVENTION = (
 )
 
 
-# Nats per token that no unigram model of subwords falls below: measured on English, 5.4 with a vocabulary of 512, 6.5 with 2,048,
-# 6.7 to 7.4 with GPT-2's (but 3.2 with bytes).
+# A lower bound, nats per token, of the loss of a unigram model of subwords: measured on English, 5.4 with a vocabulary of 512,
+# 6.5 with 2,048, 6.7 to 7.4 with GPT-2's (but 3.2 with bytes).
 LEAST_UNIGRAM = 5.0
 
 
 def analyze_emergence(paths: str | Path | Iterable[str | Path]) -> EmergenceResult:
     """Analyse the evaluations in `paths` (run directories, Parquet or CSV).
 
-    Returns the result; results.as_json gives what result.json holds. Runs whose losses do not compare (other
-    vocabularies or families) are analysed apart. The result does not depend on the order of rows or files. Raises
-    InputError for tables that do not hold together.
+    Returns the result; results.as_json converts it to the content of result.json. Runs whose losses are not comparable
+    (other vocabularies or families) are analysed separately. The result does not depend on the order of rows or files.
+    Raises InputError for inconsistent tables.
     """
     return investigate(paths).result
 
 
 def investigate(paths: str | Path | Iterable[str | Path]) -> EmergenceAnalysis:
-    """analyze_emergence with the findings behind its result."""
+    """analyze_emergence, returning also the findings from which the result is made."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     metrics, notes = emergence_table.load(paths)
     findings = tuple(find(task) for task in metrics)
@@ -77,7 +77,7 @@ def investigate(paths: str | Path | Iterable[str | Path]) -> EmergenceAnalysis:
 
 
 def find(task: TaskMetric) -> Finding:
-    """Verdict, threshold and size effect of one task. The random numbers depend on the task's names alone."""
+    """Verdict, threshold and size effect of one task. The random numbers are seeded by the task's names alone."""
     rng = generator(task.family, task.task, task.metric)
     if np.ptp(task.rows.y) == 0 and task.rows.items is None:
         reason = "every value is the same" if len(task.rows.y) > 1 else "one row"
@@ -91,8 +91,8 @@ def find(task: TaskMetric) -> Finding:
 
 
 def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
-    """An emergent verdict where the unigram model's loss is not known: it is kept where every plausible unigram model would
-    do, and what it rests on becomes a note; else it is not identified."""
+    """An emergent verdict where the unigram model's loss is unknown: kept, with a note, where it holds for every plausible
+    unigram model; else not identified."""
     if verdict.begins_by is None or task.frame.attrs.get("unigram") is not None:
         return verdict
     needed = task.loss_at(verdict.begins_by)
@@ -179,7 +179,7 @@ def _finite(value: float) -> float | None:
 
 
 def run_directories(paths: list[str | Path]) -> dict[str, Path]:
-    """Where the runs' configurations lie: run directories by the runs they hold."""
+    """Run directories among `paths`, by the runs whose rows they have."""
     return {Path(path).resolve().name: Path(path) for path in paths if (Path(path) / "config.yaml").is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Ability forecasts against what happened: the largest size is hidden and its abilities are forecast from the others."""
+"""Backtest of ability forecasts: the largest size is hidden and its abilities are forecast from the others."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +14,8 @@ from emergence_train.analysis.emergence.result import BacktestRow
 def backtest(paths: str | Path | Iterable[str | Path], observed: float = OBSERVED) -> list[BacktestRow]:
     """Hide the largest size of each family: thresholds from the others, its loss forecast from its first `observed` share.
 
-    One row per emergent task (as judged without the hidden size) and hidden run: predicted tokens with interval, the
-    tokens at which its loss did cross the threshold that all sizes together give, and whether the interval holds them.
+    One row per emergent task (verdict without the hidden size) and hidden run: predicted tokens with interval, the tokens
+    at which its loss crossed the threshold from all sizes, and whether the interval contains them.
     """
     tasks, _ = emergence_table.load(paths)
     rows = []

@@ -17,7 +17,7 @@ AGAINST = {"loss": "loss (nats per token), falling", "compute": "training comput
 
 
 def main_metrics(analysis: EmergenceAnalysis) -> list[tuple[TaskResult, Finding]]:
-    """One metric of each task (accuracy before the continuous ones), the telling verdicts first."""
+    """One metric of each task (accuracy before the continuous ones), in the order of VERDICT_ORDER."""
     first: dict[tuple[str, str], tuple[TaskResult, Finding]] = {}
     for pair in sorted(analysis.pairs, key=lambda pair: (pair[0].continuous, pair[0].metric)):
         first.setdefault(pair[0].key[:2], pair)
@@ -137,7 +137,7 @@ def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
 def timeline(abilities: Sequence[Ability], continuous: Mapping[tuple[str, str, str], bool]) -> Figure | None:
     """Tokens at which each run gains each ability, by one metric a task; None where none is forecast.
 
-    `continuous` says of each metric whether it is continuous: others come first.
+    `continuous`: whether each metric is continuous; the others are preferred.
     """
     first: dict[tuple[str, str], Ability] = {}
     for ability in sorted(abilities, key=lambda ability: continuous[ability.key]):

@@ -1,4 +1,4 @@
-"""Tasks with their verdicts and size effects: what the figures and the report read, with nothing left to fit."""
+"""Tasks with their verdicts and size effects, the input of figures and report; nothing is fitted here."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ class Finding:
 
     @property
     def eta_draws(self) -> np.ndarray:
-        """(S,) draws of the threshold in nats per token, from the curves that were called emergent; none where the
-        verdict is another."""
+        """(S,) draws of the threshold in nats per token, from the curves with an emergent verdict; none for other
+        verdicts."""
         drawn, eta = self.verdict.posterior, self.verdict.eta
         if drawn is None or eta is None:
             return np.empty(0)

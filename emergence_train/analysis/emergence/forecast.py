@@ -1,7 +1,7 @@
-"""When a run will gain an ability: the threshold of smaller or earlier runs, times the loss forecast of the temporal law.
+"""Forecast when a run gains an ability: the threshold of smaller or earlier runs against the temporal law's loss forecast.
 
-The loss a run will have is drawn as whole curves (a run that turns out better is better throughout), the threshold from its
-posterior; each pair crosses at some number of tokens or not before the planned end.
+Future losses are drawn as whole curves (errors along one run are correlated), thresholds from their posterior; each pair crosses
+at some number of tokens or not before the planned end.
 """
 
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ from emergence_train.errors import InputError
 
 DRAWS = 1000
 POINTS = 60
-HORIZON = 10  # times the observed tokens, for runs whose planned end is not known
-OBSERVED = 0.4  # share of the hidden run's tokens that a backtest sees
+HORIZON = 10  # horizon as a multiple of the observed tokens, for runs without a known end
+OBSERVED = 0.4  # share of the hidden run's tokens observed in a backtest
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LossDraws:
     params: int
     tokens: np.ndarray
     loss: np.ndarray
-    planned: bool  # whether the last of `future` is the planned end
+    planned: bool  # the last of `future` is the planned end
     future: np.ndarray = field(default_factory=lambda: np.empty(0))
     curves: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     note: str = ""
@@ -48,10 +48,10 @@ def draw_all(frame: pd.DataFrame, directories: dict[str, Path], rng: np.random.G
 def draw_losses(
     run: str, rows: pd.DataFrame, directory: Path | None, rng: np.random.Generator, until: float | None = None
 ) -> LossDraws:
-    """Draws of the loss to come, from the evaluations `rows` of a run, one a step.
+    """Draws of the future loss from the evaluations `rows` of a run, one per step.
 
     `directory` holds the config.yaml with the planned learning rates, if any. `until`: only this share of the tokens is
-    seen, and the forecast reaches to the last one.
+    observed, and the forecast ends at the last one.
     """
     rows = rows[rows["tokens"] > 0]
     step, tokens, loss = (rows[name].to_numpy(float) for name in ("step", "tokens", "loss"))
@@ -71,7 +71,7 @@ def draw_losses(
     except InputError as error:
         return LossDraws(run, params, tokens, loss, planned, note=str(error))
     z = rng.standard_normal(DRAWS)[:, None]
-    # Where the rate to come is unknown it may decay or not: between the forecast and its lower bound.
+    # An unknown future rate may decay or not: draw between the forecast and its lower bound.
     decay = rng.uniform(0, 1, (DRAWS, 1)) * ahead.shift_low
     curves = ahead.mean + z * ahead.sd - decay
     return LossDraws(run, params, tokens, loss, planned, future, curves, "; ".join(ahead.notes))
@@ -107,7 +107,7 @@ def loss_forecast(family: str, draws: LossDraws) -> LossForecast | None:
 
 
 def crossing(draws: LossDraws, eta: np.ndarray, rng: np.random.Generator) -> Crossing:
-    """When the run's loss falls to the threshold, from draws `eta` (nats) of it."""
+    """The tokens at which the run's loss falls to the threshold, from draws `eta` (nats) of it."""
     threshold = rng.choice(eta, DRAWS)
     reached, tokens = np.zeros(DRAWS, bool), np.full(DRAWS, np.inf)
     until = float(draws.tokens[-1]) if len(draws.tokens) else 0.0

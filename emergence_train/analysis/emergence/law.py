@@ -1,4 +1,4 @@
-"""Which sizes can have an ability at all: performance is non-zero if and only if N >= N0 (eta - L_inf)^(-1/alpha).
+"""The smallest size that can gain an ability: performance is non-zero if and only if N >= N0 (eta - L_inf)^(-1/alpha).
 
 From L(N) = L_inf + (N0/N)^alpha at fixed data (arXiv 2403.15796). alpha is a grid, L_inf and N0^alpha are linear; the grid
 is averaged by fit. With three sizes the three constants fit any losses, so nothing is identified below four.
@@ -14,8 +14,8 @@ from emergence_train.analysis.results import Interval
 
 ALPHAS = np.linspace(0.03, 1.2, 79)
 SIZES = 4
-NOISE = 0.005  # nats: scatter between runs that a fit through few sizes cannot know
-WIDEST = 2.0  # decades of N that an interval may span and still say something
+NOISE = 0.005  # nats: scatter between runs, which a fit of few sizes cannot estimate
+WIDEST = 2.0  # decades of N that the interval of an identified size spans at most
 DRAWS = 2000
 
 
@@ -51,7 +51,7 @@ def losses_at_equal_tokens(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray,
 
 
 def fit_size_law(sizes: np.ndarray, losses: np.ndarray, tokens: int, rng: np.random.Generator) -> SizeLaw | str:
-    """The law of loss in size at fixed data, or why it is not identified."""
+    """Fit the law of loss in size at fixed data; return the reason where it is not identified."""
     if len(sizes) < SIZES:
         return f"not identified: {len(sizes)} sizes at equal tokens, the law has three constants and needs {SIZES}"
     if losses[np.argmax(sizes)] >= losses[np.argmin(sizes)]:

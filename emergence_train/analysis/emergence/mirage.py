@@ -1,4 +1,4 @@
-"""Is an emergent verdict the metric's doing? The same outputs scored with continuous metrics (arXiv 2304.15004).
+"""The mirage check: does an emergent verdict hold for continuous metrics of the same outputs (arXiv 2304.15004)?
 
 Accuracy and exact match can stay flat while the probability of the right answer grows, so a threshold found only in
 them may be a mirage. Continuous metrics have chance levels of their own: a Brier score that falls from 1.5 (a constant
@@ -38,7 +38,7 @@ def emergence_score(performance: np.ndarray) -> float | None:
 
 
 def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> np.ndarray:
-    """Mean of `y` in equal bins of `x` in [0, 1], empty ones left out: neighbours that differ by more than noise."""
+    """Mean of `y` in equal bins of `x` in [0, 1], without empty ones, so that neighbours differ by more than noise."""
     index = np.minimum((x * bins).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)
     return (np.bincount(index, y, bins)[count > 0]) / count[count > 0]

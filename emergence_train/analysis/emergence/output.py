@@ -1,4 +1,4 @@
-"""What `analyze emergence` leaves behind: result.json, CSV tables, figures, and the short table it prints."""
+"""The output of `analyze emergence`: result.json, CSV tables, figures, and the printed table."""
 
 import re
 from collections import Counter
@@ -28,7 +28,7 @@ KEY = ("family", "task", "metric")
 def write(out: Path, analysis: EmergenceAnalysis) -> EmergenceResult:
     """Write the analysis into the directory `out`; returns the result with the figures' names.
 
-    result.json comes last, so that it vouches for a whole set.
+    result.json is written last, so that it exists only with all other files.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, table in _tables(analysis).items():

@@ -1,4 +1,4 @@
-"""What `analyze emergence` finds, as frozen dataclasses; result.json is `as_json` of EmergenceResult, a field a key."""
+"""The result of `analyze emergence` as frozen dataclasses; result.json is `as_json` of EmergenceResult, a key per field."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ from emergence_train.analysis.results import (
 
 VerdictName = Literal["emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified"]
 Status = Literal["reached", "expected", "open", "not-before-the-end"]
-# Verdicts in the order in which they are shown, the telling ones first
+# Verdicts in the order in which they are shown, informative ones first
 VERDICT_ORDER: tuple[VerdictName, ...] = (
     "emergent",
     "u-shaped",
@@ -33,7 +33,7 @@ Parameters = Annotated[int, Unit("non-embedding parameters")]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskKey:
-    """One metric of one task; `family` tells apart runs whose losses do not compare ("" where all do)."""
+    """One metric of one task; `family` separates runs whose losses are not comparable ("" where all are)."""
 
     family: str
     task: str
@@ -66,7 +66,7 @@ class Plateau:
 
 @dataclass(frozen=True)
 class HeldOutSize:
-    """A size predicted by the others' curve where their losses reach; no error where fewer than two rows do."""
+    """A size predicted by the others' curve within their loss range; no error with fewer than two such rows."""
 
     params: Parameters
     rows: int
@@ -92,7 +92,7 @@ class SizeDetails:
 
 @dataclass(frozen=True)
 class SizeEffect:
-    """The change of performance for ten times the parameters at the same loss, plus is better; or why it is unknown."""
+    """The change of performance for ten times the parameters at the same loss, positive is better; or the reason why unknown."""
 
     value: MetricUnits | None
     low95: MetricUnits | None
@@ -199,7 +199,7 @@ class Crossing:
 
 @dataclass(frozen=True, kw_only=True)
 class Ability(TaskKey):
-    """When each run gains what the task measures."""
+    """When each run gains the ability that the task measures."""
 
     runs: tuple[Crossing, ...]
     smallest_size_that_has_it: Parameters | None
@@ -207,7 +207,7 @@ class Ability(TaskKey):
 
 @dataclass(frozen=True, kw_only=True)
 class LossForecast:
-    """The loss to come of a run that has not ended: medians and quantiles at `tokens`."""
+    """The forecast loss of an unfinished run: medians and quantiles at `tokens`."""
 
     family: str
     run: str
@@ -238,7 +238,7 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class EmergenceResult:
-    """What `analyze emergence` finds."""
+    """The result of `analyze emergence`."""
 
     units: Units = field(default_factory=Units)
     convention: str
@@ -253,7 +253,7 @@ class EmergenceResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BacktestRow(TaskKey):
-    """An ability forecast for a hidden size against what happened."""
+    """An ability forecast for a hidden size against the measurement."""
 
     run: str
     params: Parameters

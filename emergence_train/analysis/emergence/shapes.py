@@ -1,4 +1,4 @@
-"""Shapes that performance can take along falling loss, each solved in closed form, averaged by how well it explains.
+"""Shapes of performance along falling loss, each fitted in closed form and averaged by their evidence.
 
 The loss range is mapped to x in [0, 1], 0 its highest loss and 1 its lowest. A hypothesis is
 
@@ -7,7 +7,7 @@ The loss range is mapped to x in [0, 1], 0 its highest loss and 1 its lowest. A 
 
 A finite list of shapes represents all of them (onset on a grid, powers, caps, S-curves), so there is no optimiser and no
 starting value. Noise is quasi-binomial: the items' own variance times a dispersion that is estimated, and within a run
-neighbouring checkpoints may err alike, which lowers the number of independent rows.
+neighbouring checkpoints may be correlated, which lowers the number of independent rows.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BINS = 160  # rows beyond this many are added up in bins of loss before the shapes are fitted
+BINS = 160  # more rows than this are binned by loss before the shapes are fitted
 ONSETS = np.linspace(0, 0.96, 49)
 # (powers of u, rates of 1 - exp(-rate u), widths of a straight rise, widths of an S-shaped rise), u in [0, 1] from the onset
 COARSE = ((0.5, 0.75, 1.0, 1.5, 2.0), (3.0, 8.0), (0.15, 0.4), (0.15, 0.35, 0.65, 1.0))
 FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in ((0.4, 2.5), (0.7, 14), (0.1, 0.95), (0.1, 1.3)))
-MARGIN = 0.04  # the finer forms may have their onset beyond where the coarse ones have it
+MARGIN = 0.04  # the finer grid of onsets extends the coarse one by this
 TURNS = np.linspace(0.1, 0.9, 17)
 PRIOR = {"flat": 0.35, "smooth": 0.20, "onset": 0.30, "turn": 0.15}
-PRIOR_DISPERSION = 2.0  # rows that the guess "dispersion 1" is worth
+PRIOR_DISPERSION = 2.0  # weight of the prior dispersion 1, in rows
 FLOOR = 0.2  # of the mean variance
 DRAWS = 2000
 
@@ -32,7 +32,7 @@ DRAWS = 2000
 class Rows:
     """One task's rows, ready to fit, all (n,): `x` in [0, 1], performance `y` (higher is better), `variance` of one row
     by its items alone, `run` codes, `order` (steps) within a run. With `items`, performance is a share of so many items
-    and the variance is taken anew at the expected share: one row's own share would give lucky rows too much weight."""
+    and the variance is that at the expected share: at the observed share lucky rows would weigh too much."""
 
     x: np.ndarray
     y: np.ndarray
@@ -44,8 +44,8 @@ class Rows:
     def variance_at(self, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sampling variance of each row were `mean` (n,) true, and how much a row says of the dispersion, (n,) in [0, 1].
 
-        At exactly 0 or 1 the binomial would claim to know everything, so the variance has a floor. A row on the floor
-        must scatter less than its variance says, and proves nothing about dispersion.
+        At exactly 0 or 1 the binomial variance is 0, so it has a floor. A row at the floor scatters less than its variance
+        and says nothing about dispersion.
         """
         if self.items is None:
             return self.variance, np.ones(len(self.y))
@@ -59,7 +59,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Draws from the posterior over curves, all (S,), and what the fit measured on the way.
+    """Draws from the posterior over curves, all (S,), and the estimated noise.
 
     `kind` is the family of the drawn curve; `onset` its foot as a share of the range (0 for smooth families, the turning
     point for curves that turn), `level` c at the left end, `change` A over the range (for turns: from the turning point
@@ -123,7 +123,7 @@ class _Basis:
         self.left, self.right = (np.stack(part) for part in zip(*(self.turn_at(j, x) for j in range(len(_TURNS)))))
 
     def at(self, k: int, x: np.ndarray) -> np.ndarray:
-        """Shape `k` at other places (m,)."""
+        """Shape `k` at other points (m,)."""
         if k < len(_SMOOTH):
             return _SMOOTH[k](x)
         e, form = divmod(k - len(_SMOOTH), len(self.forms))
@@ -142,7 +142,7 @@ def posterior(rows: Rows, scale: float, rng: np.random.Generator, grid: np.ndarr
     correlation = 0.0
     data = _Binned(rows, smooth, correlation)
     basis = _Basis(data.x, ONSETS, COARSE)
-    for _ in range(2):  # the second time with the noise that the first estimated
+    for _ in range(2):  # the second time with the noise estimated by the first
         smooth = _Fits(data, scale, basis).mean_curve(rows.x)
         correlation = _correlation(rows, smooth)
         data = _Binned(rows, smooth, correlation)
@@ -168,7 +168,7 @@ def _correlation(rows: Rows, mean: np.ndarray) -> float:
 
 
 def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarray) -> float:
-    """Correlation of neighbouring checkpoints' residuals within runs, less what chance alone would show; in [0, 0.9]."""
+    """Correlation of neighbouring checkpoints' residuals within runs, less that expected by chance; in [0, 0.9]."""
     sorting = np.lexsort((order, run))
     residual, run = residual[sorting], run[sorting]
     pairs = run[1:] == run[:-1]
@@ -181,11 +181,12 @@ def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarr
 
 
 class _Binned:
-    """Rows with weights from the expected variance at the mean curve, added up in bins where they are many."""
+    """Rows with weights from the expected variance at the mean curve, binned where they are many."""
 
     def __init__(self, rows: Rows, mean: np.ndarray, correlation: float) -> None:
         variance, telling = rows.variance_at(mean)
         weight = 1 / variance
+        self.weight: np.ndarray
         if len(rows.x) > BINS:
             index = np.minimum((rows.x * BINS).astype(int), BINS - 1)
             count = np.bincount(index, minlength=BINS)
@@ -195,8 +196,8 @@ class _Binned:
             self.y = np.bincount(index, weight * rows.y, BINS)[filled] / self.weight
         else:
             self.x, self.y, self.weight = rows.x, rows.y, weight
-        self.n = max(float(telling.sum()), 2.0)  # rows that tell of the noise
-        self.effective = self.n * (1 - correlation) / (1 + correlation)  # as many independent ones
+        self.n = max(float(telling.sum()), 2.0)  # rows informative of the noise
+        self.effective = self.n * (1 - correlation) / (1 + correlation)  # equivalent number of independent rows
         self.total = self.weight.sum()
         self.mean = self.weight @ self.y / self.total
         self.within = float(weight @ rows.y**2 - self.weight @ self.y**2)  # scatter inside the bins
@@ -240,7 +241,7 @@ class _Fits:
         turn_rss = syy - (ly * self.turn_coef[:, 0] + ry * self.turn_coef[:, 1])
         turn_occam = -0.5 * np.log(det / ridge**2)
 
-        def log_evidence(values):
+        def log_evidence(values: np.ndarray) -> np.ndarray:
             degrees = max(data.effective + PRIOR_DISPERSION - 2, 1.0)  # level and change are fitted
             return -0.5 * degrees * np.log(PRIOR_DISPERSION + np.maximum(values, 0) * shrink)
 
@@ -274,9 +275,9 @@ class _Fits:
         places = np.linspace(0, 1, 129)
         count = len(self.basis.g)
         mean = np.full(len(places), self.data.mean)
-        for k in np.flatnonzero(self.weight[1 : count + 1] > 1e-3):
+        for k in map(int, np.flatnonzero(self.weight[1 : count + 1] > 1e-3)):
             mean += self.weight[1 + k] * self.slope[k] * (self.basis.at(k, places) - self.centre[k])
-        for j in np.flatnonzero(self.weight[count + 1 :] > 1e-3):
+        for j in map(int, np.flatnonzero(self.weight[count + 1 :] > 1e-3)):
             left, right = self.basis.turn_at(j, places)
             mean += self.weight[count + 1 + j] * (
                 self.turn_coef[j, 0] * (left - self.left_centre[j])

@@ -1,5 +1,7 @@
 """Simulated evaluations with known truth: tables of several sizes whose performance depends on loss in a known way."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -42,7 +44,7 @@ def performance(
     if kind == "saturated":
         return np.full(len(x), rng.uniform(0.88, 0.97)), None
     if kind == "gradual":
-        forms = (
+        forms: tuple[np.ndarray, ...] = (
             x,
             x ** rng.uniform(0.5, 2.0),
             1 / (1 + np.exp((0.5 - x) / rng.uniform(0.15, 0.3))),
@@ -70,9 +72,9 @@ def table(
     *,
     task: str = "task",
     size: float = 0.0,
-    chances=(0.0, 0.2, 0.25, 0.5),
-    **ladder_options,
-):
+    chances: tuple[float, ...] = (0.0, 0.2, 0.25, 0.5),
+    **ladder_options: Any,
+) -> tuple[pd.DataFrame, float | None]:
     """(evaluations table of one task, true threshold in nats or None).
 
     500 to 14,000 items; variance between checkpoints of up to twice the items' own; a plateau that answer length or a

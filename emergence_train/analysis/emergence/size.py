@@ -1,7 +1,7 @@
-"""Does size matter once loss is known? A monotone smooth curve of loss, against the same plus the logarithm of size.
+"""The effect of size at equal loss: a monotone smooth curve of loss against the same plus the logarithm of size.
 
-The effect is the change of performance for ten times the parameters at the same loss. Its interval and its test respect
-that checkpoints of one run err alike: neighbours are correlated, and a run may lie high or low as a whole.
+The effect is the change of performance for ten times the parameters at the same loss. Its interval and its test account for the
+correlation of checkpoints within a run: between neighbours, and by an offset of the whole run.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from emergence_train.analysis.emergence.shapes import PRIOR_DISPERSION, neighbou
 from emergence_train.analysis.emergence.table import TaskMetric
 
 PERMUTATIONS = 999
-SEGMENTS = 4  # at most; a run is cut into so many pieces for the permutation test
+SEGMENTS = 4  # a run is split into at most so many pieces for the permutation test
 LEAST = 6  # rows where sizes overlap
 
 
 def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
-    """The effect of size at equal loss, or why it is unknown."""
+    """The effect of size at equal loss, or the reason why it is unknown."""
     frame = task.frame
     params = frame["params"].to_numpy(float)
     sizes = np.unique(params)
@@ -34,11 +34,11 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
         ranges = ", ".join(
             f"{int(s):,}: {loss[params == s].max():.3g} to {loss[params == s].min():.3g}" for s in sizes[:6]
         )
-        return _unknown(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be told apart")
+        return _unknown(f"the losses of different sizes do not overlap ({ranges}): size and loss cannot be separated")
     rows = task.rows
     x, y, run, order = rows.x[inside], rows.y[inside], rows.run[inside], rows.order[inside]
     z = np.log10(params[inside])
-    # Weights from the expected share at this loss: a row's own share would give lucky rows more weight.
+    # Weights from the expected share at this loss: at the observed share lucky rows would weigh more.
     first = monotone_basis(x, y, np.ones(len(x)))
     mean = rows.y.copy()
     mean[inside] = y - _residual(first, y, np.ones(len(x)))
@@ -51,12 +51,12 @@ def size_effect(task: TaskMetric, rng: np.random.Generator) -> SizeEffect:
     rest = _residual(basis, z, weight)
     information = float(weight @ rest**2)
     if information < 1e-6 * float(weight @ (z - np.average(z, weights=weight)) ** 2):
-        return _unknown("where losses overlap, size follows from loss: they cannot be told apart")
+        return _unknown("where losses overlap, size follows from loss: they cannot be separated")
     beta = float(weight @ (rest * y)) / information
     without = _residual(basis, y, weight)
     residual = without - beta * rest
     degrees = len(x) - basis.shape[1] - 1
-    # As in the shapes: the items' own variance counts as two rows' worth of knowledge of the noise.
+    # As in the shapes: the binomial variance has the weight of two rows in the estimate of the noise.
     noise = (float(weight @ residual**2) + PRIOR_DISPERSION * typical) / (degrees + PRIOR_DISPERSION)
     correlation = neighbour_correlation(residual * np.sqrt(weight), run, order)
     inflation = (1 + correlation) / (1 - correlation)
@@ -104,8 +104,8 @@ def overlap(loss: np.ndarray, params: np.ndarray) -> np.ndarray:
 def monotone_basis(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(n, k) columns of the monotone spline that fits best: a constant and the increasing pieces with positive weight.
 
-    Pieces are sums of B-splines (I-splines). Rising or falling is what fits better; where neither does (a curve that
-    turns) the pieces are free, and the smooth is not monotone.
+    Pieces are sums of B-splines (I-splines). Rising or falling, whichever fits better; where neither fits (a curve that
+    turns) the signs are free, and the curve is not monotone.
     """
     pieces = _i_splines(x)
     columns = np.hstack([np.ones((len(x), 1)), pieces])
@@ -146,7 +146,7 @@ def _scatter(y: np.ndarray, weight: np.ndarray) -> float:
 
 
 def _between_runs(residual: np.ndarray, weight: np.ndarray, run: np.ndarray, noise: float) -> tuple[float, bool]:
-    """Variance of the runs' own offsets (moments), and whether there are offsets beyond doubt."""
+    """Variance of the runs' own offsets (moments), and whether it is significant."""
     total = np.bincount(run, weight)
     has_weight = total > 0
     mean = np.bincount(run, weight * residual)[has_weight] / total[has_weight]
@@ -172,7 +172,7 @@ def _permutation(
 ) -> tuple[float, float]:
     """p of the size effect when sizes are permuted among pieces of runs at like loss, and the least p possible.
 
-    Pieces are longer than the correlation; where whole runs lie apart, whole runs are permuted.
+    Pieces are longer than the correlation; where runs have offsets, whole runs are permuted.
     """
     longest = max(np.bincount(run).max(), 1)
     pieces = 1 if strange else int(np.clip(longest / inflation, 1, SEGMENTS))
@@ -199,7 +199,7 @@ def _permutation(
 
 
 def held_out_sizes(task: TaskMetric) -> tuple[HeldOutSize, ...]:
-    """Each size predicted by the others' curve where their losses reach: error against what noise alone would give."""
+    """Predict each size by the others' curve within their loss range: the error, and that expected from noise alone."""
     frame, rows = task.frame, task.rows
     params, loss = frame["params"].to_numpy(float), frame["loss"].to_numpy(float)
     sizes = []

@@ -1,6 +1,6 @@
-"""Evaluations as tasks that can be analysed: which runs may share one loss axis, what a metric's noise is, which way is up.
+"""Read evaluations as tasks: families of runs with comparable losses, the noise and the direction of each metric.
 
-What a table leaves out is assumed in the open: every assumption is a note of the task it concerns.
+Missing columns are replaced by assumptions, each of which becomes a note of its task.
 """
 
 import re
@@ -14,16 +14,16 @@ import pandas as pd
 from emergence_train.analysis.emergence.shapes import Rows
 from emergence_train.recorder import tables
 
-SMALLEST = 0.02  # least change of a share that is worth naming
+SMALLEST = 0.02  # smallest relevant change of a share
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
-RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that count right items
+RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that are shares of right items
 SIZE = re.compile(r"(?<![a-z0-9])(size)?[-_]?\d+([._]\d+)?\s*[kmbt](?![a-z0-9])", re.IGNORECASE)
 NUMBERS = re.compile(r"[-_.\s]*(seed|run|step|v)?[-_.]?\d*$", re.IGNORECASE)
 
 
 @dataclass
 class TaskMetric:
-    """One metric of one task over runs whose losses compare. `frame` has the rows of the loss range, `x` in [0, 1]."""
+    """One metric of one task over runs with comparable losses. `frame` has the rows of the loss range, `x` in [0, 1]."""
 
     task: str
     metric: str
@@ -66,10 +66,10 @@ def load(paths: str | Path | Iterable[str | Path]) -> tuple[list[TaskMetric], li
 
 
 def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Which runs' losses may share an axis: a name for each row, and notes on it.
+    """Families of runs with comparable losses: a name for each row, and notes.
 
-    By the column (or Parquet metadata) `vocabulary`, else by the column `family`, else by the runs' names with their
-    sizes taken out where the names have them (pythia-70m and pythia-1.4b, olmo-1b and olmo-7b).
+    By the column (or Parquet metadata) `vocabulary`, else by the column `family`, else by the runs' names without
+    the sizes in them (pythia-70m and pythia-1.4b, olmo-1b and olmo-7b).
     """
     runs = frame.drop_duplicates("run").set_index("run")
     for column, what in ((tables.VOCABULARY, "vocabularies"), ("family", "families")):
@@ -105,7 +105,7 @@ def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
 
 
 def _stem(run: str) -> str:
-    """A run's name without its size and trailing numbers: what is left names its family."""
+    """A run's name without its size and trailing numbers, the name of its family."""
     stem = SIZE.sub("", run)
     return NUMBERS.sub("", stem).strip("-_. /").lower()
 
@@ -186,8 +186,10 @@ def _median(column: pd.Series) -> float | None:
 
 
 def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """The rows in which the model beats a unigram model: only there does a plateau mean anything. All rows where the unigram
-    model's loss is not known: nothing replaces it, and a threshold then names what it rests on (emergence.find)."""
+    """Select the rows in which the model beats a unigram model, where alone a plateau is meaningful.
+
+    All rows where the unigram model's loss is unknown; a threshold then has a note on it (emergence.find).
+    """
     known = _median(frame["unigram_loss"]) if "unigram_loss" in frame else None
     frame.attrs["unigram"] = known
     if known is None:
@@ -203,7 +205,7 @@ def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 
 def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
-    """Whether the values are shares of right items: then their variance follows from their mean."""
+    """Whether the values are shares of right items, whose variance follows from their mean."""
     count = value * items
     whole = np.abs(count - np.round(count)) < np.maximum(0.02, 1e-4 * count)
     return RIGHT.search(metric.lower()) is not None or bool(np.mean(whole) > 0.95)
@@ -213,7 +215,7 @@ def _as_shares(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, int
     """-> (the rows with chance and standard errors as shares; 100 where all values are percent, and stay so, else 1).
 
     The unit is a run's: tables of several sources may mix percent and shares. A run with a value above 1 is in percent. One whose
-    values are all below 1 beside such a run is in the unit that brings its median nearer to theirs, unless its chance tells.
+    values are all below 1 beside such a run is in the unit that brings its median nearer to theirs, unless its chance decides.
     """
     value = frame["value"].to_numpy(float)
     if not (value.min() >= 0 and 1 < value.max() <= 100):
@@ -225,8 +227,8 @@ def _as_shares(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, int
     for run in highest.index.difference(list(percent)):
         if 0 < chance[run] <= 1:
             continue
-        one = max(float(typical[run]), 1e-6)
-        if abs(np.log(one / 100 / theirs)) < abs(np.log(one / theirs)):
+        unit = max(float(typical[run]), 1e-6)
+        if abs(np.log(unit / 100 / theirs)) < abs(np.log(unit / theirs)):
             percent.add(run)
     if len(percent) == len(highest):
         notes.append("values above 1 are taken as percent; changes and size effects are given as shares")

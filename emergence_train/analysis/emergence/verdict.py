@@ -1,18 +1,18 @@
-"""What a curve of performance against loss is called, and how sure that is.
+"""The verdict on a curve of performance against loss, and its probability.
 
-Every task is at chance for an untrained model. So a threshold means a plateau over a real stretch of the loss range in
-which the model already beats a unigram model, and then a rise. Each curve drawn from the posterior over shapes is called
+Every task is at chance for an untrained model. So a threshold means a plateau over a considerable part of the loss range in
+which the model already beats a unigram model, and then a rise. Each curve drawn from the posterior over shapes is classified
 by the same rules, and the shares of the draws are the verdict's probabilities:
 
-  at-chance      never better than chance; or never further from it than guessing on so many items may lie; or no change of a
-                 size worth naming at a level near chance (a plateau that answer length or a majority answer lifts or lowers
+  at-chance      never better than chance; or never further from it than guessing on so many items may be; or no
+                 relevant change at a level near chance (a plateau that answer length or a majority answer lifts or lowers
                  counts as chance; its level is estimated)
-  saturated      no change worth naming, level far above chance
+  saturated      no relevant change, level far above chance
   emergent       a plateau of at least PLATEAU of the range, then a rise
   gradual        a rise without such a plateau
   inverse        a fall
   u-shaped       a fall, then a rise
-  not-identified no verdict has enough probability, or the rows cannot tell
+  not-identified no verdict has enough probability, or there are too few rows
 """
 
 import typing
@@ -23,13 +23,13 @@ import numpy as np
 from emergence_train.analysis.emergence.result import VerdictName
 from emergence_train.analysis.emergence.shapes import Posterior, Rows, posterior
 
-PLATEAU = 0.2  # share of the loss range that a plateau covers at least
-SIDE = 3  # checkpoints that must lie before and after an onset
-SURE = {"emergent": 0.6}  # probability a verdict needs; 0.5 for the others
+PLATEAU = 0.2  # minimum length of a plateau as a share of the loss range
+SIDE = 3  # checkpoints required before and after an onset
+SURE = {"emergent": 0.6}  # probability that this verdict needs; 0.5 for the others
 LIFTED = 0.35  # share of the way from chance to perfect up to which a flat curve may still be a lifted plateau
 CEILING = 0.75  # from this share on, changes below CEILING_CHANGE are saturation
 CEILING_CHANGE = 0.08
-# Standard errors of one checkpoint's score and of the curve: one that stays so near to chance shows nothing.
+# Standard errors of one checkpoint's score and of the curve within which a curve is at chance.
 GUESSING = 2.0
 UNKNOWN_CEILING = 0.85
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
@@ -57,8 +57,8 @@ def judge(
 ) -> Verdict:
     """The verdict on one task's rows.
 
-    `chance` and `best` are performance by guessing and at perfection (NaN where unknown), `smallest` the least change
-    that is worth naming, `scale` the size that changes have a priori; all in the units of performance.
+    `chance` and `best` are performance of guessing and of perfection (NaN where unknown), `smallest` the smallest
+    relevant change, `scale` the prior standard deviation of changes; all in the units of performance.
     """
     reason = _too_little(rows)
     if reason:
@@ -81,20 +81,20 @@ def judge(
 
 
 def _begins_by(onset: np.ndarray, probability: float) -> float:
-    """The latest beginning of the range, a share of it, from which enough of the drawn plateaus are long enough.
+    """The latest start of the range, as a share of it, from which enough of the drawn plateaus are long enough.
 
     A range that begins at b leaves (onset - b) / (1 - b) of plateau, at least PLATEAU of it where b <= (onset - PLATEAU) / (1 -
-    PLATEAU); `onset` are the draws called emergent, `probability` their share of all.
+    PLATEAU); `onset` are the emergent draws, `probability` their share of all.
     """
     return float(np.quantile((onset - PLATEAU) / (1 - PLATEAU), 1 - SURE["emergent"] / probability))
 
 
 def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: float) -> np.ndarray:
-    """The name of each drawn curve, (S,)."""
+    """Classify each drawn curve, (S,)."""
     names = np.full(len(drawn.kind), "at-chance", dtype="<U14")
     low = drawn.curves.min(1)
     span = best - chance if np.isfinite(best - chance) else np.nan
-    # Without a chance level only a curve near perfection can be told from one at chance.
+    # Without a chance level only a curve near perfection is distinguishable from one at chance.
     share = (low - chance) / span if np.isfinite(span) else (low >= UNKNOWN_CEILING * best).astype(float)
     least = np.where(
         share >= CEILING, np.maximum(smallest, CEILING_CHANGE * (span if np.isfinite(span) else 0)), smallest
@@ -126,8 +126,8 @@ def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: 
 
 
 def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
-    """(S,) whether each drawn curve stays where a guesser's may: all checkpoints answer the same items, so one whose guesses
-    change drifts by as much as the items' noise, about chance or about a level below it (answer length can lower it)."""
+    """(S,) whether each drawn curve is compatible with guessing: all checkpoints answer the same items, so guesses that change
+    drift by the items' noise, about chance or a level below it (answer length can lower it)."""
     if rows.items is not None and 0 < chance < 1:
         variance = chance * (1 - chance) / np.median(rows.items)
     else:

@@ -1,7 +1,7 @@
 """`analyze temporal`: fit the observed part of each run, forecast the rest, compare with every baseline.
 
-Entry points: `analyze_temporal` (tables and run directories), `investigate` (the same with the tables behind it, for
-output, figures and the report), `forecast_final` (inside training, at each checkpoint). Nothing is written here.
+Entry points: `analyze_temporal` (tables and run directories), `investigate` (which also returns the tables, for
+output, figures and the report), `forecast_final` (for training, at each checkpoint). No files are written here.
 """
 
 from collections.abc import Iterable
@@ -32,13 +32,13 @@ def analyze_temporal(
     Args:
         paths: run directories, Parquet or CSV files of `positions` or `curves`.
         fit_fraction: in (0, 1): only rows up to this share of the planned tokens are observed; the later ones are held
-            out, touch no fit and no choice, and are what the forecasts are scored on. None: everything is observed and
-            the forecast reaches to the planned end.
+            out of every fit and choice, and score the forecasts. None: everything is observed and the forecast ends at
+            the planned end.
         planned_lr: (K, 2) tokens and learning rate of the whole run, see runs.load.
-        splits: names of the splits to take, None among them for the training curve. None: all.
+        splits: names of the splits to analyse, None among them for the training curve. None: all.
 
-    Returns the result; results.as_json gives what result.json holds. Raises InputError for bad tables, for fractions
-    outside (0, 1), and where nothing is long enough to fit.
+    Returns the result; results.as_json converts it to the content of result.json. Raises InputError for bad tables, for fractions
+    outside (0, 1), and where no series is long enough to fit.
     """
     return investigate(paths, fit_fraction=fit_fraction, planned_lr=planned_lr, splits=splits).result
 
@@ -50,7 +50,7 @@ def investigate(
     planned_lr: np.ndarray | None = None,
     splits: Iterable[str | None] | None = None,
 ) -> TemporalAnalysis:
-    """analyze_temporal with the tables behind its result."""
+    """analyze_temporal, returning also the tables."""
     if fit_fraction is not None and not 0 < fit_fraction < 1:
         raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
     loaded = load(paths, planned_lr)
@@ -85,8 +85,8 @@ def forecast_final(
 ) -> FinalForecast:
     """Forecast the loss at `final_step` from what a run has logged so far; some tens of milliseconds.
 
-    `step`, `loss` (n,) ascending, nats; `planned_steps`, `planned_lr` (K,) the learning rate of the whole run. Never
-    raises for a run that is merely too young, so that training continues: the forecast then has a reason and no loss.
+    `step`, `loss` (n,) ascending, nats; `planned_steps`, `planned_lr` (K,) the learning rate of the whole run. Does
+    not raise for a run that is too short, so that training continues: the forecast then has a reason and no loss.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     good = np.isfinite(loss) & (step > 0)

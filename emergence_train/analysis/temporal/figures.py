@@ -11,16 +11,16 @@ from emergence_train.analysis.position_matrix import PositionMatrix, position_bi
 from emergence_train.analysis.temporal.position_law import ONLY_RATIO, position_curve
 from emergence_train.analysis.temporal.tables import PositionTables, RunAnalysis
 
-POINTS = 1000  # drawn of a curve at most
+POINTS = 1000  # points drawn of a curve at most
 CURVES = 40  # checkpoints drawn against position
-BINS = 40  # of position, equal in the logarithm
-CHECKPOINTS = 12  # drawn of the residuals
-FEWEST = 3  # checkpoints that must bound a parameter for it to be drawn
+BINS = 40  # bins of position, equal in the logarithm
+CHECKPOINTS = 12  # points drawn of the residuals
+FEWEST = 3  # checkpoints with a closed interval required to draw a parameter
 UNITS = {"a0": "nats", "a1": "1 / position", "a2": "nats"}
 NATS = "loss (nats per token)"
 
 
-def of_run(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
+def run_figures(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
     """Every figure of one run's split by its name; a figure may have several panels."""
     series = run.series
     title = series.run[:60] + (f", {series.split}" if series.split else "")
@@ -42,7 +42,7 @@ def _progress(run: RunAnalysis) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: int = POINTS) -> Figure:
-    """The loss as forecast, with 50, 80 and 95% intervals, and as measured: what the fit saw, and what was held out."""
+    """The loss as forecast, with 50, 80 and 95% intervals, and as measured: observed and held-out rows."""
     x, ahead, label = _progress(run)
     loss, rows = run.series.loss, run.forecast
     seen, held = np.flatnonzero(run.seen), np.flatnonzero(~run.seen)
@@ -59,7 +59,9 @@ def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: i
         traces.append(Trace(x[held], loss[held], "held out", HELD_OUT, line=False, points=True))
     traces.append(Trace(ahead[future], mean[future], f"forecast ({run.result.selected})", FORECAST))
     before = loss[run.seen]
-    before = before[before <= np.quantile(before, 0.9)]  # an untrained model's losses would flatten everything else
+    before = before[
+        before <= np.quantile(before, 0.9)
+    ]  # an untrained model's losses would compress the rest of the axis
     shown = np.concatenate([before, loss[~run.seen], mean, rows["low95"], rows["high95"]])
     room = 0.05 * float(np.ptp(shown)) + 1e-3
     return Figure(
@@ -96,7 +98,7 @@ def by_position(
     end: np.ndarray | None = None,
     note: str = "",
 ) -> Figure:
-    """Loss against position, a line a checkpoint, coloured by tokens (by steps where the table has none).
+    """Loss against position, a line per checkpoint, coloured by tokens (by steps where the table has none).
 
     `fit` is the last checkpoint's row of position_law.fit_matrix, `end` (P,) the forecast at the run's end, nats.
     """
@@ -119,7 +121,7 @@ def by_position(
 
 
 def has_curve(fit: pd.Series | None) -> bool:
-    """Whether a row of position_law.fit_matrix describes the curve; it also does where only a0/a1 is known."""
+    """Whether a row of position_law.fit_matrix describes the curve; also where only a0/a1 is identified."""
     return fit is not None and (fit["status"] == "ok" or ONLY_RATIO in str(fit["status"]))
 
 
@@ -142,7 +144,7 @@ def last_checkpoints(title: str, runs: Sequence[tuple[str, int, PositionMatrix, 
 
 
 def parameters(run: RunAnalysis, positions: PositionTables, title: str) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
-    """a0, a1 and a2 at every checkpoint with the law of each, and the names of those that the data hardly ever bound."""
+    """a0, a1 and a2 at every checkpoint with the law of each, and the names of those whose intervals are mostly open."""
     rows = positions.parameters
     bounded = {name: np.isfinite(rows[[f"{name}_low", f"{name}_high"]].to_numpy(float)).all(1) for name in UNITS}
     drawn = [name for name, checkpoints in bounded.items() if checkpoints.sum() >= FEWEST]
@@ -151,7 +153,7 @@ def parameters(run: RunAnalysis, positions: PositionTables, title: str) -> tuple
 
 
 def _parameter(run: RunAnalysis, rows: pd.DataFrame, name: str, bounded: np.ndarray, title: str) -> Figure:
-    """One parameter along training; `bounded` (C,) says where its interval is closed."""
+    """One parameter along training; `bounded` (C,): its interval is closed."""
     seen = run.seen
     x, _, label = _progress(run)
     low, value, high = (rows[f"{name}{end}"].to_numpy(float) for end in ("_low", "", "_high"))

@@ -11,7 +11,7 @@ from emergence_train.analysis.temporal.result import Final, ForecastPoint, MeanL
 from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.errors import InputError
 
-FUTURE_POINTS = 40  # forecast rows of a run that has not got there yet
+FUTURE_POINTS = 40  # forecast rows of an unfinished run
 ROWS = 2000  # forecast rows in result.json at most; the CSV has all
 LABELS = {"paper": "paper (reconstructed)"}
 
@@ -66,7 +66,7 @@ class FittedRun:
         return "temporal" if self.series.matrix is not None else self.level.selected
 
     def analysis(self) -> RunAnalysis:
-        """The result and the tables; no fit is needed after this."""
+        """The result and the tables."""
         rows = self._forecast_rows()
         return RunAnalysis(
             series=self.series,

@@ -39,7 +39,7 @@ class FittedPositions:
     """The position law of one run's split, at all checkpoints (C,) and steps to forecast (m,)."""
 
     steps: np.ndarray  # (C,)
-    seen: np.ndarray  # (C,) whether the fit saw the checkpoint
+    seen: np.ndarray  # (C,) whether the checkpoint was observed
     future: np.ndarray  # (m,)
     whole: PositionMatrix
     observed: PositionMatrix
@@ -58,11 +58,11 @@ class FittedPositions:
 
     @cached_property
     def forms(self) -> pd.DataFrame:
-        """How the reciprocal form does against a power law and an exponential in position, at observed checkpoints."""
+        """Compare the reciprocal form with a power law and an exponential in position, at observed checkpoints."""
         return compare_forms_of(self.observed).drop(columns=["run", "split"])
 
     def result(self) -> Positions:
-        """The part of result.json that is about positions."""
+        """The part of result.json on positions."""
         positions = self.forecast
         last = fit_matrix(self.observed).iloc[-1]
         final = self._forecast_rows(slice(-1, None))

@@ -1,8 +1,8 @@
-"""From the observed part of one loss curve to the loss at later steps, with intervals.
+"""Forecast the loss at later steps from the observed part of one loss curve, with intervals.
 
 Laws that know the planned learning rate are averaged, each weighted by how well it forecast the later observed part
 from earlier origins (a rolling-origin backtest). Nothing after the observed part enters a fit, a weight or an
-interval; the learning rate still to come does, because it is planned, not measured.
+interval; the future learning rate does, because it is planned, not measured.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
-STANDING = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # weights before a backtest, from public curves
+PRIOR_WEIGHT = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # prior weights, from public curves
 MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook/)
 
 FULLY_YOUNG = 2.5  # factors of e below a mature run at which the forecast lies half way
@@ -37,7 +37,7 @@ class Forecast:
     weights: dict[str, float]  # of the averaged laws, sum 1
     backtest: dict[str, float]  # mean squared error of each law's backtest, nats^2; NaN where too short
     fits: dict[str, Fit]
-    shift_low: np.ndarray  # (m,) extra room below, nats, where the learning rate to come is unknown
+    shift_low: np.ndarray  # (m,) extension of the lower bound, nats, where the future learning rate is unknown
     notes: list[str]
 
     @property
@@ -56,7 +56,7 @@ def forecast(
 ) -> Forecast:
     """Forecast the loss at steps `x_future` (m,) from observed steps `x` (n,) ascending and losses `y` (n,) in nats.
 
-    `plan` holds the learning rate of the whole run, the part to come included; None if unknown. Raises InputError
+    `plan` has the learning rate of the whole run, including the future part; None if unknown. Raises InputError
     where the observed part is too short to fit.
     """
     x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
@@ -71,8 +71,9 @@ def forecast(
             f"needs {MINIMUM}; observe longer or log more often"
         )
     shift_low = np.zeros(len(x_future))
-    used = plan
-    if plan is None:
+    if plan is not None:
+        used = plan
+    else:
         used = PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
         drop, _ = prior.decay("mixed", "fast^0.75", 1e-3)
         shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
@@ -91,7 +92,7 @@ def forecast(
     young = priors.immaturity(x[-1])
     slope = _unbent_slope(curve, fits["schedule"]) if young > 0 else 0.0
     if slope:
-        # between the laws and a straight fall in log steps, the younger the nearer to it, with both inside
+        # between the laws and a straight fall in log steps, nearer to the latter for a younger run; the interval covers both
         straight, share = slope * np.log(10) * decades, min(young / FULLY_YOUNG, 1)
         further = np.maximum(straight - (start - mean), 0)
         mean = mean - share * further / 2
@@ -123,12 +124,15 @@ def _unbent_slope(curve: Curve, fit: Fit) -> float:
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the mixture, disagreement between laws included; (m,) each."""
     each = [fit.predict(x) for fit in fits]
-    mean = sum(w * m for w, (m, _) in zip(weights, each))
-    second = sum(w * (s**2 + m**2) for w, (m, s) in zip(weights, each))
+    mean, second = np.zeros(len(x)), np.zeros(len(x))
+    for w, (m, s) in zip(weights, each):
+        mean, second = mean + w * m, second + w * (s**2 + m**2)
     return mean, np.sqrt(np.maximum(second - mean**2, 0))
 
 
-def _backtest(x, y, plan: PlannedSchedule, prior: priors.Prior, names: Sequence[str]) -> dict[str, float]:
+def _backtest(
+    x: np.ndarray, y: np.ndarray, plan: PlannedSchedule, prior: priors.Prior, names: Sequence[str]
+) -> dict[str, float]:
     """Mean squared error, nats^2, with which each law forecasts the observed part after each origin."""
     errors: dict[str, list[float]] = {name: [] for name in names}
     for origin in ORIGINS:
@@ -146,8 +150,8 @@ def _backtest(x, y, plan: PlannedSchedule, prior: priors.Prior, names: Sequence[
 
 
 def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
-    """Weights of the schedule-aware laws: their standing over their backtest error (noise counted once for all)."""
-    weight = np.array([STANDING[name] for name in SCHEDULE_AWARE])
+    """Weights of the schedule-aware laws: prior weight over backtest error (noise counted once for all)."""
+    weight = np.array([PRIOR_WEIGHT[name] for name in SCHEDULE_AWARE])
     score = np.array([scores[name] for name in SCHEDULE_AWARE])
     if np.all(np.isfinite(score)):
         weight = weight / (score + noise**2 / 10 + 1e-6) ** SHARPNESS
@@ -155,7 +159,7 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
 
 
 def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
-    """What the observed part cannot say, in words."""
+    """Notes on constants that the observed part does not identify."""
     still = float(np.ptp(plan.decay(np.r_[0.0, x_future], fit.law.kernels[2])))
     if fit.decay_seen < 0.1 and still > 0.1:
         return [

@@ -14,9 +14,8 @@ of hypotheses (a grid), each solved in closed form, weighted by how well it expl
   reciprocal   L0 + A / (1 + b N)
   logarithmic  L0 - A log N
 
-The last three know nothing of the learning rate and use no prior. Where the rate has not decayed in the observed part,
-B is not identified: the data then say nothing of it and the prior of priors.py, fitted across other runs, speaks alone
-with its spread.
+The last three do not use the learning rate or a prior. Where the rate has not decayed in the observed part, B is not
+identified by the data and follows the prior of priors.py, fitted across other runs, with its spread.
 """
 
 from dataclasses import dataclass
@@ -27,19 +26,19 @@ from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENT
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.result import LawConstants
 
-WINDOW = 0.4  # a fit uses the observed part from this share of its length on: earlier loss follows no power law
+WINDOW = 0.4  # a fit uses the observed part from this share of its length: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
-EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
+EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: effective number of points, at most
 WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
 KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
 MINIMUM = 3  # points that a fit needs
-GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: the scatter of points before they speak themselves, and its weight in points
+GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: prior scatter of points, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
 
 @dataclass(frozen=True)
 class Law:
-    """A family: which clocks, kernels and shapes its hypotheses combine. No kernel: the rate is not looked at."""
+    """A family: which clocks, kernels and shapes its hypotheses combine. No kernel: the rate is not used."""
 
     name: str
     clocks: tuple[str, ...]
@@ -81,7 +80,7 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
 
     `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
-    spikes do not count. The Curve may hold fewer than MINIMUM points; it is for the caller to refuse.
+    spikes do not count. The Curve may have fewer than MINIMUM points; the caller checks.
     """
     warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
     start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
@@ -114,7 +113,7 @@ class Fit:
     noise: float
     reference: dict[str, float]  # each clock at the window's end
     decay_seen: float  # change of the decay term in the window: B is identified by this alone
-    plan: PlannedSchedule | None
+    plan: PlannedSchedule
     shapes: np.ndarray  # the grid behind the labels
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,9 +123,8 @@ class Fit:
             return self._predict(x)
         low, high = max(float(x.min()), 1e-9), float(x.max())  # a log of every step: the law is smooth between knots
         knots = np.unique(np.r_[np.linspace(low, high, KNOTS // 2), np.geomspace(low, high, KNOTS // 2)])
-        if self.plan is not None:
-            inside = (self.plan.x > low) & (self.plan.x < high)
-            knots = np.unique(np.r_[knots, self.plan.x[inside]])
+        inside = (self.plan.x > low) & (self.plan.x < high)
+        knots = np.unique(np.r_[knots, self.plan.x[inside]])
         mean, sd = self._predict(knots)
         return np.interp(x, knots, mean), np.interp(x, knots, sd)
 
@@ -151,13 +149,13 @@ class Fit:
         return LawConstants(clock, kernel, *(float(number) for pair in zip(mean, errors) for number in pair))
 
 
-def fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior | None = None) -> Fit:
-    """Fit `law` to the observed part. One that knows the schedule needs a plan; `prior` defaults to the shipped one."""
+def fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior | None = None) -> Fit:
+    """Fit `law` to the observed part; `plan` has the rate of the whole run, `prior` defaults to the shipped one."""
     prior = prior or priors.SHIPPED
     if law.knows_schedule:
         return _fit(law, curve, plan, prior, SHAPES[law.basis])
     shapes = FREE_EXPONENTS if law.basis == "power" else SHAPES[law.basis]
-    for _ in range(3):  # a baseline deserves its best fit: zoom in on the grid's best point
+    for _ in range(3):  # refine the grid about its best point, so that a baseline has its best fit
         fitted = _fit(law, curve, plan, prior, shapes)
         best = int(np.argmax(fitted.weight))
         if len(shapes) == 1:
@@ -166,7 +164,7 @@ def fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prio
     return fitted
 
 
-def _fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Prior, shapes: np.ndarray) -> Fit:
+def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, shapes: np.ndarray) -> Fit:
     x, y = curve.x, curve.y
     reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
     features, labels = _features(law, x, plan, reference, shapes)
@@ -218,7 +216,7 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule | None, prior: priors.Pri
     )
 
 
-def _clock(name: str, x: np.ndarray, plan: PlannedSchedule | None) -> np.ndarray:
+def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
     if name == "steps" or name.startswith("held"):
         return np.maximum(x, 1e-9)
     rate = np.maximum(plan.clock(x), 1e-9)
@@ -241,7 +239,9 @@ def _basis(kind: str, ratio: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.broadcast_to(-np.log(ratio), (len(shape), len(ratio)))
 
 
-def _features(law: Law, x: np.ndarray, plan: PlannedSchedule | None, reference: dict[str, float], shapes: np.ndarray):
+def _features(
+    law: Law, x: np.ndarray, plan: PlannedSchedule, reference: dict[str, float], shapes: np.ndarray
+) -> tuple[np.ndarray, list[tuple[str, str, float]]]:
     """(J, len(x), 3) of 1, basis and -decay for every hypothesis, and their labels."""
     decays = [(kernel.name, plan.decay(x, kernel)) for kernel in law.kernels] or [("none", np.zeros(len(x)))]
     blocks, labels = [], []

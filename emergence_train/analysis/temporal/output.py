@@ -1,4 +1,4 @@
-"""What `analyze temporal` leaves behind: result.json, CSV tables, figures, and the short table it prints."""
+"""The output of `analyze temporal`: result.json, CSV tables, figures, and the printed table."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ import pandas as pd
 
 from emergence_train.analysis.drawing import save
 from emergence_train.analysis.results import as_json
-from emergence_train.analysis.temporal.figures import of_run
+from emergence_train.analysis.temporal.figures import run_figures
 from emergence_train.analysis.temporal.result import TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.files import write_csv, write_json
@@ -18,7 +18,7 @@ from emergence_train.files import write_csv, write_json
 def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
     """Write the analysis into the directory `out`; returns the result with the figures' names.
 
-    result.json comes last, so that it vouches for a whole set.
+    result.json is written last, so that it exists only with all other files.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, parts in _tables(analysis.runs).items():
@@ -29,7 +29,7 @@ def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
     names = [
         name
         for run in analysis.runs
-        for figure, panels in of_run(run).items()
+        for figure, panels in run_figures(run).items()
         for name in save(panels, out, f"{_stem(run)}-{figure}")
     ]
     result = replace(analysis.result, figures=tuple(names))
@@ -38,7 +38,7 @@ def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
 
 
 def _stem(run: RunAnalysis) -> str:
-    """What the names of a run's figures begin with."""
+    """The prefix of the names of a run's figures."""
     name = run.series.run + (f"-{run.series.split}" if run.series.split else "")
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
     if len(stem) > 100 or stem != name:  # cut or changed: keep names of different runs apart

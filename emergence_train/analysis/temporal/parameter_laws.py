@@ -54,8 +54,8 @@ class ParameterLaw:
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weighted mean and standard deviation at steps `x`.
 
-        The deviation holds the disagreement of families and their backtest error, which was measured REACH ahead (in
-        log N) and is taken to grow in proportion beyond.
+        The deviation combines the disagreement of families and their backtest error, which was measured REACH ahead (in
+        log N) and is extrapolated in proportion.
         """
         each = np.array([fit.predict(x) for fit in self.fits])
         mean = self.weights @ each
@@ -89,7 +89,7 @@ def fit_family(
     """Weighted least squares over the family's grid; x (n,) steps, value and stderr (n,) in the parameter's unit."""
     x, value = np.asarray(x, float), np.asarray(value, float)
     length = x[-1]
-    spread = np.maximum(stderr, np.median(stderr) * 0.3 + 1e-12)  # no single checkpoint rules
+    spread = np.maximum(stderr, np.median(stderr) * 0.3 + 1e-12)  # no single checkpoint dominates
     w = 1 / spread**2
     shapes = _shapes(family)
     separations = SEPARATIONS if family != "constant" else SEPARATIONS[:1]
@@ -126,7 +126,7 @@ def fit_family(
 def fit_parameter(x: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> ParameterLaw:
     """All families of one parameter, weighted by how well they forecast the later observed part from earlier origins.
 
-    `x` (n,) steps ascending, n >= 2; `value`, `stderr` (n,). Non-finite values are left out.
+    `x` (n,) steps ascending, n >= 2; `value`, `stderr` (n,). Non-finite values are dropped.
     """
     x, value, stderr = (np.asarray(part, float) for part in (x, value, stderr))
     good = np.isfinite(value) & np.isfinite(stderr)
@@ -149,7 +149,7 @@ def fit_parameter(x: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> Param
     if np.all(np.isfinite(scores)):
         weights = 1 / (scores**2 + np.median(stderr) ** 2 / 10 + 1e-300) ** 2
     else:
-        weights = np.array([float(fit.family == "constant") for fit in fits])  # too short to see a law
+        weights = np.array([float(fit.family == "constant") for fit in fits])  # too short to fit a law
     order = np.argsort(-weights)
     return ParameterLaw([fits[k] for k in order], weights[order] / weights.sum())
 

@@ -3,20 +3,22 @@
 Two stages: fit a0, a1 and a2 at every observed checkpoint (position_law), then their laws along training: a0 and a1
 follow parameter_laws, a2 the schedule-aware laws of mean_law. The forecast takes its shape over positions from a0 and
 a1 and its level from the mean loss, which obeys the same laws as a2 (the position term's mean hardly moves) and is
-measured without the position fit's error. Position by position a residual is left over, much the same at every
-checkpoint because the validation sequences are the same: it is carried forward, shrunk by its noise, and wanders as it
-was seen to wander.
+measured without the position fit's error. The residual at each position is nearly the same at
+every checkpoint because the validation sequences are the same: it is carried forward, shrunk by its noise, as a random walk with
+the observed drift.
 
 `joint` refits all constants at once on all positions and checkpoints, starting from the two stages.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import optimize
 
-from emergence_train.analysis.planned_schedule import INTRINSIC, PlannedSchedule
+from emergence_train.analysis.planned_schedule import INTRINSIC, Kernel, PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
@@ -30,7 +32,7 @@ from emergence_train.analysis.temporal.position_law import (
 )
 
 JOINT_BINS = 24
-ENOUGH = 5  # checkpoints at which the position law must be identified before its numbers are followed
+ENOUGH = 5  # checkpoints at which the position law must be identified before its parameters are forecast
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class PositionForecast:
     a0: ParameterLaw
     a1: ParameterLaw
     a2: Forecast  # of a2 itself
-    level: Forecast  # of the mean loss itself, positions not looked at
+    level: Forecast  # of the mean loss, without positions
     pattern: "Pattern"  # carried residual
     loss: np.ndarray  # (m, P) nats
     shared_sd: np.ndarray  # (m, P) or (m,) nats: errors of level and shape, which neighbouring positions share
@@ -99,7 +101,8 @@ def forecast_positions(
     a2_seen = np.where(usable, fits["a2"], matrix.mean_loss - gap)
     a2 = forecast(x, a2_seen, x_future, plan, prior)
 
-    fitted = position_curve(*(fits[name].to_numpy()[:, None] for name in ("a0", "a1", "a2")), matrix.position)
+    a0_C1, a1_C1, a2_C1 = (fits[name].to_numpy()[:, None] for name in ("a0", "a1", "a2"))
+    fitted = position_curve(a0_C1, a1_C1, a2_C1, matrix.position)
     rows = late & usable if (late & usable).any() else usable
     pattern = _carried(np.where(matrix.count > 0, matrix.loss - fitted, 0.0)[rows], x[rows])
 
@@ -130,16 +133,17 @@ def forecast_positions(
     )
 
 
-def _gap(a0, a1, position: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _gap(a0: ArrayLike, a1: ArrayLike, position: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(C,) mean of the position term over positions, nats."""
     return position_curve(np.asarray(a0)[:, None], np.asarray(a1)[:, None], 0.0, position) @ share
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What the law leaves over at each position (P,), carried on: it is the same sequences at every checkpoint.
+    """The residual of the law at each position (P,), persistent because every checkpoint has the same sequences.
 
-    A model changes, and with it how hard those sequences are: the pattern wanders, with a variance that grows by
-    `drift` for every factor e of steps. Both are measured on the observed checkpoints.
+    It drifts as the model changes: its variance grows by `drift` for every factor e of steps. Both are estimated on the
+    observed checkpoints.
     """
 
     value: np.ndarray  # nats
@@ -178,8 +182,10 @@ def _wandered(pattern: Pattern, x: np.ndarray, x_future: np.ndarray) -> np.ndarr
     return pattern.variance + pattern.drift * ahead[:, None]
 
 
-def _level_only(matrix: PositionMatrix, x, x_future, share, level: Forecast) -> PositionForecast:
-    """Where the position law is not identified: the late checkpoints' shape, moved with the mean loss."""
+def _level_only(
+    matrix: PositionMatrix, x: np.ndarray, x_future: np.ndarray, share: np.ndarray, level: Forecast
+) -> PositionForecast:
+    """The forecast where the position law is not identified: the late checkpoints' shape, shifted by the mean loss."""
     late = x >= WINDOW * x[-1]
     pattern = _carried((matrix.loss - matrix.mean_loss[:, None])[late], x[late])
     nothing = constant_law(x, 0.0)
@@ -206,7 +212,7 @@ class JointFit:
     clock: str
     kernel: str
     _constants: np.ndarray
-    _model: object
+    _model: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
     def predict(self, x: np.ndarray, position: np.ndarray) -> np.ndarray:
         """Loss at steps `x` (m,) and positions (P,): (m, P) nats."""
@@ -238,14 +244,23 @@ def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, pl
     return min(fits, key=lambda fit: fit[0])[1]
 
 
-def _joint_of(two_stage, plan: PlannedSchedule, clock: str, kernel, steps, middle, y, root) -> tuple[float, JointFit]:
+def _joint_of(
+    two_stage: PositionForecast,
+    plan: PlannedSchedule,
+    clock: str,
+    kernel: Kernel,
+    steps: np.ndarray,
+    middle: np.ndarray,
+    y: np.ndarray,
+    root: np.ndarray,
+) -> tuple[float, JointFit]:
     """The joint fit for one clock and kernel, and its cost."""
     a0, a1, level = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
     mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan.peak)
     mean_alpha, sd_alpha = priors.SHIPPED.shape[clock]
     reference = level.reference[clock]
 
-    def model(c, at, position):
+    def model(c: np.ndarray, at: np.ndarray, position: np.ndarray) -> np.ndarray:
         unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
         v0 = c[0] + c[1] * _basis(a0.family, unit0, np.array([a0.q]))[0]
         v1 = np.exp(c[2] + c[3] * _basis(a1.family, unit1, np.array([a1.q]))[0])
@@ -256,7 +271,7 @@ def _joint_of(two_stage, plan: PlannedSchedule, clock: str, kernel, steps, middl
 
     decays = plan.decay(steps, kernel)
 
-    def residuals(c):
+    def residuals(c: np.ndarray) -> np.ndarray:
         data = root * (y - model(c, steps, middle)) / max(level.residual, 1e-4)
         return np.r_[data.ravel(), (c[6] - np.log(mean_alpha)) / sd_alpha, (c[7] - mean_b) / sd_b, c[3] / 3]
 

@@ -4,11 +4,11 @@ Source of the law: Temporal Scaling Law for Large Language Models (arXiv 2404.17
 predicted token; losses are in nats. Given a1 the law is linear in a0 and a2, so the fit is a search in one dimension
 (separable least squares) and is done for all checkpoints of a run at once.
 
-Weights are count / variance. The variance is smoothed over positions first: a sample variance goes up and down with
-its own sample mean, and weighting by it would pull a2 down by several standard errors. Residuals beyond 2.5 robust
+Weights are count / variance. The variance is smoothed over positions first: a sample variance is correlated
+with its sample mean, and weighting by it would bias a2 down by several standard errors. Residuals beyond 2.5 robust
 standard deviations count less (Huber). Intervals grow with the residual scale where the law does not fit and with the
-residuals' correlation between neighbouring positions. They do not know of what all positions share (how hard the
-validation sequences happen to be): that part sits in a2 and is the same at every checkpoint of a run.
+residuals' correlation between neighbouring positions. They do not include the error common
+to all positions (the difficulty of the validation sequences), which is part of a2 and the same at every checkpoint of a run.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins, position_matrices
@@ -42,7 +43,7 @@ FORMS = {
 }
 
 
-def position_curve(a0, a1, a2, position) -> np.ndarray:
+def position_curve(a0: ArrayLike, a1: ArrayLike, a2: ArrayLike, position: ArrayLike) -> np.ndarray:
     """The law's loss in nats at `position` (from 1); arguments broadcast against each other."""
     return np.asarray(a0) / (1 + np.asarray(a1) * np.asarray(position)) + np.asarray(a2)
 
@@ -76,7 +77,8 @@ def _solve(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> _Solved:
 
 def _best_shape(form: Form, i: np.ndarray, y: np.ndarray, w: np.ndarray, iterations: int) -> np.ndarray:
     """(C,) log of the shape that minimises the squared error: a grid, then a golden section in its best cell."""
-    grid = np.linspace(*np.log(form.bounds(i[-1])), 80)
+    first, last = np.log(form.bounds(i[-1]))
+    grid = np.linspace(first, last, 80)
     bases = form.basis(i[:, None], np.exp(grid))  # (P, G)
     bases = bases - bases.mean(0)
     total = w.sum(1, keepdims=True)
@@ -87,7 +89,7 @@ def _best_shape(form: Form, i: np.ndarray, y: np.ndarray, w: np.ndarray, iterati
     best = np.argmax(gain, 1)
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
 
-    def error(u):
+    def error(u: np.ndarray) -> np.ndarray:
         return _solve(form.basis(i, np.exp(u)[:, None]), y, w).sse
 
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
@@ -137,7 +139,7 @@ def _fit(form: Form, i: np.ndarray, y: np.ndarray, weight: np.ndarray, rounds: i
 def _correlation_inflation(z: np.ndarray, lags: int = 8) -> np.ndarray:
     """(C,) factor >= 1 by which correlation between neighbouring positions widens variances (Bartlett weights).
 
-    One standard deviation of the estimate is taken off first: white noise would otherwise be widened half of the time.
+    One standard deviation of the estimate is subtracted first: white noise would otherwise be widened half of the time.
     """
     power = np.maximum((z * z).sum(1), 1e-300)
     factor, noise = np.ones(len(z)), 0.0
@@ -151,7 +153,7 @@ def _correlation_inflation(z: np.ndarray, lags: int = 8) -> np.ndarray:
 def fit_positions(frame: pd.DataFrame) -> pd.DataFrame:
     """Fit L_i = a0 / (1 + a1 i) + a2 (arXiv 2404.17785) to every checkpoint and split of a `positions` frame.
 
-    `frame` is what tables.read(POSITIONS, ...) returns. One row comes back per (run, params, step, tokens, split),
+    `frame` is from tables.read(POSITIONS, ...). Returns one row per (run, params, step, tokens, split),
     sorted, with these columns:
 
     a0, a1, a2            estimates: nats, 1/position, nats; finite even where the status is not "ok"
@@ -161,8 +163,8 @@ def fit_positions(frame: pd.DataFrame) -> pd.DataFrame:
     r2                    weighted share of the variance over positions that the law explains
     chi2_dof              robust residual sum of squares per degree of freedom, 1 where only sampling noise is left
     bin_chi2, bin_max     the same for residuals averaged in 16 bins of log position, and the largest one in nats:
-                          these see a curve that bends away from the law, which single positions hide in noise
-    status                "ok", or "not identified: <reason>", in which case do not read a0 and a1 one by one
+                          they show deviations from the law that are within the noise of single positions
+    status                "ok", or "not identified: <reason>", in which case a0 and a1 have no separate meaning
 
     Raises InputError for a missing column or a checkpoint without tokens.
     """
@@ -244,15 +246,18 @@ def _covariance(form: Form, i: np.ndarray, fit: _Fit, linear: np.ndarray) -> np.
     return np.linalg.inv(scaled) / size[:, :, None] / size[:, None, :]
 
 
-def _profile_intervals(form, i, y, fit: _Fit, u_error: np.ndarray, threshold: np.ndarray):
+def _profile_intervals(
+    form: Form, i: np.ndarray, y: np.ndarray, fit: _Fit, u_error: np.ndarray, threshold: np.ndarray
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
     """95% profile intervals {name: (low, high)} and whether that of a1 is open {"low", "high"}; `threshold` (C,)."""
     bounds = np.log(form.bounds(i[-1]))
 
-    def excess(u):
+    def excess(u: np.ndarray) -> tuple[np.ndarray, _Solved]:
         solved = _solve(form.basis(i, np.exp(u)[:, None]), y, fit.weight)
         return np.sqrt(np.maximum(solved.sse - fit.solved.sse, 0) / threshold), solved
 
-    ends, is_open = {}, {}
+    ends: dict[str, np.ndarray] = {}
+    is_open: dict[str, np.ndarray] = {}
     for side, sign in (("low", -1), ("high", 1)):
         limit = bounds[0] if sign < 0 else bounds[1]
         root_limit, _ = excess(np.full_like(fit.u, limit))
@@ -295,7 +300,7 @@ def _profile_intervals(form, i, y, fit: _Fit, u_error: np.ndarray, threshold: np
     return interval, is_open
 
 
-# ------------------------------------------------------------------------------------------- is the form the right one
+# ----------------------------------------------------------------------------------------------- goodness of fit
 
 
 def bin_residuals(residual: np.ndarray, weight: np.ndarray, bin_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,8 @@
-"""What other runs say of the constants that a run's own early part cannot identify.
+"""Priors from other runs on the constants that a run's early part does not identify.
 
-Before the learning rate has decayed, nothing in a run tells how much the loss will fall when it does. Runs of other
-models tell, and agree to within a fifth: the fall B (nats, for a decay from the peak rate to 0) grows slowly with the
-peak rate. So do they on the exponent of the power law. `SHIPPED` holds what benchmarks/studies/temporal_prior.py fitted:
-prior.json, with its source and spread beside the numbers.
+Before the learning rate has decayed, a run has no information on how much the loss will fall when it does. Other runs agree
+on it to within a fifth: the fall B (nats, for a decay from the peak rate to 0) grows slowly with the peak rate. They also agree
+on the exponent of the power law. `SHIPPED` is prior.json, fitted by benchmarks/studies/temporal_prior.py, with source and spread.
 """
 
 import json
@@ -19,7 +18,7 @@ YOUNG = 0.4  # spread added to it for every such factor
 
 def immaturity(steps: float) -> float:
     """How far a run is below MATURE steps, in factors of e; 0 above. Early training passes through phases (unigram
-    statistics, then context) that follow no one power law, so what mature runs say holds less and less there."""
+    statistics, then context) that no single power law describes, so the prior from mature runs is widened there."""
     return max(float(np.log(MATURE / steps)), 0.0) if steps > 0 else 10.0
 
 
@@ -36,11 +35,11 @@ class Prior:
 
     def decay(self, clock: str, kernel: str, peak: float) -> tuple[float, float]:
         """Mean and standard deviation of B in nats for a run of this peak learning rate."""
-        # the reconstructed law of the paper has no fits of its own: its rate term is nearest to this one
+        # the paper's reconstructed law has no prior of its own: its rate term is nearest to this one
         intercept, slope, sd = self.drop.get((clock, kernel)) or self.drop["mixed", "fast^1"]
         low, high = self.rates
         inside = float(np.clip(peak, low, high))
-        away = abs(np.log(peak / inside))  # another optimiser or parametrisation: know less
+        away = abs(np.log(peak / inside))  # another optimiser or parametrisation: a wider prior
         mean = float(np.exp(intercept + slope * np.log(inside / 1e-3)))
         return mean, mean * float(np.hypot(sd, min(0.3 * away, 0.5)))
 
@@ -52,7 +51,7 @@ class Prior:
 
 
 def read(path: Path) -> Prior:
-    """A Prior from a file that holds what `as_json` gives."""
+    """Read a Prior from a file written with `as_json`."""
     held = json.loads(path.read_text(encoding="utf-8"))
     return Prior(
         held["source"],
@@ -65,7 +64,7 @@ def read(path: Path) -> Prior:
 
 
 def as_json(prior: Prior) -> dict:
-    """What `read` reads: names of fields instead of places in tuples."""
+    """The content for `read`: a dictionary with names instead of tuples."""
     return {
         "source": prior.source,
         "runs": prior.runs,

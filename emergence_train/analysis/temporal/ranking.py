@@ -1,4 +1,4 @@
-"""Order runs by the loss they are forecast to end with, with the probability that the order is right."""
+"""Rank runs by their forecast final loss, with the probability that the order is right."""
 
 import numpy as np
 from scipy.stats import norm
@@ -11,8 +11,8 @@ DRAWS = 20000
 def rank(names: list[str], mean: np.ndarray, sd: np.ndarray, split: str | None = None) -> Ranking:
     """Rank runs by forecast final loss (R,) with standard deviations (R,), nats.
 
-    Errors of runs are taken as independent. Runs of one family err in the same direction, so
-    the true probabilities lie further from a half: these are cautious.
+    Errors of runs are taken as independent. Those of one family are positively correlated, so the
+    probabilities are conservative: too near to a half.
     """
     mean, sd = np.asarray(mean, float), np.maximum(np.asarray(sd, float), 1e-12)
     order = np.argsort(mean, kind="stable")

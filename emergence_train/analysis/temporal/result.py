@@ -1,4 +1,4 @@
-"""What `analyze temporal` finds, as frozen dataclasses; result.json is `as_json` of TemporalResult, a field a key.
+"""The result of `analyze temporal` as frozen dataclasses; result.json is `as_json` of TemporalResult, a key per field.
 
 Losses in nats per token. `lowNN` and `highNN` are the ends of NN% intervals of one logged row, its noise included;
 `curve_lowNN` and `curve_highNN` those of the noiseless curve.
@@ -59,7 +59,7 @@ class PositionPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScore:
-    """A law's error on the held-out rows; null where nothing was held out, or where there is no such number."""
+    """A law's error on the held-out rows; null where nothing was held out, or where it is undefined."""
 
     name: str
     mse: NatsSquared | None
@@ -210,7 +210,7 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    """The position law and what it forecasts."""
+    """The position law and its forecast."""
 
     law: str
     last_fit: Annotated[PositionFit, "of the last observed checkpoint"]
@@ -255,7 +255,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class PriorSource:
-    """Where the prior of the decay's effect comes from."""
+    """The source of the prior on the decay's effect."""
 
     source: str
     runs: int
@@ -294,7 +294,7 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalResult:
-    """What `analyze temporal` finds."""
+    """The result of `analyze temporal`."""
 
     units: Units = Units()
     prior: PriorSource

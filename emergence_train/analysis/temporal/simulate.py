@@ -1,4 +1,4 @@
-"""Simulated logs with known truth: what a run would log if the temporal law were exact."""
+"""Simulated logs with known truth: those of a run that follows the temporal law exactly."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class Truth:
     a0: tuple[float, float] = (4.0, 0.15)  # value at the end, slope on log N
     a1: tuple[float, float, float] = (0.12, 0.2, 20.0)  # q3, q1, q2 in units of 1 / run length
 
-    def curves(self, x: np.ndarray, plan: PlannedSchedule):
+    def curves(self, x: np.ndarray, plan: PlannedSchedule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """a0, a1, a2 at steps x."""
         end = plan.x[-1]
         work = np.sqrt(np.maximum(plan.clock(x) * x, 1e-9)) / np.sqrt(plan.clock(plan.x[-1:])[0] * end)
@@ -78,7 +78,7 @@ def positions(
     """A positions frame, the plan and the true losses (C, P).
 
     `shared` is the part of the sampling variance that is the same at all checkpoints, because the validation
-    sequences are; all positions of a sequence also share how hard it is.
+    sequences are; positions of a sequence also share its difficulty.
     """
     truth = truth or Truth()
     x = np.round(np.linspace(steps / checkpoints, steps, checkpoints)).astype(int)

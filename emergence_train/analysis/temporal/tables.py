@@ -1,4 +1,4 @@
-"""An analysis of runs with its tables: all that is written, drawn or shown of it, with nothing left to fit."""
+"""An analysis of runs with its tables, the input of files, figures and the report; nothing is fitted here."""
 
 from dataclasses import dataclass
 
@@ -30,14 +30,14 @@ class PositionTables:
 
 @dataclass(frozen=True)
 class RunAnalysis:
-    """One run's split: what was measured, what is forecast of it, and how well.
+    """One run's split: measurements, forecast and scores.
 
     `forecast` has a row for each forecast step (step, tokens, loss, low50 ... high95, actual where it was held out);
-    `baselines` are the forecasts of the laws that know no learning rate at the same steps, nats.
+    `baselines` are the forecasts of the laws without the learning rate at the same steps, nats.
     """
 
     series: Series
-    seen: np.ndarray  # (C,) whether the fit saw the row
+    seen: np.ndarray  # (C,) whether the row was observed
     result: RunResult
     forecast: pd.DataFrame
     baselines: dict[str, np.ndarray]

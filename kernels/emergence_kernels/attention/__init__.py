@@ -1,1 +1,1 @@
-"""Scaled dot-product attention, alone and fused with the rotary embedding; kernels of our own and of others."""
+"""Scaled dot-product attention, alone and fused with the rotary embedding; own kernels, flash-attn and PyTorch's."""

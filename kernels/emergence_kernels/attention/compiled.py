@@ -1,4 +1,4 @@
-"""Attention by csrc/: Hopper's own kernels where they run, those of sm_80 elsewhere, as triton.py offers it."""
+"""Attention by csrc/: kernels for Hopper where they run, those for sm_80 elsewhere; the interface is that of triton.py."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""Which blocks of positions may share a document: what attention's kernels skip blocks by, and masks."""
+"""Ranges of blocks of positions that may share a document, by which attention's kernels skip blocks and masks."""
 
 import torch
 from torch import Tensor
@@ -27,10 +27,10 @@ def overlapping_and_equal_blocks(ids_BT: Tensor, rows: int, columns: int) -> Ten
 
 
 def _bounds(ids_BT: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The least and the greatest id of each block of `size` positions."""
+    """The smallest and the greatest id of each block of `size` positions."""
     B, T = ids_BT.shape
     blocks = -(-T // size)
-    # The last block is filled up with the last id, which belongs to it.
+    # The last block is padded with its own last id.
     padded = torch.cat([ids_BT, ids_BT[:, -1:].expand(B, blocks * size - T)], 1).view(B, blocks, size)
     return padded.amin(-1), padded.amax(-1)
 

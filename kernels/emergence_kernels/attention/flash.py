@@ -1,4 +1,4 @@
-"""Attention by kernels of others: flash-attn 3, 4 or 2 where they are installed, else PyTorch's cuDNN and flash kernels."""
+"""Attention by flash-attn 3, 4 or 2 where installed, else by PyTorch's cuDNN and flash kernels."""
 
 import importlib.util
 from functools import cache
@@ -11,29 +11,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backends.tracing import constant_while_tracing
 
-# Generations of flash-attn, the preferred first, and the major compute capabilities that they are taken on.
+# Generations of flash-attn, preferred first, and the major compute capabilities that they are used on.
 GENERATIONS = {3: (9,), 4: (9, 10, 11), 2: (8, 9, 10, 11, 12)}
 
 
 @cache
-@constant_while_tracing  # inside: dynamo looks through the cache
+@constant_while_tracing  # inside: dynamo traces through the cache
 def installed() -> tuple[int, ...]:
     """Those of GENERATIONS that can be imported. 4 is a folder `cute`, in 2's package or in one without an __init__."""
-    found = {3: importlib.util.find_spec("flash_attn_interface") is not None}
+    generations = {3: importlib.util.find_spec("flash_attn_interface") is not None}
     if spec := importlib.util.find_spec("flash_attn"):
-        found[2] = spec.origin is not None
+        generations[2] = spec.origin is not None
         folders = [Path(folder) / "cute" for folder in spec.submodule_search_locations or ()]
-        found[4] = (
+        generations[4] = (
             any(folder.is_dir() for folder in folders) and importlib.util.find_spec("nvidia_cutlass_dsl") is not None
         )
-    return tuple(generation for generation in GENERATIONS if found.get(generation))
+    return tuple(generation for generation in GENERATIONS if generations.get(generation))
 
 
 def generation(q: Tensor) -> int | None:
-    """The flash-attn to take for q; None: PyTorch's kernels."""
+    """The generation of flash-attn for q; None: PyTorch's kernels."""
     major = torch.cuda.get_device_capability(q.device)[0]
     for each in installed():
-        # 4 compiles its kernels in Python, which torch.compile cannot trace, and beyond Hopper takes head dims up to 128.
+        # 4 compiles its kernels in Python, which torch.compile cannot trace, and supports head dims up to 128 beyond Hopper.
         fits = each != 4 or (not torch.compiler.is_compiling() and (major == 9 or q.shape[-1] <= 128))
         if major in GENERATIONS[each] and fits:
             return each
@@ -45,9 +45,9 @@ def unsupported_reason(q: Tensor, document_ids: Tensor | None, window: int | Non
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, and flash attention needs a CUDA device"
     if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"flash attention takes bfloat16 or float16, not {q.dtype}"
+        return f"flash attention supports bfloat16 and float16, not {q.dtype}"
     if q.shape[-1] > 256 or q.shape[-1] % 8:
-        return f"flash attention takes head dims that are multiples of 8 up to 256, not {q.shape[-1]}"
+        return f"flash attention supports head dims that are multiples of 8 up to 256, not {q.shape[-1]}"
     if document_ids is not None:
         return "document masks are computed by 'triton' and 'torch'"
     if (window is not None or deterministic) and generation(q) is None:
@@ -57,8 +57,8 @@ def unsupported_reason(q: Tensor, document_ids: Tensor | None, window: int | Non
 
 @constant_while_tracing
 def _good_cudnn(device: torch.device) -> bool:
-    """Whether PyTorch itself would prefer cuDNN: on Hopper and sm_100, beyond cuDNN 9.15.0. Older ones are wrong where the length
-    is no multiple of 128 (PyTorch issue 169849), and PyTorch does not look where a kernel is forced."""
+    """Whether PyTorch itself would prefer cuDNN: on Hopper and sm_100, beyond cuDNN 9.15.0. Older versions are wrong where the
+    length is not a multiple of 128 (PyTorch issue 169849), and PyTorch does not check a forced kernel."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] not in (9, 10):
         return False
     return (torch.backends.cudnn.version() or 0) > 91500
@@ -75,7 +75,7 @@ def attention(
     deterministic: bool,
     by: int | None = None,
 ) -> Tensor:
-    """q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D). by: a generation, in place of the one to take for q."""
+    """q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D). by: a generation instead of the preferred one."""
     by = by or generation(q)
     if by is None:
         kernels = [SDPBackend.FLASH_ATTENTION]

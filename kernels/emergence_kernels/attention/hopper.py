@@ -1,4 +1,4 @@
-"""Attention on Hopper by csrc/cuda/attention/hopper_forward.cu and hopper_backward.cu, as triton.py offers it."""
+"""Attention on Hopper by csrc/cuda/attention/hopper_forward.cu and hopper_backward.cu, with the interface of triton.py."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from .options import Gradients, Options, empty_gradients
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16)
-# Rows and columns of blocks, as in the sources. Of queries, backward's by head dim; forward has 192 at head dim 64 from LONG
-# positions on: below, the blocks on the diagonal would be too large a share (a third of the work at 1,024).
+# Rows and columns of blocks, as in the sources. Backward's rows by head dim; forward has 192 at head dim 64 from LONG positions:
+# for shorter sequences the blocks on the diagonal would be too large a share (a third of the work at 1,024).
 BLOCK_Q = {64: 192, 128: 128}
 LONG = 2049
 BLOCK_K = 128
@@ -20,18 +20,18 @@ COLUMNS = 64  # of backward's tiles
 
 
 def rows_of_forward(head_dim: int, length: int) -> int:
-    """Queries of a block."""
+    """Number of queries of a block."""
     return 192 if head_dim == 64 and length >= LONG else 128
 
 
 def unsupported_reason(q: Tensor) -> str | None:
     """The reason why these kernels do not take q, or None."""
     if q.dtype not in DTYPES:
-        return f"Hopper's kernels take bfloat16 and float16, not {q.dtype}"
+        return f"Hopper's kernels support bfloat16 and float16, not {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
-        return f"Hopper's kernels take head dims 64 and 128, not {q.shape[-1]}"
+        return f"Hopper's kernels support head dims 64 and 128, not {q.shape[-1]}"
     if q.device.type == "cuda" and not _is_hopper(q.device):
-        return "Hopper's kernels run on compute capability 9.0 alone"
+        return "Hopper's kernels run on compute capability 9.0 only"
     return None
 
 
@@ -46,7 +46,7 @@ def _for_copies(t: Tensor) -> Tensor:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 for exp2."""
     causal, scale, document_ids, window, _ = options
     B, T, H, D = q.shape
     q, scale, _ = positive(q, scale)
@@ -71,9 +71,9 @@ def backward(
     options: Options,
     into: Gradients | None = None,
 ) -> Gradients:
-    """-> dq, dk, dv. into: where to write them (options.py). `deterministic`: every sum has a fixed order, for two
-    matrix products more (seven rather than five); else blocks of keys add their parts to dq as they come, in float32, of which
-    there is an array of dq's size."""
+    """-> dq, dk, dv. into: where to write them (options.py). `deterministic`: every sum has a fixed order, at the cost
+    of two more matrix products (seven instead of five); otherwise blocks of keys add to dq by atomics, in a float32 buffer of
+    dq's size."""
     causal, scale, document_ids, window, deterministic = options
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)

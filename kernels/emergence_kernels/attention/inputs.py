@@ -1,4 +1,4 @@
-"""What attention's CUDA kernels want of their inputs."""
+"""Preparation of the inputs of attention's CUDA kernels."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def numbered(document_ids: Tensor | None) -> Tensor | None:
 
 
 def positive(q: Tensor, scale: float | None) -> tuple[Tensor, float, int]:
-    """q and a positive scale, since the kernels take a row's maximum before they scale, and the factor that q was given."""
+    """q and a positive scale, since the kernels compute a row's maximum before scaling, and the factor applied to q."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if scale > 0:
         return q, scale, 1

@@ -1,4 +1,4 @@
-"""Attention by csrc/cuda/attention/mma_forward.cu and mma_backward.cu (sm_80 and later), as triton.py has it."""
+"""Attention by csrc/cuda/attention/mma_forward.cu and mma_backward.cu (sm_80 and later), with the interface of triton.py."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ def unsupported_reason(q: Tensor) -> str | None:
     """The reason why these kernels do not take q, or None."""
     D = q.shape[-1]
     if q.dtype not in (torch.bfloat16, torch.float16):
-        return f"it takes bfloat16 and float16, not {q.dtype}"
-    return f"head dim {D} is no multiple of 8 up to {MAX_HEAD_DIM}" if D % 8 or D > MAX_HEAD_DIM else None
+        return f"it supports bfloat16 and float16, not {q.dtype}"
+    return f"head dim {D} is not a multiple of 8 up to {MAX_HEAD_DIM}" if D % 8 or D > MAX_HEAD_DIM else None
 
 
 def _masks(options: Options) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
@@ -28,7 +28,7 @@ def _masks(options: Options) -> tuple[tuple[Tensor | None, Tensor | None], tuple
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 for exp2."""
     B, T, H, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
@@ -48,7 +48,7 @@ def backward(
     options: Options,
     into: Gradients | None = None,
 ) -> Gradients:
-    """-> dq, dk, dv, deterministic whatever is asked for. into: where to write them (options.py)."""
+    """-> dq, dk, dv, always deterministic. into: where to write them (options.py)."""
     dq, dk, dv = into or empty_gradients(q, k, v)
     documents, reach = _masks(options)
     q, scale, factor = positive(q, options.scale)

@@ -16,8 +16,8 @@ from . import flash as flash_backend
 from .options import SCHEMA, Options
 from .reference import attention as attention_torch
 
-OWN = ("triton", "cuda")  # whose kernels are called from here; the others bring their own autograd
-MAX_HEAD_DIM = 128  # of the Triton kernels, which pad others to 16, 32, 64 or 128
+OWN = ("triton", "cuda")  # backends whose kernels are called from here; the others have their own autograd
+MAX_HEAD_DIM = 128  # bound of the Triton kernels, which pad head dims to 16, 32, 64 or 128
 
 
 def attention(
@@ -41,8 +41,8 @@ def attention(
         scale: of the scores; None means 1 / sqrt(D).
         document_ids: (B, T) integers; a query sees only keys of the same id. None: one document.
         window: query i sees keys with |i - j| < window (with causal: itself and the window - 1 before it).
-        deterministic: two backward passes give the same bits. torch.use_deterministic_algorithms(True) asks for it too;
-            "triton" always is, and so is "cuda" but for Hopper's kernels.
+        deterministic: two backward passes give the same bits. torch.use_deterministic_algorithms(True) has the same effect;
+            "triton" always is, and so is "cuda" except for Hopper's kernels.
         backend: "triton", "cuda", "flash", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
@@ -61,7 +61,7 @@ def attention(
 
 
 def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend: str | None) -> tuple[Options, str]:
-    """Options with PyTorch's own wish for determinism in them, and the backend that will run; raises what attention raises."""
+    """Check the arguments; return the options, with torch's setting for determinism, and the backend."""
     check_float(op, q=q, k=k, v=v)
     require(q.dim() == 4, f"{op}: q must be (batch, seq, heads, head_dim), got shape {tuple(q.shape)}")
     require(k.shape == v.shape, f"{op}: k has shape {tuple(k.shape)} but v has {tuple(v.shape)}")
@@ -97,7 +97,7 @@ def checked(op: str, q: Tensor, k: Tensor, v: Tensor, options: Options, backend:
 
 
 def _order(q: Tensor, kind: str) -> list[str] | tuple[str, ...]:
-    """Backends, fastest first, as far as measurements tell: of this mask, else of the causal one."""
+    """Backends, fastest first by measurement: with this mask, else with the causal one."""
     for known in (kind, "causal"):
         if order := fastest(f"attention, {known}", q.device, q.dtype, (q.shape[3], q.shape[1])):
             return order
@@ -105,7 +105,7 @@ def _order(q: Tensor, kind: str) -> list[str] | tuple[str, ...]:
 
 
 def by_others(q: Tensor, k: Tensor, v: Tensor, options: Options, backend: str) -> Tensor:
-    """By "torch" and "flash", which bring their own autograd."""
+    """Attention by "torch" and "flash", which have their own autograd."""
     causal, scale, document_ids, window, deterministic = options
     if backend == "flash":
         return flash_backend.attention(q, k, v, causal=causal, scale=scale, window=window, deterministic=deterministic)

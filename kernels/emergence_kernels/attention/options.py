@@ -1,17 +1,18 @@
-"""What attention is asked for beside its tensors, as op.py hands it to the backends."""
+"""Options of attention, passed from op.py to the backends."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# dq (B, T, H, D), dk and dv (B, T, G, D). Those that a backend is given to write into have adjacent features and adjacent
-# heads, and dk and dv the same strides: fresh tensors, or slices of one tensor (B, T, H + 2G, D).
+# dq (B, T, H, D), dk and dv (B, T, G, D). Buffers passed to a backend have adjacent features and adjacent heads,
+# and dk and dv the same strides: new tensors, or slices of one tensor (B, T, H + 2G, D).
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def empty_gradients(q: Tensor, k: Tensor, v: Tensor) -> Gradients:
-    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    return dq, dk, dv
 
 
 # Options in the schema of a custom op.

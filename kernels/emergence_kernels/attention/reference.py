@@ -1,12 +1,13 @@
 """Attention in PyTorch: scaled_dot_product_attention, with a mask only where one is needed.
 
-On a CPU short sequences of narrow heads are computed with the whole (T, T) matrix of probabilities: PyTorch's blocked
+On a CPU short sequences of narrow heads are computed with the full (T, T) matrix of probabilities: PyTorch's blocked
 kernel takes 1.5 times as long there. With P = softmax(scale q k^T + mask):
 
     out = P v,   dv = P^T dout,   dS = P * (dP - rowsum(P * dP)) with dP = dout v^T,   dq = scale dS k,   dk = scale dS^T q
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,10 @@ def attention_mask(
     return mask
 
 
-WHOLE_MAX_LENGTH, WHOLE_MAX_WIDTH = 128, 32  # measured on two cores with float32: wider or longer, blocks win
+WHOLE_MAX_LENGTH, WHOLE_MAX_WIDTH = (
+    128,
+    32,
+)  # measured on two cores with float32: for wider or longer inputs blocks are faster
 
 
 def attention(
@@ -70,10 +74,10 @@ def _later(T: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Whole(torch.autograd.Function):
-    """Causal attention of as many key heads as query heads, its probabilities kept whole for the backward pass."""
+    """Causal attention of as many key heads as query heads, with the probabilities saved for the backward pass."""
 
     @staticmethod
-    def forward(ctx, q_BTHD, k_BTHD, v_BTHD, scale):
+    def forward(ctx: Any, q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, scale: float) -> Tensor:
         B, T, H, D = q_BTHD.shape
         q, k, v = (x.transpose(1, 2).reshape(B * H, T, D) for x in (q_BTHD, k_BTHD, v_BTHD))
         p = torch.softmax(torch.baddbmm(_later(T, q.dtype), q, k.transpose(1, 2), alpha=scale), -1)
@@ -83,7 +87,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_BTHD):
+    def backward(ctx: Any, grad_BTHD: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
         B, T, H, D = grad_BTHD.shape
         grad = grad_BTHD.transpose(1, 2).reshape(B * H, T, D)

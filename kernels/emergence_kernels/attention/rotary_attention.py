@@ -1,4 +1,4 @@
-"""Rotary embedding and attention of one projection, whose gradient is written into one tensor.
+"""Rotary embedding and attention of a fused qkv projection, whose gradient is written into one tensor.
 
 rotary() and attention() one after the other cost two concatenations in backward: of dq and dk for the rotation, and of
 those and dv for the projection. Here dq, dk and dv go into slices of one tensor, where dq and dk are rotated back. With X
@@ -8,6 +8,9 @@ the bytes of q, and as many key heads as query heads, beside attention itself:
 
 Shapes: B sequences, T tokens, H query heads, G key/value heads, D features of a head.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,17 +38,17 @@ def rotary_attention(
     overwrite: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """attention(rotary(q), rotary(k), v) of a projection that holds all three.
+    """attention(rotary(q), rotary(k), v) of a fused qkv projection.
 
     Args:
         qkv: (B, T, (H + 2 G) D): the query heads, the key heads and the value heads, each of D features.
-        cos, sin: as rotary takes them.
+        cos, sin: as for rotary.
         heads, kv_heads: H and G; None means G = H.
-        causal, scale, document_ids, window, deterministic: as attention takes them.
-        overwrite: q and k may be rotated where they lie in qkv, which saves a tensor of their size until backward. For the
-            output of a projection that nobody else reads. Autograd knows of it (whatever else needed qkv's old value raises),
-            and where it would be wrong, for a leaf, a view or an expanded tensor, a copy is rotated all the same.
-        backend: as attention takes it; None reads EMERGENCE_KERNELS_BACKEND.
+        causal, scale, document_ids, window, deterministic: as for attention.
+        overwrite: q and k may be rotated in place in qkv, which saves a tensor of their size until backward. For the output of
+            a projection that nothing else reads. Autograd is informed (another use of qkv's old value raises), and for a leaf,
+            a view or an expanded tensor, where it would be wrong, a copy is rotated instead.
+        backend: as for attention; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
         (B, T, H, D).
@@ -72,7 +75,8 @@ def rotary_attention(
         if chosen in OWN:
             return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options, chosen)[0]
         turned, v = _heads(qkv, heads, kv_heads).split([heads + kv_heads, kv_heads], 2)
-        return by_others(*rotary(turned, cos, sin, backend=rotation).split([heads, kv_heads], 2), v, options, chosen)
+        q, k = rotary(turned, cos, sin, backend=rotation).split([heads, kv_heads], 2)
+        return by_others(q, k, v, options, chosen)
     in_place = overwrite and rotation != "torch" and _may_be_overwritten(qkv)
     if chosen in OWN:
         return _Fused.apply(qkv, cos, sin, heads, kv_heads, rotation, in_place, *options, chosen)[0]
@@ -81,7 +85,7 @@ def rotary_attention(
 
 
 def _may_be_overwritten(qkv: Tensor) -> bool:
-    """Autograd has no place for a leaf's old value, and would copy whole gradients for a view's."""
+    """Whether qkv may be changed in place: autograd forbids it for a leaf, and copies whole gradients for a view."""
     tracked = qkv.requires_grad and torch.is_grad_enabled()
     return qkv.is_contiguous() and not (qkv._is_view() or qkv.is_inference() or (tracked and qkv.is_leaf))
 
@@ -119,10 +123,12 @@ def _joined(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, rotati
 
 
 class _Rotated(torch.autograd.Function):
-    """qkv -> q, k, v for attention by others; overwritten, qkv is an output too, so that autograd knows."""
+    """qkv -> q, k, v for attention by others; in place, qkv is also an output (mark_dirty)."""
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place):
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, in_place: bool
+    ) -> tuple[Tensor, ...]:
         turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place)
         ctx.save_for_backward(cos, sin)
         ctx.rest = heads, kv_heads, rotation
@@ -135,31 +141,47 @@ class _Rotated(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dq, dk, dv, direct=None):
+    def backward(
+        ctx: Any, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, direct: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         heads, kv_heads, rotation = ctx.rest
-        given = [dq, dk, dv]
-        if any(grad is None for grad in given) or direct is not None:
-            given = _completed(given, direct, ctx.saved_tensors[0], heads, kv_heads)
-        return _joined(*given, *ctx.saved_tensors, rotation), *(None,) * 6
+        cos, sin = ctx.saved_tensors
+        dq, dk, dv = _completed(dq, dk, dv, direct, heads, kv_heads)
+        return _joined(dq, dk, dv, cos, sin, rotation), *(None,) * 6
 
 
-def _completed(given: list, direct: Tensor | None, cos: Tensor, heads: int, kv_heads: int) -> list[Tensor]:
-    """Zeros where there is no gradient, and the gradient of a qkv that was read after it was overwritten added."""
+def _completed(
+    dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, direct: Tensor | None, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros where there is no gradient, plus the gradient of a qkv that was read after it was overwritten."""
+    given = (dq, dk, dv)
     if direct is not None:
         parts = _parts(direct, heads, kv_heads)
-        return [part if grad is None else grad + part for grad, part in zip(given, parts)]
-    B, T, _, D = next(grad for grad in given if grad is not None).shape
-    like = next(grad for grad in given if grad is not None)
-    return [like.new_zeros(B, T, n, D) if grad is None else grad for grad, n in zip(given, (heads, kv_heads, kv_heads))]
+        dq, dk, dv = (part if grad is None else grad + part for grad, part in zip(given, parts))
+    else:
+        like = next(grad for grad in given if grad is not None)
+        B, T, _, D = like.shape
+        counts = (heads, kv_heads, kv_heads)
+        dq, dk, dv = (like.new_zeros(B, T, n, D) if grad is None else grad for grad, n in zip(given, counts))
+    return dq, dk, dv
 
 
 class _Fused(torch.autograd.Function):
-    """By kernels that write their gradients where the caller says."""
+    """Attention by kernels that write their gradients into given tensors."""
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin, heads, kv_heads, rotation, in_place, *rest):
-        *options, backend = rest
-        options = Options(*options)
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        heads: int,
+        kv_heads: int,
+        rotation: str,
+        in_place: bool,
+        *rest: Any,
+    ) -> tuple[Tensor, ...]:
+        options, backend = Options(*rest[:-1]), rest[-1]
         turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place)
         q, k = turned.split([heads, kv_heads], 2)
         out, lse = kernels_of(backend).forward(q, k, v, options)
@@ -172,11 +194,11 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, direct=None):
-        *saved, cos, sin, document_ids = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, direct: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, cos, sin, document_ids = ctx.saved_tensors
         rotation, options, backend = ctx.rest
         options = options._replace(document_ids=document_ids)
-        d_qkv = _gradient(grad, *saved, cos, sin, rotation, options, backend, direct)
+        d_qkv = _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend, direct)
         return d_qkv, *(None,) * (7 + len(options))
 
 
@@ -194,7 +216,7 @@ def _gradient(
     backend: str,
     direct: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of qkv. direct: one of the overwritten qkv, to be added."""
+    """The gradient of qkv. direct: that of the overwritten qkv, added to it."""
     heads, kv_heads = q.shape[2], k.shape[2]
     d_qkv = torch.empty(*q.shape[:2], heads + 2 * kv_heads, q.shape[3], dtype=q.dtype, device=q.device)
     if grad is None:
@@ -210,35 +232,50 @@ def _gradient(
     return d_qkv.flatten(2)
 
 
-def _forward(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, *rest):
+def _forward(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """-> out, lse, and q and k rotated."""
-    *options, backend = rest
+    options, backend = Options(*rest[:-1]), rest[-1]
     turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place=False)
-    return *kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, Options(*options)), turned
+    out, lse = kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, options)
+    return out, lse, turned
 
 
-def _fake(qkv, cos, sin, heads, kv_heads, *_):
+def _fake(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     B, T, width = qkv.shape
     D = width // (heads + 2 * kv_heads)
     lse = qkv.new_empty((B, heads, T), dtype=torch.float32)
     return qkv.new_empty((B, T, heads, D)), lse, qkv.new_empty((B, T, heads + kv_heads, D))
 
 
-def _gradient_in_graph(grad, turned, qkv, out, lse, cos, sin, heads, kv_heads, rotation, *rest) -> Tensor:
-    *options, backend = rest
+def _gradient_in_graph(
+    grad: Tensor,
+    turned: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    rotation: str,
+    *rest: Any,
+) -> Tensor:
+    options, backend = Options(*rest[:-1]), rest[-1]
     q, k = turned.split([heads, kv_heads], 2)
     v = _parts(qkv, heads, kv_heads)[2]
-    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, Options(*options), backend)
+    return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend)
 
 
-def _save(ctx, inputs: tuple, outputs: tuple) -> None:
+def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:
     qkv, cos, sin, *ctx.heads, causal, scale, document_ids, window, deterministic, ctx.backend = inputs
     out, lse, turned = outputs
     ctx.save_for_backward(turned, qkv, out, lse, cos, sin, document_ids)
     ctx.options = Options(causal, scale, None, window, deterministic)
 
 
-def _backward(ctx, gradient, grad: Tensor, *_) -> tuple[Tensor]:
+def _backward(ctx: Any, gradient: Callable[..., Tensor], grad: Tensor, *_: Any) -> tuple[Tensor]:
     *saved, document_ids = ctx.saved_tensors
     options = ctx.options._replace(document_ids=document_ids)
     return (gradient(grad, *saved, *ctx.heads, *options, ctx.backend),)

@@ -25,7 +25,7 @@ from .document_ranges import overlapping_blocks
 from .options import Gradients, Options, empty_gradients
 
 LOG2E = tl.constexpr(1.4426950408889634)
-HIDDEN = tl.constexpr(-1.0e30)  # finite: a row hidden from a whole block is put right by the block with its own key
+HIDDEN = tl.constexpr(-1.0e30)  # finite: a row masked in a whole block is corrected by the block with its own key
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def _store(ptr, stride, x, offs_t, offs_d, T, D: tl.constexpr):
 
 @triton.jit
 def _narrow(x, like):
-    """Operands of a matrix product take the inputs' dtype (float32 in the interpreter)."""
+    """Operands of a matrix product in the inputs' dtype (float32 in the interpreter)."""
     return x.to(like.dtype)
 
 
@@ -125,7 +125,7 @@ def _query_range(
         free = tl.cdiv(k0 + BLOCK_K - 1, BLOCK_Q) * BLOCK_Q
     else:
         free = low
-    if k0 + BLOCK_K > T:  # the last keys are beyond the edge: nobody sees all of the block
+    if k0 + BLOCK_K > T:  # the last keys are beyond the edge: no query sees all of the block
         free = tl.cdiv(T, BLOCK_Q) * BLOCK_Q
     return low, free, high
 
@@ -177,7 +177,7 @@ def _place(T, heads, BLOCK: tl.constexpr):
     """(blocks of a head, this program's block, sequence and head). All in the first dimension, which alone may be longer than
     65,535, with a head's blocks in a row, since they share keys and values in the L2 cache."""
     blocks = tl.cdiv(T, BLOCK)
-    # Divided as what they are, unsigned: it saves the registers that kernels for sm_80 lacked.
+    # Unsigned division saves registers, without which kernels for sm_80 spilled.
     head = tl.program_id(0).to(tl.uint32) // tl.cast(blocks, tl.uint32)
     b = head // tl.cast(heads, tl.uint32)
     block = tl.program_id(0) - head.to(tl.int32) * blocks
@@ -195,7 +195,7 @@ def _forward_kernel(
 ):  # fmt: skip
     blocks, block, b, h = _place(T, H, BLOCK_Q)
     if CAUSAL:
-        block = blocks - 1 - block  # the longest rows first
+        block = blocks - 1 - block  # the longest rows are scheduled first
     q0 = block * BLOCK_Q
     offs_q = q0 + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, BLOCK_D)
@@ -430,7 +430,7 @@ class _Launch:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 as exp2 wants it."""
+    """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 for exp2."""
     a = _Launch(q, k, v, options)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(a.B, a.H, a.T, dtype=torch.float32, device=q.device)
@@ -459,7 +459,7 @@ def backward(
     options: Options,
     into: Gradients | None = None,
 ) -> Gradients:
-    """-> dq, dk, dv, deterministic whatever is asked for. into: where to write them (options.py)."""
+    """-> dq, dk, dv, always deterministic. into: where to write them (options.py)."""
     a = _Launch(q, k, v, options)
     do = _unit_rows(do)
     dq, dk, dv = into or empty_gradients(q, k, v)

@@ -1,1 +1,1 @@
-"""What every operation rests on: which backend runs it, compiled libraries, Triton's configurations, argument checks."""
+"""Shared by the operations: choice of the backend, compiled libraries, Triton's configurations, argument checks."""

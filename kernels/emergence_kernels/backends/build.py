@@ -2,11 +2,11 @@
 
     python -m emergence_kernels.backends.build cuda        csrc/cuda by nvcc, for sm_80 and sm_90a
     python -m emergence_kernels.backends.build cpu         csrc/cpu by g++, for this kind of CPU
-    python -m emergence_kernels.backends.build emulated    csrc/cuda and csrc/checks by g++: the GPU's source on a CPU
-    python -m emergence_kernels.backends.build checks      csrc/checks by nvcc: kernels for tests alone
+    python -m emergence_kernels.backends.build emulated    csrc/cuda and csrc/checks by g++: the GPU's source emulated on a CPU
+    python -m emergence_kernels.backends.build checks      csrc/checks by nvcc: kernels for tests only
 
-Only torch's stable ABI is used, so a library serves every torch from 2.10 on and every Python; torch's headers may be
-those of a CPU build. setup.py, the Makefile and the tests come here. Objects are cached under build/ by what went into them.
+Only torch's stable ABI is used, so a library works with every torch from 2.10 on and every Python; torch's headers may be
+those of a CPU build. Used by setup.py, the Makefile and the tests. Objects are cached under build/ by a hash of their inputs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[3] / "csrc"
-# Of each kind: the folders of csrc/ that it is compiled from, and those that hold their headers beside.
+# For each kind: the source folders of csrc/, and the folders of further headers.
 KINDS = {"cuda": ("cuda",), "cpu": ("cpu",), "emulated": ("cuda", "checks"), "checks": ("checks",)}
 HEADERS = {kind: ("common", "emulator") if kind == "emulated" else ("common",) for kind in KINDS}
 SUFFIXES = (".cu", ".cpp")
@@ -31,7 +31,7 @@ TORCH_ABI = "0x020a000000000000"  # 2.10
 COMMON = ["-std=c++20", f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
 FLAGS = {
     "cuda": ["-O3", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-Wall"],
-    # Loops vectorise where nobody asks for errno or floating-point traps; the order of sums is left as written.
+    # Loops vectorise without errno and floating-point traps; the order of sums is unchanged.
     "cpu": ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-Wall", "-Wextra"],
     "emulated": ["-x", "c++", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"],
 }
@@ -39,11 +39,11 @@ FLAGS["checks"] = FLAGS["cuda"]
 
 
 class BuildError(RuntimeError):
-    """The library could not be built; one line says why."""
+    """The library could not be built; the message is one line."""
 
 
 def library(kind: str) -> Path:
-    """Where the library of a kind lies."""
+    """Path of the library of a kind."""
     return Path(__file__).with_name("libraries") / f"emergence_{kind}.so"
 
 
@@ -67,12 +67,12 @@ def torch_folder() -> Path:
 
 
 def torch_version() -> str:
-    """The text of torch/version.py, which says whether it has CUDA."""
+    """The text of torch/version.py, which has its CUDA version."""
     return (torch_folder() / "version.py").read_text(encoding="utf-8")
 
 
 def architectures() -> tuple[str, ...]:
-    """Those of EMERGENCE_CUDA_ARCHITECTURES, else sm_80, sm_90a, and sm_100a where nvcc knows it."""
+    """The architectures of EMERGENCE_CUDA_ARCHITECTURES, else sm_80, sm_90a, and sm_100a where nvcc knows it."""
     if asked := os.environ.get(ARCHITECTURES_VARIABLE):
         return tuple(name.strip().removeprefix("sm_") for name in asked.split(",") if name.strip())
     known = _output([nvcc() or "nvcc", "--list-gpu-code"])
@@ -80,8 +80,8 @@ def architectures() -> tuple[str, ...]:
 
 
 def strict() -> list[str]:
-    """nvcc's flags that make warnings errors: for who works on the kernels. Elsewhere another nvcc's new advisories would leave
-    the kernels out."""
+    """nvcc's flags that make warnings errors, for developers of the kernels. For users a newer nvcc's warnings would fail the
+    build."""
     asked = os.environ.get(WERROR_VARIABLE) == "1" or os.environ.get("CI") == "true"
     return ["--Werror", "all-warnings"] if asked else []
 
@@ -102,7 +102,7 @@ def build(
     cache: Path | None = None,
     extra: tuple[str, ...] = (),
 ) -> str:
-    """-> what the compiler said (with `extra` = ("-Xptxas", "-v"): registers and spills of every kernel).
+    """Compile a library; return the compiler's output (with `extra` = ("-Xptxas", "-v"): registers and spills of every kernel).
 
     Args:
         kind: one of KINDS. output: the library; by default in libraries/. archs: of nvcc, such as ("80", "90a").
@@ -115,7 +115,7 @@ def build(
     if compiler is None:
         raise BuildError("nvcc is not on the path (nor under CUDA_HOME)" if by_nvcc else "g++ is not on the path")
     if not sources(kind):
-        raise BuildError(f"{SOURCES} holds no source: a library is built from a checkout, or installed prebuilt")
+        raise BuildError(f"{SOURCES} has no source: a library is built from a checkout, or installed prebuilt")
     output, torch = output or library(kind), torch_folder()
     flags, what = [*COMMON, *FLAGS[kind]], kind
     if by_nvcc:
@@ -154,7 +154,7 @@ def build(
     static = ["-cudart", "static"] if by_nvcc else []
     link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
     _output([compiler, "-shared", *static, *map(str, objects), *link, "-o", str(partial)])
-    partial.replace(output)  # whole or not at all
+    partial.replace(output)  # atomic
     return "".join(logs)
 
 

@@ -14,14 +14,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def checks_values(device: torch.device) -> bool:
-    """Whether to look at values: free on the CPU, a device sync elsewhere (so only with EMERGENCE_KERNELS_DEBUG=1)."""
+    """Whether to check values: free on the CPU, a device sync elsewhere (so only with EMERGENCE_KERNELS_DEBUG=1)."""
     if torch.compiler.is_compiling():
         return False
     return device.type == "cpu" or os.environ.get(DEBUG, "0") == "1"
 
 
 def check_float(op: str, **tensors: torch.Tensor | None) -> None:
-    """Every tensor is floating point, and all share one dtype and one device."""
+    """Check that all tensors are floating point with one dtype and one device."""
     given = {name: t for name, t in tensors.items() if t is not None}
     first_name, first = next(iter(given.items()))
     for name, t in given.items():
@@ -56,7 +56,7 @@ def check_loss_inputs(
     )
     require(targets.device == hidden.device, f"{op}: targets are on {targets.device} but hidden is on {hidden.device}")
     if checks_values(targets.device) and targets.numel():
-        least, greatest = torch.aminmax(targets)  # one pass, and as a rule all that is to be seen
+        least, greatest = torch.aminmax(targets)  # one pass, and in most cases sufficient
         if int(least) >= 0 and int(greatest) < weight.shape[0]:
             return
         bad = (targets != ignore_index) & ((targets < 0) | (targets >= weight.shape[0]))
@@ -69,7 +69,7 @@ def check_loss_inputs(
 
 
 def check_weights(op: str, weights: torch.Tensor, targets_BT: torch.Tensor) -> None:
-    """Token weights (T,) or (B, T): finite, not negative, not to be differentiated."""
+    """Check token weights (T,) or (B, T): finite, not negative, without gradient."""
     B, T = targets_BT.shape
     require(
         tuple(weights.shape) in {(T,), (B, T)},

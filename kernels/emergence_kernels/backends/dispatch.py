@@ -1,9 +1,9 @@
-"""Which backend runs an operation.
+"""Choose the backend of an operation.
 
 "torch" is the reference and runs anywhere. "triton" needs Triton and a CUDA device (or TRITON_INTERPRET=1, which runs
 the same kernels slowly on the CPU, for tests). "flash" is attention by flash-attn, or PyTorch's own flash kernels.
-"cuda" and "cpu" are compiled C++, where it was built (build.py); "cpu" takes float32 only. "auto" chooses the fastest that
-can run; a backend that is named either runs or raises BackendError before anything is launched.
+"cuda" and "cpu" are compiled C++, where built (build.py); "cpu" supports float32 only. "auto" chooses the fastest that can
+run; a named backend either runs or raises BackendError before anything is launched.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ ENVIRONMENT = "EMERGENCE_KERNELS_BACKEND"
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for by name and cannot run here."""
+    """A backend was named and cannot run here."""
 
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -27,8 +27,8 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-# What each operation can be computed by, best first as far as it is known; choices.py knows better where it was measured.
-# "auto" takes "cuda" only there, or where an operation knows better (attention on Hopper). "torch" closes every list.
+# Backends of each operation, in the default order; ranking.py has the measured order where there is one. "auto" chooses "cuda"
+# only by measurement, or where the operation ranks it (attention on Hopper). "torch" is always last.
 IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
     "rotary": ("triton", "cuda", "cpu", "torch"),
@@ -45,7 +45,7 @@ CPU_OPERATIONS = {op for op, backends in IMPLEMENTED.items() if "cpu" in backend
 def unsupported_reason(backend: str, op: str, device: torch.device, limits: dict[str, str | None]) -> str | None:
     """The reason why `backend` cannot run `op` on `device`, or None if it can.
 
-    limits: for a backend, the reason why it cannot take these inputs.
+    limits: for a backend, the reason why it does not support these inputs.
     """
     if limits.get(backend):
         return limits[backend]
@@ -53,7 +53,7 @@ def unsupported_reason(backend: str, op: str, device: torch.device, limits: dict
         return f"it has no {op}"
     if backend == "torch":
         return None
-    if backend == "flash":  # the operation has said in `limits` whether it can
+    if backend == "flash":  # `limits` has the operation's own check
         return None if device.type == "cuda" else f"the tensors are on {device.type}, and it needs a CUDA device"
     if backend in ("cuda", "cpu"):
         from . import library
@@ -76,10 +76,10 @@ def resolve_backend(
     avoid: tuple[str, ...] = (),
     measured: tuple[str, ...] | list[str] = (),
 ) -> str:
-    """Turns a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that will run `op`.
+    """Resolve a request (argument, else EMERGENCE_KERNELS_BACKEND, else "auto") into the backend that runs `op`.
 
-    limits: as in unsupported_reason. avoid: what "auto" passes over for these inputs although it could run. measured: backends
-    from the fastest to the slowest for such inputs, as ranking.fastest knows them.
+    limits: as in unsupported_reason. avoid: backends that "auto" does not choose for these inputs although they could run.
+    measured: backends from the fastest to the slowest for such inputs, from ranking.fastest.
     """
     limits = limits or {}
     asked = backend or os.environ.get(ENVIRONMENT) or "auto"
@@ -87,7 +87,7 @@ def resolve_backend(
         raise BackendError(f"unknown kernel backend {asked!r}: choose one of {', '.join(BACKENDS)}")
     if asked == "auto":
         if device.type != "cuda":
-            # Interpreter and emulation are test tools: never chosen, only named. A graph's passes are fused by Inductor.
+            # Interpreter and emulation are test tools, used only where named. In a graph Inductor fuses elementwise passes.
             compiled = op in CPU_OPERATIONS and not torch.compiler.is_compiling()
             return "cpu" if compiled and unsupported_reason("cpu", op, device, limits) is None else "torch"
         known = [name for name in IMPLEMENTED[op] if name not in ("cuda", "cpu")]
@@ -100,14 +100,14 @@ def resolve_backend(
 
 
 def dtype_limits(tensor: torch.Tensor) -> dict[str, str | None]:
-    """Our kernels compute in float32, and those for CPUs take nothing else."""
+    """Reasons by dtype: own kernels compute in float32, and those for CPUs support nothing else."""
     reason = "float64 is computed by 'torch' only" if tensor.dtype == torch.float64 else None
-    narrow = None if tensor.dtype == torch.float32 else f"it takes float32 only, not {tensor.dtype}"
+    narrow = None if tensor.dtype == torch.float32 else f"it supports float32 only, not {tensor.dtype}"
     return {"triton": reason, "cuda": reason, "cpu": reason or narrow}
 
 
 def slow_products(tensor: torch.Tensor) -> tuple[str, ...]:
-    """float32 products without tensor cores are cuBLAS's strength, not Triton's: "auto" leaves them to 'torch'."""
+    """Backends to avoid for float32 products without tensor cores, which cuBLAS computes faster than Triton."""
     return ("triton",) if tensor.dtype == torch.float32 else ()
 
 

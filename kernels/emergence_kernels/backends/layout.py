@@ -1,4 +1,4 @@
-"""Tensors as kernels want to walk them."""
+"""Layouts of tensors for kernels."""
 
 from torch import Tensor
 

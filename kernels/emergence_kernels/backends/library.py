@@ -1,7 +1,7 @@
 """Finds and loads the compiled libraries: "cuda" for GPUs, "cpu" for CPUs.
 
-They lie in libraries/ beside this file (`make install` tries the CPU's, `make cuda` the GPU's), or where
-EMERGENCE_CUDA_LIBRARY and EMERGENCE_CPU_LIBRARY say. A library of kind "emulated" in the place of "cuda" runs the GPU's
+They are in libraries/ (`make install` tries to build the CPU's, `make cuda` the GPU's), or at EMERGENCE_CUDA_LIBRARY and
+EMERGENCE_CPU_LIBRARY. A library of kind "emulated" in the place of "cuda" runs the GPU's
 source on CPU tensors: for tests, as TRITON_INTERPRET is.
 """
 
@@ -20,7 +20,7 @@ VARIABLES = {"cuda": "EMERGENCE_CUDA_LIBRARY", "cpu": "EMERGENCE_CPU_LIBRARY"}
 
 
 def _library(backend: str) -> tuple[str | None, str | None]:
-    """(what it was built for, why it is not there): one of them is None. A process loads one library a backend."""
+    """(what it was built for, why it is missing): one of them is None. A process loads one library per backend."""
     named = os.environ.get(VARIABLES[backend])
     if (loaded := _LOADED.get((backend, named))) is not None:
         return loaded
@@ -51,17 +51,17 @@ def _load(path: Path) -> tuple[str | None, str | None]:
 
 
 def operations(backend: str) -> Any:
-    """The raw operations; unsupported_reason has said that they exist."""
+    """The raw operations of a backend for which unsupported_reason is None."""
     return torch.ops.emergence_cpu if backend == "cpu" else torch.ops.emergence_cuda
 
 
 def describe(backend: str) -> str:
-    """One line for people: what the library was built for, or why there is none."""
+    """One line for the user: what the library was built for, or why there is none."""
     built, missing = _library(backend)
     return built or f"not available: {missing}"
 
 
-@constant_while_tracing  # files are looked at while a graph is traced, not in it
+@constant_while_tracing  # files are read while a graph is traced, not in it
 def unsupported_reason(backend: str, device: torch.device) -> str | None:
     """The reason why the library cannot run on `device`, or None."""
     built, missing = _library(backend)
@@ -79,7 +79,7 @@ def unsupported_reason(backend: str, device: torch.device) -> str | None:
 
 @cache
 def _driver() -> tuple[int, int] | None:
-    """The newest CUDA that the driver knows, or None where it does not say."""
+    """The newest CUDA version that the driver supports, or None where unknown."""
     try:
         driver, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
         if driver.cuDriverGetVersion(ctypes.byref(version)):
@@ -102,7 +102,7 @@ def _old_driver(built: str, driver: tuple[int, int] | None) -> str | None:
         return None
     newer = f"the driver to {DRIVERS[major]} or later" if major in DRIVERS else "the driver"
     return (
-        f"it is built with CUDA {release[1]}.{release[2]}, and the driver knows CUDA {driver[0]}.{driver[1]}: "
+        f"it is built with CUDA {release[1]}.{release[2]}, and the driver supports CUDA {driver[0]}.{driver[1]}: "
         f"update {newer}, or rebuild with CUDA {driver[0]} ({_remedy('cuda')})"
     )
 

@@ -1,8 +1,8 @@
-"""What "auto" prefers on a GPU, by measurement: ranking.json, made from stored benchmark runs by benchmarks/redraw.py.
+"""The measured ranking of backends for "auto" on a GPU: ranking.json, made from stored benchmark runs by benchmarks/redraw.py.
 
-A measured operation is known by its architecture, its dtype and its widths: (features,) of rms_norm, (features, vocabulary)
-of the losses, (head_dim, seq) of attention, whose name has its mask with it ("attention, causal"). The number of tokens changes
-from call to call and is left out: times at several are multiplied together.
+An entry's key is architecture, operation, dtype and widths: (features,) of rms_norm, (features, vocabulary) of the losses,
+(head_dim, seq) of attention, whose name includes its mask ("attention, causal"). The number of tokens varies between calls and is
+not part of it: an entry is the geometric mean over the measured ones.
 """
 
 import json
@@ -17,8 +17,8 @@ from .dispatch import IMPLEMENTED
 from .tracing import constant_while_tracing
 
 FILE = Path(__file__).with_name("ranking.json")
-PREFIX = "emergence "  # of our own candidates in a benchmark; "emergence triton, wide" is a candidate, not a backend
-LEVEL = 1.015  # times the fastest: what turns within one run differ by
+PREFIX = "emergence "  # prefix of own candidates in a benchmark; "emergence triton, wide" is a candidate, not a backend
+LEVEL = 1.015  # relative to the fastest: the variation within one run
 WIDTHS = {
     "rms_norm": ("features",),
     "linear_cross_entropy": ("features", "vocabulary"),
@@ -34,7 +34,7 @@ def _table() -> dict:
 
 @constant_while_tracing
 def fastest(op: str, device: torch.device, dtype: torch.dtype, widths: tuple[int, ...]) -> list[str]:
-    """Our backends, fastest first, at the nearest widths that were measured on this architecture; [] if none were."""
+    """Backends, fastest first, at the nearest measured widths on this architecture; [] without measurements."""
     if not (table := _table()) or device.type != "cuda":
         return []
     major, minor = torch.cuda.get_device_capability(device)
@@ -49,21 +49,21 @@ def fastest(op: str, device: torch.device, dtype: torch.dtype, widths: tuple[int
 
 
 def _order(op: str, mean: dict[str, float]) -> list[str]:
-    """From the fastest to the slowest; those that are level with the fastest as they stand in IMPLEMENTED."""
+    """From the fastest to the slowest; those within the variation of the fastest in the order of IMPLEMENTED."""
     usual = IMPLEMENTED[op.partition(",")[0]]
     level = min(mean.values()) * LEVEL
     return sorted(mean, key=lambda name: (0, usual.index(name)) if mean[name] <= level else (1, mean[name]))
 
 
 def from_results(runs: list[dict]) -> dict:
-    """The table, of the data of benchmark runs (bench/run.py); later runs replace earlier ones of the same widths."""
+    """Make the table from benchmark runs (bench/run.py); later runs replace earlier ones of the same widths."""
     table: dict = {}
     for run in sorted(runs, key=lambda run: run["utc"]):
         if not run.get("architecture"):
             continue
         times: dict = defaultdict(lambda: defaultdict(dict))
         for row in run["rows"]:
-            backend = row["contender"].removeprefix(PREFIX)  # the candidate's name; so called in every stored run
+            backend = row["contender"].removeprefix(PREFIX)  # the candidate's name, under this key in every stored run
             if row["op"] not in WIDTHS or backend == row["contender"] or "," in backend:
                 continue
             widths = tuple(row["shape"][name] for name in WIDTHS[row["op"]])
@@ -72,11 +72,13 @@ def from_results(runs: list[dict]) -> dict:
             op = f"{row['op']}, {kind}" if kind else row["op"]
             times[op, widths][backend][case] = row["modes"]["both"]["median_ms"]
         for (op, widths), by_backend in times.items():
-            most = max(len(of) for of in by_backend.values())  # one that failed somewhere is not compared
+            most = max(
+                len(shapes) for shapes in by_backend.values()
+            )  # a backend that failed at some shape is not compared
             mean = {
-                name: math.exp(sum(map(math.log, of.values())) / most)
-                for name, of in by_backend.items()
-                if len(of) == most
+                name: math.exp(sum(map(math.log, shapes.values())) / most)
+                for name, shapes in by_backend.items()
+                if len(shapes) == most
             }
             ordered = {name: round(mean[name], 4) for name in _order(op, mean)}
             rows = table.setdefault(run["architecture"], {}).setdefault(op, {}).setdefault(run["dtype"], [])

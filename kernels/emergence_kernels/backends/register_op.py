@@ -1,14 +1,16 @@
-"""Registers an operation with PyTorch once: a torch.library custom op for compiled graphs, an autograd.Function for eager mode.
+"""Register an operation with PyTorch once: a torch.library custom op for compiled graphs, an autograd.Function for eager mode.
 
-Calling a custom op costs tens of microseconds more than calling an autograd.Function, so eager mode does without. Both run
+Calling a custom op costs tens of microseconds more than calling an autograd.Function, so eager mode does not use it. Both run
 the same code forward and backward.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 NAMESPACE = "emergence_kernels"
 
@@ -18,14 +20,14 @@ class Op:
     """A custom op without autograd.
 
     schema: name, arguments and results as torch.library writes them, such as "swiglu(Tensor x, str backend) -> Tensor".
-    run: what computes it. fake: the same arguments -> empty tensors of the results' shapes and dtypes.
+    run: the implementation. fake: the same arguments -> empty tensors of the results' shapes and dtypes.
     """
 
     schema: str
     run: Callable
     fake: Callable
 
-    def define(self) -> Callable:
+    def define(self) -> CustomOpDef:
         name, bracket, rest = self.schema.partition("(")
         op = torch.library.custom_op(f"{NAMESPACE}::{name}", self.run, mutates_args=(), schema=bracket + rest)
         op.register_fake(self.fake)
@@ -33,13 +35,13 @@ class Op:
 
 
 def register_graph_op(forward: Op, gradient: Op | None, save: Callable, backward: Callable) -> Callable:
-    """The custom op `forward` with autograd, for compiled graphs.
+    """Register the custom op `forward` with autograd, for compiled graphs.
 
     Args:
         gradient: the op that the backward pass calls; None: `forward` itself.
-        save: (ctx, inputs, outputs): keeps what backward needs.
-        backward: (ctx, gradient, *grads) -> gradients of the first inputs, None for the others understood; `gradient` is called
-            with the arguments of the op of that name.
+        save: (ctx, inputs, outputs): saves what backward needs.
+        backward: (ctx, gradient, *grads) -> gradients of the first inputs; those of the others are None. `gradient` is called
+            with the arguments of the op `gradient`.
     """
     op = forward.define()
     called = op if gradient is None else gradient.define()
@@ -61,13 +63,13 @@ def register_op(
     eager_forward: Callable | None = None,
     eager_gradient: Callable | None = None,
 ) -> Callable:
-    """The operation as a function of the arguments in the schema of `forward`, differentiable in eager mode and in graphs.
+    """Register an operation; return a function of the arguments of `forward`, differentiable in eager mode and in graphs.
 
     Args:
-        forward, gradient, save, backward: as register_graph_op takes them. In eager mode grads are None where nothing flows back.
-        differentiable: outputs that are; those after them take no part in autograd.
-        returned: outputs that eager mode returns, the others are for `save` alone; None: all.
-        eager_forward, eager_gradient: in the place of forward.run and gradient.run in eager mode.
+        forward, gradient, save, backward: as for register_graph_op. In eager mode unused outputs have None as gradient.
+        differentiable: number of differentiable outputs, the first ones.
+        returned: number of outputs that eager mode returns, the others are for `save` only; None: all.
+        eager_forward, eager_gradient: replace forward.run and gradient.run in eager mode.
     """
     op = register_graph_op(forward, gradient, save, backward)
     compute = eager_forward or forward.run
@@ -75,10 +77,10 @@ def register_op(
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *inputs):
+        def forward(ctx: Any, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
             outputs = compute(*inputs)
             save(ctx, inputs, outputs)
-            ctx.set_materialize_grads(False)  # zeros for what nobody used would be a launch each
+            ctx.set_materialize_grads(False)  # zeros for unused outputs would be a launch each
             if isinstance(outputs, Tensor):
                 return outputs
             outputs = outputs[:returned]
@@ -87,14 +89,14 @@ def register_op(
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return _for_every_input(ctx, backward(ctx, called, *grads))
 
-    def run(*inputs):
+    def run(*inputs: Any) -> Any:
         return (op if torch.compiler.is_compiling() else Eager.apply)(*inputs)
 
     return run
 
 
-def _for_every_input(ctx, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _for_every_input(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return *gradients, *(None,) * (len(ctx.needs_input_grad) - len(gradients))

@@ -1,4 +1,4 @@
-"""What every kernel's launcher needs."""
+"""Helpers of all Triton kernels and their launchers."""
 
 from contextlib import nullcontext
 
@@ -9,15 +9,15 @@ import triton.language as tl
 from . import triton_interpreter as interpreter
 from .dispatch import interpreting
 
-# The interpreter computes bfloat16 products wrongly in places: there every operand is widened to float32 first.
+# The interpreter computes some bfloat16 products wrongly: in it every operand is converted to float32 first.
 WIDEN = tl.constexpr(interpreting())
-LOG2E = tl.constexpr(1.4426950408889634)  # exp x = exp2 (x log2 e): an instruction of its own, which exp is not
-LOW = tl.constexpr(-1.0e30)  # in the place of what is not there; finite, so that 0 * LOW is 0
+LOG2E = tl.constexpr(1.4426950408889634)  # exp x = exp2 (x log2 e): exp2 is one instruction, exp is not
+LOW = tl.constexpr(-1.0e30)  # value of masked entries; finite, so that 0 * LOW is 0
 
 
 @triton.jit
 def tanh(x):
-    """Without libdevice; a series near 0, where the quotient of exponentials would cancel."""
+    """tanh without libdevice; a series near 0, where the quotient of exponentials would cancel."""
     a = tl.abs(x)
     e = tl.exp(-2.0 * a)
     far = (1.0 - e) / (1.0 + e)
@@ -28,12 +28,12 @@ def tanh(x):
 
 
 def on_device(tensor: torch.Tensor):
-    """Launches go to the current device, which need not be the tensor's."""
+    """Context that makes the tensor's device the current one, which launches use."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies float32: as PyTorch's matrix products are set to."""
+    """Precision of tl.dot for float32: PyTorch's setting for matrix products."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return "ieee"

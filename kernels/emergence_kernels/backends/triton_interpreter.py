@@ -1,7 +1,7 @@
 """Two repairs to Triton's CPU interpreter (seen in 3.6), for tests. Nothing here touches a compiled kernel.
 
-It reads scalars with int(array of one element), which NumPy 2.4 refuses; and it converts float32 to bfloat16 by cutting
-bits off, where a GPU rounds to nearest, which would double every error that the tests look at.
+It reads scalars with int(array of one element), an error since NumPy 2.4; and it converts float32 to bfloat16 by truncation,
+where a GPU rounds to nearest, which would double every error in the tests.
 """
 
 from typing import Any

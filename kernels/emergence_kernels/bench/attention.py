@@ -1,7 +1,8 @@
 """Cases of attention: SDPA by each of its kernels, FlexAttention, flash-attn, and this package."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from ..attention import hopper as attention_hopper
 from ..attention.op import attention
 from ..attention.reference import attention as attention_torch
 from . import variants
-from .candidate import Candidate, Case, relative
+from .candidate import Candidate, Case, Forward, constant, relative
 
 # (batch, seq, query heads, key heads, head_dim, kind)
 SHAPES = {
@@ -50,13 +51,13 @@ WINDOW = 1024
 DOCUMENT = 512  # tokens
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, kind: str, ids: Tensor | None):
+def _flex(q: Tensor, k: Tensor, v: Tensor, kind: str, ids: Tensor | None) -> Forward:
     """FlexAttention with its block mask made beforehand, compiled."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def visible(b, h, i, j):
         seen = i >= j
-        if kind == "documents":
+        if ids is not None:
             seen = seen & (ids[b, i] == ids[b, j])
         if kind == "window":
             seen = seen & (i - j < WINDOW)
@@ -73,9 +74,9 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, kind: str, ids: Tensor | None):
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: SDPBackend) -> Tensor:
     with sdpa_kernel(kernel):
-        out = F.scaled_dot_product_attention(
-            *(t.transpose(1, 2) for t in (q, k, v)), is_causal=causal, enable_gqa=q.shape[2] != k.shape[2]
-        )
+        q_BHTD, k_BGTD, v_BGTD = (t.transpose(1, 2) for t in (q, k, v))
+        gqa = q.shape[2] != k.shape[2]
+        out = F.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, is_causal=causal, enable_gqa=gqa)
     return out.transpose(1, 2)
 
 
@@ -108,8 +109,11 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         ids = None
         if kind == "documents":
             ids = (torch.arange(T, device=device) // DOCUMENT).expand(B, T).contiguous()
-        options = dict(causal=kind != "full", document_ids=ids, window=WINDOW if kind == "window" else None)
-        runs, names = [], [*backends]
+        options: dict[str, Any] = dict(
+            causal=kind != "full", document_ids=ids, window=WINDOW if kind == "window" else None
+        )
+        runs: list[tuple[str, Forward]] = []
+        names = [*backends]
         if flash_backend.unsupported_reason(q, ids, options["window"], False) is None:
             names.append("flash")  # as "auto" may take it: flash-attn, else PyTorch's kernels
         for backend in names:
@@ -127,12 +131,14 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
                 flash = partial(flash_backend.attention, q, k, v, scale=None, deterministic=False, by=version)
                 runs.append((f"flash-attn {version}", partial(flash, causal=kind != "full", window=options["window"])))
         runs.sort(key=lambda run: run[0] == "emergence cuda")  # last: an error of theirs is every later candidate's
-        candidates = [partial(Candidate, name, run, (q, k, v)) for name, run in runs]
+        candidates: list[Callable[[], Candidate]] = [partial(Candidate, name, run, (q, k, v)) for name, run in runs]
         if kind in ("causal", "full"):
             ours = partial(attention, q, k, v, backend="triton", **options)
             usual = Candidate("emergence triton", ours, (q, k, v))
-            found = variants.of_attention(device, dtype, D)
-            candidates = [partial(variants.in_place, usual, name, *where) for name, where in found.items()] + candidates
+            entries = variants.of_attention(device, dtype, D)
+            candidates = [
+                partial(variants.in_place, usual, name, *where) for name, where in entries.items()
+            ] + candidates
         if "cuda" in backends and device.type == "cuda" and attention_hopper.unsupported_reason(q) is None:
             usual = Candidate("emergence cuda", partial(attention, q, k, v, backend="cuda", **options), (q, k, v))
             of_sm_80 = (compiled_attention.KERNELS, "sm_90"), compiled_attention.KERNELS["sm_80"]
@@ -146,6 +152,6 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             candidates=candidates,
             flops={"eval": 2 * product, "forward": 2 * product, "backward": 5 * product, "both": 7 * product},
             formula="2 products forward, 5 backward, over the visible pairs only",
-            upstream=lambda upstream=upstream: upstream,
+            upstream=constant(upstream),
             errors=partial(_errors, q, k, v, options),
         )

@@ -1,10 +1,12 @@
 """One way to compute one case, and what is measured of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+Forward = Callable[[], Tensor | tuple[Tensor, ...]]
 
 
 @dataclass
@@ -12,7 +14,7 @@ class Candidate:
     """forward() returns the tensor that is differentiated, or several, each by the same upstream gradient."""
 
     name: str
-    forward: Callable[[], Tensor | tuple[Tensor, ...]]
+    forward: Forward
     leaves: tuple[Tensor, ...]
     note: str = ""
 
@@ -30,13 +32,18 @@ class Case:
 
     op: str
     shape: dict[str, int | str | bool]
-    candidates: list[Callable[[], Candidate]]  # made one at a time: each may hold memory
+    candidates: Sequence[Callable[[], Candidate]]  # made one at a time: each may hold memory
     flops: dict[str, float] = field(default_factory=dict)  # of "forward" and "both"
     bytes: dict[str, float] = field(default_factory=dict)
     formula: str = ""
     upstream: Callable[[], Tensor | None] = lambda: None
     # Errors of (out, gradients...) against float64, as name -> relative norm.
     errors: Callable[[tuple[Tensor, ...]], dict[str, float]] | None = None
+
+
+def constant(value: Tensor | None) -> Callable[[], Tensor | None]:
+    """A function of no arguments that returns `value`."""
+    return lambda: value
 
 
 def relative(ours: Tensor, exact: Tensor) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..cross_entropy.linear import linear_cross_entropy
 from ..cross_entropy.position_loss import position_loss
 from . import variants
-from .candidate import Candidate, Case, relative
+from .candidate import Candidate, Case, Forward, constant, relative
 
 # (tokens, features, vocabulary)
 SHAPES = {
@@ -29,7 +29,7 @@ def _eager(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> T
     return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction=reduction)
 
 
-def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Iterator[tuple[str, object]]:
+def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Iterator[tuple[str, Forward]]:
     """(name, callable) of the peers that can be imported."""
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -114,7 +114,7 @@ def cases(op: str, suite: str, device: torch.device, dtype: torch.dtype, backend
         def plain(name, run, hidden=hidden, weight=weight, targets=targets, leaves=leaves):
             return Candidate(name, lambda: run(hidden, weight, targets, reduction), leaves)
 
-        candidates = [partial(ours, backend) for backend in backends]
+        candidates: list[Callable[[], Candidate]] = [partial(ours, backend) for backend in backends]
         candidates += [partial(variant, name, *where) for name, where in variants.of_losses(device, dtype).items()]
         candidates.append(partial(plain, "torch eager", _eager))
         if suite != "tiny":
@@ -128,6 +128,6 @@ def cases(op: str, suite: str, device: torch.device, dtype: torch.dtype, backend
             candidates=candidates,
             flops={"eval": matrix, "both": (3 if scalar else 4) * matrix},
             formula="6TDV, all in one pass" if scalar else "8TDV: forward 2, recomputed logits 2, gradients 4",
-            upstream=(lambda: None) if scalar else (lambda upstream_N=upstream_N: upstream_N),
+            upstream=constant(None if scalar else upstream_N),
             errors=partial(_errors, hidden, weight, targets, upstream_N),
         )

@@ -11,7 +11,7 @@ from ..rms_norm.op import rms_norm
 from ..rotary.op import rotary
 from ..rotary.reference import rotary as rotary_torch
 from ..swiglu.op import swiglu
-from .candidate import Candidate, Case, relative
+from .candidate import Candidate, Case, Forward, constant, relative
 
 NORM_SHAPES = {
     "full": [(n, d) for n in (8192, 32768) for d in (1024, 2048, 4096, 8192)],
@@ -33,7 +33,7 @@ SWIGLU_SHAPES = {  # tokens, features of the gate
 }
 
 
-def _plain_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None):
+def _plain_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
     """-> y, or (y, x + residual)."""
     if residual is None:
         return F.rms_norm(x, (x.shape[-1],), weight, 1e-6)
@@ -41,7 +41,7 @@ def _plain_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None):
     return F.rms_norm(total, (x.shape[-1],), weight, 1e-6), total
 
 
-def _norm_peers(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Iterator[tuple[str, object]]:
+def _norm_peers(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Iterator[tuple[str, Forward]]:
     try:
         from liger_kernel.transformers.functional import liger_fused_add_rms_norm, liger_rms_norm
 
@@ -64,8 +64,8 @@ def _norm_peers(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> It
 
 def _norm_errors(leaves: tuple[Tensor, ...], upstream: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
     copies = [t.detach().double().requires_grad_() for t in leaves]
-    exact = _plain_norm(*copies)
-    exact = exact if isinstance(exact, tuple) else (exact,)
+    out = _plain_norm(*copies)
+    exact = out if isinstance(out, tuple) else (out,)
     wanted = (*exact, *torch.autograd.grad(exact, copies, (upstream.double(),) * len(exact)))
     names = [*("y", "total")[: len(exact)], *("dx", "dweight", "dresidual")[: len(copies)]]
     return {name: relative(got, want.detach()) for name, got, want in zip(names, results, wanted)}
@@ -77,16 +77,16 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
         for with_residual in (True, False):
             torch.manual_seed(0)
             x, weight, residual = (
-                torch.randn(*of, device=device).to(dtype).requires_grad_() for of in ((N, D), (D,), (N, D))
+                torch.randn(*shape, device=device).to(dtype).requires_grad_() for shape in ((N, D), (D,), (N, D))
             )
             leaves = (x, weight, residual) if with_residual else (x, weight)
-            more = {"residual": residual} if with_residual else {}
             upstream = torch.randn(N, D, device=device).to(dtype)
-            runs = list(_norm_peers(*leaves))
+            runs: list[tuple[str, Forward]] = list(_norm_peers(*leaves))
             runs.append(("torch eager", partial(_plain_norm, *leaves)))
             if suite != "tiny":
                 runs.append(("torch.compile", partial(torch.compile(_plain_norm, dynamic=False), *leaves)))
-            runs += [(f"emergence {b}", partial(rms_norm, x, weight, backend=b, **more)) for b in backends]
+            added = residual if with_residual else None
+            runs += [(f"emergence {b}", partial(rms_norm, x, weight, residual=added, backend=b)) for b in backends]
             size = x.element_size() * N * D
             forward, backward = (4, 4) if with_residual else (2, 3)
             yield Case(
@@ -101,9 +101,13 @@ def norm_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: l
                 },
                 formula="forward reads x (and the residual), writes y (and the sum); backward reads the sum, dy (and the "
                 "residual's gradient), writes dx",
-                upstream=lambda upstream=upstream: upstream,
+                upstream=constant(upstream),
                 errors=partial(_norm_errors, leaves, upstream),
             )
+
+
+def _rotary_errors(exact: Tensor, results: tuple[Tensor, ...]) -> dict[str, float]:
+    return {"y": relative(results[0], exact)}
 
 
 def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[str]) -> Iterator[Case]:
@@ -113,7 +117,9 @@ def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
         upstream = torch.randn(B, T, H, D, device=device).to(dtype)
         angle = torch.rand(T, D // 2, device=device) * 6
         cos, sin = angle.cos(), angle.sin()
-        runs = [(f"emergence {b}", partial(rotary, x, cos, sin, backend=b)) for b in backends]
+        runs: list[tuple[str, Forward]] = [
+            (f"emergence {b}", partial(rotary, x, cos, sin, backend=b)) for b in backends
+        ]
         if suite != "tiny":
             runs.append(("torch.compile", partial(torch.compile(rotary_torch, dynamic=False), x, cos, sin)))
         size = x.numel() * x.element_size()
@@ -124,8 +130,8 @@ def rotary_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
             candidates=[partial(Candidate, name, run, (x,)) for name, run in runs],
             bytes={"eval": 2 * size, "forward": 2 * size, "backward": 2 * size, "both": 4 * size},
             formula="each way reads and writes the tensor once",
-            upstream=lambda upstream=upstream: upstream,
-            errors=lambda results, exact=exact: {"y": relative(results[0], exact)},
+            upstream=constant(upstream),
+            errors=partial(_rotary_errors, exact),
         )
 
 
@@ -134,7 +140,7 @@ def _swiglu_plain(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def _swiglu_peers(x: Tensor) -> Iterator[tuple[str, object]]:
+def _swiglu_peers(x: Tensor) -> Iterator[tuple[str, Forward]]:
     """Liger's takes gate and up apart: autograd joins their gradients, as it would in a model with one projection."""
     try:
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction
@@ -156,7 +162,7 @@ def swiglu_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
         torch.manual_seed(0)
         x = torch.randn(N, 2 * width, device=device).to(dtype).requires_grad_()
         upstream = torch.randn(N, width, device=device).to(dtype)
-        runs = [(f"emergence {b}", partial(swiglu, x, backend=b)) for b in backends]
+        runs: list[tuple[str, Forward]] = [(f"emergence {b}", partial(swiglu, x, backend=b)) for b in backends]
         runs.append(("torch eager", partial(_swiglu_plain, x)))
         if suite != "tiny":
             runs.append(("torch.compile", partial(torch.compile(_swiglu_plain, dynamic=False), x)))
@@ -168,6 +174,6 @@ def swiglu_cases(suite: str, device: torch.device, dtype: torch.dtype, backends:
             candidates=[partial(Candidate, name, run, (x,)) for name, run in runs],
             bytes={"eval": 3 * size, "forward": 3 * size, "backward": 5 * size, "both": 8 * size},
             formula="forward reads gate and up, writes y; backward reads gate, up and dy, writes both gradients",
-            upstream=lambda upstream=upstream: upstream,
+            upstream=constant(upstream),
             errors=partial(_swiglu_errors, x, upstream),
         )

@@ -59,13 +59,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def versions() -> dict[str, str | None]:
-    found = {}
+    """The installed version of every peer; None where it is not installed."""
+    installed: dict[str, str | None] = {}
     for name in PEERS:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def device_name(device: torch.device) -> str:
@@ -120,7 +121,7 @@ def _rates(case: Case, mode: str, timing: Timing, limits: dict[str, float]) -> d
 def _modes(case: Case, candidate: Candidate, upstream: torch.Tensor | None) -> dict[str, Callable[[], object]]:
     """Evaluation (no gradients), forward as in training, both ways."""
 
-    def evaluate() -> torch.Tensor:
+    def evaluate() -> object:
         with torch.no_grad():
             return candidate.forward()
 
@@ -168,7 +169,7 @@ def measure_case(
 
 def _row(case, candidate, modes, times, watch: Stopwatch, limits: dict[str, float], upstream) -> dict:
     """backward is both minus forward, where that is positive."""
-    timings = {mode: summary(of) for mode, of in times.items()}
+    timings = {mode: summary(samples) for mode, samples in times.items()}
     both, forward = timings["both"], timings["forward"]
     rest = [ms - forward.median_ms for ms in (both.median_ms, both.low_ms, both.high_ms)]
     if rest[0] > 0:  # else the machine was too unsteady to say

@@ -26,14 +26,15 @@ def add_norm(x: Tensor, branch: Tensor, weight: Tensor, backend: str) -> tuple[T
     if backend == "plain":
         x = x + branch
         return F.rms_norm(x, weight.shape, weight, 1e-6), x
-    return rms_norm(branch, weight, residual=x, backend=backend)
+    y, total = rms_norm(branch, weight, residual=x, backend=backend)
+    return y, total
 
 
 def mix(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
     """Causal attention of rotated queries and keys (B, T, H, D)."""
     if backend == "plain":
-        q, k = (rotary_torch(t, cos, sin) for t in (q, k))
-        return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True).transpose(1, 2)
+        q_BHTD, k_BHTD = (rotary_torch(t, cos, sin).transpose(1, 2) for t in (q, k))
+        return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v.transpose(1, 2), is_causal=True).transpose(1, 2)
     q, k = (rotary(t, cos, sin, backend=backend) for t in (q, k))
     return attention(q, k, v, backend=backend)
 

@@ -36,8 +36,8 @@ def of_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> dic
     from ..backends import triton_configs as configs
 
     key = configs.architecture(device), dtype.itemsize, head_dim
-    found = configs.ATTENTION_VARIANTS.get(key, {})
-    return {name: ((configs.ATTENTION[key], "forward"), entry) for name, entry in found.items()}
+    entries = configs.ATTENTION_VARIANTS.get(key, {})
+    return {name: ((configs.ATTENTION[key], "forward"), entry) for name, entry in entries.items()}
 
 
 @contextmanager
@@ -63,7 +63,7 @@ class _Variant(Candidate):
 
 
 def in_place(candidate: Candidate, name: str, where: Where, entry: object) -> Candidate:
-    def forward() -> Tensor:
+    def forward() -> Tensor | tuple[Tensor, ...]:
         with using(where, entry):
             return candidate.forward()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends.products import add_to_dw, finish_dw, logits
 
-PACK = 16  # columns; whole vectors of 16 bytes in every dtype, and a multiple that Triton knows as one
+PACK = 16  # columns; whole vectors of 16 bytes in every dtype, and a divisor that Triton specialises on
 
 
 def equal_rows(rows: int, most: int, multiple: int) -> int:
@@ -29,7 +29,7 @@ class LogitChunks:
 
     Args:
         logits_dtype: float32, or that of the inputs.
-        gradient_last: 16-bit gradients lie in the last half of their float32 row, not in the first.
+        gradient_last: 16-bit gradients are in the last half of their float32 row, not in the first.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class LogitChunks:
 
 
 class Gradients:
-    """dX, and dW as it is summed: in float32 over several chunks, in the inputs' dtype from a single one."""
+    """Accumulates dX and dW: dW in float32 over several chunks, in the inputs' dtype for a single one."""
 
     def __init__(self, chunks: LogitChunks, need_dx: bool, need_dw: bool) -> None:
         self.chunks, self.need_dw = chunks, need_dw
         hidden_ND = chunks.hidden_ND
         self.dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_dx else None
-        self.dw_VD = None
+        self.dw_VD: Tensor | None = None
 
     def add(self, here: slice, gradient_RS: Tensor) -> None:
         dz_RV = gradient_RS[:, : self.chunks.V]

@@ -1,8 +1,8 @@
 """Cross-entropy of a linear head: matrix products by PyTorch, rows by csrc/ (loss_rows.cu has the mathematics).
 
 A chunk of logits is computed in float32 into one buffer, whose rows start at multiples of 16 bytes. One sweep over it
-yields every row's statistics and writes the gradient over the logits, in the inputs' dtype: 16-bit gradients lie in the
-first half of their float32 row. On a GPU rows that do not count cost their share of the products and get zeros.
+yields every row's statistics and writes the gradient over the logits, in the inputs' dtype: 16-bit gradients are in the
+first half of their float32 row. On a GPU ignored rows take part in the products and get zeros.
 
 options.backend: "cuda" or "cpu" (float32 only).
 """
@@ -14,6 +14,8 @@ from ..backends.library import operations
 from .chunks import Gradients, LogitChunks
 from .options import RowOptions
 from .reference import RowStatistics, chunk_rows, unpack
+
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]  # loss, top, log_total, correct, entropy; (N,) each
 
 
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows_per_chunk: int | None) -> LogitChunks:
@@ -30,10 +32,10 @@ def fused_rows(
     options: RowOptions,
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """As reference.fused_rows."""
-    rows, gradients, unpacked = _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options, statistics=True)
-    loss_N, top_N, log_total_N, correct_N, entropy_N = map(unpacked, rows)
+    rows, gradients, packed = _sweep(hidden_ND, weight_VD, targets_N, valid_N, scale_N, options, statistics=True)
+    loss_N, top_N, log_total_N, correct_N, entropy_N = (packed.unpacked(row) for row in rows if row is not None)
     dx_ND, dw_VD = gradients.result()
-    dx_ND = None if dx_ND is None else unpacked(dx_ND)
+    dx_ND = None if dx_ND is None else packed.unpacked(dx_ND)
     return RowStatistics(loss_N, top_N + log_total_N, correct_N, entropy_N), dx_ND, dw_VD
 
 
@@ -46,19 +48,18 @@ def _sweep(
     options: RowOptions,
     *,
     statistics: bool,
-):
-    """-> (loss, top, log_total, correct, entropy) of the packed rows (the last two are `statistics`, else None), their
-    gradients, and what puts rows back."""
+) -> tuple[_Rows, Gradients, "_Packed"]:
+    """-> statistics of the packed rows (the last two are None without `statistics`), their gradients, and the packing."""
     packed = _Packed(valid_N)
     targets_N, hidden_ND = packed.rows(targets_N).long(), packed.rows(hidden_ND)
-    scale_N = None if scale_N is None else packed.rows(scale_N)
+    wanted = scale_N is not None and options.need_gradients
+    packed_scale_N = packed.rows(scale_N) if scale_N is not None and wanted else None
     N, device = hidden_ND.shape[0], hidden_ND.device
     loss_N, top_N, log_total_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(3))
     correct_N = torch.empty(N, dtype=torch.bool, device=device) if statistics else None
     entropy_N = torch.empty(N, dtype=torch.float32, device=device) if statistics else None
     rows = (loss_N, top_N, log_total_N, correct_N, entropy_N)
     chunks = _chunks(hidden_ND, weight_VD, options.rows_per_chunk)
-    wanted = scale_N is not None and options.need_gradients
     gradients = Gradients(chunks, wanted and options.need_dx, wanted and options.need_dw)
     sweep = operations(options.backend).loss_rows.default
     for here, logits_RS, gradient_RS in chunks:
@@ -68,21 +69,22 @@ def _sweep(
             chunks.V,
             targets_N[here],
             packed.valid_N[here],
-            scale_N[here] if wanted else None,
+            None if packed_scale_N is None else packed_scale_N[here],
             *(None if row is None else row[here] for row in rows),
             options.z_loss,
             options.softcap or 0.0,
         )
         if wanted:
             gradients.add(here, gradient_RS)
-    return rows, gradients, packed.unpacked
+    return rows, gradients, packed
 
 
 class _Packed:
-    """Rows that count, where packing is free of a sync: on a CPU, where products over the others would cost."""
+    """Rows that are not ignored, packed on a CPU; on a GPU packing would need a sync."""
 
     def __init__(self, valid_N: Tensor) -> None:
-        self.all_N, self.valid_N, self.keep = valid_N, valid_N.contiguous(), None
+        self.all_N, self.valid_N = valid_N, valid_N.contiguous()
+        self.keep: Tensor | None = None
         if valid_N.device.type == "cpu" and not bool(valid_N.all()):
             self.keep = valid_N.nonzero().squeeze(1)
             self.valid_N = valid_N[self.keep]
@@ -91,14 +93,17 @@ class _Packed:
         return t.contiguous() if self.keep is None else t[self.keep]
 
     def unpacked(self, row: Tensor) -> Tensor:
-        """Zeros where a row does not count; on a GPU the kernels wrote them."""
+        """Unpack; zeros for ignored rows, which on a GPU the kernels wrote."""
         return row if self.keep is None else unpack(self.keep, self.all_N, row)
 
 
-def forward_rows(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions) -> tuple[Tensor, ...]:
+def forward_rows(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, valid_N: Tensor, options: RowOptions
+) -> tuple[Tensor, Tensor, Tensor]:
     """As reference.forward_rows."""
-    rows, _, unpacked = _sweep(hidden_ND, weight_VD, targets_N, valid_N, None, options, statistics=False)
-    return tuple(map(unpacked, rows[:3]))
+    rows, _, packed = _sweep(hidden_ND, weight_VD, targets_N, valid_N, None, options, statistics=False)
+    loss_N, top_N, log_total_N, *_ = rows
+    return packed.unpacked(loss_N), packed.unpacked(top_N), packed.unpacked(log_total_N)
 
 
 def backward_rows(

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head, one loss a token, differentiable under any upstream gradient."""
+"""Cross-entropy of a linear head, one loss per token, differentiable under any upstream gradient."""
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def linear_cross_entropy(
         weight: (V, D), same dtype and device.
         targets: (...) int64 or int32, each in [0, V) or ignore_index. Out of range raises on a CPU; on a GPU it gives
             an infinite loss, and raises (with a device sync) under EMERGENCE_KERNELS_DEBUG=1.
-        ignore_index: targets that take no part: loss 0, gradient 0.
+        ignore_index: ignored targets: loss 0, gradient 0.
         z_loss: adds z_loss * logsumexp^2 to each token's loss.
         softcap: bounds the logits (Gemma 2), None for none.
         backend: "triton", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
@@ -92,7 +92,9 @@ def _gradients(
     valid_N = targets_N != ignore_index
     grad_N = grad_N.masked_fill(~valid_N, 0)
     half = hidden_ND.dtype == torch.float16 and grad_N.numel() > 0
-    if half:  # 1 / (number of tokens) times p lies below float16: the largest |grad| is brought to about 1 meanwhile
+    if (
+        half
+    ):  # 1 / (number of tokens) times p underflows in float16: gradients are scaled so that the largest is about 1
         size = torch.exp2(torch.ceil(torch.log2(grad_N.abs().max())))
         size = torch.where(size > 0, size, 1.0)
         grad_N = grad_N / size

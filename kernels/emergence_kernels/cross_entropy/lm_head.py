@@ -8,11 +8,11 @@ from .position_loss import PositionLoss, position_loss
 
 
 class LMHead(nn.Module):
-    """Hidden states to logits, or straight to the loss.
+    """Hidden states to logits, or to the loss.
 
     The loss is computed inside forward because ZeRO-3 gathers a parameter only while the module that owns it runs. To
-    tie it to an embedding, pass the embedding's Parameter (`LMHead(embedding=embed)`): both modules then hold the same
-    object.
+    tie it to an embedding, pass the embedding's Parameter (`LMHead(embedding=embed)`): both modules then share
+    it.
 
     Args:
         features: D. vocabulary: V. Not needed with an embedding.

@@ -1,4 +1,4 @@
-"""What a sweep over rows of logits is asked for beside its tensors, as the operations hand it to the backends."""
+"""Options of a sweep over rows of logits, passed from the operations to the backends."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class RowOptions:
     """Arguments of fused_rows, forward_rows and backward_rows (reference.py).
 
     z_loss: coefficient of the squared log-sum-exp. softcap: bound of the logits, None for none (fused_rows has none).
-    need_dx, need_dw: gradients to compute. rows_per_chunk: None means as many as suit the device. backend: of compiled.py,
-    which library.
+    need_dx, need_dw: gradients to compute. rows_per_chunk: None chooses by device. backend: the library of
+    compiled.py.
     """
 
     z_loss: float = 0.0
@@ -17,7 +17,7 @@ class RowOptions:
     need_dx: bool = False
     need_dw: bool = False
     rows_per_chunk: int | None = None
-    backend: str | None = None
+    backend: str = "torch"
 
     @property
     def need_gradients(self) -> bool:

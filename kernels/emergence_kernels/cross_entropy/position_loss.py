@@ -1,4 +1,4 @@
-"""The training loss: a weighted mean over tokens, with the statistics of every position from the same sweep."""
+"""The training loss: a weighted mean over tokens, with statistics by position from the same sweep."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from .rows import rows_of
 
 
 class PositionSums(NamedTuple):
-    """Raw sums over the batch at each position, (T,) each: they add up across micro-batches and ranks."""
+    """Raw sums over the batch at each position, (T,) each: they add across micro-batches and ranks."""
 
     count: Tensor  # int64, tokens that were not ignored
     loss_sum: Tensor  # float64, nats
@@ -25,7 +25,7 @@ class PositionSums(NamedTuple):
 
 
 class PositionLoss(NamedTuple):
-    """A tuple, so that hooks that walk outputs (DeepSpeed's) find the loss."""
+    """Result of position_loss; a tuple, so that hooks on outputs (DeepSpeed's) see the loss."""
 
     loss: Tensor  # scalar, differentiable
     token_loss: Tensor  # (B, T) float32, detached, unweighted, without the z-loss term, 0 where ignored
@@ -42,9 +42,9 @@ def position_loss(
     z_loss: float = 0.0,
     backend: str | None = None,
 ) -> PositionLoss:
-    """sum w * (l + z_loss * lse^2) / sum w over the tokens that count, l the cross-entropy of hidden @ weight^T.
+    """sum w * (l + z_loss * lse^2) / sum w over the tokens that are not ignored, l the cross-entropy of hidden @ weight^T.
 
-    The weights are known before the forward pass, so the gradients are made in it, while a chunk of logits is at hand
+    The weights are known before the forward pass, so the gradients are computed in it, chunk by chunk of logits
     (6 N D V floating-point operations in all); backward only scales them. Without gradients (torch.no_grad, or inputs
     that need none) only the statistics are computed.
 
@@ -54,13 +54,13 @@ def position_loss(
         targets: (B, T) int64 or int32, each in [0, V) or ignore_index. Out of range raises on a CPU; on a GPU it gives
             an infinite loss, and raises (with a device sync) under EMERGENCE_KERNELS_DEBUG=1.
         weights: None (all 1), (T,) or (B, T), constants, not negative (checked as targets are).
-        ignore_index: targets that take no part.
+        ignore_index: ignored targets.
         z_loss: coefficient of the squared log-sum-exp in the loss (Chowdhery et al. 2022, section 5).
         backend: "triton", "cuda", "cpu", "torch" or "auto"; None reads EMERGENCE_KERNELS_BACKEND.
 
     Returns:
-        PositionLoss(loss, token_loss, positions). If no token counts, or all weights are 0, the loss is 0 and still
-        connected to the graph (its gradients are 0). Only .loss is differentiable, once.
+        PositionLoss(loss, token_loss, positions). If all tokens are ignored, or all weights are 0, the loss is 0 and
+        has zero gradients. Only .loss is differentiable, once.
 
     Raises:
         ValueError: shapes, dtypes, devices, targets or weights are wrong. BackendError: the backend cannot run.
@@ -118,7 +118,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     """-> loss, token_loss, valid, correct, entropy, grad_scale, dX, dW: gradients of loss * grad_scale, empty if not needed.
 
-    dW comes as it was summed, in float32 over several chunks: backward scales and rounds it in one pass.
+    dW is float32 where summed over several chunks: backward scales and rounds it in one pass.
     """
     dtype = reference.compute_dtype(hidden_ND.dtype)
     valid_N = targets_N != ignore_index
@@ -126,7 +126,7 @@ def _forward(
     if weights_N is not None:
         share_N = share_N * weights_N
     share_N /= share_N.sum().clamp_min_(torch.finfo(torch.float64).tiny)  # all 0 stay so
-    # float16 has no room for 1 / (number of tokens): its gradients are kept scaled by a power of two until backward.
+    # 1 / (number of tokens) underflows in float16: its gradients are scaled by a power of two until backward.
     grad_scale, scale_N = torch.ones((), dtype=dtype, device=hidden_ND.device), share_N.to(dtype)
     if hidden_ND.dtype == torch.float16 and share_N.numel():
         largest = share_N.max()
@@ -154,14 +154,14 @@ def _forward(
 def _scaled(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str, last: bool = False) -> Tensor:
     """saved * factor, multiplied in float32 and rounded once.
 
-    Out of place, as what was saved must survive for another backward pass over a retained graph; unless this is the last.
+    Out of place, since saved tensors are needed for another backward pass over a retained graph; in place if this is the last.
     """
     last = last and saved.dtype == dtype
     if backend == "triton":
         from .triton_scale import scale
 
         return scale(saved.contiguous(), factor, dtype, in_place=last)
-    if saved.device.type == "cpu":  # takes a scalar tensor in its own precision
+    if saved.device.type == "cpu":  # multiplies by a scalar tensor in its own precision
         if not last:
             return (saved * factor).to(dtype)
         return saved if factor.item() == 1 else saved.mul_(factor)
@@ -185,7 +185,7 @@ def _backward(ctx, scaled, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
 
 
 def _scaled_in_eager_mode(saved: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler asks this too
+    last = not torch._C._autograd._get_current_graph_task_keep_graph()  # PyTorch's own compiler checks this too
     return _scaled(saved, factor, dtype, backend, last)
 
 

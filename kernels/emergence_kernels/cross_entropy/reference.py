@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head, in chunks of rows: no more than a chunk of logits exists at a time.
+"""Cross-entropy of a linear head, in chunks of rows: at most one chunk of logits exists at a time.
 
 Shapes: N rows (tokens), D features, V vocabulary, R rows of a chunk. With z = hidden @ weight^T (softcapped if asked),
 lse = log sum exp z, p = softmax z and y the target:
@@ -11,8 +11,8 @@ lse = log sum exp z, p = softmax z and y the target:
     correct       = [z_y = max_v z_v]        (no argmax is needed; a tie with the target counts as correct)
 
 Logits are float32 (float64 for float64 inputs). Gradients of logits are formed in float32, and on a GPU rounded to the
-inputs' dtype for the matrix products. On a CPU 16-bit inputs are converted whole, since 16-bit products are slow there,
-at the price of a float32 copy of the weight.
+inputs' dtype for the matrix products. On a CPU 16-bit inputs are converted to float32, since 16-bit products are slow there,
+at the cost of a float32 copy of the weight.
 """
 
 from typing import NamedTuple
@@ -24,24 +24,24 @@ from ..backends.products import add_to_dw, finish_dw, logits
 from .chunks import equal_rows
 from .options import RowOptions
 
-# Logits of one chunk. On a CPU small enough for a core's cache, where a pass over them is almost free, but rows enough
-# for the matrix products; on a GPU large enough to fill the device.
+# Logits of one chunk: on a CPU small enough for a core's cache, with enough rows for the matrix products; on a GPU large
+# enough to fill the device.
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 LEAST_ROWS = 128
-MULTIPLE = {"cpu": 16, "cuda": 128}  # of rows: whole tiles of the matrix products
+MULTIPLE = {"cpu": 16, "cuda": 128}  # rows: whole tiles of the matrix products
 
 
 class RowStatistics(NamedTuple):
     """Per row, [N] each."""
 
     loss: Tensor  # nats, without the z-loss term
-    lse: Tensor  # 0 where a row does not count
+    lse: Tensor  # 0 where ignored
     correct: Tensor  # bool
-    entropy: Tensor  # nats; empty where it was not asked for
+    entropy: Tensor  # nats; empty where not computed
 
 
 def chunk_rows(rows: int, vocabulary: int, device: torch.device) -> int:
-    """Rows of each of the equal chunks that `rows` are cut into."""
+    """Rows per chunk, for equal chunks."""
     most = max(LEAST_ROWS, CHUNK_LOGITS.get(device.type, 1 << 24) // vocabulary)
     return equal_rows(rows, most, MULTIPLE.get(device.type, 16))
 
@@ -51,7 +51,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """As they enter the matrix products."""
+    """hidden and weight in the dtype of the matrix products."""
     if hidden_ND.is_cuda:
         return hidden_ND, weight_VD
     dtype = compute_dtype(hidden_ND.dtype)
@@ -59,21 +59,21 @@ def _operands(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which a compiled graph keeps dW until backward: a sum over tokens may exceed float16."""
+    """The dtype of dW in a compiled graph until backward: a sum over tokens may exceed float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | None, ...]:
-    """(index of the rows that count, targets, rows...), packed. On a GPU packing would cost a sync: index is None,
-    every row is computed, with target 0 where it does not count."""
+def _pack(valid_N: Tensor, targets_N: Tensor, *rows: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Index of the rows that are not ignored, and (targets, rows...) packed. On a GPU packing would need a sync: the index
+    is None and every row is computed, with target 0 where ignored."""
     if valid_N.device.type == "cpu" and not bool(valid_N.all()):
         keep = valid_N.nonzero().squeeze(1)
-        return keep, targets_N[keep], *(row[keep] for row in rows)
-    return None, targets_N.masked_fill(~valid_N, 0), *rows
+        return keep, (targets_N[keep], *(row[keep] for row in rows))
+    return None, (targets_N.masked_fill(~valid_N, 0), *rows)
 
 
 def unpack(keep: Tensor | None, valid_N: Tensor, row: Tensor) -> Tensor:
-    """Back to N rows, 0 where a row does not count."""
+    """Unpack to N rows, 0 where ignored."""
     if keep is None:
         return row.masked_fill_(~valid_N if row.dim() == 1 else ~valid_N.unsqueeze(1), 0)
     return torch.zeros(valid_N.shape[0], *row.shape[1:], dtype=row.dtype, device=row.device).index_copy_(0, keep, row)
@@ -94,19 +94,19 @@ def fused_rows(
 ) -> tuple[RowStatistics, Tensor | None, Tensor | None]:
     """Statistics of every row, and the gradients of sum_n scale_n * (loss_n + z_loss * lse_n^2), in one sweep.
 
-    dX comes back in the inputs' dtype, dW as it was summed: in float32 over several chunks. Rows that are not valid have
-    zeros everywhere.
+    dX has the inputs' dtype, dW that of its sum: float32 over several chunks. Rows that are not valid have zeros
+    everywhere.
     """
-    keep, targets_N, hidden_ND, scale_N = _pack(valid_N, targets_N, hidden_ND, scale_N)
+    keep, (targets_N, hidden_ND, scale_N) = _pack(valid_N, targets_N, hidden_ND, scale_N)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     z_loss = options.z_loss
     rows = min(N, options.rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
     x_ND, w_VD = _operands(hidden_ND, weight_VD)
-    new = dict(dtype=dtype, device=hidden_ND.device)
-    loss_N, lse_N, entropy_N = (torch.empty(N, **new) for _ in range(3))
-    correct_N = torch.empty(N, dtype=torch.bool, device=hidden_ND.device)
-    z_buffer, p_buffer = torch.empty(rows, V, **new), torch.empty(rows, V, **new)
+    device = hidden_ND.device
+    loss_N, lse_N, entropy_N = (torch.empty(N, dtype=dtype, device=device) for _ in range(3))
+    correct_N = torch.empty(N, dtype=torch.bool, device=device)
+    z_buffer, p_buffer = (torch.empty(rows, V, dtype=dtype, device=device) for _ in range(2))
     dx_ND = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if options.need_dx else None
     dw_VD = None
     for start in range(0, N, rows):
@@ -128,20 +128,20 @@ def fused_rows(
         if not options.need_gradients:
             continue
         scale_R = scale_N[here]
-        # The target's entry is formed apart: p - 1 first, with its weight, before any rounding to the inputs' dtype.
+        # The target's entry is computed separately: p - 1 first, with its weight, before rounding to the inputs' dtype.
         p_target_R = p_RV.gather(1, target_R1).squeeze(1)
         dz_target_R = scale_R * ((p_target_R - 1) + 2 * z_loss * lse_R * p_target_R)
         p_RV.mul_((scale_R * (1 + 2 * z_loss * lse_R) if z_loss else scale_R).unsqueeze(1))
         p_RV.scatter_(1, target_R1, dz_target_R.unsqueeze(1))
         dz_RV = p_RV.to(w_VD.dtype)
-        if options.need_dx:
+        if dx_ND is not None:
             dx_ND[here] = dz_RV @ w_VD
         if options.need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_ND[here], single=rows >= N)
-    rows = RowStatistics(*(unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
-    if options.need_dx:
-        dx_ND = unpack(keep, valid_N, dx_ND) if keep is not None else dx_ND
-    return rows, dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None
+    statistics = RowStatistics(*(unpack(keep, valid_N, row) for row in (loss_N, lse_N, correct_N, entropy_N)))
+    if dx_ND is not None and keep is not None:
+        dx_ND = unpack(keep, valid_N, dx_ND)
+    return statistics, dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None
 
 
 def forward_rows(
@@ -151,8 +151,8 @@ def forward_rows(
     valid_N: Tensor,
     options: RowOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, top, log_total) of every row, [N] each, 0 where a row does not count."""
-    keep, targets_N, hidden_ND = _pack(valid_N, targets_N, hidden_ND)
+    """(loss, top, log_total) of every row, [N] each, 0 where ignored."""
+    keep, (targets_N, hidden_ND) = _pack(valid_N, targets_N, hidden_ND)
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
     dtype = compute_dtype(hidden_ND.dtype)
     rows = min(N, options.rows_per_chunk or chunk_rows(N, V, hidden_ND.device)) or 1
@@ -169,7 +169,8 @@ def forward_rows(
         log_total_R = z_RV.sub_(top_R.unsqueeze(1)).exp_().sum(-1).log_()
         top_N[here], log_total_N[here] = top_R, log_total_R
         loss_N[here] = (top_R - z_target_R).add_(log_total_R)
-    return tuple(unpack(keep, valid_N, row) for row in (loss_N, top_N, log_total_N))
+    loss_N, top_N, log_total_N = (unpack(keep, valid_N, row) for row in (loss_N, top_N, log_total_N))
+    return loss_N, top_N, log_total_N
 
 
 def backward_rows(
@@ -184,9 +185,9 @@ def backward_rows(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX and dW of sum_n grad_n * (loss_n + z_loss * lse_n^2), recomputing the logits.
 
-    grad_N must be 0 where a row is not valid. dX comes back in the inputs' dtype, dW as it was summed.
+    grad_N must be 0 where a row is not valid. dX has the inputs' dtype, dW that of its sum.
     """
-    keep, targets_N, hidden_ND, top_N, log_total_N, grad_N = _pack(
+    keep, (targets_N, hidden_ND, top_N, log_total_N, grad_N) = _pack(
         valid_N, targets_N, hidden_ND, top_N, log_total_N, grad_N
     )
     N, V = hidden_ND.shape[0], weight_VD.shape[0]
@@ -213,10 +214,10 @@ def backward_rows(
         if slope_RV is not None:
             dz_RV.mul_(slope_RV)
         dz_RV = dz_RV.to(w_VD.dtype)
-        if options.need_dx:
+        if dx_ND is not None:
             dx_ND[here] = dz_RV @ w_VD
         if options.need_dw:
             dw_VD = add_to_dw(dw_VD, dz_RV, x_RD, single=rows >= N)
-    if options.need_dx and keep is not None:
+    if dx_ND is not None and keep is not None:
         dx_ND = unpack(keep, valid_N, dx_ND)
     return dx_ND, finish_dw(dw_VD, weight_VD) if options.need_dw else None

@@ -1,4 +1,4 @@
-"""Which module computes the rows of both losses."""
+"""The module of each backend that computes rows of both losses."""
 
 from types import ModuleType
 

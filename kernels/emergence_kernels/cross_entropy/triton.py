@@ -1,13 +1,13 @@
 """Cross-entropy of a linear head in Triton (the mathematics is in reference.py).
 
-Where gradients are wanted, triton_loss_rows.py has the kernel. Here nothing but statistics is: no logits are stored. Rows
-that count are packed to the front, and chunk after chunk of R of them goes through
+The kernel with gradients is in triton_loss_rows.py. Here only statistics are computed, and no logits are stored. Rows that are
+not ignored are packed to the front, and each chunk of R rows goes through
 
-    _statistics_kernel   a tile of logits z = x w^T on the tensor cores; of each row of the tile it keeps the maximum m,
+    _statistics_kernel   a tile of logits z = x w^T on the tensor cores; for each row of the tile the maximum m,
                          sum e and sum e * (z - m) with e = exp(z - m), and the target's z
     _combine_kernel      the tiles of a row -> loss, log-sum-exp, entropy, top-1
 
-Nothing is atomic and every sum has a fixed order. Tiles without a row that counts end at once.
+There are no atomics and every sum has a fixed order. Tiles of ignored rows return immediately.
 """
 
 import torch
@@ -69,7 +69,7 @@ def _tile_of_logits(
 
 @triton.jit
 def _tile_ids(tiles_m, tiles_v, GROUP: tl.constexpr):
-    """Program id -> tile: GROUP tiles of rows at a time, so that they meet the same columns of w in the cache."""
+    """Program id -> tile: GROUP tiles of rows at a time, so that they share the columns of w in the cache."""
     pid = tl.program_id(0)
     per_group = GROUP * tiles_v
     first = (pid // per_group) * GROUP
@@ -93,11 +93,11 @@ def _emit_statistics(
     partial = rows * strips + strip
     top = tl.max(z, 1)
     tl.store(max_ptr + partial, top, mask=inside)
-    z -= top[:, None]  # exactly 0 where the maximum was: z_target == top stays a test for top-1
+    z -= top[:, None]  # exactly 0 at the maximum: z_target == top remains a test for top-1
 
     target = tl.load(target_ptr + rows, mask=inside, other=-1)
     here = (target >= strip * STRIP) & (target < tl.minimum(V, (strip + 1) * STRIP))
-    if tl.max(tl.where(here, 1.0, 0.0), 0) > 0:  # a sweep over the tile that most strips do without
+    if tl.max(tl.where(here, 1.0, 0.0), 0) > 0:  # a pass over the tile that most strips skip
         z_target = top + tl.sum(tl.where(offs_v[None, :] == target[:, None], z, 0.0), 1)
         tl.store(z_target_ptr + rows, z_target, mask=inside & here)
 
@@ -120,14 +120,14 @@ def _statistics_kernel(
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_v = _tile_ids(tl.cdiv(R, BLOCK_M), tiles_v, GROUP)
-    counted = tl.load(count_ptr) - start  # rows of this chunk that count
+    counted = tl.load(count_ptr) - start  # rows of this chunk that are not ignored
     if tile_m * BLOCK_M >= counted:
         return
     z = _tile_of_logits(
         x_ptr, w_ptr, stride_x, stride_wv, stride_wd, R, V, D, tile_m, tile_v,
         BLOCK_M, BLOCK_V, BLOCK_D, EVEN_D, PRECISION, DESCRIPTORS,
     )  # fmt: skip
-    if SPLIT:  # half a tile at a time, or the registers of a wide tile spill
+    if SPLIT:  # half a tile at a time: the registers of a wide tile would spill
         left, right = _halves(z, BLOCK_M, BLOCK_V // 2)
         _emit_statistics(
             left, 2 * tile_v, target_ptr, max_ptr, sum_ptr, dot_ptr, z_target_ptr, tile_m, R, V, 2 * tiles_v, softcap,
@@ -175,7 +175,7 @@ def _combine_kernel(
     z_target = tl.load(z_target_ptr + offs_r, mask=counts, other=0.0)
     # (top - z) first: for a confident row both terms are small, while lse and z may be large.
     loss = (top - z_target) + log_total
-    # Rows that do not count get zeros; every row of the batch is written by exactly one program.
+    # Ignored rows get zeros; every row of the batch is written by exactly one program.
     row = tl.load(order_ptr + start + offs_r, mask=inside, other=0)
     tl.store(loss_ptr + row, tl.where(counts, loss, 0.0), mask=inside)
     tl.store(top_ptr + row, tl.where(counts, top, 0.0), mask=inside)
@@ -187,7 +187,7 @@ def _combine_kernel(
 
 
 class _PackedChunks:
-    """Rows packed so that those that count come first, cut into chunks."""
+    """Rows with those that are not ignored packed first, in chunks."""
 
     def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, valid_N: Tensor, options: RowOptions):
         softcap = options.softcap
@@ -216,7 +216,7 @@ class _PackedChunks:
         self.softcap = dict(softcap=softcap or 1.0, SOFTCAP=softcap is not None)
 
     def operands(self, x_RD: Tensor, weight_VD: Tensor) -> tuple:
-        """x, w and their strides as the kernels take them."""
+        """x, w and their strides as arguments of the kernels."""
         x, w = x_RD, weight_VD
         if self.config.descriptors:
             from triton.tools.tensor_descriptor import TensorDescriptor
@@ -247,7 +247,7 @@ def _sweep(hidden_ND, weight_VD, targets_N, valid_N, options: RowOptions, *, ent
         for start, order_R in chunks:
             n = len(order_R)
             x_RD, target_R = hidden_ND.index_select(0, order_R), targets_N.index_select(0, order_R)
-            # A target outside the vocabulary meets no tile: its logit stays -inf and its loss becomes inf.
+            # A target outside the vocabulary is in no tile: its logit stays -inf and its loss is inf.
             z_target_R.fill_(float("-inf"))
             x, w, strides = chunks.operands(x_RD, weight_VD)
             _statistics_kernel[chunks.grid(n)](

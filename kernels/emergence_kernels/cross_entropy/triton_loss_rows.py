@@ -1,14 +1,14 @@
-"""Rows of logits -> statistics and d loss / dz, for losses whose gradients are wanted (the mathematics is in reference.py).
+"""Statistics and d loss / dz of rows of logits, for losses with gradients (the mathematics is in reference.py).
 
-cuBLAS makes a chunk of logits; one program a row then reads the row twice, the second time from the L2 cache as far as it
-still holds it, and writes the gradient over the logits; cuBLAS makes dX and dW of it. Logits, their statistics and their
-gradients are float32 in registers. 16-bit gradients lie in the last half of their float32 row, of S columns: that of column c
-begins at byte 2 S + 2 c, never before its logit at 4 c. So the second sweep can go backwards, from the columns that were read
-last, and what it writes lies on what it has read.
+cuBLAS computes a chunk of logits; one program per row then reads the row twice, the second time from the L2 cache where it is
+still there, and overwrites the logits by the gradient; cuBLAS computes dX and dW from it. Logits, statistics and gradients are
+float32 in registers. 16-bit gradients are in the last half of their float32 row, of S columns: that of column c begins at byte
+2 S + 2 c, never before its logit at 4 c. So the second sweep runs backwards, from the columns read last, and only overwrites
+logits that it has read.
 
-Of each thread's columns a running maximum m, s = sum e and d = sum e (z - m), e = exp(z - m), are kept (Milakov and
+Each thread keeps a running maximum m, s = sum e and d = sum e (z - m), e = exp(z - m), of its columns (Milakov and
 Gimelshein, arXiv 1805.02867); a larger maximum m' turns them into s f and (d + s (m - m')) f, f = exp(m - m'). Every sum has
-a fixed order. Rows that do not count are not read: they get zeros.
+a fixed order. Ignored rows are not read and get zeros.
 """
 
 import torch
@@ -43,9 +43,9 @@ def _loss_rows_kernel(
     stride_z, stride_dz, V, S, softcap, z_loss, RESULTS: tl.constexpr, SOFTCAP: tl.constexpr,
     THREADS: tl.constexpr, UNROLL: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """RESULTS: loss, log-sum-exp, entropy and top-1 are wanted too.
+    """RESULTS: also compute loss, log-sum-exp, entropy and top-1.
 
-    S, V rounded up, masks every access: a multiple of 16, it leaves vectors whole. What lies beyond V is not looked at.
+    S, V rounded up, masks every access: as a multiple of 16 it does not split vectors. Values beyond V are not used.
     """
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * stride_z
@@ -61,7 +61,7 @@ def _loss_rows_kernel(
             tl.store(entropy_ptr + row, 0.0)
             tl.store(correct_ptr + row, False)
         return
-    # Read before it is overwritten. A target outside the vocabulary costs an infinite loss and nobody's memory.
+    # Read before it is overwritten. A target outside the vocabulary gives an infinite loss and no access out of bounds.
     target = tl.load(target_ptr + row)
     known = (target >= 0) & (target < V)
     z_target = tl.load(z_ptr + target, mask=known, other=float("-inf")).to(tl.float32)
@@ -112,10 +112,10 @@ def _loss_rows_kernel(
         else:
             dz = tl.exp2((z - top) * LOG2E - log2_total) * slope
         if dz_ptr.dtype.element_ty != z_ptr.dtype.element_ty:
-            tl.debug_barrier()  # narrower gradients land on logits that other threads read in this block or before
+            tl.debug_barrier()  # narrower gradients overwrite logits that other threads read in this block or before
         tl.store(dz_ptr + column, dz.to(dz_ptr.dtype.element_ty), mask=column < S)
 
-    # The target's entry is formed apart, in float32: p - 1 of a rounded p is all error.
+    # The target's entry is computed separately, in float32: p - 1 of a rounded p would be all error.
     bend = 1.0
     if SOFTCAP:
         t = tanh(z_target / softcap)
@@ -166,13 +166,13 @@ def fused_rows(
     N, device = len(hidden_ND), hidden_ND.device
     loss_N, lse_N, entropy_N = (torch.empty(N, dtype=torch.float32, device=device) for _ in range(3))
     correct_N = torch.empty(N, dtype=torch.bool, device=device)
-    inputs = [row.contiguous() for row in (targets_N, valid_N, scale_N)]
+    targets_N, valid_N, scale_N = (row.contiguous() for row in (targets_N, valid_N, scale_N))
     results = (loss_N, lse_N, entropy_N, correct_N)
     gradients = Gradients(sweep.chunks, options.need_dx, options.need_dw)
     with on_device(hidden_ND):
         for here, z_RS, dz_RS in sweep.chunks:
-            of_chunk = [row[here] for row in results]
-            sweep.rows(z_RS, dz_RS, *(row[here] for row in inputs), of_chunk)
+            chunk_results = [row[here] for row in results]
+            sweep.rows(z_RS, dz_RS, targets_N[here], valid_N[here], scale_N[here], chunk_results)
             gradients.add(here, dz_RS)
     return RowStatistics(loss_N, lse_N, correct_N, entropy_N), *gradients.result()
 
@@ -187,14 +187,14 @@ def backward_rows(
     grad_N: Tensor,
     options: RowOptions,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As reference.backward_rows. top and log_total are found again: the forward pass has summed its logits in
+    """As reference.backward_rows. top and log_total are computed again: the forward pass has summed its logits in
     another order, and where p is nearly 1 the last bits of both decide on p - 1.
     """
     sweep = _Sweep(hidden_ND, weight_VD, options)
-    rows = [row.contiguous() for row in (targets_N, valid_N, grad_N.float())]
+    targets_N, valid_N, grad_N = (row.contiguous() for row in (targets_N, valid_N, grad_N.float()))
     gradients = Gradients(sweep.chunks, options.need_dx, options.need_dw)
     with on_device(hidden_ND):
         for here, z_RS, dz_RS in sweep.chunks:
-            sweep.rows(z_RS, dz_RS, *(row[here] for row in rows), None)
+            sweep.rows(z_RS, dz_RS, targets_N[here], valid_N[here], grad_N[here], None)
             gradients.add(here, dz_RS)
     return gradients.result()

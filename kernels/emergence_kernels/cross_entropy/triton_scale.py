@@ -1,6 +1,6 @@
-"""A tensor times a scalar that lies on the device, multiplied in float32 and rounded once.
+"""A tensor times a scalar on the device, multiplied in float32 and rounded once.
 
-PyTorch would first round the scalar to the tensor's 16 bits, which bends a whole gradient by up to 0.4%.
+PyTorch would first round the scalar to the tensor's 16 bits, an error of up to 0.4% of the whole gradient.
 """
 
 import torch
@@ -19,7 +19,7 @@ WARPS = 4
 def _scale_kernel(x_ptr, factor_ptr, y_ptr, size, BLOCK: tl.constexpr, IN_PLACE: tl.constexpr):
     factor = tl.load(factor_ptr)
     if IN_PLACE:  # noqa: SIM102, a constant and a tensor
-        if factor == 1.0:  # what loss.backward() sends: known on the device only
+        if factor == 1.0:  # the upstream gradient, on the device
             return
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     for start in range(tl.program_id(0).to(tl.int64) * BLOCK, size, step):

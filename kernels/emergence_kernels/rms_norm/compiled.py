@@ -1,4 +1,4 @@
-"""RMSNorm by csrc/ (rms_norm.cu has the formulas), as triton.py with `backend` "cuda" or "cpu" beside."""
+"""RMSNorm by csrc/ (rms_norm.cu has the formulas), as triton.py, with `backend` "cuda" or "cpu"."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,8 @@ from ..backends.layout import adjacent_rows
 from ..backends.library import operations
 
 
-def _aligned(t: Tensor | None) -> Tensor | None:
+def _aligned(t: Tensor) -> Tensor:
     """Rows that start at multiples of 16 bytes, by a copy if need be; (N, D) with adjacent features."""
-    if t is None:
-        return None
     t = adjacent_rows(t)
     size = t.element_size()
     if t.shape[1] * size % 16 == 0 and (t.data_ptr() % 16 or t.stride(0) * size % 16):
@@ -22,7 +20,8 @@ def forward(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, *, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, x + residual (empty without one), rstd (N,) float32."""
-    x_ND, residual_ND = _aligned(x), _aligned(residual)
+    x_ND = _aligned(x)
+    residual_ND = None if residual is None else _aligned(residual)
     N, D = x_ND.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     new_residual = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
@@ -46,7 +45,8 @@ def backward(
     x_ND = _aligned(x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    d_residual_ND = None if d_residual is None else _aligned(d_residual)
     operations(backend).rms_norm_backward.default(
-        _aligned(dy), _aligned(d_residual), x_ND, weight.contiguous(), rstd_N, dx.view(x_ND.shape), dweight
+        _aligned(dy), d_residual_ND, x_ND, weight.contiguous(), rstd_N, dx.view(x_ND.shape), dweight
     )
     return dx, dweight

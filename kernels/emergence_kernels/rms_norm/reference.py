@@ -6,6 +6,8 @@ r = 1 / sqrt(mean(x^2) + eps), n = x r and g = dy * weight:
     dx = r * (g - n * mean(g n)),    dweight = sum over rows of dy * n
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,14 +28,14 @@ class _FewPasses(torch.autograd.Function):
     """The same with a third of the passes over memory that autograd would make: on a CPU they are the cost."""
 
     @staticmethod
-    def forward(ctx, x_ND, weight_D, eps):
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         r_N = torch.linalg.vecdot(x_ND, x_ND).div_(x_ND.shape[1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_ND, weight_D, r_N)
         return torch.mul(x_ND, r_N.unsqueeze(1)).mul_(weight_D)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy_ND):
+    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, Tensor, None]:
         x_ND, weight_D, r_N = ctx.saved_tensors
         product_ND = dy_ND * x_ND
         pull_N = (product_ND @ weight_D).mul_(r_N.pow(3)).div_(-x_ND.shape[1])

@@ -1,5 +1,7 @@
 """Rotary position embedding in PyTorch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,14 +32,15 @@ class _Rotation(torch.autograd.Function):
     """Its gradient is turned back by the same angle."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin):
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return _turn(x, cos, sin, 1.0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return _turn(grad, *ctx.saved_tensors, -1.0), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin, -1.0), None, None
 
 
 def _turn(x_BTHD: Tensor, cos_T1R: Tensor, sin_T1R: Tensor, sign: float, out_BTHD: Tensor | None = None) -> Tensor:

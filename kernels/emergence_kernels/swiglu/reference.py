@@ -3,6 +3,8 @@
 y = gate s up        d_gate = dy up s (1 + gate (1 - s))        d_up = dy gate s
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,7 @@ class _OneBuffer(torch.autograd.Function):
     are the cost."""
 
     @staticmethod
-    def forward(ctx, gate_up):
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         activated = F.silu(gate)
         ctx.save_for_backward(gate_up, activated)
@@ -32,7 +34,7 @@ class _OneBuffer(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         gate_up, activated = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
         out = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)

@@ -1,4 +1,4 @@
-"""`analyze emergence` on tables with known truth, and on tables that lack something."""
+"""`analyze emergence` on tables with known truth, and on tables with missing columns."""
 
 import importlib.util
 import json
@@ -61,42 +61,42 @@ def written(frame: pd.DataFrame, tmp_path: Path, name: str = "table.csv") -> Pat
 
 
 def analyze_emergence(paths) -> dict:
-    """What result.json would hold."""
+    """The content of result.json."""
     return as_json(emergence.analyze_emergence(paths))
 
 
 def by_task(result: dict) -> dict:
-    return {one["task"]: one for one in result["tasks"]}
+    return {task["task"]: task for task in result["tasks"]}
 
 
 # ------------------------------------------------------------------------------------------------- simulated truth
 
 
-def test_verdicts_thresholds_and_size_effects_are_right_on_simulated_tasks():
+def test_verdicts_on_simulated_tasks_match_the_truth():
     """A small part of the study; the whole is slow and its result committed."""
     script = study()
     for kind in simulate.KINDS:
-        found = script.verdicts(kind, 25)
-        assert found["right"] >= 0.88, (kind, found)
-        assert kind == "emergent" or found["verdicts"].get("emergent", 0) <= 0.05
-        assert kind != "emergent" or found["eta"]["coverage95"] >= 0.8, found
+        verdicts = script.verdicts(kind, 16)
+        assert verdicts["right"] >= 0.88, (kind, verdicts)
+        assert kind == "emergent" or verdicts["verdicts"].get("emergent", 0) <= 0.05
+        assert kind != "emergent" or verdicts["eta"]["coverage95"] >= 0.8, verdicts
     assert script.size_effects(0.0, 40)["p_below_0.05"] <= 0.15
     assert script.size_effects(0.05, 40)["p_below_0.05"] >= 0.8
 
 
 @pytest.mark.slow
 def test_the_whole_study():
-    found = study().study(500)
-    for kind, one in found["verdicts"].items():
-        assert one["right"] >= 0.95, (kind, one)
-    assert max(found["false_emergent"].values()) <= 0.05
-    assert 0.92 <= found["verdicts"]["emergent"]["eta"]["coverage95"] <= 0.98
-    assert found["size_effect"]["0.0"]["p_below_0.05"] <= 0.08
-    assert all(0.92 <= one["coverage95"] <= 0.985 for one in found["size_effect"].values())
+    result = study().study(500)
+    for kind, scores in result["verdicts"].items():
+        assert scores["right"] >= 0.95, (kind, scores)
+    assert max(result["false_emergent"].values()) <= 0.05
+    assert 0.92 <= result["verdicts"]["emergent"]["eta"]["coverage95"] <= 0.98
+    assert result["size_effect"]["0.0"]["p_below_0.05"] <= 0.08
+    assert all(0.92 <= scores["coverage95"] <= 0.985 for scores in result["size_effect"].values())
 
 
 def test_noise_alone_with_very_many_items_is_at_chance():
-    """A drift of half a point is significant with 200,000 items and still nothing to be called by a name."""
+    """A drift of half a point is significant with 200,000 items and still too small for a verdict."""
     rng = np.random.default_rng(0)
     frame = simulate.ladder(rng, sizes=4, checkpoints=20)
     share = 0.25 + 0.005 * (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
@@ -109,11 +109,11 @@ def test_noise_alone_with_very_many_items_is_at_chance():
         chance=0.25,
         higher_is_better=True,
     )
-    one = find(study().task_of(frame))
-    assert one.verdict.name == "at-chance" and one.verdict.probability > 0.9
+    result = find(study().task_of(frame))
+    assert result.verdict.name == "at-chance" and result.verdict.probability > 0.9
 
 
-def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
+def test_drift_of_guesses_on_the_same_items_is_at_chance():
     """64 items answered by guessing, the guesses of later checkpoints mostly those of earlier ones: from 0.20 to 0.27."""
     rng = np.random.default_rng(0)
     frame = simulate.ladder(rng, sizes=4, checkpoints=16)
@@ -128,7 +128,7 @@ def test_a_drift_within_what_guessing_gives_on_the_same_items_is_at_chance():
 
 
 def test_a_guesser_below_chance_is_at_chance_and_not_inverse():
-    """What a real ladder showed: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
+    """As in a real ladder: 200 items, four sizes, from 0.20 to 0.17 where chance is 0.25 and answer length lowers it."""
     rng = np.random.default_rng(0)
     frame = simulate.ladder(rng, sizes=4, checkpoints=16)
     x = (frame["loss"].max() - frame["loss"]) / np.ptp(frame["loss"])
@@ -177,7 +177,7 @@ def test_one_run_that_drifts_like_a_random_walk_is_not_emergent():
 # ------------------------------------------------------------------------------------------------------ the result
 
 
-def test_the_result_has_what_others_rely_on_and_the_files_are_there(tmp_path):
+def test_result_has_the_contract_keys_and_files(tmp_path):
     analysis = investigate(written(emergent_ladder(), tmp_path))
     result = as_json(write(tmp_path / "out", analysis))
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tasks"] == result["tasks"]
@@ -215,50 +215,50 @@ def test_the_command_line_prints_the_table_or_json(tmp_path):
 # ------------------------------------------------------------------------------------------------- what is missing
 
 
-def test_missing_columns_are_said_and_handled(tmp_path):
+def test_missing_columns_are_noted_and_replaced(tmp_path):
     frame = emergent_ladder().drop(columns=["stderr", "items", "chance", "higher_is_better"])
     result = analyze_emergence(written(frame, tmp_path))
     assert by_task(result)["jump"]["verdict"] == "emergent" and by_task(result)["jump"]["chance"] is None
-    said = " ".join(result["notes"] + by_task(result)["jump"]["notes"])
+    notes = " ".join(result["notes"] + by_task(result)["jump"]["notes"])
     for word in ("'chance' is missing", "chance is missing", "neither items nor stderr", "higher_is_better is missing"):
-        assert word in said
+        assert word in notes
 
 
 def test_items_follow_from_standard_errors(tmp_path):
     frame = emergent_ladder(items=np.nan)
-    one = by_task(analyze_emergence(written(frame, tmp_path)))["jump"]
-    assert abs(one["items"] - 4000) < 40 and any("by the standard errors" in note for note in one["notes"])
+    task = by_task(analyze_emergence(written(frame, tmp_path)))["jump"]
+    assert abs(task["items"] - 4000) < 40 and any("by the standard errors" in note for note in task["notes"])
 
 
 @pytest.mark.parametrize(
-    ("keep", "said"),
+    ("keep", "reason"),
     [
         (lambda f: f["run"] == f["run"].iloc[0], "one size only"),
         (lambda f: f["loss"] < np.where(f["params"] == f["params"].min(), 10, 2.6), None),
     ],
 )
-def test_one_size_has_no_size_effect(tmp_path, keep, said):
+def test_one_size_has_no_size_effect(tmp_path, keep, reason):
     frame = emergent_ladder()
-    one = by_task(analyze_emergence(written(frame[keep(frame)], tmp_path)))["steady"]
-    if said:
-        assert one["size_effect"]["value"] is None and one["size_effect"]["p"] is None
-        assert said in one["size_effect"]["reason"]
+    task = by_task(analyze_emergence(written(frame[keep(frame)], tmp_path)))["steady"]
+    if reason:
+        assert task["size_effect"]["value"] is None and task["size_effect"]["p"] is None
+        assert reason in task["size_effect"]["reason"]
 
 
-def test_losses_that_do_not_overlap_are_said(tmp_path):
+def test_losses_that_do_not_overlap_are_noted(tmp_path):
     frame = emergent_ladder()
     small, large = sorted(frame["params"].unique())[:2]
     part = frame[
         ((frame["params"] == small) & (frame["loss"] > 3.2)) | ((frame["params"] == large) & (frame["loss"] < 3))
     ]
-    one = by_task(analyze_emergence(written(part, tmp_path)))["steady"]
-    assert one["size_effect"]["value"] is None and "do not overlap" in one["size_effect"]["reason"]
+    task = by_task(analyze_emergence(written(part, tmp_path)))["steady"]
+    assert task["size_effect"]["value"] is None and "do not overlap" in task["size_effect"]["reason"]
 
 
 def test_few_rows_are_not_identified(tmp_path):
     frame = emergent_ladder()
-    one = by_task(analyze_emergence(written(frame.groupby("task").head(3), tmp_path)))["jump"]
-    assert one["verdict"] == "not-identified" and "at least" in one["reason"] and one["eta"] is None
+    task = by_task(analyze_emergence(written(frame.groupby("task").head(3), tmp_path)))["jump"]
+    assert task["verdict"] == "not-identified" and "at least" in task["reason"] and task["eta"] is None
 
 
 def test_different_vocabularies_and_families_are_not_pooled(tmp_path):
@@ -270,14 +270,14 @@ def test_different_vocabularies_and_families_are_not_pooled(tmp_path):
         ("names", pd.concat([frame.assign(run="pythia-" + frame["run"]), other.assign(run="olmo-" + frame["run"])])),
     ):
         result = analyze_emergence(written(both, tmp_path, f"{name}.csv"))
-        assert len(result["tasks"]) == 4 and len({one["family"] for one in result["tasks"]}) == 2
+        assert len(result["tasks"]) == 4 and len({task["family"] for task in result["tasks"]}) == 2
         assert "apart" in " ".join(result["notes"])
-        assert all(one["sizes"] == 4 for one in result["tasks"])
+        assert all(task["sizes"] == 4 for task in result["tasks"])
     pooled = analyze_emergence(written(frame.assign(run=frame["run"].str.replace("size-", "")), tmp_path))
     assert len(pooled["tasks"]) == 2 and any("taken to" in note for note in pooled["notes"])
 
 
-def test_rows_that_do_not_beat_a_unigram_model_do_not_make_a_plateau(tmp_path):
+def test_rows_above_the_unigram_loss_are_no_plateau(tmp_path):
     """Flat from 6 to 4 nats and rising from there on: a threshold only if the model beats word frequencies at 6."""
     loss = np.linspace(6, 2, 60)
     frame = pd.DataFrame({"run": "a", "params": 10, "step": range(60), "tokens": range(60), "loss": loss})
@@ -292,7 +292,7 @@ def test_rows_that_do_not_beat_a_unigram_model_do_not_make_a_plateau(tmp_path):
 
 
 @pytest.mark.parametrize(("rises_at", "verdict"), [(3.5, "emergent"), (7.0, "not-identified")])
-def test_where_the_unigram_model_is_unknown_a_threshold_says_what_it_rests_on(tmp_path, rises_at, verdict):
+def test_unknown_unigram_loss_is_noted_with_the_threshold(tmp_path, rises_at, verdict):
     """Flat from 10.8 nats (untrained) and then rising. By hand: a plateau of a fifth of the range from u to 2 nats ends at
     u - (u - 2) / 5, so u must be at least (rises_at - 0.4) / 0.8."""
     loss = np.linspace(10.8, 2, 80)
@@ -300,21 +300,21 @@ def test_where_the_unigram_model_is_unknown_a_threshold_says_what_it_rests_on(tm
     frame = frame.assign(task="t", metric="acc", stderr=0.003, items=20_000, chance=0.25, higher_is_better=True)
     value = 0.25 + 0.5 * np.maximum(rises_at - loss, 0) / rises_at
     frame["value"] = np.random.default_rng(0).binomial(20_000, value) / 20_000
-    one = by_task(analyze_emergence(written(frame, tmp_path)))["t"]
-    needed = one["loss_range"]["unigram_needed"]
-    assert one["verdict"] == verdict and needed == pytest.approx((rises_at - 0.4) / 0.8, abs=0.25)
+    task = by_task(analyze_emergence(written(frame, tmp_path)))["t"]
+    needed = task["loss_range"]["unigram_needed"]
+    assert task["verdict"] == verdict and needed == pytest.approx((rises_at - 0.4) / 0.8, abs=0.25)
     if verdict == "emergent":
-        assert any("rests on a unigram model's loss of loss_range.unigram_needed" in note for note in one["notes"])
+        assert any("rests on a unigram model's loss of loss_range.unigram_needed" in note for note in task["notes"])
     else:
-        assert f"unigram model's loss on this text is at least {needed:.3g} nats" in one["reason"]
-    assert (one["eta"] is None) == (verdict != "emergent") and one["loss_range"]["from"] == 10.8
+        assert f"unigram model's loss on this text is at least {needed:.3g} nats" in task["reason"]
+    assert (task["eta"] is None) == (verdict != "emergent") and task["loss_range"]["from"] == 10.8
     for known, right in ((needed + 0.5, "emergent"), (needed - 0.5, "gradual")):
         given = by_task(analyze_emergence(written(frame.assign(unigram_loss=known), tmp_path)))["t"]
         assert given["verdict"] == right and not any("unknown" in note for note in given["notes"])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"loss": np.nan}, "row 1, column 'loss'"),
         ({"value": "high"}, "row 1, column 'value'"),
@@ -323,28 +323,28 @@ def test_where_the_unigram_model_is_unknown_a_threshold_says_what_it_rests_on(tm
         ({"task": "same"}, "is listed twice"),
     ],
 )
-def test_bad_tables_are_one_line(tmp_path, change, said):
+def test_bad_tables_are_one_line(tmp_path, change, message):
     with pytest.raises(InputError) as error:
         analyze_emergence(written(emergent_ladder(**change), tmp_path))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_written_table_with_empty_cells_is_read_back(tmp_path):
     frame = emergent_ladder(chance=np.nan, unigram_loss=7.1)
     tables.write(tables.EVALUATIONS, frame, tmp_path / "t.parquet", vocabulary="v")
-    found = tables.read(tables.EVALUATIONS, tmp_path / "t.parquet")
-    assert found["chance"].isna().all() and (found["unigram_loss"] == 7.1).all() and (found["items"] == 4000).all()
+    read = tables.read(tables.EVALUATIONS, tmp_path / "t.parquet")
+    assert read["chance"].isna().all() and (read["unigram_loss"] == 7.1).all() and (read["items"] == 4000).all()
 
 
-def test_percent_is_told_from_shares(tmp_path):
+def test_percent_is_distinguished_from_shares(tmp_path):
     frame = emergent_ladder()
     shares = analyze_emergence(written(frame, tmp_path))
     percent = frame.assign(value=frame["value"] * 100, stderr=frame["stderr"] * 100, chance=25.0)
-    found = by_task(analyze_emergence(written(percent, tmp_path)))["jump"]
+    task = by_task(analyze_emergence(written(percent, tmp_path)))["jump"]
     same = by_task(shares)["jump"]
-    assert found["eta"] == pytest.approx(same["eta"]) and found["size_effect"]["value"] == same["size_effect"]["value"]
-    assert found["plateau"]["level"] == pytest.approx(100 * same["plateau"]["level"]) and found["chance"] == 25.0
-    assert any("percent" in note for note in found["notes"])
+    assert task["eta"] == pytest.approx(same["eta"]) and task["size_effect"]["value"] == same["size_effect"]["value"]
+    assert task["plateau"]["level"] == pytest.approx(100 * same["plateau"]["level"]) and task["chance"] == 25.0
+    assert any("percent" in note for note in task["notes"])
 
 
 @pytest.mark.parametrize("with_chance", [True, False])
@@ -358,16 +358,16 @@ def test_the_unit_is_a_runs_not_a_tables(tmp_path, with_chance):
     mixed = frame.copy()
     for column in ("value", "stderr", "chance"):
         mixed.loc[half, column] = 100 * frame.loc[half, column]
-    found = by_task(analyze_emergence(written(mixed, tmp_path)))["jump"]
-    assert found["verdict"] == same["verdict"] == "emergent"
-    assert found["eta"] == pytest.approx(same["eta"]) and found["chance"] == pytest.approx(same["chance"], nan_ok=True)
-    assert found["plateau"]["level"] == pytest.approx(same["plateau"]["level"])
-    assert any("percent and shares are mixed" in note for note in found["notes"])
+    task = by_task(analyze_emergence(written(mixed, tmp_path)))["jump"]
+    assert task["verdict"] == same["verdict"] == "emergent"
+    assert task["eta"] == pytest.approx(same["eta"]) and task["chance"] == pytest.approx(same["chance"], nan_ok=True)
+    assert task["plateau"]["level"] == pytest.approx(same["plateau"]["level"])
+    assert any("percent and shares are mixed" in note for note in task["notes"])
 
 
 def test_runs_collapse_on_loss_and_not_on_compute(tmp_path):
-    one = by_task(analyze_emergence(written(emergent_ladder(), tmp_path)))["steady"]["collapse"]
-    assert one["r2_loss"] > 0.98 and one["r2_compute"] < 0.92
+    collapse = by_task(analyze_emergence(written(emergent_ladder(), tmp_path)))["steady"]["collapse"]
+    assert collapse["r2_loss"] > 0.98 and collapse["r2_compute"] < 0.92
 
 
 # ------------------------------------------------------------------------------------------------------- the parts
@@ -379,7 +379,7 @@ def test_emergence_score_by_hand():
     assert emergence_score(np.array([0.0, 0.0, 0.0, 1.0])) is None and emergence_score(np.array([1.0, 2.0])) is None
 
 
-def test_a_threshold_that_a_continuous_metric_does_not_show_is_a_mirage(tmp_path):
+def test_threshold_absent_in_a_continuous_metric_is_a_mirage(tmp_path):
     task = emergence.analyze_emergence(written(emergent_ladder(), tmp_path)).tasks[0]
 
     def result(metric, verdict):
@@ -402,9 +402,9 @@ def test_brier_is_turned_and_gets_its_own_chance(tmp_path):
         higher_is_better=False,
     )
     result = analyze_emergence(written(pd.concat([jump, brier]), tmp_path))
-    one = next(one for one in result["tasks"] if one["metric"] == "brier")
-    assert one["chance"] == pytest.approx(0.75) and one["verdict"] == "emergent"
-    assert one["plateau"]["level"] == pytest.approx(0.75, abs=0.01) and one["change"]["value"] > 0
+    task = next(task for task in result["tasks"] if task["metric"] == "brier")
+    assert task["chance"] == pytest.approx(0.75) and task["verdict"] == "emergent"
+    assert task["plateau"]["level"] == pytest.approx(0.75, abs=0.01) and task["change"]["value"] > 0
     assert result["mirage"][0]["survives"] is True
 
 
@@ -413,24 +413,24 @@ def test_the_closed_form_finds_the_least_size():
     rng = np.random.default_rng(0)
     sizes = 1e8 * 2.0 ** np.arange(8)
     losses = 1.7 + (5e7 / sizes) ** 0.3
-    found = least_size(fit_size_law(sizes, losses, 10**11, rng), np.array([2.2, 2.201, 2.199]), rng)
+    least = least_size(fit_size_law(sizes, losses, 10**11, rng), np.array([2.2, 2.201, 2.199]), rng)
     truth = 5e7 * 0.5 ** (-1 / 0.3)
-    assert found.identified and found.n.low95 < truth < found.n.high95
-    assert found.n.value == pytest.approx(truth, rel=0.1)
-    assert found.alpha.low95 < 0.3 < found.alpha.high95
+    assert least.identified and least.n.low95 < truth < least.n.high95
+    assert least.n.value == pytest.approx(truth, rel=0.1)
+    assert least.alpha.low95 < 0.3 < least.alpha.high95
 
 
 @pytest.mark.parametrize(
-    ("sizes", "losses", "said"),
+    ("sizes", "losses", "reason"),
     [
         ([1e8, 2e8, 4e8], [3, 2.8, 2.7], "3 sizes"),
         ([1e8, 2e8, 4e8, 8e8], [3, 3.1, 3.2, 3.3], "does not fall"),
     ],
 )
-def test_the_closed_form_says_when_it_is_not_identified(sizes, losses, said):
+def test_the_closed_form_says_when_it_is_not_identified(sizes, losses, reason):
     rng = np.random.default_rng(0)
     law = fit_size_law(np.array(sizes), np.array(losses), 1, rng)
-    assert isinstance(law, str) and said in law and not least_size(law, np.array([2.0]), rng).identified
+    assert isinstance(law, str) and reason in law and not least_size(law, np.array([2.0]), rng).identified
 
 
 def test_overlap_by_hand():
@@ -453,10 +453,10 @@ def test_the_smooth_is_monotone_unless_the_data_refuse():
     assert np.diff(smooth(np.abs(x - 0.5))).min() < -1e-4
 
 
-def test_the_ability_forecast_of_a_hidden_size_holds_what_happened(tmp_path):
-    found = backtest(written(emergent_ladder(eta=2.8), tmp_path))
-    assert len(found) == 1 and found[0].task == "jump"
-    assert found[0].actual is not None and found[0].inside95, found
+def test_ability_forecast_of_a_hidden_size_covers_the_truth(tmp_path):
+    tested = backtest(written(emergent_ladder(eta=2.8), tmp_path))
+    assert len(tested) == 1 and tested[0].task == "jump"
+    assert tested[0].actual is not None and tested[0].inside95, tested
     result = analyze_emergence(written(emergent_ladder(), tmp_path))
     runs = {run["run"]: run for run in result["abilities"][0]["runs"]}
     frame = emergent_ladder()
@@ -468,8 +468,8 @@ def test_the_ability_forecast_of_a_hidden_size_holds_what_happened(tmp_path):
     assert result["abilities"][0]["smallest_size_that_has_it"] is not None
 
 
-def test_a_running_run_is_told_when_it_will_gain_the_ability(tmp_path):
-    """Three finished runs and one at 30% of its plan, losses by a known law: the forecast holds the true crossing."""
+def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
+    """Three finished runs and one at 30% of its plan, losses by a known law: the forecast covers the true crossing."""
     rng = np.random.default_rng(0)
     total, eta, directories, truth = 20_000, 3.08, [], {}
     for name, params, share in (("s", 10**7, 1), ("m", 3 * 10**7, 1), ("l", 10**8, 1), ("xl", 3 * 10**8, 0.3)):
@@ -510,6 +510,6 @@ def test_a_running_run_is_told_when_it_will_gain_the_ability(tmp_path):
 
 def test_tasks_are_read_whole(tmp_path):
     tasks, _ = emergence_table.load(written(emergent_ladder(), tmp_path))
-    assert [(one.task, len(one.frame)) for one in tasks] == [("jump", 56), ("steady", 56)]
+    assert [(task.task, len(task.frame)) for task in tasks] == [("jump", 56), ("steady", 56)]
     with pytest.raises(InputError, match="no such file"):
         emergence_table.load(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Forecasts of the mean loss: recovery, what is borrowed and what is not, noise, short logs."""
+"""Forecasts of the mean loss: recovery, use of the prior, noise, short logs."""
 
 import dataclasses
 import time
@@ -41,8 +41,8 @@ def curve_of(kind: str, seed=0, noise=0.003, rows=200, truth=None):
 def test_a_classical_law_continues_its_own_curve(name, curve):
     x = np.linspace(200, 20000, 100)
     seen = x < 8000
-    one = fit(LAWS[name], Curve(x[seen], curve(x[seen]), 0.0, 0.0), None)
-    guess, sd = one.predict(x[~seen])
+    fitted = fit(LAWS[name], Curve(x[seen], curve(x[seen]), 0.0, 0.0), plan_of("constant"))
+    guess, sd = fitted.predict(x[~seen])
     np.testing.assert_allclose(guess, curve(x[~seen]), atol=1e-3)
 
 
@@ -51,21 +51,21 @@ def test_a_classical_law_continues_its_own_curve(name, curve):
 def test_the_schedule_law_beats_every_classical_one(kind, share):
     x, y, true = curve_of(kind)
     seen = x <= share * x[-1]
-    one = forecast(x[seen], y[seen], x[~seen], plan_of(kind))
-    errors = {name: np.mean((law.predict(x[~seen])[0] - true[~seen]) ** 2) for name, law in one.fits.items()}
-    mine = np.mean((one.mean - true[~seen]) ** 2)
+    ahead = forecast(x[seen], y[seen], x[~seen], plan_of(kind))
+    errors = {name: np.mean((law.predict(x[~seen])[0] - true[~seen]) ** 2) for name, law in ahead.fits.items()}
+    mine = np.mean((ahead.mean - true[~seen]) ** 2)
     assert np.sqrt(mine) < 0.06
     if share == 0.2 and kind != "constant":  # at a constant rate a power law knows as much
         assert mine < min(errors[name] for name in CLASSICAL) / 2
 
 
-def test_before_any_decay_the_prior_speaks_alone_and_says_so():
+def test_before_any_decay_the_prior_is_used_and_noted():
     x, y, _ = curve_of("wsd")
     seen = x <= 0.3 * x[-1]
     plan = plan_of("wsd")
-    one = forecast(x[seen], y[seen], x[~seen], plan)
-    assert any("not identified" in note and "decay" in note for note in one.notes)
-    law = one.fits["schedule"]
+    ahead = forecast(x[seen], y[seen], x[~seen], plan)
+    assert any("not identified" in note and "decay" in note for note in ahead.notes)
+    law = ahead.fits["schedule"]
     assert law.decay_seen < 0.01
     kernel, clock = "fast^0.75", "mixed"
     mean, _ = priors.SHIPPED.decay(clock, kernel, plan.peak)
@@ -74,9 +74,9 @@ def test_before_any_decay_the_prior_speaks_alone_and_says_so():
     wider = dataclasses.replace(
         priors.SHIPPED, drop={key: (a, b, 3 * sd) for key, (a, b, sd) in priors.SHIPPED.drop.items()}
     )
-    assert forecast(x[seen], y[seen], x[~seen], plan, wider).sd[-1] > 1.5 * one.sd[-1]
+    assert forecast(x[seen], y[seen], x[~seen], plan, wider).sd[-1] > 1.5 * ahead.sd[-1]
     # at the plateau's end, where the decay plays no part, the spread of the prior does not matter
-    assert one.sd[np.searchsorted(x[~seen], 15000)] < one.sd[-1]
+    assert ahead.sd[np.searchsorted(x[~seen], 15000)] < ahead.sd[-1]
 
 
 def test_once_decay_is_seen_the_data_overrule_the_prior():
@@ -88,15 +88,15 @@ def test_once_decay_is_seen_the_data_overrule_the_prior():
     )
 
 
-def test_spikes_and_noise_do_not_throw_it():
+def test_forecast_is_robust_to_spikes_and_noise():
     x, y, true = curve_of("cosine", noise=0.04, rows=15000)
     spiked = y.copy()
     spiked[::97] += 4
     seen = x <= 0.4 * x[-1]
-    one = forecast(x[seen], spiked[seen], x[~seen], plan_of("cosine"))
-    assert abs(one.mean[-1] - true[-1]) < 0.05
-    assert one.noise == pytest.approx(0.04, rel=0.15)
-    low, high = one.interval(95)
+    ahead = forecast(x[seen], spiked[seen], x[~seen], plan_of("cosine"))
+    assert abs(ahead.mean[-1] - true[-1]) < 0.05
+    assert ahead.noise == pytest.approx(0.04, rel=0.15)
+    low, high = ahead.interval(95)
     assert np.mean((low <= y[~seen]) & (y[~seen] <= high)) > 0.9
 
 
@@ -108,14 +108,14 @@ def test_irregular_spacing():
     assert np.sqrt(np.mean((forecast(x[seen], y[seen], x[~seen], plan_of("cosine")).mean - true[~seen]) ** 2)) < 0.04
 
 
-def test_unknown_rate_is_said_and_leaves_room_below():
+def test_unknown_rate_is_noted_and_widens_the_lower_bound():
     x, y, _ = curve_of("cosine")
     seen = x <= 0.2 * x[-1]
-    one = forecast(x[seen], y[seen], x[~seen], None)
-    assert any("learning rate unknown" in note for note in one.notes)
-    low, high = one.interval(95)
+    ahead = forecast(x[seen], y[seen], x[~seen], None)
+    assert any("learning rate unknown" in note for note in ahead.notes)
+    low, high = ahead.interval(95)
     assert low[-1] <= y[-1] <= high[-1]
-    assert one.mean[-1] - low[-1] > 1.5 * (high[-1] - one.mean[-1])
+    assert ahead.mean[-1] - low[-1] > 1.5 * (high[-1] - ahead.mean[-1])
 
 
 def test_too_short_is_not_identified():
@@ -126,20 +126,20 @@ def test_too_short_is_not_identified():
         forecast(x[:1], y[:1], x[1:], plan_of("wsd"))
 
 
-def test_a_young_run_that_has_not_bent_yet_is_not_trusted_to_level_off():
-    """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which went on to 4.25 nats."""
+def test_forecast_of_a_short_unbent_run_has_a_wide_interval():
+    """Steps 30 to 150 of a tiny model (losses measured): a straight fall in log steps, which continued to 4.25 nats."""
     x, y = np.array([30.0, 60, 90, 120, 150]), np.array([6.543, 6.316, 6.204, 5.961, 5.755])
     plan = PlannedSchedule(np.array([0.0, 20, 1500]), np.array([0, 4e-3, 4e-4]))
-    one = forecast(x, y, np.array([1500.0]), plan)
-    assert any("where the loss levels off" in note for note in one.notes)
-    low, high = one.interval(95)
+    ahead = forecast(x, y, np.array([1500.0]), plan)
+    assert any("where the loss levels off" in note for note in ahead.notes)
+    low, high = ahead.interval(95)
     assert low[0] < 4.25 < high[0]
 
 
 def test_intervals_are_nested():
     x, y, _ = curve_of("wsd")
-    one = forecast(x[:60], y[:60], x[60:], plan_of("wsd"))
-    ends = [one.interval(level) for level in (95, 80, 50)]
+    ahead = forecast(x[:60], y[:60], x[60:], plan_of("wsd"))
+    ends = [ahead.interval(level) for level in (95, 80, 50)]
     for (low, high), (inner_low, inner_high) in zip(ends, ends[1:]):
         assert np.all(low <= inner_low) and np.all(inner_high <= high)
 
@@ -148,48 +148,48 @@ def test_forecast_final_is_quick_and_never_raises():
     x, y, true = curve_of("cosine", rows=19000, noise=0.03)
     seen = x <= 0.5 * x[-1]
     begin = time.process_time()
-    one = forecast_final(x[seen], y[seen], GRID, simulate.learning_rate("cosine", GRID), 20000)
+    final = forecast_final(x[seen], y[seen], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert time.process_time() - begin < 0.5
-    assert one.low95 <= true[-1] <= one.high95
+    assert final.low95 <= true[-1] <= final.high95
     young = forecast_final(x[:2], y[:2], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert young.loss is None and young.reason.startswith("not identified")
     none = forecast_final([], [], GRID, simulate.learning_rate("cosine", GRID), 20000)
     assert none.loss is None and none.reason == "not identified: 0 rows"
 
 
-def test_parameter_families_recover_their_own_curve_and_separation():
+def test_parameter_families_recover_curve_and_separation():
     x = np.linspace(200, 20000, 100)
     for family, value in (
         ("logarithmic", 4 + 0.2 * np.log(x)),
         ("hyperbolic", 0.1 + 0.3 / (1 + x / 2300)),
         ("power", 2 + x**-0.5),
     ):
-        one = fit_family(family, x, value, np.full(100, 0.01))
-        np.testing.assert_allclose(one.predict(x), value, atol=0.02)
-        assert np.isinf(one.separation)
+        fitted = fit_family(family, x, value, np.full(100, 0.01))
+        np.testing.assert_allclose(fitted.predict(x), value, atol=0.02)
+        assert np.isinf(fitted.separation)
     held = 4 + 0.2 * np.log(np.minimum(x, 10000))
-    one = fit_family("logarithmic", x, held, np.full(100, 0.01))
-    assert one.separation == pytest.approx(10000, rel=0.01)
+    fitted = fit_family("logarithmic", x, held, np.full(100, 0.01))
+    assert fitted.separation == pytest.approx(10000, rel=0.01)
     law = fit_parameter(x, 4 + 0.2 * np.log(x), np.full(100, 0.01))
     assert law.fits[0].family == "logarithmic"
     assert law.weights.sum() == pytest.approx(1)
     assert law.predict(np.array([60000.0]))[1][0] >= law.predict(np.array([21000.0]))[1][0]
 
 
-def test_every_position_is_forecast_and_the_carried_pattern_helps():
+def test_position_forecast_improves_with_the_pattern():
     rng = np.random.default_rng(4)
     frame, plan, _ = simulate.positions(rng, "cosine", checkpoints=50, length=128)
     matrix = position_matrices(frame)[0]
     x = matrix.keys["step"].to_numpy(float)
     seen = x <= 0.4 * x[-1]
-    one = forecast_positions(observed_rows(matrix, seen), x[seen], x[~seen], plan)
+    ahead = forecast_positions(observed_rows(matrix, seen), x[seen], x[~seen], plan)
     actual = matrix.loss[~seen]
-    assert one.loss.shape == actual.shape
-    np.testing.assert_allclose(one.mean, one.level.mean, atol=1e-9)
-    with_pattern = np.mean((one.loss - actual) ** 2)
-    without = np.mean((one.loss - one.pattern.value - actual) ** 2)
+    assert ahead.loss.shape == actual.shape
+    np.testing.assert_allclose(ahead.mean, ahead.level.mean, atol=1e-9)
+    with_pattern = np.mean((ahead.loss - actual) ** 2)
+    without = np.mean((ahead.loss - ahead.pattern.value - actual) ** 2)
     assert with_pattern < without / 2  # the same sequences are hard at every checkpoint
-    low, high = one.interval(95)
+    low, high = ahead.interval(95)
     assert np.mean((low <= actual) & (actual <= high)) > 0.9
 
 
@@ -198,21 +198,21 @@ def test_joint_fit_recovers_a2_and_agrees_with_the_data():
     frame, plan, true = simulate.positions(np.random.default_rng(2), "cosine", truth, checkpoints=60, length=256)
     matrix = position_matrices(frame)[0]
     x = matrix.keys["step"].to_numpy(float)
-    one = joint(forecast_positions(matrix, x, x[-1:], plan), matrix, x, plan)
-    assert one.r2 > 0.99
-    table = one.table.set_index("name")
+    fitted = joint(forecast_positions(matrix, x, x[-1:], plan), matrix, x, plan)
+    assert fitted.r2 > 0.99
+    table = fitted.table.set_index("name")
     assert table.loc["a2.B", "value"] == pytest.approx(truth.b, abs=0.06)
     assert table.loc["a2.B", "identified"]
     late = x > 0.5 * x[-1]
-    assert np.sqrt(np.mean((one.predict(x[late], matrix.position) - true[late]) ** 2)) < 0.03
+    assert np.sqrt(np.mean((fitted.predict(x[late], matrix.position) - true[late]) ** 2)) < 0.03
 
 
 def test_ranking_probabilities():
-    one = rank(["b", "a"], np.array([3.0, 2.9]), np.array([0.05, 0.05]))
-    assert [place.run for place in one.order] == ["a", "b"]
+    ranking = rank(["b", "a"], np.array([3.0, 2.9]), np.array([0.05, 0.05]))
+    assert [place.run for place in ranking.order] == ["a", "b"]
     expected = 0.9214  # Phi(0.1 / (0.05 sqrt 2)) by table
-    assert one.order[0].probability_above_next == pytest.approx(expected, abs=1e-3)
-    assert one.probability == pytest.approx(expected, abs=0.01)
+    assert ranking.order[0].probability_above_next == pytest.approx(expected, abs=1e-3)
+    assert ranking.probability == pytest.approx(expected, abs=0.01)
     assert rank(["x"], np.array([1.0]), np.array([0.1])).probability == 1
 
 

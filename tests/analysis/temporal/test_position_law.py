@@ -142,9 +142,9 @@ def test_a_constant_moves_a2_alone(values, shift):
     a0, a1, a2, seed = values
     noise = np.random.default_rng(seed).normal(size=256) * 0.02
     base = law.position_curve(a0, a1, a2, I) + noise
-    one, two = (law.fit_positions(frame_of(y, sd=0.6)).iloc[0] for y in (base, base + shift))
-    np.testing.assert_allclose([two["a0"], two["a1"]], [one["a0"], one["a1"]], rtol=1e-4)
-    assert two["a2"] - one["a2"] == pytest.approx(shift, abs=1e-5)
+    first, second = (law.fit_positions(frame_of(y, sd=0.6)).iloc[0] for y in (base, base + shift))
+    np.testing.assert_allclose([second["a0"], second["a1"]], [first["a0"], first["a1"]], rtol=1e-4)
+    assert second["a2"] - first["a2"] == pytest.approx(shift, abs=1e-5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -152,9 +152,9 @@ def test_a_constant_moves_a2_alone(values, shift):
 def test_more_of_the_same_tokens_narrows_but_does_not_move(values, factor):
     a0, a1, a2, seed = values
     loss = law.position_curve(a0, a1, a2, I) + np.random.default_rng(seed).normal(size=256) * 0.02
-    one, many = (law.fit_positions(frame_of(loss, sd=6.0, count=n)).iloc[0] for n in (1000, 1000 * factor))
-    assert many["a1"] == pytest.approx(one["a1"], rel=1e-5)
-    assert many["a2_se"] <= one["a2_se"] * 1.0001
+    few, many = (law.fit_positions(frame_of(loss, sd=6.0, count=n)).iloc[0] for n in (1000, 1000 * factor))
+    assert many["a1"] == pytest.approx(few["a1"], rel=1e-5)
+    assert many["a2_se"] <= few["a2_se"] * 1.0001
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,4 +1,4 @@
-"""analyze temporal: the contract of its result, what it may look at, run directories, bad tables."""
+"""analyze temporal: the contract of its result, held-out rows, run directories, bad tables."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def positions(kind="cosine", seed=0, checkpoints=40, length=64, **more) -> pd.Da
 
 
 def analyze_temporal(paths, **options) -> dict:
-    """What result.json would hold."""
+    """The content of result.json."""
     return as_json(temporal.analyze_temporal(paths, **options))
 
 
@@ -56,19 +56,19 @@ MODEL_KEYS = {"name", "mse", "r2", "heldout_points"}
 def test_result_json_has_the_keys_that_others_rely_on(analysed):
     held = json.loads((analysed[1] / "result.json").read_text())
     assert held.keys() >= {"runs", "skipped", "ranking", "prior", "units", "figures"}
-    for one in held["runs"]:
-        assert one.keys() >= RUN_KEYS
-        assert one["final"].keys() >= FORECAST_KEYS - {"step"}
-        assert all(point.keys() >= FORECAST_KEYS for point in one["forecast"])
-        assert all(model.keys() >= MODEL_KEYS for model in one["models"])
+    for run in held["runs"]:
+        assert run.keys() >= RUN_KEYS
+        assert run["final"].keys() >= FORECAST_KEYS - {"step"}
+        assert all(point.keys() >= FORECAST_KEYS for point in run["forecast"])
+        assert all(model.keys() >= MODEL_KEYS for model in run["models"])
 
 
 def test_result_without_held_out_rows_has_no_keys_of_them(tmp_path):
-    """A key that says nothing is left out; null stands where a number is unknown."""
-    (one,) = analyze_temporal(written(positions(), tmp_path))["runs"]
-    assert one["coverage"] is None and one["models"][0]["mse"] is None
-    assert "actual" not in one["final"] and "mse_smooth" not in one["models"][0]
-    assert not one["positions"].keys() & {"mse", "r2", "coverage", "held_out"}
+    """A key without meaning is absent; a number that is unknown is null."""
+    (run,) = analyze_temporal(written(positions(), tmp_path))["runs"]
+    assert run["coverage"] is None and run["models"][0]["mse"] is None
+    assert "actual" not in run["final"] and "mse_smooth" not in run["models"][0]
+    assert not run["positions"].keys() & {"mse", "r2", "coverage", "held_out"}
 
 
 def test_result_cannot_be_changed(analysed):
@@ -79,30 +79,30 @@ def test_result_cannot_be_changed(analysed):
 def test_contract_of_the_result(analysed):
     result, out = as_json(analysed[0]), analysed[1]
     assert json.loads((out / "result.json").read_text()) == result
-    assert [(one["run"], one["split"]) for one in result["runs"]] == [
+    assert [(run["run"], run["split"]) for run in result["runs"]] == [
         ("simulated", "iid"),
         ("simulated", "ood"),
         ("other", None),
     ]
-    for one in result["runs"]:
-        assert one["fit_fraction"] == 0.3
-        assert 0 < one["fit_until_tokens"] <= 0.3 * 20000 * simulate.TOKENS_PER_STEP
-        assert isinstance(one["selected"], str)
-        assert one["selected"] == one["models"][0]["name"]
-        last = one["fit_until_tokens"]
-        for row in one["forecast"]:
+    for run in result["runs"]:
+        assert run["fit_fraction"] == 0.3
+        assert 0 < run["fit_until_tokens"] <= 0.3 * 20000 * simulate.TOKENS_PER_STEP
+        assert isinstance(run["selected"], str)
+        assert run["selected"] == run["models"][0]["name"]
+        last = run["fit_until_tokens"]
+        for row in run["forecast"]:
             assert isinstance(row["step"], int)
             assert isinstance(row["tokens"], int)
             assert row["tokens"] > last
             last = row["tokens"]
             ends = [row[key] for key in ("low95", "low80", "low50", "loss", "high50", "high80", "high95")]
             assert ends == sorted(set(ends))
-        assert one["final"]["tokens"] == 20000 * simulate.TOKENS_PER_STEP
-        assert one["final"]["low95"] < one["final"]["loss"] < one["final"]["high95"]
-        names = {model["name"] for model in one["models"]}
+        assert run["final"]["tokens"] == 20000 * simulate.TOKENS_PER_STEP
+        assert run["final"]["low95"] < run["final"]["loss"] < run["final"]["high95"]
+        names = {model["name"] for model in run["models"]}
         assert {"power", "reciprocal", "logarithmic", "annealing", "multi-power", "paper (reconstructed)"} <= names
-        for model in one["models"]:
-            assert model["heldout_points"] == len(one["forecast"])
+        for model in run["models"]:
+            assert model["heldout_points"] == len(run["forecast"])
             assert np.isfinite(model["mse"]) and np.isfinite(model["r2"])
     selected = {model["name"]: model["mse"] for model in result["runs"][2]["models"]}
     forecast, actual = ([row[key] for row in result["runs"][2]["forecast"]] for key in ("loss", "actual"))
@@ -137,26 +137,26 @@ def test_the_held_out_part_touches_nothing(tmp_path):
     frame = curve()
     later = frame["step"] > 0.3 * frame["step"].max()
     spoilt = frame.assign(loss=np.where(later, 9.0 + np.random.default_rng(0).normal(size=len(frame)), frame["loss"]))
-    one, two = (
+    first, second = (
         analyze_temporal(written(part, tmp_path, f"{k}.csv"), fit_fraction=0.3)["runs"][0]
         for k, part in enumerate((frame, spoilt))
     )
     for key in ("loss", "low95", "high95"):
-        assert [row[key] for row in one["forecast"]] == [row[key] for row in two["forecast"]]
-    assert one["weights"] == two["weights"]
+        assert [row[key] for row in first["forecast"]] == [row[key] for row in second["forecast"]]
+    assert first["weights"] == second["weights"]
     table = positions()
     later = table["step"] > 0.3 * 20000
     spoilt = table.copy()
     spoilt.loc[later, ["loss_sum"]] *= 2
     spoilt.loc[later, ["loss_sq_sum"]] *= 4
-    one, two = (
+    first, second = (
         analyze_temporal(written(part, tmp_path, f"p{k}.csv"), fit_fraction=0.3)["runs"][0]
         for k, part in enumerate((table, spoilt))
     )
     for key in ("loss", "low95", "high95"):
-        assert [row[key] for row in one["forecast"]] == [row[key] for row in two["forecast"]]
-        assert [row[key] for row in one["positions"]["final"]] == [row[key] for row in two["positions"]["final"]]
-    assert one["positions"]["joint"] == two["positions"]["joint"]
+        assert [row[key] for row in first["forecast"]] == [row[key] for row in second["forecast"]]
+        assert [row[key] for row in first["positions"]["final"]] == [row[key] for row in second["positions"]["final"]]
+    assert first["positions"]["joint"] == second["positions"]["joint"]
 
 
 def test_later_rates_count_as_the_plan(tmp_path):
@@ -188,15 +188,15 @@ def run_directory(tmp_path, seen=0.4, kind="cosine"):
 
 def test_a_run_that_has_not_ended_is_forecast_to_its_planned_end(tmp_path):
     result = analyze_temporal(run_directory(tmp_path))
-    assert [one["split"] for one in result["runs"]] == ["iid", None]
+    assert [run["split"] for run in result["runs"]] == ["iid", None]
     truth = simulate.curve(np.random.default_rng(0), "cosine")[1][-1]
-    for one in result["runs"]:
-        assert one["fit_fraction"] is None
-        assert one["final"]["step"] == 20000
-        assert one["final"]["tokens"] == 20000 * simulate.TOKENS_PER_STEP
-        assert one["models"][0]["mse"] is None
-        assert len(one["forecast"]) == 40
-        assert not any("learning rate unknown" in note for note in one["notes"])
+    for run in result["runs"]:
+        assert run["fit_fraction"] is None
+        assert run["final"]["step"] == 20000
+        assert run["final"]["tokens"] == 20000 * simulate.TOKENS_PER_STEP
+        assert run["models"][0]["mse"] is None
+        assert len(run["forecast"]) == 40
+        assert not any("learning rate unknown" in note for note in run["notes"])
     assert abs(result["runs"][1]["final"]["loss"] - truth) < 0.06
 
 
@@ -226,9 +226,9 @@ def test_planned_lr_argument(tmp_path):
     part = frame[frame["step"] <= 6000].drop(columns="lr")
     grid = np.linspace(0, 20000, 500)
     plan = np.c_[grid * simulate.TOKENS_PER_STEP, simulate.learning_rate("wsd", grid)]
-    one = analyze_temporal(written(part, tmp_path), planned_lr=plan)["runs"][0]
-    assert one["final"]["step"] == 20000
-    assert one["final"]["curve_low95"] <= frame["loss"].iloc[-1] <= one["final"]["curve_high95"]
+    run = analyze_temporal(written(part, tmp_path), planned_lr=plan)["runs"][0]
+    assert run["final"]["step"] == 20000
+    assert run["final"]["curve_low95"] <= frame["loss"].iloc[-1] <= run["final"]["curve_high95"]
     with pytest.raises(InputError, match="planned_lr"):
         analyze_temporal(written(part, tmp_path), planned_lr=plan[::-1])
 
@@ -246,11 +246,11 @@ def test_ranking_of_several_runs(tmp_path):
 
 def test_step_logs_of_30000_rows(tmp_path):
     frame = simulate.curve(np.random.default_rng(0), "cosine", rows=20000, noise=0.04)[0]
-    one = analyze_temporal(written(frame, tmp_path), fit_fraction=0.2)["runs"][0]
-    assert len(one["forecast"]) == 2000
-    assert one["models"][0]["heldout_points"] > 15000
-    assert one["models"][0]["mse_smooth"] < one["models"][0]["mse"] / 2
-    assert one["coverage"]["95"] > 0.9
+    run = analyze_temporal(written(frame, tmp_path), fit_fraction=0.2)["runs"][0]
+    assert len(run["forecast"]) == 2000
+    assert run["models"][0]["heldout_points"] > 15000
+    assert run["models"][0]["mse_smooth"] < run["models"][0]["mse"] / 2
+    assert run["coverage"]["95"] > 0.9
 
 
 # ------------------------------------------------------------------------------------------------------- bad tables
@@ -312,7 +312,7 @@ def test_paths_that_are_no_tables(tmp_path):
 def test_what_is_too_short_is_left_out_with_its_reason(tmp_path):
     short = curve(run="short").head(2)
     result = temporal.analyze_temporal(written(pd.concat([curve(), short]), tmp_path))
-    assert [one.run for one in result.runs] == ["simulated"]
+    assert [run.run for run in result.runs] == ["simulated"]
     (left,) = result.skipped
     assert left.run == "short" and "not identified" in left.reason
     assert "left out: run 'short'" in format_table(result)
@@ -321,21 +321,21 @@ def test_what_is_too_short_is_left_out_with_its_reason(tmp_path):
 def test_unsorted_rows_are_sorted(tmp_path):
     frame = curve()
     mixed = frame.sample(frac=1, random_state=3)
-    one, two = (analyze_temporal(written(part, tmp_path), fit_fraction=0.3)["runs"] for part in (frame, mixed))
-    assert one == two
+    first, second = (analyze_temporal(written(part, tmp_path), fit_fraction=0.3)["runs"] for part in (frame, mixed))
+    assert first == second
 
 
-def test_tokens_that_are_zero_are_said_and_steps_are_used(tmp_path):
-    one = analyze_temporal(written(curve(tokens=0), tmp_path), fit_fraction=0.3)["runs"][0]
-    assert any("counted in steps" in note for note in one["notes"])
-    assert one["fit_until_step"] == 6000 or abs(one["fit_until_step"] - 6000) < 200
-    assert one["final"]["tokens"] == 0
+def test_zero_tokens_are_noted_and_steps_are_used(tmp_path):
+    run = analyze_temporal(written(curve(tokens=0), tmp_path), fit_fraction=0.3)["runs"][0]
+    assert any("counted in steps" in note for note in run["notes"])
+    assert run["fit_until_step"] == 6000 or abs(run["fit_until_step"] - 6000) < 200
+    assert run["final"]["tokens"] == 0
 
 
-def test_missing_rate_is_said(tmp_path):
-    one = analyze_temporal(written(curve().drop(columns="lr"), tmp_path), fit_fraction=0.3)["runs"][0]
-    assert any("learning rate" in note for note in one["notes"])
-    assert one["final"]["low95"] <= one["final"]["actual"] <= one["final"]["high95"]
+def test_missing_rate_is_noted(tmp_path):
+    run = analyze_temporal(written(curve().drop(columns="lr"), tmp_path), fit_fraction=0.3)["runs"][0]
+    assert any("learning rate" in note for note in run["notes"])
+    assert run["final"]["low95"] <= run["final"]["actual"] <= run["final"]["high95"]
 
 
 def test_positions_take_the_rate_from_a_curve_of_the_same_run(tmp_path):
@@ -356,8 +356,8 @@ def test_an_early_run_without_position_structure_still_forecasts(tmp_path):
     flat = table.groupby("step")["loss_sum"].transform("mean")
     table["loss_sq_sum"] += flat**2 / table["count"] - table["loss_sum"] ** 2 / table["count"]
     table["loss_sum"] = flat
-    one = as_json(write(tmp_path / "out", investigate(written(table, tmp_path), fit_fraction=0.5)))["runs"][0]
-    assert one["positions"]["identified"] is False and list(one["positions"]["laws"]) == ["a2"]
-    assert any("not identified: the position law" in note for note in one["notes"])
-    assert one["positions"]["last_fit"]["status"].startswith("not identified")
-    assert np.isfinite(one["final"]["loss"])
+    run = as_json(write(tmp_path / "out", investigate(written(table, tmp_path), fit_fraction=0.5)))["runs"][0]
+    assert run["positions"]["identified"] is False and list(run["positions"]["laws"]) == ["a2"]
+    assert any("not identified: the position law" in note for note in run["notes"])
+    assert run["positions"]["last_fit"]["status"].startswith("not identified")
+    assert np.isfinite(run["final"]["loss"])

@@ -62,7 +62,7 @@ LONG = {
     "several windows, full, 128": ((1, 300, 1, 1, 128), False, None, 40, "plain"),
     "windows and documents, 128": ((2, 270, 2, 1, 128), True, "packed", 77, "plain"),
 }
-NARROW = ("head dim 80", "GQA", "window and documents", "peaked", "full")  # the masks are tried in float32
+NARROW = ("head dim 80", "GQA", "window and documents", "peaked", "full")  # the masks are tested in float32
 TRIED = [(case, torch.float32) for case in CASES] + [(case, torch.bfloat16) for case in NARROW]
 if COMPILED:
     CASES |= LONG
@@ -75,7 +75,7 @@ def test_against_float64(case, dtype, backend, device):
     dtype = of_attention(backend, dtype)
     q, k, v = make(shape, layout, dtype, device)
     if backend == "cuda" and shape[-1] % 8:
-        with pytest.raises(ek.BackendError, match="head dim 20 is no multiple of 8"):
+        with pytest.raises(ek.BackendError, match="head dim 20 is not a multiple of 8"):
             ek.attention(q, k, v, backend=backend)
         return
     ids = documents(kind, *shape[:2], device)
@@ -98,7 +98,7 @@ def test_against_float64(case, dtype, backend, device):
 
 
 def test_upstream_gradients(backend, device):
-    """Zero, and expanded as .sum() sends it; nothing of the caller's is written."""
+    """Zero, and expanded as from .sum(); the caller's tensors are not written."""
     dtype = of_attention(backend)
     q, k, v = (t.requires_grad_() for t in make((1, 21, 2, 1, 16), "plain", dtype, device))
     out = ek.attention(q, k, v, backend=backend)
@@ -212,7 +212,7 @@ def test_whole_graph(backend, device):
 
 
 def test_flash_by_sdpa(device, monkeypatch):
-    """The flash backend's own calls, as far as a CPU has such kernels: layout, grouping, scale, whole graphs."""
+    """The flash backend's calls, where a CPU has such kernels: layout, grouping, scale, whole graphs."""
     from emergence_kernels.attention import flash as flash_backend
 
     monkeypatch.setattr(flash_backend, "generation", lambda q: None)
@@ -242,7 +242,7 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
 
 
 @pytest.mark.parametrize(
-    "there, found",
+    "there, generations",
     [
         ((), ()),
         (("flash_attn/__init__.py",), (2,)),
@@ -259,8 +259,8 @@ def test_cudnn_is_forced_only_where_pytorch_prefers_it(major, version, good, mon
         ),
     ],
 )
-def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkeypatch):
-    """The fourth comes as a part of a package that only the second makes whole."""
+def test_generations_of_flash_attn_are_distinguished(there, generations, tmp_path, monkeypatch):
+    """The fourth is part of a package that only the second completes."""
     from emergence_kernels.attention import flash as flash_backend
 
     for name in there:
@@ -268,7 +268,7 @@ def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkey
         (tmp_path / name).write_text("")
     finder = importlib.machinery.PathFinder
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: finder.find_spec(name, [str(tmp_path)]))
-    assert flash_backend.installed.__wrapped__() == found
+    assert flash_backend.installed.__wrapped__() == generations
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_generations_of_flash_attn_are_told_apart(there, found, tmp_path, monkey
     ],
 )
 def test_the_generation_that_fits_is_taken(capability, D, compiling, taken, monkeypatch):
-    """And called as it wants to be."""
+    """And called by its own interface."""
     from emergence_kernels.attention import flash as flash_backend
 
     seen = {}
@@ -355,7 +355,7 @@ def test_wrong_arguments(device):
         ek.attention(wide, wide, wide, backend="triton")
     with pytest.raises(ek.BackendError, match="flash"):
         ek.attention(q, k, k, backend="flash")  # float32, on any device
-    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it takes bfloat16 and float16, not torch.float32"):
+    with pytest.raises(ek.BackendError, match="'cuda' cannot run: it supports bfloat16 and float16, not torch.float32"):
         ek.attention(q, k, k, backend="cuda")
-    with pytest.raises(ek.BackendError, match="head dim 136 is no multiple of 8 up to 128"):
+    with pytest.raises(ek.BackendError, match="head dim 136 is not a multiple of 8 up to 128"):
         ek.attention(*(wide.bfloat16(),) * 3, backend="cuda")

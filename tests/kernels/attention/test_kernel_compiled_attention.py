@@ -1,6 +1,6 @@
-"""The CUDA kernels of attention beyond the common cases: sequences of several blocks, strange strides, scales, masks.
+"""The CUDA kernels of attention beyond the common cases: sequences of several blocks, unusual strides, scales, masks.
 
-Without a GPU their own source runs in csrc/emulator, whose race detector objects to every race on the way.
+Without a GPU their source runs in csrc/emulator, whose race detector reports every race.
 """
 
 import pytest
@@ -37,7 +37,7 @@ def check(q, k, v, **options) -> None:
 
 
 def heads(B, T, H, G, D, device, dtype=torch.float16):
-    """float16, whose rounding hides less; the common cases are bfloat16."""
+    """float16, whose rounding errors are smaller; the common cases are bfloat16."""
     return [torch.randn(B, T, h, D, device=device).to(dtype) for h in (H, G, G)]
 
 

@@ -1,7 +1,7 @@
 """Hopper's attention (TMA, wgmma, warp specialisation), called directly.
 
-Without a GPU the kernels' own source runs in csrc/emulator, which does what the PTX ISA says of the asynchronous instructions,
-as late and as early as it allows, and whose race detector judges by happens-before. On an H100 the same tests run the
+Without a GPU the kernels' source runs in csrc/emulator, which executes the asynchronous instructions after the PTX ISA, as late
+and as early as it allows, and whose race detector uses happens-before. On an H100 the same tests run the
 compiled kernels.
 """
 
@@ -44,7 +44,7 @@ def tall_blocks(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def checks_library(cuda_library) -> str | None:
-    """Why there are no kernels of csrc/checks, or None. The emulated library has them; a GPU's lie in one of their own."""
+    """Reason why csrc/checks is unavailable, or None. The emulated library has it; a GPU's is a separate library."""
     if not CUDA:
         return cuda_library
     try:
@@ -65,7 +65,7 @@ def short_blocks():
 @pytest.fixture
 def emulated():
     if CUDA:
-        pytest.skip("a GPU's threads cannot be told their order")
+        pytest.skip("the order of a GPU's threads cannot be set")
 
 
 # ---- the instructions -------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ BY_COPY, BY_THREADS, IN_REGISTERS = range(3)
 
 
 def product(a, b, d, transposed_a=False, transposed_b=False, way=BY_COPY):
-    """d + a b by TMA and wgmma; a (64, 64), b (64, N). way: how a gets to where it is multiplied."""
+    """d + a b by TMA and wgmma; a (64, 64), b (64, N). way: of the operand a."""
     left = (a.T if transposed_a else a).contiguous().view(1, 64, 1, 64)
     right = (b if transposed_b else b.T).contiguous()
     right = right.view(1, right.shape[0], 1, right.shape[1])
@@ -233,7 +233,7 @@ def test_what_is_taken():
 
 
 def run_forward() -> list[torch.Tensor]:
-    """On shapes that go round the ring and meet every barrier."""
+    """On shapes that wrap around the ring and execute every barrier."""
     torch.manual_seed(0)
     out, ids = [], ids_of("long", 1, 700, "cpu")
     for D in (64, 128):
@@ -271,7 +271,7 @@ RUNS = {
 
 
 def same(source: str, some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    """Bit for bit, but for what is added in any order."""
+    """Bit for bit, except for sums in any order."""
     added = (6, 9) if source.endswith("hopper_backward.cu") else ()
     for index, (a, b) in enumerate(zip(some, others, strict=True)):
         alike = torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-4) if index in added else torch.equal(a, b)
@@ -281,8 +281,8 @@ def same(source: str, some: list[torch.Tensor], others: list[torch.Tensor]) -> b
 
 
 @pytest.mark.parametrize("source", RUNS)
-def test_the_order_of_threads_and_of_what_is_asynchronous_does_not_matter(source, emulated, monkeypatch):
-    """The same bits, whoever runs first and whenever copies and products happen; but for sums in any order, which are close."""
+def test_results_do_not_depend_on_the_order_of_threads(source, emulated, monkeypatch):
+    """The same bits in any order of threads, copies and products; sums in any order are close."""
     usual = RUNS[source]()
     for seed in range(1, 6):
         monkeypatch.setenv("EMERGENCE_EMULATE_SEED", str(seed))
@@ -291,7 +291,7 @@ def test_the_order_of_threads_and_of_what_is_asynchronous_does_not_matter(source
 
 @pytest.mark.parametrize("source", RUNS)
 def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
-    """Each left out in turn: the emulator objects, or what a product had not yet written was read (NaN).
+    """Each skipped in turn: the emulator reports it, or a result was read before its product wrote it (NaN).
 
     Turns order nothing that is shared, and only save time.
     """
@@ -340,8 +340,8 @@ def forms(ptx: str) -> tuple[set, set, set]:
 
 
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
-def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
-    """The emulator was written by who wrote the kernels: what both got wrong, Triton's code for a Hopper would show."""
+def test_instructions_and_descriptors_match_triton(tmp_path):
+    """An error common to kernels and emulator would show against Triton's code for Hopper."""
     pytest.importorskip("triton")
     script = HARNESS / "hopper_by_triton.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -362,18 +362,19 @@ def test_instructions_and_descriptors_are_those_of_another_compiler(tmp_path):
     assert {field[:2] for field in by_swizzle} == {field[:2] for field in their_fields} == {(1, 64)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
 def test_nvcc_compiles_products_that_overlap(tmp_path):
     """No spills; no products that ptxas had to serialise or help with fences; the exponentials are not moved past waits."""
     out = tmp_path / "emergence_cuda.so"
     verbose = dict(archs=build.ARCHITECTURES, extra=("-Xptxas", "-v"))
-    said = build.build("cuda", out, **verbose)
-    assert "product_kernel" not in said, "a test's kernel is not for the library"
-    said += build.build("checks", tmp_path / "checks.so", **verbose)
+    output = build.build("cuda", out, **verbose)
+    assert "product_kernel" not in output, "a test's kernel is not for the library"
+    output += build.build("checks", tmp_path / "checks.so", **verbose)
     for name, count in (("forward_hopper", 6), ("backward_hopper", 12), ("product_kernel", 40)):
-        assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", said)) == count
-    assert "C75" not in said and "serialized" not in said
-    assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)) == {("0", "0")}
+        assert len(re.findall(rf"Compiling entry function '\S*{name}\S*' for 'sm_90a'", output)) == count
+    assert "C75" not in output and "serialized" not in output
+    assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)) == {("0", "0")}
     if (tool := disassembler()) is None:
         pytest.skip("no disassembler")
     command = [str(tool), "-arch", "sm_90a", "-sass", str(out)]

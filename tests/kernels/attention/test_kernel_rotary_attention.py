@@ -53,7 +53,7 @@ def fused(qkv, cos, sin, H, G, options, backend, overwrite):
 
 
 def same(ours, theirs, backend):
-    """To the bit; but PyTorch's own attention on a GPU chooses its kernel by the strides of what it gets."""
+    """To the bit, except for PyTorch's attention on a GPU, which chooses its kernel by the strides of its inputs."""
     if backend == "torch" and ours.is_cuda:
         return torch.allclose(ours, theirs, rtol=1e-2 if ours.dtype != torch.float32 else 1e-4, atol=1e-5)
     return torch.equal(ours, theirs)
@@ -75,7 +75,7 @@ def test_rotary_attention_is_the_composition(case, overwrite, backend, device):
 @pytest.mark.parametrize("case", ["GQA", "MQA, many heads", "partial rotary", "angles of each row", "documents"])
 @pytest.mark.parametrize("rotation", ["triton", "cuda", "cpu", "torch"])
 def test_every_rotation_with_attention_by_others(rotation, case, device, request, monkeypatch):
-    """SDPA returns gradients of its own, which are rotated into one tensor: one kernel of Triton's, or three steps."""
+    """SDPA returns separate gradients, which are rotated into one tensor: one kernel of Triton's, or three steps."""
     if rotation == "triton":
         request.getfixturevalue("triton_only")
     elif rotation != "torch" and (
@@ -127,7 +127,7 @@ def test_rotary_attention_against_float64(case, backend, device):
 
 
 def test_what_may_not_be_overwritten_is_kept(backend, device):
-    """Leaves, views and expanded tensors; and nothing is overwritten unasked."""
+    """Leaves, views and expanded tensors; and nothing is overwritten by default."""
     dtype = of_attention(backend)
     qkv, *rest, upstream = make("GQA", dtype, device)
     for name, make_input in {
@@ -151,14 +151,14 @@ def test_what_may_not_be_overwritten_is_kept(backend, device):
 
 
 def test_overwriting_is_known_to_autograd(triton_only, device):
-    """Who needed the old value gets an error, not a wrong gradient; who reads the new one gets the right gradient."""
+    """A use of the old value raises instead of a wrong gradient; a use of the new one has the right gradient."""
     qkv, cos, sin, H, G, options, upstream = make("GQA", torch.float32, device)
     run = partial(ek.rotary_attention, cos=cos, sin=sin, heads=H, kv_heads=G, backend="triton", overwrite=True)
     (a,) = leaves(qkv)
     projected = a * 1
     square = projected.square().sum()  # keeps projected for its backward
     out = run(projected)
-    assert not torch.equal(projected, a), "it was rotated where it lies"
+    assert not torch.equal(projected, a), "it was rotated in place"
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (out.sum() + square).backward()
 

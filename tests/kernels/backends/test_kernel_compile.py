@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 
 def compiled(suite: str, *choices: str, tables: tuple[str, ...] = ("sm_80", "sm_90")) -> list[dict]:
-    """In a process of its own: this one may be interpreting. choices: as of compiling.main."""
+    """In another process: this one may use the interpreter. choices: as of compiling.main."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = HARNESS / "compiling.py"
     path = os.pathsep.join(p for p in sys.path if p)
@@ -33,7 +33,7 @@ def compiled(suite: str, *choices: str, tables: tuple[str, ...] = ("sm_80", "sm_
 
 
 def spilled_bytes(row: dict) -> int:
-    """What a thread may spill: a little in Hopper's dkdv above head dim 64, for wide products (triton_configs.py)."""
+    """Bytes that a thread may spill: a few in Hopper's dkdv above head dim 64, for wide products (triton_configs.py)."""
     uneven = row["suite"] == "attention_uneven"
     part, head = row["kernel"].split()[:2]
     if uneven and (row["arch"], row["kernel"]) == ("sm_80", "dq D=128 full"):

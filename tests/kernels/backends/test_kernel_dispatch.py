@@ -1,4 +1,4 @@
-"""Which backend runs, what is said when one cannot, and that the package stands alone."""
+"""Choice of the backend, errors where one cannot run, independence of the package."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_auto_on_a_cpu_is_the_compiled_library(cpu_library):
     assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1))) == "cpu"
     assert resolve_backend(None, "position_loss", CPU, dtype_limits(torch.ones(1).bfloat16())) == "torch"
     assert resolve_backend(None, "attention", CPU) == "torch"
-    with pytest.raises(ek.BackendError, match="'cpu' cannot run: it takes float32 only, not torch.bfloat16"):
+    with pytest.raises(ek.BackendError, match="'cpu' cannot run: it supports float32 only, not torch.bfloat16"):
         ek.rms_norm(torch.ones(2, 4).bfloat16(), torch.ones(4).bfloat16(), backend="cpu")
 
 
@@ -44,7 +44,7 @@ def test_auto_on_a_gpu(monkeypatch):
     assert resolve_backend("auto", "rms_norm", cuda) == "triton"
     assert resolve_backend("auto", "attention", cuda) == "flash"
     assert resolve_backend("auto", "attention", cuda, {"flash": "no"}) == "triton"
-    # Never kernels that nobody has measured, whatever else cannot.
+    # Never unmeasured kernels, even if no other can run.
     nothing = {"flash": "no", "triton": "no"}
     monkeypatch.setattr("emergence_kernels.backends.library.unsupported_reason", lambda *_: None)
     assert resolve_backend("cuda", "attention", cuda, nothing) == "cuda"
@@ -68,28 +68,28 @@ def test_a_named_backend_that_cannot_run_raises():
     x, weight = torch.ones(2, 4), torch.ones(4)
     with pytest.raises(ek.BackendError, match="'cpu' cannot run: it has no attention"):
         ek.attention(*(torch.ones(1, 2, 1, 8),) * 3, backend="cpu")
-    told = run(
+    output = run(
         "import torch, emergence_kernels as ek\n"
         "try: ek.rms_norm(torch.ones(2, 4), torch.ones(4), backend='cuda')\n"
         "except ek.BackendError as error: print(error)",
         EMERGENCE_CUDA_LIBRARY="nowhere.so",
     )
-    assert "'cuda' cannot run: EMERGENCE_CUDA_LIBRARY names no file: nowhere.so" in told.stdout, told.stderr
+    assert "'cuda' cannot run: EMERGENCE_CUDA_LIBRARY names no file: nowhere.so" in output.stdout, output.stderr
     with pytest.raises(ek.BackendError, match="'flash' cannot run"):
         ek.attention(*(torch.ones(1, 2, 1, 8, dtype=torch.bfloat16),) * 3, backend="flash")
     with pytest.raises(ek.BackendError, match="float64 is computed by 'torch' only"):
         ek.rms_norm(x.double(), weight.double(), backend="triton")
-    told = run(
+    output = run(
         "import torch, emergence_kernels as ek\n"
         "try: ek.rms_norm(torch.ones(2, 4), torch.ones(4), backend='triton')\n"
         "except ek.BackendError as error: print(error)"
     )
-    assert "CUDA device" in told.stdout or "not installed" in told.stdout, told.stderr
+    assert "CUDA device" in output.stdout or "not installed" in output.stdout, output.stderr
 
 
 def test_without_triton():
     """Importing, and the torch backend, need torch only."""
-    told = run(
+    output = run(
         "import sys\n"
         "class Block:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
@@ -106,14 +106,14 @@ def test_without_triton():
         "except ek.BackendError as error: print(error)\n"
         "print('triton' in sys.modules)"
     )
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.splitlines()[0] == "1.0986" and "triton is not installed" in told.stdout
-    assert told.stdout.splitlines()[-1] == "False"
+    assert output.returncode == 0, output.stderr
+    assert output.stdout.splitlines()[0] == "1.0986" and "triton is not installed" in output.stdout
+    assert output.stdout.splitlines()[-1] == "False"
 
 
 def test_importing_does_not_import_triton():
-    told = run("import sys, emergence_kernels; print('triton' in sys.modules)")
-    assert told.stdout.strip() == "False", told.stderr
+    output = run("import sys, emergence_kernels; print('triton' in sys.modules)")
+    assert output.stdout.strip() == "False", output.stderr
 
 
 def test_the_framework_is_not_imported():

@@ -1,4 +1,4 @@
-""" "auto" on a GPU follows what was measured, and never takes what was not."""
+""" "auto" on a GPU follows measurements, and never chooses an unmeasured backend."""
 
 import json
 
@@ -27,7 +27,7 @@ def run(*rows: dict, utc: str = "20260101-000000", architecture: str | None = "s
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Makes a table of runs the one in force, on a pretended H100 with everything built."""
+    """Install the table of given runs, on a pretended H100 with everything built."""
 
     def use(*runs: dict) -> None:
         monkeypatch.setattr(ranking, "FILE", tmp_path / "ranking.json")
@@ -67,7 +67,7 @@ def test_attention_is_ranked_by_its_mask(measured):
 
 
 def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> str:
-    """What attention's own dispatch takes on a pretended GPU with flash attention, which has no documents and here no window."""
+    """The choice of attention's dispatch on a pretended GPU with flash attention, without documents and window."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -156,7 +156,7 @@ def test_a_later_run_replaces_an_earlier_one(measured):
     assert auto("rms_norm", 1024) == "triton"
 
 
-def test_a_cpu_run_and_another_architecture_say_nothing(measured):
+def test_runs_on_a_cpu_or_another_architecture_are_ignored(measured):
     rows = row("emergence cuda", 1.0), row("emergence triton", 2.0)
     measured(run(*rows, architecture=None), run(*rows, architecture="sm_80"))
     assert auto("rms_norm", 1024) == "triton"
@@ -199,7 +199,7 @@ def test_one_command_writes_the_table(measured, tmp_path, capsys):
 
 
 def test_the_table_that_is_committed_is_of_results_that_are():
-    """Nobody edits ranking.json by hand."""
+    """ranking.json is not edited by hand."""
     stored = ROOT / "benchmarks" / "results"
     runs = [data for file in stored.rglob("*.json") if "ceilings" in (data := json.loads(file.read_text()))]
     assert json.loads(ranking.FILE.read_text()) == ranking.from_results(runs)

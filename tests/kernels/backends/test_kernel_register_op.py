@@ -1,4 +1,4 @@
-"""The custom ops that others may have in their graphs, and the two ways to run one: eager mode and compiled graphs."""
+"""The custom ops in saved graphs, and the two ways to run one: eager mode and compiled graphs."""
 
 import pytest
 import torch
@@ -89,5 +89,5 @@ def test_both_ways_give_the_same(product):
         assert first.requires_grad
         first.backward(upstream)
         results.append((first.detach(), second.detach(), a.grad))
-    assert all(torch.equal(one, other) for one, other in zip(*results))
+    assert all(torch.equal(eager, other) for eager, other in zip(*results))
     assert torch.equal(results[0][2], upstream * b)

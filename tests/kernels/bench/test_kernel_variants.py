@@ -59,7 +59,7 @@ def test_triton_variants_of_loss_rows(name, device, monkeypatch):
 
 
 def test_triton_logits_in_bfloat16(device, monkeypatch):
-    """Off by what rounding z to 8 bits costs: 2^-9 of a logit in the loss, as much of p in the gradients."""
+    """The error is that of rounding z to 8 bits: 2^-9 of a logit in the loss, as much of p in the gradients."""
     monkeypatch.setitem(configs.LOGITS_DTYPE, ARCHITECTURE, configs.LOGITS_DTYPE_VARIANTS["bf16 logits"])
     z, got, exact, _ = rows_of_logits(device)
     bound = 2.0**-9 * z.abs().max().item()

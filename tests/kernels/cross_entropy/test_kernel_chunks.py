@@ -1,4 +1,4 @@
-"""How rows are cut into chunks, and what is made of their products."""
+"""Chunks of rows, and gradients summed over them."""
 
 import pytest
 import torch
@@ -34,17 +34,17 @@ def test_gradients_never_begin_before_their_logits():
 
 
 def test_backward_of_one_touches_nothing(triton_only, device):
-    """loss.backward() sends exactly 1: gradients made in the forward pass are handed out as they are."""
+    """The upstream gradient of loss.backward() is exactly 1: gradients of the forward pass are returned unscaled."""
     from emergence_kernels.cross_entropy.triton_scale import scale
 
     x = torch.randn(5000, device=device).bfloat16()
     kept = x.clone()
-    one = torch.ones((), device=device)
-    assert scale(x, one, x.dtype, in_place=True) is x and torch.equal(x, kept)
-    assert torch.equal(scale(x, one, x.dtype, in_place=False), kept)
-    assert torch.equal(scale(x, 3 * one, x.dtype, in_place=True), (kept.float() * 3).bfloat16())
+    ones = torch.ones((), device=device)
+    assert scale(x, ones, x.dtype, in_place=True) is x and torch.equal(x, kept)
+    assert torch.equal(scale(x, ones, x.dtype, in_place=False), kept)
+    assert torch.equal(scale(x, 3 * ones, x.dtype, in_place=True), (kept.float() * 3).bfloat16())
     wide = torch.randn(5000, device=device)
-    assert torch.equal(scale(wide, one / 3, torch.bfloat16, in_place=False), (wide * (one / 3)).bfloat16())
+    assert torch.equal(scale(wide, ones / 3, torch.bfloat16, in_place=False), (wide * (ones / 3)).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -127,9 +127,9 @@ def process(command: list[str], **variables: str) -> str:
 def run(modules: list[str], choice: str, **variables: str) -> set[str]:
     """-> the kernels that were launched."""
     files = [str(*HERE.rglob(f"test_kernel_{module}.py")) for module in modules]
-    told = process(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", choice], **variables)
-    assert re.search(r"\d+ passed", told)
-    return set(json.loads(re.search(r"^launched: (.*)$", told, re.M)[1]))
+    output = process(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", choice], **variables)
+    assert re.search(r"\d+ passed", output)
+    return set(json.loads(re.search(r"^launched: (.*)$", output, re.M)[1]))
 
 
 def chosen(modules: dict[str, str]) -> str:
@@ -139,7 +139,7 @@ def chosen(modules: dict[str, str]) -> str:
 # ---- Triton ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["80", "90"])
+@pytest.mark.parametrize("arch", [pytest.param("80", marks=pytest.mark.slow), "90"])
 def test_triton_compiled_for(arch):
     pytest.importorskip("triton")
     assert run(list(TRITON), f"{ALONE} and {chosen(TRITON)}", EMERGENCE_TEST_PTX=arch) >= TRITON_KERNELS
@@ -156,6 +156,7 @@ def test_every_case_of_triton(module, arch):
 # ---- nvcc --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", NVCC)
 def test_nvcc_compiled_for(arch, nvcc):
     choice = f"{chosen(NVCC[arch])} and {NOT_OF_LAUNCHES}" + (" and cuda" if arch == "80" else "")
@@ -197,7 +198,7 @@ def test_triton_needs_what_orders_its_threads(arch, case):
         assert missed(rows, "wgmma.wait") == missed(rows, "wgmma") == 0
 
 
-@pytest.mark.parametrize("arch, case", [("80", "attention"), ("90a", "hopper")])
+@pytest.mark.parametrize("arch, case", [("80", "attention"), pytest.param("90a", "hopper", marks=pytest.mark.slow)])
 def test_our_code_needs_what_orders_its_threads(arch, case, nvcc):
     """As nvcc leaves it. At head dim 64 one barrier orders nothing: values are in registers. And in PTX registers have names
     of their own, so that a wait for a product to have read its registers is missed by nobody (in two kernels); nor is one of

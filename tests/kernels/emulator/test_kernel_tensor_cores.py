@@ -10,7 +10,7 @@ from emergence_kernels.backends import build
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict[str, str]:
+def output(tmp_path_factory) -> dict[str, str]:
     """What tensor_cores_check.cpp says of each check."""
     if build.host_compiler() is None:
         pytest.skip("g++ is not on the path")
@@ -22,17 +22,17 @@ def told(tmp_path_factory) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in lines)
 
 
-def test_fragments_are_those_of_a_product(told):
+def test_fragments_are_those_of_a_product(output):
     names = [f"{dtype}, {way}" for dtype in ("bfloat16", "float16") for way in ("columns", "rows")]
-    assert [told[name] for name in names] == ["ok"] * 4
+    assert [output[name] for name in names] == ["ok"] * 4
 
 
-def test_copies_land(told):
-    assert told["proper"] == told["zeros"] == "ok"
+def test_copies_land(output):
+    assert output["proper"] == output["zeros"] == "ok"
 
 
-def test_additions_need_no_order(told):
-    assert told["additions"] == "ok"
+def test_additions_need_no_order(output):
+    assert output["additions"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_additions_need_no_order(told):
         ("additions between", "not aligned to the 16 bytes"),
     ],
 )
-def test_what_the_race_detector_objects_to(use, objection, told):
-    assert re.search(objection, told[use])
+def test_what_the_race_detector_objects_to(use, objection, output):
+    assert re.search(objection, output[use])

@@ -56,14 +56,14 @@ def awkward(n: int) -> torch.Tensor:
 @pytest.mark.parametrize("name, dtype", [("bf16", torch.bfloat16), ("f16", torch.float16)])
 def test_conversions_round_to_nearest_even(name, dtype):
     x = awkward(256)
-    one = map_lanes(f"cvt.rn.{name}.f32 %rs1, %f1;", x, out=torch.int16, registers="f1 rs1").view(dtype)
-    assert torch.equal(one[~x.isnan()], x[~x.isnan()].to(dtype)) and one[x.isnan()].isnan().all()
+    single = map_lanes(f"cvt.rn.{name}.f32 %rs1, %f1;", x, out=torch.int16, registers="f1 rs1").view(dtype)
+    assert torch.equal(single[~x.isnan()], x[~x.isnan()].to(dtype)) and single[x.isnan()].isnan().all()
     back = map_lanes(f"cvt.f32.{name} %f1, %rs1;", x.to(dtype).view(torch.int16), out=torch.float32, registers="rs1 f1")
     assert torch.equal(back.nan_to_num(7.0), x.to(dtype).float().nan_to_num(7.0))
     both = map_lanes(f"cvt.rn.{name}x2.f32 %r1, %f1, %f2;", x, x.flip(0), out=torch.int32, registers="f1 f2 r1")
     low, high = both.view(dtype).view(-1, 2).unbind(1)
-    assert torch.equal(high.nan_to_num(7.0), one.nan_to_num(7.0)), "the first operand is the upper half"
-    assert torch.equal(low.nan_to_num(7.0), one.flip(0).nan_to_num(7.0))
+    assert torch.equal(high.nan_to_num(7.0), single.nan_to_num(7.0)), "the first operand is the upper half"
+    assert torch.equal(low.nan_to_num(7.0), single.flip(0).nan_to_num(7.0))
 
 
 def rounded(exact: Fraction, mantissa: int, least: int) -> float:
@@ -180,15 +180,15 @@ def test_products_and_addresses_in_64_bits():
 
 def test_fields_of_bits():
     word = bits([0x12345678, 0xF0000001])
-    of = lambda body: [v % 2**32 for v in map_lanes(body, word, out=torch.int32, registers="r1 r3").tolist()]  # noqa: E731
-    assert of("bfe.u32 %r3, %r1, 4, 8;") == [0x67, 0x00]
-    assert of("bfe.s32 %r3, %r1, 28, 4;") == [1, 2**32 - 1]
-    assert of("bfi.b32 %r3, %r1, 0, 8, 4;") == [0x800, 0x100]
-    assert of("prmt.b32 %r3, %r1, 0xAABBCCDD, 0x7210;") == [0xAA345678, 0xAA000001]
-    assert of("prmt.b32 %r3, %r1, 0, 0x888B;") == [0x00000000, 0x000000FF], "the sign of a byte"
-    assert of("lop3.b32 %r3, %r1, 0xFF, 0xF0F0, 0xEA;") == [0x12345678 & 0xFF | 0xF0F0, 0xF0F1]  # (a & b) | c
-    assert of("shf.l.wrap.b32 %r3, %r1, %r1, 8;") == [0x34567812, 0x000001F0]
-    assert of("mov.b32 {%rs1, %rs2}, %r1; mov.b32 %r3, {%rs2, %rs1};") == [0x56781234, 0x0001F000]
+    field = lambda body: [v % 2**32 for v in map_lanes(body, word, out=torch.int32, registers="r1 r3").tolist()]  # noqa: E731
+    assert field("bfe.u32 %r3, %r1, 4, 8;") == [0x67, 0x00]
+    assert field("bfe.s32 %r3, %r1, 28, 4;") == [1, 2**32 - 1]
+    assert field("bfi.b32 %r3, %r1, 0, 8, 4;") == [0x800, 0x100]
+    assert field("prmt.b32 %r3, %r1, 0xAABBCCDD, 0x7210;") == [0xAA345678, 0xAA000001]
+    assert field("prmt.b32 %r3, %r1, 0, 0x888B;") == [0x00000000, 0x000000FF], "the sign of a byte"
+    assert field("lop3.b32 %r3, %r1, 0xFF, 0xF0F0, 0xEA;") == [0x12345678 & 0xFF | 0xF0F0, 0xF0F1]  # (a & b) | c
+    assert field("shf.l.wrap.b32 %r3, %r1, %r1, 8;") == [0x34567812, 0x000001F0]
+    assert field("mov.b32 {%rs1, %rs2}, %r1; mov.b32 %r3, {%rs2, %rs1};") == [0x56781234, 0x0001F000]
 
 
 # ---- warps -------------------------------------------------------------------------------------------------------------

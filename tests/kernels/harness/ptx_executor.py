@@ -27,7 +27,7 @@ class LaunchError(RuntimeError):
     """What the race detector objected to, and where."""
 
 
-def made(name: str, command: Sequence[str], sources: Iterable[Path]) -> Path:
+def compiled(name: str, command: Sequence[str], sources: Iterable[Path]) -> Path:
     """The file build/csrc/`name`, with a number before its suffix, that `command` makes: once, until it or the sources change.
 
     Raises:
@@ -57,7 +57,7 @@ def library() -> ctypes.CDLL:
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-fno-gnu-unique", "-Wall", "-Wextra"]
     command = [compiler, *flags, "-I", str(build.SOURCES), str(SOURCES / "execute.cpp")]
     headers = [*SOURCES.iterdir(), *(build.SOURCES / "emulator").glob("*.h")]
-    loaded = ctypes.CDLL(str(made("ptx.so", command, headers)))
+    loaded = ctypes.CDLL(str(compiled("ptx.so", command, headers)))
     loaded.ptx_load.restype = ctypes.c_void_p
     return loaded
 

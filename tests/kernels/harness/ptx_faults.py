@@ -58,11 +58,11 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
             module.backward(do, q, k, v, out, lse, Options(deterministic=deterministic))
 
     backward()
-    for name, made in elsewhere.used.items():
+    for name, program in elsewhere.used.items():
         if ptx_of_nvcc.short(name).startswith("forward"):
-            yield made.kernel, lambda: module.forward(q, k, v, Options())
+            yield program.kernel, lambda: module.forward(q, k, v, Options())
         else:
-            yield made.kernel, backward
+            yield program.kernel, backward
 
 
 def main(compiler: str, arch: str, case: str) -> None:

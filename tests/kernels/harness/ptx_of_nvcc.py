@@ -37,7 +37,7 @@ def ptx(path: Path, arch: str) -> str:
     include = ["-I", str(build.SOURCES), "-isystem", str(build.torch_folder() / "include")]
     flags = [*build.COMMON, *build.FLAGS["cuda"], f"-arch=sm_{arch}", '-DEMERGENCE_BUILD=""', *include]
     command = [build.nvcc(), *flags, "-ptx", str(path)]
-    return ptx_executor.made(f"{path.stem}-{arch}.ptx", command, [*build.headers("cuda"), path]).read_text()
+    return ptx_executor.compiled(f"{path.stem}-{arch}.ptx", command, [*build.headers("cuda"), path]).read_text()
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -58,13 +58,13 @@ def demangled(names: list[str]) -> list[str]:
 @cache
 def programs(function: str, arch: str) -> dict[str, str]:
     """Entries of the files that define such a function: readable name -> (text, name)."""
-    found = {}
+    programs_by_name = {}
     for source in build.sources("emulated"):
         if re.search(rf"\b{function}\(", source.read_text()):
             text = ptx_reader.without_comments(ptx(source, arch))
             names = list(ptx_reader.kernels(text))
-            found |= {readable: (text, name) for readable, name in zip(demangled(names), names)}
-    return found
+            programs_by_name |= {readable: (text, name) for readable, name in zip(demangled(names), names)}
+    return programs_by_name
 
 
 @cache
@@ -103,13 +103,13 @@ class Elsewhere:
 
     def _launch(self, kernel, shape, shared_bytes, ranges, count, values, sizes, parameters):
         name = self.kernels[kernel - self.base]
-        made = program(name, self.arch)
+        compiled = program(name, self.arch)
         given = [ctypes.string_at(values[i], sizes[i]) for i in range(parameters)]
-        for i, wanted in enumerate(made.kernel.parameters):
+        for i, wanted in enumerate(compiled.kernel.parameters):
             if wanted.bytes == ptx_executor.MAP_BYTES and len(given[i]) == MAP_FIELDS:
                 given[i] = ptx_executor.tensor_map(given[i])
         pairs = (ctypes.c_uint64 * (2 * count)).from_address(ranges) if count else []
         spans = [(pairs[2 * i], pairs[2 * i + 1]) for i in range(count)]
-        self.used[name] = made
+        self.used[name] = compiled
         launches[short(name)] += 1
-        made.launch(shape[:3], shape[3:6], shared_bytes, given, spans)
+        compiled.launch(shape[:3], shape[3:6], shared_bytes, given, spans)

@@ -73,10 +73,10 @@ class Kernel:
 
 def kernels(text: str) -> dict[str, tuple[int, int]]:
     """Name of each entry -> where it starts and ends in the text."""
-    found = {}
+    kernels_by_name = {}
     for match in re.finditer(r"\.entry\s+([\w$]+)\s*\(", text):
-        found[match[1]] = (match.start(), match.end())
-    return found
+        kernels_by_name[match[1]] = (match.start(), match.end())
+    return kernels_by_name
 
 
 def without_comments(text: str) -> str:
@@ -164,8 +164,8 @@ class _Reader:
         for name in match[2].split(","):
             many = re.fullmatch(r"([%\w$]+)<(\d+)>", name.strip())
             names = [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name.strip()]
-            for one in names:
-                self.registers[scope, one] = len(self.widths)
+            for register in names:
+                self.registers[scope, register] = len(self.widths)
                 self.widths.append(str(WIDTHS[match[1]]))
 
     def _shared_memory(self, body: str) -> None:

@@ -83,18 +83,18 @@ __global__ void copies_kernel(const float* from, float* to, Use use) {
 void check_copies(const char* name, Use use) {
   std::vector<float> from(8 * kWarp), to(2 * kWarp);
   for (size_t i = 0; i < from.size(); ++i) from[i] = float(i);
-  std::string told = "ok";
+  std::string result = "ok";
   try {
     emulate::run(1, kWarp, 2 * kWarp * 16, {{from.data(), from.size() * 4}, {to.data(), to.size() * 4}},
                  [&] { copies_kernel(from.data(), to.data(), use); });
     for (int i = 0; i < 2 * kWarp; ++i) {
       const int source = i / kWarp * kWarp + (i % kWarp + 1) % kWarp;
-      if (to[i] != (use == Use::kZeros && i < kWarp ? 0.0f : float(4 * source + 3))) told = "wrong";
+      if (to[i] != (use == Use::kZeros && i < kWarp ? 0.0f : float(4 * source + 3))) result = "wrong";
     }
   } catch (const std::exception& error) {
-    told = error.what();
+    result = error.what();
   }
-  std::printf("%s: %s\n", name, told.c_str());
+  std::printf("%s: %s\n", name, result.c_str());
 }
 
 enum class Adds { kAlone, kThenRead, kBeyond, kUneven };
@@ -110,14 +110,14 @@ __global__ void adds_kernel(float* sums, Adds how) {
 
 void check_adds(const char* name, Adds how) {
   std::vector<float> sums(8);
-  std::string told;
+  std::string result;
   try {
     emulate::run(2, kWarp, 0, {{sums.data(), sums.size() * 4}}, [&] { adds_kernel(sums.data(), how); });
-    told = sums[3] == 2 * kWarp && sums[4] == 0 ? "ok" : "wrong";
+    result = sums[3] == 2 * kWarp && sums[4] == 0 ? "ok" : "wrong";
   } catch (const std::exception& error) {
-    told = error.what();
+    result = error.what();
   }
-  std::printf("%s: %s\n", name, told.c_str());
+  std::printf("%s: %s\n", name, result.c_str());
 }
 
 }  // namespace

@@ -88,8 +88,8 @@ def test_many_rows(triton_only, device):
     got = torch.autograd.grad(ek.rms_norm(x, weight, EPS, backend="triton"), (x, weight), upstream)
     a, b = leaves(x, weight, dtype=torch.float64)
     exact = torch.autograd.grad(plain(a, b)[0], (a, b), upstream.double())
-    for one, other in zip(got, exact):
-        assert (one.double() - other).norm() <= 1e-6 * other.norm()
+    for actual, expected in zip(got, exact):
+        assert (actual.double() - expected).norm() <= 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("used", ["y", "residual"])
