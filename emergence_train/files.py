@@ -15,6 +15,7 @@ from emergence_train.errors import InputError, RunError
 if TYPE_CHECKING:
     import pandas
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell that a spreadsheet computes begins with
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
 
 
@@ -86,9 +87,19 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_csv(path: Path, frame: "pandas.DataFrame") -> None:
-    """Write a pandas frame as CSV, numbers to 8 digits, atomically."""
+    """Write a pandas frame as CSV, numbers to 8 digits, atomically. Text that a spreadsheet would take for a formula gets an
+    apostrophe before it."""
+    text = {name: frame[name].map(_no_formula) for name in frame.columns if not _is_number(frame[name].dtype)}
     with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.8g")
+        frame.assign(**text).to_csv(temporary, index=False, float_format="%.8g")
+
+
+def _is_number(dtype: object) -> bool:
+    return getattr(dtype, "kind", "O") in "biufc"
+
+
+def _no_formula(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from emergence_train.checkpoint.format import POINTER, STATE, complete, step_nam
 from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0
+from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0, on_every_rank
 
 POSITIONS = "positions"  # loss sums since the last table, of each rank
 SPARE = 1 << 20  # bytes that must stay free on the disk
@@ -190,24 +191,35 @@ def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) 
         if chosen is None:
             return None
         began = time.monotonic()
-        share = slice(mesh.world.rank, None, mesh.world.size)  # each rank verifies a share of the files
-        wrong = [line for lines in all_gather_objects(checkpoints.problems(chosen, share)) for line in lines]
+        share = slice(
+            mesh.world.rank, None, mesh.world.size
+        )  # the ranks verify together, each its own shard first of all
+        wrong_here = on_every_rank(partial(checkpoints.problems, chosen, share))
+        wrong = [line for lines in all_gather_objects(wrong_here) for line in lines]
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")
         broadcast_from_rank0(functools.partial(set_aside, chosen))
     verified = time.monotonic()
-    content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, mesh)
-    if content["parameters"] != state.shapes:
-        raise InputError(f"{chosen}: has parameters of other shapes; choose another name for this run")
-    state.load(shards, content["updates"])
+    state = EngineState(engine, mesh)
+    content, sums = on_every_rank(lambda: _restore(chosen, state))
+    state.refresh()
     engine.global_steps = content["step"]
-    sums = shards.each(POSITIONS)
     log(
         f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
         f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s"
     )
     return content, sums
+
+
+def _restore(path: Path, state: EngineState) -> tuple[dict, list]:
+    """This rank's parts from the verified checkpoint at `path` -> state.json's content, and each saving rank's sums."""
+    content = checkpoints.read_state(path)
+    if content["parameters"] != state.shapes:
+        raise InputError(f"{path}: holds a model of another shape; choose another name for this run")
+    shards = checkpoints.Shards(path)
+    state.load(shards, content["updates"])
+    return content, shards.each(POSITIONS)
 
 
 def set_aside(path: Path) -> None:

@@ -1,23 +1,22 @@
-"""Forecasts during training: the loss at the end of the plan, and when the run will gain abilities."""
+"""Forecasts while a run trains: its loss at the end of the plan, and when it will gain the abilities it asks about.
+
+The analyses are imported when the first forecast is due: SciPy's statistics would be a third of the start of a run.
+"""
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emergence_train.analysis.emergence.ability_watch import (
-    Threshold,
-    abilities_ahead,
-    format_abilities,
-    read_thresholds,
-)
-from emergence_train.analysis.results import as_json
-from emergence_train.analysis.temporal import forecast_final
-from emergence_train.analysis.temporal.result import FinalForecast
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
-PLAN_POINTS = 1000  # points of the planned learning rate
+if TYPE_CHECKING:
+    from emergence_train.analysis.emergence.ability_watch import Threshold
+    from emergence_train.analysis.temporal.result import FinalForecast
+
+PLAN_POINTS = 1000  # of the planned learning rate
 
 
 class EndForecast(Observer):
@@ -34,12 +33,16 @@ class EndForecast(Observer):
     def on_checkpoint(self, measurement: Measurement) -> None:
         if measurement.step >= self.context.plan.total_steps or not self.losses:
             return
+        from emergence_train.analysis.results import as_json
+
         outlook = self._outlook()
         self.context.write("forecast", step=measurement.step, tokens=measurement.tokens, **as_json(outlook))
         if outlook.loss is not None:
             measurement.notes.append(f"end {outlook.loss:.3f} [{outlook.low95:.3f}, {outlook.high95:.3f}]")
 
-    def _outlook(self) -> FinalForecast:
+    def _outlook(self) -> "FinalForecast":
+        from emergence_train.analysis.temporal import forecast_final
+
         plan, schedule = self.context.plan, self.context.schedule
         steps, losses = np.array(self.losses).T
         planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
@@ -56,6 +59,8 @@ class AbilityForecast(Observer):
         self.iid: dict[int, float] = {}
         path = context.abilities
         if path:
+            from emergence_train.analysis.emergence.ability_watch import read_thresholds
+
             self.thresholds = read_thresholds(Path(path), context.header["vocabulary"])
             if not self.thresholds:
                 context.log(f"{path}: no task has a threshold there, so no ability is forecast")
@@ -68,6 +73,8 @@ class AbilityForecast(Observer):
         self.iid[step] = measurement.means.get("iid", math.inf)
         if not self.thresholds:
             return
+        from emergence_train.analysis.emergence.ability_watch import abilities_ahead, format_abilities
+
         abilities = abilities_ahead(self.thresholds, self.iid, plan.step_tokens, self.context.run_log.directory)
         if not abilities:
             return
