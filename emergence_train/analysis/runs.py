@@ -72,7 +72,7 @@ def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None
     return _planned(by_split, curves, directories, planned_lr)
 
 
-def of_run(directory: Path, matrices: list[PositionMatrix], curve: pd.DataFrame | None) -> list[Series]:
+def run_series(directory: Path, matrices: list[PositionMatrix], curve: pd.DataFrame | None) -> list[Series]:
     """The series of a run directory whose positions and curve (None: it has none) are read already."""
     by_split = [_from_matrix(matrix) for matrix in matrices]
     curves = _from_curves(curve) if curve is not None else []

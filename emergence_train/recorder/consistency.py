@@ -33,8 +33,8 @@ class Consistency:
         for columns, value, known, bad in self._agreeing:
             numbers = [self._numbers(chunk[name]) for name in (*columns, value)]
             for row in _first_of_each_stretch(numbers):
-                *group, found = (chunk[name].iloc[row] for name in (*columns, value))
-                if known.setdefault(tuple(group), found) != found:
+                *group, number = (chunk[name].iloc[row] for name in (*columns, value))
+                if known.setdefault(tuple(group), number) != number:
                     bad.add(tuple(group))
         if VOCABULARY in chunk:
             for row in _first_of_each_stretch([self._numbers(chunk[VOCABULARY])]):

@@ -114,7 +114,7 @@ def _forecast(
     try:
         curve = tables.read(tables.CURVES, metrics) if len(metrics.train("step")) else None
         shown = [matrix for matrix in matrices if matrix.keys["split"].iloc[0] in SPLITS]
-        series = temporal.of_run(directory, shown, curve)
+        series = temporal.run_series(directory, shown, curve)
         analysis = temporal.investigate_series(series, fit_fraction=FRACTION, splits=SPLITS)
     except InputError as error:
         return None, (str(error),)

@@ -31,10 +31,10 @@ def test_pieces_make_the_same_matrices(tmp_path, monkeypatch, chunk):
     frame = draw()
     for number, part in enumerate((frame[:20], frame[20:])):
         tables.write(tables.POSITIONS, part, tmp_path / "positions" / f"{number}.parquet")
-    found = read_matrices(tmp_path)
+    matrices = read_matrices(tmp_path)
     whole = position_matrices(tables.read(tables.POSITIONS, tmp_path))
-    assert [(m.keys["run"][0], m.keys["split"][0]) for m in found] == [(r, s) for r in "ab" for s in ("iid", "ood")]
-    for matrix, same in zip(found, whole):
+    assert [(m.keys["run"][0], m.keys["split"][0]) for m in matrices] == [(r, s) for r in "ab" for s in ("iid", "ood")]
+    for matrix, same in zip(matrices, whole):
         rows = frame[(frame["run"] == matrix.keys["run"][0]) & (frame["split"] == matrix.keys["split"][0])]
         pivot = {
             name: rows.pivot(index="step", columns="position", values=name).fillna(0) for name in ("count", "loss_sum")

@@ -8,8 +8,8 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "speed" / "long_run.py"
 
-# Largest resident set in GB of each command, for a tenth of a long run's steps; report took 1.9 before tables were read in pieces,
-# and imports alone take 0.2 (resume: 0.4).
+# Largest resident set in GB of each command, for a tenth of a long run's steps; report took 1.9 before tables
+# were read in pieces, and imports alone take 0.2 (resume: 0.4).
 LIMITS = {"report": 0.55, "temporal, no figures": 0.35, "temporal": 0.55, "emergence": 0.4, "resume": 0.48}
 WHOLE = {"report": 1.5, "temporal": 1.5, "emergence": 1.5, "resume": 0.7}
 

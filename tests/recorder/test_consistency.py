@@ -65,16 +65,16 @@ def test_faults_across_pieces_are_named_as_in_the_whole(tmp_path, monkeypatch, f
     for column in {"params": ["params"], "tokens": ["tokens"], "all": ["params", "tokens"]}.get(fault, []):
         frame = frame.assign(**{column: np.where(rng.random(len(frame)) < 0.2, 99, frame[column])})
     paths = write_parts(frame, tmp_path)
-    said = None
+    message = None
     try:
-        found = tables.read(tables.POSITIONS, paths)
+        result = tables.read(tables.POSITIONS, paths)
         pd.testing.assert_frame_equal(
-            found, frame.sort_values(list(tables.POSITIONS.key), ignore_index=True), check_dtype=False
+            result, frame.sort_values(list(tables.POSITIONS.key), ignore_index=True), check_dtype=False
         )
     except InputError as error:
-        said = str(error)
-    assert said == expected(frame, paths)
-    assert (said is None) == (fault == "none")
+        message = str(error)
+    assert message == expected(frame, paths)
+    assert (message is None) == (fault == "none")
 
 
 def test_keys_that_share_a_hash_are_no_duplicates(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_rewinds_stand_before_the_first_later_row(tmp_path):
 
 def test_bad_lines_are_refused_by_row(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    for line, said in (
+    for line, message in (
         (b'{"kind": "train", "step": "x"}', "row 2, column 'step': 'x' is not a number"),
         (b"\xff\xfe", "row 2 is not a JSON object"),
         (b"[" * 100_000, "row 2 is not a JSON object"),
@@ -75,7 +75,7 @@ def test_bad_lines_are_refused_by_row(tmp_path):
     ):
         content = b'{"kind": "run", "run": "r"}\n' + line + b"\n"
         path.write_bytes(content)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             RunLog(tmp_path, HEADER, 5, [])
         assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
     path.write_bytes(b'{"kind": "run"}\n{"kind": "tr')
