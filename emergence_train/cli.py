@@ -141,7 +141,13 @@ def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
     return as_json(result)
 
 
+def _one_thread() -> None:
+    """Keep numpy's matrix products on one thread: those of the analyses are small, and a second waits for each in a busy loop."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def _temporal(arguments: argparse.Namespace) -> dict:
+    _one_thread()
     from emergence_train.analysis.temporal import investigate, output
 
     analysis = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
@@ -159,6 +165,7 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
+    _one_thread()
     from emergence_train.analysis.emergence import investigate, output
 
     analysis = investigate(arguments.tables)
@@ -167,6 +174,7 @@ def _emergence(arguments: argparse.Namespace) -> dict:
 
 
 def _report(arguments: argparse.Namespace) -> dict:
+    _one_thread()
     from emergence_train.report.page import report
 
     path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)

@@ -18,11 +18,12 @@ import yaml
 from pydantic import ValidationError
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
-from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_matrices
+from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.config import Schedule
 from emergence_train.errors import InputError
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder import tables
+from emergence_train.recorder.metrics import iter_metrics
 
 
 @dataclass
@@ -61,13 +62,27 @@ def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None
     directories: dict[str, Path] = {}
     for path in map(Path, paths):
         kinds = _kinds(path)
-        matrices = position_matrices(tables.read(tables.POSITIONS, path)) if "positions" in kinds else []
+        matrices = read_matrices(path) if "positions" in kinds else []
         read = [_from_matrix(matrix) for matrix in matrices]
-        read_curves = _from_curves(path) if "curves" in kinds else []
+        read_curves = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
         by_split += read
         curves += read_curves
         if path.is_dir():
             directories |= {series.run: path for series in read + read_curves}
+    return _planned(by_split, curves, directories, planned_lr)
+
+
+def run_series(directory: Path, matrices: list[PositionMatrix], curve: pd.DataFrame | None) -> list[Series]:
+    """The series of a run directory whose positions and curve (None: it has none) are read already."""
+    by_split = [_from_matrix(matrix) for matrix in matrices]
+    curves = _from_curves(curve) if curve is not None else []
+    return _planned(by_split, curves, {series.run: directory for series in by_split + curves}, None)
+
+
+def _planned(
+    by_split: list[Series], curves: list[Series], directories: dict[str, Path], planned_lr: np.ndarray | None
+) -> list[Series]:
+    """The series with their planned learning rates, each run and split once."""
     _refuse_duplicates(by_split)
     _refuse_duplicates(curves)
     recorded = {curve.run: curve for curve in curves if curve.plan is not None}
@@ -106,7 +121,7 @@ def _kinds(path: Path) -> list[str]:
 
 
 def _has_training_rows(path: Path) -> bool:
-    return any(row.get("kind") == "train" for row in tables.read_metrics(path))
+    return any(row.get("kind") == "train" for _, row in iter_metrics(path))
 
 
 def _from_matrix(matrix: PositionMatrix) -> Series:
@@ -122,8 +137,7 @@ def _from_matrix(matrix: PositionMatrix) -> Series:
     return _without_start(series)
 
 
-def _from_curves(path: Path) -> list[Series]:
-    frame = tables.read(tables.CURVES, path)
+def _from_curves(frame: pd.DataFrame) -> list[Series]:
     curves = []
     for run, rows in frame.groupby("run", sort=True):
         series = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))

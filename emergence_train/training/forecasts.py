@@ -4,12 +4,14 @@ The analyses are imported when the first forecast is due: SciPy's statistics wou
 """
 
 import math
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emergence_train.optim.schedule import learning_rate
+from emergence_train.recorder.metrics import Metrics
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
 if TYPE_CHECKING:
@@ -22,13 +24,15 @@ PLAN_POINTS = 1000  # of the planned learning rate
 class EndForecast(Observer):
     """Forecasts the final loss with its 95% interval from the steps so far and the planned schedule."""
 
-    def on_restore(self, step: int, rows: list[dict]) -> None:
-        train = [row for row in rows if row.get("kind") == "train"]
-        self.losses = [(row["step"], row["loss"]) for row in train if row["loss"] is not None]
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        losses = metrics.train("loss")
+        measured = np.isfinite(losses)
+        self.steps, self.losses = array("d", metrics.train("step")[measured]), array("d", losses[measured])
 
     def on_step(self, step: Step) -> None:
         if math.isfinite(step.loss):
-            self.losses.append((step.step, step.loss))
+            self.steps.append(step.step)
+            self.losses.append(step.loss)
 
     def on_checkpoint(self, measurement: Measurement) -> None:
         if measurement.step >= self.context.plan.total_steps or not self.losses:
@@ -44,7 +48,7 @@ class EndForecast(Observer):
         from emergence_train.analysis.temporal import forecast_final
 
         plan, schedule = self.context.plan, self.context.schedule
-        steps, losses = np.array(self.losses).T
+        steps, losses = np.array(self.steps), np.array(self.losses)
         planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
         rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
         return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)
@@ -65,8 +69,8 @@ class AbilityForecast(Observer):
             if not self.thresholds:
                 context.log(f"{path}: no task has a threshold there, so no ability is forecast")
 
-    def on_restore(self, step: int, rows: list[dict]) -> None:
-        self.iid = iid_losses(rows)
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        self.iid = iid_losses(metrics)
 
     def on_checkpoint(self, measurement: Measurement) -> None:
         step, plan = measurement.step, self.context.plan
@@ -88,6 +92,6 @@ class AbilityForecast(Observer):
         self.context.log(f"abilities   step {step}  {format_abilities(abilities)}")
 
 
-def iid_losses(rows: list[dict]) -> dict[int, float]:
-    """Mean iid loss by step from rows of metrics.jsonl, nats per token; infinite where there is none."""
-    return {row["step"]: row["loss"].get("iid", math.inf) for row in rows if row.get("kind") == "validation"}
+def iid_losses(metrics: Metrics) -> dict[int, float]:
+    """Mean iid loss by step, nats per token; infinite where there is none."""
+    return {row["step"]: row["loss"].get("iid", math.inf) for row in metrics.of_kind("validation")}
