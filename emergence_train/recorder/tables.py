@@ -269,7 +269,11 @@ def _check_vocabularies(frame: pd.DataFrame) -> None:
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl. A last line cut off by a crash is skipped; any other bad line is an error."""
+    """The lines of a run's metrics.jsonl. A last line cut off by a crash is skipped; any other bad line is an error.
+
+    A power cut may leave zeros where a page of the file did not reach the disk: the rows end there, for of what comes after
+    it nothing was known to be written.
+    """
     path = Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.is_file():
@@ -279,6 +283,8 @@ def read_metrics(path: str | Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if "\0" in line:
+            break
         try:
             row = json.loads(line)
             if not isinstance(row, dict):

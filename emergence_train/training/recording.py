@@ -84,7 +84,7 @@ class RunWriter(NullWriter):
 
     def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
         if self.opened is None:
-            self._open(step, rewinds)
+            self._open(step, rewinds, first)
         else:
             self.opened.truncate_to(step, rewinds)
         rows = self.run_log.rows
@@ -97,11 +97,11 @@ class RunWriter(NullWriter):
         train = [row for row in rows if row.get("kind") == "train" and row["loss"] is not None]
         return [row["loss"] for row in train if row["step"] not in skipped][-WINDOW:]
 
-    def _open(self, step: int, rewinds: list[dict]) -> None:
+    def _open(self, step: int, rewinds: list[dict], first: int) -> None:
         setup = self.setup
         write_environment(setup.directory, self.mesh.world.size, self.mesh.device, step)
         files.write_json(setup.directory / "deepspeed.json", setup.deepspeed)
-        self.opened = RunLog(setup.directory, setup.header, step, rewinds)
+        self.opened = RunLog(setup.directory, setup.header, step if step > first else 0, rewinds)
         if self.opened.archived:
             setup.log(
                 f"no state is left to resume from: the run starts over, its earlier logs are in {self.opened.archived}"
