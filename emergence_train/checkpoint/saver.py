@@ -54,6 +54,7 @@ class Saver:
         self.step = 0  # step of the last save
         self.problem: str | None = None  # its failure, if any
         self.thread: threading.Thread | None = None
+        self.on_written: Callable[[int], None] = lambda step: None  # this rank's shard is on its disk
         self.group = None
         if self.settings.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
@@ -96,12 +97,13 @@ class Saver:
             if problem is None:
                 name = checkpoints.shard_name(self.mesh.world.rank, self.mesh.world.size)
                 problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
+                self.on_written(step)
                 outcomes = all_gather_objects((problem, entry), self.group)
                 problem = next((reported for reported, _ in outcomes if reported), None)
                 entries = [entry for _, entry in outcomes if entry is not None]
             if problem is None:
                 problem = broadcast_from_rank0(
-                    lambda: _problem(lambda: _commit(temporary, final, step, entries, content)), self.group
+                    lambda: _problem(lambda: commit(temporary, final, step, entries, content)), self.group
                 )
         except Exception as error:  # a peer is lost: the watchdog names it
             self.problem = f"the ranks could not communicate ({' '.join(str(error).split())[:200]})"
@@ -125,22 +127,24 @@ class Saver:
         there = complete(self.folder)
         steps = [step_of(path) for path in there]
         keep = retention.kept(steps, self.settings, self.regular, self.best, retention.pinned(there))
-        for step, path in zip(steps, there):
-            if step not in keep:
-                _remove(path)
+        gone = [_hide(path) for step, path in zip(steps, there) if step not in keep]
+        if gone:
+            files.fsync_directory(self.folder)
+        for path in gone:
+            shutil.rmtree(path)
 
 
-def _remove(path: Path) -> None:
+def _hide(path: Path) -> Path:
+    """Rename a checkpoint to what no one takes for one; a save begins by deleting what is left of such."""
     gone = path.with_name(f".{path.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone)
+    return path.rename(gone)
 
 
 def _prepare(temporary: Path, needed: int) -> None:
     """Create an empty temporary directory; raises where the disk has no room for the shards."""
     folder = temporary.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_directory(folder)
     for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # left by a process that was killed
         shutil.rmtree(rest)
     free = shutil.disk_usage(folder).free
@@ -149,19 +153,23 @@ def _prepare(temporary: Path, needed: int) -> None:
     temporary.mkdir()
 
 
-def _commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
-    """Write the manifest, rename the directory, point `latest` at it; each fsynced before the next."""
+def commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
+    """Make `temporary`, with the shards `entries` and the state `content`, the checkpoint `final`.
+
+    The manifest, with which all names beside it are on the disk, then the directory's own name, then the pointer.
+    """
     files.write_json(temporary / STATE, content)
     checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
-    files.fsync_directory(temporary)
-    if final.exists():
-        _remove(final)
+    replaced = [_hide(final)] if final.exists() else []
     temporary.rename(final)
-    files.fsync_directory(final.parent)
-    files.fsync_directory(final.parent.parent)
-    with contextlib.suppress(
-        RunError
-    ):  # the checkpoint is complete all the same: loading reads manifests, not `latest`
+    try:
+        files.fsync_directory(final.parent)
+    except OSError:
+        _hide(final)  # a rewind must not take for saved what is not known to be
+        raise
+    for gone in replaced:
+        shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(RunError):  # complete all the same: loading reads manifests
         files.write_bytes(final.parent / POINTER, f"{final.name}\n".encode())
 
 

@@ -17,7 +17,8 @@ TRAIN_COLUMNS = ("step", "tokens", "lr", "loss", "tokens_per_second")
 def iter_metrics(path: str | Path) -> Iterator[tuple[bytes, dict]]:
     """Each line of a run's metrics.jsonl, without its end, and what it says. `path`: the file or the run directory.
 
-    A last line cut off by a crash is left out; any other bad line is an InputError.
+    A last line cut off by a crash is left out; any other bad line is an InputError. A power cut may leave zeros where a page of
+    the file did not reach the disk: the rows end there, for of what comes after it nothing was known to be written.
     """
     path = Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
@@ -26,7 +27,10 @@ def iter_metrics(path: str | Path) -> Iterator[tuple[bytes, dict]]:
     with open(path, "rb") as file:
         before = 0
         while lines := file.readlines(BYTES):
-            yield from _parsed_together(lines) or _parsed(lines, before, path)
+            zeros = next((number for number, line in enumerate(lines) if b"\0" in line), None)
+            yield from _parsed_together(lines[:zeros]) or _parsed(lines[:zeros], before, path)
+            if zeros is not None:
+                return
             before += len(lines)
 
 

@@ -38,8 +38,9 @@ class RunLog:
         self.path = directory / "metrics.jsonl"
         self.file = -1  # the descriptor that rows are written to
         self.archived: Path | None = None  # where logs without a state were moved
-        if not step and any((directory / "positions").glob("step-*.parquet")):
-            self.archived = self._archive()
+        with files.named_errors(self.path):
+            if not step and any((directory / "positions").glob("step-*.parquet")):
+                self.archived = self._archive()
         self._read_back: Metrics | None = self.truncate_to(step, rewinds)
 
     def take_read_back(self) -> Metrics:
@@ -54,15 +55,20 @@ class RunLog:
         places = (self.directory / f"begun-anew-{number}" for number in itertools.count(1))
         place = next(path for path in places if not path.exists())
         place.mkdir()
-        for name in ("metrics.jsonl", *FOLDERS):
+        for name in ("metrics.jsonl", *reversed(FOLDERS)):  # positions last: while they are there this is not done
             if (self.directory / name).exists():
                 (self.directory / name).rename(place / name)
         return place
 
     def truncate_to(self, step: int, rewinds: list[dict]) -> Metrics:
         """Remove rows and tables of later steps; `rewinds` are kept at their steps. Returns the rows that are left."""
+        with files.named_errors(self.path):
+            return self._truncate_to(step, rewinds)
+
+    def _truncate_to(self, step: int, rewinds: list[dict]) -> Metrics:
         if self.file >= 0:
-            os.close(self.file)
+            old, self.file = self.file, -1
+            os.close(old)
         kept = Metrics(self.path, {"kind": "run", **self.header})
         with files.atomic_path(self.path) as temporary, open(temporary, "wb") as out:
             out.write(json.dumps(kept.header).encode() + b"\n")
@@ -75,10 +81,15 @@ class RunLog:
                 table.unlink()
         self.pending: list[str] = []
         self.tables: list[tuple[tables.Table, Path, pd.DataFrame]] = []
-        self.file = os.open(self.path, os.O_WRONLY)
-        self.end = os.fstat(self.file).st_size  # length of the file known to be written
+        self._open()
         self.written = time.monotonic()
         return kept
+
+    def _open(self) -> None:
+        self.file = os.open(self.path, os.O_WRONLY)
+        self.end = os.fstat(self.file).st_size  # length of the file known to be written
+        self.durable, self.recent = self.end, b""  # bytes that an fsync has covered, and what was written since
+        self.sync_failed = False
 
     def _rows_to_keep(self, step: int, rewinds: list[dict]) -> Iterator[tuple[bytes, dict]]:
         """Lines and rows up to `step` of the file as it is, each rewind before the first row of a later step."""
@@ -123,12 +134,27 @@ class RunLog:
             except (RunError, OSError) as error:
                 return str(error)
             del self.tables[0]
-        problem = self._drain()
+        problem: OSError | None = self._drain()
         try:
+            if self.sync_failed:
+                self._write_anew()
             os.fsync(self.file)
-        except OSError as late:
-            problem = late
+            self.durable, self.recent = self.end, b""
+        except RunError as error:
+            return str(error)
+        except OSError as error:
+            problem, self.sync_failed = error, True
         return None if problem is None else str(files.disk_error(problem, self.path))
+
+    def _write_anew(self) -> None:
+        """After a failed fsync Linux takes the pages for written and the next one succeeds without them: another file."""
+        with open(self.path, "rb") as file:
+            kept = file.read(self.durable)
+        files.write_bytes(self.path, kept + self.recent)
+        old = self.file
+        self._open()
+        with contextlib.suppress(OSError):
+            os.close(old)
 
     def positions(self, step: int, table: pd.DataFrame) -> None:
         """Queue the checkpoint's positions table for the next flush."""
@@ -140,7 +166,10 @@ class RunLog:
 
     def close(self) -> str | None:
         problem = self.flush()
-        os.close(self.file)
+        try:
+            os.close(self.file)
+        except OSError as error:
+            return problem or str(files.disk_error(error, self.path))
         return problem
 
     def _drain(self) -> OSError | None:
@@ -156,6 +185,7 @@ class RunLog:
                 os.ftruncate(self.file, self.end)
             return error
         self.end += len(data)
+        self.recent += data
         self.pending = []
         return None
 

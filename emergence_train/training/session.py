@@ -72,6 +72,8 @@ class Session:
         self.accumulator = PositionAccumulator(dataset.sequence, mesh.device)
         self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
         self.saver = saver.Saver(self.run, checkpoints, plan.state_steps, mesh, log)
+        if not checkpoints.asynchronous:  # so that the rank whose disk hangs is behind the others
+            self.saver.on_written = lambda step: watch.at("waiting for the others' shards", step)
         self.detector = AnomalyDetector(faults, [])
         self.stepper = Stepper(
             training,
@@ -94,6 +96,8 @@ class Session:
         """Restore the newest complete checkpoint, or the initial state; return its step."""
         self.watch.at("loading a checkpoint")
         loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
+        if loaded is None and self.first:
+            raise self._failure(f"{self.run}: no state is left whole; run again: it begins anew from its parent's")
         content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
         step, self.due = content["step"], bool(content["loop"].get("due"))
         if step == self.first:
