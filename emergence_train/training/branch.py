@@ -18,7 +18,9 @@ from emergence_train.checkpoint.format import POINTER, STATE, complete, step_nam
 from emergence_train.config import Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
+from emergence_train.data.sampling import quotas
 from emergence_train.errors import InputError
+from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.training.plan import Plan
 
 FILE = "parent.json"
@@ -35,9 +37,11 @@ def parse(text: str) -> tuple[Path, int | None]:
 
 
 def parent_of(run: Path) -> dict | None:
-    """Read {"run", "path", "step", "tokens", "first_step"} of a run that began from another's state.
+    """What parent.json says of a run that began from another's state: {"run", "path", "step", "tokens", "first_step",
+    "skipped_samples"}.
 
-    `first_step` is the parent's last step, counted in steps of the child; its own steps begin after it.
+    `first_step` is the child's number of the parent's last step: its own begin after it. `skipped_samples`: (first, last) of what
+    the parent's rewinds had left out until then.
     """
     try:
         return json.loads((run / FILE).read_text())
@@ -45,6 +49,11 @@ def parent_of(run: Path) -> dict | None:
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{run / FILE}: cannot be read ({' '.join(str(error).split())}); restore it") from None
+
+
+def skipped_batches(run: Path) -> SkippedBatches:
+    """What the run leaves out: its own rewinds', and what its parent had left out before it began."""
+    return SkippedBatches(run, (parent_of(run) or {}).get("skipped_samples", ()))
 
 
 def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: str | None) -> int:
@@ -55,13 +64,14 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             whole number of the child's steps, or more than the child's.
     """
     known = parent_of(run)
-    if parent is None:
-        return known["first_step"] if known else 0
-    path, step = parse(parent)
     if known is not None:
-        if Path(known["path"]) != path.resolve() or step not in (None, known["step"]):
-            raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
+        _same_parent(run, known, parent)
+        if not complete(run / "checkpoints") and not plan.finished(run, lambda line: None):  # cut off, or all were lost
+            _adopt(checkpoints.newest(Path(known["path"]), known["step"]), run / "checkpoints", known["first_step"])
         return known["first_step"]
+    if parent is None:
+        return 0
+    path, step = parse(parent)
     if complete(run / "checkpoints") or (run / "positions").exists():
         raise InputError(f"{run}: has begun without a parent; choose another name, or omit --from to resume it")
     if path.resolve() == run.resolve():
@@ -81,10 +91,30 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             f"--from {parent}: has trained {tokens:,} tokens, and training.tokens, which counts them in, is "
             f"{training.tokens:,}; raise it"
         )
+    # Without them the child's samples would begin that many earlier, among those that the parent has trained on.
+    skipped = skipped_batches(path).samples_before(step, theirs.training.batch)
+    found = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
+    found |= {"skipped_samples": skipped if _same_samples(path, theirs, dataset) else []}
+    files.write_json(run / FILE, found)
     _adopt(chosen, run / "checkpoints", first)
-    source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
-    files.write_json(run / FILE, source)
     return first
+
+
+def _same_parent(run: Path, known: dict, parent: str | None) -> None:
+    """Raise InputError where `parent`, if it is given, is not the one that `run` began from."""
+    path, step = (Path(known["path"]), None) if parent is None else parse(parent)
+    if Path(known["path"]) != path.resolve() or step not in (None, known["step"]):
+        raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
+
+
+def _same_samples(parent: Path, theirs: Config, dataset: Dataset) -> bool:
+    """Whether a sample's number means the same text in the parent as in `dataset`."""
+    domains = [source.domain for source in theirs.data.sources if source.weight > 0]
+    shares = quotas([source.weight for source in theirs.data.sources if source.weight > 0])
+    before = (theirs.seed, theirs.data.sequence, domains, shares)
+    now = (dataset.sampler.seed, dataset.sequence, dataset.domains, dataset.sampler.quotas)
+    known = identity.read(parent) or {}
+    return before == now and known.get("data") in (None, identity.digest(dataset.index))
 
 
 def _adopt(source: Path, folder: Path, step: int) -> None:
