@@ -15,7 +15,7 @@ from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name
-from emergence_train.config import Training
+from emergence_train.config import Config, Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.sampling import quotas
