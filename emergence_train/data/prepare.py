@@ -55,6 +55,7 @@ def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
         if _read_recipe(root) != _known(recipe) | {"made_from": made_from}:
             _clear(root)
             files.write_json(root / "recipe.json", recipe | {"made_from": made_from})
+            sources.check_overlap(data)  # now that there is something of ours that a pattern could take
         _sweep(root)
         return _prepare(data, root, made_from, log)
 
@@ -132,11 +133,8 @@ def _known(recipe: Any) -> Any:
 
 
 def _made_from(data: Data) -> dict:
-    """The files that are read, by domain; and the tokenizer's. What a pattern finds in data.path itself is our own."""
-    listed = {
-        source.domain: [row for row in sources.listing(source) if not sources.is_inside(row[0], data.path)]
-        for source in [*data.sources, *data.ood]
-    }
+    """The files that are read, by domain; and the tokenizer's."""
+    listed = {source.domain: sources.listing(source) for source in [*data.sources, *data.ood]}
     given = tokenizer.find(data.tokenizer.file) if data.tokenizer.file else None
     return {"files": listed, "tokenizer": files.sha256(given) if given else ""}
 

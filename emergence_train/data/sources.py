@@ -53,11 +53,6 @@ def listing(source: Source) -> list[list]:
     return [[str(path), (status := _stat(path)).st_size, status.st_mtime_ns] for path in paths(source)]
 
 
-def is_inside(path: str | Path, folder: str | Path) -> bool:
-    """Whether the file lies in the folder or below."""
-    return Path(folder).resolve() in Path(path).resolve().parents
-
-
 def check_overlap(data: Data) -> None:
     """Raise InputError where two domains take the same text: what is held out of one would be trained on in the other. And
     where a pattern takes what prepare itself has written."""
@@ -65,7 +60,7 @@ def check_overlap(data: Data) -> None:
     for source in [*data.sources, *data.ood]:
         for path in [] if source.hub else paths(source):
             field = "" if readers.is_text(path) else source.text_field
-            if is_inside(path, data.path):
+            if Path(data.path).resolve() in path.resolve().parents:
                 raise InputError(f"{path}: lies in data.path; choose another data.path, or write a pattern without it")
             owner = owners.setdefault((_identity(path), field), source.domain)
             if owner != source.domain:

@@ -464,14 +464,14 @@ def test_a_tokenizer_in_a_directory_is_known_by_its_content(tmp_path):
 
 
 def test_a_pattern_over_the_prepared_directory_itself(tmp_path):
-    """Its own files are no input: the finished set is as prepared, an unfinished one names the way out."""
+    """What prepare writes is no input, at the first try as at any other."""
     texts = documents(200)
     path = jsonl(tmp_path / "text/a.jsonl", [{"text": text} for text in texts])
-    dataset, _ = made(small(tmp_path / "text/out", tmp_path / "text/**"))
-    assert text_of(dataset) == kept(texts)
-    _, said = made(small(tmp_path / "text/out", tmp_path / "text/**"))
-    assert said == [f"{tmp_path / 'text/out'}: already prepared from this configuration"]
-    (tmp_path / "text/out/dataset.json").unlink()
-    with pytest.raises(InputError, match="lies in data.path; choose another data.path, or write a pattern without it"):
-        prepare(small(tmp_path / "text/out", tmp_path / "text/**"), lambda line: None)
-    made(small(tmp_path / "text/out", path))
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match="lies in data.path; choose another data.path, or write a pattern without it"
+        ):
+            prepare(small(tmp_path / "text/out", tmp_path / "text/**"), lambda line: None)
+    for out, pattern in (("text/out", path), ("text/other", tmp_path / "text/**/*.jsonl"), ("elsewhere", path)):
+        dataset, _ = made(small(tmp_path / out, pattern))
+        assert text_of(dataset) == kept(texts)
