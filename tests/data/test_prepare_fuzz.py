@@ -238,9 +238,11 @@ def _check_refusal(text: str, folder: Path, corpora: list[Corpus], trained: int,
     lengths = []
     for corpus in corpora[:trained]:
         for fraction in (FRACTION, MOST):
-            tokens = {True: 0, False: 0}
+            tokens, seen = {True: 0, False: 0}, set()
             for row in filter(None, corpus.rows()):
-                tokens[document_hash(row) < fraction * 2**64] += len(encoded(encoder, row) or [])
+                held = (key := document_hash(row)) < fraction * 2**64
+                tokens[held] += 0 if held and key in seen else len(encoded(encoder, row) or [])
+                seen.add(key)  # of what is held out, a document that stands twice is one
             lengths.append((corpus.settings["weight"], tokens))
     if "training tokens, fewer than one sequence" in text:
         assert any(weight and tokens[False] <= sequence + len(corpora[0].rows()) for weight, tokens in lengths)
