@@ -267,17 +267,19 @@ def pieces(chunks: Iterator[str], longest: int) -> Iterator[str]:
     """
     held = ""
     for chunk in chunks:
-        held += chunk
-        while len(held) > longest:
-            cut = _cut(held, longest)
-            yield held[:cut]
-            held = held[cut:]
+        held, begin = held + chunk, 0
+        while len(held) - begin > longest:
+            end = _cut(held, begin, longest)
+            yield held[begin:end]
+            begin = end
+        held = held[begin:]  # once a chunk: a row of a gigabyte is one
     if held:
         yield held
 
 
-def _cut(text: str, longest: int) -> int:
+def _cut(text: str, begin: int, longest: int) -> int:
+    """Where the piece from `begin` ends."""
     for pattern in _CUTS:
-        if ends := [match.end() for match in pattern.finditer(text, longest // 2, longest)]:
+        if ends := [found.end() for found in pattern.finditer(text, begin + longest // 2, begin + longest)]:
             return ends[-1]
-    return longest
+    return begin + longest
