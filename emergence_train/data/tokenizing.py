@@ -106,21 +106,23 @@ def _encode(batch: list[str | Bad], fraction: float) -> Encoded:
     assert _encoder is not None, "_load comes first in every process"
     texts = [row for row in batch if isinstance(row, str)]
     keys = [document_hash(text) for text in texts]
-    trained = [text for text, key in zip(texts, keys) if not is_held_out(key, fraction)]
+    held_out = [is_held_out(key, fraction) for key in keys]
+    with_offsets = partial(_encoder.encode, add_special_tokens=False)
     try:
+        trained = [text for text, held in zip(texts, held_out) if not held]
         encoded = iter(_encoder.encode_batch_fast(trained, add_special_tokens=False))  # without offsets
         fast: Callable = lambda text: next(encoded)  # noqa: E731
     except Exception:  # one of them cannot be written, and the library does not say which
-        fast = partial(_encoder.encode, add_special_tokens=False)
-    of_texts = (_document(text, key, is_held_out(key, fraction), fast) for text, key in zip(texts, keys))
+        fast = with_offsets
+    of_texts = (_document(*row, with_offsets if row[2] else fast) for row in zip(texts, keys, held_out))
     rows = [next(of_texts) if isinstance(row, str) else row for row in batch]
     return Encoded(rows, sum(len(text.encode()) for text in texts))
 
 
-def _document(text: str, key: int, held_out: bool, fast: Callable) -> Document | Bad:
-    """The text's ids, by `fast` where no offsets are needed; a Bad without a place where the tokenizer cannot write it."""
+def _document(text: str, key: int, held_out: bool, encode: Callable) -> Document | Bad:
+    """The text's ids, and of a held-out one the bytes; a Bad without a place where the tokenizer cannot write it."""
     try:
-        encoding = _encoder.encode(text, add_special_tokens=False) if held_out else fast(text)
+        encoding = encode(text)
     except Exception as error:  # the library raises plain Exception
         return Bad(f"{UNWRITABLE} ({' '.join(str(error).split())[:200]})", "")
     ids = np.array(encoding.ids, dtype=np.uint32)
