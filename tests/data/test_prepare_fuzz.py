@@ -315,11 +315,12 @@ def _within(tokens: list[int], document: list[int]) -> bool:
 
 def test_every_token_stands_where_it_should_once():
     ended.clear()
-    check_case()
-    if out := os.environ.get("FUZZ_OUT"):
-        Path(out).write_text(
-            json.dumps({"cases": sum(ended.values()), "ended": dict(ended.most_common())}, indent=1) + "\n"
-        )
+    try:
+        check_case()
+    finally:
+        if out := os.environ.get("FUZZ_OUT"):
+            found = {"cases": sum(ended.values()), "ended": dict(ended.most_common())}
+            Path(out).write_text(json.dumps(found, indent=1) + "\n")
     assert ended["prepared"], ended
 
 
