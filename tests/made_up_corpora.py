@@ -84,12 +84,12 @@ FILE = st.fixed_dictionaries(
         "kind": st.sampled_from(["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "txt", "md"]),
         "compression": st.sampled_from(["", *COMPRESSIONS]),
         "name": st.sampled_from(NAMES),
-        "texts": st.lists(TEXT, max_size=20),
+        "texts": st.one_of(st.lists(TEXT, min_size=4, max_size=25), st.lists(TEXT, max_size=2)),
         "bad": st.one_of(
             st.just([]), st.lists(st.tuples(st.integers(0, 25), st.sampled_from(range(len(BAD_JSON)))), max_size=3)
         ),
         "style": st.integers(0, 2**16),  # seeds the choices that should make no difference
-        "damage": st.one_of(*[st.none()] * 30, st.sampled_from(DAMAGES)),
+        "damage": st.integers(0, 400).map(lambda number: dict(enumerate(DAMAGES, 200)).get(number)),  # few
     }
 )
 SOURCE = st.fixed_dictionaries(

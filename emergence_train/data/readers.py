@@ -146,7 +146,9 @@ def _parquet(path: Path, field: str) -> Iterator[str | Bad]:
         with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
             keys = [field] if field in file.schema_arrow.names else field.split(".")
             kind = _arrow_kind(path, file.schema_arrow, field, keys)
-            for batch in file.iter_batches(batch_size=256, columns=[".".join(keys)]):
+            groups = range(file.num_row_groups)  # one by one: pyarrow cannot read nested dictionaries across them
+            columns = [".".join(keys)]
+            for batch in (b for n in groups for b in file.iter_batches(256, row_groups=[n], columns=columns)):
                 column = batch.column(keys[0])
                 for key in keys[1:]:
                     column = pc.struct_field(column, key)
