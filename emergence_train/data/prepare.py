@@ -40,6 +40,7 @@ def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
     recipe = _recipe(data)
     if (root / "dataset.json").is_file():
         note = _compare_finished(root, recipe, data)
+        shutil.rmtree(root / "parts", ignore_errors=True)  # of a try that was killed as it had finished
         log(f"{root}: already prepared from this configuration{note}")
         return root
     sources.check_overlap(data)
@@ -87,7 +88,7 @@ def _prepare(data: Data, root: Path, made_from: dict, log: Callable[[str], None]
     }
     _check_unchanged(made_from, _made_from(data), root)
     files.write_json(root / "dataset.json", index)
-    shutil.rmtree(root / "parts")
+    shutil.rmtree(root / "parts", ignore_errors=True)
     for domain, entry in index["domains"].items():
         unknown = entry["unknown_tokens"] / max(entry["tokens"], 1)
         tell = f", {unknown:.1%} of them unknown to the tokenizer" if entry["unknown_tokens"] else ""
