@@ -161,11 +161,11 @@ def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
     finished = _read_recipe(root)
     if finished is None:
         raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
-    before, wanted = found.pop("made_from", None), _known(recipe)
-    if "ood_shares" not in found:  # an older version did not note them
+    before, wanted = finished.pop("made_from", None), _known(recipe)
+    if "ood_shares" not in finished:  # an older version did not note them
         del wanted["ood_shares"]
-    if found != wanted:
-        changed = next((key for key in wanted if found.get(key) != wanted[key]), "data")
+    if finished != wanted:
+        changed = next((key for key in wanted if finished.get(key) != wanted[key]), "data")
         changed = {"iid_shares": "sources (their weights)", "ood_shares": "ood (their weights)"}.get(changed, changed)
         raise InputError(f"{root}: was prepared with another data.{changed}; choose another data.path or delete it")
     if before is None:  # an older version did not record them

@@ -97,7 +97,7 @@ def paths(source: Source) -> list[Path]:
                 raise InputError(f"{match}: {problem}; restore or remove it, or write a pattern without it")
     if not found:
         raise InputError(f"source {source.domain!r}: {source.files} are directories; write a glob such as dir/*.txt")
-    return list(files.values())
+    return list(found.values())
 
 
 def _identity(path: Path) -> tuple[int, int]:

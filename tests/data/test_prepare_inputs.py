@@ -353,7 +353,7 @@ def test_an_input_that_changes_while_it_is_read_is_said(tmp_path, monkeypatch):
         prepare(small(tmp_path / "out", path), lambda line: None)
     assert not (tmp_path / "out/dataset.json").exists()
     monkeypatch.undo()
-    dataset, _ = made(small(tmp_path / "out", path))
+    dataset, _ = prepared(small(tmp_path / "out", path))
     assert text_of(dataset) == kept([*texts, "written meanwhile"])
 
 
@@ -363,7 +363,7 @@ def test_a_shard_lost_between_two_tries_is_made_again(tmp_path, monkeypatch):
     _cut_off(monkeypatch, data, 3)
     (tmp_path / "out/train/d/00001.bin").unlink()
     (tmp_path / "out/train/d/.00003.bin.x.tmp").write_text("of a write that was killed")
-    dataset, said = made(data)
+    dataset, said = prepared(data)
     assert any("resuming after" in line for line in said) and text_of(dataset) == kept(texts)
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
@@ -383,7 +383,7 @@ def test_a_source_that_is_only_held_out_opens(tmp_path):
     one = {"domain": "d", "files": [str(jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]))]}
     none = {"domain": "e", "files": [str(jsonl(tmp_path / "b.jsonl", [{"text": held}]))], "weight": 0}
     data = small(tmp_path / "out", sources=[one, none])
-    dataset, _ = made(data)
+    dataset, _ = prepared(data)
     assert dataset.index["domains"]["e"]["shards"] == [] and text_of(dataset) == kept(texts)
     weighted = data.model_copy(
         update={"sources": [data.sources[0], data.sources[1].model_copy(update={"weight": 1.0})]}
@@ -401,14 +401,14 @@ def test_weights_of_ood_sources_decide_their_sets(tmp_path):
         ood = [{"domain": f"o{i}", "files": [str(paths[i])], "weight": weight} for i, weight in ((1, first), (2, 1))]
         return small(tmp_path / "out", paths[0], ood=ood, validation=validation)
 
-    dataset, _ = made(weighted(1))
+    dataset, _ = prepared(weighted(1))
     assert [dataset.index["validation"]["sets"][name]["sequences"] for name in ("o1", "o2")] == [3, 3]
     with pytest.raises(InputError, match=r"prepared with another data\.ood \(their weights\)"):
         prepare(weighted(2), lambda line: None)
     recipe = json.loads((tmp_path / "out/recipe.json").read_text())
     del recipe["ood_shares"]  # as an older version wrote it
     (tmp_path / "out/recipe.json").write_text(json.dumps(recipe))
-    made(weighted(1))
+    prepared(weighted(1))
 
 
 def test_a_text_that_the_tokenizer_cannot_write_is_named(tmp_path):
@@ -426,10 +426,10 @@ def test_a_text_that_the_tokenizer_cannot_write_is_named(tmp_path):
     ):
         prepare(data, lambda line: None)
     for workers in (1, 2):
-        prepared = small(
+        config = small(
             tmp_path / f"out-{workers}", path, tokenizer=data.tokenizer.model_dump(), bad_rows=0.5, workers=workers
         )
-        dataset, said = made(prepared)
+        dataset, said = prepared(config)
         assert dataset.index["domains"]["d"]["documents"] == len(kept(texts[:150]))
         assert any("50 of 200 rows are left out, the first: d: document 151" in line for line in said)
 
@@ -441,7 +441,7 @@ def test_an_end_of_text_that_is_a_word_is_not_forged(tmp_path):
     words.save(str(tmp_path / "t.json"))
     texts = [text.replace("two", "STOP") for text in documents(200)]
     path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    dataset, _ = made(
+    dataset, _ = prepared(
         small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json"), "end_of_text": "STOP"})
     )
     stream = dataset.streams[0].read(0, len(dataset.streams[0]))
@@ -473,5 +473,5 @@ def test_a_pattern_over_the_prepared_directory_itself(tmp_path):
         ):
             prepare(small(tmp_path / "text/out", tmp_path / "text/**"), lambda line: None)
     for out, pattern in (("text/out", path), ("text/other", tmp_path / "text/**/*.jsonl"), ("elsewhere", path)):
-        dataset, _ = made(small(tmp_path / out, pattern))
+        dataset, _ = prepared(small(tmp_path / out, pattern))
         assert text_of(dataset) == kept(texts)

@@ -35,7 +35,7 @@ def with_flags(made: Tokenizer) -> Tokenizer:
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
     )
-    return tokenizer
+    return made
 
 
 def written(tokenizer: Tokenizer, path: Path, **model) -> Path:
