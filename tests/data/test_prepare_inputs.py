@@ -431,7 +431,7 @@ def test_a_text_that_the_tokenizer_cannot_write_is_named(tmp_path):
         )
         dataset, said = prepared(config)
         assert dataset.index["domains"]["d"]["documents"] == len(kept(texts[:150]))
-        assert any("50 of 200 rows are left out, the first: d: document 151" in line for line in said)
+        assert any("50 of 200 rows skipped, the first: d: document 151" in line for line in said)
 
 
 def test_an_end_of_text_that_is_a_word_is_not_forged(tmp_path):
