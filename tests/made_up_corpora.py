@@ -115,8 +115,8 @@ class Written:
 
 def insert(rows: list, bad: list) -> list:
     rows = list(rows)
-    for place, one in bad:
-        rows.insert(min(place, len(rows)), one)
+    for place, row in bad:
+        rows.insert(min(place, len(rows)), row)
     return rows
 
 

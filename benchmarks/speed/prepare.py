@@ -99,8 +99,9 @@ def up_to(rows: Iterable[str], size: float) -> Iterator[str]:
 
 def lines() -> Iterator[str]:
     """A million short documents, all different."""
-    found = (line.strip()[:80] for text in itertools.cycle([list(texts())]) for one in text for line in one.split("\n"))
-    return (f"{number} {line}" for number, line in zip(range(1_000_000), filter(None, found)))
+    again = itertools.chain.from_iterable(itertools.cycle([list(texts())]))
+    parts = (line.strip()[:80] for text in again for line in text.split("\n"))
+    return (f"{number} {line}" for number, line in zip(range(1_000_000), filter(None, parts)))
 
 
 def short() -> Iterator[str]:
@@ -158,7 +159,7 @@ def main() -> int:
     from emergence_train.recorder.environment import environment
 
     encoder = tokenizer.train(up_to(texts(), 20e6), 4096)
-    made = environment(torch.device("cpu"))
+    where = environment(torch.device("cpu"))
     rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.is_file() else []
     for case in arguments.cases.split(","):
         with tempfile.TemporaryDirectory() as scratch:
@@ -169,13 +170,13 @@ def main() -> int:
                 row = {"case": case, "who": name, "megabytes": round(size / 1e6, 1), **run(program, folder, pattern)}
                 if "cpu_seconds" in row:
                     row["megabytes_a_cpu_second"] = round(size / 1e6 / row["cpu_seconds"], 2)
-                row |= {"utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), "commit": made["commit"]}
+                row |= {"utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), "commit": where["commit"]}
                 print(row, flush=True)
                 # Each as it is measured, in the place of an earlier one: the whole takes half an hour of a free core.
                 rows = [old for old in rows if any(old[key] != row[key] for key in ("case", "who", "megabytes"))] + [
                     row
                 ]
-                record = {"command": "python benchmarks/speed/prepare.py", "environment": made, "rows": rows}
+                record = {"command": "python benchmarks/speed/prepare.py", "environment": where, "rows": rows}
                 arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(arguments.out)
     return 0

@@ -204,11 +204,11 @@ def _text(path: Path, longest: int) -> Iterator[str | Bad]:
 
     with _open(path) as file:
         start = file.read(CHUNK)
-        found: Iterable[str] = pieces(decoded(file), longest)
+        texts: Iterable[str] = pieces(decoded(file), longest)
         if len(start) < CHUNK:  # small: where it is wrong anywhere, all of it is doubtful
-            found = list(found)
-            found = [] if wrong else found
-        yield from found
+            texts = list(texts)
+            texts = [] if wrong else texts
+        yield from texts
         yield from wrong
 
 
@@ -282,6 +282,6 @@ def pieces(chunks: Iterator[str], longest: int) -> Iterator[str]:
 def _cut(text: str, begin: int, longest: int) -> int:
     """Where the piece from `begin` ends."""
     for pattern in _CUTS:
-        if ends := [found.end() for found in pattern.finditer(text, begin + longest // 2, begin + longest)]:
+        if ends := [match.end() for match in pattern.finditer(text, begin + longest // 2, begin + longest)]:
             return ends[-1]
     return begin + longest

@@ -81,7 +81,7 @@ def paths(source: Source) -> list[Path]:
                 f"it has {', '.join(sample_domains())}"
             )
         return [path]
-    found: dict[tuple[int, int], Path] = {}  # by what they are: patterns may overlap, and links name a file twice
+    files: dict[tuple[int, int], Path] = {}  # by what they are: patterns may overlap, and links name a file twice
     for pattern in source.files or ():
         # A name may look like a pattern: "part[1].jsonl".
         matches = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
@@ -89,15 +89,15 @@ def paths(source: Source) -> list[Path]:
             raise InputError(f"source {source.domain!r}: no file matches {pattern!r}")
         for match in map(Path, matches):
             if match.is_file():
-                found.setdefault(_identity(match), match)
+                files.setdefault(_identity(match), match)
             elif not match.is_dir():
                 problem = (
                     f"is a link to {os.readlink(match)}, which cannot be found" if match.is_symlink() else "is no file"
                 )
                 raise InputError(f"{match}: {problem}; restore or remove it, or write a pattern without it")
-    if not found:
+    if not files:
         raise InputError(f"source {source.domain!r}: {source.files} are directories; write a glob such as dir/*.txt")
-    return list(found.values())
+    return list(files.values())
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -140,13 +140,13 @@ class SkippedBatches:
 
 def _disjoint(ranges: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
     """The (first, last) ranges as disjoint ones in order; one rewind may go back over another."""
-    found: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
     for first, last in sorted((first, last) for first, last in ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
         else:
-            found.append((first, last))
-    return found
+            joined.append((first, last))
+    return joined
 
 
 def _nth_outside(ranges: list[tuple[int, int]], number: int) -> int:

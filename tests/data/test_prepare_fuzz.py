@@ -43,9 +43,9 @@ ended: collections.Counter = collections.Counter()
 
 
 def words(vocabulary: list[str], **more) -> Tokenizer:
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, **more))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return made
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, **more))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
 
 
 ENCODERS = KINDS | {
@@ -73,13 +73,13 @@ class Corpus:
             "overlap": [everything, *literal[:1], everything + "/*"],
             "literal": literal[::-1],
         }
-        found = {
+        source = {
             "domain": self.folder.name,
             "files": patterns[self.settings["patterns"]],
             "text_field": self.settings["field"],
             "limit_documents": self.settings["limit"],
         }
-        return found if ood else found | {"weight": self.settings["weight"]}
+        return source if ood else source | {"weight": self.settings["weight"]}
 
     def link(self, number: int, kind: str) -> None:
         """Another name for the first file; by either a pattern finds it once."""
@@ -94,9 +94,9 @@ class Corpus:
         order = self.files[::-1]
         if self.settings["patterns"] != "literal":
             names = sorted(str(path) for path in self.folder.rglob("*") if path.is_file())
-            found = {os.stat(name).st_ino: None for name in names}
+            summary = {os.stat(name).st_ino: None for name in names}
             by_file = {os.stat(file.path).st_ino: file for file in self.files if file.path.is_file()}
-            order = [by_file[number] for number in found]
+            order = [by_file[number] for number in summary]
         rows = []
         for file in order:
             for row in file.rows:
@@ -191,7 +191,7 @@ def check_case(sources, ood, encoder, shard_tokens, sequence, kills, changes):
 
         tokenizer = {"vocab_size": 300}
         if encoder not in encoders:
-            encoders[encoder] = made.to_str() if (made := ENCODERS[encoder]()) else None
+            encoders[encoder] = built.to_str() if (built := ENCODERS[encoder]()) else None
         if encoders[encoder]:
             (folder / "given.json").write_text(encoders[encoder])
             tokenizer = {"file": str(folder / "given.json")}
@@ -210,9 +210,9 @@ def check_case(sources, ood, encoder, shard_tokens, sequence, kills, changes):
         for number, corpus in enumerate(corpora):
             _check_corpus(folder / "out", data(), corpus, number < len(sources), sequence)
         assert not [name for name in tree(folder / "out") if name.endswith(".tmp") or name.startswith("parts")]
-        before, said = tree(folder / "out"), []
-        prepare(data(), said.append)
-        assert len(said) == 1 and "already prepared" in said[0] and tree(folder / "out") == before
+        before, notes = tree(folder / "out"), []
+        prepare(data(), notes.append)
+        assert len(notes) == 1 and "already prepared" in notes[0] and tree(folder / "out") == before
         ended["prepared"] += 1
 
 
@@ -242,7 +242,7 @@ def _check_refusal(text: str, folder: Path, corpora: list[Corpus], trained: int,
             for row in filter(None, corpus.rows()):
                 held = (key := document_hash(row)) < fraction * 2**64
                 tokens[held] += 0 if held and key in seen else len(encoded(encoder, row) or [])
-                seen.add(key)  # of what is held out, a document that stands twice is one
+                seen.add(key)  # of what is held out, a document that is listed twice is one
             lengths.append((corpus.settings["weight"], tokens))
     if "training tokens, fewer than one sequence" in text:
         assert any(weight and tokens[False] <= sequence + len(corpora[0].rows()) for weight, tokens in lengths)
@@ -319,8 +319,8 @@ def test_every_token_stands_where_it_should_once():
         check_case()
     finally:
         if out := os.environ.get("FUZZ_OUT"):
-            found = {"cases": sum(ended.values()), "ended": dict(ended.most_common())}
-            Path(out).write_text(json.dumps(found, indent=1) + "\n")
+            summary = {"cases": sum(ended.values()), "ended": dict(ended.most_common())}
+            Path(out).write_text(json.dumps(summary, indent=1) + "\n")
     assert ended["prepared"], ended
 
 

@@ -363,8 +363,8 @@ def test_a_shard_lost_between_two_tries_is_made_again(tmp_path, monkeypatch):
     _cut_off(monkeypatch, data, 3)
     (tmp_path / "out/train/d/00001.bin").unlink()
     (tmp_path / "out/train/d/.00003.bin.x.tmp").write_text("of a write that was killed")
-    dataset, said = prepared(data)
-    assert any("resuming after" in line for line in said) and text_of(dataset) == kept(texts)
+    dataset, output = prepared(data)
+    assert any("resuming after" in line for line in output) and text_of(dataset) == kept(texts)
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
@@ -380,9 +380,9 @@ def test_a_source_that_is_only_held_out_opens(tmp_path):
     """Of weight 0 and one document, it has no shard; the others are as they would be."""
     texts = documents(200)
     held = next(text for text in documents(200, seed=1) if document_hash(text) < 0.1 * 2**64)
-    one = {"domain": "d", "files": [str(jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]))]}
+    single = {"domain": "d", "files": [str(jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]))]}
     none = {"domain": "e", "files": [str(jsonl(tmp_path / "b.jsonl", [{"text": held}]))], "weight": 0}
-    data = small(tmp_path / "out", sources=[one, none])
+    data = small(tmp_path / "out", sources=[single, none])
     dataset, _ = prepared(data)
     assert dataset.index["domains"]["e"]["shards"] == [] and text_of(dataset) == kept(texts)
     weighted = data.model_copy(
@@ -429,9 +429,9 @@ def test_a_text_that_the_tokenizer_cannot_write_is_named(tmp_path):
         config = small(
             tmp_path / f"out-{workers}", path, tokenizer=data.tokenizer.model_dump(), bad_rows=0.5, workers=workers
         )
-        dataset, said = prepared(config)
+        dataset, output = prepared(config)
         assert dataset.index["domains"]["d"]["documents"] == len(kept(texts[:150]))
-        assert any("50 of 200 rows skipped, the first: d: document 151" in line for line in said)
+        assert any("50 of 200 rows skipped, the first: d: document 151" in line for line in output)
 
 
 def test_an_end_of_text_that_is_a_word_is_not_forged(tmp_path):

@@ -10,7 +10,7 @@ from emergence_train.data import sources
 from emergence_train.errors import InputError
 
 
-def found(*patterns) -> list[str]:
+def listed(*patterns) -> list[str]:
     return [path.name for path in sources.paths(Source(domain="d", files=[str(pattern) for pattern in patterns]))]
 
 
@@ -18,15 +18,15 @@ def found(*patterns) -> list[str]:
 def test_a_file_of_two_names_is_one_file(tmp_path, link):
     (tmp_path / "b.txt").write_text("text")
     link(tmp_path / "b.txt", tmp_path / "c.txt")
-    assert found(tmp_path / "*.txt") == found(tmp_path / "b*", tmp_path / "*") == ["b.txt"]
+    assert listed(tmp_path / "*.txt") == listed(tmp_path / "b*", tmp_path / "*") == ["b.txt"]
 
 
 def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path):
     for name in ("part[1].txt", "*.txt", "part1.txt"):
         (tmp_path / name).write_text(name)
-    assert found(tmp_path / "part[1].txt") == ["part[1].txt"]
-    assert found(tmp_path / "*.txt") == ["*.txt"]
-    assert found(tmp_path / "p*.txt") == ["part1.txt", "part[1].txt"]
+    assert listed(tmp_path / "part[1].txt") == ["part[1].txt"]
+    assert listed(tmp_path / "*.txt") == ["*.txt"]
+    assert listed(tmp_path / "p*.txt") == ["part1.txt", "part[1].txt"]
 
 
 def test_a_link_to_nothing_and_a_pipe_are_said(tmp_path):
@@ -36,20 +36,20 @@ def test_a_link_to_nothing_and_a_pipe_are_said(tmp_path):
     with pytest.raises(
         InputError, match=r"b\.txt: is a link to .*gone\.txt, which cannot be found; restore or remove it"
     ):
-        found(tmp_path / "*.txt")
+        listed(tmp_path / "*.txt")
     (tmp_path / "b.txt").unlink()
     os.mkfifo(tmp_path / "b.txt")
     with pytest.raises(InputError, match=r"b\.txt: is no file"):
-        found(tmp_path / "*.txt")
+        listed(tmp_path / "*.txt")
 
 
 def test_directories_among_the_matches_are_passed_over(tmp_path):
     (tmp_path / "deep/er").mkdir(parents=True)
     (tmp_path / "deep/er/a.txt").write_text("text")
     (tmp_path / "b.txt").write_text("text")
-    assert found(tmp_path / "**") == ["b.txt", "a.txt"]
+    assert listed(tmp_path / "**") == ["b.txt", "a.txt"]
     with pytest.raises(InputError, match="are directories; write a glob"):
-        found(tmp_path / "deep")
+        listed(tmp_path / "deep")
 
 
 def test_a_name_that_is_no_utf8_is_read_whatever_its_kind(tmp_path):
@@ -69,7 +69,7 @@ def test_a_name_that_is_no_utf8_is_read_whatever_its_kind(tmp_path):
         assert list(sources.documents(Source(domain="d", files=[str(path)]))) == ["read"]
 
 
-def test_a_text_file_in_two_domains_is_refused_whatever_the_field(tmp_path):
+def test_a_text_file_in_two_domains_is_refused(tmp_path):
     from support import data_of
 
     (tmp_path / "a.txt").write_text("text")

@@ -28,16 +28,16 @@ TEXTS = [
 ]
 
 
-def with_flags(made: Tokenizer) -> Tokenizer:
+def with_flags(tokenizer: Tokenizer) -> Tokenizer:
     """Everything that a tokenizer.json can carry beside the map itself."""
-    made.enable_truncation(7)
-    made.enable_padding(length=24, pad_token="<pad>", pad_id=made.token_to_id("<pad>"))
-    made.add_tokens([AddedToken("<think>", normalized=False), AddedToken("zz", single_word=True, lstrip=True)])
-    made.add_special_tokens([AddedToken("<|im_end|>", rstrip=True)])
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
+    tokenizer.enable_truncation(7)
+    tokenizer.enable_padding(length=24, pad_token="<pad>", pad_id=tokenizer.token_to_id("<pad>"))
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("zz", single_word=True, lstrip=True)])
+    tokenizer.add_special_tokens([AddedToken("<|im_end|>", rstrip=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
     )
-    return made
+    return tokenizer
 
 
 def written(tokenizer: Tokenizer, path: Path, **model) -> Path:

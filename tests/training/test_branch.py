@@ -101,7 +101,7 @@ def test_another_batch_counts_the_parents_tokens(folder):
 
 
 def test_a_branch_leaves_out_what_its_parent_left_out(folder):
-    """Of a parent that rewound, the child trains on what the parent goes on with; cut off before its state, it is taken up."""
+    """Of a parent that rewound, the child trains on what the parent continued with; cut off before its state, it is taken up."""
     runs = folder / "rewound"
     parent = Path(shutil.copytree(folder / "runs/stable", runs / "stable"))
     shutil.rmtree(parent / "checkpoints/step-0000000012")

@@ -18,21 +18,21 @@ DEVICE = torch.device("cpu")
 
 def stepper(skipped, batch: int, micro: int, world: int, rank: int, mask: bool = False) -> Stepper:
     """One that loads samples, and no more; each token of sample i is i, and each sample ends one document and begins another."""
-    made = object.__new__(Stepper)
-    made.skipped, made.batch, made.micro, made.document_mask = skipped, batch, micro, mask
-    made.rounds = batch // (micro * world)
-    made.mesh = SimpleNamespace(data=SimpleNamespace(size=world, rank=rank), device=DEVICE)
-    made.dataset = SimpleNamespace(
+    stepper = object.__new__(Stepper)
+    stepper.skipped, stepper.batch, stepper.micro, stepper.document_mask = skipped, batch, micro, mask
+    stepper.rounds = batch // (micro * world)
+    stepper.mesh = SimpleNamespace(data=SimpleNamespace(size=world, rank=rank), device=DEVICE)
+    stepper.dataset = SimpleNamespace(
         sample=lambda index: np.full(SEQUENCE + 1, index, np.int64),
         document_ids=lambda index: np.array([0, 0, 1, 1], np.int64),
     )
-    return made
+    return stepper
 
 
 def loaded(skipped, step: int, batch: int, micro: int, world: int, mask: bool = False) -> list[int]:
     """The samples of a step over all ranks, by round and rank."""
     ranks = [stepper(skipped, batch, micro, world, rank, mask) for rank in range(world)]
-    found = []
+    numbers = []
     for number in range(ranks[0].rounds):
         for rank in ranks:
             tokens, targets, ids = rank._load(step, number)
@@ -43,8 +43,8 @@ def loaded(skipped, step: int, batch: int, micro: int, world: int, mask: bool = 
                 assert ids.tolist() == [[0, 0, 1]] * micro
                 wanted[:, 1] = IGNORED  # the first token of a document
             assert torch.equal(targets, wanted)
-            found += tokens[:, 0].tolist()
-    return found
+            numbers += tokens[:, 0].tolist()
+    return numbers
 
 
 EVENTS = st.lists(
