@@ -128,7 +128,7 @@ def test_a_branch_leaves_out_what_its_parent_left_out(folder):
         (["name=b", "--from", "RUNS/stable@12"], "raise it"),
         (["name=c", "--from", "RUNS/stable@x"], "RUN or RUN@STEP"),
         (["name=d", "--from", "RUNS/nothing"], "not a run directory"),
-        (["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"], "parameters of other shapes"),
+        (["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"], "another shape"),
         (
             ["name=f", "training.batch=24", "training.micro_batch=4", "--from", "RUNS/stable@8"],
             "not a whole number of steps",

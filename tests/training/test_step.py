@@ -89,7 +89,8 @@ def test_no_sample_is_trained_twice_or_lost(tmp_path_factory, events, batches, m
             skipped = SkippedBatches(run, skipped.inherited)
         elif what == "rewind" and (there := [s for s in states if s < step]):
             back = there[number % len(there)]
-            skipped.add(back, step, "a spike", write=True)
+            skipped.add(back, step, "a spike")
+            skipped.save()
             left_out |= set(trained) - set(states[back][0])
             trained, step = list(states[back][0]), back
             states = {s: state for s, state in states.items() if s <= back}
