@@ -217,6 +217,33 @@ def cooldowns(rows: pd.DataFrame) -> dict:
     return summary(rows) | {"trend with length": slope}
 
 
+def draw(before: dict, after: dict, target: Path) -> None:
+    """Errors of the end by source and fraction, a dot a forecast, of two results of this script."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sources = ["gemstones", "llmc", "modded1", "romero"]
+    figure, axes = plt.subplots(1, len(FRACTIONS), figsize=(9, 3.2), sharey=True, layout="constrained")
+    for axis, fraction in zip(axes, FRACTIONS, strict=True):
+        for result, colour, side in ((before, "#b0b0b0", -0.15), (after, "#1f5fa8", 0.15)):
+            rows = pd.DataFrame(result["rows"])
+            for place, source in enumerate(sources):
+                errors = rows[(rows["source"] == source) & (rows["fraction"] == fraction)]["end error"]
+                spread = np.linspace(-0.1, 0.1, len(errors))
+                axis.plot(place + side + spread, errors.clip(-0.6, 0.6), "o", color=colour, markersize=2.5)
+                axis.hlines(errors.median(), place + side - 0.13, place + side + 0.13, color=colour, linewidth=2.5)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_xticks(range(len(sources)), sources, fontsize=8)
+        axis.set_title(f"{fraction:.0%} observed", fontsize=9)
+    axes[0].set_ylabel("forecast minus truth at the end, nats")
+    axes[-1].plot([], [], "o", color="#b0b0b0", label="before")
+    axes[-1].plot([], [], "o", color="#1f5fa8", label="after (laboratory left out)")
+    axes[-1].legend(fontsize=7, frameon=False, loc="lower left")
+    figure.savefig(target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("curves", type=Path)
@@ -257,6 +284,10 @@ def main() -> None:
     }
     target = RESULTS / "cpu" / f"temporal_laboratories-{arguments.label}.json"
     write_json(target, result)
+    before = RESULTS / "cpu" / "temporal_laboratories-before.json"
+    if before.exists():
+        picture = Path(__file__).parents[2] / "docs" / "images" / "other-laboratories.svg"
+        draw(json.loads(before.read_text()), result, picture)
     for name, part in result["forecasts"].items():
         for fraction, group in part.items():
             for by in ("all", "source", "optimizer", "schedule", "age"):
