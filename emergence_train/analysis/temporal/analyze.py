@@ -14,6 +14,7 @@ from emergence_train.analysis.runs import Series, load
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.fitted import FittedRun
 from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.mean_law import SCHEDULE_AWARE
 from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.analysis.temporal.result import FinalForecast, PriorSource, Ranking, Skipped, TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
@@ -111,7 +112,7 @@ def forecast_final(
         return FinalForecast(reason=f"not identified: {int(good.sum())} rows")
     try:
         plan = PlannedSchedule(planned_steps, planned_lr, step_tokens)
-        ahead = forecast(step[good], loss[good], np.array([float(final_step)]), plan)
+        ahead = forecast(step[good], loss[good], np.array([float(final_step)]), plan, laws=SCHEDULE_AWARE)
     except InputError as error:
         return FinalForecast(reason=str(error))
     low, high = ahead.interval(95, noisy=False)

@@ -47,12 +47,17 @@ class Forecast:
 
 
 def forecast(
-    x: np.ndarray, y: np.ndarray, x_future: np.ndarray, plan: PlannedSchedule | None, prior: priors.Prior | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    x_future: np.ndarray,
+    plan: PlannedSchedule | None,
+    prior: priors.Prior | None = None,
+    laws: Sequence[str] = tuple(LAWS),
 ) -> Forecast:
     """Forecast the loss at steps `x_future` (m,) from observed steps `x` (n,) ascending and losses `y` (n,) in nats.
 
-    `plan` has the learning rate of the whole run, including the future part; None if unknown. Raises InputError
-    where the observed part is too short to fit.
+    `plan` holds the learning rate of the whole run, the part to come included; None if unknown. `laws` are those to fit,
+    SCHEDULE_AWARE at least; the others are baselines. Raises InputError where the observed part is too short to fit.
     """
     x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
     prior = prior or priors.SHIPPED
@@ -76,8 +81,8 @@ def forecast(
             "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a decay "
             f"to 0 ({drop:.2f} nats, from other runs)"
         )
-    fits = {name: fit(law, curve, used, prior) for name, law in LAWS.items()}
-    scores = _backtest(x, y, used, prior, tuple(LAWS))
+    fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
+    scores = _backtest(x, y, used, prior, laws)
     weights = _weights(scores, curve.noise)
     if x[-1] < priors.STEPS:
         notes.append(

@@ -1,8 +1,8 @@
 """Loss curves of stochastic gradient descent on quadratics, computed mode by mode: no law of the analysis is in them.
 
 Mode i has curvature l_i = l_1 i^-1.5 and a share of the loss that falls like i^-p; the gradient's noise is in the steep
-modes (walls of a valley; its floor is flat). Expected loss: sum of l_i (m_i^2 + v_i) / 2, where a step at rate h takes m to (1 - h l) m
-and v to (1 - h l)^2 v + h^2 s l. A slow sum of exponentials falls, a floor rises with the rate and goes with it.
+modes (walls of a valley; its floor is flat). Expected loss: sum of l_i (m_i^2 + v_i) / 2, where a step at rate h takes
+m to (1 - h l) m and v to (1 - h l)^2 v + h^2 s l. A slow sum of exponentials falls, a floor rises and goes with the rate.
 """
 
 from dataclasses import dataclass
