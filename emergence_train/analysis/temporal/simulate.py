@@ -56,7 +56,7 @@ def draw(rng: np.random.Generator) -> Truth:
     """A truth drawn from the spread that the shipped prior states."""
     return Truth(
         l0=float(rng.normal(2.5, 0.2)),
-        a=float(np.exp(rng.normal(np.log(0.4), 0.3))),  # of a2; the mean loss falls by less, as a1 goes down meanwhile
+        a=float(np.exp(rng.normal(np.log(0.3), 0.3))),  # of a2; the mean loss falls by less, as a1 goes down meanwhile
         alpha=float(np.exp(rng.normal(np.log(0.539), 0.28))),
         b=float(np.exp(rng.normal(-1.76, 0.25))),
         a0=(float(rng.normal(4, 0.3)), float(rng.normal(0.1, 0.05))),
