@@ -12,7 +12,7 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
-from emergence_train.analysis.temporal.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Fit, Z, fit, observed_part
+from emergence_train.analysis.temporal.mean_law import KNOTS, LAWS, MINIMUM, SCHEDULE_AWARE, Fit, Z, fit, observed_part
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
@@ -137,7 +137,8 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
 
 def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray, prior: priors.Prior) -> list[str]:
     """What the observed part cannot say, in words."""
-    still = float(np.ptp(plan.decay(np.r_[0.0, x_future], fit.law.kernels[2])))
+    shown = np.unique(np.linspace(0, len(x_future) - 1, min(len(x_future), 2 * KNOTS)).astype(int))
+    still = float(np.ptp(plan.decay(np.r_[0.0, x_future[shown]], fit.law.kernels[2])))
     if fit.decay_seen >= 0.1 or still <= 0.1:
         return []
     notes = [
