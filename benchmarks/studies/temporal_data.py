@@ -33,6 +33,7 @@ def multi_power(folder: Path) -> list[pd.DataFrame]:
                 model="multi-power",
                 group=f"multi-power-{size}M",
                 schedule=file.stem.split("_")[0],
+                tokens=(frame["step"] * 128 * 4096).astype("int64"),  # batch from memory of the paper
             )
         )
     return frames
@@ -65,12 +66,14 @@ def scheduling(folder: Path) -> list[pd.DataFrame]:
         if len(step) < 20 or not np.all(np.isfinite(loss)) or np.diff(step).max() > 1000 or loss[-1] > 5:
             continue  # too short, torn, or diverged
         size = round(log["summary"].get("parameters", 0) / 1e6)
+        step_tokens = int(config["batch_size"] * config["acc_steps"] * config["sequence_length"])
         frames.append(
             pd.DataFrame(
                 dict(
                     run=name,
                     params=size * 10**6,
                     step=step,
+                    tokens=step.astype("int64") * step_tokens,
                     lr=lr,
                     loss=loss,
                     source="scheduling",
@@ -85,7 +88,7 @@ def scheduling(folder: Path) -> list[pd.DataFrame]:
 
 def noisy(file: Path) -> list[pd.DataFrame]:
     frame = pd.read_csv(file)
-    return [frame.assign(params=10**8, source="noisy", model="noisy", group="noisy", schedule=frame["run"])]
+    return [frame.assign(params=10**8, tokens=0, source="noisy", model="noisy", group="noisy", schedule=frame["run"])]
 
 
 def main() -> None:
@@ -100,7 +103,6 @@ def main() -> None:
         path = getattr(arguments, read.__name__)
         frames += read(path) if path else []
     table = pd.concat(frames, ignore_index=True)
-    table["tokens"] = 0
     table.to_parquet(arguments.out)
     print(table.groupby("run").first().groupby(["source", "schedule"]).size().to_string())
 

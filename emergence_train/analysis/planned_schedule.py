@@ -54,15 +54,16 @@ class PlannedSchedule:
     """The learning rate over a run: `x` in steps (ascending, any spacing) and `rate` at each, both (K,).
 
     Between points the rate is linear; before the first one it rises linearly from 0 unless that is step 0 or 1 (a log
-    that starts after its warm-up); after the last it stays. Raises InputError for a rate that is never positive or is
-    not finite.
+    that starts after its warm-up); after the last it stays. `step_tokens` is what one step trains on, 0 where unknown.
+    Raises InputError for a rate that is never positive or is not finite.
     """
 
-    def __init__(self, x: np.ndarray, rate: np.ndarray) -> None:
+    def __init__(self, x: np.ndarray, rate: np.ndarray, step_tokens: float = 0.0) -> None:
         x, rate = np.asarray(x, float), np.asarray(rate, float)
         if len(x) == 0 or not np.all(np.isfinite(rate)) or np.any(rate < 0) or rate.max() <= 0:
             raise InputError("learning rate: must be finite, not negative and somewhere above 0; correct the column lr")
         self.peak = float(rate.max())
+        self.tokens = float(x[-1]) * step_tokens  # of the whole run, 0 where unknown
         e = rate / self.peak
         if x[0] > 1:
             x, e = np.r_[0.0, x], np.r_[0.0, e]

@@ -143,7 +143,7 @@ def _from_curves(frame: pd.DataFrame) -> list[Series]:
         series = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
         lr = rows["lr"].to_numpy(float)
         if np.all(np.isfinite(lr)) and np.any(lr > 0):
-            series.plan = PlannedSchedule(series.step, lr)
+            series.plan = PlannedSchedule(series.step, lr, max(series.tokens[-1], 0.0) / max(series.step[-1], 1.0))
         curves.append(_without_start(series))
     return curves
 
@@ -172,12 +172,13 @@ def _set_plan(series: Series, recorded: Series | None, directory: Path | None, p
     if not len(series.step):
         raise InputError(f"run {series.run!r}: no row after step 0; nothing to fit")
     series.end_step, series.end_tokens = int(series.step[-1]), int(series.tokens[-1])
-    per_step = series.tokens[-1] / series.step[-1] if series.by_tokens else 1.0
+    step_tokens = series.tokens[-1] / series.step[-1] if series.by_tokens else 0.0
+    per_step = step_tokens or 1.0
     if planned_lr is not None:
         table = np.asarray(planned_lr, float)
         if table.ndim != 2 or table.shape[1] != 2 or np.any(np.diff(table[:, 0]) <= 0):
             raise InputError("planned_lr: must be rows of (tokens, lr) with growing tokens")
-        series.plan = PlannedSchedule(table[:, 0] / per_step, table[:, 1])
+        series.plan = PlannedSchedule(table[:, 0] / per_step, table[:, 1], step_tokens)
         end = float(table[-1, 0])
     elif directory is not None and (directory / "config.yaml").is_file():
         planned = planned_rates(directory / "config.yaml")
@@ -185,7 +186,10 @@ def _set_plan(series: Series, recorded: Series | None, directory: Path | None, p
             series.plan = series.plan or (recorded.plan if recorded else None)
             end = 0.0
         else:
-            series.plan, end = PlannedSchedule(planned[:, 0] / per_step, planned[:, 1]), float(planned[-1, 0])
+            series.plan, end = (
+                PlannedSchedule(planned[:, 0] / per_step, planned[:, 1], step_tokens),
+                float(planned[-1, 0]),
+            )
     else:
         series.plan = series.plan or (recorded.plan if recorded else None)
         end = 0.0

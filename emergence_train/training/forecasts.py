@@ -51,7 +51,7 @@ class EndForecast(Observer):
         steps, losses = np.array(self.steps), np.array(self.losses)
         planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
         rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
-        return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)
+        return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps, plan.step_tokens)
 
 
 class AbilityForecast(Observer):

@@ -82,7 +82,9 @@ def _plan(directory: Path | None, tokens: np.ndarray, step: np.ndarray) -> tuple
     if directory is not None and (directory / "config.yaml").is_file():
         rates = planned_rates(directory / "config.yaml")
         if rates is not None:
-            return PlannedSchedule(rates[:, 0] / (tokens[-1] / step[-1]), rates[:, 1]), float(rates[-1, 0]), True
+            step_tokens = tokens[-1] / step[-1]
+            plan = PlannedSchedule(rates[:, 0] / step_tokens, rates[:, 1], step_tokens)
+            return plan, float(rates[-1, 0]), True
     return None, HORIZON * float(tokens[-1]), False
 
 

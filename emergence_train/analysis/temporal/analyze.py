@@ -14,6 +14,7 @@ from emergence_train.analysis.runs import Series, load
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.fitted import FittedRun
 from emergence_train.analysis.temporal.forecast import forecast
+from emergence_train.analysis.temporal.mean_law import SCHEDULE_AWARE
 from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.analysis.temporal.result import FinalForecast, PriorSource, Ranking, Skipped, TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
@@ -92,20 +93,26 @@ def investigate_series(
 
 
 def forecast_final(
-    step: np.ndarray, loss: np.ndarray, planned_steps: np.ndarray, planned_lr: np.ndarray, final_step: float
+    step: np.ndarray,
+    loss: np.ndarray,
+    planned_steps: np.ndarray,
+    planned_lr: np.ndarray,
+    final_step: float,
+    step_tokens: float = 0.0,
 ) -> FinalForecast:
     """Forecast the loss at `final_step` from what a run has logged so far; some tens of milliseconds.
 
-    `step`, `loss` (n,) ascending, nats; `planned_steps`, `planned_lr` (K,) the learning rate of the whole run. Does
-    not raise for a run that is too short, so that training continues: the forecast then has a reason and no loss.
+    `step`, `loss` (n,) ascending, nats; `planned_steps`, `planned_lr` (K,) the learning rate of the whole run;
+    `step_tokens` what a step trains on, 0 where unknown. Never raises for a run that is merely too young, so that
+    training continues: the forecast then has a reason and no loss.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     good = np.isfinite(loss) & (step > 0)
     if good.sum() < 2:
         return FinalForecast(reason=f"not identified: {int(good.sum())} rows")
     try:
-        plan = PlannedSchedule(planned_steps, planned_lr)
-        ahead = forecast(step[good], loss[good], np.array([float(final_step)]), plan)
+        plan = PlannedSchedule(planned_steps, planned_lr, step_tokens)
+        ahead = forecast(step[good], loss[good], np.array([float(final_step)]), plan, laws=SCHEDULE_AWARE)
     except InputError as error:
         return FinalForecast(reason=str(error))
     low, high = ahead.interval(95, noisy=False)

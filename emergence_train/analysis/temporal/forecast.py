@@ -12,28 +12,13 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
-from emergence_train.analysis.temporal.mean_law import (
-    KNOTS,
-    LAWS,
-    MINIMUM,
-    SCHEDULE_AWARE,
-    Curve,
-    Fit,
-    Z,
-    fit,
-    observed_part,
-)
+from emergence_train.analysis.temporal.mean_law import KNOTS, LAWS, MINIMUM, SCHEDULE_AWARE, Fit, Z, fit, observed_part
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 PRIOR_WEIGHT = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # prior weights, from public curves
 MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook/)
-
-FULLY_YOUNG = 2.5  # factors of e below a mature run at which the forecast lies half way
-STEEPER = 0.3  # share by which a young run's slope may yet change: the next phase can be steeper
-HALF_WAY = 0.6  # standard deviation of a uniform spread over [-1, 1]
-YOUNG_ERROR = 0.15  # more of it for every factor e that the run is younger than those behind the prior
 
 
 @dataclass(frozen=True)
@@ -62,12 +47,17 @@ class Forecast:
 
 
 def forecast(
-    x: np.ndarray, y: np.ndarray, x_future: np.ndarray, plan: PlannedSchedule | None, prior: priors.Prior | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    x_future: np.ndarray,
+    plan: PlannedSchedule | None,
+    prior: priors.Prior | None = None,
+    laws: Sequence[str] = tuple(LAWS),
 ) -> Forecast:
     """Forecast the loss at steps `x_future` (m,) from observed steps `x` (n,) ascending and losses `y` (n,) in nats.
 
-    `plan` has the learning rate of the whole run, including the future part; None if unknown. Raises InputError
-    where the observed part is too short to fit.
+    `plan` holds the learning rate of the whole run, the part to come included; None if unknown. `laws` are those to fit,
+    SCHEDULE_AWARE at least; the others are baselines. Raises InputError where the observed part is too short to fit.
     """
     x, y, x_future = (np.asarray(values, float) for values in (x, y, x_future))
     prior = prior or priors.SHIPPED
@@ -85,50 +75,27 @@ def forecast(
         used = plan
     else:
         used = PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
-        drop, _ = prior.decay("mixed", "fast^0.75", 1e-3)
+        drop, _ = prior.decay("mixed", "fast^0.75", used)
         shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
         notes.append(
             "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a decay "
             f"to 0 ({drop:.2f} nats, from other runs)"
         )
-    fits = {name: fit(law, curve, used, prior) for name, law in LAWS.items()}
-    scores = _backtest(x, y, used, prior, tuple(LAWS))
+    fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
+    scores = _backtest(x, y, used, prior, laws)
     weights = _weights(scores, curve.noise)
+    if x[-1] < priors.STEPS:
+        notes.append(
+            f"not identified: where the loss levels off, after {x[-1]:.0f} steps; how far it still falls is borrowed "
+            "from other runs at the same step, and weighed against this one's own curve"
+        )
     if plan is not None:
-        notes += _identification(fits["schedule"], used, x_future)
+        notes += _identification(fits["schedule"], used, x_future, prior)
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     start = sum(w * fits[name].predict(x[-1:])[0][0] for name, w in weights.items())
     decades = np.log10(np.maximum(x_future / x[-1], 1))
-    young = priors.immaturity(x[-1])
-    slope = _unbent_slope(curve, fits["schedule"]) if young > 0 else 0.0
-    if slope:
-        # between the laws and a straight fall in log steps, nearer to the latter for a younger run; the interval covers both
-        straight, share = slope * np.log(10) * decades, min(young / FULLY_YOUNG, 1)
-        further = np.maximum(straight - (start - mean), 0)
-        mean = mean - share * further / 2
-        sd = np.sqrt(sd**2 + (HALF_WAY * further / 2) ** 2 + (STEEPER * share * straight) ** 2)
-        notes.append(
-            f"not identified: where the loss levels off (after {x[-1]:.0f} steps it does not bend yet against the "
-            "logarithm of the steps); the forecast lies between the laws and a fall that continues as now"
-        )
-    error = MODEL_ERROR + YOUNG_ERROR * young
-    sd = np.hypot(sd, error * decades * np.abs(mean - start))
+    sd = np.hypot(sd, MODEL_ERROR * decades * np.abs(mean - start))
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
-
-
-def _unbent_slope(curve: Curve, fit: Fit) -> float:
-    """Nats per factor e of steps at the window's end, if the loss against log steps does not bend upwards beyond
-    chance there (or if there are too few points to see it); 0 if it does, or if the learning rate decays already."""
-    if fit.decay_seen > 0.2:
-        return 0.0
-    u = np.log(curve.x / curve.x[-1])
-    if len(u) < 5:
-        return float(max((curve.y[-2] - curve.y[-1]) / (u[-1] - u[-2]), 0.0)) if len(u) > 1 else 0.0
-    design = np.stack([np.ones_like(u), u, u * u], 1)
-    coef, *_ = np.linalg.lstsq(design, curve.y, rcond=None)
-    variance = np.sum((curve.y - design @ coef) ** 2) / (len(u) - 3)
-    stderr = np.sqrt(variance * np.linalg.inv(design.T @ design)[2, 2])
-    return float(max(-coef[1], 0.0)) if coef[2] < 2 * stderr else 0.0
 
 
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,14 +135,21 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
     return dict(zip(SCHEDULE_AWARE, (weight / weight.sum()).tolist()))
 
 
-def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
-    """Notes on constants that the observed part does not identify."""
+def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray, prior: priors.Prior) -> list[str]:
+    """What the observed part cannot say, in words."""
     shown = np.unique(np.linspace(0, len(x_future) - 1, min(len(x_future), 2 * KNOTS)).astype(int))
     still = float(np.ptp(plan.decay(np.r_[0.0, x_future[shown]], fit.law.kernels[2])))
-    if fit.decay_seen < 0.1 and still > 0.1:
-        return [
-            "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
-            f"observed part); borrowed from {priors.SHIPPED.runs} other runs with their spread, and the interval is "
-            "wider for it"
-        ]
-    return []
+    if fit.decay_seen >= 0.1 or still <= 0.1:
+        return []
+    notes = [
+        "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
+        f"observed part); borrowed from {prior.runs} other runs with their spread, and the interval is wider for it"
+    ]
+    if not prior.knows_rate(plan):
+        low, high = prior.rates
+        notes.append(
+            f"peak learning rate {plan.peak:g} is outside the {low:g} to {high:g} of those runs (another optimizer, or "
+            "a multiplier of a rate that is not in the table): the effect of its decay is taken as theirs in the "
+            "middle, with a wider spread"
+        )
+    return notes

@@ -28,8 +28,10 @@ from emergence_train.analysis.temporal.result import LawConstants
 
 WINDOW = 0.4  # a fit uses the observed part from this share of its length: earlier loss follows no power law
 BINS = 60  # at most; more rows are averaged in bins of log step
-EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: effective number of points, at most
-WANTED = 8  # points: the window reaches back, to the end of warm-up at most, until it has as many
+EFFECTIVE = 8  # misfit is smooth, so residuals are not independent: the data weigh as this many points at most
+EARLIER = 4.0  # a point before the window counts with this power of its share of the window's start
+WANTED = 8  # points: the window reaches back, after warm-up and to FURTHEST of the length, until it has as many
+FURTHEST = 0.1
 KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
 MINIMUM = 3  # points that a fit needs
 GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: prior scatter of points, and its weight in points
@@ -75,6 +77,11 @@ class Curve:
     noise: float  # standard deviation of one logged row about the curve, nats
     sampling: float  # variance of a point by that noise where points are averages of many rows, else 0; nats^2
 
+    @property
+    def weight(self) -> np.ndarray:
+        """(n,) 1 in the window; less before it, where a power law holds less and less."""
+        return np.minimum(self.x / (WINDOW * self.x[-1]), 1.0) ** EARLIER
+
 
 def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Curve:
     """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
@@ -83,7 +90,8 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     spikes do not count. The Curve may have fewer than MINIMUM points; the caller checks.
     """
     warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
-    start = max(min(WINDOW * x[-1], x[-WANTED:][0]), warm)
+    start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
+    start = max(start, warm)
     keep = x >= max(start, 1e-9)
     x, y = x[keep], y[keep]
     # second differences: the curve's own slope must not count as noise
@@ -130,12 +138,12 @@ class Fit:
 
     def _predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features = _features(self.law, x, self.plan, self.reference, self.shapes)[0]
-        each = np.einsum("jmk,jk->jm", features, self.coef)
+        each = (features @ self.coef[:, :, None])[:, :, 0]
         mean = self.weight @ each
         return mean, np.sqrt(np.maximum(self._spread(features, each, mean), 0))
 
     def _spread(self, features: np.ndarray, each: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        inner = np.einsum("jmk,jkl,jml->jm", features, self.covariance, features)
+        inner = ((features @ self.covariance) * features).sum(2)
         return self.weight @ (inner + each**2) - mean**2
 
     @property
@@ -168,44 +176,41 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
     x, y = curve.x, curve.y
     reference = {clock: float(_clock(clock, x[-1:], plan)[0]) for clock in law.clocks}
     features, labels = _features(law, x, plan, reference, shapes)
-    count = len(x)
     borrowed = law.knows_schedule
-    mean_b, sd_b = np.zeros(len(labels)), np.ones(len(labels))
-    log_prior = np.zeros(len(labels))
-    if borrowed:
-        for j, (clock, kernel, shape) in enumerate(labels):
-            mean_b[j], sd_b[j] = prior.decay(clock, kernel, plan.peak)
-            log_prior[j] = prior.log_shape(clock, shape, x[-1]) if law.basis == "power" else 0.0
+    root = np.sqrt(curve.weight)
+    known = _borrow(law, prior, plan, labels, len(shapes), x[-1]) if borrowed else Borrowed.nothing(len(labels))
     # work with y + mean_b * decay, so that the prior of the third coefficient sits at 0
-    target = y - features[:, :, 2] * mean_b[:, None]
-    gram = features.transpose(0, 2, 1) @ features
-    moment = np.einsum("jnk,jn->jk", features, target)
+    rows = features * root[:, None]
+    target = root * (y - features[:, :, 2] * known.mean_b[:, None])
+    gram = rows.transpose(0, 2, 1) @ rows
+    moment = (rows.transpose(0, 2, 1) @ target[:, :, None])[:, :, 0]
+    count = float(curve.weight.sum())
     dependence = max(1.0, count / EFFECTIVE) if borrowed else 1.0
+    guess = GUESS * max(priors.STEPS / x[-1], 1.0) if borrowed else GUESS  # young runs pass through phases
     variance = 1e-6
-    for _ in range(4):
+    for _ in range(4 if borrowed else 1):
         # noise is independent from point to point, misfit is not
         v = min(variance, curve.sampling) + max(variance - curve.sampling, 0) * dependence
-        penalty = np.zeros((len(labels), 3, 3))
-        penalty[:, 2, 2] = v / sd_b**2 if borrowed else 1.0  # without a kernel the third feature is 0
-        normal = gram + penalty + 1e-11 * np.eye(3)
+        normal = gram + 1e-11 * np.eye(3)
+        normal[:, 2, 2] += v / known.sd_b**2 if borrowed else 1.0  # without a kernel the third feature is 0
         coef = np.linalg.solve(normal, moment[:, :, None])[:, :, 0]
-        residual = target - np.einsum("jnk,jk->jn", features, coef)
+        residual = target - (rows @ coef[:, :, None])[:, :, 0]
         sse = (residual**2).sum(1)
-        cost = sse + (v * (coef[:, 2] / sd_b) ** 2 if borrowed else 0)
+        cost = sse + v * (coef[:, 2] / known.sd_b) ** 2
         best = int(np.argmin(cost))
-        variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
-    log_weight = -cost / (2 * v) + log_prior - 50.0 * (coef[:, 1] < 0)
+        variance = (sse[best] + GUESS_WEIGHT * guess**2) / (max(count - 4, 0) + GUESS_WEIGHT)
+    coef, covariance, evidence = known.fall.ahead(coef, np.linalg.inv(normal) * v)
+    log_weight = -cost / (2 * v) + known.log_prior + evidence - 50.0 * (coef[:, 1] < 0)
     weight = np.exp(log_weight - log_weight.max())
     if not borrowed:  # a baseline forecasts with its one best fit
         weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
-    coef = coef.copy()
-    coef[:, 2] += mean_b
+    coef[:, 2] += known.mean_b
     decays = features[:, :, 2]
     return Fit(
         law,
         weight / weight.sum(),
         coef,
-        np.linalg.inv(normal) * v,
+        covariance,
         labels,
         float(np.sqrt(variance)),
         curve.noise,
@@ -214,6 +219,65 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
         plan,
         shapes,
     )
+
+
+@dataclass(frozen=True)
+class FallAhead:
+    """From the curve behind to the curve ahead: A gets smaller by `slowing`, and what is still to fall is known.
+
+    The window's end stays where it is; `share` (J,) of A falls until REACH times the steps, which other runs say is
+    `mean` nats with standard deviation `sd`. A share of 0: nothing is known and nothing changes.
+    """
+
+    share: np.ndarray
+    mean: float
+    sd: float
+    slowing: float  # of the fall known: mean and standard deviation of what A loses
+
+    def ahead(self, coef: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients (J, 3), their covariance (J, 3, 3), and each hypothesis' log evidence (J,)."""
+        if not self.share.any():
+            return coef.copy(), covariance, np.zeros(len(coef))
+        level_kept = np.array([-1.0, 1.0, 0.0])
+        known_a = (self.mean / self.share)[:, None]
+        coef = coef - self.slowing * known_a * level_kept
+        wander = (np.hypot(self.slowing, priors.STEADY) * known_a)[:, :, None] ** 2
+        covariance = covariance + wander * np.outer(level_kept, level_kept)
+        with_a = covariance[:, :, 1] * self.share[:, None]  # covariance with the fall to come
+        total = with_a[:, 1] * self.share + self.sd**2
+        miss = self.mean - coef[:, 1] * self.share
+        coef = coef + with_a * (miss / total)[:, None]
+        covariance = covariance - with_a[:, :, None] * with_a[:, None, :] / total[:, None, None]
+        return coef, covariance, -0.5 * (miss**2 / total + np.log(total / self.sd**2))
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """What a law's J hypotheses take from other runs: a Gaussian on B, one on the fall to come, and their log prior."""
+
+    mean_b: np.ndarray  # (J,) nats; coefficients of B are counted from it
+    sd_b: np.ndarray
+    fall: FallAhead
+    log_prior: np.ndarray  # (J,)
+
+    @classmethod
+    def nothing(cls, hypotheses: int) -> "Borrowed":
+        zero = np.zeros(hypotheses)
+        return cls(zero, np.full(hypotheses, np.inf), FallAhead(zero, 0.0, 1.0, 0.0), zero)
+
+
+def _borrow(
+    law: Law, prior: priors.Prior, plan: PlannedSchedule | None, labels: list, shapes: int, steps: float
+) -> Borrowed:
+    """What `law` takes from the prior; `labels` come in blocks of so many shapes to a clock and kernel."""
+    blocks = labels[::shapes]
+    mean_b, sd_b = np.repeat([prior.decay(clock, kernel, plan) for clock, kernel, _ in blocks], shapes, axis=0).T
+    if law.basis != "power":
+        return Borrowed(mean_b, sd_b, Borrowed.nothing(len(labels)).fall, np.zeros(len(labels)))
+    exponent = np.array([label[2] for label in labels])
+    log_prior = np.concatenate([prior.log_shape(block[0], exponent[:shapes], plan) for block in blocks])
+    fall = FallAhead(1 - priors.REACH**-exponent, *prior.fall_from(steps, plan), priors.slowing(steps))
+    return Borrowed(mean_b, sd_b, fall, log_prior)
 
 
 def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:

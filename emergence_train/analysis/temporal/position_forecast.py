@@ -258,7 +258,7 @@ def _joint_of(
 ) -> tuple[float, JointFit]:
     """The joint fit for one clock and kernel, and its cost."""
     a0, a1, level = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
-    mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan.peak)
+    mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan)
     mean_alpha, sd_alpha = priors.SHIPPED.shape[clock]
     reference = level.reference[clock]
 

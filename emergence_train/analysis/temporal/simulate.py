@@ -35,7 +35,7 @@ class Truth:
     """Constants of the simulated law; the defaults are near those of public runs."""
 
     l0: float = 2.5
-    a: float = 0.5  # nats at the run's end
+    a: float = 0.2  # nats at the run's end
     alpha: float = 0.5
     b: float = 0.2
     a0: tuple[float, float] = (4.0, 0.15)  # value at the end, slope on log N
@@ -56,9 +56,9 @@ def draw(rng: np.random.Generator) -> Truth:
     """A truth drawn from the spread that the shipped prior states."""
     return Truth(
         l0=float(rng.normal(2.5, 0.2)),
-        a=float(np.exp(rng.normal(np.log(0.4), 0.3))),
+        a=float(np.exp(rng.normal(np.log(0.3), 0.3))),  # of a2; the mean loss falls by less, as a1 goes down meanwhile
         alpha=float(np.exp(rng.normal(np.log(0.539), 0.28))),
-        b=float(np.exp(rng.normal(-1.59, 0.30))),
+        b=float(np.exp(rng.normal(-1.76, 0.25))),
         a0=(float(rng.normal(4, 0.3)), float(rng.normal(0.1, 0.05))),
     )
 
