@@ -109,10 +109,10 @@ def block_means(values: np.ndarray) -> np.ndarray:
 
 def score(log: Log, until: float, prior: priors.Prior | None) -> dict | None:
     """Errors over the held-out part and at its end."""
-    made = ahead_of(log, until, prior)
-    if made is None:
+    record = ahead_of(log, until, prior)
+    if record is None:
         return None
-    ahead, future, actual = made
+    ahead, future, actual = record
     truth = block_means(actual)
     mse = float(np.mean((block_means(ahead.mean) - truth) ** 2))
     classical = [float(np.mean((block_means(ahead.fits[n].predict(future)[0]) - truth) ** 2)) for n in CLASSICAL]
@@ -188,9 +188,9 @@ def moved(logs: list[Log], prior_of) -> pd.DataFrame:
                 continue
             half = np.diff(plain[0].interval(95, noisy=False), axis=0)[0, -1] / 2
             for name, other in disturbed(log, partner).items():
-                made = ahead_of(other, until, prior_of(log))
-                if made is not None:
-                    shift = float(np.interp(plain[1][-1], made[1], made[0].mean) - plain[0].mean[-1])
+                record = ahead_of(other, until, prior_of(log))
+                if record is not None:
+                    shift = float(np.interp(plain[1][-1], record[1], record[0].mean) - plain[0].mean[-1])
                     rows.append(
                         {"source": log.source, "run": log.run, "kind": log.kind, "fraction": fraction, "change": name}
                         | {"shift": shift, "share": abs(shift) / half}

@@ -75,7 +75,7 @@ def fit_groups(table: pd.DataFrame) -> pd.DataFrame:
 
 def _joint_fits(curves: list) -> list[pd.DataFrame]:
     """The best exponent for every clock and kernel of the laws that know the schedule."""
-    found = []
+    fitted = []
     y = np.concatenate([loss for _, loss, _ in curves])
     for law in (mean_law.LAWS[name] for name in mean_law.SCHEDULE_AWARE):
         reference = {clock: 20000.0 for clock in law.clocks}
@@ -87,8 +87,8 @@ def _joint_fits(curves: list) -> list[pd.DataFrame]:
         fits = pd.DataFrame(labels, columns=["clock", "kernel", "alpha"])
         fits = fits.assign(B=coef[:, 2], rmse=rmse, law=law.name)
         fits = fits[fits["alpha"].between(*EXPONENTS)]
-        found.append(fits.loc[fits.groupby(["clock", "kernel"])["rmse"].idxmin()])
-    return found
+        fitted.append(fits.loc[fits.groupby(["clock", "kernel"])["rmse"].idxmin()])
+    return fitted
 
 
 def increments(table: pd.DataFrame) -> pd.DataFrame:

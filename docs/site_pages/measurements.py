@@ -128,18 +128,18 @@ def public_forecasts() -> str:
     rows = []
     for group, label in (("folder", "speedruns, Gemstones"), ("earlier", "two earlier sources")):
         for fraction, tables in result["forecasts"].get(group, {}).items():
-            one = tables["all"]
+            row = tables["all"]
             rows.append(
                 [
                     label,
                     f"first {float(fraction):.0%}",
-                    one["forecasts"],
-                    f"{one['median rmse']:.3f}",
-                    f"{one['median quotient']:.2f}",
-                    f"{one['better']:.0%}",
-                    f"{one['too low']:.0%}",
-                    f"{one['rows inside']:.0%}",
-                    f"{one['ends inside']:.0%}",
+                    row["forecasts"],
+                    f"{row['median rmse']:.3f}",
+                    f"{row['median quotient']:.2f}",
+                    f"{row['better']:.0%}",
+                    f"{row['too low']:.0%}",
+                    f"{row['rows inside']:.0%}",
+                    f"{row['ends inside']:.0%}",
                 ]
             )
     head = [

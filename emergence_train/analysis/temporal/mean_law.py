@@ -266,9 +266,7 @@ class Borrowed:
         return cls(zero, np.full(hypotheses, np.inf), FallAhead(zero, 0.0, 1.0, 0.0), zero)
 
 
-def _borrow(
-    law: Law, prior: priors.Prior, plan: PlannedSchedule | None, labels: list, shapes: int, steps: float
-) -> Borrowed:
+def _borrow(law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, shapes: int, steps: float) -> Borrowed:
     """What `law` takes from the prior; `labels` come in blocks of so many shapes to a clock and kernel."""
     blocks = labels[::shapes]
     mean_b, sd_b = np.repeat([prior.decay(clock, kernel, plan) for clock, kernel, _ in blocks], shapes, axis=0).T

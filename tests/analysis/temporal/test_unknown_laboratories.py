@@ -33,9 +33,9 @@ def scored(share: float) -> np.ndarray:
     """(runs, 2): error and half-width of the end, nats."""
     rows = []
     for run in runs():
-        made = ahead(run, share)
-        low, high = made.interval(95, noisy=False)
-        rows.append((made.mean[-1] - run.truth[-1], (high[-1] - low[-1]) / 2))
+        series = ahead(run, share)
+        low, high = series.interval(95, noisy=False)
+        rows.append((series.mean[-1] - run.truth[-1], (high[-1] - low[-1]) / 2))
     return np.array(rows)
 
 
@@ -85,15 +85,15 @@ def test_a_rate_of_another_optimizer_is_said_and_covered():
     run = simulate(np.random.default_rng(3), "wsd", 6000, drop=0.12)
     for factor in (20, 1000):
         other = Run(run.step, run.tokens, run.rate * factor, run.loss, run.truth)
-        made = ahead(other, 0.4)
-        assert any("outside" in note and f"{factor * 1e-3:g}" in note for note in made.notes)
-        low, high = made.interval(95, noisy=False)
+        series = ahead(other, 0.4)
+        assert any("outside" in note and f"{factor * 1e-3:g}" in note for note in series.notes)
+        low, high = series.interval(95, noisy=False)
         assert low[-1] <= run.truth[-1] <= high[-1]
 
 
 def test_a_young_run_is_not_sent_below_what_its_steps_allow():
     """500 steps behind fall steeply; runs of 5,000 steps do not end a nat lower than simulated."""
     run = simulate(np.random.default_rng(5), "wsd", 5000, fall=0.25)
-    made = ahead(run, 0.1)
-    assert made.mean[-1] > run.truth[-1] - 0.1
-    assert any("where the loss levels off" in note for note in made.notes)
+    series = ahead(run, 0.1)
+    assert series.mean[-1] > run.truth[-1] - 0.1
+    assert any("where the loss levels off" in note for note in series.notes)
