@@ -12,7 +12,7 @@ A reader returns a sorted pandas DataFrame or raises InputError naming file, row
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from emergence_train.errors import InputError
 from emergence_train.files import atomic_path
+from emergence_train.recorder.naming import names_of
 
 TEXT, INTEGER, REAL, BOOLEAN = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 VOCABULARY = "vocabulary"  # optional column or Parquet metadata key: which tokenizer the losses belong to
@@ -100,17 +101,29 @@ TABLES = {table.name: table for table in (POSITIONS, EVALUATIONS, CURVES)}
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read(table: Table, paths: str | Path | Iterable[str | Path], *, mixed_vocabularies: bool = False) -> pd.DataFrame:
+def read(
+    table: Table,
+    paths: str | Path | Iterable[str | Path],
+    *,
+    mixed_vocabularies: bool = False,
+    names: Mapping[Path, str] | None = None,
+) -> pd.DataFrame:
     """Read `table` from files, directories of files, or run directories; validated and sorted by its key.
 
-    A missing optional column (`lr` of curves) comes back as NaN and is named in `frame.attrs["missing"]`.
-    Raises InputError for inconsistent rows; with `mixed_vocabularies` False also for losses measured with different
-    tokenizers, which are not comparable in nats per token.
+    Run directories that share a name are told apart by naming.names_of, or called as `names` has them. A missing optional
+    column (`lr` of curves) comes back as NaN and is named in `frame.attrs["missing"]`.
+    Raises InputError for anything that does not hold together; with `mixed_vocabularies` False also for losses that
+    were measured with different tokenizers and so cannot be compared in nats per token.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
         raise InputError(f"no {table.name} table given; name a run directory, a Parquet file or a CSV file")
-    frames = [_read_file(table, file) for path in paths for file in _files_of(table, Path(path))]
+    names = names_of(paths) if names is None else names
+    frames = [
+        _called(_read_file(table, file), names.get(Path(path)))
+        for path in paths
+        for file in _files_of(table, Path(path))
+    ]
     missing = sorted({column for frame in frames for column in frame.attrs.get("missing", ())})
     frame = pd.concat(frames, ignore_index=True)
     _check_duplicates(table, frame)
@@ -119,6 +132,13 @@ def read(table: Table, paths: str | Path | Iterable[str | Path], *, mixed_vocabu
         _check_vocabularies(frame)
     frame = frame.sort_values(list(table.key), kind="stable", ignore_index=True).drop(columns=["_file", "_row"])
     frame.attrs["missing"] = missing
+    return frame
+
+
+def _called(frame: pd.DataFrame, name: str | None) -> pd.DataFrame:
+    """The rows of a run directory under the name that the run is shown by."""
+    if name is not None and frame["run"].nunique() == 1:
+        frame["run"] = name
     return frame
 
 

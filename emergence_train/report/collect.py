@@ -11,6 +11,7 @@ from emergence_train.analysis.position_matrix import PositionMatrix, position_ma
 from emergence_train.analysis.temporal import TemporalAnalysis
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
+from emergence_train.recorder.naming import names_of
 
 FRACTION = 0.4  # of the planned tokens, observed by the forecast
 SPLITS = (None, "iid")  # forecast: the training curve and the iid validation loss
@@ -28,7 +29,7 @@ class Run:
     forecast: from the first FRACTION of the run, or None with the reason in `no_forecast`
     """
 
-    name: str
+    name: str  # as shown: header["run"], or by the directory where several runs share it
     directory: Path
     params: int
     header: dict
@@ -68,13 +69,14 @@ class ReportData:
 
 def collect(directories: list[Path]) -> ReportData:
     """Read run directories and run both analyses on them. Raises InputError where one is not a run."""
-    runs = [_load_run(directory) for directory in directories]
+    names = names_of(directories)
+    runs = [_load_run(directory, names) for directory in directories]
     runs.sort(key=lambda run: (run.params, run.name))
     evaluated = [run.directory for run in runs if any((run.directory / "evaluations").glob("*.parquet"))]
-    return ReportData(runs, emergence.investigate(evaluated) if evaluated else None)
+    return ReportData(runs, emergence.investigate(evaluated, names) if evaluated else None)
 
 
-def _load_run(directory: Path) -> Run:
+def _load_run(directory: Path, names: dict[Path, str]) -> Run:
     metrics = tables.read_metrics(directory)
     header = next((row for row in metrics if row.get("kind") == "run"), None)
     if header is None:
@@ -84,7 +86,7 @@ def _load_run(directory: Path) -> Run:
     positions = tables.read(tables.POSITIONS, directory)
     forecast, no_forecast = _forecast(directory)
     return Run(
-        name=header["run"],
+        name=names[directory],
         directory=directory,
         params=int(header["params"]),
         header=header,

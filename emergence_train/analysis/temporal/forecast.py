@@ -77,10 +77,11 @@ def forecast(
         used = PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
         drop, _ = prior.decay("mixed", "fast^0.75", 1e-3)
         shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
-        notes.append(
-            "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a decay "
-            f"to 0 ({drop:.2f} nats, from other runs)"
-        )
+        if x_future[-1] > x[-1]:
+            notes.append(
+                "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a "
+                f"decay to 0 ({drop:.2f} nats, from other runs)"
+            )
     fits = {name: fit(law, curve, used, prior) for name, law in LAWS.items()}
     scores = _backtest(x, y, used, prior, tuple(LAWS))
     weights = _weights(scores, curve.noise)
@@ -161,10 +162,14 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
 def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
     """Notes on constants that the observed part does not identify."""
     still = float(np.ptp(plan.decay(np.r_[0.0, x_future], fit.law.kernels[2])))
-    if fit.decay_seen < 0.1 and still > 0.1:
-        return [
-            "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
-            f"observed part); borrowed from {priors.SHIPPED.runs} other runs with their spread, and the interval is "
-            "wider for it"
-        ]
-    return []
+    if not (fit.decay_seen < 0.1 and still > 0.1):
+        return []
+    notes = [
+        "not identified from this run: the effect of the learning rate's decay (it has hardly begun in the "
+        f"observed part); borrowed from {priors.SHIPPED.runs} other runs with their spread, and the interval is "
+        "wider for it"
+    ]
+    low, high = priors.SHIPPED.rates
+    if not low <= plan.peak <= high:
+        notes.append(f"the peak learning rate {plan.peak:.3g} lies outside {low:g} to {high:g}, which those runs had")
+    return notes
