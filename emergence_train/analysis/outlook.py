@@ -67,14 +67,16 @@ def planned_schedule(path: Path) -> tuple[Schedule, float] | None:
     except (KeyError, TypeError):
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path}: cannot be read as a configuration ({' '.join(str(error).split())}); give --schedule"
+        ) from error
     try:
         return Schedule.model_validate(planned), total
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(["training.schedule", *map(str, problem["loc"])])
         raise InputError(
-            f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); correct it, or give --schedule and --to-tokens"
+            f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); correct it, or give --schedule"
         ) from error
 
 
