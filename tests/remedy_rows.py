@@ -290,6 +290,11 @@ DATA = [
         lambda at: (at.documents(), at.lock(at.folder / "own" / ".lock"), at.own())[-1],
         lambda at: (at.unlock(), at.own())[-1],
     ),
+    Row(
+        "cannot be written ({}); choose another data.path",
+        lambda at: (at.documents(), at.write("file", ""), at.own(f"data.path={at.folder / 'file' / 'below'}"))[-1],
+        other_place,
+    ),
     source("fewer than one sequence ({}); add text or shorten data.sequence", "s.jsonl", '{"text": "the the"}\n' * 2),
     source(
         "of held-out text, for one validation sequence; add text or shorten data.sequence",

@@ -1,6 +1,6 @@
 """Every error that says what to do: the situation is made, the message seen, what it says done, and the command then passes.
 
-The rows stand in remedy_rows.py and remedy_rows_runs.py. A message of the source that names a remedy has a row there or a reason
+The rows stand in the files remedy_rows*.py. A message of the source that names a remedy has a row there or a reason
 in EXEMPT: the last tests read the source. `cli.main` is called in this process, on data of a few kilobytes.
 """
 
@@ -15,11 +15,63 @@ import pytest
 
 from emergence_train import cli
 from remedy_rows import CONFIG, DATA, STEP, At, Row
-from remedy_rows_runs import ANALYSES, LAUNCHERS, LOGS, RUNS
+from remedy_rows_analyses import ANALYSES, LAUNCHERS, LOGS
+from remedy_rows_runs import RUNS
 from support import ROOT, command, locked
 
 ROWS = [*CONFIG, *DATA, *RUNS, *ANALYSES, *LOGS, *LAUNCHERS]
-EXEMPT: dict[str, str] = {}
+
+OTHER_TESTS = "tried where its situation is made: "
+EXEMPT = {  # of a message: why it has no row
+    "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
+    "{}: cannot be read as {} ({}); give --format": "a file that cannot be opened: root reads all",
+    "holds no event file": "needs the extra tensorboard",
+    "its event files hold no scalars": "needs the extra tensorboard",
+    "learning rate: must be finite, not negative": "Python's planned_lr alone reaches it",
+    "positions table: column {} is missing": "Python's own frames alone reach it",
+    "counts no token; drop it": OTHER_TESTS + "analysis/temporal/test_position_law.py",
+    "no table given; name": "Python alone: the command line asks for one",
+    "no {} table given; name": "Python alone: the command line asks for one",
+    "{}: cannot be read ({}); fix that, then run again": "a disk that fails for a while",
+    "it was saved by another model": "names no remedy: the run is another's",
+    "is a link to {}, which is not there": "an unmounted disk; tests/faults",
+    "holds a model of another shape": "config.yaml and state of two runs in one directory",
+    "is damaged and cannot be set aside": "a directory that cannot be written: root writes all",
+    "transformers has no model for kind {}": "names no remedy: there is none",
+    "keeps no tokenizer.json (an older version trained it)": OTHER_TESTS + "data/test_identity.py",
+    "validation set {} has": "a part of `altered: delete {} and prepare again`, which has a row",
+    "free some or choose another data.path": "a full disk",
+    "is a hub data set: pip install": "a missing package, or the network",
+    "cannot be opened: {}": "the network",
+    "broke off: {}; run prepare again": "the network",
+    "cannot be fetched from the hub: {}; give a local file": "the network; the remedy is the row of tokenizer.json",
+    "a tokenizing process was killed": OTHER_TESTS + "data/test_prepare.py",
+    "set HF_DATASETS_CACHE to a copy": "the network",
+    "lm-eval asks for sampling": "names no remedy: such a task cannot be run",
+    "nothing to score: the continuation": "items are checked before; a task of lm-eval alone reaches it",
+    "saved at step {}; run the same command": OTHER_TESTS + "faults",
+    "{}; {}": "the watchdog's; faults",
+    "no space left on the disk": "a full disk; faults",
+    "vocab_size is not set yet": "Python alone",
+    "local rank {} has no GPU of its own": "GPUs",
+    "the same command tries again": "several processes",
+    "is in use; export MASTER_PORT": "several processes; cluster",
+    "heterogeneous job); export MASTER_ADDR": "a Slurm job; cluster",
+    "the step's first node, has no address": "a Slurm job; cluster",
+    "{}: no such file; is this a run directory?": "a question, answered by naming one",
+    "has no line of kind 'run'; is this": "a question, answered by naming one",
+    "{}: cannot be read ({}); is this a run directory?": "a question, answered by naming one",
+    "kind {} is unknown; known: {}": "a list to choose from; test_config.py",
+    "W&B was not brought up to date": "the network",
+    "leave that machine out and run again": "a broken machine; faults",
+    "fix that and run the same command: it resumes": "a disk that fails; faults",
+    "and there is no checkpoint to go back to; {}": "its remedy is the row `lower training.schedule.lr`",
+    "after {} rewinds; {}": "its remedy is the row `lower training.schedule.lr`",
+    "step {}: {}; {}": "its remedy is the row `lower training.schedule.lr`",
+    "its state could not be saved; run the same command": "a disk that fails; faults",
+    "start each run by itself": "several processes; cluster",
+    "x {} processes; change one of them": "several processes; training/test_run.py",
+}
 
 
 @pytest.fixture
@@ -48,7 +100,7 @@ def pattern(says: str) -> str:
 
 def call(arguments: list[str]) -> tuple[int, str]:
     """The command's exit code and what it says: in this process, but a model only once in each."""
-    if arguments[0] in ("train", "evaluate"):
+    if arguments[0] in ("train", "evaluate", "sync"):
         done = command(*arguments)
         return done.returncode, done.stderr
     said = io.StringIO()

@@ -242,7 +242,7 @@ def _refuse_duplicates(all_series: list[Series]) -> None:
 def _set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | None, ahead: Ahead) -> None:
     """Set the learning rate of the whole run and its planned end."""
     if not len(series.step):
-        raise InputError(f"run {series.run!r}: no row after step 0; nothing to fit")
+        raise InputError(f"run {series.run!r}: no row after step 0, so nothing to fit; name one that has trained")
     series.end_step, series.end_tokens = int(series.step[-1]), int(series.tokens[-1])
     if ahead.to_tokens is not None and not series.by_tokens:
         raise InputError(

@@ -183,8 +183,10 @@ def _read_file(table: Table, path: Path) -> pd.DataFrame:
     missing = [column for column in table.columns if column not in frame]
     needed = [column for column in missing if column not in table.optional]
     if needed:
+        names = ", ".join(map(repr, needed))
         raise InputError(
-            f"{path}: column {needed[0]!r} is missing; a {table.name} table has {', '.join(table.columns)}"
+            f"{path}: column{'s' if needed[1:] else ''} {names} {'are' if needed[1:] else 'is'} missing; a {table.name} "
+            f"table has {', '.join(table.columns)}"
         )
     if frame.empty:
         raise InputError(f"{path}: the {table.name} table has no rows")
