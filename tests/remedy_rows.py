@@ -291,7 +291,7 @@ DATA = [
         lambda at: (at.unlock(), at.own())[-1],
     ),
     Row(
-        "cannot be written ({}); choose another data.path",
+        "cannot be made or written ({}); choose another {}",
         lambda at: (at.documents(), at.write("file", ""), at.own(f"data.path={at.folder / 'file' / 'below'}"))[-1],
         other_place,
     ),

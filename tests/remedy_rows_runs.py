@@ -113,7 +113,7 @@ _RUNS = [
         done,
     ),
     Row(
-        "cannot be made or written ({}); choose another out",
+        "cannot be made or written ({}); choose another {}",
         lambda at: at.train(f"out={at.write('file', '')}"),
         done,
     ),

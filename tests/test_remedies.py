@@ -37,6 +37,8 @@ EXEMPT = {  # of a message: why it has no row
     "is a link to {}, which is not there": "an unmounted disk; tests/faults",
     "holds a model of another shape": "config.yaml and state of two runs in one directory",
     "is damaged and cannot be set aside": "a directory that cannot be written: root writes all",
+    "cannot be locked ({}); choose another {}": "a directory that cannot be written: root writes all",
+    "restore the run's tokenizer.json": OTHER_TESTS + "convert/test_hf_export.py",
     "transformers has no model for kind {}": "names no remedy: there is none",
     "keeps no tokenizer.json (an older version trained it)": OTHER_TESTS + "data/test_identity.py",
     "validation set {} has": "a part of `altered: delete {} and prepare again`, which has a row",
