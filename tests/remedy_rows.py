@@ -261,7 +261,7 @@ def two_domains(at: At, *over: str) -> list[str]:
 
 DATA = [
     Row(
-        "is a file; data.path is a directory to be made",
+        "is a file; data.path must be a directory, or not exist",
         lambda at: (at.documents(), at.write("own", "x"), at.own())[-1],
         other_place,
     ),
@@ -273,7 +273,7 @@ DATA = [
     ),
     prepared("when {} was prepared from it; choose another data.path or delete it", lambda at: at.documents(count=70)),
     prepared(
-        "was not there when {} was prepared; choose another data.path or delete it",
+        "did not exist when {} was prepared; choose another data.path or delete it",
         lambda at: at.documents("text2.jsonl"),
     ),
     prepared("cannot be read; delete {} and prepare again", lambda at: at.write("own/recipe.json", "{"), afresh),
@@ -318,7 +318,7 @@ DATA = [
     ),
     source("by its first bytes; convert it first", "s.jsonl", "ab".encode("utf-16")),
     source("is a JSON array; write one object a line (.jsonl)", "s.jsonl", '[{"text": "a"}]\n'),
-    source("line {} is not CSV ({}); mend its quotes", "s.csv", 'text\n"a\nb', lambda at: csv_of(at, "s.csv", "text")),
+    source("line {} is not CSV ({}); fix its quotes", "s.csv", 'text\n"a\nb', lambda at: csv_of(at, "s.csv", "text")),
     Row(
         "{}: no column {} (it has {}); set text_field",
         lambda at: csv_of(at, "s.csv", "body"),
@@ -335,7 +335,7 @@ DATA = [
         lambda at: text_field(at, "text.jsonl", "body"),
     ),
     Row(
-        "{} {}; {} of {} rows of {} are no text: {}",
+        "{} {}; {} of {} rows of {} have no usable text: {}",
         lambda at: (at.write("s.jsonl", at.documents().read_text() + '{"a": 1}\n' * 9), at.own(files="s.jsonl"))[-1],
         lambda at: at.own("data.bad_rows=0.2", files="s.jsonl"),
     ),

@@ -103,7 +103,7 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations()),
     ),
     Row(
-        "does not say the position weights and the seed; is this a run directory?",
+        "has no position weights and seed; is this a run directory?",
         lambda at: weights(at, at.write("empty/x", "").parent),
         again,
     ),
@@ -198,7 +198,7 @@ ANALYSES = [
         lambda at: at.temporal(at.curve(params=[10] * 15 + [20] * 15, run=["r"] * 15 + ["s"] * 15)),
     ),
     Row(
-        "are not comparable, so analyse them apart",
+        "are not comparable, analyse them separately",
         lambda at: at.temporal(curves(at, vocabulary=["v", "w"])),
         lambda at: at.temporal(at.curve(vocabulary="v")),
     ),
@@ -326,8 +326,8 @@ def launched(says: str, wrong: dict[str, str], right: dict[str, str]) -> Row:
 
 TASK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
 LAUNCHERS = [
-    launched("is none of WORLD_SIZE {}; fix or unset them", {"RANK": "3", "WORLD_SIZE": "2"}, {}),
-    launched("is no number; fix or unset it", {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}),
+    launched("is not below WORLD_SIZE {}; fix or unset them", {"RANK": "3", "WORLD_SIZE": "2"}, {}),
+    launched("is not a number; fix or unset it", {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}),
     launched(
         "or set RANK, WORLD_SIZE and LOCAL_RANK for each process",
         {"OMPI_COMM_WORLD_SIZE": "2"},

@@ -108,7 +108,7 @@ _RUNS = [
         "name=other",
     ),
     Row(
-        "smaller than the tokenizer's {} tokens ({}); raise it or leave it out",
+        "smaller than the tokenizer's {} tokens ({}); raise it or remove it",
         lambda at: at.train("model.vocab_size=10", "name=new"),
         done,
     ),
@@ -127,7 +127,7 @@ _RUNS = [
         lambda at: branch(at, "last", MORE, "name=more"),
         lambda at: branch(at, 4, MORE, "name=more"),
     ),
-    Row("choose another name, or leave --from out to resume it", lambda at: branch(at, 2), done),
+    Row("choose another name, or omit --from to resume it", lambda at: branch(at, 2), done),
     Row(
         "cannot begin from itself; choose another name",
         lambda at: [*at.train("name=new"), "--from", str(at.folder / "runs" / "new")],
@@ -222,7 +222,7 @@ _RUNS = [
         lambda at: at.train("name=new", f"tasks=[{{task: x, file: {items(at)}}}]"),
     ),
     Row(
-        "has no items; fill it, or leave the task out",
+        "has no items; fill it, or remove the task",
         lambda at: at.train("name=new", f"tasks=[{{task: x, file: {at.write('none.jsonl', '')}}}]"),
         lambda at: at.train("name=new", f"tasks=[{{task: x, file: {items(at)}}}]"),
     ),

@@ -124,6 +124,6 @@ def check_tokenizer(root: Path, index: dict) -> None:
     wanted = index["tokenizer"]["fingerprint"]
     if fingerprint != wanted:
         raise InputError(
-            f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {found}, theirs "
+            f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {fingerprint}, theirs "
             f"{wanted}); restore it, or delete {root} and prepare again"
         )

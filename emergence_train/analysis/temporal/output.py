@@ -9,7 +9,7 @@ import pandas as pd
 
 from emergence_train.analysis.drawing import save
 from emergence_train.analysis.results import as_json
-from emergence_train.analysis.temporal.figures import of_run
+from emergence_train.analysis.temporal.figures import run_figures
 from emergence_train.analysis.temporal.result import RunResult, TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.files import write_csv, write_json
