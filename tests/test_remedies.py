@@ -35,6 +35,7 @@ EXEMPT = {  # of a message: why it has no row
     "{}: cannot be read ({}); fix that, then run again": "a disk that fails for a while",
     "it was saved by another model": "names no remedy: the run is another's",
     "is a link to {}, which does not exist": "an unmounted disk; tests/faults",
+    "restore the config.yaml of its run": "config.yaml and state of two runs in one directory",
     "has parameters of other shapes": "config.yaml and state of two runs in one directory",
     "is damaged and cannot be set aside": "a directory that cannot be written: root writes all",
     "cannot be locked ({}); choose another {}": "a directory that cannot be written: root writes all",
