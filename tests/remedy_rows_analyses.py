@@ -239,7 +239,7 @@ def broken(at: At) -> str:
 def log(
     says: str, content: str, *right: str, name: str = "log.csv", wrong: tuple[str, ...] = (), then: str = ""
 ) -> Row:
-    """A log that is refused with the options `wrong`; the options `right` mend it, or the content `then`."""
+    """A log that is refused with the options `wrong`; the options `right` fix it, or the content `then`."""
     return Row(
         says,
         lambda at: at.temporal(at.write(name, content), *wrong),
@@ -314,14 +314,14 @@ def launched(says: str, wrong: dict[str, str], right: dict[str, str]) -> Row:
             at.setenv(name, value)
         return at.prepare()
 
-    def mend(at: At) -> list[str]:
+    def fix(at: At) -> list[str]:
         for name in wrong:
             at.delenv(name)
         for name, value in right.items():
             at.setenv(name, value)
         return at.prepare()
 
-    return Row(says, begin, mend)
+    return Row(says, begin, fix)
 
 
 TASK = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}

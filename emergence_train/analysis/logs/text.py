@@ -36,8 +36,8 @@ def read_nanogpt(path: Path) -> list[Log]:
     """Lines of a step with its loss. The evaluation's lines ("step 0: train loss 10.9, val loss 10.9") are none."""
     rows, places, per_step, end = [], [], None, None
     for number, line in enumerate(_lines(path), 1):
-        if found := PER_STEP.search(line):
-            per_step = _whole(found[1])
+        if match := PER_STEP.search(line):
+            per_step = _whole(match[1])
         step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
         if step and loss and step.start() < loss.start():
             rows.append({"step": step[1], "loss": loss[1]} | ({"lr": rate[1]} if rate else {}))
@@ -52,8 +52,8 @@ def read_megatron(path: Path) -> list[Log]:
     """Lines of an iteration; tokens from the samples and the arguments' seq_length, where the log has them."""
     rows, places, length, end = [], [], None, None
     for number, line in enumerate(_lines(path), 1):
-        if (found := LENGTH.search(line)) and "iteration" not in line:
-            length = int(found[1])
+        if (match := LENGTH.search(line)) and "iteration" not in line:
+            length = int(match[1])
         if not (iteration := MEGATRON.search(line)):
             continue
         fields = {name.strip(): value for name, value in FIELD.findall(line)}

@@ -88,7 +88,7 @@ def test_bad_schedules_are_refused_with_an_example(text, said):
     assert "write it as cosine,lr=3e-4" in str(caught.value)
 
 
-def one(tmp_path, frame, ahead=None, options=None, **more):
+def loaded(tmp_path, frame, ahead=None, options=None, **more):
     (series,) = load(written(frame, tmp_path), ahead=ahead, options=options, **more)
     return series
 
@@ -96,18 +96,18 @@ def one(tmp_path, frame, ahead=None, options=None, **more):
 def test_an_end_before_the_last_row_is_refused(tmp_path):
     frame = curve()
     with pytest.raises(InputError, match="--to-tokens ends at 100,000, before its last row"):
-        one(tmp_path, frame, Ahead(100_000))
+        loaded(tmp_path, frame, Ahead(100_000))
     steps = np.c_[frame["step"], frame["lr"]]  # steps where tokens are meant
     with pytest.raises(InputError, match=r"planned_lr \(tokens, lr\) ends at 8,000.*is 8,000 in steps"):
-        one(tmp_path, frame, planned_lr=steps)
+        loaded(tmp_path, frame, planned_lr=steps)
     with pytest.raises(InputError, match="its rows have no tokens.*--tokens-per-step"):
-        one(tmp_path, frame.assign(tokens=0), Ahead(10**9))
+        loaded(tmp_path, frame.assign(tokens=0), Ahead(10**9))
     with pytest.raises(InputError, match="warmup and decay .* do not fit into the run's"):
-        one(tmp_path, frame, Ahead(20000 * EACH, parse_schedule(f"cosine,lr=1e-3,warmup={30000 * EACH}")))
+        loaded(tmp_path, frame, Ahead(20000 * EACH, parse_schedule(f"cosine,lr=1e-3,warmup={30000 * EACH}")))
 
 
 def test_a_rate_that_is_not_known_to_the_end_is_noted(tmp_path):
-    series = one(tmp_path, curve(), Ahead(20000 * EACH))
+    series = loaded(tmp_path, curve(), Ahead(20000 * EACH))
     assert (series.end_step, series.end_tokens) == (20000, 20000 * EACH)
     assert any("after step 8000 is not known and taken to stay" in note for note in series.notes)
 
@@ -115,14 +115,14 @@ def test_a_rate_that_is_not_known_to_the_end_is_noted(tmp_path):
 def test_multipliers_of_a_rate_are_no_rates(tmp_path):
     """A rate logged as a multiplier (LambdaLR's) has the same course; its peak would be a thousand times too high."""
     frame = curve()
-    rates, multipliers = (one(tmp_path, frame.assign(lr=frame["lr"] * factor)) for factor in (1, 1000))
+    rates, multipliers = (loaded(tmp_path, frame.assign(lr=frame["lr"] * factor)) for factor in (1, 1000))
     assert (rates.plan.peak, multipliers.plan.peak) == (pytest.approx(1e-3, rel=1e-3), 1e-3) and rates.notes == []
     np.testing.assert_allclose(rates.plan.e, multipliers.plan.e, atol=1e-9)
     assert any("rates look like multipliers (the highest is 0.999" in note for note in multipliers.notes)
 
 
 def test_a_schedule_beside_other_logged_rates_is_noted(tmp_path):
-    series = one(tmp_path, curve(), Ahead(20000 * EACH, parse_schedule("constant,lr=3e-3")))
+    series = loaded(tmp_path, curve(), Ahead(20000 * EACH, parse_schedule("constant,lr=3e-3")))
     assert series.plan.peak == 3e-3
     assert any("is not the logged one" in note for note in series.notes)
 
@@ -167,5 +167,5 @@ def test_options_of_logs_are_refused_for_what_is_none(tmp_path):
 
 def test_a_whole_table_is_read_as_a_log_where_a_column_is_named(tmp_path):
     frame = curve().assign(smooth=1.5)
-    series = one(tmp_path, frame, options=LogOptions(columns={"loss": "smooth"}))
+    series = loaded(tmp_path, frame, options=LogOptions(columns={"loss": "smooth"}))
     assert set(series.loss) == {1.5} and series.run == "simulated" and series.tokens[-1] == frame["tokens"].iloc[-1]
