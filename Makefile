@@ -53,6 +53,8 @@ test-slow: install
 # Runs that are killed, stopped, starved and damaged, 220 of them; half an hour on 2 cores.
 fault-trials: install
 	$(BIN)/python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
+	$(BIN)/python tests/faults/crash_states.py --out benchmarks/results/cpu/crash-states.json
+	$(BIN)/python tests/faults/disk_errors.py --every 3 --out benchmarks/results/cpu/disk-errors.json
 	FAULTS_ALL=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/faults/test_scenarios.py tests/faults/test_fuzz.py \
 	  tests/checkpoint/
 

@@ -227,7 +227,7 @@ def peer_step(config, mesh, model: nn.Module, compiled: bool):
         eps=training.optimizer.eps,
         fused=True,
     )
-    settings = engines.deepspeed_config(config.training, mesh)
+    settings = engines.deepspeed_config(config.training, mesh, sum(p.numel() for p in model.parameters()))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if compiled:
         engine.module.compile_parts()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from emergence_train.errors import InputError, RunError, Stopped, tell
+from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
 
 UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
 
@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> int:
         elif not error.already_reported:
             tell(str(error))
         return error.code
-    except KeyboardInterrupt:
-        tell("interrupted; run the same command to resume from the last checkpoint")
-        return 1
-    except BrokenPipeError:  # the reader of the output has exited (head, less)
+    except KeyboardInterrupt as error:
+        tell(describe(error))
+        return exit_code(error)
+    except BrokenPipeError:  # the reader of our output has gone (head, less)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 1
     except Exception as error:
@@ -46,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, ModuleNotFoundError) and error.name in UNIX:
             tell(f"{argv[0]} needs Linux or macOS (Python's {error.name} is missing here); under Windows use WSL")
             return 2
-        reason = " ".join(str(error).split())[:500]
-        tell(f"{type(error).__name__}: {reason} (a bug? see it with --debug)")
-        return 1
+        tell(describe(error))
+        return exit_code(error)
 
 
 def run() -> None:
@@ -92,17 +91,25 @@ def _train(arguments: argparse.Namespace) -> dict | None:
     )  # a lost peer is reported in one line, without fifty of C++ frames
     from emergence_train import config
     from emergence_train.cluster import launcher
+
+    launch = launcher.find()
+    loaded, wrong = attempt(lambda: config.load(arguments.config, arguments.overrides))
+    if wrong and launch.world == 1:
+        raise wrong
+
+    def given() -> config.Config:
+        if loaded is None:
+            raise wrong or AssertionError("neither a configuration nor an error")
+        return loaded
+
+    if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file
+        tell(str(wrong))  # at once: the others, who are to hear of it, may take minutes to come
+        wrong.already_reported = True
     from emergence_train.parallel import ranks as distributed
     from emergence_train.training.run import train
 
-    launch = launcher.find()
     try:
-        loaded = config.load(arguments.config, arguments.overrides)
-    except InputError as error:
-        error.already_reported = launch.local_rank > 0  # reported once per machine: the file may be missing on one
-        raise
-    try:
-        path = train(loaded, _log(arguments), parent=arguments.parent)
+        path = train(given, _log(arguments), parent=arguments.parent)
     finally:
         distributed.stop()
     return {"run": str(path)} if launch.is_rank0 else None
@@ -134,7 +141,13 @@ def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
     return as_json(result)
 
 
+def _one_thread() -> None:
+    """Keep numpy's matrix products on one thread: those of the analyses are small, and a second waits for each in a busy loop."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def _temporal(arguments: argparse.Namespace) -> dict:
+    _one_thread()
     from emergence_train.analysis.logs import options_of
     from emergence_train.analysis.outlook import Ahead, parse_schedule
     from emergence_train.analysis.temporal import investigate, output
@@ -162,6 +175,7 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
 
 def _emergence(arguments: argparse.Namespace) -> dict:
+    _one_thread()
     from emergence_train.analysis.emergence import investigate, output
 
     analysis = investigate(arguments.tables)
@@ -170,6 +184,7 @@ def _emergence(arguments: argparse.Namespace) -> dict:
 
 
 def _report(arguments: argparse.Namespace) -> dict:
+    _one_thread()
     from emergence_train.report.page import report
 
     path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)

@@ -199,10 +199,12 @@ class Faults(Section):
         default=16, ge=1, description="consecutive skipped steps, or rewinds in total, that end the run"
     )
     compare_replicas: bool = Field(default=False, description="compare the ranks' weights at each checkpoint")
-    silent_seconds: float = Field(
-        default=30.0, gt=0, description="seconds without a heartbeat after which a process is lost"
+    silent_seconds: float = Field(default=30.0, gt=0, description="without a heartbeat: the process is lost")
+    hang_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="in one operation, at most: the processes wait for each other; less once the run shows how long it takes",
     )
-    hang_seconds: float = Field(default=1800.0, gt=0, description="seconds in one operation after which the run hangs")
 
 
 class Logging(Section):
@@ -365,10 +367,9 @@ def _apply(tree: dict, override: str) -> None:
         raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        shown = override if len(override) <= 200 else f"{override[:200]}..."
+        raise InputError(f"override {shown!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(value, str):
         value = _number(value)
     node: Any = tree

@@ -2,6 +2,10 @@
 
 import contextlib
 import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def tell(text: str) -> None:
@@ -45,3 +49,38 @@ class PeerLost(RunError):
     """Another process of the run was killed, stopped or hangs: run the same command to resume from the last checkpoint."""
 
     code = 76
+
+
+BY_CODE: dict[int, type[OneLine]] = {kind.code: kind for kind in (RunError, InputError, Stopped, PeerLost)}
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process that `error` ends exits with."""
+    return error.code if isinstance(error, (RunError, InputError, Stopped)) else RunError.code
+
+
+def describe(error: BaseException) -> str:
+    """The one line to show for `error`: a bug is said to be one; a file that cannot be used is not."""
+    if isinstance(error, OneLine):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command to resume from the last checkpoint"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; fix that and run the same command again"
+    reason = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {reason} (a bug? see it with --debug)"
+
+
+def repeat(code: int, text: str) -> OneLine:
+    """Another rank's error, to be raised here too: the same exit code, and no second line on the screen."""
+    error = BY_CODE.get(code, RunError)(text)
+    error.already_reported = True
+    return error
+
+
+def attempt(make: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """(what `make` returns, None), or (None, what it raises)."""
+    try:
+        return make(), None
+    except Exception as error:
+        return None, error

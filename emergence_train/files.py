@@ -15,6 +15,7 @@ from emergence_train.errors import InputError, RunError
 if TYPE_CHECKING:
     import pandas
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell that a spreadsheet computes begins with
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre mounted without flock, some NFS servers
 
 
@@ -31,7 +32,8 @@ def lock(directory: Path, *, busy: str, other: str) -> Iterator[str | None]:
     import fcntl  # Unix only, and the analyses run elsewhere too
 
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
+        fsync_directory(directory.parent)  # it may be of a start that was killed before it came to this
         file = open(directory / ".lock", "w")  # noqa: SIM115 - the with statement below closes it
     except OSError as error:
         raise InputError(f"{directory}: cannot be made or written ({error.strerror}); choose another {other}") from None
@@ -58,20 +60,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A reader (or a crash) sees the old file or the whole new one. A full disk raises a RunError that names the path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes 0600; logs and shards are for the whole group to read
-        fsync_file(temporary)
-        os.replace(temporary, path)
-        fsync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with named_errors(path):
+        make_directory(path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        try:
+            os.close(handle)
+            yield temporary
+            temporary.chmod(0o644)  # mkstemp makes 0600; logs and shards are for the whole group to read
+            fsync_file(temporary)
+            os.replace(temporary, path)
+            fsync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -86,9 +87,19 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_csv(path: Path, frame: "pandas.DataFrame") -> None:
-    """Write a pandas frame as CSV, numbers to 8 digits, atomically."""
+    """Write a pandas frame as CSV, numbers to 8 digits, atomically. Text that a spreadsheet would take for a formula gets an
+    apostrophe before it."""
+    text = {name: frame[name].map(_no_formula) for name in frame.columns if not _is_number(frame[name].dtype)}
     with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.8g")
+        frame.assign(**text).to_csv(temporary, index=False, float_format="%.8g")
+
+
+def _is_number(dtype: object) -> bool:
+    return getattr(dtype, "kind", "O") in "biufc"
+
+
+def _no_formula(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def sha256(path: Path) -> str:
@@ -120,6 +131,23 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, so that a power cut leaves it there."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Within, an OSError is raised as the one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path) from error
 
 
 def disk_error(error: OSError, path: Path) -> Exception:

@@ -2,7 +2,8 @@
 
 Run as a script it is the server. It imports what training imports and computes nothing, so that a fork of it is equivalent to
 a fresh interpreter. It reads one JSON line per request from standard input, forks the processes it names and answers with
-their exit codes. `run` is the client: one server a test process, started by the first request.
+their exit codes. `run` is the client: one server a test process, started by the first request. The server has faults/disk_shim.c
+preloaded, where it can be compiled; it is inert until a test starts it.
 """
 
 import atexit
@@ -16,6 +17,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+from faults import disk
 
 ROOT = Path(__file__).parents[1]
 _lock = threading.Lock()
@@ -64,6 +67,8 @@ def _server() -> subprocess.Popen:
     if not _servers:
         paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        if shim := disk.library():
+            environment["LD_PRELOAD"] = f"{environment.get('LD_PRELOAD', '')} {shim}".strip()
         server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,

@@ -89,3 +89,12 @@ def test_any_override_loads_or_is_an_input_error(text):
         config._apply(tree, text)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 50_000, "{a: " * 20_000, "1-02-30", "0b"], ids=["lists", "maps", "date", "binary"]
+)
+def test_an_override_without_end_or_sense_is_one_short_line(file, text):
+    with pytest.raises(InputError) as raised:
+        config.load(file, [f"training.tokens={text}"])
+    assert len(str(raised.value)) < 1000

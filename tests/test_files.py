@@ -1,10 +1,12 @@
-"""The lock of a directory: held by one process, released at the end, with a warning where there are no locks."""
+"""The lock of a directory, held once and let go of at the end; and tables whose text is text in a spreadsheet too."""
 
+import csv
 import errno
 import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from emergence_train import files
@@ -57,3 +59,16 @@ def test_a_lock_that_fails_otherwise_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", failing)
     with pytest.raises(InputError, match="cannot be locked .Input/output error.; choose another out$"):
         files.lock(tmp_path, **SAID).__enter__()
+
+
+def test_text_in_a_table_is_no_formula(tmp_path):
+    tasks = ["=cmd|'/c calc'!A1", "+1", "-2", "@sum", "\tx", "a=b", "", "plain"]
+    frame = pd.DataFrame({"task": tasks, "kind": pd.Categorical(tasks), "value": -1.5, "step": -3, "right": True})
+    files.write_csv(tmp_path / "t.csv", frame)
+    with open(tmp_path / "t.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["task", "kind", "value", "step", "right"]
+    wanted = [f"'{task}" if task[:1] in ("=", "+", "-", "@", "\t") and task else task for task in tasks]
+    assert [row[0] for row in rows] == [row[1] for row in rows] == wanted
+    assert {tuple(row[2:]) for row in rows} == {("-1.5", "-3", "True")}
+    assert list(frame["task"]) == tasks  # the caller's is left alone

@@ -50,10 +50,10 @@ KEPT = (
 
 def cost(run: Path) -> dict:
     """Seconds of scoring tasks and of training steps."""
-    rows = tables.read_metrics(run)
-    scoring, training = tables.cost_of_tasks(rows)
+    metrics = tables.Metrics.read(run)
+    scoring, training = metrics.cost_of_tasks()
     return {
-        "checkpoints": sum(row["kind"] == "evaluation" for row in rows),
+        "checkpoints": len(metrics.of_kind("evaluation")),
         "seconds_of_tasks": round(scoring, 1),
         "seconds_of_training": round(training, 1),
         "tasks_over_training": round(scoring / training, 4),

@@ -17,6 +17,7 @@ import numpy as np
 
 from emergence_train.errors import InputError
 
+BLOCK = 2048  # steps at which the decay is computed at once: a row of all falls for each
 GRID = 600  # points at which a plan is stored; a cooldown of a tenth of the run still has sixty
 
 
@@ -108,6 +109,8 @@ class PlannedSchedule:
         at = self._middle[self._moving]
         if not len(fall):
             return np.zeros_like(x)
+        if len(x) > BLOCK:
+            return np.concatenate([self.decay(x[k : k + BLOCK], kernel) for k in range(0, len(x), BLOCK)])
         age = x[:, None] - at
         work = np.maximum(self.clock(x)[:, None] - np.interp(at, self.x, self._clock), 0)
         rate = np.maximum(np.interp(at, self.x, self.e), 1e-4)

@@ -1,13 +1,21 @@
 """A `positions` table as matrices, one per run and split: checkpoints by positions, with variances for weighting."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from emergence_train.errors import InputError
+from emergence_train.recorder import tables
 
 KEY = ["run", "params", "step", "tokens", "split"]
+SUMS = ["count", "loss_sum", "loss_sq_sum"]
+SPARSE = (
+    50,
+    10_000_000,
+)  # a matrix has so many cells for each row of the table at most, where it has more than the second
 
 
 @dataclass(frozen=True)
@@ -29,15 +37,47 @@ class PositionMatrix:
 
 def position_matrices(frame: pd.DataFrame) -> list[PositionMatrix]:
     """Pivot a `positions` frame (tables.read) into one matrix per run and split, sorted by step."""
-    needed = [*KEY, "position", "count", "loss_sum", "loss_sq_sum"]
+    needed = [*KEY, "position", *SUMS]
     missing = [column for column in needed if column not in frame]
     if missing:
         raise InputError(f"positions table: column {missing[0]!r} is missing; it needs {', '.join(needed)}")
-    return [_matrix(group) for _, group in frame.groupby(["run", "split"], sort=True)]
+    return _matrices([frame])
 
 
-def observed_rows(matrix: PositionMatrix, keep: np.ndarray) -> PositionMatrix:
-    """The checkpoints of `matrix` where `keep` (C,) is True."""
+def read_matrices(paths: str | Path | Iterable[str | Path]) -> list[PositionMatrix]:
+    """position_matrices of `positions` tables that are read a piece at a time, without ever being one frame.
+
+    Of a row its three sums stay: 24 bytes. Raises InputError as tables.read does.
+    """
+    return _matrices(tables.stream(tables.POSITIONS, paths))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one checkpoint and split in a piece of a table."""
+
+    key: tuple  # of KEY
+    position: np.ndarray  # (n,)
+    sums: np.ndarray  # (3, n), float
+
+
+def _matrices(chunks: Iterable[pd.DataFrame]) -> list[PositionMatrix]:
+    parts: dict[tuple[str, str], list[_Part]] = {}
+    last = np.empty(0)
+    for chunk in chunks:
+        # Arrays, not frames: a piece has a group a split, and a frame of each would take most of the time.
+        positions, sums = chunk["position"].to_numpy(), np.stack([chunk[name].to_numpy(float) for name in SUMS])
+        params, tokens = chunk["params"].to_numpy(), chunk["tokens"].to_numpy()
+        for (run, split, step), rows in chunk.groupby(["run", "split", "step"], sort=False).indices.items():
+            position = positions[rows]
+            last = last if np.array_equal(last, position) else position  # every checkpoint has the same: held once
+            key = run, params[rows[0]], step, tokens[rows[0]], split
+            parts.setdefault((run, split), []).append(_Part(key, last, sums[:, rows]))
+    return [_matrix(parts.pop(key)) for key in sorted(parts)]
+
+
+def observed_rows(matrix: PositionMatrix, keep: np.ndarray | slice) -> PositionMatrix:
+    """The checkpoints of `matrix` where `keep` (C,) is True, or of a slice."""
     return PositionMatrix(
         matrix.keys[keep].reset_index(drop=True),
         matrix.position,
@@ -48,13 +88,24 @@ def observed_rows(matrix: PositionMatrix, keep: np.ndarray) -> PositionMatrix:
     )
 
 
-def _matrix(group: pd.DataFrame) -> PositionMatrix:
-    keys = group[KEY].drop_duplicates().sort_values(["step"], ignore_index=True)
-    position, column = np.unique(group["position"].to_numpy(), return_inverse=True)
-    row = np.searchsorted(keys["step"].to_numpy(), group["step"].to_numpy())
+def _matrix(parts: list[_Part]) -> PositionMatrix:
+    keys = (
+        pd.DataFrame([part.key for part in parts], columns=KEY)
+        .drop_duplicates()
+        .sort_values(["step"], ignore_index=True)
+    )
+    position = np.unique(np.concatenate([part.position for part in parts]))
+    cells, rows = len(keys) * len(position), sum(len(part.position) for part in parts)
+    if cells > max(SPARSE[0] * rows, SPARSE[1]):
+        raise InputError(
+            f"positions table: run {keys['run'][0]!r}, split {keys['split'][0]!r} has {len(keys):,} steps and "
+            f"{len(position):,} positions, but only {rows:,} rows; give each checkpoint the same positions"
+        )
     sums = np.zeros((3, len(keys), len(position)))
-    for k, name in enumerate(("count", "loss_sum", "loss_sq_sum")):
-        np.add.at(sums[k], (row, column), group[name].to_numpy(float))
+    for part in parts:
+        row, column = np.searchsorted(keys["step"], part.key[2]), np.searchsorted(position, part.position)
+        for total, values in zip(sums, part.sums):
+            np.add.at(total[row], column, values)
     count, total, squares = sums
     tokens = count.sum(1)
     if np.any(tokens == 0):

@@ -21,9 +21,10 @@ from emergence_train.analysis import logs
 from emergence_train.analysis.logs import Curve, LogOptions
 from emergence_train.analysis.outlook import Ahead, planned_schedule, rates_of
 from emergence_train.analysis.planned_schedule import PlannedSchedule
-from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_matrices
+from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
+from emergence_train.recorder.metrics import iter_metrics
 from emergence_train.recorder.naming import display_names, is_run
 
 MULTIPLIER = 0.3  # a peak rate from here on is no rate that Adam or Muon trains with, but a factor of one
@@ -43,7 +44,7 @@ class Series:
     end_step: int = 0  # planned end; the last row where the plan does not extend further
     end_tokens: int = 0
     matrix: PositionMatrix | None = None
-    by_tokens: bool = True  # False: tokens are useless, shares of the run are counted in steps
+    by_tokens: bool = True  # False: tokens are unusable, shares of the run are counted in steps
     source: Path | None = None  # the run directory or log that is this run; None: a table, which may hold several
     logged_end: int | None = None  # planned last step, where a log names it
     notes: list[str] = field(default_factory=list)
@@ -64,8 +65,8 @@ def load(
     """Every run and split in `paths`: run directories, Parquet or CSV files of `positions` or `curves`, logs of others.
 
     `planned_lr` (K, 2) holds tokens (or steps, for tables without tokens) and learning rate of the whole run; it and
-    `ahead` apply to all runs, `options` to all logs. Raises InputError for what cannot be read, and for tables that do not
-    hold together.
+    `ahead` apply to all runs, `options` to all logs. Raises InputError for what cannot be read, and for
+    inconsistent tables.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
@@ -77,11 +78,27 @@ def load(
         by_split += ours
         curves += theirs
     _name_apart(by_split + curves)
+    return _planned(by_split, curves, planned_lr, ahead or Ahead())
+
+
+def run_series(
+    directory: Path, matrices: list[PositionMatrix], curve: pd.DataFrame | None, *, name: str | None = None
+) -> list[Series]:
+    """The series of a run directory whose positions and curve (None: it has none) are read already, shown by `name`."""
+    by_split = [_from_matrix(matrix) for matrix in matrices]
+    curves = _from_curves(curve) if curve is not None else []
+    for series in by_split + curves:
+        series.source, series.run = directory, name or series.run
+    return _planned(by_split, curves, None, Ahead())
+
+
+def _planned(by_split: list[Series], curves: list[Series], planned_lr: np.ndarray | None, ahead: Ahead) -> list[Series]:
+    """The series with their planned learning rates, each run and split once."""
     _refuse_duplicates(by_split)
     _refuse_duplicates(curves)
     recorded = {curve.run: curve for curve in curves if curve.plan is not None}
     for series in by_split + curves:
-        _set_plan(series, recorded.get(series.run), planned_lr, ahead or Ahead())
+        _set_plan(series, recorded.get(series.run), planned_lr, ahead)
     return by_split + curves
 
 
@@ -96,9 +113,9 @@ def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
             f"--column out, they are for logs"
         )
     kinds = _kinds(path)
-    matrices = position_matrices(tables.read(tables.POSITIONS, path)) if "positions" in kinds else []
+    matrices = read_matrices(path) if "positions" in kinds else []
     by_split = [_from_matrix(matrix) for matrix in matrices]
-    curves = _from_curves(path) if "curves" in kinds else []
+    curves = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
     if is_run(path):
         for series in by_split + curves:
             series.source = path
@@ -179,7 +196,7 @@ def _kinds(path: Path) -> list[str]:
 
 
 def _has_training_rows(path: Path) -> bool:
-    return any(row.get("kind") == "train" for row in tables.read_metrics(path))
+    return any(row.get("kind") == "train" for _, row in iter_metrics(path))
 
 
 def _from_matrix(matrix: PositionMatrix) -> Series:
@@ -195,8 +212,7 @@ def _from_matrix(matrix: PositionMatrix) -> Series:
     return _without_start(series)
 
 
-def _from_curves(path: Path) -> list[Series]:
-    frame = tables.read(tables.CURVES, path)
+def _from_curves(frame: pd.DataFrame) -> list[Series]:
     curves = []
     for run, rows in frame.groupby("run", sort=True):
         series = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))

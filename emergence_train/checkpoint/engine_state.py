@@ -64,7 +64,8 @@ class EngineState:
 
     @torch.no_grad()
     def load(self, shards: Shards, updates: float) -> None:
-        """Load this rank's parts from `shards`, and refresh the weights that the model computes with."""
+        """Put back what `shards` hold of this rank's parts. No collective is in it: the weights that the model computes with
+        follow in `refresh`, which all ranks call."""
         if self.stage == 3:
             self.engine.optimizer._partition_all_parameters()
         moments = [kind for kind in shards.kinds if kind != WEIGHTS]
@@ -81,7 +82,6 @@ class EngineState:
             for kind in [WEIGHTS, *moments]:
                 target = part.flat if kind == WEIGHTS else self.optimizer.state[part.flat][kind]
                 part.of(target).copy_(shards.read(kind, part.name, part.start, part.count))
-        self._refresh()
 
     def _moments(self, flat: Tensor) -> dict[str, Tensor]:
         state = self.optimizer.state.get(flat, {})
@@ -116,8 +116,9 @@ class EngineState:
             held = min(count, parameter.ds_numel - start)
             yield Part(name, start, held, optimizer.fp32_partitioned_groups_flat[group], offset)
 
-    def _refresh(self) -> None:
-        """Copy the float32 weights to the model's own (bf16, or fp32 outside of the partitions)."""
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The model's own weights (bf16, or fp32 beside the partitions) from the float32 ones."""
         optimizer = self.engine.optimizer
         if self.stage == 3:
             for group in range(len(optimizer.fp32_partitioned_groups_flat)):

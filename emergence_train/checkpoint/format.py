@@ -13,6 +13,7 @@ A piece is a one-dimensional tensor named kind|start|parameter: elements from `s
 import errno
 import hashlib
 import json
+import math
 import os
 import queue
 import re
@@ -20,10 +21,12 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -35,7 +38,8 @@ FORMAT = 1
 MANIFEST, STATE, POINTER = "manifest.json", "state.json", "latest"
 WEIGHTS = "weights"  # the kind of the weights' pieces; the others are the optimizer's moments
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
-CHUNK, SMALL = 1 << 24, 1 << 18  # bytes hashed and written at a time; smaller tensors are concatenated up to this
+MOST_STATE = 64 << 20  # bytes of a manifest or a state.json; with 4,096 ranks and 409 parameters they have 0.7 MB
+CHUNK, SMALL = 1 << 24, 1 << 18  # bytes hashed and written at a time; below which tensors are put together first
 
 
 def shard_name(rank: int, world: int) -> str:
@@ -75,6 +79,8 @@ def manifest(path: Path) -> list[dict]:
     """
     place = path / MANIFEST
     try:
+        if place.stat().st_size > MOST_STATE:
+            raise ValueError(f"has more than {MOST_STATE:,} bytes")
         content = json.loads(place.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r} is not known to this version")
@@ -214,9 +220,52 @@ def write_manifest(path: Path, step: int, entries: list[dict]) -> None:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
+class State(BaseModel):
+    """state.json: what is read from it, and what each must be. Later versions may say more."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    step: int = Field(ge=0)
+    parameters: dict[str, list[Annotated[int, Field(ge=0)]]]
+    world_size: int = Field(default=1, ge=1)
+    updates: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    loop: dict[str, Any] = {}
+
+
 def read_state(path: Path) -> dict:
-    """Read state.json of a verified checkpoint."""
-    return json.loads((path / STATE).read_text(encoding="utf-8"))
+    """state.json of a checkpoint that has been verified.
+
+    Raises:
+        InputError: its checksum is right and it says what no checkpoint of this step can say.
+    """
+    place = path / STATE
+    try:
+        if place.stat().st_size > MOST_STATE:
+            raise ValueError(f"has more than {MOST_STATE:,} bytes")
+        content = json.loads(place.read_text(encoding="utf-8"))
+        step = State.model_validate(content).step
+        if step != step_of(path):
+            raise ValueError(f"is of step {step}")
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ValidationError):
+            problem = error.errors()[0]
+            reason = f"{'.'.join(map(str, problem['loc'])) or 'it'}: {problem['msg']}"
+        else:
+            reason = " ".join(str(error).split())
+        raise InputError(
+            f"{place}: is no state of this checkpoint ({reason}); move {path.name} away to resume from the one before it"
+        ) from None
+    return content
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [begin, end) of a flattened parameter: the tensor `key` of a shard."""
+
+    begin: int
+    end: int
+    file: Any
+    key: str
 
 
 class Shards:
@@ -225,44 +274,52 @@ class Shards:
     def __init__(self, path: Path) -> None:
         self.path = path
         names = sorted(entry["file"] for entry in manifest(path) if entry["file"].endswith(".safetensors"))
-        self.files: list[Any] = []  # as safe_open gives them
-        self.places: dict[
-            tuple[str, str], list[tuple[int, int, Any, str]]
-        ] = {}  # by kind and parameter: begin, end, file, key
+        self.places: dict[tuple[str, str], list[Piece]] = {}  # by kind and parameter
         self.others: dict[str, list[Any]] = {}  # the files that hold a key that is no piece
         for name in names:
             try:
-                file = safe_open(path / name, "pt")
-            except (OSError, SafetensorError) as error:
+                self._open(path / name)
+            except (OSError, SafetensorError, ValueError) as error:
                 raise InputError(f"{path / name}: cannot be read ({error})") from None
-            self.files.append(file)
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                kind, _, rest = key.partition("|")
-                start, _, parameter = rest.partition("|")
-                if not parameter:
-                    self.others.setdefault(key, []).append(file)
-                    continue
-                begin = int(start)
-                count = file.get_slice(key).get_shape()[0]
-                self.places.setdefault((kind, parameter), []).append((begin, begin + count, file, key))
+        for pieces in self.places.values():
+            pieces.sort(key=lambda piece: (piece.begin, piece.end))
+
+    def _open(self, place: Path) -> None:
+        file = safe_open(place, "pt")
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            kind, _, rest = key.partition("|")
+            start, _, parameter = rest.partition("|")
+            if not parameter:
+                self.others.setdefault(key, []).append(file)
+                continue
+            part, shape = file.get_slice(key), file.get_slice(key).get_shape()
+            if not start.isdecimal() or len(shape) != 1 or not part.get_dtype().startswith(("F", "BF")):
+                raise ValueError(f"{key!r} is no piece of a parameter")
+            self.places.setdefault((kind, parameter), []).append(Piece(int(start), int(start) + shape[0], file, key))
 
     @property
     def kinds(self) -> list[str]:
         return sorted({kind for kind, _ in self.places})
 
     def read(self, kind: str, parameter: str, start: int, count: int) -> Tensor:
-        """Elements [start, start + count) of a flattened parameter's `kind`, float32 on the CPU."""
-        out, filled = torch.empty(count), 0
-        for begin, end, file, key in self.places.get((kind, parameter), ()):
-            a, b = max(start, begin), min(start + count, end)
-            if a < b:
-                out[a - start : b - start] = file.get_slice(key)[a - begin : b - begin]
-                filled += b - a
-        if filled != count:
+        """Elements [start, start + count) of a flattened parameter's `kind`, float32 on the CPU.
+
+        Nothing is allocated before the pieces are known to hold them all.
+        """
+        covering, done = [], start
+        for piece in self.places.get((kind, parameter), ()):
+            end = min(start + count, piece.end)
+            if piece.begin <= done < end:
+                covering.append((piece, done, end))
+                done = end
+        if done != start + count:
             raise InputError(
-                f"{self.path}: holds {filled} of {count} elements of {kind} of {parameter}; it was saved by "
+                f"{self.path}: holds {done - start} of {count} elements of {kind} of {parameter}; it was saved by "
                 f"another model"
             )
+        out = torch.empty(count)
+        for piece, a, b in covering:
+            out[a - start : b - start] = piece.file.get_slice(piece.key)[a - piece.begin : b - piece.begin]
         return out
 
     def each(self, key: str) -> list[Tensor]:
@@ -273,6 +330,4 @@ class Shards:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read all fp32 weights of a verified checkpoint, by the model's names, for evaluation and export."""
     shards, shapes = Shards(path), read_state(path)["parameters"]
-    return {
-        name: shards.read(WEIGHTS, name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
-    }
+    return {name: shards.read(WEIGHTS, name, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}

@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from emergence_train.checkpoint.format import POINTER, STATE, complete, step_nam
 from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0
+from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0, on_every_rank
 
 POSITIONS = "positions"  # loss sums since the last table, of each rank
 SPARE = 1 << 20  # bytes that must stay free on the disk
@@ -53,6 +54,7 @@ class Saver:
         self.step = 0  # step of the last save
         self.problem: str | None = None  # its failure, if any
         self.thread: threading.Thread | None = None
+        self.on_written: Callable[[int], None] = lambda step: None  # this rank's shard is on its disk
         self.group = None
         if self.settings.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
@@ -95,12 +97,13 @@ class Saver:
             if problem is None:
                 name = checkpoints.shard_name(self.mesh.world.rank, self.mesh.world.size)
                 problem, entry = _attempt(lambda: checkpoints.write_tensors(temporary / name, tensors))
+                self.on_written(step)
                 outcomes = all_gather_objects((problem, entry), self.group)
                 problem = next((reported for reported, _ in outcomes if reported), None)
                 entries = [entry for _, entry in outcomes if entry is not None]
             if problem is None:
                 problem = broadcast_from_rank0(
-                    lambda: _problem(lambda: _commit(temporary, final, step, entries, content)), self.group
+                    lambda: _problem(lambda: commit(temporary, final, step, entries, content)), self.group
                 )
         except Exception as error:  # a peer is lost: the watchdog names it
             self.problem = f"the ranks could not communicate ({' '.join(str(error).split())[:200]})"
@@ -124,22 +127,24 @@ class Saver:
         there = complete(self.folder)
         steps = [step_of(path) for path in there]
         keep = retention.kept(steps, self.settings, self.regular, self.best, retention.pinned(there))
-        for step, path in zip(steps, there):
-            if step not in keep:
-                _remove(path)
+        gone = [_hide(path) for step, path in zip(steps, there) if step not in keep]
+        if gone:
+            files.fsync_directory(self.folder)
+        for path in gone:
+            shutil.rmtree(path)
 
 
-def _remove(path: Path) -> None:
+def _hide(path: Path) -> Path:
+    """Rename a checkpoint to what no one takes for one; a save begins by deleting what is left of such."""
     gone = path.with_name(f".{path.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone)
+    return path.rename(gone)
 
 
 def _prepare(temporary: Path, needed: int) -> None:
     """Create an empty temporary directory; raises where the disk has no room for the shards."""
     folder = temporary.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_directory(folder)
     for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.gone")]:  # left by a process that was killed
         shutil.rmtree(rest)
     free = shutil.disk_usage(folder).free
@@ -148,19 +153,23 @@ def _prepare(temporary: Path, needed: int) -> None:
     temporary.mkdir()
 
 
-def _commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
-    """Write the manifest, rename the directory, point `latest` at it; each fsynced before the next."""
+def commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
+    """Make `temporary`, with the shards `entries` and the state `content`, the checkpoint `final`.
+
+    The manifest, with which all names beside it are on the disk, then the directory's own name, then the pointer.
+    """
     files.write_json(temporary / STATE, content)
     checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
-    files.fsync_directory(temporary)
-    if final.exists():
-        _remove(final)
+    replaced = [_hide(final)] if final.exists() else []
     temporary.rename(final)
-    files.fsync_directory(final.parent)
-    files.fsync_directory(final.parent.parent)
-    with contextlib.suppress(
-        RunError
-    ):  # the checkpoint is complete all the same: loading reads manifests, not `latest`
+    try:
+        files.fsync_directory(final.parent)
+    except OSError:
+        _hide(final)  # a rewind must not take for saved what is not known to be
+        raise
+    for gone in replaced:
+        shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(RunError):  # complete all the same: loading reads manifests
         files.write_bytes(final.parent / POINTER, f"{final.name}\n".encode())
 
 
@@ -190,24 +199,35 @@ def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) 
         if chosen is None:
             return None
         began = time.monotonic()
-        share = slice(mesh.world.rank, None, mesh.world.size)  # each rank verifies a share of the files
-        wrong = [line for lines in all_gather_objects(checkpoints.problems(chosen, share)) for line in lines]
+        share = slice(
+            mesh.world.rank, None, mesh.world.size
+        )  # the ranks verify together, each its own shard first of all
+        wrong_here = on_every_rank(partial(checkpoints.problems, chosen, share))
+        wrong = [line for lines in all_gather_objects(wrong_here) for line in lines]
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")
         broadcast_from_rank0(functools.partial(set_aside, chosen))
     verified = time.monotonic()
-    content, shards, state = checkpoints.read_state(chosen), checkpoints.Shards(chosen), EngineState(engine, mesh)
-    if content["parameters"] != state.shapes:
-        raise InputError(f"{chosen}: has parameters of other shapes; choose another name for this run")
-    state.load(shards, content["updates"])
+    state = EngineState(engine, mesh)
+    content, sums = on_every_rank(lambda: _restore(chosen, state))
+    state.refresh()
     engine.global_steps = content["step"]
-    sums = shards.each(POSITIONS)
     log(
         f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
         f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s"
     )
     return content, sums
+
+
+def _restore(path: Path, state: EngineState) -> tuple[dict, list]:
+    """This rank's parts from the verified checkpoint at `path` -> state.json's content, and each saving rank's sums."""
+    content = checkpoints.read_state(path)
+    if content["parameters"] != state.shapes:
+        raise InputError(f"{path}: holds a model of another shape; choose another name for this run")
+    shards = checkpoints.Shards(path)
+    state.load(shards, content["updates"])
+    return content, shards.each(POSITIONS)
 
 
 def set_aside(path: Path) -> None:

@@ -5,10 +5,13 @@ removed from the saved file, so that training, evaluation and exported checkpoin
 in a text are text.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -71,6 +74,31 @@ def normalised(serialised: str) -> Tokenizer:
     return _literal(Tokenizer.from_str(json.dumps(content, ensure_ascii=False)))
 
 
+@contextlib.contextmanager
+def panics_as_input_errors(path: str | Path) -> Iterator[None]:
+    """InputError where the library, in Rust, panics in the block: a regular expression of the tokenizer at `path` that goes back
+    and forth without end is one. A panic is no Exception, and the library writes many lines to the standard error first.
+    """
+    with tempfile.TemporaryFile() as output:
+        own = os.dup(2)
+        os.dup2(output.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            output.truncate(0)
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"tokenizer {path}: cannot encode this text ({reason}); give another tokenizer") from None
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            output.seek(0)
+            if rest := output.read():
+                with contextlib.suppress(OSError):
+                    os.write(2, rest)
+
+
 def _special(tokenizer: Tokenizer) -> list[str]:
     return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
 
@@ -95,7 +123,10 @@ def load_file(path: str | Path) -> Tokenizer:
     if not path.is_file():
         raise InputError(f"tokenizer {path}: no such file; give the path of a tokenizer.json")
     try:
-        return normalised(path.read_text(encoding="utf-8"))
+        with panics_as_input_errors(path):
+            return normalised(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"tokenizer {path}: not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
 

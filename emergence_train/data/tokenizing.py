@@ -4,6 +4,7 @@ import collections
 import hashlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -60,8 +61,8 @@ class Workers:
     def __enter__(self) -> "Workers":
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
         if self.count > 1:
-            context = multiprocessing.get_context("spawn")  # a fork would not copy the tokenizer's threads
-            self.pool = ProcessPoolExecutor(self.count, context, initializer=_load, initargs=(self.path,))
+            context = multiprocessing.get_context("spawn")  # fork would copy the tokenizer's threads half
+            self.pool = ProcessPoolExecutor(self.count, context, initializer=_start, initargs=(self.path,))
         else:
             _load(self.path)
         return self
@@ -92,15 +93,35 @@ class Workers:
 
 _encoder: Tokenizer | None = None
 _unknown: int | None = None
+_path = Path()
+
+
+def _start(path: Path) -> None:
+    """In a worker process: it ends with the one that started it, however that ended."""
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    _load(path)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _load(path: Path) -> None:
-    global _encoder, _unknown
+    global _encoder, _path, _unknown
+    _path = path
     _encoder = tokenizer.load_file(path)
     _unknown = tokenizer.unknown(_encoder)
 
 
 def _encode(batch: list[str | Bad], fraction: float) -> Encoded:
+    with tokenizer.panics_as_input_errors(_path):
+        return _encoded(batch, fraction)
+
+
+def _encoded(batch: list[str | Bad], fraction: float) -> Encoded:
     assert _encoder is not None, "_load comes first in every process"
     texts = [row for row in batch if isinstance(row, str)]
     keys = [document_hash(text) for text in texts]

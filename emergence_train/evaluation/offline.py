@@ -15,7 +15,7 @@ from emergence_train.evaluation.suite import write
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import build_model
-from emergence_train.parallel.ranks import broadcast_from_rank0, start
+from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, start
 
 BATCH = 8  # validation sequences in a forward pass
 
@@ -37,13 +37,13 @@ def evaluate(
     step = checkpoints.read_state(folder)["step"]
     mesh = start(config.training.threads)
     broadcast_from_rank0(lambda: identity.check(run, Dataset(config.data, config.seed, verify=True)))
-    dataset = Dataset(config.data, config.seed, verify=False)
+    dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
     known = dataset.index["validation"]["splits"]
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = Evaluator(chosen(config.tasks, tasks), dataset)
-    model = load_model(config.model, folder).to(mesh.device)
+    evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks), dataset))
+    model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
     if config.training.precision == "bf16" and mesh.device.type == "cuda":
         model = model.bfloat16()
     sums = validate(model, dataset, mesh, BATCH)
@@ -52,12 +52,12 @@ def evaluate(
     scores = evaluator.score(model, mesh)
     tokens = step * config.training.batch * config.data.sequence
     also = evaluator.comparable(losses)
-    if mesh.is_rank0 and scores.rows:
+    if scores.rows:
         params = config.model.non_embedding_parameters()
         frame = evaluator.table(scores, run=config.name, params=params, step=step, tokens=tokens, losses=losses)
         for note in evaluator.notes:
             log(note)
-        path = write(run, checkpoints.step_name(step), frame, dataset.fingerprint)
+        path = broadcast_from_rank0(lambda: write(run, checkpoints.step_name(step), frame, dataset.fingerprint))
         log(f"written: {path} ({scores.seconds:.1f} s)")
     shown = splits or list(losses)
     return {

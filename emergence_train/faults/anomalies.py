@@ -112,20 +112,16 @@ class SkippedBatches:
             number += last - first + 1
         return number
 
-    def add(self, back_to: int, failed: int, reason: str, write: bool) -> dict:
-        """Skip the batches of the steps after `back_to` up to `failed`; rank 0 writes rewinds.json."""
-        rewind = {
-            "step": back_to,
-            "failed_step": failed,
-            "first_batch": self.batch(back_to + 1),
-            "last_batch": self.batch(failed),
-            "reason": reason,
-        }
+    def add(self, back_to: int, failed: int, reason: str) -> None:
+        """Skip what the steps after `back_to`, up to the one that failed, trained on."""
+        first, last = self.batch(back_to + 1), self.batch(failed)
+        rewind = {"step": back_to, "failed_step": failed, "first_batch": first, "last_batch": last, "reason": reason}
         self.rewinds.append(rewind)
-        if write:
-            files.write_json(self.path, {"rewinds": self.rewinds})
         self._ranges()
-        return rewind
+
+    def save(self) -> None:
+        """Write it down; rank 0 does."""
+        files.write_json(self.path, {"rewinds": self.rewinds})
 
     def _ranges(self) -> None:
         """The skipped batches as disjoint ranges in order; one rewind may cover another."""

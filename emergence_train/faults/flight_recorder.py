@@ -33,7 +33,11 @@ def prepare(run: Path, nccl: bool) -> None:
 
 
 def write(run: Path, rank: int, nccl: bool) -> Path | None:
-    """Write this rank's record into the run directory; return its path, or None where there is no record."""
+    """This rank's record into the run directory -> its path, or None where there is none to be had.
+
+    Without the stack traces of the collectives: to name their frames torch imports some 900 modules, in this thread, while the
+    main thread may be importing the same ones. Where the ranks hang the watchdog writes their stacks itself.
+    """
     from torch._C import _distributed_c10d
 
     take = getattr(_distributed_c10d, "_dump_nccl_trace" if nccl else "_dump_fr_trace", None)
@@ -42,8 +46,8 @@ def write(run: Path, rank: int, nccl: bool) -> Path | None:
         return None
 
     def work() -> None:
-        with contextlib.suppress(Exception):  # a full disk or a failed device must not keep the process from exiting
-            data = take()
+        with contextlib.suppress(Exception):  # a full disk, a device in disorder: no reason not to end
+            data = take(includeStackTraces=False)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
             written.append(path)

@@ -31,6 +31,7 @@ class StopSignal:
         self.requested = False
         self.exposed = False  # there are steps after the last durable checkpoint, and the loop will see the request
         self.answered = False  # the loop has seen it and is saving
+        self.on_leave: Callable[[str, int], None] = lambda words, code: None  # tells the other ranks why this one goes
         self._name = ""
         self._before: dict = {}
         if threading.current_thread() is not threading.main_thread():
@@ -96,7 +97,9 @@ class StopSignal:
             self.compilations.break_off()
 
     def _leave(self, reason: str) -> None:
-        """End the process from this thread; files being written have temporary names."""
+        """End the process from this thread; what is being written has a temporary name."""
+        words = f"{self._name}: {reason}"
         if self.is_rank0:
-            tell(f"{self._name}: {reason}")
+            tell(words)
+        self.on_leave(words, Stopped.code)
         os._exit(Stopped.code)

@@ -1,21 +1,24 @@
-"""End all ranks in bounded time when a process is killed, stopped or hangs, with one line that names it.
+"""A process that is killed, stopped, hangs or fails ends the others in bounded time, with one line that names it.
 
-A thread of each rank writes a heartbeat to the store of the process group every second: how many operations its main
-thread has started, the current one, and its duration. Rank 0 reads all heartbeats and publishes a verdict; the others
-read the verdict, and rank 0's heartbeat, since rank 0 may be the lost one. Work is proportional to the number of ranks.
+A thread of each rank writes a heartbeat to the store of the process group every second: how many operations its
+main thread has begun, which, for how long it has been in it, and now and then what all of them took. Rank 0 reads everyone's
+and publishes a verdict; the others read the verdict, and rank 0's sign, since it may be rank 0 that is gone. Work is
+proportional to the ranks: two requests a second of each.
 
-- No heartbeat for `silent_seconds`: the process was killed or stopped.
-- Every rank in one operation for `hang_seconds`: the rank that has started the fewest operations is waited for.
-- A rank that ends with an error publishes it, and the others report it instead of "connection closed by peer".
+- No sign for `silent_seconds`: the process is gone or stopped.
+- Every rank in one operation for longer than its limit (operations.hang_limit): the one that has begun the fewest is waited for.
+- A rank that ends with an error says so, and the others end with the same exit code instead of "connection closed by peer".
+- A rank that the others wait for again and again is a straggler: no reason to end, but a row in metrics.jsonl.
 
-Each rank also writes torch's record of its last collectives (flight_recorder.py).
+Each rank also leaves torch's record of its last collectives (flight_recorder.py). Nothing that the threads do imports a module:
+the main thread may be in the middle of importing it.
 
 A single process has no peers and no watchdog.
 """
 
+import collections
 import datetime
 import faulthandler
-import json
 import os
 import socket
 import threading
@@ -25,41 +28,48 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from emergence_train.errors import InputError, PeerLost, RunError, Stopped, tell
+from emergence_train.errors import PeerLost, describe, exit_code, repeat, tell
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.flight_recorder import STACKS
+from emergence_train.faults.heartbeats import Heartbeats, Verdict
+from emergence_train.faults.operations import Operations, Straggler, hang_limit, stragglers
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import is_communication_error
 
 AGAIN = "run the same command to resume from the last checkpoint"
-ALARMED_SECONDS = 5.0  # seconds without a heartbeat that suffice once a connection is broken
-MAIN_SECONDS = 2.0  # seconds for the main thread to exit by itself after a verdict
+ALARMED_SECONDS = 5.0  # of silence that are enough once a connection has broken
+MAIN_SECONDS = 2.0  # for the main thread to end by itself once there is a verdict
+TIMES_EVERY = 8  # heartbeats: what the operations took is most of one's bytes
+COMPARE_SECONDS = 60.0  # between looks for ranks that the others wait for
 
 
 class Watchdog:
-    """`at(operation, step)` is called by the main thread of every rank at the start of each operation; its cost is negligible."""
+    """`at(operation, step)` is called by the main thread at each operation, by all ranks alike, and costs next to nothing."""
 
     def __init__(self, mesh: Mesh, run: Path, silent_seconds: float, hang_seconds: float) -> None:
         self.mesh, self.run = mesh, run
         self.silent, self.hang = silent_seconds, hang_seconds
         self.interval = min(1.0, silent_seconds / 5)
-        self.place = (0, "starting", 0, time.monotonic())
-        self.verdict: str | None = None
+        self.operations = Operations()
+        self.verdict: Verdict | None = None
         self.decided, self.ending = threading.Event(), threading.Event()
-        self.last_words: str | None = None
-        self.stored = True  # the store can be used
-        self.alarmed = False  # a connection broke: a rank without a heartbeat now is lost
+        self.last_words: tuple[str | None, int] = (None, 0)  # and the exit code
+        self.stored = True  # there is a store to agree over
+        self.alarmed = False  # a connection broke: who is silent now is gone
+        self.seen: dict[int, dict] = {}  # of each rank its last sign and when it came
+        self.compared: tuple[float, dict] = (time.monotonic(), {})  # when, and everyone's times then
+        self.new_stragglers: collections.deque[Straggler] = collections.deque(maxlen=100)
         self.thread = None
         if mesh.world.size > 1:
             # A connection of its own: the main thread may be waiting on the other.
-            self.store = dist.TCPStore(
+            store = dist.TCPStore(
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 is_master=False,
                 timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
             )
-            # A store may outlive its processes (torchrun's does), so keys carry the name of this start.
-            self.prefix = f"emergence-train/{mesh.launch_id}/"
+            # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
+            self.heartbeats = Heartbeats(store, mesh.launch_id, mesh.secret, mesh.world.rank)
             self.began = time.monotonic()
             self._beat(0)
             self.answered = time.monotonic()  # by the store
@@ -68,19 +78,23 @@ class Watchdog:
             threading.Thread(target=self._guard, name="watchdog-guard", daemon=True).start()
 
     def at(self, operation: str, step: int = 0) -> None:
-        """Record that the main thread starts an operation."""
-        self.place = (self.place[0] + 1, operation, step, time.monotonic())
+        """The main thread begins an operation."""
+        self.operations.begin(operation, step)
 
-    def explain(self, error: Exception, stop_requested: Callable[[], bool]) -> Exception:
-        """The exception to raise for an error of this rank: the error itself, or the PeerLost that caused it.
+    def stragglers(self) -> list[Straggler]:
+        """Ranks seen to be slow since the last call; rank 0 knows."""
+        return [self.new_stragglers.popleft() for _ in range(len(self.new_stragglers))]
+
+    def explain(self, error: BaseException, stop_requested: Callable[[], bool]) -> BaseException:
+        """What to raise for an error of this rank: itself, or what has ended the peer that caused it.
 
         `stop_requested`: whether this process received a signal to stop. A launcher that has lost a process stops the others, and
         must not be kept waiting for the name of a process it knows.
         """
         if self.thread is None:
             return error
-        if isinstance(error, (InputError, RunError, Stopped)):
-            self._say_goodbye(None if error.already_reported is not None else str(error))
+        if getattr(error, "already_reported", None) is not None:  # every rank raises it
+            self._say_goodbye(None)
             return error
         # For "connection closed by peer" and the like the watchdog soon names the peer; other errors are this rank's own.
         if is_communication_error(error):
@@ -88,138 +102,170 @@ class Watchdog:
             until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
             while not self.decided.wait(self.interval) and time.monotonic() < until:
                 if stop_requested():
-                    self.verdict = f"another process is lost ({' '.join(str(error).split())[:120]})"
+                    self.verdict = Verdict(f"another process is gone ({' '.join(str(error).split())[:120]})")
                     break
         if self.verdict:
             self.ending.set()
-            lost = PeerLost(f"{self.verdict}; {AGAIN}")
-            lost.already_reported = not self._first_to_report()
+            reported = not self._first_to_report()
+            ended = repeat(self.verdict.code, _line(self.verdict))
+            ended.already_reported = reported
             self._outlast()
-            return lost
-        self._say_goodbye(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return ended
+        self._say_goodbye(describe(error), exit_code(error))
         return error
+
+    def leave(self, words: str, code: int) -> None:
+        """This process ends now with `code`, from whichever thread, and so do the others."""
+        if self.thread is not None and not self.ending.is_set():
+            self._say_goodbye(words, code)
 
     def close(self) -> None:
         """Stop the watchdog; the other ranks no longer expect heartbeats of this rank."""
         if self.thread is not None and not self.ending.is_set():
             self._say_goodbye(None)
 
-    def _say_goodbye(self, words: str | None) -> None:
-        self.last_words = words
+    def _say_goodbye(self, words: str | None, code: int = 0) -> None:
+        self.last_words = (words, code)
         self.ending.set()
         if self.thread is not None:
             self.thread.join(min(self.silent, ALARMED_SECONDS))
+        if words is not None:
+            self._outlast()
 
     # ------------------------------------------------------------------------------------------ the thread's own
 
     def _watch(self) -> None:
-        number, seen = 1, dict[int, dict]()
+        number = 1
         try:
             while not self.ending.wait(self.interval):
                 self._beat(number)
-                verdict = self._look(seen)
+                verdict = self._look()
                 self.answered = time.monotonic()
                 if verdict:
                     self._end(verdict)
                     return
                 number += 1
             if self.stored and not self.decided.is_set():
-                self._beat(-1, self.last_words)  # the last heartbeat: an orderly exit
-        except Exception as error:  # the store ended with the process that hosted it
+                self._beat(-1)  # the last: it ends in order
+                if self.last_words[0] is not None:
+                    self.heartbeats.acknowledge()
+        except Exception as error:  # the store has gone with the process that held it
             if not self.ending.is_set():
                 reason = " ".join(str(error).split())[:120]
-                self._end(f"rank 0 or its launcher is lost ({type(error).__name__}: {reason}); {self._own_place()}")
+                gone = f"rank 0 or its launcher is gone ({type(error).__name__}: {reason}); {self._own_place()}"
+                self._end(Verdict(gone))
 
     def _guard(self) -> None:
         """End the process where the store does not answer: the process that hosts it may be stopped, and torch waits for ever."""
         while not self.ending.wait(self.interval) and not self.decided.is_set():
             silent = time.monotonic() - self.answered
             if silent > self.silent:
-                self._end(
-                    f"rank 0 or its launcher, which hosts the store, has not answered for {silent:.0f} s; "
-                    f"{self._own_place()}",
-                    store=False,
-                )
+                self.stored = False
+                holder = f"rank 0 or its launcher, which holds the store, has not answered for {silent:.0f} s"
+                self._end(Verdict(f"{holder}; {self._own_place()}"))
 
-    def _beat(self, number: int, words: str | None = None) -> None:
-        operations, operation, step, since = self.place
-        sign = {"n": number, "ops": operations, "op": operation, "step": step, "for": time.monotonic() - since}
+    def _beat(self, number: int) -> None:
+        words, code = self.last_words
+        sign = {"n": number, **self.operations.sign()}
+        if number % TIMES_EVERY == 0:
+            sign["times"] = self.operations.times.copy()
         if number in (0, -1):
-            sign |= {"host": socket.gethostname(), "pid": os.getpid(), "words": words}
-        self.store.set(f"{self.prefix}{self.mesh.world.rank}", json.dumps(sign))
+            sign |= {"host": socket.gethostname(), "pid": os.getpid(), "words": words, "code": code}
+        self.heartbeats.beat(sign)
 
-    def _look(self, seen: dict) -> str | None:
-        """The verdict, or None. `seen` has the last heartbeat of each rank and its time."""
-        if not self.mesh.is_rank0 and self.store.check([f"{self.prefix}verdict"]):
-            return self.store.get(f"{self.prefix}verdict").decode()
-        watched = range(self.mesh.world.size) if self.mesh.is_rank0 else (0, self.mesh.world.rank)
-        keys = [f"{self.prefix}{rank}" for rank in watched]
+    def _look(self) -> Verdict | None:
+        """A verdict, if there is one."""
+        watched = range(self.mesh.world.size) if self.mesh.is_rank0 else (0,)
         now = time.monotonic()
-        if not self.store.check(keys):  # all have joined, but not all have sent a first heartbeat
-            absent = next((rank for rank, key in zip(watched, keys) if not self.store.check([key])), None)
-            late = absent is not None and now - self.began > self.silent
-            return self._publish(f"rank {absent} has joined and sent no heartbeat since") if late else None
-        for rank, text in zip(watched, self.store.multi_get(keys)):
-            sign = json.loads(text)
-            old = seen.get(rank)
-            if old is None or old["n"] != sign["n"]:
-                seen[rank] = {"host": None, "pid": None, **(old or {}), **sign, "came": now}
-        return self._publish(self._judge(seen, now))
+        signs, verdict = self.heartbeats.read(watched)
+        if verdict:
+            return verdict
+        for rank, sign in signs.items():
+            old = self.seen.get(rank)
+            if old is None or (old["n"] != -1 and (sign["n"] == -1 or sign["n"] > old["n"])):
+                self.seen[rank] = {"host": None, "pid": None, "times": {}, **(old or {}), **sign, "came": now}
+        absent = next((rank for rank in watched if rank not in self.seen), None)
+        if absent is not None:  # all have joined, but not everyone has given a first sign
+            late = now - self.began > self.silent
+            return self._publish(Verdict(f"rank {absent} has joined and sent no heartbeat since")) if late else None
+        if self.mesh.is_rank0 and now - self.compared[0] > COMPARE_SECONDS:
+            self._compare(now)
+        return self._publish(self._judge(now))
 
-    def _publish(self, verdict: str | None) -> str | None:
-        """Publish rank 0's verdict to all ranks."""
+    def _publish(self, verdict: Verdict | None) -> Verdict | None:
         if verdict and self.mesh.is_rank0:
-            self.store.set(f"{self.prefix}verdict", verdict)
+            self.heartbeats.publish(verdict)
         return verdict
 
-    def _judge(self, seen: dict, now: float) -> str | None:
-        for rank, sign in seen.items():
-            name = f"rank {rank}"
-            if sign["n"] == -1:
-                if sign["words"]:
-                    return f"{name} (process {sign['pid']} on {sign['host']}) ended: {sign['words']}"
-                continue
+    def _compare(self, now: float) -> None:
+        times = {rank: sign["times"] for rank, sign in self.seen.items()}
+        if self.compared[1]:
+            self.new_stragglers.extend(stragglers(self.compared[1], times))
+        self.compared = (now, times)
+
+    def _judge(self, now: float) -> Verdict | None:
+        for rank, sign in self.seen.items():
+            if sign["n"] == -1 and sign["words"]:
+                name = f"rank {rank} (process {sign['pid']} on {sign['host']})"
+                return Verdict(f"{name} ended: {sign['words']}", sign["code"])
+        present = {rank: sign for rank, sign in self.seen.items() if sign["n"] != -1}
+        for rank, sign in present.items():
             silent = now - sign["came"]
             if silent > (min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent):
-                return f"{name} has sent no heartbeat for {silent:.0f} s, killed or stopped; {_place(sign)}"
-        present = {rank: sign for rank, sign in seen.items() if sign["n"] != -1}
-        if self.mesh.is_rank0 and present and min(sign["for"] for sign in present.values()) > self.hang:
+                return Verdict(
+                    f"rank {rank} has sent no heartbeat for {silent:.0f} s, killed or stopped; {_place(sign)}"
+                )
+        if self.mesh.is_rank0 and present and all(sign["for"] > self._limit(sign) for sign in present.values()):
             rank, sign = min(present.items(), key=lambda item: item[1]["ops"])
             behind = sum(other["ops"] > sign["ops"] for other in present.values())
             who = f"rank {rank} is waited for by {behind} others" if behind else "every rank waits"
-            return (
-                f"nothing has moved for {sign['for']:.0f} s, {who}; {_place(sign)}; stacks are in {self.run / STACKS}"
+            return Verdict(
+                f"nothing has moved for {sign['for']:.0f} s, {who}; {_place(sign)}; stacks are in {self.run / STACKS}",
+                hang=True,
             )
         return None
 
-    def _end(self, verdict: str, *, store: bool = True) -> None:
-        """Let the main thread raise the verdict; where it hangs in a collective, end the process from this thread."""
-        if "stacks are in" in verdict:
+    def _limit(self, sign: dict) -> float:
+        return hang_limit(sign["times"].get(sign["op"]), self.hang)
+
+    def _end(self, verdict: Verdict) -> None:
+        """Let the main thread raise it; where that hangs in a collective, end the process from here."""
+        if verdict.hang:
             self._dump()
-        record = flight_recorder.write(self.run, self.mesh.world.rank, self.mesh.device.type == "cuda")
-        self.verdict = verdict = verdict if record is None else f"{verdict}; the last collectives are in {record}"
-        self.stored = store
+        if verdict.code == PeerLost.code:
+            record = flight_recorder.write(self.run, self.mesh.world.rank, self.mesh.device.type == "cuda")
+            if record is not None:
+                verdict = Verdict(f"{verdict.text}; the last collectives are in {record}", verdict.code, verdict.hang)
+        self.verdict = verdict
         self.decided.set()
         if self.ending.wait(MAIN_SECONDS):
             return
         if self._first_to_report():
-            tell(f"{verdict}; {AGAIN}")
+            tell(_line(verdict))
         self._outlast()
-        os._exit(PeerLost.code)
+        os._exit(verdict.code)
 
     def _first_to_report(self) -> bool:
-        """Whether this rank is the first to print the verdict."""
+        """One line on the screen is enough. The last that this rank asks of the store, unless it is rank 0."""
         try:
-            if not self.stored:
-                return self.mesh.world.rank == 1
-            return self.store.add(f"{self.prefix}reported", 1) == 1
+            if self.stored:
+                first = self.heartbeats.first_to_report()
+                self.heartbeats.acknowledge()
+                return first
         except Exception:
-            return self.mesh.world.rank == 1  # the store is lost: rank 0 hosted it
+            self.stored = False
+        return self.mesh.world.rank == 1  # no store left to agree over: rank 0 had it
 
     def _outlast(self) -> None:
-        """Delay rank 0, which often hosts the store, until the others have read the verdict."""
-        if self.mesh.is_rank0:
-            time.sleep(3 * self.interval)
+        """Rank 0 often holds the store: the others are to read the verdict, or its last words, before it goes."""
+        until = time.monotonic() + 4 * self.interval + MAIN_SECONDS
+        while self.mesh.is_rank0 and self.stored and time.monotonic() < until:
+            try:
+                if self.heartbeats.acknowledged() >= self.mesh.world.size:
+                    return
+            except Exception:
+                self.stored = False
+            time.sleep(0.05)
 
     def _dump(self) -> None:
         try:
@@ -230,8 +276,13 @@ class Watchdog:
             pass  # a full disk must not keep the process from exiting
 
     def _own_place(self) -> str:
-        _, operation, step, since = self.place
-        return f"rank {self.mesh.world.rank} was {time.monotonic() - since:.0f} s in {operation!r} of step {step}"
+        own = self.operations.sign()
+        return f"rank {self.mesh.world.rank} was {own['for']:.0f} s in {own['op']!r} of step {own['step']}"
+
+
+def _line(verdict: Verdict) -> str:
+    """What the screen shows: a rank's own words say what to do."""
+    return f"{verdict.text}; {AGAIN}" if verdict.code == PeerLost.code else verdict.text
 
 
 def _place(sign: dict) -> str:

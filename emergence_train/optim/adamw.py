@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from emergence_train.optim.base import OptimizerConfig
+from emergence_train.optim.base import OptimizerConfig, eager
 
 if TYPE_CHECKING:
     import torch
@@ -26,4 +26,4 @@ class AdamW(OptimizerConfig):
         from emergence_train.optim.groups import parameter_groups
 
         groups = parameter_groups(model, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+        return eager(torch.optim.AdamW)(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)

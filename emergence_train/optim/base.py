@@ -1,6 +1,7 @@
 """Base class of an optimizer's section of the configuration, which builds the optimizer."""
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -23,3 +24,14 @@ class OptimizerConfig(Section):
     def build(self, model: "torch.nn.Module", lr: float) -> "torch.optim.Optimizer":
         """Build the optimizer of the model's parameters, which ZeRO-3 may have emptied (see groups.py); lr is set each step."""
         raise NotImplementedError
+
+
+def eager(optimizer: "type[torch.optim.Optimizer]") -> Any:
+    """The class `optimizer` with a `step` that is never compiled.
+
+    torch's own imports the compiler, a quarter of the start of a run, to tell it that gradients are off.
+    """
+    import torch
+
+    plain = inspect.unwrap(optimizer.step)
+    return type(optimizer.__name__, (optimizer,), {"step": torch.no_grad()(plain)})

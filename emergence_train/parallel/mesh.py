@@ -6,7 +6,7 @@
 Today both contain every process. Another kind of parallelism adds a group here, and its callers choose between the groups.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -29,8 +29,9 @@ class Mesh:
     data: Group
     local_rank: int  # on its machine
     device: torch.device
-    launch_id: str = ""  # a unique name of this start: keys in a store that may outlive the processes begin with it
-    note: str | None = None  # name of the launcher, for the console
+    launch_id: str = ""  # a name that these processes alone have, for what they leave in a store that may outlive them
+    note: str | None = None  # of the launcher, for the screen
+    secret: bytes = field(default=b"", repr=False)  # of this start: signs what its processes write to the store
 
     @property
     def is_rank0(self) -> bool:
@@ -39,8 +40,14 @@ class Mesh:
 
 
 def data_parallel(
-    rank: int, size: int, local_rank: int, device: torch.device, launch_id: str = "", note: str | None = None
+    rank: int,
+    size: int,
+    local_rank: int,
+    device: torch.device,
+    launch_id: str = "",
+    note: str | None = None,
+    secret: bytes = b"",
 ) -> Mesh:
     """A mesh of `size` data-parallel processes."""
     everyone = Group(rank, size)
-    return Mesh(everyone, everyone, local_rank, device, launch_id, note)
+    return Mesh(everyone, everyone, local_rank, device, launch_id, note, secret)

@@ -6,21 +6,25 @@ Import this module before deepspeed: it sets the accelerator that DeepSpeed uses
 import contextlib
 import ctypes
 import datetime
+import gc
+import importlib
 import logging
 import os
+import secrets
 import sys
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from emergence_train.cluster import launcher
-from emergence_train.errors import InputError, PeerLost, Stopped, tell
+from emergence_train.errors import InputError, PeerLost, Stopped, attempt, describe, exit_code, repeat, tell
 from emergence_train.parallel.mesh import Group, Mesh, data_parallel
 from emergence_train.parallel.rendezvous import find_store
 
@@ -34,30 +38,42 @@ def start(threads: int | None) -> Mesh:
     """Join (or create) the process group."""
     launch = launcher.find()
     rank, world, local_rank = launch.rank, launch.world, launch.local_rank
-    if torch.cuda.is_available():
-        index = device_index(launch, torch.cuda.device_count())
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    else:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        device = torch.device("cpu")
-        torch.set_flush_denormal(True)  # Adam's second moments fade into denormals, 10 to 100 times slower on a CPU
-        _keep_freed_memory()
-        index = local_rank
-    # DeepSpeed reads these three under any launcher, and takes the last as the device's index.
+    chosen, failed = attempt(lambda: _device(launch))
+    device = chosen or torch.device("cpu")
+    index = local_rank if device.index is None else device.index
+    # DeepSpeed asks for these three whatever the launcher, and takes the last for the number of the device.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(index))
     if threads:
         torch.set_num_threads(threads)
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _limited(JOIN_SECONDS):
             store = _store(launch)
             arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world} if store else {}
             dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
-            launch_id = broadcast_from_rank0(lambda: uuid.uuid4().hex)
+            on_every_rank(lambda: _raise(failed))  # a rank without a GPU has joined, so that the others hear of it
+            launch_id, secret = broadcast_from_rank0(lambda: (uuid.uuid4().hex, secrets.token_bytes(32)))
             barrier()
-        return data_parallel(rank, world, local_rank, device, launch_id, launch.note)
-    return data_parallel(rank, world, local_rank, device, uuid.uuid4().hex)  # initialised before: a single process
+        return data_parallel(rank, world, local_rank, device, launch_id, launch.note, secret)
+    _raise(failed)
+    return data_parallel(rank, world, local_rank, device, uuid.uuid4().hex)  # joined before: a lone process
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _device(launch: launcher.LaunchInfo) -> torch.device:
+    """This process's own device, made ready."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", device_index(launch, torch.cuda.device_count()))
+        torch.cuda.set_device(device)
+        return device
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    torch.set_flush_denormal(True)  # Adam's second moments fade into denormals, 10 to 100 times slower on a CPU
+    _keep_freed_memory()
+    return torch.device("cpu")
 
 
 def device_index(launch: launcher.LaunchInfo, visible: int) -> int:
@@ -155,8 +171,8 @@ def rendezvous() -> Iterator[None]:
         ) from error
 
 
-def is_communication_error(error: Exception) -> bool:
-    """Whether an error may come from a lost peer: recognised by the backend's name in it, since its class varies."""
+def is_communication_error(error: BaseException) -> bool:
+    """Whether an error may be the echo of a peer's end: torch names the backend in it, not always the class."""
     if isinstance(error, dist.DistError):
         return True
     words = ("gloo", "nccl", "peer", "connection", "socket", "timed out", "store", "broken pipe")
@@ -201,7 +217,36 @@ def import_deepspeed() -> Any:
     # DeepSpeed calls collectives by names that torch 2.13 deprecates; the user cannot act on the warnings.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed's ZeRO imports its Muon to ask whether an optimizer is one, and that module hands functions to torch.compile,
+    which imports Inductor: a fifth of the start of a run. They are left as they are; training.optimizer has no such kind."""
+    from deepspeed.runtime import compiler
+
+    compile, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        with contextlib.suppress(ImportError):  # a version without it
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile
+
+
+def leave_compiler_out(wanted: bool) -> None:
+    """Functions that torch and DeepSpeed keep from the compiler import it when they are first called, only to be kept from it: a
+    quarter of the start of a run. Where nothing is compiled (`wanted`) they are told to call what they wrap; else that is undone.
+    """
+    kept = torch._disable_dynamo(lambda: None).__code__
+    for function in gc.get_objects():
+        if type(function) is FunctionType and function.__code__ is kept:
+            plain: Any = function.__dict__["__wrapped__"]
+            known = getattr(plain, "__dynamo_disable", None)
+            if wanted and known is None:
+                plain.__dynamo_disable = plain
+            elif not wanted and known is not None and known is plain:
+                del plain.__dynamo_disable
 
 
 def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
@@ -212,19 +257,43 @@ def all_reduce_sum(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def broadcast_from_rank0(make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Call `make()` on rank 0 of the world; return its result, or raise its exception, on every rank."""
-    outcome: list = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = make()
-        except Exception as error:  # the others must not wait for a rank that has failed
-            outcome[1] = error
+    """`make()` on rank 0 of the world, its result on every rank; an exception of rank 0 is raised on every rank."""
+    value, error = attempt(make) if dist.get_rank() == 0 else (None, None)
+    outcome: list[Any] = [value, error and (exit_code(error), describe(error))]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0, group=group)
+    if error is not None:
+        raise _reported_here(error)
     if outcome[1] is not None:
-        outcome[1].already_reported = dist.get_rank() > 0  # reported once, by rank 0
-        raise outcome[1]
+        raise repeat(*outcome[1])
     return outcome[0]
+
+
+def on_every_rank(make: Callable[[], T]) -> T:
+    """`make()` on each rank of the world, its own result on each; where it fails on some, on every rank the error of the first.
+
+    There must be no collective in it: a rank that fails before one would leave the others waiting in it.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    value, error = attempt(make)
+    first = torch.tensor(world if error is None else rank)
+    if world > 1:
+        dist.all_reduce(first, dist.ReduceOp.MIN)
+    if first == world:
+        return value  # type: ignore[return-value]
+    outcome: list[Any] = [error and (exit_code(error), describe(error))]
+    if world > 1:
+        dist.broadcast_object_list(outcome, src=int(first))
+    if error is not None and first == rank:
+        raise _reported_here(error)
+    raise repeat(*outcome[0])
+
+
+def _reported_here(error: Exception) -> Exception:
+    """One line on the screen is enough: this rank's, unless it is there already."""
+    with contextlib.suppress(AttributeError):
+        error.already_reported = bool(getattr(error, "already_reported", None))  # type: ignore[attr-defined]
+    return error
 
 
 def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:

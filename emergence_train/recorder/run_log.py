@@ -8,15 +8,18 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from emergence_train import files
-from emergence_train.errors import RunError
+from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import tables
 from emergence_train.recorder.layout import step_name
+from emergence_train.recorder.metrics import Metrics, iter_metrics
 
 WRITE_SECONDS = 1.0  # rows reach the file at least this often, and all of them before state is saved
 FOLDERS = ("positions", "evaluations")  # tables named step-XXXXXXXXXX.parquet
@@ -26,7 +29,8 @@ class RunLog:
     """Writes metrics.jsonl and tables, on rank 0 only. `header` is the first line and identifies the run.
 
     A row or table that the disk rejects is kept in memory and retried. No state is saved before its rows are on the disk, so a
-    run that resumes has all of them.
+    run that resumes has all of them. Rows that were on the disk are read once, line by line, and handed over
+    (`take_read_back`): a million rows would take 1.5 GB for as long as the run lasts.
     """
 
     def __init__(self, directory: Path, header: dict, step: int, rewinds: list[dict]) -> None:
@@ -34,47 +38,80 @@ class RunLog:
         self.path = directory / "metrics.jsonl"
         self.file = -1  # the descriptor that rows are written to
         self.archived: Path | None = None  # where logs without a state were moved
-        if not step and any((directory / "positions").glob("step-*.parquet")):
-            self.archived = self._archive()
-        self.truncate_to(step, rewinds)
+        with files.named_errors(self.path):
+            if not step and any((directory / "positions").glob("step-*.parquet")):
+                self.archived = self._archive()
+        self._read_back: Metrics | None = self.truncate_to(step, rewinds)
+
+    def take_read_back(self) -> Metrics:
+        """What the rows that were there say: once, since the log keeps nothing of them."""
+        if self._read_back is None:
+            raise RuntimeError("what was read back has been taken")
+        taken, self._read_back = self._read_back, None
+        return taken
 
     def _archive(self) -> Path:
         """Move the logs aside where every state was lost and the run starts over."""
         places = (self.directory / f"begun-anew-{number}" for number in itertools.count(1))
         place = next(path for path in places if not path.exists())
         place.mkdir()
-        for name in ("metrics.jsonl", *FOLDERS):
+        for name in ("metrics.jsonl", *reversed(FOLDERS)):  # positions last: while they are there this is not done
             if (self.directory / name).exists():
                 (self.directory / name).rename(place / name)
         return place
 
-    def truncate_to(self, step: int, rewinds: list[dict]) -> None:
-        """Remove rows and tables of later steps; `rewinds` are kept at their steps."""
+    def truncate_to(self, step: int, rewinds: list[dict]) -> Metrics:
+        """Remove rows and tables of later steps; `rewinds` are kept at their steps. Returns the rows that are left."""
+        with files.named_errors(self.path):
+            return self._truncate_to(step, rewinds)
+
+    def _truncate_to(self, step: int, rewinds: list[dict]) -> Metrics:
         if self.file >= 0:
-            os.close(self.file)
-        rows = tables.read_metrics(self.path) if step and self.path.is_file() else []
-        kept = [row for row in rows if row.get("step", 0) <= step and row.get("kind") not in ("run", "rewind")]
-        for rewind in rewinds:
-            at = next((i for i, row in enumerate(kept) if row.get("step", 0) > rewind["step"]), len(kept))
-            kept.insert(at, {"kind": "rewind", **rewind})
-        lines = [json.dumps(row) for row in [{"kind": "run", **self.header}, *kept]]
-        files.write_bytes(self.path, ("\n".join(lines) + "\n").encode())
+            old, self.file = self.file, -1
+            os.close(old)
+        kept = Metrics(self.path, {"kind": "run", **self.header})
+        with files.atomic_path(self.path) as temporary, open(temporary, "wb") as out:
+            out.write(json.dumps(kept.header).encode() + b"\n")
+            for line, row in self._rows_to_keep(step, rewinds):
+                kept.add(row)
+                out.write(line + b"\n")
+            self.train_rows = len(np.unique(kept.train("step")))  # steps that have a row
         for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
             if table.stem.removeprefix("step-").isdigit() and int(table.stem.removeprefix("step-")) > step:
                 table.unlink()
-        self.rows = kept
         self.pending: list[str] = []
         self.tables: list[tuple[tables.Table, Path, pd.DataFrame]] = []
+        self._open()
+        self.written = time.monotonic()
+        return kept
+
+    def _open(self) -> None:
         self.file = os.open(self.path, os.O_WRONLY)
         self.end = os.fstat(self.file).st_size  # length of the file known to be written
-        self.written = time.monotonic()
+        self.durable, self.recent = self.end, b""  # bytes that an fsync has covered, and what was written since
+        self.sync_failed = False
+
+    def _rows_to_keep(self, step: int, rewinds: list[dict]) -> Iterator[tuple[bytes, dict]]:
+        """Lines and rows up to `step` of the file as it is, each rewind before the first row of a later step."""
+        waiting = [{"kind": "rewind", **rewind} for rewind in sorted(rewinds, key=lambda rewind: rewind["step"])]
+        for number, (line, row) in enumerate(iter_metrics(self.path) if step and self.path.is_file() else (), 1):
+            at = row.get("step", 0)
+            if not isinstance(at, (int, float)):
+                raise InputError(f"{self.path}: row {number}, column 'step': {at!r} is not a number; remove that line")
+            if at > step or row.get("kind") in ("run", "rewind"):
+                continue
+            while waiting and at > waiting[0]["step"]:
+                yield json.dumps(waiting[0]).encode(), waiting.pop(0)
+            yield line, row
+        for rewind in waiting:
+            yield json.dumps(rewind).encode(), rewind
 
     def missing_rows(self, step: int, tables: set[int], first: int = 0) -> str | None:
         """A note on missing rows and tables (of the steps `tables`) after step `first` up to `step`, or None.
 
         No stop leaves such a gap, since a state is saved after its rows: a file was deleted or truncated.
         """
-        rows = step - first - len({row["step"] for row in self.rows if row.get("kind") == "train"})
+        rows = step - first - self.train_rows
         absent = sorted(s for s in tables if not (self.directory / "positions" / f"{step_name(s)}.parquet").is_file())
         gaps = [f"{rows} of {step - first} train rows of {self.path.name}"] if rows else []
         gaps += [f"the positions table of step {', '.join(map(str, absent))}"] if absent else []
@@ -97,12 +134,27 @@ class RunLog:
             except (RunError, OSError) as error:
                 return str(error)
             del self.tables[0]
-        problem = self._drain()
+        problem: OSError | None = self._drain()
         try:
+            if self.sync_failed:
+                self._write_anew()
             os.fsync(self.file)
-        except OSError as late:
-            problem = late
+            self.durable, self.recent = self.end, b""
+        except RunError as error:
+            return str(error)
+        except OSError as error:
+            problem, self.sync_failed = error, True
         return None if problem is None else str(files.disk_error(problem, self.path))
+
+    def _write_anew(self) -> None:
+        """After a failed fsync Linux takes the pages for written and the next one succeeds without them: another file."""
+        with open(self.path, "rb") as file:
+            kept = file.read(self.durable)
+        files.write_bytes(self.path, kept + self.recent)
+        old = self.file
+        self._open()
+        with contextlib.suppress(OSError):
+            os.close(old)
 
     def positions(self, step: int, table: pd.DataFrame) -> None:
         """Queue the checkpoint's positions table for the next flush."""
@@ -114,7 +166,10 @@ class RunLog:
 
     def close(self) -> str | None:
         problem = self.flush()
-        os.close(self.file)
+        try:
+            os.close(self.file)
+        except OSError as error:
+            return problem or str(files.disk_error(error, self.path))
         return problem
 
     def _drain(self) -> OSError | None:
@@ -130,6 +185,7 @@ class RunLog:
                 os.ftruncate(self.file, self.end)
             return error
         self.end += len(data)
+        self.recent += data
         self.pending = []
         return None
 

@@ -18,7 +18,6 @@ from emergence_train.analysis.emergence.result import (
 )
 from emergence_train.analysis.figures import FORECAST, INTERVALS, OBSERVED, Figure, Trace, short
 from emergence_train.analysis.results import Interval
-from emergence_train.recorder.tables import cost_of_tasks
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.parts import grid, table
 
@@ -227,7 +226,7 @@ def _fan(ahead: LossForecast, run: Run, marked: list[Marked]) -> Figure:
 
 def _history(run: Run) -> Figure | None:
     """What was forecast inside training at each checkpoint, against the thresholds of an earlier analysis."""
-    rows = [row for row in run.metrics if row.get("kind") == "abilities"]
+    rows = run.metrics.of_kind("abilities")
     names = dict.fromkeys(
         name.removesuffix("/tokens") for row in rows for name in row["value"] if name.endswith("/tokens")
     )
@@ -260,8 +259,8 @@ def _cost(runs: list[Run]) -> str:
     """What scoring the tasks took inside training."""
     rows = []
     for run in runs:
-        scoring, training = cost_of_tasks(run.metrics)
-        scored = sum(row.get("kind") == "evaluation" for row in run.metrics)
+        scoring, training = run.metrics.cost_of_tasks()
+        scored = len(run.metrics.of_kind("evaluation"))
         if scored and training:
             rows.append(
                 [html.escape(run.name), str(scored), f"{scoring:,.1f}", f"{training:,.1f}", f"{scoring / training:.1%}"]

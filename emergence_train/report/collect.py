@@ -7,10 +7,11 @@ import pandas as pd
 
 from emergence_train.analysis import emergence, temporal
 from emergence_train.analysis.emergence import EmergenceAnalysis
-from emergence_train.analysis.position_matrix import PositionMatrix, position_matrices
+from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.analysis.temporal import TemporalAnalysis
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
+from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import names_of
 
 FRACTION = 0.4  # of the planned tokens, observed by the forecast
@@ -23,9 +24,10 @@ class Run:
     """A run's files and its temporal analysis.
 
     positions: mean loss over positions and the sums by position, one PositionMatrix a split
-    means: tables.mean_loss of every checkpoint and split
-    fits: temporal.fit_positions, the position law at every checkpoint and split
-    curve: the training rows of metrics.jsonl; `metrics` all of them
+    means: mean loss of every checkpoint and split (step, tokens, split, loss), by split and step
+    fits: temporal.fit_matrix, the position law at every checkpoint of iid and at the last one of the other splits
+    curve: numbers of the training steps in metrics.jsonl (step, tokens, loss, tokens_per_second)
+    metrics: metrics.jsonl
     forecast: from the first FRACTION of the run, or None with the reason in `no_forecast`
     """
 
@@ -37,7 +39,7 @@ class Run:
     means: pd.DataFrame
     fits: pd.DataFrame
     curve: pd.DataFrame
-    metrics: list[dict]
+    metrics: Metrics
     forecast: TemporalAnalysis | None = None
     no_forecast: tuple[str, ...] = field(default=())
 
@@ -77,33 +79,45 @@ def collect(directories: list[Path]) -> ReportData:
 
 
 def _load_run(directory: Path, names: dict[Path, str]) -> Run:
-    metrics = tables.read_metrics(directory)
-    header = next((row for row in metrics if row.get("kind") == "run"), None)
-    if header is None:
+    metrics = Metrics.read(directory)
+    if metrics.header is None:
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not list((directory / "positions").glob("*.parquet")):
         raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
-    positions = tables.read(tables.POSITIONS, directory)
-    forecast, no_forecast = _forecast(directory)
+    positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
+    forecast, no_forecast = _forecast(directory, names[directory], list(positions.values()), metrics)
+    columns = ("step", "tokens", "loss", "tokens_per_second")
     return Run(
         name=names[directory],
         directory=directory,
-        params=int(header["params"]),
-        header=header,
-        positions={str(matrix.keys["split"].iloc[0]): matrix for matrix in position_matrices(positions)},
-        means=tables.mean_loss(positions),
-        fits=temporal.fit_positions(positions),
-        curve=pd.DataFrame([row for row in metrics if row.get("kind") == "train"]),
+        params=int(metrics.header["params"]),
+        header=metrics.header,
+        positions=positions,
+        means=pd.concat(
+            [matrix.keys.assign(loss=matrix.mean_loss) for matrix in positions.values()], ignore_index=True
+        ),
+        fits=pd.concat([_fits(split, matrix) for split, matrix in positions.items()], ignore_index=True),
+        curve=pd.DataFrame({name: metrics.train(name) for name in columns}),
         metrics=metrics,
         forecast=forecast,
         no_forecast=no_forecast,
     )
 
 
-def _forecast(directory: Path) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
+def _fits(split: str, matrix: PositionMatrix) -> pd.DataFrame:
+    """The position law as far as it is shown: of iid along training, of other splits at the end."""
+    return temporal.fit_matrix(matrix if split == "iid" else observed_rows(matrix, slice(-1, None)))
+
+
+def _forecast(
+    directory: Path, name: str, matrices: list[PositionMatrix], metrics: Metrics
+) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
     """The temporal analysis of a run, and why parts of it are missing."""
     try:
-        analysis = temporal.investigate(directory, fit_fraction=FRACTION, splits=SPLITS)
+        curve = tables.read(tables.CURVES, metrics) if len(metrics.train("step")) else None
+        shown = [matrix for matrix in matrices if matrix.keys["split"].iloc[0] in SPLITS]
+        series = temporal.run_series(directory, shown, curve, name=name)
+        analysis = temporal.investigate_series(series, fit_fraction=FRACTION, splits=SPLITS)
     except InputError as error:
         return None, (str(error),)
     return analysis, tuple(skipped.reason for skipped in analysis.result.skipped)

@@ -30,7 +30,7 @@ def _summary(runs: list[Run]) -> str:
     rows = []
     for run in runs:
         iid, ood, fit = run.last(run.means, "iid"), run.last(run.means, "ood"), run.last(run.fits, "iid")
-        speed = run.curve["tokens_per_second"].median() if "tokens_per_second" in run.curve else np.nan
+        speed = run.curve["tokens_per_second"].median()
         rows.append(
             [
                 html.escape(run.name),
@@ -143,8 +143,9 @@ def _by_tokens(runs: list[Run]) -> str:
     training = []
     for number, run in enumerate(runs):
         curve = _smoothed(run.curve)
-        training.append(Trace(curve["tokens"].to_numpy(), curve["loss"].to_numpy(), f"{run.name}, train", number))
-    note = "Mean of steps in bins equal in log tokens."
+        tokens, loss, low, high = (curve[name].to_numpy() for name in ("tokens", "loss", "low", "high"))
+        training.append(Trace(tokens, loss, f"{run.name}, train", number, low=low, high=high))
+    note = "Mean of steps in bins equal in log tokens; the band holds every step of a bin."
     figures = [Figure("Training", "tokens", "loss (nats)", tuple(training), x_log=True, note=note)]
     for split in ("iid", "ood"):
         marks = tuple(
@@ -158,18 +159,20 @@ def _by_tokens(runs: list[Run]) -> str:
 
 
 def _smoothed(curve: pd.DataFrame, bins: int = 120) -> pd.DataFrame:
+    """Mean tokens and loss of steps in bins, with the lowest and highest loss: no spike is averaged away."""
     curve = curve.dropna(subset=["loss"])
     cut = np.unique(np.geomspace(1, len(curve), bins).astype(int))
     group = np.searchsorted(cut, np.arange(1, len(curve) + 1))
-    return curve[["tokens", "loss"]].astype(float).groupby(group).mean()
+    parts = curve[["tokens", "loss"]].groupby(group)
+    return parts.mean().assign(low=parts["loss"].min(), high=parts["loss"].max())
 
 
 def _speed(runs: list[Run]) -> str:
     traces = []
     for number, run in enumerate(runs):
-        if "tokens_per_second" not in run.curve:
+        rows = run.curve.dropna(subset=["tokens_per_second"])[["tokens", "tokens_per_second"]]
+        if rows.empty:
             continue
-        rows = run.curve.dropna(subset=["tokens_per_second"])[["tokens", "tokens_per_second"]].astype(float)
         parts = rows.groupby(np.arange(len(rows)) * 60 // max(len(rows), 1))
         tokens = parts["tokens"].median().to_numpy()
         low, middle, high = (parts["tokens_per_second"].quantile(q).to_numpy() for q in (0.1, 0.5, 0.9))

@@ -54,7 +54,8 @@ def figure_html(figure: Figure) -> str:
     ]
     data = {"x": figure.x_label, "y": figure.y_label, "series": read_out}
     clip = "" if figure.y_names else ' clip-path="url(#plot)"'
-    text = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")
+    # A script ends at "</script", and "<!--<script" would open another: no name can spell either.
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     return (
         f'<figure class="chart"><figcaption>{name}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {bottom + BOTTOM}" role="img" tabindex="0" aria-label="{name}. '

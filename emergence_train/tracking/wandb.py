@@ -156,6 +156,8 @@ def view(row: dict) -> dict | None:
             values = values | {"share_of_training": row["share_of_training"]}
     elif kind == "abilities":  # tokens are null where the ability is not gained before the end
         folder, values = "abilities", {name: value for name, value in row["value"].items() if value is not None}
+    elif kind == "straggler":
+        folder, values = "straggler", {name: row[name] for name in ("rank", "seconds", "share")}
     elif kind == "forecast" and "loss" in row:
         folder, values = "forecast", {k: value for k, value in row.items() if k not in ("kind", "step", "tokens")}
     else:
@@ -178,7 +180,7 @@ def chosen_mode(wanted: str) -> str:
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         known = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
-    except OSError:
+    except (OSError, ValueError):
         known = False
     return "online" if known else "offline"
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
-from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name
+from emergence_train.checkpoint import saver
+from emergence_train.checkpoint.format import STATE, complete, step_name
 from emergence_train.config import Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
@@ -55,15 +56,18 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             whole number of the child's steps, or more than the child's.
     """
     known = parent_of(run)
-    if parent is None:
-        return known["first_step"] if known else 0
-    path, step = parse(parent)
     if known is not None:
+        path, step = parse(parent) if parent else (Path(known["path"]), known["step"])
         if Path(known["path"]) != path.resolve() or step not in (None, known["step"]):
             raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
-        return known["first_step"]
-    if complete(run / "checkpoints") or (run / "positions").exists():
+        if complete(run / "checkpoints"):
+            return known["first_step"]
+        parent = f"{path}@{known['step']}"  # its state is not there yet, or no longer
+    elif parent is None:
+        return 0
+    elif complete(run / "checkpoints") or (run / "positions").exists():
         raise InputError(f"{run}: has begun without a parent; choose another name, or omit --from to resume it")
+    path, step = parse(parent)
     if path.resolve() == run.resolve():
         raise InputError(f"{run}: cannot begin from itself; choose another name")
     theirs, chosen = configs.load_run(path), checkpoints.newest(path, step)
@@ -81,17 +85,18 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             f"--from {parent}: has trained {tokens:,} tokens, and training.tokens, which counts them in, is "
             f"{training.tokens:,}; raise it"
         )
-    _adopt(chosen, run / "checkpoints", first)
     source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
-    files.write_json(run / FILE, source)
+    files.write_json(run / FILE, source)  # before the state, which alone would be a run's that began without a parent
+    _adopt(chosen, run / "checkpoints", first)
     return first
 
 
 def _adopt(source: Path, folder: Path, step: int) -> None:
     """Link the verified checkpoint `source` as the checkpoint `step` of `folder`."""
-    target, temporary = folder / step_name(step), folder / f".{step_name(step)}.from-parent"
+    temporary = folder / f".{step_name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    files.make_directory(folder)
+    temporary.mkdir()
     entries = []
     for entry in checkpoints.manifest(source):
         if entry["file"] == STATE:
@@ -99,10 +104,7 @@ def _adopt(source: Path, folder: Path, step: int) -> None:
         _link(source / entry["file"], temporary / entry["file"])
         entries.append(entry)
     state = checkpoints.read_state(source) | {"step": step, "loop": {}}
-    files.write_json(temporary / STATE, state)
-    checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
-    os.replace(temporary, target)
-    files.write_bytes(folder / POINTER, f"{target.name}\n".encode())
+    saver.commit(temporary, folder / step_name(step), step, entries, state)
 
 
 def _link(source: Path, target: Path) -> None:

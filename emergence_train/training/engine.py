@@ -8,18 +8,27 @@ from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import Gathered
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import import_deepspeed
+from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
 
+MOST_BUCKET, MOST_PREFETCH = 500_000_000, 50_000_000  # elements: DeepSpeed's defaults
+LEAST_BUCKET = 250_000
 
-def deepspeed_config(training: Training, mesh: Mesh) -> dict:
-    """DeepSpeed's configuration; also written to the run directory and logged to W&B."""
+
+def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:
+    """The configuration for DeepSpeed; written beside the run and logged to W&B. `parameters`: of the model, all of them."""
     half = training.precision == "bf16"
-    zero: dict = {"stage": training.zero_stage}
+    # A bucket of the default 5e8 elements is 2 GB on every rank, whatever the model. Four of them hold this one's gradients, so
+    # that sending one can overlap with computing the next; below a MB there is nothing to gain.
+    bucket = min(MOST_BUCKET, max(LEAST_BUCKET, -(-parameters // 4)))
+    zero: dict = {"stage": training.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if training.zero_stage == 3:
         # Norms and other small weights stay on every rank: gathering them costs more than keeping them.
-        zero |= {"stage3_param_persistence_threshold": 100_000}
+        zero |= {
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_prefetch_bucket_size": min(bucket, MOST_PREFETCH),
+        }
     if training.zero_stage == 1 and mesh.device.type == "cpu":
         # Copying gradients into one buffer pays where memory fragments and copies are free; not on a CPU (7% slower).
         zero |= {"contiguous_gradients": False}
@@ -48,10 +57,11 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     `graphs`: micro-batches will be replayed as CUDA graphs (graphs_possible).
     """
     deepspeed = import_deepspeed()
+    leave_compiler_out(not training.compile)
     if graphs:
         own_stream(mesh.device)
-    deepspeed.init_distributed(dist_init_required=False)  # uses the existing process group
-    settings = deepspeed_config(training, mesh)
+    deepspeed.init_distributed(dist_init_required=False)  # takes up the process group that is there
+    settings = deepspeed_config(training, mesh, model_config.parameters())
     third = training.zero_stage == 3
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
     with inside:

@@ -1,47 +1,54 @@
-"""Forecasts during training: the loss at the end of the plan, and when the run will gain abilities."""
+"""Forecasts while a run trains: its loss at the end of the plan, and when it will gain the abilities it asks about.
+
+The analyses are imported when the first forecast is due: SciPy's statistics would be a third of the start of a run.
+"""
 
 import math
+from array import array
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emergence_train.analysis.emergence.ability_watch import (
-    Threshold,
-    abilities_ahead,
-    format_abilities,
-    read_thresholds,
-)
-from emergence_train.analysis.results import as_json
-from emergence_train.analysis.temporal import forecast_final
-from emergence_train.analysis.temporal.result import FinalForecast
 from emergence_train.optim.schedule import learning_rate
+from emergence_train.recorder.metrics import Metrics
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
-PLAN_POINTS = 1000  # points of the planned learning rate
+if TYPE_CHECKING:
+    from emergence_train.analysis.emergence.ability_watch import Threshold
+    from emergence_train.analysis.temporal.result import FinalForecast
+
+PLAN_POINTS = 1000  # of the planned learning rate
 
 
 class EndForecast(Observer):
     """Forecasts the final loss with its 95% interval from the steps so far and the planned schedule."""
 
-    def on_restore(self, step: int, rows: list[dict]) -> None:
-        train = [row for row in rows if row.get("kind") == "train"]
-        self.losses = [(row["step"], row["loss"]) for row in train if row["loss"] is not None]
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        losses = metrics.train("loss")
+        measured = np.isfinite(losses)
+        self.steps, self.losses = array("d", metrics.train("step")[measured]), array("d", losses[measured])
 
     def on_step(self, step: Step) -> None:
         if math.isfinite(step.loss):
-            self.losses.append((step.step, step.loss))
+            self.steps.append(step.step)
+            self.losses.append(step.loss)
 
     def on_checkpoint(self, measurement: Measurement) -> None:
         if measurement.step >= self.context.plan.total_steps or not self.losses:
             return
+        from emergence_train.analysis.results import as_json
+
         outlook = self._outlook()
         self.context.write("forecast", step=measurement.step, tokens=measurement.tokens, **as_json(outlook))
         if outlook.loss is not None:
             measurement.notes.append(f"end {outlook.loss:.3f} [{outlook.low95:.3f}, {outlook.high95:.3f}]")
 
-    def _outlook(self) -> FinalForecast:
+    def _outlook(self) -> "FinalForecast":
+        from emergence_train.analysis.temporal import forecast_final
+
         plan, schedule = self.context.plan, self.context.schedule
-        steps, losses = np.array(self.losses).T
+        steps, losses = np.array(self.steps), np.array(self.losses)
         planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
         rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
         return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps)
@@ -56,18 +63,22 @@ class AbilityForecast(Observer):
         self.iid: dict[int, float] = {}
         path = context.abilities
         if path:
+            from emergence_train.analysis.emergence.ability_watch import read_thresholds
+
             self.thresholds = read_thresholds(Path(path), context.header["vocabulary"])
             if not self.thresholds:
                 context.log(f"{path}: no task has a threshold there, so no ability is forecast")
 
-    def on_restore(self, step: int, rows: list[dict]) -> None:
-        self.iid = iid_losses(rows)
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        self.iid = iid_losses(metrics)
 
     def on_checkpoint(self, measurement: Measurement) -> None:
         step, plan = measurement.step, self.context.plan
         self.iid[step] = measurement.means.get("iid", math.inf)
         if not self.thresholds:
             return
+        from emergence_train.analysis.emergence.ability_watch import abilities_ahead, format_abilities
+
         abilities = abilities_ahead(self.thresholds, self.iid, plan.step_tokens, self.context.run_log.directory)
         if not abilities:
             return
@@ -81,6 +92,6 @@ class AbilityForecast(Observer):
         self.context.log(f"abilities   step {step}  {format_abilities(abilities)}")
 
 
-def iid_losses(rows: list[dict]) -> dict[int, float]:
-    """Mean iid loss by step from rows of metrics.jsonl, nats per token; infinite where there is none."""
-    return {row["step"]: row["loss"].get("iid", math.inf) for row in rows if row.get("kind") == "validation"}
+def iid_losses(metrics: Metrics) -> dict[int, float]:
+    """Mean iid loss by step, nats per token; infinite where there is none."""
+    return {row["step"]: row["loss"].get("iid", math.inf) for row in metrics.of_kind("validation")}

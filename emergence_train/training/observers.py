@@ -14,6 +14,7 @@ from emergence_train.config import Logging
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.faults.anomalies import Event
 from emergence_train.optim.schedule import Schedule
+from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.run_log import RunLog
 from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
@@ -77,8 +78,8 @@ class Observer:
     def __init__(self, context: RunContext) -> None:
         self.context = context
 
-    def on_restore(self, step: int, rows: list[dict]) -> None:
-        """Training starts or resumes after `step`, also after a rewind; `rows` are those of metrics.jsonl up to it."""
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        """Training starts or resumes after `step`, also after a rewind; `metrics` are those of metrics.jsonl up to it."""
 
     def on_step(self, step: Step) -> None:
         """Called after each step."""

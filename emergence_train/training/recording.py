@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -11,6 +12,7 @@ from emergence_train.evaluation.at_checkpoint import Scores
 from emergence_train.faults.anomalies import WINDOW
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder.environment import write_environment
+from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
 from emergence_train.training.forecasts import AbilityForecast, EndForecast, iid_losses
@@ -83,31 +85,27 @@ class RunWriter(NullWriter):
         return self.opened
 
     def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
-        if self.opened is None:
-            self._open(step, rewinds)
-        else:
-            self.opened.truncate_to(step, rewinds)
-        rows = self.run_log.rows
-        self.iid = iid_losses(rows)
+        metrics = self._open(step, rewinds, first) if self.opened is None else self.opened.truncate_to(step, rewinds)
+        self.iid = iid_losses(metrics)
         for observer in self.observers:
-            observer.on_restore(step, rows)
+            observer.on_restore(step, metrics)
         if gap := self.run_log.missing_rows(step, measured, first):
             self.setup.log(gap)
-        skipped = {row["step"] for row in rows if row.get("kind") == "skipped"}
-        train = [row for row in rows if row.get("kind") == "train" and row["loss"] is not None]
-        return [row["loss"] for row in train if row["step"] not in skipped][-WINDOW:]
+        losses = metrics.train("loss")
+        return losses[np.isfinite(losses) & ~metrics.skipped()][-WINDOW:].tolist()
 
-    def _open(self, step: int, rewinds: list[dict]) -> None:
+    def _open(self, step: int, rewinds: list[dict], first: int) -> Metrics:
         setup = self.setup
         write_environment(setup.directory, self.mesh.world.size, self.mesh.device, step)
         files.write_json(setup.directory / "deepspeed.json", setup.deepspeed)
-        self.opened = RunLog(setup.directory, setup.header, step, rewinds)
+        self.opened = RunLog(setup.directory, setup.header, step if step > first else 0, rewinds)
         if self.opened.archived:
             setup.log(
                 f"no state is left to resume from: the run starts over, its earlier logs are in {self.opened.archived}"
             )
         context = RunContext(**vars(setup), run_log=self.opened, write=self.write)
         self.observers = [observer(context) for observer in OBSERVERS]
+        return self.opened.take_read_back()
 
     def step(self, step: Step) -> None:
         for observer in self.observers:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from emergence_train.analysis.emergence.ability_watch import read_thresholds
 from emergence_train.config import Config, TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
+from emergence_train.errors import attempt
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import broadcast_from_rank0, rendezvous, start
+from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, rendezvous, start
 from emergence_train.training import branch
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
@@ -30,27 +30,36 @@ from emergence_train.training.startup import agree_on, claim, resolve, run_heade
 
 
 def train(
-    config: Config, log: Callable[[str], None] = print, *, parent: str | None = None, stop_after: int | None = None
+    config: Config | Callable[[], Config],
+    log: Callable[[str], None] = print,
+    *,
+    parent: str | None = None,
+    stop_after: int | None = None,
 ) -> Path:
     """Train, or resume, the run that `config` describes; returns its directory.
 
+    `config` may be a function that reads it: where that fails on one rank, its error becomes that of all, with its exit code.
     `parent`, as "RUN" or "RUN@STEP": a new run begins from that state (branch.py).
 
     `stop_after` ends this process after that step as a kill would (for tests of resuming). Raises Stopped where the process
     received a signal to stop and PeerLost where another process of the run is lost.
     """
-    flight_recorder.prepare(config.run_directory, torch.cuda.is_available())
+    read, wrong = attempt(config) if callable(config) else (config, None)
+    if read:
+        flight_recorder.prepare(read.run_directory, torch.cuda.is_available())
     with rendezvous():
-        mesh = start(config.training.threads)
+        mesh = start(read.training.threads if read else None)
+        config = on_every_rank(lambda: _given(read, wrong))
         log = _never_failing(log) if mesh.is_rank0 else _silent
         if mesh.note:
             log(mesh.note)
         stop = StopSignal(mesh.is_rank0, log)
         watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
+        stop.on_leave = watch.leave
     held = contextlib.ExitStack()
     try:
         return _train(config, mesh, log, stop, watch, held, parent, stop_after)
-    except Exception as error:
+    except BaseException as error:
         explained = watch.explain(error, lambda: stop.requested)
         if explained is error:
             raise
@@ -59,6 +68,12 @@ def train(
         watch.close()
         stop.close()
         held.close()
+
+
+def _given(config: Config | None, wrong: Exception | None) -> Config:
+    if config is None:
+        raise wrong or AssertionError("neither a configuration nor an error")
+    return config
 
 
 def _train(
@@ -71,7 +86,11 @@ def _train(
     parent: str | None,
     stop_after: int | None,
 ) -> Path:
-    """`held`: what must be kept until the process has nothing more to write: the run's lock."""
+    """What one rank does for all, or each does for itself, ends alike on all of them; what fails between two agreements is told
+    to the others by the watchdog, with its exit code.
+
+    `held`: what must be kept until the process has nothing more to write: the run's lock.
+    """
     watch.at("opening the data")
     agree_on(config, mesh)
     config = broadcast_from_rank0(lambda: resolve(config, mesh))
@@ -80,10 +99,12 @@ def _train(
     note = broadcast_from_rank0(lambda: claim(run, config, held))
     if note:
         log(note)
-    dataset = Dataset(config.data, config.seed, verify=False)
+    dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
     evaluator = _evaluator(config.tasks, dataset)
     if abilities := config.abilities:
+        from emergence_train.analysis.emergence.ability_watch import read_thresholds
+
         broadcast_from_rank0(lambda: bool(read_thresholds(Path(abilities), dataset.fingerprint)))
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
     first = broadcast_from_rank0(lambda: branch.begin(run, config.training, plan, dataset, parent))
@@ -131,7 +152,7 @@ def _build_session(
             abilities=config.abilities,
             logging=config.logging,
             resolved=config.model_dump(mode="json"),
-            deepspeed=engines.deepspeed_config(config.training, mesh),
+            deepspeed=engines.deepspeed_config(config.training, mesh, header["parameters"]),
             plan=plan,
             header=header,
             evaluator=evaluator,
@@ -167,7 +188,7 @@ def _evaluator(tasks: list[TaskConfig], dataset: Dataset) -> Evaluator:
 
     evaluators: list[Evaluator] = []
     broadcast_from_rank0(lambda: evaluators.append(build()))
-    return evaluators[0] if evaluators else build()
+    return on_every_rank(lambda: evaluators[0] if evaluators else build())
 
 
 def _silent(_: str) -> None:

@@ -7,6 +7,7 @@ engine's state is saved; so a run that resumes from a state has every row before
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from emergence_train.errors import RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import reduced, validate
 from emergence_train.faults.anomalies import AnomalyDetector, Event, SkippedBatches, diverged_replicas
+from emergence_train.faults.operations import Straggler
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.optim.schedule import learning_rate
@@ -70,6 +72,8 @@ class Session:
         self.accumulator = PositionAccumulator(dataset.sequence, mesh.device)
         self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
         self.saver = saver.Saver(self.run, checkpoints, plan.state_steps, mesh, log)
+        if not checkpoints.asynchronous:  # so that the rank whose disk hangs is behind the others
+            self.saver.on_written = lambda step: watch.at("waiting for the others' shards", step)
         self.detector = AnomalyDetector(faults, [])
         self.stepper = Stepper(
             training,
@@ -92,6 +96,8 @@ class Session:
         """Restore the newest complete checkpoint, or the initial state; return its step."""
         self.watch.at("loading a checkpoint")
         loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
+        if loaded is None and self.first:
+            raise self._failure(f"{self.run}: no state is left whole; run again: it begins anew from its parent's")
         content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
         step, self.due = content["step"], bool(content["loop"].get("due"))
         if step == self.first:
@@ -130,7 +136,7 @@ class Session:
         """End a finished run; raises where the logs or the last checkpoint could not be written."""
         self.watch.at("the last save", self.plan.total_steps)
         self._await_save()
-        problem = self.writer.close()
+        problem = broadcast_from_rank0(self.writer.close)
         self.log(self.console.closing(self.run))
         if self.saves_state and self.saver.durable < self.plan.total_steps:
             problem = problem or "the last checkpoint could not be saved"
@@ -166,7 +172,8 @@ class Session:
             raise self._failure(
                 f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; {self._lower_rate()}"
             )
-        self.skipped.add(back_to, failed, event.reason, write=self.mesh.is_rank0)
+        self.skipped.add(back_to, failed, event.reason)
+        broadcast_from_rank0(self.skipped.save)
         self.log(f"step {failed}: {event.reason}; back to step {back_to}, without the batches since")
         step = self.restore()
         self._make_due(step)
@@ -180,6 +187,7 @@ class Session:
             return None
         step, lr, speed, totals, grad_norm, applied = self.pending
         self.pending = None
+        self.watch.at("writing rows", step)
         count, loss_sum, votes = totals.tolist()
         self.stop_requested = self.stop_requested or votes > 0
         self.stop.exposed = True
@@ -190,10 +198,20 @@ class Session:
             return step, event
         tokens = step * self.plan.step_tokens
         self.writer.step(Step(step, tokens, lr, loss, grad_norm, bool(applied), speed, event))
+        for straggler in self.watch.stragglers():
+            self._note(straggler, step)
         if event is not None and event.action == "stop":
             self.writer.flush()
             raise self._failure(f"step {step}: {event.reason}; {self._lower_rate()}")
         return None
+
+    def _note(self, straggler: Straggler, step: int) -> None:
+        """A rank that the others wait for: a row, and a line on the screen."""
+        self.writer.write("straggler", step=step, tokens=step * self.plan.step_tokens, **asdict(straggler))
+        self.log(
+            f"step {step}: rank {straggler.rank} is {straggler.seconds:.3g} s a step behind the others "
+            f"({straggler.share:.0%} of a step), most of it in {straggler.operation!r}"
+        )
 
     def _checkpoint(self, step: int) -> None:
         """Write the tables where the plan has them, then save state; after a request to stop the tables are deferred."""
@@ -201,7 +219,8 @@ class Session:
         with self.console.pause():
             if due and not self.stop_requested and (measured := self._measure(step)):
                 due = False
-                self.writer.checkpoint(step, *measured)
+                self.watch.at("writing tables", step)
+                broadcast_from_rank0(lambda: self.writer.checkpoint(step, *measured))
                 self.saver.best = self.writer.best
             self._agree()
             if step == self.saver.durable:
@@ -209,7 +228,7 @@ class Session:
             elif self.plan.saves(step) or self.stop_requested:
                 self._save(step, {"due": due})
             else:
-                self.writer.flush()
+                broadcast_from_rank0(self.writer.flush)
             self._agree()
         if self.stop_requested:
             self._end(step, due)
@@ -291,8 +310,8 @@ class Session:
         if step == self.plan.total_steps and not due:
             return  # the run is complete
         self.stop.answered = True
-        self._await_save()  # an asynchronous save from just before the signal
-        self.writer.close(stopped=True)
+        self._await_save()  # one that began beside training, just before the signal came
+        broadcast_from_rank0(lambda: self.writer.close(stopped=True))
         if self.saver.durable < step:
             raise self._failure(
                 f"stopped at step {step}, and its state could not be saved; run the same command to resume from "

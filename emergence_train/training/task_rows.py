@@ -1,6 +1,6 @@
 """Observer of the tasks at a checkpoint: the `evaluations` table, a row with scores and cost, a console line."""
 
-from emergence_train.recorder import tables
+from emergence_train.recorder.metrics import Metrics
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
 
@@ -10,8 +10,8 @@ class TaskRows(Observer):
         self.noted = False  # notes on the tasks, logged once
         self.scoring = self.training = 0.0  # seconds so far
 
-    def on_restore(self, step: int, rows: list[dict]) -> None:
-        self.scoring, self.training = tables.cost_of_tasks([self.context.header | {"kind": "run"}, *rows])
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        self.scoring, self.training = metrics.cost_of_tasks()
 
     def on_step(self, step: Step) -> None:
         self.training += self.context.plan.step_tokens / step.tokens_per_second

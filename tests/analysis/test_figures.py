@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emergence_train.analysis.figures import Figure, Ramp, Trace, even, ramp_colours, short, ticks
+from emergence_train.analysis.figures import Figure, Ramp, Trace, envelope, even, ramp_colours, short, ticks
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,16 @@ def test_ramp_is_viridis():
 
 def test_even_numbers_reach_both_ends():
     assert even(3, 10).tolist() == [0, 1, 2] and even(100, 4).tolist() == [0, 33, 66, 99] and len(even(0, 5)) <= 1
+
+
+def test_an_envelope_keeps_every_peak():
+    """One step of a million, up or down, and both ends, among a few hundred rows."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=1_000_000)
+    values[123_456], values[654_321] = 50, -50
+    chosen = envelope(values, 300)
+    assert {0, 123_456, 654_321, 999_999} <= set(chosen.tolist()) and 200 < len(chosen) <= 300
+    for part in np.array_split(np.arange(1_000_000), 20):  # and what a figure shows of any part: its lowest and highest
+        inside = values[chosen[(chosen >= part[0]) & (chosen <= part[-1])]]
+        assert inside.max() > 3 and inside.min() < -3
+    assert envelope(values[:7], 10).tolist() == list(range(7)) and len(envelope(values[:0], 5)) == 0

@@ -190,3 +190,89 @@ def test_a_link_to_what_is_not_mounted_is_not_an_empty_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be read"):
         complete(tmp_path / "file")
+
+
+def hostile(folder, content, step=4):
+    """A checkpoint whose manifest is right and whose state.json holds `content`, text or a value."""
+    from emergence_train import files
+
+    path = make(folder, step)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (path / STATE).write_text(text)
+    entries = [files.describe(path, shard) for shard in sorted(path.glob("shard-*"))]
+    checkpoints.write_manifest(path, step, [*entries, files.describe(path, path / STATE)])
+    assert not problems(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        "[" * 100_000,
+        {"step": 10**9, "parameters": {"w": [2, 5]}},
+        {"step": 4, "parameters": {"w": [2, -5]}},
+        {"step": 4, "parameters": {"w": "2, 5"}},
+        {"step": 4, "parameters": {"w": [2, 5]}, "world_size": 0},
+        {"step": 4, "parameters": {"w": [2, 5]}, "updates": None},
+        {"step": 4, "parameters": {"w": [2, 5]}, "loop": []},
+    ],
+    ids=range(9),
+)
+def test_a_state_that_no_checkpoint_has_is_refused(tmp_path, content):
+    path = hostile(tmp_path, content)
+    with pytest.raises(InputError, match="is no state of this checkpoint") as raised:
+        checkpoints.read_state(path)
+    assert len(str(raised.value)) < 500 + len(str(path)) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [[10**6, 10**6], [2**40, 2**40], [11]])
+def test_a_shape_that_the_pieces_do_not_fill_allocates_nothing(tmp_path, shape):
+    path = hostile(tmp_path, {"step": 4, "parameters": {"w": shape}})
+    with pytest.raises(InputError, match="holds 10 of"):
+        checkpoints.read_weights(path)
+
+
+def test_a_state_or_manifest_without_end_is_not_read(tmp_path, monkeypatch):
+    path = make(tmp_path)
+    monkeypatch.setattr(checkpoints, "MOST_STATE", 20)
+    with pytest.raises(InputError, match="more than 20 bytes"):
+        checkpoints.read_state(path)
+    assert "more than 20 bytes" in problems(path)[0]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {"weights|x|w": torch.zeros(10)},
+        {"weights|-1|w": torch.zeros(10)},
+        {"weights|0|w": torch.zeros(2, 5)},
+        {"weights|0|w": torch.tensor(1.0)},
+        {"weights|0|w": torch.zeros(10, dtype=torch.int64)},
+    ],
+    ids=range(5),
+)
+def test_a_piece_that_is_none_is_refused(tmp_path, pieces):
+    path = make(tmp_path, world=1)
+    entry = checkpoints.write_tensors(path / checkpoints.shard_name(0, 1), pieces)
+    from emergence_train import files
+
+    checkpoints.write_manifest(path, 4, [entry, files.describe(path, path / STATE)])
+    with pytest.raises(InputError, match="no piece of a parameter"):
+        Shards(path)
+
+
+def test_overlapping_pieces_do_not_replace_a_missing_one(tmp_path):
+    path = make(tmp_path, world=1)
+    pieces = {
+        "weights|0|w": torch.arange(6.0),
+        "weights|2|w": torch.arange(2.0, 6.0),
+    }  # 10 elements, and 6 to 9 in none
+    entry = checkpoints.write_tensors(path / checkpoints.shard_name(0, 1), pieces)
+    from emergence_train import files
+
+    checkpoints.write_manifest(path, 4, [entry, files.describe(path, path / STATE)])
+    with pytest.raises(InputError, match="holds 6 of 10"):
+        Shards(path).read("weights", "w", 0, 10)
+    assert Shards(path).read("weights", "w", 1, 4).tolist() == [1.0, 2.0, 3.0, 4.0]

@@ -1,6 +1,7 @@
 """A loaded tokenizer is a map from text to ids: training and the exported copy give the same ids, for any content of its file."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from emergence_train.convert.hf_export import export_tokenizer
 from emergence_train.data import tokenizer as module
+from emergence_train.data import tokenizing
 from emergence_train.errors import InputError
 
 CORPUS = ["The quick brown fox jumps over the lazy dog.", "Über den Wolken, 42 Mal.", "你好，世界", "naïve café"] * 40
@@ -233,3 +235,24 @@ def test_invalid_tokenizer_is_one_error_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="no such file"):
         module.load_file(tmp_path / "missing.json")
+
+
+def test_a_regular_expression_that_never_ends_is_one_line(tmp_path, capfd):
+    """The library panics in Rust: no Exception in Python, and a trace on the standard error."""
+    content = json.loads(module.train(iter(["hello world " * 50]), 300).to_str())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"pre_tokenizer": split}))
+    tokenizing._load(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="tokenizer.json: cannot encode this text"):
+        tokenizing._encode(["a" * 40 + "b"], 0.0)
+    os.write(2, b"what others write stays\n")
+    assert capfd.readouterr().err == "what others write stays\n"
+    assert len(tokenizing._encode(["abc"], 0.0).rows) == 1
+
+
+def test_other_output_on_the_standard_error_is_kept(capfd):
+    with module.panics_as_input_errors("t"):
+        os.write(2, b"a warning\n")
+    assert capfd.readouterr().err == "a warning\n"
+    with pytest.raises(KeyError), module.panics_as_input_errors("t"):
+        raise KeyError("an error of another kind")

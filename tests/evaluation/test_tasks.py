@@ -393,7 +393,7 @@ def test_cost_of_the_tasks_is_recorded_and_printed(trained):
             scoring += row["seconds"]
             rounding = 3 * 0.0005 / training  # seconds are written to a thousandth
             assert row["share_of_training"] == pytest.approx(scoring / training, abs=rounding)
-    assert tables.cost_of_tasks(tables.read_metrics(run)) == pytest.approx((scoring, training))
+    assert tables.Metrics.read(run).cost_of_tasks() == pytest.approx((scoring, training))
     lines = [line for line in (run.parent / "said.txt").read_text().splitlines() if line.startswith("tasks       step")]
     assert len(lines) == 3 and "copying 0." in lines[-1] and "so far " in lines[-1], lines
     assert lines[-1].endswith("% of the time in training steps)")

@@ -8,6 +8,7 @@ import pandas as pd
 from emergence_train.recorder import tables
 
 TIMELESS = ("tokens_per_second", "seconds", "share_of_training", "run")
+UNEVEN = ("save_failed", "rewind", "straggler")  # rows that say what went otherwise
 
 
 class Wrong(AssertionError):
@@ -16,9 +17,7 @@ class Wrong(AssertionError):
 
 def compare(whole: Path, run: Path) -> None:
     """The logs of two runs, in all but times; raises Wrong at the first difference."""
-    first, second = (
-        [row for row in tables.read_metrics(r) if row["kind"] not in ("save_failed", "rewind")] for r in (whole, run)
-    )
+    first, second = ([row for row in tables.read_metrics(r) if row["kind"] not in UNEVEN] for r in (whole, run))
     if len(first) != len(second):
         steps = Counter((row["kind"], row.get("step")) for row in second)
         twice = [key for key, count in steps.items() if count > 1]

@@ -26,6 +26,7 @@ import yaml
 
 from emergence_train import files
 from emergence_train.checkpoint.saver import Saver
+from emergence_train.faults import operations, watchdog
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.decoder import Decoder
 from emergence_train.recorder import tables
@@ -274,7 +275,23 @@ def hang(runs: Runs) -> dict:
     return {"hang": launched, "stacks": stacks, "open_calls": open_calls, "broken": two}
 
 
-PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "reducing the loss"]
+def slow(runs: Runs) -> dict:
+    """Rank 1 takes a fifth of a second more over its data at every step."""
+    load = Stepper._load
+
+    def loading(self, step, number):
+        time.sleep(0.2 * (self.mesh.data.rank == 1))
+        return load(self, step, number)
+
+    def patch(rank: int) -> None:
+        Stepper._load, operations.STEPS = loading, 4
+        watchdog.COMPARE_SECONDS, watchdog.TIMES_EVERY = 2.0, 1
+
+    end = runs.start("slow", "training.micro_batch=6", world=2, patch=patch)
+    return {"codes": end["codes"], "said": end["said"], "rows": runs.rows("slow", "straggler")}
+
+
+PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "adding up the loss"]
 STARTS = ["building the engine", "opening the data", "loading a checkpoint"]
 
 
@@ -396,7 +413,7 @@ def pinned(runs: Runs) -> dict:
     return {"codes": [first["codes"], second["codes"]], "pinned": newest.name, "left": left}
 
 
-SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, phases, compiling, pinned)}
+SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, slow, phases, compiling, pinned)}
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def test_skipped_batches_are_never_trained_and_all_others_once(tmp_path_factory,
         while len(trained) < back_to + more:
             trained.append(skipped.batch(len(trained) + 1))
         avoided |= set(trained[back_to:])
-        skipped.add(back_to, len(trained), "test", write=False)
+        skipped.add(back_to, len(trained), "test")
         trained = trained[:back_to]
     later = [skipped.batch(step) for step in range(1, 200)]
     assert later[: len(trained)] == trained, "what was learned before a checkpoint does not change"
@@ -77,7 +77,8 @@ def test_skipped_batches_are_never_trained_and_all_others_once(tmp_path_factory,
 
 def test_rewinds_are_remembered(tmp_path):
     skipped = SkippedBatches(tmp_path)
-    skipped.add(4, 6, "loss not finite", write=True)
+    skipped.add(4, 6, "loss not finite")
+    skipped.save()
     again = SkippedBatches(tmp_path)
     assert again.rewinds == skipped.rewinds and [again.batch(step) for step in (4, 5, 6)] == [3, 6, 7]
     (tmp_path / "rewinds.json").write_text("{")

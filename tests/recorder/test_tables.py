@@ -139,6 +139,17 @@ def test_metrics_are_read_as_a_curve_without_a_cut_line(tmp_path):
         tables.read(tables.CURVES, tmp_path)
 
 
+def test_rows_end_where_a_power_cut_left_zeros(tmp_path):
+    """A page of the log that did not reach the disk, before one that did."""
+    lines = [json.dumps({"kind": "train", "step": step, "loss": 5.0}) + "\n" for step in range(1, 40)]
+    text = "".join(lines).encode()
+    for first, after in ((512, 1024), (512, len(text)), (len(lines[0]) * 5, len(lines[0]) * 5 + 512)):
+        (tmp_path / "metrics.jsonl").write_bytes(text[:first] + bytes(after - first) + text[after:])
+        assert tables.read_metrics(tmp_path) == [json.loads(line) for line in text[:first].splitlines(True)[:-1]] + (
+            [json.loads(lines[4])] if first == len(lines[0]) * 5 else []
+        )
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "table.parquet"
     tables.write(tables.POSITIONS, positions(), path)

@@ -43,6 +43,14 @@ def test_names_stand_for_rows():
     assert first < second
 
 
+def test_no_name_opens_or_closes_a_script():
+    x, name = np.array([1.0, 2.0]), "<!--<script></script>-->"
+    drawn = figure_html(Figure(name, name, name, (Trace(x, x, name), Trace(x, x, "other"))))
+    data = re.findall(r'<script type="application/json">(.*?)</script>', drawn, re.S)
+    assert len(data) == 1 and "<" not in data[0] and drawn.count("<script") == 1
+    assert read_out(drawn)[0]["label"] == name
+
+
 def test_a_ramp_replaces_the_entries_of_its_traces():
     x = np.array([1.0, 2.0])
     traces = tuple(Trace(x, x + k, f"{k}", shade=float(k)) for k in (0, 1))

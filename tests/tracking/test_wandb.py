@@ -162,3 +162,16 @@ def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):
     assert list((tmp_path / "runs" / "run" / "wandb").glob("offline-run-*"))
     assert len(metrics(tmp_path / "runs" / "run")) == 12 and time.monotonic() - began < 120
     assert json.loads((tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
+
+
+def test_a_straggler_has_charts():
+    row = {
+        "kind": "straggler",
+        "step": 9,
+        "tokens": 64,
+        "rank": 3,
+        "operation": "forward",
+        "seconds": 0.5,
+        "share": 0.3,
+    }
+    assert module.view(row) == {"tokens": 64, "straggler/rank": 3, "straggler/seconds": 0.5, "straggler/share": 0.3}

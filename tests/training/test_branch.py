@@ -1,6 +1,7 @@
 """Runs that begin from another's state, and runs that are extended: equality with the parent, and errors."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,25 @@ def test_a_stopped_branch_resumes_by_the_same_command(folder):
     again = train(folder, "decayed", "name=cut", "training.tokens=1536", "--from", source)
     assert again.returncode == 0, again.stderr
     assert losses(run) == before and sorted(before) == [5, 6]
+
+
+@pytest.mark.parametrize("left", ["parent.json alone", "no state"])
+def test_a_branch_without_a_state_begins_anew_from_its_parent(folder, left):
+    """Killed before its first state was there; or every state of it was lost, and its tables with them are moved aside."""
+    source, name = f"{folder / 'runs/stable'}@8", f"lost-{left.split()[0]}"
+    over = [f"name={name}", "training.tokens=2560"]  # 10 steps
+    first = train(folder, "stable", *over, "--from", source)
+    assert first.returncode == 0, first.stderr
+    run = folder / "runs" / name
+    before = losses(run)
+    shutil.rmtree(run / "checkpoints")
+    if left == "parent.json alone":
+        shutil.rmtree(run / "positions")
+        (run / "metrics.jsonl").unlink()
+    again = train(folder, "stable", *over, *(["--from", source] if left == "no state" else []))
+    assert again.returncode == 0, again.stderr
+    assert losses(run) == before and sorted(before) == [9, 10]
+    assert (run / "begun-anew-1").exists() == (left == "no state")
 
 
 def test_another_batch_counts_the_parents_tokens(folder):

@@ -16,8 +16,8 @@ class Witness(Observer):
 
     calls: list[tuple] = []
 
-    def on_restore(self, step, rows):
-        self.calls.append(("restore", step, len(rows)))
+    def on_restore(self, step, metrics):
+        self.calls.append(("restore", step, len(metrics.train("step"))))
 
     def on_step(self, step):
         self.calls.append(("step", step.step, step.tokens))

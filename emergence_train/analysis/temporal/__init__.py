@@ -1,8 +1,19 @@
 """The temporal scaling law: the loss at every position and on average, forecast from the first part of a run."""
 
-from emergence_train.analysis.temporal.analyze import analyze_temporal, forecast_final, investigate
-from emergence_train.analysis.temporal.position_law import fit_positions
+from emergence_train.analysis.runs import run_series
+from emergence_train.analysis.temporal.analyze import analyze_temporal, forecast_final, investigate, investigate_series
+from emergence_train.analysis.temporal.position_law import fit_matrix, fit_positions
 from emergence_train.analysis.temporal.result import TemporalResult
 from emergence_train.analysis.temporal.tables import TemporalAnalysis
 
-__all__ = ["TemporalAnalysis", "TemporalResult", "analyze_temporal", "fit_positions", "forecast_final", "investigate"]
+__all__ = [
+    "TemporalAnalysis",
+    "TemporalResult",
+    "analyze_temporal",
+    "fit_matrix",
+    "fit_positions",
+    "forecast_final",
+    "investigate",
+    "investigate_series",
+    "run_series",
+]

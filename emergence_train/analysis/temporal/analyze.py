@@ -12,13 +12,13 @@ import numpy as np
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.outlook import Ahead
 from emergence_train.analysis.planned_schedule import PlannedSchedule
-from emergence_train.analysis.runs import load
+from emergence_train.analysis.runs import Series, load
 from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.fitted import FittedRun
 from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.analysis.temporal.ranking import rank
 from emergence_train.analysis.temporal.result import FinalForecast, PriorSource, Ranking, Skipped, TemporalResult
-from emergence_train.analysis.temporal.tables import TemporalAnalysis
+from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.errors import InputError
 
 
@@ -63,7 +63,15 @@ def investigate(
     """analyze_temporal, returning also the tables."""
     if fit_fraction is not None and not 0 < fit_fraction < 1:
         raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
-    loaded = load(paths, planned_lr, ahead=ahead, options=options)
+    return investigate_series(
+        load(paths, planned_lr, ahead=ahead, options=options), fit_fraction=fit_fraction, splits=splits
+    )
+
+
+def investigate_series(
+    loaded: list[Series], *, fit_fraction: float | None = None, splits: Iterable[str | None] | None = None
+) -> TemporalAnalysis:
+    """investigate for series that are read already, one after another."""
     if splits is not None:
         names = list(splits)
         loaded = [series for series in loaded if series.split in names]
@@ -71,23 +79,28 @@ def investigate(
             raise InputError(
                 f"no split named {', '.join(map(str, names))} in these tables; leave --split out to see all"
             )
-    fitted: list[FittedRun] = []
+    runs: list[RunAnalysis] = []
+    ends: list[tuple[Series, float, float]] = []  # forecast loss of each at its end, and its standard deviation
     skipped = []
     for series in loaded:
         try:
-            fitted.append(FittedRun(series, fit_fraction))
+            fitted = FittedRun(series, fit_fraction)
         except InputError as error:
             skipped.append(Skipped(series.run, series.split, str(error)))
-    if not fitted:
+            continue
+        ends.append((series, float(fitted.level.mean[-1]), float(fitted.level.sd[-1])))
+        runs.append(
+            fitted.analysis()
+        )  # of the fit, with its numbers of every position and checkpoint, only the tables stay
+    if not runs:
         raise InputError(skipped[0].reason)
-    runs = tuple(run.analysis() for run in fitted)
     result = TemporalResult(
         prior=PriorSource(priors.SHIPPED.source, priors.SHIPPED.runs, priors.SHIPPED.groups),
         runs=tuple(run.result for run in runs),
         skipped=tuple(skipped),
-        ranking=_rankings(fitted),
+        ranking=_rankings(ends),
     )
-    return TemporalAnalysis(result, runs)
+    return TemporalAnalysis(result, tuple(runs))
 
 
 def forecast_final(
@@ -111,14 +124,14 @@ def forecast_final(
     return FinalForecast(loss=float(ahead.mean[0]), sd=float(ahead.sd[0]), low95=float(low[0]), high95=float(high[0]))
 
 
-def _rankings(fitted: list[FittedRun]) -> tuple[Ranking, ...]:
+def _rankings(ends: list[tuple[Series, float, float]]) -> tuple[Ranking, ...]:
     """One ranking per split that at least two runs have."""
     rankings = []
-    for split in sorted({run.series.split or "" for run in fitted}):
-        group = [run for run in fitted if (run.series.split or "") == split]
+    for split in sorted({series.split or "" for series, _, _ in ends}):
+        group = [end for end in ends if (end[0].split or "") == split]
         if len(group) < 2:
             continue
-        names = [run.series.run for run in group]
-        mean, sd = np.array([run.level.mean[-1] for run in group]), np.array([run.level.sd[-1] for run in group])
+        names = [series.run for series, _, _ in group]
+        mean, sd = np.array([mean for _, mean, _ in group]), np.array([sd for _, _, sd in group])
         rankings.append(rank(names, mean, sd, split or None))
     return tuple(rankings)

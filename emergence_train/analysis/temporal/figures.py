@@ -6,7 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.figures import FORECAST, HELD_OUT, INTERVALS, OBSERVED, Figure, Ramp, Trace, even, short
+from emergence_train.analysis.figures import (
+    FORECAST,
+    HELD_OUT,
+    INTERVALS,
+    OBSERVED,
+    Figure,
+    Ramp,
+    Trace,
+    envelope,
+    even,
+    short,
+)
 from emergence_train.analysis.position_matrix import PositionMatrix, position_bins
 from emergence_train.analysis.temporal.position_law import ONLY_RATIO, position_curve
 from emergence_train.analysis.temporal.tables import PositionTables, RunAnalysis
@@ -47,7 +58,8 @@ def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: i
     x, ahead, label = _progress(run)
     loss, rows = run.series.loss, run.forecast
     seen, held = np.flatnonzero(run.seen), np.flatnonzero(~run.seen)
-    seen, held, future = seen[even(len(seen), points)], held[even(len(held), points)], even(len(rows), points)
+    seen, held = seen[envelope(loss[seen], points)], held[envelope(loss[held], points)]
+    future = even(len(rows), points)
     mean = rows["loss"].to_numpy(float)
     traces = []
     for level in (95, 80, 50) if len(rows) else ():
@@ -66,14 +78,20 @@ def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: i
     ]  # an untrained model's losses would compress the rest of the axis
     shown = np.concatenate([before, loss[~run.seen], mean, rows["low95"], rows["high95"]])
     room = 0.05 * float(np.ptp(shown)) + 1e-3
-    return Figure(
-        title,
-        label,
-        NATS,
-        tuple(traces),
-        y_range=(float(shown.min()) - room, float(shown.max()) + room),
-        note=_coverage_note(run),
-    )
+    y_range = float(shown.min()) - room, float(shown.max()) + room
+    traces += _above(x[run.seen], loss[run.seen], float(shown.max()), points)
+    return Figure(title, label, NATS, tuple(traces), y_range=y_range, note=_coverage_note(run))
+
+
+def _above(x: np.ndarray, loss: np.ndarray, top: float, points: int) -> list[Trace]:
+    """What was observed above the figure, at its upper edge; not the untrained model, before the loss first is in the figure."""
+    high = loss > top
+    high[: int(np.argmin(high))] = False
+    if not high.any():
+        return []
+    label = f"observed above the figure, up to {short(loss[high].max())}"
+    shown = x[high][envelope(loss[high], points)]
+    return [Trace(shown, np.full(len(shown), top), label, OBSERVED, line=False, points=True)]
 
 
 def _coverage_note(run: RunAnalysis) -> str:

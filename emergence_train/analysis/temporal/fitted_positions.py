@@ -64,7 +64,7 @@ class FittedPositions:
     def result(self) -> Positions:
         """The part of result.json on positions."""
         positions = self.forecast
-        last = fit_matrix(self.observed).iloc[-1]
+        last = positions.fits.iloc[-1]
         final = self._forecast_rows(slice(-1, None))
         return Positions(
             law="L_i = a0 / (1 + a1 i) + a2, arXiv 2404.17785",
@@ -91,7 +91,9 @@ class FittedPositions:
 
     def tables(self, tokens: np.ndarray, *, ahead: bool) -> PositionTables:
         """The tables; `tokens` (m,) at the forecast steps, `ahead` whether these are a forecast."""
-        fits = fit_matrix(self.whole)
+        fits = self.forecast.fits
+        if self.held_out:
+            fits = pd.concat([fits, fit_matrix(observed_rows(self.whole, ~self.seen))], ignore_index=True)
         forecast = self._forecast_rows(slice(None))
         bins = len(forecast) // len(self.future)
         forecast.insert(0, "step", np.repeat(self.future.astype(int), bins))

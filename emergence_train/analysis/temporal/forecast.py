@@ -12,7 +12,17 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
-from emergence_train.analysis.temporal.mean_law import LAWS, MINIMUM, SCHEDULE_AWARE, Curve, Fit, Z, fit, observed_part
+from emergence_train.analysis.temporal.mean_law import (
+    KNOTS,
+    LAWS,
+    MINIMUM,
+    SCHEDULE_AWARE,
+    Curve,
+    Fit,
+    Z,
+    fit,
+    observed_part,
+)
 from emergence_train.errors import InputError
 
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
@@ -161,7 +171,8 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
 
 def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray) -> list[str]:
     """Notes on constants that the observed part does not identify."""
-    still = float(np.ptp(plan.decay(np.r_[0.0, x_future], fit.law.kernels[2])))
+    shown = np.unique(np.linspace(0, len(x_future) - 1, min(len(x_future), 2 * KNOTS)).astype(int))
+    still = float(np.ptp(plan.decay(np.r_[0.0, x_future[shown]], fit.law.kernels[2])))
     if not (fit.decay_seen < 0.1 and still > 0.1):
         return []
     notes = [

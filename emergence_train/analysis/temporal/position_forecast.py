@@ -51,6 +51,7 @@ class PositionForecast:
     shared_sd: np.ndarray  # (m, P) or (m,) nats: errors of level and shape, which neighbouring positions share
     own_variance: np.ndarray  # (m, P) nats^2: pattern and noise of each position
     identified: bool  # False: too few checkpoints where the position law could be fitted
+    fits: pd.DataFrame  # position_law.fit_matrix of the observed checkpoints
 
     @property
     def sd(self) -> np.ndarray:
@@ -79,7 +80,7 @@ def forecast_positions(
 
     Raises InputError where there are too few checkpoints for a forecast.
     """
-    fits = fit_matrix(matrix)
+    observed = fits = fit_matrix(matrix)
     share = matrix.count.sum(0) / matrix.count.sum()
     level = forecast(x, matrix.mean_loss, x_future, plan, prior)
     late = x >= WINDOW * x[-1]
@@ -88,7 +89,7 @@ def forecast_positions(
     if not identified:
         usable = usable | fits["status"].str.contains(ONLY_RATIO, regex=False).to_numpy()
         if usable.sum() < ENOUGH:
-            return _level_only(matrix, x, x_future, share, level)
+            return _level_only(matrix, x, x_future, share, level, observed)
         held = float(fits["a1"][usable & late if (usable & late).any() else usable].median())
         fits = fit_given_a1(matrix, held)
         level.notes.append(f"not identified: a0 and a1 apart; a1 is held at {held:.3g}, so that a0 speaks for a0/a1")
@@ -130,6 +131,7 @@ def forecast_positions(
         shared,
         _wandered(pattern, x, x_future),
         bool(identified),
+        observed,
     )
 
 
@@ -183,7 +185,7 @@ def _wandered(pattern: Pattern, x: np.ndarray, x_future: np.ndarray) -> np.ndarr
 
 
 def _level_only(
-    matrix: PositionMatrix, x: np.ndarray, x_future: np.ndarray, share: np.ndarray, level: Forecast
+    matrix: PositionMatrix, x: np.ndarray, x_future: np.ndarray, share: np.ndarray, level: Forecast, fits: pd.DataFrame
 ) -> PositionForecast:
     """The forecast where the position law is not identified: the late checkpoints' shape, shifted by the mean loss."""
     late = x >= WINDOW * x[-1]
@@ -193,7 +195,7 @@ def _level_only(
     variance = _wandered(pattern, x, x_future)
     level.notes.append("not identified: the position law, at too few observed checkpoints; the last shape is carried")
     return PositionForecast(
-        x_future, matrix.position, share, nothing, nothing, level, level, pattern, loss, level.sd, variance, False
+        x_future, matrix.position, share, nothing, nothing, level, level, pattern, loss, level.sd, variance, False, fits
     )
 
 
@@ -260,16 +262,17 @@ def _joint_of(
     mean_alpha, sd_alpha = priors.SHIPPED.shape[clock]
     reference = level.reference[clock]
 
+    decays = plan.decay(steps, kernel)
+
     def model(c: np.ndarray, at: np.ndarray, position: np.ndarray) -> np.ndarray:
         unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
         v0 = c[0] + c[1] * _basis(a0.family, unit0, np.array([a0.q]))[0]
         v1 = np.exp(c[2] + c[3] * _basis(a1.family, unit1, np.array([a1.q]))[0])
         work = np.maximum(plan.clock(at), 1e-9)
         ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(at, 1e-9))) / reference
-        v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * plan.decay(at, kernel)
+        fallen = decays if at is steps else plan.decay(at, kernel)
+        v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * fallen
         return v0[:, None] / (1 + v1[:, None] * position) + v2[:, None]
-
-    decays = plan.decay(steps, kernel)
 
     def residuals(c: np.ndarray) -> np.ndarray:
         data = root * (y - model(c, steps, middle)) / max(level.residual, 1e-4)

@@ -19,11 +19,12 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from emergence_train.analysis.position_matrix import PositionMatrix, position_bins, position_matrices
+from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_bins, position_matrices
 
 HUBER = 2.5
 FLAT_LEVEL = 0.01  # a curve whose dependence on position could be noise at this level is called flat
 ONLY_RATIO = "only a0/a1 is determined"
+BLOCK = 1 << 16  # cells that are fitted at once: the arrays of more fall out of the cache, which takes twice as long
 _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
@@ -173,7 +174,16 @@ def fit_positions(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_matrix(matrix: PositionMatrix) -> pd.DataFrame:
-    """fit_positions for one run and split."""
+    """fit_positions for one run and split: every checkpoint by itself, a few at a time."""
+    checkpoints = len(matrix.keys)
+    rows = max(BLOCK // len(matrix.position), 1)
+    blocks = [observed_rows(matrix, slice(begin, begin + rows)) for begin in range(0, max(checkpoints, 1), rows)]
+    return (
+        pd.concat([_fit_rows(block) for block in blocks], ignore_index=True) if len(blocks) > 1 else _fit_rows(matrix)
+    )
+
+
+def _fit_rows(matrix: PositionMatrix) -> pd.DataFrame:
     form, i, y, weight = FORMS["reciprocal"], matrix.position, matrix.loss, matrix.weight
     out = matrix.keys.copy()
     if len(i) < 5:

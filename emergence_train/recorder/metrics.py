@@ -1,0 +1,151 @@
+"""A run's metrics.jsonl: a line a step or event, read one at a time, since a run of a million steps has 170 MB of them."""
+
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from emergence_train.errors import InputError
+
+BYTES = 1 << 20  # read at once
+ROWS = 4096  # turned into numbers at once
+TRAIN_COLUMNS = ("step", "tokens", "lr", "loss", "tokens_per_second")
+
+
+def iter_metrics(path: str | Path) -> Iterator[tuple[bytes, dict]]:
+    """Each line of a run's metrics.jsonl, without its end, and what it says. `path`: the file or the run directory.
+
+    A last line cut off by a crash is left out; any other bad line is an InputError. A power cut may leave zeros where a page of
+    the file did not reach the disk: the rows end there, for of what comes after it nothing was known to be written.
+    """
+    path = Path(path)
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; is this a run directory?")
+    with open(path, "rb") as file:
+        before = 0
+        while lines := file.readlines(BYTES):
+            zeros = next((number for number, line in enumerate(lines) if b"\0" in line), None)
+            yield from _parsed_together(lines[:zeros]) or _parsed(lines[:zeros], before, path)
+            if zeros is not None:
+                return
+            before += len(lines)
+
+
+def _parsed_together(lines: list[bytes]) -> list[tuple[bytes, dict]] | None:
+    """The lines as one JSON array, which takes half the time; None where they might not be one object each.
+
+    Without brackets of their own, objects that begin and end with their lines cannot run over two of them.
+    """
+    stripped = [line.strip() for line in lines]
+    text = b",".join(stripped)
+    if b"[" in text or not all(line[:1] == b"{" and line[-1:] == b"}" for line in stripped):
+        return None
+    try:
+        rows = json.loads(f"[{text.decode()}]")
+    except (ValueError, RecursionError):
+        return None
+    return list(zip(stripped, rows)) if len(rows) == len(lines) else None
+
+
+def _parsed(lines: list[bytes], before: int, path: Path) -> Iterator[tuple[bytes, dict]]:
+    """The lines one by one, `before` lines of the file come before them."""
+    for number, line in enumerate(lines, before + 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError) as error:
+            if not line.endswith(b"\n"):  # the writer was killed in the middle of this line
+                return
+            raise InputError(f"{path}: row {number} is not a JSON object ({error}); remove that line") from error
+        yield line.strip(), row
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """All lines of a run's metrics.jsonl as dictionaries, for short runs; Metrics holds those of a long one."""
+    return [row for _, row in iter_metrics(path)]
+
+
+class Metrics:
+    """What metrics.jsonl says: a column of numbers for each name in TRAIN_COLUMNS, and the other lines as they are.
+
+    `header` is the first line of kind "run", `events` every line that is not of a step or a header, in order. 40 bytes a
+    step: the lines themselves would take a kilobyte each.
+    """
+
+    def __init__(self, path: Path, header: dict | None = None) -> None:
+        self.path, self.header = path, header
+        self.events: list[dict] = []
+        self._columns = {name: array("d") for name in TRAIN_COLUMNS}
+        self._waiting: list[dict] = []  # train lines that are not yet in the columns
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Metrics":
+        """Raises InputError for a line that is no JSON object or a step's number that is none."""
+        path = Path(path)
+        metrics = cls(path / "metrics.jsonl" if path.is_dir() else path)
+        for _, row in iter_metrics(path):
+            metrics.add(row)
+        metrics._move()
+        return metrics
+
+    def add(self, row: dict) -> None:
+        """The next line."""
+        kind = row.get("kind")
+        if kind == "train":
+            self._waiting.append(row)
+            if len(self._waiting) == ROWS:
+                self._move()
+        elif kind != "run":
+            self.events.append(row)
+        elif self.header is None:
+            self.header = row
+
+    def train(self, name: str) -> np.ndarray:
+        """(n,) a column of the training steps, NaN where a line has none."""
+        self._move()
+        return np.array(self._columns[name])
+
+    def _move(self) -> None:
+        """Put the waiting lines into the columns."""
+        for name, column in self._columns.items():
+            values = [row.get(name) for row in self._waiting]
+            try:
+                numbers = np.array(values, float)  # None becomes NaN
+                if numbers.ndim != 1:
+                    raise ValueError("lists")
+                column.frombytes(numbers.tobytes())
+            except (TypeError, ValueError, OverflowError):
+                k, value = next((k, value) for k, value in enumerate(values) if not _is_number(value))
+                place = f"row {len(column) + k + 1}, column {name!r}"
+                raise InputError(f"{self.path}: {place}: {value!r} is not a finite number") from None
+        self._waiting = []
+
+    def of_kind(self, kind: str) -> list[dict]:
+        """The events of one kind."""
+        return [row for row in self.events if row.get("kind") == kind]
+
+    def skipped(self) -> np.ndarray:
+        """(n,) whether the update of each step was left out."""
+        steps = [row.get("step") for row in self.of_kind("skipped")]
+        return np.isin(self.train("step"), [step for step in steps if isinstance(step, (int, float))])
+
+    def cost_of_tasks(self) -> tuple[float, float]:
+        """(seconds spent on scoring tasks, seconds spent in training steps)."""
+        header = self.header or {}
+        rate = self.train("tokens_per_second")
+        each = header.get("batch", 0) * header.get("sequence", 0)
+        scoring = sum(row["seconds"] for row in self.of_kind("evaluation") if row.get("seconds"))
+        return float(scoring), float((each / rate[rate > 0]).sum())
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return np.array([value], float).ndim == 1
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -1,0 +1,153 @@
+"""Every way in which a run ends, made to happen on a chosen rank; one process forks the runs and prints how each rank ended.
+
+python tests/faults/exit_codes.py PLACE CASES.json
+
+CASES.json holds [[name, world, rank], ...]; what is printed is [{"codes": [...], "said": "...", "seconds": s}, ...].
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[:0] = [
+    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[2]),
+    str(Path(__file__).parents[2] / "kernels"),
+]
+
+import yaml
+
+from emergence_train.errors import InputError, RunError
+from faults.launch import launch  # first: it must not be imported after anything that computes
+from faults.trials import prepared, trial_config
+
+Patch = Callable[[], None]  # called in the process that is to fail
+
+
+def replaced(place: str, make: Callable) -> Patch:
+    """A patch that puts `make(what was there)` at module:name or module:class.name."""
+
+    def patch() -> None:
+        module, _, path = place.partition(":")
+        owner = importlib.import_module(f"emergence_train.{module}")
+        *classes, name = path.split(".")
+        for part in classes:
+            owner = getattr(owner, part)
+        setattr(owner, name, make(getattr(owner, name)))
+
+    return patch
+
+
+def raising(place: str, error: BaseException) -> Patch:
+    def fails(*given, **named):
+        raise error
+
+    return replaced(place, lambda plain: fails)
+
+
+def at_step(error: BaseException, *, after: int = 5) -> Patch:
+    """Raised while samples are loaded, between collectives."""
+
+    def make(load):
+        def loading(self, step, number):
+            if step == after:
+                raise error
+            return load(self, step, number)
+
+        return loading
+
+    return replaced("training.step:Stepper._load", make)
+
+
+def signalled(number: int, *moment) -> Patch:
+    def make(at):
+        def hooked(self, operation, step=0):
+            at(self, operation, step)
+            if (operation, step) == moment:
+                os.kill(os.getpid(), number)
+                if not step:
+                    time.sleep(20)  # the thread ends the process; the main thread would go on
+
+        return hooked
+
+    return replaced("faults.watchdog:Watchdog.at", make)
+
+
+def log_line(place: Path) -> None:
+    with open(place / "metrics.jsonl", "a") as file:
+        file.write("no JSON\n")
+
+
+WRONG, BROKEN, LOST = InputError("made to be wrong"), RunError("made to fail"), OSError(5, "Input/output error", "disk")
+UNPICKLED = type("Local", (Exception,), {})("an error that pickle does not know")
+
+# By name, what fails in the process; where the name ends in "again" an earlier start has saved a state. The codes are the test's.
+CASES: dict[str, Patch] = {
+    "configuration": raising("config:load", WRONG),
+    "device": raising("parallel.ranks:_device", WRONG),
+    "sizes": raising("training.run:resolve", WRONG),
+    "directory": raising("training.run:claim", WRONG),
+    "disk at the start": raising("training.startup:write_config", LOST),
+    "data": raising("training.run:Dataset", WRONG),
+    "identity": raising("data.identity:keep", WRONG),
+    "tasks": raising("training.run:Evaluator", WRONG),
+    "engine": raising("training.engine:deepspeed_config", MemoryError("no memory")),
+    "session": raising("training.session:Stepper", RuntimeError("a bug")),
+    "rewinds": raising("training.session:SkippedBatches", WRONG),
+    "listing": raising("checkpoint.saver:complete", BROKEN),
+    "environment": raising("training.recording:write_environment", LOST),
+    "log": raising("training.recording:RunLog", PermissionError(13, "Permission denied", "metrics.jsonl")),
+    "W&B": raising("training.wandb_view:Mirror", UNPICKLED),
+    "verifying again": raising("checkpoint.format:problems", BROKEN),
+    "loading again": raising("checkpoint.format:Shards.read", WRONG),
+    "log again": replaced("training.run:start", lambda plain: plain),
+    "samples": at_step(LOST),
+    "wrong input in the loop": at_step(WRONG),
+    "interrupted": at_step(KeyboardInterrupt()),
+    "rows": raising("training.run_rows:StepRows.on_step", LOST),
+    "tables": raising("recorder.run_log:RunLog.positions", LOST),
+    "forecast": raising("analysis.temporal:forecast_final", ZeroDivisionError("a bug")),
+    "last rows": replaced("recorder.run_log:RunLog.close", lambda plain: lambda self: "the disk is full"),
+    "signal at the start": signalled(signal.SIGTERM, "building the engine", 0),
+    "signal in a step": signalled(signal.SIGTERM, "forward", 5),
+    "kill at the start": signalled(signal.SIGKILL, "building the engine", 0),
+    "kill in a step": signalled(signal.SIGKILL, "forward", 5),
+}
+
+
+def run(place: Path, number: int, name: str, world: int, rank: int) -> dict:
+    patch = CASES[name]
+    arguments = ["train", str(place / "config.yaml"), f"name=run{number}"]
+    if name.endswith("again"):
+        launch(arguments, 1, place / "logs" / "first", patch=lambda _: signalled(signal.SIGTERM, "forward", 5)()).wait()
+        if name == "log again":
+            log_line(place / "runs" / f"run{number}")
+    logs = place / "logs" / str(number)
+    launched = launch(arguments, world, logs, patch=lambda own: patch() if own == rank else None)
+    ended = launched.wait(60)
+    launched.end()
+    return {
+        "codes": [launched.codes[r] for r in range(world)] if ended else None,
+        "said": launched.output(),
+        "seconds": time.monotonic() - launched.began,
+    }
+
+
+def main() -> None:
+    place, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    place.mkdir(parents=True, exist_ok=True)
+    tree = trial_config(prepared(place), place / "runs")
+    tree["training"] |= {"batch": 12, "micro_batch": 1, "tokens": 8 * 12 * 32}
+    tree["checkpoints"] |= {"every_tokens": 4 * 12 * 32, "state_tokens": None}
+    tree["faults"] = {"silent_seconds": 5.0}
+    (place / "config.yaml").write_text(yaml.safe_dump(tree))
+    print(json.dumps([run(place, number, *case) for number, case in enumerate(cases)]))
+
+
+if __name__ == "__main__":
+    main()

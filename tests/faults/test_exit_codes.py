@@ -1,0 +1,95 @@
+"""The table of exit codes, for every rank: what fails on one rank ends all of them with the same code and its one line."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from support import run_python
+
+SCRIPT = Path(__file__).parent / "exit_codes.py"
+# (name in exit_codes.CASES, its exit code, whether only rank 0 can fail so)
+CASES = [
+    ("configuration", 2, False),
+    ("device", 2, False),
+    ("sizes", 2, True),
+    ("directory", 2, True),
+    ("disk at the start", 1, True),
+    ("data", 2, False),
+    ("identity", 2, True),
+    ("tasks", 2, False),
+    ("engine", 1, False),
+    ("session", 1, False),
+    ("rewinds", 2, True),
+    ("listing", 1, True),
+    ("environment", 1, True),
+    ("log", 1, True),
+    ("W&B", 1, True),
+    ("verifying again", 1, False),
+    ("loading again", 2, False),
+    ("log again", 2, True),
+    ("samples", 1, False),
+    ("wrong input in the loop", 2, False),
+    ("interrupted", 1, False),
+    ("rows", 1, True),
+    ("tables", 1, True),
+    ("forecast", 1, True),
+    ("last rows", 1, True),
+    ("signal at the start", 75, False),
+    ("signal in a step", 75, False),
+    ("kill at the start", 76, False),
+    ("kill in a step", 76, False),
+]
+EVERY = [
+    (name, world, rank) for name, _, rank0 in CASES for world in range(1, 5) for rank in range(1 if rank0 else world)
+]
+QUICK = [
+    ("configuration", 2, 1),
+    ("data", 3, 2),
+    ("engine", 2, 1),
+    ("log again", 2, 0),
+    ("W&B", 2, 0),
+    ("samples", 2, 1),
+    ("rows", 2, 0),
+    ("signal at the start", 2, 1),
+]
+
+
+@pytest.fixture(scope="module")
+def ended(data_path, tmp_path_factory):
+    """A function: how the runs of a list of cases ended."""
+
+    @functools.cache
+    def ended(cases: tuple, timeout: float) -> list[dict]:
+        place = tmp_path_factory.mktemp("runs")
+        (place / "data").symlink_to(data_path)
+        (place / "cases.json").write_text(json.dumps(cases))
+        done = run_python(str(SCRIPT), str(place), str(place / "cases.json"), timeout=timeout)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return ended
+
+
+def check(case: tuple[str, int, int], end: dict) -> None:
+    name, world, rank = case
+    code = next(code for known, code, _ in CASES if known == name)
+    killed = name.startswith("kill")
+    assert end["codes"] == [-9 if killed and r == rank else code for r in range(world)], (case, end["said"][-2000:])
+    lines = [line for line in end["said"].splitlines() if line.startswith("emergence-train:")]
+    # The rank that fails says why; where no collective has told the others, one of them names it.
+    assert len(lines) in ((0,) if killed and world == 1 else (1, 2)), (case, lines)
+    assert len(set(lines)) == len(lines) and "Traceback" not in end["said"], (case, end["said"][-2000:])
+
+
+@pytest.mark.parametrize("number", range(len(QUICK)), ids=[f"{name}-{world}-{rank}" for name, world, rank in QUICK])
+def test_every_rank_ends_with_the_same_code(ended, number):
+    check(QUICK[number], ended(tuple(QUICK), 240)[number])
+
+
+@pytest.mark.slow
+def test_every_rank_ends_with_the_same_code_for_every_failure(ended):
+    """Each failure on each rank of 1 to 4 processes."""
+    for case, end in zip(EVERY, ended(tuple(EVERY), 3600), strict=True):
+        check(case, end)

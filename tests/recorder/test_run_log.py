@@ -1,0 +1,144 @@
+"""metrics.jsonl when a run resumes: rows of later steps go, rewinds stand where they happened, lines stay as they were."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from emergence_train.errors import InputError
+from emergence_train.recorder.metrics import Metrics, read_metrics
+from emergence_train.recorder.run_log import RunLog
+
+HEADER = {"run": "r", "params": 1, "vocabulary": "v", "batch": 2, "sequence": 8}
+
+
+def started(folder, steps=10) -> RunLog:
+    log = RunLog(folder, HEADER, 0, [])
+    for step in range(1, steps + 1):
+        loss = float("nan") if step == 3 else 1 / step
+        log.write("train", step=step, tokens=16 * step, lr=0.1, loss=loss, tokens_per_second=4.0 if step > 1 else None)
+        if step == 3:
+            log.write("skipped", step=step, reason="not finite")
+        if step % 5 == 0:
+            log.write("validation", step=step, loss={"iid": 2.0 / step})
+            log.write("evaluation", step=step, seconds=1.5)
+    assert log.close() is None
+    return log
+
+
+def test_a_log_is_cut_to_the_step_and_lines_stay_as_they_were(tmp_path):
+    started(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    log = RunLog(tmp_path, HEADER, 7, [])
+    kept = [line for line in before if json.loads(line).get("step", 0) <= 7]
+    assert (tmp_path / "metrics.jsonl").read_bytes().splitlines() == kept
+    assert log.missing_rows(7, set()) is None and "1 of 8 train rows" in log.missing_rows(8, set())
+
+
+def test_what_is_read_back_is_given_away_once(tmp_path):
+    """Also: the columns of Metrics against a plain reading of the lines."""
+    started(tmp_path)
+    log = RunLog(tmp_path, HEADER, 7, [])
+    back = log.take_read_back()
+    rows = [row for row in read_metrics(tmp_path) if row["kind"] == "train"]
+    for name in ("step", "tokens", "lr", "loss", "tokens_per_second"):
+        plain = [np.nan if row[name] is None else row[name] for row in rows]
+        np.testing.assert_array_equal(back.train(name), plain)
+    assert back.skipped().tolist() == [row["step"] == 3 for row in rows]
+    assert [row["kind"] for row in back.events] == ["skipped", "validation", "evaluation"]
+    assert back.cost_of_tasks() == (1.5, 6 * 16 / 4.0)
+    held = [value for value in vars(log).values() if isinstance(value, (list, dict)) and len(value) > len(HEADER)]
+    assert held == []
+
+
+def test_rewinds_stand_before_the_first_later_row(tmp_path):
+    """Against inserting them one after another into the list of rows."""
+    started(tmp_path)
+    rewinds = [{"step": 4, "failed_step": 6}, {"step": 2, "failed_step": 5}, {"step": 4, "failed_step": 9}]
+    rewinds += [{"step": 7, "failed_step": 9}]
+    rows = [row for row in read_metrics(tmp_path) if row.get("step", 0) <= 7 and row["kind"] != "run"]
+    for rewind in rewinds:
+        at = next((i for i, row in enumerate(rows) if row["step"] > rewind["step"]), len(rows))
+        rows.insert(at, {"kind": "rewind", **rewind})
+    RunLog(tmp_path, HEADER, 7, rewinds)
+    assert read_metrics(tmp_path) == [{"kind": "run", **HEADER}, *rows]
+
+
+def test_bad_lines_are_refused_by_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for line, message in (
+        (b'{"kind": "train", "step": "x"}', "row 2, column 'step': 'x' is not a number"),
+        (b"\xff\xfe", "row 2 is not a JSON object"),
+        (b"[" * 100_000, "row 2 is not a JSON object"),
+        (b"[1]", "row 2 is not a JSON object"),
+        (b'{"kind": "train", "step": 1, "loss": []}', "row 1, column 'loss': .* is not a finite number"),
+    ):
+        content = b'{"kind": "run", "run": "r"}\n' + line + b"\n"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            RunLog(tmp_path, HEADER, 5, [])
+        assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+    path.write_bytes(b'{"kind": "run"}\n{"kind": "tr')
+    assert len(Metrics.read(tmp_path).train("step")) == 0
+
+
+def test_rows_end_where_a_power_cut_left_zeros(tmp_path):
+    """Of what comes after them nothing was known to be written, whatever was parsed together with it."""
+    started(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:6]) + bytes(4096) + b"\n" + b"".join(lines[6:]))
+    assert read_metrics(tmp_path) == [json.loads(line) for line in lines[:6]]
+
+
+def test_after_a_failed_fsync_the_log_is_another_file(tmp_path, monkeypatch):
+    """The old one's pages count as written and are not; what had been synced and what has been written since are kept."""
+    log, plain, failing = RunLog(tmp_path, HEADER, 0, []), os.fsync, [False]
+
+    def fsync(descriptor):
+        if failing[0] and descriptor == log.file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log.write("train", step=1)
+    assert log.flush() is None
+    log.write("train", step=2)
+    failing[0], before = True, os.stat(log.path).st_ino
+    assert "cannot write" in log.flush()
+    failing[0] = False
+    synced = os.path.getsize(log.path)
+    with open(log.path, "r+b") as file:  # as a file system may that drops the pages it could not write
+        file.seek(synced - 20)
+        file.write(bytes(20))
+    log.write("train", step=3)
+    assert log.flush() is None and os.stat(log.path).st_ino != before
+    log.write("train", step=4)
+    assert log.close() is None
+    assert [row["step"] for row in read_metrics(tmp_path)[1:]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations", "positions"])
+def test_an_archive_that_was_cut_off_is_gone_on_with(tmp_path, monkeypatch, name):
+    """Killed before any of the three is moved: at the next start all of them are in archives, none is deleted."""
+    for folder in ("positions", "evaluations"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "step-0000000004.parquet").write_bytes(b"4")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    plain = type(tmp_path).rename
+
+    def rename(self, target):
+        if self.name == name:
+            raise KeyboardInterrupt
+        return plain(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            RunLog(tmp_path, HEADER, 0, [])
+    RunLog(tmp_path, HEADER, 0, []).close()
+    kept = [path.relative_to(tmp_path).as_posix().split("/", 1)[1] for path in tmp_path.glob("begun-anew-*/**/*")]
+    wanted = ["metrics.jsonl", "positions/step-0000000004.parquet", "evaluations/step-0000000004.parquet"]
+    assert sorted(path for path in kept if "." in path) == sorted(wanted)
