@@ -1,11 +1,13 @@
-"""Draw the documentation's three pictures from the runs of `make quickstart` in runs/: python docs/pictures.py
+"""Draw the documentation's pictures from what `make quickstart` and docs/how-to/branch.md leave in runs/: python docs/pictures.py
 
-They are the analyses' own figures, in one size.
+They are the analyses' own figures, in one size. A picture whose runs are not there is left as it is.
 """
 
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -13,13 +15,14 @@ sys.path.insert(0, str(HERE.parent))
 from emergence_train.analysis import emergence, temporal  # noqa: E402
 from emergence_train.analysis.drawing import save  # noqa: E402
 from emergence_train.analysis.emergence.figures import performance  # noqa: E402
-from emergence_train.analysis.figures import Figure  # noqa: E402
+from emergence_train.analysis.figures import Figure, Trace  # noqa: E402
 from emergence_train.analysis.position_matrix import observed_rows, position_matrices  # noqa: E402
 from emergence_train.analysis.temporal import figures  # noqa: E402
-from emergence_train.recorder.tables import POSITIONS, read  # noqa: E402
+from emergence_train.recorder.tables import POSITIONS, mean_loss, read  # noqa: E402
 
 RUNS = HERE.parent / "runs"
 RUN = "quickstart-0.9m"
+STABLE, ENDS = "stable", ("end-60", "end-120", "end-240", "end-480")  # of docs/how-to/branch.md
 SIZE = (4.6, 3.1)
 FROM = 30_000  # tokens: an untrained model's losses would compress the rest of the axis
 
@@ -45,8 +48,28 @@ def performance_by_loss() -> Figure:
     return replace(figure, title="Performance against loss", y_label="accuracy")
 
 
+def one_run_several_ends() -> Figure:
+    """The iid loss of a stable run, and of the decays that were branched from it."""
+    losses = {name: mean_loss(read(POSITIONS, RUNS / name)).query("split == 'iid'") for name in (STABLE, *ENDS)}
+    whole = losses[STABLE].query("tokens >= @FROM")
+    traces = [Trace(whole["tokens"].to_numpy(), whole["loss"].to_numpy(), "constant rate")]
+    for name in ENDS:
+        begin, end = whole[whole["step"] == int(name.rpartition("-")[2])], losses[name].tail(1)
+        x, y = (np.concatenate([begin[column], end[column]]) for column in ("tokens", "loss"))
+        traces.append(Trace(x, y, "decayed to its end" if name == ENDS[0] else "", colour=1, points=True))
+    return Figure("One run, four ends", "tokens", "iid loss (nats per token)", tuple(traces), x_log=True)
+
+
 if __name__ == "__main__":
-    for picture in (loss_by_position, forecast, performance_by_loss):
+    needed = {
+        loss_by_position: [RUN],
+        forecast: [RUN],
+        performance_by_loss: [RUN],
+        one_run_several_ends: [STABLE, *ENDS],
+    }
+    for picture, runs in needed.items():
+        if not all((RUNS / run).is_dir() for run in runs):
+            continue
         stem = picture.__name__.replace("_", "-")
         (name,) = save([picture()], HERE / "images", stem, size=SIZE, suffixes=(".svg",))
         print(f"docs/images/{name}: {(HERE / 'images' / name).stat().st_size:,} bytes")

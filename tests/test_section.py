@@ -13,6 +13,7 @@ TAKE_THE_TREE = {
     "training.run.train",
     "training.run._train",
     "training.run._build_session",
+    "training.run._given",
     "training.startup.agree_on",
     "training.startup.resolve",
     "training.startup.claim",

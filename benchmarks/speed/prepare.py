@@ -1,24 +1,50 @@
 """Preparing a corpus: MB of text per CPU second and memory, against `datasets` with the same tokenizer.
 
-    python benchmarks/speed/prepare.py [--megabytes 100] [--cases ordinary,tiny,files,giant] [--out FILE]
+    python benchmarks/speed/prepare.py [--megabytes 500] [--cases ordinary,tiny,files,giant-file,giant-row] [--out FILE]
 
-Each case is prepared by one process: ours (`emergence-train prepare`, one worker: tokens, held-out windows, checksums) and, of
-the first case, `datasets` (load_dataset and map with tokenizers' encode_batch_fast, ids written as Arrow). CPU seconds of the
-process and its children, since wall time on a shared machine is not comparable; memory is the greatest resident set.
+The text is what is installed: source and documentation of Python and its packages and the system's headers, each content once,
+so nothing repeats that a cache of words could live on. `ordinary`: --megabytes of it; `tiny`: a million lines of it; `files`:
+10,000 files of 100 MB together; `giant-file` and `giant-row`: one document of 200 MB, as a .txt and as a row of a .jsonl. Each
+case is prepared by one process: ours (`emergence-train prepare`, one worker: tokens, held-out windows, checksums) and, of the
+first case, `datasets` (load_dataset and map with tokenizers' encode_batch_fast, ids written as Arrow). CPU seconds of the
+process and what it started, since a shared machine's wall time says little; memory is the greatest resident set.
 """
 
 import argparse
+import contextlib
 import datetime
+import hashlib
+import itertools
 import json
 import os
 import resource
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+SUFFIXES = {
+    ".c",
+    ".cpp",
+    ".cu",
+    ".h",
+    ".hpp",
+    ".html",
+    ".js",
+    ".json",
+    ".md",
+    ".pl",
+    ".pm",
+    ".py",
+    ".pyi",
+    ".rst",
+    ".txt",
+}
+LARGEST = 2_000_000  # bytes of a file: larger ones are tables
 
 OURS = """
 import sys
@@ -47,45 +73,57 @@ rows.map(encode, batched=True, remove_columns=rows.column_names).save_to_disk(fo
 """
 
 
-def texts() -> list[str]:
-    """Documents of the embedded sample."""
-    from emergence_train.config import Source
-    from emergence_train.data.sources import documents, sample_domains
+def texts() -> Iterator[str]:
+    """The text files of Python, its packages and the system's headers and documentation, each content once, in sorted order."""
+    seen: set[bytes] = set()
+    for root in [*map(sysconfig.get_path, ("purelib", "stdlib", "include")), "/usr/include", "/usr/share/doc"]:
+        for path in sorted(Path(root).rglob("*")):
+            if path.suffix not in SUFFIXES or path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST:
+                continue
+            content = path.read_bytes()
+            if not content.strip() or (name := hashlib.sha256(content).digest()) in seen:
+                continue
+            seen.add(name)
+            with contextlib.suppress(UnicodeDecodeError):
+                yield content.decode("utf-8")
 
-    return [text for name in sample_domains() for text in documents(Source(domain="d", sample=name))]
+
+def up_to(rows: Iterable[str], size: float) -> Iterator[str]:
+    """The rows until they are `size` bytes."""
+    for row in rows:
+        if size <= 0:
+            return
+        size -= len(row.encode())
+        yield row
+
+
+def lines() -> Iterator[str]:
+    """A million short documents, all different."""
+    again = itertools.chain.from_iterable(itertools.cycle([list(texts())]))
+    parts = (line.strip()[:80] for text in again for line in text.split("\n"))
+    return (f"{number} {line}" for number, line in zip(range(1_000_000), filter(None, parts)))
+
+
+def short() -> Iterator[str]:
+    """Documents of at most 5,000 characters."""
+    from emergence_train.data.readers import pieces
+
+    return (piece for text in texts() for piece in pieces(iter([text]), 5_000))
 
 
 def write(case: str, folder: Path, megabytes: float) -> tuple[str, int]:
     """-> (the pattern of the files, bytes of text)."""
-    sample, size, number = texts(), 0, 0
-    if case == "tiny":
-        lines = [piece for text in sample for piece in text.split("\n") if piece.strip()]
-        with (folder / "a.jsonl").open("w") as file:
-            while number < 1_000_000:
-                text = f"{number} {lines[number % len(lines)][:80]}"
-                file.write(json.dumps({"text": text}) + "\n")
-                size, number = size + len(text.encode()), number + 1
-        return f"{folder}/a.jsonl", size
-    if case == "giant":
-        with (folder / "a.txt").open("w") as file:
-            while size < 200e6:
-                size += file.write(sample[number % len(sample)] + "\n\n")
-                number += 1
-        return f"{folder}/a.txt", (folder / "a.txt").stat().st_size
-    count = 10_000 if case == "files" else 1
-    files = [(folder / f"{i:05d}.jsonl").open("w") if count == 1 else None for i in range(count)]
-    while size < megabytes * 1e6:
-        text = f"{number}\n{sample[number % len(sample)]}"
-        line = json.dumps({"text": text}) + "\n"
-        if count == 1:
-            files[0].write(line)
-        else:
-            with (folder / f"{number % count:05d}.jsonl").open("a") as file:
-                file.write(line)
-        size, number = size + len(text.encode()), number + 1
-    if count == 1:
-        files[0].close()
-    return f"{folder}/*.jsonl", size
+    if case.startswith("giant"):
+        rows: Iterable[str] = ["\n\n".join(up_to(texts(), 200e6))]
+    else:
+        rows = {"ordinary": up_to(texts(), megabytes * 1e6), "files": up_to(short(), 100e6), "tiny": lines()}[case]
+    files, size = 10_000 if case == "files" else 1, 0
+    suffix = "txt" if case == "giant-file" else "jsonl"
+    for number, text in enumerate(rows):
+        with (folder / f"{number % files:05d}.{suffix}").open("a") as file:
+            file.write(text if suffix == "txt" else json.dumps({"text": text}) + "\n")
+        size += len(text.encode())
+    return f"{folder}/*.{suffix}", size
 
 
 def run(program: str, folder: Path, pattern: str) -> dict:
@@ -111,10 +149,8 @@ def run(program: str, folder: Path, pattern: str) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--megabytes", type=float, default=100.0, help="of text, in the cases that do not say themselves"
-    )
-    parser.add_argument("--cases", default="ordinary,tiny,files,giant")
+    parser.add_argument("--megabytes", type=float, default=500.0, help="of text in the ordinary case")
+    parser.add_argument("--cases", default="ordinary,tiny,files,giant-file,giant-row")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu" / "prepare.json")
     arguments = parser.parse_args()
     import torch
@@ -122,27 +158,26 @@ def main() -> int:
     from emergence_train.data import tokenizer
     from emergence_train.recorder.environment import environment
 
-    encoder = tokenizer.train(iter(texts()), 4096)
-    record = {
-        "utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"),
-        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
-        "environment": environment(torch.device("cpu")),
-        "load_average": round(os.getloadavg()[0], 1),
-        "rows": [],
-    }
+    encoder = tokenizer.train(up_to(texts(), 20e6), 4096)
+    where = environment(torch.device("cpu"))
+    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.is_file() else []
     for case in arguments.cases.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             encoder.save(str(folder / "tokenizer.json"))
             pattern, size = write(case, folder, arguments.megabytes)
-            programs = {"ours": OURS} | ({"datasets": DATASETS} if case == "ordinary" else {})
-            for name, program in programs.items():
+            for name, program in ({"ours": OURS} | ({"datasets": DATASETS} if case == "ordinary" else {})).items():
                 row = {"case": case, "who": name, "megabytes": round(size / 1e6, 1), **run(program, folder, pattern)}
                 if "cpu_seconds" in row:
                     row["megabytes_a_cpu_second"] = round(size / 1e6 / row["cpu_seconds"], 2)
-                record["rows"].append(row)
+                row |= {"utc": datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), "commit": where["commit"]}
                 print(row, flush=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+                # Each as it is measured, in the place of an earlier one: the whole takes half an hour of a free core.
+                rows = [old for old in rows if any(old[key] != row[key] for key in ("case", "who", "megabytes"))] + [
+                    row
+                ]
+                record = {"command": "python benchmarks/speed/prepare.py", "environment": where, "rows": rows}
+                arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(arguments.out)
     return 0
 

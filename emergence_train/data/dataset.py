@@ -85,6 +85,11 @@ class Dataset:
                     f"{self.root}: has no domain {source.domain!r} (it has "
                     f"{', '.join(self.index['domains'])}); prepare again under another data.path"
                 )
+            if source.weight > 0 and not self.index["domains"][source.domain]["shards"]:
+                raise InputError(
+                    f"{self.root}: holds no training text of the domain {source.domain!r}; set its weight to 0, or prepare "
+                    f"more of it under another data.path"
+                )
 
     def _entries(self) -> list[dict]:
         parts = [

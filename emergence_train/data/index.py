@@ -33,7 +33,7 @@ class Shard(_Strict):
 
 
 class Domain(_Strict):
-    shards: list[Shard] = Field(min_length=1)
+    shards: list[Shard]
 
 
 class Windows(File):

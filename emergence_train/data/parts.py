@@ -1,6 +1,7 @@
 """A source in parts: each is a shard, the held-out windows of its rows, and a record of the rows read."""
 
 import array
+import itertools
 import json
 import shutil
 import time
@@ -14,7 +15,7 @@ from emergence_train.config import Data, Source
 from emergence_train.data import sources
 from emergence_train.data.held_out import HeldOut
 from emergence_train.data.readers import Bad
-from emergence_train.data.tokenizing import Document, Workers
+from emergence_train.data.tokenizing import UNWRITABLE, Document, Workers
 from emergence_train.errors import InputError
 
 PROGRESS_SECONDS = 5.0
@@ -37,8 +38,15 @@ class PartReader:
         self.fraction = next((part["fraction"] for part in self.finished()), fraction)
 
     def finished(self) -> list[dict]:
-        """Records of the parts that an interrupted prepare finished, in order."""
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+        """Records of the parts of an earlier try, in order, as far as what they name is whole."""
+        records = (json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json")))
+        return list(itertools.takewhile(self._is_whole, records))
+
+    def _is_whole(self, record: dict) -> bool:
+        named = [self.root / entry["file"] for entry in (record["shard"] or {}).values()]
+        sizes = [entry["bytes"] for entry in (record["shard"] or {}).values()]
+        there = all(path.is_file() and path.stat().st_size == size for path, size in zip(named, sizes))
+        return there and (self.folder / record["held_out"]).is_file()
 
     def restart(self, fraction: float) -> None:
         """Delete the parts and start over with another held-out fraction."""
@@ -56,11 +64,12 @@ class PartReader:
 class Part:
     """One shard in the making, and its held-out windows."""
 
-    def __init__(self, reader: PartReader, number: int) -> None:
-        self.reader = reader
-        self.shard = reader.shards / f"{number:05d}.bin"
-        self.record = reader.folder / f"{number:05d}.json"
-        # One growing buffer each: a million small arrays would fragment the heap to many times their size.
+    def __init__(self, reader: PartReader, done: list[dict]) -> None:
+        """`done`: the records of the parts before it."""
+        self.reader, self.before = reader, sum(part["documents_read"] for part in done)
+        self.shard = reader.shards / f"{len(done):05d}.bin"
+        self.record = reader.folder / f"{len(done):05d}.json"
+        # One growing buffer each: a million small arrays would take many times their size in a fragmented heap.
         self.ids, self.ends = bytearray(), array.array("q")
         self.held_out = HeldOut(reader.data.sequence + 1, reader.most, reader.dtype)
         self.read = self.bad = self.unknown = 0
@@ -75,7 +84,8 @@ class Part:
         self.read += 1
         if isinstance(row, Bad):
             self.bad += 1
-            self.first_bad = self.first_bad or row
+            place = row.place or f"{self.reader.source.domain}: document {self.before + self.read}"
+            self.first_bad = self.first_bad or Bad(row.problem, place)
         elif len(row.ids) and row.byte_ends is not None:
             self.held_out.add(row)
         elif len(row.ids):
@@ -123,18 +133,17 @@ def tokenize_source(reader: PartReader, workers: Workers, log: Callable[[str], N
     source, done = reader.source, reader.finished()
     if done and done[-1]["last"]:
         return done
-    skip = sum(part["documents_read"] for part in done)
-    if skip:
-        log(f"{source.domain}: resuming after {skip:,} documents")
-    part = Part(reader, len(done))
+    part = Part(reader, done)
+    if part.before:
+        log(f"{source.domain}: resuming after {part.before:,} documents")
     began = shown = time.monotonic()
     size, tokens, expected = 0, 0, _text_bytes(source)
-    for batch in workers.encode(sources.documents(source, skip), reader.fraction):
+    for batch in workers.encode(sources.documents(source, part.before), reader.fraction):
         for row in batch.rows:
             part.add(row)
             if part.tokens >= reader.data.shard_tokens:
                 done.append(part.finish(last=False))
-                part = Part(reader, len(done))
+                part = Part(reader, done)
         size += batch.text_bytes
         tokens += sum(len(row.ids) for row in batch.rows if isinstance(row, Document))
         _check_bad(reader, done, part, ended=False)
@@ -165,9 +174,9 @@ def _check_bad(reader: PartReader, done: list[dict], part: Part, *, ended: bool)
     remedy = f"fix them, or raise data.bad_rows ({share:g}) to skip them"
     if problem.startswith("has no text"):
         remedy = f"set text_field, {remedy}"
-    raise InputError(
-        f"{place} {problem}; {bad:,} of {read:,} rows of {reader.source.domain!r} have no usable text: {remedy}"
-    )
+    if problem.startswith(UNWRITABLE):
+        remedy = f"take a tokenizer with a token for the unknown, or raise data.bad_rows ({share:g}) to leave them out"
+    raise InputError(f"{place} {problem}; {bad:,} of {read:,} rows of {reader.source.domain!r} are no text: {remedy}")
 
 
 def _text_bytes(source: Source) -> float | None:

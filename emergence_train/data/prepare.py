@@ -40,6 +40,7 @@ def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
     recipe = _recipe(data)
     if (root / "dataset.json").is_file():
         note = _compare_finished(root, recipe, data)
+        shutil.rmtree(root / "parts", ignore_errors=True)  # of a try that was killed as it had finished
         log(f"{root}: already prepared from this configuration{note}")
         return root
     sources.check_overlap(data)
@@ -55,10 +56,12 @@ def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
         if _read_recipe(root) != _known(recipe) | {"made_from": made_from}:
             _clear(root)
             files.write_json(root / "recipe.json", recipe | {"made_from": made_from})
-        return _prepare(data, root, log)
+            sources.check_overlap(data)  # now that there is something of ours that a pattern could take
+        _sweep(root)
+        return _prepare(data, root, made_from, log)
 
 
-def _prepare(data: Data, root: Path, log: Callable[[str], None]) -> Path:
+def _prepare(data: Data, root: Path, made_from: dict, log: Callable[[str], None]) -> Path:
     encoder = _tokenizer(data, root, log)
     end = tokenizer.end_of_text(encoder, data.tokenizer.end_of_text)
     dtype = shards.token_dtype(tokenizer.size(encoder))
@@ -83,8 +86,9 @@ def _prepare(data: Data, root: Path, log: Callable[[str], None]) -> Path:
         "domains": {source.domain: _domain(source, parts[source.domain]) for source in data.sources},
         "validation": _validation_sets(data, root, parts, dtype, end, log),
     }
+    _check_unchanged(made_from, _made_from(data), root)
     files.write_json(root / "dataset.json", index)
-    shutil.rmtree(root / "parts")
+    shutil.rmtree(root / "parts", ignore_errors=True)
     for domain, entry in index["domains"].items():
         unknown = entry["unknown_tokens"] / max(entry["tokens"], 1)
         tell = f", {unknown:.1%} of them unknown to the tokenizer" if entry["unknown_tokens"] else ""
@@ -118,7 +122,7 @@ def _recipe(data: Data) -> dict:
     recipe = data.model_dump(mode="json", exclude={"path", "workers", "bad_rows"})
     for source in recipe["sources"] + recipe["ood"]:
         del source["weight"]
-    recipe["iid_shares"] = _iid_shares(data)
+    recipe["iid_shares"], recipe["ood_shares"] = _iid_shares(data), _ood_shares(data)
     return recipe
 
 
@@ -130,10 +134,19 @@ def _known(recipe: Any) -> Any:
 
 
 def _made_from(data: Data) -> dict:
-    """The listing of the source files by domain, and of the tokenizer's file."""
+    """The files that are read, by domain; and the tokenizer's."""
     listed = {source.domain: sources.listing(source) for source in [*data.sources, *data.ood]}
-    given = data.tokenizer.file
-    return {"files": listed, "tokenizer": files.sha256(Path(given)) if given and Path(given).is_file() else ""}
+    given = tokenizer.find(data.tokenizer.file) if data.tokenizer.file else None
+    return {"files": listed, "tokenizer": files.sha256(given) if given else ""}
+
+
+def _check_unchanged(before: dict, now: dict, root: Path) -> None:
+    """Raise InputError where an input was written while it was read: what was read of it is neither the old nor the new."""
+    if before == now:
+        return
+    rows = [{tuple(row) for listed in made_from["files"].values() for row in listed} for made_from in (before, now)]
+    changed = min(rows[0] ^ rows[1], default=("the tokenizer",))[0]
+    raise InputError(f"{changed}: has changed while {root} was prepared from it; prepare again, which begins anew")
 
 
 def _read_recipe(root: Path) -> dict | None:
@@ -148,9 +161,12 @@ def _compare_finished(root: Path, recipe: dict, data: Data) -> str:
     finished = _read_recipe(root)
     if finished is None:
         raise InputError(f"{root / 'recipe.json'}: cannot be read; delete {root} and prepare again")
-    before = finished.pop("made_from", None)
-    if finished != _known(recipe):
-        changed = next((key for key in recipe if finished.get(key) != _known(recipe).get(key)), "data")
+    before, wanted = finished.pop("made_from", None), _known(recipe)
+    if "ood_shares" not in finished:  # an older version did not note them
+        del wanted["ood_shares"]
+    if finished != wanted:
+        changed = next((key for key in wanted if finished.get(key) != wanted[key]), "data")
+        changed = {"iid_shares": "sources (their weights)", "ood_shares": "ood (their weights)"}.get(changed, changed)
         raise InputError(f"{root}: was prepared with another data.{changed}; choose another data.path or delete it")
     if before is None:  # an older version did not record them
         return ""
@@ -187,6 +203,13 @@ def _clear(root: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _sweep(root: Path) -> None:
+    """Take away the temporary files of writes that a kill has cut off."""
+    for name in (*OURS, "dataset.json"):
+        for rest in [*root.glob(f".{name}.*.tmp"), *(root / name).rglob(".*.tmp")]:
+            rest.unlink()
+
+
 def _check_space(data: Data, root: Path) -> None:
     """Raise InputError where the shards of the local sources would not fit; sizes of hub data sets are unknown."""
     text = sum(size for source in [*data.sources, *data.ood] for _, size, _ in sources.listing(source))
@@ -220,9 +243,9 @@ def _tokenizer(data: Data, root: Path, log: Callable[[str], None]) -> Tokenizer:
         return tokenizer.load_file(path)
     wanted = data.tokenizer
     if wanted.file:
-        encoder = tokenizer.load_file(wanted.file)
+        encoder = tokenizer.load_file(wanted.file, wanted.end_of_text)
     elif wanted.hub:
-        encoder = tokenizer.load_hub(wanted.hub)
+        encoder = tokenizer.load_hub(wanted.hub, wanted.end_of_text)
     else:
         assert wanted.vocab_size, "config.Tokenizer has exactly one of the three"
         began = time.monotonic()

@@ -8,11 +8,12 @@ import bz2
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +72,7 @@ def is_text(path: Path) -> bool:
 def _open_zstd(path: Path) -> IO[bytes]:
     import pyarrow as pa
 
-    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), CHUNK)
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(open(path, "rb")), "zstd"), CHUNK)
 
 
 OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
@@ -80,6 +81,8 @@ OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.
 def _open(path: Path) -> IO[bytes]:
     """Open for reading bytes, decompressed, after a UTF-8 byte order mark."""
     opener = OPENERS.get(path.suffix)
+    if opener and not path.stat().st_size:
+        raise InputError(f"{path}: cannot be read: it is empty, which no compressed file is; it was cut off")
     file = opener(path) if opener else open(path, "rb")  # noqa: SIM115 - the caller closes it
     buffered = file if hasattr(file, "peek") else io.BufferedReader(file)
     start = buffered.peek(4)[:4]
@@ -95,9 +98,8 @@ def _open(path: Path) -> IO[bytes]:
 
 def _json_lines(path: Path, field: str) -> Iterator[str | Bad]:
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
+        lines = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
+        for before, (number, line) in enumerate(lines):
             place = f"{path}: line {number}"
             try:
                 row = json.loads(line.decode("utf-8"))
@@ -105,11 +107,11 @@ def _json_lines(path: Path, field: str) -> Iterator[str | Bad]:
                 yield Bad(f"is not UTF-8 (byte {error.start + 1} of the line)", place)
                 continue
             except (ValueError, RecursionError) as error:
-                if number == 1 and line.lstrip().startswith(b"["):
+                if not before and line.lstrip().startswith(b"["):
                     raise InputError(f"{path}: is a JSON array; write one object a line (.jsonl)") from None
                 yield Bad(f"is not JSON ({' '.join(str(error).split())[:80]})", place)
                 continue
-            if isinstance(row, list) and number == 1:
+            if isinstance(row, list) and not before:
                 raise InputError(f"{path}: is a JSON array; write one object a line (.jsonl)")
             yield text_of(row, field, place)
 
@@ -120,7 +122,9 @@ def _csv(path: Path, field: str) -> Iterator[str | Bad]:
     with _open(path) as file, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="") as lines:
         table = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
         try:
-            header = next(table, [])
+            header = next(filter(None, table), None)
+            if header is None:
+                return
             if field not in header:
                 raise InputError(f"{path}: no column {field!r} (it has {', '.join(header)[:200]}); set text_field")
             column = header.index(field)
@@ -139,11 +143,13 @@ def _parquet(path: Path, field: str) -> Iterator[str | Bad]:
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with open(path, "rb") as opened, pq.ParquetFile(opened) as file:
             keys = [field] if field in file.schema_arrow.names else field.split(".")
             kind = _arrow_kind(path, file.schema_arrow, field, keys)
-            for batch in file.iter_batches(batch_size=256, columns=[".".join(keys)]):
-                column = batch.column(0)
+            groups = range(file.num_row_groups)  # one by one: pyarrow cannot read nested dictionaries across them
+            columns = [".".join(keys)]
+            for batch in (b for n in groups for b in file.iter_batches(256, row_groups=[n], columns=columns)):
+                column = batch.column(keys[0])
                 for key in keys[1:]:
                     column = pc.struct_field(column, key)
                 if pa.types.is_dictionary(kind):
@@ -180,7 +186,7 @@ def _text(path: Path, longest: int) -> Iterator[str | Bad]:
     def decoded(file: IO[bytes]) -> Iterator[str]:
         done, lines, rest = 0, 1, b""
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
-        while chunk := file.read(CHUNK):
+        for chunk in itertools.chain([start], iter(lambda: file.read(CHUNK), b"")):
             data = rest + chunk
             try:
                 text, rest = data.decode("utf-8"), b""
@@ -197,9 +203,11 @@ def _text(path: Path, longest: int) -> Iterator[str | Bad]:
             wrong.append(Bad("is not UTF-8 (it ends within a character)", f"{path}: byte {done + 1}"))
 
     with _open(path) as file:
-        texts = list(pieces(decoded(file), longest)) if path.stat().st_size <= CHUNK else pieces(decoded(file), longest)
-        if isinstance(texts, list) and wrong:  # one document: drop it whole
-            texts = []
+        start = file.read(CHUNK)
+        texts: Iterable[str] = pieces(decoded(file), longest)
+        if len(start) < CHUNK:  # small: where it is wrong anywhere, all of it is doubtful
+            texts = list(texts)
+            texts = [] if wrong else texts
         yield from texts
         yield from wrong
 
@@ -261,17 +269,19 @@ def pieces(chunks: Iterator[str], longest: int) -> Iterator[str]:
     """
     held = ""
     for chunk in chunks:
-        held += chunk
-        while len(held) > longest:
-            cut = _cut(held, longest)
-            yield held[:cut]
-            held = held[cut:]
+        held, begin = held + chunk, 0
+        while len(held) - begin > longest:
+            end = _cut(held, begin, longest)
+            yield held[begin:end]
+            begin = end
+        held = held[begin:]  # once a chunk: a row of a gigabyte is one
     if held:
         yield held
 
 
-def _cut(text: str, longest: int) -> int:
+def _cut(text: str, begin: int, longest: int) -> int:
+    """Where the piece from `begin` ends."""
     for pattern in _CUTS:
-        if ends := [match.end() for match in pattern.finditer(text, longest // 2, longest)]:
+        if ends := [match.end() for match in pattern.finditer(text, begin + longest // 2, begin + longest)]:
             return ends[-1]
-    return longest
+    return begin + longest

@@ -37,7 +37,7 @@ def verify(root: Path, entries: list[dict], stamp: Path) -> None:
         try:
             status = os.stat(path)
         except OSError:
-            raise InputError(f"{path}: is missing; delete {root} and run prepare again") from None
+            raise InputError(f"{path}: is missing; restore it, or delete {root} and run prepare again") from None
         if status.st_size != entry["bytes"]:
             raise InputError(
                 f"{path}: has {status.st_size} bytes instead of {entry['bytes']}; it is truncated or "

@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,29 +50,29 @@ def listing(source: Source) -> list[list]:
         return []
     if source.sample:
         return [[f"sample:{source.sample}", paths(source)[0].stat().st_size, 0]]
-    return [[str(path), *_stamp(path)] for path in paths(source)]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns
+    return [[str(path), (status := _stat(path)).st_size, status.st_mtime_ns] for path in paths(source)]
 
 
 def check_overlap(data: Data) -> None:
-    """Raise InputError where two domains share a file: its held-out text would be trained on in the other."""
+    """Raise InputError where two domains take the same text: what is held out of one would be trained on in the other. And
+    where a pattern takes what prepare itself has written."""
     owners: dict[tuple, str] = {}
     for source in [*data.sources, *data.ood]:
         for path in [] if source.hub else paths(source):
-            owner = owners.setdefault((path.resolve(), source.text_field), source.domain)
+            field = "" if readers.is_text(path) else source.text_field
+            if Path(data.path).resolve() in path.resolve().parents:
+                raise InputError(f"{path}: lies in data.path; choose another data.path, or write a pattern without it")
+            owner = owners.setdefault((_identity(path), field), source.domain)
             if owner != source.domain:
                 raise InputError(f"{path}: is in the domains {owner!r} and {source.domain!r}; give it to one of them")
 
 
 def paths(source: Source) -> list[Path]:
-    """The files of a local source, globs expanded, in sorted order by pattern, each once."""
+    """The files of a local source, globs expanded, in sorted order by pattern, each once.
+
+    Raises:
+        InputError: a pattern matches nothing, or something that is neither file nor directory: a link to what is gone, a pipe.
+    """
     if source.sample:
         path = SAMPLE / f"{source.sample}.jsonl.xz"
         if not path.is_file():
@@ -80,17 +81,36 @@ def paths(source: Source) -> list[Path]:
                 f"it has {', '.join(sample_domains())}"
             )
         return [path]
-    files: dict[Path, Path] = {}  # by resolved path: patterns may overlap, and links name a file twice
+    files: dict[tuple[int, int], Path] = {}  # by what they are: patterns may overlap, and links name a file twice
     for pattern in source.files or ():
-        matches = sorted(glob.glob(pattern, recursive=True))
+        # A name may look like a pattern: "part[1].jsonl".
+        matches = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise InputError(f"source {source.domain!r}: no file matches {pattern!r}")
         for match in map(Path, matches):
             if match.is_file():
-                files.setdefault(match.resolve(), match)
+                files.setdefault(_identity(match), match)
+            elif not match.is_dir():
+                problem = (
+                    f"is a link to {os.readlink(match)}, which cannot be found" if match.is_symlink() else "is no file"
+                )
+                raise InputError(f"{match}: {problem}; restore or remove it, or write a pattern without it")
     if not files:
         raise InputError(f"source {source.domain!r}: {source.files} are directories; write a glob such as dir/*.txt")
     return list(files.values())
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a file is, whatever it is called: links of both kinds share it."""
+    status = _stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def piece_length(source: Source, files: list[Path]) -> int:

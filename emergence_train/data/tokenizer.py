@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from emergence_train.errors import InputError
 
@@ -53,17 +53,23 @@ def _short_runs(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
-def normalised(serialised: str) -> Tokenizer:
+def normalised(serialised: str, end_of_text: str | None = None) -> Tokenizer:
     """A tokenizer of the text alone, from the content of a tokenizer.json: no truncation, padding, post-processor or dropout.
 
-    Special tokens spelled out in a text stay text. Where the model itself would emit one for its spelling (Unigram and word
-    models have them among their pieces), a pre-tokenizer that splits the spelling after its first character is added.
+    Special tokens that a text spells out stay text, and so does the one that ends a text (`end_of_text`, or the first of
+    KNOWN_ENDS), which becomes special where it was an ordinary one. Where the model itself would make one of its spelling
+    (Unigram and word models have them among their pieces), a pre-tokenizer that cuts it after its first character is added.
     """
     content = json.loads(serialised)
     content |= {"truncation": None, "padding": None, "post_processor": None}
     if isinstance(content.get("model"), dict) and "dropout" in content["model"]:
         content["model"]["dropout"] = None
     tokenizer = _literal(Tokenizer.from_str(json.dumps(content, ensure_ascii=False)))
+    names = [end_of_text] if end_of_text else KNOWN_ENDS
+    end = next((name for name in names if tokenizer.token_to_id(name) is not None), None)
+    if end and end not in _special(tokenizer):
+        tokenizer.add_special_tokens([AddedToken(end, normalized=False, special=True)])
+        content = json.loads(tokenizer.to_str())
     forged = [token for token in _special(tokenizer) if len(token) > 1 and _makes(tokenizer, token)]
     if not forged:
         return tokenizer
@@ -106,8 +112,11 @@ def _special(tokenizer: Tokenizer) -> list[str]:
 def _makes(tokenizer: Tokenizer, token: str) -> bool:
     """Whether a text that contains the spelling of `token` is given its id."""
     wanted = tokenizer.token_to_id(token)
-    texts = (token, f"a{token}b", f"a {token} b")
-    return any(wanted in tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+    for text in (token, f"a{token}b", f"a {token} b"):
+        with contextlib.suppress(Exception):  # the library's, of a text that the tokenizer cannot write
+            if wanted in tokenizer.encode(text, add_special_tokens=False).ids:
+                return True
+    return False
 
 
 def _literal(tokenizer: Tokenizer) -> Tokenizer:
@@ -115,26 +124,32 @@ def _literal(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def load_file(path: str | Path) -> Tokenizer:
-    """Load a tokenizer.json, `normalised`."""
+def find(path: str | Path) -> Path:
+    """The tokenizer.json at a path or in a directory."""
     path = Path(path)
     if path.is_dir() and (path / "tokenizer.json").is_file():
         path = path / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"tokenizer {path}: no such file; give the path of a tokenizer.json")
+    return path
+
+
+def load_file(path: str | Path, end_of_text: str | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, `normalised`."""
+    path = find(path)
     try:
         with panics_as_input_errors(path):
-            return normalised(path.read_text(encoding="utf-8"))
+            return normalised(path.read_text(encoding="utf-8"), end_of_text)
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"tokenizer {path}: not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
 
 
-def load_hub(name: str) -> Tokenizer:
-    """Load a tokenizer from the hub by its name, `normalised`."""
+def load_hub(name: str, end_of_text: str | None = None) -> Tokenizer:
+    """The hub's tokenizer of this name, `normalised`."""
     try:
-        return normalised(Tokenizer.from_pretrained(name).to_str())
+        return normalised(Tokenizer.from_pretrained(name).to_str(), end_of_text)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"tokenizer {name!r} cannot be fetched from the hub: {reason}; give a local file") from None

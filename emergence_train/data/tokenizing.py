@@ -5,10 +5,11 @@ import hashlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from emergence_train.errors import RunError
 
 DOCUMENTS_A_TASK = 64
 CHARACTERS_A_TASK = 2_000_000
+UNWRITABLE = "cannot be written in the tokenizer"
 
 
 def document_hash(text: str) -> int:
@@ -125,22 +127,28 @@ def _encoded(batch: list[str | Bad], fraction: float) -> Encoded:
     assert _encoder is not None, "_load comes first in every process"
     texts = [row for row in batch if isinstance(row, str)]
     keys = [document_hash(text) for text in texts]
-    trained = [text for text, key in zip(texts, keys) if not is_held_out(key, fraction)]
-    fast = iter(_encoder.encode_batch_fast(trained, add_special_tokens=False))  # without offsets
-    documents = []
-    for text, key in zip(texts, keys):
-        ends = None
-        if is_held_out(key, fraction):
-            encoding = _encoder.encode(text, add_special_tokens=False)
-            ends = np.array(tokenizer.byte_ends(text, encoding.offsets), dtype=np.int64)
-        else:
-            encoding = next(fast)
-        ids = np.array(encoding.ids, dtype=np.uint32)
-        unknown = int(np.count_nonzero(ids == _unknown)) if _unknown is not None else 0
-        documents.append(Document(ids, key, ends, unknown))
-    of_texts = iter(documents)
+    held_out = [is_held_out(key, fraction) for key in keys]
+    with_offsets = partial(_encoder.encode, add_special_tokens=False)
+    try:
+        trained = [text for text, held in zip(texts, held_out) if not held]
+        encoded = iter(_encoder.encode_batch_fast(trained, add_special_tokens=False))  # without offsets
+        fast: Callable = lambda text: next(encoded)  # noqa: E731
+    except Exception:  # one of them cannot be written, and the library does not say which
+        fast = with_offsets
+    of_texts = (_document(*row, with_offsets if row[2] else fast) for row in zip(texts, keys, held_out))
     rows = [next(of_texts) if isinstance(row, str) else row for row in batch]
     return Encoded(rows, sum(len(text.encode()) for text in texts))
+
+
+def _document(text: str, key: int, held_out: bool, encode: Callable) -> Document | Bad:
+    """The text's ids, and of a held-out one the bytes; a Bad without a place where the tokenizer cannot write it."""
+    try:
+        encoding = encode(text)
+    except Exception as error:  # the library raises plain Exception
+        return Bad(f"{UNWRITABLE} ({' '.join(str(error).split())[:200]})", "")
+    ids = np.array(encoding.ids, dtype=np.uint32)
+    ends = np.array(tokenizer.byte_ends(text, encoding.offsets), dtype=np.int64) if held_out else None
+    return Document(ids, key, ends, int(np.count_nonzero(ids == _unknown)) if _unknown is not None else 0)
 
 
 def _batches(rows: Iterable[str | Bad]) -> Iterator[list[str | Bad]]:

@@ -8,6 +8,7 @@ import json
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,13 +86,16 @@ class AnomalyDetector:
 
 
 class SkippedBatches:
-    """Batches that no step trains on, because a rewind skipped them; stored in the run's rewinds.json.
+    """Which samples a step trains on: those in order, without what a rewind went back over. rewinds.json of the run remembers.
 
-    The batch of a step is the (step - 1)-th of those not skipped: still a pure function, of the run's directory.
+    The batch of a step is the (step - 1)-th of those not skipped, and samples are counted without those that the run's parent
+    (training.branch) had skipped before it began: still a pure function, of the run's directory.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, inherited: Sequence[Sequence[int]] = ()) -> None:
+        """`inherited`: (first, last) sample of what the parent had skipped."""
         self.path = run / "rewinds.json"
+        self.inherited = _disjoint(inherited)
         self.rewinds: list[dict] = []
         if self.path.is_file():
             try:
@@ -104,13 +108,20 @@ class SkippedBatches:
         self._ranges()
 
     def batch(self, step: int) -> int:
-        """Index of the batch, from 0, that `step` trains on."""
-        number = step - 1
-        for first, last in self.ranges:
-            if number < first:
-                break
-            number += last - first + 1
-        return number
+        """The batch, from 0, that `step` trains on."""
+        return _nth_outside(self.ranges, step - 1)
+
+    def sample(self, step: int, place: int, batch: int) -> int:
+        """The global number of the sample at `place` of the batch of `batch` samples that `step` trains on."""
+        return _nth_outside(self.inherited, self.batch(step) * batch + place)
+
+    def samples_before(self, step: int, batch: int) -> list[tuple[int, int]]:
+        """(first, last) sample of all that was skipped on the way to the state of `step`: what a branch from it inherits."""
+        # Those that came before the state was saved: a rewind to an earlier step takes the state of this one with it.
+        known = max((n for n, r in enumerate(self.rewinds, 1) if r["step"] < step), default=0)
+        own = [(r["first_batch"] * batch, (r["last_batch"] + 1) * batch - 1) for r in self.rewinds[:known]]
+        mapped = [(_nth_outside(self.inherited, first), _nth_outside(self.inherited, last)) for first, last in own]
+        return _disjoint([*self.inherited, *mapped])
 
     def add(self, back_to: int, failed: int, reason: str) -> None:
         """Skip what the steps after `back_to`, up to the one that failed, trained on."""
@@ -124,13 +135,27 @@ class SkippedBatches:
         files.write_json(self.path, {"rewinds": self.rewinds})
 
     def _ranges(self) -> None:
-        """The skipped batches as disjoint ranges in order; one rewind may cover another."""
-        self.ranges: list[tuple[int, int]] = []
-        for first, last in sorted((r["first_batch"], r["last_batch"]) for r in self.rewinds):
-            if self.ranges and first <= self.ranges[-1][1] + 1:
-                self.ranges[-1] = (self.ranges[-1][0], max(last, self.ranges[-1][1]))
-            else:
-                self.ranges.append((first, last))
+        self.ranges = _disjoint([(r["first_batch"], r["last_batch"]) for r in self.rewinds])
+
+
+def _disjoint(ranges: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
+    """The (first, last) ranges as disjoint ones in order; one rewind may go back over another."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted((first, last) for first, last in ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _nth_outside(ranges: list[tuple[int, int]], number: int) -> int:
+    """The `number`-th of the whole numbers from 0 that lie in none of the disjoint, ordered ranges."""
+    for first, last in ranges:
+        if number < first:
+            break
+        number += last - first + 1
+    return number
 
 
 def diverged_replicas(model: torch.nn.Module) -> list[int]:

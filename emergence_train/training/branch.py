@@ -16,10 +16,12 @@ from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
 from emergence_train.checkpoint.format import STATE, complete, step_name
-from emergence_train.config import Training
+from emergence_train.config import Data, Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
+from emergence_train.data.sampling import quotas
 from emergence_train.errors import InputError
+from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.training.plan import Plan
 
 FILE = "parent.json"
@@ -36,9 +38,11 @@ def parse(text: str) -> tuple[Path, int | None]:
 
 
 def parent_of(run: Path) -> dict | None:
-    """Read {"run", "path", "step", "tokens", "first_step"} of a run that began from another's state.
+    """What parent.json says of a run that began from another's state: {"run", "path", "step", "tokens", "first_step",
+    "skipped_samples"}.
 
-    `first_step` is the parent's last step, counted in steps of the child; its own steps begin after it.
+    `first_step` is the child's number of the parent's last step: its own begin after it. `skipped_samples`: (first, last) of what
+    the parent's rewinds had left out until then.
     """
     try:
         return json.loads((run / FILE).read_text())
@@ -46,6 +50,11 @@ def parent_of(run: Path) -> dict | None:
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{run / FILE}: cannot be read ({' '.join(str(error).split())}); restore it") from None
+
+
+def skipped_batches(run: Path) -> SkippedBatches:
+    """What the run leaves out: its own rewinds', and what its parent had left out before it began."""
+    return SkippedBatches(run, (parent_of(run) or {}).get("skipped_samples", ()))
 
 
 def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: str | None) -> int:
@@ -57,17 +66,15 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
     """
     known = parent_of(run)
     if known is not None:
-        path, step = parse(parent) if parent else (Path(known["path"]), known["step"])
-        if Path(known["path"]) != path.resolve() or step not in (None, known["step"]):
-            raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
-        if complete(run / "checkpoints"):
-            return known["first_step"]
-        parent = f"{path}@{known['step']}"  # its state is not there yet, or no longer
-    elif parent is None:
+        _same_parent(run, known, parent)
+        if not complete(run / "checkpoints") and not plan.finished(run, lambda line: None):  # cut off, or all were lost
+            _adopt(checkpoints.newest(Path(known["path"]), known["step"]), run / "checkpoints", known["first_step"])
+        return known["first_step"]
+    if parent is None:
         return 0
-    elif complete(run / "checkpoints") or (run / "positions").exists():
-        raise InputError(f"{run}: has begun without a parent; choose another name, or omit --from to resume it")
     path, step = parse(parent)
+    if complete(run / "checkpoints") or (run / "positions").exists():
+        raise InputError(f"{run}: has begun without a parent; choose another name, or omit --from to resume it")
     if path.resolve() == run.resolve():
         raise InputError(f"{run}: cannot begin from itself; choose another name")
     theirs, chosen = configs.load_run(path), checkpoints.newest(path, step)
@@ -85,10 +92,30 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
             f"--from {parent}: has trained {tokens:,} tokens, and training.tokens, which counts them in, is "
             f"{training.tokens:,}; raise it"
         )
+    # Without them the child's samples would begin that many earlier, among those that the parent has trained on.
+    skipped = skipped_batches(path).samples_before(step, theirs.training.batch)
     source = {"run": theirs.name, "path": str(path.resolve()), "step": step, "tokens": tokens, "first_step": first}
+    source |= {"skipped_samples": skipped if _same_samples(path, theirs.seed, theirs.data, dataset) else []}
     files.write_json(run / FILE, source)  # before the state, which alone would be a run's that began without a parent
     _adopt(chosen, run / "checkpoints", first)
     return first
+
+
+def _same_parent(run: Path, known: dict, parent: str | None) -> None:
+    """Raise InputError where `parent`, if it is given, is not the one that `run` began from."""
+    path, step = (Path(known["path"]), None) if parent is None else parse(parent)
+    if Path(known["path"]) != path.resolve() or step not in (None, known["step"]):
+        raise InputError(f"{run}: began from {known['path']}@{known['step']}, not {parent}; choose another name")
+
+
+def _same_samples(parent: Path, seed: int, data: Data, dataset: Dataset) -> bool:
+    """Whether a sample's number means the same text in the parent as in `dataset`."""
+    domains = [source.domain for source in data.sources if source.weight > 0]
+    shares = quotas([source.weight for source in data.sources if source.weight > 0])
+    before = (seed, data.sequence, domains, shares)
+    now = (dataset.sampler.seed, dataset.sequence, dataset.domains, dataset.sampler.quotas)
+    known = identity.read(parent) or {}
+    return before == now and known.get("data") in (None, identity.digest(dataset.index))
 
 
 def _adopt(source: Path, folder: Path, step: int) -> None:

@@ -19,7 +19,7 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import reduced, validate
-from emergence_train.faults.anomalies import AnomalyDetector, Event, SkippedBatches, diverged_replicas
+from emergence_train.faults.anomalies import AnomalyDetector, Event, diverged_replicas
 from emergence_train.faults.operations import Straggler
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
@@ -27,6 +27,7 @@ from emergence_train.optim.schedule import learning_rate
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum, broadcast_from_rank0
 from emergence_train.recorder.position_sums import PositionAccumulator
+from emergence_train.training import branch
 from emergence_train.training.console import Console
 from emergence_train.training.observers import Step
 from emergence_train.training.plan import Plan
@@ -70,7 +71,7 @@ class Session:
         self.writer, self.console, self.log, self.stop, self.watch = writer, console, log, stop, watch
         self.first = first
         self.accumulator = PositionAccumulator(dataset.sequence, mesh.device)
-        self.skipped = broadcast_from_rank0(lambda: SkippedBatches(self.run))
+        self.skipped = broadcast_from_rank0(lambda: branch.skipped_batches(self.run))
         self.saver = saver.Saver(self.run, checkpoints, plan.state_steps, mesh, log)
         if not checkpoints.asynchronous:  # so that the rank whose disk hangs is behind the others
             self.saver.on_written = lambda step: watch.at("waiting for the others' shards", step)

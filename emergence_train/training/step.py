@@ -43,7 +43,7 @@ class Stepper:
         log: Callable[[str], None] = print,
     ) -> None:
         self.engine, self.dataset, self.mesh = engine, dataset, mesh
-        self.batch_of, self.at, self.detector = skipped.batch, watch.at, detector
+        self.skipped, self.at, self.detector = skipped, watch.at, detector
         self.batch, self.micro = training.batch, training.micro_batch
         self.rounds = self.batch // (self.micro * mesh.data.size)
         self.document_mask = training.document_mask
@@ -109,15 +109,15 @@ class Stepper:
 
     def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
-        begin = self.batch_of(step) * self.batch + (number * self.mesh.data.size + self.mesh.data.rank) * self.micro
-        samples = range(begin, begin + self.micro)
+        begin = (number * self.mesh.data.size + self.mesh.data.rank) * self.micro
+        samples = [self.skipped.sample(step, place, self.batch) for place in range(begin, begin + self.micro)]
         windows = torch.from_numpy(np.stack([self.dataset.sample(index) for index in samples]))
-        tokens, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-        ids = None
+        tokens, targets, ids = windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), None
         if self.document_mask:
-            ids = torch.from_numpy(np.stack([self.dataset.document_ids(index) for index in samples]))
-            targets[ids[:, 1:] != ids[:, :-1]] = IGNORED  # nothing before it determines the next document
-            ids = self._to_device(ids[:, :-1].contiguous())
+            numbers = torch.from_numpy(np.stack([self.dataset.document_ids(index) for index in samples]))
+            # Nothing before it says which document comes next. Not in place: of one sample both are views of its window.
+            targets = targets.masked_fill(numbers[:, 1:] != numbers[:, :-1], IGNORED)
+            ids = self._to_device(numbers[:, :-1].contiguous())
         return self._to_device(tokens), self._to_device(targets), ids
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:

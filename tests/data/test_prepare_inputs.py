@@ -28,6 +28,7 @@ def documents(count: int, words: int = 120, seed: int = 0) -> list[str]:
 
 
 def jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
     return path
 
@@ -334,3 +335,143 @@ def test_held_out_text_is_bounded_in_memory(tmp_path):
     assert len(few.by_priority) <= 4 * 5 + 1000 + 20 and few.short_tokens < 200_000
     a, b = (choose([held.arrays()], 5, 17, 0) for held in (few, all_of_it))
     assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.text_bytes, b.text_bytes)
+
+
+def test_an_input_that_changes_while_it_is_read_is_said(tmp_path, monkeypatch):
+    """What was read of it is neither the old file nor the new one."""
+    texts = documents(200)
+    path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    finish = parts.Part.finish
+
+    def changed(self, last):
+        with open(path, "a") as file:
+            file.write(json.dumps({"text": "written meanwhile"}) + "\n")
+        return finish(self, last)
+
+    monkeypatch.setattr(parts.Part, "finish", changed)
+    with pytest.raises(InputError, match=r"a\.jsonl: has changed while .*out was prepared from it; prepare again"):
+        prepare(small(tmp_path / "out", path), lambda line: None)
+    assert not (tmp_path / "out/dataset.json").exists()
+    monkeypatch.undo()
+    dataset, _ = prepared(small(tmp_path / "out", path))
+    assert text_of(dataset) == kept([*texts, "written meanwhile"])
+
+
+def test_a_shard_lost_between_two_tries_is_made_again(tmp_path, monkeypatch):
+    texts = documents(300)
+    data = small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]), shard_tokens=4000)
+    _cut_off(monkeypatch, data, 3)
+    (tmp_path / "out/train/d/00001.bin").unlink()
+    (tmp_path / "out/train/d/.00003.bin.x.tmp").write_text("of a write that was killed")
+    dataset, output = prepared(data)
+    assert any("resuming after" in line for line in output) and text_of(dataset) == kept(texts)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_missing_shard_names_a_remedy_that_works(tmp_path):
+    data = small(tmp_path / "out", jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(200)]))
+    prepare(data, lambda line: None)
+    (tmp_path / "out/train/d/00000.bin").unlink()
+    with pytest.raises(InputError, match=r"00000\.bin: is missing; restore it, or delete .*out and run prepare again"):
+        Dataset(data, seed=0)
+
+
+def test_a_source_that_is_only_held_out_opens(tmp_path):
+    """Of weight 0 and one document, it has no shard; the others are as they would be."""
+    texts = documents(200)
+    held = next(text for text in documents(200, seed=1) if document_hash(text) < 0.1 * 2**64)
+    single = {"domain": "d", "files": [str(jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]))]}
+    none = {"domain": "e", "files": [str(jsonl(tmp_path / "b.jsonl", [{"text": held}]))], "weight": 0}
+    data = small(tmp_path / "out", sources=[single, none])
+    dataset, _ = prepared(data)
+    assert dataset.index["domains"]["e"]["shards"] == [] and text_of(dataset) == kept(texts)
+    weighted = data.model_copy(
+        update={"sources": [data.sources[0], data.sources[1].model_copy(update={"weight": 1.0})]}
+    )
+    with pytest.raises(InputError, match="holds no training text of the domain 'e'; set its weight to 0"):
+        Dataset(weighted, seed=0)
+
+
+def test_weights_of_ood_sources_decide_their_sets(tmp_path):
+    """They say how many windows each gives, so a finished set of other weights is another one."""
+    paths = [jsonl(tmp_path / f"{i}.jsonl", [{"text": text} for text in documents(60, seed=i)]) for i in range(3)]
+    validation = {"sequences": 8, "domain_sequences": 4, "ood_sequences": 6, "fraction": 0.1}
+
+    def weighted(first: float):
+        ood = [{"domain": f"o{i}", "files": [str(paths[i])], "weight": weight} for i, weight in ((1, first), (2, 1))]
+        return small(tmp_path / "out", paths[0], ood=ood, validation=validation)
+
+    dataset, _ = prepared(weighted(1))
+    assert [dataset.index["validation"]["sets"][name]["sequences"] for name in ("o1", "o2")] == [3, 3]
+    with pytest.raises(InputError, match=r"prepared with another data\.ood \(their weights\)"):
+        prepare(weighted(2), lambda line: None)
+    recipe = json.loads((tmp_path / "out/recipe.json").read_text())
+    del recipe["ood_shares"]  # as an older version wrote it
+    (tmp_path / "out/recipe.json").write_text(json.dumps(recipe))
+    prepared(weighted(1))
+
+
+def test_a_text_that_the_tokenizer_cannot_write_is_named(tmp_path):
+    texts = documents(200)
+    Tokenizer(
+        models.WordLevel({"</s>": 0} | {word: i for i, word in enumerate([*WORDS, *map(str, range(150))], 1)})
+    ).save(str(tmp_path / "t.json"))
+    content = json.loads((tmp_path / "t.json").read_text()) | {"pre_tokenizer": {"type": "WhitespaceSplit"}}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    data = small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json")})
+    with pytest.raises(
+        InputError,
+        match=r"d: document 151 cannot be written in the tokenizer .*; 50 of 200 .*: take a tokenizer with a token",
+    ):
+        prepare(data, lambda line: None)
+    for workers in (1, 2):
+        config = small(
+            tmp_path / f"out-{workers}", path, tokenizer=data.tokenizer.model_dump(), bad_rows=0.5, workers=workers
+        )
+        dataset, output = prepared(config)
+        assert dataset.index["domains"]["d"]["documents"] == len(kept(texts[:150]))
+        assert any("50 of 200 rows skipped, the first: d: document 151" in line for line in output)
+
+
+def test_an_end_of_text_that_is_a_word_is_not_forged(tmp_path):
+    """A vocabulary that has it as an ordinary token makes it of its spelling."""
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["?", "STOP", *WORDS])}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "t.json"))
+    texts = [text.replace("two", "STOP") for text in documents(200)]
+    path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    dataset, _ = prepared(
+        small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "t.json"), "end_of_text": "STOP"})
+    )
+    stream = dataset.streams[0].read(0, len(dataset.streams[0]))
+    assert (stream == 1).sum() == dataset.index["domains"]["d"]["documents"] == len(kept(texts))
+
+
+def test_a_tokenizer_in_a_directory_is_known_by_its_content(tmp_path):
+    (tmp_path / "given").mkdir()
+    for vocabulary in (WORDS, WORDS[::-1]):
+        made_up = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["?", "</s>", *vocabulary])}, unk_token="?"))
+        made_up.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        made_up.save(str(tmp_path / "given/tokenizer.json"))
+        path = jsonl(tmp_path / "a.jsonl", [{"text": text} for text in documents(200)])
+        os.utime(path, ns=(1, 1))
+        data = small(tmp_path / "out", path, tokenizer={"file": str(tmp_path / "given")})
+        if vocabulary is WORDS:
+            prepare(data, lambda line: None)
+    with pytest.raises(InputError, match="is not the tokenizer of"):
+        prepare(data, lambda line: None)
+
+
+def test_a_pattern_over_the_prepared_directory_itself(tmp_path):
+    """What prepare writes is no input, at the first try as at any other."""
+    texts = documents(200)
+    path = jsonl(tmp_path / "text/a.jsonl", [{"text": text} for text in texts])
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match="lies in data.path; choose another data.path, or write a pattern without it"
+        ):
+            prepare(small(tmp_path / "text/out", tmp_path / "text/**"), lambda line: None)
+    for out, pattern in (("text/out", path), ("text/other", tmp_path / "text/**/*.jsonl"), ("elsewhere", path)):
+        dataset, _ = prepared(small(tmp_path / out, pattern))
+        assert text_of(dataset) == kept(texts)

@@ -70,6 +70,13 @@ def test_a_dotted_field_reaches_nested_text(tmp_path):
     assert list(rows(tmp_path / "b.jsonl", "meta.body.text")) == ["by its whole name"]
 
 
+@pytest.mark.parametrize("group", [1, 3, 1000])
+def test_a_nested_dictionary_is_read_over_row_groups(tmp_path, group):
+    column = pa.StructArray.from_arrays([pa.array(TEXTS * 3).dictionary_encode()], ["text"])
+    pq.write_table(pa.table({"meta": column}), tmp_path / "a.parquet", row_group_size=group)
+    assert list(rows(tmp_path / "a.parquet", "meta.text")) == TEXTS * 3
+
+
 def test_bad_json_lines_are_named_and_the_rest_kept(tmp_path):
     lines = [
         b'{"text": "good 1"}',

@@ -76,3 +76,28 @@ def test_a_source_shorter_than_a_sequence_is_refused():
     with pytest.raises(InputError, match="fewer than one sequence"):
         Sampler([16], [1], 16, seed=0)
     assert Sampler([17], [1], 16, seed=0)[123].start == 0
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    tokens=st.lists(st.integers(40, 900), min_size=1, max_size=3),
+    weights=st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    sequence=st.integers(2, 39),
+    seed=st.integers(0, 2**63),
+)
+def test_each_epoch_trains_on_each_token_at_most_once(tokens, weights, sequence, seed):
+    """Over more than a block, by marking the trained positions of each stream; what an epoch leaves out lies at the ends."""
+    sampler = Sampler(tokens, weights[: len(tokens)], sequence, seed)
+    windows = [sampler[index] for index in range(BLOCK + 500)]
+    for domain, length in enumerate(tokens):
+        of_domain = [window for window in windows if window.domain == domain]
+        assert [window.epoch for window in of_domain] == sorted(window.epoch for window in of_domain)
+        for epoch in range(of_domain[-1].epoch + 1):
+            trained = np.zeros(length, int)
+            for window in of_domain:
+                if window.epoch == epoch:
+                    trained[window.start + 1 : window.start + sequence + 1] += 1  # its targets
+            assert trained.max() == 1
+            if epoch < of_domain[-1].epoch:
+                (used,) = np.nonzero(trained)
+                assert used[-1] - used[0] + 1 == len(used) >= length - 2 * sequence

@@ -100,6 +100,27 @@ def test_another_batch_counts_the_parents_tokens(folder):
     assert np.isfinite(list(losses(run).values())).all()
 
 
+def test_a_branch_leaves_out_what_its_parent_left_out(folder):
+    """Of a parent that rewound, the child trains on what the parent continued with; cut off before its state, it is taken up."""
+    runs = folder / "rewound"
+    parent = Path(shutil.copytree(folder / "runs/stable", runs / "stable"))
+    shutil.rmtree(parent / "checkpoints/step-0000000012")
+    rewind = {"step": 4, "failed_step": 6, "first_batch": 4, "last_batch": 5, "reason": "a spike"}
+    (parent / "rewinds.json").write_text(json.dumps({"rewinds": [rewind]}))
+    done = train(folder, "stable", f"out={runs}")
+    assert done.returncode == 0, done.stderr
+    wanted = {step: loss for step, loss in losses(parent).items() if step > 8}
+    for _ in range(2):
+        child = train(folder, "stable", f"out={runs}", "name=heir", "--from", f"{parent}@8")
+        assert child.returncode == 0, child.stderr
+        assert losses(runs / "heir") == wanted != {s: n for s, n in losses(folder / "runs/stable").items() if s > 8}
+        assert json.loads((runs / "heir/parent.json").read_text())["skipped_samples"] == [[4 * 8, 6 * 8 - 1]]
+        shutil.rmtree(runs / "heir/checkpoints")
+    other = train(folder, "stable", f"out={runs}", "name=stranger", "seed=4", "--from", f"{parent}@8")
+    assert other.returncode == 0, other.stderr  # its samples have other numbers
+    assert json.loads((runs / "stranger/parent.json").read_text())["skipped_samples"] == []
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -107,7 +128,7 @@ def test_another_batch_counts_the_parents_tokens(folder):
         (["name=b", "--from", "RUNS/stable@12"], "raise it"),
         (["name=c", "--from", "RUNS/stable@x"], "RUN or RUN@STEP"),
         (["name=d", "--from", "RUNS/nothing"], "not a run directory"),
-        (["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"], "parameters of other shapes"),
+        (["name=e", "model.width=32", "model.ffn=48", "--from", "RUNS/stable@8"], "another shape"),
         (
             ["name=f", "training.batch=24", "training.micro_batch=4", "--from", "RUNS/stable@8"],
             "not a whole number of steps",
