@@ -148,9 +148,19 @@ def _one_thread() -> None:
 
 def _temporal(arguments: argparse.Namespace) -> dict:
     _one_thread()
+    from emergence_train.analysis.logs import options_of
+    from emergence_train.analysis.outlook import Ahead, parse_schedule
     from emergence_train.analysis.temporal import investigate, output
 
-    analysis = investigate(arguments.tables, fit_fraction=arguments.fit_fraction, splits=arguments.split)
+    analysis = investigate(
+        arguments.tables,
+        fit_fraction=arguments.fit_fraction,
+        splits=arguments.split,
+        ahead=Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None),
+        options=options_of(
+            arguments.format, arguments.run, arguments.params, arguments.tokens_per_step, arguments.column or []
+        ),
+    )
     result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -223,6 +233,31 @@ def _add_schema(parser: argparse.ArgumentParser, result: str) -> None:
     parser.add_argument("--schema", action=_Schema, nargs=0, const=result, help=text)
 
 
+def _count(text: str) -> int:
+    """A positive whole number, as 2e9 or 2_000_000_000 too."""
+    value = float(text)
+    if not value.is_integer() or value < 1:
+        raise ValueError
+    return int(value)
+
+
+_count.__name__ = "count"  # of argparse's message
+
+
+def _add_outlook(parser: argparse.ArgumentParser) -> None:
+    """What lies ahead of the runs, and how logs of others are read."""
+    parser.add_argument("--to-tokens", type=_count, metavar="N", help="forecast to so many trained tokens")
+    text = "the whole run's learning rate: KIND,lr=..,warmup=TOKENS,final=RATIO[,decay=TOKENS]"
+    parser.add_argument("--schedule", metavar="SCHEDULE", help=text)
+    text = "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt or csv (default: auto)"
+    parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
+    parser.add_argument("--run", metavar="NAME", help="of a log: the run's name, or which of its runs to take")
+    parser.add_argument("--params", type=_count, metavar="N", help="of a log: non-embedding parameters")
+    parser.add_argument("--tokens-per-step", type=_count, metavar="N", help="of a log: tokens an optimizer step")
+    text = "of a log: what it calls run, params, step, tokens, lr or loss, as loss=eval/loss (may be repeated)"
+    parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     common = _OneLine(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
@@ -260,11 +295,13 @@ def _parser() -> argparse.ArgumentParser:
         "temporal", parents=[common], help="fit the temporal scaling law and forecast", allow_abbrev=False
     )
     added.set_defaults(verb=_temporal)
-    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
+    text = "run directories, Parquet or CSV tables, logs of other frameworks"
+    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
     added.add_argument(
         "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
     )
     added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
+    _add_outlook(added)
     added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
     _add_schema(added, "analysis.temporal.result:TemporalResult")
     added = analyses.add_parser(

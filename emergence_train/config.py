@@ -235,7 +235,7 @@ class TaskConfig(Section):
     def _one_origin(self) -> "TaskConfig":
         if self.shots is not None and not self.task.startswith("lm-eval/"):
             raise ValueError(
-                f"task {self.task!r}: shots are for tasks of lm-eval; items of a file include their own examples"
+                f"task {self.task!r}: shots are for tasks of lm-eval; items of a file hold their own examples; leave shots out"
             )
         return self
 
@@ -271,18 +271,26 @@ class Config(Section):
                 "use zero_stage 1 (also on one GPU) or precision fp32"
             )
         if training.batch % training.micro_batch:
-            raise ValueError(f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch}")
+            raise ValueError(
+                f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch}; change one"
+            )
         if schedule.kind == "wsd" and schedule.decay_tokens == 0:
-            raise ValueError("training.schedule.kind wsd needs decay_tokens, the length of the final decay")
+            raise ValueError("training.schedule.kind wsd needs decay_tokens, the length of the final decay; set it")
         if schedule.kind != "wsd" and schedule.decay_tokens:
-            raise ValueError(f"training.schedule.decay_tokens is for kind wsd; kind is {schedule.kind}")
+            raise ValueError(
+                f"training.schedule.decay_tokens is for kind wsd, not {schedule.kind}; leave it out or set kind to wsd"
+            )
         if schedule.warmup_tokens + schedule.decay_tokens > training.tokens:
-            raise ValueError("training.schedule: warmup_tokens and decay_tokens are more than training.tokens")
+            raise ValueError(
+                "training.schedule: warmup_tokens and decay_tokens are more than training.tokens; lower them"
+            )
         vector = training.position_weights.vector
         if vector is not None and len(vector) != sequence:
-            raise ValueError(f"training.position_weights.vector has {len(vector)} entries; data.sequence is {sequence}")
+            raise ValueError(
+                f"training.position_weights.vector has {len(vector)} entries; give data.sequence = {sequence}"
+            )
         if vector is not None and not any(vector):
-            raise ValueError("training.position_weights.vector is all zeros: nothing would be learned")
+            raise ValueError("training.position_weights.vector is all zeros; give some position a weight")
         return self
 
     @property
@@ -376,13 +384,15 @@ def _apply(tree: dict, override: str) -> None:
                 )
             place = int(key)
         elif not isinstance(node, dict):
-            raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section")
+            raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section; set that")
         if last:
             node[place] = value
         else:
             node = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
             if node is None:
-                raise InputError(f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file")
+                raise InputError(
+                    f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file; give it there"
+                )
 
 
 def _number(text: str) -> Any:

@@ -15,7 +15,8 @@ COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
     "evaluate": "run --step --tasks --split",
-    "analyze temporal": "tables --fit-fraction --split --out",
+    "analyze temporal": "tables --fit-fraction --split --out --to-tokens --schedule --format --run --params "
+    "--tokens-per-step --column",
     "analyze weights": "runs --out",
     "analyze emergence": "tables --out",
     "report": "runs --out",

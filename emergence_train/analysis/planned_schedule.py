@@ -9,6 +9,7 @@ decay(x, kernel)  sum over steps k <= x of (e[k-1]^p - e[k]^p) G(k, x), e = rate
 Warm-up does not count as a (negative) decay; later rises, as in restarts, do.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,6 +77,12 @@ class PlannedSchedule:
         self._clock = np.r_[0.0, np.cumsum((self.e[1:] + self.e[:-1]) / 2 * np.diff(self.x))]
         self._middle = (self.x[1:] + self.x[:-1]) / 2
         self._moving = (np.abs(np.diff(self.e)) > 1e-12) & (self.x[1:] > self.warmup_end)
+
+    def with_peak(self, peak: float) -> "PlannedSchedule":
+        """The same course with another peak rate."""
+        other = copy.copy(self)
+        other.peak = peak
+        return other
 
     @staticmethod
     def _end_of_warmup(x: np.ndarray, e: np.ndarray) -> float:

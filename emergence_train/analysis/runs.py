@@ -1,10 +1,12 @@
-"""Tables, files and run directories as series that the temporal analysis can fit: one per run and split.
+"""Tables, logs and run directories as series that the temporal analysis can fit: one per run and split.
 
-Learning rates are taken from, in this order: the `planned_lr` argument; a run directory's config.yaml (its
-schedule up to the planned end); the column lr of the table or metrics.jsonl. In a finished run that is analysed with
---fit-fraction the recorded later rates count as the plan: they were chosen in advance, and no held-out loss is used.
+Where the learning rates come from, in this order: the `planned_lr` argument; a schedule given beside the files; a run
+directory's config.yaml (its schedule up to the planned end); the column lr of the table, log or metrics.jsonl. In a finished
+run that is analysed with --fit-fraction the recorded later rates count as the plan: they were decided before, and no loss is
+looked at.
 """
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,16 +16,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
-from pydantic import ValidationError
 
+from emergence_train.analysis import logs
+from emergence_train.analysis.logs import Curve, LogOptions
+from emergence_train.analysis.outlook import Ahead, planned_schedule, rates_of
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
-from emergence_train.config import Schedule
 from emergence_train.errors import InputError
-from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import iter_metrics
+from emergence_train.recorder.naming import display_names, is_run
+
+MULTIPLIER = 0.3  # a peak rate from here on is no rate that Adam or Muon trains with, but a factor of one
+TYPICAL_PEAK = 1e-3  # of the runs that the laws' constants come from
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Series:
     end_tokens: int = 0
     matrix: PositionMatrix | None = None
     by_tokens: bool = True  # False: tokens are unusable, shares of the run are counted in steps
+    source: Path | None = None  # the run directory or log that is this run; None: a table, which may hold several
+    logged_end: int | None = None  # planned last step, where a log names it
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -48,47 +55,117 @@ class Series:
         return self.tokens / self.end_tokens if self.by_tokens else self.step / self.end_step
 
 
-def load(paths: str | Path | Iterable[str | Path], planned_lr: np.ndarray | None = None) -> list[Series]:
-    """Every run and split in `paths` (run directories, Parquet or CSV files of `positions` or `curves`).
+def load(
+    paths: str | Path | Iterable[str | Path],
+    planned_lr: np.ndarray | None = None,
+    *,
+    ahead: Ahead | None = None,
+    options: LogOptions | None = None,
+) -> list[Series]:
+    """Every run and split in `paths`: run directories, Parquet or CSV files of `positions` or `curves`, logs of others.
 
-    `planned_lr` (K, 2) holds tokens (or steps, for tables without tokens) and learning rate of the whole run; it
-    applies to all runs. Raises InputError for what is not a table, and for inconsistent tables.
+    `planned_lr` (K, 2) holds tokens (or steps, for tables without tokens) and learning rate of the whole run; it and
+    `ahead` apply to all runs, `options` to all logs. Raises InputError for what cannot be read, and for
+    inconsistent tables.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if not paths:
-        raise InputError("no table given; name a run directory, a Parquet file or a CSV file")
+        raise InputError("no table given; name a run directory, a Parquet file, a CSV file or a log")
     by_split: list[Series] = []
     curves: list[Series] = []
-    directories: dict[str, Path] = {}
     for path in map(Path, paths):
-        kinds = _kinds(path)
-        matrices = read_matrices(path) if "positions" in kinds else []
-        read = [_from_matrix(matrix) for matrix in matrices]
-        read_curves = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
-        by_split += read
-        curves += read_curves
-        if path.is_dir():
-            directories |= {series.run: path for series in read + read_curves}
-    return _planned(by_split, curves, directories, planned_lr)
+        ours, theirs = _read(path, options or LogOptions())
+        by_split += ours
+        curves += theirs
+    _name_apart(by_split + curves)
+    return _planned(by_split, curves, planned_lr, ahead or Ahead())
 
 
-def run_series(directory: Path, matrices: list[PositionMatrix], curve: pd.DataFrame | None) -> list[Series]:
-    """The series of a run directory whose positions and curve (None: it has none) are read already."""
+def run_series(
+    directory: Path, matrices: list[PositionMatrix], curve: pd.DataFrame | None, *, name: str | None = None
+) -> list[Series]:
+    """The series of a run directory whose positions and curve (None: it has none) are read already, shown by `name`."""
     by_split = [_from_matrix(matrix) for matrix in matrices]
     curves = _from_curves(curve) if curve is not None else []
-    return _planned(by_split, curves, {series.run: directory for series in by_split + curves}, None)
+    for series in by_split + curves:
+        series.source, series.run = directory, name or series.run
+    return _planned(by_split, curves, None, Ahead())
 
 
-def _planned(
-    by_split: list[Series], curves: list[Series], directories: dict[str, Path], planned_lr: np.ndarray | None
-) -> list[Series]:
+def _planned(by_split: list[Series], curves: list[Series], planned_lr: np.ndarray | None, ahead: Ahead) -> list[Series]:
     """The series with their planned learning rates, each run and split once."""
     _refuse_duplicates(by_split)
     _refuse_duplicates(curves)
     recorded = {curve.run: curve for curve in curves if curve.plan is not None}
     for series in by_split + curves:
-        _set_plan(series, recorded.get(series.run), directories.get(series.run), planned_lr)
+        _set_plan(series, recorded.get(series.run), planned_lr, ahead)
     return by_split + curves
+
+
+def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
+    """(series of positions by split, training curves) of one path."""
+    if _is_log(path, options):
+        return [], [_from_log(curve) for curve in logs.read(path, options)]
+    if options.given and options.format != "table":
+        what = "a run directory" if path.is_dir() else "a table of positions"
+        raise InputError(
+            f"{path}: is {what}, which says all of that itself; leave --format, --run, --params, --tokens-per-step and "
+            f"--column out, they are for logs"
+        )
+    kinds = _kinds(path)
+    matrices = read_matrices(path) if "positions" in kinds else []
+    by_split = [_from_matrix(matrix) for matrix in matrices]
+    curves = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
+    if is_run(path):
+        for series in by_split + curves:
+            series.source = path
+    return by_split, curves
+
+
+def _name_apart(all_series: list[Series]) -> None:
+    """Give run directories and logs of one name different ones. A table's runs keep the names that it gives them."""
+    sources = {(s.run, s.source): s.source for s in all_series if s.source is not None}
+    names = dict(zip(sources, display_names([(run, path) for (run, _), path in sources.items()])))
+    for series in all_series:
+        if series.source is not None:
+            series.run = names[series.run, series.source]
+
+
+def _is_log(path: Path, options: LogOptions) -> bool:
+    """Whether a path is a log of others, to be understood by its columns' names, and not one of our tables."""
+    if options.format == "table" or not path.exists():
+        return False
+    if path.is_dir():
+        known = is_run(path) or (path / "positions").is_dir() or (path / "curves").is_dir()
+        return not known and (options.format != "auto" or logs.format_of(path) is not None)
+    if options.format != "auto":
+        return True
+    if path.suffix in (".parquet", ".csv"):
+        columns = _columns(path)
+        if _has_positions(columns):
+            return False
+        return options.given or not set(tables.CURVES.columns) - set(tables.CURVES.optional) <= set(columns)
+    return path.suffix != ".jsonl" or not _is_ours(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a JSONL file is a run's metrics.jsonl."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        try:
+            return "kind" in json.loads(file.readline())
+        except (ValueError, TypeError):
+            return False
+
+
+def _columns(path: Path) -> list[str]:
+    try:
+        return list(pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from error
+
+
+def _has_positions(columns: Iterable[str]) -> bool:
+    return bool({"position", "loss_sum"} & set(columns))
 
 
 def _kinds(path: Path) -> list[str]:
@@ -110,14 +187,12 @@ def _kinds(path: Path) -> list[str]:
             raise InputError(f"{path}: holds no positions or curves table; is this a run directory?")
         return _kinds(files[0])
     if not path.exists():
-        raise InputError(f"{path}: no such file or directory; name a run directory, a Parquet file or a CSV file")
-    if path.suffix == ".jsonl":
+        raise InputError(
+            f"{path}: no such file or directory; name a run directory, a Parquet file, a CSV file or a log"
+        )
+    if path.suffix not in (".parquet", ".csv"):
         return ["curves"]
-    try:
-        columns = pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from error
-    return ["positions"] if "position" in columns or "loss_sum" in columns else ["curves"]
+    return ["positions"] if _has_positions(_columns(path)) else ["curves"]
 
 
 def _has_training_rows(path: Path) -> bool:
@@ -142,10 +217,22 @@ def _from_curves(frame: pd.DataFrame) -> list[Series]:
     for run, rows in frame.groupby("run", sort=True):
         series = Series(str(run), None, *(rows[name].to_numpy(float) for name in ("step", "tokens", "loss")))
         lr = rows["lr"].to_numpy(float)
-        if np.all(np.isfinite(lr)) and np.any(lr > 0):
-            series.plan = PlannedSchedule(series.step, lr, max(series.tokens[-1], 0.0) / max(series.step[-1], 1.0))
-        curves.append(_without_start(series))
+        curves.append(_with_rates(series, lr))
     return curves
+
+
+def _from_log(curve: Curve) -> Series:
+    step, tokens, lr, loss = (curve.frame[name].to_numpy(float) for name in ("step", "tokens", "lr", "loss"))
+    series = Series(curve.run, None, step, tokens, loss, notes=list(curve.notes))
+    series.source, series.logged_end = curve.log.path, curve.log.end_step
+    return _with_rates(series, lr)
+
+
+def _with_rates(series: Series, lr: np.ndarray) -> Series:
+    """The curve with its recorded learning rate (C,), if that is known at every row."""
+    if np.all(np.isfinite(lr)) and np.any(lr > 0):
+        series.plan = PlannedSchedule(series.step, lr, max(series.tokens[-1], 0.0) / max(series.step[-1], 1.0))
+    return _without_start(series)
 
 
 def _without_start(series: Series) -> Series:
@@ -168,55 +255,123 @@ def _refuse_duplicates(all_series: list[Series]) -> None:
         seen.add((series.run, series.split))
 
 
-def _set_plan(series: Series, recorded: Series | None, directory: Path | None, planned_lr: np.ndarray | None) -> None:
+def _set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | None, ahead: Ahead) -> None:
+    """Set the learning rate of the whole run and its planned end."""
     if not len(series.step):
-        raise InputError(f"run {series.run!r}: no row after step 0; nothing to fit")
+        raise InputError(f"run {series.run!r}: no row after step 0, so nothing to fit; name one that has trained")
     series.end_step, series.end_tokens = int(series.step[-1]), int(series.tokens[-1])
+    if ahead.to_tokens is not None and not series.by_tokens:
+        raise InputError(
+            f"run {series.run!r}: its rows have no tokens, which --to-tokens counts; give --tokens-per-step"
+        )
     step_tokens = series.tokens[-1] / series.step[-1] if series.by_tokens else 0.0
     per_step = step_tokens or 1.0
-    if planned_lr is not None:
-        table = np.asarray(planned_lr, float)
-        if table.ndim != 2 or table.shape[1] != 2 or np.any(np.diff(table[:, 0]) <= 0):
-            raise InputError("planned_lr: must be rows of (tokens, lr) with growing tokens")
-        series.plan = PlannedSchedule(table[:, 0] / per_step, table[:, 1], step_tokens)
-        end = float(table[-1, 0])
-    elif directory is not None and (directory / "config.yaml").is_file():
-        planned = planned_rates(directory / "config.yaml")
-        if planned is None:
-            series.plan = series.plan or (recorded.plan if recorded else None)
-            end = 0.0
-        else:
-            series.plan, end = (
-                PlannedSchedule(planned[:, 0] / per_step, planned[:, 1], step_tokens),
-                float(planned[-1, 0]),
-            )
-    else:
-        series.plan = series.plan or (recorded.plan if recorded else None)
-        end = 0.0
-        if recorded is not None and recorded.step[-1] > series.step[-1]:
-            end = recorded.step[-1] * per_step
+    end = _logged_end(series, recorded) * per_step
+    plan = series.plan or (recorded.plan if recorded else None)
+    planned = _given_rates(series, planned_lr) if planned_lr is not None else _scheduled(series, ahead, end)
+    if planned is not None:
+        logged, plan = plan, PlannedSchedule(planned[:, 0] / per_step, planned[:, 1], step_tokens)
+        end = float(planned[-1, 0])
+        _compare(series, plan, logged)
+    elif ahead.to_tokens is not None:
+        end = float(ahead.to_tokens)
+        _refuse_past(series, end, "--to-tokens")
+    series.plan = _as_rates(series, plan)
     if end > (series.end_tokens if series.by_tokens else series.end_step) * 1.001:
         series.end_step, series.end_tokens = math.ceil(end / per_step - 1e-6), int(end) if series.by_tokens else 0
+        if plan is not None and plan.x[-1] < series.end_step * 0.999:
+            rate = float(plan.peak * plan.e[-1])
+            series.notes.append(
+                f"the learning rate after step {plan.x[-1]:.0f} is not known and taken to stay at {rate:.3g}; give --schedule"
+            )
 
 
-def planned_rates(path: Path, points: int = 2000) -> np.ndarray | None:
-    """(K, 2) tokens and learning rate that a run directory's config.yaml plans; None if it plans none."""
-    try:
-        training = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]
-        planned, total = training["schedule"], float(training["tokens"])
-    except (KeyError, TypeError):
-        return None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
-    try:
-        schedule = Schedule.model_validate(planned)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(["training.schedule", *map(str, problem["loc"])])
+def _logged_end(series: Series, recorded: Series | None) -> float:
+    """The last step that is known to be planned: a log's own word, or the training curve beside fewer checkpoints."""
+    return float(max(series.logged_end or 0, recorded.step[-1] if recorded is not None else 0))
+
+
+def _given_rates(series: Series, planned_lr: np.ndarray) -> np.ndarray:
+    table = np.asarray(planned_lr, float)
+    if table.ndim != 2 or table.shape[1] != 2 or np.any(np.diff(table[:, 0]) <= 0):
+        raise InputError("planned_lr: must be rows of (tokens, lr) with growing tokens")
+    _refuse_past(series, float(table[-1, 0]), "planned_lr (tokens, lr)")
+    return table
+
+
+def _refuse_past(series: Series, end: float, what: str) -> None:
+    """An end before the last row is no end: often a number of steps where tokens are meant."""
+    last = series.tokens[-1] if series.by_tokens else series.step[-1]
+    if end < last * 0.999:
         raise InputError(
-            f"{path}: {where}: {problem['msg']} (got {problem['input']!r}); give the plan as planned_lr"
-        ) from error
-    # the grid includes the schedule's corners
-    corners = [schedule.warmup_tokens, total - schedule.decay_tokens]
-    tokens = np.unique(np.r_[np.linspace(0, total, points), corners])
-    return np.c_[tokens, [learning_rate(schedule, t, total) for t in tokens]]
+            f"run {series.run!r}: {what} ends at {end:,.0f}, before its last row at {last:,.0f} "
+            f"{'tokens' if series.by_tokens else 'steps'}; give a later end"
+            + (f" (is {end:,.0f} in steps?)" if end <= series.step[-1] * 100 else "")
+        )
+
+
+def _scheduled(series: Series, ahead: Ahead, logged_end: float) -> np.ndarray | None:
+    """(K, 2) tokens and rate by --schedule, or by the run's own configuration; None: neither is known."""
+    config = series.source / "config.yaml" if series.source is not None and series.source.is_dir() else None
+    own = planned_schedule(config) if config is not None and config.is_file() and ahead.schedule is None else None
+    if ahead.schedule is not None:
+        return _by_schedule(series, ahead, logged_end)
+    if own is None:
+        return None
+    schedule, total = own
+    planned = rates_of(schedule, total)
+    if ahead.to_tokens is None:
+        return planned
+    _refuse_past(series, ahead.to_tokens, "--to-tokens")
+    longer = rates_of(schedule, ahead.to_tokens)
+    past = planned[planned[:, 0] <= series.tokens[-1]]
+    if np.abs(np.interp(past[:, 0], *longer.T) - past[:, 1]).max() > 0.01 * schedule.lr:
+        raise InputError(
+            f"{series.source}: its {schedule.kind} schedule falls towards {total:,.0f} tokens and not {ahead.to_tokens:,}; "
+            f"give the rate up to there with --schedule"
+        )
+    return longer
+
+
+def _by_schedule(series: Series, ahead: Ahead, logged_end: float) -> np.ndarray:
+    schedule = ahead.schedule
+    assert schedule is not None
+    end = ahead.to_tokens or max(logged_end, series.tokens[-1])
+    if not series.by_tokens:
+        raise InputError(
+            f"run {series.run!r}: its rows have no tokens, which --schedule counts; give --tokens-per-step"
+        )
+    if ahead.to_tokens is not None:
+        _refuse_past(series, ahead.to_tokens, "--to-tokens")
+    if schedule.warmup_tokens + schedule.decay_tokens > end or schedule.warmup_tokens >= end:
+        raise InputError(
+            f"--schedule: warmup and decay ({schedule.warmup_tokens:,} and {schedule.decay_tokens:,} tokens) do not fit "
+            f"into the run's {end:,.0f} tokens; lower them"
+        )
+    return rates_of(schedule, end)
+
+
+def _compare(series: Series, plan: PlannedSchedule, logged: PlannedSchedule | None) -> None:
+    """Note where a planned rate is not the one that was logged; the planned one counts."""
+    if logged is None or logged.peak >= MULTIPLIER:
+        return
+    past = series.step[series.step > max(plan.warmup_end, logged.warmup_end)]
+    if len(past):
+        ours, theirs = plan.peak * plan.share(past), logged.peak * logged.share(past)
+        worst = int(np.argmax(np.abs(ours - theirs)))
+        if abs(ours[worst] - theirs[worst]) > 0.1 * logged.peak:
+            series.notes.append(
+                f"the planned learning rate is not the logged one (step {past[worst]:.0f}: {ours[worst]:.3g}, logged "
+                f"{theirs[worst]:.3g}); the planned one counts"
+            )
+
+
+def _as_rates(series: Series, plan: PlannedSchedule | None) -> PlannedSchedule | None:
+    """The plan; where its numbers are multipliers of an unknown peak, with a typical peak and a note."""
+    if plan is None or plan.peak < MULTIPLIER:
+        return plan
+    series.notes.append(
+        f"rates look like multipliers (the highest is {plan.peak:.3g}): the peak is taken as {TYPICAL_PEAK:g}; give the "
+        f"true one with --schedule KIND,lr=PEAK,..."
+    )
+    return plan.with_peak(TYPICAL_PEAK)

@@ -83,7 +83,7 @@ class Dataset:
             if source.domain not in self.index["domains"]:
                 raise InputError(
                     f"{self.root}: has no domain {source.domain!r} (it has "
-                    f"{', '.join(self.index['domains'])}); prepare it again"
+                    f"{', '.join(self.index['domains'])}); prepare again under another data.path"
                 )
             if source.weight > 0 and not self.index["domains"][source.domain]["shards"]:
                 raise InputError(
@@ -130,5 +130,5 @@ def check_tokenizer(root: Path, index: dict) -> None:
     if fingerprint != wanted:
         raise InputError(
             f"{root / 'tokenizer.json'}: does not match the shards (its fingerprint is {fingerprint}, theirs "
-            f"{wanted}); restore it or prepare again"
+            f"{wanted}); restore it, or delete {root} and prepare again"
         )

@@ -29,13 +29,17 @@ class DecoderConfig(ModelConfig):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose heads that divide it")
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+            raise ValueError(
+                f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; choose kv_heads that divide it"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head dimension {self.head_dim} (width / heads) is odd; rotary embedding needs pairs")
+            raise ValueError(
+                f"head dimension {self.head_dim} (width / heads) is odd, and rotary embedding needs pairs; choose other heads"
+            )
         if self.rotary_dim < 2 or self.rotary_dim % 2:
             raise ValueError(
                 f"rotary_fraction {self.rotary_fraction} rotates {self.rotary_dim} of {self.head_dim} elements; "
-                f"it must be an even number of at least 2"
+                f"choose one that rotates an even number of at least 2"
             )
         return self
 

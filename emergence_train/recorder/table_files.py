@@ -106,8 +106,10 @@ def _checked(table: Table, frame: pd.DataFrame, path: Path, before: int) -> pd.D
     missing = [column for column in table.columns if column not in frame]
     needed = [column for column in missing if column not in table.optional]
     if needed:
+        named = ", ".join(map(repr, needed))
         raise InputError(
-            f"{path}: column {needed[0]!r} is missing; a {table.name} table has {', '.join(table.columns)}"
+            f"{path}: column{'s' if needed[1:] else ''} {named} {'are' if needed[1:] else 'is'} missing; a {table.name} "
+            f"table has {', '.join(table.columns)}"
         )
     if frame.empty:
         return frame

@@ -13,7 +13,7 @@ gives the same rows in pieces, for tables that are larger than memory should hol
 million rows of positions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from emergence_train.errors import InputError
 from emergence_train.files import atomic_path
 from emergence_train.recorder.consistency import Consistency
 from emergence_train.recorder.metrics import Metrics, read_metrics
+from emergence_train.recorder.naming import names_of, run_name
 from emergence_train.recorder.schemas import CURVES, EVALUATIONS, POSITIONS, TABLES, VOCABULARY, Table
 from emergence_train.recorder.table_files import chunks_of, files_of
 
@@ -47,17 +48,22 @@ __all__ = [
 
 
 def read(
-    table: Table, paths: str | Path | Metrics | Iterable[str | Path | Metrics], *, mixed_vocabularies: bool = False
+    table: Table,
+    paths: str | Path | Metrics | Iterable[str | Path | Metrics],
+    *,
+    mixed_vocabularies: bool = False,
+    names: Mapping[Path, str] | None = None,
 ) -> pd.DataFrame:
     """Read `table` from files, directories of files, or run directories; validated and sorted by its key.
 
-    Metrics that are read already are a `curves` table too.
+    Metrics that are read already are a `curves` table too. Run directories that share a name are told apart by
+    naming.names_of, or called as `names` has them.
 
     A missing optional column (`lr` of curves) comes back as NaN and is named in `frame.attrs["missing"]`.
     Raises InputError for inconsistent rows; with `mixed_vocabularies` False also for losses measured with different
     tokenizers, which are not comparable in nats per token.
     """
-    chunks = list(stream(table, paths, mixed_vocabularies=mixed_vocabularies))
+    chunks = list(stream(table, paths, mixed_vocabularies=mixed_vocabularies, names=names))
     missing = sorted({column for chunk in chunks for column in chunk.attrs.get("missing", ())})
     frame = pd.concat(chunks, ignore_index=True)
     frame = frame.sort_values(list(table.key), kind="stable", ignore_index=True)
@@ -66,7 +72,11 @@ def read(
 
 
 def stream(
-    table: Table, paths: str | Path | Metrics | Iterable[str | Path | Metrics], *, mixed_vocabularies: bool = False
+    table: Table,
+    paths: str | Path | Metrics | Iterable[str | Path | Metrics],
+    *,
+    mixed_vocabularies: bool = False,
+    names: Mapping[Path, str] | None = None,
 ) -> Iterator[pd.DataFrame]:
     """The rows of `read` in pieces, as the files have them; attrs: the `file`, and its rows `before` the piece.
 
@@ -75,7 +85,8 @@ def stream(
     paths = [paths] if isinstance(paths, (str, Path, Metrics)) else list(paths)
     if not paths:
         raise InputError(f"no {table.name} table given; name a run directory, a Parquet file or a CSV file")
-    files = [file for path in paths for file in ([path] if isinstance(path, Metrics) else files_of(table, Path(path)))]
+    names = names_of(path for path in paths if not isinstance(path, Metrics)) if names is None else names
+    files = [part for path in paths for part in _files(table, path, names)]
     whole = Consistency(table)
     for chunk in _chunks(table, files):
         whole.add(chunk)
@@ -83,9 +94,24 @@ def stream(
     whole.check(lambda: _chunks(table, files), mixed_vocabularies=mixed_vocabularies)
 
 
-def _chunks(table: Table, files: Sequence[Path | Metrics]) -> Iterator[pd.DataFrame]:
-    for file in files:
-        yield from chunks_of(table, file)
+def _files(
+    table: Table, path: str | Path | Metrics, names: Mapping[Path, str]
+) -> list[tuple[Path | Metrics, dict[str, str]]]:
+    """(file, names that its runs are shown by where these are not their own) for each file of a path."""
+    if isinstance(path, Metrics):
+        return [(path, {})]
+    shown = names.get(Path(path))
+    renamed = {run_name(Path(path)): shown} if shown is not None else {}
+    return [(file, renamed) for file in files_of(table, Path(path))]
+
+
+def _chunks(table: Table, files: Sequence[tuple[Path | Metrics, dict[str, str]]]) -> Iterator[pd.DataFrame]:
+    for file, renamed in files:
+        for chunk in chunks_of(table, file):
+            for own, shown in renamed.items():
+                if own != shown:
+                    chunk["run"] = chunk["run"].where(chunk["run"] != own, shown)
+            yield chunk
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

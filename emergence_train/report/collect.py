@@ -12,6 +12,7 @@ from emergence_train.analysis.temporal import TemporalAnalysis
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics
+from emergence_train.recorder.naming import names_of
 
 FRACTION = 0.4  # of the planned tokens, observed by the forecast
 SPLITS = (None, "iid")  # forecast: the training curve and the iid validation loss
@@ -30,7 +31,7 @@ class Run:
     forecast: from the first FRACTION of the run, or None with the reason in `no_forecast`
     """
 
-    name: str
+    name: str  # as shown: header["run"], or by the directory where several runs share it
     directory: Path
     params: int
     header: dict
@@ -70,23 +71,24 @@ class ReportData:
 
 def collect(directories: list[Path]) -> ReportData:
     """Read run directories and run both analyses on them. Raises InputError where one is not a run."""
-    runs = [_load_run(directory) for directory in directories]
+    names = names_of(directories)
+    runs = [_load_run(directory, names) for directory in directories]
     runs.sort(key=lambda run: (run.params, run.name))
     evaluated = [run.directory for run in runs if any((run.directory / "evaluations").glob("*.parquet"))]
-    return ReportData(runs, emergence.investigate(evaluated) if evaluated else None)
+    return ReportData(runs, emergence.investigate(evaluated, names) if evaluated else None)
 
 
-def _load_run(directory: Path) -> Run:
+def _load_run(directory: Path, names: dict[Path, str]) -> Run:
     metrics = Metrics.read(directory)
     if metrics.header is None:
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not list((directory / "positions").glob("*.parquet")):
         raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
-    forecast, no_forecast = _forecast(directory, list(positions.values()), metrics)
+    forecast, no_forecast = _forecast(directory, names[directory], list(positions.values()), metrics)
     columns = ("step", "tokens", "loss", "tokens_per_second")
     return Run(
-        name=metrics.header["run"],
+        name=names[directory],
         directory=directory,
         params=int(metrics.header["params"]),
         header=metrics.header,
@@ -108,13 +110,13 @@ def _fits(split: str, matrix: PositionMatrix) -> pd.DataFrame:
 
 
 def _forecast(
-    directory: Path, matrices: list[PositionMatrix], metrics: Metrics
+    directory: Path, name: str, matrices: list[PositionMatrix], metrics: Metrics
 ) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
     """The temporal analysis of a run, and why parts of it are missing."""
     try:
         curve = tables.read(tables.CURVES, metrics) if len(metrics.train("step")) else None
         shown = [matrix for matrix in matrices if matrix.keys["split"].iloc[0] in SPLITS]
-        series = temporal.run_series(directory, shown, curve)
+        series = temporal.run_series(directory, shown, curve, name=name)
         analysis = temporal.investigate_series(series, fit_fraction=FRACTION, splits=SPLITS)
     except InputError as error:
         return None, (str(error),)

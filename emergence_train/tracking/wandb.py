@@ -4,9 +4,12 @@ W&B runs in a thread of its own behind a bounded queue, so a slow or broken netw
 are dropped from the mirror and remain in the run's files.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import queue
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,11 @@ from typing import Any
 import pandas as pd
 
 from emergence_train.config import Logging
+from emergence_train.errors import RunError
+from emergence_train.files import write_json
 
 QUEUE = 10_000
+ID_FILE = "wandb.json"  # in the run directory
 CURVE_POINTS = 64
 INIT_SECONDS = 20  # seconds for the server to answer
 PATIENCE_SECONDS = 45  # seconds at the end for queued rows
@@ -100,14 +106,41 @@ def init_settings(project: str, run: str, directory: Path, shown: dict, mode: st
     """Arguments of wandb.init for the run of this name; `shown` is its configuration there."""
     return {
         "project": project,
-        "name": run,
-        # The same run directory is the same W&B run: a restart resumes it.
-        "id": hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
+        # A run that was moved from where its name says is not to be taken for the one that is there now.
+        "name": run if directory.resolve().name == run else f"{run} ({directory.resolve().name})",
+        "id": run_id(directory),
         "resume": "allow" if mode == "online" else None,
         "dir": str(directory),
         "mode": mode,
         "config": shown,
     }
+
+
+def run_id(directory: Path) -> str:
+    """The run's id in W&B, made once and kept in its directory: a restart resumes the W&B run, a moved directory stays the
+    same run, and a copy beside its original, or another run at its old place, is another."""
+    file, here = directory / ID_FILE, str(directory.resolve())
+    known = _known_id(file)
+    if known is not None:
+        origin = Path(known["path"])
+        if str(origin) == here or (_known_id(origin / ID_FILE) or {}).get("id") != known["id"]:
+            return known["id"]
+        chosen = secrets.token_hex(8)
+    elif (directory / "wandb").is_dir():  # begun before the id was kept, when it was made of the path
+        chosen = hashlib.sha256(here.encode()).hexdigest()[:16]
+    else:
+        chosen = secrets.token_hex(8)
+    with contextlib.suppress(RunError, OSError):  # W&B stops no run
+        write_json(file, {"id": chosen, "path": here})
+    return chosen
+
+
+def _known_id(file: Path) -> dict | None:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        return {"id": str(known["id"]), "path": str(known["path"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def view(row: dict) -> dict | None:

@@ -146,7 +146,15 @@ class Session:
                 f"{self.run}: {problem}; fix that and run the same command: it resumes from step {self.saver.durable}"
             )
 
-    # --------------------------------------------------------------------------------------------------- rewinds
+    def _lower_rate(self) -> str:
+        """What to do about a loss that cannot be saved: a run keeps its rate, so another begins from its last good state."""
+        start = f" --from {self.run}@{self.saver.durable}" if self.saver.durable else ""
+        return (
+            f"lower training.schedule.lr or lengthen the warm-up in another run: train CONFIG name=NEW "
+            f"training.schedule.lr=LOWER{start}"
+        )
+
+    # ------------------------------------------------------------------------------------------------ going back
 
     def _make_due(self, step: int) -> None:
         """Make the measurements that a stop at `step` deferred to this start."""
@@ -159,12 +167,11 @@ class Session:
         back_to = self.saver.durable
         if not back_to:
             raise self._failure(
-                f"step {failed}: {event.reason}, and there is no checkpoint to go back to; lower "
-                f"training.schedule.lr or lengthen the warm-up"
+                f"step {failed}: {event.reason}, and there is no checkpoint to go back to; {self._lower_rate()}"
             )
         if len(self.skipped.rewinds) >= self.faults.give_up_after:
             raise self._failure(
-                f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; lower training.schedule.lr"
+                f"step {failed}: {event.reason}, after {len(self.skipped.rewinds)} rewinds; {self._lower_rate()}"
             )
         self.skipped.add(back_to, failed, event.reason)
         broadcast_from_rank0(self.skipped.save)
@@ -196,10 +203,7 @@ class Session:
             self._note(straggler, step)
         if event is not None and event.action == "stop":
             self.writer.flush()
-            raise self._failure(
-                f"step {step}: {event.reason}; lower training.schedule.lr or lengthen the warm-up, then run "
-                f"again: it resumes from the last checkpoint"
-            )
+            raise self._failure(f"step {step}: {event.reason}; {self._lower_rate()}")
         return None
 
     def _note(self, straggler: Straggler, step: int) -> None:

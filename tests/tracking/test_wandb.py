@@ -1,6 +1,8 @@
 """The W&B mirror: what it sends, and that it cannot stop or slow a run."""
 
+import hashlib
 import json
+import shutil
 import time
 import types
 
@@ -60,6 +62,32 @@ def test_everything_is_against_tokens(logging, tmp_path, monkeypatch):
     _, (xs, ys), keys = wandb.calls[1]["loss_by_position"]
     assert (xs, ys, keys["keys"]) == ([[1, 2]], [[4.0, 3.0]], ["iid"])
     assert wandb.settings["config"]["deepspeed"]["train_batch_size"] == 8 and wandb.settings["mode"] == "offline"
+
+
+def test_the_run_of_a_directory_is_one_wherever_it_lies(tmp_path):
+    """Moved aside and trained anew under its name, and copied: three directories of one name are three W&B runs."""
+
+    def known_as(directory):
+        settings = module.init_settings("project", "run", directory, {}, "offline")
+        return settings["name"], settings["id"]
+
+    run = tmp_path / "run"
+    run.mkdir()
+    first = known_as(run)
+    assert known_as(run) == first and first[0] == "run"
+    run.rename(tmp_path / "old")
+    assert known_as(tmp_path / "old") == ("run (old)", first[1])
+    run.mkdir()
+    again = known_as(run)
+    shutil.copytree(run, tmp_path / "copy")
+    copied = known_as(tmp_path / "copy")
+    assert len({first[1], again[1], copied[1]}) == 3
+    assert (known_as(run), known_as(tmp_path / "copy")) == (again, copied)
+
+
+def test_a_run_begun_before_ids_were_kept_stays_itself(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    assert module.run_id(tmp_path) == hashlib.sha256(str(tmp_path.resolve()).encode()).hexdigest()[:16]
 
 
 def test_what_is_shown_of_the_tasks():

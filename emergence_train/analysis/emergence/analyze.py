@@ -6,7 +6,7 @@ are written here.
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from emergence_train.analysis.emergence.size import collapse, size_effect
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
+from emergence_train.recorder.naming import names_of, run_name
 
 CONVENTION = (
     "Every task is at chance for an untrained model, so a threshold means a plateau over at least "
@@ -57,13 +58,14 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path]) -> EmergenceResu
     return investigate(paths).result
 
 
-def investigate(paths: str | Path | Iterable[str | Path]) -> EmergenceAnalysis:
-    """analyze_emergence, returning also the findings from which the result is made."""
+def investigate(paths: str | Path | Iterable[str | Path], names: Mapping[Path, str] | None = None) -> EmergenceAnalysis:
+    """analyze_emergence with the findings behind its result; `names` are those that run directories are shown by."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    metrics, notes = emergence_table.load(paths)
+    names = names_of(paths) if names is None else names
+    metrics, notes = emergence_table.load(paths, names)
     findings = tuple(find(task) for task in metrics)
     tasks = tuple(task_result(finding) for finding in findings)
-    laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths))
+    laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths, names))
     result = EmergenceResult(
         convention=CONVENTION,
         notes=(*notes, *notes_ahead),
@@ -178,9 +180,10 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def run_directories(paths: list[str | Path]) -> dict[str, Path]:
-    """Run directories among `paths`, by the runs whose rows they have."""
-    return {Path(path).resolve().name: Path(path) for path in paths if (Path(path) / "config.yaml").is_file()}
+def run_directories(paths: list[str | Path], names: Mapping[Path, str]) -> dict[str, Path]:
+    """Where the runs' configurations lie: run directories by the names that the runs are shown by."""
+    directories = [path for path in map(Path, paths) if (path / "config.yaml").is_file()]
+    return {names.get(path) or run_name(path): path for path in directories}
 
 
 def _ahead(

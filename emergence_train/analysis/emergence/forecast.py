@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.emergence.result import Crossing, LossForecast, Status
+from emergence_train.analysis.outlook import planned_rates
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.results import Interval
-from emergence_train.analysis.runs import planned_rates
 from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.errors import InputError
 

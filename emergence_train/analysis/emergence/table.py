@@ -4,7 +4,7 @@ Missing columns are replaced by assumptions, each of which becomes a note of its
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -49,9 +49,11 @@ class TaskMetric:
         return float(self.loss_from + x * (self.loss_to - self.loss_from))
 
 
-def load(paths: str | Path | Iterable[str | Path]) -> tuple[list[TaskMetric], list[str]]:
+def load(
+    paths: str | Path | Iterable[str | Path], names: Mapping[Path, str] | None = None
+) -> tuple[list[TaskMetric], list[str]]:
     """Every (family, task, metric) of the evaluations in `paths`, and notes on the whole table."""
-    frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True)
+    frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True, names=names)
     notes = [f"column {name!r} is missing" for name in frame.attrs["missing"]]
     frame["family"], family_notes = families(frame)
     notes += family_notes

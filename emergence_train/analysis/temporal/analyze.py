@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.outlook import Ahead
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.runs import Series, load
 from emergence_train.analysis.temporal import priors
@@ -27,21 +29,27 @@ def analyze_temporal(
     fit_fraction: float | None = None,
     planned_lr: np.ndarray | None = None,
     splits: Iterable[str | None] | None = None,
+    ahead: Ahead | None = None,
+    options: LogOptions | None = None,
 ) -> TemporalResult:
     """Fit the temporal law to every run and split in `paths` and forecast the rest of each run.
 
     Args:
-        paths: run directories, Parquet or CSV files of `positions` or `curves`.
+        paths: run directories, Parquet or CSV files of `positions` or `curves`, logs of other frameworks.
         fit_fraction: in (0, 1): only rows up to this share of the planned tokens are observed; the later ones are held
             out of every fit and choice, and score the forecasts. None: everything is observed and the forecast ends at
             the planned end.
         planned_lr: (K, 2) tokens and learning rate of the whole run, see runs.load.
-        splits: names of the splits to analyse, None among them for the training curve. None: all.
+        splits: names of the splits to take, None among them for the training curve. None: all.
+        ahead: where the runs end and their planned learning rate, where no configuration says it.
+        options: how to read logs: the format, and what they leave out.
 
     Returns the result; results.as_json converts it to the content of result.json. Raises InputError for bad tables, for fractions
     outside (0, 1), and where no series is long enough to fit.
     """
-    return investigate(paths, fit_fraction=fit_fraction, planned_lr=planned_lr, splits=splits).result
+    return investigate(
+        paths, fit_fraction=fit_fraction, planned_lr=planned_lr, splits=splits, ahead=ahead, options=options
+    ).result
 
 
 def investigate(
@@ -50,11 +58,15 @@ def investigate(
     fit_fraction: float | None = None,
     planned_lr: np.ndarray | None = None,
     splits: Iterable[str | None] | None = None,
+    ahead: Ahead | None = None,
+    options: LogOptions | None = None,
 ) -> TemporalAnalysis:
     """analyze_temporal, returning also the tables."""
     if fit_fraction is not None and not 0 < fit_fraction < 1:
         raise InputError(f"fit fraction {fit_fraction}: must lie between 0 and 1, for example 0.1")
-    return investigate_series(load(paths, planned_lr), fit_fraction=fit_fraction, splits=splits)
+    return investigate_series(
+        load(paths, planned_lr, ahead=ahead, options=options), fit_fraction=fit_fraction, splits=splits
+    )
 
 
 def investigate_series(

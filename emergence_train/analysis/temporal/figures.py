@@ -35,7 +35,8 @@ def run_figures(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
     """Every figure of one run's split by its name; a figure may have several panels."""
     series = run.series
     title = series.run[:60] + (f", {series.split}" if series.split else "")
-    figures: dict[str, tuple[Figure, ...]] = {"forecast": (forecast(run, f"Forecast: {title}", baselines=True),)}
+    what = "Loss" if run.result.nothing_to_forecast else "Forecast"
+    figures: dict[str, tuple[Figure, ...]] = {"forecast": (forecast(run, f"{what}: {title}", baselines=True),)}
     if run.positions is not None and series.matrix is not None:
         figures["positions"] = (by_position(f"Loss against position: {title}", series.matrix, end=run.positions.end),)
         figures["residuals"] = (residuals(run, run.positions, f"Residuals by position: {title}"),)
@@ -61,15 +62,16 @@ def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: i
     future = even(len(rows), points)
     mean = rows["loss"].to_numpy(float)
     traces = []
-    for level in (95, 80, 50):
+    for level in (95, 80, 50) if len(rows) else ():
         low, high = (rows[f"{end}{level}"].to_numpy(float)[future] for end in ("low", "high"))
         traces.append(Trace(ahead[future], mean[future], INTERVALS, FORECAST, line=False, low=low, high=high))
-    for number, (name, guess) in enumerate(run.baselines.items() if baselines else ()):
+    for number, (name, guess) in enumerate(run.baselines.items() if baselines and len(rows) else ()):
         traces.append(Trace(ahead[future], guess[future], name, 2 + number, dashed=True))
     traces.append(Trace(x[seen], loss[seen], "observed", OBSERVED, line=False, points=True))
     if len(held):
         traces.append(Trace(x[held], loss[held], "held out", HELD_OUT, line=False, points=True))
-    traces.append(Trace(ahead[future], mean[future], f"forecast ({run.result.selected})", FORECAST))
+    if len(rows):
+        traces.append(Trace(ahead[future], mean[future], f"forecast ({run.result.selected})", FORECAST))
     before = loss[run.seen]
     before = before[
         before <= np.quantile(before, 0.9)
@@ -93,6 +95,8 @@ def _above(x: np.ndarray, loss: np.ndarray, top: float, points: int) -> list[Tra
 
 
 def _coverage_note(run: RunAnalysis) -> str:
+    if run.result.nothing_to_forecast is not None:
+        return f"{run.result.nothing_to_forecast[0].upper()}{run.result.nothing_to_forecast[1:]}."
     inside = run.result.coverage
     return f"{inside.within95:.0%} of the held-out points lie in the 95% interval." if inside is not None else ""
 

@@ -13,6 +13,7 @@ from emergence_train.errors import InputError
 
 FUTURE_POINTS = 40  # forecast rows of an unfinished run
 ROWS = 2000  # forecast rows in result.json at most; the CSV has all
+MORE = "give --to-tokens for a later end, or --fit-fraction to forecast rows that exist"
 LABELS = {"paper": "paper (reconstructed)"}
 
 
@@ -33,7 +34,7 @@ class FittedRun:
         held = ~seen
         if held.any():
             self.future = series.step[held]
-        elif series.end_step > series.step[-1] * 1.001:
+        elif not self.finished:
             self.future = np.linspace(series.step[-1], series.end_step, FUTURE_POINTS + 1)[1:]
         else:
             self.future = series.step[-1:]
@@ -53,6 +54,18 @@ class FittedRun:
         return len(self.actual) > 0
 
     @property
+    def finished(self) -> bool:
+        """Whether the last row is the planned end, as far as that is known: nothing lies ahead of it."""
+        return self.series.end_step <= self.series.step[-1] * 1.001
+
+    @property
+    def nothing_to_forecast(self) -> str | None:
+        """Why there is no forecast; None: there is one."""
+        if self.held_out or not self.finished:
+            return None
+        return f"nothing to forecast: the last row is the end, as far as it is known; {MORE}"
+
+    @property
     def tokens(self) -> np.ndarray:
         """Tokens at the forecast steps; 0 where the table has none."""
         if self.held_out:
@@ -66,19 +79,23 @@ class FittedRun:
         return "temporal" if self.series.matrix is not None else self.level.selected
 
     def analysis(self) -> RunAnalysis:
-        """The result and the tables."""
-        rows = self._forecast_rows()
+        """The result and the tables; no fit is needed after this."""
+        rows = self._rows_ahead()
+        result = self._result(rows)
+        if result.nothing_to_forecast is not None:
+            rows = rows.iloc[:0]
         return RunAnalysis(
             series=self.series,
             seen=self.seen,
-            result=self._result(rows),
+            result=result,
             forecast=rows,
-            baselines={name: self.level.fits[name].predict(self.future)[0] for name in CLASSICAL},
-            positions=self.positions.tables(self.tokens) if self.positions is not None else None,
+            baselines={name: self.level.fits[name].predict(self.future)[0][: len(rows)] for name in CLASSICAL},
+            positions=self.positions.tables(self.tokens, ahead=len(rows) > 0) if self.positions is not None else None,
         )
 
-    def _forecast_rows(self) -> pd.DataFrame:
-        """One row per forecast step: step, tokens, loss, low and high per level, and actual where it is known."""
+    def _rows_ahead(self) -> pd.DataFrame:
+        """One row per forecast step: step, tokens, loss, low and high per level, and actual where it is known. A finished run
+        has one, the law at its last row."""
         frame = pd.DataFrame({"step": self.future.astype(int), "tokens": np.round(self.tokens).astype(int)})
         frame["loss"] = self.level.mean
         for level in LEVELS:
@@ -98,7 +115,7 @@ class FittedRun:
         notes = [*series.notes, *level.notes]
         if self.fraction is not None and series.plan is not None:
             notes.append("the learning rate of the held-out part is taken as planned, not as observed")
-        ahead = thin.to_dict("records") if self.held_out or series.end_step > self.x[-1] else []
+        ahead = thin.to_dict("records") if self.nothing_to_forecast is None else []
         return RunResult(
             run=series.run,
             split=series.split,
@@ -115,6 +132,7 @@ class FittedRun:
             noise=level.noise,
             law=MeanLaw("schedule", level.fits["schedule"].constants),
             notes=tuple(notes),
+            nothing_to_forecast=self.nothing_to_forecast,
             positions=self.positions.result() if self.positions is not None else None,
         )
 

@@ -89,8 +89,8 @@ class FittedPositions:
         r2 = 1 - mse / spread if spread > 0 else None
         return HeldOut(mse=mse, r2=r2, coverage=coverage(self.forecast, actual, counted))
 
-    def tables(self, tokens: np.ndarray) -> PositionTables:
-        """The tables; `tokens` (m,) at the forecast steps."""
+    def tables(self, tokens: np.ndarray, *, ahead: bool) -> PositionTables:
+        """The tables; `tokens` (m,) at the forecast steps, `ahead` whether these are a forecast."""
         fits = self.forecast.fits
         if self.held_out:
             fits = pd.concat([fits, fit_matrix(observed_rows(self.whole, ~self.seen))], ignore_index=True)
@@ -100,10 +100,10 @@ class FittedPositions:
         forecast.insert(1, "tokens", np.repeat(np.round(tokens).astype(int), bins))
         return PositionTables(
             parameters=self._parameter_rows(fits),
-            forecast=forecast,
+            forecast=forecast if ahead else forecast.iloc[:0],
             residuals=self._residual_rows(fits),
             forms=self.forms,
-            end=self.forecast.loss[-1],
+            end=self.forecast.loss[-1] if ahead else None,
         )
 
     def _forecast_rows(self, rows: slice) -> pd.DataFrame:

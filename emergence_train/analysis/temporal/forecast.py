@@ -77,10 +77,11 @@ def forecast(
         used = PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
         drop, _ = prior.decay("mixed", "fast^0.75", used)
         shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
-        notes.append(
-            "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a decay "
-            f"to 0 ({drop:.2f} nats, from other runs)"
-        )
+        if x_future[-1] > x[-1]:
+            notes.append(
+                "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a "
+                f"decay to 0 ({drop:.2f} nats, from other runs)"
+            )
     fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
     scores = _backtest(x, y, used, prior, laws)
     weights = _weights(scores, curve.noise)

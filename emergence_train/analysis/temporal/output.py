@@ -10,7 +10,7 @@ import pandas as pd
 from emergence_train.analysis.drawing import save
 from emergence_train.analysis.results import as_json
 from emergence_train.analysis.temporal.figures import run_figures
-from emergence_train.analysis.temporal.result import TemporalResult
+from emergence_train.analysis.temporal.result import RunResult, TemporalResult
 from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalysis
 from emergence_train.files import write_csv, write_json
 
@@ -59,18 +59,29 @@ def _tables(runs: tuple[RunAnalysis, ...]) -> dict[str, list[tuple[RunAnalysis, 
     }
 
 
+def _end_lines(run: RunResult) -> list[str]:
+    """Where the run ends: ahead of its rows, at rows that were held out, or at its last row."""
+    final = run.final
+    name = run.run + (f" [{run.split}]" if run.split else "")
+    at = f"step {final.step}" + (f" ({final.tokens:,} tokens)" if final.tokens else "")
+    interval = f"{final.loss:.4f} nats, 95% {final.low95:.4f} to {final.high95:.4f}"
+    if run.nothing_to_forecast is not None:
+        return [f"{name}: {run.nothing_to_forecast}", f"  fitted at its last row, {at}: {interval}"]
+    if final.actual is None:
+        return [f"{name}: loss at {at}, not reached yet", f"  forecast {interval}"]
+    until = f"{run.fit_until_tokens:,} tokens" if run.fit_until_tokens else f"step {run.fit_until_step:,}"
+    share = f", {run.fit_fraction:.0%} of the run" if run.fit_fraction else ""
+    return [
+        f"{name}: held-out loss at {at}",
+        f"  fitted until {until}{share}; forecast {interval}, observed {final.actual:.4f}",
+    ]
+
+
 def format_table(result: TemporalResult) -> str:
-    """The short table that `analyze temporal` prints: the forecast end, and each law's error on held-out rows."""
+    """The short table that `analyze temporal` prints: the end of each run, and each law's error on held-out rows."""
     lines = []
     for run in result.runs:
-        final = run.final
-        name = run.run + (f" [{run.split}]" if run.split else "")
-        share = f", {run.fit_fraction:.0%} of the run observed" if run.fit_fraction else ""
-        lines.append(f"{name}: loss at step {final.step} ({final.tokens:,} tokens){share}")
-        lines.append(
-            f"  forecast {final.loss:.4f} nats, 95% {final.low95:.4f} to {final.high95:.4f}"
-            + (f", measured {final.actual:.4f}" if final.actual is not None else "")
-        )
+        lines += _end_lines(run)
         if run.models[0].mse is not None:
             lines.append(f"  {'law':<24}{'MSE':>12}{'R2':>10}   {run.models[0].heldout_points} rows held out")
             for model in run.models:

@@ -31,7 +31,7 @@ class ForecastPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Final(ForecastPoint):
-    """The last forecast point."""
+    """The last forecast point; where there is nothing to forecast, the fitted law at the last row."""
 
     curve_low50: Nats
     curve_high50: Nats
@@ -241,6 +241,9 @@ class RunResult:
     noise: Annotated[Nats, "standard deviation of one logged row about the curve"]
     law: MeanLaw
     notes: tuple[str, ...]
+    nothing_to_forecast: Annotated[str | None, "why, where every row was fitted and the plan ends with the last"] = (
+        absent()
+    )
     positions: Positions | None = absent()
 
 
@@ -267,7 +270,7 @@ class Place:
     """A run's place in the ranking."""
 
     run: str
-    loss: Annotated[Nats, "forecast"]
+    loss: Annotated[Nats, "forecast; of a finished run the fitted law at its last row"]
     sd: Nats
     probability_best: Probability
     probability_above_next: Annotated[Probability | None, "null for the last"]

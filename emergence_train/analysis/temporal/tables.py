@@ -18,22 +18,22 @@ class PositionTables:
     forecast: loss by bin of position and step (position_low, position_high, loss, low50 ... high95, actual)
     residuals: loss minus the position law of the same checkpoint, by bin of position (residual, stderr)
     forms: position_law.compare_forms_of at observed checkpoints
-    end: (P,) forecast loss of each position at the last forecast step, nats
+    end: (P,) forecast loss of each position at the last forecast step, nats; None where nothing is forecast
     """
 
     parameters: pd.DataFrame
     forecast: pd.DataFrame
     residuals: pd.DataFrame
     forms: pd.DataFrame
-    end: np.ndarray
+    end: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class RunAnalysis:
     """One run's split: measurements, forecast and scores.
 
-    `forecast` has a row for each forecast step (step, tokens, loss, low50 ... high95, actual where it was held out);
-    `baselines` are the forecasts of the laws without the learning rate at the same steps, nats.
+    `forecast` has a row for each forecast step (step, tokens, loss, low50 ... high95, actual where it was held out), none
+    where the last row is the end; `baselines` are the forecasts of the laws that know no learning rate at the same steps, nats.
     """
 
     series: Series

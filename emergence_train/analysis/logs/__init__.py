@@ -1,0 +1,53 @@
+"""Training logs that other frameworks made, read as curves: a reader a family of formats, a line of FORMATS a format."""
+
+from pathlib import Path
+
+from emergence_train.analysis.logs.curves import QUANTITIES, Curve, curves_of
+from emergence_train.analysis.logs.delimited import CSV, WANDB
+from emergence_train.analysis.logs.jsonl import JSONL
+from emergence_train.analysis.logs.log import LogOptions
+from emergence_train.analysis.logs.tensorboard import TENSORBOARD
+from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
+from emergence_train.analysis.logs.trainer import HF
+from emergence_train.errors import InputError
+
+__all__ = ["FORMATS", "QUANTITIES", "Curve", "LogOptions", "format_of", "options_of", "read"]
+
+# In the order in which "auto" asks them
+FORMATS = {entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, CSV)}
+HEAD = 100_000  # bytes of a file that a format is recognised by
+
+
+def options_of(
+    format: str, run: str | None, params: int | None, tokens_per_step: int | None, columns: list[str]
+) -> LogOptions:
+    """LogOptions from the command line's words; `columns` as OURS=NAME. Raises InputError."""
+    if format not in ("auto", "table", *FORMATS):
+        raise InputError(f"--format {format}: unknown; choose auto, table, {', '.join(FORMATS)}")
+    pairs = [text.partition("=") for text in columns]
+    for ours, equals, name in pairs:
+        if ours not in QUANTITIES or not equals or not name:
+            raise InputError(
+                f"--column {ours}{equals}{name}: write it as OURS=NAME with one of {', '.join(QUANTITIES)}, as loss=eval/loss"
+            )
+    return LogOptions(format, run, params, tokens_per_step, {ours: name for ours, _, name in pairs})
+
+
+def format_of(path: Path) -> str | None:
+    """The name of the first format that takes the file or directory; None: none does."""
+    head = ""
+    if path.is_file():
+        with open(path, "rb") as file:
+            head = file.read(HEAD).decode("utf-8", errors="replace")
+    return next((name for name, entry in FORMATS.items() if entry.takes(path, head)), None)
+
+
+def read(path: Path, options: LogOptions) -> list[Curve]:
+    """The training curves of a log, a run each. Raises InputError for what no format takes."""
+    name = format_of(path) if options.format == "auto" else options.format
+    if name is None:
+        raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}")
+    try:
+        return curves_of(FORMATS[name].read(path), options)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as {name} ({' '.join(str(error).split())}); give --format") from error

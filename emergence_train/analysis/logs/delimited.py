@@ -1,0 +1,79 @@
+"""Tables with a header line: plain CSV and TSV, Parquet, and what Weights & Biases exports of a chart or a history.
+
+W&B's chart export has the x axis first ("Step", or the metric chosen as x), then for each run "RUN - METRIC" with
+"RUN - METRIC__MIN" and "__MAX" beside it (https://docs.wandb.ai, "Export data from a chart"). A history (run.history(),
+api.run(...).scan_history()) has a column a metric, and "_step", "_runtime", "_timestamp".
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emergence_train.analysis.logs.log import Format, Log
+from emergence_train.errors import InputError
+
+TIME = ("relative time", "wall time", "_runtime", "_timestamp", "_wall_time")
+SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A file's cells as they are: text of CSV and TSV, empty ones None."""
+    try:
+        if path.suffix == ".parquet":
+            frame = pq.read_table(path).to_pandas().astype(object)
+            frame = frame.where(frame.notna(), None)
+        else:
+            comma = "\t" if path.suffix == ".tsv" else ","
+            frame = pd.read_csv(path, sep=comma, dtype=str, keep_default_na=False, encoding="utf-8-sig").astype(object)
+            frame = frame.where(frame != "", None)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
+        ) from error
+    if frame.empty:
+        raise InputError(f"{path}: has no rows; name a log that has some")
+    frame.index = pd.RangeIndex(1, len(frame) + 1)
+    return frame
+
+
+def _charted(columns: list[str]) -> dict[str, tuple[str, str]]:
+    """Of a chart export: column to (run, metric), the minimum and maximum of sampled points left out; else nothing."""
+    parts = {c: c.removeprefix("Group: ").rpartition(" - ") for c in columns[1:] if not c.endswith(("__MIN", "__MAX"))}
+    return {c: (run, metric) for c, (run, _, metric) in parts.items()} if all(run for run, *_ in parts.values()) else {}
+
+
+def read_wandb(path: Path) -> list[Log]:
+    """A chart export: a run a column. A history: one run."""
+    frame = read_table(path)
+    columns = [str(column) for column in frame.columns]
+    charted = _charted(columns)
+    if not charted:
+        return [Log(path.stem, path, frame)]
+    axis = columns[0]
+    if axis.lower().startswith(TIME):
+        raise InputError(f"{path}: its x axis is {axis!r}; export the chart with Step or tokens as x axis")
+    logs = []
+    for run in dict.fromkeys(run for run, _ in charted.values()):
+        own = {column: metric for column, (name, metric) in charted.items() if name == run}
+        rows = frame[[axis, *own]].rename(columns=own)
+        logs.append(Log(run, path, rows[rows[list(own.values())].notna().any(axis=1)]))
+    return logs
+
+
+def read_csv(path: Path) -> list[Log]:
+    """One run, or several by the column `run`."""
+    return [Log(path.stem, path, read_table(path))]
+
+
+def _is_wandb(path: Path, head: str) -> bool:
+    first = head.partition("\n")[0]
+    names = [name.strip().strip('"') for name in first.split("," if path.suffix == ".csv" else "\t")]
+    return path.suffix in (".csv", ".tsv") and ("_step" in names or any(_charted(names)))
+
+
+WANDB = Format("wandb", "W&B: a chart's or a history's CSV", _is_wandb, read_wandb)
+CSV = Format(
+    "csv", "a table with a header line: .csv, .tsv, .parquet", lambda path, _: path.suffix in SUFFIXES, read_csv
+)

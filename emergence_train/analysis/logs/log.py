@@ -1,0 +1,55 @@
+"""What a log file says of runs, before its columns are understood; and how the user helps where it does not say enough."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """What the command line says of logs: the format, and what the file itself leaves out."""
+
+    format: str = "auto"
+    run: str | None = None  # name of the run; of a file with several runs the one to take
+    params: int | None = None  # non-embedding
+    tokens_per_step: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)  # our column: the file's name for it
+
+    @property
+    def given(self) -> bool:
+        """Whether any of it was given."""
+        return self != LogOptions()
+
+
+@dataclass(frozen=True)
+class Log:
+    """One run as its file has it: a frame of objects, None where a row lacks a column.
+
+    The frame's index holds the place of each row in the file, counted from 1. `tokens_per_step` and `end_step` (the
+    planned last step) are None where the file does not say them.
+    """
+
+    name: str
+    path: Path
+    rows: pd.DataFrame
+    tokens_per_step: int | None = None
+    end_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of log. `takes` looks at a path and the beginning of its text (empty for a directory)."""
+
+    name: str
+    description: str
+    takes: Callable[[Path, str], bool]
+    read: Callable[[Path], list[Log]]
+
+
+def frame_of(rows: list[dict], places: list[int] | None = None) -> pd.DataFrame:
+    """Rows of unlike keys as a frame of objects; None where a row lacks a key."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    index = pd.RangeIndex(1, len(rows) + 1) if places is None else pd.Index(places)
+    return pd.DataFrame({c: pd.Series([row.get(c) for row in rows], index, dtype=object) for c in columns}, index)

@@ -1,0 +1,83 @@
+"""Logs that are text: what nanoGPT and llm.c print, and Megatron-LM's training log.
+
+nanoGPT   iter 100: loss 6.1234, time 251.13ms, mfu 17.25%           ("tokens per iteration will be: 491,520" above)
+llm.c     step  100/19560 | loss 6.123456 (+1.2z)| norm 0.31 (-)| lr 8.57e-05 | ...
+Megatron  iteration      100/  500000 | consumed samples:  25600 | ... | learning rate: 1.5E-05 | lm loss: 6.1E+00 | ...
+          (arguments above: "seq_length ................ 2048")
+"""
+
+import re
+from pathlib import Path
+
+from emergence_train.analysis.logs.log import Format, Log, frame_of
+from emergence_train.errors import InputError
+
+NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
+STEP = re.compile(r"\b(?:iter|step)\s*:?\s*(\d+)(?:\s*/\s*(\d+))?\b", re.IGNORECASE)
+LOSS = re.compile(rf"(?<!val )(?<!train )\bloss:?\s+{NUMBER}", re.IGNORECASE)
+RATE = re.compile(rf"\b(?:lr|learning rate):?\s+{NUMBER}", re.IGNORECASE)
+PER_STEP = re.compile(r"tokens per iteration will be:\s*([\d,]+)")
+
+MEGATRON = re.compile(r"\biteration\s+(\d+)/\s*(\d+)\s*\|")
+FIELD = re.compile(rf"([A-Za-z][A-Za-z \-]*?)\s*:\s*{NUMBER}\s*(?:\||$)")
+LENGTH = re.compile(r"\bseq_length\s*\.*\s+(\d+)\b")
+WANTED = ("consumed samples", "consumed tokens", "learning rate", "lm loss")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _whole(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def read_nanogpt(path: Path) -> list[Log]:
+    """Lines of a step with its loss. The evaluation's lines ("step 0: train loss 10.9, val loss 10.9") are none."""
+    rows, places, per_step, end = [], [], None, None
+    for number, line in enumerate(_lines(path), 1):
+        if match := PER_STEP.search(line):
+            per_step = _whole(match[1])
+        step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
+        if step and loss and step.start() < loss.start():
+            rows.append({"step": step[1], "loss": loss[1]} | ({"lr": rate[1]} if rate else {}))
+            places.append(number)
+            end = int(step[2]) if step[2] else end
+    if not rows:
+        raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
+    return [Log(path.stem, path, frame_of(rows, places), per_step, end)]
+
+
+def read_megatron(path: Path) -> list[Log]:
+    """Lines of an iteration; tokens from the samples and the arguments' seq_length, where the log has them."""
+    rows, places, length, end = [], [], None, None
+    for number, line in enumerate(_lines(path), 1):
+        if (match := LENGTH.search(line)) and "iteration" not in line:
+            length = int(match[1])
+        if not (iteration := MEGATRON.search(line)):
+            continue
+        fields = {name.strip(): value for name, value in FIELD.findall(line)}
+        row = {"iteration": iteration[1]} | {name: fields[name] for name in WANTED if name in fields}
+        if length and "consumed tokens" not in row and "consumed samples" in row:
+            row["consumed tokens"] = _whole(row["consumed samples"]) * length
+        rows.append(row)
+        places.append(number)
+        end = int(iteration[2])
+    if not rows:
+        raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
+    return [Log(path.stem, path, frame_of(rows, places), end_step=end)]
+
+
+def _is_text(path: Path) -> bool:
+    return path.is_file() and path.suffix not in (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+
+
+MEGATRON_FORMAT = Format(
+    "megatron", "Megatron-LM's text log", lambda p, head: _is_text(p) and bool(MEGATRON.search(head)), read_megatron
+)
+NANOGPT = Format(
+    "nanogpt",
+    "text lines with a step and its loss: nanoGPT, llm.c",
+    lambda p, head: _is_text(p) and any(STEP.search(line) and LOSS.search(line) for line in head.splitlines()),
+    read_nanogpt,
+)

@@ -1,0 +1,171 @@
+"""Where a run is going: its planned end and rate from the command line, and no forecast of a row that exists."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from emergence_train import cli
+from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.outlook import Ahead, parse_schedule, rates_of
+from emergence_train.analysis.runs import load
+from emergence_train.analysis.temporal import simulate
+from emergence_train.errors import InputError
+
+EACH = simulate.TOKENS_PER_STEP
+
+
+def curve(until=8000, kind="cosine") -> pd.DataFrame:
+    frame = simulate.curve(np.random.default_rng(0), kind, rows=120)[0]
+    return frame[frame["step"] <= until]
+
+
+def written(frame, tmp_path, name="table.csv"):
+    frame.to_csv(tmp_path / name, index=False)
+    return tmp_path / name
+
+
+def analysed(capsys, *arguments) -> tuple[dict, str]:
+    assert cli.main(["analyze", "temporal", *map(str, arguments), "--json"]) == 0
+    output = capsys.readouterr()
+    return json.loads(output.out), output.err
+
+
+def test_a_finished_run_is_not_forecast(tmp_path, capsys):
+    """Every row is observed and nothing says more is to come: the last row is no forecast, in no view."""
+    result, printed = analysed(capsys, written(curve(), tmp_path), "--out", tmp_path / "out")
+    (run,) = result["runs"]
+    assert run["forecast"] == [] and "give --to-tokens" in run["nothing_to_forecast"]
+    assert "nothing to forecast" in printed and "forecast 2" not in printed and "forecast 3" not in printed
+    assert pd.read_csv(tmp_path / "out" / "forecast.csv").empty
+    assert abs(run["final"]["loss"] - curve()["loss"].iloc[-1]) < 0.1  # the contract's key: the law at the last row
+
+
+def test_held_out_rows_are_named_so(tmp_path, capsys):
+    result, printed = analysed(capsys, written(curve(), tmp_path), "--fit-fraction", 0.5)
+    until = result["runs"][0]["fit_until_tokens"]
+    assert "held-out loss at step 8" in printed
+    assert f"fitted until {until:,} tokens, 50% of the run; forecast" in printed and "observed" in printed
+    assert "nothing_to_forecast" not in result["runs"][0]
+
+
+def test_a_table_is_forecast_to_a_given_end_at_a_given_rate(tmp_path, capsys):
+    """The first 40% of a simulated run whose end is known, with the schedule that made it."""
+    truth = simulate.curve(np.random.default_rng(0), "cosine", rows=120)[1][-1]
+    path = written(curve()[["step", "loss"]], tmp_path)
+    schedule = f"cosine,lr=1e-3,warmup={200 * EACH},final=0.1"
+    more = ["--to-tokens", f"{20000 * EACH:.1e}", "--schedule", schedule, "--tokens-per-step", EACH, "--params", 7]
+    result, printed = analysed(capsys, path, *more, "--run", "mine")
+    (run,) = result["runs"]
+    assert (run["run"], run["final"]["step"], run["final"]["tokens"]) == ("mine", 20000, 20000 * EACH)
+    assert run["final"]["curve_low95"] <= truth <= run["final"]["curve_high95"]
+    assert "not reached yet" in printed and not any("unknown" in note for note in run["notes"])
+
+
+def test_schedules_are_read_as_the_configuration_writes_them():
+    schedule = parse_schedule("wsd,lr=3e-4,warmup=2e3,final=0,decay=5_000,shape=sqrt")
+    assert (schedule.kind, schedule.lr, schedule.warmup_tokens, schedule.decay_tokens) == ("wsd", 3e-4, 2000, 5000)
+    rates = rates_of(schedule, 20_000)
+    for tokens, rate in ((0, 0), (1000, 1.5e-4), (2000, 3e-4), (15_000, 3e-4), (20_000, 0)):
+        assert np.interp(tokens, *rates.T) == pytest.approx(rate, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cosine", "lr: Field required"),
+        ("linear,lr=1", "the kind: Input should be"),
+        ("cosine,lr", "'lr' is none of lr, warmup"),
+        ("cosine,lr=1e-3,warm=3", "'warm' is none of"),
+        ("cosine,lr=1e-3,warmup=0.5", "warmup: Input should be a valid integer"),
+    ],
+)
+def test_bad_schedules_are_refused_with_an_example(text, said):
+    with pytest.raises(InputError, match=said) as caught:
+        parse_schedule(text)
+    assert "write it as cosine,lr=3e-4" in str(caught.value)
+
+
+def loaded(tmp_path, frame, ahead=None, options=None, **more):
+    (series,) = load(written(frame, tmp_path), ahead=ahead, options=options, **more)
+    return series
+
+
+def test_an_end_before_the_last_row_is_refused(tmp_path):
+    frame = curve()
+    with pytest.raises(InputError, match="--to-tokens ends at 100,000, before its last row"):
+        loaded(tmp_path, frame, Ahead(100_000))
+    steps = np.c_[frame["step"], frame["lr"]]  # steps where tokens are meant
+    with pytest.raises(InputError, match=r"planned_lr \(tokens, lr\) ends at 8,000.*is 8,000 in steps"):
+        loaded(tmp_path, frame, planned_lr=steps)
+    with pytest.raises(InputError, match="its rows have no tokens.*--tokens-per-step"):
+        loaded(tmp_path, frame.assign(tokens=0), Ahead(10**9))
+    with pytest.raises(InputError, match="warmup and decay .* do not fit into the run's"):
+        loaded(tmp_path, frame, Ahead(20000 * EACH, parse_schedule(f"cosine,lr=1e-3,warmup={30000 * EACH}")))
+
+
+def test_a_rate_that_is_not_known_to_the_end_is_noted(tmp_path):
+    series = loaded(tmp_path, curve(), Ahead(20000 * EACH))
+    assert (series.end_step, series.end_tokens) == (20000, 20000 * EACH)
+    assert any("after step 8000 is not known and taken to stay" in note for note in series.notes)
+
+
+def test_multipliers_of_a_rate_are_no_rates(tmp_path):
+    """A rate logged as a multiplier (LambdaLR's) has the same course; its peak would be a thousand times too high."""
+    frame = curve()
+    rates, multipliers = (loaded(tmp_path, frame.assign(lr=frame["lr"] * factor)) for factor in (1, 1000))
+    assert (rates.plan.peak, multipliers.plan.peak) == (pytest.approx(1e-3, rel=1e-3), 1e-3) and rates.notes == []
+    np.testing.assert_allclose(rates.plan.e, multipliers.plan.e, atol=1e-9)
+    assert any("rates look like multipliers (the highest is 0.999" in note for note in multipliers.notes)
+
+
+def test_a_schedule_beside_other_logged_rates_is_noted(tmp_path):
+    series = loaded(tmp_path, curve(), Ahead(20000 * EACH, parse_schedule("constant,lr=3e-3")))
+    assert series.plan.peak == 3e-3
+    assert any("is not the logged one" in note for note in series.notes)
+
+
+def run_directory(tmp_path, kind):
+    """A run of a plan of 10,000 steps, cut off after 6,000."""
+    folder, total = tmp_path / kind, 10_000 * EACH
+    folder.mkdir()
+    schedule = {
+        "kind": kind,
+        "lr": 1e-3,
+        "warmup_tokens": 100 * EACH,
+        "decay_tokens": 2000 * EACH if kind == "wsd" else 0,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump({"training": {"tokens": total, "schedule": schedule}}))
+    lines: list[dict] = [{"kind": "run", "run": kind, "params": 7}]
+    for row in curve(6000).to_dict("records"):
+        lines.append({"kind": "train", **{key: row[key] for key in ("step", "tokens", "lr", "loss")}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_run_may_be_forecast_beyond_its_plan(tmp_path):
+    (series,) = load(run_directory(tmp_path, "wsd"), ahead=Ahead(40_000 * EACH))
+    assert series.end_step == 40_000
+    np.testing.assert_allclose(
+        series.plan.share(np.array([5_000, 38_000, 39_000, 40_000])), [1, 1, 0.55, 0.1], atol=0.01
+    )
+    cosine = run_directory(tmp_path, "cosine")
+    with pytest.raises(
+        InputError, match="its cosine schedule falls towards .* give the rate up to there with --schedule"
+    ):
+        load(cosine, ahead=Ahead(40_000 * EACH))
+    (series,) = load(cosine, ahead=Ahead(40_000 * EACH, parse_schedule("constant,lr=1e-3")))
+    assert series.end_step == 40_000
+
+
+def test_options_of_logs_are_refused_for_what_is_none(tmp_path):
+    with pytest.raises(InputError, match="is a run directory.*leave --format"):
+        load(run_directory(tmp_path, "wsd"), options=LogOptions(params=7))
+
+
+def test_a_whole_table_is_read_as_a_log_where_a_column_is_named(tmp_path):
+    frame = curve().assign(smooth=1.5)
+    series = loaded(tmp_path, frame, options=LogOptions(columns={"loss": "smooth"}))
+    assert set(series.loss) == {1.5} and series.run == "simulated" and series.tokens[-1] == frame["tokens"].iloc[-1]

@@ -1,0 +1,274 @@
+"""Rows of test_remedies: runs, their data and their checkpoints."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from emergence_train import cli
+from remedy_rows import STEP, At, Row
+
+MORE = f"training.tokens={8 * STEP}"
+
+
+def done(at: At) -> list[str]:
+    """Train a run that has been trained: all is checked, and there is nothing to do."""
+    if not (at.folder / "runs" / "run").exists():
+        at.run()
+    return at.train()
+
+
+def of_run(says: str, change: Callable[[Path], object], command: Callable[[At], list[str]], *right: str, **more) -> Row:
+    """A run directory that is changed, and refused by a command; `right`: what is added to the command, or the run restored."""
+
+    def wrong(at: At) -> list[str]:
+        change(at.run())
+        return command(at)
+
+    def then(at: At) -> list[str]:
+        if not right:
+            shutil.rmtree(at.folder / "runs" / "run")
+            at.run()
+        return [*command(at), *right]
+
+    return Row(says, wrong, then, **more)
+
+
+def of_data(says: str, change: Callable[[Path], object]) -> Row:
+    """Prepared data that were altered: deleted and prepared again."""
+
+    def wrong(at: At) -> list[str]:
+        change(at.copied_data())
+        return [*done(at), f"data.path={at.folder / 'copy'}"]
+
+    def right(at: At) -> list[str]:
+        shutil.rmtree(at.folder / "copy")
+        assert cli.main(at.prepare(f"data.path={at.folder / 'copy'}")) == 0
+        return [*done(at), f"data.path={at.folder / 'copy'}"]
+
+    return Row(says, wrong, right)
+
+
+def shard_of(data: Path) -> Path:
+    return min((data / "train").rglob("*.bin"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def evaluate(at: At, *more: str) -> list[str]:
+    return ["evaluate", str(at.folder / "runs" / "run"), *more]
+
+
+def branch(at: At, step: object, *over: str) -> list[str]:
+    if not (at.folder / "runs" / "run").exists():
+        at.run()
+    return [*at.train(*over), "--from", f"{at.folder / 'runs' / 'run'}@{step}"]
+
+
+def other_data(at: At, *over: str) -> list[str]:
+    """Train the run on data of fewer documents at another place."""
+    place = f"data.path={at.folder / 'fewer'}"
+    assert cli.main(at.prepare("data.sources.0.limit_documents=15", *over, place)) == 0
+    return [*done(at), place]
+
+
+_RUNS = [
+    Row(
+        "is a run with {} = {}, not {}; choose another name or restore the configuration",
+        lambda at: [*done(at), "training.schedule.lr=0.02"],
+        lambda at: [*done(at), "training.schedule.lr=0.02", "name=other"],
+    ),
+    Row(
+        "lower training.schedule.lr or lengthen the warm-up in another run",
+        lambda at: at.train(
+            MORE, "training.schedule.lr=1e30", "training.schedule.warmup_tokens=1024", "faults.not_finite=stop"
+        ),
+        lambda at: at.train(MORE, "name=new", "training.schedule.lr=0.001"),
+        code=1,
+    ),
+    Row(
+        "another process is training this run; wait for it or choose another name",
+        lambda at: (at.lock(at.run() / ".lock"), done(at))[-1],
+        lambda at: (at.unlock(), done(at))[-1],
+    ),
+    Row(
+        "holds files but no config.yaml; choose another name or empty it",
+        lambda at: (at.write("runs/run/x", ""), at.train())[-1],
+        lambda at: at.train("name=other"),
+    ),
+    of_run(
+        "cannot be read ({}); choose another name",
+        lambda run: (run / "config.yaml").write_text("a: ["),
+        lambda at: at.train(),
+        "name=other",
+    ),
+    Row(
+        "smaller than the tokenizer's {} tokens ({}); raise it or remove it",
+        lambda at: at.train("model.vocab_size=10", "name=new"),
+        done,
+    ),
+    Row(
+        "cannot be made or written ({}); choose another {}",
+        lambda at: at.train(f"out={at.write('file', '')}"),
+        done,
+    ),
+    Row(
+        "begin another from a state before that (train CONFIG name=... --from {}@STEP)",
+        lambda at: [*done(at), MORE],
+        lambda at: branch(at, 2, MORE, "name=more"),
+    ),
+    Row(
+        "write it as RUN or RUN@STEP, for example",
+        lambda at: branch(at, "last", MORE, "name=more"),
+        lambda at: branch(at, 4, MORE, "name=more"),
+    ),
+    Row("choose another name, or omit --from to resume it", lambda at: branch(at, 2), done),
+    Row(
+        "cannot begin from itself; choose another name",
+        lambda at: [*at.train("name=new"), "--from", str(at.folder / "runs" / "new")],
+        lambda at: branch(at, 4, MORE, "name=newer"),
+    ),
+    Row(
+        "choose another training.batch or step",
+        lambda at: branch(at, 2, MORE, "name=more", "training.batch=6"),
+        lambda at: branch(at, 2, MORE, "name=more", "training.batch=4"),
+    ),
+    Row(
+        "training.tokens, which counts them in, is {}; raise it",
+        lambda at: branch(at, 4, "name=more"),
+        lambda at: branch(at, 4, "name=more", MORE),
+    ),
+    Row(
+        "began from {}@{}, not {}; choose another name",
+        lambda at: branch(at, 2, MORE, "name=more"),
+        lambda at: branch(at, 2, MORE, "name=again"),
+        before=lambda at: branch(at, 4, MORE, "name=more"),
+    ),
+    Row("set data.path to data of its tokenizer, or train under another name", other_data, done),
+    Row(
+        "set data.path to the data it was trained on, or train under another name",
+        lambda at: other_data(
+            at, "data.tokenizer.vocab_size=null", f"data.tokenizer.file={at.data / 'tokenizer.json'}"
+        ),
+        done,
+    ),
+    of_run("{}: has no checkpoint{}; it {}", lambda run: None, lambda at: evaluate(at, "--step", "3"), "--step", "4"),
+    of_run(
+        "{}; restore it or choose another step",
+        lambda run: flip(min((run / "checkpoints" / "step-0000000004").glob("*.safetensors"))),
+        lambda at: evaluate(at, "--step", "4"),
+        "--step",
+        "2",
+    ),
+    Row(
+        "has no validation split {} (it has {})",
+        lambda at: (at.run(), evaluate(at, "--split", "x"))[-1],
+        lambda at: evaluate(at, "--split", "iid"),
+    ),
+    of_run("cannot be read ({}); restore it", lambda run: (run / "data.json").write_text("{"), evaluate),
+    of_run(
+        "is the tokenizer {}, and {} was trained with {}; restore it",
+        lambda run: (run / "tokenizer.json").write_text(
+            (run / "tokenizer.json").read_text().replace("endoftext", "end")
+        ),
+        lambda at: ["export", str(at.folder / "runs" / "run"), str(at.folder / "out")],
+    ),
+    Row(
+        "is not empty; choose another directory",
+        lambda at: ["export", str(at.run()), str(at.write("full/x", "").parent)],
+        lambda at: ["export", str(at.folder / "runs" / "run"), str(at.folder / "empty")],
+    ),
+    Row(
+        "is not a prepared data set; run `emergence-train prepare` first",
+        lambda at: [*done(at), f"data.path={at.folder / 'copy'}"],
+        lambda at: (
+            cli.main(at.prepare(f"data.path={at.folder / 'copy'}")),
+            [*done(at), f"data.path={at.folder / 'copy'}"],
+        )[1],
+    ),
+    of_data("altered: delete {} and prepare again", lambda data: (data / "dataset.json").write_text("{}")),
+    of_data("cannot be read ({}); delete {} and prepare again", lambda data: (data / "dataset.json").write_text("{")),
+    of_data("is missing; delete {} and run prepare again", lambda data: shard_of(data).unlink()),
+    of_data(
+        "it is truncated or altered: delete {} and run prepare again", lambda data: shard_of(data).write_bytes(b"ab")
+    ),
+    of_data("it was altered: delete {} and run prepare again", lambda data: flip(shard_of(data))),
+    of_data(
+        "restore it, or delete {} and prepare again",
+        lambda data: (data / "tokenizer.json").write_text(
+            (data / "tokenizer.json").read_text().replace("endoftext", "end")
+        ),
+    ),
+    Row(
+        "prepare it again under another data.path",
+        lambda at: at.train("data.sequence=16", "name=new"),
+        lambda at: at.train("data.sequence=16", "name=new", f"data.path={at.folder / 'short'}"),
+        before=lambda at: at.prepare("data.sequence=16", f"data.path={at.folder / 'short'}"),
+    ),
+    Row(
+        "prepare again under another data.path",
+        lambda at: at.train("data.sources.0.domain=guides", "name=new"),
+        lambda at: at.train("data.sources.0.domain=guides", "name=new", f"data.path={at.folder / 'named'}"),
+        before=lambda at: at.prepare("data.sources.0.domain=guides", f"data.path={at.folder / 'named'}"),
+    ),
+    Row(
+        "no such file; a task's items are a JSONL file of context, choices and answer",
+        lambda at: at.train("name=new", "tasks=[{task: x, file: nowhere.jsonl}]"),
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {items(at)}}}]"),
+    ),
+    Row(
+        "has no items; fill it, or remove the task",
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {at.write('none.jsonl', '')}}}]"),
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {items(at)}}}]"),
+    ),
+    Row(
+        "({} of {} items cannot be scored); fix the file",
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {items(at, answer=7)}}}]"),
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {items(at)}}}]"),
+    ),
+    Row(
+        "no such file; name the result.json of `analyze emergence`",
+        lambda at: at.train("name=new", "abilities=nowhere.json"),
+        lambda at: at.train("name=new", f"abilities={at.folder / 'emergence' / 'result.json'}"),
+        before=lambda at: at.emergence(at.evaluations(), "--out", at.folder / "emergence"),
+    ),
+    Row(
+        "W&B is disabled (logging.wandb of its config.yaml, or WANDB_MODE); set it to offline or online",
+        lambda at: (edited(at, "wandb: disabled", "wandb: auto"), ["sync", str(at.folder / "runs" / "run")])[-1],
+        lambda at: (at.setenv("WANDB_MODE", "offline"), ["sync", str(at.folder / "runs" / "run")])[-1],
+    ),
+    of_run(
+        "has no checkpoint yet; wait for the first one",
+        lambda run: shutil.rmtree(run / "positions"),
+        lambda at: ["report", str(at.folder / "runs" / "run")],
+    ),
+    Row(
+        "is listed twice; give one of them a name of its own",
+        lambda at: at.train("name=new", "tasks=[{task: copying, items: 4}, {task: copying, items: 5}]"),
+        lambda at: at.train("name=new", "tasks=[{task: copying, items: 4}, {task: copying, items: 5, name: other}]"),
+    ),
+    Row(
+        "the same run directory is named twice; name each run once",
+        lambda at: ["report", str(at.run()), str(at.folder / "runs" / "run")],
+        lambda at: ["report", str(at.folder / "runs" / "run")],
+    ),
+]
+
+
+QUICK = ("is a run with", "lower training", "is missing; delete", "{}: has no checkpoint", "is not empty")
+RUNS = [replace(row, slow=not row.says.startswith(QUICK)) for row in _RUNS]
+
+
+def edited(at: At, old: str, new: str) -> None:
+    config = at.run() / "config.yaml"
+    config.write_text(config.read_text().replace(old, new))
+
+
+def items(at: At, answer: int = 0) -> Path:
+    row = {"context": "the model reads", "choices": [" a line", " a text"], "answer": answer}
+    return at.write("items.jsonl", json.dumps(row) + "\n")

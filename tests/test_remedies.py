@@ -1,0 +1,170 @@
+"""Every error that says what to do: the situation is made, the message seen, what it says done, and the command then passes.
+
+The rows stand in the files remedy_rows*.py. A message of the source that names a remedy has a row there or a reason
+in EXEMPT: the last tests read the source. `cli.main` is called in this process, on data of a few kilobytes.
+"""
+
+import ast
+import contextlib
+import io
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emergence_train import cli
+from remedy_rows import CONFIG, DATA, STEP, At, Row
+from remedy_rows_analyses import ANALYSES, LAUNCHERS, LOGS
+from remedy_rows_runs import RUNS
+from support import ROOT, command, locked
+
+ROWS = [*CONFIG, *DATA, *RUNS, *ANALYSES, *LOGS, *LAUNCHERS]
+
+OTHER_TESTS = "tried where its situation is made: "
+EXEMPT = {  # of a message: why it has no row
+    "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
+    "{}: cannot be read as {} ({}); give --format": "a file that cannot be opened: root reads all",
+    "holds no event file": "needs the extra tensorboard",
+    "its event files hold no scalars": "needs the extra tensorboard",
+    "learning rate: must be finite, not negative": "Python's planned_lr alone reaches it",
+    "positions table: column {} is missing": "Python's own frames alone reach it",
+    "counts no token; drop it": OTHER_TESTS + "analysis/temporal/test_position_law.py",
+    "no table given; name": "Python alone: the command line asks for one",
+    "no {} table given; name": "Python alone: the command line asks for one",
+    "{}: cannot be read ({}); fix that, then run again": "a disk that fails for a while",
+    "it was saved by another model": "names no remedy: the run is another's",
+    "is a link to {}, which does not exist": "an unmounted disk; tests/faults",
+    "restore the config.yaml of its run": "config.yaml and state of two runs in one directory",
+    "has parameters of other shapes": "config.yaml and state of two runs in one directory",
+    "is damaged and cannot be set aside": "a directory that cannot be written: root writes all",
+    "cannot be locked ({}); choose another {}": "a directory that cannot be written: root writes all",
+    "restore the run's tokenizer.json": OTHER_TESTS + "convert/test_hf_export.py",
+    "transformers has no model for kind {}": "names no remedy: there is none",
+    "has no tokenizer.json (an older version trained it)": OTHER_TESTS + "data/test_identity.py",
+    "validation set {} has": "a part of `altered: delete {} and prepare again`, which has a row",
+    "free some or choose another data.path": "a full disk",
+    "is a hub data set: pip install": "a missing package, or the network",
+    "cannot be opened: {}": "the network",
+    "broke off: {}; run prepare again": "the network",
+    "cannot be fetched from the hub: {}; give a local file": "the network; the remedy is the row of tokenizer.json",
+    "a tokenizing process was killed": OTHER_TESTS + "data/test_prepare.py",
+    "set HF_DATASETS_CACHE to a copy": "the network",
+    "lm-eval asks for sampling": "names no remedy: such a task cannot be run",
+    "nothing to score: the continuation": "items are checked before; a task of lm-eval alone reaches it",
+    "saved at step {}; run the same command": OTHER_TESTS + "faults",
+    "{}; {}": "the watchdog's; faults",
+    "no space left on the disk": "a full disk; faults",
+    "vocab_size is not set yet": "Python alone",
+    "local rank {} has no GPU of its own": "GPUs",
+    "the same command tries again": "several processes",
+    "is in use; export MASTER_PORT": "several processes; cluster",
+    "heterogeneous job); export MASTER_ADDR": "a Slurm job; cluster",
+    "the step's first node, has no address": "a Slurm job; cluster",
+    "{}: no such file; is this a run directory?": "a question, answered by naming one",
+    "has no line of kind 'run'; is this": "a question, answered by naming one",
+    "{}: cannot be read ({}); is this a run directory?": "a question, answered by naming one",
+    "kind {} is unknown; known: {}": "a list to choose from; test_config.py",
+    "W&B was not updated": "the network",
+    "exclude that machine and run again": "a broken machine; faults",
+    "fix that and run the same command: it resumes": "a disk that fails; faults",
+    "and there is no checkpoint to go back to; {}": "its remedy is the row `lower training.schedule.lr`",
+    "after {} rewinds; {}": "its remedy is the row `lower training.schedule.lr`",
+    "step {}: {}; {}": "its remedy is the row `lower training.schedule.lr`",
+    "its state could not be saved; run the same command": "a disk that fails; faults",
+    "start each run by itself": "several processes; cluster",
+    "x {} processes; change one of them": "several processes; training/test_run.py",
+}
+
+
+@pytest.fixture
+def at(config_file, data_path, common_path, tmp_path, monkeypatch) -> At:
+    def trained() -> Path:
+        """A run of four steps with states of steps 2 and 4, made once a session."""
+        out = common_path / "remedies"
+        with locked(common_path / "remedies.lock"):
+            if not (out / "run" / "checkpoints" / "latest").is_file():
+                shutil.rmtree(out, ignore_errors=True)
+                over = [f"training.tokens={4 * STEP}", f"checkpoints.every_tokens={2 * STEP}", f"out={out}"]
+                assert call(["train", str(config_file), *over])[0] == 0
+        return out / "run"
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of a group that a test began here
+        monkeypatch.delenv(name, raising=False)
+    made = At(tmp_path, config_file, data_path, trained, monkeypatch.setenv, monkeypatch.delenv)
+    yield made
+    made.unlock()
+
+
+def pattern(says: str) -> str:
+    return ".*".join(map(re.escape, says.split("{}")))
+
+
+def call(arguments: list[str]) -> tuple[int, str]:
+    """The command's exit code and what it says: in this process, but a model only once in each."""
+    if arguments[0] in ("train", "evaluate", "sync"):
+        done = command(*arguments)
+        return done.returncode, done.stderr
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        return cli.main(arguments), said.getvalue()
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, marks=[pytest.mark.slow] * r.slow, id=r.says[:50]) for r in ROWS])
+def test_remedy_works(row: Row, at: At):
+    if row.before is not None:
+        assert call(row.before(at)) == (0, "")
+    code, said = call(row.wrong(at))
+    assert re.search(pattern(row.says), said), said
+    assert code == row.code
+    assert row.code != 2 or len(said.strip().splitlines()) == 1
+    code, said = call(row.right(at))
+    assert code == 0, said
+
+
+# ------------------------------------------------------------------------------------------------- none is left out
+
+REMEDY = re.compile(r"; |\b(set|raise|lower|choose|delete|give|pass|run [^;]*first|is this a run directory)\b")
+RAISED = ("InputError", "RunError", "ValueError", "PeerLost", "Stopped", "_failure")
+
+
+def text(node: ast.AST) -> str:
+    """A message as the source has it: {} for what is filled in, both sides of a choice."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(text, node.values))
+    if isinstance(node, ast.BinOp):
+        return text(node.left) + text(node.right)
+    return "{}"
+
+
+def messages() -> dict[str, str]:
+    """Every message that the framework's source raises, with its place."""
+    found = {}
+    for path in sorted((ROOT / "emergence_train").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name in RAISED and (said := text(node.args[0])) != "{}":
+                    found[said] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    return found
+
+
+def test_every_message_with_a_remedy_is_tried():
+    known = [*(row.says for row in ROWS), *EXEMPT]
+    left = {f"{place}: {said}" for said, place in messages().items() if REMEDY.search(said)}
+    left -= {f"{place}: {said}" for said, place in messages().items() if any(part in said for part in known)}
+    assert sorted(left) == []
+
+
+def test_every_row_is_of_a_message_that_exists():
+    """A row whose message was reworded tries nothing."""
+    said = "\n".join(
+        text(node)
+        for path in (ROOT / "emergence_train").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.JoinedStr, ast.Constant, ast.BinOp))
+    )
+    assert [part for part in (*(row.says for row in ROWS), *EXEMPT) if part not in said] == []
