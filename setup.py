@@ -117,7 +117,6 @@ setup(
             "mypy>=1.15",
             "transformers>=5.0",
             "datasets>=4.0",
-            "tensorboard>=2.16",
         ],
     },
     entry_points={"console_scripts": ["emergence-train = emergence_train.cli:run"]},

@@ -114,7 +114,6 @@ class Row:
     wrong: Callable[[At], list[str]]
     right: Callable[[At], list[str]]
     code: int = 2
-    slow: bool = False
     before: Callable[[At], list[str]] | None = None  # a command that passes first
 
 
@@ -335,9 +334,19 @@ DATA = [
         lambda at: text_field(at, "text.jsonl", "body"),
     ),
     Row(
-        "{} {}; {} of {} rows of {} have no usable text: {}",
+        "{} {}; {} of {} rows of {} are no text: {}",
         lambda at: (at.write("s.jsonl", at.documents().read_text() + '{"a": 1}\n' * 9), at.own(files="s.jsonl"))[-1],
         lambda at: at.own("data.bad_rows=0.2", files="s.jsonl"),
+    ),
+    Row(
+        "lies in data.path; choose another data.path, or write a pattern without it",
+        lambda at: (at.documents("own/text.jsonl"), at.own(files="own/text.jsonl"))[-1],
+        lambda at: at.own(files="own/text.jsonl", path="other"),
+    ),
+    Row(
+        "restore or remove it, or write a pattern without it",
+        lambda at: (at.documents(), (at.folder / "gone.jsonl").symlink_to("nowhere"), at.own(files="*.jsonl"))[-1],
+        lambda at: ((at.folder / "gone.jsonl").unlink(), at.own(files="*.jsonl"))[-1],
     ),
     Row(
         "are directories; write a glob such as dir/*.txt",

@@ -103,11 +103,6 @@ ANALYSES = [
         lambda at: at.emergence(at.evaluations()),
     ),
     Row(
-        "has no position weights and seed; is this a run directory?",
-        lambda at: weights(at, at.write("empty/x", "").parent),
-        again,
-    ),
-    Row(
         "is given twice (split {}); name each table once",
         lambda at: at.temporal(at.curve(), at.curve()),
         lambda at: at.temporal(at.curve()),
@@ -213,6 +208,14 @@ ANALYSES = [
         "not a table that can be read; use .parquet or .csv",
         lambda at: at.emergence(at.evaluations("e.txt")),
         lambda at: at.emergence(at.evaluations("e.csv")),
+    ),
+]
+
+WEIGHTS = [  # of runs that were trained
+    Row(
+        "has no position weights and seed; is this a run directory?",
+        lambda at: weights(at, at.write("empty/x", "").parent),
+        again,
     ),
     Row(
         "a second run with weights {} and seed {}; name each once",
@@ -337,7 +340,7 @@ LAUNCHERS = [
     launched("start with srun, torchrun or deepspeed, or unset it", TASK | {"SLURM_STEP_NUM_TASKS": "x"}, {}),
     launched(
         "export MASTER_ADDR, the name of rank 0's node, before srun",
-        TASK | {"SLURM_STEP_NODELIST": "a[1-"},
-        TASK | {"SLURM_STEP_NODELIST": "a[1-", "MASTER_ADDR": "localhost"},
+        TASK | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "a[1-"},
+        TASK | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "a[1-", "MASTER_ADDR": "localhost"},
     ),
 ]

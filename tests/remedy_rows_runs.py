@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from emergence_train import cli
@@ -19,7 +18,7 @@ def done(at: At) -> list[str]:
     return at.train()
 
 
-def of_run(says: str, change: Callable[[Path], object], command: Callable[[At], list[str]], *right: str, **more) -> Row:
+def in_run(says: str, change: Callable[[Path], object], command: Callable[[At], list[str]], *right: str, **more) -> Row:
     """A run directory that is changed, and refused by a command; `right`: what is added to the command, or the run restored."""
 
     def wrong(at: At) -> list[str]:
@@ -77,7 +76,7 @@ def other_data(at: At, *over: str) -> list[str]:
     return [*done(at), place]
 
 
-_RUNS = [
+RUNS = [
     Row(
         "is a run with {} = {}, not {}; choose another name or restore the configuration",
         lambda at: [*done(at), "training.schedule.lr=0.02"],
@@ -101,7 +100,7 @@ _RUNS = [
         lambda at: (at.write("runs/run/x", ""), at.train())[-1],
         lambda at: at.train("name=other"),
     ),
-    of_run(
+    in_run(
         "cannot be read ({}); choose another name",
         lambda run: (run / "config.yaml").write_text("a: ["),
         lambda at: at.train(),
@@ -157,8 +156,8 @@ _RUNS = [
         ),
         done,
     ),
-    of_run("{}: has no checkpoint{}; it {}", lambda run: None, lambda at: evaluate(at, "--step", "3"), "--step", "4"),
-    of_run(
+    in_run("{}: has no checkpoint{}; it {}", lambda run: None, lambda at: evaluate(at, "--step", "3"), "--step", "4"),
+    in_run(
         "{}; restore it or choose another step",
         lambda run: flip(min((run / "checkpoints" / "step-0000000004").glob("*.safetensors"))),
         lambda at: evaluate(at, "--step", "4"),
@@ -170,8 +169,8 @@ _RUNS = [
         lambda at: (at.run(), evaluate(at, "--split", "x"))[-1],
         lambda at: evaluate(at, "--split", "iid"),
     ),
-    of_run("cannot be read ({}); restore it", lambda run: (run / "data.json").write_text("{"), evaluate),
-    of_run(
+    in_run("cannot be read ({}); restore it", lambda run: (run / "data.json").write_text("{"), evaluate),
+    in_run(
         "is the tokenizer {}, and {} was trained with {}; restore it",
         lambda run: (run / "tokenizer.json").write_text(
             (run / "tokenizer.json").read_text().replace("endoftext", "end")
@@ -193,7 +192,7 @@ _RUNS = [
     ),
     of_data("altered: delete {} and prepare again", lambda data: (data / "dataset.json").write_text("{}")),
     of_data("cannot be read ({}); delete {} and prepare again", lambda data: (data / "dataset.json").write_text("{")),
-    of_data("is missing; delete {} and run prepare again", lambda data: shard_of(data).unlink()),
+    of_data("is missing; restore it, or delete {} and run prepare again", lambda data: shard_of(data).unlink()),
     of_data(
         "it is truncated or altered: delete {} and run prepare again", lambda data: shard_of(data).write_bytes(b"ab")
     ),
@@ -242,7 +241,7 @@ _RUNS = [
         lambda at: (edited(at, "wandb: disabled", "wandb: auto"), ["sync", str(at.folder / "runs" / "run")])[-1],
         lambda at: (at.setenv("WANDB_MODE", "offline"), ["sync", str(at.folder / "runs" / "run")])[-1],
     ),
-    of_run(
+    in_run(
         "has no checkpoint yet; wait for the first one",
         lambda run: shutil.rmtree(run / "positions"),
         lambda at: ["report", str(at.folder / "runs" / "run")],
@@ -258,10 +257,6 @@ _RUNS = [
         lambda at: ["report", str(at.folder / "runs" / "run")],
     ),
 ]
-
-
-QUICK = ("is a run with", "lower training", "is missing; delete", "{}: has no checkpoint", "is not empty")
-RUNS = [replace(row, slow=not row.says.startswith(QUICK)) for row in _RUNS]
 
 
 def edited(at: At, old: str, new: str) -> None:

@@ -205,7 +205,7 @@ def test_json_lines_that_pandas_wrote_have_null_for_absent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("x.txt", "hello\n", "not a log that is known; give --format"),
         ("x.jsonl", '{"step": 1}\n[1]\n{"step": 2}\n', "row 2 is not a JSON object; remove that line"),
@@ -217,9 +217,9 @@ def test_json_lines_that_pandas_wrote_have_null_for_absent(tmp_path):
     ],
     ids=["unknown", "array", "broken", "empty", "no loss", "time", "no training loss"],
 )
-def test_what_is_no_log_is_refused_with_its_remedy(name, content, said, tmp_path):
+def test_what_is_no_log_is_refused_with_its_remedy(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         logs.read(tmp_path / name, LogOptions())
     assert name in str(caught.value)
 

@@ -29,14 +29,14 @@ from emergence_train.recorder.naming import display_names, names_of
     ids=["apart", "moved", "two places", "taken", "third", "file", "twice", "none"],
 )
 def test_display_names(runs, shown):
-    found = display_names([(name, Path(path)) for name, path in runs])
+    names = display_names([(name, Path(path)) for name, path in runs])
     if shown is None:
-        assert len(set(found)) == 1  # one run given twice: for the caller to refuse
+        assert len(set(names)) == 1  # one run given twice: for the caller to refuse
     else:
-        assert found == shown
-        assert len(set(found)) == len(runs)
+        assert names == shown
+        assert len(set(names)) == len(runs)
         backwards = display_names([(name, Path(path)) for name, path in reversed(runs)])
-        assert backwards[::-1] == found  # whatever their order
+        assert backwards[::-1] == names  # whatever their order
 
 
 def run_at(directory, lr=1e-3, name="a", shift=0.0):
@@ -56,13 +56,13 @@ def test_two_run_directories_of_one_name_are_told_apart(tmp_path):
     """A run moved aside and trained again with another rate: not one run that the tables hold twice."""
     old, new = run_at(tmp_path / "a_old"), run_at(tmp_path / "a", lr=2e-3, shift=1.0)
     assert names_of([new, old]) == {new: "a", old: "a_old"}
-    series = {one.run: one for one in load([new, old])}
-    assert set(series) == {"a", "a_old"}
-    assert series["a"].loss[0] == 4.0 and series["a_old"].loss[0] == 3.0
-    assert series["a"].plan.peak == 2e-3 and series["a_old"].plan.peak == 1e-3
+    by_name = {series.run: series for series in load([new, old])}
+    assert set(by_name) == {"a", "a_old"}
+    assert by_name["a"].loss[0] == 4.0 and by_name["a_old"].loss[0] == 3.0
+    assert by_name["a"].plan.peak == 2e-3 and by_name["a_old"].plan.peak == 1e-3
     tasks, _ = emergence_table.load([new, old])
     assert {run for task in tasks for run in task.frame["run"]} == {"a", "a_old"}
-    assert [one.run for one in load(old)] == ["a"]
+    assert [series.run for series in load(old)] == ["a"]
 
 
 def test_one_run_given_twice_is_refused(tmp_path):
@@ -75,7 +75,7 @@ def test_logs_of_one_file_name_are_told_apart(tmp_path):
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.csv").write_text("step,loss\n" + "".join(f"{k},{2 + k**-0.5}\n" for k in range(1, 30)))
-    assert [one.run for one in load([tmp_path / "x" / "log.csv", tmp_path / "y" / "log.csv"])] == [
+    assert [series.run for series in load([tmp_path / "x" / "log.csv", tmp_path / "y" / "log.csv"])] == [
         "x/log.csv",
         "y/log.csv",
     ]

@@ -73,7 +73,7 @@ def test_schedules_are_read_as_the_configuration_writes_them():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("cosine", "lr: Field required"),
         ("linear,lr=1", "the kind: Input should be"),
@@ -82,8 +82,8 @@ def test_schedules_are_read_as_the_configuration_writes_them():
         ("cosine,lr=1e-3,warmup=0.5", "warmup: Input should be a valid integer"),
     ],
 )
-def test_bad_schedules_are_refused_with_an_example(text, said):
-    with pytest.raises(InputError, match=said) as caught:
+def test_bad_schedules_are_refused_with_an_example(text, message):
+    with pytest.raises(InputError, match=message) as caught:
         parse_schedule(text)
     assert "write it as cosine,lr=3e-4" in str(caught.value)
 
