@@ -21,7 +21,7 @@ from emergence_train.training.plan import Plan
 
 # What a run has that has begun, and what one has besides that was refused before: it may start with another configuration.
 BEGUN = ("metrics.jsonl", "checkpoints", "positions", "parent.json")
-REFUSED = ("config.yaml", "data.json", "tokenizer.json")
+REFUSED = ("data.json", "tokenizer.json")
 # What may change when a run resumes: nothing that changes a loss by more than rounding.
 VOLATILE = (
     "out",
@@ -90,9 +90,11 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
     for rest in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:  # of interrupted writes
         if rest.is_file():
             rest.unlink()
-    if not any((run / name).exists() for name in BEGUN):
-        for name in REFUSED:  # of a start that was refused before it began: its configuration binds no one
+    if path.is_file() and not any((run / name).exists() for name in BEGUN):
+        for name in REFUSED:  # of a start that was refused before it began: it binds no one, nor does its configuration
             (run / name).unlink(missing_ok=True)
+        write_config(run, config)
+        return note
     if not path.is_file():
         # hidden files are left by a killed start
         if any(not entry.name.startswith(".") for entry in run.iterdir()):

@@ -126,7 +126,7 @@ def _patch(workload: Workload, out: Path, trace: Path | None, kill_at: int | Non
 
     def poisoned(self, step, number):
         batch = load(self, step, number)
-        self.poisoned = self.batch_of(step) == workload.poison
+        self.poisoned = self.skipped.batch(step) == workload.poison
         return batch
 
     def killed(self, step, *given):

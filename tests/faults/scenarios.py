@@ -87,7 +87,7 @@ def poison(batches: set[int], factor: float):
     load, forward = Stepper._load, Decoder.forward
 
     def loading(self, step, number):
-        now["batch"] = self.batch_of(step)
+        now["batch"] = self.skipped.batch(step)
         return load(self, step, number)
 
     def wrong(self, *given, **named):

@@ -197,6 +197,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(config_file, tmp_path, override
     (run / "config.yaml").write_text(
         config.load(config_file, ["model.vocab_size=320"]).to_yaml()  # as a finished resolution would have left it
     )
+    (run / "checkpoints").mkdir()  # it has begun: before that its configuration binds no one
     before = sorted(run.iterdir())
     done = command("train", str(config_file), override, processes=2 if "batch" in override else 0)
     lines = [line for line in done.stderr.splitlines() if line.startswith("emergence-train:")]
