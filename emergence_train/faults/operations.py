@@ -15,7 +15,7 @@ ENOUGH = 8  # times that an operation must have been done before its limit is le
 
 # The operations of a step up to where the ranks meet again, in their order.
 STEP = ("writing rows", "loading samples", "forward", "backward", "optimizer step")
-LAST = "adding up the loss"  # of a step: all ranks come out of it together
+LAST = "reducing the loss"  # of a step: all ranks come out of it together
 SHARE = 0.2  # of a step's time that a rank is behind the median, to be called slow
 LEAST_BEHIND = 0.005  # seconds a step, likewise
 STEPS = 20  # that a comparison must have

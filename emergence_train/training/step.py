@@ -16,6 +16,7 @@ from emergence_train.config import Faults, Training
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.positions import IGNORED
 from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
+from emergence_train.faults.operations import LAST
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
@@ -86,7 +87,7 @@ class Stepper:
         self.micro_batch.step_done()
         if self.clip is None:
             norm, applied = self.engine.get_global_grad_norm(), step_applied(self.engine)
-        self.at("reducing the loss", step)
+        self.at(LAST, step)
         return totals if self.skip_spikes else all_reduce_sum(totals, self.mesh.world), norm, applied
 
     def _unless_spike(

@@ -291,7 +291,7 @@ def slow(runs: Runs) -> dict:
     return {"codes": end["codes"], "said": end["said"], "rows": runs.rows("slow", "straggler")}
 
 
-PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "adding up the loss"]
+PHASES = ["validation", "saving", "backward", "loading samples", "forward", "optimizer step", "reducing the loss"]
 STARTS = ["building the engine", "opening the data", "loading a checkpoint"]
 
 

@@ -1,5 +1,7 @@
 """Limits and stragglers from the times of operations: clocks of ranks that wait for each other, simulated."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,11 @@ def test_operations_add_up_what_each_took(monkeypatch):
         own.begin(name, 3)
     assert own.times == {"starting": (1, 2.0, 2.0), "forward": (1, 1.0, 1.0), "backward": (1, 4.0, 4.0)}
     assert own.sign() == {"ops": 3, "op": "forward", "step": 3, "for": 1.5}
+
+
+def test_the_operations_of_a_step_are_those_that_training_marks():
+    """A name that nothing marks would end all comparisons without a word."""
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in Path(operations.__file__).parents[1].glob("training/*.py")
+    )
+    assert all(f'at("{name}"' in source for name in operations.STEP) and ".at(LAST, step)" in source
