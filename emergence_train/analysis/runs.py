@@ -23,6 +23,7 @@ from emergence_train.analysis.outlook import Ahead, planned_schedule, rates_of
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.errors import InputError
+from emergence_train.optim.schedule import Schedule
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import iter_metrics
 from emergence_train.recorder.naming import display_names, is_run
@@ -312,10 +313,10 @@ def _refuse_past(series: Series, end: float, what: str) -> None:
 
 def _scheduled(series: Series, ahead: Ahead, logged_end: float) -> np.ndarray | None:
     """(K, 2) tokens and rate by --schedule, or by the run's own configuration; None: neither is known."""
-    config = series.source / "config.yaml" if series.source is not None and series.source.is_dir() else None
-    own = planned_schedule(config) if config is not None and config.is_file() and ahead.schedule is None else None
     if ahead.schedule is not None:
-        return _by_schedule(series, ahead, logged_end)
+        return _by_schedule(series, ahead.schedule, ahead.to_tokens, logged_end)
+    config = series.source / "config.yaml" if series.source is not None else None
+    own = planned_schedule(config) if config is not None and config.is_file() else None
     if own is None:
         return None
     schedule, total = own
@@ -333,16 +334,14 @@ def _scheduled(series: Series, ahead: Ahead, logged_end: float) -> np.ndarray | 
     return longer
 
 
-def _by_schedule(series: Series, ahead: Ahead, logged_end: float) -> np.ndarray:
-    schedule = ahead.schedule
-    assert schedule is not None
-    end = ahead.to_tokens or max(logged_end, series.tokens[-1])
+def _by_schedule(series: Series, schedule: Schedule, to_tokens: int | None, logged_end: float) -> np.ndarray:
+    end = to_tokens or max(logged_end, series.tokens[-1])
     if not series.by_tokens:
         raise InputError(
             f"run {series.run!r}: its rows have no tokens, which --schedule counts; give --tokens-per-step"
         )
-    if ahead.to_tokens is not None:
-        _refuse_past(series, ahead.to_tokens, "--to-tokens")
+    if to_tokens is not None:
+        _refuse_past(series, to_tokens, "--to-tokens")
     if schedule.warmup_tokens + schedule.decay_tokens > end or schedule.warmup_tokens >= end:
         raise InputError(
             f"--schedule: warmup and decay ({schedule.warmup_tokens:,} and {schedule.decay_tokens:,} tokens) do not fit "

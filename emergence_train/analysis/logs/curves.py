@@ -104,7 +104,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         raise InputError(
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {_listed(log.rows)}); give {flags}"
         )
-    values = pd.DataFrame({name: _numbers(log, columns[name]) for name in columns if name not in ("run",)})
+    values = pd.DataFrame({name: _numbers(log, columns[name]) for name in columns if name != "run"})
     if steps_from_tokens:
         values["step"] = np.round(values["tokens"] / per_step)
     notes = [_reading(columns, options, per_step)]
