@@ -1,5 +1,7 @@
 """Cases of attention: SDPA by each of its kernels, FlexAttention, flash-attn, and this package."""
 
+import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -80,6 +82,31 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: SDPBackend) -> 
     return out.transpose(1, 2)
 
 
+def _varlen(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Forward]]:
+    """(name, callable) of attention over packed documents, given where each begins, which is known beforehand."""
+    (B, T), flat = q.shape[:2], [t.flatten(0, 1) for t in (q, k, v)]
+    longest = min(DOCUMENT, T)
+    begins = torch.arange(0, B * T + 1, longest, device=q.device, dtype=torch.int32)
+    lengths = {"cu_seqlens_q": begins, "cu_seqlens_k": begins, "max_seqlen_q": longest, "max_seqlen_k": longest}
+    modules = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
+
+    def by_flash(version: int) -> Tensor:
+        out = importlib.import_module(modules[version]).flash_attn_varlen_func(*flat, **lengths, causal=True)
+        return (out[0] if isinstance(out, tuple) else out).view(q.shape)
+
+    def by_pytorch() -> Tensor:
+        attend: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn  # since PyTorch 2.10
+        names = inspect.signature(attend).parameters
+        options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+        if q.shape[2] != k.shape[2]:
+            options["enable_gqa"] = True
+        return attend(*flat, *lengths.values(), **options).view(q.shape)
+
+    for version in flash_backend.installed():
+        yield f"flash-attn {version}, varlen", partial(by_flash, version)
+    yield "PyTorch, varlen", by_pytorch
+
+
 def _errors(q, k, v, options, results: tuple[Tensor, ...]) -> dict[str, float]:
     """Of one head of one sequence."""
     a, b, c = (t[:1, :, :1].detach().double() for t in (q, k, v))
@@ -130,6 +157,8 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
             for version in flash_backend.installed() if kind != "documents" else ():
                 flash = partial(flash_backend.attention, q, k, v, scale=None, deterministic=False, by=version)
                 runs.append((f"flash-attn {version}", partial(flash, causal=kind != "full", window=options["window"])))
+            if kind == "documents":
+                runs += _varlen(q, k, v)
         runs.sort(key=lambda run: run[0] == "emergence cuda")  # last: an error of theirs is every later candidate's
         candidates: list[Callable[[], Candidate]] = [partial(Candidate, name, run, (q, k, v)) for name, run in runs]
         if kind in ("causal", "full"):

@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--rounds", type=int, default=3, help="turns that every candidate of a shape gets")
     parse.add_argument("--seconds", type=float, default=None, help="of each mode of a candidate; default: 0.3 on a GPU")
     parse.add_argument("--only", default="", metavar="REGEX", help="candidates to measure, by name; default: all")
+    parse.add_argument(
+        "--where", default="", metavar="REGEX", help="shapes to measure, as in kind=documents; default: all"
+    )
     parse.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
     return parse
 
@@ -229,7 +232,8 @@ def _shapes(op: str, suite: str, device: torch.device, dtype: torch.dtype, limit
         yield step_rows(suite, device, dtype, limits)
         return
     for case in all_cases(op, suite, device, dtype):
-        yield measure_case(case, device, limits, failed, args)
+        if re.search(args.where, _spelled(case.shape)):
+            yield measure_case(case, device, limits, failed, args)
 
 
 class Results:
@@ -250,8 +254,12 @@ class Results:
         self.write()
 
 
+def _spelled(shape: dict) -> str:
+    return " ".join(f"{name}={value}" for name, value in shape.items())
+
+
 def _line(row: dict) -> str:
-    shape = " ".join(f"{k}={v}" for k, v in row["shape"].items())
+    shape = _spelled(row["shape"])
     parts = [f"{row['op']:<21} {row['contender']:<28} {shape}"]
     for mode, values in row["modes"].items():
         rate = next(
@@ -279,7 +287,14 @@ def apart(args: argparse.Namespace, ops: list[str], suite: str, dtype: str) -> i
         "--rounds",
         str(args.rounds),
     ]
-    fixed += ["--only", args.only, *(["--seconds", str(args.seconds)] if args.seconds else []), *["--json"] * args.json]
+    fixed += [
+        "--only",
+        args.only,
+        "--where",
+        args.where,
+        *(["--seconds", str(args.seconds)] if args.seconds else []),
+        *["--json"] * args.json,
+    ]
     for index, op in enumerate(ops):
         code = None
         for without in ({}, {library.VARIABLES["cuda"]: "left out"}):

@@ -56,6 +56,13 @@ def test_a_spent_budget_keeps_what_there_is(tmp_path):
     assert "Not complete" in draw.table(data)
 
 
+def test_shapes_are_chosen_by_their_text(tmp_path):
+    for where, rows in (("features=32 ", True), ("features=33", False)):
+        out = tmp_path / str(rows)
+        assert main([*TINY, "--op", "position_loss", "--where", where, "--out", str(out)]) == 0
+        assert bool(json.loads(next(out.rglob("*.json")).read_text())["rows"]) == rows
+
+
 def test_a_cpu_gets_shapes_for_one(tmp_path, monkeypatch):
     monkeypatch.setattr("emergence_kernels.bench.run._shapes", lambda *_: [])
     assert main(["--device", "cpu", "--out", str(tmp_path)]) == 0
