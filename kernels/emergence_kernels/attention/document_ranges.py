@@ -3,6 +3,17 @@
 import torch
 from torch import Tensor
 
+from ..backends.dispatch import HAS_TRITON
+
+
+def ranges_for_kernels(ids_BT: Tensor, rows: int, columns: int) -> Tensor:
+    """overlapping_and_equal_blocks, on a GPU in one launch where Triton is installed."""
+    if ids_BT.is_cuda and HAS_TRITON:
+        from .triton_document_ranges import block_ranges
+
+        return block_ranges(ids_BT, rows, columns, equal=True)
+    return overlapping_and_equal_blocks(ids_BT, rows, columns)
+
 
 def overlapping_blocks(ids_BT: Tensor, rows: int, columns: int) -> Tensor:
     """The blocks of `columns` positions that may share an id with a block of `rows` positions, as [first, last).

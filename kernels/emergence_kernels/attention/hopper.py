@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..backends.library import operations
 from ..backends.tracing import constant_while_tracing
-from .document_ranges import overlapping_and_equal_blocks
+from .document_ranges import ranges_for_kernels
 from .inputs import aligned, numbered, positive
 from .options import Gradients, Options, empty_gradients
 
@@ -54,7 +54,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     ids = numbered(document_ids)
     rows = rows_of_forward(D, T)
-    ranges = None if ids is None else overlapping_and_equal_blocks(ids, rows, BLOCK_K)
+    ranges = None if ids is None else ranges_for_kernels(ids, rows, BLOCK_K)
     operations("cuda").attention_hopper.default(
         *map(_for_copies, (q, k, v)), out, lse, ids, ranges, rows, causal, scale, min(window or 0, T)
     )
@@ -87,8 +87,8 @@ def backward(
     )
     ids, of_queries, of_keys = numbered(document_ids), None, None
     if ids is not None:
-        of_queries = overlapping_and_equal_blocks(ids, BLOCK_Q[D], COLUMNS) if deterministic else None
-        of_keys = overlapping_and_equal_blocks(ids, BLOCK_K, COLUMNS)
+        of_queries = ranges_for_kernels(ids, BLOCK_Q[D], COLUMNS) if deterministic else None
+        of_keys = ranges_for_kernels(ids, BLOCK_K, COLUMNS)
     operations("cuda").attention_hopper_backward.default(
         *map(_for_copies, (do, q, k, v)),
         out.contiguous(),

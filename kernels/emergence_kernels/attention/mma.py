@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backends.library import operations
-from .document_ranges import overlapping_and_equal_blocks
+from .document_ranges import ranges_for_kernels
 from .inputs import aligned, numbered, positive
 from .options import Gradients, Options, empty_gradients
 
@@ -23,7 +23,7 @@ def unsupported_reason(q: Tensor) -> str | None:
 def _masks(options: Options) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
     """(ids, ranges), (causal, window), as the operators take them."""
     ids = numbered(options.document_ids)
-    ranges = None if ids is None else overlapping_and_equal_blocks(ids, RANGE_BLOCK, RANGE_BLOCK)
+    ranges = None if ids is None else ranges_for_kernels(ids, RANGE_BLOCK, RANGE_BLOCK)
     return (ids, ranges), (options.causal, options.window or 0)
 
 

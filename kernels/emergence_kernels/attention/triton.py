@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..backends import triton_configs as configs
 from ..backends.triton_common import WIDEN, dot_precision, on_device
-from .document_ranges import overlapping_blocks
 from .options import Gradients, Options, empty_gradients
+from .triton_document_ranges import block_ranges
 
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)  # finite: a row masked in a whole block is corrected by the block with its own key
@@ -426,7 +426,7 @@ class _Launch:
         """Document ids and block ranges; any pointer where there are no documents."""
         if self.ids is None:
             return self.q, self.q
-        return self.ids, overlapping_blocks(self.ids, rows, columns)
+        return self.ids, block_ranges(self.ids, rows, columns, equal=False)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:

@@ -187,6 +187,23 @@ def test_ranges_of_documents():
     assert first >= last
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("B, T", [(2, 70), (1, 1), (1, 321)])
+def test_ranges_in_one_launch(B, T, dtype, triton_only, device, monkeypatch):
+    """Equal to the reductions of document_ranges.py, of which the test above has values worked out by hand."""
+    from emergence_kernels.attention import triton_document_ranges
+    from emergence_kernels.attention.triton_document_ranges import block_ranges
+
+    monkeypatch.setattr(triton_document_ranges, "AT_A_TIME", 128)  # several turns of the loop
+    torch.manual_seed(T)
+    extremes = torch.tensor([torch.iinfo(dtype).min, torch.iinfo(dtype).max], dtype=dtype)
+    kinds = [documents("packed", B, T, device), torch.randint(-3, 3, (B, T)), extremes[torch.randint(2, (B, T))]]
+    for ids in (kind.to(device, dtype) for kind in kinds):
+        for rows, columns in ((128, 128), (192, 64), (64, 32)):
+            for equal, reference in ((True, overlapping_and_equal_blocks), (False, overlapping_blocks)):
+                assert torch.equal(block_ranges(ids, rows, columns, equal=equal), reference(ids, rows, columns))
+
+
 def test_opcheck(fused, device):
     q, k, v = (t.requires_grad_() for t in make((1, 17, 2, 1, 16), "plain", of_attention(fused), device))
     ids = documents("packed", 1, 17, device)

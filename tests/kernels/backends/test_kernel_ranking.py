@@ -156,6 +156,13 @@ def test_a_later_run_replaces_an_earlier_one(measured):
     assert auto("rms_norm", 1024) == "triton"
 
 
+def test_a_later_run_without_a_backend_replaces_nothing(measured):
+    """As of `bench --only`: where the backend that it left out stands is known from the earlier run only."""
+    earlier = run(row("emergence triton", 1.0), row("emergence cuda", 0.5))
+    measured(earlier, run(row("emergence triton", 1.0), utc="20260102-000000"))
+    assert auto("rms_norm", 1024) == "cuda"
+
+
 def test_runs_on_a_cpu_or_another_architecture_are_ignored(measured):
     rows = row("emergence cuda", 1.0), row("emergence triton", 2.0)
     measured(run(*rows, architecture=None), run(*rows, architecture="sm_80"))

@@ -27,6 +27,7 @@ TRITON_KERNELS = {
     "_delta_kernel",
     "_dkdv_kernel",
     "_dq_kernel",
+    "_ranges_kernel",
     "_swiglu_kernel",
     "_swiglu_backward_kernel",
     "_join_kernel",
