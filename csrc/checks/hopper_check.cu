@@ -80,7 +80,7 @@ using glue::Tensor;
 // a (1, 64, 1, 64), b (1, N, 1, 64) or transposed (1, 64, 1, N), d (64, N) float32.
 void product(const Tensor& a, const Tensor& b, const Tensor& d, bool transposed_a, bool transposed_b, int64_t way) {
   const int64_t N = d.size(1);
-  STD_TORCH_CHECK((N == 64 || N == 128) && d.size(0) == 64 && d.is_contiguous() && way >= kByCopy && way <= kInRegisters &&
+  CHECK_INPUT((N == 64 || N == 128) && d.size(0) == 64 && d.is_contiguous() && way >= kByCopy && way <= kInRegisters &&
                       !(transposed_a && way == kInRegisters) &&
                       a.scalar_type() == b.scalar_type() && a.is_contiguous() && a.numel() == 64 * 64 && b.numel() == 64 * N,
                   "emergence_cuda: hopper_product: shapes");

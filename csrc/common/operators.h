@@ -6,9 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
+
+#include "common/check.h"
 
 #define LOSS_ROWS                                                                                                       \
   "loss_rows(Tensor z, Tensor(a!) dz, int V, Tensor targets, Tensor valid, Tensor? scale, Tensor(b!) loss, "            \
@@ -45,29 +46,29 @@ T* pointer(const std::optional<Tensor>& tensor) {
 }
 
 inline void check_vector(const Tensor& tensor, int64_t length, ScalarType type, const char* name) {
-  STD_TORCH_CHECK(tensor.numel() == length && tensor.is_contiguous() && tensor.scalar_type() == type, "emergence_kernels: ",
+  CHECK_INPUT(tensor.numel() == length && tensor.is_contiguous() && tensor.scalar_type() == type, "emergence_kernels: ",
                   name, " must be contiguous, of its type, and hold ", length, " values");
 }
 
 // x (B, T, H, D), cos and sin (T, R) or (B, T, R) float32, out as x, which it may be, in whatever strides.
 inline void check_rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out) {
-  STD_TORCH_CHECK(x.dim() == 4 && (x.stride(3) == 1 || x.size(3) == 1),
+  CHECK_INPUT(x.dim() == 4 && (x.stride(3) == 1 || x.size(3) == 1),
                   "emergence_kernels: x must be (batch, positions, heads, features) with adjacent features");
   const int64_t B = x.size(0), T = x.size(1), R = cos.size(cos.dim() - 1);
   for (const Tensor* angle : {&cos, &sin})
     check_vector(*angle, (cos.dim() == 3 ? B : 1) * T * R, ScalarType::Float, "cos and sin");
-  STD_TORCH_CHECK(out.dim() == 4 && (out.stride(3) == 1 || out.size(3) == 1) && out.scalar_type() == x.scalar_type(),
+  CHECK_INPUT(out.dim() == 4 && (out.stride(3) == 1 || out.size(3) == 1) && out.scalar_type() == x.scalar_type(),
                   "emergence_kernels: out must be as x, with adjacent features");
-  for (int64_t d = 0; d < 4; ++d) STD_TORCH_CHECK(out.size(d) == x.size(d), "emergence_kernels: out must have x's shape");
-  STD_TORCH_CHECK(2 * R <= x.size(3), "emergence_kernels: more angles than pairs of features");
+  for (int64_t d = 0; d < 4; ++d) CHECK_INPUT(out.size(d) == x.size(d), "emergence_kernels: out must have x's shape");
+  CHECK_INPUT(2 * R <= x.size(3), "emergence_kernels: more angles than pairs of features");
 }
 
 // x (N, 2F) with adjacent features; other (N, halves F), of x's type, likewise.
 inline void check_swiglu(const Tensor& x, const Tensor& other, int64_t halves, const char* name) {
   for (const Tensor* t : {&x, &other})
-    STD_TORCH_CHECK(t->dim() == 2 && (t->stride(1) == 1 || t->size(1) == 1) && t->scalar_type() == x.scalar_type(),
+    CHECK_INPUT(t->dim() == 2 && (t->stride(1) == 1 || t->size(1) == 1) && t->scalar_type() == x.scalar_type(),
                     "emergence_kernels: x and ", name, " must be rows of adjacent features, of one type");
-  STD_TORCH_CHECK(other.size(0) == x.size(0) && 2 * other.size(1) == halves * x.size(1) && x.size(1) < (int64_t(1) << 31),
+  CHECK_INPUT(other.size(0) == x.size(0) && 2 * other.size(1) == halves * x.size(1) && x.size(1) < (int64_t(1) << 31),
                   "emergence_kernels: ", name, " does not fit x");
 }
 
@@ -75,7 +76,7 @@ inline void check_swiglu(const Tensor& x, const Tensor& other, int64_t halves, c
 inline void check_position_sums(const Tensor& token_loss, const Tensor& valid, const Tensor& correct, const Tensor& entropy,
                                 const Tensor& count, const Tensor& loss_sum, const Tensor& loss_sq_sum,
                                 const Tensor& correct_sum, const Tensor& entropy_sum) {
-  STD_TORCH_CHECK(token_loss.dim() == 2, "emergence_kernels: token losses must be (batch, positions)");
+  CHECK_INPUT(token_loss.dim() == 2, "emergence_kernels: token losses must be (batch, positions)");
   const int64_t T = token_loss.size(1), tokens = token_loss.numel();
   for (const Tensor* t : {&token_loss, &entropy}) check_vector(*t, tokens, ScalarType::Float, "token losses");
   for (const Tensor* t : {&valid, &correct}) check_vector(*t, tokens, ScalarType::Bool, "token flags");

@@ -35,7 +35,7 @@ inline Encode encoder() {
   if (found == nullptr)
     if (void* driver = dlopen("libcuda.so.1", RTLD_LAZY)) found = dlsym(driver, kName);
   const char* said = found == nullptr ? dlerror() : nullptr;
-  STD_TORCH_CHECK(found != nullptr, "emergence_cuda: no cuTensorMapEncodeTiled: the runtime says ", int(error), " and ",
+  CHECK_INPUT(found != nullptr, "emergence_cuda: no cuTensorMapEncodeTiled: the runtime says ", int(error), " and ",
                   int(status), ", the loader ", said != nullptr ? said : "nothing");
   encode = reinterpret_cast<Encode>(found);
   known.store(encode);
@@ -51,8 +51,8 @@ inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
   // The stride of a dimension of size 1 is irrelevant, and may be one that TMA rejects.
   const auto bytes = [&](int d) { return size(d) > 1 ? t.stride(d) * kElement : int64_t(kSwizzleRow); };
   for (int d = 0; d < 3; ++d)
-    STD_TORCH_CHECK(bytes(d) > 0 && bytes(d) % 16 == 0, "emergence_cuda: strides must be multiples of 16 bytes, not 0");
-  STD_TORCH_CHECK(t.stride(3) == 1 && glue::aligned(t.data_ptr(), 16),
+    CHECK_INPUT(bytes(d) > 0 && bytes(d) % 16 == 0, "emergence_cuda: strides must be multiples of 16 bytes, not 0");
+  CHECK_INPUT(t.stride(3) == 1 && glue::aligned(t.data_ptr(), 16),
                   "emergence_cuda: features must be adjacent, and tensors start at a multiple of 16 bytes");
 #ifdef __CUDACC__
   const Encode encode = encoder();
@@ -64,7 +64,7 @@ inline TensorMap tiles_of(const glue::Tensor& t, int rows) {
       &map, t.scalar_type() == glue::ScalarType::Half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
       t.data_ptr(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  STD_TORCH_CHECK(result == CUDA_SUCCESS, "emergence_cuda: cuTensorMapEncodeTiled says ", int(result));
+  CHECK_INPUT(result == CUDA_SUCCESS, "emergence_cuda: cuTensorMapEncodeTiled says ", int(result));
   return map;
 #else
   return {static_cast<const unsigned char*>(t.data_ptr()),

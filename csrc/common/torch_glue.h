@@ -54,7 +54,7 @@ void by_type(const Tensor& tensor, F&& f) {
     case ScalarType::Half:
       return f(f16{});
     default:
-      STD_TORCH_CHECK(false, "emergence_cuda: float32, bfloat16 or float16 expected");
+      CHECK_INPUT(false, "emergence_cuda: float32, bfloat16 or float16 expected");
   }
 }
 
@@ -65,7 +65,7 @@ inline unsigned divide_up(int64_t a, int64_t b) { return static_cast<unsigned>((
 #ifdef __CUDACC__
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, "emergence_cuda: ", what, ": ", cudaGetErrorString(error));
+  CHECK_INPUT(error == cudaSuccess, "emergence_cuda: ", what, ": ", cudaGetErrorString(error));
 }
 
 // The function is in libtorch_cuda, missing in a CPU-only torch: looked up at first use, so that the library loads there.
@@ -75,9 +75,9 @@ inline cudaStream_t current_stream(int32_t device) {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
     return library ? reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
-  STD_TORCH_CHECK(getter != nullptr, "emergence_cuda: this torch has no CUDA");
+  CHECK_INPUT(getter != nullptr, "emergence_cuda: this torch has no CUDA");
   void* stream = nullptr;
-  STD_TORCH_CHECK(getter(device, &stream) == 0, "emergence_cuda: no current stream");
+  CHECK_INPUT(getter(device, &stream) == 0, "emergence_cuda: no current stream");
   return static_cast<cudaStream_t>(stream);
 }
 

@@ -67,7 +67,7 @@ inline float maximum(const float* values, int64_t count) {
 
 // (rows, columns) float32 with adjacent columns.
 inline void check_rows(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
-  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) >= columns &&
+  CHECK_INPUT(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) >= columns &&
                       (tensor.stride(1) == 1 || tensor.size(1) == 1) && tensor.scalar_type() == ScalarType::Float,
                   "emergence_cpu: ", name, " must be float32 (", rows, ", ", columns, ") with adjacent columns");
 }

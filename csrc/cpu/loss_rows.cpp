@@ -148,7 +148,7 @@ Rows checked(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targets
 void loss_rows(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targets, const Tensor& valid,
                std::optional<Tensor> scale, const Tensor& loss, const Tensor& top, const Tensor& log_total,
                std::optional<Tensor> correct, std::optional<Tensor> entropy, double z_loss, double softcap) {
-  STD_TORCH_CHECK(!(scale && softcap != 0.0), "emergence_cpu: a softcap with the gradient in one sweep is not offered");
+  CHECK_INPUT(!(scale && softcap != 0.0), "emergence_cpu: a softcap with the gradient in one sweep is not offered");
   const Rows rows = checked(z, dz, V, targets, valid, scale, loss, top, log_total, correct, entropy, z_loss, softcap);
   torch::stable::parallel_for(0, z.size(0), cpu::grain(V), [&](int64_t begin, int64_t end) { statistics(rows, begin, end); });
 }

@@ -92,7 +92,7 @@ void rms_norm(const Tensor& x, std::optional<Tensor> residual, const Tensor& wei
   cpu::check_vector(weight, D, ScalarType::Float, "weight");
   cpu::check_vector(y, rows * D, ScalarType::Float, "y");
   cpu::check_vector(rstd, rows, ScalarType::Float, "rstd");
-  STD_TORCH_CHECK(residual.has_value() == new_residual.has_value(), "emergence_cpu: a residual needs room for its sum");
+  CHECK_INPUT(residual.has_value() == new_residual.has_value(), "emergence_cpu: a residual needs room for its sum");
   if (residual) {
     cpu::check_rows(*residual, rows, D, "residual");
     cpu::check_vector(*new_residual, rows * D, ScalarType::Float, "new_residual");

@@ -36,7 +36,7 @@ CLONED void turn(const Turn& t, int64_t begin, int64_t end) {
 // x (B, T, H, D) with adjacent features, cos and sin (T, R) or (B, T, R) contiguous -> out (B, T, H, D) with adjacent features,
 // which may be x.
 void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& out, double sign) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "emergence_cpu: x must be float32");
+  CHECK_INPUT(x.scalar_type() == ScalarType::Float, "emergence_cpu: x must be float32");
   operators::check_rotary(x, cos, sin, out);
   const int64_t B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3), R = cos.size(cos.dim() - 1);
   const bool batched = cos.dim() == 3;

@@ -209,7 +209,7 @@ void check_logits(const Tensor& z, const Tensor& dz, int64_t V) {
     return t.dim() == 2 && t.size(0) == R && t.size(1) >= (V + packed - 1) / packed * packed && t.stride(1) == 1 &&
            (R < 2 || t.stride(0) % packed == 0) && glue::aligned(t.data_ptr(), 16);
   };
-  STD_TORCH_CHECK(V > 0 && V < (int64_t(1) << 31) - (1 << 16) && rows_of_packs(z) && rows_of_packs(dz),
+  CHECK_INPUT(V > 0 && V < (int64_t(1) << 31) - (1 << 16) && rows_of_packs(z) && rows_of_packs(dz),
                   "emergence_cuda: logits and their gradients must be (rows, vocabulary rounded up to 16 bytes), adjacent "
                   "columns, rows at multiples of 16 bytes");
 }
@@ -222,7 +222,7 @@ void by_gradient_type(const Tensor& dz, F&& f) {
     if (dz.scalar_type() == glue::ScalarType::BFloat16) return f(bf16{});
     if (dz.scalar_type() == glue::ScalarType::Half) return f(f16{});
   }
-  STD_TORCH_CHECK(false, "emergence_cuda: gradients of logits must have their type, or 16 bits beside float32");
+  CHECK_INPUT(false, "emergence_cuda: gradients of logits must have their type, or 16 bits beside float32");
 }
 
 // z (R, S), of which V <= S columns are logits -> loss, top, log_total, entropy (R,) float32 and correct (R,) bool, 0 where
@@ -239,7 +239,7 @@ void loss_rows(const Tensor& z, const Tensor& dz, int64_t V, const Tensor& targe
   if (correct) glue::check_vector(*correct, R, glue::ScalarType::Bool, "correct");
   if (entropy) glue::check_vector(*entropy, R, glue::ScalarType::Float, "entropy");
   if (scale) glue::check_vector(*scale, R, glue::ScalarType::Float, "scale");
-  STD_TORCH_CHECK(!(scale && softcap != 0.0), "emergence_cuda: a softcap with the gradient in one sweep is not offered");
+  CHECK_INPUT(!(scale && softcap != 0.0), "emergence_cuda: a softcap with the gradient in one sweep is not offered");
   glue::by_type(z, [&](auto of_z) {
     using Z = decltype(of_z);
     constexpr int N = 16 / sizeof(Z);

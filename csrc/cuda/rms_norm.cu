@@ -197,7 +197,7 @@ struct Shape {
 // One row for as many threads as hold it, P packs of N each; at least 8 warps a block, by several rows of few threads.
 Shape shape(int64_t rows, int64_t D, int N, int P) {
   const int warps = static_cast<int>(glue::divide_up(D, int64_t(kWarp) * N * P));
-  STD_TORCH_CHECK(warps <= kMaxWarps, "emergence_cuda: rms_norm of ", D, " features: at most ", kMaxWarps * kWarp * N * P,
+  CHECK_INPUT(warps <= kMaxWarps, "emergence_cuda: rms_norm of ", D, " features: at most ", kMaxWarps * kWarp * N * P,
                   " where they are loaded ", N, " at a time");
   const int per_block = std::max(1, 8 / warps);
   return {dim3(warps * kWarp, per_block), glue::divide_up(rows, per_block)};
@@ -211,7 +211,7 @@ bool packs(const Tensor* t, int64_t D, int N) {
 
 void check_rows(const Tensor* t, const Tensor& like, const char* name) {
   if (t == nullptr) return;
-  STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == like.size(0) && t->size(1) == like.size(1) && t->stride(1) == 1 &&
+  CHECK_INPUT(t->dim() == 2 && t->size(0) == like.size(0) && t->size(1) == like.size(1) && t->stride(1) == 1 &&
                       t->scalar_type() == like.scalar_type(),
                   "emergence_cuda: ", name, " must be (rows, features) with adjacent features, as x is");
 }
@@ -243,7 +243,7 @@ void rms_norm(const Tensor& x, std::optional<Tensor> residual, const Tensor& wei
   check_rows(sum, x, "new_residual");
   glue::check_vector(weight, D, x.scalar_type(), "weight");
   glue::check_vector(rstd, rows, glue::ScalarType::Float, "rstd");
-  STD_TORCH_CHECK(y.is_contiguous() && (added == nullptr) == (sum == nullptr) && (sum == nullptr || sum->is_contiguous()),
+  CHECK_INPUT(y.is_contiguous() && (added == nullptr) == (sum == nullptr) && (sum == nullptr || sum->is_contiguous()),
                   "emergence_cuda: rms_norm writes contiguous tensors, and a new residual where there is one");
   const std::vector<const Tensor*> all{&x, added, &weight, &y, sum, &rstd};
   by_packing(x, {&x, added, &weight, &y, sum}, [&](auto of_x, auto n, auto p) {
@@ -270,7 +270,7 @@ void rms_norm_backward(const Tensor& dy, std::optional<Tensor> d_residual, const
   check_rows(&dy, x, "dy");
   check_rows(passed, x, "d_residual");
   check_rows(&dx, x, "dx");
-  STD_TORCH_CHECK(dx.is_contiguous(), "emergence_cuda: dx must be contiguous");
+  CHECK_INPUT(dx.is_contiguous(), "emergence_cuda: dx must be contiguous");
   glue::check_vector(weight, D, x.scalar_type(), "weight");
   glue::check_vector(dweight, D, x.scalar_type(), "dweight");
   glue::check_vector(rstd, rows, glue::ScalarType::Float, "rstd");

@@ -76,7 +76,7 @@ void rotary(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor&
   operators::check_rotary(x, cos, sin, out);
   const int64_t B = x.size(0), T = x.size(1), H = x.size(2), D = x.size(3), R = cos.size(cos.dim() - 1);
   const bool batched = cos.dim() == 3;
-  STD_TORCH_CHECK(H * D < (int64_t(1) << 31), "emergence_cuda: a token of ", H * D, " features");
+  CHECK_INPUT(H * D < (int64_t(1) << 31), "emergence_cuda: a token of ", H * D, " features");
   if (x.numel() == 0) return;
   const Turn turn{x.stride(0),   x.stride(1),         x.stride(2), out.stride(0), out.stride(1), out.stride(2),
                   batched ? T * R : 0, B * T, int(T), int(H), int(D), int(R), float(sign)};

@@ -105,35 +105,35 @@ using glue::Tensor;
 
 // (batch, positions, heads, features) as q, of as many heads or, for keys, a divisor.
 inline void check_heads(const Tensor& t, const Tensor& q, bool of_keys, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == q.size(0) && t.size(1) == q.size(1) && t.size(3) == q.size(3) &&
+  CHECK_INPUT(t.dim() == 4 && t.size(0) == q.size(0) && t.size(1) == q.size(1) && t.size(3) == q.size(3) &&
                       t.size(2) > 0 && (of_keys ? q.size(2) % t.size(2) == 0 : q.size(2) == t.size(2)) &&
                       t.scalar_type() == q.scalar_type(),
                   "emergence_cuda: ", name, " must be (batch, positions, heads, features) of q's type and sizes");
 }
 
 inline void check_contiguous(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_contiguous() && glue::aligned(t.data_ptr(), 16), "emergence_cuda: ", name, " must be contiguous");
+  CHECK_INPUT(t.is_contiguous() && glue::aligned(t.data_ptr(), 16), "emergence_cuda: ", name, " must be contiguous");
 }
 
 // scale > 0; window 0: none.
 inline Problem problem_of(const Tensor& q, const Tensor& k, bool causal, double scale, int64_t window) {
   const int64_t T = q.size(1), D = q.size(3);
-  STD_TORCH_CHECK(D == 64 || D == 128, "emergence_cuda: Hopper's attention takes head dims 64 and 128");
-  STD_TORCH_CHECK(scale > 0 && window >= 0 && T < (int64_t(1) << 30), "emergence_cuda: attention: scale, window or positions");
+  CHECK_INPUT(D == 64 || D == 128, "emergence_cuda: Hopper's attention takes head dims 64 and 128");
+  CHECK_INPUT(scale > 0 && window >= 0 && T < (int64_t(1) << 30), "emergence_cuda: attention: scale, window or positions");
   return {int(T), int(q.size(2)), int(q.size(2) / k.size(2)), int(window > 0 && window < T ? window : T),
           causal, float(scale),   float(scale * kLog2e)};
 }
 
 // `blocks` for each of `heads`: see Place.
 inline dim3 grid(int64_t blocks, int64_t heads) {
-  STD_TORCH_CHECK(blocks * heads < (int64_t(1) << 31), "emergence_cuda: attention of too many blocks");
+  CHECK_INPUT(blocks * heads < (int64_t(1) << 31), "emergence_cuda: attention of too many blocks");
   return dim3(static_cast<unsigned>(blocks * heads));
 }
 
 template <typename F>
 void by_type(const Tensor& q, F&& f) {
   if (q.scalar_type() == glue::ScalarType::BFloat16) return f(bf16{});
-  STD_TORCH_CHECK(q.scalar_type() == glue::ScalarType::Half, "emergence_cuda: Hopper's attention takes bfloat16 and float16");
+  CHECK_INPUT(q.scalar_type() == glue::ScalarType::Half, "emergence_cuda: Hopper's attention takes bfloat16 and float16");
   f(f16{});
 }
 

@@ -399,17 +399,17 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
   for (const Tensor* t : {&d_out, &out, &dq}) check_heads(*t, q, false, "do, out and dq");
   check_contiguous(out, "out");
   for (const Tensor* t : {&dq, &dk, &dv})
-    STD_TORCH_CHECK(t->stride(3) == 1 && t->stride(2) == D && t->stride(0) % 8 == 0 && t->stride(1) % 8 == 0 &&
+    CHECK_INPUT(t->stride(3) == 1 && t->stride(2) == D && t->stride(0) % 8 == 0 && t->stride(1) % 8 == 0 &&
                         glue::aligned(t->data_ptr(), 16),
                     "emergence_cuda: dq, dk and dv must have adjacent heads, and positions that start at multiples of 16 bytes");
-  STD_TORCH_CHECK(dk.stride(0) == dv.stride(0) && dk.stride(1) == dv.stride(1), "emergence_cuda: dk and dv differ in strides");
+  CHECK_INPUT(dk.stride(0) == dv.stride(0) && dk.stride(1) == dv.stride(1), "emergence_cuda: dk and dv differ in strides");
   const Problem problem = problem_of(q, k, causal, scale, window);
   glue::check_vector(lse, B * H * T, glue::ScalarType::Float, "lse");
-  STD_TORCH_CHECK(statistics.dim() == 4 && statistics.size(2) >= T, "emergence_cuda: statistics must be (B, H, padded, 2)");
+  CHECK_INPUT(statistics.dim() == 4 && statistics.size(2) >= T, "emergence_cuda: statistics must be (B, H, padded, 2)");
   const int64_t padded = statistics.size(2);
   glue::check_vector(statistics, B * H * padded * 2, glue::ScalarType::Float, "statistics");
   if (ids) glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
-  STD_TORCH_CHECK(ids.has_value() == ranges_of_keys.has_value() && (ids && !dq_sums) == ranges_of_queries.has_value(),
+  CHECK_INPUT(ids.has_value() == ranges_of_keys.has_value() && (ids && !dq_sums) == ranges_of_queries.has_value(),
                   "emergence_cuda: document ids need their ranges");
   if (B * H * T == 0) return;
   const unsigned tiles = glue::divide_up(T, kColumns);
@@ -419,7 +419,7 @@ void attention_hopper_backward(const Tensor& d_out, const Tensor& q, const Tenso
     using Tiles = Layout<features(), consumers(), of()>;
     constexpr bool keys = of() != kOfQueries;
     const unsigned blocks = glue::divide_up(T, Tiles::kRows);
-    STD_TORCH_CHECK(padded >= int64_t(keys ? tiles * kColumns : blocks * Tiles::kRows),
+    CHECK_INPUT(padded >= int64_t(keys ? tiles * kColumns : blocks * Tiles::kRows),
                     "emergence_cuda: statistics must be padded to whole blocks");
     if (ranges) glue::check_vector(*ranges, B * blocks * 4, glue::ScalarType::Int, "ranges");
     const Tensor &kept_0 = keys ? k : q, &kept_1 = keys ? v : d_out, &passing_0 = keys ? q : k,

@@ -292,8 +292,8 @@ void attention_hopper(const Tensor& q, const Tensor& k, const Tensor& v, const T
   const Problem problem = problem_of(q, k, causal, scale, window);
   glue::check_vector(lse, B * H * T, glue::ScalarType::Float, "lse");
   if (ids) glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
-  STD_TORCH_CHECK(ids.has_value() == ranges.has_value(), "emergence_cuda: document ids need their ranges");
-  STD_TORCH_CHECK(rows == 128 || (rows == 192 && D == 64), "emergence_cuda: blocks have 128 rows, or 192 with head dim 64");
+  CHECK_INPUT(ids.has_value() == ranges.has_value(), "emergence_cuda: document ids need their ranges");
+  CHECK_INPUT(rows == 128 || (rows == 192 && D == 64), "emergence_cuda: blocks have 128 rows, or 192 with head dim 64");
   if (B * H * T == 0) return;
   const auto run = [&](auto of_q, auto features, auto consumers) {
     using E = decltype(of_q);

@@ -302,7 +302,7 @@ inline void check_heads(const Tensor& t, const Tensor& like, const char* name) {
   bool fine = t.dim() == 4 && t.scalar_type() == like.scalar_type() && t.size(0) == like.size(0) && t.size(1) == like.size(1) &&
               t.size(3) == like.size(3) && t.stride(3) == 1 && glue::aligned(t.data_ptr(), 16);
   for (int d = 0; fine && d < 3; ++d) fine = t.size(d) < 2 || t.stride(d) % 8 == 0;
-  STD_TORCH_CHECK(fine, "emergence_cuda: ", name,
+  CHECK_INPUT(fine, "emergence_cuda: ", name,
                   " must be (batch, seq, heads, head_dim) of q's type, in rows that start at multiples of 16 bytes");
 }
 
@@ -312,12 +312,12 @@ inline Problem problem(const Tensor& q, const Tensor& k, const Tensor& v, const 
   check_heads(k, q, "k");
   check_heads(v, q, "v");
   const int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3), G = k.size(2);
-  STD_TORCH_CHECK(v.size(2) == G && G > 0 && H % G == 0 && D % 8 == 0 && D <= 128 && T < kUnbounded,
+  CHECK_INPUT(v.size(2) == G && G > 0 && H % G == 0 && D % 8 == 0 && D <= 128 && T < kUnbounded,
                   "emergence_cuda: attention of ", H, " query heads, ", G, " key heads, head dim ", D, ", ", T, " tokens");
-  STD_TORCH_CHECK(ids.has_value() == ranges.has_value(), "emergence_cuda: document ids come with their ranges");
+  CHECK_INPUT(ids.has_value() == ranges.has_value(), "emergence_cuda: document ids come with their ranges");
   if (ids) {
     glue::check_vector(*ids, B * T, glue::ScalarType::Long, "document ids");
-    STD_TORCH_CHECK(glue::aligned(ranges->data_ptr(), 16), "emergence_cuda: ranges must be aligned to 16 bytes");
+    CHECK_INPUT(glue::aligned(ranges->data_ptr(), 16), "emergence_cuda: ranges must be aligned to 16 bytes");
     glue::check_vector(*ranges, B * glue::divide_up(T, kRangeBlock) * 4, glue::ScalarType::Int, "ranges");
   }
   const int reach = window > 0 ? static_cast<int>(std::min<int64_t>(window - 1, kUnbounded)) : kUnbounded;
@@ -325,7 +325,7 @@ inline Problem problem(const Tensor& q, const Tensor& k, const Tensor& v, const 
 }
 
 inline dim3 grid(int64_t blocks) {
-  STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "emergence_cuda: attention of too many blocks");
+  CHECK_INPUT(blocks < (int64_t(1) << 31), "emergence_cuda: attention of too many blocks");
   return dim3(static_cast<unsigned>(blocks));
 }
 
@@ -345,7 +345,7 @@ void by_type_and_width(const Tensor& q, F&& f) {
   else if (q.scalar_type() == glue::ScalarType::Half)
     by_width(f16{});
   else
-    STD_TORCH_CHECK(false, "emergence_cuda: attention takes bfloat16 or float16");
+    CHECK_INPUT(false, "emergence_cuda: attention takes bfloat16 or float16");
 }
 
 }  // namespace attention

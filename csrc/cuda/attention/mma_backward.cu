@@ -244,7 +244,7 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
   check_heads(dq, q, "dq");
   check_heads(dk, q, "dk");
   check_heads(dv, q, "dv");
-  STD_TORCH_CHECK(grad.size(2) == p.H && out.size(2) == p.H && dq.size(2) == p.H && dk.size(2) == p.G && dv.size(2) == p.G &&
+  CHECK_INPUT(grad.size(2) == p.H && out.size(2) == p.H && dq.size(2) == p.H && dk.size(2) == p.G && dv.size(2) == p.G &&
                       scale > 0,
                   "emergence_cuda: grad, out and dq have q's heads, dk and dv those of k and v, and the scale is positive");
   glue::check_vector(lse, heads_of_all * p.T, glue::ScalarType::Float, "lse");

@@ -110,7 +110,7 @@ void attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, std::o
   const Problem p = problem(q, k, v, ids, ranges, causal, window);
   const int64_t heads_of_all = q.size(0) * p.H;
   check_heads(out, q, "out");
-  STD_TORCH_CHECK(out.size(2) == p.H && scale > 0, "emergence_cuda: out has q's heads, and the scale is positive");
+  CHECK_INPUT(out.size(2) == p.H && scale > 0, "emergence_cuda: out has q's heads, and the scale is positive");
   glue::check_vector(lse, heads_of_all * p.T, glue::ScalarType::Float, "lse");
   if (q.numel() == 0) return;
   by_type_and_width(q, [&](auto type, auto width) {

@@ -57,7 +57,7 @@ def _order(op: str, mean: dict[str, float]) -> list[str]:
 
 def from_results(runs: list[dict]) -> dict:
     """Make the table from benchmark runs (bench/run.py); later runs replace earlier ones of the same widths, unless
-    they left out a backend that these have (bench --only): its place would be unknown."""
+    they left out a backend that an entry of the operation has (bench --only): its place would be unknown."""
     table: dict = {}
     for run in sorted(runs, key=lambda run: run["utc"]):
         if not run.get("architecture"):
@@ -83,11 +83,10 @@ def from_results(runs: list[dict]) -> dict:
             }
             ordered = {name: round(mean[name], 4) for name in _order(op, mean)}
             rows = table.setdefault(run["architecture"], {}).setdefault(op, {}).setdefault(run["dtype"], [])
-            before = next((row for row in rows if row["widths"] == list(widths)), None)
-            if before is not None:
-                if not before["milliseconds"].keys() <= ordered.keys():
-                    continue
-                rows.remove(before)
+            known = {name for row in rows for name in row["milliseconds"]}
+            if "--only" in run.get("command", "") and not known <= ordered.keys():
+                continue
+            rows[:] = [row for row in rows if row["widths"] != list(widths)]
             rows.append(
                 {"widths": list(widths), "milliseconds": ordered, "measured": run["utc"], "commit": run.get("commit")}
             )

@@ -29,32 +29,46 @@ def _eager(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> T
     return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction=reduction)
 
 
-def _peers(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Iterator[tuple[str, Forward]]:
-    """(name, callable) of the peers that can be imported."""
-    try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+Named = Iterator[tuple[str, Forward]]
 
-        liger = LigerFusedLinearCrossEntropyLoss(reduction=reduction)
-        yield "liger-kernel", lambda: liger(weight, hidden, targets)
-        if run := _liger_by_large_chunks(hidden, weight, targets, reduction):
-            yield "liger-kernel, large chunks", run
-    except ImportError:
-        pass
-    try:
-        from cut_cross_entropy import linear_cross_entropy as cce
 
-        for impl in ("cce", "torch_compile"):
-            yield f"cut-cross-entropy {impl}", partial(cce, hidden, weight, targets, reduction=reduction, impl=impl)
-    except ImportError:
-        pass
-    try:
-        from quack.linear_cross_entropy import chunked_linear_cross_entropy, linear_cross_entropy_func
+def _liger(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Named:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        if reduction != "none":
-            yield "quack chunked", lambda: chunked_linear_cross_entropy(hidden, weight, targets, reduction=reduction)
-        yield "quack", lambda: linear_cross_entropy_func(hidden, weight, None, targets, reduction=reduction)
-    except ImportError:
-        pass
+    liger = LigerFusedLinearCrossEntropyLoss(reduction=reduction)
+    yield "liger-kernel", lambda: liger(weight, hidden, targets)
+    if run := _liger_by_large_chunks(hidden, weight, targets, reduction):
+        yield "liger-kernel, large chunks", run
+
+
+def _cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Named:
+    from cut_cross_entropy import linear_cross_entropy as cce
+
+    for impl in ("cce", "torch_compile"):
+        yield f"cut-cross-entropy {impl}", partial(cce, hidden, weight, targets, reduction=reduction, impl=impl)
+
+
+def _quack(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Named:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy, linear_cross_entropy_func
+
+    if reduction != "none":
+        yield "quack chunked", lambda: chunked_linear_cross_entropy(hidden, weight, targets, reduction=reduction)
+    yield "quack", lambda: linear_cross_entropy_func(hidden, weight, None, targets, reduction=reduction)
+
+
+def _peers(*arguments) -> Named:
+    """(name, callable) of the peers that are installed; of one that cannot be imported, a callable that says why."""
+
+    def broken(error: Exception) -> Tensor:
+        raise error
+
+    for name, peer in (("liger-kernel", _liger), ("cut-cross-entropy", _cut_cross_entropy), ("quack", _quack)):
+        try:
+            yield from peer(*arguments)
+        except ModuleNotFoundError:
+            pass
+        except Exception as error:  # noqa: BLE001
+            yield name, partial(broken, error)
 
 
 def _liger_by_large_chunks(

@@ -159,8 +159,9 @@ def test_a_later_run_replaces_an_earlier_one(measured):
 def test_a_later_run_without_a_backend_replaces_nothing(measured):
     """As of `bench --only`: where the backend that it left out stands is known from the earlier run only."""
     earlier = run(row("emergence triton", 1.0), row("emergence cuda", 0.5))
-    measured(earlier, run(row("emergence triton", 1.0), utc="20260102-000000"))
-    assert auto("rms_norm", 1024) == "cuda"
+    chosen = [row("emergence triton", 1.0, features=features) for features in (1024, 2048)]
+    measured(earlier, run(*chosen, utc="20260102-000000") | {"command": "bench --only triton"})
+    assert auto("rms_norm", 1024) == auto("rms_norm", 2048) == "cuda"
 
 
 def test_runs_on_a_cpu_or_another_architecture_are_ignored(measured):

@@ -8,11 +8,12 @@ import types
 import pytest
 import torch
 
-from emergence_kernels.bench import draw, main
+from emergence_kernels.bench import draw, losses, main
 from emergence_kernels.bench.attention import _pairs
 from emergence_kernels.bench.step import Model, flops_per_token
 from emergence_kernels.bench.timing import measure
 
+OF_LOSSES = losses._peers
 TINY = ["--suite", "tiny", "--device", "cpu"]
 
 
@@ -36,8 +37,8 @@ def test_everything_once(tmp_path, capsys):
         both = row["modes"]["both"]
         assert 0 < both["low_ms"] <= both["median_ms"] <= both["high_ms"] and both["repeats"] >= 5
         assert all(error < 1e-5 for error in row.get("errors", {}).values()), row
-    losses = {row["contender"] for row in data["rows"] if row["op"] == "position_loss"}
-    assert {"emergence torch", "torch eager"} <= losses
+    names = {row["contender"] for row in data["rows"] if row["op"] == "position_loss"}
+    assert {"emergence torch", "torch eager"} <= names
     assert "position_loss" in capsys.readouterr().out
 
     pytest.importorskip("matplotlib")
@@ -103,10 +104,13 @@ def test_a_failing_peer_is_kept(tmp_path, monkeypatch):
         raise RuntimeError("no such kernel\nsecond line")
 
     monkeypatch.setattr("emergence_kernels.bench.losses._eager", broken)
+    monkeypatch.setattr("emergence_kernels.bench.losses._peers", OF_LOSSES)
+    monkeypatch.setattr("emergence_kernels.bench.losses._quack", broken)  # as where its import fails
     assert main([*TINY, "--op", "position_loss", "--out", str(tmp_path)]) == 0
     (file,) = (tmp_path / "cpu").glob("*.json")
-    (failure,) = json.loads(file.read_text())["failures"]
-    assert failure["contender"] == "torch eager" and failure["error"] == "RuntimeError: no such kernel"
+    data = json.loads(file.read_text())
+    assert {row["contender"] for row in data["failures"]} == {"torch eager", "quack"} and data["rows"]
+    assert {row["error"] for row in data["failures"]} == {"RuntimeError: no such kernel"}
 
 
 def test_our_own_failure_is_an_error(tmp_path, monkeypatch):
