@@ -45,7 +45,7 @@ class Stepper:
     ) -> None:
         self.engine, self.dataset, self.mesh = engine, dataset, mesh
         self.skipped, self.at, self.detector = skipped, watch.at, detector
-        self.batch, self.micro = training.batch, training.micro_batch
+        self.batch, self.micro = training.batch, training.micro_batch_size
         self.rounds = self.batch // (self.micro * mesh.data.size)
         self.document_mask = training.document_mask
         weights = weight_vector(training.position_weights, dataset.sequence)
