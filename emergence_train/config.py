@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
 from emergence_train.errors import InputError
 from emergence_train.models.decoder_config import DecoderConfig
@@ -144,6 +144,11 @@ def _micro_batch(value: Any) -> Any:
     return value if value == "auto" else int(value)
 
 
+# It was a boolean once.
+Checkpointing = Annotated[
+    Literal["none", "selective", "full"],
+    BeforeValidator(lambda value: {False: "none", True: "full"}[value] if isinstance(value, bool) else value),
+]
 MicroBatch = Annotated[int | Literal["auto"], PlainValidator(_micro_batch, json_schema_input_type=int | str)]
 
 
@@ -169,7 +174,11 @@ class Training(Section):
         default=True,
         description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph",
     )
-    activation_checkpointing: bool = Field(default=False, description="recompute each block in the backward pass")
+    activation_checkpointing: Checkpointing = Field(
+        default="none",
+        description="what the backward pass computes again rather than keeps: nothing; the norms and the SwiGLU's product, which "
+        "are large and cheap (selective); or each block (full; true in older files). No gradient changes",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; None: torch's default")
 
     @property

@@ -19,7 +19,7 @@ from emergence_train.parallel.ranks import all_gather_objects
 # Of a GPU's memory. The rest is for the CUDA context, NCCL, what the allocator cannot use, and the model's errors.
 SHARE = 0.9
 CPU_TOKENS = 2048
-KINDS = {False: "none", True: "full"}
+LESS = {"none": "selective", "selective": "full"}  # kept
 
 
 class Device(NamedTuple):
@@ -46,7 +46,7 @@ def needed_bytes(
         model,
         sequence,
         micro_batch,
-        checkpointing=KINDS[training.activation_checkpointing],
+        checkpointing=training.activation_checkpointing,
         precision=training.precision,
         zero_stage=training.zero_stage,
         ranks=ranks,
@@ -90,8 +90,8 @@ def out_of_memory(training: Training, mesh: Mesh) -> RunError:
     smaller = [size for size in _divisors(training.batch // mesh.data.size) if size < micro_batch]
     if smaller:
         remedy = f"run again with training.micro_batch={smaller[0]}"
-    elif not training.activation_checkpointing:
-        remedy = "run again with training.activation_checkpointing=true"
+    elif less := LESS.get(training.activation_checkpointing):
+        remedy = f"run again with training.activation_checkpointing={less}"
     else:
         remedy = "run again on more GPUs with training.zero_stage=3"
     return RunError(f"rank {mesh.world.rank}: the GPU's memory does not hold micro_batch {micro_batch}; {remedy}")

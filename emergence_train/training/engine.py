@@ -65,8 +65,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     with inside:
         model = build_model(model_config)
     model.init_weights(seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
-    if training.activation_checkpointing:
-        model.checkpoint_activations = True
+    model.activation_checkpointing = training.activation_checkpointing
     if training.compile:
         for part in model.compiled_parts():
             part.compile()

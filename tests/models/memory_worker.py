@@ -1,4 +1,4 @@
-"""Run by test_memory under torchrun: the bytes of real engines at the end of a step, by ZeRO stage and precision."""
+"""Run by test_memory under torchrun: the most bytes of real engines in a step, activations aside, by ZeRO stage and precision."""
 
 import gc
 import json
@@ -25,7 +25,7 @@ def storages(module: nn.Module) -> dict[int, torch.UntypedStorage]:
 
 
 def bytes_in_step(config, mesh) -> float:
-    """At most at the ends of two steps, when the gradients are whole; for each parameter of the model."""
+    """At most in two steps, after a backward pass and in the update; for each parameter of the model."""
     gc.collect()
     others = storages(nn.Module())  # of earlier engines; kept, so that no address is used again
     engine = engines.build(config.model, config.training, config.seed, mesh)
@@ -46,8 +46,7 @@ def bytes_in_step(config, mesh) -> float:
     windows = torch.arange(2 * 9).reshape(2, 9)
     for _ in range(2 * engine.gradient_accumulation_steps()):
         engine.backward(engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss)
-        if engine.is_gradient_accumulation_boundary():
-            note()
+        note()
         engine.step()
     return max(seen) / config.model.parameters()
 

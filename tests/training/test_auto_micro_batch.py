@@ -11,6 +11,7 @@ from emergence_train.errors import InputError
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
 from emergence_train.training.auto_micro_batch import Device, choose
+from emergence_train.training.startup import VOLATILE
 from support import command, run_python
 
 H100, A100 = Device(84_929_478_656, 9), Device(42_405_855_232, 8)  # of 80 and of 40 GB
@@ -30,7 +31,8 @@ def training(**changes) -> Training:
         (H100, 1, {"batch": 120}, 60),
         (H100, 8, {}, 8),
         (A100, 1, {}, 16),  # 23.6 GiB were measured of 16, 37.6 of 32
-        (A100, 1, {"activation_checkpointing": True}, 64),
+        (A100, 1, {"activation_checkpointing": "selective"}, 32),
+        (A100, 1, {"activation_checkpointing": "full"}, 64),
         (H100, 1, {"batch": 67}, 67),
         (H100, 1, {"batch": 79}, 1),  # a prime number
         (None, 1, {}, 2),
@@ -110,6 +112,15 @@ def test_out_of_memory_names_what_works(config_file, tmp_path):
         override = re.search(r"run again with (\S+)$", line)[1]
     done = run_python(str(tmp_path / "full.py"), "train", str(config_file), "training.tokens=512", override)
     assert done.returncode == 0, done.stderr
+
+
+def test_checkpointing_was_a_boolean_once():
+    """Runs and files of then are read, and a resume may change it: no gradient changes."""
+    assert [training(activation_checkpointing=old).activation_checkpointing for old in (False, True)] == [
+        "none",
+        "full",
+    ]
+    assert "training.activation_checkpointing" in VOLATILE
 
 
 def test_training_knows_the_number_only_once_it_is_resolved():
