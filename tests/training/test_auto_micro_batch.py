@@ -92,7 +92,7 @@ from emergence_train import cli
 from emergence_train.training.step import Stepper
 step = Stepper.__call__
 def limited(self, *arguments):
-    if self.micro > 2:
+    if self.samples.micro_batch > 2:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 ...")
     return step(self, *arguments)
 Stepper.__call__ = limited
