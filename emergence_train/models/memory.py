@@ -11,9 +11,9 @@ ranks (tests/models/test_memory.py counts the tensors of real engines and the by
     2                       2 or 4    4 / r                12 / r
     3                       2/r, 4/r  4 / r                12 / r
 
-Stages 2 in fp32 and 3 join their gradients, 4 / r once more, for the optimizer's step; all but stage 1 in bf16 collect them in a
-bucket; at stage 3 gathered weights stay until that step, up to DeepSpeed's 1e9. Not counted: what PyTorch does not allocate
-(CUDA's context, NCCL).
+Stages 0 on several ranks, 2 in fp32 and 3 join their gradients once more for the optimizer's step; all but stage 0, and 1 in
+bf16, collect them in a bucket; at stage 3 gathered weights stay until that step, up to DeepSpeed's 1e9. Not counted: what PyTorch does not
+allocate (CUDA's context, NCCL).
 """
 
 from collections.abc import Iterable
@@ -76,6 +76,8 @@ def step_memory(
     static = _static(parameters, size, zero_stage, ranks, moments)
     bucket = size * bucket_elements(parameters) if zero_stage > (size == 2) else 0
     joined = static[1] if zero_stage == 3 or (zero_stage == 2 and size == 4) else 0
+    if zero_stage == 0 and ranks > 1:
+        joined = 4 * min(parameters, MOST_BUCKET)
     gathered = size * min(parameters, MOST_GATHERED) if zero_stage == 3 and ranks > 1 else 0
     kept, space = model.activations(checkpointing, size), PRODUCTS + bucket
     of_head, of_blocks = (kept.blocks + kept.head) * tokens, kept.blocks * tokens
