@@ -32,11 +32,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor, residual_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if residual_BTD is None:
-            return self.of(x_BTD), x_BTD
+            return rms_norm(x_BTD, self.weight, self.eps), x_BTD
         return rms_norm(x_BTD, self.weight, self.eps, residual=residual_BTD)
 
-    def of(self, x_BTD: Tensor) -> Tensor:
-        return rms_norm(x_BTD, self.weight, self.eps)
+    def again(self, residual_BTD: Tensor) -> Tensor:
+        """Of the sum alone; by a call of the module, before which ZeRO-3 gathers the weight."""
+        return self(residual_BTD)[0]
 
     def then(
         self, layer: nn.Linear, x_BTD: Tensor, residual_BTD: Tensor | None, recompute: bool
@@ -44,9 +45,9 @@ class RMSNorm(nn.Module):
         """layer(norm) and the new residual. recompute: the norm is not kept, but computed again from that."""
         if recompute and torch.compiler.is_compiling():  # which would compute the norm twice, had it made the residual
             residual = x_BTD if residual_BTD is None else x_BTD + residual_BTD
-            return linear_of(layer, self.of, residual), residual
+            return linear_of(layer, self.again, residual), residual
         normed, residual = self(x_BTD, residual_BTD)
-        return (linear_of(layer, self.of, residual, normed) if recompute else layer(normed)), residual
+        return (linear_of(layer, self.again, residual, normed) if recompute else layer(normed)), residual
 
 
 class RotaryTable(nn.Module):

@@ -11,9 +11,9 @@ ranks (tests/models/test_memory.py counts the tensors of real engines and the by
     2                       2 or 4    4 / r                12 / r
     3                       2/r, 4/r  4 / r                12 / r
 
-Stages 0 on several ranks, 2 in fp32 and 3 join their gradients once more for the optimizer's step; all but stage 0, and 1 in
-bf16, collect them in a bucket; at stage 3 gathered weights stay until that step, up to DeepSpeed's 1e9. Not counted: what PyTorch does not
-allocate (CUDA's context, NCCL).
+Stage 0 on several ranks, 2 in fp32 and 3 join their gradients once more for the optimizer's step; all but 0, and 1 in bf16,
+collect them in a bucket; at stage 3 gathered weights stay until that step, up to DeepSpeed's 1e9. Not counted: what PyTorch does
+not allocate (CUDA's context, NCCL).
 """
 
 from collections.abc import Iterable

@@ -18,7 +18,7 @@ def linear_of(layer: nn.Module, make: Callable[[Tensor], Tensor], source: Tensor
 
     Args:
         layer: a linear layer, of any kind: with main gradients, or partitioned by ZeRO-3.
-        make: gives a contiguous tensor, of the same bits each time; in the backward pass without hooks of modules.
+        make: gives a contiguous tensor, of the same bits each time.
         source: a tensor that autograd keeps for another reason.
         x: make(source), where it is known already.
     """

@@ -1,5 +1,7 @@
 """Activations computed again: the same gradients to the bit, and the bytes that are kept."""
 
+import json
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -8,6 +10,7 @@ from emergence_train.models.decoder import Decoder
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
 from emergence_train.training.main_gradients import AccumulatingLinear
+from support import command
 
 KINDS = ("none", "selective", "full")
 SHAPE = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "ffn": 160, "vocab_size": 320, "max_sequence": 32}
@@ -85,6 +88,19 @@ def test_compiled_blocks_are_whole_graphs():
         every.append([p.grad for p in model.parameters()])
     for plain, compiled in zip(*every):
         torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_zero_3_gathers_what_is_computed_again(config_file, tmp_path):
+    """The losses' bits of two ranks whose norms are empty between their turns."""
+    over = ["train", str(config_file), "training.zero_stage=3", "training.tokens=512", "training.precision=bf16"]
+    losses = []
+    for kind in ("none", "selective"):
+        done = command(*over, f"training.activation_checkpointing={kind}", f"name={kind}", processes=2)
+        assert done.returncode == 0, done.stderr
+        rows = map(json.loads, (tmp_path / "runs" / kind / "metrics.jsonl").read_text().splitlines())
+        losses.append([row["loss"] for row in rows if row["kind"] == "train"])
+    assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
 def test_without_gradients_nothing_is_kept():
