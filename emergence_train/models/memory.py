@@ -74,7 +74,9 @@ def step_memory(
     """
     parameters, size, tokens = model.parameters(), 2 if precision == "bf16" else 4, micro_batch * sequence
     static = _static(parameters, size, zero_stage, ranks, moments)
-    bucket = size * bucket_elements(parameters) if zero_stage > (size == 2) else 0
+    # a weight that is larger than the bucket is one by itself
+    collected = max(bucket_elements(parameters), model.vocabulary * model.hidden)
+    bucket = size * collected if zero_stage > (size == 2) else 0
     joined = static[1] if zero_stage == 3 or (zero_stage == 2 and size == 4) else 0
     if zero_stage == 0 and ranks > 1:
         joined = 4 * min(parameters, MOST_BUCKET)
