@@ -7,7 +7,8 @@ main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly
 same decoder in PyTorch's own operations with F.cross_entropy, its blocks and its loss compiled; `liger` is transformers' Llama
 with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed
 does not depend on them; losses are not reported). Contestants take turns, a few steps each, so that a GPU whose clock drifts
-affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
+affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, activation_checkpointing, logits (bfloat16) or attention (a
+backend); `ours, KEY=VALUE, KEY=VALUE` is one of several. predicted_gib of a row is what the model of memory says of it.
 
 MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak. One step of each is profiled: GPU time by
 kernel, and the synchronisations of the host.
@@ -164,6 +165,38 @@ def put_back() -> None:
         setattr(*_changed.pop())
 
 
+def variant(config, way: str) -> tuple:
+    """The configuration of a contestant `ours, WAY`, and the keys that are none of it."""
+    chosen: dict = {"compile": way == "compiled", "cuda_graphs": way not in ("eager", "compiled")}
+    keys = dict(part.split("=") for part in way.split(", ") if "=" in part)
+    if "micro_batch" in keys:
+        chosen["micro_batch"] = int(keys.pop("micro_batch"))
+    if "activation_checkpointing" in keys:
+        chosen["activation_checkpointing"] = keys.pop("activation_checkpointing")
+    training = type(config.training).model_validate(config.training.model_dump() | chosen)
+    return config.model_copy(update={"training": training}), keys
+
+
+def predicted_gib(config, name: str) -> float | None:
+    """By models.memory, of a contestant `ours` on one GPU."""
+    from emergence_train.models.memory import GIB, step_memory
+
+    who, _, way = name.partition(", ")
+    if who != "ours":
+        return None
+    training = variant(config, way)[0].training
+    memory = step_memory(
+        config.model,
+        config.data.sequence,
+        training.micro_batch_size,
+        checkpointing=training.activation_checkpointing,
+        precision=training.precision,
+        zero_stage=training.zero_stage,
+        capability=torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9,
+    )
+    return round(memory.total / GIB, 2)
+
+
 def our_step(config, mesh, way: str):
     from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
     from emergence_train.models.decoder import Decoder
@@ -171,19 +204,15 @@ def our_step(config, mesh, way: str):
     from emergence_train.training import engine as engines
     from emergence_train.training.step import Stepper
 
-    chosen: dict = {"compile": way == "compiled", "cuda_graphs": way not in ("eager", "compiled")}
-    key, _, value = way.partition("=")
-    if key == "micro_batch":
-        chosen[key] = int(value)
-    config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
-    if key == "logits":
+    config, keys = variant(config, way)
+    if dtype := keys.get("logits"):
         from emergence_kernels.backends import triton_configs as tiles
 
-        instead(tiles, "logits_dtype", lambda *_: getattr(torch, value))
-    if key == "attention":
+        instead(tiles, "logits_dtype", lambda *_: getattr(torch, dtype))
+    if backend := keys.get("attention"):
         from emergence_kernels.attention import op as attention
 
-        instead(attention, "fastest", lambda *_: [value])
+        instead(attention, "fastest", lambda *_: [backend])
     # a billion values by a CPU's generator take long
     Decoder.init_weights = lambda model, *_: initialise(model.to(mesh.device))
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
@@ -405,6 +434,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
                 "greatest": round(max(of["speeds"])),
                 "mfu": speed * flops / peak if peak else None,
                 "peak_gib": round(of["peak_gib"], 2),
+                "predicted_gib": predicted_gib(config, name),
             }
         )
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -422,7 +452,7 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
             shown += f"; waits {profile_row['host_waits']}"
         print(
             f"{size} {row['contestant']:24s} {row['tokens_per_second']:10,} tokens/s  MFU {row['mfu'] or 0:.1%}  "
-            f"{row['peak_gib']} GiB  {shown}",
+            f"{row['peak_gib']} GiB ({row['predicted_gib']} predicted)  {shown}",
             flush=True,
         )
     print(path)

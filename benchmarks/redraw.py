@@ -16,15 +16,16 @@ def training_table(files: list[Path]) -> str:
     lines += [
         "tokens/s: median over turns [least, greatest]. MFU by DecoderConfig.flops_per_token over the data sheet's",
         "bf16 peak. Of the profiled step: GPU milliseconds in all and by kind, launches, implicit waits of the host. Batch",
-        "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns.",
+        "64 x 1,024 tokens, ZeRO-1, bf16, AdamW; rows of one time were measured in one process, in turns. predicted: GiB by the",
+        "model of memory that training.micro_batch auto chooses by.",
         "",
     ]
     lines += [
-        "| measured (UTC) | commit | size | micro-batch | contestant | tokens/s | MFU | GiB | GPU ms | "
+        "| measured (UTC) | commit | size | micro-batch | contestant | tokens/s | MFU | GiB | predicted | GPU ms | "
         + " | ".join(KINDS)
         + " | other | launches | waits |"
     ]
-    lines += ["|" + "---|" * (12 + len(KINDS))]
+    lines += ["|" + "---|" * (13 + len(KINDS))]
     for record in records:
         for row in record["rows"]:
             cells = [
@@ -35,13 +36,14 @@ def training_table(files: list[Path]) -> str:
                 row["contestant"],
             ]
             if "failed" in row:
-                cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (6 + len(KINDS))]
+                cells += [f"failed: {row['failed'].split(chr(10))[0][:60]}", *[""] * (7 + len(KINDS))]
             else:
                 profile = row.get("profile", {})
                 kinds = dict(profile.get("by_kind_ms", {}))
                 named = [f"{kinds.pop(kind, 0.0):.0f}" if profile else "" for kind in KINDS]
                 speed = f"{row['tokens_per_second']:,} [{row['least']:,}, {row['greatest']:,}]"
                 cells += [speed, f"{row['mfu']:.1%}" if row["mfu"] else "", f"{row['peak_gib']:.1f}"]
+                cells.append(f"{row['predicted_gib']:.1f}" if row.get("predicted_gib") else "")
                 cells += [
                     f"{profile['gpu_ms']:.0f}" if profile else "",
                     *named,

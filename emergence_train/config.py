@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
 from emergence_train.errors import InputError
 from emergence_train.models.decoder_config import DecoderConfig
@@ -138,10 +138,28 @@ class PositionWeights(Section):
     )
 
 
+def _micro_batch(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or value % 1):
+        raise ValueError("give a whole number from 1 on, or auto")
+    return value if value == "auto" else int(value)
+
+
+# It was a boolean once.
+Checkpointing = Annotated[
+    Literal["none", "selective", "full"],
+    BeforeValidator(lambda value: {False: "none", True: "full"}[value] if isinstance(value, bool) else value),
+]
+MicroBatch = Annotated[int | Literal["auto"], PlainValidator(_micro_batch, json_schema_input_type=int | str)]
+
+
 class Training(Section):
     tokens: int = Field(ge=1, description="tokens to train on; rounded up to whole steps")
     batch: int = Field(ge=1, description="sequences per step, over all ranks")
-    micro_batch: int = Field(default=1, ge=1, description="sequences per forward pass on each rank")
+    micro_batch: MicroBatch = Field(
+        default=1,
+        description="sequences per forward pass on each rank; auto: the most that divide the rank's share of the batch and by "
+        "estimate fit into 0.9 of the GPU's memory (2,048 tokens on a CPU); a resumed run keeps those of its last start",
+    )
     precision: Literal["bf16", "fp32"] = Field(
         default="bf16", description="precision of weights and activations in a step"
     )
@@ -156,8 +174,19 @@ class Training(Section):
         default=True,
         description="on a GPU, at zero_stage 1 in bf16 and not compiled: replay a micro-batch as one CUDA graph",
     )
-    activation_checkpointing: bool = Field(default=False, description="recompute each block in the backward pass")
+    activation_checkpointing: Checkpointing = Field(
+        default="none",
+        description="what the backward pass computes again rather than keeps: nothing; the norms and the SwiGLU's product, which "
+        "are large and cheap (selective); or each block (full; true in older files). No gradient changes",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; None: torch's default")
+
+    @property
+    def micro_batch_size(self) -> int:
+        """micro_batch, once it is a number: the start of a run resolves auto."""
+        if self.micro_batch == "auto":
+            raise ValueError("micro_batch is auto: the start of a run resolves it")
+        return self.micro_batch
 
 
 class Checkpoints(Section):
@@ -270,7 +299,7 @@ class Config(Section):
                 "training.zero_stage 0 with bf16 makes DeepSpeed's first Adam step 0.74 of its size; "
                 "use zero_stage 1 (also on one GPU) or precision fp32"
             )
-        if training.batch % training.micro_batch:
+        if training.micro_batch != "auto" and training.batch % training.micro_batch:
             raise ValueError(
                 f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch}; change one"
             )

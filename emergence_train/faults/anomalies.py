@@ -111,9 +111,9 @@ class SkippedBatches:
         """The batch, from 0, that `step` trains on."""
         return _nth_outside(self.ranges, step - 1)
 
-    def sample(self, step: int, place: int, batch: int) -> int:
-        """The global number of the sample at `place` of the batch of `batch` samples that `step` trains on."""
-        return _nth_outside(self.inherited, self.batch(step) * batch + place)
+    def sample(self, number: int, place: int, batch: int) -> int:
+        """The global number of the sample at `place` of batch `number` (of `batch` samples); no rewind changes it."""
+        return _nth_outside(self.inherited, number * batch + place)
 
     def samples_before(self, step: int, batch: int) -> list[tuple[int, int]]:
         """(first, last) sample of all that was skipped on the way to the state of `step`: what a branch from it inherits."""

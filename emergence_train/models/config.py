@@ -1,10 +1,22 @@
 """Base class of a model's section of the configuration: its sizes."""
 
+from dataclasses import dataclass
+
 from pydantic import Field
 
 from emergence_train.section import Section
 
 VOCABULARY_MULTIPLE = 64  # embedding rows are rounded up to this: aligned rows for the matrix units, never predicted
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of activations for each token of a micro-batch; models.memory adds them up."""
+
+    blocks: float  # kept by all blocks from the forward to the backward pass
+    head: float  # beside them, while the head computes the loss
+    backward: float  # beside them, where the backward pass of the last block is fullest
+    forward: float  # of a block, in a forward pass without gradients
 
 
 class ModelConfig(Section):
@@ -29,6 +41,15 @@ class ModelConfig(Section):
 
         Recomputation is not counted: these are the FLOPs of the model, not of an implementation.
         """
+        raise NotImplementedError
+
+    @property
+    def hidden(self) -> int:
+        """Features of the hidden states that the output head reads."""
+        raise NotImplementedError
+
+    def activations(self, checkpointing: str, size: int) -> Activations:
+        """Bytes for each token of a micro-batch, with elements of `size` bytes and `training.activation_checkpointing`."""
         raise NotImplementedError
 
     @property

@@ -6,6 +6,7 @@ Residual stream and block output are passed separately, so that one kernel adds 
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from emergence_kernels import LMHead, PositionLoss, rms_norm, rotary, rotary_attention, swiglu
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.language_model import Gathered, LanguageModel, draw_weights
+from emergence_train.models.recompute import linear_of
 
 INITIAL_STD = 0.02
 
@@ -32,6 +34,20 @@ class RMSNorm(nn.Module):
         if residual_BTD is None:
             return rms_norm(x_BTD, self.weight, self.eps), x_BTD
         return rms_norm(x_BTD, self.weight, self.eps, residual=residual_BTD)
+
+    def again(self, residual_BTD: Tensor) -> Tensor:
+        """Of the sum alone; by a call of the module, before which ZeRO-3 gathers the weight."""
+        return self(residual_BTD)[0]
+
+    def then(
+        self, layer: nn.Linear, x_BTD: Tensor, residual_BTD: Tensor | None, recompute: bool
+    ) -> tuple[Tensor, Tensor]:
+        """layer(norm) and the new residual. recompute: the norm is not kept, but computed again from that."""
+        if recompute and torch.compiler.is_compiling():  # which would compute the norm twice, had it made the residual
+            residual = x_BTD if residual_BTD is None else x_BTD + residual_BTD
+            return linear_of(layer, self.again, residual), residual
+        normed, residual = self(x_BTD, residual_BTD)
+        return (linear_of(layer, self.again, residual, normed) if recompute else layer(normed)), residual
 
 
 class RotaryTable(nn.Module):
@@ -74,17 +90,18 @@ class Attention(nn.Module):
         q, k = rotary(turned, *angles).split([self.heads, self.kv_heads], dim=2)
         return q, k, v
 
-    def forward(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
-        # Nothing else reads the projection: queries and keys are rotated in place (a hook on qkv would see them so).
+    def forward(self, qkv_BTE: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
+        """Of the projection self.qkv(x), which must have no other reader: it is overwritten."""
+        # Queries and keys are rotated in place (a hook on qkv would see them so).
         heads = rotary_attention(
-            self.qkv(x_BTD),
+            qkv_BTE,
             *angles,
             heads=self.heads,
             kv_heads=self.kv_heads,
             document_ids=document_ids_BT,
             overwrite=True,
         )
-        return self.out(heads.reshape(x_BTD.shape))
+        return self.out(heads.flatten(2))
 
     def masked(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], seen_B1TT: Tensor) -> Tensor:
         """forward with an arbitrary mask (query rows, key columns), by PyTorch's attention."""
@@ -111,11 +128,20 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate_up(x_BTD)))
+        return self.project(self.gate_up(x_BTD))
+
+    def project(self, gate_up_BTF: Tensor, recompute: bool = False) -> Tensor:
+        """down(silu(gate) * up). recompute: the product is not kept."""
+        if recompute:
+            return linear_of(self.down, swiglu, gate_up_BTF)
+        return self.down(swiglu(gate_up_BTF))
 
 
 class Block(nn.Module):
-    """residual += attention(norm(residual)); residual += swiglu(norm(residual)), each addition done by the next norm."""
+    """residual += attention(norm(residual)); residual += swiglu(norm(residual)), each addition done by the next norm.
+
+    recompute: of what the backward pass needs, norms and the SwiGLU's product are computed again, not kept.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -125,11 +151,17 @@ class Block(nn.Module):
         self.swiglu = SwiGLU(config)
 
     def forward(
-        self, x_BTD: Tensor, residual_BTD: Tensor | None, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None
+        self,
+        x_BTD: Tensor,
+        residual_BTD: Tensor | None,
+        angles: tuple[Tensor, Tensor],
+        document_ids_BT: Tensor | None,
+        recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        x, residual = self.attention_norm(x_BTD, residual_BTD)
-        x, residual = self.swiglu_norm(self.attention(x, angles, document_ids_BT), residual)
-        return self.swiglu(x), residual
+        qkv, residual = self.attention_norm.then(self.attention.qkv, x_BTD, residual_BTD, recompute)
+        x = self.attention(qkv, angles, document_ids_BT)
+        gate_up, residual = self.swiglu_norm.then(self.swiglu.gate_up, x, residual, recompute)
+        return self.swiglu.project(gate_up, recompute), residual
 
 
 class Cache:
@@ -202,10 +234,13 @@ class Decoder(LanguageModel):
         angles = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         x, residual = self.embedding(tokens_BT), None
         for block in self.blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x, residual = checkpoint(block, x, residual, angles, document_ids_BT, use_reentrant=False)
+            if self.activation_checkpointing == "full" and torch.is_grad_enabled():
+                # no block draws random numbers, and a CUDA graph could not restore their state
+                again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+                x, residual = again(x, residual, angles, document_ids_BT)
             else:
-                x, residual = block(x, residual, angles, document_ids_BT)
+                selective = self.activation_checkpointing == "selective"
+                x, residual = block(x, residual, angles, document_ids_BT, selective)
         return x, residual
 
     def _forward_branches(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor | None]:

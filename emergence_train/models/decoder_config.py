@@ -1,4 +1,4 @@
-"""The decoder's section of the configuration, with its parameters and FLOPs in closed form; the tests count the real thing.
+"""The decoder's section of the configuration, with its parameters, FLOPs and activations in closed form; tests count them.
 
 A file of its own, beside decoder.py, so that a configuration is read without torch.
 """
@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from emergence_train.models.config import ModelConfig
+from emergence_train.models.config import Activations, ModelConfig
 
 
 class DecoderConfig(ModelConfig):
@@ -67,3 +67,30 @@ class DecoderConfig(ModelConfig):
         matrices = self.non_embedding_parameters() - norms + self.vocabulary * self.width
         keys = (sequence + 1) / 2 if causal else sequence
         return 6 * matrices + 12 * self.layers * self.width * keys
+
+    @property
+    def hidden(self) -> int:
+        return self.width
+
+    def activations(self, checkpointing: str, size: int) -> Activations:
+        """Elements that a block keeps of a token: D + D sums of the residual stream, which the norms read again, D + D norms,
+        (H + 2 K) d queries, keys and values, D of attention, 2 F of gate and up, F their product; and float32 numbers: 1 of each
+        norm, H log-sum-exps of attention. Selective recomputing leaves out the norms and the product; full keeps the input and
+        residual of the block alone.
+
+        Backward is fullest at the gradient of gate and up (2 F beside that of their product, whose value is gone by then), or at
+        attention's: three tensors and a float32 sum for dq, which are joined, in the place of the SwiGLU's activations.
+        """
+        D, F, qkv = self.width, self.ffn, (self.heads + 2 * self.kv_heads) * self.head_dim
+        statistics = 4 * (2 + self.heads)
+        block, again = size * (5 * D + qkv + 3 * F) + statistics, size * (2 * D + F)
+        at_swiglu, at_attention = size * (2 * D + 2 * F), size * (2 * qkv - 3 * F) + 4 * D
+        backward = max(at_swiglu, at_attention)
+        if checkpointing == "full":
+            blocks, backward = size * (2 * self.layers - 1) * D, backward + block
+        elif checkpointing == "selective":
+            blocks, backward = self.layers * (block - again), backward + again
+        else:
+            blocks = self.layers * block
+        head = size * 3 * D + 40  # the last sum and norm, the gradient of the latter; statistics of the token
+        return Activations(blocks, head, backward, size * (3 * D + 3 * F))

@@ -17,10 +17,10 @@ Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]  # makes a part
 class LanguageModel(nn.Module):
     """Base class of a kind's module, which registry.build_model makes.
 
-    Where `checkpoint_activations` is set, its blocks recompute their activations in the backward pass.
+    `activation_checkpointing`, as in the configuration: what its blocks compute again in the backward pass.
     """
 
-    checkpoint_activations = False
+    activation_checkpointing = "none"
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """Base class of an optimizer's section of the configuration, which builds the optimizer."""
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ class OptimizerConfig(Section):
     in tensors of the parameter's shape, which are saved and loaded at any world size and ZeRO stage.
     """
 
+    moments: ClassVar[int] = 2  # float32 numbers that it keeps of a parameter, at most: models.memory counts them
     kind: str
     clip: float = Field(default=1.0, ge=0, description="bound of the global gradient norm; 0: no clipping")
 

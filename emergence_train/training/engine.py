@@ -6,22 +6,20 @@ from typing import Any
 from emergence_train.config import Faults, Training
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import Gathered
+from emergence_train.models.memory import bucket_elements
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
 from emergence_train.training import main_gradients
 from emergence_train.training.micro_batch import own_stream
 
-MOST_BUCKET, MOST_PREFETCH = 500_000_000, 50_000_000  # elements: DeepSpeed's defaults
-LEAST_BUCKET = 250_000
+MOST_PREFETCH = 50_000_000  # elements: DeepSpeed's default
 
 
 def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:
     """The configuration for DeepSpeed; written beside the run and logged to W&B. `parameters`: of the model, all of them."""
     half = training.precision == "bf16"
-    # A bucket of the default 5e8 elements is 2 GB on every rank, whatever the model. Four of them hold this one's gradients, so
-    # that sending one can overlap with computing the next; below a MB there is nothing to gain.
-    bucket = min(MOST_BUCKET, max(LEAST_BUCKET, -(-parameters // 4)))
+    bucket = bucket_elements(parameters)
     zero: dict = {"stage": training.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if training.zero_stage == 3:
         # Norms and other small weights stay on every rank: gathering them costs more than keeping them.
@@ -34,8 +32,8 @@ def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:
         zero |= {"contiguous_gradients": False}
     settings = {
         "train_batch_size": training.batch,
-        "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": training.batch // (training.micro_batch * mesh.data.size),
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": training.batch // (training.micro_batch_size * mesh.data.size),
         # At stage 0 the loop clips (training.step.Stepper): DeepSpeed does not expose the norm that it computes there.
         "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
@@ -67,8 +65,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     with inside:
         model = build_model(model_config)
     model.init_weights(seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
-    if training.activation_checkpointing:
-        model.checkpoint_activations = True
+    model.activation_checkpointing = training.activation_checkpointing
     if training.compile:
         for part in model.compiled_parts():
             part.compile()

@@ -19,7 +19,7 @@ from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, rendezvous, start
-from emergence_train.training import branch
+from emergence_train.training import auto_micro_batch, branch
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.observers import RunSetup
@@ -93,7 +93,10 @@ def _train(
     """
     watch.at("opening the data")
     agree_on(config, mesh)
-    config = broadcast_from_rank0(lambda: resolve(config, mesh))
+    device = auto_micro_batch.smallest_device(mesh)
+    config, resolved = broadcast_from_rank0(lambda: resolve(config, mesh, device))
+    if resolved:
+        log(resolved)
     run = config.run_directory
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config, held))
@@ -116,7 +119,10 @@ def _train(
     session, header = _build_session(config, mesh, plan, dataset, evaluator, stop, watch, log, first)
     step = session.restore()
     log(startup_line(config.training, plan, dataset, mesh, header, step))
-    session.run_from(step, stop_after or plan.total_steps)
+    try:
+        session.run_from(step, stop_after or plan.total_steps)
+    except torch.OutOfMemoryError as error:
+        raise auto_micro_batch.out_of_memory(config.training, mesh) from error
     if stop_after:
         session.writer.close()
     else:

@@ -245,7 +245,7 @@ class Session:
             self.watch.at("validation", step)
             return self._agree()
 
-        sums = validate(self.engine, self.dataset, self.mesh, self.training.micro_batch, stopped)
+        sums = validate(self.engine, self.dataset, self.mesh, self.training.micro_batch_size, stopped)
         if sums is None:
             return None
         seconds = time.monotonic() - began

@@ -17,6 +17,8 @@ from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
 from emergence_train.recorder.environment import device_name
+from emergence_train.training import auto_micro_batch
+from emergence_train.training.auto_micro_batch import Device
 from emergence_train.training.plan import Plan
 
 # What a run has that has begun, and what one has besides that was refused before: it may start with another configuration.
@@ -33,6 +35,7 @@ VOLATILE = (
     "data.workers",
     "data.bad_rows",
     "training.micro_batch",
+    "training.activation_checkpointing",
     "training.threads",
     "training.zero_stage",
     "checkpoints.save_state",
@@ -65,10 +68,11 @@ def agree_on(config: Config, mesh: Mesh) -> None:
     raise error
 
 
-def resolve(config: Config, mesh: Mesh) -> Config:
-    """The configuration completed by the data set and the world size."""
+def resolve(config: Config, mesh: Mesh, device: Device | None = None) -> tuple[Config, str | None]:
+    """The configuration completed by the data set, the world size and the device, and a line for the log where micro_batch is
+    auto."""
     training = config.training
-    if training.batch % (training.micro_batch * mesh.data.size):
+    if training.micro_batch != "auto" and training.batch % (training.micro_batch * mesh.data.size):
         raise InputError(
             f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
             f"{mesh.data.size} processes; change one of them"
@@ -80,7 +84,12 @@ def resolve(config: Config, mesh: Mesh) -> Config:
             f"model.vocab_size {size} is smaller than the tokenizer's {vocabulary} tokens "
             f"({config.data.path}); raise it or remove it"
         )
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+    model, note = config.model.model_copy(update={"vocab_size": size}), None
+    if training.micro_batch == "auto":
+        sequence, run = config.data.sequence, config.run_directory
+        micro_batch, note = auto_micro_batch.choose(training, model, sequence, mesh.data.size, device, run)
+        training = training.model_copy(update={"micro_batch": micro_batch})
+    return config.model_copy(update={"model": model, "training": training}), note
 
 
 def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:

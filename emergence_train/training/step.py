@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
@@ -25,6 +24,7 @@ from emergence_train.training.engine import graphs_possible
 from emergence_train.training.main_gradients import step_applied
 from emergence_train.training.micro_batch import MicroBatch
 from emergence_train.training.position_weights import weight_vector
+from emergence_train.training.samples import Samples
 
 
 class Stepper:
@@ -43,11 +43,18 @@ class Stepper:
         watch: Watchdog,
         log: Callable[[str], None] = print,
     ) -> None:
-        self.engine, self.dataset, self.mesh = engine, dataset, mesh
-        self.skipped, self.at, self.detector = skipped, watch.at, detector
-        self.batch, self.micro = training.batch, training.micro_batch
-        self.rounds = self.batch // (self.micro * mesh.data.size)
+        self.engine, self.mesh, self.at, self.detector = engine, mesh, watch.at, detector
         self.document_mask = training.document_mask
+        self.samples = Samples(
+            dataset,
+            skipped,
+            mesh,
+            batch=training.batch,
+            micro_batch=training.micro_batch_size,
+            document_mask=training.document_mask,
+            ahead=mesh.device.type == "cuda",
+        )
+        self.rounds = self.samples.rounds
         weights = weight_vector(training.position_weights, dataset.sequence)
         self.weights = None if weights is None else weights.to(mesh.device)
         # None: DeepSpeed clips. 0: no clipping, but the norm is computed.
@@ -64,7 +71,7 @@ class Stepper:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.at("loading samples", step)
-        batches = [self._load(step, number) for number in range(self.rounds)]
+        batches = self.samples(step)
         scales = self._scales(batches)
         norm: torch.Tensor | float | None = None
         applied: torch.Tensor | bool = True
@@ -107,24 +114,6 @@ class Stepper:
         spike = self.detector.spike((totals[1] / totals[0]).item())
         self.engine.backward(loss * math.nan if spike else loss)
         return totals
-
-    def _load(self, step: int, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """This rank's micro-batch: tokens, targets, and with a document mask the documents' numbers."""
-        begin = (number * self.mesh.data.size + self.mesh.data.rank) * self.micro
-        samples = [self.skipped.sample(step, place, self.batch) for place in range(begin, begin + self.micro)]
-        windows = torch.from_numpy(np.stack([self.dataset.sample(index) for index in samples]))
-        tokens, targets, ids = windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), None
-        if self.document_mask:
-            numbers = torch.from_numpy(np.stack([self.dataset.document_ids(index) for index in samples]))
-            # Nothing before it says which document comes next. Not in place: of one sample both are views of its window.
-            targets = targets.masked_fill(numbers[:, 1:] != numbers[:, :-1], IGNORED)
-            ids = self._to_device(numbers[:, :-1].contiguous())
-        return self._to_device(tokens), self._to_device(targets), ids
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.mesh.device.type == "cuda":
-            return tensor.pin_memory().to(self.mesh.device, non_blocking=True)
-        return tensor
 
     def _scales(self, batches: list) -> list:
         """Factors that make the mean of the micro-batches' means the mean over the global batch.

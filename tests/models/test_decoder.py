@@ -127,9 +127,9 @@ def test_initial_weights_depend_on_seed_and_name_alone():
 def test_activation_checkpointing_changes_no_gradient():
     tokens = torch.randint(0, 96, (2, 16))
     gradients = []
-    for recompute in (False, True):
+    for kind in ("none", "full"):
         model = decoder()
-        model.checkpoint_activations = recompute
+        model.activation_checkpointing = kind
         model(tokens, tokens).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
     for a, b in zip(*gradients):

@@ -1,0 +1,113 @@
+"""training.micro_batch auto: the largest micro-batch that is estimated to fit; and what to do where memory ran out.
+
+By the model of memory alone (models.memory), so that the same start gives the same bits; a resumed run keeps its own.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from emergence_train.config import Training
+from emergence_train.errors import InputError, RunError
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.memory import GIB, evaluation_bytes, step_memory
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import all_gather_objects
+
+# Of a GPU's memory. The rest is for the CUDA context, NCCL, what the allocator cannot use, and the model's errors.
+SHARE = 0.9
+CPU_TOKENS = 2048
+LESS = {"none": "selective", "selective": "full"}  # kept
+
+
+class Device(NamedTuple):
+    """A GPU."""
+
+    memory: int  # bytes
+    capability: int  # compute capability, major
+
+
+def smallest_device(mesh: Mesh) -> Device | None:
+    """The GPU with the least memory among the ranks', or None on CPUs; collective."""
+    own = None
+    if mesh.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(mesh.device)
+        own = Device(properties.total_memory, properties.major)
+    return min((device for device in all_gather_objects(own) if device is not None), default=None)
+
+
+def needed_bytes(
+    training: Training, model: ModelConfig, sequence: int, ranks: int, micro_batch: int, capability: int
+) -> float:
+    """Of a step, and of validation beside it: a CUDA graph keeps its memory."""
+    step = step_memory(
+        model,
+        sequence,
+        micro_batch,
+        checkpointing=training.activation_checkpointing,
+        precision=training.precision,
+        zero_stage=training.zero_stage,
+        ranks=ranks,
+        moments=training.optimizer.moments,
+        capability=capability,
+    )
+    return step.total + evaluation_bytes(model, sequence, micro_batch, training.precision)
+
+
+def choose(
+    training: Training, model: ModelConfig, sequence: int, ranks: int, device: Device | None, run: Path
+) -> tuple[int, str]:
+    """The micro-batch, and a line for the log.
+
+    Args:
+        ranks: that share the batch. device: the smallest, None on CPUs. run: the run's directory, where an earlier start of it
+        with as many ranks has left its micro-batch.
+    """
+    if training.batch % ranks:
+        raise InputError(f"training.batch {training.batch} is not a multiple of {ranks} processes; change one of them")
+    sizes = _divisors(training.batch // ranks)
+    if device is None:
+        needs, room = {size: float(size * sequence) for size in sizes}, float(CPU_TOKENS)
+    else:
+        needs = {size: needed_bytes(training, model, sequence, ranks, size, device.capability) for size in sizes}
+        room = SHARE * device.memory
+    fits = [size for size in sizes if needs[size] <= room] or [1]
+    before = _last_start(run, ranks)
+    chosen = before if before in fits else fits[0]
+    line = f"micro_batch auto: {chosen} of the rank's {sizes[0]} sequences"
+    if device is not None:
+        line += f", {needs[chosen] / GIB:.1f} of {device.memory / GIB:.1f} GiB by estimate"
+        if needs[chosen] > room:
+            line += "; it may not fit"
+    return chosen, line + ("; as in its last start" if before == chosen else "")
+
+
+def out_of_memory(training: Training, mesh: Mesh) -> RunError:
+    """The error of a rank whose GPU had too little memory, with what to change; a resumed run may change it."""
+    micro_batch = training.micro_batch_size
+    smaller = [size for size in _divisors(training.batch // mesh.data.size) if size < micro_batch]
+    if smaller:
+        remedy = f"run again with training.micro_batch={smaller[0]}"
+    elif less := LESS.get(training.activation_checkpointing):
+        remedy = f"run again with training.activation_checkpointing={less}"
+    else:
+        remedy = "run again on more GPUs with training.zero_stage=3"
+    return RunError(f"rank {mesh.world.rank}: the GPU's memory does not hold micro_batch {micro_batch}; {remedy}")
+
+
+def _divisors(number: int) -> list[int]:
+    """The greatest first."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def _last_start(run: Path, ranks: int) -> int | None:
+    """The micro-batch of the run's last start, if that had as many ranks."""
+    try:
+        settings = json.loads((run / "deepspeed.json").read_text())
+        micro_batch = settings["train_micro_batch_size_per_gpu"]
+        rounds = settings["gradient_accumulation_steps"]
+        return micro_batch if micro_batch * rounds * ranks == settings["train_batch_size"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of no start, or of another version
