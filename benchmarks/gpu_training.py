@@ -7,9 +7,10 @@ main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly
 same decoder in PyTorch's own operations with F.cross_entropy, its blocks and its loss compiled; `liger` is transformers' Llama
 with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed
 does not depend on them; losses are not reported). Contestants take turns, a few steps each, so that a GPU whose clock drifts
-affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, logits (bfloat16) or attention (a backend).
+affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, linears (fp8), logits (bfloat16) or attention (a backend).
 
-MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak. One step of each is profiled: GPU time by
+MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak, that of `linears=fp8` too: how much faster it
+is than the same step in bf16, not its share of what fp8 could reach. One step of each is profiled: GPU time by
 kernel, and the synchronisations of the host.
 """
 
@@ -175,6 +176,8 @@ def our_step(config, mesh, way: str):
     key, _, value = way.partition("=")
     if key == "micro_batch":
         chosen[key] = int(value)
+    if key == "linears":
+        chosen[key] = value
     config = config.model_copy(update={"training": config.training.model_copy(update=chosen)})
     if key == "logits":
         from emergence_kernels.backends import triton_configs as tiles
@@ -260,6 +263,7 @@ def make(name: str, config, mesh):
 
 
 KINDS = (  # the first key that a kernel's name contains is its kind
+    ("rounding to fp8", ("_fp8_",)),
     ("attention", ("flash", "fmha", "attention", "_dkdv", "_dq_", "sdpa", "forward_hopper", "backward_hopper")),
     (
         "loss",
@@ -412,7 +416,8 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         if "failed" in row:
             continue
         shown = ""
-        profiled = "=" not in row["contestant"] and re.search(arguments.profile, row["contestant"])
+        variant = "=" in row["contestant"] and "linears=" not in row["contestant"]
+        profiled = not variant and re.search(arguments.profile, row["contestant"])
         if profiled and time.monotonic() < deadline:
             profile_row = row["profile"] = profile(contestants[row["contestant"]]["step"], number)
             path.write_text(json.dumps(record, indent=1) + "\n")
@@ -438,7 +443,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=900.0, help="seconds a size")
     parser.add_argument(
-        "--profile", default="ours|plain|liger", metavar="REGEX", help="contestants to profile; never variants"
+        "--profile",
+        default="ours|plain|liger",
+        metavar="REGEX",
+        help="contestants to profile; of variants linears alone",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # a size: measured in this process

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emergence_kernels import Fp8Weight, fp8_fits, fp8_linear, fp8_unsupported_reason, quantize_weight
+from emergence_kernels import Fp8Weight, fp8_linear, quantize_weight
+from emergence_kernels.fp8_linear.op import fp8_fits, fp8_unsupported_reason
 from emergence_train.errors import InputError
 
 

@@ -11,7 +11,7 @@ from .backends.dispatch import BACKENDS, BackendError, available_backends, resol
 from .cross_entropy.linear import linear_cross_entropy
 from .cross_entropy.lm_head import LMHead
 from .cross_entropy.position_loss import PositionLoss, PositionSums, position_loss
-from .fp8_linear.op import Fp8Weight, fp8_fits, fp8_linear, fp8_unsupported_reason, quantize_weight
+from .fp8_linear.op import Fp8Weight, fp8_linear, quantize_weight
 from .rms_norm.op import rms_norm
 from .rotary.op import rotary
 from .swiglu.op import swiglu
@@ -25,9 +25,7 @@ __all__ = [
     "PositionSums",
     "attention",
     "available_backends",
-    "fp8_fits",
     "fp8_linear",
-    "fp8_unsupported_reason",
     "linear_cross_entropy",
     "position_loss",
     "quantize_weight",
