@@ -113,3 +113,25 @@ def test_a_resumed_run_keeps_its_linears(config_file):
 def test_fp8_needs_bf16(config_file):
     with pytest.raises(InputError, match="training.linears fp8 with precision fp32"):
         configs.load(config_file, ["training.linears=fp8"])
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_bf16(config_file):
+    """200 steps, emulated: the training loss of the last 50, and the held-out loss in bf16 of weights that fp8 trained."""
+    over = ["model.width=64", "model.ffn=96", "training.tokens=51200", "training.schedule.lr=0.003"]
+    over += [
+        "training.micro_batch=8",
+        "checkpoints.every_tokens=51200",
+        "checkpoints.save_state=never",
+        "training.precision=bf16",
+    ]
+    trained, held_out = [], []
+    for linears in ("bf16", "fp8"):
+        more = [f"name={linears}", f"training.linears={linears}"]
+        run = train(configs.load(config_file, [*over, *more]), lambda line: None)
+        losses = [row["loss"] for row in metrics(run)]
+        trained.append(sum(losses[-50:]) / 50)
+        held_out.append(metrics(run, "validation")[-1]["loss"]["iid"])
+    assert trained[0] < 4.2 < losses[0], "both learn"
+    assert abs(trained[1] - trained[0]) < 0.03 and abs(held_out[1] - held_out[0]) < 0.05
+    assert trained[0] != trained[1], "fp8 was used"
