@@ -66,22 +66,23 @@ def stages(out: Path) -> list[Stage]:
                 "--sizes",
                 "468m",
                 "--contestants",
-                "ours, attention=cuda;ours, micro_batch=32",
+                "ours, attention=cuda;ours, micro_batch=32;ours, linears=fp8",
                 "--limit",
                 "{limit}",
             ),
-            "attention of our own, larger micro-batches",
+            "attention of our own, larger micro-batches, linear layers in fp8",
         ),
         Stage(
             "attention",
-            0.12,
+            0.10,
             (*bench, "--op", "attention", "--budget", "{limit}"),
             "beside cuDNN, flash-attn, FlexAttention",
         ),
         Stage(
-            "position_loss", 0.14, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
+            "position_loss", 0.12, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
         ),
         Stage("rms_norm", 0.07, (*bench, "--op", "rms_norm", "--budget", "{limit}"), "beside Liger, quack"),
+        Stage("fp8_linear", 0.04, (*bench, "--op", "fp8_linear", "--budget", "{limit}"), "beside cuBLAS in bf16"),
         Stage("swiglu", 0.04, (*bench, "--op", "swiglu", "--budget", "{limit}"), "beside Liger"),
         Stage(
             "linear_cross_entropy",

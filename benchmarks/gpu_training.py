@@ -7,10 +7,11 @@ main gradients, clipping, the update): each micro-batch as a CUDA graph, eagerly
 same decoder in PyTorch's own operations with F.cross_entropy, its blocks and its loss compiled; `liger` is transformers' Llama
 with Liger's kernels. All have the same shape, batch, optimizer and DeepSpeed configuration, and tokens drawn at random (speed
 does not depend on them; losses are not reported). Contestants take turns, a few steps each, so that a GPU whose clock drifts
-affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, activation_checkpointing, logits (bfloat16) or attention (a
-backend); `ours, KEY=VALUE, KEY=VALUE` is one of several. predicted_gib of a row is what the model of memory says of it.
+affects all alike. `ours, KEY=VALUE` is a variant: micro_batch, activation_checkpointing, linears (fp8), logits (bfloat16) or
+attention (a backend); `ours, KEY=VALUE, KEY=VALUE` is one of several. predicted_gib of a row is what the model of memory says.
 
-MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak. One step of each is profiled: GPU time by
+MFU = tokens/s x flops_per_token (DecoderConfig.flops_per_token) / dense bf16 peak, that of `linears=fp8` too: how much faster it
+is than the same step in bf16, not its share of what fp8 could reach. One step of each is profiled: GPU time by
 kernel, and the synchronisations of the host.
 """
 
@@ -171,8 +172,7 @@ def variant(config, way: str) -> tuple:
     keys = dict(part.split("=") for part in way.split(", ") if "=" in part)
     if "micro_batch" in keys:
         chosen["micro_batch"] = int(keys.pop("micro_batch"))
-    if "activation_checkpointing" in keys:
-        chosen["activation_checkpointing"] = keys.pop("activation_checkpointing")
+    chosen |= {name: keys.pop(name) for name in ("activation_checkpointing", "linears") if name in keys}
     training = type(config.training).model_validate(config.training.model_dump() | chosen)
     return config.model_copy(update={"training": training}), keys
 
@@ -191,6 +191,7 @@ def predicted_gib(config, name: str) -> float | None:
         training.micro_batch_size,
         checkpointing=training.activation_checkpointing,
         precision=training.precision,
+        linears=training.linears,
         zero_stage=training.zero_stage,
         capability=torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9,
     )
@@ -289,6 +290,7 @@ def make(name: str, config, mesh):
 
 
 KINDS = (  # the first key that a kernel's name contains is its kind
+    ("rounding to fp8", ("_fp8_",)),
     ("attention", ("flash", "fmha", "attention", "_dkdv", "_dq_", "sdpa", "forward_hopper", "backward_hopper")),
     (
         "loss",
@@ -442,7 +444,8 @@ def measure(size: str, names: list[str], arguments: argparse.Namespace, folder: 
         if "failed" in row:
             continue
         shown = ""
-        profiled = "=" not in row["contestant"] and re.search(arguments.profile, row["contestant"])
+        variant = "=" in row["contestant"] and "linears=" not in row["contestant"]
+        profiled = not variant and re.search(arguments.profile, row["contestant"])
         if profiled and time.monotonic() < deadline:
             profile_row = row["profile"] = profile(contestants[row["contestant"]]["step"], number)
             path.write_text(json.dumps(record, indent=1) + "\n")
@@ -468,7 +471,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=900.0, help="seconds a size")
     parser.add_argument(
-        "--profile", default="ours|plain|liger", metavar="REGEX", help="contestants to profile; never variants"
+        "--profile",
+        default="ours|plain|liger",
+        metavar="REGEX",
+        help="contestants to profile; of variants linears alone",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # a size: measured in this process

@@ -163,6 +163,11 @@ class Training(Section):
     precision: Literal["bf16", "fp32"] = Field(
         default="bf16", description="precision of weights and activations in a step"
     )
+    linears: Literal["bf16", "fp8"] = Field(
+        default="bf16",
+        description="operands of the blocks' linear layers in training: as precision has them (bf16), or rounded to fp8 in the "
+        "forward pass and the input gradient, which pays from width 2048 on an H100; emulated where a device has no fp8",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage; 0 with fp32 only")
     schedule: Schedule = Field(description="learning rate over tokens")
     optimizer: OptimizerSection = Field(default=AdamW(), description="the optimizer, by its kind")
@@ -298,6 +303,11 @@ class Config(Section):
             raise ValueError(
                 "training.zero_stage 0 with bf16 makes DeepSpeed's first Adam step 0.74 of its size; "
                 "use zero_stage 1 (also on one GPU) or precision fp32"
+            )
+        if training.linears == "fp8" and training.precision != "bf16":
+            raise ValueError(
+                f"training.linears fp8 with precision {training.precision}: activations are bf16 there; set precision bf16, or "
+                f"linears bf16"
             )
         if training.micro_batch != "auto" and training.batch % training.micro_batch:
             raise ValueError(

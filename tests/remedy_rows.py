@@ -144,6 +144,11 @@ CONFIG = [
         "training.precision=bf16 training.zero_stage=1",
     ),
     config("give a whole number from 1 on, or auto", "training.micro_batch=0", "training.micro_batch=auto"),
+    config(
+        "activations are bf16 there; set precision bf16, or linears bf16",
+        "training.linears=fp8",
+        "training.linears=fp8 training.precision=bf16",
+    ),
     config("is not a multiple of micro_batch {}; change one", "training.micro_batch=3", "training.micro_batch=4"),
     config(
         "needs decay_tokens, the length of the final decay; set it",

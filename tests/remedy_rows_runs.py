@@ -8,6 +8,7 @@ from pathlib import Path
 from emergence_train import cli
 from remedy_rows import STEP, At, Row
 
+FP8 = ("training.precision=bf16", "training.linears=fp8")
 MORE = f"training.tokens={8 * STEP}"
 
 
@@ -245,6 +246,11 @@ RUNS = [
         "has no checkpoint yet; wait for the first one",
         lambda run: shutil.rmtree(run / "positions"),
         lambda at: ["report", str(at.folder / "runs" / "run")],
+    ),
+    Row(
+        "choose model.width and model.ffn that are, or training.linears bf16",
+        lambda at: at.train("name=new", *FP8, "model.width=8"),
+        lambda at: at.train("name=new", *FP8),
     ),
     Row(
         "is listed twice; give one of them a name of its own",

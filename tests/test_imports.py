@@ -45,7 +45,7 @@ FLOORS = (
 # Rooms of emergence_kernels, likewise: an operation needs the backends, and attention the rotary embedding.
 KERNEL_FLOORS = (
     ("backends",),
-    ("cross_entropy", "rms_norm", "rotary", "swiglu"),
+    ("cross_entropy", "fp8_linear", "rms_norm", "rotary", "swiglu"),
     ("attention",),
     ("bench",),
 )

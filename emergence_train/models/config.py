@@ -48,8 +48,9 @@ class ModelConfig(Section):
         """Features of the hidden states that the output head reads."""
         raise NotImplementedError
 
-    def activations(self, checkpointing: str, size: int) -> Activations:
-        """Bytes for each token of a micro-batch, with elements of `size` bytes and `training.activation_checkpointing`."""
+    def activations(self, checkpointing: str, size: int, linears: str = "bf16") -> Activations:
+        """Bytes for each token of a micro-batch, with elements of `size` bytes, `training.activation_checkpointing` and
+        `training.linears`."""
         raise NotImplementedError
 
     @property

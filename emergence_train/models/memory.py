@@ -60,6 +60,7 @@ def step_memory(
     *,
     checkpointing: str = "none",
     precision: str = "bf16",
+    linears: str = "bf16",
     zero_stage: int = 1,
     ranks: int = 1,
     moments: int = 2,
@@ -69,7 +70,7 @@ def step_memory(
 
     Args:
         model: with its vocabulary known. micro_batch: sequences of `sequence` tokens.
-        checkpointing, precision, zero_stage: as in the section `training`. ranks: that share the optimizer.
+        checkpointing, precision, linears, zero_stage: as in the section `training`. ranks: that share the optimizer.
         moments: float32 numbers that the optimizer keeps of a parameter. capability: the device's compute capability (major).
     """
     parameters, size, tokens = model.parameters(), 2 if precision == "bf16" else 4, micro_batch * sequence
@@ -81,7 +82,9 @@ def step_memory(
     if zero_stage == 0 and ranks > 1:
         joined = 4 * min(parameters, MOST_BUCKET)
     gathered = size * min(parameters, MOST_GATHERED) if zero_stage == 3 and ranks > 1 else 0
-    kept, space = model.activations(checkpointing, size), PRODUCTS + bucket
+    kept, space = model.activations(checkpointing, size, linears), PRODUCTS + bucket
+    if linears == "fp8" and zero_stage < 3:
+        space += 2 * model.non_embedding_parameters()  # held by rows and by columns
     of_head, of_blocks = (kept.blocks + kept.head) * tokens, kept.blocks * tokens
     moments_of_a_step: Iterable[StepMemory] = (
         StepMemory(*static, of_head, _logits(model, tokens, size, capability), space + gathered),

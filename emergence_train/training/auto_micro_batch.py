@@ -48,6 +48,7 @@ def needed_bytes(
         micro_batch,
         checkpointing=training.activation_checkpointing,
         precision=training.precision,
+        linears=training.linears,
         zero_stage=training.zero_stage,
         ranks=ranks,
         moments=training.optimizer.moments,

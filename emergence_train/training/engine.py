@@ -10,7 +10,7 @@ from emergence_train.models.memory import bucket_elements
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
-from emergence_train.training import main_gradients
+from emergence_train.training import fp8, main_gradients
 from emergence_train.training.micro_batch import own_stream
 
 MOST_PREFETCH = 50_000_000  # elements: DeepSpeed's default
@@ -64,6 +64,8 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     inside = deepspeed.zero.Init(config_dict_or_path=settings) if third else contextlib.nullcontext()
     with inside:
         model = build_model(model_config)
+    if training.linears == "fp8":
+        fp8.install(model, is_rank0=mesh.is_rank0)
     model.init_weights(seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
     model.activation_checkpointing = training.activation_checkpointing
     if training.compile:

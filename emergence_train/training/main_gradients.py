@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emergence_kernels.backends.products import add_to_dw
+from emergence_train.training.fp8 import Fp8Linear
 
 
 class AccumulatingLinear(nn.Linear):
@@ -62,9 +63,10 @@ def install(engine: Any) -> bool:
         for parameter, gradient in zip(parameters, gradients)
     }
     for module in engine.module.modules():
-        if type(module) is nn.Linear and module.bias is None and module.weight in main_grads:
+        if type(module) in (nn.Linear, Fp8Linear) and module.bias is None and module.weight in main_grads:
             module.weight.main_grad = main_grads[module.weight]
-            module.__class__ = AccumulatingLinear
+            if type(module) is nn.Linear:  # an Fp8Linear adds to it by itself
+                module.__class__ = AccumulatingLinear
     engine.enable_backward_allreduce = False  # the step all-reduces the gradients, in one piece
     optimizer.step = types.MethodType(step, optimizer)
     return True

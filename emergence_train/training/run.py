@@ -19,7 +19,7 @@ from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, rendezvous, start
-from emergence_train.training import auto_micro_batch, branch
+from emergence_train.training import auto_micro_batch, branch, fp8
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.observers import RunSetup
@@ -147,6 +147,8 @@ def _build_session(
         stop.compilations.listen()
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
     engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
+    if config.training.linears == "fp8":
+        log(fp8.describe(engine.module, mesh.device))
     begun_from = broadcast_from_rank0(lambda: branch.parent_of(run))
     header = run_header(config.name, config.model, config.training, plan, dataset, begun_from)
     console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)

@@ -20,6 +20,7 @@ from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 from emergence_train.recorder.position_sums import PositionAccumulator
+from emergence_train.training import fp8
 from emergence_train.training.engine import graphs_possible
 from emergence_train.training.main_gradients import step_applied
 from emergence_train.training.micro_batch import MicroBatch
@@ -60,6 +61,8 @@ class Stepper:
         # None: DeepSpeed clips. 0: no clipping, but the norm is computed.
         self.clip = (training.optimizer.clip or math.inf) if training.zero_stage == 0 else None
         self.skip_spikes = faults.spike == "skip"
+        # At stage 3 a weight is whole in its layer's own passes only, and is rounded there.
+        self.fp8_weights = fp8.HeldWeights(fp8.layers(engine.module) if training.zero_stage < 3 else [])
         self.micro_batch = MicroBatch(
             engine, accumulator, self.weights, training.z_loss, graphs=graphs_possible(training, faults, mesh), log=log
         )
@@ -78,19 +81,20 @@ class Stepper:
         totals = torch.zeros(3, dtype=torch.float64, device=self.mesh.device)
         if stop:  # any process of the launch may request a stop, so the totals are reduced over the world
             totals[2].fill_(1.0)
-        for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
-            if self.skip_spikes and number == self.rounds - 1:
-                self.at("forward", step)
-                totals = self._unless_spike(totals, tokens, targets, document_ids, scale)
-            else:
-                at = partial(self.at, step=step)
-                totals[:2].add_(self.micro_batch(tokens, targets, document_ids, scale, at))
-            self.at("optimizer step", step)
-            if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
-                norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
-                applied = finite = norm.isfinite()
-                self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then skips the step
-            self.engine.step()
+        with self.fp8_weights:
+            for number, ((tokens, targets, document_ids), scale) in enumerate(zip(batches, scales)):
+                if self.skip_spikes and number == self.rounds - 1:
+                    self.at("forward", step)
+                    totals = self._unless_spike(totals, tokens, targets, document_ids, scale)
+                else:
+                    at = partial(self.at, step=step)
+                    totals[:2].add_(self.micro_batch(tokens, targets, document_ids, scale, at))
+                self.at("optimizer step", step)
+                if self.clip is not None and self.engine.is_gradient_accumulation_boundary():
+                    norm = clip_grad_norm_(self.engine.module.parameters(), self.clip)
+                    applied = finite = norm.isfinite()
+                    self.engine.optimizer.found_inf = (~finite).float()  # a fused optimizer then skips the step
+                self.engine.step()
         self.micro_batch.step_done()
         if self.clip is None:
             norm, applied = self.engine.get_global_grad_norm(), step_applied(self.engine)

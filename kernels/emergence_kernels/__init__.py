@@ -1,4 +1,5 @@
-"""Fused kernels for pretraining decoder language models: RMSNorm, SwiGLU, rotary embedding, attention, per-position losses.
+"""Fused kernels for pretraining decoder language models: RMSNorm, SwiGLU, rotary embedding, attention, fp8 linear
+layers, per-position losses.
 
 Every operation has a PyTorch reference ("torch") that defines it, and faster backends behind one signature. Importing the
 package needs torch only; Triton is imported when a Triton kernel is used.
@@ -10,6 +11,7 @@ from .backends.dispatch import BACKENDS, BackendError, available_backends, resol
 from .cross_entropy.linear import linear_cross_entropy
 from .cross_entropy.lm_head import LMHead
 from .cross_entropy.position_loss import PositionLoss, PositionSums, position_loss
+from .fp8_linear.op import Fp8Weight, fp8_linear, quantize_weight
 from .rms_norm.op import rms_norm
 from .rotary.op import rotary
 from .swiglu.op import swiglu
@@ -17,13 +19,16 @@ from .swiglu.op import swiglu
 __all__ = [
     "BACKENDS",
     "BackendError",
+    "Fp8Weight",
     "LMHead",
     "PositionLoss",
     "PositionSums",
     "attention",
     "available_backends",
+    "fp8_linear",
     "linear_cross_entropy",
     "position_loss",
+    "quantize_weight",
     "resolve_backend",
     "rms_norm",
     "rotary",

@@ -220,6 +220,70 @@ def test_the_other_device(fused):
     assert y.device == x.device and torch.allclose(y, F.rms_norm(x, (256,), eps=1e-6), atol=1e-5)
 
 
+def hopper() -> None:
+    from emergence_kernels.fp8_linear.op import fp8_unsupported_reason
+
+    if reason := fp8_unsupported_reason(torch.device("cuda")):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("promoted, limit", [(True, 5e-3), (False, 2e-2)])
+@pytest.mark.parametrize("M, N, K", [(4096, 6144, 2048), (1003, 2048, 5504), (17, 48, 16), (8, 16, 16400)])
+def test_fp8_products_are_the_emulated_ones(M, N, K, promoted, limit, monkeypatch):
+    """Operands bit for bit; products to their sums' precision, which is some 14 bits unless they are promoted to float32."""
+    from emergence_kernels.fp8_linear import reference, triton
+
+    hopper()
+    monkeypatch.setattr(triton, "FAST_ACCUMULATION", not promoted)
+    x, w, dy = (torch.randn(*size, device="cuda").bfloat16() for size in ((M, K), (N, K), (M, N)))
+    x[0], x[1, 0], w[:, 1] = 0, 1e30, w[:, 1] * 1e-20
+    for name, t in (("quantize_rows", x), ("quantize_rows", dy), ("quantize_columns", w)):
+        ours, emulated = getattr(triton, name)(t), getattr(reference, name)(t)
+        assert torch.equal(ours[0].float(), emulated[0].float()) and torch.equal(ours[1], emulated[1]), name
+    x.requires_grad_()
+    w.requires_grad_()
+    results = []
+    for backend in ("triton", "torch"):
+        y = ek.fp8_linear(x, w, ek.quantize_weight(w, backend=backend), backend=backend)
+        results.append((y, *torch.autograd.grad(y, (x, w), dy)))
+    for name, ours, emulated in zip(("y", "dx", "dW"), *results):
+        rows = slice(2, None) if name == "y" else slice(None)  # two rows are not of the others' size
+        error = (ours[rows].float() - emulated[rows].float()).norm() / emulated[rows].float().norm()
+        assert error <= limit, f"{name}: {error:.2g}"
+    assert not results[0][0][0].any()
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_fp8_keeps_what_is_not_finite(value):
+    """A GPU's conversion saturates infinities; the scale of their row does not."""
+    hopper()
+    x, w = torch.randn(64, 256, device="cuda").bfloat16(), torch.randn(128, 256, device="cuda").bfloat16()
+    x[3, 5] = value
+    y = ek.fp8_linear(x, w, backend="triton")
+    assert y[3].isnan().all() and y[4:].isfinite().all() and y[:3].isfinite().all()
+    x, w[7, 9] = x.nan_to_num(0, 0, 0).requires_grad_(), value
+    y = ek.fp8_linear(x, w, backend="triton")
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert y[:, 7].isnan().all() and y[:, :7].isfinite().all() and dx[:, 9].isnan().all() and dx[:, :9].isfinite().all()
+
+
+def test_fp8_in_a_graph():
+    """A captured layer multiplies by the weight as it is held now: rounded again outside of the graph."""
+    hopper()
+    x, w = torch.randn(256, 512, device="cuda").bfloat16(), torch.randn(128, 512, device="cuda").bfloat16()
+    held = ek.quantize_weight(w)
+    with torch.no_grad():
+        ek.fp8_linear(x, w, held)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = ek.fp8_linear(x, w, held)
+        w.copy_(torch.randn_like(w))
+        ek.quantize_weight(w, held)
+        graph.replay()
+        assert torch.equal(y, ek.fp8_linear(x, w))
+
+
 def test_inductor_keeps_whole_graphs(fused):
     hidden, weight, targets = problem(512, 128, 999)
     gain = torch.ones(128, device="cuda", dtype=torch.bfloat16)

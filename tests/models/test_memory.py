@@ -32,6 +32,14 @@ def test_peak_is_that_measured_on_an_h100(name):
     assert predicted == pytest.approx(peak, rel=0.01)
 
 
+@pytest.mark.parametrize("name, size", [("105708-training-468m", 16), ("105439-training-1.2b", 32)])
+def test_peak_of_fp8_is_that_measured_on_an_h100(name, size):
+    record = json.loads((H100 / f"20261126-{name}.json").read_text())
+    peak = next(row["peak_gib"] for row in record["rows"] if row["contestant"] == "ours, linears=fp8")
+    predicted = step_memory(DecoderConfig(**PRESETS[record["size"]]), 1024, size, linears="fp8").total / GIB
+    assert predicted == pytest.approx(peak, rel=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_static_bytes_are_those_of_real_engines(config_file, tmp_path, processes):

@@ -11,6 +11,7 @@ from emergence_train import config as configs
 from emergence_train.parallel.ranks import leave, start
 from emergence_train.training import engine as engines
 from emergence_train.training import main_gradients
+from emergence_train.training.fp8 import Fp8Linear
 
 STEPS, SEQUENCE, VOCABULARY = 6, 20, 320  # 40 rows a micro-batch: no weight of the model has as many
 
@@ -90,7 +91,10 @@ if __name__ == "__main__":
         "passes": [theirs["passes"], ours["passes"]],
         "waits": [theirs["waits"], ours["waits"]],
         "rounds": ours["rounds"],
-        "linears": sum(isinstance(m, main_gradients.AccumulatingLinear) for m in engine.module.modules()),
+        "linears": [
+            sum(isinstance(module, kind) for module in engine.module.modules())
+            for kind in (main_gradients.AccumulatingLinear, Fp8Linear)
+        ],
         "held": bool(torch.equal(left_out["weights"][2], left_out["weights"][3])),
         "went_on": bool((left_out["weights"][4] - left_out["weights"][3]).abs().max() > 0),
         "before": bool(torch.equal(left_out["weights"][2], ours["weights"][2])),

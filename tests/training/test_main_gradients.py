@@ -12,21 +12,27 @@ from support import ROOT, run_python
 WORKER = ROOT / "tests" / "training" / "main_gradients_worker.py"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_training_is_deepspeeds(config_file, tmp_path, processes):
+@pytest.mark.parametrize(
+    "processes, linears", [(1, "bf16"), (2, "bf16"), pytest.param(1, "fp8", marks=pytest.mark.slow)]
+)
+def test_training_is_deepspeeds(config_file, tmp_path, processes, linears):
     """bf16, ZeRO-1, clipped, two or more micro-batches a step: the rounding of gradients to bf16 is all that differs."""
-    done = run_python(str(WORKER), str(config_file), str(tmp_path), processes=processes)
+    over = f"training.linears={linears}"
+    done = run_python(str(WORKER), str(config_file), str(tmp_path), over, processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     for rank in range(processes):
         result = json.loads((tmp_path / f"rank-{rank}.json").read_text())
-        assert result["apart"] < 0.06 * result["moved"], result  # Adam amplifies small gradients
+        # Adam amplifies small gradients, and a weight that differs in its last bit may round to the next e4m3 value.
+        assert result["apart"] < (0.06 if linears == "bf16" else 0.12) * result["moved"], result
         theirs, ours = result["norms"]
         assert ours[0] == pytest.approx(theirs[0], rel=2e-3), "of the same weights"
         assert ours == pytest.approx(theirs, rel=0.1), "of weights that differ since"
-        assert result["linears"] == 8  # of two blocks; not the head, whose loss owns it
+        assert result["linears"] == (
+            [8, 0] if linears == "bf16" else [2, 6]
+        )  # of two blocks; not the head, whose loss owns it
         assert result["before"] and result["held"] and result["went_on"], "only the step that is not finite is skipped"
         theirs, ours = result["passes"]
-        assert ours == 0 and theirs >= result["linears"] * result["rounds"], "no pass over a gradient but the product's"
+        assert ours == 0 and theirs >= 8 * result["rounds"], "no pass over a gradient but the product's"
         assert result["waits"][1] == 0 < result["waits"][0]
 
 

@@ -49,8 +49,8 @@ def test_a_capture_that_fails_is_logged_and_training_continues(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("masked", [False, True])
-def test_graphs_train_as_eager_steps_do(config_file, masked):
+@pytest.mark.parametrize("masked, linears", [(False, "bf16"), (True, "bf16"), (False, "fp8")])
+def test_graphs_train_as_eager_steps_do(config_file, masked, linears):
     """Losses, norms and sums by position over steps, validation between them; and a rewind drops the graph."""
     from pathlib import Path
 
@@ -66,6 +66,7 @@ def test_graphs_train_as_eager_steps_do(config_file, masked):
         over = [
             "model.vocab_size=320",
             "training.precision=bf16",
+            f"training.linears={linears}",
             f"training.cuda_graphs={graphs}",
             "model.width=64",
             "model.ffn=96",

@@ -33,6 +33,7 @@ IMPLEMENTED = {
     "rms_norm": ("triton", "cuda", "cpu", "torch"),
     "rotary": ("triton", "cuda", "cpu", "torch"),
     "swiglu": ("triton", "cuda", "cpu", "torch"),
+    "fp8_linear": ("triton", "torch"),
     "attention": ("flash", "triton", "cuda", "torch"),
     "linear_cross_entropy": ("triton", "cuda", "cpu", "torch"),
     "position_loss": ("triton", "cuda", "cpu", "torch"),

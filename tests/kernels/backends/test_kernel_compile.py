@@ -101,6 +101,16 @@ def test_swiglu():
         assert row["global"] and all(access.endswith(".128") for access in row["global"]), row
 
 
+def test_fp8_linear():
+    """Hopper's alone: values are read and written by 16 bytes, scales and maxima apart."""
+    rows = compiled("fp8_linear", "bfloat16", "90", tables=("sm_90",))
+    assert len(rows) == 6
+    check(rows, ())
+    for row in rows:
+        narrow = {access for access in row["global"] if not access.endswith(".128")}
+        assert narrow == ({"STG.E", "LDG.E.U16"} if row["kernel"] == "columns any" else {"STG.E"}), row
+
+
 def test_attention():
     rows = compiled("attention_common", "bfloat16")
     assert {row["kernel"].split()[0] for row in rows} == {"forward", "dkdv", "dq"}

@@ -31,12 +31,13 @@ def test_everything_once(tmp_path, capsys):
     (file,) = (tmp_path / "cpu").glob("*.json")
     data = json.loads(file.read_text())
     assert data["complete"] and not data["failures"] and data["versions"]["torch"]
-    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "step"]
+    ops = ["position_loss", "linear_cross_entropy", "rms_norm", "attention", "rotary", "swiglu", "fp8_linear", "step"]
     assert list(dict.fromkeys(row["op"] for row in data["rows"])) == ops
     for row in data["rows"]:
         both = row["modes"]["both"]
         assert 0 < both["low_ms"] <= both["median_ms"] <= both["high_ms"] and both["repeats"] >= 5
-        assert all(error < 1e-5 for error in row.get("errors", {}).values()), row
+        limit = 0.06 if (row["op"], row["contender"]) == ("fp8_linear", "emergence torch") else 1e-5
+        assert all(error < limit for error in row.get("errors", {}).values()), row
     names = {row["contender"] for row in data["rows"] if row["op"] == "position_loss"}
     assert {"emergence torch", "torch eager"} <= names
     assert "position_loss" in capsys.readouterr().out
@@ -45,7 +46,7 @@ def test_everything_once(tmp_path, capsys):
     assert draw.main([str(tmp_path)]) == 0
     text = file.with_suffix(".md").read_text()
     assert all(row["contender"] in text for row in data["rows"]) and "Not complete" not in text
-    assert len(list((tmp_path / "cpu").glob("*.png"))) == 7
+    assert len(list((tmp_path / "cpu").glob("*.png"))) == 8
 
 
 def test_a_spent_budget_keeps_what_there_is(tmp_path):

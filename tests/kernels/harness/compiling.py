@@ -233,6 +233,23 @@ def swiglu(dtype: str, arch: str):
             )
 
 
+def fp8_linear(dtype: str, arch: str):
+    """Rows of the widths that a 1.2B model has, one wider than registers hold, and a weight's columns; Hopper's alone."""
+    from emergence_kernels.fp8_linear import triton as module
+
+    if arch == "sm_80":
+        return
+    x, values = POINTER[dtype], {"q_ptr": "*fp8e4nv:16", "scale_ptr": "*fp32:16"}
+    for K in (2048, 5632, 11264, 16384, 28672):
+        block, warps = module.tile(K)
+        types = values | {"x_ptr": x, "stride_x": "i32:16", "K": "i32:16"}
+        constants = dict(BLOCK=block, WHOLE=block >= K)
+        yield f"rows K={K}", module._fp8_rows_kernel, types, constants, dict(num_warps=warps, num_stages=3)
+    types = values | {"w_ptr": x, "amax_ptr": x, "stride_w": "i32:16", "N": "i32:16", "K": "i32:16"}
+    constants = dict(zip(("BLOCK_N", "BLOCK_K"), module.TILE))
+    yield "columns any", module._fp8_columns_kernel, types, constants, dict(num_warps=4, num_stages=3)
+
+
 def variants(dtype: str, arch: str):
     """Each explicit variant, in the place of the table's entry."""
     from emergence_kernels.backends import triton_configs as configs
@@ -272,6 +289,7 @@ SUITES = {
     "rms_norm": rms_norm,
     "rotary": rotary,
     "swiglu": swiglu,
+    "fp8_linear": fp8_linear,
     "attention": attention,
     "attention_common": attention_common,
     "attention_uneven": attention_uneven,

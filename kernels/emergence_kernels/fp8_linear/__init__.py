@@ -1,0 +1,1 @@
+"""A linear layer whose products have fp8 operands."""
