@@ -5,6 +5,7 @@ backends only "triton" is tested then. With EMERGENCE_TEST_NVCC=80 or 90a the CU
 (ptx_of_nvcc.py), and only "cuda" is tested. test_kernel_ptx.py starts processes of either kind.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -32,6 +33,10 @@ if PTX:
     import ptx_driver
 
     ptx_driver.install(PTX)
+elif not COMPILED and importlib.util.find_spec("triton"):
+    import quick_interpreter
+
+    quick_interpreter.install()
 KINDS = {"cpu": "cpu"} | ({} if CUDA else {"cuda": "emulated"})
 for _backend, _kind in KINDS.items():
     os.environ[library.VARIABLES[_backend]] = str(BUILT / f"{_kind}.so")
