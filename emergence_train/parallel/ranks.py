@@ -239,7 +239,7 @@ def leave_compiler_out(wanted: bool) -> None:
     quarter of the start of a run. Where nothing is compiled (`wanted`) they are told to call what they wrap; else that is undone.
     """
     kept = torch._disable_dynamo(lambda: None).__code__
-    for function in gc.get_objects():
+    for function in gc.get_referrers(kept):
         if type(function) is FunctionType and function.__code__ is kept:
             plain: Any = function.__dict__["__wrapped__"]
             known = getattr(plain, "__dynamo_disable", None)
