@@ -18,7 +18,15 @@ from pathlib import Path
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import emergence_train.training.run  # noqa: F401 - paid once, for all children
+# Paid once, for all children. A run imports the analyses at its first forecast, which takes as long as the rest of a small run.
+import emergence_train.analysis.drawing
+import emergence_train.analysis.emergence
+import emergence_train.analysis.temporal
+import emergence_train.data.prepare
+import emergence_train.models.decoder
+import emergence_train.optim.groups
+import emergence_train.report.page
+import emergence_train.training.run  # noqa: F401
 from emergence_train import cli, files
 from emergence_train.parallel import ranks as distributed
 

@@ -49,14 +49,15 @@ class Runs:
     def __init__(self, place: Path, few: bool) -> None:
         self.place, self.data, self.few = place, prepared(place), few
         tree = trial_config(self.data, place / "runs")
-        tree["training"] |= {"tokens": STEPS * 12 * 32, "batch": 12, "micro_batch": 1}
+        tree["training"] |= {"tokens": STEPS * 12 * 32, "batch": 12}
         tree["faults"] = {"silent_seconds": 20.0}
         tree["checkpoints"] |= {"every_tokens": 6 * 12 * 32, "state_tokens": 3 * 12 * 32}
         (place / "config.yaml").write_text(yaml.safe_dump(tree))
 
     def start(self, name: str, *over: str, world: int = 1, patch=None, stop_at: int | None = None) -> dict:
         """One start of a run, with a stop at a step if given -> {"codes", "said", "seconds"}."""
-        arguments = ["train", str(self.place / "config.yaml"), f"name={name}", *over]
+        micro = f"training.micro_batch={12 // (2 * world)}"
+        arguments = ["train", str(self.place / "config.yaml"), f"name={name}", micro, *over]
         launched = launch(arguments, world, self.place / "logs" / name, patch=patch)
         if stop_at is not None:
             while launched.poll() and f"step {stop_at}/" not in launched.output():

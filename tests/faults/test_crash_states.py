@@ -28,14 +28,15 @@ def check(data_path: Path, place: Path, *arguments: str, timeout: float = 540) -
 
 
 def test_a_run_goes_on_from_what_a_power_cut_leaves(data_path, tmp_path):
-    outcome = check(data_path, tmp_path, "plain", "--every", "14", "--limit", "5")["plain"]
+    outcome = check(data_path, tmp_path, "plain", "--every", "14", "--limit", "5", "--trained", "2")["plain"]
     assert outcome["wrong"] == 0, outcome["first wrong"]
     assert outcome["states"] > 60
 
 
 def test_the_checker_finds_a_missing_fsync(data_path, tmp_path):
     """Looked at only where a state was called saved."""
-    outcome = check(data_path, tmp_path, "plain", "--every", "100000", "--limit", "5", "--drop", "/shard-")["plain"]
+    choice = ("--every", "100000", "--limit", "5", "--trained", "0", "--drop", "/shard-")
+    outcome = check(data_path, tmp_path, "plain", *choice)["plain"]
     assert outcome["dropped"] and outcome["wrong"], outcome
 
 
@@ -48,5 +49,6 @@ def test_every_kind_of_run_goes_on_from_any_of_many_states(data_path, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", NEEDED)
 def test_each_fsync_is_needed(data_path, tmp_path, what):
-    outcome = check(data_path, tmp_path, "plain", "--every", "7", "--limit", "8", "--drop", NEEDED[what])["plain"]
+    choice = ("--every", "7", "--limit", "8", "--trained", "0", "--drop", NEEDED[what])
+    outcome = check(data_path, tmp_path, "plain", *choice)["plain"]
     assert outcome["dropped"] and outcome["wrong"], what
