@@ -51,8 +51,16 @@ MASKS = {
 }
 
 
+AT_128 = ("causal", "full", "window, documents in any order")  # of head dim 128 the others are slow
+
+
 @pytest.mark.parametrize(
-    "D, mask", [*((D, mask) for D in (64, 128) for mask in MASKS), (96, "causal"), (96, "full documents")]
+    "D, mask",
+    [
+        *((64, mask) for mask in MASKS),
+        *(pytest.param(128, mask, marks=[] if mask in AT_128 else [pytest.mark.slow]) for mask in MASKS),
+        *((96, "causal"), (96, "full documents")),
+    ],
 )
 def test_several_blocks(D, mask, device):
     """Every buffer is filled more than once; tiles at the edge of a mask, inside, outside, and beyond the sequence."""
@@ -61,9 +69,14 @@ def test_several_blocks(D, mask, device):
     check(*heads(1, T, 2, 1, D, device), causal=causal, document_ids=documents(kind, 1, T, device), window=window)
 
 
-@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize(
+    "lengths, D",
+    [
+        *(((64, 64, 101), 64), ((10, 219), 64), ((192, 37), 64), ((64, 64, 101), 128)),
+        *(pytest.param(lengths, 128, marks=pytest.mark.slow) for lengths in ((10, 219), (192, 37))),
+    ],
+)
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("lengths", [(64, 64, 101), (10, 219), (192, 37)])
 def test_documents_longer_than_tiles(lengths, causal, D, device):
     """Tiles that lie in one document with all of the block get no mask: two documents a block, one, an uneven edge."""
     ids = torch.repeat_interleave(torch.arange(len(lengths)) * 3 % 4, torch.tensor(lengths))[None].to(device)
