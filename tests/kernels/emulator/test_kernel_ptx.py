@@ -38,14 +38,14 @@ TRITON_KERNELS = {
 }
 # Of each module a choice of its cases that is quick.
 TRITON = {
-    "rms_norm": "prime or expanded or strided or unused",
+    "rms_norm": "prime or strided and bfloat16 or unused",
     "rotary": "float64",
     "rotary_attention": "composition and plain and overwritten or every_rotation and partial",
     "swiglu": "float64 and (prime or packs or odd or expanded) or extreme",
     "position_loss": "float64 and (bfloat16 and (edges or off or blocks) or float16 and (confident or strided)) or descriptors "
     "or bits_repeat",
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
-    "attention": "float64 and bfloat16 and (not several and not exact and not windows or several and GQA or exact and 128) "
+    "attention": "float64 and bfloat16 and (several and GQA or exact and 128 or window and documents and not windows) "
     "or float64 and prime or descriptors or deterministic",
     "variants": "wide or deep or rows or logits",
 }
@@ -134,7 +134,7 @@ def run(modules: list[str], choice: str, **variables: str) -> set[str]:
 
 
 def chosen(modules: dict[str, str]) -> str:
-    return "(" + " or ".join(f"test_kernel_{module} and ({cases})" for module, cases in modules.items()) + ")"
+    return "(" + " or ".join(f"test_kernel_{module}.py and ({cases})" for module, cases in modules.items()) + ")"
 
 
 # ---- Triton ------------------------------------------------------------------------------------------------------------

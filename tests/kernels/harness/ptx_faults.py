@@ -25,7 +25,7 @@ def triton(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
     ptx_driver.install(int(arch))
     ptx_driver.replays = []
     if case == "loss":
-        hidden, weight = torch.randn(1, 150, 208).bfloat16(), torch.randn(140, 208).bfloat16()
+        hidden, weight = torch.randn(1, 150, 144).bfloat16(), torch.randn(140, 144).bfloat16()
         ek.linear_cross_entropy(hidden, weight, torch.randint(140, (1, 150)), backend="triton")
         name = "_statistics_kernel"
     else:
@@ -49,7 +49,7 @@ def nvcc(arch: str, case: str) -> Iterator[tuple[object, Callable]]:
     os.environ[library.VARIABLES["cuda"]] = str(path)
     assert library.unsupported_reason("cuda", torch.device("cpu")) is None
     elsewhere = ptx_of_nvcc.Elsewhere(path, arch)
-    module, T = (attention_hopper, 530) if case == "hopper" else (attention_mma, 200)
+    module, T = (attention_hopper, 530) if case == "hopper" else (attention_mma, 140)
     q, k, v, do = (torch.randn(1, T, 1, 64).bfloat16() for _ in range(4))
     out, lse = module.forward(q, k, v, Options())
 
