@@ -62,7 +62,7 @@ def test_doctor_says_what_will_be_used(monkeypatch):
 
 def test_the_whole_way_ends_in_json_and_a_page(config_file, tmp_path):
     """prepare, train, analyze, report as a user types them; with --json the output is one JSON document."""
-    fresh = [str(config_file), f"data.path={tmp_path / 'data'}", "checkpoints.every_tokens=256"]
+    fresh = [str(config_file), f"data.path={tmp_path / 'data'}", "checkpoints.every_tokens=512"]
     prepared = command("prepare", *fresh, "--json")
     assert json.loads(prepared.stdout) == {"path": str(tmp_path / "data")}, prepared.stderr
     trained = command("train", *fresh, "--json")
