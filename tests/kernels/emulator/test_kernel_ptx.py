@@ -199,7 +199,8 @@ def test_triton_needs_what_orders_its_threads(arch, case):
         assert missed(rows, "wgmma.wait") == missed(rows, "wgmma") == 0
 
 
-@pytest.mark.parametrize("arch, case", [("80", "attention"), pytest.param("90a", "hopper", marks=pytest.mark.slow)])
+@pytest.mark.slow  # of the source they are tested quickly: test_every_barrier_is_needed
+@pytest.mark.parametrize("arch, case", [("80", "attention"), ("90a", "hopper")])
 def test_our_code_needs_what_orders_its_threads(arch, case, nvcc):
     """As nvcc leaves it. At head dim 64 one barrier orders nothing: values are in registers. And in PTX registers have names
     of their own, so that a wait for a product to have read its registers is missed by nobody (in two kernels); nor is one of
