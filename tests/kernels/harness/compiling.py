@@ -4,6 +4,7 @@ Run as a script (with TRITON_INTERPRET unset) it compiles every configuration th
 of JSON per kernel; test_compile.py runs it so and looks at the lines.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -300,13 +301,14 @@ SUITES = {
 
 
 def main(suite: str, *choices: str) -> None:
-    """choices: dtypes and compute capabilities (90 for 9.0)."""
+    """choices: dtypes, compute capabilities (90 for 9.0) and further suites."""
     from emergence_kernels.backends import triton_configs as configs
 
+    suites = [suite, *(choice for choice in choices if choice in SUITES)]
     dtypes = [choice for choice in choices if choice in POINTER]
     for number in [int(choice) for choice in choices if choice.isdigit()] or (80, 90):
         arch = configs.table_of(number // 10)
-        for dtype in dtypes or POINTER:
+        for suite, dtype in itertools.product(suites, dtypes or POINTER):
             for name, kernel, types, constants, launch in SUITES[suite](dtype, arch):
                 needed = {k: v for k, v in types.items() if k in kernel.arg_names and k not in constants}
                 compiled = compile_kernel(kernel, needed, constants, number, **launch)
