@@ -51,6 +51,7 @@ from emergence_train.errors import OneLine
 from emergence_train.recorder import environment, run_log, tables
 from emergence_train.training import engine as engines
 from emergence_train.training import run as training
+from emergence_train.training.samples import Samples
 from emergence_train.training.session import Session
 from emergence_train.training.step import Stepper
 from faults.comparing import TIMELESS, Wrong, compare
@@ -115,7 +116,7 @@ def recorded(workload: Workload, place: Path) -> list[Operation]:
 def _patch(workload: Workload, out: Path, trace: Path | None, kill_at: int | None):
     """What a recorded process does besides: marks where a save begins and where it is called durable; every row is written at
     once, so that many are on their way to the disk between two fsyncs."""
-    write, load, call = Saver._write, Stepper._load, Stepper.__call__
+    write, load, call = Saver._write, Samples.__call__, Stepper.__call__
 
     def marked(self, step, *given):
         if self.mesh.is_rank0:
@@ -124,8 +125,8 @@ def _patch(workload: Workload, out: Path, trace: Path | None, kill_at: int | Non
         if self.mesh.is_rank0 and self.problem is None:
             disk.mark(f"durable {step}")
 
-    def poisoned(self, step, number):
-        batch = load(self, step, number)
+    def poisoned(self, step):
+        batch = load(self, step)
         self.poisoned = self.skipped.batch(step) == workload.poison
         return batch
 
@@ -133,7 +134,7 @@ def _patch(workload: Workload, out: Path, trace: Path | None, kill_at: int | Non
         if step == kill_at:
             os._exit(70)
         out = call(self, step, *given)
-        return (out[0] * float("nan"), *out[1:]) if getattr(self, "poisoned", False) else out
+        return (out[0] * float("nan"), *out[1:]) if getattr(self.samples, "poisoned", False) else out
 
     fsync, synced = os.fsync, []
 
@@ -148,7 +149,7 @@ def _patch(workload: Workload, out: Path, trace: Path | None, kill_at: int | Non
         if workload.fails and trace:
             os.fsync = failing
         run_log.WRITE_SECONDS = -1.0
-        Saver._write, Stepper._load, Stepper.__call__ = marked, poisoned, killed
+        Saver._write, Samples.__call__, Stepper.__call__ = marked, poisoned, killed
         if trace:
             disk.start(out, trace)
 

@@ -54,14 +54,14 @@ def at_step(error: BaseException, *, after: int = 5) -> Patch:
     """Raised while samples are loaded, between collectives."""
 
     def make(load):
-        def loading(self, step, number):
+        def loading(self, step):
             if step == after:
                 raise error
-            return load(self, step, number)
+            return load(self, step)
 
         return loading
 
-    return replaced("training.step:Stepper._load", make)
+    return replaced("training.samples:Samples.__call__", make)
 
 
 def signalled(number: int, *moment) -> Patch:

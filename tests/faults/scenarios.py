@@ -30,6 +30,7 @@ from emergence_train.faults import operations, watchdog
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.decoder import Decoder
 from emergence_train.recorder import tables
+from emergence_train.training.samples import Samples
 from emergence_train.training.step import Stepper
 from faults.comparing import Wrong, compare
 from faults.launch import launch  # first: it must not be imported after anything that computes
@@ -85,11 +86,11 @@ class Runs:
 def poison(batches: set[int], factor: float):
     """Multiply the loss of these batches, in any step that trains on them."""
     now = {"batch": -1}
-    load, forward = Stepper._load, Decoder.forward
+    load, forward = Samples.__call__, Decoder.forward
 
-    def loading(self, step, number):
+    def loading(self, step):
         now["batch"] = self.skipped.batch(step)
-        return load(self, step, number)
+        return load(self, step)
 
     def wrong(self, *given, **named):
         out = forward(self, *given, **named)
@@ -103,7 +104,7 @@ def poison(batches: set[int], factor: float):
         )
 
     def patch(rank: int) -> None:
-        Stepper._load, Decoder.forward = loading, wrong
+        Samples.__call__, Decoder.forward = loading, wrong
 
     return patch
 
@@ -248,23 +249,23 @@ def drift(runs: Runs) -> dict:
 
 def hang(runs: Runs) -> dict:
     """Rank 1 sleeps while loading; and the error of a rank that fails is reported by the others."""
-    load = Stepper._load
+    load = Samples.__call__
 
-    def loading(self, step, number):
+    def loading(self, step):
         if step == 5 and self.mesh.data.rank == 1:
             time.sleep(60)
-        return load(self, step, number)
+        return load(self, step)
 
-    def failing(self, step, number):
+    def failing(self, step):
         if step == 5 and self.mesh.data.rank == 1:
             raise OSError(5, "Input/output error")
-        return load(self, step, number)
+        return load(self, step)
 
     def asleep(rank: int) -> None:
-        Stepper._load = loading
+        Samples.__call__ = loading
 
     def broken(rank: int) -> None:
-        Stepper._load = failing
+        Samples.__call__ = failing
 
     over = ["faults.hang_seconds=4", "faults.silent_seconds=10"]
     launched = runs.start("hang", *over, world=3, patch=asleep)
@@ -278,14 +279,14 @@ def hang(runs: Runs) -> dict:
 
 def slow(runs: Runs) -> dict:
     """Rank 1 takes a fifth of a second more over its data at every step."""
-    load = Stepper._load
+    load = Samples.__call__
 
-    def loading(self, step, number):
+    def loading(self, step):
         time.sleep(0.2 * (self.mesh.data.rank == 1))
-        return load(self, step, number)
+        return load(self, step)
 
     def patch(rank: int) -> None:
-        Stepper._load, operations.STEPS = loading, 4
+        Samples.__call__, operations.STEPS = loading, 4
         watchdog.COMPARE_SECONDS, watchdog.TIMES_EVERY = 2.0, 1
 
     end = runs.start("slow", "training.micro_batch=6", world=2, patch=patch)
