@@ -62,13 +62,14 @@ def investigate(paths: str | Path | Iterable[str | Path], names: Mapping[Path, s
     """analyze_emergence with the findings behind its result; `names` are those that run directories are shown by."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     names = names_of(paths) if names is None else names
-    metrics, notes = emergence_table.load(paths, names)
+    metrics, families, notes = emergence_table.load(paths, names)
     findings = tuple(find(task) for task in metrics)
     tasks = tuple(task_result(finding) for finding in findings)
     laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths, names))
     result = EmergenceResult(
         convention=CONVENTION,
         notes=(*notes, *notes_ahead),
+        families=families,
         tasks=tasks,
         mirage=mirage(tasks),
         size_law=tuple(laws),

@@ -17,7 +17,7 @@ def backtest(paths: str | Path | Iterable[str | Path], observed: float = OBSERVE
     One row per emergent task (verdict without the hidden size) and hidden run: predicted tokens with interval, the tokens
     at which its loss crossed the threshold from all sizes, and whether the interval contains them.
     """
-    tasks, _ = emergence_table.load(paths)
+    tasks, *_ = emergence_table.load(paths)
     rows = []
     for task in tasks:
         if len(task.sizes) < 2:

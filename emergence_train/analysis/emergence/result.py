@@ -44,6 +44,16 @@ class TaskKey:
         return self.family, self.task, self.metric
 
 
+@dataclass(frozen=True, kw_only=True)
+class FamilyResult:
+    """Runs that were pooled: their losses compare."""
+
+    family: str
+    decided_by: Annotated[str, "the columns that decide it; names (of the runs); or assumed, where nothing tells"]
+    runs: tuple[str, ...]
+    sizes: int
+
+
 @dataclass(frozen=True)
 class LossInterval:
     """A loss with its 95% interval."""
@@ -243,6 +253,7 @@ class EmergenceResult:
     units: Units = field(default_factory=Units)
     convention: str
     notes: tuple[str, ...]
+    families: tuple[FamilyResult, ...]
     tasks: tuple[TaskResult, ...]
     mirage: tuple[MirageCheck, ...]
     size_law: tuple[SizeLawResult, ...]

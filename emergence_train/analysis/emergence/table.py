@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.emergence.families import families, with_data
+from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
 from emergence_train.recorder import tables
+from emergence_train.recorder.naming import names_of
 
 SMALLEST = 0.02  # smallest relevant change of a share
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
 RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that are shares of right items
-SIZE = re.compile(r"(?<![a-z0-9])(size)?[-_]?\d+([._]\d+)?\s*[kmbt](?![a-z0-9])", re.IGNORECASE)
-NUMBERS = re.compile(r"[-_.\s]*(seed|run|step|v)?[-_.]?\d*$", re.IGNORECASE)
 
 
 @dataclass
@@ -51,65 +52,21 @@ class TaskMetric:
 
 def load(
     paths: str | Path | Iterable[str | Path], names: Mapping[Path, str] | None = None
-) -> tuple[list[TaskMetric], list[str]]:
-    """Every (family, task, metric) of the evaluations in `paths`, and notes on the whole table."""
+) -> tuple[list[TaskMetric], tuple[FamilyResult, ...], list[str]]:
+    """Every (family, task, metric) of the evaluations in `paths`, its families, and notes on the whole table."""
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    names = names_of(paths) if names is None else names
     frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True, names=names)
     notes = [f"column {name!r} is missing" for name in frame.attrs["missing"]]
-    frame["family"], family_notes = families(frame)
-    notes += family_notes
+    decided = families(with_data(frame, paths, names))
+    notes += decided.notes
+    members = decided.results(frame)
+    frame["family"] = decided.names
     tasks = []
     for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):
         tasks.append(_task(str(family), str(task), str(metric), rows))
     _brier_chance(tasks)
-    return tasks, notes
-
-
-# ---------------------------------------------------------------------------------------------------------- families
-
-
-def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Families of runs with comparable losses: a name for each row, and notes.
-
-    By the column (or Parquet metadata) `vocabulary`, else by the column `family`, else by the runs' names without
-    the sizes in them (pythia-70m and pythia-1.4b, olmo-1b and olmo-7b).
-    """
-    runs = frame.drop_duplicates("run").set_index("run")
-    for column, what in ((tables.VOCABULARY, "vocabularies"), ("family", "families")):
-        if column not in frame:
-            continue
-        named = frame[column].fillna("").astype(str)
-        if not (named != "").any():
-            continue
-        names = sorted(named.unique())
-        if len(names) == 1:
-            return named, []
-        if "" in names:
-            first = runs.index[runs[column].fillna("").astype(str) == ""][0]
-            note = f"run {first!r} and others have no {column}: analysed apart as the family 'unknown'"
-        else:
-            note = ""
-        text = f"runs of different {what} ({', '.join(name or 'unknown' for name in names)}): their losses in nats per "
-        text += "token are not comparable, so each is analysed apart and none is pooled"
-        return named.replace("", "unknown"), [text, *([note] if note else [])]
-    stems = {run: _stem(run) for run in runs.index}
-    ladders = [
-        s for s in set(stems.values()) if s and runs["params"][[r for r in stems if stems[r] == s]].nunique() > 1
-    ]
-    if len(set(stems.values())) > 1 and ladders and any(SIZE.search(run) for run in runs.index):
-        names = sorted(set(stems.values()))
-        return frame["run"].map(stems), [
-            f"no column says which runs share a tokenizer; by their names these are {len(names)} families "
-            f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''}), analysed apart; a column vocabulary or family "
-            "with one value pools them"
-        ]
-    text = "no column says whether the runs share tokenizer and validation text; they are taken to (give vocabulary or family)"
-    return pd.Series("", index=frame.index), [text] if len(runs) > 1 else []
-
-
-def _stem(run: str) -> str:
-    """A run's name without its size and trailing numbers, the name of its family."""
-    stem = SIZE.sub("", run)
-    return NUMBERS.sub("", stem).strip("-_. /").lower()
+    return tasks, members, notes
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks

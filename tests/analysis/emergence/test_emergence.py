@@ -509,7 +509,7 @@ def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
 
 
 def test_tasks_are_read_whole(tmp_path):
-    tasks, _ = emergence_table.load(written(emergent_ladder(), tmp_path))
+    tasks, *_ = emergence_table.load(written(emergent_ladder(), tmp_path))
     assert [(task.task, len(task.frame)) for task in tasks] == [("jump", 56), ("steady", 56)]
     with pytest.raises(InputError, match="no such file"):
         emergence_table.load(tmp_path / "nowhere")
