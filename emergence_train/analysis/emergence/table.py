@@ -14,6 +14,7 @@ import pandas as pd
 from emergence_train.analysis.emergence.families import families, with_data
 from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
+from emergence_train.analysis.emergence.untrained import trained
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import names_of
 
@@ -88,7 +89,9 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetri
         chance = None
     share = bool(np.all((value >= 0) & (value <= 1)) and sign > 0 and (chance is None or 0 <= chance < 1))
     frame = frame.assign(y=value if sign > 0 else -value)
-    frame = _above_unigram(frame, notes)
+    unigram = _median(frame["unigram_loss"]) if "unigram_loss" in frame else None
+    frame = trained(frame, unigram, notes)
+    frame.attrs["unigram"] = unigram
     loss_from, loss_to = float(frame["loss"].max()), float(frame["loss"].min())
     x = (loss_from - frame["loss"].to_numpy(float)) / max(loss_from - loss_to, 1e-12)
     variance, items = _noise(frame, share, metric, x, notes)
@@ -142,25 +145,6 @@ def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:
 def _median(column: pd.Series) -> float | None:
     known = pd.to_numeric(column, errors="coerce").dropna()
     return float(known.median()) if len(known) else None
-
-
-def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Select the rows in which the model beats a unigram model, where alone a plateau is meaningful.
-
-    All rows where the unigram model's loss is unknown; a threshold then has a note on it (emergence.find).
-    """
-    known = _median(frame["unigram_loss"]) if "unigram_loss" in frame else None
-    frame.attrs["unigram"] = known
-    if known is None:
-        notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
-        return frame
-    beats = frame["loss"] < known
-    dropped = int((~beats).sum())
-    if dropped:
-        notes.append(f"{dropped} rows at or above the unigram loss {known:.4g} left out")
-    above = frame[beats] if beats.any() else frame
-    above.attrs["unigram"] = known
-    return above
 
 
 def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
