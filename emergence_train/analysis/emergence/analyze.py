@@ -110,7 +110,13 @@ def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
         f"{needed:.3g} nats per token, which is not known: give unigram_loss"
     )
     return replace(
-        verdict, name="not-identified", probability=1 - verdict.probability, eta=None, plateau=None, reason=reason
+        verdict,
+        name="not-identified",
+        probability=1 - verdict.probability,
+        eta=None,
+        eta_draws=np.empty(0),
+        plateau=None,
+        reason=reason,
     )
 
 

@@ -18,13 +18,14 @@ import numpy as np
 BINS = 160  # more rows than this are binned by loss before the shapes are fitted
 ONSETS = np.linspace(0, 0.96, 49)
 # (powers of u, rates of 1 - exp(-rate u), widths of a straight rise, widths of an S-shaped rise), u in [0, 1] from the onset
-COARSE = ((0.5, 0.75, 1.0, 1.5, 2.0), (3.0, 8.0), (0.15, 0.4), (0.15, 0.35, 0.65, 1.0))
-FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in ((0.4, 2.5), (0.7, 14), (0.1, 0.95), (0.1, 1.3)))
+COARSE = ((0.5, 0.75, 1.0, 1.5, 2.0, 3.0), (3.0, 8.0), (0.15, 0.4), (0.15, 0.35, 0.65, 1.0))
+FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in ((0.4, 3.5), (0.7, 14), (0.1, 0.95), (0.1, 1.3)))
 MARGIN = 0.04  # the finer grid of onsets extends the coarse one by this
 TURNS = np.linspace(0.1, 0.9, 17)
 PRIOR = {"flat": 0.35, "smooth": 0.20, "onset": 0.30, "turn": 0.15}
 PRIOR_DISPERSION = 2.0  # weight of the prior dispersion 1, in rows
 FLOOR = 0.2  # of the mean variance
+TRUST = 60.0  # rows' worth of evidence for a shape that more rows approach: no curve is exactly any of the shapes
 DRAWS = 2000
 
 
@@ -197,7 +198,9 @@ class _Binned:
         else:
             self.x, self.y, self.weight = rows.x, rows.y, weight
         self.n = max(float(telling.sum()), 2.0)  # rows informative of the noise
-        self.effective = self.n * (1 - correlation) / (1 + correlation)  # equivalent number of independent rows
+        independent = self.n * (1 - correlation) / (1 + correlation)  # equivalent number of independent rows
+        self.trusted = 1 / (1 + independent / TRUST)
+        self.effective = self.trusted * independent
         self.total = self.weight.sum()
         self.mean = self.weight @ self.y / self.total
         self.within = float(weight @ rows.y**2 - self.weight @ self.y**2)  # scatter inside the bins
@@ -323,7 +326,7 @@ class _Fits:
             before,
             grid,
             curves,
-            float(dispersion),
+            float(dispersion * self.data.trusted),
             correlation,
             self.data.effective,
         )

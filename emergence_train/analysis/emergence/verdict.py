@@ -16,12 +16,13 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
 """
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from emergence_train.analysis.emergence.result import VerdictName
 from emergence_train.analysis.emergence.shapes import Posterior, Rows, posterior
+from emergence_train.analysis.emergence.threshold import threshold
 
 PLATEAU = 0.2  # minimum length of a plateau as a share of the loss range
 SIDE = 3  # checkpoints required before and after an onset
@@ -50,6 +51,7 @@ class Verdict:
     posterior: Posterior | None
     reason: str = ""
     begins_by: float | None = None
+    eta_draws: np.ndarray = field(default_factory=lambda: np.empty(0))  # (S,) of which `eta` is the median and interval
 
 
 def judge(
@@ -72,12 +74,23 @@ def judge(
         known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]
         reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
-    eta = plateau = begins_by = None
-    if top == "emergent":
-        these = names == "emergent"
-        eta, plateau = _interval(drawn.onset[these]), _interval(drawn.level[these])
-        begins_by = _begins_by(drawn.onset[these], probabilities[top])
-    return Verdict(top, probabilities[top], probabilities, eta, plateau, change, drawn, begins_by=begins_by)
+    if top != "emergent":
+        return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
+    these = names == "emergent"
+    eta = threshold(drawn.onset[these], rows.x, rng)
+    begins_by = _begins_by(drawn.onset[these], probabilities[top])
+    plateau = _interval(drawn.level[these])
+    return Verdict(
+        top,
+        probabilities[top],
+        probabilities,
+        _interval(eta),
+        plateau,
+        change,
+        drawn,
+        begins_by=begins_by,
+        eta_draws=eta,
+    )
 
 
 def _begins_by(onset: np.ndarray, probability: float) -> float:
