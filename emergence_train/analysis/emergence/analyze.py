@@ -87,7 +87,13 @@ def find(task: TaskMetric) -> Finding:
         verdict = Verdict("not-identified", 1.0, {}, None, None, (0.0, 0.0, 0.0), None, reason)
     else:
         verdict = judge(
-            task.rows, chance=task.chance, best=task.best, smallest=task.smallest, scale=task.scale, rng=rng
+            task.rows,
+            chance=task.chance,
+            best=task.best,
+            smallest=task.smallest,
+            scale=task.scale,
+            rng=rng,
+            majority=task.majority,
         )
         verdict = _or_unknown(task, verdict)
     return Finding(task, verdict, size_effect(task, rng))
@@ -155,6 +161,7 @@ def task_result(finding: Finding) -> TaskResult:
             unigram_needed=None if verdict.begins_by is None else task.loss_at(verdict.begins_by),
         ),
         chance=task.sign * task.chance if np.isfinite(task.chance) else None,
+        majority=task.sign * task.majority if np.isfinite(task.majority) else None,
         items=items,
         resolution=1 / items if items else None,
         continuous=continuous(task.metric),

@@ -15,12 +15,15 @@ from emergence_train.analysis.results import (
     keyed,
 )
 
-VerdictName = Literal["emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified"]
+VerdictName = Literal[
+    "emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified", "inverted-u"
+]
 Status = Literal["reached", "expected", "open", "not-before-the-end"]
 # Verdicts in the order in which they are shown, informative ones first
 VERDICT_ORDER: tuple[VerdictName, ...] = (
     "emergent",
     "u-shaped",
+    "inverted-u",
     "gradual",
     "inverse",
     "saturated",
@@ -149,6 +152,7 @@ class TaskResult(TaskKey):
     runs: int
     loss_range: LossRange
     chance: MetricUnits | None
+    majority: Annotated[MetricUnits | None, "what always giving the commonest answer scores, where known or implied"]
     items: Annotated[float | None, "median over checkpoints"]
     resolution: Annotated[float | None, "1 / items"]
     continuous: Annotated[bool, "the metric moves with every change of the model's probabilities"]

@@ -19,6 +19,7 @@ from emergence_train.recorder import tables
 from emergence_train.recorder.naming import names_of
 
 SMALLEST = 0.02  # smallest relevant change of a share
+BETRAYED = 4.0  # standard errors below 1/2 at which a score is that of a constant answer
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
 RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that are shares of right items
 
@@ -40,6 +41,7 @@ class TaskMetric:
     scale: float
     sign: int  # value = sign * y: 1, -1 where lower is better, 100 for percent
     items: float  # median; NaN: unknown
+    majority: float = np.nan  # of always giving the commonest answer, in the units of y; NaN: unknown
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -65,7 +67,7 @@ def load(
     frame["family"] = decided.names
     tasks = []
     for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):
-        tasks.append(_task(str(family), str(task), str(metric), rows))
+        tasks.append(task_metric(str(family), str(task), str(metric), rows))
     _brier_chance(tasks)
     return tasks, members, notes
 
@@ -73,7 +75,7 @@ def load(
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 
-def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
+def task_metric(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
     notes: list[str] = []
     sign = _direction(metric, frame, notes)
     if sign > 0 and RIGHT.search(metric.lower()):
@@ -128,8 +130,27 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetri
         scale,
         sign,
         items_out,
+        _majority(frame, rows, chance, notes) if share else np.nan,
         notes,
     )
+
+
+def _majority(frame: pd.DataFrame, rows: Rows, chance: float | None, notes: list[str]) -> float:
+    """What always giving the commonest answer scores: as the table has it; of two answers also where a checkpoint betrays it.
+
+    A model that cannot tell gives one answer more and more. Where that is the rarer one, the score is far below 1/2.
+    """
+    known = _median(frame["majority"]) if "majority" in frame else None
+    if known is not None:
+        return known
+    if rows.items is None or chance != 0.5:
+        return np.nan
+    lowest = int(rows.y.argmin())
+    value = float(rows.y[lowest])
+    if value > 0.5 - BETRAYED * 0.5 / np.sqrt(float(rows.items[lowest])):
+        return np.nan
+    notes.append(f"always giving the commoner answer scores about {1 - value:.3g}: a checkpoint scored {value:.3g}")
+    return 1 - value
 
 
 def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:
@@ -181,7 +202,8 @@ def _as_shares(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, int
             f"percent and shares are mixed: taken as shares were the values of {shares}; all are given as shares"
         )
     scale = np.where(frame["run"].isin(percent), 100.0, 1.0)
-    names = ("chance", "stderr") if len(percent) == len(highest) else ("value", "chance", "stderr")
+    names = ["chance", "stderr", *(["majority"] if "majority" in frame else [])]
+    names += [] if len(percent) == len(highest) else ["value"]
     columns = {name: frame[name].to_numpy(float) / scale for name in names}
     return frame.assign(**columns), 100 if len(percent) == len(highest) else 1
 
