@@ -26,22 +26,26 @@ LEVELS = {
 }  # steps between levels; tasks whose items can tell them apart
 
 
-def crossings(path: Path, rate_known: bool) -> dict:
-    """Coverage of the forecasts of every run, task and level of the table at `path`, with errors in factors of tokens.
+def crossings(path: Path, rate_known: bool) -> pd.DataFrame:
+    """Forecast and truth of every run, task and level of the table at `path` that was ahead; tokens, inf where not reached.
 
     `rate_known`: the forecast knows that the learning rate stays constant; else it has only the table, as users' have.
     """
     frame = pd.read_csv(path)
     rows = []
     plan = {"training": {"tokens": int(frame["tokens"].max()), "schedule": {"kind": "constant", "lr": 1e-3}}}
-    folder = Path(tempfile.mkdtemp())
-    (folder / "config.yaml").write_text(yaml.safe_dump(plan))
-    for name, step in LEVELS.items():
-        task_rows = frame[frame["task"] == name].sort_values(["run", "step"])
-        task = emergence_table.task_metric("", name, "acc", task_rows)
-        for run in task.frame["run"].unique():
-            rows += _hidden_run(task, str(run), step, folder if rate_known else None)
-    table = pd.DataFrame(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(plan))
+        for name, step in LEVELS.items():
+            task_rows = frame[frame["task"] == name].sort_values(["run", "step"])
+            task = emergence_table.task_metric("", name, "acc", task_rows)
+            for run in task.frame["run"].unique():
+                rows += _hidden_run(task, str(run), step, Path(folder) if rate_known else None)
+    return pd.DataFrame(rows)
+
+
+def summaries(table: pd.DataFrame) -> dict:
+    """Coverage of the forecasts by task and of all, with errors in factors of tokens."""
     return {name: _summary(part) for name, part in [*table.groupby("task"), ("all", table)]}
 
 
@@ -86,7 +90,7 @@ def _hidden_run(task: emergence_table.TaskMetric, run: str, step: float, plan: P
             np.inf if at is None else at for at in (predicted.low95, predicted.value, predicted.high95)
         )
         rows.append({"task": task.task, "run": run, "level": level, "predicted": middle, "actual": actual})
-        rows[-1]["inside"] = bool(low <= actual <= high)
+        rows[-1] |= {"low": low, "high": high, "inside": bool(low <= actual <= high)}
     return rows
 
 

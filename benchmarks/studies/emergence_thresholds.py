@@ -1,6 +1,6 @@
 """Do thresholds, verdicts and ability forecasts hold on other people's runs, and on simulated items that the fit does not know?
 
-    python benchmarks/studies/emergence_thresholds.py [--simulations 100] [--public FOLDER] [--figure]
+    python benchmarks/studies/emergence_thresholds.py [--simulations 100] [--public FOLDER] [--figures]
 
 Simulated (emergence_items.py): how often the 95% interval of a threshold holds the truth, by items, rows and the foot of the
 rise; whether the intervals of two runs of one family overlap. With --public, tables of other laboratories (FOLDER has
@@ -17,14 +17,17 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import emergence_items  # noqa: E402
-from emergence_crossings import crossings  # noqa: E402
+from emergence_crossings import crossings, summaries  # noqa: E402
 from emergence_study import task_of  # noqa: E402
 from temporal_coverage import provenance  # noqa: E402
 
@@ -37,6 +40,13 @@ REGIMES = tuple(product((500, 14_000), emergence_items.ROWS, FEET))
 SHOWN = 0.08  # least share of items known at the lowest loss: fewer are no ability to find a threshold of
 CHOSEN = 1000  # seeds from here on chose shapes.TRUST and threshold.SHAPE, those below are reported
 TABLES = ("gadre", "gemstones")
+TABLE, KNOWN = "from the table alone", "with the constant rate known"
+UNSEEN = "gadre, every second task: no constant was chosen on these"
+DRAWN = 50  # tasks of a panel
+SPANS = (("error", 1.0), ("width", 0.5))  # what of a threshold is drawn: its error, half its interval
+IMAGES = HERE.parents[1] / "docs" / "images"
+matplotlib.use("svg")
+plt.rcParams["svg.hashsalt"] = "emergence-train"
 
 
 # ---------------------------------------------------------------------------------------------------------- simulated
@@ -131,15 +141,17 @@ def _tasks(frame: pd.DataFrame) -> list[emergence_table.TaskMetric]:
 
 def halves(folder: Path, splits: int) -> dict:
     """Verdicts of two halves of a table's runs: how often they agree, and how often their probabilities say they should."""
-    results: dict[str, list] = {name: [] for name in TABLES}
+    results: dict[str, list] = {name: [] for name in (*TABLES, UNSEEN)}
     for name in TABLES:
-        for task in _tasks(pd.read_csv(folder / f"{name}_evaluations.csv")):
+        for number, task in enumerate(_tasks(pd.read_csv(folder / f"{name}_evaluations.csv"))):
             runs = task.frame["run"].unique()
             for split in range(splits):
                 chosen = np.random.default_rng([split, 11]).permutation(runs)[: len(runs) // 2]
                 first = task.frame["run"].isin(chosen).to_numpy()
                 pair = [find(emergence_table.part(task, keep)).verdict for keep in (first, ~first)]
                 results[name].append([(v.name, v.probability, v.probabilities) for v in pair])
+                if name == TABLES[0] and number % 2:
+                    results[UNSEEN].append(results[name][-1])
     return {name: _agreement(pairs) for name, pairs in results.items()}
 
 
@@ -158,37 +170,56 @@ def _agreement(pairs: list) -> dict:
     }
 
 
-def draw(regimes: dict[str, list[dict]], path: Path) -> None:
-    """Errors of thresholds with their intervals, a panel per regime; those outside in red."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "emergence-train"
+def draw_thresholds(regimes: dict[str, list[dict]], path: Path) -> None:
+    """Errors of thresholds with their intervals, a panel per regime; those that miss the truth in red."""
     figure, axes = plt.subplots(2, 4, figsize=(11, 5.2), sharex=True, layout="constrained")
     for axis, (name, results) in zip(axes.flat, regimes.items()):
-        named = sorted((row for row in results if "inside" in row), key=lambda row: row["error"] / row["range"])[:100]
-        for place, row in enumerate(named):
-            error, half = 100 * row["error"] / row["range"], 50 * row["width"] / row["range"]
-            colour = "0.65" if row["inside"] else "tab:red"
-            axis.plot([error - half, error + half], [place, place], color=colour, linewidth=1)
-            axis.plot(error, place, ".", color="black" if row["inside"] else "tab:red", markersize=2)
-        share = np.mean([row["inside"] for row in named])
+        every = [row for row in results if "inside" in row]
+        named = sorted(every[:DRAWN], key=lambda row: row["error"] / row["range"])
+        error, half = (100 * np.array([row[key] * scale / row["range"] for row in named]) for key, scale in SPANS)
+        inside = np.array([row["inside"] for row in named])
+        for these, colour in ((inside, "0.7"), (~inside, "tab:red")):
+            place = np.flatnonzero(these)
+            axis.hlines(place, (error - half)[these], (error + half)[these], color=colour, linewidth=1)
+            axis.plot(error[these], place, ".", color="black" if colour != "tab:red" else colour, markersize=2)
         axis.axvline(0, color="tab:blue", linewidth=0.8)
-        axis.set(title=f"{name}: {share:.0%}", yticks=[], xlim=(-30, 30))
-        axis.title.set_fontsize(9)
+        axis.set(yticks=[], xlim=(-30, 30))
+        axis.set_title(f"{name}: {inside.mean():.0%}", fontsize=9)
     figure.supxlabel(
-        "estimated less true threshold, percent of the loss range (95% intervals; red: truth outside)", fontsize=9
+        "estimated less true threshold, percent of the loss range; 95% intervals, red where the truth is outside"
     )
+    save(figure, path)
+
+
+def draw_crossings(table: pd.DataFrame, path: Path) -> None:
+    """Forecast against measured tokens of each crossing that was ahead; those that miss in red, open ends dotted."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), sharex=True, sharey=True, layout="constrained")
+    top = 1.5 * float(table.loc[np.isfinite(table["actual"]), "actual"].max())
+    for axis, (task, rows) in zip(axes, table.groupby("task")):
+        for row in rows.itertuples():
+            actual, colour = min(row.actual, top), "0.65" if row.inside else "tab:red"
+            style = "-" if np.isfinite(row.high) else ":"
+            axis.plot([actual] * 2, [min(row.low, top), min(row.high, top)], style, color=colour, linewidth=1)
+            axis.plot(actual, min(row.predicted, top), ".", color="black" if row.inside else colour, markersize=3)
+        ends = [0.8 * float(table["actual"].min()), top]
+        axis.plot(ends, ends, color="tab:blue", linewidth=0.8)
+        axis.set(xscale="log", yscale="log", ylim=(None, 1.1 * top))
+        axis.set_title(f"{task}: {rows['inside'].mean():.0%} of {len(rows)}", fontsize=9)
+    axes[0].set_ylabel("forecast tokens, 95% interval")
+    figure.supxlabel("tokens at which the hidden run reached the level; far right: not by its end", fontsize=9)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=100)
     parser.add_argument("--public", type=Path, help="folder of the public tables")
-    parser.add_argument("--figure", action="store_true", help="draw docs/images/thresholds.svg")
+    parser.add_argument("--figures", action="store_true", help="draw docs/images/thresholds.svg and crossings.svg")
     arguments = parser.parse_args()
     begin = time.process_time()
     regimes = {
@@ -204,14 +235,18 @@ def main() -> None:
         "all_simulated": coverage([row for results in regimes.values() for row in results]),
         "two_runs_of_a_family": overlapping_runs(arguments.simulations),
     }
+    if arguments.figures:
+        draw_thresholds(regimes, IMAGES / "thresholds.svg")
     if arguments.public:
+        ahead = {
+            name: crossings(arguments.public / "gemstones_evaluations.csv", name == KNOWN) for name in (TABLE, KNOWN)
+        }
+        if arguments.figures:
+            draw_crossings(ahead[TABLE], IMAGES / "crossings.svg")
         result |= {
             "untrained_checkpoint": untrained(arguments.public),
             "halves": halves(arguments.public, 3),
-            "crossings_ahead": {
-                name: crossings(arguments.public / "gemstones_evaluations.csv", known)
-                for name, known in (("rate unknown", False), ("rate known", True))
-            },
+            "crossings_ahead": {name: summaries(rows) for name, rows in ahead.items()},
         }
     elif path.is_file():
         known = json.loads(path.read_text())
@@ -219,8 +254,6 @@ def main() -> None:
         result |= {name: known[name] for name in names if name in known}
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.figure:
-        draw(regimes, HERE.parents[1] / "docs" / "images" / "thresholds.svg")
     print(json.dumps(result, indent=1))
 
 
