@@ -10,7 +10,9 @@ Writes benchmarks/results/emergence_thresholds.json; the tables themselves are n
 """
 
 import argparse
+import io
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -211,7 +213,9 @@ def draw_crossings(table: pd.DataFrame, path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", text.getvalue()))  # hundredths of a point are enough
     plt.close(figure)
 
 

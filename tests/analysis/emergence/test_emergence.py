@@ -90,7 +90,9 @@ def test_the_whole_study():
     for kind, scores in result["verdicts"].items():
         assert scores["right"] >= 0.95, (kind, scores)
     assert max(result["false_emergent"].values()) <= 0.05
-    assert 0.92 <= result["verdicts"]["emergent"]["eta"]["coverage95"] <= 0.98
+    # These feet are sharp and of fitted forms: intervals that hold 90 to 98% of smooth ones (test_threshold.py) hold all.
+    assert result["verdicts"]["emergent"]["eta"]["coverage95"] >= 0.95
+    assert result["verdicts"]["emergent"]["eta"]["median_width_nats"] <= 0.17
     assert result["size_effect"]["0.0"]["p_below_0.05"] <= 0.08
     assert all(0.92 <= scores["coverage95"] <= 0.985 for scores in result["size_effect"].values())
 
@@ -461,7 +463,12 @@ def test_reached_abilities_have_tokens_near_the_crossing(tmp_path):
         crossed = rows[rows["loss"] <= 2.5]["tokens"]
         if len(crossed):
             assert runs[run]["status"] == "reached"
-            assert 0.5 < runs[run]["tokens"]["value"] / crossed.min() < 1.2
+            tokens = runs[run]["tokens"]
+            assert 0.5 < tokens["value"] / crossed.min() < 1.2
+            assert tokens["low95"] < tokens["value"] < tokens["high95"]  # as wide as eta's interval
+            eta = by_task(result)["jump"]["eta"]
+            between = rows[(rows["loss"] < eta["high95"]) & (rows["loss"] > eta["low95"])]["tokens"]
+            assert between.empty or (tokens["low95"] <= between.min() and between.max() <= tokens["high95"])
     assert result["abilities"][0]["smallest_size_that_has_it"] is not None
 
 
