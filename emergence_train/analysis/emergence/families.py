@@ -128,8 +128,17 @@ def _has_size(run: str) -> bool:
 
 
 def words(run: str) -> tuple[str, ...]:
-    """The words of a run's name that may name tokenizer or data: pythia of pythia-1.4b-seed3, none of 190M-0.5xC-rerun."""
-    return tuple(part for part in _parts(run) if not SIZE.fullmatch(part) and not NEUTRAL.fullmatch(part))
+    """The words of a run's name that may name tokenizer or data: pythia of pythia-1.4b-seed3, none of 190M-0.5xC-rerun.
+
+    A whole number right after such a word is a version of it: llama-2-7b is not llama-3-8b.
+    """
+    kept: list[str] = []
+    follows = False
+    for part in _parts(run):
+        version = follows and re.fullmatch(r"\d\d?", part) is not None
+        follows = version or not (SIZE.fullmatch(part) or NEUTRAL.fullmatch(part))
+        kept += [part] if follows else []
+    return tuple(kept)
 
 
 def _join(ladders: Mapping[tuple[str, ...], set[int]]) -> dict[tuple[str, ...], tuple[str, ...]]:

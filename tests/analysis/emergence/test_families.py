@@ -47,6 +47,13 @@ def test_two_ladders_are_two_families_by_names():
     assert [part.sizes for part in decided.results(table)] == [2, 2, 2]
 
 
+def test_versions_of_a_model_are_families_by_names():
+    llamas = {"llama-2-7b": 7000 * M, "llama-2-13b": 13000 * M, "llama-3-8b": 8000 * M, "llama-3-70b": 70000 * M}
+    assert len(grouped(frame(llamas))) == 2
+    seeds = {"olmo-1b-2": 1000 * M, "olmo-1b-3": 1000 * M, "olmo-7b-2": 7000 * M}
+    assert len(grouped(frame(seeds))) == 1
+
+
 def test_columns_decide_before_names():
     runs = {"pythia-70m": 70 * M, "pythia-160m": 160 * M, "olmo-1b": 1000 * M, "olmo-7b": 7000 * M}
     pooled = families(frame(runs, vocabulary="neox"))
