@@ -13,6 +13,7 @@ import pandas as pd
 
 SHARP = ("uniform", "exponential", "weibull")  # share known grows in proportion to eta - loss, or faster, at first
 SMOOTH = ("beta", "gamma", "softened")  # with its square, or over items that blur their thresholds
+CUBIC = ("gamma3",)  # with its cube
 ROWS = {"sparse": (18, 36), "dense": (80, 160)}
 
 
@@ -60,6 +61,8 @@ def difficulties(foot: str, items: int, width: float, rng: np.random.Generator) 
         return width * rng.beta(1.8, 2.0, items)
     if foot == "gamma":
         return rng.gamma(2.0, width / 3, items)
+    if foot == "gamma3":
+        return rng.gamma(3.0, width / 5, items)
     return np.maximum(rng.uniform(0, width, items), 0)  # softened: each checkpoint blurs it, see `known`
 
 
@@ -115,7 +118,7 @@ def table(
     runs = runs or int(rng.integers(1, 6))
     frame = losses(rng, int(rng.integers(*ROWS[rows])), runs) if frame is None else frame.reset_index(drop=True)
     options = int(rng.choice([0, 2, 4, 5])) if options is None else options
-    foot = foot or str(rng.choice([*SHARP, *SMOOTH]))
+    foot = foot or str(rng.choice([*SHARP, *SMOOTH, *CUBIC]))
     loss = frame["loss"].to_numpy()
     eta = float(loss.max() - (rng.uniform(0.35, 0.75) if at is None else at) * np.ptp(loss))
     width = (eta - loss.min()) * rng.uniform(0.9, 2.5)

@@ -37,14 +37,14 @@ from emergence_train.analysis.emergence import table as emergence_table  # noqa:
 from emergence_train.analysis.emergence.analyze import find  # noqa: E402
 from emergence_train.analysis.emergence.verdict import VERDICTS  # noqa: E402
 
-FEET = {"sharp": emergence_items.SHARP, "smooth": emergence_items.SMOOTH}
+FEET = {"sharp": emergence_items.SHARP, "smooth": emergence_items.SMOOTH, "cubic": emergence_items.CUBIC}
 REGIMES = tuple(product((500, 14_000), emergence_items.ROWS, FEET))
 SHOWN = 0.08  # least share of items known at the lowest loss: fewer are no ability to find a threshold of
 CHOSEN = 1000  # seeds from here on chose shapes.TRUST and threshold.SHAPE, those below are reported
 TABLES = ("gadre", "gemstones")
 TABLE, KNOWN = "from the table alone", "with the constant rate known"
 UNSEEN = "gadre, every second task: no constant was chosen on these"
-DRAWN = 50  # tasks of a panel
+DRAWN = 33  # tasks of a panel
 SPANS = (("error", 1.0), ("width", 0.5))  # what of a threshold is drawn: its error, half its interval
 IMAGES = HERE.parents[1] / "docs" / "images"
 matplotlib.use("svg")
@@ -174,7 +174,7 @@ def _agreement(pairs: list) -> dict:
 
 def draw_thresholds(regimes: dict[str, list[dict]], path: Path) -> None:
     """Errors of thresholds with their intervals, a panel per regime; those that miss the truth in red."""
-    figure, axes = plt.subplots(2, 4, figsize=(11, 5.2), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 6, figsize=(13, 5), sharex=True, layout="constrained")
     for axis, (name, results) in zip(axes.flat, regimes.items()):
         every = [row for row in results if "inside" in row]
         named = sorted(every[:DRAWN], key=lambda row: row["error"] / row["range"])
@@ -186,10 +186,10 @@ def draw_thresholds(regimes: dict[str, list[dict]], path: Path) -> None:
             axis.plot(error[these], place, ".", color="black" if colour != "tab:red" else colour, markersize=2)
         axis.axvline(0, color="tab:blue", linewidth=0.8)
         axis.set(yticks=[], xlim=(-30, 30))
-        axis.set_title(f"{name}: {inside.mean():.0%}", fontsize=9)
-    figure.supxlabel(
-        "estimated less true threshold, percent of the loss range; 95% intervals, red where the truth is outside"
-    )
+        share = np.mean([row["inside"] for row in every])
+        axis.set_title(f"{name.replace(' rows', '').replace(' foot', '')}: {share:.0%}", fontsize=8)
+    text = "estimated less true threshold, percent of the loss range; 95% intervals, red where the truth is outside"
+    figure.supxlabel(text, fontsize=9)
     save(figure, path)
 
 
