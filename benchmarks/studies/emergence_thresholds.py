@@ -182,7 +182,8 @@ def draw_thresholds(regimes: dict[str, list[dict]], path: Path) -> None:
         inside = np.array([row["inside"] for row in named])
         for these, colour in ((inside, "0.7"), (~inside, "tab:red")):
             place = np.flatnonzero(these)
-            axis.hlines(place, (error - half)[these], (error + half)[these], color=colour, linewidth=1)
+            ends = np.stack([error - half, error + half, np.full(len(error), np.nan)], 1)[these]
+            axis.plot(ends.ravel(), np.repeat(place, 3), color=colour, linewidth=1)  # one path: hlines would be many
             axis.plot(error[these], place, ".", color="black" if colour != "tab:red" else colour, markersize=2)
         axis.axvline(0, color="tab:blue", linewidth=0.8)
         axis.set(yticks=[], xlim=(-30, 30))

@@ -90,9 +90,9 @@ def test_the_whole_study():
     for kind, scores in result["verdicts"].items():
         assert scores["right"] >= 0.95, (kind, scores)
     assert max(result["false_emergent"].values()) <= 0.05
-    # These feet are sharp and of fitted forms: intervals that hold 90 to 98% of smooth ones (test_threshold.py) hold all.
+    # These feet are sharp and of fitted forms: intervals that hold 86 to 99% of smoother ones (the study of thresholds) hold all.
     assert result["verdicts"]["emergent"]["eta"]["coverage95"] >= 0.95
-    assert result["verdicts"]["emergent"]["eta"]["median_width_nats"] <= 0.17
+    assert result["verdicts"]["emergent"]["eta"]["median_width_nats"] <= 0.25
     assert result["size_effect"]["0.0"]["p_below_0.05"] <= 0.08
     assert all(0.92 <= scores["coverage95"] <= 0.985 for scores in result["size_effect"].values())
 
