@@ -207,6 +207,7 @@ def draw_crossings(table: pd.DataFrame, path: Path) -> None:
         ends = [0.8 * float(table["actual"].min()), top]
         axis.plot(ends, ends, color="tab:blue", linewidth=0.8)
         axis.set(xscale="log", yscale="log", ylim=(None, 1.1 * top))
+        axis.xaxis.set_minor_formatter("")
         axis.set_title(f"{task}: {rows['inside'].mean():.0%} of {len(rows)}", fontsize=9)
     axes[0].set_ylabel("forecast tokens, 95% interval")
     figure.supxlabel("tokens at which the hidden run reached the level; far right: not by its end", fontsize=9)
@@ -216,7 +217,9 @@ def draw_crossings(table: pd.DataFrame, path: Path) -> None:
 def save(figure: Figure, path: Path) -> None:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", text.getvalue()))  # hundredths of a point are enough
+    # hundredths of a point are enough for curves; the scales of letters stay
+    short = re.sub(r' d="[^"]*"', lambda curve: re.sub(r"(\d\.\d\d)\d+", r"\1", curve.group()), text.getvalue())
+    path.write_text(short)
     plt.close(figure)
 
 
