@@ -32,8 +32,8 @@ class Consistency:
         self._hashes.append(self._hash(chunk))
         for columns, value, known, bad in self._agreeing:
             numbers = [self._numbers(chunk[name]) for name in (*columns, value)]
-            for row in _first_of_each_stretch(numbers):
-                *group, number = (chunk[name].iloc[row] for name in (*columns, value))
+            first = _first_of_each_stretch(numbers)
+            for *group, number in zip(*(chunk[name].iloc[first].tolist() for name in (*columns, value))):
                 if known.setdefault(tuple(group), number) != number:
                     bad.add(tuple(group))
         if VOCABULARY in chunk:

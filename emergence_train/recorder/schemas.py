@@ -63,10 +63,10 @@ EVALUATIONS = Table(
         "higher_is_better": BOOLEAN,
     },
     key=("run", "step", "task", "metric"),
-    non_negative=("params", "step", "tokens", "loss", "stderr", "items", "unigram_loss", "bits_per_byte"),
+    non_negative=("params", "step", "tokens", "loss", "stderr", "items", "unigram_loss", "bits_per_byte", "majority"),
     optional=("stderr", "items", "chance", "higher_is_better"),
-    sparse=("stderr", "items", "chance", "higher_is_better", "unigram_loss", "bits_per_byte"),
-    extra=(("unigram_loss", REAL), ("bits_per_byte", REAL)),
+    sparse=("stderr", "items", "chance", "higher_is_better", "unigram_loss", "bits_per_byte", "majority"),
+    extra=(("unigram_loss", REAL), ("bits_per_byte", REAL), ("majority", REAL)),
 )
 CURVES = Table(
     "curves",

@@ -62,13 +62,14 @@ def investigate(paths: str | Path | Iterable[str | Path], names: Mapping[Path, s
     """analyze_emergence with the findings behind its result; `names` are those that run directories are shown by."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     names = names_of(paths) if names is None else names
-    metrics, notes = emergence_table.load(paths, names)
+    metrics, families, notes = emergence_table.load(paths, names)
     findings = tuple(find(task) for task in metrics)
     tasks = tuple(task_result(finding) for finding in findings)
     laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths, names))
     result = EmergenceResult(
         convention=CONVENTION,
         notes=(*notes, *notes_ahead),
+        families=families,
         tasks=tasks,
         mirage=mirage(tasks),
         size_law=tuple(laws),
@@ -86,7 +87,13 @@ def find(task: TaskMetric) -> Finding:
         verdict = Verdict("not-identified", 1.0, {}, None, None, (0.0, 0.0, 0.0), None, reason)
     else:
         verdict = judge(
-            task.rows, chance=task.chance, best=task.best, smallest=task.smallest, scale=task.scale, rng=rng
+            task.rows,
+            chance=task.chance,
+            best=task.best,
+            smallest=task.smallest,
+            scale=task.scale,
+            rng=rng,
+            majority=task.majority,
         )
         verdict = _or_unknown(task, verdict)
     return Finding(task, verdict, size_effect(task, rng))
@@ -109,7 +116,13 @@ def _or_unknown(task: TaskMetric, verdict: Verdict) -> Verdict:
         f"{needed:.3g} nats per token, which is not known: give unigram_loss"
     )
     return replace(
-        verdict, name="not-identified", probability=1 - verdict.probability, eta=None, plateau=None, reason=reason
+        verdict,
+        name="not-identified",
+        probability=1 - verdict.probability,
+        eta=None,
+        eta_draws=np.empty(0),
+        plateau=None,
+        reason=reason,
     )
 
 
@@ -148,6 +161,7 @@ def task_result(finding: Finding) -> TaskResult:
             unigram_needed=None if verdict.begins_by is None else task.loss_at(verdict.begins_by),
         ),
         chance=task.sign * task.chance if np.isfinite(task.chance) else None,
+        majority=task.sign * task.majority if np.isfinite(task.majority) else None,
         items=items,
         resolution=1 / items if items else None,
         continuous=continuous(task.metric),

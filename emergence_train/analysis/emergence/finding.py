@@ -20,15 +20,8 @@ class Finding:
 
     @property
     def eta_draws(self) -> np.ndarray:
-        """(S,) draws of the threshold in nats per token, from the curves with an emergent verdict; none for other
-        verdicts."""
-        drawn, eta = self.verdict.posterior, self.verdict.eta
-        if drawn is None or eta is None:
-            return np.empty(0)
-        low, high = eta[1:]
-        width = 0.5 * (high - low) + 1e-3
-        onset = drawn.onset[(drawn.onset >= low - width) & (drawn.onset <= high + width) & (drawn.onset > 0)]
-        return self.task.loss_from + onset * (self.task.loss_to - self.task.loss_from)
+        """(S,) draws of the threshold in nats per token, those of result.json's interval; none without an emergent verdict."""
+        return self.task.loss_from + self.verdict.eta_draws * (self.task.loss_to - self.task.loss_from)
 
     def curve(self) -> pd.DataFrame:
         """Posterior mean of performance along the loss with its 95% band, in the metric's own direction; empty where

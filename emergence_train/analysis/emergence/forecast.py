@@ -71,8 +71,8 @@ def draw_losses(
     except InputError as error:
         return LossDraws(run, params, tokens, loss, planned, note=str(error))
     z = rng.standard_normal(DRAWS)[:, None]
-    # An unknown future rate may decay or not: draw between the forecast and its lower bound.
-    decay = rng.uniform(0, 1, (DRAWS, 1)) * ahead.shift_low
+    # An unknown future rate may stay as it is, as likely as not, or decay: then between the forecast and its lower bound.
+    decay = np.maximum(rng.uniform(-1, 1, (DRAWS, 1)), 0) * ahead.shift_low
     curves = ahead.mean + z * ahead.sd - decay
     return LossDraws(run, params, tokens, loss, planned, future, curves, "; ".join(ahead.notes))
 

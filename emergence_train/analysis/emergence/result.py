@@ -15,12 +15,15 @@ from emergence_train.analysis.results import (
     keyed,
 )
 
-VerdictName = Literal["emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified"]
+VerdictName = Literal[
+    "emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified", "inverted-u"
+]
 Status = Literal["reached", "expected", "open", "not-before-the-end"]
 # Verdicts in the order in which they are shown, informative ones first
 VERDICT_ORDER: tuple[VerdictName, ...] = (
     "emergent",
     "u-shaped",
+    "inverted-u",
     "gradual",
     "inverse",
     "saturated",
@@ -42,6 +45,16 @@ class TaskKey:
     @property
     def key(self) -> tuple[str, str, str]:
         return self.family, self.task, self.metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyResult:
+    """Runs that were pooled: their losses compare."""
+
+    family: str
+    decided_by: Annotated[str, "the columns that decide it; names (of the runs); or assumed, where nothing tells"]
+    runs: tuple[str, ...]
+    sizes: int
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,7 @@ class TaskResult(TaskKey):
     runs: int
     loss_range: LossRange
     chance: MetricUnits | None
+    majority: Annotated[MetricUnits | None, "what always giving the commonest answer scores, where known or implied"]
     items: Annotated[float | None, "median over checkpoints"]
     resolution: Annotated[float | None, "1 / items"]
     continuous: Annotated[bool, "the metric moves with every change of the model's probabilities"]
@@ -243,6 +257,7 @@ class EmergenceResult:
     units: Units = field(default_factory=Units)
     convention: str
     notes: tuple[str, ...]
+    families: tuple[FamilyResult, ...]
     tasks: tuple[TaskResult, ...]
     mirage: tuple[MirageCheck, ...]
     size_law: tuple[SizeLawResult, ...]

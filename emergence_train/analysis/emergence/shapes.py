@@ -17,14 +17,17 @@ import numpy as np
 
 BINS = 160  # more rows than this are binned by loss before the shapes are fitted
 ONSETS = np.linspace(0, 0.96, 49)
-# (powers of u, rates of 1 - exp(-rate u), widths of a straight rise, widths of an S-shaped rise), u in [0, 1] from the onset
-COARSE = ((0.5, 0.75, 1.0, 1.5, 2.0), (3.0, 8.0), (0.15, 0.4), (0.15, 0.35, 0.65, 1.0))
-FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in ((0.4, 2.5), (0.7, 14), (0.1, 0.95), (0.1, 1.3)))
+# (powers of u, rates of 1 - exp(-rate u), widths of a straight rise, widths of an S-shaped rise, rates of 1 - exp(-rate u^3)),
+# u in [0, 1] from the onset
+COARSE = ((0.5, 0.75, 1.0, 1.5, 2.0, 3.0), (3.0, 8.0), (0.15, 0.4), (0.15, 0.35, 0.65, 1.0), (2.0, 10.0, 50.0))
+RANGES = ((0.4, 3.5), (0.7, 14), (0.1, 0.95), (0.1, 1.3), (1.0, 100.0))
+FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in RANGES)
 MARGIN = 0.04  # the finer grid of onsets extends the coarse one by this
 TURNS = np.linspace(0.1, 0.9, 17)
 PRIOR = {"flat": 0.35, "smooth": 0.20, "onset": 0.30, "turn": 0.15}
 PRIOR_DISPERSION = 2.0  # weight of the prior dispersion 1, in rows
 FLOOR = 0.2  # of the mean variance
+TRUST = 60.0  # rows' worth of evidence for a shape that more rows approach: no curve is exactly any of the shapes
 DRAWS = 2000
 
 
@@ -83,12 +86,15 @@ def _smoothstep(u: np.ndarray) -> np.ndarray:
 
 
 def _forms(bends: tuple) -> list[tuple[Callable, float]]:
-    """(rise over u in [0, 1], prior weight): powers, saturating, straight to a cap, S-shaped; powers count double."""
-    powers, rates, caps, steps = bends
+    """(rise over u in [0, 1], prior weight): powers, saturating, straight to a cap, S-shaped with a square or a cubic foot.
+
+    Powers count double."""
+    powers, rates, caps, steps, cubic = bends
     forms: list[tuple[Callable, float]] = [(lambda u, p=p: u**p, 2 / len(powers)) for p in powers]
     forms += [(lambda u, k=k: -np.expm1(-k * u) / -np.expm1(-k), 1 / len(rates)) for k in rates]
     forms += [(lambda u, s=s: np.minimum(u / s, 1), 1 / len(caps)) for s in caps]
     forms += [(lambda u, s=s: _smoothstep(np.minimum(u / s, 1)), 1 / len(steps)) for s in steps]
+    forms += [(lambda u, k=k: np.expm1(-k * u**3) / np.expm1(-k), 1 / len(cubic)) for k in cubic]
     return forms
 
 
@@ -197,7 +203,9 @@ class _Binned:
         else:
             self.x, self.y, self.weight = rows.x, rows.y, weight
         self.n = max(float(telling.sum()), 2.0)  # rows informative of the noise
-        self.effective = self.n * (1 - correlation) / (1 + correlation)  # equivalent number of independent rows
+        independent = self.n * (1 - correlation) / (1 + correlation)  # equivalent number of independent rows
+        self.trusted = 1 / (1 + independent / TRUST)
+        self.effective = self.trusted * independent
         self.total = self.weight.sum()
         self.mean = self.weight @ self.y / self.total
         self.within = float(weight @ rows.y**2 - self.weight @ self.y**2)  # scatter inside the bins
@@ -323,7 +331,7 @@ class _Fits:
             before,
             grid,
             curves,
-            float(dispersion),
+            float(dispersion * self.data.trusted),
             correlation,
             self.data.effective,
         )

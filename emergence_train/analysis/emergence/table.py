@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.emergence.families import families, with_data
+from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
+from emergence_train.analysis.emergence.untrained import trained
 from emergence_train.recorder import tables
+from emergence_train.recorder.naming import names_of
 
 SMALLEST = 0.02  # smallest relevant change of a share
+BETRAYED = 4.0  # standard errors below 1/2 at which a score is that of a constant answer
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
 RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that are shares of right items
-SIZE = re.compile(r"(?<![a-z0-9])(size)?[-_]?\d+([._]\d+)?\s*[kmbt](?![a-z0-9])", re.IGNORECASE)
-NUMBERS = re.compile(r"[-_.\s]*(seed|run|step|v)?[-_.]?\d*$", re.IGNORECASE)
 
 
 @dataclass
@@ -38,6 +41,7 @@ class TaskMetric:
     scale: float
     sign: int  # value = sign * y: 1, -1 where lower is better, 100 for percent
     items: float  # median; NaN: unknown
+    majority: float = np.nan  # of always giving the commonest answer, in the units of y; NaN: unknown
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -51,71 +55,27 @@ class TaskMetric:
 
 def load(
     paths: str | Path | Iterable[str | Path], names: Mapping[Path, str] | None = None
-) -> tuple[list[TaskMetric], list[str]]:
-    """Every (family, task, metric) of the evaluations in `paths`, and notes on the whole table."""
+) -> tuple[list[TaskMetric], tuple[FamilyResult, ...], list[str]]:
+    """Every (family, task, metric) of the evaluations in `paths`, its families, and notes on the whole table."""
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    names = names_of(paths) if names is None else names
     frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True, names=names)
     notes = [f"column {name!r} is missing" for name in frame.attrs["missing"]]
-    frame["family"], family_notes = families(frame)
-    notes += family_notes
+    decided = families(with_data(frame, paths, names))
+    notes += decided.notes
+    members = decided.results(frame)
+    frame["family"] = decided.names
     tasks = []
     for (family, task, metric), rows in frame.groupby(["family", "task", "metric"], sort=True):
-        tasks.append(_task(str(family), str(task), str(metric), rows))
+        tasks.append(task_metric(str(family), str(task), str(metric), rows))
     _brier_chance(tasks)
-    return tasks, notes
-
-
-# ---------------------------------------------------------------------------------------------------------- families
-
-
-def families(frame: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Families of runs with comparable losses: a name for each row, and notes.
-
-    By the column (or Parquet metadata) `vocabulary`, else by the column `family`, else by the runs' names without
-    the sizes in them (pythia-70m and pythia-1.4b, olmo-1b and olmo-7b).
-    """
-    runs = frame.drop_duplicates("run").set_index("run")
-    for column, what in ((tables.VOCABULARY, "vocabularies"), ("family", "families")):
-        if column not in frame:
-            continue
-        named = frame[column].fillna("").astype(str)
-        if not (named != "").any():
-            continue
-        names = sorted(named.unique())
-        if len(names) == 1:
-            return named, []
-        if "" in names:
-            first = runs.index[runs[column].fillna("").astype(str) == ""][0]
-            note = f"run {first!r} and others have no {column}: analysed apart as the family 'unknown'"
-        else:
-            note = ""
-        text = f"runs of different {what} ({', '.join(name or 'unknown' for name in names)}): their losses in nats per "
-        text += "token are not comparable, so each is analysed apart and none is pooled"
-        return named.replace("", "unknown"), [text, *([note] if note else [])]
-    stems = {run: _stem(run) for run in runs.index}
-    ladders = [
-        s for s in set(stems.values()) if s and runs["params"][[r for r in stems if stems[r] == s]].nunique() > 1
-    ]
-    if len(set(stems.values())) > 1 and ladders and any(SIZE.search(run) for run in runs.index):
-        names = sorted(set(stems.values()))
-        return frame["run"].map(stems), [
-            f"no column says which runs share a tokenizer; by their names these are {len(names)} families "
-            f"({', '.join(names[:8])}{', ...' if len(names) > 8 else ''}), analysed apart; a column vocabulary or family "
-            "with one value pools them"
-        ]
-    text = "no column says whether the runs share tokenizer and validation text; they are taken to (give vocabulary or family)"
-    return pd.Series("", index=frame.index), [text] if len(runs) > 1 else []
-
-
-def _stem(run: str) -> str:
-    """A run's name without its size and trailing numbers, the name of its family."""
-    stem = SIZE.sub("", run)
-    return NUMBERS.sub("", stem).strip("-_. /").lower()
+    return tasks, members, notes
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 
-def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
+def task_metric(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetric:
     notes: list[str] = []
     sign = _direction(metric, frame, notes)
     if sign > 0 and RIGHT.search(metric.lower()):
@@ -131,7 +91,9 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetri
         chance = None
     share = bool(np.all((value >= 0) & (value <= 1)) and sign > 0 and (chance is None or 0 <= chance < 1))
     frame = frame.assign(y=value if sign > 0 else -value)
-    frame = _above_unigram(frame, notes)
+    unigram = _median(frame["unigram_loss"]) if "unigram_loss" in frame else None
+    frame = trained(frame, unigram, notes)
+    frame.attrs["unigram"] = unigram
     loss_from, loss_to = float(frame["loss"].max()), float(frame["loss"].min())
     x = (loss_from - frame["loss"].to_numpy(float)) / max(loss_from - loss_to, 1e-12)
     variance, items = _noise(frame, share, metric, x, notes)
@@ -168,8 +130,27 @@ def _task(family: str, task: str, metric: str, frame: pd.DataFrame) -> TaskMetri
         scale,
         sign,
         items_out,
+        _majority(frame, rows, chance, notes) if share else np.nan,
         notes,
     )
+
+
+def _majority(frame: pd.DataFrame, rows: Rows, chance: float | None, notes: list[str]) -> float:
+    """What always giving the commonest answer scores: as the table has it; of two answers also where a checkpoint betrays it.
+
+    A model that cannot tell gives one answer more and more. Where that is the rarer one, the score is far below 1/2.
+    """
+    known = _median(frame["majority"]) if "majority" in frame else None
+    if known is not None:
+        return known
+    if rows.items is None or chance != 0.5:
+        return np.nan
+    lowest = int(rows.y.argmin())
+    value = float(rows.y[lowest])
+    if value > 0.5 - BETRAYED * 0.5 / np.sqrt(float(rows.items[lowest])):
+        return np.nan
+    notes.append(f"always giving the commoner answer scores about {1 - value:.3g}: a checkpoint scored {value:.3g}")
+    return 1 - value
 
 
 def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:
@@ -185,25 +166,6 @@ def _direction(metric: str, frame: pd.DataFrame, notes: list[str]) -> int:
 def _median(column: pd.Series) -> float | None:
     known = pd.to_numeric(column, errors="coerce").dropna()
     return float(known.median()) if len(known) else None
-
-
-def _above_unigram(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Select the rows in which the model beats a unigram model, where alone a plateau is meaningful.
-
-    All rows where the unigram model's loss is unknown; a threshold then has a note on it (emergence.find).
-    """
-    known = _median(frame["unigram_loss"]) if "unigram_loss" in frame else None
-    frame.attrs["unigram"] = known
-    if known is None:
-        notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
-        return frame
-    beats = frame["loss"] < known
-    dropped = int((~beats).sum())
-    if dropped:
-        notes.append(f"{dropped} rows at or above the unigram loss {known:.4g} left out")
-    above = frame[beats] if beats.any() else frame
-    above.attrs["unigram"] = known
-    return above
 
 
 def _binomial(value: np.ndarray, items: np.ndarray, metric: str) -> bool:
@@ -240,7 +202,8 @@ def _as_shares(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, int
             f"percent and shares are mixed: taken as shares were the values of {shares}; all are given as shares"
         )
     scale = np.where(frame["run"].isin(percent), 100.0, 1.0)
-    names = ("chance", "stderr") if len(percent) == len(highest) else ("value", "chance", "stderr")
+    names = ["chance", "stderr", *(["majority"] if "majority" in frame else [])]
+    names += [] if len(percent) == len(highest) else ["value"]
     columns = {name: frame[name].to_numpy(float) / scale for name in names}
     return frame.assign(**columns), 100 if len(percent) == len(highest) else 1
 

@@ -4,25 +4,30 @@ Every task is at chance for an untrained model. So a threshold means a plateau o
 which the model already beats a unigram model, and then a rise. Each curve drawn from the posterior over shapes is classified
 by the same rules, and the shares of the draws are the verdict's probabilities:
 
-  at-chance      never better than chance; or never further from it than guessing on so many items may be; or no
-                 relevant change at a level near chance (a plateau that answer length or a majority answer lifts or lowers
-                 counts as chance; its level is estimated)
+  at-chance      an ability is not shown: performance at the best end of the curve, (p - chance) / (1 - chance), is below SHOWN
+                 or no better than always giving the commonest answer; or never further from chance than guessing on so many
+                 items may be; or no relevant change at a level near chance (a plateau that answer length or a majority
+                 answer lifts or lowers counts as chance; its level is estimated)
   saturated      no relevant change, level far above chance
   emergent       a plateau of at least PLATEAU of the range, then a rise
-  gradual        a rise without such a plateau
+  gradual        a rise without such a plateau, also one that levels off
   inverse        a fall
   u-shaped       a fall, then a rise
+  inverted-u     a rise, then a fall of at least TURNED of it
   not-identified no verdict has enough probability, or there are too few rows
 """
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from emergence_train.analysis.emergence.result import VerdictName
 from emergence_train.analysis.emergence.shapes import Posterior, Rows, posterior
+from emergence_train.analysis.emergence.threshold import threshold
 
+SHOWN = 0.05  # least normalised performance, at the best end of the curve, of an ability
+TURNED = 0.25  # share of a rise that must be lost again for an inverted U
 PLATEAU = 0.2  # minimum length of a plateau as a share of the loss range
 SIDE = 3  # checkpoints required before and after an onset
 SURE = {"emergent": 0.6}  # probability that this verdict needs; 0.5 for the others
@@ -50,21 +55,30 @@ class Verdict:
     posterior: Posterior | None
     reason: str = ""
     begins_by: float | None = None
+    eta_draws: np.ndarray = field(default_factory=lambda: np.empty(0))  # (S,) of which `eta` is the median and interval
 
 
 def judge(
-    rows: Rows, *, chance: float, best: float, smallest: float, scale: float, rng: np.random.Generator
+    rows: Rows,
+    *,
+    chance: float,
+    best: float,
+    smallest: float,
+    scale: float,
+    rng: np.random.Generator,
+    majority: float = np.nan,
 ) -> Verdict:
     """The verdict on one task's rows.
 
-    `chance` and `best` are performance of guessing and of perfection (NaN where unknown), `smallest` the smallest
-    relevant change, `scale` the prior standard deviation of changes; all in the units of performance.
+    `chance`, `majority` and `best` are performance of guessing, of always giving the commonest answer and of perfection (NaN
+    where unknown), `smallest` the smallest relevant change, `scale` the prior standard deviation of changes; all in the units
+    of performance.
     """
     reason = _too_little(rows)
     if reason:
         return Verdict("not-identified", 1.0, {}, None, None, (np.nan,) * 3, None, reason)
     drawn = posterior(rows, scale, rng)
-    names = call(drawn, rows, chance=chance, best=best, smallest=smallest)
+    names = call(drawn, rows, chance=chance, best=best, smallest=smallest, majority=majority)
     probabilities = {name: float(np.mean(names == name)) for name in VERDICTS}
     top = max((name for name in VERDICTS if name != "not-identified"), key=probabilities.__getitem__)
     change = _interval(drawn.curves[:, -1] - drawn.curves[:, 0])
@@ -72,12 +86,23 @@ def judge(
         known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]
         reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
-    eta = plateau = begins_by = None
-    if top == "emergent":
-        these = names == "emergent"
-        eta, plateau = _interval(drawn.onset[these]), _interval(drawn.level[these])
-        begins_by = _begins_by(drawn.onset[these], probabilities[top])
-    return Verdict(top, probabilities[top], probabilities, eta, plateau, change, drawn, begins_by=begins_by)
+    if top != "emergent":
+        return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
+    these = names == "emergent"
+    eta = threshold(drawn.onset[these], rows.x, rng)
+    begins_by = _begins_by(drawn.onset[these], probabilities[top])
+    plateau = _interval(drawn.level[these])
+    return Verdict(
+        top,
+        probabilities[top],
+        probabilities,
+        _interval(eta),
+        plateau,
+        change,
+        drawn,
+        begins_by=begins_by,
+        eta_draws=eta,
+    )
 
 
 def _begins_by(onset: np.ndarray, probability: float) -> float:
@@ -89,7 +114,9 @@ def _begins_by(onset: np.ndarray, probability: float) -> float:
     return float(np.quantile((onset - PLATEAU) / (1 - PLATEAU), 1 - SURE["emergent"] / probability))
 
 
-def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: float) -> np.ndarray:
+def call(
+    drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: float, majority: float = np.nan
+) -> np.ndarray:
     """Classify each drawn curve, (S,)."""
     names = np.full(len(drawn.kind), "at-chance", dtype="<U14")
     low = drawn.curves.min(1)
@@ -99,30 +126,49 @@ def call(drawn: Posterior, rows: Rows, *, chance: float, best: float, smallest: 
     least = np.where(
         share >= CEILING, np.maximum(smallest, CEILING_CHANGE * (span if np.isfinite(span) else 0)), smallest
     )
-
-    ordered = np.sort(rows.x)
-    before = np.searchsorted(ordered, drawn.onset - 1e-9)
-    real = (drawn.onset >= PLATEAU) & (before >= SIDE) & (len(ordered) - before >= SIDE)
-    turn = drawn.kind == "turn"
-    fell, rose = drawn.before < -least, drawn.change > least
-    up, down = drawn.before > least, drawn.change < -least
-    straight = ~turn
-    names[straight & rose] = np.where(real & (drawn.kind == "onset"), "emergent", "gradual")[straight & rose]
-    names[straight & down] = "inverse"
-    names[turn & fell & rose] = "u-shaped"
-    names[turn & fell & ~rose] = "inverse"
-    names[turn & up & down] = "not-identified"
-    names[turn & up & ~down] = "gradual"
-    still = turn & ~fell & ~up
-    names[still & rose] = np.where(real, "emergent", "gradual")[still & rose]
-    names[still & down] = "inverse"
-    better = (names == "emergent") | (names == "gradual")
-    names[better & (drawn.curves.max(1) <= chance)] = "at-chance"  # a Brier score that falls to chance is calibration
+    _name_straight(names, drawn, _real_plateau(drawn, rows), least)
+    _name_turns(names, drawn, _real_plateau(drawn, rows), least)
+    names[~_shown(names, drawn, chance, span, majority)] = "at-chance"
     if np.isfinite(chance):
         names[_guessing(drawn, rows, chance)] = "at-chance"
     flat = names == "at-chance"
     names[flat & (share > LIFTED)] = "saturated"
     return names
+
+
+def _real_plateau(drawn: Posterior, rows: Rows) -> np.ndarray:
+    """(S,) whether the plateau before each drawn onset is long enough, with checkpoints on both sides."""
+    ordered = np.sort(rows.x)
+    before = np.searchsorted(ordered, drawn.onset - 1e-9)
+    return (drawn.onset >= PLATEAU) & (before >= SIDE) & (len(ordered) - before >= SIDE)
+
+
+def _name_straight(names: np.ndarray, drawn: Posterior, plateau: np.ndarray, least: np.ndarray) -> None:
+    straight = drawn.kind != "turn"
+    rose, fell = straight & (drawn.change > least), straight & (drawn.change < -least)
+    names[rose] = np.where(plateau & (drawn.kind == "onset"), "emergent", "gradual")[rose]
+    names[fell] = "inverse"
+
+
+def _name_turns(names: np.ndarray, drawn: Posterior, plateau: np.ndarray, least: np.ndarray) -> None:
+    turn = drawn.kind == "turn"
+    fell, rose = turn & (drawn.before < -least), turn & (drawn.change > least)
+    up, down = turn & (drawn.before > least), turn & (drawn.change < -least)
+    names[fell & rose] = "u-shaped"
+    names[fell & ~rose] = "inverse"
+    names[up] = "gradual"
+    names[up & down & (drawn.change < -TURNED * drawn.before)] = "inverted-u"
+    still = turn & ~fell & ~up
+    names[still & rose] = np.where(plateau, "emergent", "gradual")[still & rose]
+    names[still & down] = "inverse"
+
+
+def _shown(names: np.ndarray, drawn: Posterior, chance: float, span: float, majority: float) -> np.ndarray:
+    """(S,) False where a drawn curve is named for a rise and shows no ability at its best end (at its peak, where inverted)."""
+    top = np.where(names == "inverted-u", drawn.curves.max(1), np.maximum(drawn.curves[:, 0], drawn.curves[:, -1]))
+    needed = chance + SHOWN * span if np.isfinite(span) else chance
+    missed = (top < needed) | (top <= majority)  # False where unknown
+    return ~(missed & np.isin(names, ("emergent", "gradual", "inverted-u")))
 
 
 def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from emergence_train.analysis import emergence
-from emergence_train.analysis.emergence import backtest, investigate, simulate
+from emergence_train.analysis.emergence import investigate, simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
 from emergence_train.analysis.emergence.law import fit_size_law, least_size
@@ -90,7 +90,9 @@ def test_the_whole_study():
     for kind, scores in result["verdicts"].items():
         assert scores["right"] >= 0.95, (kind, scores)
     assert max(result["false_emergent"].values()) <= 0.05
-    assert 0.92 <= result["verdicts"]["emergent"]["eta"]["coverage95"] <= 0.98
+    # These feet are sharp and of fitted forms: intervals that hold 86 to 99% of smoother ones (the study of thresholds) hold all.
+    assert result["verdicts"]["emergent"]["eta"]["coverage95"] >= 0.95
+    assert result["verdicts"]["emergent"]["eta"]["median_width_nats"] <= 0.25
     assert result["size_effect"]["0.0"]["p_below_0.05"] <= 0.08
     assert all(0.92 <= scores["coverage95"] <= 0.985 for scores in result["size_effect"].values())
 
@@ -123,7 +125,7 @@ def test_drift_of_guesses_on_the_same_items_is_at_chance():
         task="t", metric="acc", value=value, stderr=0.054, items=64, chance=0.25, higher_is_better=True
     )
     assert find(study().task_of(frame)).verdict.name == "at-chance"
-    many = frame.assign(items=6400, value=np.round(value * 6400) / 6400, stderr=0.0054)
+    many = frame.assign(items=6400, value=value + 0.06 * x, stderr=0.0054)  # to 0.33, where guessing cannot drift to
     assert find(study().task_of(many)).verdict.name == "gradual"
 
 
@@ -291,12 +293,12 @@ def test_rows_above_the_unigram_loss_are_no_plateau(tmp_path):
     assert not_yet["loss_range"]["unigram"] == 4.0 and any("left out" in note for note in not_yet["notes"])
 
 
-@pytest.mark.parametrize(("rises_at", "verdict"), [(3.5, "emergent"), (7.0, "not-identified")])
+@pytest.mark.parametrize(("rises_at", "verdict"), [(3.5, "emergent"), (5.6, "not-identified")])
 def test_unknown_unigram_loss_is_noted_with_the_threshold(tmp_path, rises_at, verdict):
-    """Flat from 10.8 nats (untrained) and then rising. By hand: a plateau of a fifth of the range from u to 2 nats ends at
+    """Flat from 7.5 nats and then rising. By hand: a plateau of a fifth of the range from u to 2 nats ends at
     u - (u - 2) / 5, so u must be at least (rises_at - 0.4) / 0.8."""
-    loss = np.linspace(10.8, 2, 80)
-    frame = pd.DataFrame({"run": "a", "params": 10, "step": range(80), "tokens": range(80), "loss": loss})
+    loss = np.linspace(7.5, 2, 80)
+    frame = pd.DataFrame({"run": "a", "params": 10, "step": range(1, 81), "tokens": range(1, 81), "loss": loss})
     frame = frame.assign(task="t", metric="acc", stderr=0.003, items=20_000, chance=0.25, higher_is_better=True)
     value = 0.25 + 0.5 * np.maximum(rises_at - loss, 0) / rises_at
     frame["value"] = np.random.default_rng(0).binomial(20_000, value) / 20_000
@@ -307,7 +309,7 @@ def test_unknown_unigram_loss_is_noted_with_the_threshold(tmp_path, rises_at, ve
         assert any("rests on a unigram model's loss of loss_range.unigram_needed" in note for note in task["notes"])
     else:
         assert f"unigram model's loss on this text is at least {needed:.3g} nats" in task["reason"]
-    assert (task["eta"] is None) == (verdict != "emergent") and task["loss_range"]["from"] == 10.8
+    assert (task["eta"] is None) == (verdict != "emergent") and task["loss_range"]["from"] == 7.5
     for known, right in ((needed + 0.5, "emergent"), (needed - 0.5, "gradual")):
         given = by_task(analyze_emergence(written(frame.assign(unigram_loss=known), tmp_path)))["t"]
         assert given["verdict"] == right and not any("unknown" in note for note in given["notes"])
@@ -453,10 +455,7 @@ def test_the_smooth_is_monotone_unless_the_data_refuse():
     assert np.diff(smooth(np.abs(x - 0.5))).min() < -1e-4
 
 
-def test_ability_forecast_of_a_hidden_size_covers_the_truth(tmp_path):
-    tested = backtest(written(emergent_ladder(eta=2.8), tmp_path))
-    assert len(tested) == 1 and tested[0].task == "jump"
-    assert tested[0].actual is not None and tested[0].inside95, tested
+def test_reached_abilities_have_tokens_near_the_crossing(tmp_path):
     result = analyze_emergence(written(emergent_ladder(), tmp_path))
     runs = {run["run"]: run for run in result["abilities"][0]["runs"]}
     frame = emergent_ladder()
@@ -464,7 +463,12 @@ def test_ability_forecast_of_a_hidden_size_covers_the_truth(tmp_path):
         crossed = rows[rows["loss"] <= 2.5]["tokens"]
         if len(crossed):
             assert runs[run]["status"] == "reached"
-            assert 0.5 < runs[run]["tokens"]["value"] / crossed.min() < 1.2
+            tokens = runs[run]["tokens"]
+            assert 0.5 < tokens["value"] / crossed.min() < 1.2
+            assert tokens["low95"] < tokens["value"] < tokens["high95"]  # as wide as eta's interval
+            eta = by_task(result)["jump"]["eta"]
+            between = rows[(rows["loss"] < eta["high95"]) & (rows["loss"] > eta["low95"])]["tokens"]
+            assert between.empty or (tokens["low95"] <= between.min() and between.max() <= tokens["high95"])
     assert result["abilities"][0]["smallest_size_that_has_it"] is not None
 
 
@@ -509,7 +513,7 @@ def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
 
 
 def test_tasks_are_read_whole(tmp_path):
-    tasks, _ = emergence_table.load(written(emergent_ladder(), tmp_path))
+    tasks, *_ = emergence_table.load(written(emergent_ladder(), tmp_path))
     assert [(task.task, len(task.frame)) for task in tasks] == [("jump", 56), ("steady", 56)]
     with pytest.raises(InputError, match="no such file"):
         emergence_table.load(tmp_path / "nowhere")

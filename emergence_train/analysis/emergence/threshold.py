@@ -1,0 +1,26 @@
+"""The threshold's uncertainty: the posterior over shapes, and what no fit of shapes can know.
+
+A curve's rise need not be any of the shapes, guesses and label biases persist from checkpoint to checkpoint, and between two rows
+nothing was observed. None of these shrinks with the number of items, so the posterior alone is too narrow.
+"""
+
+import numpy as np
+
+# Standard deviation of the foot of a rise about that of the best shape, as a share of the loss range: chosen together with
+# shapes.TRUST on simulated items (benchmarks/studies/emergence_items.py).
+SHAPE = 0.006
+
+
+def threshold(onset: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(S,) draws of the threshold from those of the onset, both as shares of the loss range; `x` (n,) are the rows'.
+
+    Their 95% interval is at least as wide as the widest gap between neighbouring rows that the posterior's touches.
+    """
+    drawn = onset + SHAPE * rng.standard_normal(len(onset))
+    low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975])
+    rows = np.unique(x)
+    touched = (rows[1:] > low) & (rows[:-1] < high)
+    gap = float(np.diff(rows)[touched].max(initial=0.0))
+    # a thousandth more, because quantiles of what is clipped below and rounded in result.json must not fall short
+    stretch = max(1.001 * gap / max(high - low, 1e-12), 1.0)
+    return np.clip(middle + (drawn - middle) * stretch, 0, 1)

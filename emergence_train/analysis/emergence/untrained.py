@@ -1,0 +1,60 @@
+"""Rows of models that are not trained yet, which say nothing of where performance leaves its plateau.
+
+At or above the loss of a unigram model there is no plateau: the model has not learnt to read. Where that loss is unknown, a
+single such row would still stretch the loss range, move the threshold and turn verdicts, so rows that are plainly of this kind
+are left out: those before the first token, those above any unigram model of subwords, and young ones far above all others.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+# The highest loss of a unigram model that we measured, rounded up: 7.4 nats with GPT-2's vocabulary on an encyclopaedia.
+HIGHEST_UNIGRAM = 7.5
+FAR = 0.1  # a gap below a row, as a share of the range of the rows below it, that sets it apart
+OTHERS = 2.0  # and as a multiple of the next two gaps: the losses of checkpoints at even ratios are spaced like that
+TIMES = 1.5  # and its loss as a multiple of the lowest
+YOUNG = 0.02  # share of the tokens of a typical run up to which a row counts as barely trained
+LEAST = 6  # rows that must remain where the unigram model's loss is unknown
+
+
+def trained(frame: pd.DataFrame, unigram: float | None, notes: list[str]) -> pd.DataFrame:
+    """The rows in which a plateau is meaningful; what is left out is noted. `unigram`: its loss, nats, None where unknown."""
+    if unigram is not None:
+        text = f"at or above the unigram loss {unigram:.4g} left out"
+        return _without(frame, lambda rows: (rows["loss"] >= unigram).to_numpy(), text, 1, notes)
+    notes.append("the unigram model's loss is unknown: the whole observed range counts (give unigram_loss)")
+    frame = _without(frame, _before_training, "of models before their first token left out", LEAST, notes)
+    text = f"above {HIGHEST_UNIGRAM:g} nats, the loss of any unigram model of subwords, left out"
+    frame = _without(frame, lambda rows: (rows["loss"] > HIGHEST_UNIGRAM).to_numpy(), text, LEAST, notes)
+    return _without(frame, _far_above, "of barely trained models, far above all others, left out", LEAST, notes)
+
+
+def _without(
+    frame: pd.DataFrame, rule: Callable[[pd.DataFrame], np.ndarray], text: str, least: int, notes: list[str]
+) -> pd.DataFrame:
+    drop = rule(frame)
+    if not drop.any() or (~drop).sum() < least:
+        return frame
+    notes.append(f"{int(drop.sum())} rows {text}")
+    return frame[~drop]
+
+
+def _before_training(frame: pd.DataFrame) -> np.ndarray:
+    return ((frame["step"] == 0) & (frame["tokens"] == 0)).to_numpy()
+
+
+def _far_above(frame: pd.DataFrame) -> np.ndarray:
+    """(n,) True above the lowest gap that sets apart rows which are all barely trained."""
+    order = np.argsort(-frame["loss"].to_numpy(float), kind="stable")
+    loss, tokens = frame["loss"].to_numpy(float)[order], frame["tokens"].to_numpy(float)[order]
+    young = np.logical_and.accumulate(tokens <= YOUNG * frame.groupby("run")["tokens"].max().median())
+    gap = np.r_[-np.diff(loss), 0.0]
+    following = np.maximum(np.r_[gap[1:], 0], np.r_[gap[2:], 0, 0])
+    rest = np.r_[loss[1:], loss[-1]] - loss[-1]
+    apart = young & (gap > FAR * rest) & (gap > OTHERS * following) & (loss >= TIMES * loss[-1]) & (rest > 0)
+    drop = np.zeros(len(loss), bool)
+    if apart.any():
+        drop[order[: int(np.flatnonzero(apart)[-1]) + 1]] = True
+    return drop

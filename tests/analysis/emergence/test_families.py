@@ -1,0 +1,79 @@
+"""Which runs are pooled: by columns, by run directories, by names; the ladders are public ones' and made-up variants of them."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from emergence_train.analysis.emergence.families import families, with_data
+
+M = 10**6
+OLMO = [f"{size}M-{times}xC" for size in (190, 370, 760) for times in ("0.5", "1", "2", "5", "10")]
+
+
+def frame(runs: dict[str, int], **columns) -> pd.DataFrame:
+    return pd.DataFrame({"run": list(runs), "params": list(runs.values())}).assign(**columns)
+
+
+def grouped(table: pd.DataFrame) -> set[frozenset[str]]:
+    names = families(table).names
+    return {frozenset(rows["run"]) for _, rows in table.groupby(names)}
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        {name: int(name.split("M")[0]) * M for name in OLMO} | {"190M-1xC-rerun": 190 * M, "1B-1xC-seed2": 1000 * M},
+        {f"rerun-{times}xC-{size}m-lr3e-4": size * M for size in (70, 160) for times in (1, 20)},
+        {f"adamw/d={d}_l=8/0.5xC": d * M for d in (96, 512, 1024)} | {"muon/d=96_l=8/2xC_v2": 96 * M},
+        {f"gpt2-{name}": number * M for number, name in enumerate(("small", "medium", "large", "xl"), 1)},
+        {"c4-d=96_l=8-0.25": 6 * M, "c4-d=512_l=8-16.0": 53 * M, "c4-open_lm_1b-1.0": 1300 * M, "c4-open_lm_7b-1.0": 6700 * M},
+        {f"alpha-{size}m": size * M for size in (70, 160, 410)} | {"alpha-160m-fast": 160 * M},
+    ],
+    ids=["multiplier", "front", "shapes", "words", "continued", "variant"],
+)  # fmt: skip
+def test_one_ladder_is_one_family_by_any_names(runs):
+    assert grouped(frame(runs)) == {frozenset(runs)}
+
+
+def test_two_ladders_are_two_families_by_names():
+    pythia = {f"pythia-{size}m-{times}xC": size * M for size in (70, 160) for times in (1, 2)}
+    deduped = {name.replace("pythia", "pythia-deduped"): size for name, size in pythia.items()}
+    olmo = {"OLMo-1B": 1000 * M, "OLMo-7B-rerun": 7000 * M}
+    table = frame(pythia | deduped | olmo)
+    assert grouped(table) == {frozenset(pythia), frozenset(deduped), frozenset(olmo)}
+    decided = families(table)
+    assert decided.decided_by == "names" and "3 families" in decided.notes[0]
+    assert [part.sizes for part in decided.results(table)] == [2, 2, 2]
+
+
+def test_versions_of_a_model_are_families_by_names():
+    llamas = {"llama-2-7b": 7000 * M, "llama-2-13b": 13000 * M, "llama-3-8b": 8000 * M, "llama-3-70b": 70000 * M}
+    assert len(grouped(frame(llamas))) == 2
+    seeds = {"olmo-1b-2": 1000 * M, "olmo-1b-3": 1000 * M, "olmo-7b-2": 7000 * M}
+    assert len(grouped(frame(seeds))) == 1
+
+
+def test_columns_decide_before_names():
+    runs = {"pythia-70m": 70 * M, "pythia-160m": 160 * M, "olmo-1b": 1000 * M, "olmo-7b": 7000 * M}
+    pooled = families(frame(runs, vocabulary="neox"))
+    assert set(pooled.names) == {"neox"} and pooled.decided_by == "vocabulary" and not pooled.notes
+    assert len(grouped(frame(runs, vocabulary=["a", "b", "a", "b"]))) == 2
+    both = families(frame(runs, vocabulary="neox", family=["x", "y", "x", "y"]))
+    assert set(both.names) == {"x", "y"} and both.decided_by == "family"
+    four = families(frame(runs, vocabulary=["a", "a", "b", "b"], family=["x", "y", "x", "y"]))
+    assert set(four.names) == {"a:x", "a:y", "b:x", "b:y"} and four.decided_by == "vocabulary, family"
+
+
+def test_run_directories_of_other_data_are_not_pooled(tmp_path):
+    """One tokenizer, two prepared data sets: each run's losses are of its own validation text."""
+    runs = {name: 10 * M for name in ("a", "b", "c")}
+    for name, data in (("a", "1111"), ("b", "2222")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.json").write_text(json.dumps({"data": data, "vocabulary": "v"}))
+    shown = {tmp_path / name: name for name in runs}
+    table = with_data(frame(runs, vocabulary="v"), list(shown), shown)
+    assert grouped(table) == {frozenset(name) for name in runs}
+    same = with_data(frame({"a": 10 * M, "c": 10 * M}, vocabulary="v"), list(shown), shown)
+    assert grouped(same) == {frozenset("ac")}  # an older run has no digest: nothing says that it is of other data
+    assert set(families(same).names) == {"v"}

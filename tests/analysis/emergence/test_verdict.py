@@ -1,0 +1,80 @@
+"""Verdicts on curves of known form: what counts as shown, what levels off, what turns, and the answer that costs nothing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emergence_train.analysis.emergence import simulate
+from emergence_train.analysis.emergence import table as emergence_table
+from emergence_train.analysis.emergence.analyze import find
+
+
+def verdicts(curve, *, chance=0.25, items=3000, seeds=4, **columns) -> set[str]:
+    """Verdicts on tables whose expected performance is `curve` of the share of the loss range."""
+    names = set()
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, 5])
+        frame = simulate.ladder(rng)
+        x = (frame["loss"].max() - frame["loss"]).to_numpy() / np.ptp(frame["loss"])
+        value = rng.binomial(items, np.clip(curve(x), 0, 1)) / items
+        frame = frame.assign(task="t", metric="acc", value=value, stderr=0.01, items=items, chance=chance, **columns)
+        finding = find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True)))
+        names.add(finding.verdict.name)
+        assert sum(finding.verdict.probabilities.values()) == pytest.approx(1)
+    return names
+
+
+def late(to: float, level: float = 0.25):
+    """Flat to 0.4 of the range, then rising to `to`."""
+    return lambda x: level + (to - level) * np.clip((x - 0.4) / 0.6, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("curve", "chance", "verdict"),
+    [
+        (late(0.25, 0.231), 0.25, "at-chance"),  # from below chance to chance
+        (late(0.275), 0.25, "at-chance"),  # (0.275 - 0.25) / 0.75 = 0.033
+        (late(0.35), 0.25, "emergent"),  # 0.133
+        (late(0.03, 0.0), 0.0, "at-chance"),
+        (late(0.10, 0.0), 0.0, "emergent"),
+        (lambda x: 0.25 + 0.03 * x, 0.25, "at-chance"),
+        (lambda x: 0.25 + 0.20 * x, 0.25, "gradual"),
+    ],
+)
+def test_an_ability_is_shown_from_five_percent_of_the_room(curve, chance, verdict):
+    assert verdicts(curve, chance=chance, items=14_000) == {verdict}
+
+
+def test_moving_between_constant_answers_shows_nothing():
+    """Two answers, 41% of the items have the rarer: a model that gives one and then the other goes from 0.41 to 0.59."""
+    moves = lambda to: lambda x: 0.41 + (to - 0.41) * np.clip((x - 0.4) / 0.2, 0, 1)  # noqa: E731
+    assert verdicts(moves(0.57), chance=0.5) == {"at-chance"}
+    assert verdicts(moves(0.80), chance=0.5) == {"emergent"}
+    assert verdicts(late(0.60, 0.50), chance=0.5, items=14_000) == {"emergent"}
+    assert verdicts(late(0.60, 0.50), chance=0.5, items=14_000, majority=0.62) == {"at-chance"}
+
+
+@pytest.mark.parametrize("level", [0.25, 0.5])
+def test_a_rise_that_levels_off_is_gradual(level):
+    assert verdicts(lambda x: 0.25 + 0.35 * np.minimum(x / level, 1)) == {"gradual"}
+    assert verdicts(lambda x: 0.25 + 0.35 * -np.expm1(-4 * x / level)) == {"gradual"}
+    dip = lambda x: 0.25 + 0.35 * np.minimum(x / level, 1) - 0.03 * np.maximum(x - level, 0)  # noqa: E731
+    assert verdicts(dip, items=14_000) == {"gradual"}
+
+
+def test_an_inverted_u_is_named():
+    assert verdicts(lambda x: 0.25 + 0.25 * (1 - ((x - 0.5) / 0.5) ** 2)) == {"inverted-u"}
+    assert verdicts(lambda x: 0.3 + 0.2 * np.where(x < 0.5, x / 0.5, 1.6 - 1.2 * x)) == {"inverted-u"}
+    assert verdicts(lambda x: 0.45 - 0.25 * (1 - ((x - 0.5) / 0.5) ** 2)) == {"u-shaped"}
+
+
+def test_more_rows_add_no_certainty_without_end():
+    """Rises between straight and flat-then-straight, which no shape has: 4,000 rows are no surer than a few dozen can be."""
+    rng = np.random.default_rng(0)
+    loss = rng.uniform(2, 4, 4000)
+    x = (4 - loss) / 2
+    value = rng.binomial(14_000, 0.3 + 0.2 * np.logaddexp(0, (x - 0.35) / 0.1) * 0.1) / 14_000
+    frame = pd.DataFrame({"run": "a", "params": 1, "step": range(1, 4001), "tokens": range(1, 4001), "loss": loss})
+    frame = frame.assign(task="t", metric="acc", value=value, stderr=0.004, items=14_000, chance=0.25)
+    finding = find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True)))
+    assert finding.verdict.posterior.effective < 60
