@@ -123,6 +123,11 @@ ANALYSES = [
         lambda at: at.temporal(at.curve(), "--fit-fraction", 0.5),
     ),
     Row(
+        "checkpoint(s), a forecast needs at least 4; log more often",
+        lambda at: at.temporal(at.curve(rows=1)),
+        lambda at: at.temporal(at.curve(rows=30)),
+    ),
+    Row(
         "nothing is observed beyond the warm-up of the learning rate; observe longer",
         lambda at: at.temporal(at.curve(lr=RISING)),
         lambda at: at.temporal(at.curve(rows=60, lr=[*RISING, *[3e-5] * 30])),

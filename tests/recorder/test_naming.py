@@ -60,7 +60,7 @@ def test_two_run_directories_of_one_name_are_told_apart(tmp_path):
     assert set(by_name) == {"a", "a_old"}
     assert by_name["a"].loss[0] == 4.0 and by_name["a_old"].loss[0] == 3.0
     assert by_name["a"].plan.peak == 2e-3 and by_name["a_old"].plan.peak == 1e-3
-    tasks, _ = emergence_table.load([new, old])
+    tasks, *_ = emergence_table.load([new, old])
     assert {run for task in tasks for run in task.frame["run"]} == {"a", "a_old"}
     assert [series.run for series in load(old)] == ["a"]
 

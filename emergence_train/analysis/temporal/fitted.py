@@ -25,6 +25,8 @@ class FittedRun:
         seen = series.progress <= fraction + 1e-9 if fraction is not None else np.ones(len(series.step), bool)
         where = f"run {series.run!r}" + (f", split {series.split!r}" if series.split else "")
         if seen.sum() < 2:
+            if fraction is None:
+                raise InputError(f"{where}: {len(seen)} checkpoint(s), a forecast needs at least 4; log more often")
             raise InputError(
                 f"{where}: {int(seen.sum())} checkpoint(s) in the observed part, a forecast needs at least 4; "
                 f"raise the fit fraction or log more often"
