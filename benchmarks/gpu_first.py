@@ -60,17 +60,31 @@ def stages(out: Path) -> list[Stage]:
         ),
         Stage(
             "train-variants",
-            0.06,
+            0.04,
             (
                 *train,
                 "--sizes",
                 "468m",
                 "--contestants",
-                "ours, attention=cuda;ours, micro_batch=32;ours, linears=fp8",
+                "ours, linears=fp8;ours, micro_batch=32",
                 "--limit",
                 "{limit}",
             ),
-            "attention of our own, larger micro-batches, linear layers in fp8",
+            "linear layers in fp8, larger micro-batches",
+        ),
+        Stage(
+            "train-checkpointing",
+            0.04,
+            (
+                *train,
+                "--sizes",
+                "468m",
+                "--contestants",
+                "ours, activation_checkpointing=selective;ours, activation_checkpointing=full;ours, logits=bfloat16",
+                "--limit",
+                "{limit}",
+            ),
+            "less kept for the backward pass; logits in bf16",
         ),
         Stage(
             "attention",
@@ -79,7 +93,7 @@ def stages(out: Path) -> list[Stage]:
             "beside cuDNN, flash-attn, FlexAttention",
         ),
         Stage(
-            "position_loss", 0.12, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
+            "position_loss", 0.10, (*bench, "--op", "position_loss", "--budget", "{limit}"), "beside Liger, CCE, quack"
         ),
         Stage("rms_norm", 0.07, (*bench, "--op", "rms_norm", "--budget", "{limit}"), "beside Liger, quack"),
         Stage("fp8_linear", 0.04, (*bench, "--op", "fp8_linear", "--budget", "{limit}"), "beside cuBLAS in bf16"),
