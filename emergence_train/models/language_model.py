@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from emergence_kernels import PositionLoss
 
 Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]  # makes a partitioned parameter whole in its block
+
+
+DRAWN_AT_ONCE = 8  # parameters; a draw is serial, 1.2B numbers in 10 s
 
 
 class LanguageModel(nn.Module):
@@ -53,21 +57,27 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
 
-@torch.no_grad()
 def draw_weights(
     model: nn.Module, std: Callable[[str], float], seed: int, gathered: Gathered = contextlib.nullcontext
 ) -> None:
     """Set matrices to Normal(0, std(name)) and vectors (norms) to 1.
 
-    Each parameter has a generator of its own, seeded by (seed, name): its values depend on nothing else.
+    Each parameter has a generator of its own, seeded by (seed, name): its values depend on nothing else, so several are drawn at
+    once, except where `gathered` communicates: every rank must enter it in the same order.
     """
-    for name, parameter in model.named_parameters():
+
+    @torch.no_grad()
+    def draw(name: str, parameter: nn.Parameter) -> None:
         with gathered(parameter):
             if parameter.numel() == 0:
-                continue  # a partitioned parameter is whole on rank 0 only, which writes it for all
+                return  # a partitioned parameter is whole on rank 0 only, which writes it for all
             if parameter.ndim < 2:
                 parameter.fill_(1.0)
-                continue
+                return
             key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
             parameter.copy_(torch.empty(parameter.shape).normal_(std=std(name), generator=generator))
+
+    with ThreadPoolExecutor(DRAWN_AT_ONCE if gathered is contextlib.nullcontext else 1) as pool:
+        for _ in pool.map(draw, *zip(*model.named_parameters(), strict=True)):
+            pass

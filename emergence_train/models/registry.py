@@ -31,8 +31,17 @@ def section_of(kind: ModelKind) -> type[ModelConfig]:
 
 
 def build_model(config: ModelConfig) -> "LanguageModel":
-    """The model of a section, its weights not initialised yet."""
-    return _imported(MODELS[config.kind].module)(config)
+    """The model of a section. Its weights are not initialised: PyTorch's own drawing of them, serial, is left out."""
+    from torch.overrides import TorchFunctionMode
+
+    class NoInitialisation(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(function, "__module__", None) == "torch.nn.init":
+                return args[0] if args else (kwargs or {})["tensor"]
+            return function(*args, **(kwargs or {}))
+
+    with NoInitialisation():
+        return _imported(MODELS[config.kind].module)(config)
 
 
 def _imported(place: str) -> Any:

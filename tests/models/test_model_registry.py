@@ -1,6 +1,7 @@
 """Models by kind: adding one is a file with its section and its module, and a line. This is such a file: a model, no decoder."""
 
 import contextlib
+import hashlib
 import subprocess
 import sys
 from typing import Literal
@@ -126,3 +127,20 @@ def test_another_model_generates():
     model.init_weights(3)
     [ids] = generate(model, [[5, 7]], 4, lambda ids: False, start(1))
     assert ids == [int(model(torch.tensor([[token]])).argmax()) for token in [7, *ids[:3]]]
+
+
+def test_a_model_is_drawn_once_and_each_weight_by_itself(bigram, monkeypatch):
+    with monkeypatch.context() as patch:
+        for name in ("uniform_", "normal_"):
+            patch.setattr(torch.Tensor, name, lambda *of, **options: pytest.fail("drawn by PyTorch first"))
+        models = [build_model(BigramConfig(vocab_size=64)) for _ in range(2)]
+    models[0].init_weights(3)  # parameters at once
+    models[1].init_weights(3, lambda parameter: contextlib.nullcontext())  # in order
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other), name
+    expected = torch.empty(24, 24).normal_(std=0.3, generator=torch.Generator().manual_seed(key("3/mix.weight")))
+    assert torch.equal(models[0].mix.weight, expected)
+
+
+def key(name):
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
