@@ -20,7 +20,7 @@ FLOORS = (
     ("files",),
     ("cluster",),
     ("recorder",),
-    ("models", "optim"),
+    ("models", "optim", "callbacks"),
     ("config",),
     ("parallel", "tracking"),
     ("checkpoint", "faults", "data"),

@@ -10,7 +10,7 @@ DESCRIPTIONS = {
     "count": "tokens summed at this position",
     "loss_sum": "sum of their losses, nats",
     "loss_sq_sum": "sum of their squared losses, nats²",
-    "correct": "number of targets that were the most likely token (top-1)",
+    "correct": "number of targets that were the most likely token (top-1); may be missing or empty: not known",
     "loss": "mean loss, nats per token: of the iid set in evaluations, of the training step in curves",
     "task": "name of the task",
     "metric": "name of the metric",

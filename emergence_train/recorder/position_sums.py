@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -37,7 +38,7 @@ class PositionAccumulator:
 
 
 def rows(sums_over_ranks: torch.Tensor, split: str) -> pd.DataFrame:
-    """Rows of the table for one split from [4, T] sums, without positions that have no token."""
+    """Rows of the table for one split from [4, T] sums, without positions that have no token. NaN in correct: not known."""
     count, loss_sum, loss_sq_sum, correct = sums_over_ranks.cpu().numpy()
     frame = pd.DataFrame(
         {
@@ -46,7 +47,7 @@ def rows(sums_over_ranks: torch.Tensor, split: str) -> pd.DataFrame:
             "count": count.astype("int64"),
             "loss_sum": loss_sum,
             "loss_sq_sum": loss_sq_sum,
-            "correct": correct.astype("int64"),
+            "correct": correct if np.isnan(correct).any() else correct.astype("int64"),
         }
     )
     return frame[frame["count"] > 0]

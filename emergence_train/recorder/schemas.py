@@ -45,6 +45,8 @@ POSITIONS = Table(
     },
     key=("run", "step", "split", "position"),
     non_negative=("params", "step", "tokens", "count", "loss_sum", "loss_sq_sum", "correct"),
+    optional=("correct",),
+    sparse=("correct",),
 )
 EVALUATIONS = Table(
     "evaluations",

@@ -144,7 +144,8 @@ def mean_loss(
 
     The standard error treats tokens as independent, so it is a lower bound: tokens of one sequence are correlated.
     """
-    sums = positions.groupby(list(by), sort=True, as_index=False)[["count", "loss_sum", "loss_sq_sum", "correct"]].sum()
+    added = ["count", "loss_sum", "loss_sq_sum", "correct"]  # correct may not be known: NaN then, not 0
+    sums = positions.groupby(list(by), sort=True, as_index=False)[added].sum(min_count=1)
     sums = sums[sums["count"] > 0]
     mean = sums["loss_sum"] / sums["count"]
     variance = np.maximum(sums["loss_sq_sum"] / sums["count"] - mean**2, 0)

@@ -136,8 +136,8 @@ def test_a_model_is_drawn_once_and_each_weight_by_itself(bigram, monkeypatch):
         models = [build_model(BigramConfig(vocab_size=64)) for _ in range(2)]
     models[0].init_weights(3)  # parameters at once
     models[1].init_weights(3, lambda parameter: contextlib.nullcontext())  # in order
-    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-        assert torch.equal(one, other), name
+    for (name, weight), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(weight, other), name
     expected = torch.empty(24, 24).normal_(std=0.3, generator=torch.Generator().manual_seed(key("3/mix.weight")))
     assert torch.equal(models[0].mix.weight, expected)
 

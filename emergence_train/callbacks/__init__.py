@@ -1,0 +1,1 @@
+"""Callbacks of other trainers that record a run: a file each, which needs that trainer installed."""

@@ -1,0 +1,98 @@
+"""Losses by position from Lightning: Trainer(callbacks=[PositionCallback("runs/mine", params=..., sequence=1024)]).
+
+The module's training_step and validation_step return a dictionary that has "token_losses" [B, T] beside "loss", and "correct"
+and "mask" if they like: recorder.token_losses gives the first two from logits and targets. Tables are written after every
+validation and at the end of training.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from emergence_train.errors import InputError
+from emergence_train.recorder.api import Recorder
+
+
+class PositionCallback(Callback):
+    """Records a Lightning run as a run directory; it travels in Lightning's checkpoints, so that a resumed run continues it.
+
+    Args:
+        path, run, params, sequence, vocabulary: as Recorder's.
+        split: what is validated on.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        run: str | None = None,
+        *,
+        params: int,
+        sequence: int,
+        vocabulary: str = "",
+        split: str = "iid",
+    ) -> None:
+        self.options = {"run": run, "params": params, "sequence": sequence, "vocabulary": vocabulary}
+        self.path, self.split = path, split
+        self.recorder: Recorder | None = None
+        self.tokens = 0  # trained on by all ranks
+        self._written = 0  # step of the last tables
+        self._step, self._loss = 0, 0.0  # the last step, and the sum of its micro-batches' losses
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        there = Path(self.path, "metrics.jsonl").is_file()
+        step = trainer.global_step if trainer.global_step or there else None
+        self.recorder = Recorder(self.path, **self.options, step=step)  # type: ignore[arg-type]
+        self._written = self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        losses_BT = self._add(outputs, "train")
+        self.tokens += losses_BT.numel() * trainer.world_size
+        self._loss = self._loss + outputs["loss"].detach()  # Lightning has divided it by the micro-batches of a step
+        if self.recorder is not None and trainer.global_step > self._step:
+            if trainer.global_step % trainer.log_every_n_steps == 0:
+                self.recorder.log(trainer.global_step, self.tokens, float(self._loss), _rate(trainer))
+            self._step, self._loss = trainer.global_step, 0.0
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.recorder is not None and not trainer.sanity_checking:
+            self._add(outputs, self.split)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._write(trainer)
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens = state_dict["tokens"]
+
+    def _add(self, outputs: Any, split: str) -> Any:
+        if not isinstance(outputs, dict) or "token_losses" not in outputs:
+            step = "training_step" if split == "train" else "validation_step"
+            raise InputError(
+                f"PositionCallback: {step} returns no 'token_losses'; return {{'loss': loss, 'token_losses': losses_BT}}, see "
+                f"emergence_train.recorder.token_losses"
+            )
+        losses_BT = outputs["token_losses"]
+        if self.recorder is not None:
+            self.recorder.add(losses_BT, split=split, correct_BT=outputs.get("correct"), mask_BT=outputs.get("mask"))
+        return losses_BT
+
+    def _write(self, trainer: Any) -> None:
+        if self.recorder is not None and trainer.global_step > self._written:
+            self.recorder.checkpoint(trainer.global_step, self.tokens, _rate(trainer))
+            self._written = trainer.global_step
+
+
+def _rate(trainer: Any) -> float | None:
+    return trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None

@@ -1,0 +1,115 @@
+"""Losses by position from transformers' Trainer: Trainer(..., callbacks=[PositionCallback("runs/mine", sequence=1024)]).
+
+A hook on the model sees the logits and labels of every forward pass that Trainer makes: in training mode they are the split
+"train", else `split`. It costs a second softmax over the vocabulary and no communication. Checkpoints of the tables are written
+where Trainer saves or evaluates, and at the end of training.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from emergence_train.errors import InputError
+from emergence_train.recorder.api import Recorder, token_losses
+
+
+class PositionCallback(TrainerCallback):
+    """Records a Trainer's run as a run directory. A resumed training continues it.
+
+    Args:
+        path, run, sequence, vocabulary: as Recorder's. Labels with -100 are not counted, and a token's position is its place in
+            the row, so that rows padded on the left shift it.
+        params: non-embedding parameters; by default as the model counts them.
+        split: what Trainer evaluates on.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        run: str | None = None,
+        *,
+        sequence: int,
+        params: int | None = None,
+        vocabulary: str = "",
+        split: str = "iid",
+    ) -> None:
+        self.path, self.run, self.sequence = path, run, sequence
+        self.params, self.vocabulary, self.split = params, vocabulary, split
+        self.recorder: Recorder | None = None
+        self._hook: Any = None
+        self._tokens = 0  # of this rank since the start
+        self._before = 0  # of all ranks, when training started
+        self._lr: float | None = None
+        self._written = -1  # step of the last tables
+        self._due = False  # evaluated at a step whose tables are not written
+
+    # ------------------------------------------------------------------------------------------------ Trainer's events
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+        params = self.params
+        if params is None:
+            params = int(model.num_parameters(exclude_embeddings=True))  # type: ignore[operator]
+        self.recorder = Recorder(
+            self.path,
+            self.run,
+            params=params,
+            sequence=self.sequence,
+            vocabulary=self.vocabulary,
+            step=state.global_step if state.global_step or Path(self.path, "metrics.jsonl").is_file() else None,
+        )
+        self._tokens, self._before = 0, self.recorder.tokens
+        self._hook = model.register_forward_hook(self._seen, with_kwargs=True)
+
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, Any], **kwargs: Any) -> None:
+        if self.recorder is not None and "loss" in logs:
+            self._lr = logs.get("learning_rate", self._lr)
+            self.recorder.log(state.global_step, self._all_tokens(), float(logs["loss"]), self._lr)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._due = self.recorder is not None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._write(state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._due:
+            self._write(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._write(state.global_step)
+        if self.recorder is not None:
+            self.recorder.close()
+            self._hook.remove()
+            self.recorder = None
+
+    # --------------------------------------------------------------------------------------------------------- private
+
+    def _seen(self, model: nn.Module, inputs: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if self.recorder is None:
+            return
+        labels_BT: Tensor | None = kwargs.get("labels")
+        logits_BTV = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", None)
+        if labels_BT is None or logits_BTV is None:
+            raise InputError(
+                "PositionCallback sees the model called without labels, or without logits in its output; leave out label "
+                "smoothing, compute_loss_func and fused losses, or use emergence_train.recorder.Recorder in a loop of your own"
+            )
+        losses_BT, correct_BT = token_losses(logits_BTV[:, :-1], labels_BT[:, 1:])
+        split = "train" if model.training else self.split
+        self.recorder.add(losses_BT, split=split, correct_BT=correct_BT, mask_BT=labels_BT[:, 1:] >= 0)
+        if model.training:
+            self._tokens += labels_BT.numel()
+
+    def _all_tokens(self) -> int:
+        """Of all ranks, which have batches of one size, since the start of the run."""
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return self._before + ranks * self._tokens
+
+    def _write(self, step: int) -> None:
+        self._due = False
+        if self.recorder is not None and step > self._written and step > 0:
+            self.recorder.checkpoint(step, self._all_tokens(), self._lr)
+            self._written = step

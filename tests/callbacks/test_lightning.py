@@ -1,0 +1,87 @@
+"""PositionCallback for Lightning: sums equal to those of the losses that the steps return, and a run resumed."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from emergence_train.errors import InputError
+from emergence_train.recorder import tables, token_losses
+from support import metrics
+
+lightning = pytest.importorskip("lightning.pytorch")
+
+SEQUENCE, VOCABULARY = 6, 11
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, hide=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.hide, self.seen = nn.Embedding(VOCABULARY, VOCABULARY), hide, []
+
+    def training_step(self, batch, index):
+        logits = self.table(batch[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        if self.hide:
+            return loss
+        losses, correct = token_losses(logits, batch[:, 1:])
+        self.seen.append(losses)
+        return {"loss": loss, "token_losses": losses, "correct": correct}
+
+    def validation_step(self, batch, index):
+        losses, correct = token_losses(self.table(batch[:, :-1]), batch[:, 1:])
+        return {"token_losses": losses, "correct": correct}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.5)
+
+
+def fit(folder, steps, module, resume=None):
+    from emergence_train.callbacks.lightning import PositionCallback
+
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(0, VOCABULARY, (40, SEQUENCE + 1), generator=generator)
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        accumulate_grad_batches=2,
+        val_check_interval=8,
+        log_every_n_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[PositionCallback(folder / "mine", params=10, sequence=SEQUENCE)],
+    )
+    trainer.fit(module, DataLoader(rows, 2), DataLoader(rows[:4], 2), ckpt_path=resume, weights_only=resume and False)
+    return trainer, rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_run_is_recorded_and_resumed(tmp_path):
+    module = Module()
+    trainer, rows = fit(tmp_path, 4, module)
+    frame = tables.read(tables.POSITIONS, tmp_path / "mine")
+    train = frame[(frame["step"] == 4) & (frame["split"] == "train")]
+    expected = torch.cat(module.seen).double().sum(0)
+    np.testing.assert_allclose(train["loss_sum"], expected, rtol=1e-6)
+    assert (train["count"] == 16).all() and train["tokens"].unique() == [16 * SEQUENCE]
+    losses, correct = token_losses(module.table(rows[:4, :-1]), rows[:4, 1:])
+    iid = frame[(frame["step"] == 4) & (frame["split"] == "iid")]
+    np.testing.assert_allclose(iid["loss_sum"], losses.double().sum(0), rtol=1e-6)
+    np.testing.assert_array_equal(iid["correct"], correct.sum(0))
+    means = [torch.cat(module.seen[k : k + 2]).mean().item() for k in range(0, 8, 2)]
+    assert [row["loss"] for row in metrics(tmp_path / "mine")] == pytest.approx(means, rel=1e-5)
+
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fit(tmp_path, 8, Module(), tmp_path / "last.ckpt")
+    assert [(row["step"], row["tokens"]) for row in metrics(tmp_path / "mine")] == [(k, 24 * k) for k in range(1, 9)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_that_returns_no_token_losses_is_named(tmp_path):
+    with pytest.raises(InputError, match="training_step returns no 'token_losses'"):
+        fit(tmp_path, 1, Module(hide=True))

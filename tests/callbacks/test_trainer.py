@@ -1,0 +1,159 @@
+"""PositionCallback for transformers' Trainer: sums equal to a loop by hand over the same batches, and a run resumed."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emergence_train.recorder import tables
+from support import metrics, run_python
+
+pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
+
+SEQUENCE, VOCABULARY = 12, 32
+
+
+class Recording(torch.utils.data.Dataset):
+    def __init__(self, rows, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.rows = torch.randint(0, VOCABULARY, (rows, SEQUENCE + 1), generator=generator)
+        self.labels = self.rows.clone()
+        self.labels[:, :3] = -100
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.rows[index], "labels": self.labels[index]}
+
+
+def llama():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def trainer(folder, steps, accumulation=2):
+    from emergence_train.callbacks.trainer import PositionCallback
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=0.01,
+        logging_steps=2,
+        save_steps=4,
+        eval_steps=2,
+        eval_strategy="steps",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=1,
+    )
+    return transformers.Trainer(
+        model=llama(),
+        args=arguments,
+        train_dataset=Recording(64, 1),
+        eval_dataset=Recording(8, 2),
+        callbacks=[PositionCallback(folder / "mine", sequence=SEQUENCE)],
+    )
+
+
+def sums(model, rows, labels):
+    with torch.no_grad():
+        logits = model(input_ids=rows).logits.double()
+    losses = -logits[:, :-1].log_softmax(-1).gather(-1, rows[:, 1:, None])[..., 0]
+    return losses.where(labels[:, 1:] >= 0, 0.0).sum(0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trainer")
+    running = trainer(folder, 8)
+    seen = []
+    watching = running.model.register_forward_pre_hook(
+        lambda model, args, kwargs: seen.append((kwargs["input_ids"], kwargs["labels"], model.training)),
+        with_kwargs=True,
+    )
+    running.train()
+    watching.remove()
+    return folder, running, seen
+
+
+def test_sums_are_those_of_a_loop(finished):
+    folder, running, _ = finished
+    frame = tables.read(tables.POSITIONS, folder / "mine")
+    assert sorted(frame["step"].unique()) == [2, 4, 6, 8] and set(frame["split"]) == {"train", "iid"}
+    last = frame[(frame["step"] == 8) & (frame["split"] == "iid")]
+    held_out = running.eval_dataset
+    running.model.eval()
+    expected = sums(running.model, held_out.rows, held_out.labels)
+    assert last["position"].tolist() == list(range(3, SEQUENCE + 1)) and (last["count"] == 8).all()
+    np.testing.assert_allclose(last["loss_sum"], expected[2:], rtol=1e-5)
+
+
+def test_the_first_steps_sums_are_of_what_was_trained_on(finished):
+    folder, _, seen = finished
+    rows, labels, _ = next(batch for batch in seen if batch[2])
+    frame = tables.read(tables.POSITIONS, folder / "mine")
+    train = frame[(frame["step"] == 2) & (frame["split"] == "train")]
+    assert (train["count"] == 8).all() and train["tokens"].unique() == [8 * (SEQUENCE + 1)]
+    first = sums(llama().train(), rows, labels)  # dropout is 0
+    assert (train["loss_sum"].to_numpy() > first[2:].numpy()).all()
+    curve = tables.read(tables.CURVES, folder / "mine")
+    assert curve["step"].tolist() == [2, 4, 6, 8] and (curve["lr"] > 0).all()
+    by_step = frame[frame["split"] == "train"].groupby("step")
+    means = by_step["loss_sum"].sum() / by_step["count"].sum()
+    np.testing.assert_allclose(
+        curve["loss"], means, atol=2e-4
+    )  # Trainer's own mean over the same steps, to four digits
+
+
+def test_a_resumed_training_continues_the_run(finished, tmp_path):
+    folder, _, _ = finished
+    before = metrics(folder / "mine")
+    again = trainer(folder, 12)
+    again.train(resume_from_checkpoint=str(folder / "trainer" / "checkpoint-4"))
+    rows = metrics(folder / "mine")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and rows[:2] == before[:2]
+    tokens = [row["tokens"] for row in rows]
+    assert tokens == [8 * (SEQUENCE + 1) * k for k in range(1, 7)]
+
+
+@pytest.mark.slow
+def test_two_processes_record_what_one_does(finished, tmp_path):
+    folder, _, _ = finished
+    two = run_python("tests/callbacks/test_trainer.py", str(tmp_path), processes=2)
+    assert two.returncode == 0, two.stderr
+    frames = [tables.read(tables.POSITIONS, of / "mine") for of in (folder, tmp_path)]
+    single, both = (of[of["split"] == "iid"].reset_index() for of in frames)
+    assert (both["count"] == 8).all() and both["step"].tolist() == single["step"].tolist()[: len(both)]
+    np.testing.assert_allclose(both["loss_sum"], single["loss_sum"][: len(both)], rtol=1e-4)
+    train = frames[1][(frames[1]["split"] == "train") & (frames[1]["step"] == 2)]
+    assert (train["count"] == 8).all() and train["tokens"].unique() == [8 * (SEQUENCE + 1)]
+
+
+def test_a_model_that_hides_its_labels_is_refused(tmp_path):
+    from emergence_train.errors import InputError
+
+    running = trainer(tmp_path, 1)
+    running.compute_loss_func = lambda outputs, labels, **of: outputs.logits.mean()
+    with pytest.raises(InputError, match="called without labels"):
+        running.train()
+
+
+if __name__ == "__main__":  # a rank: half the rows of each step
+    trainer(Path(sys.argv[1]), 4, accumulation=1).train()

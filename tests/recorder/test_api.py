@@ -1,0 +1,205 @@
+"""Recorder: sums of any loop's token losses, checked against sums by hand, and run directories that the commands read."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from emergence_train import cli
+from emergence_train.errors import InputError
+from emergence_train.recorder import Recorder, tables, token_losses
+from support import metrics, run_python
+
+SEQUENCE, VOCABULARY = 6, 11
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(VOCABULARY, VOCABULARY)
+
+    def forward(self, tokens_BT):
+        assert not torch.is_grad_enabled() or self.training
+        return self.table(tokens_BT)
+
+
+def by_hand(batches):
+    """(count, sum, sum of squares, correct) by position, in Python's own numbers; batches of (losses, correct, mask)."""
+    sums = np.zeros((4, SEQUENCE))
+    for losses, correct, mask in batches:
+        for row, column in np.argwhere(mask.numpy()):
+            loss = losses[row, column].item()
+            sums[:, column] += 1, loss, loss**2, bool(correct[row, column])
+    return sums
+
+
+def written(run, step, split):
+    frame = tables.read(tables.POSITIONS, run)
+    return frame[(frame["step"] == step) & (frame["split"] == split)]
+
+
+def test_sums_are_those_by_hand(tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    batches = []
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        for width in (6, 6, 4):  # a shorter sequence counts at its own positions
+            losses = torch.rand(3, width, generator=generator)
+            correct = torch.rand(3, width, generator=generator) < 0.5
+            mask = torch.rand(3, width, generator=generator) < 0.8
+            recorder.add(losses.masked_fill(~mask, torch.nan), correct_BT=correct, mask_BT=mask)
+            batches.append((losses, correct, mask))
+        recorder.add(torch.full((1, 6), torch.inf))  # its step is no step
+        recorder.checkpoint(5, 500, 0.1)
+    rows, expected = written(tmp_path / "mine", 5, "train"), by_hand(batches)
+    assert rows["position"].tolist() == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(rows[["count", "loss_sum", "loss_sq_sum", "correct"]].to_numpy().T, expected, rtol=1e-12)
+    assert rows["run"].unique() == ["mine"] and rows["tokens"].unique() == [500]
+
+
+def test_losses_of_tokens_are_log_softmax(tmp_path):
+    logits = torch.randn(2, 5, VOCABULARY, dtype=torch.float64)
+    targets = torch.randint(0, VOCABULARY, (2, 5))
+    targets[0, 3] = -100
+    losses, correct = token_losses(logits, targets)
+    for row, column in np.ndindex(2, 5):
+        scores, target = logits[row, column].tolist(), targets[row, column].item()
+        if target < 0:
+            assert losses[row, column] == 0 and not correct[row, column]
+            continue
+        expected = math.log(sum(math.exp(score) for score in scores)) - scores[target]
+        assert losses[row, column].item() == pytest.approx(expected, rel=1e-5)
+        assert bool(correct[row, column]) == (max(scores) == scores[target])
+
+
+def test_validation_puts_the_model_back(tmp_path):
+    model, sequences = Model(), torch.randint(0, VOCABULARY, (4, SEQUENCE + 1))
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        recorder.validate(model, sequences.split(2))
+        assert model.training
+        means = recorder.checkpoint(1, 10)
+        with pytest.raises(InputError, match="returned dict, not logits"):
+            recorder.validate(lambda tokens: {}, [sequences])
+    with torch.no_grad():
+        logits = model(sequences[:, :-1])
+    correct = logits.argmax(-1) == sequences[:, 1:]
+    losses = -logits.double().log_softmax(-1).gather(-1, sequences[:, 1:, None])[..., 0]
+    expected = by_hand([(losses, correct, torch.ones_like(correct))])
+    rows = written(tmp_path / "mine", 1, "iid")
+    np.testing.assert_allclose(rows["loss_sum"], expected[1], rtol=1e-6)
+    np.testing.assert_array_equal(rows["correct"], expected[3])
+    assert means == {"iid": pytest.approx(losses.mean().item(), rel=1e-6)}
+
+
+def test_a_run_is_reported_and_analysed(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    run = tmp_path / "mine"
+    with Recorder(run, params=1000, sequence=SEQUENCE, vocabulary="v", total_tokens=60_000) as recorder:
+        for step in range(1, 61):
+            curve = 2 + 3 * step**-0.5
+            losses = curve + np.exp(-np.arange(SEQUENCE)) + rng.normal(0, 0.01, (16, SEQUENCE))
+            recorder.add(torch.tensor(losses))
+            recorder.log(step, step * 1000, curve + rng.normal(0, 0.005), 1e-3)
+            if step % 5 == 0:
+                recorder.add(torch.tensor(losses), split="iid")
+                recorder.evaluation("skill", "accuracy", step / 60, items=100, chance=0.25)
+                recorder.checkpoint(step, step * 1000, 1e-3)
+    assert len(metrics(run)) == 60 and len(metrics(run, "validation")) == 12
+    assert cli.main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    assert "mine" in (tmp_path / "report" / "report.html").read_text()
+    assert cli.main(["analyze", "temporal", str(run), "--fit-fraction", "0.5", "--out", str(tmp_path / "t")]) == 0
+    splits = {of["split"] for of in json.loads((tmp_path / "t" / "result.json").read_text())["runs"]}
+    assert splits == {None, "iid", "train"}
+    evaluations = tables.read(tables.EVALUATIONS, run)
+    assert evaluations["value"].tolist() == pytest.approx([step / 60 for step in range(5, 61, 5)])
+    assert evaluations["loss"].tolist() == pytest.approx([row["loss"]["iid"] for row in metrics(run, "validation")])
+
+
+def test_checkpoints_alone_make_a_curve(tmp_path):
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        for step in (10, 20):
+            recorder.add(torch.full((1, SEQUENCE), float(step)))
+            recorder.checkpoint(step, step, 0.5)
+    assert [(row["step"], row["loss"], row["lr"]) for row in metrics(tmp_path / "mine")] == [
+        (10, 10, 0.5),
+        (20, 20, 0.5),
+    ]
+    means = tables.mean_loss(tables.read(tables.POSITIONS, tmp_path / "mine"))
+    assert means["loss"].tolist() == [10, 20] and means["accuracy"].isna().all()  # nobody said what was correct
+
+
+def recorded(path, steps, **options):
+    with Recorder(path, params=10, sequence=SEQUENCE, **options) as recorder:
+        for step in steps:
+            recorder.add(torch.full((1, SEQUENCE), float(step)))
+            recorder.log(step, step * 6, float(step), 0.1)
+            recorder.checkpoint(step, step * 6)
+    return recorder
+
+
+def test_a_run_continues_where_it_is_resumed(tmp_path):
+    run = tmp_path / "mine"
+    recorded(run, range(1, 6))
+    with pytest.raises(InputError, match=r"holds a run up to step 5; Recorder\(step=5\) continues it"):
+        Recorder(run, params=10, sequence=SEQUENCE)
+    with pytest.raises(InputError, match="rows end at step 5, so step 9 cannot be resumed"):
+        Recorder(run, params=10, sequence=SEQUENCE, step=9)
+    recorder = recorded(run, range(4, 8), step=3)
+    assert recorder.tokens == 42
+    assert [row["step"] for row in metrics(run)] == list(range(1, 8))
+    assert tables.read(tables.POSITIONS, run)["step"].unique().tolist() == list(range(1, 8))
+    recorded(run, [1], step=0)
+    assert [row["step"] for row in metrics(run)] == [1] and len(metrics(run / "begun-anew-1")) == 7
+
+
+def test_misuse_is_named_and_its_remedy_works(tmp_path):
+    run, shape = tmp_path / "mine", {"params": 10, "sequence": SEQUENCE}
+    with pytest.raises(InputError, match=r"Recorder\(params=0\): give a whole number"):
+        Recorder(run, params=0, sequence=SEQUENCE)
+    with Recorder(run, **shape) as recorder:
+        with pytest.raises(InputError, match="another Recorder or run writes here"):
+            Recorder(run, **shape)
+        Recorder(tmp_path / "other", **shape).close()
+        with pytest.raises(InputError, match="shape 2x7: Recorder takes"):
+            recorder.add(torch.ones(2, 7))
+        with pytest.raises(InputError, match="mask_BT has shape"):
+            recorder.add(torch.ones(2, 6), mask_BT=torch.ones(2, 5))
+        with pytest.raises(InputError, match="checkpoint 1 has no losses"):
+            recorder.checkpoint(1, 10)
+        recorder.add(torch.ones(2, 6))
+        recorder.evaluation("skill", "accuracy", 0.5)
+        with pytest.raises(InputError, match="need the loss on held-out text"):
+            recorder.checkpoint(1, 10)
+        recorder.add(torch.ones(2, 6), split="iid")
+        assert recorder.checkpoint(1, 10) == {"train": 1.0, "iid": 1.0}  # nothing was lost by the refusal
+        recorder.add(torch.ones(2, 6))
+        with pytest.raises(InputError, match="checkpoint 1 follows checkpoint 1"):
+            recorder.checkpoint(1, 10)
+        recorder.checkpoint(2, 20)
+    with pytest.raises(InputError, match="is closed; make another with step="):
+        recorder.log(3, 30, 1.0)
+    recorded(run, [3], step=2)
+    with pytest.raises(InputError, match="is a run of params 10, not 12"):
+        Recorder(run, params=12, sequence=SEQUENCE, step=3)
+    Recorder(run, params=12, sequence=SEQUENCE, step=0).close()
+
+
+def test_a_step_without_a_loss_is_skipped_by_the_curve(tmp_path):
+    with Recorder(tmp_path / "mine", params=10, sequence=SEQUENCE) as recorder:
+        for step, loss in enumerate((3.0, math.nan, 2.0), 1):
+            recorder.log(step, step * 6, loss, 0.1)
+        recorder.add(torch.ones(1, SEQUENCE))
+        recorder.checkpoint(3, 18)
+    assert tables.read(tables.CURVES, tmp_path / "mine")["loss"].tolist() == [3.0, 2.0]
+
+
+def test_ranks_add_up_and_fail_together(tmp_path):
+    whole = run_python("tests/recorder/recorder_rank.py", str(tmp_path / "two"), processes=2)
+    assert whole.returncode == 0, whole.stderr
+    assert written(tmp_path / "two", 1, "train")["loss_sum"].tolist() == [6.0] * 4
+    assert written(tmp_path / "two", 1, "ood")["count"].tolist() == [1, 1]
+    failed = run_python("tests/recorder/recorder_rank.py", str(tmp_path / "bad"), "also", processes=2)
+    assert failed.returncode == 2 and "checkpoint 1 follows checkpoint 1" in failed.stdout, failed.stderr
