@@ -156,4 +156,4 @@ def test_a_model_that_hides_its_labels_is_refused(tmp_path):
 
 
 if __name__ == "__main__":  # a rank: half the rows of each step
-    trainer(Path(sys.argv[1]), 4, accumulation=1).train()
+    trainer(Path(sys.argv[1]), 8, accumulation=1).train()
