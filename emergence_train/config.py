@@ -184,6 +184,10 @@ class Training(Section):
         description="what the backward pass computes again rather than keeps: nothing; the norms and the SwiGLU's product, which "
         "are large and cheap (selective); or each block (full; true in older files). No gradient changes",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU: every sum in a fixed order, so that a run started or resumed twice has the same bits; slower",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; None: torch's default")
 
     @property

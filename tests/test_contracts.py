@@ -37,7 +37,7 @@ KEYS = {
     "data.validation": "sequences domain_sequences ood_sequences fraction",
     "model": "kind layers width heads kv_heads ffn vocab_size max_sequence rotary_fraction rotary_base tied norm_eps",
     "training": "tokens batch micro_batch precision linears zero_stage document_mask z_loss compile cuda_graphs "
-    "activation_checkpointing threads",
+    "activation_checkpointing deterministic threads",
     "training.schedule": "kind lr warmup_tokens final_ratio decay_tokens decay_shape",
     "training.optimizer": "kind betas eps weight_decay clip",
     "training.position_weights": "head body tail vector",

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic
 
 from emergence_train.cluster import launcher
 from emergence_train.errors import InputError, PeerLost, Stopped, attempt, describe, exit_code, repeat, tell
@@ -204,6 +205,16 @@ def leave(code: int) -> None:
     if lost or code == Stopped.code or dist.is_initialized() and dist.get_world_size() > 1:
         os._exit(code)
     sys.exit(code)
+
+
+def order_sums(deterministic: bool) -> None:
+    """Set whether every sum on a GPU has a fixed order from here on: PyTorch, cuBLAS and our kernels follow this switch."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a search for reads before writes, at the price of those writes
+    )
 
 
 def import_deepspeed() -> Any:

@@ -18,7 +18,7 @@ from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, rendezvous, start
+from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
 from emergence_train.training import auto_micro_batch, branch, fp8
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
@@ -116,6 +116,7 @@ def _train(
         return run
 
     watch.at("building the engine")
+    order_sums(config.training.deterministic)
     session, header = _build_session(config, mesh, plan, dataset, evaluator, stop, watch, log, first)
     step = session.restore()
     log(startup_line(config.training, plan, dataset, mesh, header, step))

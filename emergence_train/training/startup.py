@@ -36,6 +36,7 @@ VOLATILE = (
     "data.bad_rows",
     "training.micro_batch",
     "training.activation_checkpointing",
+    "training.deterministic",
     "training.threads",
     "training.zero_stage",
     "checkpoints.save_state",

@@ -24,6 +24,7 @@ from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.optim.groups import parameter_groups
 from emergence_train.optim.schedule import learning_rate
+from emergence_train.parallel.ranks import order_sums
 from emergence_train.recorder import tables
 from emergence_train.training import startup
 from support import ROOT, command, metrics, run_python
@@ -67,7 +68,8 @@ def plain(data_path):
 def test_losses_equal_a_plain_loop(config_file, tmp_path, plain, stage, processes):
     """fp32: losses within 2e-6 relative, gradient norms within 2e-5, position sums within 1e-5, at every step."""
     fresh = stage == 1  # by torchrun; the others as forks
-    done = command("train", str(config_file), f"training.zero_stage={stage}", processes=processes, fresh=fresh)
+    over = [f"training.zero_stage={stage}", f"training.deterministic={stage == 3}".lower()]
+    done = command("train", str(config_file), *over, processes=processes, fresh=fresh)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr[-2000:]  # libraries' warnings cannot be fixed here
     run = tmp_path / "runs" / "run"
@@ -323,3 +325,12 @@ def test_a_run_from_before_kinds_is_the_same_run(config_file, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
     with contextlib.ExitStack() as held:
         assert startup.claim(run, loaded, held) is None
+
+
+def test_sums_are_in_order_for_the_run_that_asks(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    order_sums(True)
+    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert torch.empty(3).fill_(1.0).sum() == 3
+    order_sums(False)
+    assert not torch.are_deterministic_algorithms_enabled()
