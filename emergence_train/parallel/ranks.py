@@ -212,9 +212,8 @@ def order_sums(deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a search for reads before writes, at the price of those writes
-    )
+    # A search for reads before writes, at the price of those writes.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def import_deepspeed() -> Any:
