@@ -38,7 +38,7 @@ FLOORS = (
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),
-    ("report", "training", "convert", "doctor"),
+    ("report", "training", "convert", "doctor", "notebook"),
     ("cli",),
     ("__main__",),
 )

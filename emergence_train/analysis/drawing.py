@@ -1,21 +1,23 @@
-"""Figures as files: PNG, SVG and PDF by matplotlib, for slides, issue threads and papers."""
+"""Figures by matplotlib: as files (PNG, SVG, PDF) for slides, issue threads and papers, or on axes of the caller's.
+
+Files are drawn without pyplot, so that the backend of a notebook stays as it is.
+"""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.ticker import NullFormatter
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import ListedColormap, LogNorm  # noqa: E402
-from matplotlib.figure import Figure as MatplotlibFigure  # noqa: E402
-from matplotlib.ticker import NullFormatter  # noqa: E402
-
-from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks  # noqa: E402
-from emergence_train.files import atomic_path  # noqa: E402
+from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks
+from emergence_train.files import atomic_path
 
 STYLE: Any = {
     "figure.constrained_layout.use": True,
@@ -48,18 +50,17 @@ def save(
 
     `size` (width, height) in inches; None: as the panels need.
     """
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         drawn = _drawn(panels, columns, title)
         if size is not None:
             drawn.set_size_inches(size)
         drawn.draw_without_rendering()
         # Laid out once, not again for every file: nor does savefig then draw each once more to lay it out, a fourth of the time.
-        with plt.rc_context({"figure.constrained_layout.use": False}):
+        with rc_context({"figure.constrained_layout.use": False}):
             drawn.set_layout_engine(None)
             for suffix in suffixes:
                 with atomic_path(out / f"{stem}{suffix}") as temporary:
                     drawn.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=METADATA[suffix])
-        plt.close(drawn)
     return [f"{stem}{suffix}" for suffix in suffixes]
 
 
@@ -67,10 +68,12 @@ def _drawn(panels: Sequence[Figure], columns: int, title: str) -> MatplotlibFigu
     rows = math.ceil(len(panels) / columns)
     names = max(len(panel.y_names) for panel in panels)
     height = 1.2 + 0.24 * names if names else {1: 4.0}.get(rows * columns, 2.4 * rows)
-    drawn, axes = plt.subplots(rows, columns, figsize=(max(6.4, 3.2 * columns), height), squeeze=False)
+    drawn = MatplotlibFigure(figsize=(max(6.4, 3.2 * columns), height))
+    FigureCanvasAgg(drawn)
+    axes = drawn.subplots(rows, columns, squeeze=False)
     small = columns > 1
     for axis, panel in zip(axes.flat, panels):
-        _panel(axis, panel, small)
+        draw(panel, axis, small=small)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     if title:
@@ -81,7 +84,8 @@ def _drawn(panels: Sequence[Figure], columns: int, title: str) -> MatplotlibFigu
     return drawn
 
 
-def _panel(axis: Axes, panel: Figure, small: bool) -> None:
+def draw(panel: Figure, axis: Axes, *, small: bool = False) -> None:
+    """Draw a figure on axes; its ramp gets no colour bar. `small`: in small type, for one of several."""
     shown: set[str] = set()
     for trace in panel.drawable():
         _trace(axis, trace, trace.label if trace.label not in shown and not _on_ramp(trace) else None)
@@ -145,7 +149,7 @@ def _colour_bar(drawn: MatplotlibFigure, axes: Any, ramp: Ramp) -> None:
     low = max(ramp.low, 1)
     high = max(ramp.high, low * 1.01)
     norm = LogNorm(low, high)
-    bar = drawn.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes.ravel().tolist(), label=ramp.label, aspect=30)
+    bar = drawn.colorbar(ScalarMappable(norm, colours), ax=axes.ravel().tolist(), label=ramp.label, aspect=30)
     places = [place for place in ticks(low, high, log=True) if low <= place <= high]
     bar.set_ticks(places, labels=[short(place) for place in places])
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
