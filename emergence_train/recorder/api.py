@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
 
 BUSY = "another Recorder or run writes here; choose another path, or wait until it has closed"
+Array = Tensor | np.ndarray
 IDENTITY = ("run", "params", "sequence", "vocabulary")  # of the header: what a continued run must have in common
 
 
@@ -106,36 +108,41 @@ class Recorder:
 
     def add(
         self,
-        token_losses_BT: Tensor,
+        token_losses_BT: Array,
         *,
         split: str = "train",
-        correct_BT: Tensor | None = None,
-        mask_BT: Tensor | None = None,
+        correct_BT: Array | None = None,
+        mask_BT: Array | None = None,
     ) -> None:
         """Add the losses of a batch to the sums of its split. Nothing is communicated, and no loss is read by the host.
 
         Args:
-            token_losses_BT: nats, [B, T]; column 0 is the first predicted token, position 1.
+            token_losses_BT: nats, [B, T], a tensor or an array; column 0 is the first predicted token, position 1.
             split: "train", "iid" (held out), "ood" or a domain's name. Sums are of the tokens since the last checkpoint.
             correct_BT: whether the target was the most likely token; without it, accuracy is unknown.
             mask_BT: True where a token counts; all do by default.
 
         A batch that has a counted loss which is not finite is left out, as its step should be.
         """
-        if token_losses_BT.ndim != 2 or token_losses_BT.shape[1] > self.sequence:
-            shape = "x".join(map(str, token_losses_BT.shape))
+        losses_BT = torch.as_tensor(token_losses_BT).detach().double()
+        if losses_BT.ndim != 2 or losses_BT.shape[1] > self.sequence:
+            shape = "x".join(map(str, losses_BT.shape))
             raise InputError(
                 f"token losses of shape {shape}: Recorder takes [B, T] with T up to sequence {self.sequence}"
             )
-        for name, other in (("correct", correct_BT), ("mask", mask_BT)):
-            if other is not None and other.shape != token_losses_BT.shape:
-                raise InputError(f"{name}_BT has shape {list(other.shape)}, the losses {list(token_losses_BT.shape)}")
-        losses_BT = token_losses_BT.detach().double()
-        counts_BT = torch.ones_like(losses_BT) if mask_BT is None else mask_BT.double()
+
+        def like_losses(name: str, given: Array | None, default: float) -> Tensor:
+            if given is None:
+                return torch.full_like(losses_BT, default)
+            tensor = torch.as_tensor(given).to(losses_BT.device).double()
+            if tensor.shape != losses_BT.shape:
+                raise InputError(f"{name} has shape {list(tensor.shape)}, the losses {list(losses_BT.shape)}")
+            return tensor
+
+        counts_BT = like_losses("mask_BT", mask_BT, 1.0)
+        correct_sums = (like_losses("correct_BT", correct_BT, torch.nan) * counts_BT).sum(0)
         losses_BT = torch.where(counts_BT > 0, losses_BT, 0.0)
-        unknown = torch.full_like(losses_BT, torch.nan)
-        correct = unknown if correct_BT is None else correct_BT.double() * counts_BT
-        of_T = (counts_BT.sum(0), losses_BT.sum(0), losses_BT.square().sum(0), correct.sum(0))
+        of_T = (counts_BT.sum(0), losses_BT.sum(0), losses_BT.square().sum(0), correct_sums)
         padded = (F.pad(sums, (0, self.sequence - len(sums))) for sums in of_T)
         if split not in self._sums:
             self._sums[split] = PositionAccumulator(self.sequence, losses_BT.device)

@@ -31,11 +31,11 @@ def test_the_kernels_of_the_tour_run():
 def test_the_positions_of_the_tour_are_a_table(tmp_path, monkeypatch):
     """Another trainer's losses, written as the tour says, are read back."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "positions").mkdir(parents=True)
     draw = np.random.default_rng(0)
     losses = draw.uniform(1, 5, (4, 16))
-    names = {"loss_BT": losses, "right_BT": losses < 2, "step": 10, "tokens": 640}
+    names = {"loss_BT": losses, "right_BT": losses < 2, "step": 10, "tokens": 640, "lr": 1e-3}
     exec(blocks("analyze.md", "python")[0], names)
+    names["recorder"].close()
     table = read(POSITIONS, tmp_path / "mine")
     np.testing.assert_allclose(table["loss_sum"], losses.sum(0))
     assert table["correct"].sum() == (losses < 2).sum() and set(table["count"]) == {4}
