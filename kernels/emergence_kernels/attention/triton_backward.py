@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from ..backends.triton_common import LOG2E
 from .triton_blocks import _key_range, _load, _narrow, _place, _query_range, _store, _visible
+from .triton_scores import _parameter, _scores
 
 
 @triton.jit
@@ -24,9 +24,10 @@ def _delta_kernel(
 @triton.jit
 def _dkdv_step(
     dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, stride_q, stride_do, ids_ptr, ids_k, offs_k, offs_d,
-    start, stop, T, window, scale2,
+    start, stop, T, window, scale2, cap2, parameter,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, EVEN_T: tl.constexpr, PRECISION: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr, MASKED: tl.constexpr,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     for q0 in range(start, stop, BLOCK_Q):
         offs_q = q0 + tl.arange(0, BLOCK_Q)
@@ -36,7 +37,8 @@ def _dkdv_step(
             lse2 = tl.load(lse_ptr + offs_q)
         else:
             lse2 = tl.load(lse_ptr + offs_q, mask=offs_q < T, other=float("inf"))
-        st = tl.dot(k, q.T, input_precision=PRECISION) * scale2
+        product = tl.dot(k, q.T, input_precision=PRECISION)
+        st, tanh_t = _scores(product, offs_q[None, :], offs_k[:, None], scale2, cap2, parameter, SOFTCAP, BIAS)
         pt = tl.exp2(st - lse2[None, :])
         if MASKED:
             ids_q = ids_k
@@ -52,17 +54,21 @@ def _dkdv_step(
             delta = tl.load(delta_ptr + offs_q, mask=offs_q < T, other=0.0)
         dpt = tl.dot(v, do.T, input_precision=PRECISION)
         dst = pt * (dpt - delta[None, :])
+        if SOFTCAP:
+            dst *= 1.0 - tanh_t * tanh_t
         dk = tl.dot(_narrow(dst, q), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
 @triton.jit
 def _dkdv_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, ids_ptr, range_ptr,
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, ids_ptr, range_ptr, bias_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, T, H, window, scale, GROUP: tl.constexpr,
+    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, T, H, window,
+    scale, scale2, cap2, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     blocks, block, b, g = _place(T, H // GROUP, BLOCK_K)
     k0 = block * BLOCK_K
@@ -85,16 +91,17 @@ def _dkdv_kernel(
         do_head = do_ptr + b * stride_db + h * stride_dh
         lse_head = lse_ptr + (b * H + h) * T
         delta_head = delta_ptr + (b * H + h) * T
+        parameter = _parameter(bias_ptr, h)
         dk, dv = _dkdv_step(
             dk, dv, k, v, q_head, do_head, lse_head, delta_head, stride_qt, stride_dt, ids_ptr, ids_k, offs_k, offs_d,
-            low, tl.minimum(free, high), T, window, scale * LOG2E, D, BLOCK_D, BLOCK_Q, EVEN_T, PRECISION,
-            CAUSAL, WINDOW, DOCUMENTS, True,
+            low, tl.minimum(free, high), T, window, scale2, cap2, parameter, D, BLOCK_D, BLOCK_Q, EVEN_T, PRECISION,
+            CAUSAL, WINDOW, DOCUMENTS, True, SOFTCAP, BIAS,
         )  # fmt: skip
         if not (WINDOW or DOCUMENTS):
             dk, dv = _dkdv_step(
                 dk, dv, k, v, q_head, do_head, lse_head, delta_head, stride_qt, stride_dt, ids_ptr, ids_k, offs_k,
-                offs_d, free, high, T, window, scale * LOG2E, D, BLOCK_D, BLOCK_Q, EVEN_T, PRECISION,
-                CAUSAL, WINDOW, DOCUMENTS, False,
+                offs_d, free, high, T, window, scale2, cap2, parameter, D, BLOCK_D, BLOCK_Q, EVEN_T, PRECISION,
+                CAUSAL, WINDOW, DOCUMENTS, False, SOFTCAP, BIAS,
             )  # fmt: skip
     _store(dk_ptr + b * stride_gb + g * D, stride_gt, dk * scale, offs_k, offs_d, T, D)
     _store(dv_ptr + b * stride_gb + g * D, stride_gt, dv, offs_k, offs_d, T, D)
@@ -103,32 +110,39 @@ def _dkdv_kernel(
 @triton.jit
 def _dq_step(
     dq, q, do, lse2, delta, k_ptr, v_ptr, stride_k, stride_v, ids_ptr, ids_q, offs_q, offs_d, start, stop, T, window,
-    scale2,
+    scale2, cap2, parameter,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr, PRECISION: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr, MASKED: tl.constexpr,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     for k0 in range(start, stop, BLOCK_K):
         offs_k = k0 + tl.arange(0, BLOCK_K)
         k = _load(k_ptr, stride_k, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
         v = _load(v_ptr, stride_v, offs_k, offs_d, T, D, BLOCK_D, EVEN_T or not MASKED)
-        p = tl.exp2(tl.dot(q, k.T, input_precision=PRECISION) * scale2 - lse2[:, None])
+        product = tl.dot(q, k.T, input_precision=PRECISION)
+        s, tanh_s = _scores(product, offs_q[:, None], offs_k[None, :], scale2, cap2, parameter, SOFTCAP, BIAS)
+        p = tl.exp2(s - lse2[:, None])
         if MASKED:
             ids_k = ids_q
             if DOCUMENTS:
                 ids_k = tl.load(ids_ptr + offs_k, mask=offs_k < T, other=0)
             p = tl.where(_visible(offs_q, offs_k, ids_q, ids_k, T, window, CAUSAL, WINDOW, DOCUMENTS), p, 0.0)
         ds = p * (tl.dot(do, v.T, input_precision=PRECISION) - delta[:, None])
+        if SOFTCAP:
+            ds *= 1.0 - tanh_s * tanh_s
         dq = tl.dot(_narrow(ds, k), k, dq, input_precision=PRECISION)
     return dq
 
 
 @triton.jit
 def _dq_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, ids_ptr, range_ptr,
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, ids_ptr, range_ptr, bias_ptr,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, T, H, window, scale, GROUP: tl.constexpr,
+    stride_db, stride_dt, stride_dh, stride_gb, stride_gt, T, H, window,
+    scale, scale2, cap2, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_T: tl.constexpr,
     PRECISION: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     blocks, block, b, h = _place(T, H, BLOCK_Q)
     if CAUSAL:
@@ -151,13 +165,16 @@ def _dq_kernel(
         b * blocks + block, q0, range_ptr, T, window, BLOCK_Q, BLOCK_K, CAUSAL, WINDOW, DOCUMENTS
     )
     dq = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    parameter = _parameter(bias_ptr, h)
     if not (WINDOW or DOCUMENTS):
         dq = _dq_step(
             dq, q, do, lse2, delta, k_ptr, v_ptr, stride_kt, stride_vt, ids_ptr, ids_q, offs_q, offs_d, low, free, T,
-            window, scale * LOG2E, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION, CAUSAL, WINDOW, DOCUMENTS, False,
+            window, scale2, cap2, parameter, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
+            CAUSAL, WINDOW, DOCUMENTS, False, SOFTCAP, BIAS,
         )  # fmt: skip
     dq = _dq_step(
         dq, q, do, lse2, delta, k_ptr, v_ptr, stride_kt, stride_vt, ids_ptr, ids_q, offs_q, offs_d, free, high, T,
-        window, scale * LOG2E, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION, CAUSAL, WINDOW, DOCUMENTS, True,
+        window, scale2, cap2, parameter, D, BLOCK_D, BLOCK_K, EVEN_T, PRECISION,
+        CAUSAL, WINDOW, DOCUMENTS, True, SOFTCAP, BIAS,
     )  # fmt: skip
     _store(dq_ptr + b * stride_gb + h * D, stride_gt, dq * scale, offs_q, offs_d, T, D)
