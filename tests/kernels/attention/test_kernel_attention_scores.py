@@ -9,6 +9,7 @@ from kernel_checks import assert_as_good, leaves
 from rotary_cases import angles
 
 import emergence_kernels as ek
+from conftest import COMPILED
 from emergence_kernels.attention import document_ranges
 
 SINKS, SLOPES = (0.3, -1.5, 4.0, 0.0), (0.5, 0.06, 0.0, 2.0)
@@ -28,6 +29,8 @@ CASES = {
     "everything, even": ((1, 64, 2, 1, 16), 400, {"softcap": 50.0, "sinks": (30.0, -3.0), "alibi": SLOPES}),
 }
 TRIED = [(case, torch.float32) for case in CASES] + [("everything", torch.bfloat16)]
+if COMPILED:  # on the matrix units
+    TRIED += [(case, torch.bfloat16) for case in CASES if case != "everything"]
 BY = pytest.mark.parametrize("by", ["torch", "triton"])
 
 
