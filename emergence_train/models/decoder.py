@@ -18,13 +18,13 @@ from emergence_kernels import (
     DocumentPlan,
     LMHead,
     PositionLoss,
-    dense_attention,
     document_plan,
     rms_norm,
     rotary,
     rotary_attention,
     swiglu,
 )
+from emergence_kernels.attention.reference import dense_attention
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.language_model import Gathered, LanguageModel, draw_weights
 from emergence_train.models.recompute import linear_of

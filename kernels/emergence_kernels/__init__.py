@@ -7,7 +7,6 @@ package needs torch only; Triton is imported when a Triton kernel is used.
 
 from .attention.document_ranges import DocumentPlan
 from .attention.op import attention, document_plan
-from .attention.reference import dense_attention
 from .attention.rotary_attention import rotary_attention
 from .backends.dispatch import BACKENDS, BackendError, available_backends, resolve_backend
 from .cross_entropy.linear import linear_cross_entropy
@@ -28,7 +27,6 @@ __all__ = [
     "PositionSums",
     "attention",
     "available_backends",
-    "dense_attention",
     "document_plan",
     "fp8_linear",
     "linear_cross_entropy",
