@@ -1,6 +1,7 @@
 """The decoder with softcap, sinks and ALiBi; and documents' block ranges, computed once a step."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,3 +110,19 @@ def test_documents_are_planned_once_a_step(checkpointing, attention, monkeypatch
         gradients.append([p.grad for p in model.parameters()])
     for ours, wanted in zip(*gradients):
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_captured_steps_wait_for_nothing(monkeypatch):
+    """flash-attn's kernels for documents need their number, for which a CUDA graph could not wait."""
+    from emergence_train.models import decoder as module
+    from emergence_train.training.micro_batch import MicroBatch
+
+    model, promised, original = decoder(), [], module.document_plan
+    monkeypatch.setattr(
+        module, "document_plan", lambda ids, **options: promised.append(options["adjacent"]) or original(ids, **options)
+    )
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    for graphs in (False, True):
+        MicroBatch(SimpleNamespace(module=model), None, None, 0.0, graphs=graphs)
+        model(tokens, tokens, None, tokens)
+    assert promised == [True, False]
