@@ -123,7 +123,7 @@ class OpenedRun:
         if split is None and not any(series.split is None for series in self._series):
             split = "iid" if "iid" in self.splits else self.splits[0]
         ahead = Ahead(None if to_tokens is None else int(to_tokens), parse_schedule(schedule) if schedule else None)
-        series = [one for one in load(self.path, ahead=ahead, options=self._options) if one.run == self.name]
+        series = [each for each in load(self.path, ahead=ahead, options=self._options) if each.run == self.name]
         analysis = temporal.investigate_series(series, fit_fraction=fit_fraction, splits=[split])
         return Forecast(analysis.runs[0])
 

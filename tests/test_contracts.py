@@ -36,6 +36,7 @@ KEYS = {
     "data.tokenizer": "vocab_size file hub train_bytes end_of_text",
     "data.validation": "sequences domain_sequences ood_sequences fraction",
     "model": "kind layers width heads kv_heads ffn vocab_size max_sequence rotary_fraction rotary_base tied norm_eps",
+    "model.attention": "softcap sinks bias",
     "training": "tokens batch micro_batch precision linears zero_stage document_mask z_loss compile cuda_graphs "
     "activation_checkpointing deterministic threads",
     "training.schedule": "kind lr warmup_tokens final_ratio decay_tokens decay_shape",
@@ -85,8 +86,9 @@ EMERGENCE = {
     "tasks.size_effect": "value low95 high95 p",
 }
 WEIGHTS = {"rows": "variant split region step seeds loss difference low95 high95 p"}
-OPERATORS = """attention attention_backward fp8_linear fp8_linear_backward linear_cross_entropy linear_cross_entropy_backward
-    position_loss rms_norm rms_norm_backward rotary rotary_attention rotary_attention_backward scale swiglu swiglu_backward"""
+OPERATORS = """attention attention_backward attention_sinks_gradient fp8_linear fp8_linear_backward linear_cross_entropy
+    linear_cross_entropy_backward position_loss rms_norm rms_norm_backward rotary rotary_attention rotary_attention_backward
+    scale swiglu swiglu_backward"""
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, set[str]]:

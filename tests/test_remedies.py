@@ -65,6 +65,7 @@ EXEMPT = {  # of a message: why it has no row
     "cannot be locked ({}); choose another {}": "a directory that cannot be written: root writes all",
     "restore the run's tokenizer.json": OTHER_TESTS + "convert/test_hf_export.py",
     "transformers has no model for kind {}": "names no remedy: there is none",
+    "have no softcap, sinks or ALiBi": "names no remedy: there is none",
     "has no tokenizer.json (an older version trained it)": OTHER_TESTS + "data/test_identity.py",
     "validation set {} has": "a part of `altered: delete {} and prepare again`, which has a row",
     "free some or choose another data.path": "a full disk",

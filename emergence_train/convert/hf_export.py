@@ -22,7 +22,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
-from emergence_train.models.decoder_config import DecoderConfig
+from emergence_train.models.decoder_config import AttentionScores, DecoderConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an index, as transformers has them
@@ -43,6 +43,10 @@ def export(
         raise InputError(f"{out}: is not empty; choose another directory")
     if config.model.kind != "decoder":
         raise InputError(f"{run}: transformers has no model for kind {config.model.kind}; only decoder is exported")
+    if config.model.attention != AttentionScores():
+        raise InputError(
+            f"{run}: Llama and Phi-3 have no softcap, sinks or ALiBi (model.attention); this model is not exported"
+        )
     chosen = checkpoints.newest(run, step)
     tokenizer = identity.tokenizer_of(run, Path(config.data.path))
     out.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,24 @@ Residual stream and block output are passed separately, so that one kernel adds 
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from emergence_kernels import LMHead, PositionLoss, rms_norm, rotary, rotary_attention, swiglu
+from emergence_kernels import (
+    DocumentPlan,
+    LMHead,
+    PositionLoss,
+    document_plan,
+    rms_norm,
+    rotary,
+    rotary_attention,
+    swiglu,
+)
+from emergence_kernels.attention.reference import dense_attention
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.language_model import Gathered, LanguageModel, draw_weights
 from emergence_train.models.recompute import linear_of
@@ -72,51 +82,100 @@ class RotaryTable(nn.Module):
         return self.cos[:sequence], self.sin[:sequence]
 
 
+class Slopes(nn.Module):
+    """ALiBi's slopes of the heads, (H,) float32, or None without."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.values = config.alibi_slopes()
+        self.slopes: Tensor
+        self.register_buffer("slopes", torch.empty(0), persistent=False)
+
+    def forward(self, device: torch.device) -> Tensor | None:
+        if self.values is None:
+            return None
+        if self.slopes.device != device or self.slopes.dtype != torch.float32 or not self.slopes.numel():
+            self.slopes = torch.tensor(self.values, device=device)  # once, as in RotaryTable
+        return self.slopes
+
+
+class Shared(NamedTuple):
+    """What every block's attention reads beside its input."""
+
+    cos: Tensor  # [T, r/2], or of each row
+    sin: Tensor
+    slopes: Tensor | None
+    documents: DocumentPlan | None = None
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.softcap = config.attention.softcap
         self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
+        self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.attention.sinks else None
 
-    def project(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTD: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, d] and keys [B, T, K, d], both rotated, and values [B, T, K, d]."""
         batch, sequence, _ = x_BTD.shape
         heads_BThd = self.qkv(x_BTD).view(batch, sequence, self.heads + 2 * self.kv_heads, self.head_dim)
         # Queries and keys are rotated in one call: one launch instead of two.
         turned, v = heads_BThd.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotary(turned, *angles).split([self.heads, self.kv_heads], dim=2)
+        q, k = rotary(turned, shared.cos, shared.sin).split([self.heads, self.kv_heads], dim=2)
         return q, k, v
 
-    def forward(self, qkv_BTE: Tensor, angles: tuple[Tensor, Tensor], document_ids_BT: Tensor | None) -> Tensor:
+    def forward(self, qkv_BTE: Tensor, shared: Shared) -> Tensor:
         """Of the projection self.qkv(x), which must have no other reader: it is overwritten."""
         # Queries and keys are rotated in place (a hook on qkv would see them so).
         heads = rotary_attention(
             qkv_BTE,
-            *angles,
+            shared.cos,
+            shared.sin,
             heads=self.heads,
             kv_heads=self.kv_heads,
-            document_ids=document_ids_BT,
+            document_ids=shared.documents,
+            softcap=self.softcap,
+            sinks=self.sinks,
+            alibi=shared.slopes,
             overwrite=True,
         )
         return self.out(heads.flatten(2))
 
-    def masked(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], seen_B1TT: Tensor) -> Tensor:
-        """forward with an arbitrary mask (query rows, key columns), by PyTorch's attention."""
-        q, k, v = (t.transpose(1, 2) for t in self.project(x_BTD, angles))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_B1TT, enable_gqa=self.heads != self.kv_heads)
-        return self.out(out.transpose(1, 2).reshape(x_BTD.shape))
+    def masked(self, x_BTD: Tensor, shared: Shared, seen_B1TT: Tensor, position_BT: Tensor) -> Tensor:
+        """forward with an arbitrary mask (query rows, key columns) and positions, by PyTorch's attention."""
+        q, k, v = self.project(x_BTD, shared)
+        distance_BTT = position_BT[:, :, None] - position_BT[:, None, :]
+        return self.out(self._by_pytorch(q, k, v, shared, seen_B1TT, distance_BTT).flatten(2))
 
-    def extend(self, x_BTD: Tensor, angles: tuple[Tensor, Tensor], cache: "Cache", block: int) -> Tensor:
+    def extend(self, x_BTD: Tensor, shared: Shared, cache: "Cache", block: int) -> Tensor:
         """forward for positions that follow those in the cache; appends them to it."""
-        q, k, v = self.project(x_BTD, angles)
-        k, v = cache.extend(block, k.transpose(1, 2), v.transpose(1, 2))
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, is_causal=x_BTD.shape[1] > 1, enable_gqa=self.heads != self.kv_heads
-        )
-        return self.out(out.transpose(1, 2).reshape(x_BTD.shape))
+        q, k, v = self.project(x_BTD, shared)
+        k, v = cache.extend(block, k, v)
+        key_S = torch.arange(k.shape[1], device=k.device)
+        distance_TS = key_S[-q.shape[1] :, None] - key_S
+        return self.out(self._by_pytorch(q, k, v, shared, None, distance_TS, causal=q.shape[1] > 1).flatten(2))
+
+    def _by_pytorch(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        shared: Shared,
+        seen: Tensor | None,
+        distance: Tensor,
+        causal: bool = False,
+    ) -> Tensor:
+        if self.softcap is not None or self.sinks is not None or shared.slopes is not None:
+            seen = distance >= 0 if causal else seen
+            return dense_attention(q, k, v, seen, distance, softcap=self.softcap, sinks=self.sinks, alibi=shared.slopes)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        gqa = self.heads != self.kv_heads
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, enable_gqa=gqa)
+        return out.transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -154,18 +213,17 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         residual_BTD: Tensor | None,
-        angles: tuple[Tensor, Tensor],
-        document_ids_BT: Tensor | None,
+        shared: Shared,
         recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
         qkv, residual = self.attention_norm.then(self.attention.qkv, x_BTD, residual_BTD, recompute)
-        x = self.attention(qkv, angles, document_ids_BT)
+        x = self.attention(qkv, shared)
         gate_up, residual = self.swiglu_norm.then(self.swiglu.gate_up, x, residual, recompute)
         return self.swiglu.project(gate_up, recompute), residual
 
 
 class Cache:
-    """Keys and values of the positions so far, of each block [B, K, T, d]."""
+    """Keys and values of the positions so far, of each block [B, T, K, d]."""
 
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}
@@ -173,11 +231,11 @@ class Cache:
 
     @property
     def length(self) -> int:
-        return self.keys[0].shape[2] if self.keys else 0
+        return self.keys[0].shape[1] if self.keys else 0
 
     def extend(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if block in self.keys:
-            key, value = torch.cat([self.keys[block], key], 2), torch.cat([self.values[block], value], 2)
+            key, value = torch.cat([self.keys[block], key], 1), torch.cat([self.values[block], value], 1)
         self.keys[block], self.values[block] = key, value
         return key, value
 
@@ -190,6 +248,7 @@ class Decoder(LanguageModel):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.rotary = RotaryTable(config)
+        self.slopes = Slopes(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = LMHead(embedding=self.embedding) if config.tied else LMHead(config.width, config.vocab_size)
@@ -216,13 +275,13 @@ class Decoder(LanguageModel):
         return self.head(x, targets_BT, weights=weights, z_loss=z_loss)
 
     def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
-        """Normal(0, 0.02); matrices that write to the residual stream smaller by sqrt(2 x layers) (GPT-2); norms 1."""
+        """Normal(0, 0.02); matrices that write to the residual stream smaller by sqrt(2 x layers) (GPT-2); norms 1, sinks 0."""
         residual_std = INITIAL_STD / (2 * self.config.layers) ** 0.5
 
         def std(name: str) -> float:
             return residual_std if name.endswith(("attention.out.weight", "swiglu.down.weight")) else INITIAL_STD
 
-        draw_weights(self, std, seed, gathered)
+        draw_weights(self, std, seed, gathered, lambda name: 0.0 if name.endswith("attention.sinks") else 1.0)
 
     def compiled_parts(self) -> nn.ModuleList:
         return self.blocks
@@ -231,17 +290,37 @@ class Decoder(LanguageModel):
         return Cache()
 
     def _trunk(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        angles = self.rotary(tokens_BT.shape[1], tokens_BT.device)
         x, residual = self.embedding(tokens_BT), None
+        shared = self._shared(tokens_BT.shape[1], tokens_BT.device)
+        if document_ids_BT is not None:
+            shared = shared._replace(documents=self._plan(document_ids_BT, x.dtype, shared))
         for block in self.blocks:
             if self.activation_checkpointing == "full" and torch.is_grad_enabled():
                 # no block draws random numbers, and a CUDA graph could not restore their state
                 again = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-                x, residual = again(x, residual, angles, document_ids_BT)
+                x, residual = again(x, residual, shared)
             else:
                 selective = self.activation_checkpointing == "selective"
-                x, residual = block(x, residual, angles, document_ids_BT, selective)
+                x, residual = block(x, residual, shared, selective)
         return x, residual
+
+    def _shared(self, sequence: int, device: torch.device) -> Shared:
+        cos, sin = self.rotary(sequence, device)
+        return Shared(cos, sin, self.slopes(device))
+
+    def _plan(self, document_ids_BT: Tensor, dtype: torch.dtype, shared: Shared) -> DocumentPlan:
+        """Computed once for all blocks and both passes."""
+        config = self.config
+        return document_plan(
+            document_ids_BT,
+            heads=config.heads,
+            head_dim=config.head_dim,
+            dtype=dtype,
+            softcap=config.attention.softcap,
+            sinks=cast("Block", self.blocks[0]).attention.sinks,
+            alibi=shared.slopes,
+            adjacent=not self.captured,
+        )
 
     def _forward_branches(self, tokens_BT: Tensor, branches_BT: Tensor) -> tuple[Tensor, Tensor | None]:
         """forward with branches; positions of a branch continue those of the prefix."""
@@ -251,11 +330,13 @@ class Decoder(LanguageModel):
         begin_BT = (index_T * begins_BT).cummax(1).values  # of each token's branch
         before_BT = (branches_BT == 0).sum(1, keepdim=True)
         position_BT = torch.where(branches_BT == 0, index_T, index_T - begin_BT + before_BT)
-        cos, sin = self.rotary(T, device)
-        angles = cos[position_BT], sin[position_BT]
+        shared = self._shared(T, device)
+        shared = shared._replace(cos=shared.cos[position_BT], sin=shared.sin[position_BT])
         own_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, None, :] == branches_BT[:, :, None])
         seen_B1TT = (own_BTT & (index_T[:, None] >= index_T))[:, None]
-        return self._forward_blocks(tokens_BT, lambda _, of_block, x: of_block.masked(x, angles, seen_B1TT))
+        return self._forward_blocks(
+            tokens_BT, lambda _, of_block, x: of_block.masked(x, shared, seen_B1TT, position_BT)
+        )
 
     def _forward_blocks(
         self, tokens_BT: Tensor, attend: Callable[[int, Attention, Tensor], Tensor]
@@ -274,10 +355,10 @@ class Decoder(LanguageModel):
         before, count = cache.length, tokens_BT.shape[1]
         if before and count > 1:
             raise ValueError("after a prompt, tokens come one at a time")
-        cos, sin = self.rotary(before + count, tokens_BT.device)
-        angles = cos[before:], sin[before:]
+        shared = self._shared(before + count, tokens_BT.device)
+        shared = shared._replace(cos=shared.cos[before:], sin=shared.sin[before:])
         x, residual = self._forward_blocks(
-            tokens_BT, lambda number, of_block, x: of_block.extend(x, angles, cache, number)
+            tokens_BT, lambda number, of_block, x: of_block.extend(x, shared, cache, number)
         )
         x, _ = self.norm(x, residual)
         return self.head(x[:, -1:])[:, 0]

@@ -8,6 +8,21 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from emergence_train.models.config import Activations, ModelConfig
+from emergence_train.section import Section
+
+
+class AttentionScores(Section):
+    """What changes the scores of attention. The kernels are Triton's then; on a CPU there are matrices of scores."""
+
+    softcap: float | None = Field(default=None, gt=0, description="c: a score s becomes c tanh(s / c), as in Gemma 2")
+    sinks: bool = Field(
+        default=False,
+        description="a learned logit of each head in the denominator of its softmax, as in gpt-oss; starts at 0",
+    )
+    bias: Literal["none", "alibi"] = Field(
+        default="none",
+        description="alibi: slope times distance is subtracted from a score, with the fixed slopes of arXiv 2108.12409",
+    )
 
 
 class DecoderConfig(ModelConfig):
@@ -23,6 +38,10 @@ class DecoderConfig(ModelConfig):
     rotary_base: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies")
     tied: bool = Field(default=False, description="one matrix for the embedding and the output head")
     norm_eps: float = Field(default=1e-6, gt=0, description="of RMSNorm")
+    attention: AttentionScores = Field(
+        default=AttentionScores(),
+        description="what changes the scores of attention beside the mask; by default nothing",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "DecoderConfig":
@@ -43,6 +62,15 @@ class DecoderConfig(ModelConfig):
             )
         return self
 
+    def alibi_slopes(self) -> list[float] | None:
+        """A slope of each head: 2^(-8i/n), i = 1..n, for n heads; where n is no power of two, those of the power of two below
+        and between them every other one of twice that (arXiv 2108.12409)."""
+        if self.attention.bias != "alibi":
+            return None
+        n = 1 << (self.heads.bit_length() - 1)
+        between = [2.0 ** (-4 * (2 * i + 1) / n) for i in range(self.heads - n)]
+        return [2.0 ** (-8 * (i + 1) / n) for i in range(n)] + between
+
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
@@ -54,17 +82,19 @@ class DecoderConfig(ModelConfig):
     def non_embedding_parameters(self) -> int:
         attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         swiglu = 3 * self.width * self.ffn
-        norms = 2 * self.width
-        return self.layers * (attention + swiglu + norms) + self.width
+        return self.layers * (attention + swiglu) + self._vectors()
+
+    def _vectors(self) -> int:
+        """Parameters that are in no matrix product: of norms, and sinks."""
+        return (2 * self.layers + 1) * self.width + (self.layers * self.heads if self.attention.sinks else 0)
 
     def parameters(self) -> int:
         return self.non_embedding_parameters() + self.vocabulary * self.width * (1 if self.tied else 2)
 
     def flops_per_token(self, sequence: int, *, causal: bool = True) -> float:
-        """As ModelConfig's: 6 x (weights of every matrix product, output head included, embedding look-up and norms excluded)
+        """As ModelConfig's: 6 x (weights of every matrix product, output head included, embedding look-up and vectors excluded)
         + 12 x layers x width x (keys a query sees), which are (sequence + 1) / 2 on average when causal, else `sequence`."""
-        norms = (2 * self.layers + 1) * self.width
-        matrices = self.non_embedding_parameters() - norms + self.vocabulary * self.width
+        matrices = self.non_embedding_parameters() - self._vectors() + self.vocabulary * self.width
         keys = (sequence + 1) / 2 if causal else sequence
         return 6 * matrices + 12 * self.layers * self.width * keys
 

@@ -22,9 +22,11 @@ class LanguageModel(nn.Module):
     """Base class of a kind's module, which registry.build_model makes.
 
     `activation_checkpointing`, as in the configuration: what its blocks compute again in the backward pass.
+    `captured`: its training passes become a CUDA graph, so that nothing in them may wait for the device.
     """
 
     activation_checkpointing = "none"
+    captured = False
 
     def forward(
         self,
@@ -39,7 +41,8 @@ class LanguageModel(nn.Module):
         """Logits [B, T, V], or with `targets_BT` a PositionLoss (loss, token losses, sums per position), or with `cache`
         the logits [B, V] after the last of `tokens_BT`, which follow what the cache holds.
 
-        `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document.
+        `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document,
+        whose tokens are adjacent.
         `branches_BT`: 0 for a row's prefix, then 1, 2, ... for continuations, which attend to the prefix and themselves.
         """
         raise NotImplementedError
@@ -58,9 +61,13 @@ class LanguageModel(nn.Module):
 
 
 def draw_weights(
-    model: nn.Module, std: Callable[[str], float], seed: int, gathered: Gathered = contextlib.nullcontext
+    model: nn.Module,
+    std: Callable[[str], float],
+    seed: int,
+    gathered: Gathered = contextlib.nullcontext,
+    constant: Callable[[str], float] = lambda name: 1.0,
 ) -> None:
-    """Set matrices to Normal(0, std(name)) and vectors (norms) to 1.
+    """Set matrices to Normal(0, std(name)) and vectors to constant(name), 1 being for norms.
 
     Each parameter has a generator of its own, seeded by (seed, name): its values depend on nothing else, so several are drawn at
     once, except where `gathered` communicates: every rank must enter it in the same order.
@@ -72,7 +79,7 @@ def draw_weights(
             if parameter.numel() == 0:
                 return  # a partitioned parameter is whole on rank 0 only, which writes it for all
             if parameter.ndim < 2:
-                parameter.fill_(1.0)
+                parameter.fill_(constant(name))
                 return
             key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))

@@ -46,6 +46,7 @@ class MicroBatch:
         self.graphs, self.log = graphs, log
         self.captured: _Captured | None = None
         self.warm = False  # lazily created state exists
+        engine.module.captured = graphs
 
     def forward(self, tokens: Tensor, targets: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """-> the loss, [count, loss sum]."""

@@ -5,7 +5,8 @@ Every operation has a PyTorch reference ("torch") that defines it, and faster ba
 package needs torch only; Triton is imported when a Triton kernel is used.
 """
 
-from .attention.op import attention
+from .attention.document_ranges import DocumentPlan
+from .attention.op import attention, document_plan
 from .attention.rotary_attention import rotary_attention
 from .backends.dispatch import BACKENDS, BackendError, available_backends, resolve_backend
 from .cross_entropy.linear import linear_cross_entropy
@@ -19,12 +20,14 @@ from .swiglu.op import swiglu
 __all__ = [
     "BACKENDS",
     "BackendError",
+    "DocumentPlan",
     "Fp8Weight",
     "LMHead",
     "PositionLoss",
     "PositionSums",
     "attention",
     "available_backends",
+    "document_plan",
     "fp8_linear",
     "linear_cross_entropy",
     "position_loss",

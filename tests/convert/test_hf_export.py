@@ -93,6 +93,11 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
         export(tmp_path, None, tmp_path / "b", print)
     with pytest.raises(InputError, match="has no token 1000000, which ended the texts of the run"):
         export_tokenizer(data_path / "tokenizer.json", 1_000_000, tmp_path / "e", 32)
+    for setting in ({"softcap": 30.0}, {"sinks": True}, {"bias": "alibi"}):
+        other, _ = saved_run(tmp_path / next(iter(setting)), data_path, {"attention": setting})
+        with pytest.raises(InputError, match="have no softcap, sinks or ALiBi"):
+            export(other, 7, tmp_path / "f", print)
+    assert not (tmp_path / "f").exists()
     shard = next((run / "checkpoints").rglob("shard*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(InputError, match="bytes instead of"):

@@ -95,6 +95,23 @@ def test_attention_at_size(D, kind, fused):
         assert (a.double() - b).norm() <= 0.01 * b.norm()
 
 
+@pytest.mark.parametrize("D", [64, 128])
+def test_attention_scores_at_size(D, triton_only):
+    B, T, H, G = 2, 1500, 4, 2
+    q, k, v = (torch.randn(B, T, h, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for h in (H, G, G))
+    sinks = torch.linspace(-2, 4, H, device="cuda", requires_grad=True)
+    options = dict(softcap=5.0, alibi=torch.tensor([0.5, 0.1, 0.01, 0.0], device="cuda"))
+    options["document_ids"] = (torch.arange(T, device="cuda") // 400).expand(B, T).contiguous()
+    out = ek.attention(q, k, v, sinks=sinks, **options)  # "auto" takes Triton's
+    upstream = torch.randn_like(out)
+    got = torch.autograd.grad(out, (q, k, v, sinks), upstream)
+    copies = [t.detach().double().requires_grad_() for t in (q, k, v, sinks)]
+    exact = ek.attention(*copies[:3], sinks=copies[3], backend="torch", **options)
+    wanted = torch.autograd.grad(exact, copies, upstream.double())
+    for a, b in zip((out, *got), (exact, *wanted)):
+        assert (a.double() - b).norm() <= 0.01 * b.norm()
+
+
 def test_attention_of_many_heads(fused):
     """More of them than a launch's second dimension holds."""
     q, k, v = (torch.randn(70000, 4, 1, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))

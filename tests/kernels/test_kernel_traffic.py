@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import emergence_kernels as ek
-from emergence_train.models.decoder import Block, RotaryTable
+from emergence_train.models.decoder import Block, RotaryTable, Shared
 from emergence_train.models.decoder_config import DecoderConfig
 
 B, T, WIDTH, HEADS, FFN = 2, 128, 256, 4, 768
@@ -91,9 +91,9 @@ def counted(monkeypatch):
 class Composed(Block):
     """The layer as it was: rotary and attention in turn, silu and product by PyTorch."""
 
-    def forward(self, x, residual, angles, document_ids=None):
+    def forward(self, x, residual, shared):
         x, residual = self.attention_norm(x, residual)
-        q, k, v = self.attention.project(x, angles)
+        q, k, v = self.attention.project(x, shared)
         x, residual = self.swiglu_norm(self.attention.out(ek.attention(q, k, v).reshape(x.shape)), residual)
         gate, up = self.swiglu.gate_up(x).chunk(2, -1)
         return self.swiglu.down(F.silu(gate) * up), residual
@@ -103,15 +103,15 @@ def layer(kind, device, monkeypatch, by_others: bool = False):
     """(forward, backward), each part -> (launches, multiples of X)."""
     config = DecoderConfig(vocab_size=64, width=WIDTH, layers=1, heads=HEADS, kv_heads=HEADS, ffn=FFN, max_sequence=T)
     block = kind(config).to(device, torch.bfloat16)
-    angles = RotaryTable(config)(T, device)
+    shared = Shared(*RotaryTable(config)(T, device), slopes=None)
     x, residual = (torch.randn(B, T, WIDTH, device=device).bfloat16().requires_grad_() for _ in range(2))
     upstream = torch.randn(B, T, WIDTH, device=device).bfloat16()
     if by_others:  # what attention of other libraries does: gradients in tensors of its own
         from emergence_kernels.attention import rotary_attention as module
 
-        monkeypatch.setattr(module, "checked", lambda op, q, k, v, options, backend: (options, "torch"))
+        monkeypatch.setattr(module, "checked", lambda op, q, k, v, options, plan, backend: (options, "torch"))
     with counted(monkeypatch) as forward:
-        out = block(x, residual, angles, None)
+        out = block(x, residual, shared)
     with counted(monkeypatch) as backward:
         torch.autograd.grad(out, (x, residual, *block.parameters()), (upstream, upstream))
     return [

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import hopper as attention_hopper
 from . import mma as attention_mma
+from .document_ranges import Blocks
 from .options import Gradients, Options
 
 KERNELS = {"sm_80": attention_mma, "sm_90": attention_hopper}
@@ -24,6 +25,11 @@ def order(q: Tensor) -> tuple[str, ...]:
         if q.device.type == "cuda" and attention_hopper.unsupported_reason(q) is None
         else ()
     )
+
+
+def document_blocks(q: Tensor, options: Options, backward: bool) -> list[Blocks]:
+    """The ranges that forward reads, and backward too."""
+    return _kernels(q).document_blocks(q, options, backward)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,71 @@
 """Ranges of blocks of positions that may share a document, by which attention's kernels skip blocks and masks."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..backends.dispatch import HAS_TRITON
+from ..backends import dispatch
+
+# (rows, columns, width): the ranges of the blocks of `rows` positions, in blocks of `columns` positions; width 2 is
+# overlapping_blocks, 4 is overlapping_and_equal_blocks.
+Blocks = tuple[int, int, int]
 
 
-def ranges_for_kernels(ids_BT: Tensor, rows: int, columns: int) -> Tensor:
-    """overlapping_and_equal_blocks, on a GPU in one launch where Triton is installed."""
-    if ids_BT.is_cuda and HAS_TRITON:
+class DocumentPlan(NamedTuple):
+    """Documents of a micro-batch and what attention needs of them, computed once for every layer and pass (op.document_plan).
+
+    A NamedTuple, since DeepSpeed's hooks and torch.compile look for tensors in the arguments of a block.
+    """
+
+    ids: Tensor  # (B, T)
+    ranges: Tensor | None = None  # of each Blocks (B, blocks of rows, width), one after the other, int32
+    range_blocks: tuple[int, ...] = ()  # rows, columns and width of each, flat as a custom op takes them
+    cu_seqlens: Tensor | None = (
+        None  # where each document begins in B * T positions, and their end, int32: for flash-attn
+    )
+
+    def blocks(self, rows: int, columns: int, width: int) -> Tensor:
+        """Their ranges, computed here where they were not planned."""
+        B, T = self.ids.shape
+        start = 0
+        for at in range(0, len(self.range_blocks), 3):
+            planned = self.range_blocks[at : at + 3]
+            shape = B, -(-T // planned[0]), planned[2]
+            size = shape[0] * shape[1] * shape[2]
+            if tuple(planned) == (rows, columns, width):
+                assert self.ranges is not None
+                return self.ranges[start : start + size].view(shape)
+            start += size
+        return ranges_for_kernels(self.ids, rows, columns, width)
+
+
+def planned(ids_BT: Tensor, wanted: list[Blocks], cu_seqlens: Tensor | None = None) -> DocumentPlan:
+    """The plan with these ranges, each computed once."""
+    distinct = list(dict.fromkeys(wanted))
+    if not distinct or not ids_BT.numel():
+        return DocumentPlan(ids_BT, cu_seqlens=cu_seqlens)
+    parts = [ranges_for_kernels(ids_BT, *blocks).flatten() for blocks in distinct]
+    ranges = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return DocumentPlan(ids_BT, ranges, tuple(number for blocks in distinct for number in blocks), cu_seqlens)
+
+
+def starts_of_documents(ids_BT: Tensor) -> Tensor:
+    """cu_seqlens of documents that are runs of one id within a row. Waits for the device: their number is a shape."""
+    first_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    first_BT[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
+    return torch.cat(
+        [first_BT.flatten().nonzero()[:, 0], first_BT.new_full((1,), ids_BT.numel(), dtype=torch.int64)]
+    ).int()
+
+
+def ranges_for_kernels(ids_BT: Tensor, rows: int, columns: int, width: int) -> Tensor:
+    """overlapping_blocks or overlapping_and_equal_blocks, in one launch where Triton runs."""
+    if dispatch.unsupported_reason("triton", "attention", ids_BT.device, {}) is None:
         from .triton_document_ranges import block_ranges
 
-        return block_ranges(ids_BT, rows, columns, equal=True)
-    return overlapping_and_equal_blocks(ids_BT, rows, columns)
+        return block_ranges(ids_BT, rows, columns, equal=width == 4)
+    return (overlapping_and_equal_blocks if width == 4 else overlapping_blocks)(ids_BT, rows, columns)
 
 
 def overlapping_blocks(ids_BT: Tensor, rows: int, columns: int) -> Tensor:

@@ -3,6 +3,7 @@
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backends.tracing import constant_while_tracing
+from .document_ranges import DocumentPlan
 
 # Generations of flash-attn, preferred first, and the major compute capabilities that they are used on.
 GENERATIONS = {3: (9,), 4: (9, 10, 11), 2: (8, 9, 10, 11, 12)}
+MODULES = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
 
 
 @cache
@@ -40,7 +43,9 @@ def generation(q: Tensor) -> int | None:
     return None
 
 
-def unsupported_reason(q: Tensor, document_ids: Tensor | None, window: int | None, deterministic: bool) -> str | None:
+def unsupported_reason(
+    q: Tensor, plan: DocumentPlan | None, window: int | None, deterministic: bool, causal: bool = True
+) -> str | None:
     """The reason why this backend cannot compute such an attention, or None."""
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type}, and flash attention needs a CUDA device"
@@ -48,10 +53,26 @@ def unsupported_reason(q: Tensor, document_ids: Tensor | None, window: int | Non
         return f"flash attention supports bfloat16 and float16, not {q.dtype}"
     if q.shape[-1] > 256 or q.shape[-1] % 8:
         return f"flash attention supports head dims that are multiples of 8 up to 256, not {q.shape[-1]}"
-    if document_ids is not None:
-        return "document masks are computed by 'triton' and 'torch'"
-    if (window is not None or deterministic) and generation(q) is None:
+    by = generation(q)
+    if plan is not None:
+        return _reason_by_documents(plan, window, deterministic, causal, by)
+    if (window is not None or deterministic) and by is None:
         return "without flash-attn installed, PyTorch's kernels have no window and no deterministic backward"
+    return None
+
+
+def _reason_by_documents(
+    plan: DocumentPlan, window: int | None, deterministic: bool, causal: bool, by: int | None
+) -> str | None:
+    """Of documents only the mask that flash_attn_varlen_func is made for: causal within adjacent positions, nothing else."""
+    if by is None:
+        return "document masks are computed by 'triton' and 'torch', or by flash-attn, which is not installed"
+    if plan.cu_seqlens is None:
+        return "document masks are computed by 'triton' and 'torch', or from document_plan(..., adjacent=True)"
+    if window is not None or not causal:
+        return "documents with a window or without a causal mask are computed by 'triton' and 'torch'"
+    if deterministic and by == 4:
+        return "flash-attn 4 has no deterministic backward pass of documents"
     return None
 
 
@@ -73,10 +94,13 @@ def attention(
     scale: float | None,
     window: int | None,
     deterministic: bool,
+    plan: DocumentPlan | None = None,
     by: int | None = None,
 ) -> Tensor:
     """q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D). by: a generation instead of the preferred one."""
     by = by or generation(q)
+    if plan is not None:
+        return _of_documents(q, k, v, plan, scale, deterministic, by)
     if by is None:
         kernels = [SDPBackend.FLASH_ATTENTION]
         if _good_cudnn(q.device):
@@ -87,13 +111,30 @@ def attention(
                 q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )
         return out.transpose(1, 2)
-    if by == 3:
-        from flash_attn_interface import flash_attn_func
-    elif by == 4:
-        from flash_attn.cute import flash_attn_func
-    else:
-        from flash_attn import flash_attn_func
     all_keys = (None, None) if by == 4 else (-1, -1)
     near = all_keys if window is None else (window - 1, 0 if causal else window - 1)
-    out = flash_attn_func(q, k, v, softmax_scale=scale, causal=causal, window_size=near, deterministic=deterministic)
+    attend = _module(by).flash_attn_func
+    return _first(attend(q, k, v, softmax_scale=scale, causal=causal, window_size=near, deterministic=deterministic))
+
+
+def _of_documents(
+    q: Tensor, k: Tensor, v: Tensor, plan: DocumentPlan, scale: float | None, deterministic: bool, by: int | None
+) -> Tensor:
+    """Causal within each document, by the sequences one after the other and the positions where documents begin."""
+    assert by is not None and plan.cu_seqlens is not None, "unsupported_reason"
+    T, starts = q.shape[1], plan.cu_seqlens
+    # T is a bound: no document crosses the end of a row. Blocks of queries beyond a document's length end at once.
+    options: dict[str, Any] = {"cu_seqlens_q": starts, "cu_seqlens_k": starts, "max_seqlen_q": T, "max_seqlen_k": T}
+    if deterministic:  # which 4 does not take
+        options["deterministic"] = True
+    flat = (t.flatten(0, 1) for t in (q, k, v))
+    out = _first(_module(by).flash_attn_varlen_func(*flat, **options, softmax_scale=scale, causal=True))
+    return out.view(q.shape)
+
+
+def _module(generation: int) -> Any:
+    return importlib.import_module(MODULES[generation])
+
+
+def _first(out: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out

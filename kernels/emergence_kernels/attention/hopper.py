@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..backends.library import operations
 from ..backends.tracing import constant_while_tracing
-from .document_ranges import ranges_for_kernels
+from .document_ranges import Blocks
 from .inputs import aligned, numbered, positive
 from .options import Gradients, Options, empty_gradients
 
@@ -22,6 +22,23 @@ COLUMNS = 64  # of backward's tiles
 def rows_of_forward(head_dim: int, length: int) -> int:
     """Number of queries of a block."""
     return 192 if head_dim == 64 and length >= LONG else 128
+
+
+RANGES_OF_KEYS = (BLOCK_K, COLUMNS, 4)
+
+
+def _ranges_of_forward(q: Tensor) -> Blocks:
+    return rows_of_forward(q.shape[-1], q.shape[1]), BLOCK_K, 4
+
+
+def _ranges_of_queries(q: Tensor) -> Blocks:
+    return BLOCK_Q[q.shape[-1]], COLUMNS, 4
+
+
+def document_blocks(q: Tensor, options: Options, backward: bool) -> list[Blocks]:
+    """The ranges that forward reads, and backward too."""
+    deterministic = [_ranges_of_queries(q)] if options.deterministic else []
+    return [_ranges_of_forward(q), *([RANGES_OF_KEYS, *deterministic] if backward else [])]
 
 
 def unsupported_reason(q: Tensor) -> str | None:
@@ -47,14 +64,14 @@ def _for_copies(t: Tensor) -> Tensor:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32, in base 2 for exp2."""
-    causal, scale, document_ids, window, _ = options
+    causal, scale, window = options.causal, options.scale, options.window
     B, T, H, D = q.shape
     q, scale, _ = positive(q, scale)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
-    ids = numbered(document_ids)
+    ids, plan = numbered(options.document_ids), options.plan()
     rows = rows_of_forward(D, T)
-    ranges = None if ids is None else ranges_for_kernels(ids, rows, BLOCK_K)
+    ranges = None if ids is None or plan is None else plan.blocks(*_ranges_of_forward(q))
     operations("cuda").attention_hopper.default(
         *map(_for_copies, (q, k, v)), out, lse, ids, ranges, rows, causal, scale, min(window or 0, T)
     )
@@ -74,7 +91,7 @@ def backward(
     """-> dq, dk, dv. into: where to write them (options.py). `deterministic`: every sum has a fixed order, at the cost
     of two more matrix products (seven instead of five); otherwise blocks of keys add to dq by atomics, in a float32 buffer of
     dq's size."""
-    causal, scale, document_ids, window, deterministic = options
+    causal, scale, window, deterministic = options.causal, options.scale, options.window, options.deterministic
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)
     dq, dk, dv = into or empty_gradients(q, k, v)
@@ -85,10 +102,10 @@ def backward(
         if deterministic
         else torch.zeros(B, H, -(-T // COLUMNS) * COLUMNS, D, dtype=torch.float32, device=q.device)
     )
-    ids, of_queries, of_keys = numbered(document_ids), None, None
-    if ids is not None:
-        of_queries = ranges_for_kernels(ids, BLOCK_Q[D], COLUMNS) if deterministic else None
-        of_keys = ranges_for_kernels(ids, BLOCK_K, COLUMNS)
+    ids, plan, of_queries, of_keys = numbered(options.document_ids), options.plan(), None, None
+    if ids is not None and plan is not None:
+        of_queries = plan.blocks(*_ranges_of_queries(q)) if deterministic else None
+        of_keys = plan.blocks(*RANGES_OF_KEYS)
     operations("cuda").attention_hopper_backward.default(
         *map(_for_copies, (do, q, k, v)),
         out.contiguous(),

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from ..backends.library import operations
-from .document_ranges import ranges_for_kernels
+from .document_ranges import Blocks
 from .inputs import aligned, numbered, positive
 from .options import Gradients, Options, empty_gradients
 
 MAX_HEAD_DIM = 128
-RANGE_BLOCK = 64  # positions, as in csrc/cuda/attention/mma.h
+RANGES = (64, 64, 4)  # rows and columns as in csrc/cuda/attention/mma.h
 
 
 def unsupported_reason(q: Tensor) -> str | None:
@@ -20,10 +20,15 @@ def unsupported_reason(q: Tensor) -> str | None:
     return f"head dim {D} is not a multiple of 8 up to {MAX_HEAD_DIM}" if D % 8 or D > MAX_HEAD_DIM else None
 
 
+def document_blocks(q: Tensor, options: Options, backward: bool) -> list[Blocks]:
+    """The ranges that forward reads, and backward too."""
+    return [RANGES]
+
+
 def _masks(options: Options) -> tuple[tuple[Tensor | None, Tensor | None], tuple[bool, int]]:
     """(ids, ranges), (causal, window), as the operators take them."""
-    ids = numbered(options.document_ids)
-    ranges = None if ids is None else ranges_for_kernels(ids, RANGE_BLOCK, RANGE_BLOCK)
+    ids, plan = numbered(options.document_ids), options.plan()
+    ranges = None if ids is None or plan is None else plan.blocks(*RANGES)
     return (ids, ranges), (options.causal, options.window or 0)
 
 

@@ -4,6 +4,8 @@ On a CPU short sequences of narrow heads are computed with the full (T, T) matri
 kernel takes 1.5 times as long there. With P = softmax(scale q k^T + mask):
 
     out = P v,   dv = P^T dout,   dS = P * (dP - rowsum(P * dP)) with dP = dout v^T,   dq = scale dS k,   dk = scale dS^T q
+
+What changes the scores (softcap, sinks, ALiBi) PyTorch's kernels do not have: written out, with (T, T) matrices.
 """
 
 import functools
@@ -47,8 +49,18 @@ def attention(
     scale: float | None,
     document_ids: Tensor | None,
     window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi: Tensor | None = None,
 ) -> Tensor:
     T, D = q_BTHD.shape[1], q_BTHD.shape[3]
+    if not (softcap is None and sinks is None and alibi is None):
+        seen = attention_mask(T, causal, document_ids, window, q_BTHD.device)
+        position_T = torch.arange(T, device=q_BTHD.device)
+        distance_TT = position_T[:, None] - position_T
+        return dense_attention(
+            q_BTHD, k_BTGD, v_BTGD, seen, distance_TT, scale=scale, softcap=softcap, sinks=sinks, alibi=alibi
+        )
     plain = causal and document_ids is None and window is None and q_BTHD.shape == k_BTGD.shape
     small = T <= WHOLE_MAX_LENGTH and D <= WHOLE_MAX_WIDTH and q_BTHD.dtype in (torch.float32, torch.float64)
     if plain and small and q_BTHD.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -65,6 +77,43 @@ def attention(
         enable_gqa=q_BTHD.shape[2] != k_BTGD.shape[2],
     )
     return out_BHTD.transpose(1, 2)
+
+
+def dense_attention(
+    q_BTHD: Tensor,
+    k_BSGD: Tensor,
+    v_BSGD: Tensor,
+    seen: Tensor | None,
+    distance: Tensor,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi: Tensor | None = None,
+) -> Tensor:
+    """Attention of T queries to S keys by matrices of scores, in float32 (float64 for float64).
+
+    Args:
+        seen: True where a query may see a key, (T, S) or (B, 1, T, S); None: everywhere.
+        distance: from a query to a key in positions, of either sign, (T, S) or (B, T, S).
+        scale, softcap, sinks, alibi: as for op.attention.
+    """
+    H, D = q_BTHD.shape[2:]
+    dtype = torch.float64 if q_BTHD.dtype == torch.float64 else torch.float32
+    k_BSHD, v_BSHD = (t.repeat_interleave(H // t.shape[2], 2) for t in (k_BSGD, v_BSGD))
+    scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD, k_BSHD).to(dtype) * (D**-0.5 if scale is None else scale)
+    if softcap is not None:
+        scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
+    if alibi is not None:
+        distance_BHTS = distance.abs().to(dtype).view(-1, 1, *distance.shape[-2:])
+        scores_BHTS = scores_BHTS - alibi.to(dtype)[:, None, None] * distance_BHTS
+    if seen is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        sinks_BHT1 = sinks.to(dtype)[:, None, None].expand(*scores_BHTS.shape[:3], 1)
+        scores_BHTS = torch.cat([scores_BHTS, sinks_BHT1], -1)
+    p_BHTS = torch.softmax(scores_BHTS, -1)[..., : k_BSGD.shape[1]].to(v_BSGD.dtype)
+    return torch.einsum("bhts,bshd->bthd", p_BHTS, v_BSHD)
 
 
 @functools.lru_cache(maxsize=8)

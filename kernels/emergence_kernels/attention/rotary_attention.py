@@ -19,8 +19,9 @@ from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_graph_op
 from ..rotary.op import check_angles, rotary, rotate
-from .op import OWN, by_others, checked, kernels_of
-from .options import SCHEMA, Options
+from .document_ranges import DocumentPlan
+from .op import OWN, as_plan, by_others, checked, kernels_of, sinks_gradient
+from .options import SCHEMA, SINKS, Options
 
 
 def rotary_attention(
@@ -32,9 +33,12 @@ def rotary_attention(
     kv_heads: int | None = None,
     causal: bool = True,
     scale: float | None = None,
-    document_ids: Tensor | None = None,
+    document_ids: Tensor | DocumentPlan | None = None,
     window: int | None = None,
     deterministic: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi: Tensor | None = None,
     overwrite: bool = False,
     backend: str | None = None,
 ) -> Tensor:
@@ -44,7 +48,7 @@ def rotary_attention(
         qkv: (B, T, (H + 2 G) D): the query heads, the key heads and the value heads, each of D features.
         cos, sin: as for rotary.
         heads, kv_heads: H and G; None means G = H.
-        causal, scale, document_ids, window, deterministic: as for attention.
+        causal, scale, document_ids, window, deterministic, softcap, sinks, alibi: as for attention.
         overwrite: q and k may be rotated in place in qkv, which saves a tensor of their size until backward. For the output of
             a projection that nothing else reads. Autograd is informed (another use of qkv's old value raises), and for a leaf,
             a view or an expanded tensor, where it would be wrong, a copy is rotated instead.
@@ -68,20 +72,22 @@ def rotary_attention(
     )
     q, k, v = _parts(qkv, heads, kv_heads)
     check_angles(op, q, cos, sin)
-    options = Options(causal, scale, document_ids, window, deterministic)
-    options, chosen = checked(op, q, k, v, options, backend)
+    plan = as_plan(document_ids)
+    ids = None if plan is None else plan.ids
+    options = Options(causal, scale, ids, window, deterministic, softcap, sinks, alibi)
+    options, chosen = checked(op, q, k, v, options, plan, backend)
     rotation = resolve_backend("auto" if backend == "flash" else backend, "rotary", qkv.device, dtype_limits(qkv))
     if torch.compiler.is_compiling():
         if chosen in OWN:
-            return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options, chosen)[0]
+            return _in_graph(qkv, cos, sin, heads, kv_heads, rotation, *options.arguments(chosen))[0]
         turned, v = _heads(qkv, heads, kv_heads).split([heads + kv_heads, kv_heads], 2)
         q, k = rotary(turned, cos, sin, backend=rotation).split([heads, kv_heads], 2)
-        return by_others(q, k, v, options, chosen)
+        return by_others(q, k, v, options, plan, chosen)
     in_place = overwrite and rotation != "torch" and _may_be_overwritten(qkv)
     if chosen in OWN:
-        return _Fused.apply(qkv, cos, sin, heads, kv_heads, rotation, in_place, *options, chosen)[0]
+        return _Fused.apply(qkv, cos, sin, heads, kv_heads, rotation, in_place, *options.arguments(chosen))[0]
     q, k, v, *_ = _Rotated.apply(qkv, cos, sin, heads, kv_heads, rotation, in_place)
-    return by_others(q, k, v, options, chosen)
+    return by_others(q, k, v, options, plan, chosen)
 
 
 def _may_be_overwritten(qkv: Tensor) -> bool:
@@ -181,25 +187,28 @@ class _Fused(torch.autograd.Function):
         in_place: bool,
         *rest: Any,
     ) -> tuple[Tensor, ...]:
-        options, backend = Options(*rest[:-1]), rest[-1]
+        options, backend = Options.parse(rest)
         turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place)
         q, k = turned.split([heads, kv_heads], 2)
         out, lse = kernels_of(backend).forward(q, k, v, options)
         if in_place:
             ctx.mark_dirty(qkv)
-        ctx.save_for_backward(q, k, v, out, lse, cos, sin, options.document_ids)
-        ctx.rest = rotation, options._replace(document_ids=None), backend
+        ctx.save_for_backward(q, k, v, out, lse, cos, sin, *options.tensors())
+        ctx.rest = rotation, options.without_tensors(), backend
         ctx.set_materialize_grads(False)
         return (out, qkv) if in_place else (out,)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, direct: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, cos, sin, document_ids = ctx.saved_tensors
+        q, k, v, out, lse, cos, sin, *tensors = ctx.saved_tensors
         rotation, options, backend = ctx.rest
-        options = options._replace(document_ids=document_ids)
+        options = options.with_tensors(tensors)
         d_qkv = _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend, direct)
-        return d_qkv, *(None,) * (7 + len(options))
+        d_sinks = None
+        if grad is not None and ctx.needs_input_grad[7 + SINKS]:
+            d_sinks = kernels_of(backend).sinks_gradient(grad, out, lse, options.sinks)
+        return d_qkv, *(None,) * (6 + SINKS), d_sinks, *(None,) * (len(options) - SINKS)
 
 
 def _gradient(
@@ -236,7 +245,7 @@ def _forward(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, rotation: str, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> out, lse, and q and k rotated."""
-    options, backend = Options(*rest[:-1]), rest[-1]
+    options, backend = Options.parse(rest)
     turned, v = _rotated(qkv, cos, sin, heads, kv_heads, rotation, in_place=False)
     out, lse = kernels_of(backend).forward(*turned.split([heads, kv_heads], 2), v, options)
     return out, lse, turned
@@ -262,35 +271,39 @@ def _gradient_in_graph(
     rotation: str,
     *rest: Any,
 ) -> Tensor:
-    options, backend = Options(*rest[:-1]), rest[-1]
+    options, backend = Options.parse(rest)
     q, k = turned.split([heads, kv_heads], 2)
     v = _parts(qkv, heads, kv_heads)[2]
     return _gradient(grad, q, k, v, out, lse, cos, sin, rotation, options, backend)
 
 
 def _save(ctx: Any, inputs: tuple, outputs: tuple) -> None:
-    qkv, cos, sin, *ctx.heads, causal, scale, document_ids, window, deterministic, ctx.backend = inputs
+    qkv, cos, sin, *ctx.heads = inputs[:6]  # heads, kv_heads, rotation
+    options, ctx.backend = Options.parse(inputs[6:])
     out, lse, turned = outputs
-    ctx.save_for_backward(turned, qkv, out, lse, cos, sin, document_ids)
-    ctx.options = Options(causal, scale, None, window, deterministic)
+    ctx.save_for_backward(turned, qkv, out, lse, cos, sin, *options.tensors())
+    ctx.options = options.without_tensors()
 
 
-def _backward(ctx: Any, gradient: Callable[..., Tensor], grad: Tensor, *_: Any) -> tuple[Tensor]:
-    *saved, document_ids = ctx.saved_tensors
-    options = ctx.options._replace(document_ids=document_ids)
-    return (gradient(grad, *saved, *ctx.heads, *options, ctx.backend),)
+def _backward(ctx: Any, gradient: Callable[..., Tensor], grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    turned, qkv, out, lse, cos, sin, *tensors = ctx.saved_tensors
+    options = ctx.options.with_tensors(tensors)
+    d_qkv = gradient(grad, turned, qkv, out, lse, cos, sin, *ctx.heads, *options.arguments(ctx.backend))
+    if options.sinks is None or not ctx.needs_input_grad[6 + SINKS]:
+        return (d_qkv,)
+    return d_qkv, *(None,) * (5 + SINKS), sinks_gradient(grad, out, lse, options.sinks, ctx.backend)
 
 
 _in_graph = register_graph_op(
     Op(
-        f"rotary_attention(Tensor qkv, Tensor cos, Tensor sin, SymInt heads, SymInt kv_heads, str rotation, {SCHEMA},"
-        " str backend) -> (Tensor, Tensor, Tensor)",
+        f"rotary_attention(Tensor qkv, Tensor cos, Tensor sin, SymInt heads, SymInt kv_heads, str rotation, {SCHEMA})"
+        " -> (Tensor, Tensor, Tensor)",
         _forward,
         _fake,
     ),
     Op(
         "rotary_attention_backward(Tensor grad, Tensor turned, Tensor qkv, Tensor out, Tensor lse, Tensor cos, Tensor sin,"
-        f" SymInt heads, SymInt kv_heads, str rotation, {SCHEMA}, str backend) -> Tensor",
+        f" SymInt heads, SymInt kv_heads, str rotation, {SCHEMA}) -> Tensor",
         _gradient_in_graph,
         lambda grad, turned, qkv, *_: qkv.new_empty(qkv.shape),
     ),

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..attention import compiled as compiled_attention
 from ..attention import flash as flash_backend
 from ..attention import hopper as attention_hopper
-from ..attention.op import attention
+from ..attention.op import as_plan, attention
 from ..attention.reference import attention as attention_torch
 from . import variants
 from .candidate import Candidate, Case, Forward, constant, relative
@@ -88,10 +88,11 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[str, Forward]]:
     longest = min(DOCUMENT, T)
     begins = torch.arange(0, B * T + 1, longest, device=q.device, dtype=torch.int32)
     lengths = {"cu_seqlens_q": begins, "cu_seqlens_k": begins, "max_seqlen_q": longest, "max_seqlen_k": longest}
-    modules = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
 
     def by_flash(version: int) -> Tensor:
-        out = importlib.import_module(modules[version]).flash_attn_varlen_func(*flat, **lengths, causal=True)
+        out = importlib.import_module(flash_backend.MODULES[version]).flash_attn_varlen_func(
+            *flat, **lengths, causal=True
+        )
         return (out[0] if isinstance(out, tuple) else out).view(q.shape)
 
     def by_pytorch() -> Tensor:
@@ -141,7 +142,7 @@ def cases(suite: str, device: torch.device, dtype: torch.dtype, backends: list[s
         )
         runs: list[tuple[str, Forward]] = []
         names = [*backends]
-        if flash_backend.unsupported_reason(q, ids, options["window"], False) is None:
+        if flash_backend.unsupported_reason(q, as_plan(ids), options["window"], False) is None:
             names.append("flash")  # as "auto" may take it: flash-attn, else PyTorch's kernels
         for backend in names:
             if backend == "torch" and kind in ("documents", "window") and device.type == "cuda":

@@ -335,22 +335,28 @@ def test_what_flash_refuses(monkeypatch):
 
     monkeypatch.setattr(flash_backend, "generation", lambda q: None)
 
-    def asked(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
-        return unsupported_reason(torch.empty(1, 2, 1, D, dtype=dtype, device="meta"), ids, window, deterministic)
-
-    assert "CUDA" in asked()
+    assert "CUDA" in unsupported_reason(
+        torch.empty(1, 2, 1, 64, dtype=torch.bfloat16, device="meta"), None, None, False
+    )
 
     class OnCuda(torch.Tensor):
         device = torch.device("cuda")
 
-    def on_cuda(dtype=torch.bfloat16, D=64, ids=None, window=None, deterministic=False):
+    def on_cuda(dtype=torch.bfloat16, D=64, plan=None, window=None, deterministic=False, causal=True):
         q = torch.empty(1, 2, 1, D, dtype=dtype).as_subclass(OnCuda)
-        return unsupported_reason(q, ids, window, deterministic)
+        return unsupported_reason(q, plan, window, deterministic, causal)
 
     assert on_cuda() is None
     assert "float32" in on_cuda(torch.float32)
     assert "60" in on_cuda(D=60)
-    assert "document" in on_cuda(ids=torch.zeros(1, 2))
+    assert "window" in on_cuda(window=3) and "deterministic" in on_cuda(deterministic=True)
+    plan = ek.DocumentPlan(torch.zeros(1, 2), cu_seqlens=torch.tensor([0, 2]))
+    assert "not installed" in on_cuda(plan=plan)
+    monkeypatch.setattr(flash_backend, "generation", lambda q: 4)
+    assert on_cuda(plan=plan) is None and on_cuda(window=3, deterministic=True) is None
+    assert "adjacent=True" in on_cuda(plan=plan._replace(cu_seqlens=None))
+    assert "window" in on_cuda(plan=plan, window=3) and "causal" in on_cuda(plan=plan, causal=False)
+    assert "deterministic" in on_cuda(plan=plan, deterministic=True)
 
 
 def test_wrong_arguments(device):

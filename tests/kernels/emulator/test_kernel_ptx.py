@@ -47,6 +47,7 @@ TRITON = {
     "linear_cross_entropy": "float64 and bfloat16 and (edges or confident or transposed or off) or tf32",
     "attention": "float64 and bfloat16 and (several and GQA or exact and 128 or window and documents and not windows) "
     "or float64 and prime or descriptors or deterministic",
+    "attention_scores": "float64 and bfloat16 and (softcap and not tiny and not huge or sinks and not extreme or alibi)",
     "variants": "wide or deep or rows or logits",
 }
 NVCC_KERNELS = {

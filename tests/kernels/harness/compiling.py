@@ -147,13 +147,18 @@ def rms_norm(dtype: str, arch: str):
                 yield name, kernel, named, constants, dict(num_warps=warps, num_stages=3)
 
 
-def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
+def attention(dtype: str, arch: str, group: int = 1, even: bool = True, scores: bool = False):
+    """scores: with a softcap, sinks and ALiBi."""
     from emergence_kernels.attention import triton as module
+    from emergence_kernels.attention.triton_scores import BIASES
     from emergence_kernels.backends import triton_configs as configs
 
     kernels = {"forward": module._forward_kernel, "dkdv": module._dkdv_kernel, "dq": module._dq_kernel}
     types = {"lse_ptr": "*fp32:16", "delta_ptr": "*fp32:16", "ids_ptr": "*i64:16", "range_ptr": "*i32:16"}
-    types |= {"T": "i32:16", "H": "i32", "window": "i32", "scale": "fp32", "scale2": "fp32"}
+    types |= {"T": "i32:16", "H": "i32", "window": "i32", "scale": "fp32", "scale2": "fp32", "cap2": "fp32"}
+    of_scores = {"SOFTCAP": scores, "BIAS": BIASES["alibi"] if scores else None}
+    of_scores |= {} if scores else {"sink_ptr": None, "bias_ptr": None}
+    types |= {"sink_ptr": "*fp32:16", "bias_ptr": "*fp32:16"} if scores else {}
     cases = {
         "causal": (True, False, False),
         "full": (False, False, False),
@@ -169,7 +174,7 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
         for part, kernel in kernels.items():
             for case, (causal, window, documents) in cases.items():
                 T = 4096 if even else 1000
-                config = configs.attention(arch, BYTES[dtype], block_d, part, T, window or documents)
+                config = configs.attention(arch, BYTES[dtype], block_d, part, T, window or documents or scores)
                 constants = dict(
                     GROUP=group,
                     D=D,
@@ -181,7 +186,7 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
                     CAUSAL=causal,
                     WINDOW=window,
                     DOCUMENTS=documents,
-                )
+                ) | {name: value for name, value in of_scores.items() if name in kernel.arg_names}
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
                 named |= {name: "i32:16" for name in kernel.arg_names if name.startswith("stride_")}
                 if part == "forward":
@@ -193,6 +198,13 @@ def attention(dtype: str, arch: str, group: int = 1, even: bool = True):
 def attention_common(dtype: str, arch: str):
     """The two head dims and the two masks that training meets most."""
     for case in attention(dtype, arch):
+        if case[0].split()[1] in ("D=64", "D=128") and case[0].split()[2] in ("causal", "causal+documents"):
+            yield case
+
+
+def attention_scores(dtype: str, arch: str):
+    """attention_common with a softcap, sinks and ALiBi."""
+    for case in attention(dtype, arch, scores=True):
         if case[0].split()[1] in ("D=64", "D=128") and case[0].split()[2] in ("causal", "causal+documents"):
             yield case
 
@@ -293,6 +305,7 @@ SUITES = {
     "fp8_linear": fp8_linear,
     "attention": attention,
     "attention_common": attention_common,
+    "attention_scores": attention_scores,
     "attention_uneven": attention_uneven,
     "cross_entropy_uneven": cross_entropy_uneven,
     "loss_rows": loss_rows,
