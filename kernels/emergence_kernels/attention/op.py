@@ -110,9 +110,7 @@ def document_plan(
         document_ids.dim() == 2, f"document_plan: document_ids have shape {tuple(document_ids.shape)}, expected (B, T)"
     )
     (q,) = autocast(torch.empty((), dtype=dtype, device=document_ids.device))
-    q = q.expand(
-        *document_ids.shape, heads, head_dim
-    )  # stands for the queries, of which shape, dtype and device are read
+    q = q.expand(*document_ids.shape, heads, head_dim)  # stands for the queries: shape, dtype and device are read
     options = Options(causal, None, document_ids, window, deterministic, softcap, sinks, alibi)
     if adjacent:
         _check_adjacent(document_ids)
@@ -130,7 +128,7 @@ def _capturing(ids_BT: Tensor) -> bool:
 
 
 def _check_adjacent(ids_BT: Tensor) -> None:
-    if checks_values(ids_BT.device):
+    if checks_values(ids_BT.device) and ids_BT.numel():
         runs = 1 + (ids_BT[:, 1:] != ids_BT[:, :-1]).sum(1)
         documents = torch.tensor([row.unique().numel() for row in ids_BT], device=ids_BT.device)
         require(bool((runs == documents).all()), "document_plan: adjacent=True, but an id comes back within a row")

@@ -84,6 +84,7 @@ def test_wrong_documents_of_a_plan(device):
     for ids, message in ((torch.zeros(3), "expected"), (torch.zeros(1, 3), "int32 or int64")):
         with pytest.raises(ValueError, match=message):
             ek.document_plan(ids.to(device), **rest)
+    assert ek.document_plan(torch.zeros(2, 0, dtype=torch.int64), **rest, adjacent=True).ranges is None
     comes_back = torch.tensor([[0, 0, 1, 0]])
     ek.document_plan(comes_back, **rest)
     with pytest.raises(ValueError, match="an id comes back within a row"):
