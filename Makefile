@@ -47,8 +47,10 @@ ladder: install
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" tests
 
+# Hours. Killed, it goes on where it was: what has passed at this commit, or since the commit SINCE, is left out.
 test-slow: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow and not gpu" --results benchmarks/results/tests-slow.json tests
+	EMERGENCE_TEST_PATIENCE=6 $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 3600 -m "slow and not gpu" \
+	  $(if $(SINCE),--results-since $(SINCE)) --results benchmarks/results/tests-slow.json tests
 
 # Runs that are killed, stopped, starved and damaged, 220 of them; half an hour on 2 cores.
 fault-trials: install

@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from results import Results  # noqa: E402
+from results import PASSED, LeaveOut, Results  # noqa: E402
 from support import locked, small_config  # noqa: E402
 
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -24,12 +24,15 @@ if not torch.cuda.is_available() and not os.environ.get("EMERGENCE_TEST_PTX"):
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption("--results", type=Path, help="a JSON file for the outcome, duration and date of each test")
+    parser.addoption("--results", type=Path, help="a JSON file for each test's outcome; what has passed is left out")
+    parser.addoption("--results-since", help="the commit since when a test must have passed (default: the present one)")
 
 
 def pytest_configure(config) -> None:
-    if (path := config.getoption("--results")) and not WORKER:
-        config.pluginmanager.register(Results(path))
+    if WORKER:
+        config.pluginmanager.register(LeaveOut(config.workerinput.get(PASSED, ())))
+    elif path := config.getoption("--results"):
+        config.pluginmanager.register(Results(path, config.getoption("--results-since")))
 
 
 @pytest.fixture(autouse=True)

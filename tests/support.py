@@ -14,6 +14,7 @@ import torch.distributed as dist
 import forkserver
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = float(os.environ.get("EMERGENCE_TEST_PATIENCE", "1"))  # how much slower than alone on two cores this may be
 
 
 @contextlib.contextmanager
@@ -82,6 +83,7 @@ def run_python(*target: str, processes: int = 0, timeout: float = 240, fresh: bo
 
     Args:
         processes: how many ranks; 0 is one process without a launcher's variables.
+        timeout: seconds, times PATIENCE.
         fresh: a new interpreter, and torchrun itself, in the place of forks of one that has imported everything: for what
             happens before and during the imports, and for torchrun's own doing.
 
@@ -89,6 +91,7 @@ def run_python(*target: str, processes: int = 0, timeout: float = 240, fresh: bo
         The finished process; of several the outputs one after another, and the first exit code that is not 0.
     """
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")])
+    timeout *= PATIENCE
     variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET"):
         variables.pop(name, None)

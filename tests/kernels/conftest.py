@@ -50,7 +50,7 @@ def device() -> torch.device:
 def _build(kind: str) -> str | None:
     """Compile a library (two minutes after a change; by one worker); return the reason why it cannot be built, or None."""
     BUILT.mkdir(parents=True, exist_ok=True)
-    with locked(BUILT / "tests.lock"):
+    with locked(BUILT / f"{kind}.lock"):
         try:
             build.build(kind, BUILT / f"{kind}.so")
         except build.BuildError as error:
