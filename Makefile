@@ -44,10 +44,12 @@ ladder: install
 	$(BIN)/python benchmarks/studies/emergence_runs.py --name ladder --sources data/ladder/sources.json \
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
+# Bytecode is kept, whatever the environment says: hundreds of processes import the same modules.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" tests
 
-# Hours. Killed, it goes on where it was: what has passed at this commit, or since the commit SINCE, is left out.
+# Hours. Killed, it resumes where it was: what has passed at this commit, or since the commit SINCE, is left out.
 test-slow: install
 	EMERGENCE_TEST_PATIENCE=6 $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 3600 -m "slow and not gpu" \
 	  $(if $(SINCE),--results-since $(SINCE)) --results benchmarks/results/tests-slow.json tests

@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
+SHORTEST = 10.0  # seconds; a stage that has less left is for the next call
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{stage.name:22s} done before, in {before['seconds']} s", flush=True)
             continue
         limit = min(stage.share * arguments.minutes * 60, end - time.monotonic())
-        if limit < 10:
+        if limit < SHORTEST:
             record["stages"].setdefault(stage.name, {"status": "not reached"})
             continue
         log = folder / f"gpu-first-{stage.name}.log"

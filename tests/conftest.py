@@ -4,9 +4,11 @@
 data are made once, under a lock, in a folder of the session.
 """
 
+import gc
 import os
 from pathlib import Path
 
+gc.disable()  # while modules are imported and tests collected, of which nothing becomes garbage
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
@@ -15,7 +17,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from results import PASSED, LeaveOut, Results  # noqa: E402
+from outcomes import PASSED, LeaveOut, Results  # noqa: E402
 from support import locked, small_config  # noqa: E402
 
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -29,10 +31,15 @@ def pytest_addoption(parser) -> None:
 
 
 def pytest_configure(config) -> None:
-    if WORKER:
+    if hasattr(config, "workerinput"):  # a worker; a pytest that a test starts is none, although it inherits WORKER
         config.pluginmanager.register(LeaveOut(config.workerinput.get(PASSED, ())))
     elif path := config.getoption("--results"):
         config.pluginmanager.register(Results(path, config.getoption("--results-since")))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

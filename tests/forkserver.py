@@ -8,6 +8,7 @@ preloaded, where it can be compiled; it is inert until a test starts it.
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -96,6 +97,7 @@ def serve() -> None:
     """Answer requests until standard input ends."""
     import faults.launch  # noqa: F401 - imports everything
 
+    gc.freeze()  # so that no child looks through, and copies, what was imported
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:

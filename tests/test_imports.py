@@ -5,6 +5,7 @@ shrink: fixing one must delete its line.
 """
 
 import ast
+import functools
 import graphlib
 import sys
 from pathlib import Path
@@ -91,6 +92,7 @@ def _sources() -> dict[str, Path]:
 MODULES = _sources()
 
 
+@functools.cache
 def _imported(module: str, path: Path) -> set[str]:
     """Dotted names that the source imports: modules where they are ours, else what the statement says."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -106,6 +108,7 @@ def _imported(module: str, path: Path) -> set[str]:
     return names
 
 
+@functools.cache
 def _arrows() -> dict[str, set[str]]:
     """Module to modules of ours. Importing a.b.c also runs a and a.b, unless the importer lives in them."""
     arrows = {}
@@ -117,9 +120,6 @@ def _arrows() -> dict[str, set[str]]:
             imported |= {package for package in above if not f"{module}.".startswith(f"{package}.")}
         arrows[module] = imported - {module}
     return arrows
-
-
-ARROWS = _arrows()
 
 
 def _short(module: str) -> str:
@@ -144,7 +144,7 @@ def _kernels() -> list[str]:
 
 def test_there_are_no_circles():
     try:
-        graphlib.TopologicalSorter(ARROWS).prepare()
+        graphlib.TopologicalSorter(_arrows()).prepare()
     except graphlib.CycleError as error:
         pytest.fail("imports run in a circle: " + " <- ".join(error.args[1]))
 
@@ -157,7 +157,7 @@ def test_no_import_points_up():
     against: dict[str, set[str]] = {}
     for module in _framework() + _kernels():
         floor, room = _room(module)
-        for target in ARROWS[module]:
+        for target in _arrows()[module]:
             if not target.startswith(f"{module.partition('.')[0]}."):
                 continue
             lower, other = _room(target)
@@ -171,7 +171,7 @@ def test_the_analyses_read_tables_alone(room):
     """They also read what other frameworks wrote: no model, no data set, no process group."""
     for module in _framework():
         if f"{_short(module)}.".startswith(f"{room}."):
-            for target in map(_short, ARROWS[module]):
+            for target in map(_short, _arrows()[module]):
                 assert not any(f"{target}.".startswith(f"{name}.") for name in NEVER[room]), (module, target)
 
 
@@ -202,7 +202,7 @@ def test_results_are_data_alone():
 
 def test_kernels_import_nothing_of_the_framework():
     assert {
-        m: t for m in MODULES if m.startswith("emergence_kernels") for t in ARROWS[m] if "emergence_train" in t
+        m: t for m in MODULES if m.startswith("emergence_kernels") for t in _arrows()[m] if "emergence_train" in t
     } == {}
 
 
@@ -213,7 +213,7 @@ def test_recorder_needs_torch_numpy_pandas_and_pyarrow_only():
     while waiting:
         module = waiting.pop()
         reached.add(module)
-        waiting += ARROWS[module] - reached
+        waiting += _arrows()[module] - reached
     outside = {name.split(".")[0] for module in reached for name in _imported(module, MODULES[module])} - {
         "emergence_train"
     }

@@ -6,11 +6,13 @@ compiled kernels.
 """
 
 import ctypes
+import functools
 import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,10 +112,10 @@ CASES = {
     "round the ring": ((1, 690, 1, 1, 64), False, None, None, "plain"),
     "round the ring, 128": ((1, 515, 1, 1, 128), True, None, None, "plain"),
     "exact blocks": ((1, 384, 1, 1, 64), True, None, None, "plain"),
-    "full": ((1, 331, 2, 2, 128), False, None, None, "plain"),
+    "full": ((1, 331, 1, 1, 128), False, None, None, "plain"),
     "GQA": ((1, 140, 6, 2, 64), True, None, None, "plain"),
     "MQA": ((1, 130, 4, 1, 128), True, None, None, "plain"),
-    "documents": ((2, 300, 2, 1, 64), True, "packed", None, "plain"),
+    "documents": ((2, 300, 1, 1, 64), True, "packed", None, "plain"),
     "long documents": ((1, 700, 1, 1, 128), True, "long", None, "plain"),
     "documents in any order": ((1, 270, 2, 1, 128), True, "random", None, "plain"),
     "full documents": ((1, 270, 2, 1, 64), False, "packed", None, "plain"),
@@ -240,35 +242,32 @@ def test_what_is_taken():
 # ---- thread orders, races, fences -------------------------------------------------------------------------------------
 
 
-def run_forward() -> list[torch.Tensor]:
+def run_forward() -> Iterator[torch.Tensor]:
     """On shapes that wrap around the ring and execute every barrier."""
     torch.manual_seed(0)
-    out, ids = [], ids_of("long", 1, 700, "cpu")
+    ids = ids_of("long", 1, 700, "cpu")
     for D in (64, 128):
-        out += attention_hopper.forward(
-            *make((1, 700, 1, 1, D), "plain", torch.bfloat16, "cpu"), Options(False, None, ids)
-        )
-    return out
+        tensors = make((1, 700, 1, 1, D), "plain", torch.bfloat16, "cpu")
+        yield from attention_hopper.forward(*tensors, Options(False, None, ids))
 
 
-def run_backward() -> list[torch.Tensor]:
+def run_backward() -> Iterator[torch.Tensor]:
     """Six gradients that must be the same to the bit, then dq, whose parts are added in any order, and dk and dv."""
     torch.manual_seed(0)
-    out, ids = [], ids_of("long", 1, 330, "cpu")
+    ids = ids_of("long", 1, 330, "cpu")
     for deterministic in (True, False):
         for D in (64, 128):
             tensors = make((1, 330, 1, 1, D), "plain", torch.bfloat16, "cpu")
             upstream, result, lse = torch.randn(1, 330, 1, D).bfloat16(), tensors[0] * 0.3, torch.full((1, 1, 330), 8.5)
-            out += attention_hopper.backward(
-                upstream, *tensors, result, lse, Options(False, None, ids, None, deterministic)
-            )
-    return out
+            options = Options(False, None, ids, None, deterministic)
+            yield from attention_hopper.backward(upstream, *tensors, result, lse, options)
 
 
-def run_products() -> list[torch.Tensor]:
+def run_products() -> Iterator[torch.Tensor]:
     torch.manual_seed(0)
     a, b = (torch.randn(64, 64).bfloat16() for _ in range(2))
-    return [product(a, b, torch.zeros(64, 64), way=way) for way in (BY_COPY, BY_THREADS, IN_REGISTERS)]
+    for way in (BY_COPY, BY_THREADS, IN_REGISTERS):
+        yield product(a, b, torch.zeros(64, 64), way=way)
 
 
 RUNS = {
@@ -278,24 +277,30 @@ RUNS = {
 }
 
 
-def same(source: str, some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    """Bit for bit, except for sums in any order."""
+@functools.cache
+def usual(source: str) -> list[torch.Tensor]:
+    """In the usual order, nothing dropped."""
+    return list(RUNS[source]())
+
+
+def same(source: str) -> bool:
+    """Whether a run has the usual results, bit for bit but for sums in any order; it ends with the first that differs."""
     added = (6, 9) if source.endswith("hopper_backward.cu") else ()
-    for index, (a, b) in enumerate(zip(some, others, strict=True)):
+    for index, (a, b) in enumerate(zip(usual(source), RUNS[source](), strict=True)):
         alike = torch.allclose(a.float(), b.float(), rtol=2**-7, atol=1e-4) if index in added else torch.equal(a, b)
         if not alike:
             return False
     return True
 
 
-@pytest.mark.parametrize("seeds", [(1, 2), pytest.param(range(3, 9), marks=pytest.mark.slow)], ids=["two", "more"])
+@pytest.mark.parametrize("seeds", [(1,), pytest.param(range(2, 9), marks=pytest.mark.slow)], ids=["first", "more"])
 @pytest.mark.parametrize("source", RUNS)
 def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, monkeypatch):
     """The same bits in any order of threads, copies and products; sums in any order are close."""
-    usual = RUNS[source]()
+    usual(source)
     for seed in seeds:
         monkeypatch.setenv("EMERGENCE_EMULATE_SEED", str(seed))
-        assert same(source, usual, RUNS[source]())
+        assert same(source)
 
 
 @pytest.mark.parametrize("source", RUNS)
@@ -304,7 +309,7 @@ def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
 
     Turns order nothing that is shared, and only save time.
     """
-    usual = RUNS[source]()
+    usual(source)
     read = ctypes.CDLL(os.environ[library.VARIABLES["cuda"]]).emergence_barriers
     read.restype = ctypes.c_char_p
     met = set(read().decode().splitlines())
@@ -316,7 +321,7 @@ def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
             continue
         monkeypatch.setenv("EMERGENCE_EMULATE_DROP", reason)
         try:
-            missed = same(source, usual, RUNS[source]())
+            missed = same(source)
         except RuntimeError as error:
             assert "emulated launch" in str(error)
             missed = False

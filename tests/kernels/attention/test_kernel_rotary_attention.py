@@ -28,10 +28,11 @@ CASES = {
     "deterministic": ((1, 34, 2, 1, 16), 8, {"deterministic": True}),
     "angles of each row": ((2, 19, 2, 1, 16), 8, {"batched": True}),
 }
+SHORT = {"short": ((2, 9, 2, 1, 16), 8, {})}  # for what autograd and compilers do, whatever the shape
 
 
 def make(case, dtype, device):
-    (B, T, H, G, D), R, options = CASES[case]
+    (B, T, H, G, D), R, options = (CASES | SHORT)[case]
     options = dict(options)
     cos, sin = angles(T, R, device, B if options.pop("batched", False) else None)
     if options.pop("documents", False):
@@ -59,17 +60,19 @@ def same(ours, theirs, backend):
     return torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("overwrite", [False, True], ids=["kept", "overwritten"])
 @pytest.mark.parametrize("case", CASES)
-def test_rotary_attention_is_the_composition(case, overwrite, backend, device):
+def test_rotary_attention_is_the_composition(case, backend, device):
     dtype = of_attention(backend)
     qkv, *rest, upstream = make(case, dtype, device)
-    a, b = leaves(qkv, qkv)
-    ours = fused(a * 1, *rest, backend, overwrite)  # a projection's output is no leaf
+    (b,) = leaves(qkv)
     theirs = composed(b * 1, *rest, backend, backend)
-    assert ours.shape == upstream.shape and same(ours, theirs, backend)
-    (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, b, upstream)
-    assert got.shape == qkv.shape and same(got, wanted, backend)
+    (wanted,) = torch.autograd.grad(theirs, b, upstream)
+    for overwrite in (False, True):
+        (a,) = leaves(qkv)
+        ours = fused(a * 1, *rest, backend, overwrite)  # a projection's output is no leaf
+        assert ours.shape == upstream.shape and same(ours, theirs, backend), overwrite
+        (got,) = torch.autograd.grad(ours, a, upstream)
+        assert got.shape == qkv.shape and same(got, wanted, backend), overwrite
 
 
 @pytest.mark.parametrize("case", ["GQA", "MQA, many heads", "partial rotary", "angles of each row", "documents"])
@@ -86,13 +89,16 @@ def test_every_rotation_with_attention_by_others(rotation, case, device, request
 
     chosen = module.resolve_backend
     monkeypatch.setattr(module, "resolve_backend", lambda _, op, *rest: chosen(rotation, op, *rest))
+    qkv, *rest, upstream = make(case, torch.float32, device)
+    (b,) = leaves(qkv)
+    theirs = composed(b * 1, *rest, "torch", rotation)
+    (wanted,) = torch.autograd.grad(theirs, b, upstream)
     for overwrite in (False, True):
-        qkv, *rest, upstream = make(case, torch.float32, device)
-        a, b = leaves(qkv, qkv)
-        ours, theirs = fused(a * 1, *rest, "torch", overwrite), composed(b * 1, *rest, "torch", rotation)
-        assert same(ours, theirs, "torch")
-        (got,), (wanted,) = torch.autograd.grad(ours, a, upstream), torch.autograd.grad(theirs, b, upstream)
-        assert same(got, wanted, "torch")
+        (a,) = leaves(qkv)
+        ours = fused(a * 1, *rest, "torch", overwrite)
+        assert same(ours, theirs, "torch"), overwrite
+        (got,) = torch.autograd.grad(ours, a, upstream)
+        assert same(got, wanted, "torch"), overwrite
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -129,7 +135,7 @@ def test_rotary_attention_against_float64(case, backend, device):
 def test_what_may_not_be_overwritten_is_kept(backend, device):
     """Leaves, views and expanded tensors; and nothing is overwritten by default."""
     dtype = of_attention(backend)
-    qkv, *rest, upstream = make("GQA", dtype, device)
+    qkv, *rest, upstream = make("short", dtype, device)
     for name, make_input in {
         "leaf": lambda t: t.requires_grad_(),
         "view": lambda t: (t.requires_grad_() * 1).view(t.shape),
@@ -152,7 +158,7 @@ def test_what_may_not_be_overwritten_is_kept(backend, device):
 
 def test_overwriting_is_known_to_autograd(triton_only, device):
     """A use of the old value raises instead of a wrong gradient; a use of the new one has the right gradient."""
-    qkv, cos, sin, H, G, options, upstream = make("GQA", torch.float32, device)
+    qkv, cos, sin, H, G, options, upstream = make("short", torch.float32, device)
     run = partial(ek.rotary_attention, cos=cos, sin=sin, heads=H, kv_heads=G, backend="triton", overwrite=True)
     (a,) = leaves(qkv)
     projected = a * 1
@@ -186,7 +192,7 @@ def test_overwriting_is_known_to_autograd(triton_only, device):
 
 def test_second_backward_and_upstream_are_left_alone(backend, device):
     dtype = of_attention(backend)
-    qkv, *rest, upstream = make("GQA", dtype, device)
+    qkv, *rest, upstream = make("short", dtype, device)
     (a,) = leaves(qkv)
     out = fused(a * 1, *rest, backend, True)
     kept = upstream.clone()
@@ -200,7 +206,7 @@ def test_second_backward_and_upstream_are_left_alone(backend, device):
 def test_any_upstream_of_attention(backend, device):
     """Expanded, with stride 0 everywhere."""
     dtype = of_attention(backend)
-    qkv, *rest, upstream = make("plain", dtype, device)
+    qkv, *rest, upstream = make("short", dtype, device)
     a, b = leaves(qkv, qkv)
     upstream = torch.tensor(0.5, dtype=dtype, device=device).expand(upstream.shape)
     (got,) = torch.autograd.grad(fused(a * 1, *rest, backend, True), a, upstream)
@@ -211,7 +217,7 @@ def test_any_upstream_of_attention(backend, device):
 def test_a_checkpoint_runs_it_again(backend, device):
     """Non-reentrant: what is saved is packed and recomputed, rotated once more from a fresh projection."""
     dtype = of_attention(backend)
-    qkv, *rest, upstream = make("GQA", dtype, device)
+    qkv, *rest, upstream = make("short", dtype, device)
     weight = torch.eye(qkv.shape[-1], dtype=dtype, device=device)
 
     def run(x):
@@ -224,7 +230,7 @@ def test_a_checkpoint_runs_it_again(backend, device):
 
 def test_rotary_attention_opcheck_and_whole_graph(backend, device):
     dtype = of_attention(backend)
-    qkv, cos, sin, H, G, options, upstream = make("GQA", dtype, device)
+    qkv, cos, sin, H, G, options, upstream = make("short", dtype, device)
     (a,) = leaves(qkv)
     run = partial(ek.rotary_attention, cos=cos, sin=sin, heads=H, kv_heads=G, backend=backend, overwrite=True)
     if backend != "torch":

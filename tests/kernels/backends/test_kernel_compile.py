@@ -4,40 +4,33 @@ No GPU is needed: Triton compiles for a named target, and its cuobjdump reads th
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from conftest import HARNESS
+from support import run_python
 
 pytest.importorskip("triton")
 
 
 def compiled(suite: str, *choices: str, tables: tuple[str, ...] = ("sm_80", "sm_90")) -> list[dict]:
     """In another process: this one may use the interpreter. choices: as of compiling.main."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = HARNESS / "compiling.py"
-    path = os.pathsep.join(p for p in sys.path if p)
-    run = subprocess.run(
-        [sys.executable, str(script), suite, *choices],
-        env=environment | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    run = run_python(str(HARNESS / "compiling.py"), suite, *choices, timeout=590)
     assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert {row["arch"] for row in rows} == set(tables)
     return rows
 
 
+DQ_FULL_OF_REGISTERS = ("dq D=32 causal", "dq D=80 full", "dq D=96 full", "dq D=128 full")
+
+
 def spilled_bytes(row: dict) -> int:
     """Bytes that a thread may spill: a few in Hopper's dkdv above head dim 64, for wide products (triton_configs.py)."""
     uneven = row["suite"] == "attention_uneven"
     part, head = row["kernel"].split()[:2]
-    if uneven and (row["arch"], row["kernel"]) == ("sm_80", "dq D=128 full"):
-        return 8  # ptxas takes 128 registers, so that two blocks fit
+    if uneven and row["arch"] == "sm_80" and row["kernel"] in DQ_FULL_OF_REGISTERS:
+        return 8  # ptxas takes 128 or 168 registers, so that two or three blocks fit
     if row["arch"] != "sm_90" or row["dtype"] == "float32" or part != "dkdv" or head in ("D=32", "D=64"):
         return 0
     return {"attention_uneven": 160, "attention_scores": 192}.get(row["suite"], 64)

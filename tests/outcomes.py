@@ -2,7 +2,7 @@
 
 The file has the command, device and versions, and of each test {"outcome", "seconds", "date", "commit"}: "passed", "failed",
 "skipped" or "not run". It is rewritten, whole, after each test, so that a run that is killed loses only the test that was
-running; the next run goes on with what has not passed.
+running; the next run resumes with what has not passed.
 """
 
 import functools

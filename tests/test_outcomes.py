@@ -1,4 +1,4 @@
-"""The record of slow tests: written as they end, and a second run takes up what is missing."""
+"""The record of slow tests: written as they end, and the next run resumes with what is missing."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-import results
+import outcomes
 
 pytest_plugins = ["pytester"]
 
@@ -24,40 +24,40 @@ def test_c():
 """
 
 
-def outcomes(record) -> dict[str, str]:
+def outcomes_of(record) -> dict[str, str]:
     return {test[-1]: row["outcome"] for test, row in json.loads(record.read_text())["tests"].items()}
 
 
-def test_a_run_that_is_killed_goes_on_with_what_is_missing(pytester, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "commit", lambda: "abc")
+def test_a_killed_run_resumes_with_what_is_missing(pytester, tmp_path, monkeypatch):
+    monkeypatch.setattr(outcomes, "commit", lambda: "abc")
     record = tmp_path / "results.json"
     text = TESTS.replace("RECORD", repr(str(record)))
     pytester.makepyfile(test_it=text.replace("BEHAVIOUR", "KeyboardInterrupt"))
-    pytester.inline_run(plugins=[results.Results(record)], no_reraise_ctrlc=True)
-    assert outcomes(record) == {"a": "passed", "b": "not run", "c": "not run"}
+    pytester.inline_run(plugins=[outcomes.Results(record)], no_reraise_ctrlc=True)
+    assert outcomes_of(record) == {"a": "passed", "b": "not run", "c": "not run"}
     pytester.makepyfile(test_it=text.replace("BEHAVIOUR", "KeyError"))
-    again = pytester.inline_run(plugins=[results.Results(record)])
+    again = pytester.inline_run(plugins=[outcomes.Results(record)])
     assert again.countoutcomes() == [0, 1, 1]  # without test_a
-    assert outcomes(record) == {"a": "passed", "b": "failed", "c": "skipped"}
+    assert outcomes_of(record) == {"a": "passed", "b": "failed", "c": "skipped"}
     data = json.loads(record.read_text())
     assert data["device"] and data["versions"]["torch"] and "pytest" in data["command"]
     assert all(row["commit"] == "abc" and row["seconds"] >= 0 for row in data["tests"].values())
 
 
 def test_what_passed_on_another_device_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "commit", lambda: "abc")
+    monkeypatch.setattr(outcomes, "commit", lambda: "abc")
     record = tmp_path / "results.json"
-    first = results.Results(record)
+    first = outcomes.Results(record)
     first.tests["test_a"] = {"outcome": "passed", "seconds": 1.0, "date": "2026-01-01", "commit": "abc"}
     first.write()
-    assert results.Results(record).passed == {"test_a"}
+    assert outcomes.Results(record).passed == {"test_a"}
     record.write_text(record.read_text().replace(json.dumps(first.where["device"]), '"another"'))
-    assert results.Results(record).tests == {}
+    assert outcomes.Results(record).tests == {}
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_only_code_makes_another_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(outcomes, "ROOT", tmp_path)
 
     def git(*arguments: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -70,16 +70,16 @@ def test_only_code_makes_another_commit(tmp_path, monkeypatch):
     git("init")
     write("code.py", "1")
     git("add", "."), git("commit", "-m", "code")
-    first = results.commit()
+    first = outcomes.commit()
     write("benchmarks/results/tests.json", "{}")
-    assert results.commit() == first and not first.endswith("+")
+    assert outcomes.commit() == first and not first.endswith("+")
     git("add", "."), git("commit", "-m", "results")
-    assert results.commit() == first
+    assert outcomes.commit() == first
     write("code.py", "2")
-    assert results.commit() == f"{first}+"
+    assert outcomes.commit() == f"{first}+"
     git("commit", "-a", "-m", "more code")
-    second = results.commit()
+    second = outcomes.commit()
     assert second != first and not second.endswith("+")
-    contains = results._contains.__wrapped__
+    contains = outcomes._contains.__wrapped__
     assert contains(second, first) and contains(first, first) and not contains(first, second)
     assert not contains(f"{second}+", first) and not contains(None, first) and not contains("0123456789ab", first)
