@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,11 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
 from emergence_train.analysis.position_matrix import observed_rows, position_matrices  # noqa: E402
-from emergence_train.analysis.temporal import forecast as forecasts  # noqa: E402
-from emergence_train.analysis.temporal import (
-    mean_law,  # noqa: E402
-    simulate,  # noqa: E402
-)
+from emergence_train.analysis.temporal import mean_law, priors, simulate  # noqa: E402
 from emergence_train.analysis.temporal.position_forecast import forecast_positions  # noqa: E402
 from emergence_train.analysis.temporal.position_law import fit_matrix  # noqa: E402
 
@@ -60,19 +57,20 @@ def position_coverage(simulations: int) -> dict:
 def forecast_coverage(simulations: int, misfit: bool) -> dict:
     """Forecasts from 10, 20 and 40%: coverage at the run's end, over held-out checkpoints, and over positions.
 
-    `misfit` False switches off the allowances for misfit of real laws (effective number of points, model error), to
-    show their effect. True is the shipped setting.
+    `misfit` False switches off the allowances for misfit of real laws (effective number of points, and how far other
+    runs left their own curve), to show their effect. True is the shipped setting.
     """
-    shipped = mean_law.EFFECTIVE, forecasts.MODEL_ERROR
-    if not misfit:
-        mean_law.EFFECTIVE, forecasts.MODEL_ERROR = 10**6, 0.0
+    shipped = mean_law.EFFECTIVE
+    if misfit:
+        return _forecast_coverage(simulations, priors.SHIPPED)
+    mean_law.EFFECTIVE = 10**6
     try:
-        return _forecast_coverage(simulations)
+        return _forecast_coverage(simulations, replace(priors.SHIPPED, ahead=priors.Ahead(0, 0, 4, 1, 0, 0, np.inf)))
     finally:
-        mean_law.EFFECTIVE, forecasts.MODEL_ERROR = shipped
+        mean_law.EFFECTIVE = shipped
 
 
-def _forecast_coverage(simulations: int) -> dict:
+def _forecast_coverage(simulations: int, prior: priors.Prior) -> dict:
     rows = []
     for seed in range(simulations):
         rng = np.random.default_rng(seed)
@@ -82,7 +80,7 @@ def _forecast_coverage(simulations: int) -> dict:
         x = matrix.keys["step"].to_numpy(float)
         share = (0.1, 0.2, 0.4)[seed % 3]
         seen = x <= share * x[-1]
-        ahead = forecast_positions(observed_rows(matrix, seen), x[seen], x[~seen], plan)
+        ahead = forecast_positions(observed_rows(matrix, seen), x[seen], x[~seen], plan, prior)
         actual, each = matrix.mean_loss[~seen], matrix.loss[~seen]
         row = {"end_error_sd": (ahead.level.mean[-1] - actual[-1]) / np.hypot(ahead.level.sd[-1], ahead.level.noise)}
         for percent in (50, 80, 95):

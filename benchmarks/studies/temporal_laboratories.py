@@ -1,25 +1,29 @@
 """Do forecasts hold on laboratories, optimizers and schedules that the prior has not seen?
 
-    python benchmarks/studies/temporal_laboratories.py CURVES_DIR [--earlier curves.parquet] [--label NAME]
+    python benchmarks/studies/temporal_laboratories.py CURVES_DIR [--earlier curves.parquet] [--label before|after]
 
 CURVES_DIR holds one table of `curves` a run, SOURCE__RUN__KIND.csv, with curves_meta.csv beside the folder (source, lab,
 run, kind, optimizer, schedule); `--earlier` is the table of temporal_data.py. The curves are not kept in this repository.
 
 Every run is observed up to 10, 20 and 40% and scored on the rest; runs with a cooldown also up to its first step.
-The prior is fitted anew for every laboratory without it (temporal_prior.py has to have run): nothing that is scored was
-fitted. Then logs are disturbed (without their row at step 0, thinned, validation instead of training) and the forecasts
-compared. Writes benchmarks/results/cpu/temporal_laboratories-NAME.json. `--every N` takes one in N of the earlier runs.
+The prior is that of temporal_prior.py without the laboratory: nothing that is scored was fitted. The speedruns are scored
+a second time with only their own source left out. Then logs are disturbed (without their row at step 0, thinned,
+validation instead of training) and the forecasts compared. What the law would leave if it were fitted to the whole run
+is the least error that is to be had (`oracle`). Writes its label of benchmarks/results/temporal_laboratories.json.
+`--every N` takes one in N of the earlier runs.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from temporal_calibration import calibrated_ratio, conformal, held, oracle
 from temporal_coverage import provenance
-from temporal_prior import LABORATORY, without
+from temporal_prior import LABORATORY
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import priors
@@ -31,6 +35,8 @@ from emergence_train.files import write_json
 FRACTIONS = (0.1, 0.2, 0.4)
 BLOCKS = 100  # the held-out part is compared in means over at most so many blocks of rows
 RESULTS = Path(__file__).parents[1] / "results"
+TARGET = RESULTS / "temporal_laboratories.json"
+EARLIER = ("multi-power", "scheduling")
 YOUNG = 2000  # observed steps
 
 
@@ -116,11 +122,15 @@ def score(log: Log, until: float, prior: priors.Prior | None) -> dict | None:
     truth = block_means(actual)
     mse = float(np.mean((block_means(ahead.mean) - truth) ** 2))
     classical = [float(np.mean((block_means(ahead.fits[n].predict(future)[0]) - truth) ** 2)) for n in CLASSICAL]
-    low, high = ahead.interval(95)
-    curve_low, curve_high = ahead.interval(95, noisy=False)
     last = len(np.array_split(actual, min(BLOCKS, len(actual)))[-1])
+    end = float(actual[-last:].mean())
+    low, high = ahead.interval(95, noisy=False)
+    best = (
+        block_means(oracle(log.step, log.loss, 0.8 * until, future, log.plan)) if log.source not in EARLIER else truth
+    )
     return {
         "source": log.source,
+        "laboratory": LABORATORY.get(log.source, log.source),
         "run": log.run,
         "kind": log.kind,
         "optimizer": log.optimizer,
@@ -128,15 +138,13 @@ def score(log: Log, until: float, prior: priors.Prior | None) -> dict | None:
         "age": "young" if until < YOUNG else "older",
         "steps": float(log.step[-1]),
         "mse": mse,
+        "oracle": float(np.mean((best - truth) ** 2)),
+        "classical": min(classical),
         "quotient": mse / min(classical),
         "quotient to power": mse / classical[0],
-        "end error": float(ahead.mean[-last:].mean() - actual[-last:].mean()),
-        "bias": float(np.mean(ahead.mean - actual)),
-        "end inside": bool(low[-1] <= actual[-1] <= high[-1]),
-        "curve end inside": bool(curve_low[-1] <= actual[-last:].mean() <= curve_high[-1]),
-        "rows inside": float(np.mean((low <= actual) & (actual <= high))),
-        "half-width": float(curve_high[-1] - curve_low[-1]) / 2,
-    }
+        "end error": float(ahead.mean[-last:].mean() - end),
+        "half-width": float(high[-1] - low[-1]) / 2,
+    } | held(ahead, actual, end)
 
 
 def summary(rows: pd.DataFrame) -> dict:
@@ -151,10 +159,17 @@ def summary(rows: pd.DataFrame) -> dict:
         "median end bias": float(error.median()),
         "median abs end error": float(error.abs().median()),
         "too low": float((error < 0).mean()),
-        "ends inside": float(rows["end inside"].mean()),
-        "curve ends inside": float(rows["curve end inside"].mean()),
-        "rows inside": float(rows["rows inside"].mean()),
+        **{
+            f"{what}s inside {n}" if what == "end" else f"{what} inside {n}": float(rows[f"{what} {n}"].mean())
+            for what in ("rows", "end")
+            for n in (50, 80, 95)
+        },
+        "median half-width": float(rows["half-width"].median()),
         "half-width over error": float(rows["half-width"].median() / error.abs().median()),
+        "the same if calibrated": calibrated_ratio(rows["half-width"]),
+        "median of half-width over error": float(1 / (error.abs() / rows["half-width"]).median()),
+        "oracle rmse": float(np.sqrt(rows["oracle"].median())),
+        "oracle quotient": float((rows["oracle"] / rows["classical"]).median()),
     }
 
 
@@ -244,21 +259,8 @@ def draw(before: dict, after: dict, target: Path) -> None:
     figure.savefig(target)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("curves", type=Path)
-    parser.add_argument("--earlier", type=Path)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--label", default="now")
-    arguments = parser.parse_args()
-    logs = read_folder(arguments.curves)
-    logs += read_earlier(arguments.earlier)[:: arguments.every] if arguments.earlier else []
-    fitted = json.loads((RESULTS / "temporal_prior.json").read_text())
-    held_out = {name: without(fitted, name) for name in {LABORATORY.get(log.source, log.source) for log in logs}}
-
-    def prior_of(log: Log) -> priors.Prior:
-        return held_out[LABORATORY.get(log.source, log.source)]
-
+def forecasts(logs: list[Log], prior_of: Callable[[Log], priors.Prior]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row a forecast from FRACTIONS of each run, and one a cooldown."""
     rows, ends = [], []
     for log in logs:
         for fraction in FRACTIONS:
@@ -269,25 +271,37 @@ def main() -> None:
         row = score(log, start, prior_of(log)) if start else None
         if row is not None:
             ends.append(row)
-    scored, ended = pd.DataFrame(rows), pd.DataFrame(ends)
-    new = scored["source"].isin(["multi-power", "scheduling"]).map({True: "earlier", False: "folder"})
-    shifts = moved([log for log in logs if LABORATORY.get(log.source) == "124M speedruns"], prior_of)
-    result = {
-        **provenance(f"python benchmarks/studies/temporal_laboratories.py CURVES --label {arguments.label}"),
+    return pd.DataFrame(rows), pd.DataFrame(ends)
+
+
+def evaluate(logs: list[Log], held_out: dict[str, priors.Prior]) -> dict:
+    """All tables; `held_out` are the priors without a laboratory or a source, by its name."""
+
+    def without_laboratory(log: Log) -> priors.Prior:
+        return held_out[LABORATORY.get(log.source, log.source)]
+
+    scored, ended = forecasts(logs, without_laboratory)
+    speedruns = [log for log in logs if log.source in LABORATORY]
+    by_source, _ = (
+        forecasts(speedruns, lambda log: held_out[log.source]) if LABORATORY.keys() <= held_out.keys() else ([], [])
+    )
+    new = scored["source"].isin(EARLIER).map({True: "earlier", False: "folder"})
+    shifts = moved([log for log in logs if LABORATORY.get(log.source) == "124M speedruns"], without_laboratory)
+    kept = ["source", "run", "kind", "fraction", "end error", "half-width", "mse", "classical", "oracle", "end 95"]
+    return {
         "forecasts": {name: tables(scored[new == name]) for name in new.unique()},
+        "speedruns, their source left out": tables(by_source) if len(by_source) else {},
         "cooldowns": {str(source): cooldowns(part) for source, part in ended.groupby("source")},
         "moved by less than half its half-width": {
             f"{change} at {fraction}": {"share": float((part["share"] < 0.5).mean()), "pairs": len(part)}
             for (change, fraction), part in shifts.groupby(["change", "fraction"])
         },
-        "rows": scored.round(4).to_dict("list"),
+        "conformal": conformal(scored),
+        "rows": scored[kept].round(6).to_dict("list"),
     }
-    target = RESULTS / "cpu" / f"temporal_laboratories-{arguments.label}.json"
-    write_json(target, result)
-    before = RESULTS / "cpu" / "temporal_laboratories-before.json"
-    if before.exists():
-        picture = Path(__file__).parents[2] / "docs" / "images" / "other-laboratories.svg"
-        draw(json.loads(before.read_text()), result, picture)
+
+
+def show(result: dict) -> None:
     for name, part in result["forecasts"].items():
         for fraction, group in part.items():
             for by in ("all", "source", "optimizer", "schedule", "age"):
@@ -295,6 +309,28 @@ def main() -> None:
                     print(name, fraction, by, key, *(f"{k} {v:.3g}" for k, v in line.items()), sep=" | ")
     print(pd.DataFrame(result["cooldowns"]).round(3).to_string())
     print(pd.DataFrame(result["moved by less than half its half-width"]).T.round(3).to_string())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("curves", type=Path)
+    parser.add_argument("--earlier", type=Path)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--label", choices=("before", "after"), default="after")
+    arguments = parser.parse_args()
+    logs = read_folder(arguments.curves)
+    logs += read_earlier(arguments.earlier)[:: arguments.every] if arguments.earlier else []
+    fitted = json.loads((RESULTS / "temporal_prior.json").read_text())
+    result = evaluate(logs, {name: priors.from_json(prior) for name, prior in fitted["without"].items()})
+    earlier = f" --earlier EARLIER --every {arguments.every}" if arguments.earlier else ""
+    command = f"python benchmarks/studies/temporal_laboratories.py CURVES{earlier} --label {arguments.label}"
+    both = json.loads(TARGET.read_text()) if TARGET.exists() else {}
+    both[arguments.label] = {**provenance(command), **result}
+    write_json(TARGET, both)
+    if both.keys() >= {"before", "after"}:
+        picture = Path(__file__).parents[2] / "docs" / "images" / "own-curves.svg"
+        draw(both["before"], both["after"], picture)
+    show(result)
 
 
 if __name__ == "__main__":

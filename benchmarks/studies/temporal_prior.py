@@ -1,18 +1,21 @@
-"""What do runs of other laboratories say of the drop with the learning rate, and of the fall still to come?
+"""What do runs of other laboratories say of the drop with the learning rate, and of the curve still to come?
 
     python benchmarks/studies/temporal_prior.py CURVES_DIR earlier.parquet    (the table of temporal_data.py)
 
-drop   Runs of one model, data set and peak rate but different schedules share one set (L0, A, alpha, B): each such group
-       is fitted jointly for every clock and kernel. Over groups log B is regressed on the logs of the peak rate and of
-       the tokens.
-fall   Where the rate is at its peak, log of L(s) - L(r s) for r of 2 and 4, on the steps, the peak rate and both.
+drop      Runs of one model, data set and peak rate but different schedules share one set (L0, A, alpha, B): each such
+          group is fitted jointly for every clock and kernel. Over groups log B is regressed on the logs of the peak rate
+          and of the tokens.
+ahead     Where the rate is at its peak, the law fitted to what is before s against L(s) - L(4s): its log spread, and how
+          it bends at one loss. Exponents there are log2 of (L(s) - L(2s)) / (L(2s) - L(4s)).
 
-Every laboratory has the same weight in these regressions but for the root of its runs; their spread is that of
-laboratories left out. Peak rates outside RATES are no AdamW rates and count as priors.NEUTRAL. Writes
-benchmarks/results/temporal_prior.json and the numbers into emergence_train/analysis/temporal/prior.json.
+Every laboratory has the same weight in these but for the root of its runs. Peak rates outside RATES are no AdamW rates and
+count as priors.NEUTRAL. The same is done without each laboratory and each source in turn: `without`.
+Writes benchmarks/results/temporal_prior.json and the numbers into emergence_train/analysis/temporal/prior.json.
 """
 
+import itertools
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ import pandas as pd
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.temporal import mean_law, priors
-from emergence_train.analysis.temporal.priors import Drop, Fall, Prior, as_json
+from emergence_train.analysis.temporal.priors import Ahead, Drop, Prior, as_json
 from emergence_train.files import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -28,23 +31,26 @@ RATES = (1e-4, 4.1e-3)
 # one laboratory, or several that train one recipe on one data set
 LABORATORY = {"modded1": "124M speedruns", "romero": "124M speedruns", "llmc": "124M speedruns"}
 EXPONENTS = (0.3, 0.8)  # alpha and B of one run trade against each other: B is compared at exponents that runs share
-FLOOR_SHAPE = 0.25
+EXPONENT = (0.5, 0.1)  # not fitted: a half is that of stochastic gradient descent, the spread that of laboratories
 LAB_SD, SLOPE_SD = 0.25, 0.3  # see regress
-SPREAD = (0.2, 0.35)  # limits of a law's spread: it comes from three to five laboratories
-HALF = -0.5  # the fall's exponent in steps to start from
-AGES = 8  # starting steps of increments, a run
+SPREAD = (0.2, 0.35)  # limits of a drop's spread: it comes from three to five laboratories
+STARTS = np.geomspace(250, 20000, 20)  # steps up to which a run at a constant rate is observed
+TENTS = tuple(itertools.product((3.8, 3.9, 4.0, 4.1, 4.2, 4.3), (0.2, 0.3, 0.4, 0.5)))  # loss and width, nats a token
+LEAST = 0.05  # least log spread of a fall ahead that is stated
+LAB_BEND = 0.1  # a laboratory's log of the fall ahead differs from the law by about so much, however many its runs
 
 
 def table_of(folder: Path, earlier: Path) -> pd.DataFrame:
-    """All curves with source, group and kind. A run's validation log stands for it where it has one."""
-    frames = [pd.read_parquet(earlier).assign(kind="val", optimizer="AdamW")]
+    """All logs with source, group and kind; `twin` marks the training log of a run that has a validation log too."""
+    frames = [pd.read_parquet(earlier).assign(kind="val", optimizer="AdamW", twin=False)]
     meta = pd.read_csv(folder.parent / "curves_meta.csv").set_index("file")
     for file in sorted(folder.glob("*.csv")):
         about = meta.loc[file.name]
-        if about["kind"] == "train" and file.name.replace("__train", "__val") in meta.index:
-            continue
-        frames.append(pd.read_csv(file).assign(**about[["source", "kind", "optimizer", "schedule"]], group=file.stem))
+        twin = about["kind"] == "train" and file.name.replace("__train", "__val") in meta.index
+        about = about[["source", "kind", "optimizer", "schedule"]]
+        frames.append(pd.read_csv(file).assign(**about, group=file.stem, twin=twin))
     table = pd.concat(frames, ignore_index=True)
+    table["log"] = table["run"] + " " + table["kind"]
     table["laboratory"] = table["source"].map(lambda source: LABORATORY.get(source, source))
     return table[(table["source"] != "noisy") & (table["step"] > 0)]
 
@@ -91,27 +97,48 @@ def _joint_fits(curves: list) -> list[pd.DataFrame]:
     return fitted
 
 
-def increments(table: pd.DataFrame) -> pd.DataFrame:
-    """Falls at constant rate: run, laboratory, peak, steps, ratio, fall (nats)."""
-    rows = []
+@dataclass(frozen=True)
+class Window:
+    """A run at a constant rate observed up to step `start`, and what it lost later, nats."""
+
+    laboratory: str
+    source: str
+    run: str
+    start: float
+    loss: float
+    next: float  # L(s) - L(2s)
+    fall: float  # L(s) - L(4s)
+    curve: mean_law.Curve
+    plan: PlannedSchedule
+
+    def fitted(self, prior: Prior) -> tuple[float, float]:
+        """The fall to priors.REACH times the steps of the law fitted to what is behind, and its standard deviation."""
+        fit = mean_law.fit(mean_law.LAWS["schedule"], self.curve, self.plan, prior)
+        mean, sd = fit.predict(np.array([self.start, priors.REACH * self.start]))
+        return max(float(mean[0] - mean[1]), 1e-3), float(sd[1])
+
+
+def windows_of(table: pd.DataFrame) -> list[Window]:
+    """Windows of all runs that stay at their peak rate for long enough; of runs that share a trunk, of one."""
+    windows = []
     table = table.sort_values("step")
-    tenth = table.groupby("run")["loss"].transform(lambda loss: loss.iloc[:10].iloc[-1])
-    longest = table.groupby("run")["step"].transform("max").sort_values(ascending=False).index
-    trunks = table.loc[longest].assign(tenth=tenth).drop_duplicates(["group", "tenth"])["run"]  # cooldowns share one
-    for run, log in table[table["run"].isin(trunks)].groupby("run"):
+    tenth = table.groupby("log")["loss"].transform(lambda loss: loss.iloc[:10].iloc[-1])
+    longest = table.groupby("log")["step"].transform("max").sort_values(ascending=False).index
+    trunks = table.loc[longest].assign(tenth=tenth).drop_duplicates(["group", "tenth"])["log"]  # cooldowns share one
+    for _, log in table[table["log"].isin(trunks)].groupby("log"):
         x, y, lr = (log[name].to_numpy(float) for name in ("step", "loss", "lr"))
         top = np.flatnonzero(lr >= 0.98 * lr.max())
-        keep = (x >= max(1.5 * x[top[0]] if top[0] else 0.0, 250)) & (x <= x[top[-1]])
-        if keep.sum() < 6 or np.any(lr[top[0] : top[-1]] < 0.9 * lr.max()):
+        keep = (x >= max(x[top[0]] if top[0] else 0.0, 60)) & (x <= x[top[-1]])
+        if keep.sum() < 8 or np.any(lr[top[0] : top[-1]] < 0.9 * lr.max()):
             continue
-        log_x, y = np.log(x[keep]), y[keep]
-        for start in np.linspace(log_x[0], log_x[-1] - np.log(2), AGES):
-            for ratio in (2, 4):
-                if start + np.log(ratio) <= log_x[-1]:
-                    fall = _at(log_x, y, start) - _at(log_x, y, start + np.log(ratio))
-                    about = {"run": run, "laboratory": log["laboratory"].iloc[0], "peak": lr.max(), "ratio": ratio}
-                    rows.append(about | {"steps": float(np.exp(start)), "fall": fall})
-    return pd.DataFrame(rows)
+        log_x, plan = np.log(x[keep]), PlannedSchedule(x, lr)
+        for start in STARTS[(np.exp(log_x[0]) * 1.5 <= STARTS) & (np.exp(log_x[-1]) / priors.REACH >= STARTS)]:
+            curve = mean_law.observed_part(x[x <= start], y[x <= start], plan)
+            here, twice, end = (_at(log_x, y[keep], np.log(r * start)) for r in (1, 2, priors.REACH))
+            if len(curve.x) >= mean_law.MINIMUM and min(here - twice, twice - end) > 0.003:
+                about = log[["laboratory", "source", "run"]].iloc[0]
+                windows.append(Window(*about, start, here, here - twice, here - end, curve, plan))
+    return windows
 
 
 def _at(log_x: np.ndarray, y: np.ndarray, at: float) -> float:
@@ -159,33 +186,67 @@ def drop_law(rows: pd.DataFrame) -> Drop:
     return Drop(*(round(float(value), 3) for value in solved), sd=round(spread, 3))
 
 
-def fall_law(rows: pd.DataFrame) -> Fall:
-    rows = rows[rows["fall"] > 0.003]
-    steps, rate = np.log(rows["steps"].to_numpy() / priors.STEPS), log_rates(rows["peak"])
-    share = (1 - rows["ratio"] ** -0.5) / (1 - priors.REACH**-0.5)  # of the fall to REACH times the steps
-    design = np.stack([np.ones_like(steps), steps, rate, steps * rate], 1)
-    weight, laboratory = balanced(rows, "run"), rows["laboratory"].to_numpy()
-    # slopes are held near 0, that of the steps near HALF
-    solved, spread = regress(design, np.log(rows["fall"] / share).to_numpy() - HALF * steps, weight, laboratory)
-    solved[1] += HALF
-    return Fall(*(round(float(value), 3) for value in solved), sd=round(spread, 3))
+def exponents(windows: list[Window]) -> dict[str, float]:
+    """The exponent of the loss in steps by laboratory: medians over their windows."""
+    frame = pd.DataFrame(
+        [(w.laboratory, np.log2(w.next / (w.fall - w.next))) for w in windows], columns=["name", "value"]
+    )
+    return frame.groupby("name")["value"].median().round(3).to_dict()
+
+
+def continued(windows: list[Window]) -> pd.DataFrame:
+    """One row a window: the log of its fall over that of its own law, and that law's own relative error.
+
+    At a constant rate no number that was fitted to other runs takes part in that.
+    """
+    plain = replace(priors.SHIPPED, exponent=EXPONENT, ahead=Ahead(0.0, 0.0, 4.0, 1.0, 0.0, 0.0, np.inf))
+    rows = []
+    for w in windows:
+        fall, sd = w.fitted(plain)
+        about = {"run": w.run, "source": w.source, "laboratory": w.laboratory, "steps": w.start, "loss": w.loss}
+        rows.append(about | {"fall": w.fall, "fitted": fall, "error": float(np.log(w.fall / fall)), "own": sd / fall})
+    return pd.DataFrame(rows)
+
+
+def mean_square(rows: pd.DataFrame, square: np.ndarray) -> float:
+    """Mean over laboratories of their mean of `square`."""
+    weight = balanced(rows, "run")
+    parts = rows.assign(square=weight * square, weight=weight).groupby("laboratory")[["square", "weight"]].sum()
+    return float((parts["square"] / parts["weight"]).mean())
+
+
+def ahead_law(rows: pd.DataFrame) -> Ahead:
+    """Bend at one loss, by least squares over TENTS with its height held near 0, and the spread that is left."""
+    error, loss = rows["error"].to_numpy(), rows["loss"].to_numpy()
+    weight = balanced(rows, "run")
+    weight = weight / weight.sum() * rows["laboratory"].nunique() / LAB_BEND**2
+    fits = []
+    for centre, width in TENTS:
+        tent = np.maximum(1 - np.abs(loss - centre) / width, 0)
+        precision = (weight * tent**2).sum() + 1 / SLOPE_SD**2
+        bend = min((weight * tent * error).sum() / precision, 0.0)  # a phase that ends slows the fall
+        cost = (weight * (error - bend * tent) ** 2).sum() + (bend / SLOPE_SD) ** 2
+        left = mean_square(rows, (error - bend * tent) ** 2 - np.minimum(rows["own"], 1.0) ** 2)  # the fit's own apart
+        fits.append((cost, centre, width, bend, precision**-0.5, max(left, LEAST**2) ** 0.5))
+    _, centre, width, bend, bend_sd, sd = min(fits)
+    known = round(float(rows["steps"].min())), round(float(rows["loss"].max()), 2)
+    return Ahead(round(float(bend), 3), round(float(bend_sd), 3), centre, width, round(sd, 3), *known)
 
 
 def prior_from(groups: pd.DataFrame, falls: pd.DataFrame, source: str, runs: int) -> Prior:
-    """A Prior from the rows of fit_groups and of increments."""
+    """A Prior from the rows of fit_groups and of continued."""
     drop = {key: drop_law(rows) for key, rows in groups.groupby(["clock", "kernel"])}
-    shape = {}
-    for clock, rows in groups[groups["law"] == "schedule"].groupby("clock"):
-        several = rows[rows["schedules"] > 1]
-        logs = np.log((several if several["group"].nunique() >= 4 else rows)["alpha"])
-        shape[clock] = (round(float(np.exp(logs.median())), 3), round(max(float(logs.std()), FLOOR_SHAPE), 3))
-    return Prior(source, runs, int(groups["group"].nunique()), drop, shape, fall_law(falls), RATES)
+    return Prior(source, runs, int(groups["group"].nunique()), drop, EXPONENT, ahead_law(falls), RATES)
 
 
-def without(result: dict, laboratory: str) -> Prior:
-    """The prior of everybody else, from what this script wrote."""
-    groups, falls = (pd.DataFrame(result[name]) for name in ("fits", "falls"))
-    return prior_from(groups[groups["laboratory"] != laboratory], falls[falls["laboratory"] != laboratory], "", 0)
+def priors_without(groups: pd.DataFrame, falls: pd.DataFrame) -> dict[str, Prior]:
+    """The prior of everybody else, for every laboratory and for every source."""
+    names = {(column, name) for column in ("source", "laboratory") for name in falls[column].unique()}
+    names |= {("source", name) for name in groups["source"].unique()}
+    return {
+        name: prior_from(groups[groups[column] != name], falls[falls[column] != name], f"without {name}", 0)
+        for column, name in sorted(names)
+    }
 
 
 SOURCE = (
@@ -198,11 +259,15 @@ SOURCE = (
 
 def main() -> None:
     table = table_of(Path(sys.argv[1]), Path(sys.argv[2]))
-    groups, falls = fit_groups(table), increments(table)
+    windows = windows_of(table)
+    groups, falls = fit_groups(table[~table["twin"]]), continued(windows)
     prior = prior_from(groups, falls, SOURCE, int(table["run"].nunique()))
+    held_out = {name: as_json(other) for name, other in priors_without(groups, falls).items()}
     write_json(
         HERE.parent / "results" / "temporal_prior.json",
-        as_json(prior) | {"fits": groups.round(4).to_dict("list"), "falls": falls.round(4).to_dict("list")},
+        as_json(prior)
+        | {"exponents": exponents(windows), "without": held_out}
+        | {"fits": groups.round(4).to_dict("list"), "falls": falls.round(4).to_dict("list")},
     )
     shipped = HERE.parents[1] / "emergence_train" / "analysis" / "temporal" / "prior.json"
     write_json(shipped, as_json(prior))

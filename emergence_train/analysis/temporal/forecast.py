@@ -18,7 +18,7 @@ from emergence_train.errors import InputError
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 PRIOR_WEIGHT = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # prior weights, from public curves
-MODEL_ERROR = 0.06  # a decade ahead, laws are wrong by about this share of the change they forecast (docs/notebook/)
+YOUNG = 2000  # steps before which a note says how little of the fall ahead is known
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,14 @@ def forecast(
     fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
     scores = _backtest(x, y, used, prior, laws)
     weights = _weights(scores, curve.noise)
-    if x[-1] < priors.STEPS:
+    if x[-1] < YOUNG:
         notes.append(
-            f"not identified: where the loss levels off, after {x[-1]:.0f} steps; how far it still falls is borrowed "
-            "from other runs at the same step, and weighed against this one's own curve"
+            f"not identified: where the loss levels off, after {x[-1]:.0f} steps; the forecast continues this run's own "
+            "curve, and how far other runs so young left theirs is in the interval"
         )
     if plan is not None:
         notes += _identification(fits["schedule"], used, x_future, prior)
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
-    start = sum(w * fits[name].predict(x[-1:])[0][0] for name, w in weights.items())
-    decades = np.log10(np.maximum(x_future / x[-1], 1))
-    sd = np.hypot(sd, MODEL_ERROR * decades * np.abs(mean - start))
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
 
 

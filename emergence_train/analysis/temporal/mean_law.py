@@ -75,7 +75,7 @@ class Curve:
     x: np.ndarray
     y: np.ndarray
     noise: float  # standard deviation of one logged row about the curve, nats
-    sampling: float  # variance of a point by that noise where points are averages of many rows, else 0; nats^2
+    sampling: float  # variance of a point by that noise, 0 where it is not known; nats^2
 
     @property
     def weight(self) -> np.ndarray:
@@ -97,7 +97,7 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     # second differences: the curve's own slope must not count as noise
     noise = float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
     if len(x) <= BINS:
-        return Curve(x, y, noise, 0.0)
+        return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0)  # of fewer rows the noise is not known
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
     bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
     count = np.bincount(bin_of)
@@ -178,7 +178,7 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
     features, labels = _features(law, x, plan, reference, shapes)
     borrowed = law.knows_schedule
     root = np.sqrt(curve.weight)
-    known = _borrow(law, prior, plan, labels, len(shapes), x[-1]) if borrowed else Borrowed.nothing(len(labels))
+    known = _borrow(law, prior, plan, labels, len(shapes), curve) if borrowed else Borrowed.nothing(len(labels))
     # work with y + mean_b * decay, so that the prior of the third coefficient sits at 0
     rows = features * root[:, None]
     target = root * (y - features[:, :, 2] * known.mean_b[:, None])
@@ -186,7 +186,6 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
     moment = (rows.transpose(0, 2, 1) @ target[:, :, None])[:, :, 0]
     count = float(curve.weight.sum())
     dependence = max(1.0, count / EFFECTIVE) if borrowed else 1.0
-    guess = GUESS * max(priors.STEPS / x[-1], 1.0) if borrowed else GUESS  # young runs pass through phases
     variance = 1e-6
     for _ in range(4 if borrowed else 1):
         # noise is independent from point to point, misfit is not
@@ -198,9 +197,9 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
         sse = (residual**2).sum(1)
         cost = sse + v * (coef[:, 2] / known.sd_b) ** 2
         best = int(np.argmin(cost))
-        variance = (sse[best] + GUESS_WEIGHT * guess**2) / (max(count - 4, 0) + GUESS_WEIGHT)
-    coef, covariance, evidence = known.fall.ahead(coef, np.linalg.inv(normal) * v)
-    log_weight = -cost / (2 * v) + known.log_prior + evidence - 50.0 * (coef[:, 1] < 0)
+        variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
+    coef, covariance = known.continued(coef, np.linalg.inv(normal) * v)
+    log_weight = -cost / (2 * v) + known.log_prior - 50.0 * (coef[:, 1] < 0)
     weight = np.exp(log_weight - log_weight.max())
     if not borrowed:  # a baseline forecasts with its one best fit
         weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
@@ -222,60 +221,38 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
 
 
 @dataclass(frozen=True)
-class FallAhead:
-    """From the curve behind to the curve ahead: A gets smaller by `slowing`, and what is still to fall is known.
-
-    The window's end stays where it is; `share` (J,) of A falls until REACH times the steps, which other runs say is
-    `mean` nats with standard deviation `sd`. A share of 0: nothing is known and nothing changes.
-    """
-
-    share: np.ndarray
-    mean: float
-    sd: float
-    slowing: float  # of the fall known: mean and standard deviation of what A loses
-
-    def ahead(self, coef: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coefficients (J, 3), their covariance (J, 3, 3), and each hypothesis' log evidence (J,)."""
-        if not self.share.any():
-            return coef.copy(), covariance, np.zeros(len(coef))
-        level_kept = np.array([-1.0, 1.0, 0.0])
-        known_a = (self.mean / self.share)[:, None]
-        coef = coef - self.slowing * known_a * level_kept
-        wander = (np.hypot(self.slowing, priors.STEADY) * known_a)[:, :, None] ** 2
-        covariance = covariance + wander * np.outer(level_kept, level_kept)
-        with_a = covariance[:, :, 1] * self.share[:, None]  # covariance with the fall to come
-        total = with_a[:, 1] * self.share + self.sd**2
-        miss = self.mean - coef[:, 1] * self.share
-        coef = coef + with_a * (miss / total)[:, None]
-        covariance = covariance - with_a[:, :, None] * with_a[:, None, :] / total[:, None, None]
-        return coef, covariance, -0.5 * (miss**2 / total + np.log(total / self.sd**2))
-
-
-@dataclass(frozen=True)
 class Borrowed:
-    """What a law's J hypotheses take from other runs: a Gaussian on B, one on the fall to come, and their log prior."""
+    """What a law's J hypotheses take from other runs: a Gaussian on B, their log prior, and how A changes ahead."""
 
     mean_b: np.ndarray  # (J,) nats; coefficients of B are counted from it
     sd_b: np.ndarray
-    fall: FallAhead
     log_prior: np.ndarray  # (J,)
+    change: tuple[float, float] = (0.0, 0.0)  # log of A ahead over A behind: mean and standard deviation
+    above: float = 0.0  # nats, standard deviation of A ahead on top of that
 
     @classmethod
     def nothing(cls, hypotheses: int) -> "Borrowed":
         zero = np.zeros(hypotheses)
-        return cls(zero, np.full(hypotheses, np.inf), FallAhead(zero, 0.0, 1.0, 0.0), zero)
+        return cls(zero, np.full(hypotheses, np.inf), zero)
+
+    def continued(self, coef: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (J, 3) and their covariance (J, 3, 3) of the curve ahead; at the window's end nothing moves."""
+        mean, sd = self.change
+        level_kept = np.array([-1.0, 1.0, 0.0])
+        coef = coef + np.expm1(mean) * coef[:, 1:2] * level_kept
+        wander = (sd * coef[:, 1]) ** 2 + self.above**2
+        return coef, covariance + wander[:, None, None] * np.outer(level_kept, level_kept)
 
 
-def _borrow(law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, shapes: int, steps: float) -> Borrowed:
+def _borrow(law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, shapes: int, curve: Curve) -> Borrowed:
     """What `law` takes from the prior; `labels` come in blocks of so many shapes to a clock and kernel."""
     blocks = labels[::shapes]
     mean_b, sd_b = np.repeat([prior.decay(clock, kernel, plan) for clock, kernel, _ in blocks], shapes, axis=0).T
     if law.basis != "power":
-        return Borrowed(mean_b, sd_b, Borrowed.nothing(len(labels)).fall, np.zeros(len(labels)))
-    exponent = np.array([label[2] for label in labels])
-    log_prior = np.concatenate([prior.log_shape(block[0], exponent[:shapes], plan) for block in blocks])
-    fall = FallAhead(1 - priors.REACH**-exponent, *prior.fall_from(steps, plan), priors.slowing(steps))
-    return Borrowed(mean_b, sd_b, fall, log_prior)
+        return Borrowed(mean_b, sd_b, np.zeros(len(labels)))
+    log_prior = prior.log_exponent(np.array([label[2] for label in labels]))
+    loss = float(curve.y[-MINIMUM:].mean())
+    return Borrowed(mean_b, sd_b, log_prior, prior.ahead.log_change(curve.x[-1], loss), prior.ahead.above(loss))
 
 
 def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
@@ -286,7 +263,7 @@ def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
 
 
 SHAPES = {
-    "power": np.geomspace(0.08, 2.0, 28),
+    "power": np.geomspace(0.2, 1.4, 28),
     "reciprocal": np.geomspace(1e-2, 1e4, 60),
     "logarithmic": np.ones(1),
 }

@@ -259,7 +259,7 @@ def _joint_of(
     """The joint fit for one clock and kernel, and its cost."""
     a0, a1, level = two_stage.a0.fits[0], two_stage.a1.fits[0], two_stage.a2.fits["schedule"]
     mean_b, sd_b = priors.SHIPPED.decay(clock, kernel.name, plan)
-    mean_alpha, sd_alpha = priors.SHIPPED.shape[clock]
+    mean_alpha, sd_alpha = priors.SHIPPED.exponent
     reference = level.reference[clock]
 
     decays = plan.decay(steps, kernel)

@@ -1,14 +1,15 @@
 """Priors from other runs on the constants that a run's early part does not identify.
 
-Two things, both fitted across laboratories (benchmarks/studies/temporal_prior.py; prior.json holds the numbers, their
-source and their spread):
+All are fitted across laboratories (benchmarks/studies/temporal_prior.py; prior.json holds the numbers, their source and
+their spread):
 
-drop  B in nats, what a decay from the peak rate to 0 takes off the loss. Before the rate has decayed nothing in a run
-      tells it. It grows slowly with the peak rate and falls slowly with the tokens of the run. A rate that no AdamW run
-      has (Muon's 0.02) says nothing: such a run gets B at the middle of the known rates and a wider spread.
-fall  nats that a run at a constant rate still loses between step s and REACH * s. It depends on the steps and the
-      rate; sizes from 25M to 2B and batches from 50k to 4M tokens add nothing to that. So what a run can still reach
-      is known before its own curve has bent.
+drop      B in nats, what a decay from the peak rate to 0 takes off the loss. Before the rate has decayed nothing in a run
+          tells it. It grows slowly with the peak rate and falls slowly with the tokens of the run. A rate that no AdamW
+          run has (Muon's 0.02) says nothing: such a run gets B at the middle of the known rates and a wider spread.
+exponent  of the power law. It hardly differs between laboratories: loss at steps s, 2s and 4s of constant rate.
+ahead     how much a run falls from s to REACH * s at a constant rate, over what its own fitted law says from what is
+          behind. Runs of 25M to 2B parameters and batches of 50k to 4M tokens keep to their own curve within a tenth.
+          Near one loss (about 4 nats a token, whatever the step: 500 with Muon, 2,000 with AdamW at 1e-4) the fall slows.
 """
 
 import json
@@ -19,27 +20,15 @@ import numpy as np
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 
-REACH = 4.0  # the fall is counted to this multiple of the steps behind
-RATE, TOKENS, STEPS = 1e-3, 5e9, 2000.0  # where the laws' intercepts hold
+REACH = 4.0  # the fall ahead is counted to this multiple of the steps behind
+RATE, TOKENS = 1e-3, 5e9  # where the drop's intercept holds
 NEUTRAL = 6e-4  # middle of the known peak rates: what is taken of a rate outside them
 OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
-EXPONENT_RATE = (
-    0.12  # exponents grow with this power of the peak rate (0.46 at 5e-4, 0.6 at 2e-3 within one laboratory)
+YOUNGER = (
+    0.65  # log sd of the fall ahead for each halving of the steps below those of the prior: from own runs of 60 steps
 )
 MARGIN = 1.25  # a rate so much outside them still counts as known
-UNKNOWN_TOKENS, UNKNOWN_RATE = 0.1, 0.2  # added in quadrature to the log sd of B, and of the fall, where not known
-
-STEADY = 0.05  # standard deviation of log A ahead about log A behind in a run that has settled
-PHASE, PHASE_STEPS = 0.12, 1250.0
-
-
-def slowing(steps: float) -> float:
-    """Share by which A ahead is smaller than A behind, and its standard deviation, from phases of early training.
-
-    Unigram statistics come first, then context: 500 steps behind fall steeper than any power law that fits the steps
-    ahead, and tell less than half of how the fall ahead differs between runs. After 5,000 steps there is little of it.
-    """
-    return min(PHASE * PHASE_STEPS / max(steps, 1.0), 0.5)
+UNKNOWN_TOKENS = 0.1  # added in quadrature to the log sd of B where the tokens are not known
 
 
 @dataclass(frozen=True)
@@ -53,29 +42,42 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Fall:
-    """Log of the nats from step s to REACH * s at a constant rate, of standard deviation `sd`:
+class Ahead:
+    """Log of the fall to REACH times the steps over that of the run's own law: mean bend * tent(loss), sd `sd`.
 
-    intercept + steps log(s / STEPS) + rate log(peak / RATE) + both log(s / STEPS) log(peak / RATE)
+    The tent is 1 at a loss of `loss` nats and falls to 0 within `width` nats; `bend_sd` is how well its height is known.
+    No run of the prior was observed below `youngest` steps or above `highest` nats: there the spread grows.
     """
 
-    intercept: float
-    steps: float
-    rate: float
-    both: float
+    bend: float
+    bend_sd: float
+    loss: float
+    width: float
     sd: float
+    youngest: float
+    highest: float
+
+    def above(self, loss: float) -> float:
+        """Nats by which a run's loss is higher than any of the prior's: they may fall away at any time."""
+        return max(loss - self.highest, 0.0)
+
+    def log_change(self, steps: float, loss: float) -> tuple[float, float]:
+        """Mean and standard deviation of the log for a run observed up to `steps`, where it has `loss` nats."""
+        tent = max(1 - abs(loss - self.loss) / self.width, 0.0)
+        unknown = YOUNGER * max(float(np.log2(self.youngest / max(steps, 1.0))), 0.0)
+        return self.bend * tent, float(np.sqrt(self.sd**2 + (self.bend_sd * tent) ** 2 + unknown**2))
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What other runs say: B by clock and kernel, the exponent's mean and log sd by clock, and the fall to come."""
+    """What other runs say: B by clock and kernel, the exponent's mean and log sd, and how curves go on."""
 
     source: str
     runs: int
     groups: int
     drop: dict[tuple[str, str], Drop]
-    shape: dict[str, tuple[float, float]]
-    fall: Fall
+    exponent: tuple[float, float]
+    ahead: Ahead
     rates: tuple[float, float] = field(default=(1e-4, 4.1e-3))  # peak rates of the AdamW runs
 
     def knows_rate(self, plan: PlannedSchedule) -> bool:
@@ -102,49 +104,41 @@ class Prior:
         mean = float(np.exp(log_b))
         return mean, mean * float(sd)
 
-    def log_shape(self, clock: str, exponent: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
+    def log_exponent(self, exponent: np.ndarray) -> np.ndarray:
         """Log density (up to a constant) of power-law exponents."""
-        mean, sd = self.shape[clock]
-        return -0.5 * ((np.log(exponent / mean) - EXPONENT_RATE * self._log_rate(plan)[0]) / sd) ** 2
-
-    def fall_from(self, steps: float, plan: PlannedSchedule) -> tuple[float, float]:
-        """Mean and standard deviation in nats of the fall from `steps` to REACH * `steps` at a constant rate."""
-        law, (log_rate, known) = self.fall, self._log_rate(plan)
-        log_steps = np.log(max(steps, 1.0) / STEPS)
-        mean = float(np.exp(law.intercept + law.steps * log_steps + (law.rate + law.both * log_steps) * log_rate))
-        return mean, mean * (law.sd if known else float(np.hypot(law.sd, UNKNOWN_RATE)))
+        mean, sd = self.exponent
+        return -0.5 * (np.log(exponent / mean) / sd) ** 2
 
 
-def read(path: Path) -> Prior:
-    """Read a Prior from a file written with `as_json`."""
-    held = json.loads(path.read_text(encoding="utf-8"))
+def from_json(held: dict) -> Prior:
+    """The Prior of a dictionary made by `as_json`."""
     return Prior(
         held["source"],
         held["runs"],
         held["groups"],
-        {(row.pop("clock"), row.pop("kernel")): Drop(**row) for row in held["drop"]},
-        {row["clock"]: (row["mean"], row["log_sd"]) for row in held["shape"]},
-        Fall(**held["fall"]),
+        {(row["clock"], row["kernel"]): Drop(*(row[name] for name in Drop.__annotations__)) for row in held["drop"]},
+        (held["exponent"]["mean"], held["exponent"]["log_sd"]),
+        Ahead(**held["ahead"]),
         tuple(held["rates"]),
     )
 
 
 def as_json(prior: Prior) -> dict:
-    """The content for `read`: a dictionary with names instead of tuples."""
+    """The content for `from_json`: a dictionary with names instead of tuples."""
     return {
         "source": prior.source,
         "runs": prior.runs,
         "groups": prior.groups,
         "units": {
             "drop": f"log of nats, at peak rate {RATE:g} and {TOKENS:g} tokens; exponents of the rate and of the tokens",
-            "fall": f"log of nats from {STEPS:g} to {REACH * STEPS:g} steps at constant rate {RATE:g}; exponents",
+            "ahead": f"log of the fall to {REACH:g} times the steps over the run's own law's; loss, width in nats a token",
             "rates": "peak rates fitted",
         },
         "drop": [{"clock": clock, "kernel": kernel, **vars(law)} for (clock, kernel), law in prior.drop.items()],
-        "shape": [{"clock": clock, "mean": mean, "log_sd": sd} for clock, (mean, sd) in prior.shape.items()],
-        "fall": vars(prior.fall),
+        "exponent": dict(zip(("mean", "log_sd"), prior.exponent)),
+        "ahead": vars(prior.ahead),
         "rates": list(prior.rates),
     }
 
 
-SHIPPED = read(Path(__file__).with_name("prior.json"))
+SHIPPED = from_json(json.loads(Path(__file__).with_name("prior.json").read_text(encoding="utf-8")))

@@ -56,10 +56,11 @@ def draw(rng: np.random.Generator) -> Truth:
     """A truth drawn from the spread that the shipped prior states."""
     return Truth(
         l0=float(rng.normal(2.5, 0.2)),
-        a=float(np.exp(rng.normal(np.log(0.3), 0.3))),  # of a2; the mean loss falls by less, as a1 goes down meanwhile
-        alpha=float(np.exp(rng.normal(np.log(0.539), 0.28))),
+        a=float(np.exp(rng.normal(np.log(0.3), 0.3))),
+        alpha=float(np.exp(rng.normal(np.log(0.5), 0.28))),
         b=float(np.exp(rng.normal(-1.76, 0.25))),
         a0=(float(rng.normal(4, 0.3)), float(rng.normal(0.1, 0.05))),
+        a1=(0.12, 0.05, 20.0),  # the mean over positions hardly moves: what moves is a2, as in the prior's mean losses
     )
 
 

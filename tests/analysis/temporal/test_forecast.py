@@ -1,6 +1,7 @@
 """Forecasts of the mean loss: recovery, use of the prior, noise, short logs."""
 
 import dataclasses
+import json
 import time
 
 import numpy as np
@@ -228,7 +229,46 @@ def test_effective_points_widen_the_interval(monkeypatch):
 def test_the_prior_file_gives_back_what_was_written(tmp_path):
     """What benchmarks/studies/temporal_prior.py writes is what priors reads, and the shipped file is of that form."""
     write_json(tmp_path / "prior.json", priors.as_json(priors.SHIPPED))
-    assert priors.read(tmp_path / "prior.json") == priors.SHIPPED
+    assert priors.from_json(json.loads((tmp_path / "prior.json").read_text())) == priors.SHIPPED
     plan = PlannedSchedule(np.array([0.0, 1e4]), np.array([1e-3, 0]), 5e5)  # what 124M models measured: 0.2 to 0.23
     assert priors.SHIPPED.decay("mixed", "fast^0.75", plan)[0] == pytest.approx(0.18, abs=0.04)
-    assert priors.SHIPPED.fall_from(2000, plan)[0] == pytest.approx(0.31, abs=0.05)  # measured: 0.28 to 0.35
+    assert priors.SHIPPED.exponent[0] == pytest.approx(0.53, abs=0.06)  # measured at constant rates: 0.49 to 0.60
+
+
+def test_the_fall_ahead_bends_at_one_loss_and_widens():
+    """By hand: a tent of -0.2 at 4 nats, half of it 0.2 nats off; an octave below the youngest adds YOUNGER in quadrature."""
+    ahead = priors.Ahead(bend=-0.2, bend_sd=0.3, loss=4.0, width=0.4, sd=0.1, youngest=200, highest=5.0)
+    assert ahead.log_change(1000, 3.0) == (0.0, pytest.approx(0.1))
+    mean, sd = ahead.log_change(1000, 4.2)
+    assert mean == pytest.approx(-0.1) and sd == pytest.approx(np.hypot(0.1, 0.15))
+    assert ahead.log_change(100, 3.0)[1] == pytest.approx(np.hypot(0.1, priors.YOUNGER))
+    assert ahead.above(4.9) == 0 and ahead.above(5.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bend", [0.0, -0.3])
+def test_a_bend_scales_the_fall_ahead_alone(bend):
+    """The level at the last row stays; what a run at a constant rate still loses is exp(bend) times as much."""
+    x = np.linspace(2000, 8000, 40)
+    y = 2.5 + 30 * x**-0.5
+    ahead = dataclasses.replace(priors.SHIPPED.ahead, bend=bend, bend_sd=0.0, loss=float(y[-1]), width=1.0, sd=0.0)
+    prior = dataclasses.replace(priors.SHIPPED, exponent=(0.5, 1e-3), ahead=ahead)
+    last, later = fit(LAWS["schedule"], Curve(x, y, 0.0, 0.0), plan_of("constant"), prior).predict(
+        np.array([8e3, 2e4])
+    )[0]
+    tent = 1 - (y[-3:].mean() - y[-1])
+    assert last == pytest.approx(y[-1], abs=2e-3)
+    assert last - later == pytest.approx(np.exp(bend * tent) * 30 * (8e3**-0.5 - 2e4**-0.5), rel=0.03)
+
+
+def test_white_noise_counts_as_that_of_independent_rows():
+    """Rows of a known curve with white noise: the stated error of the level agrees with that of repeated draws."""
+    x = np.linspace(2000, 8000, 40)
+    plan, true = plan_of("constant"), 2.5 + 30 * x**-0.5
+    rng = np.random.default_rng(0)
+    fits = [
+        fit(LAWS["schedule"], observed_part(x, true + 0.02 * rng.normal(size=40), plan), plan).predict(x[-1:])
+        for _ in range(40)
+    ]
+    errors = np.array([mean[0] for mean, _ in fits]) - true[-1]
+    stated = np.median([sd[0] for _, sd in fits])
+    assert 0.7 < stated / np.sqrt(np.mean(errors**2)) < 1.6

@@ -250,7 +250,8 @@ def test_step_logs_of_30000_rows(tmp_path):
     run = analyze_temporal(written(frame, tmp_path), fit_fraction=0.2)["runs"][0]
     assert len(run["forecast"]) == 2000
     assert run["models"][0]["heldout_points"] > 15000
-    assert run["models"][0]["mse_smooth"] < run["models"][0]["mse"] / 2
+    rows, smooth = run["models"][0]["mse"], run["models"][0]["mse_smooth"]
+    assert rows - smooth == pytest.approx(0.04**2, rel=0.1)  # the rows' noise is what averaging takes out
     assert run["coverage"]["95"] > 0.9
 
 
