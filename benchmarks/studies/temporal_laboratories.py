@@ -125,9 +125,7 @@ def score(log: Log, until: float, prior: priors.Prior | None) -> dict | None:
     last = len(np.array_split(actual, min(BLOCKS, len(actual)))[-1])
     end = float(actual[-last:].mean())
     low, high = ahead.interval(95, noisy=False)
-    best = (
-        block_means(oracle(log.step, log.loss, 0.8 * until, future, log.plan)) if log.source not in EARLIER else truth
-    )
+    best = block_means(oracle(log.step, log.loss, 0.8 * until, future, log.plan))
     return {
         "source": log.source,
         "laboratory": LABORATORY.get(log.source, log.source),

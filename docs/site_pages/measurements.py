@@ -123,8 +123,8 @@ def fault_trials() -> str:
 
 def public_forecasts() -> str:
     """Errors of the forecasts of runs whose laboratory was left out of the prior, by the part of the run that was seen."""
-    name = "cpu/temporal_laboratories-after.json"
-    result = _load(name)
+    name = "temporal_laboratories.json"
+    result = _load(name)["after"]
     rows = []
     for group, label in (("folder", "speedruns, Gemstones"), ("earlier", "two earlier sources")):
         for fraction, tables in result["forecasts"].get(group, {}).items():
@@ -136,10 +136,11 @@ def public_forecasts() -> str:
                     row["forecasts"],
                     f"{row['median rmse']:.3f}",
                     f"{row['median quotient']:.2f}",
-                    f"{row['better']:.0%}",
+                    f"{row['oracle quotient']:.2f}",
                     f"{row['too low']:.0%}",
-                    f"{row['rows inside']:.0%}",
-                    f"{row['ends inside']:.0%}",
+                    f"{row['rows inside 95']:.0%}",
+                    f"{row['ends inside 95']:.0%}",
+                    f"{row['half-width over error']:.1f} ({row['the same if calibrated']:.1f})",
                 ]
             )
     head = [
@@ -148,6 +149,7 @@ def public_forecasts() -> str:
         "forecasts",
         "RMSE, nats (median)",
         "squared error over the best classical law's, by hindsight",
+        "that of our law fitted to the whole run",
     ]
-    head += ["better than it", "end too low", "95% intervals held rows", "and ends"]
+    head += ["end too low", "95% intervals held rows", "and ends", "half-width over error (if calibrated)"]
     return table(head, rows) + "\n" + _source(name, result)
