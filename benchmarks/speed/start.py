@@ -62,7 +62,7 @@ COMMANDS = {"--help": [], "report --help": ["report"], "analyze temporal --help"
 def python(checkout: Path, *arguments: str) -> tuple[float, int]:
     """CPU seconds and modules of a script that prints them."""
     environment = os.environ | {"PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'kernels'}"}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", *arguments], env=environment, capture_output=True, text=True)
     line = next((line for line in done.stdout.splitlines() if line.startswith("MEASURED ")), None)
     if line is None:
         raise SystemExit(f"{checkout}: {done.stderr[-2000:]}")
