@@ -10,10 +10,10 @@ def test_no_collection_runs_none_and_freezes_what_the_block_made():
         gc.collect()
         collected.clear()
         with no_collection():
-            made = [[] for _ in range(10 * gc.get_threshold()[0])]
+            objects = [[] for _ in range(10 * gc.get_threshold()[0])]
             assert collected == [] and not gc.isenabled()
         assert gc.isenabled()
-        assert not any(item is made for item in gc.get_objects())  # frozen: not walked again
+        assert not any(item is objects for item in gc.get_objects())  # frozen: not walked again
     finally:
         gc.callbacks.pop()
         gc.unfreeze()

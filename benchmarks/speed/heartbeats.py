@@ -72,7 +72,7 @@ class Dictionary(dict):
 def relays(nodes: list[str], store) -> list[Relay]:
     """The relays of all ranks, without the collectives of their constructor."""
     leader_of, secret = leaders(nodes), bytes(32)
-    direct, made = sorted(set(leader_of)), []
+    direct, ranks = sorted(set(leader_of)), []
     members: dict[int, list[int]] = {}
     for rank, leader in enumerate(leader_of):
         if leader != rank:
@@ -87,8 +87,8 @@ def relays(nodes: list[str], store) -> list[Relay]:
         for own in (relay.up if rank == 0 else None, relay.down):
             if own:
                 own.publish(None)
-        made.append(relay)
-    return made
+        ranks.append(relay)
+    return ranks
 
 
 def measure(nodes: list[str], rounds: int) -> dict:

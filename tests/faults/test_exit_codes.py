@@ -112,7 +112,7 @@ def test_every_rank_of_every_node_ends_with_the_same_code(ended, number):
 
 
 @pytest.mark.slow
-def test_every_rank_of_every_node_ends_with_the_same_code_whoever_fails(ended):
+def test_every_node_ends_with_the_same_code_for_every_failure(ended):
     for case, end in zip(NODES, ended(tuple(NODES), 1200), strict=True):
         check(case, end)
 

@@ -26,7 +26,7 @@ def relays(monkeypatch):
 
     def relays(nodes: str) -> list[Relay]:
         gathered = [[None] * len(nodes) for _ in range(2)]  # what each rank gives to each of the two collectives
-        turn, barrier, made = threading.local(), threading.Barrier(len(nodes)), [None] * len(nodes)
+        turn, barrier, built = threading.local(), threading.Barrier(len(nodes)), [None] * len(nodes)
 
         def gather(value):
             number = turn.number = getattr(turn, "number", -1) + 1
@@ -37,7 +37,7 @@ def relays(monkeypatch):
         def make(rank: int) -> None:
             turn.rank = rank
             mesh = data_parallel(rank, len(nodes), rank, "cpu", "start", secret=bytes(32))
-            made[rank] = Relay(mesh, datetime.timedelta(seconds=10))
+            built[rank] = Relay(mesh, datetime.timedelta(seconds=10))
 
         monkeypatch.setattr(relay, "all_gather_objects", gather)
         monkeypatch.setattr(relay, "on_every_rank", lambda make: make())
@@ -47,7 +47,7 @@ def relays(monkeypatch):
             thread.start()
         for thread in threads:
             thread.join(30)
-        return made
+        return built
 
     yield relays
     del store
