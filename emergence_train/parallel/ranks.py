@@ -212,7 +212,8 @@ def order_sums(deterministic: bool) -> None:
     """Set whether every sum on a GPU has a fixed order from here on: PyTorch, cuBLAS and our kernels follow this switch."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor: 3 s of a start
+        torch.use_deterministic_algorithms(deterministic)
     # A search for reads before writes, at the price of those writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
