@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
 
 UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
@@ -89,8 +90,10 @@ def _train(arguments: argparse.Namespace) -> dict | None:
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
     )  # a lost peer is reported in one line, without fifty of C++ frames
-    from emergence_train import config
     from emergence_train.cluster import launcher
+
+    with no_collection():
+        from emergence_train import config
 
     launch = launcher.find()
     loaded, wrong = attempt(lambda: config.load(arguments.config, arguments.overrides))
@@ -105,8 +108,9 @@ def _train(arguments: argparse.Namespace) -> dict | None:
     if isinstance(wrong, InputError) and launch.local_rank == 0:  # each machine says it: one may lack the file
         tell(str(wrong))  # at once: the others, who are to hear of it, may take minutes to come
         wrong.already_reported = True
-    from emergence_train.parallel import ranks as distributed
-    from emergence_train.training.run import train
+    with no_collection():
+        from emergence_train.parallel import ranks as distributed
+        from emergence_train.training.run import train
 
     try:
         path = train(given, _log(arguments), parent=arguments.parent)
@@ -117,8 +121,10 @@ def _train(arguments: argparse.Namespace) -> dict | None:
 
 def _evaluate(arguments: argparse.Namespace) -> dict | None:
     from emergence_train.cluster import launcher
-    from emergence_train.evaluation.offline import evaluate, format_result
-    from emergence_train.parallel import ranks as distributed
+
+    with no_collection():
+        from emergence_train.evaluation.offline import evaluate, format_result
+        from emergence_train.parallel import ranks as distributed
 
     first = launcher.find().is_rank0
     log = _log(arguments) if first else lambda line: None
@@ -148,9 +154,10 @@ def _one_thread() -> None:
 
 def _temporal(arguments: argparse.Namespace) -> dict:
     _one_thread()
-    from emergence_train.analysis.logs import options_of
-    from emergence_train.analysis.outlook import Ahead, parse_schedule
-    from emergence_train.analysis.temporal import investigate, output
+    with no_collection():
+        from emergence_train.analysis.logs import options_of
+        from emergence_train.analysis.outlook import Ahead, parse_schedule
+        from emergence_train.analysis.temporal import investigate, output
 
     analysis = investigate(
         arguments.tables,
@@ -176,7 +183,8 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
 def _emergence(arguments: argparse.Namespace) -> dict:
     _one_thread()
-    from emergence_train.analysis.emergence import investigate, output
+    with no_collection():
+        from emergence_train.analysis.emergence import investigate, output
 
     analysis = investigate(arguments.tables)
     result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
@@ -185,7 +193,8 @@ def _emergence(arguments: argparse.Namespace) -> dict:
 
 def _report(arguments: argparse.Namespace) -> dict:
     _one_thread()
-    from emergence_train.report.page import report
+    with no_collection():
+        from emergence_train.report.page import report
 
     path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)
     _log(arguments)(f"report: {path}")

@@ -54,7 +54,8 @@ def save(
         drawn = _drawn(panels, columns, title)
         if size is not None:
             drawn.set_size_inches(size)
-        drawn.draw_without_rendering()
+        if (layout := drawn.get_layout_engine()) is not None:
+            layout.execute(drawn)
         # Laid out once, not again for every file: nor does savefig then draw each once more to lay it out, a fourth of the time.
         with rc_context({"figure.constrained_layout.use": False}):
             drawn.set_layout_engine(None)

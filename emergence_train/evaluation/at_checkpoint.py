@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, NamedTuple
 
 from emergence_train.config import TaskConfig
 from emergence_train.data.dataset import Dataset
 from emergence_train.evaluation.comparable import comparable, unigram_losses
-from emergence_train.evaluation.suite import Suite, table
+from emergence_train.evaluation.suite import Suite
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Scores(NamedTuple):
@@ -50,8 +51,10 @@ class Evaluator:
         raise to stop."""
         return Scores(*self.suite.score(model, mesh, each_batch)) if self.suite else Scores([], 0.0)
 
-    def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> pd.DataFrame:
+    def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> "pd.DataFrame":
         """The `evaluations` table of one checkpoint; `losses` are its mean losses by split, nats per token."""
+        from emergence_train.evaluation.score_tables import table  # pandas: rank 0 alone makes tables
+
         return table(
             scores.rows,
             run=run,

@@ -11,7 +11,7 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
-from emergence_train.evaluation.suite import write
+from emergence_train.evaluation.score_tables import write
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import build_model

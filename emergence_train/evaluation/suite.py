@@ -1,4 +1,4 @@
-"""The tasks of a configuration, scored on a model; rows of the `evaluations` table."""
+"""The tasks of a configuration, scored on a model."""
 
 import difflib
 import time
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from emergence_train.config import TaskConfig
 from emergence_train.data import tokenizer as tokenizers
@@ -17,7 +16,6 @@ from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, o
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.recorder import tables
 
 LM_EVAL = "lm-eval/"
 KNOWN = (*synthetic.GENERATORS, synthetic.FROM_TEXT)
@@ -152,22 +150,3 @@ def unknown(name: str) -> str:
         f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
         "{task: NAME, file: ITEMS.jsonl}"
     )
-
-
-def table(
-    rows: list[dict], *, run: str, params: int, step: int, tokens: int, loss: float, **extra: float
-) -> pd.DataFrame:
-    """The `evaluations` table of one checkpoint. `loss` is the iid validation loss, nats per token; `extra` may hold
-    unigram_loss and bits_per_byte."""
-    return pd.DataFrame(rows).assign(run=run, params=params, step=step, tokens=tokens, loss=loss, **extra)
-
-
-def write(directory: Path, name: str, frame: pd.DataFrame, vocabulary: str) -> Path:
-    """Write evaluations/`name`.parquet of a run; rows of tasks that are not in `frame` are kept."""
-    path = directory / "evaluations" / f"{name}.parquet"
-    if path.is_file():
-        before = tables.read(tables.EVALUATIONS, path)
-        kept = before[~before["task"].isin(frame["task"])]
-        frame = pd.concat([kept[[c for c in kept if c in frame]], frame], ignore_index=True)
-    tables.write(tables.EVALUATIONS, frame, path, vocabulary=vocabulary)
-    return path

@@ -35,22 +35,22 @@ class Heartbeats:
     def __init__(self, store: dist.Store, launch: str, secret: bytes, rank: int) -> None:
         self.store, self.prefix, self.secret, self.rank = store, f"emergence-train/{launch}/", secret, rank
         self.complete: set[str] = set()  # keys known to be there
-        if rank == 0:
-            self._set("verdict", None)
 
-    def beat(self, sign: dict[str, Any]) -> None:
-        """This rank's heartbeat; its `n` grows, but for the last one's, -1."""
-        self._set(str(self.rank), sign)
+    def beat(self, signs: dict[int, dict[str, Any]]) -> None:
+        """This rank's heartbeat, and those that it passes on, by rank; its `n` grows, but for the last one's, -1."""
+        self._set(str(self.rank), signs)
 
     def read(self, ranks: Iterable[int]) -> tuple[dict[int, dict[str, Any]], Verdict | None]:
-        """The signs of `ranks`, without those that gave none yet, and the verdict if there is one; in one request."""
+        """What `ranks` have written, by rank, without those that gave no sign yet, and the verdict if there is one; in one
+        request."""
         values_by_name = self._get([str(rank) for rank in ranks] + ["verdict"])
         verdict = values_by_name.pop("verdict", None)
-        return {int(name): sign for name, sign in values_by_name.items()}, Verdict(**verdict) if verdict else None
+        signs = {int(rank): sign for signs in values_by_name.values() for rank, sign in signs.items()}
+        return signs, Verdict(**verdict) if verdict else None
 
-    def publish(self, verdict: Verdict) -> None:
-        """Rank 0's verdict is everyone's."""
-        self._set("verdict", asdict(verdict))
+    def publish(self, verdict: Verdict | None) -> None:
+        """The verdict of who holds the store; None at the start, so that reading need not wait for it."""
+        self._set("verdict", asdict(verdict) if verdict else None)
 
     def acknowledge(self) -> None:
         """This rank ends, and needs the store no more."""

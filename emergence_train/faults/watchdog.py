@@ -2,8 +2,8 @@
 
 A thread of each rank writes a heartbeat to the store of the process group every second: how many operations its
 main thread has begun, which, for how long it has been in it, and now and then what all of them took. Rank 0 reads everyone's
-and publishes a verdict; the others read the verdict, and rank 0's sign, since it may be rank 0 that is gone. Work is
-proportional to the ranks: two requests a second of each.
+and publishes a verdict; the others read the verdict, and rank 0's sign, since it may be rank 0 that is gone. Above one node the
+ranks of each do this with its first rank, the leader, which passes their signs on (relay.py).
 
 - No sign for `silent_seconds`: the process is gone or stopped.
 - Every rank in one operation for longer than its limit (operations.hang_limit): the one that has begun the fewest is waited for.
@@ -26,13 +26,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.distributed as dist
-
 from emergence_train.errors import PeerLost, describe, exit_code, repeat, tell
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.flight_recorder import STACKS
-from emergence_train.faults.heartbeats import Heartbeats, Verdict
+from emergence_train.faults.heartbeats import Verdict
 from emergence_train.faults.operations import Operations, Straggler, hang_limit, stragglers
+from emergence_train.faults.relay import Relay
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import is_communication_error
 
@@ -61,15 +60,7 @@ class Watchdog:
         self.new_stragglers: collections.deque[Straggler] = collections.deque(maxlen=100)
         self.thread = None
         if mesh.world.size > 1:
-            # A connection of its own: the main thread may be waiting on the other.
-            store = dist.TCPStore(
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
-                is_master=False,
-                timeout=datetime.timedelta(seconds=max(silent_seconds, 2.0)),
-            )
-            # A store may outlive its processes (torchrun's does), so what is written there has a name of its own.
-            self.heartbeats = Heartbeats(store, mesh.launch_id, mesh.secret, mesh.world.rank)
+            self.relay = Relay(mesh, datetime.timedelta(seconds=max(silent_seconds, 2.0)))
             self.began = time.monotonic()
             self._beat(0)
             self.answered = time.monotonic()  # by the store
@@ -99,7 +90,7 @@ class Watchdog:
         # For "connection closed by peer" and the like the watchdog soon names the peer; other errors are this rank's own.
         if is_communication_error(error):
             self.alarmed = True
-            until = time.monotonic() + self.silent + 4 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
+            until = time.monotonic() + self.silent + 6 * self.interval + MAIN_SECONDS + flight_recorder.SECONDS
             while not self.decided.wait(self.interval) and time.monotonic() < until:
                 if stop_requested():
                     self.verdict = Verdict(f"another process is gone ({' '.join(str(error).split())[:120]})")
@@ -148,11 +139,11 @@ class Watchdog:
             if self.stored and not self.decided.is_set():
                 self._beat(-1)  # the last: it ends in order
                 if self.last_words[0] is not None:
-                    self.heartbeats.acknowledge()
+                    self.relay.acknowledge()
         except Exception as error:  # the store has gone with the process that held it
             if not self.ending.is_set():
                 reason = " ".join(str(error).split())[:120]
-                gone = f"rank 0 or its launcher is gone ({type(error).__name__}: {reason}); {self._own_place()}"
+                gone = f"{self.relay.holder} is gone ({type(error).__name__}: {reason}); {self._own_place()}"
                 self._end(Verdict(gone))
 
     def _guard(self) -> None:
@@ -161,8 +152,8 @@ class Watchdog:
             silent = time.monotonic() - self.answered
             if silent > self.silent:
                 self.stored = False
-                holder = f"rank 0 or its launcher, which holds the store, has not answered for {silent:.0f} s"
-                self._end(Verdict(f"{holder}; {self._own_place()}"))
+                unanswered = f"{self.relay.holder} has not answered for {silent:.0f} s"
+                self._end(Verdict(f"{unanswered}; {self._own_place()}"))
 
     def _beat(self, number: int) -> None:
         words, code = self.last_words
@@ -171,20 +162,19 @@ class Watchdog:
             sign["times"] = self.operations.times.copy()
         if number in (0, -1):
             sign |= {"host": socket.gethostname(), "pid": os.getpid(), "words": words, "code": code}
-        self.heartbeats.beat(sign)
+        self.relay.beat(sign)
 
     def _look(self) -> Verdict | None:
         """A verdict, if there is one."""
-        watched = range(self.mesh.world.size) if self.mesh.is_rank0 else (0,)
         now = time.monotonic()
-        signs, verdict = self.heartbeats.read(watched)
+        signs, verdict = self.relay.read()
         if verdict:
             return verdict
         for rank, sign in signs.items():
             old = self.seen.get(rank)
             if old is None or (old["n"] != -1 and (sign["n"] == -1 or sign["n"] > old["n"])):
                 self.seen[rank] = {"host": None, "pid": None, "times": {}, **(old or {}), **sign, "came": now}
-        absent = next((rank for rank in watched if rank not in self.seen), None)
+        absent = next((rank for rank in self.relay.watched if rank not in self.seen), None)
         if absent is not None:  # all have joined, but not everyone has given a first sign
             late = now - self.began > self.silent
             return self._publish(Verdict(f"rank {absent} has joined and sent no heartbeat since")) if late else None
@@ -193,8 +183,8 @@ class Watchdog:
         return self._publish(self._judge(now))
 
     def _publish(self, verdict: Verdict | None) -> Verdict | None:
-        if verdict and self.mesh.is_rank0:
-            self.heartbeats.publish(verdict)
+        if verdict:
+            self.relay.publish(verdict)
         return verdict
 
     def _compare(self, now: float) -> None:
@@ -209,9 +199,14 @@ class Watchdog:
                 name = f"rank {rank} (process {sign['pid']} on {sign['host']})"
                 return Verdict(f"{name} ended: {sign['words']}", sign["code"])
         present = {rank: sign for rank, sign in self.seen.items() if sign["n"] != -1}
-        for rank, sign in present.items():
-            silent = now - sign["came"]
-            if silent > (min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent):
+        limit = min(self.silent, ALARMED_SECONDS) if self.alarmed else self.silent
+        for rank in present:
+            leader = self.relay.leader_of[rank] if self.mesh.is_rank0 else rank
+            if now - present[rank]["came"] > limit and leader in present:  # else its leader has ended in order
+                if now - present[leader]["came"] > limit - 3 * self.interval:
+                    rank = leader  # of it alone is anything known
+                sign = present[rank]
+                silent = now - sign["came"]
                 return Verdict(
                     f"rank {rank} has sent no heartbeat for {silent:.0f} s, killed or stopped; {_place(sign)}"
                 )
@@ -249,19 +244,20 @@ class Watchdog:
         """One line on the screen is enough. The last that this rank asks of the store, unless it is rank 0."""
         try:
             if self.stored:
-                first = self.heartbeats.first_to_report()
-                self.heartbeats.acknowledge()
+                first = self.relay.first_to_report()
+                self.relay.acknowledge()
                 return first
         except Exception:
             self.stored = False
         return self.mesh.world.rank == 1  # no store left to agree over: rank 0 had it
 
     def _outlast(self) -> None:
-        """Rank 0 often holds the store: the others are to read the verdict, or its last words, before it goes."""
-        until = time.monotonic() + 4 * self.interval + MAIN_SECONDS
-        while self.mesh.is_rank0 and self.stored and time.monotonic() < until:
+        """Rank 0 often holds the store: the others are to read the verdict, or its last words, before it goes; likewise the ranks
+        of a leader's node."""
+        until = time.monotonic() + 6 * self.interval + MAIN_SECONDS
+        while self.stored and time.monotonic() < until:
             try:
-                if self.heartbeats.acknowledged() >= self.mesh.world.size:
+                if not self.relay.needed():
                     return
             except Exception:
                 self.stored = False

@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.utils.deterministic
 
 from emergence_train.cluster import launcher
+from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, PeerLost, Stopped, attempt, describe, exit_code, repeat, tell
 from emergence_train.parallel.mesh import Group, Mesh, data_parallel
 from emergence_train.parallel.rendezvous import find_store
@@ -211,13 +212,16 @@ def order_sums(deterministic: bool) -> None:
     """Set whether every sum on a GPU has a fixed order from here on: PyTorch, cuBLAS and our kernels follow this switch."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor: 3 s of a start
+        torch.use_deterministic_algorithms(deterministic)
     # A search for reads before writes, at the price of those writes.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+@no_collection()
 def import_deepspeed() -> Any:
-    """Import DeepSpeed with less logging and without its shared-memory op, which takes a minute to compile on a CPU."""
+    """Import DeepSpeed with less logging and without its compiled ops: none is used, the shared-memory op takes a minute to
+    compile on a CPU, and to ask which of them could be compiled runs compilers."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -226,7 +230,7 @@ def import_deepspeed() -> Any:
     logger.setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that torch 2.13 deprecates; the user cannot act on the warnings.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     _import_muon_uncompiled()
     return deepspeed
 
@@ -249,7 +253,10 @@ def leave_compiler_out(wanted: bool) -> None:
     quarter of the start of a run. Where nothing is compiled (`wanted`) they are told to call what they wrap; else that is undone.
     """
     kept = torch._disable_dynamo(lambda: None).__code__
-    for function in gc.get_referrers(kept):
+    gc.unfreeze()
+    referrers = gc.get_referrers(kept)
+    gc.freeze()
+    for function in referrers:
         if type(function) is FunctionType and function.__code__ is kept:
             plain: Any = function.__dict__["__wrapped__"]
             known = getattr(plain, "__dynamo_disable", None)

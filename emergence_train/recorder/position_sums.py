@@ -1,11 +1,13 @@
 """Loss sums by position on the device, and the rows of a `positions` table."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("count", "loss_sum", "loss_sq_sum", "correct")
 
@@ -37,8 +39,10 @@ class PositionAccumulator:
         return taken
 
 
-def rows(sums_over_ranks: torch.Tensor, split: str) -> pd.DataFrame:
+def rows(sums_over_ranks: torch.Tensor, split: str) -> "pd.DataFrame":
     """Rows of the table for one split from [4, T] sums, without positions that have no token. NaN in correct: not known."""
+    import pandas as pd  # of all the ranks that have sums rank 0 alone makes rows
+
     count, loss_sum, loss_sq_sum, correct = sums_over_ranks.cpu().numpy()
     frame = pd.DataFrame(
         {

@@ -19,7 +19,7 @@ from emergence_train import files
 from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import tables
 from emergence_train.recorder.layout import step_name
-from emergence_train.recorder.metrics import Metrics, iter_metrics
+from emergence_train.recorder.metrics import Metrics, TrainLines, iter_pieces
 
 WRITE_SECONDS = 1.0  # rows reach the file at least this often, and all of them before state is saved
 FOLDERS = ("positions", "evaluations")  # tables named step-XXXXXXXXXX.parquet
@@ -72,9 +72,13 @@ class RunLog:
         kept = Metrics(self.path, {"kind": "run", **self.header})
         with files.atomic_path(self.path) as temporary, open(temporary, "wb") as out:
             out.write(json.dumps(kept.header).encode() + b"\n")
-            for line, row in self._rows_to_keep(step, rewinds):
-                kept.add(row)
-                out.write(line + b"\n")
+            for piece in self._to_keep(step, rewinds):
+                if isinstance(piece, TrainLines):
+                    kept.add_train(piece)
+                    out.writelines(piece.lines)
+                else:
+                    kept.add(piece[1])
+                    out.write(piece[0] + b"\n")
             self.train_rows = len(np.unique(kept.train("step")))  # steps that have a row
         for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
             if table.stem.removeprefix("step-").isdigit() and int(table.stem.removeprefix("step-")) > step:
@@ -91,18 +95,28 @@ class RunLog:
         self.durable, self.recent = self.end, b""  # bytes that an fsync has covered, and what was written since
         self.sync_failed = False
 
-    def _rows_to_keep(self, step: int, rewinds: list[dict]) -> Iterator[tuple[bytes, dict]]:
+    def _to_keep(self, step: int, rewinds: list[dict]) -> Iterator[TrainLines | tuple[bytes, dict]]:
         """Lines and rows up to `step` of the file as it is, each rewind before the first row of a later step."""
         waiting = [{"kind": "rewind", **rewind} for rewind in sorted(rewinds, key=lambda rewind: rewind["step"])]
-        for number, (line, row) in enumerate(iter_metrics(self.path) if step and self.path.is_file() else (), 1):
-            at = row.get("step", 0)
-            if not isinstance(at, (int, float)):
-                raise InputError(f"{self.path}: row {number}, column 'step': {at!r} is not a number; remove that line")
-            if at > step or row.get("kind") in ("run", "rewind"):
-                continue
-            while waiting and at > waiting[0]["step"]:
-                yield json.dumps(waiting[0]).encode(), waiting.pop(0)
-            yield line, row
+        number = 0
+        for piece in iter_pieces(self.path) if step and self.path.is_file() else ():
+            if isinstance(piece, TrainLines):
+                last = min(step, waiting[0]["step"]) if waiting else step
+                if (piece.columns["step"] <= last).all():
+                    number += len(piece.lines)
+                    yield piece
+                    continue
+            for line, row in piece.rows() if isinstance(piece, TrainLines) else [piece]:
+                number += 1
+                at = row.get("step", 0)
+                if not isinstance(at, (int, float)):
+                    place = f"row {number}, column 'step'"
+                    raise InputError(f"{self.path}: {place}: {at!r} is not a number; remove that line")
+                if at > step or row.get("kind") in ("run", "rewind"):
+                    continue
+                while waiting and at > waiting[0]["step"]:
+                    yield json.dumps(waiting[0]).encode(), waiting.pop(0)
+                yield line, row
         for rewind in waiting:
             yield json.dumps(rewind).encode(), rewind
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emergence_train.errors import InputError
-from emergence_train.files import atomic_path
+from emergence_train.files import write_bytes
 from emergence_train.recorder.consistency import Consistency
 from emergence_train.recorder.metrics import Metrics, read_metrics
 from emergence_train.recorder.naming import names_of, run_name
@@ -130,8 +130,11 @@ def write(table: Table, frame: pd.DataFrame, path: str | Path, *, vocabulary: st
     schema = pa.schema([*table.columns.items(), *extra])
     arrow = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
     arrow = arrow.replace_schema_metadata({"table": table.name, VOCABULARY: vocabulary})
-    with atomic_path(path) as temporary:
-        pq.write_table(arrow, temporary)
+    whole = (
+        pa.BufferOutputStream()
+    )  # pyarrow's own file says neither that the disk is full, nor what it cannot close in silence
+    pq.write_table(arrow, whole)
+    write_bytes(path, whole.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------------- derivation

@@ -7,17 +7,20 @@ collectives; an exception of an observer ends the run.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from emergence_train.config import Logging
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.faults.anomalies import Event
 from emergence_train.optim.schedule import Schedule
 from emergence_train.recorder.metrics import Metrics
-from emergence_train.recorder.run_log import RunLog
 from emergence_train.training.console import Console
 from emergence_train.training.plan import Plan
+
+if TYPE_CHECKING:  # of the ranks that have steps rank 0 alone has tables
+    import pandas as pd
+
+    from emergence_train.recorder.run_log import RunLog
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Measurement:
 
     step: int
     tokens: int
-    table: pd.DataFrame  # rows of `positions`: training since the last table, and every validation split
+    table: "pd.DataFrame"  # rows of `positions`: training since the last table, and every validation split
     means: dict[str, float]  # mean loss of each split, nats per token
     scores: Scores  # scores of the tasks
     seconds: float  # seconds of validation
@@ -68,7 +71,7 @@ class RunSetup:
 class RunContext(RunSetup):
     """What an observer can access of its run."""
 
-    run_log: RunLog  # tables go here
+    run_log: "RunLog"  # tables go here
     write: Callable[..., None]  # write(kind, **values): append a row to metrics.jsonl and pass it to every observer
 
 

@@ -1,4 +1,4 @@
-"""Recording of a run: rank 0 has a log and observers, the other ranks a writer that does nothing."""
+"""Recording of a run on rank 0, which has a log and observers."""
 
 import math
 from typing import Any
@@ -16,6 +16,7 @@ from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
 from emergence_train.training.forecasts import AbilityForecast, EndForecast, iid_losses
+from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Measurement, Observer, RunContext, RunSetup, Step
 from emergence_train.training.run_rows import CheckpointRows, ScreenLines, StepRows
 from emergence_train.training.task_rows import TaskRows
@@ -31,38 +32,6 @@ OBSERVERS: list[type[Observer]] = [
     AbilityForecast,
     WandbView,
 ]
-
-
-class NullWriter:
-    """The recorder of ranks other than 0, which writes nothing."""
-
-    @property
-    def best(self) -> int | None:
-        """The step of the lowest iid loss."""
-        return None
-
-    def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
-        """Truncate the run's files to `step`, at a start or after a rewind.
-
-        Args: `rewinds` of rewinds.json; `measured`: steps whose tables must exist; `first`: the last step of the parent.
-        Returns the losses of the last steps that were not skipped, for the anomaly detector.
-        """
-        return []
-
-    def step(self, step: Step) -> None:
-        """A step has ended."""
-
-    def checkpoint(self, step: int, sums: dict[str, torch.Tensor], seconds: float, scores: Scores) -> None:
-        """Record a checkpoint: `sums` [4, T] of each split over all ranks, `seconds` of validation, the tasks' scores."""
-
-    def write(self, kind: str, **values: Any) -> None:
-        """Append a row to metrics.jsonl."""
-
-    def flush(self) -> str | None:
-        """Write everything to disk; return the failure as one line, or None."""
-
-    def close(self, *, stopped: bool = False) -> str | None:
-        """Flush and close. `stopped`: by a signal."""
 
 
 class RunWriter(NullWriter):

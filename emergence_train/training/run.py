@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from emergence_train.collector import no_collection
 from emergence_train.config import Config, TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
@@ -22,9 +23,9 @@ from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, 
 from emergence_train.training import auto_micro_batch, branch, fp8
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
+from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import RunSetup
 from emergence_train.training.plan import Plan
-from emergence_train.training.recording import NullWriter, RunWriter
 from emergence_train.training.session import Session
 from emergence_train.training.startup import agree_on, claim, resolve, run_header, startup_line
 
@@ -155,6 +156,9 @@ def _build_session(
     console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
     writer: NullWriter = NullWriter()
     if mesh.is_rank0:
+        with no_collection():
+            from emergence_train.training.recording import RunWriter  # with pandas and pyarrow
+
         setup = RunSetup(
             directory=run,
             schedule=config.training.schedule,

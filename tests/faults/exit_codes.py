@@ -2,7 +2,8 @@
 
 python tests/faults/exit_codes.py PLACE CASES.json
 
-CASES.json holds [[name, world, rank], ...]; what is printed is [{"codes": [...], "said": "...", "seconds": s}, ...].
+CASES.json holds [[name, world, rank], ...], with a fourth number the ranks of a node (rank 0's has one less); what is printed
+is [{"codes": [...], "said": "...", "seconds": s}, ...].
 """
 
 import importlib
@@ -23,6 +24,7 @@ sys.path[:0] = [
 import yaml
 
 from emergence_train.errors import InputError, RunError
+from emergence_train.faults import relay
 from faults.launch import launch  # first: it must not be imported after anything that computes
 from faults.trials import prepared, trial_config
 
@@ -117,18 +119,25 @@ CASES: dict[str, Patch] = {
     "signal in a step": signalled(signal.SIGTERM, "forward", 5),
     "kill at the start": signalled(signal.SIGKILL, "building the engine", 0),
     "kill in a step": signalled(signal.SIGKILL, "forward", 5),
+    "stopped in a step": signalled(signal.SIGSTOP, "forward", 5),
+    "nothing": lambda: None,
 }
 
 
-def run(place: Path, number: int, name: str, world: int, rank: int) -> dict:
-    patch = CASES[name]
+def run(place: Path, number: int, name: str, world: int, rank: int, per_node: int | None = None) -> dict:
+    def patch(own: int) -> None:
+        if per_node:
+            relay.node_name = lambda: f"node {(own + 1) // per_node}"
+        if own == rank:
+            CASES[name]()
+
     arguments = ["train", str(place / "config.yaml"), f"name=run{number}"]
     if name.endswith("again"):
         launch(arguments, 1, place / "logs" / "first", patch=lambda _: signalled(signal.SIGTERM, "forward", 5)()).wait()
         if name == "log again":
             log_line(place / "runs" / f"run{number}")
     logs = place / "logs" / str(number)
-    launched = launch(arguments, world, logs, patch=lambda own: patch() if own == rank else None)
+    launched = launch(arguments, world, logs, patch=patch)
     ended = launched.wait(60)
     launched.end()
     return {

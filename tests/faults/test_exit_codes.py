@@ -40,6 +40,7 @@ CASES = [
     ("signal in a step", 75, False),
     ("kill at the start", 76, False),
     ("kill in a step", 76, False),
+    ("nothing", 0, True),
 ]
 EVERY = [
     (name, world, rank) for name, _, rank0 in CASES for world in range(1, 5) for rank in range(1 if rank0 else world)
@@ -72,14 +73,23 @@ def ended(data_path, tmp_path_factory):
     return ended
 
 
-def check(case: tuple[str, int, int], end: dict) -> None:
-    name, world, rank = case
+# Two ranks a node but for rank 0's: nodes (0), (1, 2), (3). A leader, a rank behind it, and rank 0.
+NODES = [
+    (name, 4, rank, 2)
+    for name in ("samples", "wrong input in the loop", "kill in a step", "signal in a step", "nothing")
+    for rank in range(4)
+]
+QUICK_NODES = [("samples", 3, 2, 2), ("samples", 3, 1, 2), ("kill in a step", 3, 2, 2), ("nothing", 3, 0, 2)]
+
+
+def check(case: tuple, end: dict) -> None:
+    name, world, rank, *_ = case
     code = next(code for known, code, _ in CASES if known == name)
     killed = name.startswith("kill")
     assert end["codes"] == [-9 if killed and r == rank else code for r in range(world)], (case, end["said"][-2000:])
     lines = [line for line in end["said"].splitlines() if line.startswith("emergence-train:")]
     # The rank that fails says why; where no collective has told the others, one of them names it.
-    assert len(lines) in ((0,) if killed and world == 1 else (1, 2)), (case, lines)
+    assert len(lines) in ((0,) if code == 0 or killed and world == 1 else (1, 2)), (case, lines)
     assert len(set(lines)) == len(lines) and "Traceback" not in end["said"], (case, end["said"][-2000:])
 
 
@@ -93,3 +103,25 @@ def test_every_rank_ends_with_the_same_code_for_every_failure(ended):
     """Each failure on each rank of 1 to 4 processes."""
     for case, end in zip(EVERY, ended(tuple(EVERY), 3600), strict=True):
         check(case, end)
+
+
+@pytest.mark.parametrize("number", range(len(QUICK_NODES)))
+def test_every_rank_of_every_node_ends_with_the_same_code(ended, number):
+    """Where a node's ranks have their heartbeats passed on: the failure of one of them, of the one that passes them on, none."""
+    check(QUICK_NODES[number], ended(tuple(QUICK_NODES), 240)[number])
+
+
+@pytest.mark.slow
+def test_every_node_ends_with_the_same_code_for_every_failure(ended):
+    for case, end in zip(NODES, ended(tuple(NODES), 1200), strict=True):
+        check(case, end)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_stopped_rank_of_a_node_is_named(ended, rank):
+    """Also where it is the one that passes on the others' heartbeats: of those nothing is known then."""
+    (end,) = ended((("stopped in a step", 4, rank, 2),), 240)
+    assert end["codes"] is None, "it is stopped"
+    lines = [line for line in end["said"].splitlines() if line.startswith("emergence-train:")]
+    assert len(lines) == 1 and f"rank {rank} has sent no heartbeat" in lines[0], end["said"]

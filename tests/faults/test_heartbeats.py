@@ -18,7 +18,7 @@ def store():
 def test_signs_and_the_verdict_are_read_by_the_others(store):
     first, second = (Heartbeats(store, "start", SECRET, rank) for rank in (0, 1))
     assert second.read([]) == ({}, None) and first.read(range(2)) == ({}, None)
-    second.beat({"n": 3, "op": "forward"})
+    second.beat({1: {"n": 3, "op": "forward"}})
     assert first.read(range(2)) == ({1: {"n": 3, "op": "forward"}}, None)
     first.publish(Verdict("rank 1 ended: no", 2))
     assert second.read([0]) == ({}, Verdict("rank 1 ended: no", 2, False))
@@ -43,7 +43,7 @@ def test_what_another_writes_is_not_believed(store, secret):
 def test_a_signature_holds_for_its_own_place(store):
     """One rank's signed last words are not another's, nor another start's, nor the verdict."""
     second = Heartbeats(store, "start", SECRET, 1)
-    second.beat({"n": -1, "words": "the disk is full", "code": 1})
+    second.beat({1: {"n": -1, "words": "the disk is full", "code": 1}})
     signed = store.get("emergence-train/start/1")
     store.set("emergence-train/start/2", signed)
     store.set("emergence-train/start/verdict", signed)

@@ -17,3 +17,11 @@ def test_the_first_step_needs_neither_compiler_nor_scipy(config_file, tmp_path):
     done = run_python(str(tmp_path / "script.py"), str(config_file), fresh=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == ""
+
+
+def test_ranks_that_write_nothing_import_no_tables():
+    """pandas and pyarrow make a sixth of a start; rank 0 alone, which writes tables, imports them."""
+    script = "import sys, emergence_train.training.run; print(*(n for n in ('pandas', 'pyarrow') if n in sys.modules))"
+    done = run_python("-c", script, fresh=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == ""

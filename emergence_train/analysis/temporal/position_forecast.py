@@ -262,15 +262,20 @@ def _joint_of(
     mean_alpha, sd_alpha = priors.SHIPPED.exponent
     reference = level.reference[clock]
 
-    decays = plan.decay(steps, kernel)
-
-    def model(c: np.ndarray, at: np.ndarray, position: np.ndarray) -> np.ndarray:
+    def known(at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What does not depend on the constants: the bases of a0 and a1, the clock and the decay at steps `at`."""
         unit0, unit1 = (np.minimum(at, fit.separation) / fit.length for fit in (a0, a1))
-        v0 = c[0] + c[1] * _basis(a0.family, unit0, np.array([a0.q]))[0]
-        v1 = np.exp(c[2] + c[3] * _basis(a1.family, unit1, np.array([a1.q]))[0])
         work = np.maximum(plan.clock(at), 1e-9)
         ratio = (work if clock == "rate" else np.sqrt(work * np.maximum(at, 1e-9))) / reference
-        fallen = decays if at is steps else plan.decay(at, kernel)
+        bases = (_basis(fit.family, unit, np.array([fit.q]))[0] for fit, unit in ((a0, unit0), (a1, unit1)))
+        return *bases, ratio, plan.decay(at, kernel)
+
+    of_fit = known(steps)
+
+    def model(c: np.ndarray, at: np.ndarray, position: np.ndarray) -> np.ndarray:
+        basis0, basis1, ratio, fallen = of_fit if at is steps else known(at)
+        v0 = c[0] + c[1] * basis0
+        v1 = np.exp(c[2] + c[3] * basis1)
         v2 = c[4] + c[5] * ratio ** -np.exp(c[6]) - c[7] * fallen
         return v0[:, None] / (1 + v1[:, None] * position) + v2[:, None]
 
@@ -296,7 +301,7 @@ def _joint_of(
     units = ["nats", "nats", "log(1/position)", "log(1/position)", "nats", "nats", "1", "nats"]
     table = pd.DataFrame({"name": names, "value": c, "se": errors, "unit": units})
     table["low95"], table["high95"] = c - Z[95] * errors, c + Z[95] * errors
-    table["identified"] = [True] * 7 + [bool(np.ptp(decays) > 0.1)]
+    table["identified"] = [True] * 7 + [bool(np.ptp(of_fit[3]) > 0.1)]
     weighed = root > 0
     miss, total = (y - model(c, steps, middle))[weighed], y[weighed] - y[weighed].mean()
     r2 = 1 - float((miss**2).sum() / max((total**2).sum(), 1e-300))

@@ -63,17 +63,24 @@ class _Solved:
     offset_variance: np.ndarray
 
 
-def _solve(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> _Solved:
-    total = w.sum(1)
-    mean_x, mean_y = (w * x).sum(1) / total, (w * y).sum(1) / total
-    dx, dy = x - mean_x[:, None], y - mean_y[:, None]
-    wdx = w * dx
-    sxx, sxy, syy = (wdx * dx).sum(1), (wdx * dy).sum(1), (w * dy * dy).sum(1)
-    sxx = np.maximum(sxx, 1e-300)
-    linear = sxy / sxx
-    return _Solved(
-        linear, mean_y - linear * mean_x, np.maximum(syy - linear * sxy, 0), 1 / sxx, 1 / total + mean_x**2 / sxx
-    )
+class _Weighted:
+    """Rows y (C, P) with weights w, to be solved for many bases: what does not depend on the basis is computed once."""
+
+    def __init__(self, y: np.ndarray, w: np.ndarray) -> None:
+        self.w, self.total = w, w.sum(1)
+        self.mean_y = (w * y).sum(1) / self.total
+        self.dy = y - self.mean_y[:, None]
+        self.syy = (w * self.dy * self.dy).sum(1)
+
+    def solve(self, x: np.ndarray) -> _Solved:
+        """Least squares on the basis x (C, P)."""
+        mean_x = (self.w * x).sum(1) / self.total
+        dx = x - mean_x[:, None]
+        wdx = self.w * dx
+        sxx, sxy = np.maximum((wdx * dx).sum(1), 1e-300), (wdx * self.dy).sum(1)
+        linear = sxy / sxx
+        sse = np.maximum(self.syy - linear * sxy, 0)
+        return _Solved(linear, self.mean_y - linear * mean_x, sse, 1 / sxx, 1 / self.total + mean_x**2 / sxx)
 
 
 def _best_shape(form: Form, i: np.ndarray, y: np.ndarray, w: np.ndarray, iterations: int) -> np.ndarray:
@@ -90,8 +97,10 @@ def _best_shape(form: Form, i: np.ndarray, y: np.ndarray, w: np.ndarray, iterati
     best = np.argmax(gain, 1)
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
 
+    weighted = _Weighted(y, w)
+
     def error(u: np.ndarray) -> np.ndarray:
-        return _solve(form.basis(i, np.exp(u)[:, None]), y, w).sse
+        return weighted.solve(form.basis(i, np.exp(u)[:, None])).sse
 
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = error(left), error(right)
@@ -123,7 +132,7 @@ def _fit(form: Form, i: np.ndarray, y: np.ndarray, weight: np.ndarray, rounds: i
     for turn in range(rounds):
         u = _best_shape(form, i, y, w, iterations if turn == rounds - 1 else 12)
         x = form.basis(i, np.exp(u)[:, None])
-        solved = _solve(x, y, w)
+        solved = _Weighted(y, w).solve(x)
         residual = np.where(present, y - solved.linear[:, None] * x - solved.offset[:, None], 0.0)
         z = residual * np.sqrt(weight)
         mad = np.nanmedian(np.where(present, np.abs(z), np.nan), 1) * 1.4826
@@ -237,7 +246,7 @@ def _fit_rows(matrix: PositionMatrix) -> pd.DataFrame:
 def fit_given_a1(matrix: PositionMatrix, a1: float) -> pd.DataFrame:
     """a0, a0_se, a1, a2 (C rows) with a1 held: for curves of which only a0/a1 is determined."""
     x = np.broadcast_to(1 / (1 + a1 * matrix.position), matrix.loss.shape)
-    solved = _solve(x, matrix.loss, matrix.weight)
+    solved = _Weighted(matrix.loss, matrix.weight).solve(x)
     return pd.DataFrame({"a0": solved.linear, "a0_se": np.sqrt(solved.linear_variance), "a1": a1, "a2": solved.offset})
 
 
@@ -260,10 +269,10 @@ def _profile_intervals(
     form: Form, i: np.ndarray, y: np.ndarray, fit: _Fit, u_error: np.ndarray, threshold: np.ndarray
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
     """95% profile intervals {name: (low, high)} and whether that of a1 is open {"low", "high"}; `threshold` (C,)."""
-    bounds = np.log(form.bounds(i[-1]))
+    bounds, weighted = np.log(form.bounds(i[-1])), _Weighted(y, fit.weight)
 
     def excess(u: np.ndarray) -> tuple[np.ndarray, _Solved]:
-        solved = _solve(form.basis(i, np.exp(u)[:, None]), y, fit.weight)
+        solved = weighted.solve(form.basis(i, np.exp(u)[:, None]))
         return np.sqrt(np.maximum(solved.sse - fit.solved.sse, 0) / threshold), solved
 
     ends: dict[str, np.ndarray] = {}
