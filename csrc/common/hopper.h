@@ -62,6 +62,15 @@ __device__ __forceinline__ int uniform(int value) {
 #endif
 }
 
+// The same value, of which the compiler knows nothing: what depends on it is computed where it is needed, instead of before a loop
+// and kept in registers.
+__device__ __forceinline__ int recomputed(int value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // `count` threads, in whole warps, meet at barrier `id` (1 to 15; __syncthreads is 0): those that wait, and those that only
 // arrive ("bar, barrier").
 __device__ __forceinline__ void sync_some(int id, int count, [[maybe_unused]] const char* race) {
@@ -236,7 +245,7 @@ __device__ __forceinline__ Pack<uint32_t, 4> load_shared(uint32_t address) {
   return out;
 }
 
-// ---- additions to global memory ("red") --------------------------------------------------------------------------------
+// ---- additions to global memory ("red", "atom") --------------------------------------------------------------------------------
 
 // Adds to four neighbours, from a multiple of 16 bytes on, in no order among concurrent additions.
 __device__ __forceinline__ void add_global(float* to, const Pack<float, 4>& values) {
@@ -247,6 +256,21 @@ __device__ __forceinline__ void add_global(float* to, const Pack<float, 4>& valu
 #else
   emulate::Machine::get().adds(to, 16);
   for (int i = 0; i < 4; ++i) to[i] += values.v[i];
+#endif
+}
+
+// Counts one up, in no order among concurrent counts ("atom"). -> what it was.
+__device__ __forceinline__ int count_global(int* counter) {
+#ifdef __CUDACC__
+  int before;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return before;
+#else
+  emulate::Machine::get().adds(counter, 4);
+  return (*counter)++;
 #endif
 }
 

@@ -139,7 +139,7 @@ class RaceDetector {
   using Readers = std::vector<std::pair<int64_t, uint32_t>>;
   using Step = std::tuple<uint32_t, int64_t, int64_t, uint32_t, uint32_t>;
   static constexpr uintptr_t kPage = 4096;
-  static constexpr size_t kReaders = 128;  // that a set holds
+  static constexpr size_t kReaders = 512;  // that a set holds: all threads of a block of four warpgroups
 
   Byte& remember(uintptr_t address, uint64_t stamp) {
     if (address / kPage != page_number_ || page_ == nullptr) {

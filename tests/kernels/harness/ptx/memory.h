@@ -113,6 +113,12 @@ inline void add_memory(Table& t) {
     Machine::get().adds(to, 16);
     for (int v = 0; v < 4; ++v) to[v] += get<float>(f, i.at[2 + v]);
   };
+  t.exact["atom.relaxed.gpu.global.add.u32"] = [](Frame& f, const Instruction& i) {
+    auto* to = reinterpret_cast<uint32_t*>(address(f, i.at + 1));
+    Machine::get().adds(to, 4);
+    f.r[i.at[0]] = *to;
+    *to += get<uint32_t>(f, i.at[3]);
+  };
   t.exact["cp.async.commit_group"] = [](Frame&, const Instruction&) { emulate::commit_copies(); };
   t.exact["cp.async.wait_group"] = [](Frame& f, const Instruction& i) {
     emulate::wait_for_copies(get<uint32_t>(f, i.at[0]), i.place);
