@@ -25,7 +25,34 @@ __device__ __forceinline__ Place place(int blocks) {
   return {blocks, int(blockIdx.x % unsigned(blocks)), int(blockIdx.x / unsigned(blocks))};
 }
 
+// What blocks of threads that stay, as many as there are multiprocessors, have to do: blocks of rows, the longest first, of some
+// heads, then of some others, so that what heads share is in the L2 cache. Each begins with its own, and takes a next one when it
+// can, which `taken` counts: it is 0 before the launch.
+struct Order {
+  int blocks, heads, together;  // of a head; of all sequences; of those that are begun together
+  bool from_back;               // blocks of rows
+  int* taken;
+};
+
 #if HOPPER_CODE
+
+// A block of threads' way through them.
+struct Walk {
+  Order order;
+  int now;
+
+  __device__ __forceinline__ explicit Walk(const Order& order) : order(order), now(int(blockIdx.x)) {}
+  __device__ __forceinline__ bool more() const { return now < order.blocks * order.heads; }
+  __device__ __forceinline__ void advance() { now = int(gridDim.x) + count_global(order.taken); }
+  __device__ __forceinline__ int head0() const { return now / (order.blocks * order.together) * order.together; }
+  __device__ __forceinline__ int head() const {
+    return head0() + (now - order.blocks * head0()) % min(order.together, order.heads - head0());
+  }
+  __device__ __forceinline__ int block() const {
+    const int block = (now - order.blocks * head0()) / min(order.together, order.heads - head0());
+    return order.from_back ? order.blocks - 1 - block : block;
+  }
+};
 
 // Keys [low, high) that a query may see, regardless of documents.
 __device__ __forceinline__ int lowest_key(const Problem& p, int query) { return max(query - p.window + 1, 0); }
@@ -37,25 +64,26 @@ __device__ __forceinline__ int highest_key(const Problem& p, int query) {
 __device__ __forceinline__ int lowest_query(const Problem& p, int key) { return p.causal ? key : max(key - p.window + 1, 0); }
 __device__ __forceinline__ int highest_query(const Problem& p, int key) { return min(key + p.window, p.T); }
 
-// A thread has two rows of a product, row and row + 8. They may see columns from low on, of the same document.
+// A thread has two rows of a product, row and row + 8. They may see columns [low, high), of the same document.
 struct Seen {
-  int low[2], width[2];
+  int low[2], high[2];
   int64_t id[2];
 };
 
-// Scores of the columns from `first` on that a row may not see become kLow.
-template <bool DOCUMENTS, int N>
-__device__ __forceinline__ void hide(float (&s)[N], const Seen& seen, const int64_t* ids, int T, int first) {
+// Scores of the columns from `first` on that a row may not see become kLow. LOW, HIGH: whether columns may be too low, too high.
+template <bool DOCUMENTS, bool LOW, bool HIGH, int N>
+__device__ __forceinline__ void hide_columns(float (&s)[N], const Seen& seen, const int64_t* ids, int T, int first) {
   first += threadIdx.x % 4 * 2;
+  const int low[2] = {seen.low[0] - first, seen.low[1] - first}, high[2] = {seen.high[0] - first, seen.high[1] - first};
 #pragma unroll
   for (int i = 0; i < N; i += 4)
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      const int column = first + i * 2 + c;
-      const int64_t id = DOCUMENTS ? load(ids + min(column, T - 1)) : 0;
+      const int column = i * 2 + c;  // from `first` on: known to the compiler
+      const int64_t id = DOCUMENTS ? load(ids + min(first + column, T - 1)) : 0;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const bool yes = unsigned(column - seen.low[r]) < unsigned(seen.width[r]) && (!DOCUMENTS || id == seen.id[r]);
+        const bool yes = (!LOW || column >= low[r]) && (!HIGH || column < high[r]) && (!DOCUMENTS || id == seen.id[r]);
         s[i + 2 * r + c] = yes ? s[i + 2 * r + c] : kLow;
       }
     }
@@ -69,6 +97,15 @@ __device__ __forceinline__ void narrow(const float (&s)[N], uint32_t (&p)[N / 8]
   for (int step = 0; step < N / 8; ++step)
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[step][i] = packed<T>(s[step * 8 + 2 * i], s[step * 8 + 2 * i + 1]);
+}
+
+// The first or second of packed()'s values.
+template <typename T>
+__device__ __forceinline__ float unpacked(uint32_t both, int which) {
+  if constexpr (std::is_same_v<T, bf16>) return as_float(which ? both & 0xffff0000u : both << 16);
+  T halves[2];
+  memcpy(halves, &both, 4);
+  return to_float(halves[which]);
 }
 
 // A warpgroup's 64 rows of results go to global memory by way of shared memory, so that whole rows are stored. `tile`: the
@@ -87,7 +124,7 @@ __device__ __forceinline__ void put_rows(uint32_t tile, uint32_t slab, const flo
 // out: the first row's features. Rows are `stride` elements apart, and the first `rows` exist.
 template <typename T, int D>
 __device__ __forceinline__ void store_rows(uint32_t tile, uint32_t slab, T* out, int64_t stride, int rows) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
+  const int thread = recomputed(threadIdx.x), lane = thread % kWarp, warp = thread % kGroup / kWarp;
 #pragma unroll
   for (int j = 0; j < D / 16; ++j) {  // a warp's 16 rows of D / 8 packs
     const int pack = lane % 8, row = warp * 16 + j % 4 * 4 + lane / 8;
@@ -128,6 +165,19 @@ inline Problem problem_of(const Tensor& q, const Tensor& k, bool causal, double 
 inline dim3 grid(int64_t blocks, int64_t heads) {
   CHECK_INPUT(blocks * heads < (int64_t(1) << 31), "emergence_cuda: attention of too many blocks");
   return dim3(static_cast<unsigned>(blocks * heads));
+}
+
+// bytes: of a head, that its blocks of rows share.
+inline Order order_of(int64_t blocks, int64_t heads, int64_t bytes, bool from_back, const Tensor& taken, int which) {
+  glue::check_vector(taken, 2, glue::ScalarType::Int, "counts of blocks");
+  CHECK_INPUT(blocks * heads < (int64_t(1) << 30), "emergence_cuda: attention of too many blocks");
+  constexpr int64_t kCached = 16 << 20;
+  const int64_t together = std::clamp<int64_t>(kCached / std::max<int64_t>(bytes, 1), 1, std::max<int64_t>(heads, 1));
+  return {int(blocks), int(heads), int(together), from_back, glue::pointer<int>(taken) + which};
+}
+
+inline dim3 resident(const Order& order, const Tensor& on) {
+  return dim3(std::min<unsigned>(order.blocks * order.heads, glue::multiprocessors(on.get_device_index())));
 }
 
 template <typename F>

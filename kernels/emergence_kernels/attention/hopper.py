@@ -17,6 +17,7 @@ BLOCK_Q = {64: 192, 128: 128}
 LONG = 2049
 BLOCK_K = 128
 COLUMNS = 64  # of backward's tiles
+COLUMNS_OF_ALL = {64: 128, 128: 64}  # where dq, dk and dv are computed at once, by head dim
 
 
 def rows_of_forward(head_dim: int, length: int) -> int:
@@ -24,11 +25,12 @@ def rows_of_forward(head_dim: int, length: int) -> int:
     return 192 if head_dim == 64 and length >= LONG else 128
 
 
-RANGES_OF_KEYS = (BLOCK_K, COLUMNS, 4)
-
-
 def _ranges_of_forward(q: Tensor) -> Blocks:
     return rows_of_forward(q.shape[-1], q.shape[1]), BLOCK_K, 4
+
+
+def _ranges_of_keys(q: Tensor, deterministic: bool) -> Blocks:
+    return BLOCK_K, COLUMNS if deterministic else COLUMNS_OF_ALL[q.shape[-1]], 4
 
 
 def _ranges_of_queries(q: Tensor) -> Blocks:
@@ -38,7 +40,7 @@ def _ranges_of_queries(q: Tensor) -> Blocks:
 def document_blocks(q: Tensor, options: Options, backward: bool) -> list[Blocks]:
     """The ranges that forward reads, and backward too."""
     deterministic = [_ranges_of_queries(q)] if options.deterministic else []
-    return [_ranges_of_forward(q), *([RANGES_OF_KEYS, *deterministic] if backward else [])]
+    return [_ranges_of_forward(q), *([_ranges_of_keys(q, options.deterministic), *deterministic] if backward else [])]
 
 
 def unsupported_reason(q: Tensor) -> str | None:
@@ -70,10 +72,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     ids, plan = numbered(options.document_ids), options.plan()
+    taken = torch.zeros(2, dtype=torch.int32, device=q.device)
     rows = rows_of_forward(D, T)
     ranges = None if ids is None or plan is None else plan.blocks(*_ranges_of_forward(q))
     operations("cuda").attention_hopper.default(
-        *map(_for_copies, (q, k, v)), out, lse, ids, ranges, rows, causal, scale, min(window or 0, T)
+        *map(_for_copies, (q, k, v)), out, lse, taken, ids, ranges, rows, causal, scale, min(window or 0, T)
     )
     return out, lse
 
@@ -95,22 +98,22 @@ def backward(
     B, T, H, D = q.shape
     q, scale, sign = positive(q, scale)
     dq, dk, dv = into or empty_gradients(q, k, v)
-    padded = -(-T // BLOCK_Q[D]) * BLOCK_Q[D]
+    columns = COLUMNS if deterministic else COLUMNS_OF_ALL[D]
+    padded = max(-(-T // BLOCK_Q[D]) * BLOCK_Q[D], -(-T // columns) * columns)
     statistics = torch.empty(B, H, padded, 2, dtype=torch.float32, device=q.device)
-    dq_sums = (
-        None
-        if deterministic
-        else torch.zeros(B, H, -(-T // COLUMNS) * COLUMNS, D, dtype=torch.float32, device=q.device)
-    )
+    dq_sums = None
+    if not deterministic:
+        dq_sums = torch.empty(B, H, -(-T // columns) * columns, D, dtype=torch.float32, device=q.device)
     ids, plan, of_queries, of_keys = numbered(options.document_ids), options.plan(), None, None
     if ids is not None and plan is not None:
         of_queries = plan.blocks(*_ranges_of_queries(q)) if deterministic else None
-        of_keys = plan.blocks(*RANGES_OF_KEYS)
+        of_keys = plan.blocks(*_ranges_of_keys(q, deterministic))
     operations("cuda").attention_hopper_backward.default(
         *map(_for_copies, (do, q, k, v)),
         out.contiguous(),
         lse,
         statistics,
+        torch.empty(2, dtype=torch.int32, device=q.device),
         dq,
         dk,
         dv,
