@@ -48,7 +48,7 @@ def test_exact_curve_gives_back_its_numbers():
 
 def test_golden_least_squares_by_hand():
     # x = 0, 1, 2 with weights 1, 1, 2 and y = 1, 2, 4: mean x 5/4, mean y 11/4, slope (17/4)/(11/4), done on paper
-    solved = law._solve(np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, 2.0, 4.0]]), np.array([[1.0, 1.0, 2.0]]))
+    solved = law._Weighted(np.array([[1.0, 2.0, 4.0]]), np.array([[1.0, 1.0, 2.0]])).solve(np.array([[0.0, 1.0, 2.0]]))
     assert solved.linear[0] == pytest.approx(17 / 11)
     assert solved.offset[0] == pytest.approx(11 / 4 - 17 / 11 * 5 / 4)
     assert solved.linear_variance[0] == pytest.approx(1 / (11 / 4))

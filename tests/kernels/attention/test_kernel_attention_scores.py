@@ -99,6 +99,10 @@ def test_scores_against_float64(case, dtype, by, device):
     for name, *three in zip(("out", "dq", "dk", "dv", "d_sinks"), *results):
         # ds and 1 - tanh^2 cancel to 0 where a query sees one key, or a score is at the cap.
         terms = CASES[case][1] * upstream.float().norm().item()
+        if name == "d_sinks" and dtype != torch.float32:
+            # A sum over queries of upstream * out, where out is rounded to 16 bits; plain PyTorch's softmax keeps it in float32.
+            rounding = torch.finfo(dtype).eps / 12**0.5 * (upstream * results[1][0]).norm().item()
+            terms += rounding / torch.finfo(torch.float32).eps
         assert_as_good(name, *three, floor=4.0, terms=terms)
 
 

@@ -74,7 +74,7 @@ def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -
         q = torch.empty(2, 1024, 4, head_dim, dtype=dtype, device="cuda")
         ids = torch.empty(2, 1024, dtype=torch.int64, device="cuda") if kind == "documents" else None
         options = Options(kind != "full", None, ids, 100 if kind == "window" else None, False)
-        return checked("attention", q, q, q, options, None)[1]
+        return checked("attention", q, q, q, options, None, None)[1]
 
 
 @pytest.fixture
