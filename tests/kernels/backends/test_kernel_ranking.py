@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emergence_kernels.attention import flash
-from emergence_kernels.attention.op import checked
+from emergence_kernels.attention.op import as_plan, checked
 from emergence_kernels.attention.options import Options
 from emergence_kernels.backends import ranking
 from emergence_kernels.backends.dispatch import resolve_backend
@@ -74,7 +74,7 @@ def chosen(kind: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -
         q = torch.empty(2, 1024, 4, head_dim, dtype=dtype, device="cuda")
         ids = torch.empty(2, 1024, dtype=torch.int64, device="cuda") if kind == "documents" else None
         options = Options(kind != "full", None, ids, 100 if kind == "window" else None, False)
-        return checked("attention", q, q, q, options, None, None)[1]
+        return checked("attention", q, q, q, options, as_plan(ids), None)[1]
 
 
 @pytest.fixture
