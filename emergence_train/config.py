@@ -185,8 +185,7 @@ class Training(Section):
         "are large and cheap (selective); or each block (full; true in older files). No gradient changes",
     )
     deterministic: bool = Field(
-        default=False,
-        description="on a GPU: every sum in a fixed order, so that a run started or resumed twice has the same bits; slower",
+        default=False, description="on a GPU: sums in a fixed order, the same bits from the same start; slower"
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; None: torch's default")
 
