@@ -54,7 +54,7 @@ EXEMPT = {  # of a message: why it has no row
     "holds a model of another shape; choose another name": OTHER_TESTS + "training/test_branch.py",
     "is no state of this checkpoint": OTHER_TESTS + "checkpoint/test_checkpoint_format.py",
     "no state is left whole; run again": "a branch whose every state is damaged: not tried",
-    "column 'step': {} is not a number; remove that line": OTHER_TESTS + "recorder/test_run_log.py",
+    "{}: {}: {} is not a number; remove that line": OTHER_TESTS + "recorder/test_run_log.py",
     "are read of one file; if they are meant, split": "20 million rows; recorder/test_table_files.py",
     "but only {} rows; give each checkpoint the same positions": OTHER_TESTS + "analysis/test_position_matrix.py",
     "holds no training text of the domain {}": OTHER_TESTS + "data/test_prepare_inputs.py",
