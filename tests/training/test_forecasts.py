@@ -29,29 +29,29 @@ def result(family="v", eta=None) -> dict:
 
 def test_the_forecast_holds_the_true_crossing_and_narrows(tmp_path):
     """Losses by a known power law at a constant rate: the threshold 3.08 is reached at a step that a formula gives."""
-    plan = {"training": {"tokens": 20_000_000, "schedule": {"kind": "constant", "lr": 1e-3}}}
+    plan = {"training": {"tokens": 2_000_000_000, "schedule": {"kind": "constant", "lr": 1e-3}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plan))
     rng = np.random.default_rng(0)
-    truth = 1000 * 2000 * ((3.08 - 2.4) / 1.2) ** (-1 / 0.45)
+    truth = 100_000 * 2000 * ((3.08 - 2.4) / 1.2) ** (-1 / 0.45)
     threshold = Threshold("jump", "acc", 3.08, 3.06, 3.10)
     width = []
     for last in (1500, 4500):
         steps = np.unique(np.round(np.geomspace(200, last, 16)).astype(int))
         losses = {int(s): float(2.4 + 1.2 * (s / 2000) ** -0.45 + rng.normal(0, 0.002)) for s in steps}
-        abilities = abilities_ahead([threshold], losses, 1000, tmp_path)
-        assert abilities == abilities_ahead([threshold], losses, 1000, tmp_path)
+        abilities = abilities_ahead([threshold], losses, 100_000, tmp_path)
+        assert abilities == abilities_ahead([threshold], losses, 100_000, tmp_path)
         ability = abilities["jump/acc"]
         latest = ability.tokens.high95 or np.inf  # none: perhaps not before the run's end
         assert ability.status == "expected" and ability.tokens.low95 < truth < latest, (ability, truth)
         assert ability.probability > 0.9 and "jump/acc at" in format_abilities(abilities)
         width.append(np.log(latest / ability.tokens.low95))
     assert width[1] < width[0]
-    never = abilities_ahead([Threshold("jump", "acc", 1.5, 1.4, 1.6)], losses, 1000, tmp_path)
+    never = abilities_ahead([Threshold("jump", "acc", 1.5, 1.4, 1.6)], losses, 100_000, tmp_path)
     assert never["jump/acc"].tokens.value is None and "not before its end" in format_abilities(never)
-    reached = abilities_ahead([Threshold("jump", "acc", 4.5, 4.45, 4.55)], losses, 1000, tmp_path)["jump/acc"]
-    crossed = 1000 * 2000 * ((4.5 - 2.4) / 1.2) ** (-1 / 0.45)
+    reached = abilities_ahead([Threshold("jump", "acc", 4.5, 4.45, 4.55)], losses, 100_000, tmp_path)["jump/acc"]
+    crossed = 100_000 * 2000 * ((4.5 - 2.4) / 1.2) ** (-1 / 0.45)
     assert reached.status == "reached" and reached.tokens.value == pytest.approx(crossed, rel=0.15)
-    assert abilities_ahead([threshold], {200: 5.7, 300: 5.2}, 1000, tmp_path) == {}  # too young: no forecast
+    assert abilities_ahead([threshold], {200: 5.7, 300: 5.2}, 100_000, tmp_path) == {}  # too young: no forecast
 
 
 def test_draws_of_a_threshold_have_its_interval():

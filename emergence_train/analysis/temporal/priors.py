@@ -27,6 +27,8 @@ OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
 YOUNGER = (
     0.65  # log sd of the fall ahead for each halving of the steps below those of the prior: from own runs of 60 steps
 )
+# Own runs of a thousand tokens a step keep to no curve of larger ones: log sd of their exponent, and of the fall ahead.
+SMALL_EXPONENT, SMALL_AHEAD = 0.4, 0.5
 MARGIN = 1.25  # a rate so much outside them still counts as known
 UNKNOWN_TOKENS = 0.1  # added in quadrature to the log sd of B where the tokens are not known
 
@@ -61,11 +63,15 @@ class Ahead:
         """Nats by which a run's loss is higher than any of the prior's: they may fall away at any time."""
         return max(loss - self.highest, 0.0)
 
-    def log_change(self, steps: float, loss: float) -> tuple[float, float]:
-        """Mean and standard deviation of the log for a run observed up to `steps`, where it has `loss` nats."""
+    def log_change(self, steps: float, loss: float, *, small: bool = False) -> tuple[float, float]:
+        """Mean and standard deviation of the log for a run observed up to `steps`, where it has `loss` nats.
+
+        `small`: of a batch below those of the prior.
+        """
         tent = max(1 - abs(loss - self.loss) / self.width, 0.0)
         unknown = YOUNGER * max(float(np.log2(self.youngest / max(steps, 1.0))), 0.0)
-        return self.bend * tent, float(np.sqrt(self.sd**2 + (self.bend_sd * tent) ** 2 + unknown**2))
+        sd = SMALL_AHEAD if small else self.sd
+        return self.bend * tent, float(np.sqrt(sd**2 + (self.bend_sd * tent) ** 2 + unknown**2))
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,16 @@ class Prior:
     exponent: tuple[float, float]
     ahead: Ahead
     rates: tuple[float, float] = field(default=(1e-4, 4.1e-3))  # peak rates of the AdamW runs
+    least_batch: float = 5e4  # tokens a step of the runs behind `exponent` and `ahead`
 
     def knows_rate(self, plan: PlannedSchedule) -> bool:
         """Whether the peak rate is one that says something: no other optimizer's, no multiplier."""
         low, high = self.rates
         return low / MARGIN <= plan.peak <= high * MARGIN
+
+    def is_small(self, plan: PlannedSchedule) -> bool:
+        """Whether a step is known to train on fewer tokens than any run of the prior's."""
+        return 0 < plan.tokens < plan.x[-1] * self.least_batch / MARGIN
 
     def _log_rate(self, plan: PlannedSchedule) -> tuple[float, bool]:
         """Log over RATE of the peak rate that is taken, and whether it is the run's own."""
@@ -104,9 +115,10 @@ class Prior:
         mean = float(np.exp(log_b))
         return mean, mean * float(sd)
 
-    def log_exponent(self, exponent: np.ndarray) -> np.ndarray:
-        """Log density (up to a constant) of power-law exponents."""
+    def log_exponent(self, exponent: np.ndarray, *, small: bool = False) -> np.ndarray:
+        """Log density (up to a constant) of power-law exponents; `small`: of a batch below those of the prior."""
         mean, sd = self.exponent
+        sd = SMALL_EXPONENT if small else sd
         return -0.5 * (np.log(exponent / mean) / sd) ** 2
 
 

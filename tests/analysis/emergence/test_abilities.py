@@ -15,11 +15,11 @@ def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
     total, eta, directories, truth = 20_000, 3.08, [], {}
     for name, params, share in (("s", 10**7, 1), ("m", 3 * 10**7, 1), ("l", 10**8, 1), ("xl", 3 * 10**8, 0.3)):
         floor = 2.2 + 0.5 * (1e7 / params) ** 0.3
-        truth[name] = 1000 * 2000 * ((eta - floor) / 1.2) ** (-1 / 0.45)
+        truth[name] = 100_000 * 2000 * ((eta - floor) / 1.2) ** (-1 / 0.45)
         step = np.unique(np.round(np.geomspace(200, total, 24)).astype(int))
         step = step[step <= share * total]
         loss = floor + 1.2 * (step / 2000) ** -0.45 + rng.normal(0, 0.003, len(step))
-        frame = pd.DataFrame({"run": name, "params": params, "step": step, "tokens": step * 1000, "loss": loss})
+        frame = pd.DataFrame({"run": name, "params": params, "step": step, "tokens": step * 100_000, "loss": loss})
         value = rng.binomial(5000, 0.25 + 0.6 * np.maximum(eta - loss, 0)) / 5000
         frame = frame.assign(
             task="t",
@@ -33,7 +33,7 @@ def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
         )
         directories.append(tmp_path / name)
         tables.write(tables.EVALUATIONS, frame, tmp_path / name / "evaluations" / "a.parquet", vocabulary="v")
-        plan = {"training": {"tokens": total * 1000, "schedule": {"kind": "constant", "lr": 1e-3}}}
+        plan = {"training": {"tokens": total * 100_000, "schedule": {"kind": "constant", "lr": 1e-3}}}
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(plan))
     result = as_json(analyze_emergence(directories))
     assert result["tasks"][0]["eta"]["low95"] < eta < result["tasks"][0]["eta"]["high95"]
@@ -46,4 +46,4 @@ def test_an_unfinished_run_has_an_ability_forecast(tmp_path):
     ]
     for name in ("m", "l", "xl"):
         assert runs[name]["tokens"]["low95"] < truth[name] < runs[name]["tokens"]["high95"], (name, runs[name], truth)
-    assert truth["s"] > 20e6 and runs["s"]["probability"] < 0.5 and runs["xl"]["planned_end_known"]
+    assert truth["s"] > 2e9 and runs["s"]["probability"] < 0.5 and runs["xl"]["planned_end_known"]

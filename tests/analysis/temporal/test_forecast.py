@@ -245,6 +245,23 @@ def test_the_fall_ahead_bends_at_one_loss_and_widens():
     assert ahead.above(4.9) == 0 and ahead.above(5.5) == pytest.approx(0.5)
 
 
+def test_a_run_of_small_batches_is_held_to_no_curve_of_larger_ones():
+    """An exponential fall, as no run of the prior has: held where a step is known to train on 1,024 tokens."""
+    x = np.array([30.0, 60, 90, 120, 150, 180, 210, 240])
+    y = 4.0 + 1.7 * np.exp(-x / 200)
+    ends = []
+    for tokens in (1024, 65_536):
+        plan = PlannedSchedule(np.array([0.0, 30, 600]), np.array([0, 8e-3, 8e-4]), tokens)
+        assert priors.SHIPPED.is_small(plan) == (tokens == 1024)
+        low, high = forecast(x, y, np.array([600.0]), plan).interval(95)
+        ends.append((low[0], high[0]))
+    small, usual = ends
+    assert small[1] - small[0] > 1.2 * (usual[1] - usual[0])
+    assert small[0] < 4.0 + 1.7 * np.exp(-3.0) < small[1]
+    unknown = PlannedSchedule(np.array([0.0, 30, 600]), np.array([0, 8e-3, 8e-4]))
+    assert not priors.SHIPPED.is_small(unknown)
+
+
 @pytest.mark.parametrize("bend", [0.0, -0.3])
 def test_a_bend_scales_the_fall_ahead_alone(bend):
     """The level at the last row stays; what a run at a constant rate still loses is exp(bend) times as much."""
