@@ -245,7 +245,7 @@ def test_the_fall_ahead_bends_at_one_loss_and_widens():
     assert ahead.above(4.9) == 0 and ahead.above(5.5) == pytest.approx(0.5)
 
 
-def test_a_run_of_small_batches_is_held_to_no_curve_of_larger_ones():
+def test_small_batches_keep_to_no_curve_of_large_ones():
     """An exponential fall, as no run of the prior has: held where a step is known to train on 1,024 tokens."""
     x = np.array([30.0, 60, 90, 120, 150, 180, 210, 240])
     y = 4.0 + 1.7 * np.exp(-x / 200)
