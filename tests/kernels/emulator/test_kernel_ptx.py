@@ -112,7 +112,9 @@ def nvcc():
 def process(command: list[str], **variables: str) -> str:
     cache = ROOT / "build" / "triton-ptx"  # Triton's "binaries" are PTX here
     with contextlib.chdir(ROOT):
-        done = run_python(*command, timeout=590, TRITON_CACHE_DIR=str(cache), **variables)
+        # Beside nvcc's kernels Triton's are interpreted, which must be said before the fork server's first import of them.
+        fresh = "EMERGENCE_TEST_NVCC" in variables
+        done = run_python(*command, timeout=590, fresh=fresh, TRITON_CACHE_DIR=str(cache), **variables)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
@@ -194,13 +196,12 @@ def test_triton_needs_what_orders_its_threads(arch, case):
 @pytest.mark.slow  # of the source they are tested quickly: test_every_barrier_is_needed
 @pytest.mark.parametrize("arch, case", [("80", "attention"), ("90a", "hopper")])
 def test_our_code_needs_what_orders_its_threads(arch, case, nvcc):
-    """As nvcc leaves it. At head dim 64 one barrier orders nothing: values are in registers. And in PTX registers have names
-    of their own, so that a wait for a product to have read its registers is missed by nobody (in two kernels); nor is one of
-    two fences in a row, which ptxas wants at the beginning of a branch."""
+    """As nvcc leaves it. At head dim 64 of sm_80 one barrier orders nothing: values are in registers. On Hopper of 81 places six
+    are missed by nobody: in the source every one is (test_every_barrier_is_needed), and why not here is not known. The blocks of
+    threads run one after another, so that the first takes nearly all blocks of rows."""
     rows = faults("nvcc", arch, case)
     if arch == "80":
         assert missed(rows, "cp.wait") == 0 and missed(rows, "bar") == 1
     else:
-        kinds = {row["kind"] for row in rows} - {"wgmma.wait", "wgmma"}
-        assert all(missed(rows, kind) == 0 for kind in kinds) and len(kinds) == 3
-        assert missed(rows, "wgmma.wait") == 2 and missed(rows, "wgmma") == 1
+        counts = {kind: missed(rows, kind) for kind in {row["kind"] for row in rows}}
+        assert counts == {"fence": 4, "bar": 2, "mbarrier.wait": 0, "wgmma": 0, "wgmma.wait": 0}
