@@ -51,23 +51,20 @@ def open_run(
     if run is None and len(names) > 1 or run is not None and run not in names:
         wanted = "several runs" if run is None else f"no run {run!r}"
         raise InputError(f"{path}: holds {wanted}; choose with run= one of {', '.join(names[:10])}")
-    return OpenedRun(Path(path), run or names[0], options)
+    name = run or names[0]
+    return OpenedRun(Path(path), name, options, [each for each in series if each.run == name])
 
 
 class OpenedRun:
-    """A run's numbers, read when they are first asked for. Losses in nats per token."""
+    """A run's numbers; frames are read when they are first asked for. Losses in nats per token."""
 
-    def __init__(self, path: Path, name: str, options: LogOptions) -> None:
-        self.path, self.name, self._options = path, name, options
+    def __init__(self, path: Path, name: str, options: LogOptions, series: list[Series]) -> None:
+        self.path, self.name, self._options, self._series = path, name, options, series
 
     def __repr__(self) -> str:
         last = self.curve.iloc[-1] if len(self.curve) else self.losses.iloc[-1]
         reached = f"step {int(last['step']):,}, {short(last['tokens'])} tokens, loss {last['loss']:.3f}"
         return f"<run {self.name}: {reached}; splits {', '.join(self.splits) or 'none'}>"
-
-    @cached_property
-    def _series(self) -> list[Series]:
-        return [series for series in load(self.path, options=self._options) if series.run == self.name]
 
     @property
     def splits(self) -> list[str]:

@@ -40,9 +40,7 @@ class PositionCallback(Callback):
         self._step, self._loss = 0, 0.0  # the last step, and the sum of its micro-batches' losses
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        there = Path(self.path, "metrics.jsonl").is_file()
-        step = trainer.global_step if trainer.global_step or there else None
-        self.recorder = Recorder(self.path, **self.options, step=step)  # type: ignore[arg-type]
+        self.recorder = Recorder(self.path, **self.options, step=trainer.global_step)  # type: ignore[arg-type]
         self._written = self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -58,7 +58,7 @@ class PositionCallback(TrainerCallback):
             params=params,
             sequence=self.sequence,
             vocabulary=self.vocabulary,
-            step=state.global_step if state.global_step or Path(self.path, "metrics.jsonl").is_file() else None,
+            step=state.global_step,
         )
         self._tokens, self._before = 0, self.recorder.tokens
         self._hook = model.register_forward_hook(self._seen, with_kwargs=True)
