@@ -148,15 +148,21 @@ class Attention(nn.Module):
     def masked(self, x_BTD: Tensor, shared: Shared, seen_B1TT: Tensor, position_BT: Tensor) -> Tensor:
         """forward with an arbitrary mask (query rows, key columns) and positions, by PyTorch's attention."""
         q, k, v = self.project(x_BTD, shared)
-        distance_BTT = position_BT[:, :, None] - position_BT[:, None, :]
+
+        def distance_BTT() -> Tensor:
+            return position_BT[:, :, None] - position_BT[:, None, :]
+
         return self.out(self._by_pytorch(q, k, v, shared, seen_B1TT, distance_BTT).flatten(2))
 
     def extend(self, x_BTD: Tensor, shared: Shared, cache: "Cache", block: int) -> Tensor:
         """forward for positions that follow those in the cache; appends them to it."""
         q, k, v = self.project(x_BTD, shared)
         k, v = cache.extend(block, k, v)
-        key_S = torch.arange(k.shape[1], device=k.device)
-        distance_TS = key_S[-q.shape[1] :, None] - key_S
+
+        def distance_TS() -> Tensor:
+            key_S = torch.arange(k.shape[1], device=k.device)
+            return key_S[-q.shape[1] :, None] - key_S
+
         return self.out(self._by_pytorch(q, k, v, shared, None, distance_TS, causal=q.shape[1] > 1).flatten(2))
 
     def _by_pytorch(
@@ -166,12 +172,14 @@ class Attention(nn.Module):
         v: Tensor,
         shared: Shared,
         seen: Tensor | None,
-        distance: Tensor,
+        distance: Callable[[], Tensor],
         causal: bool = False,
     ) -> Tensor:
+        """`distance`: of query and key, a matrix that only changed scores need."""
         if self.softcap is not None or self.sinks is not None or shared.slopes is not None:
-            seen = distance >= 0 if causal else seen
-            return dense_attention(q, k, v, seen, distance, softcap=self.softcap, sinks=self.sinks, alibi=shared.slopes)
+            far = distance()
+            seen = far >= 0 if causal else seen
+            return dense_attention(q, k, v, seen, far, softcap=self.softcap, sinks=self.sinks, alibi=shared.slopes)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         gqa = self.heads != self.kv_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal, enable_gqa=gqa)
