@@ -147,6 +147,12 @@ def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
     return as_json(result)
 
 
+def _suffixes(arguments: argparse.Namespace) -> tuple[str, ...]:
+    from emergence_train.analysis.drawing import DEFAULT, WITH_PDF
+
+    return WITH_PDF if arguments.pdf else DEFAULT
+
+
 def _one_thread() -> None:
     """Keep numpy's matrix products on one thread: those of the analyses are small, and a second waits for each in a busy loop."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -168,7 +174,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
             arguments.format, arguments.run, arguments.params, arguments.tokens_per_step, arguments.column or []
         ),
     )
-    result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
+    result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
 
@@ -177,7 +183,7 @@ def _weights(arguments: argparse.Namespace) -> dict:
 
     result = position_weights.compare_position_weights(arguments.runs)
     if arguments.out:
-        result = position_weights.write(Path(arguments.out), result)
+        result = position_weights.write(Path(arguments.out), result, _suffixes(arguments))
     return _shown(arguments, result, position_weights.format_table(result))
 
 
@@ -187,7 +193,7 @@ def _emergence(arguments: argparse.Namespace) -> dict:
         from emergence_train.analysis.emergence import investigate, output
 
     analysis = investigate(arguments.tables)
-    result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
+    result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
 
@@ -253,6 +259,12 @@ def _count(text: str) -> int:
 _count.__name__ = "count"  # of argparse's message
 
 
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    """Where an analysis writes."""
+    parser.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures (PNG, SVG) go")
+    parser.add_argument("--pdf", action="store_true", help="with --out: figures as PDF too")
+
+
 def _add_outlook(parser: argparse.ArgumentParser) -> None:
     """What lies ahead of the runs, and how logs of others are read."""
     parser.add_argument("--to-tokens", type=_count, metavar="N", help="forecast to so many trained tokens")
@@ -311,14 +323,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
     _add_outlook(added)
-    added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    _add_out(added)
     _add_schema(added, "analysis.temporal.result:TemporalResult")
     added = analyses.add_parser(
         "weights", parents=[common], help="compare runs that weighted their loss by position", allow_abbrev=False
     )
     added.set_defaults(verb=_weights)
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
-    added.add_argument("--out", metavar="DIR", help="where result.json, the CSV table and the figure go")
+    _add_out(added)
     _add_schema(added, "analysis.position_weights:PositionWeightsResult")
     added = analyses.add_parser(
         "emergence",
@@ -328,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.set_defaults(verb=_emergence)
     added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
-    added.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures go")
+    _add_out(added)
     _add_schema(added, "analysis.emergence.result:EmergenceResult")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")

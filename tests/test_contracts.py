@@ -15,10 +15,10 @@ COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
     "evaluate": "run --step --tasks --split",
-    "analyze temporal": "tables --fit-fraction --split --out --to-tokens --schedule --format --run --params "
+    "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
-    "analyze weights": "runs --out",
-    "analyze emergence": "tables --out",
+    "analyze weights": "runs --out --pdf",
+    "analyze emergence": "tables --out --pdf",
     "report": "runs --out",
     "export": "run --step --format --dtype out",
     "sync": "runs",

@@ -16,7 +16,7 @@ import yaml
 from scipy import stats
 
 from emergence_train import files
-from emergence_train.analysis.drawing import save
+from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.figures import OBSERVED, Figure, Trace, interval
 from emergence_train.analysis.results import Nats, Probability, Unit, absent, as_json
 from emergence_train.errors import InputError
@@ -55,12 +55,14 @@ class PositionWeightsResult:
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
 
 
-def write(out: Path, result: PositionWeightsResult) -> PositionWeightsResult:
+def write(out: Path, result: PositionWeightsResult, suffixes: tuple[str, ...] = DEFAULT) -> PositionWeightsResult:
     """Write result.json, CSV and figures into the directory `out`; returns the result with the figures' names."""
     out.mkdir(parents=True, exist_ok=True)
     files.write_csv(out / "position_weights.csv", _table(result))
     panels = figures(result)
-    result = replace(result, figures=tuple(save(panels, out, "position_weights", columns=len(panels))))
+    result = replace(
+        result, figures=tuple(save(panels, out, "position_weights", columns=len(panels), suffixes=suffixes))
+    )
     files.write_json(out / "result.json", as_json(result))
     return result
 

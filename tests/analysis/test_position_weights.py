@@ -36,7 +36,7 @@ def test_analyze_weights_writes_numbers_and_a_figure(tmp_path, capsys):
     paths = [write_weighted_run(tmp_path, seed, {}, 0.0) for seed in (1, 2)] + [
         write_weighted_run(tmp_path, seed, {"tail": 0.5}, 0.1) for seed in (1, 2)
     ]
-    assert cli.main(["analyze", "weights", *map(str, paths), "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["analyze", "weights", *map(str, paths), "--out", str(tmp_path / "out"), "--pdf"]) == 0
     assert "tail x0.5" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     tail = [row for row in result["rows"] if row["region"] == "tail"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from emergence_train.analysis.drawing import save
+from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.emergence.figures import main_metrics, performance, size_effects, timeline
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis
 from emergence_train.analysis.emergence.result import Ability, Crossing, EmergenceResult, TaskResult
@@ -21,12 +21,12 @@ PANELS = 12  # of the first family's page (the one with most rows)
 FEWER = 8  # of other pages
 FAMILIES = 4  # drawn, one page each; the tables have the rest
 COLUMNS = 4
-SUFFIXES, DPI = (".png", ".svg"), 130  # small multiples of scatter plots: many and large
+DPI = 130  # small multiples of scatter plots: many and large
 KEY = ("family", "task", "metric")
 
 
-def write(out: Path, analysis: EmergenceAnalysis) -> EmergenceResult:
-    """Write the analysis into the directory `out`; returns the result with the figures' names.
+def write(out: Path, analysis: EmergenceAnalysis, suffixes: tuple[str, ...] = DEFAULT) -> EmergenceResult:
+    """Write the analysis into the directory `out`, each figure with each of `suffixes`; returns the result with their names.
 
     result.json is written last, so that it exists only with all other files.
     """
@@ -35,7 +35,7 @@ def write(out: Path, analysis: EmergenceAnalysis) -> EmergenceResult:
         if len(table):
             first = [column for column in KEY if column in table]
             write_csv(out / f"{name}.csv", table[[*first, *(c for c in table.columns if c not in first)]])
-    result = replace(analysis.result, figures=tuple(_figures(analysis, out)))
+    result = replace(analysis.result, figures=tuple(_figures(analysis, out, suffixes)))
     write_json(out / "result.json", as_json(result))
     return result
 
@@ -88,7 +88,7 @@ def _flat(task: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _figures(analysis: EmergenceAnalysis, out: Path) -> list[str]:
+def _figures(analysis: EmergenceAnalysis, out: Path, suffixes: tuple[str, ...]) -> list[str]:
     """Draw the figures into `out`; returns the file names."""
     names: list[str] = []
     rows: Counter[str] = Counter()
@@ -110,7 +110,7 @@ def _figures(analysis: EmergenceAnalysis, out: Path) -> list[str]:
                     f"performance-{against}{stem}",
                     columns=min(COLUMNS, len(panels)),
                     title=f"Performance against {against}" + (f": {family}" if family else ""),
-                    suffixes=SUFFIXES,
+                    suffixes=suffixes,
                     dpi=DPI,
                 )
     continuous = {task.key: task.continuous for task in analysis.result.tasks}
@@ -119,7 +119,7 @@ def _figures(analysis: EmergenceAnalysis, out: Path) -> list[str]:
         ("abilities", timeline(analysis.result.abilities, continuous)),
     ):
         if figure is not None:
-            names += save([figure], out, stem, suffixes=SUFFIXES, dpi=DPI)
+            names += save([figure], out, stem, suffixes=suffixes, dpi=DPI)
     return names
 
 

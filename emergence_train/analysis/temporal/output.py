@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.analysis.drawing import save
+from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.results import as_json
 from emergence_train.analysis.temporal.figures import run_figures
 from emergence_train.analysis.temporal.result import RunResult, TemporalResult
@@ -15,8 +15,8 @@ from emergence_train.analysis.temporal.tables import RunAnalysis, TemporalAnalys
 from emergence_train.files import write_csv, write_json
 
 
-def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
-    """Write the analysis into the directory `out`; returns the result with the figures' names.
+def write(out: Path, analysis: TemporalAnalysis, suffixes: tuple[str, ...] = DEFAULT) -> TemporalResult:
+    """Write the analysis into the directory `out`, each figure with each of `suffixes`; returns the result with their names.
 
     result.json is written last, so that it exists only with all other files.
     """
@@ -30,7 +30,7 @@ def write(out: Path, analysis: TemporalAnalysis) -> TemporalResult:
         name
         for run in analysis.runs
         for figure, panels in run_figures(run).items()
-        for name in save(panels, out, f"{_stem(run)}-{figure}")
+        for name in save(panels, out, f"{_stem(run)}-{figure}", suffixes=suffixes)
     ]
     result = replace(analysis.result, figures=tuple(names))
     write_json(out / "result.json", as_json(result))
