@@ -377,7 +377,7 @@ def _validation_sets(
             splits[split]["documents"] += len(np.unique(windows.documents[:count]))
     if not splits["iid"]["sequences"]:
         raise InputError(
-            f"no source has {data.sequence + 1} tokens of held-out text, for one validation sequence; add text or shorten "
-            f"data.sequence"
+            f"no source with a weight above 0 has {data.sequence + 1} tokens of held-out text, for one "
+            f"validation sequence; add text or shorten data.sequence"
         )
     return {"sets": sets, "splits": {name: entry for name, entry in splits.items() if entry["sequences"]}}

@@ -219,8 +219,15 @@ def check_case(sources, ood, encoder, shard_tokens, sequence, kills, changes):
 def _check_refusal(text: str, folder: Path, corpora: list[Corpus], trained: int, sequence: int) -> str:
     """The kind of an error, which must have its reason in the made-up files."""
     assert "\n" not in text and any(word in text for word in (str(folder), "source", "document", "add text")), text
+
+    def unusable(rows: list) -> int:
+        """Rows that are no text, or that the tokenizer cannot write: the error names the first of either kind."""
+        given = folder / "given.json"
+        encoder = Tokenizer.from_file(str(given)) if given.exists() else None
+        return sum(row is None or encoder is not None and encoded(encoder, row) is None for row in rows)
+
     kinds = {
-        "are no text": lambda rows: rows.count(None) > max(SHARE * len(rows), min(10, len(rows) / 10)),
+        "are no text": lambda rows: unusable(rows) > max(SHARE * len(rows), min(10, len(rows) / 10)),
         "as all of the first": lambda rows: set(rows[:100]) == {None},
         "is empty: ": lambda rows: not rows,
     }
@@ -248,7 +255,7 @@ def _check_refusal(text: str, folder: Path, corpora: list[Corpus], trained: int,
         assert any(weight and tokens[False] <= sequence + len(corpora[0].rows()) for weight, tokens in lengths)
         return "too short to train on"
     assert "of held-out text" in text, text
-    assert all(tokens[True] <= sequence for _, tokens in lengths[::2]), text
+    assert all(tokens[True] <= sequence for weight, tokens in lengths[::2] if weight), text
     return "too short to hold out"
 
 
