@@ -218,6 +218,12 @@ class Checkpoints(Section):
     asynchronous: bool = Field(
         default=False, description="write state in a thread during training, from a copy in memory"
     )
+    local_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a directory in each node's memory (/dev/shm/...) or on its own disk: copies of the newest state, the "
+        "node's own and that of the node before, for a quick restart",
+    )
 
 
 class Faults(Section):

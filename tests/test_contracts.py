@@ -42,7 +42,8 @@ KEYS = {
     "training.schedule": "kind lr warmup_tokens final_ratio decay_tokens decay_shape",
     "training.optimizer": "kind betas eps weight_decay clip",
     "training.position_weights": "head body tail vector",
-    "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous",
+    "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous "
+    "local_path",
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
     "logging": "console_seconds wandb wandb_project",
     "tasks": "task name items file shots seed",

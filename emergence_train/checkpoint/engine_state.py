@@ -83,6 +83,12 @@ class EngineState:
                 target = part.flat if kind == WEIGHTS else self.optimizer.state[part.flat][kind]
                 part.of(target).copy_(shards.read(kind, part.name, part.start, part.count))
 
+    def held_by(self, shards: Shards) -> bool:
+        """Whether `load` can read all of this rank's parts."""
+        return all(
+            shards.holds(kind, part.name, part.start, part.count) for part in self.parts for kind in shards.kinds
+        )
+
     def _moments(self, flat: Tensor) -> dict[str, Tensor]:
         state = self.optimizer.state.get(flat, {})
         return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == flat.shape and v.ndim}

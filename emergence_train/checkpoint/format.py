@@ -103,13 +103,13 @@ def manifest(path: Path) -> list[dict]:
     return entries
 
 
-def problems(path: Path, share: slice = slice(None)) -> list[str]:
-    """Verify a checkpoint, or the `share` of its files: one line per missing, truncated or altered file.
+def problems(path: Path, share: slice = slice(None), without: str | None = None) -> list[str]:
+    """Verify a checkpoint, or the `share` of its files, `without` one: one line per missing, truncated or altered file.
 
     Raises RunError where they cannot be read.
     """
     try:
-        entries = manifest(path)
+        entries = [entry for entry in manifest(path)[share] if entry["file"] != without]
     except ValueError as error:
         return [str(error)]
 
@@ -130,7 +130,7 @@ def problems(path: Path, share: slice = slice(None)) -> list[str]:
         return None
 
     with ThreadPoolExecutor(8) as pool:
-        return [problem for problem in pool.map(look, entries[share]) if problem]
+        return [problem for problem in pool.map(look, entries) if problem]
 
 
 def size(path: Path) -> int:
@@ -271,16 +271,17 @@ class Piece:
 class Shards:
     """The pieces of a verified checkpoint by parameter, for any layout they were written in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, only: Path | None = None) -> None:
+        """`only`: a file that holds all that will be read, in the place of every shard."""
         self.path = path
         names = sorted(entry["file"] for entry in manifest(path) if entry["file"].endswith(".safetensors"))
         self.places: dict[tuple[str, str], list[Piece]] = {}  # by kind and parameter
         self.others: dict[str, list[Any]] = {}  # the files that hold a key that is no piece
-        for name in names:
+        for place in [only] if only else [path / name for name in names]:
             try:
-                self._open(path / name)
+                self._open(place)
             except (OSError, SafetensorError, ValueError) as error:
-                raise InputError(f"{path / name}: cannot be read ({error})") from None
+                raise InputError(f"{place}: cannot be read ({error})") from None
         for pieces in self.places.values():
             pieces.sort(key=lambda piece: (piece.begin, piece.end))
 
@@ -306,21 +307,29 @@ class Shards:
 
         Nothing is allocated before the pieces are known to hold them all.
         """
+        covering = self._covering(kind, parameter, start, count)
+        if (held := sum(end - begin for _, begin, end in covering)) != count:
+            raise InputError(
+                f"{self.path}: holds {held} of {count} elements of {kind} of {parameter}; it was saved by another model"
+            )
+        out = torch.empty(count)
+        for piece, a, b in covering:
+            out[a - start : b - start] = piece.file.get_slice(piece.key)[a - piece.begin : b - piece.begin]
+        return out
+
+    def holds(self, kind: str, parameter: str, start: int, count: int) -> bool:
+        """Whether `read` can give these elements."""
+        return sum(end - begin for _, begin, end in self._covering(kind, parameter, start, count)) == count
+
+    def _covering(self, kind: str, parameter: str, start: int, count: int) -> list[tuple[Piece, int, int]]:
+        """Pieces, and the elements [begin, end) that each gives of [start, start + count): from `start` on, without a gap."""
         covering, done = [], start
         for piece in self.places.get((kind, parameter), ()):
             end = min(start + count, piece.end)
             if piece.begin <= done < end:
                 covering.append((piece, done, end))
                 done = end
-        if done != start + count:
-            raise InputError(
-                f"{self.path}: holds {done - start} of {count} elements of {kind} of {parameter}; it was saved by "
-                f"another model"
-            )
-        out = torch.empty(count)
-        for piece, a, b in covering:
-            out[a - start : b - start] = piece.file.get_slice(piece.key)[a - piece.begin : b - piece.begin]
-        return out
+        return covering
 
     def each(self, key: str) -> list[Tensor]:
         """The tensor `key` of every rank that has one, in the order of ranks."""

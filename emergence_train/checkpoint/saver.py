@@ -27,6 +27,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import retention
 from emergence_train.checkpoint.engine_state import EngineState
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name, step_of
+from emergence_train.checkpoint.local_copies import LocalCopies
 from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.mesh import Mesh
@@ -47,6 +48,7 @@ class Saver:
     def __init__(
         self, run: Path, settings: Checkpoints, regular: set[int], mesh: Mesh, log: Callable[[str], None]
     ) -> None:
+        """Collective, as `save` and `wait` are."""
         self.folder, self.settings, self.regular = run / "checkpoints", settings, regular
         self.mesh, self.log = mesh, log
         self.durable = 0
@@ -55,6 +57,8 @@ class Saver:
         self.problem: str | None = None  # its failure, if any
         self.thread: threading.Thread | None = None
         self.on_written: Callable[[int], None] = lambda step: None  # this rank's shard is on its disk
+        self.copies = LocalCopies(Path(settings.local_path), run, mesh) if settings.local_path else None
+        self.uncopied: str | None = None  # what went wrong with the nodes' copies, logged once
         self.group = None
         if self.settings.asynchronous and mesh.world.size > 1:
             self.group = dist.new_group(backend="gloo")
@@ -105,14 +109,23 @@ class Saver:
                 problem = broadcast_from_rank0(
                     lambda: _problem(lambda: commit(temporary, final, step, entries, content)), self.group
                 )
+            if problem is None:
+                self.durable = step
+                self._copy(final)
         except Exception as error:  # a peer is lost: the watchdog names it
             self.problem = f"the ranks could not communicate ({' '.join(str(error).split())[:200]})"
             return
         self.problem = problem
-        if problem is None:
-            self.durable = step
         if self.mesh.is_rank0:
             self._conclude(step, temporary, problem, time.monotonic() - began)
+
+    def _copy(self, checkpoint: Path) -> None:
+        """Copy the shards onto the nodes, where configured; collective."""
+        if self.copies:
+            failed = next(filter(None, all_gather_objects(self.copies.keep(checkpoint), self.group)), None)
+            if failed and not self.uncopied:
+                self.log(f"{failed}; training continues, the checkpoint itself is whole")
+            self.uncopied = failed
 
     def _conclude(self, step: int, temporary: Path, problem: str | None, seconds: float) -> None:
         if problem is not None:
@@ -189,45 +202,92 @@ def _attempt(work: Callable[[], T]) -> tuple[str | None, T | None]:
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
-def load_newest(engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None]) -> tuple[dict, list] | None:
+def load_newest(
+    engine: Any, run: Path, mesh: Mesh, log: Callable[[str], None], copies: LocalCopies | None = None
+) -> tuple[dict, torch.Tensor | None] | None:
     """Load the newest checkpoint that matches its manifest, and log the time taken; None where there is none.
 
-    Returns state.json's content and each saving rank's position sums. Damaged checkpoints are logged and set aside.
+    A rank that saved what it now needs opens its own shard alone, its node's copy where that is as the manifest says.
+    Returns state.json's content and the position sums that this rank has to add: its own, or on rank 0 those of all where
+    the number of ranks has changed. Damaged checkpoints are logged and set aside.
     """
+    state = EngineState(engine, mesh)
     while True:
         chosen = broadcast_from_rank0(lambda: next(reversed(complete(run / "checkpoints")), None))
         if chosen is None:
             return None
         began = time.monotonic()
-        share = slice(
-            mesh.world.rank, None, mesh.world.size
-        )  # the ranks verify together, each its own shard first of all
-        wrong_here = on_every_rank(partial(checkpoints.problems, chosen, share))
-        wrong = [line for lines in all_gather_objects(wrong_here) for line in lines]
+        entries = broadcast_from_rank0(functools.partial(_entries, chosen, state))
+        own = chosen / checkpoints.shard_name(mesh.world.rank, mesh.world.size) if entries else None
+        copy = copies.collect(chosen, entries) if copies and entries else None
+        wrong = _wrong(chosen, mesh, own.name if copy and own else None)
+        held = own is None or on_every_rank(partial(_held, chosen, copy or own, state))
+        if not wrong and not all(all_gather_objects(held)):  # another DeepSpeed cut the parameters elsewhere
+            own = copy = None
+            wrong = _wrong(chosen, mesh, None)
         if not wrong:
             break
         log(f"checkpoint set aside: {wrong[0]}")
         broadcast_from_rank0(functools.partial(set_aside, chosen))
     verified = time.monotonic()
-    state = EngineState(engine, mesh)
-    content, sums = on_every_rank(lambda: _restore(chosen, state))
+    content, sums = on_every_rank(lambda: _restore(chosen, copy or own, state))
     state.refresh()
     engine.global_steps = content["step"]
+    taken = (
+        f" ({sum(all_gather_objects(copy is not None))} of {mesh.world.size} shards from the nodes)" if copies else ""
+    )
     log(
-        f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB, verified in "
+        f"checkpoint of step {content['step']}: {checkpoints.size(chosen) / 1e6:,.1f} MB{taken}, verified in "
         f"{verified - began:.2f} s, loaded in {time.monotonic() - verified:.2f} s"
     )
     return content, sums
 
 
-def _restore(path: Path, state: EngineState) -> tuple[dict, list]:
-    """This rank's parts from the verified checkpoint at `path` -> state.json's content, and each saving rank's sums."""
-    content = checkpoints.read_state(path)
+def _wrong(path: Path, mesh: Mesh, without: str | None) -> list[str]:
+    """What is wrong with a checkpoint. The ranks verify together, each its own shard first of all, or `without` it."""
+    share = slice(mesh.world.rank, None, mesh.world.size)
+    here = on_every_rank(partial(checkpoints.problems, path, share, without))
+    return [line for lines in all_gather_objects(here) for line in lines]
+
+
+def _held(path: Path, own: Path, state: EngineState) -> bool:
+    """Whether the shard `own` has all that this rank needs; one that cannot be read has not."""
+    try:
+        return state.held_by(checkpoints.Shards(path, own))
+    except InputError:
+        return False
+
+
+def _entries(path: Path, state: EngineState) -> list[dict]:
+    """The manifest where each rank's own shard should hold all that it needs: saved at this number of ranks and ZeRO stage.
+    Else, or where the files are not as they should be, nothing: what is wrong with them is then named by whoever verifies."""
+    with contextlib.suppress(ValueError, InputError, RunError):
+        content, world = checkpoints.read_state(path), state.mesh.world.size
+        if (
+            content.get("world_size") == world
+            and content.get("zero_stage") == state.stage
+            and (state.stage or world == 1)
+        ):
+            return checkpoints.manifest(path)
+    return []
+
+
+def _restore(path: Path, own: Path | None, state: EngineState) -> tuple[dict, torch.Tensor | None]:
+    """This rank's parts from the verified checkpoint at `path`, or from the shard `own` alone.
+
+    Returns state.json's content and the position sums that this rank has to add.
+    """
+    content, world = checkpoints.read_state(path), state.mesh.world
     if content["parameters"] != state.shapes:
         raise InputError(f"{path}: holds a model of another shape; choose another name for this run")
-    shards = checkpoints.Shards(path)
+    shards = checkpoints.Shards(path, own)
     state.load(shards, content["updates"])
-    return content, shards.each(POSITIONS)
+    sums = shards.each(POSITIONS)
+    if own is None and content["world_size"] == world.size:
+        sums = sums[world.rank : world.rank + 1]
+    elif own is None and world.rank != 0:
+        sums = []  # redistributed: only their sum matters
+    return content, torch.stack(sums).sum(0) if sums else None
 
 
 def set_aside(path: Path) -> None:

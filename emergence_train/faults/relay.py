@@ -6,27 +6,18 @@ watch the leader as the leader watches rank 0. The ranks of rank 0's node, and s
 themselves.
 """
 
-import contextlib
 import datetime
 import os
-import socket
 from typing import Any
 
 import torch.distributed as dist
 
 from emergence_train.faults.heartbeats import Heartbeats, Verdict
 from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.nodes import node_name
 from emergence_train.parallel.ranks import all_gather_objects, on_every_rank
 
 LOCAL = "127.0.0.1"
-
-
-def node_name() -> str:
-    """The same for two processes that reach each other at LOCAL, and only for those."""
-    name = socket.gethostname()
-    with contextlib.suppress(OSError):  # containers and network namespaces share host names; other systems have neither
-        name += f" {os.stat('/proc/self/ns/net').st_ino}"
-    return name
 
 
 def leaders(nodes: list[str]) -> list[int]:

@@ -96,20 +96,15 @@ class Session:
     def restore(self) -> int:
         """Restore the newest complete checkpoint, or the initial state; return its step."""
         self.watch.at("loading a checkpoint")
-        loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log)
+        loaded = saver.load_newest(self.engine, self.run, self.mesh, self.log, self.saver.copies)
         if loaded is None and self.first:
             raise self._failure(f"{self.run}: no state is left whole; run again: it begins anew from its parent's")
-        content, sums = loaded or ({"step": 0, "world_size": self.mesh.world.size, "loop": {}}, [])
+        content, sums = loaded or ({"step": 0, "loop": {}}, None)
         step, self.due = content["step"], bool(content["loop"].get("due"))
-        if step == self.first:
-            sums = []  # the parent's
         self.accumulator.take()
         self.stepper.micro_batch.reset()
-        if content["world_size"] == self.mesh.world.size and sums:
-            self.accumulator.sums += sums[self.mesh.world.rank].to(self.mesh.device)
-        elif self.mesh.is_rank0:  # redistributed: only their sum matters
-            for tensor in sums:
-                self.accumulator.sums += tensor.to(self.mesh.device)
+        if sums is not None and step != self.first:  # at the first they are the parent's
+            self.accumulator.sums += sums.to(self.mesh.device)
         self.saver.durable, self.pending, self.stop_requested = step, None, False
         measured = {s for s in self.plan.checkpoint_steps if self.first < s < step + (not self.due)}
         losses = broadcast_from_rank0(lambda: self.writer.restore(step, self.skipped.rewinds, measured, self.first))
@@ -137,6 +132,8 @@ class Session:
         """End a finished run; raises where the logs or the last checkpoint could not be written."""
         self.watch.at("the last save", self.plan.total_steps)
         self._await_save()
+        if self.saver.copies and self.saver.durable == self.plan.total_steps:
+            self.saver.copies.forget()
         problem = broadcast_from_rank0(self.writer.close)
         self.log(self.console.closing(self.run))
         if self.saves_state and self.saver.durable < self.plan.total_steps:

@@ -45,6 +45,7 @@ VOLATILE = (
     "checkpoints.keep_best",
     "checkpoints.state_tokens",
     "checkpoints.asynchronous",
+    "checkpoints.local_path",
 )
 
 BUSY = "another process is training this run; wait for it or choose another name"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
 from emergence_train.checkpoint.format import complete, problems, shard_name, step_name
+from emergence_train.parallel.mesh import data_parallel
 
 
 def commit(folder, step=4, value=1.0):
@@ -51,3 +53,48 @@ def test_directories_that_are_made_are_synced_with_their_parents(tmp_path, monke
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"] and (tmp_path / "a/b/c").is_dir()
     files.make_directory(tmp_path / "a" / "b")
     assert len(synced) == 3
+
+
+class State:
+    """An engine state of one weight, for loading: at ZeRO 1, in a process alone."""
+
+    def __init__(self, engine, mesh):
+        self.mesh, self.stage, self.shapes, self.part, self.loaded = mesh, 1, {"w": [3]}, engine.part, None
+
+    def held_by(self, shards):
+        return shards.holds("weights", "w", *self.part)
+
+    def load(self, shards, updates):
+        self.loaded = shards.read("weights", "w", *self.part)
+
+    def refresh(self):
+        State.last = self.loaded
+
+
+def test_what_its_own_shard_lacks_is_read_from_all(tmp_path, monkeypatch):
+    """A rank that needs elements of another's shard, although ranks and stage are those of the save."""
+    folder = tmp_path / "checkpoints"
+    temporary = folder / f".{step_name(4)}.tmp"
+    files.make_directory(temporary)
+    entries = [
+        checkpoints.write_tensors(
+            temporary / shard_name(rank, 2), {f"weights|{start}|w": torch.arange(start, end) * 1.0}
+        )
+        for rank, (start, end) in enumerate(((0, 2), (2, 3)))
+    ]
+    content = {"step": 4, "parameters": {"w": [3]}, "world_size": 1, "zero_stage": 1, "updates": 4.0}
+    saver.commit(temporary, folder / step_name(4), 4, entries, content)
+    monkeypatch.setattr(saver, "EngineState", State)
+    monkeypatch.setattr(saver, "all_gather_objects", lambda value: [value])
+    monkeypatch.setattr(saver, "on_every_rank", lambda make: make())
+    monkeypatch.setattr(saver, "broadcast_from_rank0", lambda make: make())
+    monkeypatch.setattr(saver.checkpoints, "shard_name", lambda rank, size: shard_name(rank, 2))
+    mesh, opened = data_parallel(0, 1, 0, torch.device("cpu")), []
+    plain = checkpoints.Shards._open
+    monkeypatch.setattr(
+        checkpoints.Shards, "_open", lambda self, place: opened.append(place.name) or plain(self, place)
+    )
+    for part, shards, expected in (((0, 2), [0, 0], [0, 1]), ((1, 2), [0, 0, 1], [1, 2])):
+        opened.clear()
+        saver.load_newest(SimpleNamespace(part=part), tmp_path, mesh, print)
+        assert State.last.tolist() == expected and opened == [shard_name(rank, 2) for rank in shards]

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ import torch
 import yaml
 
 from emergence_train import files
+from emergence_train.checkpoint import local_copies
+from emergence_train.checkpoint.local_copies import LocalCopies
 from emergence_train.checkpoint.saver import Saver
 from emergence_train.faults import operations, watchdog
 from emergence_train.faults.watchdog import Watchdog
@@ -415,7 +418,80 @@ def pinned(runs: Runs) -> dict:
     return {"codes": [first["codes"], second["codes"]], "pinned": newest.name, "left": left}
 
 
-SCENARIOS = {f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, slow, phases, compiling, pinned)}
+def copies(runs: Runs) -> dict:
+    """Four ranks on two made-up nodes, stopped again and again; meanwhile something happens to the nodes' copies."""
+    nodes = [runs.place / "nodes" / f"{node}" for node in range(2)]
+
+    def until(last: int | None):
+        """In each process: its node, and a signal to stop in step `last`."""
+        plain, load = LocalCopies.__init__, Samples.__call__
+
+        def loading(self, step):
+            if step == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return load(self, step)
+
+        def patch(rank: int) -> None:
+            local_copies.node_name = lambda: nodes[rank // 2].name
+            LocalCopies.__init__ = lambda self, path, run, mesh: plain(self, nodes[rank // 2], run, mesh)
+            Samples.__call__ = loading
+
+        return patch
+
+    def of(shard: int, node: int) -> Path:
+        (path,) = nodes[node].glob(f"copies-*/step-*.shard-{shard:05d}-of-00004.safetensors")
+        return path
+
+    def alter(*files: Path) -> None:
+        for path in files:
+            data = bytearray(path.read_bytes())
+            data[-100] ^= 1
+            path.write_bytes(data)
+
+    between = {
+        "a node replaced": lambda: shutil.rmtree(nodes[1]),
+        "both copies altered": lambda: alter(of(1, 0), of(1, 1)),
+        "a copy altered": lambda: alter(of(0, 0)),
+        "a copy cut": lambda: of(2, 1).write_bytes(b""),
+        "nothing": lambda: None,
+        "all gone": lambda: [shutil.rmtree(node) for node in nodes],
+    }
+    over = [
+        f"checkpoints.local_path={runs.place / 'nodes'}",
+        "training.zero_stage=1",
+        f"training.tokens={54 * 12 * 32}",
+    ]
+    whole = runs.start("whole-copies", *over[1:], world=4)
+    ends, taken = [runs.start("copies", *over, world=4, patch=until(3))], {}
+
+    def restart(name: str, last: int | None, world: int, *more: str) -> None:
+        ends.append(runs.start("copies", *over, *more, world=world, patch=until(last)))
+        shown = re.search(r"\((\d) of (\d) shards from the nodes\)", ends[-1]["said"])
+        taken[name] = [int(shown[1]), int(shown[2])] if shown else ends[-1]["said"]
+
+    for number, (name, happens) in enumerate(some(list(between.items()), runs.few, 2)):
+        happens()
+        restart(name, 6 * number + 9, 4, *(["checkpoints.asynchronous=true"] if number % 2 else []))
+    restart("as saved", None, 4)
+    same = runs.differs("whole-copies", "copies")
+    left = [str(path) for node in nodes for path in node.glob("*")]
+    shutil.rmtree(runs.path("copies"))
+    ends.append(runs.start("copies", *over, world=4, patch=until(3)))
+    held = sorted([node.name, path.name.partition(".")[2]] for node in nodes for path in node.glob("copies-*/*"))
+    restart("fewer ranks", None, 2)
+    return {
+        "codes": [whole["codes"], *[end["codes"] for end in ends]],
+        "taken": taken,
+        "held": held,
+        "left": left,
+        "differs": same,
+        "said": "".join(end["said"] for end in ends)[-3000:],
+    }
+
+
+SCENARIOS = {
+    f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, slow, phases, compiling, pinned, copies)
+}
 
 
 def main() -> None:

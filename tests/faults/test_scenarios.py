@@ -49,6 +49,28 @@ def test_stopped_and_started_again_leaves_no_trace(outcome_of):
         assert outcome["differs"] is None, (key, outcome["differs"])
 
 
+def test_copies_on_the_nodes_are_taken_where_they_are_whole(outcome_of):
+    """By the manifest of the run directory: what was altered is fetched from the other node, or read there."""
+    result = outcome_of("copies")
+    shards = [f"shard-{rank:05d}-of-00004.safetensors" for rank in range(4)]
+    assert [set(codes) for codes in result["codes"]] == [
+        {0},
+        {75},
+        {75},
+        {75},
+        *[{75}] * (0 if FEW else 4),
+        {0},
+        {75},
+        {0},
+    ]
+    expected = {"a node replaced": 4, "both copies altered": 3}
+    expected |= {} if FEW else {"a copy altered": 4, "a copy cut": 4, "nothing": 4, "all gone": 0}
+    expected |= {"as saved": 4, "fewer ranks": 0}
+    assert {name: taken[0] for name, taken in result["taken"].items()} == expected, result["said"]
+    assert result["held"] == [[node, shard] for node in "01" for shard in shards]
+    assert result["differs"] is None and result["left"] == []
+
+
 def test_rewind_equals_a_run_without_the_batches(outcome_of):
     result = outcome_of("rewind")
     assert len(result) == (1 if FEW else 3)
