@@ -10,7 +10,7 @@ RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 
-.PHONY: install quickstart ladder test test-slow fault-trials lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
+.PHONY: install quickstart ladder test test-slow fault-trials soak lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
@@ -61,6 +61,10 @@ fault-trials: install
 	$(BIN)/python tests/faults/disk_errors.py --every 3 --out benchmarks/results/cpu/disk-errors.json
 	FAULTS_ALL=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/faults/test_scenarios.py tests/faults/test_fuzz.py \
 	  tests/checkpoint/
+
+# Two hours of training whose memory, open files and threads must stay flat.
+soak: install
+	$(BIN)/python tests/faults/soak.py --seconds 7200 --out benchmarks/results/cpu/soak.json
 
 lint: install
 	$(BIN)/ruff check .
