@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from emergence_train import __version__
 from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
 
+DESCRIPTION = "Pretrain language models, log the loss at every position, and forecast where the run is going."
 UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
 
 
@@ -23,8 +25,11 @@ def main(argv: list[str] | None = None) -> int:
         from emergence_kernels.bench import main as bench
 
         return bench(argv[1:])
+    parser = _parser()
+    if not argv:
+        parser.print_help()  # the error that names what is missing follows
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser.parse_args(argv)
         result = arguments.verb(arguments)
         if arguments.json and result is not None:
             print(json.dumps(result))
@@ -214,6 +219,15 @@ def _sync(arguments: argparse.Namespace) -> dict:
     return {"synced": [sync(Path(run), _log(arguments)) for run in arguments.runs]}
 
 
+def _config(arguments: argparse.Namespace) -> dict:
+    from emergence_train import config, config_listing
+
+    resolved = config.load(arguments.config, arguments.overrides)
+    if not arguments.json:
+        print(config_listing.as_yaml(resolved))
+    return config_listing.as_json(resolved)
+
+
 def _doctor(arguments: argparse.Namespace) -> dict:
     from emergence_train.doctor import doctor
 
@@ -271,9 +285,10 @@ def _parser() -> argparse.ArgumentParser:
     common = _OneLine(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser = _OneLine(prog="emergence-train", description=__doc__.split(":")[0], allow_abbrev=False)
+    parser = _OneLine(prog="emergence-train", description=DESCRIPTION, allow_abbrev=False)
     # The deepspeed launcher adds this before the verb; the environment has it too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"emergence-train {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_OneLine)
 
     def verb(name: str, function: Callable[[argparse.Namespace], dict | None], help: str) -> argparse.ArgumentParser:
@@ -284,6 +299,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, help in (
         ("prepare", _prepare, "make tokenizer, shards and validation sets"),
         ("train", _train, "train, or resume, the run of a configuration"),
+        (
+            "config",
+            _config,
+            "the resolved configuration: every key with its description, * where it is not the default",
+        ),
     ):
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")

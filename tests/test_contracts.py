@@ -14,6 +14,7 @@ from emergence_train.section import Section
 COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
+    "config": "config overrides",
     "evaluate": "run --step --tasks --split",
     "analyze temporal": "tables --fit-fraction --split --out --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",

@@ -23,7 +23,7 @@ FLOORS = (
     ("recorder",),
     ("models", "optim", "callbacks"),
     ("config",),
-    ("parallel", "tracking"),
+    ("parallel", "tracking", "config_listing"),
     ("checkpoint", "faults", "data"),
     ("evaluation",),
     (
