@@ -228,6 +228,27 @@ def _config(arguments: argparse.Namespace) -> dict:
     return config_listing.as_json(resolved)
 
 
+def _runs(arguments: argparse.Namespace) -> dict:
+    from emergence_train.watch import listing
+    from emergence_train.watch.live import console
+
+    rows = listing.list_runs([Path(arguments.directory)])
+    if not arguments.json:
+        console().print(listing.table(rows, console()))
+    return listing.as_json(rows)
+
+
+def _watch(arguments: argparse.Namespace) -> dict | None:
+    from emergence_train.watch import details, live, progress
+
+    places = [Path(run) for run in arguments.runs]
+    if arguments.json:
+        runs = progress.run_directories(places)
+        return {"runs": [details.as_json(details.details(run)) for run in runs]}
+    live.watch(places, seconds=arguments.seconds, once=arguments.once)
+    return None
+
+
 def _doctor(arguments: argparse.Namespace) -> dict:
     from emergence_train.doctor import doctor
 
@@ -353,6 +374,15 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
+    added = verb("runs", _runs, "the runs of a directory: state, step, loss, forecast, speed, what differs")
+    added.add_argument(
+        "directory", nargs="?", default="runs", metavar="DIR", help="holds run directories (default: runs)"
+    )
+    added = verb("watch", _watch, "how runs are doing, from another terminal or node")
+    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories of them")
+    added.add_argument("--once", action="store_true", help="show it once and exit; --json does too")
+    text = "between two looks (default: 2; without a terminal a line every 30)"
+    added.add_argument("--seconds", type=float, metavar="S", help=text)
     added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")

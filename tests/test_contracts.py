@@ -22,6 +22,8 @@ COMMANDS = {
     "analyze emergence": "tables --out",
     "report": "runs --out",
     "export": "run --step --format --dtype out",
+    "runs": "directory",
+    "watch": "runs --once --seconds",
     "sync": "runs",
     "doctor": "",
 }

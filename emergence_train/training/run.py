@@ -13,13 +13,14 @@ from emergence_train.collector import no_collection
 from emergence_train.config import Config, TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
-from emergence_train.errors import attempt
+from emergence_train.errors import RunError, attempt, describe, exit_code
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
+from emergence_train.recorder.sessions import end_session
 from emergence_train.training import auto_micro_batch, branch, fp8
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
@@ -59,9 +60,14 @@ def train(
         stop.on_leave = watch.leave
     held = contextlib.ExitStack()
     try:
-        return _train(config, mesh, log, stop, watch, held, parent, stop_after)
+        run = _train(config, mesh, log, stop, watch, held, parent, stop_after)
+        if mesh.is_rank0 and stop_after is None:
+            _record_end(run, 0, "done")
+        return run
     except BaseException as error:
         explained = watch.explain(error, lambda: stop.requested)
+        if mesh.is_rank0:
+            _record_end(config.run_directory, exit_code(explained), describe(explained))
         if explained is error:
             raise
         raise explained from error
@@ -69,6 +75,12 @@ def train(
         watch.close()
         stop.close()
         held.close()
+
+
+def _record_end(run: Path, code: int, reason: str) -> None:
+    """Write down how this start ended, for those who watch; a disk that does not take it changes nothing."""
+    with contextlib.suppress(RunError, OSError):
+        end_session(run, code, reason)
 
 
 def _given(config: Config | None, wrong: Exception | None) -> Config:
