@@ -249,6 +249,26 @@ def _watch(arguments: argparse.Namespace) -> dict | None:
     return None
 
 
+def _generate(arguments: argparse.Namespace) -> dict | None:
+    from emergence_train.cluster import launcher
+
+    with no_collection():
+        from emergence_train.evaluation.text_samples import continue_texts
+        from emergence_train.logging_config import sampling
+        from emergence_train.parallel import ranks as distributed
+
+    samples = sampling(arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed)
+    try:
+        result = continue_texts(Path(arguments.run), samples, arguments.step)
+    finally:
+        distributed.stop()
+    if not launcher.find().is_rank0:
+        return None
+    for sample in () if arguments.json else result["texts"]:
+        print(f"{sample['prompt']}{sample['text']}")
+    return result
+
+
 def _doctor(arguments: argparse.Namespace) -> dict:
     from emergence_train.doctor import doctor
 
@@ -383,6 +403,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--once", action="store_true", help="show it once and exit; --json does too")
     text = "between two looks (default: 2; without a terminal a line every 30)"
     added.add_argument("--seconds", type=float, metavar="S", help=text)
+    added = verb("generate", _generate, "let a checkpoint's model continue a text")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument(
+        "--prompt", action="append", required=True, metavar="TEXT", help="its beginning (may be repeated)"
+    )
+    added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
+    added.add_argument("--tokens", type=_count, default=64, metavar="N", help="tokens to add, at most (default: 64)")
+    text = "of the draws; 0: the likeliest token each time (default: 0.8)"
+    added.add_argument("--temperature", type=float, default=0.8, metavar="T", help=text)
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
 from emergence_train.errors import InputError
+from emergence_train.logging_config import Logging, Samples
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
 from emergence_train.models.registry import MODELS, section_of
@@ -244,14 +245,6 @@ class Faults(Section):
     )
 
 
-class Logging(Section):
-    console_seconds: float = Field(default=5.0, ge=0, description="between console lines")
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        default="auto", description="auto: online with credentials, else offline"
-    )
-    wandb_project: str = Field(default="emergence-train", description="the project in Weights & Biases")
-
-
 class TaskConfig(Section):
     """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
     are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text); or it is lm-eval/NAME,
@@ -288,6 +281,7 @@ class Config(Section):
     faults: Faults = Field(default=Faults(), description="anomalies and lost processes")
     logging: Logging = Field(default=Logging(), description="console and Weights & Biases")
     tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
+    samples: Samples = Field(default=Samples(), description="text that the model writes at every checkpoint")
     abilities: str | None = Field(
         default=None,
         description="result.json of an earlier `analyze emergence`: every checkpoint forecasts at how "

@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "runs --out",
     "export": "run --step --format --dtype out",
     "runs": "directory",
+    "generate": "run --prompt --step --tokens --temperature --seed",
     "watch": "runs --once --seconds",
     "sync": "runs",
     "doctor": "",
@@ -48,6 +49,7 @@ KEYS = {
     "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous",
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
     "logging": "console_seconds wandb wandb_project",
+    "samples": "prompts tokens temperature seed",
     "tasks": "task name items file shots seed",
 }
 COLUMNS = {
@@ -76,6 +78,7 @@ ROWS = {  # of metrics.jsonl, by kind
     "train": "kind step tokens loss grad_norm lr tokens_per_second",
     "validation": "kind step tokens seconds loss bits_per_byte log_pplu",
     "evaluation": "kind step tokens seconds share_of_training cut_requests value",
+    "samples": "kind step tokens texts",
 }
 TEMPORAL = {
     "runs": "run split fit_fraction fit_until_tokens selected forecast final models",
@@ -165,6 +168,7 @@ def test_a_run_directory_and_its_rows(config_file, tmp_path):
     from emergence_train.training.run import train
 
     over = ["training.tokens=1024", "checkpoints.every_tokens=1024", "tasks=[{task: copying, items: 4}]"]
+    over += ["samples={prompts: [The], tokens: 4}"]
     run = train(config.load(config_file, over), lambda line: None)
     assert {path for path in RUN_DIRECTORY if not (run / path).is_file()} == set()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

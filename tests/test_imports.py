@@ -21,7 +21,7 @@ FLOORS = (
     ("files",),
     ("cluster",),
     ("recorder",),
-    ("models", "optim", "callbacks"),
+    ("models", "optim", "callbacks", "logging_config"),
     ("config",),
     ("parallel", "tracking", "config_listing"),
     ("checkpoint", "faults", "data"),

@@ -131,7 +131,7 @@ def pattern(says: str) -> str:
 
 def call(arguments: list[str]) -> tuple[int, str]:
     """The command's exit code and what it says: in this process, but a model only once in each."""
-    if arguments[0] in ("train", "evaluate", "sync"):
+    if arguments[0] in ("train", "evaluate", "generate", "sync"):
         done = command(*arguments)
         return done.returncode, done.stderr
     written = io.StringIO()

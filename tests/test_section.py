@@ -27,6 +27,7 @@ READ_THE_TREE = {
     "cli._train",
     "convert.hf_export.export",
     "evaluation.offline.evaluate",
+    "evaluation.text_samples.continue_texts",
     "tracking.sync.sync",
     "training.branch.begin",
     "training.startup._extended",

@@ -19,7 +19,7 @@ from emergence_train.training.forecasts import AbilityForecast, EndForecast, iid
 from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Measurement, Observer, RunContext, RunSetup, Step
 from emergence_train.training.run_rows import CheckpointRows, ScreenLines, StepRows
-from emergence_train.training.task_rows import TaskRows
+from emergence_train.training.task_rows import SampleRows, TaskRows
 from emergence_train.training.wandb_view import WandbView
 
 # Called in this order, that of a checkpoint's rows: the forecast adds to the line that ScreenLines prints.
@@ -29,6 +29,7 @@ OBSERVERS: list[type[Observer]] = [
     EndForecast,
     ScreenLines,
     TaskRows,
+    SampleRows,
     AbilityForecast,
     WandbView,
 ]

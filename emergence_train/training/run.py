@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from emergence_train.collector import no_collection
-from emergence_train.config import Config, TaskConfig
+from emergence_train.config import Config, Samples, TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError, attempt, describe, exit_code
@@ -117,7 +117,7 @@ def _train(
         log(note)
     dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
-    evaluator = _evaluator(config.tasks, dataset)
+    evaluator = _evaluator(config.tasks, config.samples, dataset)
     if abilities := config.abilities:
         from emergence_train.analysis.emergence.ability_watch import read_thresholds
 
@@ -205,11 +205,11 @@ def _build_session(
     return session, header
 
 
-def _evaluator(tasks: list[TaskConfig], dataset: Dataset) -> Evaluator:
+def _evaluator(tasks: list[TaskConfig], samples: Samples, dataset: Dataset) -> Evaluator:
     """The evaluator of every rank; rank 0 first checks that every task is available."""
 
     def build() -> Evaluator:
-        return Evaluator(tasks, dataset)
+        return Evaluator(tasks, dataset, samples)
 
     evaluators: list[Evaluator] = []
     broadcast_from_rank0(lambda: evaluators.append(build()))
