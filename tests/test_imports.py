@@ -21,7 +21,7 @@ FLOORS = (
     ("files",),
     ("cluster",),
     ("recorder",),
-    ("models", "optim", "callbacks", "logging_config"),
+    ("models", "optim", "callbacks", "logging_config", "interpolation", "config_tree"),
     ("config",),
     ("parallel", "tracking", "config_listing"),
     ("checkpoint", "faults", "data"),

@@ -44,7 +44,7 @@ def own_process() -> dict[str, Any]:
 def alive(session: dict[str, Any]) -> bool | None:
     """Whether the process of a start lives; None where this machine cannot know."""
     pid = session.get("pid")
-    if session.get("host") != socket.gethostname() or not isinstance(pid, int):
+    if session.get("host") != socket.gethostname() or not isinstance(pid, int) or os.name != "posix":
         return None
     try:
         os.kill(pid, 0)

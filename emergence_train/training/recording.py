@@ -20,7 +20,7 @@ from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Measurement, Observer, RunContext, RunSetup, Step
 from emergence_train.training.run_rows import CheckpointRows, ScreenLines, StepRows
 from emergence_train.training.task_rows import SampleRows, TaskRows
-from emergence_train.training.wandb_view import WandbView
+from emergence_train.training.tracker_views import TensorboardView, WandbView
 
 # Called in this order, that of a checkpoint's rows: the forecast adds to the line that ScreenLines prints.
 OBSERVERS: list[type[Observer]] = [
@@ -32,6 +32,7 @@ OBSERVERS: list[type[Observer]] = [
     SampleRows,
     AbilityForecast,
     WandbView,
+    TensorboardView,
 ]
 
 

@@ -21,6 +21,7 @@ from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
 from emergence_train.recorder.sessions import end_session
+from emergence_train.tracking import tensorboard
 from emergence_train.training import auto_micro_batch, branch, fp8
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
@@ -111,6 +112,8 @@ def _train(
     if resolved:
         log(resolved)
     run = config.run_directory
+    if config.logging.tensorboard:
+        broadcast_from_rank0(tensorboard.check)
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config, held))
     if note:

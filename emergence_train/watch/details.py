@@ -16,7 +16,7 @@ CURVE_PLACES, CURVE_POINTS = (
     120,
 )  # along the log; equal in log tokens, each the mean of the steps that were read there
 PAST_FORECASTS = 6
-EVENTS = ("skipped", "spike", "rewind", "stop", "drift", "save_failed", "straggler")
+EVENTS = ("skipped", "spike", "rewind", "stop", "drift", "save_failed", "straggler", "starved")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from emergence_train.errors import InputError
-from emergence_train.models.flops import peak_flops
+from emergence_train.models.flops import flops_share
 from emergence_train.recorder.layout import step_name, step_of
 from emergence_train.recorder.log_file import LogFile, rows_of
 from emergence_train.recorder.metrics import TRAIN
@@ -183,10 +183,8 @@ def _eta(end: LogEnd, total: int | None, step: int, step_tokens: int, speed: flo
 
 
 def _mfu(header: dict, session: dict, speed: float | None) -> float | None:
-    peak, flops = peak_flops(str(session.get("device", ""))), header.get("flops_per_token")
-    if not peak or not flops or not speed:
-        return None
-    return speed * flops / (peak * session.get("processes", 1))
+    share = flops_share(header.get("flops_per_token"), str(session.get("device", "")), session.get("processes", 1))
+    return speed * share if speed and share else None
 
 
 def forecast_of(row: dict | None) -> Forecast | None:

@@ -156,7 +156,7 @@ def _events(shown: Details) -> RenderableType:
         return Text(f"none {since}", "dim")
     lines = [Text(f"{counted([event.kind for event in shown.events])} {since}")]
     for event in shown.events[-EVENTS_SHOWN:]:
-        style = "yellow" if event.kind in ("spike", "straggler") else "red"
+        style = "yellow" if event.kind in ("spike", "straggler", "starved") else "red"
         lines.append(Text.assemble(f"step {event.step:,} ", (event.kind, style), f" {event.text}"))
     return Group(*lines)
 

@@ -1,7 +1,6 @@
 """Run directories of any length, written without the project's writers: lines as RunLog writes them, and tables."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +47,18 @@ def checkpoint(file, run: Path, step: int) -> None:
     file.writelines(json.dumps(row) + "\n" for row in rows)
     position = np.arange(1, SEQUENCE + 1)
     table = {
+        "run": ["r"] * 2 * SEQUENCE,
+        "params": np.full(2 * SEQUENCE, 1000),
+        "step": np.full(2 * SEQUENCE, step),
+        "tokens": np.full(2 * SEQUENCE, step * TOKENS),
         "split": ["train"] * SEQUENCE + ["iid"] * SEQUENCE,
-        "position": np.tile(position, 2),
+        "position": np.tile(position, 2).astype(np.int32),
         "count": np.full(2 * SEQUENCE, 4),
         "loss_sum": np.concatenate([4 * (1 + 1 / position), 4 * (2 + 1 / position)]),
+        "loss_sq_sum": np.full(2 * SEQUENCE, 100.0),
+        "correct": np.full(2 * SEQUENCE, 1),
     }
-    path = run / "positions" / f"step-{step:010d}.parquet"
-    if step >= 10 or not math.log2(step) % 1:
-        pq.write_table(pa.table(table), path)
+    pq.write_table(pa.table(table), run / "positions" / f"step-{step:010d}.parquet")
 
 
 def session(run: Path, **fields) -> None:
