@@ -15,6 +15,7 @@ from emergence_train.recorder.environment import write_environment
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
+from emergence_train.training.cpu_share import CpuShare
 from emergence_train.training.forecasts import AbilityForecast, EndForecast, iid_losses
 from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Measurement, Observer, RunContext, RunSetup, Step
@@ -28,6 +29,7 @@ OBSERVERS: list[type[Observer]] = [
     CheckpointRows,
     EndForecast,
     ScreenLines,
+    CpuShare,
     TaskRows,
     SampleRows,
     AbilityForecast,
