@@ -98,6 +98,7 @@ setup(
         "matplotlib>=3.9",
         "tokenizers>=0.21",
         "safetensors>=0.5",
+        "rich>=13.7",
     ],
     extras_require={
         "flash": ["flash-attn>=2.8"],

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from emergence_train import __version__
 from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
 
+DESCRIPTION = "Pretrain language models, log the loss at every position, and forecast where the run is going."
 UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
 
 
@@ -23,8 +25,11 @@ def main(argv: list[str] | None = None) -> int:
         from emergence_kernels.bench import main as bench
 
         return bench(argv[1:])
+    parser = _parser()
+    if not argv:
+        parser.print_help()  # the error that names what is missing follows
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser.parse_args(argv)
         result = arguments.verb(arguments)
         if arguments.json and result is not None:
             print(json.dumps(result))
@@ -220,6 +225,56 @@ def _sync(arguments: argparse.Namespace) -> dict:
     return {"synced": [sync(Path(run), _log(arguments)) for run in arguments.runs]}
 
 
+def _config(arguments: argparse.Namespace) -> dict:
+    from emergence_train import config, config_listing
+
+    resolved = config.load(arguments.config, arguments.overrides)
+    if not arguments.json:
+        print(config_listing.as_yaml(resolved))
+    return config_listing.as_json(resolved)
+
+
+def _runs(arguments: argparse.Namespace) -> dict:
+    from emergence_train.watch import listing
+    from emergence_train.watch.live import console
+
+    rows = listing.list_runs([Path(arguments.directory)])
+    if not arguments.json:
+        console().print(listing.table(rows, console()))
+    return listing.as_json(rows)
+
+
+def _watch(arguments: argparse.Namespace) -> dict | None:
+    from emergence_train.watch import details, live, progress
+
+    places = [Path(run) for run in arguments.runs]
+    if arguments.json:
+        runs = progress.run_directories(places)
+        return {"runs": [details.as_json(details.details(run)) for run in runs]}
+    live.watch(places, seconds=arguments.seconds, once=arguments.once)
+    return None
+
+
+def _generate(arguments: argparse.Namespace) -> dict | None:
+    from emergence_train.cluster import launcher
+
+    with no_collection():
+        from emergence_train.evaluation.text_samples import continue_texts
+        from emergence_train.logging_config import sampling
+        from emergence_train.parallel import ranks as distributed
+
+    samples = sampling(arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed)
+    try:
+        result = continue_texts(Path(arguments.run), samples, arguments.step)
+    finally:
+        distributed.stop()
+    if not launcher.find().is_rank0:
+        return None
+    for sample in () if arguments.json else result["texts"]:
+        print(f"{sample['prompt']}{sample['text']}")
+    return result
+
+
 def _doctor(arguments: argparse.Namespace) -> dict:
     from emergence_train.doctor import doctor
 
@@ -283,9 +338,10 @@ def _parser() -> argparse.ArgumentParser:
     common = _OneLine(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser = _OneLine(prog="emergence-train", description=__doc__.split(":")[0], allow_abbrev=False)
+    parser = _OneLine(prog="emergence-train", description=DESCRIPTION, allow_abbrev=False)
     # The deepspeed launcher adds this before the verb; the environment has it too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"emergence-train {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_OneLine)
 
     def verb(name: str, function: Callable[[argparse.Namespace], dict | None], help: str) -> argparse.ArgumentParser:
@@ -296,6 +352,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, help in (
         ("prepare", _prepare, "make tokenizer, shards and validation sets"),
         ("train", _train, "train, or resume, the run of a configuration"),
+        (
+            "config",
+            _config,
+            "the resolved configuration: every key with its description, * where it is not the default",
+        ),
     ):
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
@@ -345,6 +406,25 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
+    added = verb("runs", _runs, "the runs of a directory: state, step, loss, forecast, speed, what differs")
+    added.add_argument(
+        "directory", nargs="?", default="runs", metavar="DIR", help="holds run directories (default: runs)"
+    )
+    added = verb("watch", _watch, "how runs are doing, from another terminal or node")
+    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories of them")
+    added.add_argument("--once", action="store_true", help="show it once and exit; --json does too")
+    text = "between two looks (default: 2; without a terminal a line every 30)"
+    added.add_argument("--seconds", type=float, metavar="S", help=text)
+    added = verb("generate", _generate, "let a checkpoint's model continue a text")
+    added.add_argument("run", metavar="RUN", help="a run directory")
+    added.add_argument(
+        "--prompt", action="append", required=True, metavar="TEXT", help="its beginning (may be repeated)"
+    )
+    added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
+    added.add_argument("--tokens", type=_count, default=64, metavar="N", help="tokens to add, at most (default: 64)")
+    text = "of the draws; 0: the likeliest token each time (default: 0.8)"
+    added.add_argument("--temperature", type=float, default=0.8, metavar="T", help=text)
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")

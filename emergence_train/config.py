@@ -4,14 +4,16 @@ Every wrong key, type or size is one InputError line that names the place; nothi
 """
 
 import difflib
-import re
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
+from emergence_train import config_tree, interpolation
 from emergence_train.errors import InputError
+from emergence_train.logging_config import Logging, Samples
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.presets import PRESETS
 from emergence_train.models.registry import MODELS, section_of
@@ -250,14 +252,6 @@ class Faults(Section):
     )
 
 
-class Logging(Section):
-    console_seconds: float = Field(default=5.0, ge=0, description="between console lines")
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        default="auto", description="auto: online with credentials, else offline"
-    )
-    wandb_project: str = Field(default="emergence-train", description="the project in Weights & Biases")
-
-
 class TaskConfig(Section):
     """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
     are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text); or it is lm-eval/NAME,
@@ -284,7 +278,10 @@ class TaskConfig(Section):
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the run and of its directory")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="name of the run and of its directory; auto: made of the file's name and of what was changed",
+    )
     out: str = Field(default="runs", description="directory that holds run directories")
     seed: int = Field(default=1, ge=0, lt=2**63, description="seed of the weights and of the order of samples")
     data: Data = Field(description="text, tokenizer, validation sets")
@@ -294,6 +291,7 @@ class Config(Section):
     faults: Faults = Field(default=Faults(), description="anomalies and lost processes")
     logging: Logging = Field(default=Logging(), description="console and Weights & Biases")
     tasks: list[TaskConfig] = Field(default=[], description="downstream tasks, scored at every checkpoint")
+    samples: Samples = Field(default=Samples(), description="text that the model writes at every checkpoint")
     abilities: str | None = Field(
         default=None,
         description="result.json of an earlier `analyze emergence`: every checkpoint forecasts at how "
@@ -355,12 +353,23 @@ class Config(Section):
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The configuration in the YAML file `path` with `a.b=value` overrides applied; values are parsed as YAML.
 
-    `model.preset: NAME` stands for that preset's sizes, which other keys under `model` then change.
+    `model.preset: NAME` stands for that preset's sizes, which other keys under `model` then change. `name: auto` and `${key}` in
+    the name, `out` and `logging` are replaced (interpolation.py).
     """
-    tree = _read_yaml(Path(path))
+    tree = config_tree.read(Path(path))
     for override in overrides:
-        _apply(tree, override)
+        _expand_mode(tree)
+        config_tree.apply(tree, override)
     _expand_preset(tree, path)
+    if interpolation.wanted(tree):
+        values = _validated(tree | {"name": interpolation.AUTO, "out": "runs", "logging": {}}, path)
+        tree = interpolation.interpolate(
+            tree, values.model_dump(mode="json"), os.environ, origin=Path(path).stem, overrides=overrides
+        )
+    return _validated(tree, path)
+
+
+def _validated(tree: dict, path: str | Path) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -374,81 +383,11 @@ def load_run(run: Path) -> Config:
     return load(run / "config.yaml")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 5e3 is a number, and a duplicate key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is listed twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: a configuration is a mapping of keys to values; see configs/ for examples")
-    return tree
-
-
-def _apply(tree: dict, override: str) -> None:
-    """Set one `a.b.c=value`."""
-    dotted, sign, text = override.partition("=")
-    keys = dotted.split(".")
-    if not sign or not all(keys):
-        raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
-    try:
-        value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        shown = override if len(override) <= 200 else f"{override[:200]}..."
-        raise InputError(f"override {shown!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
-    if isinstance(value, str):
-        value = _number(value)
-    node: Any = tree
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        place: str | int = key  # an index where the node is a list
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise InputError(
-                    f"override {override!r}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
-                    f"use an index from 0 to {len(node) - 1}"
-                )
-            place = int(key)
-        elif not isinstance(node, dict):
-            raise InputError(f"override {override!r}: {'.'.join(keys[:depth])} is a value, not a section; set that")
-        if last:
-            node[place] = value
-        else:
-            node = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
-            if node is None:
-                raise InputError(
-                    f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file; give it there"
-                )
-
-
-def _number(text: str) -> Any:
-    """Convert strings such as 3e-4, which YAML 1.1 does not read as numbers."""
-    try:
-        return float(text) if any(character.isdigit() for character in text) else text
-    except ValueError:
-        return text
+def _expand_mode(tree: dict) -> None:
+    """`logging.wandb: offline` as a section, so that an override may set a key in it."""
+    logging = tree.get("logging")
+    if isinstance(logging, dict) and isinstance(logging.get("wandb"), str):
+        logging["wandb"] = {"mode": logging["wandb"]}
 
 
 def _expand_preset(tree: dict, path: str | Path) -> None:

@@ -123,6 +123,13 @@ def config(says: str, wrong: str, right: str = "") -> Row:
 
 
 CONFIG = [
+    config("has no variable {}; set it or leave", "name=a-${NOWHERE}", "name=a"),
+    config("has no value {}; give a key such as", "name=a-${training.lr}", "name=a-${training.schedule.lr}"),
+    config(
+        "and they differ; leave wandb_project out",
+        "logging.wandb_project=a logging.wandb.project=b",
+        "logging.wandb.project=b",
+    ),
     config("domain {} must have exactly one of files, hub and sample (has: {})", "data.sources.0.hub=x"),
     config("domain name {} is taken by a split of the tables; choose another", "data.sources.0.domain=iid"),
     config("give exactly one of vocab_size, file and hub (has: {})", "data.tokenizer.hub=x"),

@@ -259,7 +259,13 @@ TWO = "Step,a - loss,b - loss\n" + "".join(f"{k},{2 + k**-0.3},{3 + k**-0.3}\n" 
 TEXT = "".join(f"iter {k}: loss {2 + k**-0.3}, time 1.0ms, mfu 1%\n" for k in range(1, 31))
 LINES = "".join(json.dumps({"step": k, "loss": 2 + k**-0.3}) + "\n" for k in range(1, 31))
 HISTORY = [{"step": k, "loss": 2 + k**-0.3} for k in range(1, 31)]
+HEADER = '{"kind": "run", "run": "r", "params": 1, "sequence": 8, "batch": 1}\n'
 LOGS = [
+    Row(
+        "name a run directory, or one that holds run directories",
+        lambda at: ["runs", str(at.write("none/x", "").parent)],
+        lambda at: ["runs", str(at.write("runs/r/metrics.jsonl", HEADER).parent.parent)],
+    ),
     log("unknown; choose auto, table, {}", PLAIN, "--format", "csv", wrong=("--format", "w&b")),
     log("write it as OURS=NAME with one of {}", PLAIN, "--column", "loss=loss", wrong=("--column", "los=loss")),
     log("has no run {} (it has {}); give --run one of these", TWO, "--run", "a", wrong=("--run", "c")),

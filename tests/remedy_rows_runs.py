@@ -79,6 +79,11 @@ def other_data(at: At, *over: str) -> list[str]:
 
 RUNS = [
     Row(
+        "ask for fewer tokens or shorten the prompt",
+        lambda at: ["generate", str(at.run()), "--prompt", "a", "--tokens", "10000"],
+        lambda at: ["generate", str(at.folder / "runs" / "run"), "--prompt", "a", "--tokens", "4"],
+    ),
+    Row(
         "is a run with {} = {}, not {}; choose another name or restore the configuration",
         lambda at: [*done(at), "training.schedule.lr=0.02"],
         lambda at: [*done(at), "training.schedule.lr=0.02", "name=other"],

@@ -47,6 +47,18 @@ def test_help_names_every_verb():
         assert f"    {verb}" in done.stdout
 
 
+def test_no_verb_shows_the_help_and_version_the_version(capsys):
+    from emergence_train import __version__, cli
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2 and "    train " in shown.out and "required: VERB" in shown.err
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"emergence-train {__version__}\n"
+
+
 def test_doctor_says_what_will_be_used(monkeypatch):
     report = json.loads(command("doctor", "--json").stdout)
     assert report["kernels"]["attention"]["chosen"] == "torch" and report["versions"]["deepspeed"]

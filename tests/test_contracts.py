@@ -14,6 +14,7 @@ from emergence_train.section import Section
 COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
+    "config": "config overrides",
     "evaluate": "run --step --tasks --split",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
@@ -21,6 +22,9 @@ COMMANDS = {
     "analyze emergence": "tables --out --pdf",
     "report": "runs --out",
     "export": "run --step --format --dtype out",
+    "runs": "directory",
+    "generate": "run --prompt --step --tokens --temperature --seed",
+    "watch": "runs --once --seconds",
     "sync": "runs",
     "doctor": "",
 }
@@ -45,7 +49,9 @@ KEYS = {
     "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous "
     "local_path",
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
-    "logging": "console_seconds wandb wandb_project",
+    "logging": "console_seconds wandb wandb_project tensorboard",
+    "logging.wandb": "mode project entity group tags notes job_type system",
+    "samples": "prompts tokens temperature seed",
     "tasks": "task name items file shots seed",
 }
 COLUMNS = {
@@ -72,8 +78,9 @@ RUN_DIRECTORY = {
 ROWS = {  # of metrics.jsonl, by kind
     "run": "kind run params parameters vocabulary sequence batch flops_per_token total_tokens",
     "train": "kind step tokens loss grad_norm lr tokens_per_second",
-    "validation": "kind step tokens seconds loss bits_per_byte log_pplu",
+    "validation": "kind step tokens seconds memory loss bits_per_byte log_pplu",
     "evaluation": "kind step tokens seconds share_of_training cut_requests value",
+    "samples": "kind step tokens texts",
 }
 TEMPORAL = {
     "runs": "run split fit_fraction fit_until_tokens selected forecast final models",
@@ -87,6 +94,12 @@ EMERGENCE = {
     "tasks.size_effect": "value low95 high95 p",
 }
 WEIGHTS = {"rows": "variant split region step seeds loss difference low95 high95 p"}
+TRACKED = {  # names in Weights & Biases and TensorBoard
+    "train": "step tokens train/loss train/grad_norm train/lr perf/tokens_per_second perf/mfu",
+    "validation": "step tokens val/iid/loss val/ood/loss val/iid/bits_per_byte val/iid/log_pplu perf/memory",
+    "evaluation": "step tokens tasks/copying/acc perf/share_of_tasks",
+    "samples": "step tokens samples",
+}
 OPERATORS = """attention attention_backward attention_sinks_gradient fp8_linear fp8_linear_backward linear_cross_entropy
     linear_cross_entropy_backward position_loss rms_norm rms_norm_backward rotary rotary_attention rotary_attention_backward
     scale swiglu swiglu_backward"""
@@ -106,14 +119,13 @@ def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, set[s
 
 
 def keys(section: type[Section], name: str = "") -> dict[str, set[str]]:
-    """The keys of every section that are no sections themselves."""
+    """The keys of every section."""
     names: dict[str, set[str]] = {name: set()}
     for key, field in section.model_fields.items():
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
         inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
-        if inner is None:
-            names[name].add(key)
-        else:
+        names[name].add(key)
+        if inner is not None:
             names |= keys(inner, f"{name}.{key}".strip("."))
     return names
 
@@ -160,13 +172,16 @@ def test_the_names_of_the_operators():
 
 def test_a_run_directory_and_its_rows(config_file, tmp_path):
     from emergence_train import config
+    from emergence_train.tracking.points import view
     from emergence_train.training.run import train
 
     over = ["training.tokens=1024", "checkpoints.every_tokens=1024", "tasks=[{task: copying, items: 4}]"]
+    over += ["samples={prompts: [The], tokens: 4}"]
     run = train(config.load(config_file, over), lambda line: None)
     assert {path for path in RUN_DIRECTORY if not (run / path).is_file()} == set()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert_holds({row["kind"]: set(row) for row in rows}, ROWS)
+    assert_holds({row["kind"]: set(view(row, 1e-9) or ()) for row in rows}, TRACKED)
 
 
 def analysed(capsys, *arguments: str) -> dict:

@@ -21,9 +21,9 @@ FLOORS = (
     ("files",),
     ("cluster",),
     ("recorder",),
-    ("models", "optim", "callbacks"),
+    ("models", "optim", "callbacks", "logging_config", "interpolation", "config_tree"),
     ("config",),
-    ("parallel", "tracking"),
+    ("parallel", "tracking", "config_listing"),
     ("checkpoint", "faults", "data"),
     ("evaluation",),
     (
@@ -39,7 +39,7 @@ FLOORS = (
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),
-    ("report", "training", "convert", "doctor", "notebook"),
+    ("report", "training", "convert", "doctor", "notebook", "watch"),
     ("cli",),
     ("__main__",),
 )
@@ -56,6 +56,7 @@ TRAINING_ONLY += ("optim.base", "optim.adamw", "optim.groups", "optim.registry")
 NEVER = {
     "analysis": TRAINING_ONLY,
     "report": TRAINING_ONLY,
+    "watch": tuple(name for name in TRAINING_ONLY if name != "models"),  # of which it takes the devices' rates
 }
 # Modules of the analyses that may draw or write files; the others return results
 WRITERS = {

@@ -91,6 +91,7 @@ EXEMPT = {  # of a message: why it has no row
     "{}: cannot be read ({}); is this a run directory?": "a question, answered by naming one",
     "kind {} is unknown; known: {}": "a list to choose from; test_config.py",
     "W&B was not updated": "the network",
+    "logging.tensorboard needs a package": "a missing package; tracking/test_tensorboard.py",
     "exclude that machine and run again": "a broken machine; faults",
     "fix that and run the same command: it resumes": "a disk that fails; faults",
     "and there is no checkpoint to go back to; {}": "its remedy is the row `lower training.schedule.lr`",
@@ -131,7 +132,7 @@ def pattern(says: str) -> str:
 
 def call(arguments: list[str]) -> tuple[int, str]:
     """The command's exit code and what it says: in this process, but a model only once in each."""
-    if arguments[0] in ("train", "evaluate", "sync"):
+    if arguments[0] in ("train", "evaluate", "generate", "sync"):
         done = command(*arguments)
         return done.returncode, done.stderr
     written = io.StringIO()

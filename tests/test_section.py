@@ -22,10 +22,12 @@ TAKE_THE_TREE = {
 }
 # Who reads a configuration from a file: the commands, and what compares a run with an older one.
 READ_THE_TREE = {
+    "cli._config",
     "cli._prepare",
     "cli._train",
     "convert.hf_export.export",
     "evaluation.offline.evaluate",
+    "evaluation.text_samples.continue_texts",
     "tracking.sync.sync",
     "training.branch.begin",
     "training.startup._extended",

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from emergence_train.config import TaskConfig
+from emergence_train.config import Samples, TaskConfig
 from emergence_train.data.dataset import Dataset
+from emergence_train.data.tokenizer import load_file
 from emergence_train.evaluation.comparable import comparable, unigram_losses
 from emergence_train.evaluation.suite import Suite
+from emergence_train.evaluation.text_samples import TextSamples
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
 
@@ -17,14 +19,20 @@ if TYPE_CHECKING:
 
 class Scores(NamedTuple):
     rows: list[dict]  # rows of metrics, see evaluation.metrics
-    seconds: float
+    seconds: float  # of the tasks
+    texts: list[dict[str, str]]  # prompt and text of each sample
 
 
 class Evaluator:
-    """Scores the tasks of a run; raises InputError where a task or its data are unavailable."""
+    """Scores the tasks of a run and writes its samples; raises InputError where a task or its data are unavailable, or a
+    prompt too long."""
 
-    def __init__(self, tasks: list[TaskConfig], dataset: Dataset) -> None:
+    def __init__(self, tasks: list[TaskConfig], dataset: Dataset, samples: Samples | None = None) -> None:
         self.dataset = dataset
+        self.texts: TextSamples | None = None
+        if samples is not None and samples.prompts:
+            tokenizer, end = load_file(dataset.root / "tokenizer.json"), dataset.index["tokenizer"]["end_of_text"]
+            self.texts = TextSamples(samples, tokenizer, end, dataset.sequence)
         self.suite = Suite(tasks, dataset, dataset.sequence) if tasks else None
 
     @cached_property
@@ -47,9 +55,10 @@ class Evaluator:
         return self.suite.cut if self.suite else 0
 
     def score(self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None) -> Scores:
-        """Score the tasks. Collective: all ranks call it; `each_batch` is called before each batch on all ranks and may
-        raise to stop."""
-        return Scores(*self.suite.score(model, mesh, each_batch)) if self.suite else Scores([], 0.0)
+        """Score the tasks and write the samples. Collective: all ranks call it; `each_batch` is called before each batch on
+        all ranks and may raise to stop."""
+        rows, seconds = self.suite.score(model, mesh, each_batch) if self.suite else ([], 0.0)
+        return Scores(rows, seconds, self.texts.write(model, mesh, each_batch) if self.texts else [])
 
     def table(self, scores: Scores, *, run: str, params: int, step: int, tokens: int, losses: dict) -> "pd.DataFrame":
         """The `evaluations` table of one checkpoint; `losses` are its mean losses by split, nats per token."""

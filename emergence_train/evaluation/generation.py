@@ -1,4 +1,4 @@
-"""Greedy generation with a key-value cache, batches distributed over the ranks.
+"""Generation with a key-value cache, greedy or sampled, batches distributed over the ranks.
 
 Under ZeRO-3 every forward pass gathers weights from all ranks, so all must run the same number: a rank whose texts are finished,
 or that has none, runs until those of the others are.
@@ -14,6 +14,32 @@ from emergence_train.parallel.ranks import all_reduce_sum
 
 ROWS = 16  # prompts generated together
 
+Choose = Callable[[torch.Tensor, list[int]], torch.Tensor]  # (logits [B, V], the prompts' numbers) -> next tokens [B]
+
+
+def greedy(logits_BV: torch.Tensor, prompts: list[int]) -> torch.Tensor:
+    """The likeliest tokens."""
+    return logits_BV.argmax(-1)
+
+
+def sampled(temperature: float, seed: int) -> Choose:
+    """Draw from softmax(logits / temperature); 0 is greedy. Each prompt has a generator of its own, seeded by (seed, its
+    number), so its text depends on neither the others nor the number of ranks."""
+    if temperature == 0:
+        return greedy
+    generators: dict[int, torch.Generator] = {}
+
+    def choose(logits_BV: torch.Tensor, prompts: list[int]) -> torch.Tensor:
+        shares = (logits_BV.float() / temperature).softmax(-1).cpu()
+        drawn = []
+        for share, prompt in zip(shares, prompts):
+            if prompt not in generators:
+                generators[prompt] = torch.Generator().manual_seed((seed << 20) + prompt)
+            drawn.append(torch.multinomial(share, 1, generator=generators[prompt]))
+        return torch.cat(drawn).to(logits_BV.device)
+
+    return choose
+
 
 @torch.no_grad()
 def generate(
@@ -23,8 +49,10 @@ def generate(
     finished: Callable[[list[int]], bool],
     mesh: Mesh,
     each_batch: Callable[[], None] = lambda: None,
+    *,
+    choose: Choose = greedy,
 ) -> list[list[int]]:
-    """Generate at most `most` tokens for each prompt, greedily; the same on every rank. Collective: all ranks call it.
+    """Generate at most `most` tokens for each prompt; the same on every rank. Collective: all ranks call it.
 
     `model` is a LanguageModel or an engine around one. `finished(ids)` says after each token whether a text is done. Prompts of
     equal length go together; a prompt and what is generated must fit in the model's max_sequence.
@@ -44,7 +72,7 @@ def generate(
         cache = model.new_cache()
         tokens = torch.tensor([prompts[row] for row in rows], device=mesh.device)
         for _ in range(most):
-            tokens = model(tokens, cache=cache).argmax(-1, keepdim=True)
+            tokens = choose(model(tokens, cache=cache), rows)[:, None]
             for row, token in zip(rows, tokens[:, 0].tolist()):
                 if row in going:
                     texts[row].append(token)

@@ -11,10 +11,8 @@ from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.evaluation.positions import validate
+from emergence_train.evaluation.saved_model import load_model
 from emergence_train.evaluation.score_tables import write
-from emergence_train.models.config import ModelConfig
-from emergence_train.models.language_model import LanguageModel
-from emergence_train.models.registry import build_model
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, start
 
 BATCH = 8  # validation sequences in a forward pass
@@ -89,13 +87,3 @@ def chosen(tasks: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]
     """The run's tasks, or those in `names`: its own by name, otherwise generated ones."""
     own = {task.name or task.task: task for task in tasks}
     return [own.get(name, TaskConfig(task=name)) for name in names] if names else tasks
-
-
-def load_model(config: ModelConfig, checkpoint: Path) -> LanguageModel:
-    """Load the model with a verified checkpoint's weights in float32, saved at any ZeRO stage and world size."""
-    model, weights = build_model(config), checkpoints.read_weights(checkpoint)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if {name: weight.shape for name, weight in weights.items()} != shapes:
-        raise InputError(f"{checkpoint}: holds a model of another shape; restore the config.yaml of its run")
-    model.load_state_dict(weights, strict=False)  # a tied matrix is saved under its first name alone
-    return model

@@ -14,3 +14,9 @@ PEAK_BF16 = {
 def peak_flops(device_name: str) -> float | None:
     """The dense bf16 peak of a device, FLOP/s, or None where it is unknown (then MFU is not logged)."""
     return next((peak for name, peak in PEAK_BF16.items() if name in device_name), None)
+
+
+def flops_share(flops_per_token: float | None, device_name: str, devices: int) -> float | None:
+    """MFU of one token/s: flops_per_token over the peak of all devices; None where either is not known."""
+    peak = peak_flops(device_name)
+    return flops_per_token / (peak * devices) if peak and flops_per_token else None

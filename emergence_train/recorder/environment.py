@@ -1,42 +1,24 @@
 """environment.json of a run: versions, device and commit of each start; also recorded with benchmarks."""
 
-import datetime
 import importlib.metadata
-import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from emergence_train import files
 from emergence_train.cluster import slurm
+from emergence_train.recorder.sessions import add_session, now
 
 PACKAGES = ("torch", "triton", "deepspeed", "numpy", "pyarrow", "tokenizers", "wandb", "flash-attn", "emergence-train")
 
 
 def write_environment(directory: Path, world: int, device: torch.device, resumed_from: int) -> None:
     """Add this start of the run to environment.json: versions, device, commit, command, Slurm's job."""
-    path = directory / "environment.json"
-    try:
-        sessions = json.loads(path.read_text())["sessions"]
-    except (OSError, ValueError, KeyError):
-        sessions = []
-    sessions.append(
-        {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "resumed_from_step": resumed_from,
-            "command": sys.argv,
-            "host": socket.gethostname(),
-            "processes": world,
-            "slurm": slurm.job(os.environ),
-            **environment(device),
-        }
-    )
-    files.write_json(path, {"sessions": sessions})
+    session = {"started": now(), "resumed_from_step": resumed_from, "command": sys.argv, "processes": world}
+    add_session(directory, session | {"slurm": slurm.job(os.environ)} | environment(device))
 
 
 def environment(device: torch.device) -> dict:
@@ -84,3 +66,13 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return described.stdout.strip() or None
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had at most: of its GPU where it has one, else of the machine's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource  # Unix only
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,11 +1,11 @@
 """Update Weights & Biases from a run's own files, after a failure of network, disk or machine.
 
 Online, the points missing on the server are sent; the x-axis of every chart is tokens, so their order does not matter.
-Offline, the whole run is written as a new offline run, which `wandb sync` uploads.
+Offline, the whole run is written as a new offline run, which `wandb sync` uploads, in the place of those before it.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,19 @@ import yaml
 from emergence_train.config import Config
 from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import tables
-from emergence_train.tracking.wandb import INIT_SECONDS, against_tokens, chart, chosen_mode, init_settings, view
+from emergence_train.recorder.sessions import alive, read_sessions
+from emergence_train.tracking.points import BY_POSITION, Point, name_of, points, tokens_of
+from emergence_train.tracking.wandb import (
+    INIT_SECONDS,
+    chosen_mode,
+    define_axes,
+    init_settings,
+    log_point,
+    remove_older,
+    wandb_options,
+)
 
-# The chart that identifies a kind of row on the server; rows of tasks by their first one.
-CHARTS = {"train": "loss", "validation": "validation/iid", "forecast": "forecast/loss"}
-BY_POSITION = "loss_by_position"
+VALIDATION = "val/"
 
 
 def sync(run: Path, log: Callable[[str], None]) -> dict:
@@ -29,64 +37,64 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
         raise InputError(
             f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]}); is this a run directory?"
         ) from None
-    mode = chosen_mode(config.logging.wandb)
+    mode = chosen_mode(config.logging.wandb.mode)
     if mode == "disabled":
         raise InputError(
             f"{run}: W&B is disabled (logging.wandb of its config.yaml, or WANDB_MODE); set it to offline or online"
         )
-    points = list(_points(run))
+    keys = [(name_of(point), tokens_of(point)) for point in points(run)]  # the points themselves are read again: tables
     header = next((row for row in tables.read_metrics(run) if row["kind"] == "run"), {})
     shown = config.model_dump(mode="json") | {key: value for key, value in header.items() if key != "kind"}
-    settings = init_settings(config.logging.wandb_project, config.name, run, shown, mode)
+    settings = init_settings(config.logging.wandb, config.name, run, shown, mode)
     os.environ.setdefault("WANDB_SILENT", "true")
     try:
         import wandb
 
-        known = _known(wandb, settings, {known_by for (known_by, _), _ in points}) if mode == "online" else set()
-        missing = [values for key, values in points if key not in known]
+        known = _known(wandb, settings, {name for name, _ in keys}) if mode == "online" else set()
+        missing = sum(key not in known for key in keys)
         if not missing:
-            log(f"{run}: W&B is up to date ({len(points):,} points)")
+            log(f"{run}: W&B is up to date ({len(keys):,} points)")
             return {"run": str(run), "mode": mode, "sent": 0}
-        remote = wandb.init(
-            **settings, settings=wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
+        folder = _send(
+            wandb, settings, (point for point in points(run) if (name_of(point), tokens_of(point)) not in known)
         )
-        against_tokens(remote)
-        for values in missing:
-            remote.log({name: value() if callable(value) else value for name, value in values.items()})
-        folder = Path(remote.dir).parent
-        remote.finish()
     except Exception as error:  # any error of W&B: the run's files are untouched
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{run}: W&B was not updated ({reason}); try again when it can be reached") from None
-    done = f"upload it with: wandb sync {folder}" if mode == "offline" else "up to date"
-    log(f"{run}: {len(missing):,} of {len(points):,} points sent, {mode}; {done}")
-    return {"run": str(run), "mode": mode, "sent": len(missing)}
+    done = "up to date"
+    if mode == "offline":
+        done = f"upload it with: wandb sync {folder}"
+        sessions = read_sessions(run)
+        if not sessions or "ended" in sessions[-1] or alive(sessions[-1]) is False:  # no process writes to the others
+            remove_older(run, settings["id"], folder)
+    log(f"{run}: {missing:,} of {len(keys):,} points sent, {mode}; {done}")
+    return {"run": str(run), "mode": mode, "sent": missing}
 
 
-def _points(run: Path) -> Iterator[tuple[tuple[str, int], dict]]:
-    """((chart, tokens), values) as training sends them (wandb.view); for a table a function that returns its chart."""
-    for row in tables.read_metrics(run):
-        if (values := view(row)) is not None:
-            known_by = CHARTS.get(row["kind"]) or next(name for name in values if name != "tokens")
-            yield (known_by, values["tokens"]), values
-    for path in sorted((run / "positions").glob("step-*.parquet")):
-        table = tables.read(tables.POSITIONS, path)
-        tokens = int(table["tokens"].iloc[0])
-        yield (BY_POSITION, tokens), {"tokens": tokens, BY_POSITION: lambda table=table: chart(table)}
+def _send(wandb: Any, settings: dict, missing: Iterable[Point]) -> Path:
+    """Send points; return W&B's own directory of them. This machine is not that of the run: its use is not sent."""
+    remote = wandb.init(**settings, settings=wandb_options(wandb, system=False))
+    define_axes(remote)
+    for point in missing:
+        log_point(remote, point)
+    folder = Path(remote.dir).parent
+    remote.finish()
+    return folder
 
 
-def _known(wandb: Any, settings: dict, charts: set[str]) -> set[tuple[str, int]]:
-    """The (chart, tokens) of `charts` that the server has; none where it has no such run."""
+def _known(wandb: Any, settings: dict, names: set[str]) -> set[tuple[str, int]]:
+    """The (name, tokens) of `names` that the server has; none where it has no such run."""
     api = wandb.Api(timeout=INIT_SECONDS)
+    owner = settings.get("entity") or api.default_entity
     path = f"{settings['project']}/{settings['id']}"
     try:
-        remote = api.run(path if not api.default_entity else f"{api.default_entity}/{path}")
+        remote = api.run(f"{owner}/{path}" if owner else path)
     except (ValueError, wandb.errors.CommError) as error:
         if "not find" in str(error).lower() or "not found" in str(error).lower():
             return set()
         raise
     known = set()
-    for name in sorted(charts - {BY_POSITION}):
+    for name in sorted(names - {BY_POSITION}):
         known |= {(name, row["tokens"]) for row in remote.scan_history(keys=["tokens", name])}
     # A chart is a table with its own key, sent with its checkpoint's validation row.
-    return known | {(BY_POSITION, tokens) for name, tokens in known if name == CHARTS["validation"]}
+    return known | {(BY_POSITION, tokens) for name, tokens in known if name.startswith(VALIDATION)}

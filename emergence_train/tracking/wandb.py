@@ -10,70 +10,79 @@ import json
 import os
 import queue
 import secrets
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from emergence_train.config import Logging
 from emergence_train.errors import RunError
 from emergence_train.files import write_json
+from emergence_train.logging_config import Wandb
+from emergence_train.tracking.points import AXES, BY_POSITION, Point
 
 QUEUE = 10_000
 ID_FILE = "wandb.json"  # in the run directory
+PROJECT = "emergence-train"
 CURVE_POINTS = 64
 INIT_SECONDS = 20  # seconds for the server to answer
 PATIENCE_SECONDS = 45  # seconds at the end for queued rows
 
 
 class Mirror:
-    """The mirror, on rank 0. With `mode` disabled every method does nothing."""
+    """The mirror, on rank 0. With the mode disabled every method does nothing.
 
-    def __init__(self, logging: Logging, run: str, directory: Path, shown: dict, log: Callable[[str], None]) -> None:
-        self.log = log
+    `history`: what was sent before this start. W&B begins another directory at each offline start; it gets the whole run, and the
+    earlier ones are removed, so that there is one to upload.
+    """
+
+    def __init__(
+        self,
+        wandb: Wandb,
+        run: str,
+        directory: Path,
+        shown: dict,
+        log: Callable[[str], None],
+        history: Callable[[], Iterable[Point]] | None = None,
+    ) -> None:
+        self.log, self.directory, self.history = log, directory, history
         self.rows: queue.Queue = queue.Queue(QUEUE)
         self.dropped = 0
         self.thread = None
-        mode = chosen_mode(logging.wandb)
+        mode = chosen_mode(wandb.mode)
         if mode == "disabled":
             return
-        settings = init_settings(logging.wandb_project, run, directory, shown, mode)
-        self.thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
+        settings = init_settings(wandb, run, directory, shown, mode)
+        self.thread = threading.Thread(target=self._work, args=(settings, wandb.system), daemon=True, name="wandb")
         self.thread.start()
 
-    def send(self, values: dict) -> None:
-        """Queue values at `values["tokens"]`, the x-axis of every chart."""
-        self._put(values)
-
-    def positions(self, table: pd.DataFrame) -> None:
-        """Queue a chart of a checkpoint's loss by position, a line per split."""
-        self._put(table)
+    def send(self, point: Point) -> None:
+        """Queue values with their step and tokens, or a checkpoint's positions table for a chart of loss by position."""
+        if self.thread is None or not self.thread.is_alive():
+            return
+        try:
+            self.rows.put_nowait(point)
+        except queue.Full:
+            self.dropped += 1
 
     def close(self, patience: float | None = None) -> None:
         """Wait for queued rows, for at most the given seconds."""
         patience = PATIENCE_SECONDS if patience is None else patience
         if self.thread is None:
             return
-        self._put(None)
+        with contextlib.suppress(queue.Full):
+            self.rows.put_nowait(None)
         self.thread.join(patience)
         if self.thread.is_alive():
             self.log(f"W&B did not finish in {patience:g} s and was abandoned; the run's own files are complete")
         if self.dropped:
             self.log(f"W&B was too slow for {self.dropped} rows; the run's own files have them")
 
-    def _put(self, item: dict | pd.DataFrame | None) -> None:
-        if self.thread is None or not self.thread.is_alive():
-            return
-        try:
-            self.rows.put_nowait(item)
-        except queue.Full:
-            self.dropped += 1
-
-    def _start(self, wandb: Any, settings: dict) -> Any:
+    def _start(self, wandb: Any, settings: dict, system: bool) -> Any:
         """Start a W&B run; offline where the server does not answer in time (`wandb sync` uploads it later)."""
-        options = wandb.Settings(init_timeout=INIT_SECONDS, _disable_stats=True, console="off")
+        options = wandb_options(wandb, system)
         try:
             return wandb.init(**settings, settings=options)
         except Exception as error:
@@ -83,18 +92,19 @@ class Mirror:
             self.log(f"W&B cannot be reached ({reason}); it is kept offline under {settings['dir']}/wandb")
             return wandb.init(**settings | {"mode": "offline", "resume": None}, settings=options)
 
-    def _work(self, settings: dict) -> None:
+    def _work(self, settings: dict, system: bool) -> None:
         try:
             os.environ.setdefault("WANDB_SILENT", "true")
             import wandb
 
-            run = self._start(wandb, settings)
-            against_tokens(run)
-            while (item := self.rows.get()) is not None:
-                if isinstance(item, pd.DataFrame):
-                    run.log({"tokens": int(item["tokens"].iloc[0]), "loss_by_position": chart(item)})
-                else:
-                    run.log(item)
+            run = self._start(wandb, settings, system)
+            define_axes(run)
+            if self.history is not None and settings["mode"] == "offline":
+                for point in self.history():
+                    log_point(run, point)
+                remove_older(self.directory, settings["id"], Path(run.dir).parent)
+            while (point := self.rows.get()) is not None:
+                log_point(run, point)
             run.finish()
         except Exception as error:
             self.log(
@@ -102,10 +112,13 @@ class Mirror:
             )
 
 
-def init_settings(project: str, run: str, directory: Path, shown: dict, mode: str) -> dict:
-    """Arguments of wandb.init for the run of this name; `shown` is its configuration there."""
+def init_settings(wandb: Wandb, run: str, directory: Path, shown: dict, mode: str) -> dict:
+    """Arguments of wandb.init for the run of this name; `shown` is its configuration there. What the section leaves open is
+    not among them, so that W&B's environment variables decide."""
+    given = {name: getattr(wandb, name) for name in ("entity", "group", "tags", "notes", "job_type")}
     return {
-        "project": project,
+        "project": wandb.project or os.environ.get("WANDB_PROJECT") or PROJECT,
+        **{name: value for name, value in given.items() if value},
         # A run that was moved from where its name says is not to be taken for the one that is there now.
         "name": run if directory.resolve().name == run else f"{run} ({directory.resolve().name})",
         "id": run_id(directory),
@@ -116,9 +129,13 @@ def init_settings(project: str, run: str, directory: Path, shown: dict, mode: st
     }
 
 
+def wandb_options(wandb: Any, system: bool) -> Any:
+    return wandb.Settings(init_timeout=INIT_SECONDS, x_disable_stats=not system, console="off")
+
+
 def run_id(directory: Path) -> str:
     """The run's id in W&B, made once and kept in its directory: a restart resumes the W&B run, a moved directory stays the
-    same run, and a copy beside its original, or another run at its old place, is another."""
+    same run, and a copy beside its original, or another run at its old place, is another. Of a sweep, the agent's."""
     file, here = directory / ID_FILE, str(directory.resolve())
     known = _known_id(file)
     if known is not None:
@@ -129,7 +146,7 @@ def run_id(directory: Path) -> str:
     elif (directory / "wandb").is_dir():  # begun before the id was kept, when it was made of the path
         chosen = hashlib.sha256(here.encode()).hexdigest()[:16]
     else:
-        chosen = secrets.token_hex(8)
+        chosen = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
     with contextlib.suppress(RunError, OSError):  # W&B stops no run
         write_json(file, {"id": chosen, "path": here})
     return chosen
@@ -143,32 +160,33 @@ def _known_id(file: Path) -> dict | None:
         return None
 
 
-def view(row: dict) -> dict | None:
-    """The charts of a line of metrics.jsonl as {chart: value} with its tokens; None where it has none."""
-    kind = row["kind"]
-    if kind == "train":
-        return {key: value for key, value in row.items() if key not in ("kind", "step")}
-    if kind == "validation":
-        folder, values = "validation", row["loss"]
-    elif kind == "evaluation":
-        folder, values = "tasks", row["value"]
-        if row.get("share_of_training") is not None:
-            values = values | {"share_of_training": row["share_of_training"]}
-    elif kind == "abilities":  # tokens are null where the ability is not gained before the end
-        folder, values = "abilities", {name: value for name, value in row["value"].items() if value is not None}
-    elif kind == "straggler":
-        folder, values = "straggler", {name: row[name] for name in ("rank", "seconds", "share")}
-    elif kind == "forecast" and "loss" in row:
-        folder, values = "forecast", {k: value for k, value in row.items() if k not in ("kind", "step", "tokens")}
-    else:
-        return None
-    return {"tokens": row["tokens"]} | {f"{folder}/{name}": value for name, value in values.items()}
+def remove_older(directory: Path, id: str, kept: Path) -> None:
+    """Remove the directories of earlier offline starts of the run: `kept` has all that they have."""
+    for path in (directory / "wandb").glob(f"offline-run-*-{id}"):
+        if path.resolve() != kept.resolve():
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def against_tokens(run: Any) -> None:
-    """Set tokens as the x-axis of every chart, so that late rows are placed correctly."""
-    run.define_metric("tokens")
+def define_axes(run: Any) -> None:
+    """Set tokens as the x-axis of every chart, so that late rows are placed correctly; step may be chosen in its place."""
+    for name in AXES:
+        run.define_metric(name)
     run.define_metric("*", step_metric="tokens")
+
+
+def log_point(run: Any, point: Point) -> None:
+    """Send a point: a positions table as a chart, samples as a table."""
+    if isinstance(point, pd.DataFrame):
+        axes = {name: int(point[name].iloc[0]) for name in AXES}
+        run.log(axes | {BY_POSITION: chart(point)})
+        return
+    values = dict(point)
+    if "samples" in values:
+        import wandb
+
+        rows = [[sample["prompt"], sample["text"]] for sample in values["samples"]]
+        values["samples"] = wandb.Table(columns=["prompt", "text"], data=rows)
+    run.log(values)
 
 
 def chosen_mode(wanted: str) -> str:

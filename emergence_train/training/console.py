@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from emergence_train.models.flops import peak_flops
+from emergence_train.models.flops import flops_share
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.recorder.environment import device_name
 from emergence_train.training.plan import Plan
@@ -22,9 +22,7 @@ class Console:
         self, plan: Plan, flops_per_token: float, mesh: Mesh, every_seconds: float, log: Callable[[str], None]
     ) -> None:
         self.plan, self.log, self.every = plan, log, every_seconds
-        self.flops_per_token = flops_per_token
-        peak = peak_flops(device_name(mesh.device))
-        self.peak = peak * mesh.world.size if peak else None
+        self.mfu_of_rate = flops_share(flops_per_token, device_name(mesh.device), mesh.world.size)
         self.began = self.shown = self.last = time.monotonic()
         self.paused = 0.0  # time of the last step
         self.steps = self.steps_shown = 0
@@ -45,7 +43,7 @@ class Console:
             return
         speed = (self.steps - self.steps_shown) * self.plan.step_tokens / self.seconds
         left = (self.last - self.began) / self.steps * (self.plan.total_steps - step)
-        mfu = f"{speed * self.flops_per_token / self.peak:.1%}" if self.peak else "n/a"
+        mfu = f"{speed * self.mfu_of_rate:.1%}" if self.mfu_of_rate else "n/a"
         norm = "n/a" if grad_norm is None else f"{grad_norm:.3g}"
         self.log(
             f"step {step}/{self.plan.total_steps}  tokens {tokens:,}  loss {loss:.4f}  grad {norm}  lr {lr:.3g}  "

@@ -15,12 +15,13 @@ from emergence_train.recorder.environment import write_environment
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
+from emergence_train.training.cpu_share import CpuShare
 from emergence_train.training.forecasts import AbilityForecast, EndForecast, iid_losses
 from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Measurement, Observer, RunContext, RunSetup, Step
 from emergence_train.training.run_rows import CheckpointRows, ScreenLines, StepRows
-from emergence_train.training.task_rows import TaskRows
-from emergence_train.training.wandb_view import WandbView
+from emergence_train.training.task_rows import SampleRows, TaskRows
+from emergence_train.training.tracker_views import TensorboardView, WandbView
 
 # Called in this order, that of a checkpoint's rows: the forecast adds to the line that ScreenLines prints.
 OBSERVERS: list[type[Observer]] = [
@@ -28,9 +29,12 @@ OBSERVERS: list[type[Observer]] = [
     CheckpointRows,
     EndForecast,
     ScreenLines,
+    CpuShare,
     TaskRows,
+    SampleRows,
     AbilityForecast,
     WandbView,
+    TensorboardView,
 ]
 
 

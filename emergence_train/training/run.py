@@ -10,16 +10,18 @@ from pathlib import Path
 import torch
 
 from emergence_train.collector import no_collection
-from emergence_train.config import Config, TaskConfig
+from emergence_train.config import Config, Samples, TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
-from emergence_train.errors import attempt
+from emergence_train.errors import RunError, attempt, describe, exit_code
 from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
+from emergence_train.recorder.sessions import end_session
+from emergence_train.tracking import tensorboard
 from emergence_train.training import auto_micro_batch, branch, fp8
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
@@ -59,9 +61,14 @@ def train(
         stop.on_leave = watch.leave
     held = contextlib.ExitStack()
     try:
-        return _train(config, mesh, log, stop, watch, held, parent, stop_after)
+        run = _train(config, mesh, log, stop, watch, held, parent, stop_after)
+        if mesh.is_rank0 and stop_after is None:
+            _record_end(run, 0, "done")
+        return run
     except BaseException as error:
         explained = watch.explain(error, lambda: stop.requested)
+        if mesh.is_rank0:
+            _record_end(config.run_directory, exit_code(explained), describe(explained))
         if explained is error:
             raise
         raise explained from error
@@ -69,6 +76,12 @@ def train(
         watch.close()
         stop.close()
         held.close()
+
+
+def _record_end(run: Path, code: int, reason: str) -> None:
+    """Write down how this start ended, for those who watch; a disk that does not take it changes nothing."""
+    with contextlib.suppress(RunError, OSError):
+        end_session(run, code, reason)
 
 
 def _given(config: Config | None, wrong: Exception | None) -> Config:
@@ -99,13 +112,15 @@ def _train(
     if resolved:
         log(resolved)
     run = config.run_directory
+    if config.logging.tensorboard:
+        broadcast_from_rank0(tensorboard.check)
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config, held))
     if note:
         log(note)
     dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
     broadcast_from_rank0(lambda: identity.keep(run, dataset))
-    evaluator = _evaluator(config.tasks, dataset)
+    evaluator = _evaluator(config.tasks, config.samples, dataset)
     if abilities := config.abilities:
         from emergence_train.analysis.emergence.ability_watch import read_thresholds
 
@@ -193,11 +208,11 @@ def _build_session(
     return session, header
 
 
-def _evaluator(tasks: list[TaskConfig], dataset: Dataset) -> Evaluator:
+def _evaluator(tasks: list[TaskConfig], samples: Samples, dataset: Dataset) -> Evaluator:
     """The evaluator of every rank; rank 0 first checks that every task is available."""
 
     def build() -> Evaluator:
-        return Evaluator(tasks, dataset)
+        return Evaluator(tasks, dataset, samples)
 
     evaluators: list[Evaluator] = []
     broadcast_from_rank0(lambda: evaluators.append(build()))

@@ -1,5 +1,6 @@
 """Observers that write the rows and tables of the analyses: steps, positions and mean losses."""
 
+from emergence_train.recorder.environment import peak_memory
 from emergence_train.training.observers import Measurement, Observer, Step
 
 
@@ -35,6 +36,7 @@ class CheckpointRows(Observer):
             step=measurement.step,
             tokens=measurement.tokens,
             seconds=round(measurement.seconds, 3),
+            memory=peak_memory(),
             loss=measurement.means,
             **self.context.evaluator.comparable(measurement.means),
         )

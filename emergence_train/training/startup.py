@@ -30,6 +30,7 @@ VOLATILE = (
     "logging",
     "faults",
     "tasks",
+    "samples",
     "abilities",
     "data.path",
     "data.workers",

@@ -1,7 +1,9 @@
-"""Observer of the tasks at a checkpoint: the `evaluations` table, a row with scores and cost, a console line."""
+"""Observers of tasks and samples at a checkpoint: the `evaluations` table, rows with scores, cost and texts, console lines."""
 
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
+
+LINE_CHARACTERS = 100  # of a sample on the console
 
 
 class TaskRows(Observer):
@@ -49,3 +51,15 @@ class TaskRows(Observer):
         )
         cost = "" if share is None else f"; so far {share:.1%} of the time in training steps"
         context.log(f"tasks       step {step}  share right: {shown}  ({scores.seconds:.1f} s{cost})")
+
+
+class SampleRows(Observer):
+    """Writes a checkpoint's text samples as a row, and the first of them on the console."""
+
+    def on_checkpoint(self, measurement: Measurement) -> None:
+        texts = measurement.scores.texts
+        if not texts:
+            return
+        self.context.write("samples", step=measurement.step, tokens=measurement.tokens, texts=texts)
+        shown = " ".join(f"{texts[0]['prompt']}{texts[0]['text']}".split())
+        self.context.log(f"sample      step {measurement.step}  {shown[:LINE_CHARACTERS]}")

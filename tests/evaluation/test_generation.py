@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from emergence_train import config as configs
 from emergence_train.evaluation import generation
-from emergence_train.evaluation.generation import generate
+from emergence_train.evaluation.generation import generate, sampled
 from emergence_train.models.decoder import Cache, Decoder
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.parallel.mesh import data_parallel
@@ -90,3 +91,28 @@ def test_ranks_run_the_same_number_of_forwards(monkeypatch):
     assert [a or b for a, b in zip(*parts)] == [text[:2] for text in whole] and all(
         not (a and b) for a, b in zip(*parts)
     )
+
+
+@torch.no_grad()
+def test_draws_have_the_softmax_frequencies():
+    """4,000 draws of one next token against softmax(logits / T) in float64, by chi-squared."""
+    decoder, count = model(vocab_size=16), 4000
+    for temperature in (0.5, 1.5):
+        drawn = generate(decoder, [[1, 2, 3]] * count, 1, lambda ids: True, start(1), choose=sampled(temperature, 7))
+        observed = np.bincount([ids[0] for ids in drawn], minlength=16)
+        logits = decoder(torch.tensor([[1, 2, 3]]))[0, -1].double() / temperature
+        expected = count * logits.softmax(-1).numpy()
+        chi_squared = ((observed - expected) ** 2 / expected).sum()
+        assert chi_squared < 37.7, "15 degrees of freedom: exceeded once in 1,000"
+
+
+def test_a_text_depends_on_its_seed_and_number_alone():
+    decoder, prompts = model(), [[1, 2, 3], [4, 5], [1, 2, 3]]
+
+    def drawn(prompts, temperature=1.0, seed=3):
+        return generate(decoder, prompts, 12, lambda ids: False, start(1), choose=sampled(temperature, seed))
+
+    first = drawn(prompts)
+    assert first == drawn(prompts) and first[0] != first[2] and first != drawn(prompts, seed=4)
+    assert drawn(prompts[:1])[0] == first[0], "the others change nothing"
+    assert drawn(prompts, temperature=0) == generate(decoder, prompts, 12, lambda ids: False, start(1))

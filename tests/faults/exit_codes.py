@@ -104,7 +104,7 @@ CASES: dict[str, Patch] = {
     "listing": raising("checkpoint.saver:complete", BROKEN),
     "environment": raising("training.recording:write_environment", LOST),
     "log": raising("training.recording:RunLog", PermissionError(13, "Permission denied", "metrics.jsonl")),
-    "W&B": raising("training.wandb_view:Mirror", UNPICKLED),
+    "W&B": raising("training.tracker_views:Mirror", UNPICKLED),
     "verifying again": raising("checkpoint.format:problems", BROKEN),
     "loading again": raising("checkpoint.format:Shards.read", WRONG),
     "log again": replaced("training.run:start", lambda plain: plain),

@@ -66,7 +66,7 @@ def test_only_missing_points_are_sent(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     first = sync(run, lines.append)
     assert first["sent"] == len(server.points) == 12 + 3 + 1 + 3, "steps, validations, a forecast, charts"
-    losses = {point["tokens"]: point["loss"] for point in server.points if "loss" in point}
+    losses = {point["tokens"]: point["train/loss"] for point in server.points if "train/loss" in point}
     assert losses == {row["tokens"]: row["loss"] for row in metrics(run)}
     assert sync(run, lines.append)["sent"] == 0 and "up to date" in lines[-1]
     server.points = [point for point in server.points if point["tokens"] != 1024]  # step 4: a row, its means and chart

@@ -9,10 +9,11 @@ import types
 import pandas as pd
 import pytest
 
-from emergence_train.config import Logging
+from emergence_train.logging_config import Logging, Wandb
 from emergence_train.tracking import wandb as module
 from emergence_train.tracking.wandb import Mirror, chosen_mode
 from support import command, metrics, run_python
+from tracking.wandb_file import OfflineRun
 
 
 class FakeWandb(types.ModuleType):
@@ -44,21 +45,25 @@ class FakeWandb(types.ModuleType):
 
 
 @pytest.fixture
-def logging(monkeypatch) -> Logging:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    return Logging(wandb="offline")
+def wandb_section(monkeypatch) -> Wandb:
+    for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    return Logging(wandb="offline").wandb
 
 
-def test_everything_is_against_tokens(logging, tmp_path, monkeypatch):
+def test_everything_is_against_tokens(wandb_section, tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
-    mirror = Mirror(logging, "run", tmp_path, {"deepspeed": {"train_batch_size": 8}}, print)
-    mirror.send({"tokens": 64, "loss": 5.0})
-    table = pd.DataFrame({"tokens": 64, "split": "iid", "position": [1, 2], "count": 2, "loss_sum": [8.0, 6.0]})
-    mirror.positions(table)
+    mirror = Mirror(wandb_section, "run", tmp_path, {"deepspeed": {"train_batch_size": 8}}, print)
+    mirror.send({"step": 8, "tokens": 64, "train/loss": 5.0})
+    table = pd.DataFrame(
+        {"step": 8, "tokens": 64, "split": "iid", "position": [1, 2], "count": 2, "loss_sum": [8.0, 6.0]}
+    )
+    mirror.send(table)
     mirror.close()
     assert wandb.finished and (("*",), {"step_metric": "tokens"}) in wandb.defined
-    assert wandb.calls[0] == {"tokens": 64, "loss": 5.0}
+    assert wandb.calls[0] == {"step": 8, "tokens": 64, "train/loss": 5.0}
+    assert (wandb.calls[1]["step"], wandb.calls[1]["tokens"]) == (8, 64)
     _, (xs, ys), keys = wandb.calls[1]["loss_by_position"]
     assert (xs, ys, keys["keys"]) == ([[1, 2]], [[4.0, 3.0]], ["iid"])
     assert wandb.settings["config"]["deepspeed"]["train_batch_size"] == 8 and wandb.settings["mode"] == "offline"
@@ -68,7 +73,7 @@ def test_the_run_of_a_directory_is_one_wherever_it_lies(tmp_path):
     """Moved aside and trained anew under its name, and copied: three directories of one name are three W&B runs."""
 
     def known_as(directory):
-        settings = module.init_settings("project", "run", directory, {}, "offline")
+        settings = module.init_settings(Wandb(), "run", directory, {}, "offline")
         return settings["name"], settings["id"]
 
     run = tmp_path / "run"
@@ -90,25 +95,13 @@ def test_a_run_begun_before_ids_were_kept_stays_itself(tmp_path):
     assert module.run_id(tmp_path) == hashlib.sha256(str(tmp_path.resolve()).encode()).hexdigest()[:16]
 
 
-def test_what_is_shown_of_the_tasks():
-    row = {
-        "kind": "evaluation",
-        "step": 4,
-        "tokens": 64,
-        "seconds": 1.0,
-        "share_of_training": 0.2,
-        "value": {"copying/acc": 0.5},
-    }
-    assert module.view(row) == {"tokens": 64, "tasks/copying/acc": 0.5, "tasks/share_of_training": 0.2}
-
-
-def test_a_network_that_hangs_costs_nothing(logging, tmp_path, monkeypatch):
+def test_a_network_that_hangs_costs_nothing(wandb_section, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(lambda: time.sleep(60)))
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(module, "QUEUE", 50)
     lines = []
     began = time.monotonic()
-    mirror = Mirror(logging, "run", tmp_path, {}, lines.append)
+    mirror = Mirror(wandb_section, "run", tmp_path, {}, lines.append)
     for step in range(200):
         mirror.send({"tokens": step})
     mirror.close()
@@ -116,13 +109,13 @@ def test_a_network_that_hangs_costs_nothing(logging, tmp_path, monkeypatch):
     assert lines[1].startswith("W&B was too slow for 15")  # 200 rows and the end less the 50 that fit
 
 
-def test_an_error_is_logged_once(logging, tmp_path, monkeypatch):
+def test_an_error_is_logged_once(wandb_section, tmp_path, monkeypatch):
     def fail():
         raise OSError("no\nroute to host")
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", FakeWandb(fail))
     lines = []
-    mirror = Mirror(logging, "run", tmp_path, {}, lines.append)
+    mirror = Mirror(wandb_section, "run", tmp_path, {}, lines.append)
     mirror.thread.join(5)
     mirror.send({"tokens": 1})
     mirror.close()
@@ -140,11 +133,64 @@ def test_the_mode_follows_the_credentials(monkeypatch, tmp_path):
     assert chosen_mode("auto") == "disabled"
 
 
-def test_offline_wandb_really_writes_its_run(config_file, tmp_path):
-    done = command("train", str(config_file), "logging.wandb=offline", "name=with")
+SECTION = "{mode: offline, project: p, entity: e, group: g, tags: [a, b], notes: n, job_type: pretrain, system: false}"
+STOPPED = """
+import sys
+from emergence_train import config
+from emergence_train.training.run import train
+train(config.load(sys.argv[1], sys.argv[2:]), stop_after=6)
+"""
+
+
+def test_offline_the_whole_run_is_in_one_directory(config_file, tmp_path):
+    """With the real client: stopped, resumed, then synced, and the run moved; each time one directory of one id has all."""
+    script, run = tmp_path / "stopped.py", tmp_path / "runs" / "run"
+    script.write_text(STOPPED)
+    over = [f"logging.wandb={SECTION}", "tasks=[{task: copying, items: 4}]", "samples={prompts: [The], tokens: 3}"]
+    assert run_python(str(script), str(config_file), *over, WANDB_MODE="offline").returncode == 0
+    first = OfflineRun(run)
+    assert list(first.values("train/loss")) == [256 * step for step in range(1, 6)]  # the last waits for the next
+    done = command("train", str(config_file), *over)
     assert done.returncode == 0 and "W&B" not in done.stdout, done.stderr + done.stdout
-    files = list((tmp_path / "runs" / "with" / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 1 and files[0].stat().st_size > 5_000
+    seen = OfflineRun(run)
+    assert seen.values("train/loss") == {row["tokens"]: row["loss"] for row in metrics(run)}
+    assert seen.values("val/iid/loss") == {row["tokens"]: row["loss"]["iid"] for row in metrics(run, "validation")}
+    names = {"val/ood/loss", "perf/memory", "perf/tokens_per_second", "train/lr", "tasks/copying/acc", "samples/_type"}
+    assert all(seen.values(name) for name in names) and {row["step"] for row in seen.history()} == set(range(1, 13))
+    assert seen.axes()["*"] == "tokens" and "step" in seen.axes() and seen.statistics() == 0
+    identity = (
+        seen.run.project,
+        seen.run.entity,
+        seen.run.run_group,
+        list(seen.run.tags),
+        seen.run.notes,
+        seen.run.job_type,
+    )
+    assert identity == ("p", "e", "g", ["a", "b"], "n", "pretrain")
+    assert seen.run.run_id == first.run.run_id == json.loads((run / "wandb.json").read_text())["id"]
+    shutil.move(run, tmp_path / "moved")
+    assert command("sync", str(tmp_path / "moved"), WANDB_MODE="offline").returncode == 0
+    synced = OfflineRun(tmp_path / "moved")
+    assert synced.values("train/loss") == seen.values("train/loss") and synced.run.run_id == seen.run.run_id
+
+
+def test_what_a_section_leaves_open_is_left_to_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial-7")
+    settings = module.init_settings(Wandb(), "run", tmp_path, {}, "offline")
+    assert (settings["project"], settings["id"]) == ("of-the-sweep", "trial-7")
+    assert not {"entity", "group", "tags", "notes", "job_type"} & set(settings)
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert module.init_settings(Wandb(project="mine"), "run", tmp_path, {}, "offline")["project"] == "mine"
+    assert module.run_id(tmp_path) == "trial-7", "kept"
+
+
+def test_the_older_keys_still_mean_the_same():
+    older = Logging.model_validate({"wandb": "online", "wandb_project": "p"})
+    assert older == Logging.model_validate({"wandb": {"mode": "online", "project": "p"}})
+    assert Logging.model_validate(older.model_dump(mode="json")) == older
+    with pytest.raises(ValueError, match="they differ; leave wandb_project out"):
+        Logging.model_validate({"wandb": {"project": "a"}, "wandb_project": "b"})
 
 
 def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):
@@ -170,16 +216,3 @@ def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):
     assert list((tmp_path / "runs" / "run" / "wandb").glob("offline-run-*"))
     assert len(metrics(tmp_path / "runs" / "run")) == 12 and time.monotonic() - began < 100
     assert json.loads((tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
-
-
-def test_a_straggler_has_charts():
-    row = {
-        "kind": "straggler",
-        "step": 9,
-        "tokens": 64,
-        "rank": 3,
-        "operation": "forward",
-        "seconds": 0.5,
-        "share": 0.3,
-    }
-    assert module.view(row) == {"tokens": 64, "straggler/rank": 3, "straggler/seconds": 0.5, "straggler/share": 0.3}

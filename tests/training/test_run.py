@@ -27,6 +27,7 @@ from emergence_train.optim.schedule import learning_rate
 from emergence_train.parallel.ranks import order_sums
 from emergence_train.recorder import tables
 from emergence_train.training import startup
+from emergence_train.watch.progress import progress
 from support import ROOT, command, metrics, run_python
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
@@ -283,6 +284,8 @@ def test_sigterm_again_and_again_still_gives_75(config_file, tmp_path):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.0005)
     assert process.returncode == 75 and "saved at step" in (tmp_path / "log").read_text()
+    stopped = progress(tmp_path / "runs" / "run")
+    assert stopped.state == "stopped" and "saved at step" in stopped.reason
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_advice(config_file):
@@ -308,6 +311,7 @@ def test_the_environment_and_the_configuration_are_recorded(config_file, tmp_pat
     run = tmp_path / "runs" / "run"
     session = json.loads((run / "environment.json").read_text())["sessions"][0]
     assert session["versions"]["torch"] == torch.__version__ and session["device"] and session["command"]
+    assert (session["exit_code"], session["reason"]) == (0, "done") and session["pid"] != os.getpid()
     resolved = config.load(run / "config.yaml")
     assert resolved.model.vocab_size == 320
     assert json.loads((run / "deepspeed.json").read_text())["train_batch_size"] == 8

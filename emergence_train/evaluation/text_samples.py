@@ -1,0 +1,70 @@
+"""Text that a model writes: at a run's checkpoints, and from any saved one (`emergence-train generate`)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from emergence_train import config as configs
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.config import Samples
+from emergence_train.data import identity
+from emergence_train.data import tokenizer as tokenizers
+from emergence_train.errors import InputError
+from emergence_train.evaluation.generation import generate, sampled
+from emergence_train.evaluation.saved_model import load_model
+from emergence_train.models.language_model import LanguageModel
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import on_every_rank, start
+
+
+class TextSamples:
+    """Prompts and how they are continued. The constructor checks that each fits.
+
+    Args:
+        end: the end-of-text token. longest: tokens of a prompt and its text together, at most.
+    """
+
+    def __init__(self, samples: Samples, tokenizer: Tokenizer, end: int, longest: int) -> None:
+        self.samples, self.tokenizer, self.end = samples, tokenizer, end
+        self.prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [end] for text in samples.prompts]
+        for text, ids in zip(samples.prompts, self.prompts):
+            if len(ids) + samples.tokens > longest:
+                raise InputError(
+                    f"the prompt {text[:40]!r} has {len(ids)} tokens, and with {samples.tokens} more it is longer than "
+                    f"{longest}; ask for fewer tokens or shorten the prompt"
+                )
+
+    def write(
+        self, model: LanguageModel, mesh: Mesh, each_batch: Callable[[], None] = lambda: None
+    ) -> list[dict[str, str]]:
+        """[{"prompt", "text"}]: the same on every rank, whatever their number. Collective: all ranks call it."""
+        choose = sampled(self.samples.temperature, self.samples.seed)
+        written = generate(
+            model, self.prompts, self.samples.tokens, lambda ids: ids[-1] == self.end, mesh, each_batch, choose=choose
+        )
+        return [
+            {"prompt": prompt, "text": self.tokenizer.decode(ids)} for prompt, ids in zip(self.samples.prompts, written)
+        ]
+
+
+def continue_texts(run: Path, samples: Samples, step: int | None = None) -> dict:
+    """Continue prompts with the run's newest checkpoint, or that of `step`; the run's data are not needed.
+
+    Returns {"run", "step", "temperature", "seed", "texts": [{"prompt", "text"}]}.
+    """
+    config = configs.load_run(run)
+    folder = checkpoints.newest(run, step)
+    path, end = identity.tokenizer_of(run, Path(config.data.path))
+    texts = TextSamples(samples, tokenizers.load_file(path), end, config.model.max_sequence)
+    mesh = start(config.training.threads)
+    model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
+    if config.training.precision == "bf16" and mesh.device.type == "cuda":
+        model = model.bfloat16()
+    return {
+        "run": config.name,
+        "step": checkpoints.read_state(folder)["step"],
+        "temperature": samples.temperature,
+        "seed": samples.seed,
+        "texts": texts.write(model, mesh),
+    }

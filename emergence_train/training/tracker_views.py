@@ -1,0 +1,67 @@
+"""Observers that mirror the run to trackers: Weights & Biases, TensorBoard."""
+
+from collections.abc import Iterator
+
+from emergence_train.recorder.metrics import Metrics
+from emergence_train.tracking.points import Point, points, view
+from emergence_train.tracking.tensorboard import EventFiles
+from emergence_train.tracking.wandb import Mirror
+from emergence_train.training.observers import Measurement, Observer
+
+STOPPED_SECONDS = 5.0  # seconds for W&B to finish after a signal
+STEPS_AGAIN, CHARTS_AGAIN = 20_000, 20  # of a resumed run, at most, that an offline directory gets again
+
+
+class WandbView(Observer):
+    mirror: Mirror | None = None  # from the first restore on
+
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        if self.mirror is not None:
+            return
+        context = self.context
+        shown = context.resolved | context.header | {"deepspeed": context.deepspeed}
+
+        def history() -> Iterator[Point]:
+            return points(context.directory, step, steps=STEPS_AGAIN, charts=CHARTS_AGAIN)
+
+        self.mirror = Mirror(
+            context.logging.wandb,
+            context.header["run"],
+            context.directory,
+            shown,
+            context.log,
+            history if step else None,
+        )
+
+    def on_row(self, row: dict) -> None:
+        values = view(row, self.context.console.mfu_of_rate)
+        if self.mirror is not None and values is not None:
+            self.mirror.send(values)
+
+    def on_checkpoint(self, measurement: Measurement) -> None:
+        if self.mirror is not None:
+            self.mirror.send(measurement.table)
+
+    def on_close(self, *, stopped: bool) -> None:
+        if self.mirror is not None:
+            self.mirror.close(patience=STOPPED_SECONDS if stopped else None)
+
+
+class TensorboardView(Observer):
+    files: EventFiles | None = None
+
+    def on_restore(self, step: int, metrics: Metrics) -> None:
+        """What was written of later steps, before a stop or a rewind, is hidden."""
+        if self.files is not None:
+            self.files.close()
+        if self.context.logging.tensorboard:
+            self.files = EventFiles(self.context.directory, step, self.context.log)
+
+    def on_row(self, row: dict) -> None:
+        values = view(row, self.context.console.mfu_of_rate)
+        if self.files is not None and values is not None:
+            self.files.send(values)
+
+    def on_close(self, *, stopped: bool) -> None:
+        if self.files is not None:
+            self.files.close()

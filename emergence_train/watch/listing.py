@@ -1,0 +1,92 @@
+"""`emergence-train runs`: the runs of a directory as a table, a line each."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from emergence_train.analysis.figures import short
+from emergence_train.errors import InputError
+from emergence_train.recorder.naming import names_of
+from emergence_train.watch.differences import differences
+from emergence_train.watch.progress import Forecast, Progress, progress, run_directories
+
+STYLES = {"running": "green", "finished": "bold", "stopped": "red", "stale": "yellow"}
+FEW = 3  # differences of a run that are shown in a table
+
+
+def list_runs(places: list[Path]) -> list[tuple[Progress, dict[str, Any]]]:
+    """Where each run is, and its values of what differs between them. A run that vanishes meanwhile is left out."""
+    directories = run_directories(places)
+    names = names_of(directories)
+    rows = []
+    for directory, different in zip(directories, differences(directories)):
+        try:
+            rows.append((progress(directory, names.get(directory)), different))
+        except InputError:
+            continue
+    return rows
+
+
+def as_json(rows: list[tuple[Progress, dict[str, Any]]]) -> dict:
+    return {"runs": [progress_json(run) | {"differs": different} for run, different in rows]}
+
+
+def progress_json(run: Progress) -> dict:
+    return asdict(run) | {"path": str(run.path)}
+
+
+def table(rows: list[tuple[Progress, dict[str, Any]]], console: Console) -> Table:
+    """As many columns as the console is wide; what differs is the last one."""
+    wide = console.width >= 110
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    numbers = ["step", *(["tokens"] if wide else []), "loss", *(["iid"] if wide else [])]
+    shown.add_column("run", overflow="fold", ratio=None)
+    shown.add_column("state", no_wrap=True)
+    for name in numbers:
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("end, 95%", no_wrap=True)
+    shown.add_column("tok/s", justify="right", no_wrap=True)
+    if any(different for _, different in rows):
+        shown.add_column("differs", overflow="fold")
+    for run, different in rows:
+        cells = {
+            "step": step(run),
+            "tokens": short(run.tokens),
+            "loss": number(run.loss, 3),
+            "iid": number(run.iid, 3),
+        }
+        line: list[Any] = [run.name, Text(run.state, STYLES[run.state]), *(cells[name] for name in numbers)]
+        line += [end(run.forecast, 3 if wide else 2), short_number(run.tokens_per_second)]
+        shown.add_row(*line, *([differing(different)] if different else []))
+    return shown
+
+
+def step(run: Progress) -> str:
+    return short(run.step) if run.total_steps is None else f"{short(run.step)}/{short(run.total_steps)}"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def short_number(value: float | None) -> str:
+    return "-" if value is None else short(value)
+
+
+def end(forecast: Forecast | None, digits: int = 3) -> str:
+    """The loss forecast for the end, with its 95% interval."""
+    if forecast is None or forecast.loss is None:
+        return "-"
+    if forecast.low95 is None or forecast.high95 is None:
+        return f"{forecast.loss:.{digits}f}"
+    return f"{forecast.loss:.{digits}f} [{forecast.low95:.{digits}f}, {forecast.high95:.{digits}f}]"
+
+
+def differing(different: dict[str, Any]) -> str:
+    shown = [f"{name} {value}" for name, value in different.items()]
+    more = len(shown) - FEW
+    return ", ".join(shown[:FEW]) + (f", {more} more (--json)" if more > 0 else "")

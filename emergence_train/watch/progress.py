@@ -1,0 +1,228 @@
+"""Where a run is: state, step, loss, forecast, speed. A few hundred kilobytes are read, of whatever length the run is."""
+
+import os
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+from emergence_train.errors import InputError
+from emergence_train.models.flops import flops_share
+from emergence_train.recorder.layout import step_name, step_of
+from emergence_train.recorder.log_file import LogFile, rows_of
+from emergence_train.recorder.metrics import TRAIN
+from emergence_train.recorder.naming import is_run, run_name
+from emergence_train.recorder.sessions import alive, read_sessions
+
+END_BYTES = 1 << 17  # of the log's end: 700 steps
+RECENT = 64  # steps that loss and speed are means of
+QUIET_SECONDS = 120.0  # without a row, at least: then a run is stale
+QUIET_STEPS, QUIET_CHECKPOINTS = 20, 3  # and without a row for so many times a step, and a checkpoint's measurements
+TABLE = re.compile(r"step-\d{10}\.parquet")
+STATES = ("running", "finished", "stopped", "stale")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The loss expected at the run's end, nats per token, with its 95% interval; or why there is none."""
+
+    step: int  # the checkpoint that it was made at
+    loss: float | None
+    low95: float | None
+    high95: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run at a moment. Losses in nats per token; None where the run's files do not say."""
+
+    name: str
+    path: Path
+    state: str  # one of STATES
+    reason: str  # of the state, for people; may be empty
+    step: int
+    total_steps: int | None
+    tokens: int
+    total_tokens: int | None
+    loss: float | None  # training, mean of the last RECENT steps
+    iid: float | None  # held out, at the last checkpoint
+    forecast: Forecast | None
+    lr: float | None
+    grad_norm: float | None
+    tokens_per_second: float | None  # median of the last RECENT steps: validation and saving excluded
+    mfu: float | None  # a share of the devices' dense bf16 peak
+    eta_seconds: float | None  # with the checkpoints' measurements, without saving; None where nothing is running
+    age_seconds: float  # since the log was written
+
+
+@dataclass(frozen=True)
+class LogEnd:
+    """What the end of the log and the rows of the last checkpoint say."""
+
+    header: dict
+    train: list[dict]  # the last RECENT steps
+    checkpoint: dict[str, dict]  # by kind: the rows of the last checkpoint that is written
+    tables: list[int]  # steps of the positions tables
+    modified: float
+
+
+def run_directories(places: list[Path]) -> list[Path]:
+    """The runs in each place: itself, or those in it, at most two levels down. InputError where there is none."""
+    runs: list[Path] = []
+    for place in places:
+        inside = [place] if is_run(place) else _runs_below(place, 2)
+        if not inside:
+            what = "holds no run that has begun" if place.is_dir() else "no such directory"
+            raise InputError(f"{place}: {what}; name a run directory, or one that holds run directories")
+        runs += inside
+    return list(dict.fromkeys(runs))
+
+
+def _runs_below(place: Path, depth: int) -> list[Path]:
+    try:
+        inside = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    runs: list[Path] = []
+    for path in (place / name for name in inside):
+        if is_run(path):
+            runs.append(path)
+        elif depth > 1:
+            runs += _runs_below(path, depth - 1)
+    return runs
+
+
+def progress(run: Path, name: str | None = None) -> Progress:
+    """Where the run is. Raises InputError where it has not begun."""
+    with LogFile(run) as log:
+        return progress_of(run, read_end(run, log), name)
+
+
+def read_end(run: Path, log: LogFile) -> LogEnd:
+    """The end of the log, and the last checkpoint's rows."""
+    lines = log.end(END_BYTES)
+    train = rows_of([line for line in lines if line.startswith(TRAIN)][-RECENT:])
+    last = rows_of([line for line in lines if not line.startswith(TRAIN)])
+    steps = tables_of(run)
+    checkpoint = {row["kind"]: row for row in (log.rows_at(steps[-1]) if steps else []) if "kind" in row}
+    checkpoint |= {row["kind"]: row for row in last if row.get("kind") in ("validation", "forecast", "evaluation")}
+    return LogEnd(log.header(), train, checkpoint, steps, log.modified)
+
+
+def tables_of(run: Path) -> list[int]:
+    """The steps that have a positions table, in order; without looking at the files."""
+    try:
+        return sorted(step_of(Path(name)) for name in os.listdir(run / "positions") if TABLE.fullmatch(name))
+    except OSError:
+        return []
+
+
+def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
+    header, last = end.header, end.train[-1] if end.train else {}
+    step_tokens = header.get("batch", 0) * header.get("sequence", 0)
+    total_tokens = header.get("total_tokens")
+    total_steps = total_tokens // step_tokens if total_tokens and step_tokens else None
+    step, speed = last.get("step", 0), _median(end.train, "tokens_per_second")
+    sessions, age = read_sessions(run), max(0.0, time.time() - end.modified)
+    state, reason = _state(end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
+    return Progress(
+        name=name or run_name(run),
+        path=run,
+        state=state,
+        reason=reason,
+        step=step,
+        total_steps=total_steps,
+        tokens=last.get("tokens", 0),
+        total_tokens=total_tokens,
+        loss=_mean(end.train, "loss"),
+        iid=(end.checkpoint.get("validation", {}).get("loss") or {}).get("iid"),
+        forecast=forecast_of(end.checkpoint.get("forecast")) if state != "finished" else None,
+        lr=last.get("lr"),
+        grad_norm=last.get("grad_norm"),
+        tokens_per_second=speed,
+        mfu=_mfu(header, sessions[-1] if sessions else {}, speed),
+        eta_seconds=_eta(end, total_steps, step, step_tokens, speed) if state == "running" else None,
+        age_seconds=age,
+    )
+
+
+def _state(
+    end: LogEnd, sessions: list[dict], step: int, total: int | None, age: float, step_seconds: float
+) -> tuple[str, str]:
+    """(one of STATES, the reason). The process itself is asked for where it is one of this machine, else the log's age."""
+    if total is not None and step >= total and end.tables and end.tables[-1] >= total:
+        return "finished", ""
+    session = sessions[-1] if sessions else {}
+    if "ended" in session:
+        return "stopped", str(session.get("reason", ""))
+    lives = alive(session)
+    if lives is False:
+        return "stopped", "its process was lost without a word; the same train command resumes it"
+    quiet = max(QUIET_SECONDS, QUIET_STEPS * step_seconds, QUIET_CHECKPOINTS * _checkpoint_seconds(end))
+    if age <= quiet:
+        return "running", ""
+    where = "its process is there" if lives else f"on {session.get('host', 'a machine that is not known')}"
+    return "stale", f"no row for {duration(age)}, {where}"
+
+
+def _checkpoint_seconds(end: LogEnd) -> float:
+    rows = (end.checkpoint.get(kind, {}).get("seconds") for kind in ("validation", "evaluation"))
+    return sum(seconds for seconds in rows if isinstance(seconds, (int, float)))
+
+
+def _eta(end: LogEnd, total: int | None, step: int, step_tokens: int, speed: float | None) -> float | None:
+    """Seconds: the steps that are left at the present speed, and as many checkpoints as the last two were apart."""
+    if total is None or not speed:
+        return None
+    left = total - step
+    apart = end.tables[-1] - end.tables[-2] if len(end.tables) > 1 else left or 1
+    return left * step_tokens / speed + left // apart * _checkpoint_seconds(end)
+
+
+def _mfu(header: dict, session: dict, speed: float | None) -> float | None:
+    share = flops_share(header.get("flops_per_token"), str(session.get("device", "")), session.get("processes", 1))
+    return speed * share if speed and share else None
+
+
+def forecast_of(row: dict | None) -> Forecast | None:
+    if row is None:
+        return None
+    return Forecast(row.get("step", 0), *(row.get(key) for key in ("loss", "low95", "high95", "reason")))
+
+
+def _numbers(rows: list[dict], key: str) -> list[float]:
+    return [row[key] for row in rows if isinstance(row.get(key), (int, float))]
+
+
+def _mean(rows: list[dict], key: str) -> float | None:
+    numbers = _numbers(rows, key)
+    return fmean(numbers) if numbers else None
+
+
+def _median(rows: list[dict], key: str) -> float | None:
+    numbers = _numbers(rows, key)
+    return median(numbers) if numbers else None
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 45 s, 3 min, 2 h 05 min, 4 d 3 h."""
+    minutes, hours = round(seconds / 60), seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24:.0f} d {hours % 24:.0f} h"
+
+
+def table_path(run: Path, folder: str, step: int) -> Path:
+    return run / folder / f"{step_name(step)}.parquet"
+
+
+def counted(names: list[str]) -> str:
+    """3 skipped, 1 spike."""
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).items())

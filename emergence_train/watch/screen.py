@@ -1,0 +1,182 @@
+"""`watch`'s screen of one run: panels below each other, two beside each other where the terminal is wide."""
+
+import math
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from emergence_train.analysis.figures import short
+from emergence_train.watch.details import Details
+from emergence_train.watch.listing import STYLES, end, number
+from emergence_train.watch.plot import plot
+from emergence_train.watch.progress import Progress, counted, duration
+
+WIDE = 110  # columns from which on panels stand beside each other
+EVENTS_SHOWN, TASKS_SHOWN = 6, 12
+HEIGHT, LOW_HEIGHT = 8, 4  # of a chart, lines; on a terminal of less than TALL lines
+TALL = 48
+CURVE_BEGINS = 1e-3  # of the run: the loss before that is far above the rest
+
+
+def screen(shown: Details, console: Console) -> RenderableType:
+    """The whole screen of a run, as wide as the console."""
+    wide = console.width >= WIDE
+    inner = (console.width // 2 if wide else console.width) - 4
+    unicode = console.encoding.lower().startswith("utf")
+    run, height = shown.progress, LOW_HEIGHT if console.is_terminal and console.height < TALL else HEIGHT
+    panels: list[tuple[str, RenderableType]] = [
+        *([("events", _events(shown))] if shown.events else []),
+        ("training loss", _curve(shown, inner, height, unicode)),
+        *([("loss by position", _positions(shown, inner, height, unicode))] if shown.positions else []),
+        *([("held out", _losses(shown))] if shown.losses else []),
+        *([("tasks", _tasks(shown))] if shown.tasks else []),
+        *([] if shown.events else [("events", _events(shown))]),
+    ]
+    boxes = [Panel(body, title=title, title_align="left", padding=(0, 1)) for title, body in panels]
+    head = Panel(_head(run), title=Text(f"{run.name}  {run.path}"), title_align="left", padding=(0, 1))
+    samples = [_samples(shown)] if shown.samples else []
+    if not wide:
+        return Group(head, *boxes, *samples)
+    grid = Table.grid(expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(ratio=1)
+    grid.add_row(Group(*boxes[::2]), Group(*boxes[1::2]))
+    return Group(head, grid, *samples)
+
+
+def line(run: Progress) -> str:
+    """A run in a line, for a log."""
+    total = "" if run.total_steps is None else f"/{run.total_steps}"
+    parts = [
+        f"{run.name}: {run.state}",
+        f"step {run.step}{total}",
+        f"tokens {run.tokens:,}",
+        f"loss {number(run.loss, 4)}",
+    ]
+    if run.iid is not None:
+        parts.append(f"iid {run.iid:.4f}")
+    if run.forecast is not None and run.forecast.loss is not None:
+        parts.append(f"end {end(run.forecast)}")
+    if run.state == "running":
+        parts += [f"{number(run.tokens_per_second, 0)} tokens/s", f"MFU {_mfu(run)}", f"ETA {_eta(run)}"]
+    return "  ".join(parts) + (f"  ({run.reason})" if run.reason else "")
+
+
+def _head(run: Progress) -> RenderableType:
+    state = Text.assemble((run.state, STYLES[run.state]), f": {run.reason}" if run.reason else "")
+    facts = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        facts.add_column(no_wrap=True)
+    cells = [
+        ("step", f"{run.step:,}" + ("" if run.total_steps is None else f" of {run.total_steps:,}")),
+        ("tokens", short(run.tokens) + ("" if run.total_tokens is None else f" of {short(run.total_tokens)}")),
+        ("loss", f"{number(run.loss, 4)} nats/token"),
+        ("held out", f"{number(run.iid, 4)} iid"),
+        ("speed", f"{number(run.tokens_per_second, 0)} tokens/s"),
+        ("MFU", _mfu(run)),
+        ("ETA", _eta(run)),
+        ("lr, grad norm", f"{_general(run.lr)}, {_general(run.grad_norm)}"),
+        ("log written", f"{duration(run.age_seconds)} ago"),
+    ]
+    if len(cells) % 2:
+        cells.append(("", ""))
+    for (a, b), (c, d) in zip(cells[::2], cells[1::2]):
+        facts.add_row(Text(a, "dim"), b, Text(c, "dim"), d)
+    lines: list[RenderableType] = [state, facts]
+    if run.state != "finished" and run.forecast is not None:
+        lines.append(_outlook(run))
+    return Group(*lines)
+
+
+def _outlook(run: Progress) -> Text:
+    forecast = run.forecast
+    assert forecast is not None
+    if forecast.loss is None:
+        return Text.assemble(("at the end ", "dim"), f"no forecast: {forecast.reason}")
+    return Text.assemble(
+        ("at the end ", "dim"), (end(forecast), "bold"), f"  (95% interval; forecast at step {forecast.step:,})"
+    )
+
+
+def _curve(shown: Details, width: int, height: int, unicode: bool) -> RenderableType:
+    run = shown.progress
+    x, y = [tokens for tokens, _ in shown.curve], [loss for _, loss in shown.curve]
+    last = max(run.total_tokens or 0, x[-1] if x else 0)
+    bar, forecast = None, run.forecast
+    if forecast is not None and forecast.low95 is not None and forecast.high95 is not None and run.total_tokens:
+        bar = (float(run.total_tokens), forecast.low95, forecast.high95)
+    x_range = (max(float(x[0]), last * CURVE_BEGINS), float(last)) if x else None
+    label = f"{short(x_range[0])} to {short(last)} tokens, log" if x_range else ""
+    label += "; bar: forecast, 95%" if bar else ""
+    lines = plot(x, y, width=width, height=height, x_range=x_range, interval=bar, unicode=unicode, x_label=label)
+    past = [forecast for forecast in shown.forecasts if forecast.loss is not None]
+    if len(past) > 1 and run.state != "finished":
+        lines.append("forecasts: " + "  ".join(f"{forecast.loss:.3f}@{short(forecast.step)}" for forecast in past))
+    return Text("\n".join(lines), no_wrap=True, overflow="crop")
+
+
+def _positions(shown: Details, width: int, height: int, unicode: bool) -> RenderableType:
+    curve = shown.positions
+    assert curve is not None
+    at = sorted({round(len(curve.position) ** (k / 63)) - 1 for k in range(64)})
+    x, y = [curve.position[k] for k in at], [curve.loss[k] for k in at]
+    label = f"position 1 to {curve.position[-1]:,}, log; {curve.split}, step {curve.step:,}"
+    lines = plot(x, y, width=width, height=height, unicode=unicode, x_label=label, shown=1.0)
+    return Text("\n".join(lines), no_wrap=True)
+
+
+def _losses(shown: Details) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(justify="right")
+    grid.add_column(justify="right", style="dim")
+    for split, loss in shown.losses.items():
+        grid.add_row(split, f"{loss:.4f}", f"perplexity {math.exp(min(loss, 50)):,.4g}")
+    return grid
+
+
+def _tasks(shown: Details) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(overflow="fold")
+    for _ in range(2):
+        grid.add_column(justify="right", no_wrap=True)
+    for score in shown.tasks[:TASKS_SHOWN]:
+        stderr = f" ± {score.stderr:.3f}" if _known(score.stderr) else ""
+        chance = f"chance {score.chance:.3g}" if _known(score.chance) else ""
+        grid.add_row(f"{score.task} {score.metric}", f"{score.value:.3f}{stderr}", Text(chance, "dim"))
+    more = len(shown.tasks) - TASKS_SHOWN
+    return Group(grid, Text(f"{more} more", "dim")) if more > 0 else grid
+
+
+def _events(shown: Details) -> RenderableType:
+    since = f"since step {shown.events_since:,}" if shown.events_since > 1 else "so far"
+    if not shown.events:
+        return Text(f"none {since}", "dim")
+    lines = [Text(f"{counted([event.kind for event in shown.events])} {since}")]
+    for event in shown.events[-EVENTS_SHOWN:]:
+        style = "yellow" if event.kind in ("spike", "straggler", "starved") else "red"
+        lines.append(Text.assemble(f"step {event.step:,} ", (event.kind, style), f" {event.text}"))
+    return Group(*lines)
+
+
+def _samples(shown: Details) -> RenderableType:
+    lines = [Text.assemble((sample.get("prompt", ""), "bold"), sample.get("text", "")) for sample in shown.samples]
+    return Panel(Group(*lines), title="samples", title_align="left", padding=(0, 1))
+
+
+def _mfu(run: Progress) -> str:
+    return "n/a" if run.mfu is None else f"{run.mfu:.1%}"
+
+
+def _eta(run: Progress) -> str:
+    return "-" if run.eta_seconds is None else duration(run.eta_seconds)
+
+
+def _general(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

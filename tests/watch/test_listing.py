@@ -1,0 +1,74 @@
+"""The table of runs and what differs between them."""
+
+import io
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+
+import watch.run_files as run_files
+from emergence_train import cli
+from emergence_train.watch.differences import differences
+from emergence_train.watch.listing import list_runs, table
+
+CONFIG = {
+    "name": "",
+    "seed": 1,
+    "model": {"width": 64},
+    "training": {"schedule": {"lr": 0.01}, "optimizer": {"kind": "adamw"}},
+}
+
+
+def runs_of(folder, changes):
+    for number, change in enumerate(changes):
+        run = run_files.write(folder / f"run{number}", 60, every=20, total=100, name=f"run{number}")
+        tree = json.loads(json.dumps(CONFIG)) | {"name": f"run{number}"}
+        for dotted, value in change.items():
+            node = tree
+            for key in dotted.split(".")[:-1]:
+                node = node.setdefault(key, {})
+            node[dotted.split(".")[-1]] = value
+        (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    return sorted(folder.iterdir())
+
+
+def test_only_what_differs_is_named_as_short_as_is_clear(tmp_path):
+    changes = [{}, {"training.schedule.lr": 0.02}, {"training.optimizer.lr": 1, "logging.wandb": "offline"}]
+    runs = runs_of(tmp_path, changes)
+    assert differences(runs) == [
+        {"schedule.lr": 0.01, "optimizer.lr": "-"},
+        {"schedule.lr": 0.02, "optimizer.lr": "-"},
+        {"schedule.lr": 0.01, "optimizer.lr": 1},
+    ]
+    (runs[0] / "config.yaml").write_text("{")
+    assert differences(runs)[0]["schedule.lr"] == "-", "a file that cannot be read hides nothing of the others"
+
+
+def test_runs_alike_differ_in_nothing(tmp_path):
+    assert differences(runs_of(tmp_path, [{}, {"data.path": "elsewhere"}])) == [{}, {}]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_and_has_every_run(tmp_path, width):
+    runs_of(tmp_path, [{"seed": seed, "training.schedule.lr": seed / 100} for seed in range(1, 6)])
+    text = io.StringIO()
+    console = Console(file=text, width=width, markup=False)
+    console.print(table(list_runs([tmp_path]), console))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "lr 0.01" in text.getvalue() and "seed 5" in text.getvalue()
+    assert all(any(line.startswith(f"run{k} ") and "60/100" in line for line in lines) for k in range(5))
+    interval = "[2.40, 2.70]" if width == 80 else "[2.400, 2.700]"
+    assert text.getvalue().count(interval) == 5
+
+
+def test_the_command_prints_a_table_or_json(tmp_path, capsys):
+    runs_of(tmp_path, [{}, {"seed": 2}])
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert "run1" in capsys.readouterr().out
+    assert cli.main(["runs", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    assert [row["differs"] for row in rows] == [{"seed": 1}, {"seed": 2}]
+    assert {"name", "state", "step", "total_steps", "tokens", "loss", "forecast", "tokens_per_second"} <= set(rows[0])
+    assert cli.main(["runs", str(tmp_path / "none")]) == 2
+    assert "no such directory" in capsys.readouterr().err

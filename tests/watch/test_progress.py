@@ -1,0 +1,103 @@
+"""Where a run is, from its files: numbers against those written, states against processes that live or do not."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import watch.run_files as run_files
+from emergence_train.errors import InputError
+from emergence_train.recorder import sessions
+from emergence_train.watch.progress import duration, progress, run_directories
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """300 of 1,000 steps, checkpoints every 50."""
+    return run_files.write(tmp_path_factory.mktemp("runs") / "half", 300, every=50, total=1000)
+
+
+def test_the_numbers_are_those_of_the_log(half):
+    run_files.session(half, host="elsewhere", device="NVIDIA H100 80GB HBM3", processes=4)
+    run = progress(half)
+    assert (run.name, run.step, run.total_steps, run.tokens) == ("r", 300, 1000, 300 * run_files.TOKENS)
+    assert run.loss == pytest.approx(sum(run_files.loss_at(step) for step in range(237, 301)) / 64, abs=1e-5)
+    assert run.iid == run_files.loss_at(300) + 0.1
+    assert (run.forecast.step, run.forecast.loss, run.forecast.low95) == (300, 2.5 + 1 / 300, 2.4)
+    assert run.mfu == pytest.approx(5000 * 6e9 / (4 * 989e12))
+    # 700 steps of 512 tokens at 5,000 tokens/s, and 14 checkpoints of 2 s
+    assert run.state == "running" and run.eta_seconds == pytest.approx(700 * 512 / 5000 + 14 * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("session", "age", "state", "reason"),
+    [
+        ({"host": "elsewhere"}, 100, "running", ""),
+        ({"host": "elsewhere"}, 1000, "stale", "no row for 17 min, on elsewhere"),
+        ({"ended": "t", "reason": "saved at step 300", "exit_code": 75}, 1, "stopped", "saved at step 300"),
+        ({}, 1000, "stale", "not known"),
+    ],
+    ids=["fresh", "quiet", "ended", "unknown"],
+)
+def test_the_state_of_a_run_of_another_machine(half, session, age, state, reason):
+    run_files.session(half, **session)
+    written = os.stat(half / "metrics.jsonl").st_mtime
+    now = time.time()
+    os.utime(half / "metrics.jsonl", (now - age, now - age))
+    run = progress(half)
+    os.utime(half / "metrics.jsonl", (written, written))
+    assert run.state == state and reason in run.reason
+
+
+def test_the_state_of_a_run_here_is_that_of_its_process(half):
+    """This process lives; one that has ended does not, nor does another that got its number since."""
+    run_files.session(half, **sessions.own_process())
+    os.utime(half / "metrics.jsonl")
+    assert progress(half).state == "running"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    run_files.session(half, host=socket.gethostname(), pid=ended.pid, process_began=1)
+    assert progress(half).state == "stopped" and "lost" in progress(half).reason
+    run_files.session(half, **sessions.own_process() | {"process_began": 1})
+    assert progress(half).state == "stopped"
+
+
+def test_a_finished_run_has_no_forecast(tmp_path):
+    run = progress(run_files.write(tmp_path / "done", 100, every=50))
+    assert run.state == "finished" and run.forecast is None and run.eta_seconds is None
+
+
+def test_who_began_a_start_alone_may_end_it(tmp_path):
+    sessions.add_session(tmp_path, {"started": "t"})
+    sessions.end_session(tmp_path, 75, "stopped")
+    (only,) = sessions.read_sessions(tmp_path)
+    assert (only["exit_code"], only["reason"]) == (75, "stopped")
+    sessions.end_session(tmp_path, 0, "done")
+    assert sessions.read_sessions(tmp_path) == [only], "it has ended"
+    other = {"sessions": [sessions.own_process() | {"pid": 1}]}
+    (tmp_path / sessions.FILE).write_text(json.dumps(other))
+    sessions.end_session(tmp_path, 0, "done")
+    assert sessions.read_sessions(tmp_path) == other["sessions"]
+
+
+def test_runs_are_looked_for_two_levels_down(tmp_path):
+    for place in ("a", "ladder/b", "ladder/c", "x/y/too_deep"):
+        run_files.write(tmp_path / place, 2, every=1)
+    (tmp_path / "data").mkdir()
+    found_in = [path.relative_to(tmp_path).as_posix() for path in run_directories([tmp_path, tmp_path / "a"])]
+    assert found_in == ["a", "ladder/b", "ladder/c"]
+    with pytest.raises(InputError, match="holds no run that has begun"):
+        run_directories([tmp_path / "data"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (99.4, "99 s"), (100, "2 min"), (3599, "60 min"), (3700, "1 h 02 min"), (200_000, "2 d 8 h")],
+    ids=str,
+)
+def test_durations_have_two_units(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,169 @@
+"""watch: the screen at two widths, plain lines, a run that dies while it is watched, and what it costs at a million steps."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+import watch.run_files as run_files
+from emergence_train import cli
+from emergence_train.watch.details import CURVE_POINTS, details
+from emergence_train.watch.plot import plot
+from emergence_train.watch.screen import screen
+from support import PATIENCE, ROOT
+
+EVENTS = {
+    30: [{"kind": "spike", "reason": "the loss 9 is far above [the] median"}],
+    40: [{"kind": "straggler", "rank": 3, "operation": "forward", "seconds": 0.25, "share": 0.2}],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """120 of 400 steps with two events, samples and scores of two tasks."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    samples = {"kind": "samples", "texts": [{"prompt": "Once", "text": " upon [a] time"}]}
+    run = run_files.write(tmp_path_factory.mktemp("w") / "r", 120, every=20, total=400, extra=EVENTS | {120: [samples]})
+    rows = [("copying", "acc", 0.5), ("copying", "brier", 0.3), ("cloze", "log_p", -2.0)]
+    table = {"task": [r[0] for r in rows], "metric": [r[1] for r in rows], "value": [r[2] for r in rows]}
+    (run / "evaluations").mkdir()
+    pq.write_table(
+        pa.table(table | {"stderr": [0.1] * 3, "chance": [0.2] * 3}), run / "evaluations" / "step-0000000120.parquet"
+    )
+    return run
+
+
+def drawn(run, width: int, encoding: str = "utf-8") -> str:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(file=file, width=width, markup=False)
+    console.print(screen(details(run), console))
+    file.flush()
+    return file.buffer.getvalue().decode(encoding)
+
+
+def test_details_are_those_of_the_files(run):
+    shown = details(run)
+    assert shown.losses == {"train": run_files.loss_at(120), "iid": run_files.loss_at(120) + 0.1}
+    assert [(event.step, event.kind) for event in shown.events] == [(30, "spike"), (40, "straggler")]
+    assert [forecast.step for forecast in shown.forecasts] == [20, 40, 60, 80, 100, 120]
+    assert (shown.positions.split, shown.positions.loss[:2]) == ("iid", [3.0, 2.5])
+    assert [(score.task, score.metric) for score in shown.tasks] == [("copying", "acc"), ("cloze", "log_p")]
+    assert shown.samples == [{"prompt": "Once", "text": " upon [a] time"}]
+    assert len(shown.curve) <= CURVE_POINTS and shown.curve[0] == (run_files.TOKENS, 6.0)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_screen_shows_all_and_fits(run, width):
+    text = drawn(run, width)
+    assert max(map(len, text.splitlines())) <= width
+    for part in ("120 of 400", "2.508 [2.400, 2.700]", "spike", "[the]", "rank 3", "copying acc", "Once upon [a] time"):
+        assert part in text, part
+    assert "loss by position" in text and "⠉" in text
+
+
+def test_a_terminal_without_unicode_gets_stars(run):
+    text = drawn(run, 80, encoding="ascii")
+    assert "*" in text and "120 of 400" in text
+
+
+def test_a_plot_puts_points_where_they_belong():
+    """A falling line over two decades: in each column one star, at the height of its value."""
+    x = [10 ** (k / 10) for k in range(21)]
+    lines = plot(x, [20.0 - k for k in range(21)], width=28, height=21, shown=1.0, unicode=False)
+    assert lines[0].startswith("20.00 |*") and lines[-1].startswith(" 0.00 |") and lines[-1].endswith("*")
+    places = [line.index("*") for line in lines]
+    assert places == sorted(places) and places[10] == pytest.approx((places[0] + places[-1]) / 2, abs=1)
+    with_bar = plot([1, 10], [5.0, 4.0], width=20, height=5, interval=(100, 1.0, 2.0), x_range=(1, 100), unicode=False)
+    assert with_bar[-1].startswith("1.00") and with_bar[-1].endswith("*")
+    assert plot([], [], width=20, height=5) == plot([1], [1], width=20, height=5) == ["nothing to draw yet"]
+
+
+def test_once_and_json_of_one_and_of_several(run, capsys):
+    assert cli.main(["watch", str(run), "--once"]) == 0
+    assert "training loss" in capsys.readouterr().out
+    run_files.write(run.parent / "s", 20, every=10, name="s")
+    assert cli.main(["watch", str(run.parent), "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert "finished" in shown and "training loss" not in shown
+    assert cli.main(["watch", str(run), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["runs"]
+    assert row["progress"]["step"] == 120 and row["events"][0]["kind"] == "spike"
+
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import watch.run_files as run_files
+from emergence_train.recorder.sessions import add_session
+run = run_files.write(Path(sys.argv[1]), 20, every=10, total=1000)
+add_session(run, {{}})
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_run_that_dies_while_it_is_watched_is_named(tmp_path):
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER.format(root=str(ROOT)), str(tmp_path / "r")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert trainer.stdout.readline() == "begun\n"
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "emergence_train", "watch", str(tmp_path), "--seconds", "0.2"],
+            stdout=subprocess.PIPE,
+            env=os.environ | paths,
+            text=True,
+        )
+        assert watching.stdout.readline().startswith("r: running  step 20/1000")
+    finally:
+        trainer.send_signal(signal.SIGKILL)
+        trainer.wait()
+    rest, _ = watching.communicate(timeout=60 * PATIENCE)
+    assert "r: stopped" in rest and "its process was lost" in rest and watching.returncode == 0
+
+
+COST = """
+import json, sys
+from pathlib import Path
+seen = []
+def audit(event, arguments):
+    if event == "open" and str(arguments[0]).startswith(sys.argv[1]) and set("wax+") & set(str(arguments[1] or "")):
+        seen.append(arguments[0])
+    if event in ("fcntl.flock", "fcntl.lockf", "os.remove", "os.rename", "os.mkdir"):
+        seen.append(event)
+from emergence_train import cli
+import pyarrow.parquet
+def read():
+    return int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
+sys.addaudithook(audit)
+before = read()
+assert cli.main(["watch", sys.argv[1], "--once"]) == 0
+assert cli.main(["runs", sys.argv[1]]) == 0
+peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+print("COST", json.dumps([read() - before, peak * 1024, seen]))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="Linux counts what a process reads")
+def test_a_million_steps_cost_what_few_do(tmp_path):
+    """Bytes read (with imports) and memory of both commands, on a log of 130 MB; nothing is written or locked."""
+    run = run_files.write(tmp_path / "long", 1_000_000, every=25_000, total=2_000_000)
+    assert (run / "metrics.jsonl").stat().st_size > 100e6
+    done = subprocess.run(
+        [sys.executable, "-c", COST, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])},
+        capture_output=True,
+        text=True,
+    )
+    assert "1,000,000 of 2,000,000" in done.stdout, done.stderr
+    read, peak, touched = json.loads(done.stdout.split("COST ")[1])
+    assert read < 30e6 and peak < 350e6 and touched == [], (read, peak, touched)
