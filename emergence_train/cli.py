@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
@@ -136,6 +136,16 @@ def _evaluate(arguments: argparse.Namespace) -> dict | None:
     return result if first else None
 
 
+def _plan(arguments: argparse.Namespace) -> dict:
+    from emergence_train import config
+    from emergence_train.planning import planner
+
+    given = config.load(arguments.config, arguments.overrides)
+    planned = planner.plan_run(given.training, given.model, given.data, arguments.gpus, arguments.gpu)
+    _log(arguments)(planner.format_table(planned))
+    return planned.as_json()
+
+
 def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
     """Print an analysis' short table and the path of its files; return the result as JSON."""
     from emergence_train.analysis.results import as_json
@@ -237,6 +247,19 @@ class _OneLine(argparse.ArgumentParser):
         self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
 
 
+class _Commands(_OneLine):
+    """The whole command line. Overrides may follow options, where argparse by itself leaves them over."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments, rest = self.parse_known_args(args, namespace)
+        wrong = [word for word in rest if word.startswith("-") or "=" not in word]
+        if rest and (wrong or not hasattr(arguments, "overrides")):
+            self.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+        if rest:
+            arguments.overrides = [*arguments.overrides, *rest]
+        return arguments
+
+
 def _add_schema(parser: argparse.ArgumentParser, result: str) -> None:
     text = "print the JSON schema of result.json, with units and meanings, and exit"
     parser.add_argument("--schema", action=_Schema, nargs=0, const=result, help=text)
@@ -251,6 +274,15 @@ def _count(text: str) -> int:
 
 
 _count.__name__ = "count"  # of argparse's message
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from emergence_train.models.gpus import GPUS
+
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+    parser.add_argument("--gpus", type=_count, required=True, metavar="N", help="GPUs in all, in nodes of eight")
+    parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
 
 
 def _add_outlook(parser: argparse.ArgumentParser) -> None:
@@ -271,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     common = _OneLine(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser = _OneLine(prog="emergence-train", description=__doc__.split(":")[0], allow_abbrev=False)
+    parser = _Commands(prog="emergence-train", description=__doc__.split(":")[0], allow_abbrev=False)
     # The deepspeed launcher adds this before the verb; the environment has it too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_OneLine)
@@ -292,6 +324,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--from", dest="parent", metavar="RUN[@STEP]", help="begin a new run from another run's saved state"
             )
+    _add_plan(verb("plan", _plan, "memory, time and cost of a configuration on so many GPUs; needs none"))
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")

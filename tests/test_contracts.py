@@ -14,6 +14,7 @@ from emergence_train.section import Section
 COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
+    "plan": "config overrides --gpus --gpu",
     "evaluate": "run --step --tasks --split",
     "analyze temporal": "tables --fit-fraction --split --out --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
@@ -84,6 +85,10 @@ EMERGENCE = {
     "tasks": "task metric verdict probability eta size_effect rows sizes",
     "tasks.eta": "value low95 high95",
     "tasks.size_effect": "value low95 high95 p",
+}
+PLAN = {
+    "": "memory_per_gpu communication_bytes_per_step step_seconds tokens_per_second mfu days gpu_hours fits suggestion",
+    "memory_per_gpu": "weights gradients optimizer activations logits workspace total",
 }
 WEIGHTS = {"rows": "variant split region step seeds loss difference low95 high95 p"}
 OPERATORS = """attention attention_backward attention_sinks_gradient fp8_linear fp8_linear_backward linear_cross_entropy

@@ -25,7 +25,7 @@ FLOORS = (
     ("config",),
     ("parallel", "tracking"),
     ("checkpoint", "faults", "data"),
-    ("evaluation",),
+    ("evaluation", "planning"),
     (
         "analysis",
         "analysis.results",

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from emergence_train import cli
-from remedy_rows import CONFIG, DATA, STEP, At, Row
+from remedy_rows import CONFIG, DATA, PLANS, STEP, At, Row
 from remedy_rows_analyses import ANALYSES, LAUNCHERS, LOGS, WEIGHTS
 from remedy_rows_runs import RUNS
 from support import ROOT, command, locked
 
 TRAIN = [*RUNS, *WEIGHTS]  # slow
-ROWS = [*CONFIG, *DATA, *TRAIN, *ANALYSES, *LOGS, *LAUNCHERS]
+ROWS = [*CONFIG, *PLANS, *DATA, *TRAIN, *ANALYSES, *LOGS, *LAUNCHERS]
 
 OTHER_TESTS = "tried where its situation is made: "
 EXEMPT = {  # of a message: why it has no row

@@ -22,6 +22,7 @@ TAKE_THE_TREE = {
 }
 # Who reads a configuration from a file: the commands, and what compares a run with an older one.
 READ_THE_TREE = {
+    "cli._plan",
     "cli._prepare",
     "cli._train",
     "convert.hf_export.export",
