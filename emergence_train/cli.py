@@ -146,6 +146,31 @@ def _plan(arguments: argparse.Namespace) -> dict:
     return planned.as_json()
 
 
+def _ladder(arguments: argparse.Namespace) -> dict:
+    from dataclasses import asdict
+
+    from emergence_train.ladder import file, progress, submit
+
+    ladder, log = file.read(arguments.file), _log(arguments)
+    if arguments.slurm and not arguments.status:
+        submit.submit(ladder, log)
+    elif not arguments.status:
+        from emergence_train.ladder.local import Runner, this_machine
+
+        Runner(ladder, this_machine(arguments.jobs), log).run()
+    notes, queue = progress.read_notes(ladder), submit.queued()
+    rows = [progress.progress(ladder, row, notes.get(row.run, {}), queue) for row in ladder.rows]
+    log(progress.format_table(rows))
+    return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}
+
+
+def _runs(paths: list[str]) -> list[str]:
+    """The paths, with a ladder's runs in its place."""
+    from emergence_train.ladder.collect import expanded
+
+    return expanded(paths)
+
+
 def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
     """Print an analysis' short table and the path of its files; return the result as JSON."""
     from emergence_train.analysis.results import as_json
@@ -170,7 +195,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
         from emergence_train.analysis.temporal import investigate, output
 
     analysis = investigate(
-        arguments.tables,
+        _runs(arguments.tables),
         fit_fraction=arguments.fit_fraction,
         splits=arguments.split,
         ahead=Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None),
@@ -185,7 +210,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
 def _weights(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis import position_weights
 
-    result = position_weights.compare_position_weights(arguments.runs)
+    result = position_weights.compare_position_weights(_runs(arguments.runs))
     if arguments.out:
         result = position_weights.write(Path(arguments.out), result)
     return _shown(arguments, result, position_weights.format_table(result))
@@ -196,7 +221,7 @@ def _emergence(arguments: argparse.Namespace) -> dict:
     with no_collection():
         from emergence_train.analysis.emergence import investigate, output
 
-    analysis = investigate(arguments.tables)
+    analysis = investigate(_runs(arguments.tables))
     result = output.write(Path(arguments.out), analysis) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -206,7 +231,7 @@ def _report(arguments: argparse.Namespace) -> dict:
     with no_collection():
         from emergence_train.report.page import report
 
-    path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)
+    path = report([Path(run) for run in _runs(arguments.runs)], Path(arguments.out) if arguments.out else None)
     _log(arguments)(f"report: {path}")
     return {"report": str(path)}
 
@@ -325,6 +350,15 @@ def _parser() -> argparse.ArgumentParser:
                 "--from", dest="parent", metavar="RUN[@STEP]", help="begin a new run from another run's saved state"
             )
     _add_plan(verb("plan", _plan, "memory, time and cost of a configuration on so many GPUs; needs none"))
+    added = verb("ladder", _ladder, "train every size, budget, schedule and seed of a file; resume what is left")
+    added.add_argument("file", metavar="FILE", help="a YAML file; see configs/ladders/")
+    added.add_argument("--slurm", action="store_true", help="submit each run as a job instead of running it here")
+    added.add_argument(
+        "--status", action="store_true", help="start nothing: state, step, loss and forecast of each run"
+    )
+    added.add_argument(
+        "--jobs", type=_count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
+    )
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")

@@ -351,7 +351,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
     `model.preset: NAME` stands for that preset's sizes, which other keys under `model` then change.
     """
-    tree = _read_yaml(Path(path))
+    tree = read_yaml(Path(path))
     for override in overrides:
         _apply(tree, override)
     _expand_preset(tree, path)
@@ -387,7 +387,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file; InputError where it cannot be read or is none."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:

@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
     "plan": "config overrides --gpus --gpu",
+    "ladder": "file --slurm --status --jobs",
     "evaluate": "run --step --tasks --split",
     "analyze temporal": "tables --fit-fraction --split --out --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",

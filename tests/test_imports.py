@@ -40,6 +40,7 @@ FLOORS = (
     ("analysis.temporal",),
     ("analysis.emergence",),
     ("report", "training", "convert", "doctor", "notebook"),
+    ("ladder",),
     ("cli",),
     ("__main__",),
 )

@@ -27,6 +27,7 @@ READ_THE_TREE = {
     "cli._train",
     "convert.hf_export.export",
     "evaluation.offline.evaluate",
+    "ladder.file.row_config",
     "tracking.sync.sync",
     "training.branch.begin",
     "training.startup._extended",
