@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from emergence_train import __version__
 from emergence_train.collector import no_collection
@@ -141,6 +141,41 @@ def _evaluate(arguments: argparse.Namespace) -> dict | None:
     return result if first else None
 
 
+def _plan(arguments: argparse.Namespace) -> dict:
+    from emergence_train import config
+    from emergence_train.planning import planner
+
+    given = config.load(arguments.config, arguments.overrides)
+    planned = planner.plan_run(given.training, given.model, given.data, arguments.gpus, arguments.gpu)
+    _log(arguments)(planner.format_table(planned))
+    return planned.as_json()
+
+
+def _ladder(arguments: argparse.Namespace) -> dict:
+    from dataclasses import asdict
+
+    from emergence_train.ladder import file, progress, submit
+
+    ladder, log = file.read(arguments.file), _log(arguments)
+    if arguments.slurm and not arguments.status:
+        submit.submit(ladder, log)
+    elif not arguments.status:
+        from emergence_train.ladder.local import Runner, this_machine
+
+        Runner(ladder, this_machine(arguments.jobs), log).run()
+    notes, queue = progress.read_notes(ladder), submit.queued()
+    rows = [progress.progress(ladder, row, notes.get(row.run, {}), queue) for row in ladder.rows]
+    log(progress.format_table(rows))
+    return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}
+
+
+def _runs(paths: list[str]) -> list[str]:
+    """The paths, with a ladder's runs in its place."""
+    from emergence_train.ladder.collect import expanded
+
+    return expanded(paths)
+
+
 def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
     """Print an analysis' short table and the path of its files; return the result as JSON."""
     from emergence_train.analysis.results import as_json
@@ -171,7 +206,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
         from emergence_train.analysis.temporal import investigate, output
 
     analysis = investigate(
-        arguments.tables,
+        _runs(arguments.tables),
         fit_fraction=arguments.fit_fraction,
         splits=arguments.split,
         ahead=Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None),
@@ -186,7 +221,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
 def _weights(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis import position_weights
 
-    result = position_weights.compare_position_weights(arguments.runs)
+    result = position_weights.compare_position_weights(_runs(arguments.runs))
     if arguments.out:
         result = position_weights.write(Path(arguments.out), result, _suffixes(arguments))
     return _shown(arguments, result, position_weights.format_table(result))
@@ -197,7 +232,7 @@ def _emergence(arguments: argparse.Namespace) -> dict:
     with no_collection():
         from emergence_train.analysis.emergence import investigate, output
 
-    analysis = investigate(arguments.tables)
+    analysis = investigate(_runs(arguments.tables))
     result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -207,7 +242,7 @@ def _report(arguments: argparse.Namespace) -> dict:
     with no_collection():
         from emergence_train.report.page import report
 
-    path = report([Path(run) for run in arguments.runs], Path(arguments.out) if arguments.out else None)
+    path = report([Path(run) for run in _runs(arguments.runs)], Path(arguments.out) if arguments.out else None)
     _log(arguments)(f"report: {path}")
     return {"report": str(path)}
 
@@ -298,6 +333,19 @@ class _OneLine(argparse.ArgumentParser):
         self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
 
 
+class _Commands(_OneLine):
+    """The whole command line. Overrides may follow options, where argparse by itself leaves them over."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments, rest = self.parse_known_args(args, namespace)
+        wrong = [word for word in rest if word.startswith("-") or "=" not in word]
+        if rest and (wrong or not hasattr(arguments, "overrides")):
+            self.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+        if rest:
+            arguments.overrides = [*arguments.overrides, *rest]
+        return arguments
+
+
 def _add_schema(parser: argparse.ArgumentParser, result: str) -> None:
     text = "print the JSON schema of result.json, with units and meanings, and exit"
     parser.add_argument("--schema", action=_Schema, nargs=0, const=result, help=text)
@@ -320,6 +368,15 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pdf", action="store_true", help="with --out: figures as PDF too")
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from emergence_train.models.gpus import GPUS
+
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+    parser.add_argument("--gpus", type=_count, required=True, metavar="N", help="GPUs in all, in nodes of eight")
+    parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
+
+
 def _add_outlook(parser: argparse.ArgumentParser) -> None:
     """What lies ahead of the runs, and how logs of others are read."""
     parser.add_argument("--to-tokens", type=_count, metavar="N", help="forecast to so many trained tokens")
@@ -338,7 +395,7 @@ def _parser() -> argparse.ArgumentParser:
     common = _OneLine(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser = _OneLine(prog="emergence-train", description=DESCRIPTION, allow_abbrev=False)
+    parser = _Commands(prog="emergence-train", description=DESCRIPTION, allow_abbrev=False)
     # The deepspeed launcher adds this before the verb; the environment has it too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"emergence-train {__version__}")
@@ -365,6 +422,16 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--from", dest="parent", metavar="RUN[@STEP]", help="begin a new run from another run's saved state"
             )
+    _add_plan(verb("plan", _plan, "memory, time and cost of a configuration on so many GPUs; needs none"))
+    added = verb("ladder", _ladder, "train every size, budget, schedule and seed of a file; resume what is left")
+    added.add_argument("file", metavar="FILE", help="a YAML file; see configs/ladders/")
+    added.add_argument("--slurm", action="store_true", help="submit each run as a job instead of running it here")
+    added.add_argument(
+        "--status", action="store_true", help="start nothing: state, step, loss and forecast of each run"
+    )
+    added.add_argument(
+        "--jobs", type=_count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
+    )
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")

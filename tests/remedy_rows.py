@@ -46,6 +46,9 @@ class At:
         """prepare, of the data that is prepared already: what is wrong in the configuration is refused before."""
         return ["prepare", str(self.config), *over]
 
+    def plan(self, *given: str) -> list[str]:
+        return ["plan", str(self.config), "--gpu", "h100-80gb", *given]
+
     def changed(self, **keys: object) -> list[str]:
         """prepare, of the configuration with other sections."""
         return [
@@ -197,6 +200,26 @@ CONFIG = [
         "is empty in the file; give it there",
         lambda at: [*at.changed(logging=None), "logging.wandb=disabled"],
         lambda at: [*at.changed(logging={"console_seconds": 1}), "logging.wandb=disabled"],
+    ),
+]
+
+
+def plan(says: str, wrong: str, right: str) -> Row:
+    """Arguments of `plan` that are refused, and those that the message asks for."""
+    return Row(says, *(lambda at, given=given: at.plan(*given.split()) for given in (wrong, right)))
+
+
+PLANS = [
+    plan("GPUs; give --gpus {}", "--gpus 3", "--gpus 4"),
+    plan(
+        "no multiple of micro_batch {}; give training.micro_batch={}, or auto",
+        "--gpus 2 training.batch=4 training.micro_batch=4",
+        "--gpus 2 training.batch=4 training.micro_batch=2",
+    ),
+    plan(
+        "is not known before `prepare`; add model.vocab_size=N",
+        '--gpus 1 data.path=elsewhere data.tokenizer={"file":"x.json"}',
+        '--gpus 1 data.path=elsewhere data.tokenizer={"file":"x.json"} model.vocab_size=65024',
     ),
 ]
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from emergence_train import cli
 from support import command
 
 
@@ -85,3 +86,18 @@ def test_the_whole_way_ends_in_json_and_a_page(config_file, tmp_path):
     assert (tmp_path / "analysis" / "result.json").is_file()
     page = command("report", run, "--out", str(tmp_path / "page"))
     assert page.returncode == 0 and (tmp_path / "page" / "report.html").is_file(), page.stderr
+
+
+def test_overrides_may_follow_options():
+    given = cli._parser().parse_args(["train", "a.yaml", "x.y=1", "--from", "runs/a", "name=b", "z=2"])
+    assert (given.parent, given.overrides) == ("runs/a", ["x.y=1", "name=b", "z=2"])
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "a.yaml", "--json", "stray"], ["doctor", "--json", "a=b"], ["train", "a", "--x=1"]]
+)
+def test_other_words_after_options_are_refused(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli._parser().parse_args(argv)
+    assert stop.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err

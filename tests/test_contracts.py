@@ -15,6 +15,8 @@ COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
     "config": "config overrides",
+    "plan": "config overrides --gpus --gpu",
+    "ladder": "file --slurm --status --jobs",
     "evaluate": "run --step --tasks --split",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
@@ -92,6 +94,10 @@ EMERGENCE = {
     "tasks": "task metric verdict probability eta size_effect rows sizes",
     "tasks.eta": "value low95 high95",
     "tasks.size_effect": "value low95 high95 p",
+}
+PLAN = {
+    "": "memory_per_gpu communication_bytes_per_step step_seconds tokens_per_second mfu days gpu_hours fits suggestion",
+    "memory_per_gpu": "weights gradients optimizer activations logits workspace total",
 }
 WEIGHTS = {"rows": "variant split region step seeds loss difference low95 high95 p"}
 TRACKED = {  # names in Weights & Biases and TensorBoard

@@ -25,7 +25,7 @@ FLOORS = (
     ("config",),
     ("parallel", "tracking", "config_listing"),
     ("checkpoint", "faults", "data"),
-    ("evaluation",),
+    ("evaluation", "planning"),
     (
         "analysis",
         "analysis.results",
@@ -40,6 +40,7 @@ FLOORS = (
     ("analysis.temporal",),
     ("analysis.emergence",),
     ("report", "training", "convert", "doctor", "notebook", "watch"),
+    ("ladder",),
     ("cli",),
     ("__main__",),
 )

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from emergence_train import cli
-from remedy_rows import CONFIG, DATA, STEP, At, Row
+from remedy_rows import CONFIG, DATA, PLANS, STEP, At, Row
 from remedy_rows_analyses import ANALYSES, LAUNCHERS, LOGS, WEIGHTS
+from remedy_rows_ladder import LADDER_EXEMPT, LADDERS
 from remedy_rows_runs import RUNS
 from support import ROOT, command, locked
 
 TRAIN = [*RUNS, *WEIGHTS]  # slow
-ROWS = [*CONFIG, *DATA, *TRAIN, *ANALYSES, *LOGS, *LAUNCHERS]
+ROWS = [*CONFIG, *PLANS, *LADDERS, *DATA, *TRAIN, *ANALYSES, *LOGS, *LAUNCHERS]
 
 OTHER_TESTS = "tried where its situation is made: "
 EXEMPT = {  # of a message: why it has no row
@@ -103,7 +104,7 @@ EXEMPT = {  # of a message: why it has no row
     "is not a multiple of {} processes; change one of them": "several processes; training/test_auto_micro_batch.py",
     "does not hold micro_batch {}; {}": OTHER_TESTS + "training/test_auto_micro_batch.py",
     "micro_batch is auto: the start of a run resolves it": "Python alone",
-}
+} | LADDER_EXEMPT
 
 
 @pytest.fixture

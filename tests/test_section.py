@@ -23,11 +23,13 @@ TAKE_THE_TREE = {
 # Who reads a configuration from a file: the commands, and what compares a run with an older one.
 READ_THE_TREE = {
     "cli._config",
+    "cli._plan",
     "cli._prepare",
     "cli._train",
     "convert.hf_export.export",
     "evaluation.offline.evaluate",
     "evaluation.text_samples.continue_texts",
+    "ladder.file.row_config",
     "tracking.sync.sync",
     "training.branch.begin",
     "training.startup._extended",

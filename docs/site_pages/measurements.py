@@ -48,6 +48,9 @@ def page() -> str:
         "## The temporal law on public runs",
         "",
         public_forecasts(),
+        "## Plans against measured steps",
+        "",
+        plans(),
     ]
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         for path in sorted(folder.glob("*.md"), key=lambda path: (path.name != "training.md", path.name)):
@@ -153,3 +156,35 @@ def public_forecasts() -> str:
     ]
     head += ["end too low", "95% intervals held rows", "and ends", "half-width over error (if calibrated)"]
     return table(head, rows) + "\n" + _source(name, result)
+
+
+def plans() -> str:
+    """Misses of `plan`: medians of what was held out, and every step."""
+    name = "plan_published.json"
+    result = _load(name)
+    held = [
+        [what, score["rows"], f"{score['median']:.1%}", f"{score['greatest']:.1%}"]
+        for what, score in result["held_out"].items()
+    ]
+    rows = [
+        [
+            row.get("id", "own"),
+            row["run"],
+            "calibrates" if row["calibrates"] else "held out",
+            f"{row['time']:+.1%}",
+            f"{row['memory']:+.1%}" if "memory" in row else "",
+        ]
+        for row in [*result["own"], *result["published"]]
+    ]
+    about = (
+        "Planned over measured, less 1. Own: an H100, 64 x 1,024 tokens a step. Published: other programs, with their own bytes "
+        "of element-wise traffic and activations; a row's memory may calibrate where its time is held out.\n\n"
+    )
+    return (
+        about
+        + table(["held out", "steps", "median miss", "greatest"], held)
+        + "\n"
+        + table(["row", "step", "", "seconds", "memory"], rows)
+        + "\n"
+        + _source(name, result)
+    )

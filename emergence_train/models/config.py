@@ -19,6 +19,16 @@ class Activations:
     forward: float  # of a block, in a forward pass without gradients
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a device does for each trained token, forward and backward, with what activation checkpointing computes again."""
+
+    blocks: float  # FLOPs of the blocks' matrix products
+    head: float  # FLOPs of the output head's
+    attention: float  # FLOPs of queries by keys and probabilities by values
+    traffic: float  # bytes that all else reads and writes: norms, element-wise operations, attention's tensors, logits
+
+
 class ModelConfig(Section):
     """Base class. A kind is one file, with a subclass of this and one of LanguageModel, and a line in registry.MODELS."""
 
@@ -51,6 +61,10 @@ class ModelConfig(Section):
     def activations(self, checkpointing: str, size: int, linears: str = "bf16") -> Activations:
         """Bytes for each token of a micro-batch, with elements of `size` bytes, `training.activation_checkpointing` and
         `training.linears`."""
+        raise NotImplementedError
+
+    def work(self, sequence: int, checkpointing: str, size: int, linears: str = "bf16") -> Work:
+        """For each token of a sequence of `sequence`; the other arguments as those of `activations`."""
         raise NotImplementedError
 
     @property

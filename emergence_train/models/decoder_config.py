@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from emergence_train.models.config import Activations, ModelConfig
+from emergence_train.models.config import Activations, ModelConfig, Work
 from emergence_train.section import Section
 
 
@@ -88,13 +88,17 @@ class DecoderConfig(ModelConfig):
         """Parameters that are in no matrix product: of norms, and sinks."""
         return (2 * self.layers + 1) * self.width + (self.layers * self.heads if self.attention.sinks else 0)
 
+    def _matrices(self) -> int:
+        """Parameters of the blocks' matrix products."""
+        return self.non_embedding_parameters() - self._vectors()
+
     def parameters(self) -> int:
         return self.non_embedding_parameters() + self.vocabulary * self.width * (1 if self.tied else 2)
 
     def flops_per_token(self, sequence: int, *, causal: bool = True) -> float:
         """As ModelConfig's: 6 x (weights of every matrix product, output head included, embedding look-up and vectors excluded)
         + 12 x layers x width x (keys a query sees), which are (sequence + 1) / 2 on average when causal, else `sequence`."""
-        matrices = self.non_embedding_parameters() - self._vectors() + self.vocabulary * self.width
+        matrices = self._matrices() + self.vocabulary * self.width
         keys = (sequence + 1) / 2 if causal else sequence
         return 6 * matrices + 12 * self.layers * self.width * keys
 
@@ -127,3 +131,22 @@ class DecoderConfig(ModelConfig):
             blocks = self.layers * block
         head = size * 3 * D + 40  # the last sum and norm, the gradient of the latter; statistics of the token
         return Activations(blocks, head, backward, size * (3 * D + 3 * F))
+
+    def work(self, sequence: int, checkpointing: str, size: int, linears: str = "bf16") -> Work:
+        """Elements that the kernels read and write of a token in a block, each once. Forward: 4 D for either norm and its sum
+        with the residual, 2 (H + K) d for rotary embedding, (H + 2 K) d + D for attention, 3 F for the SwiGLU. Backward: as much
+        for norms and rotary; for attention 2 (H + 2 K) d + 2 D, and 2 (H + 2 K) d to join its gradients, with a sum in float32
+        (14 D bytes); 5 F. The loss moves 9 bytes of a logit beside its products, and fp8 operands take 55 D bytes: both were read
+        off a profile on an H100, the rest is derived.
+        """
+        D, F, qkv = self.width, self.ffn, (self.heads + 2 * self.kv_heads) * self.head_dim
+        rotary = 2 * (self.heads + self.kv_heads) * self.head_dim
+        forward = size * (8 * D + rotary + qkv + D + 3 * F)
+        backward = size * (8 * D + rotary + 4 * qkv + 2 * D + 5 * F) + 14 * D
+        again = {"none": 0.0, "selective": size * (4 * D + 3 * F), "full": forward}[checkpointing]
+        more = 55 * D if linears == "fp8" else 0
+        products = 4 / 3 if checkpointing == "full" else 1.0
+        blocks, head = 6 * self._matrices(), 6 * self.vocabulary * D
+        attention = self.flops_per_token(sequence) - blocks - head
+        traffic = self.layers * (forward + backward + again + more) + 9 * self.vocabulary
+        return Work(products * blocks, head, products * attention, traffic)

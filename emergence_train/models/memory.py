@@ -16,8 +16,12 @@ collect them in a bucket; at stage 3 gathered weights stay until that step, up t
 not allocate (CUDA's context, NCCL).
 """
 
+import importlib.util
+import os
+import runpy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from emergence_train.models.config import ModelConfig
 
@@ -110,9 +114,17 @@ def _static(parameters: int, size: int, stage: int, ranks: int, moments: int) ->
 
 def _logits(model: ModelConfig, tokens: int, size: int, capability: int) -> float:
     """A chunk of float32 logits, and the gradient of the head's weight, which is summed over chunks in float32."""
-    from emergence_kernels.backends.triton_configs import CHUNK_BYTES, CHUNK_MULTIPLE, table_of
-    from emergence_kernels.cross_entropy.chunks import equal_rows, padded
-
-    row = 4 * padded(model.vocabulary)
-    rows = equal_rows(tokens, CHUNK_BYTES[table_of(capability)] // row, CHUNK_MULTIPLE)
+    chunks = _logit_chunks()
+    row = 4 * chunks["padded"](model.vocabulary)
+    rows = chunks["equal_rows"](
+        tokens, chunks["CHUNK_BYTES"][chunks["table_of"](capability)] // row, chunks["CHUNK_MULTIPLE"]
+    )
     return rows * row + model.vocabulary * model.hidden * (size if rows >= tokens else 4)
+
+
+@cache
+def _logit_chunks() -> dict:
+    """What emergence_kernels' logit_chunks.py defines. It is read by itself: importing the package takes torch, seconds."""
+    spec = importlib.util.find_spec("emergence_kernels")
+    assert spec and spec.submodule_search_locations
+    return runpy.run_path(os.path.join(spec.submodule_search_locations[0], "backends", "logit_chunks.py"))

@@ -12,12 +12,11 @@ import torch
 from emergence_train.config import Training
 from emergence_train.errors import InputError, RunError
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.memory import GIB, evaluation_bytes, step_memory
+from emergence_train.models.memory import GIB
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
+from emergence_train.planning.fit import SHARE, divisors, needed_bytes
 
-# Of a GPU's memory. The rest is for the CUDA context, NCCL, what the allocator cannot use, and the model's errors.
-SHARE = 0.9
 CPU_TOKENS = 2048
 LESS = {"none": "selective", "selective": "full"}  # kept
 
@@ -38,25 +37,6 @@ def smallest_device(mesh: Mesh) -> Device | None:
     return min((device for device in all_gather_objects(own) if device is not None), default=None)
 
 
-def needed_bytes(
-    training: Training, model: ModelConfig, sequence: int, ranks: int, micro_batch: int, capability: int
-) -> float:
-    """Of a step, and of validation beside it: a CUDA graph keeps its memory."""
-    step = step_memory(
-        model,
-        sequence,
-        micro_batch,
-        checkpointing=training.activation_checkpointing,
-        precision=training.precision,
-        linears=training.linears,
-        zero_stage=training.zero_stage,
-        ranks=ranks,
-        moments=training.optimizer.moments,
-        capability=capability,
-    )
-    return step.total + evaluation_bytes(model, sequence, micro_batch, training.precision)
-
-
 def choose(
     training: Training, model: ModelConfig, sequence: int, ranks: int, device: Device | None, run: Path
 ) -> tuple[int, str]:
@@ -68,7 +48,7 @@ def choose(
     """
     if training.batch % ranks:
         raise InputError(f"training.batch {training.batch} is not a multiple of {ranks} processes; change one of them")
-    sizes = _divisors(training.batch // ranks)
+    sizes = divisors(training.batch // ranks)
     if device is None:
         needs, room = {size: float(size * sequence) for size in sizes}, float(CPU_TOKENS)
     else:
@@ -88,7 +68,7 @@ def choose(
 def out_of_memory(training: Training, mesh: Mesh) -> RunError:
     """The error of a rank whose GPU had too little memory, with what to change; a resumed run may change it."""
     micro_batch = training.micro_batch_size
-    smaller = [size for size in _divisors(training.batch // mesh.data.size) if size < micro_batch]
+    smaller = [size for size in divisors(training.batch // mesh.data.size) if size < micro_batch]
     if smaller:
         remedy = f"run again with training.micro_batch={smaller[0]}"
     elif less := LESS.get(training.activation_checkpointing):
@@ -96,11 +76,6 @@ def out_of_memory(training: Training, mesh: Mesh) -> RunError:
     else:
         remedy = "run again on more GPUs with training.zero_stage=3"
     return RunError(f"rank {mesh.world.rank}: the GPU's memory does not hold micro_batch {micro_batch}; {remedy}")
-
-
-def _divisors(number: int) -> list[int]:
-    """The greatest first."""
-    return [size for size in range(number, 0, -1) if number % size == 0]
 
 
 def _last_start(run: Path, ranks: int) -> int | None:

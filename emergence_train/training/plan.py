@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from emergence_train.checkpoint.format import complete, problems, step_name
 from emergence_train.config import Checkpoints, Training
+from emergence_train.recorder.layout import step_name
 
 
 class Plan:
@@ -32,6 +32,8 @@ class Plan:
 
     def finished(self, run: Path, log: Callable[[str], None]) -> bool:
         """All tables are there and the last state is whole; or nothing is whole that could be resumed from."""
+        from emergence_train.checkpoint.format import complete, problems  # with torch: a plan alone needs none
+
         if not (run / "positions" / f"{step_name(self.total_steps)}.parquet").is_file():
             return False
         if self.save_state == "never":

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from .dispatch import interpreting
+from .logit_chunks import CHUNK_BYTES as CHUNK_BYTES
+from .logit_chunks import CHUNK_MULTIPLE as CHUNK_MULTIPLE
+from .logit_chunks import table_of as table_of
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}
 
@@ -90,14 +93,10 @@ LOGITS_VARIANTS = {
 # Logits of a chunk where they are not stored: their partial sums and packed rows take a hundredth of as many bytes.
 CHUNK_LOGITS = {"sm_80": 1 << 29, "sm_90": 1 << 29, "interpreter": 1 << 20}
 
-# Where gradients are wanted: bytes of logits that exist at a time. Each further chunk reads and writes the float32 sum of
-# dW, 8 bytes a weight: 2 GiB hold 8192 tokens by 50304 words in float32, and Hopper has 80 GB or more.
-CHUNK_BYTES = {"sm_80": 1 << 30, "sm_90": 1 << 31, "interpreter": 1 << 22}
-CHUNK_MULTIPLE = 128  # rows; whole tiles of the matrix products
-
-# Of those logits, for bfloat16 inputs (float16 and float32 always have float32 logits). float32 moves 14 bytes a logit:
-# 4 written, 4 read (or 8, where the L2 cache lost them), 2 written for the gradient, which dX and dW read. bfloat16 moves 10,
-# and rounds z: by up to 2^-9 of it, so that at z = 20 p is wrong by up to 4%, and ties make top-1 too kind.
+# Of the logits of a chunk (logit_chunks.py), for bfloat16 inputs (float16 and float32 always have float32 logits). float32
+# moves 14 bytes a logit: 4 written, 4 read (or 8, where the L2 cache lost them), 2 written for the gradient, which dX and dW
+# read. bfloat16 moves 10, and rounds z: by up to 2^-9 of it, so that at z = 20 p is wrong by up to 4%, and ties make top-1
+# too kind.
 LOGITS_DTYPE = {"sm_80": torch.float32, "sm_90": torch.float32, "interpreter": torch.float32}
 LOGITS_DTYPE_VARIANTS = {"bf16 logits": torch.bfloat16}
 
@@ -205,12 +204,6 @@ def _described(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
     size = weight_VD.element_size()
     starts = (hidden_ND.shape[1] * size, weight_VD.stride(0) * size, weight_VD.data_ptr())
     return weight_VD.stride(1) == 1 and not any(start % 16 for start in starts)
-
-
-def table_of(major: int) -> str:
-    """The table for a compute capability. The entries of sm_90 take up to 227 KB of shared memory, which 9.x to 11.x have; 12.x
-    (RTX 50, RTX PRO 6000) has 99 KB, as 8.6 and 8.9, and takes those of sm_80."""
-    return "sm_90" if 9 <= major < 12 else "sm_80"
 
 
 @cache

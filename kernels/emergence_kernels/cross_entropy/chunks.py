@@ -8,20 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..backends.logit_chunks import equal_rows as equal_rows
+from ..backends.logit_chunks import padded as padded
 from ..backends.products import add_to_dw, finish_dw, logits
-
-PACK = 16  # columns; whole vectors of 16 bytes in every dtype, and a divisor that Triton specialises on
-
-
-def equal_rows(rows: int, most: int, multiple: int) -> int:
-    """Rows of a chunk: as few chunks as `most` allows, alike up to rounding to `multiple`."""
-    most = max(multiple, most // multiple * multiple)
-    each = -(-rows // max(1, -(-rows // most)))
-    return max(1, min(rows, -(-each // multiple) * multiple))
-
-
-def padded(V: int) -> int:
-    return -(-V // PACK) * PACK
 
 
 class LogitChunks:

@@ -1,0 +1,223 @@
+"""A ladder: sizes x token budgets x schedules x seeds as one YAML file, and the runs that it stands for."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from emergence_train import config as configs
+from emergence_train import config_tree
+from emergence_train.config import Config
+from emergence_train.errors import InputError
+from emergence_train.section import Section
+from emergence_train.training.plan import Plan
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+PREFIXES = ((10**9, "b"), (10**6, "m"), (10**3, "k"))
+INDEX = "ladder.json"  # in the ladder's directory: the runs, for the analyses
+
+
+def _whole(value: Any) -> Any:
+    """A number of tokens, as 67e9 too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Tokens = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Name = Annotated[str, BeforeValidator(str), Field(pattern=NAME)]
+Set = dict[str, Any]  # dotted keys of the configuration
+
+
+class Size(Section):
+    set: Set = Field(default={}, description="dotted keys of the configuration, as model.preset")
+    tokens: list[Tokens] | None = Field(default=None, min_length=1, description="budgets; None: the ladder's")
+    gpus: int | None = Field(default=None, ge=1, description="GPUs of each run; None: the ladder's")
+
+
+class Schedule(Section):
+    """A variant of the learning rate; with `after`, decays that branch from the runs of another one."""
+
+    set: Set = Field(default={}, description="dotted keys of the configuration, as training.schedule.kind")
+    after: str | None = Field(
+        default=None, description="a stable schedule: each budget is a decay from its one run, by train --from"
+    )
+    share: float = Field(default=0.1, gt=0, lt=1, description="with after: of a budget, the decay's part at least")
+
+
+class Slurm(Section):
+    script: str = Field(default="slurm.sbatch", description="batch script, relative to the ladder's file")
+    options: list[str] = Field(default=[], description="options of sbatch, for every run")
+
+
+class LadderFile(Section):
+    name: str = Field(pattern=NAME, description="name of the ladder")
+    config: str = Field(description="the configuration that all runs share, relative to the ladder's file")
+    out: str | None = Field(default=None, description="directory of the runs; None: runs/NAME")
+    set: Set = Field(default={}, description="dotted keys of the configuration, for every run")
+    tokens: list[Tokens] | None = Field(default=None, min_length=1, description="token budgets of every size")
+    seeds: list[int] = Field(default=[1], min_length=1, description="seeds")
+    schedules: dict[Name, Schedule] = Field(default={"": Schedule()}, min_length=1, description="by their names")
+    sizes: dict[Name, Size] = Field(min_length=1, description="by their names, smallest first")
+    gpus: int | None = Field(default=None, ge=1, description="GPUs of each run; None: one where there are any")
+    slurm: Slurm = Field(default=Slurm(), description="for --slurm")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "LadderFile":
+        for name, size in self.sizes.items():
+            if not (size.tokens or self.tokens):
+                raise ValueError(f"sizes.{name} has no tokens; give them there or for the whole ladder")
+        for name, schedule in self.schedules.items():
+            parent = self.schedules.get(schedule.after) if schedule.after is not None else Schedule()
+            if parent is None or parent.after is not None:
+                known = [other for other, entry in self.schedules.items() if entry.after is None]
+                raise ValueError(
+                    f"schedules.{name}.after: {schedule.after!r} is no schedule that runs by itself; "
+                    f"choose from {', '.join(known)}"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of a ladder."""
+
+    run: str
+    size: str
+    tokens: int
+    schedule: str
+    seed: int
+    overrides: tuple[str, ...]  # as on the command line
+    gpus: int | None
+    parent: str | None = None  # the run whose state it begins from
+    parent_step: int = 0
+    total_steps: int = 0
+    threads: int | None = None  # on a CPU
+    saves: bool = True  # a state at its end
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A ladder's file, and its runs in order: a parent before its children."""
+
+    path: Path
+    file: LadderFile
+    rows: tuple[Row, ...]
+
+    @property
+    def out(self) -> Path:
+        return Path(self.file.out or f"runs/{self.file.name}")
+
+    @property
+    def config(self) -> Path:
+        return self.path.parent / self.file.config
+
+    def directory(self, run: str) -> Path:
+        return self.out / run
+
+    def arguments(self, row: Row) -> list[str]:
+        """Of `emergence-train`, for a row."""
+        parent = ["--from", f"{self.directory(row.parent)}@{row.parent_step}"] if row.parent else []
+        return ["train", str(self.config), *row.overrides, *parent]
+
+
+def read(path: str | Path) -> Ladder:
+    """The ladder of a file; every row's configuration is read, so that a wrong one is refused before the first starts."""
+    path = Path(path)
+    try:
+        file = LadderFile.model_validate(config_tree.read(path))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "ladder"
+        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {where}: {what}; see configs/ladders for examples") from None
+    rows = tuple(_rows(file, path))
+    twice = next((row.run for row in rows if sum(other.run == row.run for other in rows) > 1), None)
+    if twice:
+        raise InputError(f"{path}: two runs are called {twice}; list each of tokens and seeds once")
+    return Ladder(path, file, rows)
+
+
+def shown_tokens(tokens: int) -> str:
+    """67b, 2.048m, 12288: exact."""
+    for unit, letter in PREFIXES:
+        if tokens >= unit and tokens % (unit // 1000) == 0:
+            return f"{tokens / unit:g}{letter}" if float(f"{tokens / unit:g}") * unit == tokens else str(tokens)
+    return str(tokens)
+
+
+def _rows(file: LadderFile, path: Path) -> Iterator[Row]:
+    ordered = sorted(file.schedules.items(), key=lambda entry: entry[1].after is not None)
+    branched = {schedule.after for schedule in file.schedules.values() if schedule.after is not None}
+    for size, seed in itertools.product(file.sizes, file.seeds):
+        plans: dict[str, tuple[str, Plan]] = {}  # of the stable runs
+        budgets = file.sizes[size].tokens or file.tokens or []
+        for name, _ in ordered:
+            stable = name in branched
+            for tokens in [max(budgets)] if stable else budgets:
+                parts = [size, *([] if stable else [shown_tokens(tokens)] * (len(budgets) > 1))]
+                parts += [name] * (len(file.schedules) > 1) + [f"s{seed}"] * (len(file.seeds) > 1)
+                row = _row(file, path, "-".join(parts), size, tokens, name, seed, stable, plans)
+                yield row
+
+
+def _row(
+    file: LadderFile,
+    path: Path,
+    run: str,
+    size: str,
+    tokens: int,
+    name: str,
+    seed: int,
+    stable: bool,
+    plans: dict[str, tuple[str, Plan]],
+) -> Row:
+    """The run, its configuration read; `plans`: of the stable runs of its size and seed, to which it adds its own."""
+    schedule, entry = file.schedules[name], file.sizes[size]
+    values = file.set | entry.set | schedule.set
+    values |= {"name": run, "out": file.out or f"runs/{file.name}", "seed": seed, "training.tokens": tokens}
+    parent, step = None, 0
+    if stable:
+        values["checkpoints.save_state"] = "every"  # decays begin from them
+    if schedule.after is not None:
+        parent, plan = plans[schedule.after]
+        step = _branch_step(plan, tokens, schedule, path, run)
+        values["training.schedule.decay_tokens"] = tokens - step * plan.step_tokens
+    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+    config = row_config(path.parent / file.config, overrides)
+    planned = Plan(config.training, config.checkpoints, config.data.sequence)
+    if stable:
+        plans[name] = run, planned
+    return Row(
+        run,
+        size,
+        tokens,
+        name,
+        seed,
+        overrides,
+        entry.gpus or file.gpus,
+        parent,
+        step,
+        planned.total_steps,
+        config.training.threads,
+        config.checkpoints.save_state != "never",
+    )
+
+
+def row_config(base: Path, overrides: tuple[str, ...]) -> Config:
+    """The configuration of a row."""
+    return configs.load(base, overrides)
+
+
+def _branch_step(plan: Plan, tokens: int, schedule: Schedule, path: Path, run: str) -> int:
+    """The last saved step of the stable run that leaves the decay its share of the budget."""
+    latest = tokens * (1 - schedule.share) / plan.step_tokens
+    steps = [step for step in plan.state_steps if step <= latest]
+    if not steps:
+        raise InputError(
+            f"{path}: {run}: the stable run saves no state in the first {latest * plan.step_tokens:,.0f} tokens; lower "
+            f"checkpoints.every_tokens, or raise the budget"
+        )
+    return max(steps)

@@ -1,0 +1,136 @@
+"""Where the runs of a ladder are: read from their directories, and from the notes of whoever starts them."""
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emergence_train import files
+from emergence_train.errors import InputError
+from emergence_train.ladder.file import Ladder, Row
+from emergence_train.recorder.layout import step_name
+from emergence_train.recorder.metrics import Metrics
+from emergence_train.recorder.naming import is_run
+
+NOTES = "starts.json"  # in LOGS: by run, its last start: exit code, and where it runs or waits
+LOGS = "ladder-logs"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run's state: done, running, queued, stopped (a state is saved), failed or waiting (not begun); and how far it is."""
+
+    run: str
+    state: str
+    step: int
+    total_steps: int
+    tokens: int
+    loss: float | None = None  # held out (iid), else of the last step, nats a token
+    forecast: float | None = None  # of the loss at the end
+    low95: float | None = None
+    high95: float | None = None
+    note: str | None = None  # why it failed or what it waits for
+
+
+def done(ladder: Ladder, row: Row) -> bool:
+    """Whether the tables of the run's last step are written, and its state where it keeps one. Starting it again checks more."""
+    run, last = ladder.directory(row.run), step_name(row.total_steps)
+    state = run / "checkpoints" / last / "manifest.json"
+    return (run / "positions" / f"{last}.parquet").is_file() and (not row.saves or state.is_file())
+
+
+def ready(ladder: Ladder, row: Row) -> bool:
+    """Whether the run may start: the state that it begins from is there, or was already taken over."""
+    if row.parent is None or (ladder.directory(row.run) / "parent.json").is_file():
+        return True
+    state = ladder.directory(row.parent) / "checkpoints" / step_name(row.parent_step)
+    return (state / "manifest.json").is_file()
+
+
+def read_notes(ladder: Ladder) -> dict[str, dict]:
+    """The last start of each run, as whoever starts them noted it."""
+    path = ladder.out / LOGS / NOTES
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{ladder.out / LOGS}/starts.json: cannot be read ({reason}); delete it") from None
+
+
+def write_notes(ladder: Ladder, notes: dict[str, dict]) -> None:
+    files.make_directory(ladder.out / LOGS)
+    files.write_json(ladder.out / LOGS / NOTES, notes)
+
+
+def process_note(pid: int) -> dict:
+    """A note of a process that runs now: its number alone may be another's later."""
+    return {"host": socket.gethostname(), "pid": pid, "began": _began(pid)}
+
+
+def alive(note: dict) -> bool:
+    """Whether the noted process runs; one of another host is believed to."""
+    if "pid" not in note:
+        return False
+    return note["host"] != socket.gethostname() or (note["began"] is not None and _began(note["pid"]) == note["began"])
+
+
+def _began(pid: int) -> str | None:
+    """The process' start in clock ticks; None where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def progress(ladder: Ladder, row: Row, note: dict, queue: dict[str, str]) -> Progress:
+    """The state of a run. `queue`: states of Slurm's jobs by their number."""
+    run = ladder.directory(row.run)
+    step, loss = 0, None
+    ahead: dict = {}
+    if is_run(run):
+        metrics = Metrics.read(run)
+        steps, losses = metrics.train("step"), metrics.train("loss")
+        step = int(steps[-1]) if len(steps) else 0
+        held = [event["loss"]["iid"] for event in metrics.events if event.get("kind") == "validation"]
+        held = [value for value in held if value is not None]
+        finite = losses[np.isfinite(losses)]
+        loss = held[-1] if held else float(finite[-1]) if len(finite) else None
+        ahead = next((event for event in reversed(metrics.events) if event.get("kind") == "forecast"), {})
+    state, why = _state(ladder, row, note, queue, step)
+    share = step / row.total_steps
+    ahead = {} if state == "done" else ahead
+    end = (ahead.get("loss"), ahead.get("low95"), ahead.get("high95"))
+    return Progress(row.run, state, step, row.total_steps, round(share * row.tokens), loss, *end, why)
+
+
+def _state(ladder: Ladder, row: Row, note: dict, queue: dict[str, str], step: int) -> tuple[str, str | None]:
+    if done(ladder, row):
+        return "done", None
+    if alive(note):
+        return "running", None
+    if (state := queue.get(note.get("job", ""))) is not None:
+        return ("running" if state == "RUNNING" else "queued"), f"job {note['job']}"
+    code = note.get("code")
+    if code not in (None, 0, 75):
+        return "failed", f"exit code {code}: {ladder.out / LOGS / row.run}.log"
+    if step or note:
+        return "stopped", None
+    return "waiting", f"for {row.parent}@{row.parent_step}" if not ready(ladder, row) else None
+
+
+def format_table(rows: list[Progress]) -> str:
+    """A line for each run."""
+    width = max(len(row.run) for row in rows)
+    lines = [f"{'run':<{width}}  state    {'step':>17}  {'loss':>7}  forecast of the end"]
+    for row in rows:
+        loss = "" if row.loss is None else f"{row.loss:.4f}"
+        ahead = "" if row.forecast is None else f"{row.forecast:.4f} [{row.low95:.4f}, {row.high95:.4f}]"
+        steps = f"{row.step:,} / {row.total_steps:,}"
+        lines.append(f"{row.run:<{width}}  {row.state:<7}  {steps:>17}  {loss:>7}  {ahead or row.note or ''}".rstrip())
+    counts = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
+    return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in counts.items())])

@@ -1,0 +1,29 @@
+"""Bytes that each GPU sends in an optimizer step, by ZeRO stage.
+
+As DeepSpeed 0.19 does it here; tests/planning/test_communication.py counts the collectives of real engines. P parameters of s
+bytes in a step (2 in bf16), m micro-batches:
+
+    stage        gradients                          weights, after the update
+    0            all-reduce of 4 P                  none
+    1            all-reduce of 4 P                  all-gather of s P
+    2            m times all-reduce of s P          all-gather of s P
+    3            m times reduce-scatter of s P      m times all-gather of s P, and again in the backward pass of what is over 1e9
+
+Over r GPUs a ring sends (r - 1) / r of the bytes in a gathering or a scattering, and twice that in an all-reduce.
+"""
+
+from emergence_train.models.memory import MOST_GATHERED
+
+
+def bytes_per_step(parameters: int, size: int, stage: int, ranks: int, micro_batches: int) -> float:
+    """Sent by each GPU: as many as it receives.
+
+    Args:
+        size: bytes of a parameter in a step. ranks: that share the batch. micro_batches: of each, in a step.
+    """
+    ring = (ranks - 1) / ranks
+    if stage == 3:
+        gathered = parameters + max(0, parameters - MOST_GATHERED)
+        return ring * size * micro_batches * (gathered + parameters)
+    reduced = 4 * parameters if stage < 2 else micro_batches * size * parameters
+    return ring * (2 * reduced + (size * parameters if stage else 0))

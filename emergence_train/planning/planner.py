@@ -1,0 +1,227 @@
+"""What a run would take on so many GPUs of a kind: memory, communication, time; and what to change where it does not fit."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from emergence_train.config import Data, Training
+from emergence_train.errors import InputError
+from emergence_train.models.config import ModelConfig, padded_vocabulary
+from emergence_train.models.gpus import GPUS
+from emergence_train.models.memory import GIB, StepMemory
+from emergence_train.planning import step_time
+from emergence_train.planning.communication import bytes_per_step
+from emergence_train.planning.fit import SHARE, divisors, memory_of, needed_bytes
+from emergence_train.planning.step_time import EFFICIENCY, StepTime
+
+CHECKPOINTING = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run; bytes and rates of one GPU where they are not said to be of all."""
+
+    gpu: str
+    gpus: int
+    parameters: int
+    training: Training  # with the micro-batch chosen
+    memory: StepMemory
+    needed: float  # bytes: the step, and validation beside it
+    limit: float  # bytes that may be used
+    sent: float  # bytes that a GPU sends in a step
+    step: StepTime
+    steps: int
+    step_tokens: int
+    flops_per_token: float
+    suggestion: str | None = None  # arguments that make it fit; None where it fits, or nothing was seen to
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.limit
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all GPUs."""
+        return self.step_tokens / self.step.total
+
+    @property
+    def mfu(self) -> float:
+        return self.flops_per_token * self.tokens_per_second / (self.gpus * GPUS[self.gpu].bf16)
+
+    @property
+    def days(self) -> float:
+        return self.steps * self.step.total / 86_400
+
+    def as_json(self) -> dict:
+        training = self.training
+        return {
+            "gpu": self.gpu,
+            "gpus": self.gpus,
+            "parameters": self.parameters,
+            "zero_stage": training.zero_stage,
+            "micro_batch": training.micro_batch,
+            "micro_batches": training.batch // (training.micro_batch_size * self.gpus),
+            "activation_checkpointing": training.activation_checkpointing,
+            "memory_per_gpu": asdict(self.memory) | {"total": self.memory.total},
+            "memory_needed": self.needed,
+            "memory_limit": self.limit,
+            "communication_bytes_per_step": self.sent,
+            "step_seconds": self.step.total,
+            "step_seconds_by": asdict(self.step),
+            "steps": self.steps,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+            "days": self.days,
+            "gpu_hours": 24 * self.days * self.gpus,
+            "fits": self.fits,
+            "suggestion": self.suggestion,
+        }
+
+
+def plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu: str) -> RunPlan:
+    """The plan of a run.
+
+    Args:
+        gpus: how many, in nodes of eight; all are data-parallel. gpu: a key of GPUS.
+
+    Raises:
+        InputError: the batch cannot be shared by so many GPUs in such micro-batches; the vocabulary is not known yet.
+    """
+    if training.batch % gpus:
+        fits = divisors(training.batch)
+        near = [min((d for d in fits if d > gpus), default=None), next((d for d in fits if d < gpus), None)]
+        raise InputError(
+            f"training.batch {training.batch} is not a multiple of {gpus} GPUs; give --gpus "
+            f"{' or '.join(str(count) for count in near if count)}"
+        )
+    share = training.batch // gpus
+    if training.micro_batch != "auto" and share % training.micro_batch:
+        smaller = next(size for size in divisors(share) if size < training.micro_batch)
+        raise InputError(
+            f"training.batch {training.batch} on {gpus} GPUs is {share} sequences each, no multiple of micro_batch "
+            f"{training.micro_batch}; give training.micro_batch={smaller}, or auto"
+        )
+    model = model.model_copy(update={"vocab_size": model.vocab_size or _vocabulary(data)})
+    if training.micro_batch == "auto":
+        sizes = divisors(share)
+        room = SHARE * GPUS[gpu].memory
+        needs = (needed_bytes(training, model, data.sequence, gpus, size, GPUS[gpu].capability) for size in sizes)
+        chosen = next((size for size, need in zip(sizes, needs) if need <= room), 1)
+        training = training.model_copy(update={"micro_batch": chosen})
+    planned = _estimate(training, model, data.sequence, gpus, gpu)
+    return planned if planned.fits else _with_suggestion(planned, model, data.sequence)
+
+
+def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, gpu: str) -> RunPlan:
+    """The plan of a configuration whose micro-batch is a number."""
+    kind, efficiency, stage = GPUS[gpu], EFFICIENCY[gpu], training.zero_stage
+    micro_batch, parameters = training.micro_batch_size, model.parameters()
+    size, peak = (2, kind.bf16) if training.precision == "bf16" else (4, kind.fp32)
+    rounds = training.batch // (micro_batch * gpus)
+    work = model.work(sequence, training.activation_checkpointing, size, training.linears)
+    tokens = rounds * micro_batch * sequence
+    passes = step_time.device_seconds(work, tokens, peak, kind, efficiency, training.linears == "fp8")
+    sent = bytes_per_step(parameters, size, stage, gpus, rounds)
+    step_tokens = training.batch * sequence
+    return RunPlan(
+        gpu,
+        gpus,
+        parameters,
+        training,
+        memory=memory_of(training, model, sequence, gpus, micro_batch, kind.capability),
+        needed=needed_bytes(training, model, sequence, gpus, micro_batch, kind.capability),
+        limit=SHARE * kind.memory,
+        sent=sent,
+        step=StepTime(
+            passes.products,
+            passes.attention,
+            passes.traffic,
+            step_time.optimizer_seconds(
+                parameters, size, training.optimizer.moments, stage, gpus, rounds, kind, efficiency
+            ),
+            step_time.exposed_seconds(sent, gpus, kind, stage, passes.total),
+        ),
+        steps=-(-training.tokens // step_tokens),
+        step_tokens=step_tokens,
+        flops_per_token=model.flops_per_token(sequence),
+    )
+
+
+def _with_suggestion(planned: RunPlan, model: ModelConfig, sequence: int) -> RunPlan:
+    """The plan with the arguments of the fastest variant that fits: on as many GPUs, or else on the fewest more."""
+    more = sorted(count for count in divisors(planned.training.batch) if count >= planned.gpus)
+    for gpus in more:
+        variants = (_estimate(t, model, sequence, gpus, planned.gpu) for t in _variants(planned.training, gpus))
+        fits = [variant for variant in variants if variant.fits]
+        if fits:
+            best = max(fits, key=lambda variant: variant.tokens_per_second)
+            return replace(planned, suggestion=_arguments(planned, best))
+    return planned
+
+
+def _variants(training: Training, gpus: int) -> Iterator[Training]:
+    for stage in range(training.zero_stage, 4):
+        for checkpointing in CHECKPOINTING:
+            for size in divisors(training.batch // gpus):
+                changes = {"zero_stage": stage, "activation_checkpointing": checkpointing, "micro_batch": size}
+                yield training.model_copy(update=changes)
+
+
+def _arguments(planned: RunPlan, best: RunPlan) -> str:
+    """What to give in the place of the plan's, as on the command line."""
+    given = [f"--gpus {best.gpus}"] if best.gpus != planned.gpus else []
+    for key in ("zero_stage", "micro_batch", "activation_checkpointing"):
+        if (value := getattr(best.training, key)) != getattr(planned.training, key):
+            given.append(f"training.{key}={value}")
+    return " ".join(given)
+
+
+def _vocabulary(data: Data) -> int:
+    """Rows of the embedding: of the prepared data, or of the tokenizer that will be trained."""
+    if (Path(data.path) / "dataset.json").is_file():
+        from emergence_train.data.dataset import load_index
+
+        return padded_vocabulary(load_index(Path(data.path))["tokenizer"]["vocabulary"])
+    if data.tokenizer.vocab_size:
+        return padded_vocabulary(data.tokenizer.vocab_size)
+    raise InputError(
+        "model.vocab_size: the tokenizer's size is not known before `prepare`; add model.vocab_size=N, for example 65024"
+    )
+
+
+def format_table(planned: RunPlan) -> str:
+    """A short text for the terminal."""
+    memory, step, training = planned.memory, planned.step, planned.training
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        f"activations (checkpointing {training.activation_checkpointing})": memory.activations,
+        "logits": memory.logits,
+        "workspace": memory.workspace,
+        "in all": memory.total,
+        "with validation": planned.needed,
+    }
+    lines = [
+        f"{planned.parameters:,} parameters on {planned.gpus} x {planned.gpu}: ZeRO-{training.zero_stage}, micro-batch "
+        f"{training.micro_batch}, {training.batch // (training.micro_batch_size * planned.gpus)} a step",
+        "",
+        "GiB a GPU",
+        *(f"  {name:<36}{size / GIB:8.2f}" for name, size in parts.items()),
+        f"  {'may be used':<36}{planned.limit / GIB:8.2f}  {'fits' if planned.fits else 'does not fit'}",
+        "",
+        "seconds a step",
+        *(f"  {name:<36}{seconds:8.3f}" for name, seconds in asdict(step).items()),
+        f"  {'in all':<36}{step.total:8.3f}",
+        "",
+        f"{planned.tokens_per_second:,.0f} tokens/s on all GPUs, MFU {planned.mfu:.1%}, {planned.sent / GIB:,.2f} GiB sent "
+        f"by each in a step",
+        f"{planned.steps:,} steps: {planned.days:,.2f} days, {24 * planned.days * planned.gpus:,.0f} GPU hours, checkpoints and "
+        f"tasks apart",
+    ]
+    if not planned.fits:
+        remedy = (
+            f"to fit, add: {planned.suggestion}" if planned.suggestion else "nothing fits: try a GPU with more memory"
+        )
+        lines += ["", remedy]
+    return "\n".join(lines)

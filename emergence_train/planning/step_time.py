@@ -1,0 +1,94 @@
+"""Seconds of an optimizer step: a roofline with three measured efficiencies a GPU.
+
+    products    FLOPs of the matrix products / (share of the peak that they reach)
+    attention   FLOPs of attention / (share of the peak)
+    traffic     bytes that everything else reads and writes / (share of the memory's bandwidth)
+    exposed     communication that nothing hides
+
+The four add up: a GPU does one thing at a time, and communication overlaps at stage 3 alone, where a step takes at least as long
+as it. Widths matter by themselves: traffic grows with the width, products with its square. benchmarks/studies/plan_published.py
+scores the model on steps that it was not fitted to.
+"""
+
+from dataclasses import dataclass
+
+from emergence_train.models.config import Work
+from emergence_train.models.gpus import Gpu
+
+NODE = 8  # GPUs
+# Of a link's rate, by collectives of large tensors. A convention: no step of several nodes was measured.
+LINK_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares that are reached: of the peak by matrix products and by attention, of the memory's bandwidth by all else."""
+
+    products: float
+    attention: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of an optimizer step, by what takes them."""
+
+    products: float
+    attention: float
+    traffic: float
+    optimizer: float
+    exposed: float  # communication that is not hidden
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.traffic + self.optimizer + self.exposed
+
+
+# Of plan_published.json. H100: products as profiled in the 468M step that calibrates, attention by its benchmark, bandwidth by
+# what is left of that step. A100: products of published steps, which are another program's; its other two, and all of the H200,
+# are the H100's, unmeasured there.
+HOPPER = Efficiency(products=0.71, attention=0.47, bandwidth=0.76)
+AMPERE = Efficiency(products=0.75, attention=0.47, bandwidth=0.76)
+EFFICIENCY = {"a100-40gb": AMPERE, "a100-80gb": AMPERE, "h100-80gb": HOPPER, "h200-141gb": HOPPER}
+
+
+def device_seconds(
+    work: Work, tokens: float, peak: float, gpu: Gpu, efficiency: Efficiency, fp8: bool = False
+) -> StepTime:
+    """Of forward and backward passes over `tokens` tokens on a GPU; `fp8`: two of three products of the blocks run in it."""
+    products = work.blocks / peak
+    if fp8 and gpu.fp8:
+        products = products / 3 + 2 / 3 * work.blocks / gpu.fp8
+    return StepTime(
+        tokens * (products + work.head / peak) / efficiency.products,
+        tokens * work.attention / (peak * efficiency.attention),
+        tokens * work.traffic / (gpu.bandwidth * efficiency.bandwidth),
+        optimizer=0,
+        exposed=0,
+    )
+
+
+def optimizer_seconds(
+    parameters: int,
+    size: int,
+    moments: int,
+    stage: int,
+    ranks: int,
+    micro_batches: int,
+    gpu: Gpu,
+    efficiency: Efficiency,
+) -> float:
+    """The update reads and writes float32 weights and moments, reads gradients and writes weights of `size` bytes, on the rank's
+    share; every micro-batch adds to float32 gradients, and the step zeroes them."""
+    share = 1 / ranks if stage else 1
+    update = parameters * share * (12 + 8 * moments + (size if stage else 0))
+    gradients = parameters * (share if stage > 1 else 1) * (8 * micro_batches + 4)
+    return (update + gradients) / (gpu.bandwidth * efficiency.bandwidth)
+
+
+def exposed_seconds(sent: float, ranks: int, gpu: Gpu, stage: int, computing: float) -> float:
+    """Communication of `sent` bytes a GPU that `computing` seconds of passes do not hide. A ring over several nodes crosses into
+    each of them once, by all of its GPUs' networks."""
+    link = gpu.nvlink if ranks <= NODE else min(gpu.nvlink, NODE * gpu.network)
+    seconds = sent / (LINK_SHARE * link)
+    return max(0.0, seconds - computing) if stage == 3 else seconds

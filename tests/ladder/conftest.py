@@ -1,0 +1,27 @@
+"""A small ladder's file, over the small configuration."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def ladder_file(config_file, tmp_path) -> Callable[..., Path]:
+    """A function that writes a ladder's file: one size and 1,024 tokens, with other keys as they are given."""
+
+    def write(**keys) -> Path:
+        path = tmp_path / "ladder.yaml"
+        tree = {
+            "name": "small",
+            "config": config_file.name,
+            "out": str(tmp_path / "rungs"),
+            "tokens": [1024],
+            "set": {"training.threads": 1},
+            "sizes": {"a": {}},
+        }
+        path.write_text(yaml.safe_dump(tree | keys))
+        return path
+
+    return write

@@ -1,0 +1,38 @@
+"""A stand-in for emergence-train, for tests of who starts runs: train writes the files that a finished run has.
+
+Its behaviour is in the environment: STAND_IN maps run names to a list of exit codes, one a start, and a number of seconds.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+if sys.argv[1] == "prepare":
+    sys.exit(int(os.environ.get("STAND_IN_PREPARE", "0")))
+given = dict(word.partition("=")[::2] for word in sys.argv[3:] if "=" in word)
+run = Path(json.loads(given["out"])) / json.loads(given["name"])
+run.mkdir(parents=True, exist_ok=True)
+asked = json.loads(os.environ.get("STAND_IN", "{}")).get(run.name, {})
+starts = len((run / "starts").read_text().splitlines()) if (run / "starts").exists() else 0
+with open(run / "starts", "a") as file:
+    file.write(f"{time.time()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')} {' '.join(sys.argv)}\n")
+signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+time.sleep(asked.get("seconds", 0))
+codes = asked.get("codes", [])
+code = codes[starts] if starts < len(codes) else 0
+if code < 0:
+    os.kill(os.getpid(), -code)
+    time.sleep(9)
+if code == 0:
+    steps = int(given["training.tokens"]) // 256
+    (run / "positions").mkdir(exist_ok=True)
+    (run / "positions" / f"step-{steps:010d}.parquet").touch()
+    for step in range(4, steps + 1, 4):
+        (run / "checkpoints" / f"step-{step:010d}").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoints" / f"step-{step:010d}" / "manifest.json").touch()
+with open(run / "ends", "a") as file:
+    file.write(f"{time.time()}\n")
+sys.exit(code)

@@ -1,0 +1,241 @@
+"""Who starts what and when, by a stand-in for training; and a ladder of three real runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from emergence_train import cli
+from emergence_train.errors import InputError, RunError, Stopped
+from emergence_train.ladder import progress
+from emergence_train.ladder.file import read
+from emergence_train.ladder.local import Machine, Runner, program, this_machine
+from emergence_train.recorder.metrics import Metrics
+from ladder.test_file import DECAY, STABLE
+from support import ROOT, command
+
+STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
+
+
+@pytest.fixture
+def behave(monkeypatch):
+    """behave(run={"codes": [...], "seconds": s}): of the stand-in."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return lambda **runs: monkeypatch.setenv("STAND_IN", json.dumps(runs))
+
+
+def run(path: Path, machine: Machine | None = None) -> list[str]:
+    lines: list[str] = []
+    Runner(read(path), machine or Machine([], 4), lines.append, lambda processes: STAND_IN).run()
+    return lines
+
+
+def starts(out: Path, name: str) -> list[str]:
+    path = out / name / "starts"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def states(path: Path) -> dict[str, str]:
+    ladder = read(path)
+    notes = progress.read_notes(ladder)
+    return {row.run: progress.progress(ladder, row, notes.get(row.run, {}), {}).state for row in ladder.rows}
+
+
+def test_every_run_is_started_once(ladder_file, behave, tmp_path):
+    behave()
+    path = ladder_file(seeds=[1, 2, 3])
+    run(path)
+    run(path)  # nothing is left
+    assert [len(starts(tmp_path / "rungs", name)) for name in ("a-s1", "a-s2", "a-s3")] == [1, 1, 1]
+    assert states(path) == dict.fromkeys(("a-s1", "a-s2", "a-s3"), "done")
+    assert json.loads((tmp_path / "rungs" / "ladder.json").read_text())["runs"] == ["a-s1", "a-s2", "a-s3"]
+
+
+@pytest.mark.parametrize(
+    "machine, at_once", [(Machine([], 2), 2), (Machine([], 9, jobs=1), 1), (Machine(["0", "5"], 1), 2)]
+)
+def test_as_many_runs_at_a_time_as_have_room(ladder_file, behave, tmp_path, machine, at_once):
+    """Never more than `at_once` of four, and so many at least once; each GPU has one run at a time."""
+    names = [f"a-s{seed}" for seed in (1, 2, 3, 4)]
+    behave(**{name: {"seconds": 0.5} for name in names})
+    run(ladder_file(seeds=[1, 2, 3, 4]), machine)
+    out, changes = tmp_path / "rungs", []
+    for name in names:
+        begin, device, *_ = starts(out, name)[0].split(" ", 2)
+        assert device in (machine.devices or [""])
+        changes += [(float(begin), 1), (float((out / name / "ends").read_text()), -1)]
+    running = [sum(change for _, change in sorted(changes)[: k + 1]) for k in range(len(changes))]
+    assert max(running) == at_once
+
+
+def test_a_decay_waits_for_its_parents_state(ladder_file, behave, tmp_path):
+    path = ladder_file(tokens=[4096], schedules=STABLE | DECAY)
+    behave(**{"a-stable": {"seconds": 0.5}})
+    assert states(path)["a-decay"] == "waiting"
+    run(path)
+    out = tmp_path / "rungs"
+    assert float(starts(out, "a-decay")[0].split()[0]) > float((out / "a-stable" / "ends").read_text()) - 0.1
+    assert starts(out, "a-decay")[0].endswith(f"--from {out}/a-stable@12")
+
+
+def test_a_failure_does_not_stop_the_others(ladder_file, behave, tmp_path):
+    behave(**{"a-s1": {"codes": [1]}})
+    path = ladder_file(seeds=[1, 2])
+    with pytest.raises(RunError, match="1 of 2 runs failed, a-s1 with exit code 1"):
+        run(path, Machine([], 1))
+    assert states(path) == {"a-s1": "failed", "a-s2": "done"}
+    run(path)  # the same command tries it again
+    assert states(path) == {"a-s1": "done", "a-s2": "done"}
+
+
+def test_a_failed_parent_leaves_its_decays_out(ladder_file, behave, tmp_path):
+    behave(**{"a-stable": {"codes": [2]}})
+    with pytest.raises(RunError, match="1 of 2 runs failed, a-stable"):
+        run(ladder_file(tokens=[4096], schedules=STABLE | DECAY))
+    assert not starts(tmp_path / "rungs", "a-decay")
+
+
+@pytest.mark.parametrize("code", [76, -9])
+def test_a_lost_process_is_started_again(ladder_file, behave, tmp_path, code):
+    behave(a={"codes": [code, code]})
+    run(ladder_file())
+    assert len(starts(tmp_path / "rungs", "a")) == 3
+    behave(a={"codes": [code] * 9})
+    (tmp_path / "rungs" / "a" / "positions" / "step-0000000004.parquet").unlink()
+    with pytest.raises(RunError, match=f"exit code {code}"):
+        run(ladder_file())
+    assert len(starts(tmp_path / "rungs", "a")) == 3 + 4, "three times again, no more"
+
+
+def test_a_signal_lets_every_run_save(ladder_file, behave, tmp_path):
+    behave(**{"a-s1": {"seconds": 60}, "a-s2": {"seconds": 60}})
+    path = ladder_file(seeds=[1, 2])
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Stopped, match="run the same command to resume"):
+        run(path)
+    assert states(path) == {"a-s1": "stopped", "a-s2": "stopped"}
+
+
+def test_the_children_of_a_killed_ladder_save(ladder_file, behave, tmp_path):
+    """SIGKILL, which nobody can catch; another start is refused before and resumes afterwards."""
+    behave(a={"seconds": 60})
+    path = ladder_file()
+    code = "from pathlib import Path; from ladder.test_local import run; import sys; run(Path(sys.argv[1]))"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    until(lambda: starts(tmp_path / "rungs", "a"))
+    with pytest.raises(InputError, match="another process runs this ladder"):
+        run(path)
+    assert states(path) == {"a": "running"}
+    killed.kill()
+    killed.wait()
+    until(lambda: states(path) == {"a": "stopped"})
+    behave()
+    run(path)
+    assert states(path) == {"a": "done"}
+
+
+def until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_several_gpus_are_one_torchrun():
+    assert program(1) == [sys.executable, "-m", "emergence_train"]
+    assert program(4)[1:] == [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+        "-m",
+        "emergence_train",
+    ]
+
+
+def test_devices_are_those_of_the_environment(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,")
+    assert this_machine(None).devices == ["3", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert this_machine(2) == Machine([], len(os.sched_getaffinity(0)), 2)
+
+
+def test_failed_preparation_is_the_ladders(ladder_file, behave, monkeypatch):
+    monkeypatch.setenv("STAND_IN_PREPARE", "2")
+    with pytest.raises(InputError, match="failed"):
+        run(ladder_file())
+
+
+def test_three_real_runs_and_both_analyses(ladder_file, tmp_path, capsys):
+    """A stable run and two decays from it by one command; the analyses take the ladder's file or its directory."""
+    small = {"training.threads": 1, "tasks": [{"task": "copying", "items": 4}]}
+    path = ladder_file(tokens=[1536, 2048], set=small, schedules=STABLE | DECAY)
+    done = command("ladder", str(path), "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["runs"]
+    assert [(row["run"], row["state"]) for row in rows] == [
+        ("a-stable", "done"),
+        ("a-1.536k-decay", "done"),
+        ("a-2.048k-decay", "done"),
+    ]
+    parent = json.loads((tmp_path / "rungs" / "a-1.536k-decay" / "parent.json").read_text())
+    assert (parent["run"], parent["step"]) == ("a-stable", 4)
+    for analysis, given in (("temporal", path), ("emergence", tmp_path / "rungs")):
+        assert cli.main(["analyze", analysis, str(given), "--json"]) == 0
+        shown = capsys.readouterr().out
+        assert json.loads(shown)[{"temporal": "runs", "emergence": "tasks"}[analysis]]
+
+
+@pytest.mark.slow
+def test_twelve_runs_killed_twice_are_those_of_one_start(config_file, tmp_path):
+    """configs/ladders/tiny.yaml on smaller data: killed (SIGKILL) and stopped (SIGTERM) on the way, then both analyses.
+
+    Losses are those of the same ladder in one go.
+    """
+    tree = yaml.safe_load((ROOT / "configs" / "ladders" / "tiny.yaml").read_text())
+    tree |= {"config": str(config_file), "tokens": [6144, 12_288]}
+    tree["set"] = {"training.threads": 1, "tasks": [{"task": "copying", "items": 8}], "training.optimizer.clip": 0.5}
+    for width, size in zip((16, 32), tree["sizes"].values()):
+        size["set"] = {"model.width": width}
+    paths = {}
+    for name in ("killed", "whole"):
+        paths[name] = tmp_path / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump(tree | {"out": str(tmp_path / name)}))
+    for number, share in ((signal.SIGKILL, 0.2), (signal.SIGTERM, 0.6)):
+        started = subprocess.Popen(
+            [*program(), "ladder", str(paths["killed"])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        until(lambda share=share: done_share(paths["killed"]) >= share, 600)
+        started.send_signal(number)
+        _, message = started.communicate(timeout=120)
+        assert started.returncode == (-9 if number == signal.SIGKILL else 75), message
+        assert done_share(paths["killed"]) < 1
+    for path in paths.values():
+        finished = subprocess.run([*program(), "ladder", str(path), "--json"], capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
+        assert [row["state"] for row in json.loads(finished.stdout)["runs"]] == ["done"] * 12
+    for row in read(paths["whole"]).rows:
+        columns = [Metrics.read(tmp_path / name / row.run) for name in ("killed", "whole")]
+        assert [len(metrics.train("step")) for metrics in columns] == [row.total_steps - row.parent_step] * 2
+        assert np.array_equal(columns[0].train("loss"), columns[1].train("loss")), row.run
+    for analysis in ("temporal", "emergence"):
+        shown = subprocess.run(
+            [*program(), "analyze", analysis, str(paths["killed"]), "--json"], capture_output=True, text=True
+        )
+        assert shown.returncode == 0, shown.stderr
+
+
+def done_share(path: Path) -> float:
+    ladder = read(path)
+    return sum(progress.done(ladder, row) for row in ladder.rows) / len(ladder.rows)

@@ -1,0 +1,79 @@
+"""Run by test_communication under torchrun: bytes of the collectives of a step of real engines, by ZeRO stage and precision."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Of n bytes, the largest tensor of the call, a ring over r ranks sends so many times (r - 1) / r.
+RINGS = {"all_reduce": 2, "all_gather_into_tensor": 1, "all_gather": 1, "reduce_scatter_tensor": 1, "reduce_scatter": 1}
+LEFT_OUT = ("broadcast", "reduce", "all_to_all_single")  # a step has none of them: checked
+sent: list[float] = []
+others: list[str] = []
+
+
+def size(value) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(size, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def counted(name: str):
+    plain = getattr(dist, name)
+
+    @functools.wraps(plain)
+    def call(*arguments, **options):
+        world = dist.get_world_size()
+        if name in RINGS:
+            sent.append(RINGS[name] * (world - 1) / world * max(map(size, [*arguments, *options.values()])))
+        else:
+            others.append(name)
+        return plain(*arguments, **options)
+
+    return call
+
+
+for name in (*RINGS, *LEFT_OUT):  # before DeepSpeed takes any of them
+    wrapper = counted(name)
+    for module in (dist, dist.distributed_c10d):
+        setattr(module, name, wrapper)
+
+from emergence_train import config as configs  # noqa: E402
+from emergence_train.parallel.ranks import leave, start  # noqa: E402
+from emergence_train.training import engine as engines  # noqa: E402
+from emergence_train.training import main_gradients  # noqa: E402
+
+# At stage 3 matrices of 100,000 elements or more are gathered, as in models that are planned.
+MODEL = ("vocab_size=1024", "width=320", "heads=4", "kv_heads=4", "ffn=512")
+KINDS = ((0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
+
+
+def bytes_of_a_step(config, mesh) -> float:
+    engine = engines.build(config.model, config.training, config.seed, mesh)
+    if config.training.zero_stage == 1 and config.training.precision == "bf16":
+        main_gradients.install(engine)
+    windows = torch.arange(2 * 9).reshape(2, 9)
+    for _ in range(3):  # at stage 3 the first one records what is gathered when
+        sent.clear()
+        others.clear()
+        for _ in range(engine.gradient_accumulation_steps()):
+            engine.backward(engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss)
+            engine.step()
+    assert not others, others
+    return sum(sent) / config.model.parameters()
+
+
+if __name__ == "__main__":
+    measured = {}
+    for stage, precision in KINDS:
+        over = [*(f"model.{key}" for key in MODEL), f"training.zero_stage={stage}", f"training.precision={precision}"]
+        config = configs.load(sys.argv[1], over)
+        mesh = start(1)
+        measured[f"{stage} {precision}"] = bytes_of_a_step(config, mesh)
+    if mesh.is_rank0:
+        Path(sys.argv[2]).write_text(json.dumps(measured))
+    leave(0)

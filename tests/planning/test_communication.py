@@ -1,0 +1,53 @@
+"""Bytes that a GPU sends: against a ring that is played out, and the collectives of real engines."""
+
+import json
+
+import pytest
+
+from emergence_train.models.memory import MOST_GATHERED
+from emergence_train.planning.communication import bytes_per_step
+from support import ROOT, run_python
+
+WORKER = ROOT / "tests" / "planning" / "communication_worker.py"
+
+
+def ring_all_reduce(ranks: int, elements: int) -> int:
+    """Elements that rank 0 sends: every rank passes a piece to the next, until each is summed, then until each is everywhere."""
+    pieces = [[{rank} for _ in range(ranks)] for rank in range(ranks)]  # whose values a rank's piece sums up
+    messages = 0
+    for phase, begin in (("reduce", 0), ("gather", 1)):
+        for turn in range(ranks - 1):
+            given = [(rank, (rank + begin - turn) % ranks) for rank in range(ranks)]
+            contents = [set(pieces[rank][piece]) for rank, piece in given]
+            for (rank, piece), content in zip(given, contents):
+                after = (rank + 1) % ranks
+                pieces[after][piece] = content | (pieces[after][piece] if phase == "reduce" else set())
+            messages += 1
+    assert all(piece == set(range(ranks)) for rank in pieces for piece in rank)
+    return messages * elements // ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_stage_0_is_one_ring_all_reduce(ranks):
+    assert bytes_per_step(8_000, 4, 0, ranks, micro_batches=3) == 4 * ring_all_reduce(ranks, 8_000)
+
+
+def test_one_gpu_sends_nothing():
+    assert [bytes_per_step(1000, 2, stage, 1, 4) for stage in range(4)] == [0, 0, 0, 0]
+
+
+def test_stage_3_gathers_twice_what_it_cannot_keep():
+    small, large = MOST_GATHERED // 2, 3 * MOST_GATHERED
+    assert bytes_per_step(small, 2, 3, 2, 1) == 2 * small
+    assert bytes_per_step(large, 2, 3, 2, 1) == 3 * large - MOST_GATHERED
+
+
+@pytest.mark.slow
+def test_bytes_are_those_of_real_engines(config_file, tmp_path):
+    """Two processes, two micro-batches; less than 1% are norms, scalars and padding."""
+    done = run_python(str(WORKER), str(config_file), str(tmp_path / "sent.json"), processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for kind, measured in json.loads((tmp_path / "sent.json").read_text()).items():
+        stage, precision = kind.split()
+        planned = bytes_per_step(1_000_000, 2 if precision == "bf16" else 4, int(stage), 2, 2) / 1e6
+        assert planned == pytest.approx(measured, rel=0.01), kind

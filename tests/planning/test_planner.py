@@ -1,0 +1,103 @@
+"""The plan of a configuration: its parts add up, its suggestion fits, and it needs no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from emergence_train import cli, config
+from emergence_train.models.gpus import GPUS
+from emergence_train.planning.planner import plan_run
+from support import ROOT
+
+CONFIG = str(ROOT / "configs" / "loss-paper-300m.yaml")
+
+
+def plan(capsys, *arguments: str) -> dict:
+    assert cli.main(["plan", CONFIG, *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_parts_of_the_plan_add_up(capsys):
+    result = plan(capsys, "--gpus", "64", "--gpu", "h100-80gb", "model.preset=1b", "training.micro_batch=9")
+    memory = result["memory_per_gpu"]
+    assert memory["total"] == pytest.approx(sum(size for part, size in memory.items() if part != "total"))
+    assert result["step_seconds"] == pytest.approx(sum(result["step_seconds_by"].values()))
+    step_tokens = 1152 * 2048
+    assert result["tokens_per_second"] * result["step_seconds"] == pytest.approx(step_tokens)
+    assert result["steps"] == -(-67_000_000_000 // step_tokens)
+    assert result["days"] * 86_400 == pytest.approx(result["steps"] * result["step_seconds"])
+    assert result["gpu_hours"] == pytest.approx(64 * 24 * result["days"])
+    assert result["micro_batches"] * 9 * 64 == 1152
+    assert result["fits"] and result["suggestion"] is None
+    # 16 blocks of 4 x 2048^2 x (1 + 1/4) / 2 and 3 x 2048 x 6912, two matrices of 65,024 x 2048, norms
+    assert result["parameters"] == 16 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 6912) + 2 * 65_024 * 2048 + 33 * 2048
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(
+    "over",
+    [
+        ("--gpus", "8", "model.preset=6b", "training.micro_batch=48"),
+        ("--gpus", "64", "model.preset=32b", "training.zero_stage=2", "training.micro_batch=18"),
+        ("--gpus", "1", "model.preset=1.5b", "training.micro_batch=64", "training.precision=fp32"),
+        ("--gpus", "2", "model.preset=32b"),
+    ],
+    ids=lambda over: "-".join(over[1:3]),
+)
+def test_suggestion_fits_when_applied(capsys, gpu, over):
+    """A later --gpus replaces the first."""
+    refused = plan(capsys, "--gpu", gpu, *over)
+    assert not refused["fits"] and refused["memory_needed"] > refused["memory_limit"]
+    applied = plan(capsys, "--gpu", gpu, *over, *refused["suggestion"].split())
+    assert applied["fits"], refused["suggestion"]
+    assert applied["memory_needed"] <= 0.9 * GPUS[gpu].memory
+
+
+def test_auto_takes_the_largest_that_fits(capsys):
+    over = ("--gpus", "8", "--gpu", "h100-80gb", "model.preset=1b")
+    chosen = plan(capsys, *over, "training.micro_batch=auto")["micro_batch"]
+    larger = min(size for size in range(chosen + 1, 145) if 144 % size == 0)
+    assert plan(capsys, *over, f"training.micro_batch={chosen}")["fits"]
+    assert not plan(capsys, *over, f"training.micro_batch={larger}")["fits"]
+
+
+def test_table_has_every_part(capsys):
+    assert cli.main(["plan", CONFIG, "--gpus", "2", "--gpu", "a100-40gb", "model.preset=32b"]) == 0
+    shown = capsys.readouterr().out
+    assert "does not fit" in shown and "to fit, add: --gpus" in shown
+    for part in ("weights", "gradients", "optimizer", "activations", "logits", "workspace", "products", "GPU hours"):
+        assert part in shown
+
+
+def test_nothing_is_suggested_where_nothing_fits():
+    tree = config.load(CONFIG, ["training.batch=1", "training.micro_batch=1", "model.preset=32b"])
+    planned = plan_run(tree.training, tree.model, tree.data, 1, "a100-40gb")
+    assert not planned.fits and planned.suggestion is None
+
+
+def test_every_configuration_can_be_planned(capsys):
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        assert cli.main(["plan", str(path), "--gpus", "1", "--gpu", "h200-141gb", "--json"]) == 0, path.name
+        assert json.loads(capsys.readouterr().out)["step_seconds"] > 0
+
+
+def test_a_plan_needs_no_torch():
+    """Importing it alone takes longer than the plan may."""
+    code = (
+        "import sys; from emergence_train import cli; "
+        f"code = cli.main(['plan', {CONFIG!r}, '--gpus', '8', '--gpu', 'h100-80gb', '--json']); "
+        "assert code == 0 and 'torch' not in sys.modules and 'scipy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--gpus", "8"], ["--gpus", "0", "--gpu", "h100-80gb"], ["--gpus", "8", "--gpu", "v100"]]
+)
+def test_wrong_use_is_one_line(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", CONFIG, *arguments])
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,0 +1,87 @@
+"""Ladders that are refused, and what the message says to do: rows of test_remedies."""
+
+import shutil
+from collections.abc import Callable
+
+import yaml
+
+from remedy_rows import At, Row
+
+STABLE = {"stable": {"set": {"training.schedule.kind": "constant"}}}
+DECAY = {"decay": {"after": "stable", "set": {"training.schedule.kind": "wsd"}}}
+
+
+def status(at: At, *arguments: str, **keys: object) -> list[str]:
+    """Of a ladder of one run, with other keys as given."""
+    tree = {
+        "name": "small",
+        "config": str(at.config),
+        "out": str(at.folder / "rungs"),
+        "tokens": [1024],
+        "sizes": {"a": {}},
+    }
+    path = at.write("ladder.yaml", yaml.safe_dump({k: v for k, v in (tree | keys).items() if v is not None}))
+    return ["ladder", str(path), *(arguments or ["--status"])]
+
+
+def ladder(says: str, wrong: dict, right: dict) -> Row:
+    """Keys that are refused, and those that the message asks for."""
+    return Row(says, lambda at: status(at, **wrong), lambda at: status(at, **right))
+
+
+def after(says: str, prepare: Callable[[At], object], right: Callable[[At], list[str]]) -> Row:
+    """A command that is refused after files were written."""
+
+    def wrong(at: At) -> list[str]:
+        prepare(at)
+        return status(at)
+
+    return Row(says, wrong, right)
+
+
+def damaged_notes(at: At) -> None:
+    at.write("rungs/ladder-logs/starts.json", "{")
+
+
+def without_notes(at: At) -> list[str]:
+    (at.folder / "rungs" / "ladder-logs" / "starts.json").unlink()
+    return status(at)
+
+
+def as_index(at: At, text: str) -> list[str]:
+    at.write("rungs/ladder.json", text)
+    return ["report", str(at.folder / "rungs"), "--out", str(at.folder / "page")]
+
+
+def with_the_run(at: At) -> list[str]:
+    """The index with a run that has checkpoints."""
+    shutil.copytree(at.trained(), at.folder / "rungs" / "run", dirs_exist_ok=True)
+    return as_index(at, '{"runs": ["run"]}')
+
+
+LADDERS = [
+    ladder("see configs/ladders for examples", {"size": {}}, {}),
+    ladder("list each of tokens and seeds once", {"seeds": [1, 1]}, {"seeds": [1]}),
+    ladder("has no tokens; give them there or for the whole ladder", {"tokens": None}, {"tokens": [1024]}),
+    ladder(
+        "is no schedule that runs by itself; choose from {}",
+        {"schedules": STABLE | {"decay": {"after": "stabel"}}},
+        {"schedules": STABLE | DECAY, "tokens": [4096]},
+    ),
+    ladder(
+        "lower checkpoints.every_tokens, or raise the budget",
+        {"schedules": STABLE | DECAY},
+        {"schedules": STABLE | DECAY, "set": {"checkpoints.every_tokens": 256}},
+    ),
+    after("starts.json: cannot be read ({}); delete it", damaged_notes, without_notes),
+    Row("{}: cannot be read ({}); run the ladder again", lambda at: as_index(at, "{"), with_the_run),
+    Row("has a checkpoint yet; wait for one", lambda at: as_index(at, '{"runs": ["run"]}'), with_the_run),
+]
+LADDER_EXEMPT = {  # of a message: why it has no row
+    "no run has begun; run `emergence-train ladder {}` first": "tried where its situation is made: ladder/test_collect.py",
+    "runs failed, {} with exit code {}": "tried where its situation is made: ladder/test_local.py",
+    "stopped, every run has saved; run the same command": "tried where its situation is made: ladder/test_local.py",
+    "give --slurm, or lower gpus": "tried where its situation is made: ladder/test_local.py",
+    "slurm.script: no file {}; give one": "tried where its situation is made: ladder/test_submit.py",
+    "run on a machine that submits jobs, or leave out --slurm": "a machine without Slurm: ladder/test_submit.py",
+}
