@@ -214,6 +214,26 @@ def _export(arguments: argparse.Namespace) -> dict:
     return {"export": str(path)}
 
 
+def _import_hf(arguments: argparse.Namespace) -> dict:
+    with no_collection():
+        from emergence_train.convert.hf_import import ImportOptions, import_hf
+        from emergence_train.parallel import ranks as distributed
+
+    options = ImportOptions(
+        steps=arguments.steps,
+        tokens_per_step=arguments.tokens_per_step,
+        texts=arguments.data,
+        sequence=arguments.sequence,
+        tokenizer=arguments.tokenizer,
+        tasks=arguments.tasks,
+    )
+    try:
+        run = import_hf(arguments.models, Path(arguments.out), options, _log(arguments))
+    finally:
+        distributed.stop()
+    return {"run": str(run)}
+
+
 def _sync(arguments: argparse.Namespace) -> dict:
     from emergence_train.tracking.sync import sync
 
@@ -263,6 +283,29 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
     """Where an analysis writes."""
     parser.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures (PNG, SVG) go")
     parser.add_argument("--pdf", action="store_true", help="with --out: figures as PDF too")
+
+
+def _steps(text: str) -> list[int]:
+    """N,N,..."""
+    return [_count(part) for part in text.split(",")]
+
+
+_steps.__name__ = "steps N,N,..."
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    text = "directories of save_pretrained, or names on the hub; NAME@REVISION; a directory of checkpoint directories"
+    parser.add_argument("models", nargs="+", metavar="DIR_OR_NAME", help=text)
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory that is written, or added to")
+    text = "their steps (default: as in step1000 or checkpoint-1000, of revisions and directories)"
+    parser.add_argument("--steps", type=_steps, metavar="N,N,...", help=text)
+    parser.add_argument("--tokens-per-step", type=_count, metavar="N", help="tokens that a step was trained on")
+    text = "a configuration whose data are taken, or text files (default: the embedded sample)"
+    parser.add_argument("--data", nargs="+", metavar="CONFIG_OR_TEXT", help=text)
+    text = "tokens of a validation sequence (default: 1024, or what the model takes)"
+    parser.add_argument("--sequence", type=_count, metavar="N", help=text)
+    parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the model's directory has none")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to score, as evaluate has them")
 
 
 def _add_outlook(parser: argparse.ArgumentParser) -> None:
@@ -352,6 +395,13 @@ def _parser() -> argparse.ArgumentParser:
     dtypes = ("float32", "bfloat16", "float16")
     added.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
     added.add_argument("out", metavar="DIR", help="a new or empty directory")
+    imports = verbs.add_parser("import", help="existing models as runs").add_subparsers(
+        metavar="KIND", required=True, parser_class=_OneLine
+    )
+    text = "models of transformers, each a step: positions, tasks and analyses of existing checkpoints"
+    added = imports.add_parser("hf", parents=[common], help=text, description=text, allow_abbrev=False)
+    added.set_defaults(verb=_import_hf)
+    _add_import(added)
     added = verb("sync", _sync, "update Weights & Biases from the run's own files")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     verbs.add_parser("bench", help="the kernels against their peers; see bench --help")

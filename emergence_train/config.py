@@ -4,15 +4,16 @@ Every wrong key, type or size is one InputError line that names the place; nothi
 """
 
 import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
+from emergence_train import yaml_reader
 from emergence_train.errors import InputError
 from emergence_train.models.decoder_config import DecoderConfig
+from emergence_train.models.imported import Imported
 from emergence_train.models.presets import PRESETS
 from emergence_train.models.registry import MODELS, section_of
 from emergence_train.optim.adamw import AdamW
@@ -293,6 +294,7 @@ class Config(Section):
         description="result.json of an earlier `analyze emergence`: every checkpoint forecasts at how "
         "many tokens this run's loss reaches the thresholds found there",
     )
+    imported: Imported | None = Field(default=None, description="of a run that `import hf` wrote")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -336,6 +338,11 @@ class Config(Section):
         return self
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimizer step; 0 where an imported run's are not known."""
+        return self.imported.tokens_per_step if self.imported else self.training.batch * self.data.sequence
+
+    @property
     def run_directory(self) -> Path:
         return Path(self.out) / self.name
 
@@ -351,7 +358,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
     `model.preset: NAME` stands for that preset's sizes, which other keys under `model` then change.
     """
-    tree = _read_yaml(Path(path))
+    tree = yaml_reader.read(Path(path))
     for override in overrides:
         _apply(tree, override)
     _expand_preset(tree, path)
@@ -368,39 +375,6 @@ def load_run(run: Path) -> Config:
     return load(run / "config.yaml")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 5e3 is a number, and a duplicate key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is listed twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file; see configs/ for examples") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: a configuration is a mapping of keys to values; see configs/ for examples")
-    return tree
-
-
 def _apply(tree: dict, override: str) -> None:
     """Set one `a.b.c=value`."""
     dotted, sign, text = override.partition("=")
@@ -408,12 +382,10 @@ def _apply(tree: dict, override: str) -> None:
     if not sign or not all(keys):
         raise InputError(f"override {override!r}: write it as section.key=value, for example training.zero_stage=2")
     try:
-        value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = yaml_reader.parse_value(text)
+    except yaml_reader.ERRORS as error:
         shown = override if len(override) <= 200 else f"{override[:200]}..."
         raise InputError(f"override {shown!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
-    if isinstance(value, str):
-        value = _number(value)
     node: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -435,14 +407,6 @@ def _apply(tree: dict, override: str) -> None:
                 raise InputError(
                     f"override {override!r}: {'.'.join(keys[: depth + 1])} is empty in the file; give it there"
                 )
-
-
-def _number(text: str) -> Any:
-    """Convert strings such as 3e-4, which YAML 1.1 does not read as numbers."""
-    try:
-        return float(text) if any(character.isdigit() for character in text) else text
-    except ValueError:
-        return text
 
 
 def _expand_preset(tree: dict, path: str | Path) -> None:

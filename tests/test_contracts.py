@@ -21,6 +21,7 @@ COMMANDS = {
     "analyze emergence": "tables --out --pdf",
     "report": "runs --out",
     "export": "run --step --format --dtype out",
+    "import hf": "models --out --steps --tokens-per-step --data --sequence --tokenizer --tasks",
     "sync": "runs",
     "doctor": "",
 }
@@ -46,6 +47,7 @@ KEYS = {
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
     "logging": "console_seconds wandb wandb_project",
     "tasks": "task name items file shots seed",
+    "imported": "format sources tokens_per_step",
 }
 COLUMNS = {
     "positions": "run:string params:int64 step:int64 tokens:int64 split:string position:int32 count:int64 "

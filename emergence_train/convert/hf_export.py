@@ -1,12 +1,7 @@
 """Export a checkpoint's weights as safetensors, which cannot contain code.
 
-`hf` is a directory that transformers loads with from_pretrained. The decoder is equal to one of these models:
-
-- LlamaForCausalLM where the whole head is rotated;
-- Phi3ForCausalLM where a part of it is (rotary_fraction below 1, as in the presets of arXiv 2403.15796): the same
-  block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor, which Llama does not have.
-
-Both rotate pairs (i, i + r/2), as the decoder does. Weights are float32 by default; the padding rows of the vocabulary are kept.
+`hf` is a directory that transformers loads with from_pretrained: a model that is equal to the decoder (hf_names.py), or of an
+imported run the model that was imported. Weights are float32 by default; the padding rows of the vocabulary are kept.
 """
 
 import shutil
@@ -19,10 +14,11 @@ from torch import Tensor
 from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
+from emergence_train.convert.hf_names import hf_config, hf_weights
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
-from emergence_train.models.decoder_config import AttentionScores, DecoderConfig
+from emergence_train.models.decoder_config import AttentionScores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an index, as transformers has them
@@ -81,58 +77,6 @@ def _write_weights(out: Path, weights: dict[str, Tensor], file_bytes: int) -> No
         files.write_json(
             out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": owners}
         )
-
-
-def hf_config(model: DecoderConfig) -> dict:
-    """The config.json of the same decoder in transformers."""
-    partial = model.rotary_dim != model.head_dim
-    return {
-        "architectures": ["Phi3ForCausalLM" if partial else "LlamaForCausalLM"],
-        "model_type": "phi3" if partial else "llama",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.width,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
-        "head_dim": model.head_dim,
-        "max_position_embeddings": model.max_sequence,
-        "rope_theta": model.rotary_base,
-        "rms_norm_eps": model.norm_eps,
-        "hidden_act": "silu",
-        "tie_word_embeddings": model.tied,
-        "torch_dtype": "float32",
-        **({"original_max_position_embeddings": model.max_sequence} if partial else {}),
-        **({"partial_rotary_factor": model.rotary_dim / model.head_dim} if partial else {}),
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
-
-
-def hf_weights(weights: dict[str, Tensor], model: DecoderConfig) -> dict[str, Tensor]:
-    """Rename the state_dict to transformers' names; Llama has separate matrices where Phi3 and the decoder have one."""
-    partial = model.rotary_dim != model.head_dim
-    renamed = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
-    if not model.tied:
-        renamed["lm_head.weight"] = weights["head.weight"]
-    heads = [model.heads * model.head_dim, *[model.kv_heads * model.head_dim] * 2]
-    for layer in range(model.layers):
-        ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-        renamed[theirs + "input_layernorm.weight"] = weights[ours + "attention_norm.weight"]
-        renamed[theirs + "post_attention_layernorm.weight"] = weights[ours + "swiglu_norm.weight"]
-        renamed[theirs + "self_attn.o_proj.weight"] = weights[ours + "attention.out.weight"]
-        renamed[theirs + "mlp.down_proj.weight"] = weights[ours + "swiglu.down.weight"]
-        qkv, gate_up = weights[ours + "attention.qkv.weight"], weights[ours + "swiglu.gate_up.weight"]
-        if partial:
-            renamed[theirs + "self_attn.qkv_proj.weight"] = qkv
-            renamed[theirs + "mlp.gate_up_proj.weight"] = gate_up
-            continue
-        for name, matrix in zip("qkv", qkv.split(heads)):
-            renamed[f"{theirs}self_attn.{name}_proj.weight"] = matrix
-        for name, matrix in zip(("gate", "up"), gate_up.chunk(2)):
-            renamed[f"{theirs}mlp.{name}_proj.weight"] = matrix
-    return renamed
 
 
 def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from emergence_train import config as configs
 from emergence_train.checkpoint import format as checkpoints
@@ -9,12 +12,13 @@ from emergence_train.config import TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
-from emergence_train.evaluation.at_checkpoint import Evaluator
+from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.score_tables import write
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import build_model
+from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, start
 
 BATCH = 8  # validation sequences in a forward pass
@@ -43,14 +47,9 @@ def evaluate(
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
     evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks), dataset))
-    model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
-    if config.training.precision == "bf16" and mesh.device.type == "cuda":
-        model = model.bfloat16()
-    sums = validate(model, dataset, mesh, BATCH)
-    assert sums is not None, "nothing stops this validation"
-    losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
-    scores = evaluator.score(model, mesh)
-    tokens = step * config.training.batch * config.data.sequence
+    measured = measure(config.model, config.training.precision, folder, evaluator, mesh)
+    losses, scores = measured.losses, measured.scores
+    tokens = step * config.step_tokens
     also = evaluator.comparable(losses)
     if scores.rows:
         params = config.model.non_embedding_parameters()
@@ -68,6 +67,25 @@ def evaluate(
         **{key: {name: value for name, value in part.items() if name in shown} for key, part in also.items()},
         "tasks": [{key: None if value != value else value for key, value in row.items()} for row in scores.rows],
     }
+
+
+class Measured(NamedTuple):
+    """sums: [4, T] of each split (count, loss, loss squared, correct); losses: their means, nats per token."""
+
+    sums: dict[str, Tensor]
+    losses: dict[str, float]
+    scores: Scores
+
+
+def measure(model: ModelConfig, precision: str, checkpoint: Path, evaluator: Evaluator, mesh: Mesh) -> Measured:
+    """Validate a verified checkpoint and score the tasks. Collective: all ranks call it."""
+    loaded = on_every_rank(lambda: load_model(model, checkpoint).to(mesh.device))
+    if precision == "bf16" and mesh.device.type == "cuda":
+        loaded = loaded.bfloat16()
+    sums = validate(loaded, evaluator.dataset, mesh, BATCH)
+    assert sums is not None, "nothing stops this validation"
+    losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
+    return Measured(sums, losses, evaluator.score(loaded, mesh))
 
 
 def format_result(result: dict) -> str:

@@ -73,6 +73,14 @@ def resolve(config: Config, mesh: Mesh, device: Device | None = None) -> tuple[C
     """The configuration completed by the data set, the world size and the device, and a line for the log where micro_batch is
     auto."""
     training = config.training
+    if config.imported:
+        raise InputError(
+            f"{config.name}: is an imported run, which is not trained on; begin another from it: train CONFIG --from "
+            f"{config.run_directory}"
+        )
+    kind: str = config.model.kind
+    if kind == "hf":
+        raise InputError("model.kind hf is that of imported runs, and is not trained; set model.kind to decoder")
     if training.micro_batch != "auto" and training.batch % (training.micro_batch * mesh.data.size):
         raise InputError(
             f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
