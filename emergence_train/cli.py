@@ -129,7 +129,14 @@ def _evaluate(arguments: argparse.Namespace) -> dict | None:
     first = launcher.find().is_rank0
     log = _log(arguments) if first else lambda line: None
     try:
-        result = evaluate(Path(arguments.run), arguments.step, arguments.tasks, arguments.split, log)
+        result = evaluate(
+            Path(arguments.run),
+            arguments.step,
+            arguments.tasks,
+            arguments.split,
+            log,
+            include_path=arguments.include_path,
+        )
     finally:
         distributed.stop()
     log(format_result(result))
@@ -350,7 +357,10 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
-    added.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of the run or known ones (default: the run's)")
+    text = "tasks of the run, known ones, or NAME=ITEMS.jsonl (default: the run's)"
+    added.add_argument("--tasks", nargs="+", metavar="TASK", help=text)
+    text = "a directory of lm-eval's task files, for tasks of your own named lm-eval/NAME"
+    added.add_argument("--include-path", metavar="DIR", help=text)
     added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
         metavar="ANALYSIS", required=True, parser_class=_OneLine

@@ -267,6 +267,9 @@ class TaskConfig(Section):
     shots: int | None = Field(
         default=None, ge=0, description="lm-eval only: few-shot examples; None: the task's default"
     )
+    include_path: str | None = Field(
+        default=None, description="lm-eval only: a directory of its task files, beside its own"
+    )
     seed: int = Field(default=0, ge=0, description="seed of generated items")
 
     @model_validator(mode="after")
@@ -275,6 +278,8 @@ class TaskConfig(Section):
             raise ValueError(
                 f"task {self.task!r}: shots are for tasks of lm-eval; items of a file hold their own examples; leave shots out"
             )
+        if self.include_path is not None and not self.task.startswith("lm-eval/"):
+            raise ValueError(f"task {self.task!r}: include_path is for tasks of lm-eval; leave it out")
         return self
 
 

@@ -14,7 +14,7 @@ from emergence_train.section import Section
 COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
-    "evaluate": "run --step --tasks --split",
+    "evaluate": "run --step --tasks --split --include-path",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
     "analyze weights": "runs --out --pdf",
@@ -46,7 +46,7 @@ KEYS = {
     "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous",
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
     "logging": "console_seconds wandb wandb_project",
-    "tasks": "task name items file shots seed",
+    "tasks": "task name items file shots seed include_path",
     "imported": "format sources tokens_per_step",
 }
 COLUMNS = {

@@ -33,6 +33,7 @@ READ_THE_TREE = {
     "training.branch.begin",
     "training.startup._extended",
     "training.startup._with_defaults",
+    "training.startup.other_tasks",
 }
 READERS = ("load", "load_run", "model_validate", "model_validate_json", "model_construct")
 

@@ -15,6 +15,7 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.score_tables import write
+from emergence_train.evaluation.suite import LM_EVAL
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import build_model
@@ -30,11 +31,15 @@ def evaluate(
     tasks: list[str] | None = None,
     splits: list[str] | None = None,
     log: Callable[[str], None] = print,
+    *,
+    include_path: str | None = None,
 ) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
-    `tasks` are names of the run's own tasks or of generated ones (suite.KNOWN); None: the run's own. `splits` of the returned
-    losses; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
+    `tasks` as `chosen` has them; None: the run's own. `splits` of the returned losses; None: all.
+
+
+    Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
     config = configs.load_run(run)
     folder = checkpoints.newest(run, step)
@@ -46,7 +51,7 @@ def evaluate(
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks), dataset))
+    evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
     measured = measure(config.model, config.training.precision, folder, evaluator, mesh)
     losses, scores = measured.losses, measured.scores
     tokens = step * config.step_tokens
@@ -103,10 +108,31 @@ def format_result(result: dict) -> str:
     return "\n".join(lines)
 
 
-def chosen(tasks: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
-    """The run's tasks, or those in `names`: its own by name, otherwise generated ones."""
+def chosen(tasks: list[TaskConfig], names: list[str] | None, include_path: str | None = None) -> list[TaskConfig]:
+    """The run's tasks, or those in `names`: its own by name, items of a file as NAME=FILE, otherwise known ones.
+
+    `include_path`: a directory of lm-eval's task files, beside its own, for tasks named lm-eval/NAME.
+    """
     own = {task.name or task.task: task for task in tasks}
-    return [own.get(name, TaskConfig(task=name)) for name in names] if names else tasks
+    wanted = [own.get(name) or _named(name) for name in names] if names else tasks
+    if include_path is None:
+        return wanted
+    if not Path(include_path).is_dir():
+        raise InputError(f"--include-path {include_path}: no such directory; give one that holds lm-eval's task files")
+    if not any(task.task.startswith(LM_EVAL) for task in wanted):
+        raise InputError(f"--include-path {include_path}: is for tasks of lm-eval; name one, as --tasks {LM_EVAL}NAME")
+    added = {"include_path": include_path}
+    return [task.model_copy(update=added) if task.task.startswith(LM_EVAL) else task for task in wanted]
+
+
+def _named(text: str) -> TaskConfig:
+    """A task of the command line: NAME=FILE, or a name."""
+    name, equals, file = text.partition("=")
+    if not equals:
+        return TaskConfig(task=name)
+    if not name or not file or name.startswith(LM_EVAL):
+        raise InputError(f"--tasks {text}: write it as NAME=ITEMS.jsonl")
+    return TaskConfig(task=name, file=file)
 
 
 def load_model(config: ModelConfig, checkpoint: Path) -> LanguageModel:
