@@ -215,10 +215,16 @@ def _report(arguments: argparse.Namespace) -> dict:
 
 
 def _export(arguments: argparse.Namespace) -> dict:
-    from emergence_train.convert.hf_export import export
+    from dataclasses import asdict
 
-    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _log(arguments), dtype=arguments.dtype)
-    return {"export": str(path)}
+    from emergence_train.convert.hf_export import FILE_BYTES, export, push
+
+    log = _log(arguments)
+    file_bytes = arguments.shard_bytes or FILE_BYTES
+    exported = export(
+        Path(arguments.run), arguments.step, Path(arguments.out), log, dtype=arguments.dtype, file_bytes=file_bytes
+    )
+    return asdict(push(exported, arguments.push, log) if arguments.push else exported)
 
 
 def _import_hf(arguments: argparse.Namespace) -> dict:
@@ -402,8 +408,11 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")
     added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes = ("float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
     added.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
+    added.add_argument("--shard-bytes", type=_count, metavar="N", help="of a file at most (default: 5e9)")
+    text = "also upload it to the Hugging Face hub, as a private model"
+    added.add_argument("--push", metavar="NAME", help=text)
     added.add_argument("out", metavar="DIR", help="a new or empty directory")
     imports = verbs.add_parser("import", help="existing models as runs").add_subparsers(
         metavar="KIND", required=True, parser_class=_OneLine

@@ -20,7 +20,7 @@ COMMANDS = {
     "analyze weights": "runs --out --pdf",
     "analyze emergence": "tables --out --pdf",
     "report": "runs --out",
-    "export": "run --step --format --dtype out",
+    "export": "run --step --format --dtype --shard-bytes --push out",
     "import hf": "models --out --steps --tokens-per-step --data --sequence --tokenizer --tasks",
     "sync": "runs",
     "doctor": "",

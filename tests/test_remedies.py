@@ -85,6 +85,7 @@ EXEMPT = {  # of a message: why it has no row
     "give one that holds lm-eval's task files": OTHER_TESTS + "evaluation/test_offline.py",
     "is for tasks of lm-eval; name one": OTHER_TESTS + "evaluation/test_offline.py",
     "include_path is for tasks of lm-eval; leave it out": "as `shots are for tasks of lm-eval`, which has a row",
+    "--push {}: {}; {} is complete: log in": OTHER_TESTS + "convert/test_hf_export.py",
     "transformers has no model_type; give a whole": OTHER_TESTS + "convert/test_hf_import.py",
     "install a version that has it": "another version of transformers",
     "transformers has no model for kind {}": "names no remedy: there is none",

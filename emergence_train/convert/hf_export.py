@@ -6,7 +6,9 @@ imported run the model that was imported. Weights are float32 by default; the pa
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +16,36 @@ from torch import Tensor
 from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
-from emergence_train.convert.hf_names import hf_config, hf_weights
+from emergence_train.checkpoint.format import step_name
+from emergence_train.convert.hf_names import WRAPPED, hf_config, hf_weights
+from emergence_train.convert.model_card import model_card
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
-from emergence_train.errors import InputError
-from emergence_train.models.decoder_config import AttentionScores
+from emergence_train.errors import InputError, RunError
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder_config import AttentionScores, DecoderConfig
+from emergence_train.models.hf_config import HFConfig
+from emergence_train.recorder import tables
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an index, as transformers has them
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `files` with their bytes and SHA-256, `loss` in nats per token by split; `pushed`: its page, or None."""
+
+    export: str
+    run: str
+    step: int
+    tokens: int
+    architecture: str
+    dtype: str
+    parameters: int
+    loss: dict[str, float]
+    files: list[dict]
+    pushed: str | None = None
 
 
 def export(
@@ -32,27 +56,97 @@ def export(
     *,
     dtype: str = "float32",
     file_bytes: int = FILE_BYTES,
-) -> Path:
+) -> Exported:
     """Write the weights of `step` (None: the newest checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
     config = configs.load_run(run)
+    dtype = SHORT.get(dtype, dtype)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
-    if config.model.kind != "decoder":
-        raise InputError(f"{run}: transformers has no model for kind {config.model.kind}; only decoder is exported")
-    if config.model.attention != AttentionScores():
-        raise InputError(
-            f"{run}: Llama and Phi-3 have no softcap, sinks or ALiBi (model.attention); this model is not exported"
-        )
+    settings = _settings(run, config.model, config.model.max_sequence if config.imported else config.data.sequence)
     chosen = checkpoints.newest(run, step)
+    step = checkpoints.step_of(chosen)
     tokenizer = identity.tokenizer_of(run, Path(config.data.path))
     out.mkdir(parents=True, exist_ok=True)
     weights = checkpoints.read_weights(chosen)
-    ends = export_tokenizer(*tokenizer, out, config.data.sequence)
-    files.write_json(out / "config.json", hf_config(config.model) | ends | {"torch_dtype": dtype})
-    tensors = {name: weight.to(DTYPES[dtype]) for name, weight in hf_weights(weights, config.model).items()}
-    _write_weights(out, tensors, file_bytes)
-    log(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
-    return out
+    ends = export_tokenizer(*tokenizer, out, settings["max_position_embeddings"])
+    files.write_json(out / "config.json", dict(sorted((settings | ends | {"dtype": dtype}).items())))
+    files.write_json(out / "generation_config.json", {**ends, "do_sample": False})
+    named = _by_their_names(weights, config.model)
+    _write_weights(out, {name: weight.to(DTYPES[dtype]) for name, weight in named.items()}, file_bytes)
+    architecture = (settings.get("architectures") or [settings["model_type"]])[0]
+    card = model_card(
+        run,
+        step,
+        step * config.step_tokens,
+        name=config.name,
+        model=config.model,
+        data=config.data,
+        training=config.training,
+        imported=config.imported,
+        architecture=architecture,
+    )
+    files.write_bytes(out / "README.md", card.encode())
+    log(f"{chosen.name} of {config.name} as {architecture}: {out}")
+    return Exported(
+        export=str(out),
+        run=config.name,
+        step=step,
+        tokens=step * config.step_tokens,
+        architecture=architecture,
+        dtype=dtype,
+        parameters=config.model.parameters(),
+        loss=_losses(run, step),
+        files=[files.describe(out, path) for path in sorted(out.iterdir())],
+    )
+
+
+def _settings(run: Path, model: ModelConfig, longest: int) -> dict[str, Any]:
+    """The config.json of the run's model, for sequences of `longest` tokens. Raises InputError where it has none."""
+    if isinstance(model, HFConfig):
+        return {"max_position_embeddings": longest, **model.transformers}
+    if not isinstance(model, DecoderConfig):
+        raise InputError(f"{run}: transformers has no model for kind {model.kind}; only decoder is exported")
+    if model.attention != AttentionScores():
+        raise InputError(
+            f"{run}: Llama and Phi-3 have no softcap, sinks or ALiBi (model.attention); this model is not exported"
+        )
+    return hf_config(model.model_copy(update={"max_sequence": longest}))
+
+
+def _by_their_names(weights: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    if isinstance(model, DecoderConfig):
+        return hf_weights(weights, model)
+    return {name.removeprefix(WRAPPED): weight for name, weight in weights.items()}
+
+
+def _losses(run: Path, step: int) -> dict[str, float]:
+    """Mean loss of each split at `step`, nats per token; nothing where it was not measured."""
+    path = run / "positions" / f"{step_name(step)}.parquet"
+    if not path.is_file():
+        return {}
+    means = tables.mean_loss(tables.read(tables.POSITIONS, path))
+    return dict(zip(means["split"], means["loss"].astype(float)))
+
+
+def push(exported: Exported, name: str, log: Callable[[str], None]) -> Exported:
+    """Upload an exported directory to the Hugging Face hub as the private model `name`, made where it does not exist."""
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise InputError("huggingface_hub is not installed: pip install 'emergence-train[hub]'") from error
+    try:
+        api = HfApi()
+        api.create_repo(name, private=True, exist_ok=True)
+        url = api.upload_folder(repo_id=name, folder_path=exported.export, commit_message=f"Step {exported.step}")
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"--push {name}: {reason}; {exported.export} is complete: log in (hf auth login) and upload it with "
+            f"hf upload {name} {exported.export}"
+        ) from error
+    log(f"pushed: {url}")
+    return replace(exported, pushed=str(url))
 
 
 def _write_weights(out: Path, weights: dict[str, Tensor], file_bytes: int) -> None:
