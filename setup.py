@@ -104,6 +104,7 @@ setup(
         "flash": ["flash-attn>=2.8"],
         "hub": ["datasets>=4.0", "huggingface_hub>=1.0"],
         "bench": ["transformers>=5.0"],
+        "hf": ["transformers>=5.0"],
         "tensorboard": ["tensorboard>=2.16"],
         "lightning": ["lightning>=2.5"],
         "tasks": ["lm-eval>=0.4.13"],

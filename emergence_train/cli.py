@@ -134,7 +134,14 @@ def _evaluate(arguments: argparse.Namespace) -> dict | None:
     first = launcher.find().is_rank0
     log = _log(arguments) if first else lambda line: None
     try:
-        result = evaluate(Path(arguments.run), arguments.step, arguments.tasks, arguments.split, log)
+        result = evaluate(
+            Path(arguments.run),
+            arguments.step,
+            arguments.tasks,
+            arguments.split,
+            log,
+            include_path=arguments.include_path,
+        )
     finally:
         distributed.stop()
     log(format_result(result))
@@ -169,7 +176,7 @@ def _ladder(arguments: argparse.Namespace) -> dict:
     return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}
 
 
-def _runs(paths: list[str]) -> list[str]:
+def _expanded(paths: list[str]) -> list[str]:
     """The paths, with a ladder's runs in its place."""
     from emergence_train.ladder.collect import expanded
 
@@ -206,7 +213,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
         from emergence_train.analysis.temporal import investigate, output
 
     analysis = investigate(
-        _runs(arguments.tables),
+        _expanded(arguments.tables),
         fit_fraction=arguments.fit_fraction,
         splits=arguments.split,
         ahead=Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None),
@@ -221,7 +228,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
 def _weights(arguments: argparse.Namespace) -> dict:
     from emergence_train.analysis import position_weights
 
-    result = position_weights.compare_position_weights(_runs(arguments.runs))
+    result = position_weights.compare_position_weights(_expanded(arguments.runs))
     if arguments.out:
         result = position_weights.write(Path(arguments.out), result, _suffixes(arguments))
     return _shown(arguments, result, position_weights.format_table(result))
@@ -232,7 +239,7 @@ def _emergence(arguments: argparse.Namespace) -> dict:
     with no_collection():
         from emergence_train.analysis.emergence import investigate, output
 
-    analysis = investigate(_runs(arguments.tables))
+    analysis = investigate(_expanded(arguments.tables))
     result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -242,16 +249,42 @@ def _report(arguments: argparse.Namespace) -> dict:
     with no_collection():
         from emergence_train.report.page import report
 
-    path = report([Path(run) for run in _runs(arguments.runs)], Path(arguments.out) if arguments.out else None)
+    path = report([Path(run) for run in _expanded(arguments.runs)], Path(arguments.out) if arguments.out else None)
     _log(arguments)(f"report: {path}")
     return {"report": str(path)}
 
 
 def _export(arguments: argparse.Namespace) -> dict:
-    from emergence_train.convert.hf_export import export
+    from dataclasses import asdict
 
-    path = export(Path(arguments.run), arguments.step, Path(arguments.out), _log(arguments), dtype=arguments.dtype)
-    return {"export": str(path)}
+    from emergence_train.convert.hf_export import FILE_BYTES, export, push
+
+    log = _log(arguments)
+    file_bytes = arguments.shard_bytes or FILE_BYTES
+    exported = export(
+        Path(arguments.run), arguments.step, Path(arguments.out), log, dtype=arguments.dtype, file_bytes=file_bytes
+    )
+    return asdict(push(exported, arguments.push, log) if arguments.push else exported)
+
+
+def _import_hf(arguments: argparse.Namespace) -> dict:
+    with no_collection():
+        from emergence_train.convert.hf_import import ImportOptions, import_hf
+        from emergence_train.parallel import ranks as distributed
+
+    options = ImportOptions(
+        steps=arguments.steps,
+        tokens_per_step=arguments.tokens_per_step,
+        texts=arguments.data,
+        sequence=arguments.sequence,
+        tokenizer=arguments.tokenizer,
+        tasks=arguments.tasks,
+    )
+    try:
+        run = import_hf(arguments.models, Path(arguments.out), options, _log(arguments))
+    finally:
+        distributed.stop()
+    return {"run": str(run)}
 
 
 def _sync(arguments: argparse.Namespace) -> dict:
@@ -377,6 +410,29 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
 
 
+def _steps(text: str) -> list[int]:
+    """N,N,..."""
+    return [_count(part) for part in text.split(",")]
+
+
+_steps.__name__ = "steps N,N,..."
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    text = "directories of save_pretrained, or names on the hub; NAME@REVISION; a directory of checkpoint directories"
+    parser.add_argument("models", nargs="+", metavar="DIR_OR_NAME", help=text)
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory that is written, or added to")
+    text = "their steps (default: as in step1000 or checkpoint-1000, of revisions and directories)"
+    parser.add_argument("--steps", type=_steps, metavar="N,N,...", help=text)
+    parser.add_argument("--tokens-per-step", type=_count, metavar="N", help="tokens that a step was trained on")
+    text = "a configuration whose data are taken, or text files (default: the embedded sample)"
+    parser.add_argument("--data", nargs="+", metavar="CONFIG_OR_TEXT", help=text)
+    text = "tokens of a validation sequence (default: 1024, or what the model takes)"
+    parser.add_argument("--sequence", type=_count, metavar="N", help=text)
+    parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the model's directory has none")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to score, as evaluate has them")
+
+
 def _add_outlook(parser: argparse.ArgumentParser) -> None:
     """What lies ahead of the runs, and how logs of others are read."""
     parser.add_argument("--to-tokens", type=_count, metavar="N", help="forecast to so many trained tokens")
@@ -435,7 +491,10 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
-    added.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of the run or known ones (default: the run's)")
+    text = "tasks of the run, known ones, or NAME=ITEMS.jsonl (default: the run's)"
+    added.add_argument("--tasks", nargs="+", metavar="TASK", help=text)
+    text = "a directory of lm-eval's task files, for tasks of your own named lm-eval/NAME"
+    added.add_argument("--include-path", metavar="DIR", help=text)
     added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
         metavar="ANALYSIS", required=True, parser_class=_OneLine
@@ -496,9 +555,19 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")
     added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes = ("float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
     added.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
+    added.add_argument("--shard-bytes", type=_count, metavar="N", help="of a file at most (default: 5e9)")
+    text = "also upload it to the Hugging Face hub, as a private model"
+    added.add_argument("--push", metavar="NAME", help=text)
     added.add_argument("out", metavar="DIR", help="a new or empty directory")
+    imports = verbs.add_parser("import", help="existing models as runs").add_subparsers(
+        metavar="KIND", required=True, parser_class=_OneLine
+    )
+    text = "models of transformers, each a step: positions, tasks and analyses of existing checkpoints"
+    added = imports.add_parser("hf", parents=[common], help=text, description=text, allow_abbrev=False)
+    added.set_defaults(verb=_import_hf)
+    _add_import(added)
     added = verb("sync", _sync, "update Weights & Biases from the run's own files")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     verbs.add_parser("bench", help="the kernels against their peers; see bench --help")

@@ -15,6 +15,7 @@ from emergence_train import config_tree, interpolation
 from emergence_train.errors import InputError
 from emergence_train.logging_config import Logging, Samples
 from emergence_train.models.decoder_config import DecoderConfig
+from emergence_train.models.imported import Imported
 from emergence_train.models.presets import PRESETS
 from emergence_train.models.registry import MODELS, section_of
 from emergence_train.optim.adamw import AdamW
@@ -266,6 +267,9 @@ class TaskConfig(Section):
     shots: int | None = Field(
         default=None, ge=0, description="lm-eval only: few-shot examples; None: the task's default"
     )
+    include_path: str | None = Field(
+        default=None, description="lm-eval only: a directory of its task files, beside its own"
+    )
     seed: int = Field(default=0, ge=0, description="seed of generated items")
 
     @model_validator(mode="after")
@@ -274,6 +278,8 @@ class TaskConfig(Section):
             raise ValueError(
                 f"task {self.task!r}: shots are for tasks of lm-eval; items of a file hold their own examples; leave shots out"
             )
+        if self.include_path is not None and not self.task.startswith("lm-eval/"):
+            raise ValueError(f"task {self.task!r}: include_path is for tasks of lm-eval; leave it out")
         return self
 
 
@@ -297,6 +303,7 @@ class Config(Section):
         description="result.json of an earlier `analyze emergence`: every checkpoint forecasts at how "
         "many tokens this run's loss reaches the thresholds found there",
     )
+    imported: Imported | None = Field(default=None, description="of a run that `import hf` wrote")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -338,6 +345,11 @@ class Config(Section):
         if vector is not None and not any(vector):
             raise ValueError("training.position_weights.vector is all zeros; give some position a weight")
         return self
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimizer step; 0 where an imported run's are not known."""
+        return self.imported.tokens_per_step if self.imported else self.training.batch * self.data.sequence
 
     @property
     def run_directory(self) -> Path:

@@ -17,13 +17,14 @@ COMMANDS = {
     "config": "config overrides",
     "plan": "config overrides --gpus --gpu",
     "ladder": "file --slurm --status --jobs",
-    "evaluate": "run --step --tasks --split",
+    "evaluate": "run --step --tasks --split --include-path",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
     "analyze weights": "runs --out --pdf",
     "analyze emergence": "tables --out --pdf",
     "report": "runs --out",
-    "export": "run --step --format --dtype out",
+    "export": "run --step --format --dtype --shard-bytes --push out",
+    "import hf": "models --out --steps --tokens-per-step --data --sequence --tokenizer --tasks",
     "runs": "directory",
     "generate": "run --prompt --step --tokens --temperature --seed",
     "watch": "runs --once --seconds",
@@ -54,7 +55,8 @@ KEYS = {
     "logging": "console_seconds wandb wandb_project tensorboard",
     "logging.wandb": "mode project entity group tags notes job_type system",
     "samples": "prompts tokens temperature seed",
-    "tasks": "task name items file shots seed",
+    "tasks": "task name items file shots seed include_path",
+    "imported": "format sources tokens_per_step",
 }
 COLUMNS = {
     "positions": "run:string params:int64 step:int64 tokens:int64 split:string position:int32 count:int64 "

@@ -27,6 +27,9 @@ READ_THE_TREE = {
     "cli._prepare",
     "cli._train",
     "convert.hf_export.export",
+    "convert.hf_import._before",
+    "convert.hf_import._config",
+    "convert.hf_import._data",
     "evaluation.offline.evaluate",
     "evaluation.text_samples.continue_texts",
     "ladder.file.row_config",
@@ -34,6 +37,7 @@ READ_THE_TREE = {
     "training.branch.begin",
     "training.startup._extended",
     "training.startup._with_defaults",
+    "training.startup.other_tasks",
 }
 READERS = ("load", "load_run", "model_validate", "model_validate_json", "model_construct")
 

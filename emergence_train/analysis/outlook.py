@@ -62,9 +62,12 @@ def rates_of(schedule: Schedule, total: float, points: int = POINTS) -> np.ndarr
 def planned_schedule(path: Path) -> tuple[Schedule, float] | None:
     """(schedule, tokens) that a run directory's config.yaml plans; None if it plans none."""
     try:
-        training = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if tree.get("imported"):
+            return None
+        training = tree["training"]
         planned, total = training["schedule"], float(training["tokens"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(

@@ -1,17 +1,14 @@
 """Export a checkpoint's weights as safetensors, which cannot contain code.
 
-`hf` is a directory that transformers loads with from_pretrained. The decoder is equal to one of these models:
-
-- LlamaForCausalLM where the whole head is rotated;
-- Phi3ForCausalLM where a part of it is (rotary_fraction below 1, as in the presets of arXiv 2403.15796): the same
-  block of RMSNorm, grouped queries and SwiGLU without biases, with a partial_rotary_factor, which Llama does not have.
-
-Both rotate pairs (i, i + r/2), as the decoder does. Weights are float32 by default; the padding rows of the vocabulary are kept.
+`hf` is a directory that transformers loads with from_pretrained: a model that is equal to the decoder (hf_names.py), or of an
+imported run the model that was imported. Weights are float32 by default; the padding rows of the vocabulary are kept.
 """
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +16,36 @@ from torch import Tensor
 from emergence_train import config as configs
 from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint.format import step_name
+from emergence_train.convert.hf_names import WRAPPED, hf_config, hf_weights
+from emergence_train.convert.model_card import model_card
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
+from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder_config import AttentionScores, DecoderConfig
+from emergence_train.models.hf_config import HFConfig
+from emergence_train.recorder import tables
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an index, as transformers has them
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `files` with their bytes and SHA-256, `loss` in nats per token by split; `pushed`: its page, or None."""
+
+    export: str
+    run: str
+    step: int
+    tokens: int
+    architecture: str
+    dtype: str
+    parameters: int
+    loss: dict[str, float]
+    files: list[dict]
+    pushed: str | None = None
 
 
 def export(
@@ -36,27 +56,97 @@ def export(
     *,
     dtype: str = "float32",
     file_bytes: int = FILE_BYTES,
-) -> Path:
+) -> Exported:
     """Write the weights of `step` (None: the newest checkpoint) of `run` to the directory `out`, as `dtype` (of DTYPES)."""
     config = configs.load_run(run)
+    dtype = SHORT.get(dtype, dtype)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; choose another directory")
-    if config.model.kind != "decoder":
-        raise InputError(f"{run}: transformers has no model for kind {config.model.kind}; only decoder is exported")
-    if config.model.attention != AttentionScores():
-        raise InputError(
-            f"{run}: Llama and Phi-3 have no softcap, sinks or ALiBi (model.attention); this model is not exported"
-        )
+    settings = _settings(run, config.model, config.model.max_sequence if config.imported else config.data.sequence)
     chosen = checkpoints.newest(run, step)
+    step = checkpoints.step_of(chosen)
     tokenizer = identity.tokenizer_of(run, Path(config.data.path))
     out.mkdir(parents=True, exist_ok=True)
     weights = checkpoints.read_weights(chosen)
-    ends = export_tokenizer(*tokenizer, out, config.data.sequence)
-    files.write_json(out / "config.json", hf_config(config.model) | ends | {"torch_dtype": dtype})
-    tensors = {name: weight.to(DTYPES[dtype]) for name, weight in hf_weights(weights, config.model).items()}
-    _write_weights(out, tensors, file_bytes)
-    log(f"{chosen.name} of {config.name} as {hf_config(config.model)['architectures'][0]}: {out}")
-    return out
+    ends = export_tokenizer(*tokenizer, out, settings["max_position_embeddings"])
+    files.write_json(out / "config.json", dict(sorted((settings | ends | {"dtype": dtype}).items())))
+    files.write_json(out / "generation_config.json", {**ends, "do_sample": False})
+    named = _by_their_names(weights, config.model)
+    _write_weights(out, {name: weight.to(DTYPES[dtype]) for name, weight in named.items()}, file_bytes)
+    architecture = (settings.get("architectures") or [settings["model_type"]])[0]
+    card = model_card(
+        run,
+        step,
+        step * config.step_tokens,
+        name=config.name,
+        model=config.model,
+        data=config.data,
+        training=config.training,
+        imported=config.imported,
+        architecture=architecture,
+    )
+    files.write_bytes(out / "README.md", card.encode())
+    log(f"{chosen.name} of {config.name} as {architecture}: {out}")
+    return Exported(
+        export=str(out),
+        run=config.name,
+        step=step,
+        tokens=step * config.step_tokens,
+        architecture=architecture,
+        dtype=dtype,
+        parameters=config.model.parameters(),
+        loss=_losses(run, step),
+        files=[files.describe(out, path) for path in sorted(out.iterdir())],
+    )
+
+
+def _settings(run: Path, model: ModelConfig, longest: int) -> dict[str, Any]:
+    """The config.json of the run's model, for sequences of `longest` tokens. Raises InputError where it has none."""
+    if isinstance(model, HFConfig):
+        return {"max_position_embeddings": longest, **model.transformers}
+    if not isinstance(model, DecoderConfig):
+        raise InputError(f"{run}: transformers has no model for kind {model.kind}; only decoder is exported")
+    if model.attention != AttentionScores():
+        raise InputError(
+            f"{run}: Llama and Phi-3 have no softcap, sinks or ALiBi (model.attention); this model is not exported"
+        )
+    return hf_config(model.model_copy(update={"max_sequence": longest}))
+
+
+def _by_their_names(weights: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    if isinstance(model, DecoderConfig):
+        return hf_weights(weights, model)
+    return {name.removeprefix(WRAPPED): weight for name, weight in weights.items()}
+
+
+def _losses(run: Path, step: int) -> dict[str, float]:
+    """Mean loss of each split at `step`, nats per token; nothing where it was not measured."""
+    path = run / "positions" / f"{step_name(step)}.parquet"
+    if not path.is_file():
+        return {}
+    means = tables.mean_loss(tables.read(tables.POSITIONS, path))
+    return dict(zip(means["split"], means["loss"].astype(float)))
+
+
+def push(exported: Exported, name: str, log: Callable[[str], None]) -> Exported:
+    """Upload an exported directory to the Hugging Face hub as the private model `name`, made where it does not exist."""
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise InputError("huggingface_hub is not installed: pip install 'emergence-train[hub]'") from error
+    try:
+        api = HfApi()
+        api.create_repo(name, private=True, exist_ok=True)
+        url = api.upload_folder(repo_id=name, folder_path=exported.export, commit_message=f"Step {exported.step}")
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"--push {name}: {reason}; {exported.export} is complete: log in (hf auth login) and upload it with "
+            f"hf upload {name} {exported.export}"
+        ) from error
+    log(f"pushed: {url}")
+    return replace(exported, pushed=str(url))
 
 
 def _write_weights(out: Path, weights: dict[str, Tensor], file_bytes: int) -> None:
@@ -81,58 +171,6 @@ def _write_weights(out: Path, weights: dict[str, Tensor], file_bytes: int) -> No
         files.write_json(
             out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": owners}
         )
-
-
-def hf_config(model: DecoderConfig) -> dict:
-    """The config.json of the same decoder in transformers."""
-    partial = model.rotary_dim != model.head_dim
-    return {
-        "architectures": ["Phi3ForCausalLM" if partial else "LlamaForCausalLM"],
-        "model_type": "phi3" if partial else "llama",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.width,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
-        "head_dim": model.head_dim,
-        "max_position_embeddings": model.max_sequence,
-        "rope_theta": model.rotary_base,
-        "rms_norm_eps": model.norm_eps,
-        "hidden_act": "silu",
-        "tie_word_embeddings": model.tied,
-        "torch_dtype": "float32",
-        **({"original_max_position_embeddings": model.max_sequence} if partial else {}),
-        **({"partial_rotary_factor": model.rotary_dim / model.head_dim} if partial else {}),
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
-
-
-def hf_weights(weights: dict[str, Tensor], model: DecoderConfig) -> dict[str, Tensor]:
-    """Rename the state_dict to transformers' names; Llama has separate matrices where Phi3 and the decoder have one."""
-    partial = model.rotary_dim != model.head_dim
-    renamed = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
-    if not model.tied:
-        renamed["lm_head.weight"] = weights["head.weight"]
-    heads = [model.heads * model.head_dim, *[model.kv_heads * model.head_dim] * 2]
-    for layer in range(model.layers):
-        ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-        renamed[theirs + "input_layernorm.weight"] = weights[ours + "attention_norm.weight"]
-        renamed[theirs + "post_attention_layernorm.weight"] = weights[ours + "swiglu_norm.weight"]
-        renamed[theirs + "self_attn.o_proj.weight"] = weights[ours + "attention.out.weight"]
-        renamed[theirs + "mlp.down_proj.weight"] = weights[ours + "swiglu.down.weight"]
-        qkv, gate_up = weights[ours + "attention.qkv.weight"], weights[ours + "swiglu.gate_up.weight"]
-        if partial:
-            renamed[theirs + "self_attn.qkv_proj.weight"] = qkv
-            renamed[theirs + "mlp.gate_up_proj.weight"] = gate_up
-            continue
-        for name, matrix in zip("qkv", qkv.split(heads)):
-            renamed[f"{theirs}self_attn.{name}_proj.weight"] = matrix
-        for name, matrix in zip(("gate", "up"), gate_up.chunk(2)):
-            renamed[f"{theirs}mlp.{name}_proj.weight"] = matrix
-    return renamed
 
 
 def export_tokenizer(path: Path, end: int, out: Path, length: int) -> dict:

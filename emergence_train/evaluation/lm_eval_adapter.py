@@ -127,15 +127,18 @@ class Tasks(TaskManager):
                 raise InputError(_unknown(name, self.all_tasks))
 
 
-tasks = functools.cache(Tasks)
+@functools.cache
+def tasks(include_path: str | None = None) -> Tasks:
+    """lm-eval's tasks, with those of a directory beside them."""
+    return Tasks(include_path=include_path) if include_path else Tasks()
 
 
-def reach(names: list[str]) -> None:
+def reach(names: list[str], include_path: str | None = None) -> None:
     """Load the tasks before training; raise InputError where a name is unknown or its data are unavailable."""
-    tasks().check(names)
+    tasks(include_path).check(names)
     for name in names:
         with _explained(name):
-            tasks().load([name])
+            tasks(include_path).load([name])
 
 
 @contextlib.contextmanager
@@ -151,13 +154,19 @@ def _explained(names: str) -> Iterator[None]:
         ) from error
 
 
-def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit: int | None = None) -> list[dict]:
+def run_tasks(
+    lm: EmergenceLM,
+    names: list[str],
+    shots: int | None = None,
+    limit: int | None = None,
+    include_path: str | None = None,
+) -> list[dict]:
     """Run tasks of lm-eval; return rows of metrics as metrics.choice_metrics does.
 
     The rows are lm-eval's own accuracy or exact match, and for multiple choice also the continuous metrics of the same
     log-likelihoods. Collective: rank 0's rows are broadcast, since under torchrun lm-eval returns nothing on the others.
     """
-    tasks().check(names)
+    tasks(include_path).check(names)
     # lm-eval would seed torch, numpy and Python, whose random states the training run uses.
     seeds = dict(random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     with _explained(", ".join(names)), torch.no_grad():
@@ -167,7 +176,7 @@ def run_tasks(lm: EmergenceLM, names: list[str], shots: int | None = None, limit
             num_fewshot=shots,
             limit=limit,
             bootstrap_iters=100,
-            task_manager=tasks(),
+            task_manager=tasks(include_path),
             log_samples=True,
             **seeds,
         )
@@ -249,4 +258,4 @@ def _unknown(name: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     near = "; did you mean " + " or ".join(map(repr, close)) + "?" if close else ""
-    return f"lm-eval has no task {name!r}{near}"
+    return f"lm-eval has no task {name!r}{near} (task files of your own: --include-path DIR)"

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from emergence_train import config as configs
 from emergence_train.checkpoint import format as checkpoints
@@ -9,10 +12,13 @@ from emergence_train.config import TaskConfig
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
-from emergence_train.evaluation.at_checkpoint import Evaluator
+from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.evaluation.score_tables import write
+from emergence_train.evaluation.suite import LM_EVAL
+from emergence_train.models.config import ModelConfig
+from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, start
 
 BATCH = 8  # validation sequences in a forward pass
@@ -24,11 +30,15 @@ def evaluate(
     tasks: list[str] | None = None,
     splits: list[str] | None = None,
     log: Callable[[str], None] = print,
+    *,
+    include_path: str | None = None,
 ) -> dict:
     """Score the run's newest checkpoint (or that of `step`) and add the rows to its evaluations.
 
-    `tasks` are names of the run's own tasks or of generated ones (suite.KNOWN); None: the run's own. `splits` of the returned
-    losses; None: all. Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
+    `tasks` as `chosen` has them; None: the run's own. `splits` of the returned losses; None: all.
+
+
+    Returns {"run", "step", "tokens", "loss", "bits_per_byte", "log_pplu", "tasks": [rows]}.
     """
     config = configs.load_run(run)
     folder = checkpoints.newest(run, step)
@@ -40,15 +50,10 @@ def evaluate(
     for split in splits or ():
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
-    evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks), dataset))
-    model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
-    if config.training.precision == "bf16" and mesh.device.type == "cuda":
-        model = model.bfloat16()
-    sums = validate(model, dataset, mesh, BATCH)
-    assert sums is not None, "nothing stops this validation"
-    losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
-    scores = evaluator.score(model, mesh)
-    tokens = step * config.training.batch * config.data.sequence
+    evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
+    measured = measure(config.model, config.training.precision, folder, evaluator, mesh)
+    losses, scores = measured.losses, measured.scores
+    tokens = step * config.step_tokens
     also = evaluator.comparable(losses)
     if scores.rows:
         params = config.model.non_embedding_parameters()
@@ -68,6 +73,25 @@ def evaluate(
     }
 
 
+class Measured(NamedTuple):
+    """sums: [4, T] of each split (count, loss, loss squared, correct); losses: their means, nats per token."""
+
+    sums: dict[str, Tensor]
+    losses: dict[str, float]
+    scores: Scores
+
+
+def measure(model: ModelConfig, precision: str, checkpoint: Path, evaluator: Evaluator, mesh: Mesh) -> Measured:
+    """Validate a verified checkpoint and score the tasks. Collective: all ranks call it."""
+    loaded = on_every_rank(lambda: load_model(model, checkpoint).to(mesh.device))
+    if precision == "bf16" and mesh.device.type == "cuda":
+        loaded = loaded.bfloat16()
+    sums = validate(loaded, evaluator.dataset, mesh, BATCH)
+    assert sums is not None, "nothing stops this validation"
+    losses = {name: float(part[1].sum() / part[0].sum()) for name, part in sums.items() if part[0].sum() > 0}
+    return Measured(sums, losses, evaluator.score(loaded, mesh))
+
+
 def format_result(result: dict) -> str:
     """The table that the command line prints."""
     lines = [f"{result['run']}, step {result['step']}, {result['tokens']:,} tokens"]
@@ -83,7 +107,28 @@ def format_result(result: dict) -> str:
     return "\n".join(lines)
 
 
-def chosen(tasks: list[TaskConfig], names: list[str] | None) -> list[TaskConfig]:
-    """The run's tasks, or those in `names`: its own by name, otherwise generated ones."""
+def chosen(tasks: list[TaskConfig], names: list[str] | None, include_path: str | None = None) -> list[TaskConfig]:
+    """The run's tasks, or those in `names`: its own by name, items of a file as NAME=FILE, otherwise known ones.
+
+    `include_path`: a directory of lm-eval's task files, beside its own, for tasks named lm-eval/NAME.
+    """
     own = {task.name or task.task: task for task in tasks}
-    return [own.get(name, TaskConfig(task=name)) for name in names] if names else tasks
+    wanted = [own.get(name) or _named(name) for name in names] if names else tasks
+    if include_path is None:
+        return wanted
+    if not Path(include_path).is_dir():
+        raise InputError(f"--include-path {include_path}: no such directory; give one that holds lm-eval's task files")
+    if not any(task.task.startswith(LM_EVAL) for task in wanted):
+        raise InputError(f"--include-path {include_path}: is for tasks of lm-eval; name one, as --tasks {LM_EVAL}NAME")
+    added = {"include_path": include_path}
+    return [task.model_copy(update=added) if task.task.startswith(LM_EVAL) else task for task in wanted]
+
+
+def _named(text: str) -> TaskConfig:
+    """A task of the command line: NAME=FILE, or a name."""
+    name, equals, file = text.partition("=")
+    if not equals:
+        return TaskConfig(task=name)
+    if not name or not file or name.startswith(LM_EVAL):
+        raise InputError(f"--tasks {text}: write it as NAME=ITEMS.jsonl")
+    return TaskConfig(task=name, file=file)

@@ -32,7 +32,8 @@ class Suite:
         if self.of_lm_eval:
             from emergence_train.evaluation import lm_eval_adapter  # an extra, imported where it is used
 
-            lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL) for config in self.of_lm_eval])
+            for config in self.of_lm_eval:
+                lm_eval_adapter.reach([config.task.removeprefix(LM_EVAL)], config.include_path)
         tasks = [self._task(config) for config in wanted if not config.task.startswith(LM_EVAL)]
         names = [task.name for task in tasks] + [config.task for config in self.of_lm_eval]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -116,7 +117,8 @@ class Suite:
 
             lm = lm_eval_adapter.EmergenceLM(model, self.tokenizer, self.end, self.longest, mesh, each_batch)
             for config in self.of_lm_eval:
-                rows += lm_eval_adapter.run_tasks(lm, [config.task.removeprefix(LM_EVAL)], config.shots, config.items)
+                name = config.task.removeprefix(LM_EVAL)
+                rows += lm_eval_adapter.run_tasks(lm, [name], config.shots, config.items, config.include_path)
         return rows, time.monotonic() - began
 
     def _generated(
@@ -148,5 +150,5 @@ def unknown(name: str) -> str:
     )
     return (
         f"task {name!r} is not known; {near} Tasks of lm-eval are named lm-eval/NAME; items of your own: "
-        "{task: NAME, file: ITEMS.jsonl}"
+        "NAME=ITEMS.jsonl, or in a configuration {task: NAME, file: ITEMS.jsonl}"
     )

@@ -22,6 +22,7 @@ MODELS: dict[str, ModelKind] = {
     "decoder": ModelKind(
         "emergence_train.models.decoder_config:DecoderConfig", "emergence_train.models.decoder:Decoder"
     ),
+    "hf": ModelKind("emergence_train.models.hf_config:HFConfig", "emergence_train.models.hf_model:HFModel"),
 }
 
 

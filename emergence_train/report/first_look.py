@@ -39,7 +39,7 @@ def _summary(runs: list[Run]) -> str:
                 _loss(iid),
                 _loss(ood),
                 *(_estimate(fit, name) for name in ("a0", "a1", "a2")),
-                f"{speed:,.0f}",
+                f"{speed:,.0f}" if np.isfinite(speed) else "–",
             ]
         )
     return (
@@ -143,6 +143,8 @@ def _by_tokens(runs: list[Run]) -> str:
     training = []
     for number, run in enumerate(runs):
         curve = _smoothed(run.curve)
+        if curve.empty:  # an imported run: it was trained elsewhere
+            continue
         tokens, loss, low, high = (curve[name].to_numpy() for name in ("tokens", "loss", "low", "high"))
         training.append(Trace(tokens, loss, f"{run.name}, train", number, low=low, high=high))
     note = "Mean of steps in bins equal in log tokens; the band holds every step of a bin."
@@ -161,7 +163,7 @@ def _by_tokens(runs: list[Run]) -> str:
 def _smoothed(curve: pd.DataFrame, bins: int = 120) -> pd.DataFrame:
     """Mean tokens and loss of steps in bins, with the lowest and highest loss: no spike is averaged away."""
     curve = curve.dropna(subset=["loss"])
-    cut = np.unique(np.geomspace(1, len(curve), bins).astype(int))
+    cut = np.unique(np.geomspace(1, max(len(curve), 1), bins).astype(int))
     group = np.searchsorted(cut, np.arange(1, len(curve) + 1))
     parts = curve[["tokens", "loss"]].groupby(group)
     return parts.mean().assign(low=parts["loss"].min(), high=parts["loss"].max())

@@ -80,7 +80,7 @@ def begin(run: Path, training: Training, plan: Plan, dataset: Dataset, parent: s
     theirs, chosen = configs.load_run(path), checkpoints.newest(path, step)
     identity.check_tokenizer(path, dataset)
     step = checkpoints.read_state(chosen)["step"]
-    tokens = step * theirs.training.batch * theirs.data.sequence
+    tokens = step * theirs.step_tokens
     if tokens % plan.step_tokens:
         raise InputError(
             f"--from {parent}: its {tokens:,} tokens are not a whole number of steps of {plan.step_tokens:,} tokens; choose "

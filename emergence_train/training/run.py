@@ -29,7 +29,7 @@ from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import RunSetup
 from emergence_train.training.plan import Plan
 from emergence_train.training.session import Session
-from emergence_train.training.startup import agree_on, claim, resolve, run_header, startup_line
+from emergence_train.training.startup import agree_on, claim, other_tasks, resolve, run_header, startup_line
 
 
 def train(
@@ -128,7 +128,8 @@ def _train(
     plan = Plan(config.training, config.checkpoints, config.data.sequence)
     first = broadcast_from_rank0(lambda: branch.begin(run, config.training, plan, dataset, parent))
     if broadcast_from_rank0(lambda: plan.finished(run, log)):
-        log(f"{run}: is finished ({plan.total_steps} steps); nothing to do")
+        changed = broadcast_from_rank0(lambda: other_tasks(run, config.tasks))
+        log(f"{run}: is finished ({plan.total_steps} steps); nothing to do{changed}")
         return run
 
     watch.at("building the engine")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from emergence_train import files
 from emergence_train.checkpoint.format import complete, step_of
-from emergence_train.config import Config, Training
+from emergence_train.config import Config, TaskConfig, Training, load_run
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig, padded_vocabulary
@@ -75,6 +75,14 @@ def resolve(config: Config, mesh: Mesh, device: Device | None = None) -> tuple[C
     """The configuration completed by the data set, the world size and the device, and a line for the log where micro_batch is
     auto."""
     training = config.training
+    if config.imported:
+        raise InputError(
+            f"{config.name}: is an imported run, which is not trained on; begin another from it: train CONFIG --from "
+            f"{config.run_directory}"
+        )
+    kind: str = config.model.kind
+    if kind == "hf":
+        raise InputError("model.kind hf is that of imported runs, and is not trained; set model.kind to decoder")
     if training.micro_batch != "auto" and training.batch % (training.micro_batch * mesh.data.size):
         raise InputError(
             f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
@@ -152,6 +160,33 @@ def _extended(run: Path, before: Any, now: Config) -> str | None:
             f"falling towards that end; begin another from a state before that (train CONFIG name=... --from {run}@STEP)"
         )
     return f"extended from {old.training.tokens:,} to {now.training.tokens:,} tokens"
+
+
+def other_tasks(run: Path, tasks: list[TaskConfig]) -> str:
+    """Keep the tasks of a finished run's later start in its config.yaml; returns what is left to do about them, or ""."""
+    before = load_run(run)
+    if before.tasks == tasks:
+        return ""
+    known, scored = {_task_name(task) for task in before.tasks}, _scored(run)
+    names = [(_task_name(task), task) for task in tasks if task not in before.tasks]
+    left = [name for name, _ in names if name in known or name not in scored]
+    write_config(run, before.model_copy(update={"tasks": tasks}))
+    if not left:
+        return ""
+    return f", but tasks {', '.join(left)} are new or changed: score them with `emergence-train evaluate {run}`"
+
+
+def _task_name(task: TaskConfig) -> str:
+    """The task's name in the tables."""
+    return task.name or task.task.removeprefix("lm-eval/")
+
+
+def _scored(run: Path) -> set[str]:
+    """Tasks in the last table of evaluations."""
+    import pyarrow.parquet as pq
+
+    files_of_run = sorted((run / "evaluations").glob("step-*.parquet"))
+    return set(pq.read_table(files_of_run[-1], columns=["task"])["task"].to_pylist()) if files_of_run else set()
 
 
 def _with_defaults(tree: Any) -> Any:

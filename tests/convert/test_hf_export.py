@@ -1,17 +1,21 @@
 """An exported checkpoint is loaded by transformers and computes the same logits."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from emergence_train import config, files
+from emergence_train import cli, config, files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import STATE, shard_name, step_name
-from emergence_train.convert.hf_export import export, export_tokenizer
-from emergence_train.errors import InputError
+from emergence_train.convert.hf_export import export, export_tokenizer, push
+from emergence_train.convert.hf_import import ImportOptions, import_hf
+from emergence_train.errors import InputError, RunError
 from emergence_train.models.decoder import Decoder
+from emergence_train.recorder import tables
+from emergence_train.training.run import train
 from support import small_config
 
 
@@ -52,7 +56,7 @@ def test_transformers_computes_the_same_logits(tmp_path, data_path, model, archi
     """float32, within 1e-5 of logits of order 1; grouped queries, tied and not, the whole head rotated and half of it."""
     transformers = pytest.importorskip("transformers")
     run, decoder = saved_run(tmp_path, data_path, model)
-    out = export(run, 7, tmp_path / "hf", lambda line: None)
+    out = Path(export(run, 7, tmp_path / "hf", lambda line: None).export)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert type(theirs).__name__ == architecture
     tokens = torch.randint(0, 320, (3, 32), generator=torch.Generator().manual_seed(1))
@@ -63,6 +67,10 @@ def test_transformers_computes_the_same_logits(tmp_path, data_path, model, archi
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     text = "We the people, 42."
     ids = tokenizer(text)["input_ids"]
+    padded = tokenizer([text, "We"], padding=True)
+    assert len(padded["input_ids"][1]) == len(ids) and sum(padded["attention_mask"][1]) < len(ids)
+    assert theirs.generation_config.pad_token_id == tokenizer.pad_token_id is not None
+    assert theirs.config.max_position_embeddings == tokenizer.model_max_length == 32
     assert tokenizer.decode(ids) == text and max(ids) < 300 and theirs.config.eos_token_id == tokenizer.eos_token_id
 
 
@@ -70,7 +78,7 @@ def test_bfloat16_and_several_files_are_loaded(tmp_path, data_path):
     """The same weights, rounded once; no file beyond its limit unless one weight is."""
     transformers = pytest.importorskip("transformers")
     run, decoder = saved_run(tmp_path, data_path, {})
-    out = export(run, 7, tmp_path / "hf", lambda line: None, dtype="bfloat16", file_bytes=4000)
+    out = Path(export(run, 7, tmp_path / "hf", lambda line: None, dtype="bf16", file_bytes=4000).export)
     pieces = sorted(out.glob("model-*.safetensors"))
     assert len(pieces) > 2 and not (out / "model.safetensors").exists()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
@@ -105,3 +113,79 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, data_path):
     (run / "config.yaml").write_text(yaml.safe_dump({"name": "x"}))
     with pytest.raises(InputError, match="config.yaml"):
         export(run, 7, tmp_path / "d", print)
+
+
+def test_export_import_export_is_the_same_bit_for_bit(tmp_path, data_path, config_file):
+    """Of a Llama, a Phi-3 and a model that transformers runs, in float32 and bfloat16; the card, which has a name, aside."""
+    from convert.test_hf_import import saved
+
+    pytest.importorskip("transformers")
+    for number, (model, dtype) in enumerate([({}, "fp32"), ({"rotary_fraction": 0.5, "tied": True}, "bf16")]):
+        run, _ = saved_run(tmp_path / str(number), data_path, model)
+        export(run, 7, tmp_path / str(number) / "a", print, dtype=dtype)
+    (tmp_path / "2").mkdir()
+    saved(tmp_path / "2" / "step3", data_path, "gpt-neox")
+    first = [("0", "a", "fp32"), ("1", "a", "bf16"), ("2", "step3", "fp32")]
+    for folder, source, dtype in first:
+        place, options = tmp_path / folder, ImportOptions(texts=[str(config_file)], steps=[7])
+        import_hf([str(place / source)], place / "imported", options, print)
+        export(place / "imported", None, place / "b", print, dtype=dtype)
+        if source != "a":  # the files of another are not ours; those of its export are
+            import_hf([str(place / "b")], place / "again", options, print)
+            export(place / "again", 7, place / "a", print, dtype=dtype)
+        names = sorted(path.name for path in (place / "a").iterdir())
+        assert names == sorted(path.name for path in (place / "b").iterdir()) and "model.safetensors" in names
+        for name in set(names) - {"README.md"}:
+            assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes(), name
+
+
+def test_the_card_and_the_result_have_what_was_measured(tmp_path, config_file, capsys):
+    """Losses, positions and tasks of the exported step, by the run's tables; --json has the files with their checksums."""
+    over = ["training.tokens=512", "checkpoints.every_tokens=512", "tasks=[{task: copying, items: 4}]"]
+    run = train(config.load(config_file, over), lambda line: None)
+    out = tmp_path / "hf"
+    assert cli.main(["export", str(run), str(out), "--shard-bytes", "20000", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    positions = tables.read(tables.POSITIONS, run)
+    means = tables.mean_loss(positions).set_index("split")["loss"]
+    assert result["loss"] == pytest.approx(dict(means)) and result["step"] == 2 and result["tokens"] == 512
+    assert {entry["file"]: entry["sha256"] for entry in result["files"]} == {
+        path.name: files.sha256(path) for path in out.iterdir()
+    }
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    card = (out / "README.md").read_text()
+    for split in ("train", "iid", "ood", "manuals", "speeches"):
+        assert f"| {split} | {means[split]:.4f} |" in card
+    iid = positions[positions["split"] == "iid"].set_index("position")
+    for position in (1, 2, 4, 8, 16, 32):
+        assert f"| {position} | {iid['loss_sum'][position] / iid['count'][position]:.4f} |" in card
+    [accuracy] = tables.read(tables.EVALUATIONS, run).query("metric == 'acc'")["value"]
+    assert f"| copying | acc | {accuracy:.4f}" in card and "| manuals | 66.7% |" in card and "cosine, peak 0.01" in card
+
+
+def test_push_uploads_the_directory_or_says_how(tmp_path, data_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    run, _ = saved_run(tmp_path, data_path, {})
+    exported = export(run, 7, tmp_path / "hf", print)
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **settings):
+            calls.append((name, settings))
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert push(exported, "me/model", print).pushed == "https://hub/me/model"
+    assert calls[0] == ("me/model", {"private": True, "exist_ok": True}) and "README.md" in calls[1][1]
+
+    def offline(*of, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(Hub, "create_repo", offline)
+    with pytest.raises(
+        RunError, match="--push me/model: no network; .* is complete: log in .* upload it with hf upload me"
+    ):
+        push(exported, "me/model", print)

@@ -62,7 +62,7 @@ def test_other_data_are_refused_and_nothing_is_overwritten(run, tmp_path):
         (line,) = [line for line in done.stderr.splitlines() if line.strip()]
         assert "was trained" in line and str(folder / "data") in line
         assert tree(directory) == before
-    out = export(directory, None, tmp_path / "hf", lambda line: None)  # with the run's own tokenizer
+    out = Path(export(directory, None, tmp_path / "hf", lambda line: None).export)  # with the run's own tokenizer
     assert (out / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
     shutil.rmtree(folder / "data")
     export(directory, None, tmp_path / "hf2", lambda line: None)

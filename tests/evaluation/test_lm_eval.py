@@ -137,10 +137,8 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
     sums_in(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     manager = TaskManager(include_path=str(tmp_path))
-    ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
-    monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
     random = torch.get_rng_state()
-    rows = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0)}
+    rows = {row["metric"]: row for row in run_tasks(both[0], ["sums"], shots=0, include_path=str(tmp_path))}
     assert torch.equal(torch.get_rng_state(), random)  # it is the training run's
     theirs = lm_eval.simple_evaluate(
         both[1], tasks=["sums"], num_fewshot=0, bootstrap_iters=100, task_manager=manager, log_samples=True
@@ -154,7 +152,7 @@ def test_a_whole_task_of_lm_eval_s_gives_the_same_accuracy(both, tmp_path, monke
     assert same["acc_norm"]["value"] == rows["acc_norm"]["value"]
     assert same["brier"]["value"] == pytest.approx(rows["brier"]["value"], abs=1e-5) and rows["brier"]["chance"] == 0.75
     with pytest.raises(InputError, match="lm-eval has no task 'sumz'.*'sums'"):
-        run_tasks(both[0], ["sumz"])
+        run_tasks(both[0], ["sumz"], include_path=str(tmp_path))
 
 
 def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, monkeypatch):
@@ -178,9 +176,8 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
     )
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     manager = TaskManager(include_path=str(tmp_path))
-    ours = lm_eval_adapter.Tasks(include_path=str(tmp_path))
-    monkeypatch.setattr(lm_eval_adapter, "tasks", lambda: ours)
-    by_metric = {row["metric"]: row for row in run_tasks(both[0], ["nouns"], shots=0)}
+    scored = run_tasks(both[0], ["nouns"], shots=0, include_path=str(tmp_path))
+    by_metric = {row["metric"]: row for row in scored}
     theirs = lm_eval.simple_evaluate(both[1], tasks=["nouns"], num_fewshot=0, bootstrap_iters=100, task_manager=manager)
     assert by_metric["acc"]["value"] == theirs["results"]["nouns"]["acc,none"] and by_metric["acc"]["chance"] == 0.5
     pairs = [(row["beginnings"][row["gold"]], " " + row["end"]) for row in rows]

@@ -16,7 +16,8 @@ from emergence_kernels import LMHead
 from emergence_train import config as configs
 from emergence_train.checkpoint.format import newest
 from emergence_train.evaluation.generation import generate
-from emergence_train.evaluation.offline import evaluate, load_model
+from emergence_train.evaluation.offline import evaluate
+from emergence_train.evaluation.saved_model import load_model
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
 from emergence_train.models.language_model import LanguageModel, draw_weights

@@ -1,0 +1,321 @@
+"""`emergence-train import hf`: existing models become a run, on whose checkpoints positions, tasks and the analyses work.
+
+Where the decoder computes the same (hf_names.py), the run's model is a decoder; any other causal language model is run by
+transformers (kind hf). Weights keep the precision of their files. Text is tokenized without tokens added at the ends: windows
+are cut from the middle of documents, as in training.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from emergence_train import config as configs
+from emergence_train import files
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.checkpoint import saver
+from emergence_train.checkpoint.format import WEIGHTS, step_name
+from emergence_train.cluster import launcher
+from emergence_train.config import Config, Data
+from emergence_train.convert import hf_names, hf_source
+from emergence_train.convert.hf_source import HFSource
+from emergence_train.data import identity, sources
+from emergence_train.data import tokenizer as tokenizers
+from emergence_train.data.dataset import Dataset, load_index
+from emergence_train.data.prepare import prepare
+from emergence_train.errors import InputError, RunError
+from emergence_train.evaluation.at_checkpoint import Evaluator
+from emergence_train.evaluation.offline import chosen, measure
+from emergence_train.models.config import ModelConfig
+from emergence_train.models.decoder_config import DecoderConfig
+from emergence_train.models.hf_config import HFConfig
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import start
+from emergence_train.recorder.environment import write_environment
+from emergence_train.recorder.position_sums import rows as position_rows
+from emergence_train.recorder.run_log import RunLog
+
+SEQUENCE = 1024  # tokens, by default, where the model takes so many
+HELD_OUT = 0.9  # share of the documents of a given text that is validation text: nothing is trained on the rest
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the command line says beside the models; each None where it does not.
+
+    texts: a configuration whose `data` is taken, or text files; None: the embedded sample. sequence: tokens.
+    """
+
+    steps: list[int] | None = None
+    tokens_per_step: int | None = None
+    texts: list[str] | None = None
+    sequence: int | None = None
+    tokenizer: str | None = None
+    tasks: list[str] | None = None
+
+
+def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callable[[str], None] = print) -> Path:
+    """Import models as the steps of `run`, with their positions and tasks; steps that it has already are left as they are."""
+    if launcher.find().world > 1:
+        raise InputError("import runs in one process; start it without a launcher")
+    by_step = _by_step(hf_source.sources_of(models), options.steps)
+    described = _same_config(list(by_step.values()))
+    begun = run.exists()
+    try:
+        config = _config(run, described, by_step, options, log)
+        with files.lock(run, busy="another process writes it; wait for it", other="--out"):
+            dataset = Dataset(config.data, config.seed, verify=True)
+            identity.keep(run, dataset)
+            evaluator = Evaluator(config.tasks, dataset)
+            files.write_bytes(run / "config.yaml", config.to_yaml().encode())
+            target = _Target(run, config.name, config.model, config.training.precision, config.step_tokens, described)
+            _import_steps(target, by_step, evaluator, log)
+    except BaseException:
+        if not begun and not any((run / "checkpoints").glob("step-*")):
+            shutil.rmtree(run, ignore_errors=True)  # nothing was imported
+        raise
+    return run
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The run that is written, and transformers' configuration of what is imported."""
+
+    run: Path
+    name: str
+    model: ModelConfig
+    precision: str
+    step_tokens: int
+    described: Any
+
+    def header(self, dataset: Dataset) -> dict:
+        """The first line of metrics.jsonl."""
+        return {
+            "run": self.name,
+            "params": self.model.non_embedding_parameters(),
+            "parameters": self.model.parameters(),
+            "vocabulary": dataset.fingerprint,
+            "sequence": dataset.sequence,
+            "flops_per_token": self.model.flops_per_token(dataset.sequence),
+            "total_tokens": None,
+            "imported": True,
+        }
+
+    def weights(self, source: HFSource) -> dict[str, Tensor]:
+        """The source's weights by our names."""
+        weights = hf_source.read_weights(source)
+        if isinstance(self.model, DecoderConfig):
+            return hf_names.decoder_weights(weights, self.model, self.described.model_type)
+        return {f"{hf_names.WRAPPED}{name}": weight for name, weight in weights.items()}
+
+
+def _by_step(given: list[HFSource], steps: list[int] | None) -> dict[int, HFSource]:
+    """The sources by step, in order: as given, or as revisions and directories are named."""
+    if steps is not None and len(steps) != len(given):
+        raise InputError(f"--steps {','.join(map(str, steps))}: give one step for each of the {len(given)} models")
+    named = steps if steps is not None else [source.step for source in given]
+    if len(given) == 1 and named == [None]:
+        named = [1]
+    for source, step in zip(given, named):
+        if step is None:
+            raise InputError(
+                f"{source.label}: its name has no step (as step1000 or checkpoint-1000 has); give --steps, one for each model"
+            )
+    by_step = {step: source for step, source in zip(named, given) if step is not None}
+    if len(by_step) < len(given):
+        raise InputError("two models have the same step; give --steps, a different one for each model")
+    return dict(sorted(by_step.items()))
+
+
+def _same_config(models: list[HFSource]) -> Any:
+    """The transformers configuration of all sources. Raises InputError where they are different models."""
+    first = hf_source.read_config(models[0])
+    wanted = hf_source.plain(first)
+    for source in models[1:]:
+        other = hf_source.plain(hf_source.read_config(source))
+        for key in sorted(wanted.keys() | other.keys()):
+            if wanted.get(key) != other.get(key):
+                raise InputError(
+                    f"{source.label}: has {key} = {other.get(key)}, and {models[0].label} {wanted.get(key)}; the steps of a "
+                    f"run are of one model: import this one as another run"
+                )
+    return first
+
+
+# --------------------------------------------------------------------------------------------------- the configuration
+
+
+def _config(
+    run: Path, described: Any, by_step: dict[int, HFSource], options: ImportOptions, log: Callable[[str], None]
+) -> Config:
+    """The run's configuration, in whose directory tokenizer and data are; that of an earlier import with more steps."""
+    decoder = hf_names.decoder_config(described)
+    model: ModelConfig = decoder if isinstance(decoder, DecoderConfig) else _wrapped(described)
+    kind = f"run by transformers, since {decoder}" if isinstance(decoder, str) else "run by the decoder"
+    log(f"{run.name}: {described.model_type}, {model.non_embedding_parameters():,} parameters + embedding, {kind}")
+    before = _before(run, model, options)
+    labels = {str(step): source.label for step, source in by_step.items()}
+    if before is not None and before.imported is not None:
+        places, per_step = labels | before.imported.sources, before.imported.tokens_per_step
+        data, tasks = before.data, before.tasks
+    else:
+        places, per_step, tasks = labels, options.tokens_per_step or 0, []
+        data = _data(run, model, next(iter(by_step.values())), options, log)
+    tasks = chosen(tasks, options.tasks)
+    places = dict(sorted(places.items(), key=lambda item: int(item[0])))
+    tokens = max(int(step) for step in places) * per_step
+    return Config.model_validate(
+        {
+            "name": run.resolve().name,
+            "out": str(run.parent),
+            "data": data.model_dump(mode="json"),
+            "model": model,
+            "training": {"tokens": max(tokens, 1), "batch": 1, "schedule": {"kind": "constant", "lr": 1.0}},
+            "checkpoints": {"every_tokens": 1, "save_state": "every"},
+            "logging": {"wandb": "disabled"},
+            "tasks": [task.model_dump(mode="json") for task in tasks],
+            "imported": {"format": "hf", "sources": places, "tokens_per_step": per_step},
+        }
+    )
+
+
+def _wrapped(described: Any) -> HFConfig:
+    text = described.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
+    return HFConfig(vocab_size=text.vocab_size, max_sequence=longest, transformers=hf_source.plain(described))
+
+
+def _before(run: Path, model: ModelConfig, options: ImportOptions) -> Config | None:
+    """The configuration of an earlier import of the same model; None where there is nothing yet."""
+    if not run.exists() or all(entry.name.startswith(".") for entry in run.iterdir()):
+        return None
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}: holds files and is no run; choose another --out")
+    config = configs.load_run(run)
+    if config.imported is None:
+        raise InputError(f"{run}: is a run that was trained here; choose another --out")
+    if config.model != model:
+        raise InputError(f"{run}: is an import of another model; choose another --out")
+    if options.tokens_per_step not in (None, config.imported.tokens_per_step):
+        raise InputError(
+            f"{run}: was imported with --tokens-per-step {config.imported.tokens_per_step}; give that, or choose another --out"
+        )
+    if options.texts or options.sequence or options.tokenizer:
+        raise InputError(f"{run}: has its text already; leave --data, --sequence and --tokenizer out")
+    return config
+
+
+def _data(run: Path, model: ModelConfig, source: HFSource, options: ImportOptions, log: Callable[[str], None]) -> Data:
+    """Prepared text in the model's tokens: of a configuration that has them, else in the run's directory."""
+    origin = source if options.tokenizer is None else hf_source.source_of(options.tokenizer)
+    content, end, longest = hf_source.read_tokenizer(origin)
+    texts = options.texts or []
+    given = configs.load(texts[0]).data if len(texts) == 1 and texts[0].endswith(SUFFIXES) else None
+    most = min(model.max_sequence, longest or model.max_sequence)
+    sequence = options.sequence or (given.sequence if given else min(most, SEQUENCE))
+    if sequence > model.max_sequence:
+        raise InputError(
+            f"{source.label}: takes {model.max_sequence} tokens, not {sequence}; give --sequence {model.max_sequence} or less"
+        )
+    end = (given.tokenizer.end_of_text if given else None) or end
+    tokenizer = tokenizers.normalised(content, end)
+    if (size := tokenizers.size(tokenizer)) > model.vocabulary:
+        raise InputError(
+            f"{source.label}: its tokenizer has {size} tokens and its embedding {model.vocabulary}; give its own with --tokenizer"
+        )
+    files.write_bytes(run / identity.TOKENIZER, tokenizer.to_str().encode())
+    if given is not None and given.sequence == sequence and _prepared_with(Path(given.path), run):
+        log(f"{given.path}: is prepared in this model's tokens")
+        return given
+    parts = given.model_dump(mode="json") if given else _sections(texts)
+    parts |= {"path": str(run / "data"), "sequence": sequence}
+    parts["tokenizer"] = {"file": str(run / identity.TOKENIZER), "end_of_text": end}
+    data = Data.model_validate(parts)
+    prepare(data, log)
+    return data
+
+
+def _prepared_with(data: Path, run: Path) -> bool:
+    """Whether a prepared data set has the run's tokenizer."""
+    if not (data / "dataset.json").is_file():
+        return False
+    return load_index(data)["tokenizer"]["fingerprint"] == tokenizers.fingerprint(run / identity.TOKENIZER)
+
+
+def _sections(texts: list[str]) -> dict:
+    """The sources of a data section: the files as one domain, or the embedded sample."""
+    if texts:
+        return {
+            "sources": [{"domain": "text", "files": texts}],
+            "validation": {"fraction": HELD_OUT, "domain_sequences": 0},
+        }
+    return {
+        "sources": [{"domain": domain, "sample": domain} for domain in sources.sample_domains()],
+        "validation": {"fraction": 0.5, "sequences": 64, "domain_sequences": 16},
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- the checkpoints
+
+
+def _import_steps(
+    target: _Target, by_step: dict[int, HFSource], evaluator: Evaluator, log: Callable[[str], None]
+) -> None:
+    run, mesh = target.run, start(None)
+    write_environment(run, 1, mesh.device, 0)
+    run_log = RunLog(run, target.header(evaluator.dataset), max(_measured(run), default=0), [])
+    done = _measured(run)
+    for number, (step, source) in enumerate(by_step.items(), 1):
+        if step in done and (run / "checkpoints" / step_name(step) / checkpoints.MANIFEST).is_file():
+            log(f"step {step}: is imported already")
+            continue
+        log(f"step {step}: {source.label} ({number} of {len(by_step)})")
+        _write_checkpoint(run, step, target.weights(source))
+        _measure(target, run_log, step, evaluator, mesh, log)
+    if problem := run_log.close():
+        raise RunError(problem)
+    log(f"written: {run} ({len(_measured(run))} checkpoints)")
+
+
+def _measured(run: Path) -> set[int]:
+    """Steps that have a table of positions."""
+    return {checkpoints.step_of(path) for path in (run / "positions").glob("step-*.parquet")}
+
+
+def _write_checkpoint(run: Path, step: int, weights: dict[str, Tensor]) -> None:
+    folder = run / "checkpoints"
+    temporary = folder / f".{step_name(step)}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    files.make_directory(folder)
+    temporary.mkdir()
+    pieces = {f"{WEIGHTS}|0|{name}": weight.flatten() for name, weight in weights.items()}
+    entry = checkpoints.write_tensors(temporary / checkpoints.shard_name(0, 1), pieces)
+    shapes = {name: list(weight.shape) for name, weight in weights.items()}
+    state = {"step": step, "parameters": shapes, "world_size": 1, "updates": 0.0, "loop": {}}
+    saver.commit(temporary, folder / step_name(step), step, [entry], state)
+
+
+def _measure(
+    target: _Target, run_log: RunLog, step: int, evaluator: Evaluator, mesh: Mesh, log: Callable[[str], None]
+) -> None:
+    """Positions, mean losses and tasks of a checkpoint."""
+    import pandas as pd
+
+    folder = checkpoints.newest(target.run, step)
+    measured = measure(target.model, target.precision, folder, evaluator, mesh)
+    losses, tokens = measured.losses, step * target.step_tokens
+    owner: dict[str, Any] = {"run": target.name, "params": run_log.header["params"], "step": step, "tokens": tokens}
+    table = pd.concat([position_rows(of_split, name) for name, of_split in measured.sums.items()], ignore_index=True)
+    run_log.positions(step, table.assign(**owner))
+    run_log.write("validation", step=step, tokens=tokens, seconds=None, loss=losses, **evaluator.comparable(losses))
+    if measured.scores.rows:
+        run_log.evaluations(step, evaluator.table(measured.scores, **owner, losses=losses))
+        for note in evaluator.notes:
+            log(note)
+    if problem := run_log.flush():
+        raise RunError(problem)
+    log(f"step {step}: " + "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))

@@ -1,0 +1,139 @@
+"""Models of transformers to import: directories or names, a revision or a subdirectory for each step."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emergence_train.data import tokenizer as tokenizers
+from emergence_train.errors import InputError
+
+try:
+    import transformers
+except ImportError as error:
+    raise InputError("transformers is not installed: pip install 'emergence-train[hf]'") from error
+
+STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?0*(\d+)", re.IGNORECASE)  # in the name of a revision or directory
+OWN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")  # may differ between steps
+
+
+@dataclass(frozen=True)
+class HFSource:
+    """A directory, or a name on the hub, and its revision."""
+
+    name: str
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
+    def step(self) -> int | None:
+        """The step that the revision or the directory is named after; None: none."""
+        named = STEP.search(self.revision or Path(self.name).resolve().name)
+        return int(named[1]) if named else None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Arguments of transformers' from_pretrained."""
+        return {"pretrained_model_name_or_path": self.name, **({"revision": self.revision} if self.revision else {})}
+
+
+def source_of(text: str) -> HFSource:
+    """DIR_OR_NAME[@REVISION]."""
+    name, sign, revision = text.rpartition("@")
+    return HFSource(name, revision) if sign and not Path(text).exists() else HFSource(text)
+
+
+def sources_of(texts: list[str]) -> list[HFSource]:
+    """DIR_OR_NAME[@REVISION] each. A directory of checkpoint directories (of transformers' Trainer, for one) is all of them."""
+    sources = []
+    for text in texts:
+        path = Path(text)
+        if not path.is_dir() or (path / "config.json").is_file():
+            sources.append(source_of(text))
+        else:
+            below = [HFSource(str(inner.parent)) for inner in path.glob("*/config.json")]
+            steps = {source.step: source for source in below if source.step is not None}
+            if not steps:
+                raise InputError(
+                    f"{text}: has no config.json, and no directories named after steps that have one; give the directory "
+                    f"that save_pretrained wrote"
+                )
+            sources += [steps[step] for step in sorted(steps)]
+    return sources
+
+
+def read_config(source: HFSource) -> Any:
+    """The model's transformers configuration. Raises InputError for what cannot be imported."""
+    with _one_line(source):
+        config = transformers.AutoConfig.from_pretrained(**source.place)
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"{source.label}: its weights are quantised; give the checkpoint that they were made from")
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+        raise InputError(
+            f"{source.label}: is a {config.model_type}, of which transformers has no causal language model; give one that is"
+        )
+    return config
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as JSON, without what depends on the place and precision of the weights."""
+    content = config.to_dict()
+    return {key: value for key, value in content.items() if key not in OWN}
+
+
+def read_weights(source: HFSource) -> dict[str, torch.Tensor]:
+    """The weights by transformers' names, in the dtype of the file; a tied matrix once."""
+    with _one_line(source):
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            **source.place, dtype="auto", output_loading_info=True
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(
+            f"{source.label}: has no weights {missing[0]} ({len(missing)} are missing); give a complete checkpoint"
+        )
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def read_tokenizer(source: HFSource) -> tuple[str, str | None, int | None]:
+    """(content of tokenizer.json, the end-of-text token, the longest sequence that the tokenizer names); of a tokenizer.json
+    the first alone."""
+    if Path(source.name).is_file():
+        return tokenizers.find(source.name).read_text(encoding="utf-8"), None, None
+    with _one_line(source):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source.place)
+        file = transformers.utils.cached_file(
+            source.name, "tokenizer.json", revision=source.revision, _raise_exceptions_for_missing_entries=False
+        )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if file is None and backend is None:
+        raise InputError(
+            f"{source.label}: its tokenizer has no tokenizer.json and cannot be converted into one; give --tokenizer another"
+        )
+    content = Path(file).read_text(encoding="utf-8") if file else str(backend and backend.to_str())
+    longest = tokenizer.model_max_length
+    return content, tokenizer.eos_token, longest if longest < 10**9 else None
+
+
+@contextlib.contextmanager
+def _one_line(source: HFSource) -> Iterator[None]:
+    """Within, what transformers raises for a model that it cannot read is an InputError; its warnings are left out."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{source.label}: transformers {transformers.__version__} cannot read it ({reason}); give a directory that "
+            f"save_pretrained wrote, or a name with network"
+        ) from None
+    finally:
+        transformers.logging.set_verbosity(before)

@@ -1,0 +1,135 @@
+"""Any causal language model of transformers as a LanguageModel: `model.kind: hf`, the kind of imported runs.
+
+Branches and documents become sequences of their own, so that any attention of transformers computes them, windows included.
+
+Shapes: B sequences, T tokens, V vocabulary.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emergence_kernels import PositionLoss, PositionSums
+from emergence_train.models.hf_config import HFConfig, causal_model
+from emergence_train.models.language_model import Gathered, LanguageModel
+
+MOST_LOGITS = 1 << 28  # elements computed at once: 1 GiB in float32
+IGNORED = -100
+
+
+class HFModel(LanguageModel):
+    """The model of an HFConfig. The loss is computed from its logits, a few sequences at a time."""
+
+    def __init__(self, config: HFConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = causal_model(config.transformers)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        weights: Tensor | None = None,
+        document_ids_BT: Tensor | None = None,
+        z_loss: float = 0.0,
+        cache: Any = None,
+        branches_BT: Tensor | None = None,
+    ) -> PositionLoss | Tensor:
+        if cache is not None:
+            return self.model(input_ids=tokens_BT, past_key_values=cache, use_cache=True).logits[:, -1]
+        sequences = _sequences(tokens_BT, document_ids_BT, branches_BT)
+        if targets_BT is None:
+            return self._logits(tokens_BT, sequences)
+        return self._loss(tokens_BT, targets_BT, sequences, weights, z_loss)
+
+    def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
+        """Not possible: each architecture draws by rules of its own."""
+        raise NotImplementedError("models of kind hf are imported with their weights")
+
+    def new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
+
+    def _logits(self, tokens_BT: Tensor, sequences: list[tuple[int, Tensor]]) -> Tensor:
+        logits: Tensor | None = None
+        for row, columns, logits_LV in self._each(tokens_BT, sequences):
+            if logits is None:
+                logits = logits_LV.new_zeros(*tokens_BT.shape, logits_LV.shape[-1])
+            logits[row, columns] = logits_LV
+        assert logits is not None, "a batch has rows"
+        return logits
+
+    def _loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        sequences: list[tuple[int, Tensor]],
+        weights: Tensor | None,
+        z_loss: float,
+    ) -> PositionLoss:
+        loss_BT, penalty_BT, entropy_BT = (torch.zeros(tokens_BT.shape, device=tokens_BT.device) for _ in range(3))
+        correct_BT = torch.zeros_like(targets_BT)
+        valid_BT = targets_BT != IGNORED
+        for row, columns, logits_LV in self._each(tokens_BT, sequences):
+            logits_LV = logits_LV.float()
+            target_L = targets_BT[row, columns]
+            loss_BT[row, columns] = F.cross_entropy(logits_LV, target_L, reduction="none", ignore_index=IGNORED)
+            lse_L = logits_LV.logsumexp(-1)
+            penalty_BT[row, columns] = z_loss * lse_L**2
+            log_p_LV = logits_LV.detach() - lse_L.detach()[:, None]
+            entropy_BT[row, columns] = -(log_p_LV.exp() * log_p_LV).sum(-1)
+            correct_BT[row, columns] = (logits_LV.argmax(-1) == target_L).long()
+        weight_BT = valid_BT * (1.0 if weights is None else weights)
+        mean = ((loss_BT + penalty_BT) * weight_BT).sum() / weight_BT.sum()
+        token_loss_BT = loss_BT.detach()
+        sums = PositionSums(
+            valid_BT.sum(0),
+            token_loss_BT.double().sum(0),
+            token_loss_BT.double().square().sum(0),
+            (correct_BT * valid_BT).sum(0),
+            (entropy_BT.double() * valid_BT).sum(0),
+        )
+        return PositionLoss(mean, token_loss_BT, sums)
+
+    def _each(self, tokens_BT: Tensor, sequences: list[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(row, columns, logits [L, V]) of each sequence; padded on the right, which causal attention never sees."""
+        vocabulary, at = self.config.vocabulary, 0
+        while at < len(sequences):
+            length, count = len(sequences[at][1]), 1
+            for _, columns in sequences[at + 1 :]:
+                longer = max(length, len(columns))
+                if (count + 1) * longer * vocabulary > MOST_LOGITS:
+                    break
+                length, count = longer, count + 1
+            batch = sequences[at : at + count]
+            ids = tokens_BT.new_zeros(count, length)
+            for k, (row, columns) in enumerate(batch):
+                ids[k, : len(columns)] = tokens_BT[row, columns]
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            for k, (row, columns) in enumerate(batch):
+                yield row, columns, logits[k, : len(columns)]
+            at += count
+
+
+def _sequences(
+    tokens_BT: Tensor, document_ids_BT: Tensor | None, branches_BT: Tensor | None
+) -> list[tuple[int, Tensor]]:
+    """(row, its columns) of every sequence that is computed by itself: a row, a document of it, or prefix and branch."""
+    columns_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    sequences = []
+    for row in range(tokens_BT.shape[0]):
+        if branches_BT is not None:
+            own, prefix = branches_BT[row], columns_T[branches_BT[row] == 0]
+            parts = [torch.cat([prefix, columns_T[own == branch]]) for branch in own.unique().tolist() if branch]
+            sequences += [(row, part) for part in parts or [prefix]]
+        elif document_ids_BT is not None:
+            own = document_ids_BT[row]
+            sequences += [(row, columns_T[own == document]) for document in own.unique_consecutive().tolist()]
+        else:
+            sequences.append((row, columns_T))
+    return sequences

@@ -1,0 +1,257 @@
+"""Models of transformers, made here and saved, are imported: their own logits, and losses by a plain loop, are the oracle."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from emergence_train import config as configs
+from emergence_train.analysis.emergence import investigate as investigate_emergence
+from emergence_train.analysis.temporal import investigate
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.convert.hf_import import ImportOptions, import_hf
+from emergence_train.data.dataset import Dataset
+from emergence_train.errors import InputError
+from emergence_train.evaluation.generation import generate
+from emergence_train.evaluation.offline import evaluate
+from emergence_train.evaluation.saved_model import load_model
+from emergence_train.models.decoder import Decoder
+from emergence_train.models.hf_config import HFConfig
+from emergence_train.models.hf_model import HFModel
+from emergence_train.parallel.ranks import start
+from emergence_train.recorder import tables
+from emergence_train.training.run import train
+
+transformers = pytest.importorskip("transformers")
+
+LLAMA = dict(
+    hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=320, max_position_embeddings=64, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e3},
+)  # fmt: skip
+NEOX = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=320,
+    max_position_embeddings=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+)  # fmt: skip
+MODELS = {
+    "llama": (transformers.LlamaConfig, LLAMA, Decoder),
+    "llama-tied": (transformers.LlamaConfig, LLAMA | {"tie_word_embeddings": True}, Decoder),
+    "mistral": (transformers.MistralConfig, LLAMA | {"sliding_window": None}, Decoder),
+    "mistral-window": (transformers.MistralConfig, LLAMA | {"sliding_window": 8}, HFModel),
+    "qwen2": (transformers.Qwen2Config, LLAMA, HFModel),
+    "qwen3": (transformers.Qwen3Config, LLAMA | {"head_dim": 16}, HFModel),
+    "gpt-neox": (transformers.GPTNeoXConfig, NEOX, HFModel),
+}
+
+
+def saved(path, data_path, kind: str, seed: int = 0, **changes):
+    """A model of transformers with weights away from their beginnings, saved with the tokenizer of the data."""
+    config_class, sizes, _ = MODELS[kind]
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config_class(**sizes | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn(parameter.shape))
+    model.save_pretrained(path)
+    (path / "tokenizer.json").write_bytes((data_path / "tokenizer.json").read_bytes())
+    content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(content))
+    return model.eval()
+
+
+def imported(paths, run, config_file, **options):
+    """An import on the small configuration's data, whose tokenizer is that of the model."""
+    given = ImportOptions(**{"texts": [str(config_file)]} | options)
+    return import_hf([str(path) for path in paths], run, given, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("mistral", "qwen2"))) for kind in MODELS]
+)
+def test_import_has_the_same_logits_and_losses(kind, tmp_path, data_path, config_file):
+    theirs = saved(tmp_path / "hf", data_path, kind)
+    run = imported([tmp_path / "hf"], tmp_path / "run", config_file, steps=[3], tokens_per_step=100)
+    config = configs.load_run(run)
+    ours = load_model(config.model, checkpoints.newest(run)).eval()
+    assert type(ours) is MODELS[kind][2]
+    tokens = torch.randint(0, 320, (3, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-5
+    table = tables.read(tables.POSITIONS, run)
+    wanted = losses_by_position(theirs, Dataset(config.data, config.seed), "iid")
+    got = table[table["split"] == "iid"]
+    np.testing.assert_allclose(got["loss_sum"], [sum(losses) for losses in wanted], rtol=1e-5)
+    np.testing.assert_allclose(got["loss_sq_sum"], [sum(x * x for x in losses) for losses in wanted], rtol=1e-5)
+    assert got["position"].tolist() == list(range(1, 33)) and set(got["count"]) == {12}
+    assert set(table["tokens"]) == {300} and set(table["split"]) == {"iid", "ood", "manuals", "speeches"}
+    head = {id(p) for p in theirs.get_output_embeddings().parameters()}
+    head |= {id(p) for p in theirs.get_input_embeddings().parameters()}
+    assert set(table["params"]) == {sum(p.numel() for p in theirs.parameters() if id(p) not in head)}
+    assert config.model.parameters() == sum(p.numel() for p in theirs.parameters())
+
+
+def losses_by_position(model, dataset, split: str) -> list[list[float]]:
+    """-log p of each target, one sequence and one position at a time, in float64 from the model's logits."""
+    losses: list[list[float]] = [[] for _ in range(dataset.sequence)]
+    for segment in dataset.segments():
+        for row in range(segment.begin, segment.end) if split in segment.splits else ():
+            ids = [int(token) for token in dataset.windows[segment.domain][row]]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids[:-1]])).logits[0].double().numpy()
+            for position, target in enumerate(ids[1:]):
+                at = logits[position]
+                losses[position].append(math.log(sum(math.exp(x - at.max()) for x in at)) + at.max() - at[target])
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["gpt-neox", "mistral-window"])
+def test_branches_documents_and_generation_equal_passes(kind, data_path, tmp_path):
+    """Each branch sees the prefix and itself, each document itself: as when it is passed alone."""
+    theirs = saved(tmp_path / "hf", data_path, kind)
+    config = HFConfig(vocab_size=320, max_sequence=64, transformers=theirs.config.to_dict())
+    ours = HFModel(config).eval()
+    ours.model.load_state_dict(theirs.state_dict())
+    ids = torch.randint(0, 320, (30,), generator=torch.Generator().manual_seed(2))
+    branches = torch.tensor([0] * 12 + [1] * 8 + [2] * 10)
+    with torch.no_grad():
+        got = ours(ids[None], branches_BT=branches[None])[0]
+        for branch in (1, 2):
+            own = branches == branch
+            alone = theirs(torch.cat([ids[:12], ids[own]])[None]).logits[0]
+            assert (got[own] - alone[12:]).abs().max() < 1e-5
+            assert (got[:12] - alone[:12]).abs().max() < 1e-5
+        targets = torch.roll(ids, -1)
+        split = ours(ids[None], targets[None], document_ids_BT=branches[None])
+        for document in range(3):
+            own = branches == document
+            alone = theirs(ids[own][None]).logits[0]
+            wanted = torch.nn.functional.cross_entropy(alone, targets[own], reduction="none")
+            assert (split.token_loss[0, own] - wanted).abs().max() < 1e-4
+        [text] = generate(ours, [ids[:5].tolist()], 6, lambda ids: False, start(1))
+        wanted = ids[:5].tolist()
+        for _ in range(6):
+            wanted.append(int(theirs(torch.tensor([wanted])).logits[0, -1].argmax()))
+    assert text == wanted[5:]
+
+
+def test_a_loss_has_the_gradient_of_its_weighted_mean(data_path, tmp_path):
+    theirs = saved(tmp_path / "hf", data_path, "gpt-neox")
+    ours = HFModel(HFConfig(vocab_size=320, max_sequence=64, transformers=theirs.config.to_dict()))
+    ours.model.load_state_dict(theirs.state_dict())
+    ids = torch.randint(0, 320, (2, 9), generator=torch.Generator().manual_seed(3))
+    targets, weights = ids.roll(-1, 1).masked_fill(ids % 5 == 0, -100), torch.linspace(0.1, 2, 9)
+    got = ours(ids, targets, weights=weights, z_loss=0.1)
+    logits = theirs(ids).logits.flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=-100)
+    losses = losses + 0.1 * logits.logsumexp(-1) ** 2
+    kept = (targets != -100).flatten() * weights.repeat(2)
+    wanted = (losses * kept).sum() / kept.sum()
+    torch.testing.assert_close(got.loss, wanted)
+    got.loss.backward()
+    wanted.backward()
+    for mine, other in zip(ours.model.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+    assert got.positions.count.tolist() == (targets != -100).sum(0).tolist()
+
+
+def test_revisions_are_steps_that_the_analyses_read(tmp_path, data_path, config_file):
+    """Directories named after steps, some at first and more later; tasks of each; both analyses take the run."""
+    for step in (5, 10, 20):
+        saved(tmp_path / "series" / f"checkpoint-{step}", data_path, "llama", seed=step)
+    first, run = tmp_path / "series" / "checkpoint-10", tmp_path / "run"
+    imported([first], run, config_file, tokens_per_step=1000, tasks=["copying"])
+    lines = []
+    import_hf([str(tmp_path / "series")], run, ImportOptions(), lines.append)
+    assert "step 10: is imported already" in lines
+    table = tables.read(tables.POSITIONS, run)
+    assert sorted(set(zip(table["step"], table["tokens"]))) == [(5, 5000), (10, 10_000), (20, 20_000)]
+    scores = tables.read(tables.EVALUATIONS, run)
+    assert sorted(set(scores["step"])) == [5, 10, 20] and set(scores["task"]) == {"copying"}
+    means = tables.mean_loss(table[table["split"] == "iid"]).set_index("step")["loss"]
+    for step, loss in scores.groupby("step")["loss"].first().items():
+        assert loss == pytest.approx(means[step], rel=1e-12)
+    assert evaluate(run, 5, log=lambda line: None)["loss"]["iid"] == pytest.approx(means[5], rel=1e-6)
+    assert investigate([run], splits=["iid"]).result.runs[0].run == "run"
+    assert len(investigate_emergence([run]).result.tasks) == len(set(scores["metric"]))
+
+
+def test_text_of_ones_own_and_the_precision_of_the_file(tmp_path, data_path):
+    """Without a configuration: text files, a sequence as long as the model takes; bfloat16 stays bfloat16."""
+    theirs = saved(tmp_path / "hf", data_path, "llama", dtype="bfloat16").bfloat16()
+    theirs.save_pretrained(tmp_path / "hf")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Paragraph {k} of a text of one's own, {k * k} words long." * 3 for k in range(300)))
+    run = import_hf(
+        [str(tmp_path / "hf")], tmp_path / "run", ImportOptions(texts=[str(text)]), lambda line: None
+    )  # its step is 1
+    config = configs.load_run(run)
+    assert config.data.sequence == 64 and set(tables.read(tables.POSITIONS, run)["split"]) == {"iid"}
+    shard = next((run / "checkpoints" / "step-0000000001").glob("*.safetensors"))
+    assert shard.stat().st_size < 2.2 * config.model.parameters()
+    weights = checkpoints.read_weights(checkpoints.newest(run))
+    assert torch.equal(weights["embedding.weight"], theirs.get_input_embeddings().weight.float())
+
+
+def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, config_file):
+    """Each remedy that is named is done, and the import passes."""
+    good, other = tmp_path / "good", tmp_path / "step7"
+    saved(good, data_path, "llama")
+    saved(other, data_path, "llama", num_hidden_layers=1)
+    run = tmp_path / "run"
+
+    def refused(paths, says, out=run, **options):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError, match=says):
+            imported(paths, out, config_file, **options)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    refused([tmp_path / "none"], "cannot read it .*; give a directory that save_pretrained wrote")
+    (tmp_path / "empty").mkdir()
+    refused([tmp_path / "empty"], "has no config.json, and no directories named after steps")
+    refused([good, other], "good: its name has no step .*; give --steps, one for each model")
+    refused([good, other], "--steps 1: give one step for each of the 2 models", steps=[1])
+    refused([good, good], "two models have the same step", steps=[1, 1])
+    refused(
+        [good, other], "step7: has num_hidden_layers = 1, and .*good 2; .* import this one as another", steps=[1, 2]
+    )
+    refused([good], "takes 64 tokens, not 65; give --sequence 64 or less", sequence=65)
+    small = tmp_path / "small"
+    saved(small, data_path, "llama", vocab_size=256)
+    refused([small], "its tokenizer has 300 tokens and its embedding 256")
+    lacks = tmp_path / "lacks"
+    transformers.LlamaModel(transformers.LlamaConfig(**LLAMA)).save_pretrained(lacks)
+    (lacks / "tokenizer.json").write_bytes((data_path / "tokenizer.json").read_bytes())
+    refused([lacks], "has no weights lm_head.weight")
+    encoder = tmp_path / "encoder"
+    transformers.ViTConfig(num_hidden_layers=1).save_pretrained(encoder)
+    refused([encoder], "is a vit, of which transformers has no causal language model")
+    imported([good], run, config_file, sequence=64)
+    refused([other], "is an import of another model", steps=[2])
+    refused([good], "has its text already; leave --data, --sequence and --tokenizer out", steps=[2])
+    import_hf([str(good)], run, ImportOptions(steps=[2]), lambda line: None)
+    refused([good], "was imported with --tokens-per-step 0", steps=[3], texts=None, tokens_per_step=5)
+    refused([good], "holds files and is no run", out=other)
+    with pytest.raises(InputError, match="model: transformers has no model_type"):
+        configs.load(config_file, ["model={kind: hf, transformers: {}}"])
+
+
+def test_a_run_begins_from_imported_weights(tmp_path, data_path, config_file):
+    """Its first losses are near those of the imported model, and the imported run itself is not trained."""
+    saved(tmp_path / "hf", data_path, "llama")
+    run = imported([tmp_path / "hf"], tmp_path / "first", config_file, steps=[2], tokens_per_step=256)
+    sizes = configs.load_run(run).model.model_dump(mode="json")
+    over = [
+        f"model={json.dumps(sizes)}",
+        "training.tokens=1024",
+        "checkpoints.every_tokens=512",
+        "training.schedule.lr=1e-6",
+    ]
+    child = train(configs.load(config_file, over), lambda line: None, parent=f"{run}@2")
+    before = tables.mean_loss(tables.read(tables.POSITIONS, run)).set_index("split")["loss"]
+    after = tables.mean_loss(tables.read(tables.POSITIONS, child)).set_index("split")["loss"]
+    assert after["iid"] == pytest.approx(before["iid"], abs=1e-3)
+    with pytest.raises(InputError, match="is an imported run, which is not trained on; begin another from it"):
+        train(configs.load_run(run), lambda line: None)
+    with pytest.raises(InputError, match="and is not trained; set model.kind to decoder"):
+        train(configs.load(config_file, ["model={kind: hf, transformers: {model_type: gpt2}}"]), lambda line: None)
