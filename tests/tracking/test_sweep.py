@@ -1,4 +1,4 @@
-"""configs/sweep.yaml, as wandb's agent runs it: the client's own functions make the commands and it sets the variables."""
+"""configs/sweeps/quickstart.yaml, as wandb's agent runs it: the client's own functions make the commands and it sets the variables."""
 
 import os
 
@@ -23,7 +23,7 @@ def agents_command(sweep: dict, values: dict) -> list[str]:
 
 
 def test_every_trial_of_a_sweep_is_a_run_of_its_own(config_file, tmp_path):
-    sweep = yaml.safe_load((ROOT / "configs" / "sweep.yaml").read_text())
+    sweep = yaml.safe_load((ROOT / "configs" / "sweeps" / "quickstart.yaml").read_text())
     assert set(TRIALS[0]) == set(sweep["parameters"])
     for number, values in enumerate(TRIALS):
         program, *words = agents_command(sweep, values)
