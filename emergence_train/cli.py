@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from emergence_train import __version__
 from emergence_train.collector import no_collection
-from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
+from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, printable, tell
 
 DESCRIPTION = "Pretrain language models, log the loss at every position, and forecast where the run is going."
 UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
@@ -339,7 +339,7 @@ def _generate(arguments: argparse.Namespace) -> dict | None:
     if not launcher.find().is_rank0:
         return None
     for sample in () if arguments.json else result["texts"]:
-        print(f"{sample['prompt']}{sample['text']}")
+        print(printable(f"{sample['prompt']}{sample['text']}"))
     return result
 
 
