@@ -1,18 +1,29 @@
 """The command line: one verb per function, no logic. Errors are one line; a traceback only with --debug."""
 
 import argparse
-import importlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 from emergence_train import __version__
+from emergence_train.cli_arguments import (
+    Commands,
+    Parser,
+    add_generate,
+    add_import,
+    add_out,
+    add_outlook,
+    add_plan,
+    add_runs,
+    add_schema,
+    add_watch,
+    count,
+)
 from emergence_train.collector import no_collection
-from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, tell
+from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, printable, tell
 
 DESCRIPTION = "Pretrain language models, log the loss at every position, and forecast where the run is going."
 UNIX = ("fcntl", "resource", "termios")  # modules that only Unix has
@@ -339,7 +350,7 @@ def _generate(arguments: argparse.Namespace) -> dict | None:
     if not launcher.find().is_rank0:
         return None
     for sample in () if arguments.json else result["texts"]:
-        print(f"{sample['prompt']}{sample['text']}")
+        print(printable(f"{sample['prompt']}{sample['text']}"))
     return result
 
 
@@ -349,113 +360,15 @@ def _doctor(arguments: argparse.Namespace) -> dict:
     return doctor(None if arguments.json else _log(arguments))
 
 
-class _Schema(argparse.Action):
-    """Print the JSON schema of an analysis' result.json and exit; `const` is "MODULE:CLASS"."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from emergence_train.analysis.results import schema
-
-        module, _, name = self.const.partition(":")
-        result = getattr(importlib.import_module(f"emergence_train.{module}"), name)
-        print(json.dumps(schema(result), indent=2))
-        parser.exit()
-
-
-class _OneLine(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
-
-
-class _Commands(_OneLine):
-    """The whole command line. Overrides may follow options, where argparse by itself leaves them over."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        arguments, rest = self.parse_known_args(args, namespace)
-        wrong = [word for word in rest if word.startswith("-") or "=" not in word]
-        if rest and (wrong or not hasattr(arguments, "overrides")):
-            self.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
-        if rest:
-            arguments.overrides = [*arguments.overrides, *rest]
-        return arguments
-
-
-def _add_schema(parser: argparse.ArgumentParser, result: str) -> None:
-    text = "print the JSON schema of result.json, with units and meanings, and exit"
-    parser.add_argument("--schema", action=_Schema, nargs=0, const=result, help=text)
-
-
-def _count(text: str) -> int:
-    """A positive whole number, as 2e9 or 2_000_000_000 too."""
-    value = float(text)
-    if not value.is_integer() or value < 1:
-        raise ValueError
-    return int(value)
-
-
-_count.__name__ = "count"  # of argparse's message
-
-
-def _add_out(parser: argparse.ArgumentParser) -> None:
-    """Where an analysis writes."""
-    parser.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures (PNG, SVG) go")
-    parser.add_argument("--pdf", action="store_true", help="with --out: figures as PDF too")
-
-
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    from emergence_train.models.gpus import GPUS
-
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
-    parser.add_argument("--gpus", type=_count, required=True, metavar="N", help="GPUs in all, in nodes of eight")
-    parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
-
-
-def _steps(text: str) -> list[int]:
-    """N,N,..."""
-    return [_count(part) for part in text.split(",")]
-
-
-_steps.__name__ = "steps N,N,..."
-
-
-def _add_import(parser: argparse.ArgumentParser) -> None:
-    text = "directories of save_pretrained, or names on the hub; NAME@REVISION; a directory of checkpoint directories"
-    parser.add_argument("models", nargs="+", metavar="DIR_OR_NAME", help=text)
-    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory that is written, or added to")
-    text = "their steps (default: as in step1000 or checkpoint-1000, of revisions and directories)"
-    parser.add_argument("--steps", type=_steps, metavar="N,N,...", help=text)
-    parser.add_argument("--tokens-per-step", type=_count, metavar="N", help="tokens that a step was trained on")
-    text = "a configuration whose data are taken, or text files (default: the embedded sample)"
-    parser.add_argument("--data", nargs="+", metavar="CONFIG_OR_TEXT", help=text)
-    text = "tokens of a validation sequence (default: 1024, or what the model takes)"
-    parser.add_argument("--sequence", type=_count, metavar="N", help=text)
-    parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the model's directory has none")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to score, as evaluate has them")
-
-
-def _add_outlook(parser: argparse.ArgumentParser) -> None:
-    """What lies ahead of the runs, and how logs of others are read."""
-    parser.add_argument("--to-tokens", type=_count, metavar="N", help="forecast to so many trained tokens")
-    text = "the whole run's learning rate: KIND,lr=..,warmup=TOKENS,final=RATIO[,decay=TOKENS]"
-    parser.add_argument("--schedule", metavar="SCHEDULE", help=text)
-    text = "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt or csv (default: auto)"
-    parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
-    parser.add_argument("--run", metavar="NAME", help="of a log: the run's name, or which of its runs to take")
-    parser.add_argument("--params", type=_count, metavar="N", help="of a log: non-embedding parameters")
-    parser.add_argument("--tokens-per-step", type=_count, metavar="N", help="of a log: tokens an optimizer step")
-    text = "of a log: what it calls run, params, step, tokens, lr or loss, as loss=eval/loss (may be repeated)"
-    parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
-
-
 def _parser() -> argparse.ArgumentParser:
-    common = _OneLine(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser = _Commands(prog="emergence-train", description=DESCRIPTION, allow_abbrev=False)
+    parser = Commands(prog="emergence-train", description=DESCRIPTION, allow_abbrev=False)
     # The deepspeed launcher adds this before the verb; the environment has it too.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"emergence-train {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_OneLine)
+    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
 
     def verb(name: str, function: Callable[[argparse.Namespace], dict | None], help: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, parents=[common], help=help, description=help, allow_abbrev=False)
@@ -478,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--from", dest="parent", metavar="RUN[@STEP]", help="begin a new run from another run's saved state"
             )
-    _add_plan(verb("plan", _plan, "memory, time and cost of a configuration on so many GPUs; needs none"))
+    add_plan(verb("plan", _plan, "memory, time and cost of a configuration on so many GPUs; needs none"))
     added = verb("ladder", _ladder, "train every size, budget, schedule and seed of a file; resume what is left")
     added.add_argument("file", metavar="FILE", help="a YAML file; see configs/ladders/")
     added.add_argument("--slurm", action="store_true", help="submit each run as a job instead of running it here")
@@ -486,7 +399,7 @@ def _parser() -> argparse.ArgumentParser:
         "--status", action="store_true", help="start nothing: state, step, loss and forecast of each run"
     )
     added.add_argument(
-        "--jobs", type=_count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
+        "--jobs", type=count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
     )
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
@@ -497,7 +410,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--include-path", metavar="DIR", help=text)
     added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
-        metavar="ANALYSIS", required=True, parser_class=_OneLine
+        metavar="ANALYSIS", required=True, parser_class=Parser
     )
     added = analyses.add_parser(
         "temporal", parents=[common], help="fit the temporal scaling law and forecast", allow_abbrev=False
@@ -509,16 +422,16 @@ def _parser() -> argparse.ArgumentParser:
         "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
     )
     added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
-    _add_outlook(added)
-    _add_out(added)
-    _add_schema(added, "analysis.temporal.result:TemporalResult")
+    add_outlook(added)
+    add_out(added)
+    add_schema(added, "analysis.temporal.result:TemporalResult")
     added = analyses.add_parser(
         "weights", parents=[common], help="compare runs that weighted their loss by position", allow_abbrev=False
     )
     added.set_defaults(verb=_weights)
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, uniform weights among them")
-    _add_out(added)
-    _add_schema(added, "analysis.position_weights:PositionWeightsResult")
+    add_out(added)
+    add_schema(added, "analysis.position_weights:PositionWeightsResult")
     added = analyses.add_parser(
         "emergence",
         parents=[common],
@@ -527,47 +440,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.set_defaults(verb=_emergence)
     added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
-    _add_out(added)
-    _add_schema(added, "analysis.emergence.result:EmergenceResult")
+    add_out(added)
+    add_schema(added, "analysis.emergence.result:EmergenceResult")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
-    added = verb("runs", _runs, "the runs of a directory: state, step, loss, forecast, speed, what differs")
-    added.add_argument(
-        "directory", nargs="?", default="runs", metavar="DIR", help="holds run directories (default: runs)"
-    )
-    added = verb("watch", _watch, "how runs are doing, from another terminal or node")
-    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories of them")
-    added.add_argument("--once", action="store_true", help="show it once and exit; --json does too")
-    text = "between two looks (default: 2; without a terminal a line every 30)"
-    added.add_argument("--seconds", type=float, metavar="S", help=text)
-    added = verb("generate", _generate, "let a checkpoint's model continue a text")
-    added.add_argument("run", metavar="RUN", help="a run directory")
-    added.add_argument(
-        "--prompt", action="append", required=True, metavar="TEXT", help="its beginning (may be repeated)"
-    )
-    added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
-    added.add_argument("--tokens", type=_count, default=64, metavar="N", help="tokens to add, at most (default: 64)")
-    text = "of the draws; 0: the likeliest token each time (default: 0.8)"
-    added.add_argument("--temperature", type=float, default=0.8, metavar="T", help=text)
-    added.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    add_runs(verb("runs", _runs, "the runs of a directory: state, step, loss, forecast, speed, what differs"))
+    add_watch(verb("watch", _watch, "how runs are doing, from another terminal or node"))
+    add_generate(verb("generate", _generate, "let a checkpoint's model continue a text"))
     added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")
     added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
     dtypes = ("float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
     added.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
-    added.add_argument("--shard-bytes", type=_count, metavar="N", help="of a file at most (default: 5e9)")
+    added.add_argument("--shard-bytes", type=count, metavar="N", help="of a file at most (default: 5e9)")
     text = "also upload it to the Hugging Face hub, as a private model"
     added.add_argument("--push", metavar="NAME", help=text)
     added.add_argument("out", metavar="DIR", help="a new or empty directory")
     imports = verbs.add_parser("import", help="existing models as runs").add_subparsers(
-        metavar="KIND", required=True, parser_class=_OneLine
+        metavar="KIND", required=True, parser_class=Parser
     )
     text = "models of transformers, each a step: positions, tasks and analyses of existing checkpoints"
     added = imports.add_parser("hf", parents=[common], help=text, description=text, allow_abbrev=False)
     added.set_defaults(verb=_import_hf)
-    _add_import(added)
+    add_import(added)
     added = verb("sync", _sync, "update Weights & Biases from the run's own files")
     added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     verbs.add_parser("bench", help="the kernels against their peers; see bench --help")

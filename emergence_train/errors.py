@@ -14,6 +14,11 @@ def tell(text: str) -> None:
         print(f"emergence-train: {text}", file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """Text without the characters that a terminal obeys (escape sequences in what a model wrote, or in a file's name)."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
 class OneLine(Exception):
     """Its text is one line whatever it quotes."""
 

@@ -41,6 +41,7 @@ FLOORS = (
     ("analysis.emergence",),
     ("report", "training", "convert", "doctor", "notebook", "watch"),
     ("ladder",),
+    ("cli_arguments",),
     ("cli",),
     ("__main__",),
 )

@@ -1,5 +1,6 @@
 """Observers of tasks and samples at a checkpoint: the `evaluations` table, rows with scores, cost and texts, console lines."""
 
+from emergence_train.errors import printable
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
@@ -61,5 +62,5 @@ class SampleRows(Observer):
         if not texts:
             return
         self.context.write("samples", step=measurement.step, tokens=measurement.tokens, texts=texts)
-        shown = " ".join(f"{texts[0]['prompt']}{texts[0]['text']}".split())
+        shown = printable(" ".join(f"{texts[0]['prompt']}{texts[0]['text']}".split()))
         self.context.log(f"sample      step {measurement.step}  {shown[:LINE_CHARACTERS]}")

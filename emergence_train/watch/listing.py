@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emergence_train.analysis.figures import short
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, printable
 from emergence_train.recorder.naming import names_of
 from emergence_train.watch.differences import differences
 from emergence_train.watch.progress import Forecast, Progress, progress, run_directories
@@ -59,7 +59,7 @@ def table(rows: list[tuple[Progress, dict[str, Any]]], console: Console) -> Tabl
             "loss": number(run.loss, 3),
             "iid": number(run.iid, 3),
         }
-        line: list[Any] = [run.name, Text(run.state, STYLES[run.state]), *(cells[name] for name in numbers)]
+        line: list[Any] = [printable(run.name), Text(run.state, STYLES[run.state]), *(cells[name] for name in numbers)]
         line += [end(run.forecast, 3 if wide else 2), short_number(run.tokens_per_second)]
         shown.add_row(*line, *([differing(different)] if different else []))
     return shown
@@ -89,4 +89,4 @@ def end(forecast: Forecast | None, digits: int = 3) -> str:
 def differing(different: dict[str, Any]) -> str:
     shown = [f"{name} {value}" for name, value in different.items()]
     more = len(shown) - FEW
-    return ", ".join(shown[:FEW]) + (f", {more} more (--json)" if more > 0 else "")
+    return printable(", ".join(shown[:FEW])) + (f", {more} more (--json)" if more > 0 else "")

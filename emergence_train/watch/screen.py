@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emergence_train.analysis.figures import short
+from emergence_train.errors import printable
 from emergence_train.watch.details import Details
 from emergence_train.watch.listing import STYLES, end, number
 from emergence_train.watch.plot import plot
@@ -35,7 +36,7 @@ def screen(shown: Details, console: Console) -> RenderableType:
         *([] if shown.events else [("events", _events(shown))]),
     ]
     boxes = [Panel(body, title=title, title_align="left", padding=(0, 1)) for title, body in panels]
-    head = Panel(_head(run), title=Text(f"{run.name}  {run.path}"), title_align="left", padding=(0, 1))
+    head = Panel(_head(run), title=Text(printable(f"{run.name}  {run.path}")), title_align="left", padding=(0, 1))
     samples = [_samples(shown)] if shown.samples else []
     if not wide:
         return Group(head, *boxes, *samples)
@@ -61,11 +62,11 @@ def line(run: Progress) -> str:
         parts.append(f"end {end(run.forecast)}")
     if run.state == "running":
         parts += [f"{number(run.tokens_per_second, 0)} tokens/s", f"MFU {_mfu(run)}", f"ETA {_eta(run)}"]
-    return "  ".join(parts) + (f"  ({run.reason})" if run.reason else "")
+    return printable("  ".join(parts) + (f"  ({run.reason})" if run.reason else ""))
 
 
 def _head(run: Progress) -> RenderableType:
-    state = Text.assemble((run.state, STYLES[run.state]), f": {run.reason}" if run.reason else "")
+    state = Text.assemble((run.state, STYLES[run.state]), f": {printable(run.reason)}" if run.reason else "")
     facts = Table.grid(padding=(0, 2))
     for _ in range(4):
         facts.add_column(no_wrap=True)
@@ -157,12 +158,15 @@ def _events(shown: Details) -> RenderableType:
     lines = [Text(f"{counted([event.kind for event in shown.events])} {since}")]
     for event in shown.events[-EVENTS_SHOWN:]:
         style = "yellow" if event.kind in ("spike", "straggler", "starved") else "red"
-        lines.append(Text.assemble(f"step {event.step:,} ", (event.kind, style), f" {event.text}"))
+        lines.append(Text.assemble(f"step {event.step:,} ", (event.kind, style), f" {printable(event.text)}"))
     return Group(*lines)
 
 
 def _samples(shown: Details) -> RenderableType:
-    lines = [Text.assemble((sample.get("prompt", ""), "bold"), sample.get("text", "")) for sample in shown.samples]
+    lines = []
+    for sample in shown.samples:
+        prompt, text = printable(sample.get("prompt", "")), printable(sample.get("text", ""))
+        lines.append(Text.assemble((prompt, "bold"), text))
     return Panel(Group(*lines), title="samples", title_align="left", padding=(0, 1))
 
 

@@ -1,11 +1,17 @@
 """watch: the screen at two widths, plain lines, a run that dies while it is watched, and what it costs at a million steps."""
 
+import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from rich.console import Console
@@ -95,6 +101,37 @@ def test_once_and_json_of_one_and_of_several(run, capsys):
     assert cli.main(["watch", str(run), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["runs"]
     assert row["progress"]["step"] == 120 and row["events"][0]["kind"] == "spike"
+
+
+def test_a_terminal_obeys_nothing_that_a_model_wrote(tmp_path):
+    samples = {"kind": "samples", "texts": [{"prompt": "a\x1b[31m", "text": "\x1b]0;title\x07b"}]}
+    run = run_files.write(
+        tmp_path / "r", 20, every=10, extra={10: [{"kind": "spike", "reason": "x\x1b[2J"}], 20: [samples]}
+    )
+    text = drawn(run, 80)
+    assert "\x1b" not in text and "\x07" not in text and "a\ufffd[31m" in text
+
+
+def test_on_a_terminal_the_screen_is_drawn_until_the_run_ends(tmp_path):
+    """A pseudo-terminal of 100 columns and 30 lines, on a run that is finished: once, and a line that stays."""
+    run = run_files.write(tmp_path / "r", 60, every=20)
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "TERM": "xterm-256color"}
+    variables = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "emergence_train", "watch", str(run)], stdin=there, stdout=there, env=variables | paths
+    )
+    os.close(there)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while piece := os.read(here, 65536):
+            shown += piece
+    os.close(here)
+    assert watching.wait(60 * PATIENCE) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert "60 of 60" in text and "training loss" in text and "\x1b[1m" in shown.decode()
+    assert text.rstrip().splitlines()[-1].startswith("r: finished  step 60/60")
 
 
 TRAINER = """

@@ -1,0 +1,124 @@
+"""The arguments of the command line's verbs: what each takes and how it is read. The verbs are in cli.py."""
+
+import argparse
+import importlib
+import json
+from typing import Any, NoReturn
+
+
+class Schema(argparse.Action):
+    """Print the JSON schema of an analysis' result.json and exit; `const` is "MODULE:CLASS"."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from emergence_train.analysis.results import schema
+
+        module, _, name = self.const.partition(":")
+        result = getattr(importlib.import_module(f"emergence_train.{module}"), name)
+        print(json.dumps(schema(result), indent=2))
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"emergence-train: {message}; see {self.prog} --help\n")
+
+
+class Commands(Parser):
+    """The whole command line. Overrides may follow options, where argparse by itself leaves them over."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments, rest = self.parse_known_args(args, namespace)
+        wrong = [word for word in rest if word.startswith("-") or "=" not in word]
+        if rest and (wrong or not hasattr(arguments, "overrides")):
+            self.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+        if rest:
+            arguments.overrides = [*arguments.overrides, *rest]
+        return arguments
+
+
+def add_schema(parser: argparse.ArgumentParser, result: str) -> None:
+    text = "print the JSON schema of result.json, with units and meanings, and exit"
+    parser.add_argument("--schema", action=Schema, nargs=0, const=result, help=text)
+
+
+def count(text: str) -> int:
+    """A positive whole number, as 2e9 or 2_000_000_000 too."""
+    value = float(text)
+    if not value.is_integer() or value < 1:
+        raise ValueError
+    return int(value)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Where an analysis writes."""
+    parser.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures (PNG, SVG) go")
+    parser.add_argument("--pdf", action="store_true", help="with --out: figures as PDF too")
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    from emergence_train.models.gpus import GPUS
+
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
+    parser.add_argument("--gpus", type=count, required=True, metavar="N", help="GPUs in all, in nodes of eight")
+    parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
+
+
+def steps(text: str) -> list[int]:
+    """N,N,..."""
+    return [count(part) for part in text.split(",")]
+
+
+steps.__name__ = "steps N,N,..."
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    text = "directories of save_pretrained, or names on the hub; NAME@REVISION; a directory of checkpoint directories"
+    parser.add_argument("models", nargs="+", metavar="DIR_OR_NAME", help=text)
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory that is written, or added to")
+    text = "their steps (default: as in step1000 or checkpoint-1000, of revisions and directories)"
+    parser.add_argument("--steps", type=steps, metavar="N,N,...", help=text)
+    parser.add_argument("--tokens-per-step", type=count, metavar="N", help="tokens that a step was trained on")
+    text = "a configuration whose data are taken, or text files (default: the embedded sample)"
+    parser.add_argument("--data", nargs="+", metavar="CONFIG_OR_TEXT", help=text)
+    text = "tokens of a validation sequence (default: 1024, or what the model takes)"
+    parser.add_argument("--sequence", type=count, metavar="N", help=text)
+    parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the model's directory has none")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to score, as evaluate has them")
+
+
+def add_outlook(parser: argparse.ArgumentParser) -> None:
+    """What lies ahead of the runs, and how logs of others are read."""
+    parser.add_argument("--to-tokens", type=count, metavar="N", help="forecast to so many trained tokens")
+    text = "the whole run's learning rate: KIND,lr=..,warmup=TOKENS,final=RATIO[,decay=TOKENS]"
+    parser.add_argument("--schedule", metavar="SCHEDULE", help=text)
+    text = "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt or csv (default: auto)"
+    parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
+    parser.add_argument("--run", metavar="NAME", help="of a log: the run's name, or which of its runs to take")
+    parser.add_argument("--params", type=count, metavar="N", help="of a log: non-embedding parameters")
+    parser.add_argument("--tokens-per-step", type=count, metavar="N", help="of a log: tokens an optimizer step")
+    text = "of a log: what it calls run, params, step, tokens, lr or loss, as loss=eval/loss (may be repeated)"
+    parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    text = "holds run directories (default: runs)"
+    parser.add_argument("directory", nargs="?", default="runs", metavar="DIR", help=text)
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories of them")
+    parser.add_argument("--once", action="store_true", help="show it once and exit; --json does too")
+    text = "between two looks (default: 2; without a terminal a line every 30)"
+    parser.add_argument("--seconds", type=float, metavar="S", help=text)
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    text = "its beginning (may be repeated)"
+    parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help=text)
+    parser.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
+    parser.add_argument("--tokens", type=count, default=64, metavar="N", help="tokens to add, at most (default: 64)")
+    text = "of the draws; 0: the likeliest token each time (default: 0.8)"
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help=text)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
