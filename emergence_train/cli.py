@@ -238,8 +238,17 @@ def _emergence(arguments: argparse.Namespace) -> dict:
     _one_thread()
     with no_collection():
         from emergence_train.analysis.emergence import investigate, output
+        from emergence_train.analysis.scores import options_of
 
-    analysis = investigate(_expanded(arguments.tables))
+    options = options_of(
+        arguments.format,
+        arguments.run,
+        arguments.params or [],
+        arguments.tokens_per_step,
+        arguments.column or [],
+        arguments.loss,
+    )
+    analysis = investigate(_expanded(arguments.tables), options=options)
     result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -447,6 +456,20 @@ def _add_outlook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
 
 
+def _add_scores(parser: argparse.ArgumentParser) -> None:
+    """How task results of other programs are read."""
+    text = "of results: auto, evaluations (ours), lm-eval, olmes, helm or csv (default: auto)"
+    parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
+    parser.add_argument("--run", metavar="NAME", help="of results: the run's name")
+    text = "of results: non-embedding parameters, of every run or of one (may be repeated)"
+    parser.add_argument("--params", action="append", metavar="[RUN=]N", help=text)
+    parser.add_argument("--tokens-per-step", type=_count, metavar="N", help="of results: tokens an optimizer step")
+    text = "of results: what they call run, params, step, tokens, loss, task, metric, value, ... (may be repeated)"
+    parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
+    text = "of results: the loss by steps, a log or a run directory; or a metric among the results"
+    parser.add_argument("--loss", metavar="FILE_OR_TASK/METRIC", help=text)
+
+
 def _parser() -> argparse.ArgumentParser:
     common = _OneLine(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result for machines")
@@ -526,7 +549,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     added.set_defaults(verb=_emergence)
-    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
+    text = "run directories, Parquet or CSV tables, results of lm-eval, OLMES or HELM"
+    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
+    _add_scores(added)
     _add_out(added)
     _add_schema(added, "analysis.emergence.result:EmergenceResult")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")
