@@ -19,6 +19,7 @@ from emergence_train.cli_arguments import (
     add_plan,
     add_runs,
     add_schema,
+    add_scores,
     add_watch,
     count,
 )
@@ -249,8 +250,17 @@ def _emergence(arguments: argparse.Namespace) -> dict:
     _one_thread()
     with no_collection():
         from emergence_train.analysis.emergence import investigate, output
+        from emergence_train.analysis.scores import options_of
 
-    analysis = investigate(_expanded(arguments.tables))
+    options = options_of(
+        arguments.format,
+        arguments.run,
+        arguments.params or [],
+        arguments.tokens_per_step,
+        arguments.column or [],
+        arguments.loss,
+    )
+    analysis = investigate(_expanded(arguments.tables), options=options)
     result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
 
@@ -439,7 +449,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     added.set_defaults(verb=_emergence)
-    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help="run directories, Parquet or CSV tables")
+    text = "run directories, Parquet or CSV tables, results of lm-eval, OLMES or HELM"
+    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
+    add_scores(added)
     add_out(added)
     add_schema(added, "analysis.emergence.result:EmergenceResult")
     added = verb("report", _report, "one self-contained HTML page of one or more runs")

@@ -122,3 +122,17 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     text = "of the draws; 0: the likeliest token each time (default: 0.8)"
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help=text)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+
+
+def add_scores(parser: argparse.ArgumentParser) -> None:
+    """How task results of other programs are read."""
+    text = "of results: auto, evaluations (ours), lm-eval, olmes, helm or csv (default: auto)"
+    parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
+    parser.add_argument("--run", metavar="NAME", help="of results: the run's name")
+    text = "of results: non-embedding parameters, of every run or of one (may be repeated)"
+    parser.add_argument("--params", action="append", metavar="[RUN=]N", help=text)
+    parser.add_argument("--tokens-per-step", type=count, metavar="N", help="of results: tokens an optimizer step")
+    text = "of results: what they call run, params, step, tokens, loss, task, metric, value, ... (may be repeated)"
+    parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
+    text = "of results: the loss by steps, a log or a run directory; or a metric among the results"
+    parser.add_argument("--loss", metavar="FILE_OR_TASK/METRIC", help=text)

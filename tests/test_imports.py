@@ -35,7 +35,7 @@ FLOORS = (
         "analysis.logs",
         "analysis.outlook",
     ),
-    ("analysis.drawing",),
+    ("analysis.drawing", "analysis.scores"),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
     ("analysis.emergence",),

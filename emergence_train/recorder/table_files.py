@@ -1,6 +1,7 @@
 """Files of tables as validated pieces: no more of a file is in memory than CHUNK rows of it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ from emergence_train.recorder.schemas import BOOLEAN, CURVES, POSITIONS, REAL, T
 CHUNK = 1 << 17  # rows
 # A few megabytes of Parquet can hold any number of equal rows, and the checks keep 8 bytes of each.
 MOST_ROWS = 20_000_000  # in one Parquet file
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A table in memory; `path` names it in messages."""
+
+    path: Path
+    frame: pd.DataFrame
 
 
 def files_of(table: Table, path: Path) -> list[Path]:
@@ -32,14 +41,14 @@ def files_of(table: Table, path: Path) -> list[Path]:
     return files
 
 
-def chunks_of(table: Table, file: Path | Metrics) -> Iterator[pd.DataFrame]:
+def chunks_of(table: Table, file: Path | Metrics | Frame) -> Iterator[pd.DataFrame]:
     """The rows of one file in pieces of exact types; `attrs` says the `file` and how many of its rows come `before` a piece.
 
     A missing optional column comes back as NaN and is named in `attrs["missing"]`. Raises InputError by file, row and column.
     """
-    rows, path = 0, file.path if isinstance(file, Metrics) else file
+    rows, path = 0, file if isinstance(file, Path) else file.path
     try:
-        for frame in [_curve(file)] if isinstance(file, Metrics) else _pieces(table, path):
+        for frame in _pieces(table, file):
             checked = _checked(table, frame, path, rows)
             rows += len(frame)
             if len(checked):
@@ -53,9 +62,13 @@ def chunks_of(table: Table, file: Path | Metrics) -> Iterator[pd.DataFrame]:
         raise InputError(f"{path}: the {table.name} table has no rows")
 
 
-def _pieces(table: Table, path: Path) -> Iterator[pd.DataFrame]:
+def _pieces(table: Table, path: Path | Metrics | Frame) -> Iterator[pd.DataFrame]:
     """A file's rows as they are; at least one piece, which may be empty but has the columns."""
-    if path.suffix == ".parquet":
+    if isinstance(path, Metrics):
+        yield _curve(path)
+    elif isinstance(path, Frame):
+        yield path.frame.copy()
+    elif path.suffix == ".parquet":
         yield from _of_parquet(table, path)
     elif path.suffix == ".jsonl":
         yield _curve(Metrics.read(path))

@@ -27,7 +27,7 @@ from emergence_train.recorder.consistency import Consistency
 from emergence_train.recorder.metrics import Metrics, read_metrics
 from emergence_train.recorder.naming import names_of, run_name
 from emergence_train.recorder.schemas import CURVES, EVALUATIONS, POSITIONS, TABLES, VOCABULARY, Table
-from emergence_train.recorder.table_files import chunks_of, files_of
+from emergence_train.recorder.table_files import Frame, chunks_of, files_of
 
 __all__ = [
     "CURVES",
@@ -35,6 +35,7 @@ __all__ = [
     "POSITIONS",
     "TABLES",
     "VOCABULARY",
+    "Frame",
     "Metrics",
     "Table",
     "mean_loss",
@@ -49,7 +50,7 @@ __all__ = [
 
 def read(
     table: Table,
-    paths: str | Path | Metrics | Iterable[str | Path | Metrics],
+    paths: str | Path | Metrics | Frame | Iterable[str | Path | Metrics | Frame],
     *,
     mixed_vocabularies: bool = False,
     names: Mapping[Path, str] | None = None,
@@ -73,7 +74,7 @@ def read(
 
 def stream(
     table: Table,
-    paths: str | Path | Metrics | Iterable[str | Path | Metrics],
+    paths: str | Path | Metrics | Frame | Iterable[str | Path | Metrics | Frame],
     *,
     mixed_vocabularies: bool = False,
     names: Mapping[Path, str] | None = None,
@@ -82,10 +83,10 @@ def stream(
 
     Whether the pieces hold together is known after the last: until then, InputError may still be raised.
     """
-    paths = [paths] if isinstance(paths, (str, Path, Metrics)) else list(paths)
+    paths = [paths] if isinstance(paths, (str, Path, Metrics, Frame)) else list(paths)
     if not paths:
         raise InputError(f"no {table.name} table given; name a run directory, a Parquet file or a CSV file")
-    names = names_of(path for path in paths if not isinstance(path, Metrics)) if names is None else names
+    names = names_of(path for path in paths if not isinstance(path, (Metrics, Frame))) if names is None else names
     files = [part for path in paths for part in _files(table, path, names)]
     whole = Consistency(table)
     for chunk in _chunks(table, files):
@@ -95,17 +96,17 @@ def stream(
 
 
 def _files(
-    table: Table, path: str | Path | Metrics, names: Mapping[Path, str]
-) -> list[tuple[Path | Metrics, dict[str, str]]]:
+    table: Table, path: str | Path | Metrics | Frame, names: Mapping[Path, str]
+) -> list[tuple[Path | Metrics | Frame, dict[str, str]]]:
     """(file, names that its runs are shown by where these are not their own) for each file of a path."""
-    if isinstance(path, Metrics):
+    if isinstance(path, (Metrics, Frame)):
         return [(path, {})]
     shown = names.get(Path(path))
     renamed = {run_name(Path(path)): shown} if shown is not None else {}
     return [(file, renamed) for file in files_of(table, Path(path))]
 
 
-def _chunks(table: Table, files: Sequence[tuple[Path | Metrics, dict[str, str]]]) -> Iterator[pd.DataFrame]:
+def _chunks(table: Table, files: Sequence[tuple[Path | Metrics | Frame, dict[str, str]]]) -> Iterator[pd.DataFrame]:
     for file, renamed in files:
         for chunk in chunks_of(table, file):
             for own, shown in renamed.items():

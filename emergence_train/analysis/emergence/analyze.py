@@ -34,6 +34,7 @@ from emergence_train.analysis.emergence.size import collapse, size_effect
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
+from emergence_train.analysis.scores import ScoreOptions
 from emergence_train.recorder.naming import names_of, run_name
 
 CONVENTION = (
@@ -58,11 +59,17 @@ def analyze_emergence(paths: str | Path | Iterable[str | Path]) -> EmergenceResu
     return investigate(paths).result
 
 
-def investigate(paths: str | Path | Iterable[str | Path], names: Mapping[Path, str] | None = None) -> EmergenceAnalysis:
-    """analyze_emergence with the findings behind its result; `names` are those that run directories are shown by."""
+def investigate(
+    paths: str | Path | Iterable[str | Path],
+    names: Mapping[Path, str] | None = None,
+    *,
+    options: ScoreOptions | None = None,
+) -> EmergenceAnalysis:
+    """analyze_emergence with the findings behind its result; `names` are those that run directories are shown by, `options` says
+    what results of other programs leave out."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     names = names_of(paths) if names is None else names
-    metrics, families, notes = emergence_table.load(paths, names)
+    metrics, families, notes = emergence_table.load(paths, names, options)
     findings = tuple(find(task) for task in metrics)
     tasks = tuple(task_result(finding) for finding in findings)
     laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths, names))

@@ -15,6 +15,7 @@ from emergence_train.analysis.emergence.families import families, with_data
 from emergence_train.analysis.emergence.result import FamilyResult
 from emergence_train.analysis.emergence.shapes import Rows
 from emergence_train.analysis.emergence.untrained import trained
+from emergence_train.analysis.scores import ScoreOptions, with_scores
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import names_of
 
@@ -54,13 +55,19 @@ class TaskMetric:
 
 
 def load(
-    paths: str | Path | Iterable[str | Path], names: Mapping[Path, str] | None = None
+    paths: str | Path | Iterable[str | Path],
+    names: Mapping[Path, str] | None = None,
+    options: ScoreOptions | None = None,
 ) -> tuple[list[TaskMetric], tuple[FamilyResult, ...], list[str]]:
-    """Every (family, task, metric) of the evaluations in `paths`, its families, and notes on the whole table."""
+    """Every (family, task, metric) of the evaluations in `paths`, its families, and notes on the whole table.
+
+    `options`: what is known of results that other programs wrote.
+    """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     names = names_of(paths) if names is None else names
-    frame = tables.read(tables.EVALUATIONS, paths, mixed_vocabularies=True, names=names)
-    notes = [f"column {name!r} is missing" for name in frame.attrs["missing"]]
+    known, notes = with_scores(paths, options or ScoreOptions())
+    frame = tables.read(tables.EVALUATIONS, known, mixed_vocabularies=True, names=names)
+    notes += [f"column {name!r} is missing" for name in frame.attrs["missing"]]
     decided = families(with_data(frame, paths, names))
     notes += decided.notes
     members = decided.results(frame)

@@ -1,0 +1,71 @@
+"""Task results that other programs wrote, read as `evaluations`: recognised by their content, completed by what the user says."""
+
+from pathlib import Path
+
+from emergence_train.analysis.scores.complete import completed
+from emergence_train.analysis.scores.harness import LM_EVAL, OLMES
+from emergence_train.analysis.scores.options import QUANTITIES, ScoreOptions, Scores, options_of
+from emergence_train.analysis.scores.score_tables import HELM, TABLE
+from emergence_train.errors import InputError
+from emergence_train.recorder import tables
+from emergence_train.recorder.naming import is_run
+from emergence_train.recorder.tables import Frame
+
+__all__ = ["FORMATS", "QUANTITIES", "ScoreOptions", "options_of", "read", "with_scores"]
+
+FORMATS = {entry.name: entry for entry in (LM_EVAL, OLMES, HELM, TABLE)}  # in the order in which "auto" asks them
+TABLES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".json", ".jsonl", *TABLES)
+
+
+def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[str | Path | Frame], list[str]]:
+    """The paths with results of other programs read as evaluations, all of them in one table; and how they were read."""
+    theirs = [Path(path) for path in paths if _is_foreign(Path(path), options)]
+    if not theirs:
+        if options.given:
+            raise InputError(
+                f"{paths[0]}: is a table of evaluations, which says all of that itself; leave --format, --run, --params, "
+                f"--tokens-per-step, --column and --loss out, they are for results of other programs"
+            )
+        return list(paths), []
+    scores = [part for path in theirs for file in files_of(path) for part in read(file, options)]
+    frame, notes = completed(scores, options)
+    own = [path for path in paths if Path(path) not in theirs]
+    return [*own, Frame(theirs[0], frame)], notes
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file, or the results under a directory."""
+    if path.is_file():
+        return [path]
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
+    return [file for file in files if _format_of(file) is not None]
+
+
+def read(file: Path, options: ScoreOptions) -> list[Scores]:
+    """The scores of a file, a part for each run and step that it names."""
+    name = _format_of(file) if options.format == "auto" else options.format
+    if name is None and options.columns and file.suffix in TABLES:
+        name = TABLE.name
+    if name is None:
+        raise InputError(f"{file}: not task results that are known; give --format {', '.join(FORMATS)}")
+    return FORMATS[name].read(file, options)
+
+
+def _format_of(file: Path) -> str | None:
+    return next((name for name, entry in FORMATS.items() if entry.takes(file)), None)
+
+
+def _is_foreign(path: Path, options: ScoreOptions) -> bool:
+    """Whether a path holds results of other programs, and not one of our tables."""
+    if options.format == "evaluations" or not path.exists() or is_run(path) or (path / "evaluations").is_dir():
+        return False
+    if path.is_dir():
+        return any(_is_foreign(file, options) for file in files_of(path))
+    if path.suffix not in SUFFIXES:
+        return False
+    if options.given:
+        return True
+    name = _format_of(path)
+    needed = set(tables.EVALUATIONS.columns) - set(tables.EVALUATIONS.optional)
+    return name is not None and not (name == "csv" and needed <= set(TABLE.columns(path)))

@@ -1,0 +1,155 @@
+"""Scores of several files as one table of evaluations: the loss of each checkpoint, tokens, sizes, known chance levels."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from emergence_train.analysis import logs
+from emergence_train.analysis.logs import Curve, LogOptions
+from emergence_train.analysis.scores.options import ScoreOptions, Scores
+from emergence_train.errors import InputError
+from emergence_train.recorder import tables
+from emergence_train.recorder.naming import is_run
+
+# Chance of the accuracy of public tasks, by the number of their choices
+CHANCE = {
+    r"mmlu_pro": 0.1,
+    r"csqa|commonsense_qa": 0.2,
+    r"hellaswag|arc|mmlu|openbookqa|obqa|sciq|race|medmcqa|logiqa": 0.25,
+    r"social_?iqa|siqa|cb|mnli|anli": 1 / 3,
+    r"piqa|winogrande|boolq|copa|wsc|wic|rte|qnli|mrpc|sst2?|cola|storycloze": 0.5,
+}
+ACCURACY = re.compile(
+    r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|exact_match|em)$"
+)
+FLAGS = {
+    "run": "--run NAME (or --column run=NAME)",
+    "params": "--params N, or RUN=N for each run (or --column params=NAME)",
+    "step": "--column step=NAME, or revisions and directories named as step1000",
+    "tokens": "--tokens-per-step N (or --column tokens=NAME)",
+    "loss": "--loss FILE, a log of losses by step, or --loss TASK/METRIC of the results (or --column loss=NAME)",
+}
+
+
+def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame, list[str]]:
+    """One table of evaluations, and how it was read. Raises InputError naming all that is missing at once."""
+    notes = [part.note for part in scores]
+    frame = pd.concat([part.rows for part in scores], ignore_index=True)
+    where = str(scores[0].path) + (f" and {len(scores) - 1} more" if len(scores) > 1 else "")
+    if frame.empty:
+        raise InputError(f"{where}: has no scores; give results that hold some")
+    for name in ("run", "params", "step", "tokens", "loss", "stderr", "items", "chance", "higher_is_better"):
+        if name not in frame:
+            frame[name] = np.nan
+    for name in ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance"):
+        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    _fill_place(frame, options, scores)
+    if options.loss is not None:
+        frame = _with_loss(frame, options, notes)
+    missing = [name for name in FLAGS if frame[name].isna().any()]
+    if missing:
+        named = "; ".join(f"{name}: {FLAGS[name]}" for name in missing)
+        raise InputError(
+            f"{where}: {', '.join(missing)} {'are' if missing[1:] else 'is'} not said by the results; give {named}"
+        )
+    frame = frame.dropna(subset=["value"])
+    _fill_chance(frame, notes)
+    twice = frame.duplicated(list(tables.EVALUATIONS.key), keep="last")
+    if twice.any():
+        notes.append(
+            f"{int(twice.sum())} scores are of a run, step, task and metric that come again later; the last counts"
+        )
+        frame = frame[~twice]
+    for name in ("params", "step", "tokens"):
+        frame[name] = frame[name].round().astype("int64")
+    return frame.reset_index(drop=True), notes
+
+
+def _fill_place(frame: pd.DataFrame, options: ScoreOptions, scores: list[Scores]) -> None:
+    if options.run is not None:
+        frame["run"] = options.run
+    frame["run"] = frame["run"].map(
+        lambda name: name if isinstance(name, str) else np.nan if name != name else str(name)
+    )
+    if "" in options.params:
+        frame["params"] = options.params[""]
+    for run, params in options.params.items():
+        if run and run not in set(frame["run"].dropna()):
+            raise InputError(
+                f"--params {run}={params}: no such run; the results are of {', '.join(sorted(set(frame['run'].dropna())))}"
+            )
+        frame.loc[frame["run"] == run, "params"] = params
+    per_step = options.tokens_per_step
+    if per_step is not None:
+        frame["tokens"] = frame["tokens"].where(frame["step"].isna(), frame["step"] * per_step)
+        frame["step"] = frame["step"].fillna((frame["tokens"] / per_step).round())
+
+
+def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> pd.DataFrame:
+    """The table with the loss of each run and step, from a log or from one of the metrics, whose rows are left out then."""
+    text = str(options.loss)
+    if not Path(text).exists():
+        task, slash, metric = text.rpartition("/")
+        own = frame[(frame["task"] == task) & (frame["metric"] == metric)]
+        if not slash or own.empty:
+            raise InputError(
+                f"--loss {text}: no such file, and the results have no such metric; give a log, or TASK/METRIC"
+            )
+        losses = own.groupby(["run", "step"])["value"].last()
+        notes.append(f"loss from {text}")
+        keys = pd.MultiIndex.from_frame(frame[["run", "step"]])
+        return frame.drop(own.index).assign(
+            loss=pd.Series(losses.reindex(keys).to_numpy(), frame.index).drop(own.index)
+        )
+    curves = _curves(Path(text))
+    runs = sorted(set(frame["run"].dropna()))
+    for run in runs:
+        curve = curves.get(run) or (next(iter(curves.values())) if len(curves) == len(runs) == 1 else None)
+        if curve is None:
+            raise InputError(f"--loss {text}: has no run {run!r} (it has {', '.join(curves)}); name the runs alike")
+        rows = frame["run"] == run
+        frame.loc[rows, "loss"] = _at(curve, frame.loc[rows, "step"].to_numpy(float), text, run)
+    notes.append(f"loss from {text}: {', '.join(curves)}")
+    return frame
+
+
+def _curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(step, loss) by run: the iid loss of a run directory, else of a log."""
+    if is_run(path) or (path / "positions").is_dir():
+        means = tables.mean_loss(tables.read(tables.POSITIONS, path))
+        iid = means[means["split"] == "iid"].sort_values("step")
+        return {
+            str(run): (rows["step"].to_numpy(float), rows["loss"].to_numpy(float)) for run, rows in iid.groupby("run")
+        }
+    read: list[Curve] = logs.read(path, LogOptions())
+    return {curve.run: (curve.frame["step"].to_numpy(float), curve.frame["loss"].to_numpy(float)) for curve in read}
+
+
+def _at(curve: tuple[np.ndarray, np.ndarray], step: np.ndarray, text: str, run: str) -> np.ndarray:
+    """The loss at each step, straight between those that were logged; nothing is carried beyond them."""
+    known, loss = curve
+    outside = (step < known[0]) | (step > known[-1])
+    if outside.any():
+        raise InputError(
+            f"--loss {text}: is of steps {known[0]:.0f} to {known[-1]:.0f}, and {run!r} has scores of step "
+            f"{step[outside][0]:.0f}; give a log that covers them"
+        )
+    return np.interp(step, known, loss)
+
+
+def _fill_chance(frame: pd.DataFrame, notes: list[str]) -> None:
+    """Chance of accuracies of well-known tasks, where the results do not say it."""
+    filled = set()
+    unknown = frame.loc[frame["chance"].isna() & frame["metric"].map(lambda name: bool(ACCURACY.match(str(name))))]
+    for task, metric in sorted(set(zip(unknown["task"], unknown["metric"]))):
+        names = (level for names, level in CHANCE.items() if re.match(rf"({names})([_:\W]|$)", str(task).lower()))
+        level = next(names, None)
+        if level is not None:
+            same = (frame["task"] == task) & (frame["metric"] == metric) & frame["chance"].isna()
+            level *= 100 if frame.loc[same, "value"].max() > 1 else 1
+            frame.loc[same, "chance"] = level
+            filled.add(f"{task} {level:.3g}")
+    if filled:
+        notes.append(f"chance by the number of choices: {', '.join(sorted(filled))}")

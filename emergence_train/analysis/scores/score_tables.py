@@ -1,0 +1,188 @@
+"""Tables of task results: a row a score, or a column a task (as OLMo's and HELM's)."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
+from emergence_train.errors import InputError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+METRIC = (
+    r"acc|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|accuracy|em|exact_match|quasi_exact_match|f1|pass@?1|len_norm|"
+    r"bpb|bits_per_byte|soft|soft_log|ce_loss|correct_prob|margin|mc1|mc2|primary_score|score"
+)
+# TASK/METRIC, TASK - METRIC (HELM), TASK_METRIC; what comes before the task (eval/downstream/) is left out
+WIDE = re.compile(rf"^(?:.*/)?(?P<task>[^/]+?)(?:/|\s+-\s+|[_ ])(?P<metric>{METRIC})$", re.IGNORECASE)
+HELM_COLUMN = re.compile(r"^(?P<task>.+) - (?P<metric>.+)$")
+HELM_MODEL = ("model/adapter", "model")
+HELM_METRIC = {"em": "exact_match", "accuracy": "accuracy", "f1": "f1"}
+PLACE = ("run", "params", "step", "tokens", "loss", "chance")
+
+
+def _columns(path: Path) -> list[str]:
+    if path.suffix not in SUFFIXES:
+        return []
+    try:
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        return list(pd.read_csv(path, nrows=0, sep=_separator(path), encoding="utf-8-sig").columns)
+    except (OSError, ValueError):
+        return []
+
+
+def _separator(path: Path) -> str:
+    return "\t" if path.suffix == ".tsv" else ","
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path).to_pandas()
+        return pd.read_csv(path, sep=_separator(path), encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give another --format"
+        ) from error
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
+
+
+def _recognised(columns: list[str], given: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Our columns as the table calls them."""
+    plain = {_plain(column): column for column in reversed(columns)}
+    named = {ours: next((plain[n] for n in names.split() if n in plain), None) for ours, names in NAMES.items()}
+    for ours, name in given.items():
+        if name not in columns:
+            raise InputError(
+                f"{path}: has no column {name!r} (it has {', '.join(map(str, columns[:12]))}); correct --column {ours}={name}"
+            )
+    return {ours: name for ours, name in {**named, **given}.items() if name is not None}
+
+
+def _is_table(path: Path) -> bool:
+    columns = _columns(path)
+    known = _recognised(columns, {}, path)
+    return ("task" in known and ("value" in known or bool(_metrics(columns)))) or bool(_wide(columns, known))
+
+
+def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Columns that are a task's metric: column to (task, metric)."""
+    taken = set(known.values())
+    matches = {column: WIDE.match(str(column).strip()) for column in columns if column not in taken}
+    return {column: (match["task"], match["metric"]) for column, match in matches.items() if match}
+
+
+def _metrics(columns: list[str]) -> list[str]:
+    """Columns that are called as metrics are."""
+    return [column for column in columns if re.fullmatch(METRIC, str(column).strip(), re.IGNORECASE)]
+
+
+def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
+    frame = _frame(path)
+    columns = list(frame.columns)
+    known = _recognised(columns, options.columns, path)
+    wide = {} if "task" in known and "value" in known else _wide(columns, known)
+    if wide:
+        for ours in ("task", "metric", "value"):
+            known.pop(ours, None)
+        return [_melted(path, frame, known, wide)]
+    if "task" in known and "value" not in known and (metrics := _metrics(columns)):
+        return [_by_metric(path, frame, known, metrics)]
+    missing = [ours for ours in ("task", "value") if ours not in known]
+    if missing:
+        flags = " ".join(f"--column {ours}=NAME" for ours in missing)
+        raise InputError(
+            f"{path}: no column was recognised as {' or '.join(missing)} (it has {', '.join(map(str, columns[:12]))}); "
+            f"give {flags}"
+        )
+    rows = pd.DataFrame({ours: frame[name] for ours, name in known.items()})
+    if "metric" not in rows:
+        rows["metric"] = "score"
+    reading = ", ".join(f"{ours} from {name!r}" for ours, name in known.items())
+    return [Scores(path, _placed(rows), f"{path}: a row a score; {reading}")]
+
+
+def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metrics: list[str]) -> Scores:
+    """A row of each metric's column, for a table with a row a task."""
+    place = pd.DataFrame({ours: frame[name] for ours, name in known.items()})
+    parts = [place.assign(metric=metric.lower(), value=frame[metric]) for metric in metrics]
+    note = f"{path}: a row a task, a column a metric ({', '.join(metrics)})"
+    return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
+
+
+def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Mapping[str, tuple[str, str]]) -> Scores:
+    """A row of each task's column."""
+    place = pd.DataFrame({ours: frame[name] for ours, name in known.items() if ours in PLACE}, index=frame.index)
+    parts = []
+    for column, (task, metric) in wide.items():
+        values = pd.to_numeric(frame[column], errors="coerce")
+        parts.append(place.assign(task=task, metric=metric.lower(), value=values)[values.notna()])
+    left = [str(column) for column in frame if column not in wide and column not in known.values()]
+    note = f"{path}: a column a task, {len(wide)} of them"
+    note += (
+        f"; {', '.join(f'{ours} from {known[ours]!r}' for ours in known if ours in PLACE)}"
+        if len(place.columns)
+        else ""
+    )
+    note += (
+        f"; left out: {', '.join(left[:12])}" + (f" and {len(left) - 12} more" if len(left) > 12 else "")
+        if left
+        else ""
+    )
+    return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
+
+
+def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """With what the models' names say of step, tokens and size, where no column does; sizes written 70M as numbers."""
+    if "params" in rows:
+        rows["params"] = [_size(value) for value in rows["params"]]
+    if "run" not in rows:
+        return rows
+    places = pd.DataFrame([place_of(str(name)) for name in rows["run"]], index=rows.index)
+    for name in ("step", "tokens", "params"):
+        if name not in rows and places[name].notna().any():
+            rows[name] = places[name]
+            if name == "step":
+                rows["run"] = places["run"]
+    return rows
+
+
+def _size(value: object) -> object:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMB])\s*", str(value), re.IGNORECASE)
+    return float(match[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()] if match else value
+
+
+# ------------------------------------------------------------------------------------------------------------------- HELM
+
+
+def _is_helm(path: Path) -> bool:
+    columns = _columns(path)
+    return (
+        bool(columns)
+        and _plain(columns[0]) in [_plain(name) for name in HELM_MODEL]
+        and any(HELM_COLUMN.match(str(column)) for column in columns[1:])
+    )
+
+
+def _read_helm(path: Path, options: ScoreOptions) -> list[Scores]:
+    frame = _frame(path)
+    columns = [str(column) for column in frame.columns]
+    matches = {column: HELM_COLUMN.match(column) for column in columns[1:]}
+    wide = {
+        column: (match["task"].strip(), HELM_METRIC.get(match["metric"].strip().lower(), match["metric"].strip()))
+        for column, match in matches.items()
+        if match
+    }
+    known = {"run": columns[0]} | _recognised([c for c in columns[1:] if c not in wide], options.columns, path)
+    scores = _melted(path, frame, known, wide)
+    return [Scores(path, scores.rows, scores.note.replace("a column a task", "HELM, a column a scenario"))]
+
+
+HELM = Format("helm", _is_helm, _read_helm, _columns)
+TABLE = Format("csv", _is_table, _read_table, _columns)

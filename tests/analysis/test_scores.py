@@ -1,0 +1,251 @@
+"""Task results of other programs: what a file says is what is analysed, and all that it leaves out is named at once."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emergence_train import cli
+from emergence_train.analysis.emergence import investigate
+from emergence_train.analysis.scores import FORMATS, ScoreOptions, options_of, with_scores
+from emergence_train.errors import InputError
+from emergence_train.recorder import tables
+
+STEPS = [1000, 2000, 4000, 8000]
+
+
+def read(paths, **options) -> tuple[pd.DataFrame, list[str]]:
+    """The table of evaluations, as the analysis reads it, by step, task and metric."""
+    known, notes = with_scores([str(path) for path in paths], ScoreOptions(**options))
+    frame = tables.read(tables.EVALUATIONS, known, mixed_vocabularies=True)
+    return frame.set_index(["run", "step", "task", "metric"]).sort_index(), notes
+
+
+def harness_results(folder, step: int, accuracy: float, bits: float):
+    """As lm-eval writes them (0.4.13; the real one is run below), shortened."""
+    content = {
+        "results": {
+            "arc_easy": {"alias": "arc_easy", "acc,none": accuracy, "acc_stderr,none": 0.01, "acc_norm,none": 0.5},
+            "wikitext": {"alias": "wikitext", "bits_per_byte,none": bits, "bits_per_byte_stderr,none": "N/A"},
+            "gsm8k": {"exact_match,strict-match": 0.1, "exact_match_stderr,strict-match": 0.02},
+        },
+        "n-samples": {"arc_easy": {"original": 2376, "effective": 2000}},
+        "higher_is_better": {"arc_easy": {"acc": True}, "wikitext": {"bits_per_byte": False}},
+        "config": {
+            "model": "hf",
+            "model_args": f"pretrained=EleutherAI/pythia-70m,revision=step{step},dtype=float32",
+            "model_num_parameters": 70426624,
+        },
+        "model_name": "EleutherAI/pythia-70m",
+    }
+    path = folder / f"EleutherAI__pythia-70m_{step}" / f"results_2026-11-0{step // 1000}T00-00-00.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content, indent=2))
+    return path
+
+
+def test_results_of_lm_eval_are_evaluations(tmp_path):
+    """A directory of results, the loss from one of them; steps from revisions, errors and items as they are."""
+    for step in STEPS:
+        harness_results(tmp_path / "results", step, accuracy=step / 10_000, bits=2 - step / 10_000)
+    frame, notes = read([tmp_path / "results"], tokens_per_step=2_097_152, loss="wikitext/bits_per_byte")
+    row = frame.loc["pythia-70m", 4000, "arc_easy", "acc"]
+    assert (row["value"], row["stderr"], row["items"], row["chance"]) == (0.4, 0.01, 2000, 0.25)
+    assert (row["loss"], row["tokens"], row["params"]) == (1.6, 4000 * 2_097_152, 70426624)
+    assert set(frame.index.get_level_values("task")) == {"arc_easy", "gsm8k"} and len(frame) == 4 * 3
+    assert frame.loc["pythia-70m", 1000, "gsm8k", "exact_match_strict-match"]["stderr"] == 0.02
+    assert any("lm-eval, 3 tasks of pythia-70m, step 8000" in note for note in notes)
+    assert "loss from wikitext/bits_per_byte" in notes and any("arc_easy 0.25" in note for note in notes)
+
+
+def test_a_log_gives_the_loss_of_each_step(tmp_path):
+    """Straight between logged steps, nothing beyond them; the log is any that analyze temporal reads."""
+    path = harness_results(tmp_path, 1500, 0.3, 1.0)
+    log = tmp_path / "eval.csv"
+    log.write_text("step,loss\n1000,3.0\n2000,2.0\n")
+    frame, notes = read([path], tokens_per_step=1000, loss=str(log), run="mine")
+    assert set(frame["loss"]) == {2.5} and set(frame.index.get_level_values("run")) == {"mine"}
+    assert any(
+        "is of steps 1000 to 2000" in str(error)
+        for error in [refusal([harness_results(tmp_path, 3000, 0.3, 1.0)], tokens_per_step=1000, loss=str(log))]
+    )
+
+
+def refusal(paths, **options) -> InputError:
+    with pytest.raises(InputError) as caught:
+        read(paths, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_all_that_is_missing_is_one_message(tmp_path):
+    """And what it says to give completes the results."""
+    path = tmp_path / "scores.csv"
+    path.write_text("benchmark,accuracy\nhellaswag,0.3\n")
+    says = str(refusal([path]))
+    assert "run, params, step, tokens, loss are not said" in says
+    for flag in ("--run NAME", "--params N", "--tokens-per-step N", "--loss FILE", "--column step=NAME"):
+        assert flag in says
+    full = tmp_path / "full.csv"
+    full.write_text("subject,share right,at,ce\nhellaswag,0.3,10,2.5\npiqa,0.6,10,2.5\n")
+    columns = {"task": "subject", "value": "share right", "step": "at", "loss": "ce"}
+    frame, _ = read([full], columns=columns, params={"": 5}, run="r", tokens_per_step=7)
+    row = frame.loc["r", 10, "piqa", "score"]
+    assert (row["params"], row["tokens"], row["loss"], row["value"]) == (5, 70, 2.5, 0.6) and len(frame) == 2
+
+
+def test_records_of_olmes_are_evaluations(tmp_path):
+    """metrics-all.jsonl, a task a line, and metrics.json with the list of them."""
+    lines = [
+        {
+            "task_name": task,
+            "model_config": {"model": "OLMo-1B", "revision": "step1000-tokens4B"},
+            "num_instances": 500,
+            "metrics": {"primary_score": value, "acc_raw": value / 2, "predicted": "text"},
+        }
+        for task, value in (("arc_challenge", 0.3), ("piqa", 0.6))
+    ]
+    path = tmp_path / "metrics-all.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = tmp_path / "metrics.json"
+    whole.write_text(json.dumps({"tasks": lines, "all_primary_scores": ["arc_challenge: 0.3"]}))
+    log = tmp_path / "l.csv"
+    log.write_text("run,step,loss\nOLMo-1B,500,3\nOLMo-1B,1500,2\n")
+    for source in (path, whole):
+        frame, notes = read([source], loss=str(log))
+        row = frame.loc["OLMo-1B", 1000, "piqa", "acc_raw"]
+        assert (row["value"], row["items"], row["params"], row["tokens"], row["loss"]) == (
+            0.3,
+            500,
+            10**9,
+            4 * 10**9,
+            2.5,
+        )
+        assert len(frame) == 4 and "OLMES, 4 metrics of OLMo-1B, step 1000" in notes[0]
+
+
+def test_columns_of_tasks_are_read_and_others_named(tmp_path):
+    """As OLMo logs them, a column a task; percent stays percent."""
+    path = tmp_path / "olmo.csv"
+    path.write_text(
+        "model,params,step,tokens,val_loss,eval/downstream/arc_easy_acc,piqa/acc_norm,throughput\n"
+        "olmo,190M,100,1000,3.5,25.5,51,9\nolmo,190M,200,2000,3.1,31,,9\n"
+    )
+    frame, [note, chance] = read([path])
+    assert frame["value"].to_dict() == {
+        ("olmo", 100, "arc_easy", "acc"): 25.5,
+        ("olmo", 200, "arc_easy", "acc"): 31.0,
+        ("olmo", 100, "piqa", "acc_norm"): 51.0,
+    }
+    assert set(frame["params"]) == {190_000_000} and frame.loc["olmo", 200, "arc_easy", "acc"]["loss"] == 3.1
+    assert "left out: throughput" in note and "a column a task, 2 of them" in note
+    assert chance == "chance by the number of choices: arc_easy 25, piqa 50"
+
+
+def test_a_leaderboard_of_helm_is_evaluations(tmp_path):
+    path = tmp_path / "core_scenarios.csv"
+    path.write_text(
+        "Model/adapter,Mean win rate,MMLU - EM,BoolQ - EM,NarrativeQA - F1,step,tokens,loss\n"
+        "m-70m,0.2,0.25,0.5,0.1,10,100,3.0\nm-1.4b,0.4,0.35,0.7,0.3,10,100,2.5\n"
+    )
+    frame, notes = read([path])
+    assert frame.loc["m-1.4b", 10, "BoolQ", "exact_match"]["value"] == 0.7
+    assert frame.loc["m-1.4b", 10, "BoolQ", "exact_match"]["chance"] == 0.5
+    assert set(frame["params"]) == {70_000_000, 1_400_000_000} and len(frame) == 6
+    assert "HELM, a column a scenario, 3 of them" in notes[0] and "left out: Mean win rate" in notes[0]
+
+
+def test_the_analysis_of_results_is_that_of_the_same_table(tmp_path, capsys):
+    """lm-eval's files and our own table with the same numbers: the same verdict, threshold and rows."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k, step in enumerate(range(1000, 9000, 400)):
+        loss = 4 - 0.1 * k
+        value = float(rng.binomial(2000, 0.25 + 0.5 * max(0, (3 - loss) / 2)) / 2000)
+        path = harness_results(tmp_path / "theirs" / str(step), step, value, 1.0)
+        content = json.loads(path.read_text())
+        content["results"] = {"arc_easy": {"acc,none": value, "acc_stderr,none": 0.01}}
+        path.write_text(json.dumps(content))
+        rows.append((step, loss, value))
+    frame = pd.DataFrame(rows, columns=["step", "loss", "value"]).assign(run="pythia-70m", params=70426624)
+    frame = frame.assign(
+        tokens=frame["step"] * 1000, task="arc_easy", metric="acc", items=2000, chance=0.25, stderr=0.01
+    )
+    own, log = tmp_path / "own.csv", tmp_path / "losses.csv"
+    frame.assign(higher_is_better=True).to_csv(own, index=False)
+    frame[["step", "loss"]].to_csv(log, index=False)
+    wanted = investigate([own]).result.tasks[0]
+    words = [
+        "analyze",
+        "emergence",
+        str(tmp_path / "theirs"),
+        "--loss",
+        str(log),
+        "--tokens-per-step",
+        "1000",
+        "--json",
+    ]
+    assert cli.main(words) == 0
+    result = json.loads(capsys.readouterr().out)
+    [task] = result["tasks"]
+    assert (task["verdict"], task["rows"], task["task"]) == (wanted.verdict, wanted.rows, "arc_easy")
+    assert task["eta"] is None if wanted.eta is None else task["eta"]["value"] == pytest.approx(wanted.eta.value)
+    assert any("lm-eval, 1 tasks of pythia-70m, step 1000" in note for note in result["notes"])
+
+
+def test_wrong_options_of_results_are_one_line(tmp_path):
+    with pytest.raises(InputError, match="--format x: unknown; choose auto, evaluations, lm-eval"):
+        options_of("x", None, [], None, [], None)
+    with pytest.raises(InputError, match="--column a=b: write it as OURS=NAME with one of run"):
+        options_of("auto", None, [], None, ["a=b"], None)
+    with pytest.raises(InputError, match="--params a=b: write it as N or RUN=N"):
+        options_of("auto", None, ["a=b"], None, [], None)
+    path = harness_results(tmp_path, 1000, 0.3, 1.0)
+    assert "no such run; the results are of pythia-70m" in str(refusal([path], params={"x": 5}))
+    says = refusal([path], tokens_per_step=5, loss="wikitext/nothing")
+    assert "no such file, and the results have no such metric; give a log, or TASK/METRIC" in str(says)
+    log = tmp_path / "l.csv"
+    log.write_text("run,step,loss\na,1,2\na,3000,2\nb,1,2\nb,3000,2\n")
+    assert "has no run 'pythia-70m' (it has a, b); name the runs alike" in str(refusal([path], loss=str(log)))
+    text = tmp_path / "x.csv"
+    text.write_text("a,b\n1,2\n")
+    assert "no column was recognised as task or value" in str(refusal([text], format="csv"))
+    assert "has no column 'z' (it has a, b); correct --column value=z" in str(
+        refusal([text], columns={"value": "z"}, format="csv")
+    )
+    assert "not task results that are known; give --format" in str(refusal([text], run="r"))
+    own = tmp_path / "runs" / "r"
+    (own / "evaluations").mkdir(parents=True)
+    assert "is a table of evaluations, which says all of that itself" in str(refusal([own], run="r"))
+    assert set(FORMATS) == {"lm-eval", "olmes", "helm", "csv"}
+
+
+@pytest.mark.slow
+def test_results_that_the_real_lm_eval_writes_are_read(tmp_path, monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"q": f"{k} plus {k} is", "choices": [f"{2 * k}", f"{2 * k + 1}"], "gold": 0} for k in range(20)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(
+        f"task: sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/data.jsonl}}}}\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{gold}}'\nmetric_list: [{metric: acc}]\nmetadata: {version: 1}\n"
+    )
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
+    results = lm_eval.simple_evaluate(
+        "dummy", model_args="pretrained=me/model-5m,revision=step300", tasks=["sums"], bootstrap_iters=10, task_manager=manager,
+        evaluation_tracker=tracker,
+    )  # fmt: skip
+    wanted = results["results"]["sums"]
+    tracker.save_results_aggregated(results=results)
+    log = tmp_path / "l.csv"
+    log.write_text("step,loss\n100,3\n300,2.5\n")
+    frame, notes = read([tmp_path / "out"], tokens_per_step=10, loss=str(log))
+    row = frame.loc["model-5m", 300, "sums", "acc"]
+    assert (row["value"], row["stderr"], row["items"]) == (wanted["acc,none"], wanted["acc_stderr,none"], 20)
+    assert (row["params"], row["loss"], row["tokens"]) == (5_000_000, 2.5, 3000) and "lm-eval, 1 tasks" in notes[0]
