@@ -1,4 +1,4 @@
-"""configs/sweeps/quickstart.yaml, as wandb's agent runs it: the client's own functions make the commands and it sets the variables."""
+"""configs/sweeps/quickstart.yaml as the agent of wandb runs it: its functions make the commands, and it sets the variables."""
 
 import os
 
