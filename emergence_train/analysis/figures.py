@@ -163,8 +163,9 @@ def short(value: float) -> str:
 
 
 def ramp_colours(shade: float) -> tuple[str, str]:
-    """(light, dark) colours of a shade in [0, 1]: viridis without the end that is too close to the background."""
-    return _viridis(0.9 * shade), _viridis(0.2 + 0.8 * shade)
+    """Colours on a (light, dark) background of a shade in [0, 1]: viridis, with the end farthest from the background for 1,
+    the newest, without the end that is too close to it: a contrast of 3 at least."""
+    return _viridis(0.55 * (1 - shade)), _viridis(0.35 + 0.65 * shade)
 
 
 def _viridis(share: float) -> str:

@@ -1,8 +1,12 @@
 """The description of figures: numbers on axes, limits, shades, thinning."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from emergence_train import report
 from emergence_train.analysis.figures import Figure, Ramp, Trace, envelope, even, ramp_colours, short, ticks
 
 
@@ -45,11 +49,22 @@ def test_shades_are_equal_in_the_logarithm():
     assert Ramp("", 5, 5).shades(np.array([5.0])).tolist() == [0]
 
 
-def test_ramp_is_viridis():
-    colormaps = pytest.importorskip("matplotlib").colormaps
-    for shade in np.linspace(0, 1, 23):
-        light = [int(ramp_colours(shade)[0][k : k + 2], 16) / 255 for k in (1, 3, 5)]
-        assert np.abs(np.array(light) - colormaps["viridis"](0.9 * shade)[:3]).max() < 0.02
+def luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance of #rrggbb."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_the_newest_stands_out_most():
+    """On both backgrounds; and no shade is too faint for a graphical object, which WCAG wants at 3:1."""
+    cards = re.findall(r"--card: *(#[0-9a-f]{6})", (Path(report.__file__).parent / "page.css").read_text())
+    for place, ground in enumerate(map(luminance, cards)):
+        contrasts = []
+        for shade in np.linspace(0, 1, 23):
+            low, high = sorted((luminance(ramp_colours(shade)[place]), ground))
+            contrasts.append((high + 0.05) / (low + 0.05))
+        assert min(contrasts) >= 3 and contrasts == sorted(contrasts), contrasts
 
 
 def test_even_numbers_reach_both_ends():
