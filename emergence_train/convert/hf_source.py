@@ -1,7 +1,11 @@
 """Models of transformers to import: directories or names, a revision or a subdirectory for each step."""
 
 import contextlib
+import functools
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +44,29 @@ class HFSource:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Arguments of transformers' from_pretrained."""
-        return {"pretrained_model_name_or_path": self.name, **({"revision": self.revision} if self.revision else {})}
+        """Arguments of transformers' from_pretrained. Without network only the cache is looked at: it would try for a minute."""
+        revision = {"revision": self.revision} if self.revision else {}
+        offline = {"local_files_only": True} if self.is_offline else {}
+        return {"pretrained_model_name_or_path": self.name, **revision, **offline}
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether this is a name on a hub that cannot be reached."""
+        return not Path(self.name).exists() and not _hub_is_reachable()
+
+
+@functools.cache
+def _hub_is_reachable() -> bool:
+    """Whether the hub's name resolves, or a proxy does that."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def source_of(text: str) -> HFSource:
@@ -109,7 +134,11 @@ def read_tokenizer(source: HFSource) -> tuple[str, str | None, int | None]:
     with _one_line(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.place)
         file = transformers.utils.cached_file(
-            source.name, "tokenizer.json", revision=source.revision, _raise_exceptions_for_missing_entries=False
+            source.name,
+            "tokenizer.json",
+            revision=source.revision,
+            local_files_only=source.is_offline,
+            _raise_exceptions_for_missing_entries=False,
         )
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if file is None and backend is None:
@@ -131,6 +160,10 @@ def _one_line(source: HFSource) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
+        if source.is_offline:
+            raise InputError(
+                f"{source.label}: is no directory, and the hub cannot be reached; give a directory that save_pretrained wrote"
+            ) from None
         raise InputError(
             f"{source.label}: transformers {transformers.__version__} cannot read it ({reason}); give a directory that "
             f"save_pretrained wrote, or a name with network"

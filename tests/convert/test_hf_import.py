@@ -11,6 +11,7 @@ from emergence_train import config as configs
 from emergence_train.analysis.emergence import investigate as investigate_emergence
 from emergence_train.analysis.temporal import investigate
 from emergence_train.checkpoint import format as checkpoints
+from emergence_train.convert import hf_source
 from emergence_train.convert.hf_import import ImportOptions, import_hf
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
@@ -193,7 +194,7 @@ def test_text_of_ones_own_and_the_precision_of_the_file(tmp_path, data_path):
     assert torch.equal(weights["embedding.weight"], theirs.get_input_embeddings().weight.float())
 
 
-def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, config_file):
+def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, config_file, monkeypatch):
     """Each remedy that is named is done, and the import passes."""
     good, other = tmp_path / "good", tmp_path / "step7"
     saved(good, data_path, "llama")
@@ -206,7 +207,14 @@ def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, co
             imported(paths, out, config_file, **options)
         assert sorted(tmp_path.rglob("*")) == before
 
-    refused([tmp_path / "none"], "cannot read it .*; give a directory that save_pretrained wrote")
+    monkeypatch.setattr(hf_source, "_hub_is_reachable", lambda: False)
+    refused(
+        ["some/name@step3"], "some/name@step3: is no directory, and the hub cannot be reached; give a directory that"
+    )
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    refused([broken], "cannot read it .*; give a directory that save_pretrained wrote")
     (tmp_path / "empty").mkdir()
     refused([tmp_path / "empty"], "has no config.json, and no directories named after steps")
     refused([good, other], "good: its name has no step .*; give --steps, one for each model")
