@@ -13,8 +13,7 @@ from emergence_train.analysis.emergence.ability_watch import (
     read_thresholds,
 )
 from emergence_train.errors import InputError
-from emergence_train.tracking.sync import _points
-from emergence_train.tracking.wandb import view
+from emergence_train.tracking.points import name_of, points, view
 from support import command, metrics
 
 
@@ -96,8 +95,8 @@ def test_training_forecasts_them_at_every_checkpoint(config_file, tmp_path):
     open_end = view(
         {"kind": "abilities", "step": 1, "tokens": 2, "value": {"a/acc/probability": 0.1, "a/acc/tokens": None}}
     )
-    assert open_end == {"tokens": 2, "abilities/a/acc/probability": 0.1}
-    sent = [values for (chart, _), values in _points(run) if chart == "abilities/jump/acc/probability"]
+    assert open_end == {"step": 1, "tokens": 2, "abilities/a/acc/probability": 0.1}
+    sent = [point for point in points(run) if name_of(point) == "abilities/jump/acc/probability"]
     assert [values["tokens"] for values in sent] == [row["tokens"] for row in rows]
 
     wrong = command("train", str(config_file), "abilities=nowhere.json", "name=none")
