@@ -54,7 +54,7 @@ KERNEL_FLOORS = (
 )
 # (room, rooms that it never imports although they are lower): the analyses read tables of any origin
 TRAINING_ONLY = ("models", "data", "evaluation", "checkpoint", "parallel", "cluster", "faults", "tracking")
-TRAINING_ONLY += ("optim.base", "optim.adamw", "optim.groups", "optim.registry")
+TRAINING_ONLY += ("optim.base", "optim.adamw", "optim.muon", "optim.muon_step", "optim.groups", "optim.registry")
 NEVER = {
     "analysis": TRAINING_ONLY,
     "report": TRAINING_ONLY,

@@ -31,6 +31,7 @@ def configuration() -> str:
     """Every key of a configuration file, with type, default and description."""
     from emergence_train.config import Config
     from emergence_train.models.presets import PRESETS
+    from emergence_train.optim.registry import OPTIMIZERS
 
     lines = [
         "# Configuration",
@@ -53,6 +54,10 @@ def configuration() -> str:
             "",
             _keys(section),
         ]
+        if path == "training.optimizer":
+            for kind, other in OPTIMIZERS.items():
+                if other is not section:
+                    lines += [f"With `kind: {kind}`:", "", inspect.getdoc(other) or "", "", _keys(other)]
         if path == "model":
             lines += ["`preset: NAME` stands for these sizes, which other keys under `model` then change:", ""]
             sizes = ("layers", "width", "heads", "kv_heads", "ffn", "max_sequence", "tied")

@@ -69,17 +69,18 @@ class EngineState:
         if self.stage == 3:
             self.engine.optimizer._partition_all_parameters()
         moments = [kind for kind in shards.kinds if kind != WEIGHTS]
+        kinds_of = getattr(self.optimizer, "state_kinds", lambda flat: moments) if moments else lambda flat: ()
         for flat in {id(part.flat): part.flat for part in self.parts}.values():
             state = self.optimizer.state[flat]
             if not moments:  # saved before the first update
                 state.clear()
                 continue
-            for kind in moments:
+            for kind in kinds_of(flat):
                 if kind not in state:
                     state[kind] = torch.zeros_like(flat)
             state["step"] = torch.tensor(float(updates), device=flat.device)  # a fused optimizer counts on the device
         for part in self.parts:
-            for kind in [WEIGHTS, *moments]:
+            for kind in [WEIGHTS, *kinds_of(part.flat)]:
                 target = part.flat if kind == WEIGHTS else self.optimizer.state[part.flat][kind]
                 part.of(target).copy_(shards.read(kind, part.name, part.start, part.count))
 
@@ -93,6 +94,21 @@ class EngineState:
         state = self.optimizer.state.get(flat, {})
         return {k: v for k, v in state.items() if torch.is_tensor(v) and v.shape == flat.shape and v.ndim}
 
+    def updated(self) -> Iterator[tuple[Tensor, list[Any]]]:
+        """The tensors that the torch optimizer updates, each with the parameters of which any rank has a piece there."""
+        optimizer = self.engine.optimizer
+        if self.stage == 0:
+            yield from ((parameter, [parameter]) for parameter in self.engine.module.parameters())
+        elif self.stage == 3:
+            yield from zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups)
+        else:
+            yield from zip(self._flat_partitions(), getattr(optimizer, "bit16_groups", None) or optimizer.bf16_groups)
+
+    def _flat_partitions(self) -> list[Tensor]:
+        """Stages 1 and 2, and BF16_Optimizer: the rank's share of each group."""
+        optimizer = self.engine.optimizer
+        return getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
+
     def _replicated(self) -> Iterator[Part]:
         for name, parameter in self.engine.module.named_parameters():
             yield Part(name, 0, parameter.numel(), parameter, 0)
@@ -105,8 +121,7 @@ class EngineState:
 
     def _flat(self) -> Iterator[Part]:
         """Stages 1 and 2, and BF16_Optimizer: by DeepSpeed's map from a parameter to its range in the flat partition."""
-        optimizer = self.engine.optimizer
-        flats = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
+        flats = self._flat_partitions()
         for name, parameter in self.engine.module.named_parameters():
             place = parameter._hp_mapping
             if place is not None:

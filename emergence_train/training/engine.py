@@ -10,7 +10,7 @@ from emergence_train.models.memory import bucket_elements
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
-from emergence_train.training import fp8, main_gradients
+from emergence_train.training import fp8, main_gradients, whole_matrices
 from emergence_train.training.micro_batch import own_stream
 
 MOST_PREFETCH = 50_000_000  # elements: DeepSpeed's default
@@ -74,6 +74,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     model.to(mesh.device)
     optimizer = training.optimizer.build(model, training.schedule.lr)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    whole_matrices.attach(engine, mesh)
     if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
     if training.zero_stage == 0 and mesh.data.size == 1:

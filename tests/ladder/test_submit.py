@@ -89,7 +89,7 @@ def test_what_sbatch_refuses_is_reported(ladder_file, slurm_commands, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
-def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, monkeypatch):
+def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_path_factory):
     """A stable run, signalled as before a time limit and requeued, and a decay that waits for it."""
     program = tmp_path / "bin" / "emergence-train"
     program.parent.mkdir()
@@ -98,7 +98,7 @@ def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, monkeyp
     options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
     keys = {"tokens": [100 * 256], "set": {"training.threads": 1}, "slurm": SCRIPT | {"options": options}}
     path = ladder_file(schedules=STABLE | DECAY, **keys)
-    with slurm(tmp_path / "daemons") as cluster:
+    with slurm(tmp_path_factory.mktemp("slurm")) as cluster:  # sockets allow for short paths
         environment = cluster.environment | {
             "PATH": f"{program.parent}{os.pathsep}{cluster.environment['PATH']}",
             "WANDB_MODE": "disabled",

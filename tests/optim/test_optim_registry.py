@@ -34,7 +34,7 @@ def test_without_a_kind_it_is_adamw(config_file):
 
 
 def test_an_unknown_kind_is_one_line(config_file):
-    with pytest.raises(configs.InputError, match="training.optimizer: kind 'lion' is unknown; known: adamw$"):
+    with pytest.raises(configs.InputError, match="training.optimizer: kind 'lion' is unknown; known: adamw, muon$"):
         configs.load(config_file, ["training.optimizer.kind=lion"])
 
 
