@@ -4,6 +4,7 @@
 data are made once, under a lock, in a folder of the session.
 """
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -16,6 +17,12 @@ if WORKER:
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
+
+with contextlib.suppress(ImportError):  # a machine with a GPU may be without
+    import hypothesis
+
+    hypothesis.settings.register_profile("patient", deadline=None)  # a loaded machine must not fail a test
+    hypothesis.settings.load_profile("patient")
 
 from outcomes import PASSED, LeaveOut, Results  # noqa: E402
 from support import locked, small_config  # noqa: E402

@@ -1,6 +1,7 @@
 // Runs the kernels' own source on a CPU, for tests: threads, blocks, warps, barriers and shuffles, and a race detector.
 //
-// Every CUDA thread of a block is a fiber (ucontext). A fiber runs until a barrier or a shuffle, or until a memory access
+// Every CUDA thread of a block is a fiber: ucontext gives it a stack, and _setjmp and _longjmp switch, without the two system
+// calls of swapcontext. A fiber runs until a barrier or a shuffle, or until a memory access
 // at which it yields at random, and then the scheduler picks a random fiber that can run. So the order of threads is
 // adversarial, and the same for the same seed (EMERGENCE_EMULATE_SEED).
 //
@@ -17,6 +18,7 @@
 // Not modelled: time, memory order within a warp (lanes are fibers like others), textures.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -62,7 +64,9 @@ constexpr int kLanes = 32;
 constexpr size_t kStack = 128 << 10;
 
 struct Thread {
-  ucontext_t context{};
+  ucontext_t context{};  // where it begins
+  jmp_buf place;         // where it goes on, once it has begun
+  bool begun = false;
   std::unique_ptr<char[]> stack{new char[kStack]};
   dim3 index;
   uint32_t id = 0;  // within the block
@@ -104,7 +108,7 @@ struct Group {
 };
 
 struct Machine {
-  ucontext_t scheduler{};
+  jmp_buf scheduler;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::unordered_map<uint64_t, Group> groups;  // by first thread and size
@@ -131,7 +135,18 @@ struct Machine {
     return machine;
   }
 
-  void pause() { swapcontext(&current->context, &scheduler); }
+  // Not inlined: no local variable changes between a _setjmp and its second return.
+  __attribute__((noinline)) void pause() {
+    if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+  }
+
+  __attribute__((noinline)) void resume(Thread* thread) {
+    current = thread;
+    if (_setjmp(scheduler) != 0) return;
+    if (thread->begun) _longjmp(thread->place, 1);
+    thread->begun = true;
+    setcontext(&thread->context);
+  }
 
   [[noreturn]] void fail(const std::string& what) {
     throw std::runtime_error(what + " (block " + std::to_string(block_index.x) + "," + std::to_string(block_index.y) +
@@ -317,6 +332,7 @@ struct Machine {
       t.id = id;
       t.index = dim3(id % block.x, id / block.x % block.y, id / (block.x * block.y));
       t.state = Thread::kRuns;
+      t.begun = false;
       t.instruction = nullptr;
       t.knows = Knowledge{};
       t.clock = race_detector.now();
@@ -361,8 +377,7 @@ struct Machine {
       // A round in shuffled order, not one thread per scan, which would be quadratic in the block.
       std::shuffle(ready.begin(), ready.end(), random);
       for (Thread* t : ready) {
-        current = t;
-        swapcontext(&scheduler, &t->context);
+        resume(t);
         if (!failure.empty()) return;
       }
     }

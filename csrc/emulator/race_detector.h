@@ -102,8 +102,14 @@ class RaceDetector {
                 const unsigned char* value = nullptr) {
     const int64_t mine = int64_t(block_) * kAgents + actor.agent;
     const uint64_t stamp = uint64_t(launch_) << 32 | (shared ? block_ + 1 : 0);
+    Byte before, after;  // of the last byte: most accesses meet the same again and again
     for (uintptr_t at = address; at < address + bytes; ++at) {
       Byte& byte = remember(at, stamp);
+      if (at > address && !value && byte == before) {
+        byte = after;
+        continue;
+      }
+      before = byte;
       if (byte.writer < 0) {
         if (shared && !writes) return kUnwritten;
       } else if (byte.writer != mine || byte.write_clock != actor.clock || actor.asynchronous) {
@@ -123,6 +129,7 @@ class RaceDetector {
       } else if (byte.reader != mine || byte.read_clock != actor.clock) {
         add_reader(actor, mine, byte);
       }
+      after = byte;
     }
     return kFine;
   }
@@ -135,6 +142,7 @@ class RaceDetector {
     uint32_t set = 0;   // the readers before `reader` that it did not know, in sets_
     bool for_both = false;
     bool many = false;  // too many: only a whole-block barrier later than read_clock orders a write after them
+    bool operator==(const Byte&) const = default;
   };
   using Readers = std::vector<std::pair<int64_t, uint32_t>>;
   using Step = std::tuple<uint32_t, int64_t, int64_t, uint32_t, uint32_t>;

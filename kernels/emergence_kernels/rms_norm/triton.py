@@ -4,7 +4,7 @@ With r = 1 / sqrt(mean(x^2) + eps), n = x r and g = dy * weight:
 
     dx = r * (g - n * mean(g n)) + d new_residual            dweight = sum over rows of dy * n (n as it was rounded)
 
-Backward is persistent: a few programs a multiprocessor walk over the rows, read x and dy once, and keep their share of
+Backward is persistent: a few programs a multiprocessor walk over the rows, read x and dy once and ahead, and keep their share of
 dweight in float32 registers; the shares are summed afterwards in a fixed order.
 """
 
@@ -57,30 +57,17 @@ def _forward_kernel(
 
 
 @triton.jit
-def _load_rows(
-    x_ptr,
-    dy_ptr,
-    d_residual_ptr,
-    rstd_ptr,
-    stride_x,
-    stride_dy,
-    stride_d_residual,
-    block,
-    N,
-    offs_d,
-    columns,
-    ROWS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-):
-    """x, dy, d_residual (x again without one) and rstd of a block of rows, in their dtypes, 0 beyond the edge."""
+def _load_rows(ptr, stride, block, N, offs_d, columns, ROWS: tl.constexpr):
+    """A block of rows in its dtype, 0 beyond the edge."""
     rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
     mask = (rows < N)[:, None] & columns[None, :]
-    x = tl.load(x_ptr + rows[:, None] * stride_x + offs_d[None, :], mask=mask, other=0.0)
-    dy = tl.load(dy_ptr + rows[:, None] * stride_dy + offs_d[None, :], mask=mask, other=0.0)
-    d_residual = x
-    if RESIDUAL:
-        d_residual = tl.load(d_residual_ptr + rows[:, None] * stride_d_residual + offs_d[None, :], mask=mask, other=0.0)
-    return x, dy, d_residual, tl.load(rstd_ptr + rows, mask=rows < N, other=0.0)
+    return tl.load(ptr + rows[:, None] * stride + offs_d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_scalars(ptr, block, N, ROWS: tl.constexpr):
+    rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
+    return tl.load(ptr + rows, mask=rows < N, other=0.0)
 
 
 @triton.jit
@@ -100,7 +87,9 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
+    """RESIDUAL: add d_residual to dx. AHEAD: read it, too, a block of rows in advance, if there are registers."""
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     offs_d = tl.arange(0, BLOCK_D)
@@ -108,40 +97,24 @@ def _backward_kernel(
     weight = tl.load(weight_ptr + offs_d, mask=columns, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK_D,), dtype=tl.float32)
     blocks = tl.cdiv(N, ROWS)
-    x_next, dy_next, d_residual_next, rstd_next = _load_rows(
-        x_ptr,
-        dy_ptr,
-        d_residual_ptr,
-        rstd_ptr,
-        stride_x,
-        stride_dy,
-        stride_d_residual,
-        pid,
-        N,
-        offs_d,
-        columns,
-        ROWS,
-        RESIDUAL,
-    )
+    x_next = _load_rows(x_ptr, stride_x, pid, N, offs_d, columns, ROWS)
+    dy_next = _load_rows(dy_ptr, stride_dy, pid, N, offs_d, columns, ROWS)
+    d_residual_next = x_next
+    if RESIDUAL and AHEAD:
+        d_residual_next = _load_rows(d_residual_ptr, stride_d_residual, pid, N, offs_d, columns, ROWS)
+    rstd_next = _load_scalars(rstd_ptr, pid, N, ROWS)
     for block in range(pid, blocks, programs):
         x, dy, rstd = x_next.to(tl.float32), dy_next.to(tl.float32), rstd_next
-        d_residual = d_residual_next.to(tl.float32)
-        # Everything of the next rows is on its way while these are reduced.
-        x_next, dy_next, d_residual_next, rstd_next = _load_rows(
-            x_ptr,
-            dy_ptr,
-            d_residual_ptr,
-            rstd_ptr,
-            stride_x,
-            stride_dy,
-            stride_d_residual,
-            block + programs,
-            N,
-            offs_d,
-            columns,
-            ROWS,
-            RESIDUAL,
-        )
+        if RESIDUAL and AHEAD:
+            d_residual = d_residual_next.to(tl.float32)
+        if RESIDUAL and not AHEAD:
+            d_residual = _load_rows(d_residual_ptr, stride_d_residual, block, N, offs_d, columns, ROWS).to(tl.float32)
+        # What comes from memory for the next rows is on its way while these are reduced.
+        x_next = _load_rows(x_ptr, stride_x, block + programs, N, offs_d, columns, ROWS)
+        dy_next = _load_rows(dy_ptr, stride_dy, block + programs, N, offs_d, columns, ROWS)
+        if RESIDUAL and AHEAD:
+            d_residual_next = _load_rows(d_residual_ptr, stride_d_residual, block + programs, N, offs_d, columns, ROWS)
+        rstd_next = _load_scalars(rstd_ptr, block + programs, N, ROWS)
         rows = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
         mask = (rows < N)[:, None] & columns[None, :]
         normed = x * rstd[:, None]
@@ -159,6 +132,11 @@ def tile(D: int) -> tuple[int, int, int]:
     block = triton.next_power_of_2(D)
     rows = max(1, 4096 // block)
     return rows, block, max(1, min(16, rows * block // 512))
+
+
+def reads_residual_ahead(dtype: torch.dtype) -> bool:
+    """Whether the backward kernel has registers for another row's d_residual: in other dtypes some tiles would spill."""
+    return dtype == torch.bfloat16
 
 
 def forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,6 +198,7 @@ def backward(dy: Tensor, d_residual: Tensor | None, x: Tensor, weight: Tensor, r
             ROWS=rows,
             BLOCK_D=block,
             RESIDUAL=d_residual is not None,
+            AHEAD=reads_residual_ahead(x.dtype),
             num_warps=warps,
         )
     return dx, dw_PD.sum(0).to(weight.dtype)

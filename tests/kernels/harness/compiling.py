@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -141,10 +142,11 @@ def rms_norm(dtype: str, arch: str):
         rows, block, warps = module.tile(D)
         for residual in (False, True):
             constants = dict(ROWS=rows, BLOCK_D=block, RESIDUAL=residual)
-            for kernel in (module._forward_kernel, module._backward_kernel):
+            ahead = dict(AHEAD=module.reads_residual_ahead(getattr(torch, dtype)))
+            for kernel, more in ((module._forward_kernel, {}), (module._backward_kernel, ahead)):
                 named = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")} | types
                 name = f"{kernel.__name__} D={D} residual={residual}"
-                yield name, kernel, named, constants, dict(num_warps=warps, num_stages=3)
+                yield name, kernel, named, constants | more, dict(num_warps=warps, num_stages=3)
 
 
 def attention(dtype: str, arch: str, group: int = 1, even: bool = True, scores: bool = False):

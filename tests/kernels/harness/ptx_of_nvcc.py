@@ -46,6 +46,7 @@ def demangled(names: list[str]) -> list[str]:
     result = []
     for line in done.stdout.splitlines():
         line = re.sub(r"\(anonymous namespace\)|\b_GLOBAL__N__\w+", "unnamed", line)
+        line = re.sub(r"\bunit_\w+::", "", line)  # build.py, where several sources are one translation unit
         line = (
             line.replace("CUtensorMap_st", "emulate::TensorMap")
             .replace("__nv_bfloat16", "bf16")
