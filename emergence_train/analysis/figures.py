@@ -165,7 +165,7 @@ def short(value: float) -> str:
 def ramp_colours(shade: float) -> tuple[str, str]:
     """Colours on a (light, dark) background of a shade in [0, 1]: viridis, with the end farthest from the background for 1,
     the newest, without the end that is too close to it: a contrast of 3 at least."""
-    return _viridis(0.55 * (1 - shade)), _viridis(0.35 + 0.65 * shade)
+    return _viridis(0.57 * (1 - shade)), _viridis(0.38 + 0.62 * shade)
 
 
 def _viridis(share: float) -> str:
