@@ -21,7 +21,7 @@ FLOORS = (
     ("files",),
     ("cluster",),
     ("recorder",),
-    ("models", "optim", "callbacks", "logging_config", "interpolation", "config_tree"),
+    ("models", "optim", "callbacks", "logging_config", "interpolation", "config_tree", "run_differences"),
     ("config",),
     ("parallel", "tracking", "config_listing"),
     ("checkpoint", "faults", "data"),

@@ -13,6 +13,7 @@ from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import names_of
+from emergence_train.run_differences import read_config
 
 FRACTION = 0.4  # of the planned tokens, observed by the forecast
 SPLITS = (None, "iid")  # forecast: the training curve and the iid validation loss
@@ -28,6 +29,7 @@ class Run:
     fits: temporal.fit_matrix, the position law at every checkpoint of iid and at the last one of the other splits
     curve: numbers of the training steps in metrics.jsonl (step, tokens, loss, tokens_per_second)
     metrics: metrics.jsonl
+    ood: the domains of the split ood, where config.yaml names them
     forecast: from the first FRACTION of the run, or None with the reason in `no_forecast`
     """
 
@@ -40,6 +42,7 @@ class Run:
     fits: pd.DataFrame
     curve: pd.DataFrame
     metrics: Metrics
+    ood: tuple[str, ...] = ()
     forecast: TemporalAnalysis | None = None
     no_forecast: tuple[str, ...] = field(default=())
 
@@ -99,9 +102,16 @@ def _load_run(directory: Path, names: dict[Path, str]) -> Run:
         fits=pd.concat([_fits(split, matrix) for split, matrix in positions.items()], ignore_index=True),
         curve=pd.DataFrame({name: metrics.train(name) for name in columns}),
         metrics=metrics,
+        ood=_ood(directory),
         forecast=forecast,
         no_forecast=no_forecast,
     )
+
+
+def _ood(directory: Path) -> tuple[str, ...]:
+    tree = read_config(directory)
+    sources = tree.get("data", {}).get("ood") if isinstance(tree, dict) and isinstance(tree.get("data"), dict) else None
+    return tuple(str(source["domain"]) for source in sources or () if isinstance(source, dict) and "domain" in source)
 
 
 def _fits(split: str, matrix: PositionMatrix) -> pd.DataFrame:

@@ -15,14 +15,15 @@ from emergence_train.report.svg import figure_html
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body) of each section."""
-    return [
+    parts = [
         ("summary", "Runs", _summary(runs)),
         ("position", "Loss against position during training", _by_position(runs)),
-        ("sizes", "Sizes side by side", _by_size(runs)),
+        ("sizes", "Runs side by side", _by_size(runs)),
         ("law", "The position law along training", _law(runs)),
         ("tokens", "Loss against tokens", _by_tokens(runs)),
         ("speed", "Throughput", _speed(runs)),
     ]
+    return [part for part in parts if part[2]]
 
 
 def _summary(runs: list[Run]) -> str:
@@ -43,12 +44,21 @@ def _summary(runs: list[Run]) -> str:
             ]
         )
     return (
-        "<p>Each checkpoint is scored on held-out text of the training mixture (iid) and on books that are not in it "
-        "(ood). Losses are in nats per token; position 1 is the first predicted token, which sees one token of context."
-        "</p><p>The position law of arXiv 2404.17785, loss at position i = a0 / (1 + a1 i) + a2, is fitted at each "
+        f"<p>{_splits(runs)} Losses are in nats per token; position 1 is the first predicted token, which sees one token of "
+        "context.</p><p>The position law of arXiv 2404.17785, loss at position i = a0 / (1 + a1 i) + a2, is fitted at each "
         "checkpoint: a0 is what context is worth, a1 how soon it is had, a2 the loss with unlimited context. "
         "Brackets are 95% profile intervals.</p>" + table(head, rows, "Runs")
     )
+
+
+def _splits(runs: list[Run]) -> str:
+    """What was scored at each checkpoint, as far as the runs' files say."""
+    ood = {name for run in runs for name in run.ood}
+    named = f": {html.escape(', '.join(sorted(ood)))}" if ood else ""
+    scored = {split for run in runs for split in run.positions}
+    parts = ["held-out text of the training mixture (iid)"] if "iid" in scored else []
+    parts += [f"text from outside it (ood{named})"] if "ood" in scored else []
+    return f"Each checkpoint is scored on {' and '.join(parts)}." if parts else ""
 
 
 def _loss(row: pd.Series | None) -> str:
@@ -103,6 +113,8 @@ def _position_figure(run: Run, split: str) -> Figure:
 
 
 def _by_size(runs: list[Run]) -> str:
+    if len(runs) < 2:
+        return ""
     figures = []
     for split in ("iid", "ood"):
         lines = [
@@ -111,10 +123,11 @@ def _by_size(runs: list[Run]) -> str:
             if split in run.positions
         ]
         figures.append(last_checkpoints(f"Last checkpoint, {split}", lines))
-    return (
+    about = (
         "<p>Points are the last checkpoint of each run with their 95% bands (tokens taken as independent, so a little "
-        "too narrow); lines are the fitted law.</p>" + grid(figures)
+        "too narrow); lines are the fitted law.</p>"
     )
+    return about + drawn if (drawn := grid(figures)) else ""
 
 
 def _law(runs: list[Run]) -> str:
@@ -136,7 +149,8 @@ def _law(runs: list[Run]) -> str:
             traces.append(Trace(tokens, value, run.name, number, points=True, low=low, high=high))
         note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
         figures.append(Figure(title, "tokens", name, tuple(traces), x_log=True, y_log=name != "a2", note=note))
-    return "<p>On iid, with 95% profile intervals as bands.</p>" + grid(figures)
+    drawn = grid(figures)
+    return f"<p>On iid, with 95% profile intervals as bands.</p>{drawn}" if drawn else ""
 
 
 def _by_tokens(runs: list[Run]) -> str:
@@ -179,7 +193,6 @@ def _speed(runs: list[Run]) -> str:
         tokens = parts["tokens"].median().to_numpy()
         low, middle, high = (parts["tokens_per_second"].quantile(q).to_numpy() for q in (0.1, 0.5, 0.9))
         traces.append(Trace(tokens, middle, run.name, number, low=low, high=high))
-    return (
-        "<p>Training alone: validation and saving are not counted. Median of neighbouring steps; the band holds 80% of them.</p>"
-        + grid([Figure("Speed", "tokens", "tokens/s", tuple(traces), y_log=True)])
-    )
+    about = "<p>Training alone, without validation and saving. Median of neighbouring steps; the band holds 80% of them.</p>"
+    drawn = grid([Figure("Speed", "tokens", "tokens/s", tuple(traces), y_log=True)])
+    return about + drawn if drawn else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emergence_train import files
 from emergence_train.errors import InputError
-from emergence_train.report import abilities, first_look, outlook, svg
+from emergence_train.report import abilities, conclusions, first_look, outlook, svg
 from emergence_train.report.collect import ReportData, collect
 
 HERE = Path(__file__).parent
@@ -25,7 +25,12 @@ def report(directories: list[Path], out: Path | None = None) -> Path:
 def page(data: ReportData) -> str:
     """The document: sections of (anchor, title, body), with their figures, style and script inside."""
     runs = data.runs
-    sections = [*first_look.sections(runs), *outlook.sections(runs), *abilities.sections(data)]
+    sections = [
+        *conclusions.sections(data),
+        *first_look.sections(runs),
+        *outlook.sections(runs),
+        *abilities.sections(data),
+    ]
     links = "".join(f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, title, _ in sections)
     bodies = "".join(
         f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{body}</section>' for anchor, title, body in sections

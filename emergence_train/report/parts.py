@@ -7,8 +7,9 @@ from emergence_train.report.svg import figure_html
 
 
 def grid(figures: Iterable[Figure]) -> str:
-    """Figures side by side, as many as the width holds."""
-    return '<div class="grid">' + "".join(figure_html(figure) for figure in figures) + "</div>"
+    """Figures side by side, as many as the width holds; those without data are left out, and nothing is left of none."""
+    drawn = "".join(figure_html(figure) for figure in figures if figure.drawable())
+    return f'<div class="grid">{drawn}</div>' if drawn else ""
 
 
 def table(head: list[str], rows: list[list[str]], name: str) -> str:

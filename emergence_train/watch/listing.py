@@ -11,7 +11,7 @@ from rich.text import Text
 from emergence_train.analysis.figures import short
 from emergence_train.errors import InputError, printable
 from emergence_train.recorder.naming import names_of
-from emergence_train.watch.differences import differences
+from emergence_train.run_differences import differences
 from emergence_train.watch.progress import Forecast, Progress, progress, run_directories
 
 STYLES = {"running": "green", "finished": "bold", "stopped": "red", "stale": "yellow"}

@@ -12,8 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from emergence_train.recorder.naming import names_of
+from emergence_train.run_differences import differences
 from emergence_train.watch.details import details
-from emergence_train.watch.differences import differences
 from emergence_train.watch.listing import table
 from emergence_train.watch.progress import Progress, progress, run_directories
 from emergence_train.watch.screen import line, screen

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import watch.run_files as run_files
 from emergence_train import cli
-from emergence_train.watch.differences import differences
+from emergence_train.run_differences import differences
 from emergence_train.watch.listing import list_runs, table
 
 CONFIG = {

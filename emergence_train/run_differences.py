@@ -13,14 +13,15 @@ MISSING = "-"  # of a run without the key, or without a configuration
 
 def differences(runs: list[Path]) -> list[dict[str, Any]]:
     """For each run its values of the keys that differ, under names as short as tells them apart (`lr`, `model.width`)."""
-    trees = [_flat(_read(run)) for run in runs]
+    trees = [_flat(read_config(run)) for run in runs]
     keys = sorted({key for tree in trees for key in tree if not _left_out(key)}, key=_place)
     differing = [key for key in keys if len({repr(tree.get(key, MISSING)) for tree in trees}) > 1]
     names = dict(zip(differing, _short_names(differing)))
     return [{names[key]: tree.get(key, MISSING) for key in differing} for tree in trees]
 
 
-def _read(run: Path) -> Any:
+def read_config(run: Path) -> Any:
+    """A run's config.yaml, unchecked: whatever YAML is in it; {} where there is none that can be read."""
     try:
         return yaml.load((run / "config.yaml").read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, yaml.YAMLError):

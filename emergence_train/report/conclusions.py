@@ -1,0 +1,115 @@
+"""What the page comes to: a sentence or two a run, and what differs between the runs."""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+from emergence_train.analysis.emergence.figures import main_metrics
+from emergence_train.analysis.figures import short
+from emergence_train.analysis.temporal.result import RunResult
+from emergence_train.report.collect import FRACTION, ReportData, Run
+from emergence_train.report.parts import table
+from emergence_train.run_differences import differences
+
+MOST_KEYS = 12  # columns of the table of what differs
+
+
+def sections(data: ReportData) -> list[tuple[str, str, str]]:
+    """(anchor, title, body)."""
+    able = _able(data)
+    sentences = "".join(f"<li>{_sentence(run, able.get(run.name))}</li>" for run in data.runs)
+    return [("conclusions", "In short", f"{_best(data.runs)}<ul>{sentences}</ul>{_differences(data.runs)}")]
+
+
+def _best(runs: Sequence[Run]) -> str:
+    """Which run has the lowest held-out loss, where one vocabulary makes losses comparable."""
+    last = [(float(run.iid()["loss"].iloc[-1]), run) for run in runs if len(run.iid())]
+    if len(last) < 2:
+        return ""
+    if len({run.header.get("vocabulary") for run in runs}) > 1:
+        return "<p>The runs have different tokenizers: their losses do not compare.</p>"
+    (loss, best), (second, _) = sorted(last, key=lambda pair: pair[0])[:2]
+    return (
+        f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next.</p>"
+    )
+
+
+def _sentence(run: Run, able: str | None) -> str:
+    """Where the run is or ended, what was forecast of it, and what it can do."""
+    planned = int(run.header.get("total_tokens") or 0)
+    done = not planned or run.tokens >= planned
+    rows = run.iid()
+    loss = f"{rows['loss'].iloc[-1]:.3f} nats per token on iid" if len(rows) else "no loss on iid"
+    where = f"after {short(run.tokens)} tokens" + ("" if done else f" of {short(planned)}")
+    parts = [f"<b>{html.escape(run.name)}</b> ({short(run.params)} parameters): {loss} {where}."]
+    if done and run.forecast is not None:
+        parts += [_outcome(each.result) for each in run.forecast.runs if each.series.split == "iid"] or [
+            _outcome(each.result) for each in run.forecast.runs
+        ]
+    elif not done and (newest := _newest_forecast(run)):
+        parts.append(newest)
+    if able:
+        parts.append(able)
+    return " ".join(parts)
+
+
+def _outcome(result: RunResult) -> str:
+    """What was forecast for the end beside what came."""
+    final, which = result.final, "loss" if result.split == "iid" else "training loss"
+    interval = f"{final.loss:.3f} [{final.low95:.3f}, {final.high95:.3f}]"
+    text = f"From its first {FRACTION:.0%}, a {which} of {interval} was forecast for the end"
+    if final.actual is None:
+        return f"{text}."
+    place = "inside" if final.low95 <= final.actual <= final.high95 else "outside"
+    side = "above" if final.actual > final.loss else "below"
+    return f"{text}: it came out {abs(final.actual - final.loss):.3f} {side} that, {place} the 95% interval."
+
+
+def _newest_forecast(run: Run) -> str | None:
+    """The forecast of the training loss at the end that the run itself logged last."""
+    rows = [row for row in run.metrics.of_kind("forecast") if row.get("loss") is not None]
+    if not rows:
+        return None
+    row = rows[-1]
+    return f"Its training loss is forecast to end at {row['loss']:.3f} [{row['low95']:.3f}, {row['high95']:.3f}]."
+
+
+def _able(data: ReportData) -> dict[str, str]:
+    """For each run, which tasks are above chance by more than two standard errors at its last evaluation, and which not."""
+    if data.emergence is None:
+        return {}
+    scores: dict[str, tuple[list[str], list[str]]] = {}
+    for task, finding in main_metrics(data.emergence):
+        frame = finding.task.frame
+        for name, rows in frame.groupby("run", observed=True):
+            last = rows.sort_values("step").iloc[-1]
+            if last["chance"] is None or not np.isfinite([last["chance"], last["stderr"], last["value"]]).all():
+                continue
+            sign = 1 if last["higher_is_better"] else -1
+            above = sign * (last["value"] - last["chance"]) > 2 * last["stderr"]
+            able, unable = scores.setdefault(str(name), ([], []))
+            text = html.escape(f"{task.task} ({last['value']:.2f}, chance {last['chance']:.2f})")
+            (able if above else unable).append(text)
+    return {
+        name: (f"Above chance: {', '.join(able[:6])}{' ...' if len(able) > 6 else ''}. " if able else "")
+        + (f"Not above chance: {', '.join(unable[:6])}{' ...' if len(unable) > 6 else ''}." if unable else "")
+        for name, (able, unable) in scores.items()
+    }
+
+
+def _differences(runs: Sequence[Run]) -> str:
+    """A table of the settings that are not the same in all runs."""
+    if len(runs) < 2:
+        return ""
+    values = differences([run.directory for run in runs])
+    keys = list(values[0])
+    if not keys:
+        return "<h3>What differs</h3><p>Nothing in their configurations.</p>"
+    head = ["run", *map(html.escape, keys[:MOST_KEYS])]
+    rows = [
+        [html.escape(run.name), *(html.escape(str(value)) for value in list(each.values())[:MOST_KEYS])]
+        for run, each in zip(runs, values)
+    ]
+    left = f"<p>{len(keys) - MOST_KEYS} more settings differ.</p>" if len(keys) > MOST_KEYS else ""
+    return f"<h3>What differs</h3>{table(head, rows, 'What differs between the runs')}{left}"

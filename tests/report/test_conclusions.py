@@ -1,0 +1,92 @@
+"""The sentences at the top say what the runs' files say."""
+
+import html
+import json
+import re
+
+import numpy as np
+import yaml
+
+from emergence_train.recorder import tables
+from emergence_train.report.collect import collect
+from emergence_train.report.conclusions import sections
+from emergence_train.report.page import report
+from report.test_page import write_evaluations, write_run
+
+
+def text_of(data) -> str:
+    ((_, _, body),) = sections(data)
+    return html.unescape(re.sub("<[^>]*>", " ", body))
+
+
+def last_iid(run) -> float:
+    frame = tables.mean_loss(tables.read(tables.POSITIONS, run))
+    return float(frame[(frame["split"] == "iid") & (frame["step"] == frame["step"].max())]["loss"].iloc[0])
+
+
+def test_finished_runs_say_where_they_ended_and_what_they_can_do(tmp_path):
+    runs = [
+        write_run(tmp_path, name, params, seed=n) for n, (name, params) in enumerate((("a <i>", 1000), ("b", 4000)))
+    ]
+    for seed, run in enumerate(runs):
+        write_evaluations(run, 1000 * (seed + 1), seed)
+        (run / "config.yaml").write_text(
+            yaml.safe_dump({"training": {"schedule": {"lr": 0.001 * (seed + 1)}}, "seed": 3})
+        )
+    data = collect(runs)
+    text, losses = text_of(data), [last_iid(run) for run in runs]
+    for run, loss, name in zip(data.runs, losses, ("a <i>", "b")):
+        assert f"{name} " in text and f"{loss:.3f} nats per token on iid after 80k tokens." in text
+        (final,) = (
+            part.result.final for part in run.forecast.runs
+        )  # four checkpoints are too few: the training curve's
+        place = "inside" if final.low95 <= final.actual <= final.high95 else "outside"
+        side = "above" if final.actual > final.loss else "below"
+        assert (
+            f"a training loss of {final.loss:.3f} [{final.low95:.3f}, {final.high95:.3f}] was forecast for the end"
+            in text
+        )
+        assert f"{abs(final.actual - final.loss):.3f} {side} that, {place} the 95% interval" in text
+    best = ("a <i>", "b")[int(np.argmin(losses))]
+    assert f"The lowest loss on iid has {best} , {abs(losses[0] - losses[1]):.3f} nats below the next." in re.sub(
+        r"\s+", " ", text
+    )
+    assert "steady (" in text and "Above chance" in text
+    assert "What differs" in text and "lr" in text and "0.002" in text and "seed" not in text
+    assert "<i>" not in sections(data)[0][2]
+
+
+def test_an_unfinished_run_says_what_it_forecast_last(tmp_path):
+    run = write_run(tmp_path, "half", until=40)
+    with open(run / "metrics.jsonl", "a") as file:
+        for loss in (3.5, 3.3):
+            row = {
+                "kind": "forecast",
+                "step": 40,
+                "tokens": 40_000,
+                "loss": loss,
+                "low95": loss - 0.1,
+                "high95": loss + 0.2,
+            }
+            file.write(json.dumps(row) + "\n")
+    text = text_of(collect([run]))
+    assert "after 40k tokens of 80k." in text and "is forecast to end at 3.300 [3.200, 3.500]" in text
+    assert "was forecast" not in text and "lowest" not in text and "differs" not in text
+
+
+def test_losses_of_two_tokenizers_are_not_compared(tmp_path):
+    runs = [write_run(tmp_path, name) for name in ("a", "b")]
+    log = runs[1] / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"vocabulary": "v"', '"vocabulary": "w"'))
+    text = text_of(collect(runs))
+    assert "their losses do not compare" in text and "lowest" not in text
+
+
+def test_the_page_names_the_runs_own_texts_and_has_no_empty_card(tmp_path):
+    """Not "books" of everybody's data; one run has no size beside it."""
+    run = write_run(tmp_path)
+    ood = [{"domain": "patents & law", "files": ["x"]}]
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"ood": ood}}))
+    text = report([run], tmp_path / "out").read_text()
+    assert "text from outside it (ood: patents &amp; law)" in text and "books" not in text
+    assert "No data" not in text and "side by side" not in text and "In short" in text
