@@ -12,10 +12,11 @@ MISSING = "-"  # of a run without the key, or without a configuration
 
 
 def differences(runs: list[Path]) -> list[dict[str, Any]]:
-    """For each run its values of the keys that differ, under names as short as tells them apart (`lr`, `model.width`)."""
+    """For each run its values of the keys that differ, under names as short as tells them apart (`lr`, `model.width`). A key that
+    a run of an older version does not have is no difference: it has the default."""
     trees = [_flat(read_config(run)) for run in runs]
     keys = sorted({key for tree in trees for key in tree if not _left_out(key)}, key=_place)
-    differing = [key for key in keys if len({repr(tree.get(key, MISSING)) for tree in trees}) > 1]
+    differing = [key for key in keys if len({repr(tree[key]) for tree in trees if key in tree}) > 1]
     names = dict(zip(differing, _short_names(differing)))
     return [{names[key]: tree.get(key, MISSING) for key in differing} for tree in trees]
 

@@ -11,8 +11,8 @@ from emergence_train.recorder import tables
 from emergence_train.recorder.layout import step_of
 from emergence_train.recorder.metrics import iter_metrics
 from emergence_train.recorder.sessions import read_sessions
+from emergence_train.tracking import AXES
 
-AXES = ("step", "tokens")  # in every point
 BY_POSITION = "loss_by_position"
 TRAIN = {
     "loss": "train/loss",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from emergence_train.errors import InputError
-from emergence_train.tracking.points import AXES
+from emergence_train.tracking import AXES
 
 FOLDER = "tensorboard"  # in the run directory
 

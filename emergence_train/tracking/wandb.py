@@ -21,7 +21,8 @@ import pandas as pd
 from emergence_train.errors import RunError
 from emergence_train.files import write_json
 from emergence_train.logging_config import Wandb
-from emergence_train.tracking.points import AXES, BY_POSITION, Point
+from emergence_train.tracking import AXES
+from emergence_train.tracking.points import BY_POSITION, Point
 
 QUEUE = 10_000
 ID_FILE = "wandb.json"  # in the run directory

@@ -7,8 +7,8 @@ import pandas as pd
 
 from emergence_train.recorder import tables
 
-TIMELESS = ("tokens_per_second", "seconds", "share_of_training", "run")
-UNEVEN = ("save_failed", "rewind", "straggler")  # rows that say what went otherwise
+TIMELESS = ("tokens_per_second", "seconds", "memory", "share_of_training", "run")
+UNEVEN = ("save_failed", "rewind", "straggler", "starved")  # rows that say what went otherwise
 
 
 class Wrong(AssertionError):

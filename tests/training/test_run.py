@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from emergence_train.parallel.ranks import order_sums
 from emergence_train.recorder import tables
 from emergence_train.training import startup
 from emergence_train.watch.progress import progress
+from faults.comparing import compare
 from support import ROOT, command, metrics, run_python
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
@@ -119,20 +119,10 @@ def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, process
     assert len(metrics(parts)) == 5, "the sixth step was still to be written when it stopped"
     second = command("train", *over, "name=parts", processes=processes)
     assert second.returncode == 0 and "resuming from step 4" in second.stdout, second.stderr
-    assert_same_logs(tmp_path / "runs" / "whole", parts)
+    compare(tmp_path / "runs" / "whole", parts)
     again = command("train", *over, "name=parts", processes=processes)
     assert again.returncode == 0 and "is finished" in again.stdout
     assert len(json.loads((parts / "environment.json").read_text())["sessions"]) == 2
-
-
-def assert_same_logs(first, second):
-    timeless = ("tokens_per_second", "seconds", "share_of_training", "run")
-    for a, b in zip(
-        *(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (first, second)), strict=True
-    ):
-        assert {k: v for k, v in a.items() if k not in timeless} == {k: v for k, v in b.items() if k not in timeless}
-    positions = [tables.read(tables.POSITIONS, run).drop(columns="run") for run in (first, second)]
-    pd.testing.assert_frame_equal(*positions, check_exact=True)
 
 
 def test_a_damaged_checkpoint_is_set_aside(config_file, tmp_path):
@@ -149,7 +139,7 @@ def test_a_damaged_checkpoint_is_set_aside(config_file, tmp_path):
     done = command("train", str(config_file), "checkpoints.save_state=every", "name=whole")
     assert done.returncode == 0, done.stderr
     assert "set aside" in done.stdout and damaged.name in done.stdout and "resuming from step 4" in done.stdout
-    assert_same_logs(run, whole)
+    compare(run, whole)
 
 
 def test_where_no_state_is_left_the_logs_are_put_away(config_file, tmp_path):
