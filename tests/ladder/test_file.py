@@ -79,7 +79,7 @@ def planned(path: Path):
 def test_every_row_of_a_ladder_fits_by_its_plan(path):
     rows = list(planned(path))
     assert (
-        len(rows) == {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 18}[path.stem]
+        len(rows) == {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24}[path.stem]
     )
     for row, config, plan in rows:
         assert plan.fits, row.run
