@@ -79,6 +79,16 @@ class RunPlan:
 
 
 def plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu: str) -> RunPlan:
+    """The plan of a run, as _plan_run's; InputError also for a kind of model without a closed form of its memory and work."""
+    try:
+        return _plan_run(training, model, data, gpus, gpu)
+    except NotImplementedError:
+        raise InputError(
+            f"model.kind {model.kind}: has no closed form of memory and work, a plan takes decoders"
+        ) from None
+
+
+def _plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu: str) -> RunPlan:
     """The plan of a run.
 
     Args:

@@ -78,7 +78,9 @@ def planned(path: Path):
 @pytest.mark.parametrize("path", sorted(LADDERS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_row_of_a_ladder_fits_by_its_plan(path):
     rows = list(planned(path))
-    assert len(rows) == {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12}[path.stem]
+    assert (
+        len(rows) == {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24}[path.stem]
+    )
     for row, config, plan in rows:
         assert plan.fits, row.run
         assert plan.step_tokens * plan.steps >= row.tokens == config.training.tokens

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from emergence_train import cli, config
+from emergence_train.errors import InputError
+from emergence_train.models.config import ModelConfig
 from emergence_train.models.gpus import GPUS
 from emergence_train.planning.planner import plan_run
 from support import ROOT
@@ -75,6 +77,19 @@ def test_nothing_is_suggested_where_nothing_fits():
     tree = config.load(CONFIG, ["training.batch=1", "training.micro_batch=1", "model.preset=32b"])
     planned = plan_run(tree.training, tree.model, tree.data, 1, "a100-40gb")
     assert not planned.fits and planned.suggestion is None
+
+
+class Other(ModelConfig):
+    """A kind with sizes and no closed form of its activations."""
+
+    def parameters(self) -> int:
+        return 1000
+
+
+def test_a_kind_without_closed_form_is_one_line():
+    tree = config.load(CONFIG)
+    with pytest.raises(InputError, match="model.kind other: has no closed form"):
+        plan_run(tree.training, Other(kind="other", vocab_size=8), tree.data, 1, "h100-80gb")
 
 
 def test_every_configuration_can_be_planned(capsys):
