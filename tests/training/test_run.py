@@ -28,6 +28,7 @@ from emergence_train.parallel.ranks import order_sums
 from emergence_train.recorder import tables
 from emergence_train.training import startup
 from emergence_train.watch.progress import progress
+from faults.comparing import MEASURED
 from support import ROOT, command, metrics, run_python
 
 STEPS, BATCH, SEQUENCE = 12, 8, 32
@@ -126,11 +127,10 @@ def test_a_stop_and_a_start_leave_no_trace(config_file, tmp_path, stage, process
 
 
 def assert_same_logs(first, second):
-    timeless = ("tokens_per_second", "seconds", "share_of_training", "run")
     for a, b in zip(
         *(map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) for r in (first, second)), strict=True
     ):
-        assert {k: v for k, v in a.items() if k not in timeless} == {k: v for k, v in b.items() if k not in timeless}
+        assert {k: v for k, v in a.items() if k not in MEASURED} == {k: v for k, v in b.items() if k not in MEASURED}
     positions = [tables.read(tables.POSITIONS, run).drop(columns="run") for run in (first, second)]
     pd.testing.assert_frame_equal(*positions, check_exact=True)
 
