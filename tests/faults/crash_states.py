@@ -54,7 +54,7 @@ from emergence_train.training import run as training
 from emergence_train.training.samples import Samples
 from emergence_train.training.session import Session
 from emergence_train.training.step import Stepper
-from faults.comparing import TIMELESS, Wrong, compare
+from faults.comparing import MEASURED, Wrong, compare
 from faults.disk import Operation
 from faults.launch import launch
 from faults.power_cut import FileSystem, Tree
@@ -203,7 +203,7 @@ def right_of(trace: list[Operation], out: Path, first: int = 0) -> Right:
 def _rows(log: bytes, step: int) -> list[dict]:
     rows = [json.loads(line) for line in log.splitlines()]
     rows = [row for row in rows if row.get("step", 0) <= step and row["kind"] not in ("run", "rewind", "save_failed")]
-    return [{key: value for key, value in row.items() if key not in TIMELESS} for row in rows]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
 
 def _tables(tree: Tree, step: int) -> dict[str, bytes]:
