@@ -127,7 +127,7 @@ def test_files_and_printed_table(analysed):
     for name in ("forecast", "models", "parameters", "position_forecast", "residuals", "forms"):
         table = pd.read_csv(out / f"{name}.csv")
         assert len(table) and list(table.columns[:2]) == ["run", "split"], name
-    assert len(result.figures) == 3 * (4 + 4 + 1)
+    assert len(result.figures) == 2 * (4 + 4 + 1)
     for name in result.figures:
         assert (out / name).stat().st_size > 2000, name
     printed = format_table(result)
