@@ -91,7 +91,6 @@ EXEMPT = {  # of a message: why it has no row
     "--column and --loss out, they are for results of": OTHER_TESTS + "analysis/test_scores.py",
     "not task results that are known; give --format": OTHER_TESTS + "analysis/test_scores.py",
     "--format {}: unknown; choose {}": OTHER_TESTS + "analysis/test_scores.py",
-    "write it as OURS=NAME with one of {}, as value=accuracy": OTHER_TESTS + "analysis/test_scores.py",
     "write it as N or RUN=N": OTHER_TESTS + "analysis/test_scores.py",
     "its tasks have no metrics that are numbers": "names the file that has them",
     "({}); give another --format": "a file that cannot be opened: root reads all",

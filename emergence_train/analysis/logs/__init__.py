@@ -1,5 +1,6 @@
 """Training logs that other frameworks made, read as curves: a reader a family of formats, a line of FORMATS a format."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from emergence_train.analysis.logs.curves import QUANTITIES, Curve, curves_of
@@ -11,7 +12,7 @@ from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
 from emergence_train.analysis.logs.trainer import HF
 from emergence_train.errors import InputError
 
-__all__ = ["FORMATS", "QUANTITIES", "Curve", "LogOptions", "format_of", "options_of", "read"]
+__all__ = ["FORMATS", "QUANTITIES", "Curve", "LogOptions", "columns_of", "format_of", "options_of", "read"]
 
 # In the order in which "auto" asks them
 FORMATS = {entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, CSV)}
@@ -24,13 +25,19 @@ def options_of(
     """LogOptions from the command line's words; `columns` as OURS=NAME. Raises InputError."""
     if format not in ("auto", "table", *FORMATS):
         raise InputError(f"--format {format}: unknown; choose auto, table, {', '.join(FORMATS)}")
+    named = columns_of(columns, QUANTITIES, "loss=eval/loss")
+    return LogOptions(format, run, params, tokens_per_step, named)
+
+
+def columns_of(columns: list[str], known: Sequence[str], example: str) -> dict[str, str]:
+    """The words of `--column`, as OURS=NAME with one of `known`: the file's name by ours. Raises InputError."""
     pairs = [text.partition("=") for text in columns]
     for ours, equals, name in pairs:
-        if ours not in QUANTITIES or not equals or not name:
+        if ours not in known or not equals or not name:
             raise InputError(
-                f"--column {ours}{equals}{name}: write it as OURS=NAME with one of {', '.join(QUANTITIES)}, as loss=eval/loss"
+                f"--column {ours}{equals}{name}: write it as OURS=NAME with one of {', '.join(known)}, as {example}"
             )
-    return LogOptions(format, run, params, tokens_per_step, {ours: name for ours, _, name in pairs})
+    return {ours: name for ours, _, name in pairs}
 
 
 def format_of(path: Path) -> str | None:

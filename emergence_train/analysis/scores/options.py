@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from emergence_train.analysis.logs import columns_of
 from emergence_train.errors import InputError
 
 # Ours, and what others call them, the likeliest first; words joined by underscores.
@@ -82,12 +83,7 @@ def options_of(
     known = ("auto", "evaluations", "lm-eval", "olmes", "helm", "csv")
     if format not in known:
         raise InputError(f"--format {format}: unknown; choose {', '.join(known)}")
-    pairs = [text.partition("=") for text in columns]
-    for ours, equals, name in pairs:
-        if ours not in QUANTITIES or not equals or not name:
-            raise InputError(
-                f"--column {ours}{equals}{name}: write it as OURS=NAME with one of {', '.join(QUANTITIES)}, as value=accuracy"
-            )
+    named = columns_of(columns, QUANTITIES, "value=accuracy")
     sizes = {}
     for text in params:
         name, _, number = text.rpartition("=")
@@ -95,7 +91,7 @@ def options_of(
             sizes[name] = int(float(number))
         except ValueError:
             raise InputError(f"--params {text}: write it as N or RUN=N, with N a number") from None
-    return ScoreOptions(format, run, sizes, tokens_per_step, {ours: name for ours, _, name in pairs}, loss)
+    return ScoreOptions(format, run, sizes, tokens_per_step, named, loss)
 
 
 def place_of(model: str, revision: str | None = None) -> dict:
