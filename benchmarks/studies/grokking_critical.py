@@ -3,8 +3,8 @@
     python benchmarks/studies/grokking_critical.py [--simulations 150]
 
 Every simulation is a sweep of three sizes; whether a run generalises is drawn in forms that the estimator does not contain
-(emergence_train/analysis/grokking/simulate.py): critical shares of the runs lognormal, skewed (Gumbel) or of two widths, and a time
-that diverges at the critical share. Writes benchmarks/results/grokking_critical.json.
+(emergence_train/analysis/grokking/simulate.py): critical shares of the runs lognormal, skewed (Gumbel) or of two widths, and a
+time that diverges at the critical share. Writes benchmarks/results/grokking_critical.json.
 """
 
 import argparse
