@@ -65,7 +65,7 @@ def test_extraction_and_loss_by_hand():
 
 @pytest.fixture(scope="module")
 def planted_run(tmp_path_factory):
-    """A run on random words, among which six texts stand 30 times each (copies of one that is held out are held out too)."""
+    """A run on random words, among which three texts stand 60 times each (copies of one that is held out are held out too)."""
     place = tmp_path_factory.mktemp("planted")
     rng = np.random.default_rng(5)
     words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(200)]
@@ -73,15 +73,15 @@ def planted_run(tmp_path_factory):
     def text(count: int) -> str:
         return " ".join(rng.choice(words, count))
 
-    documents = [text(60) for _ in range(240)] + 30 * [text(60) for _ in range(6)]
+    documents = [text(60) for _ in range(80)] + 60 * [text(60) for _ in range(3)]
     rng.shuffle(documents)
     (place / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     tree = small_config(place / "data", place)
     tree["data"] |= {"sources": [{"domain": "words", "files": [str(place / "text.jsonl")]}], "ood": []}
     tree["data"]["validation"] = {"sequences": 40, "domain_sequences": 0, "ood_sequences": 0, "fraction": 0.2}
-    tree["model"] |= {"width": 64, "heads": 4, "kv_heads": 4, "ffn": 128}
-    tree["training"] |= {"tokens": 400 * 8 * 32, "micro_batch": 8}
-    tree["checkpoints"] = {"every_tokens": 400 * 8 * 32}
+    tree["model"] |= {"width": 64, "heads": 4, "kv_heads": 4, "ffn": 256}
+    tree["training"] |= {"tokens": 600 * 8 * 32, "micro_batch": 8}
+    tree["checkpoints"] = {"every_tokens": 600 * 8 * 32}
     (place / "config.yaml").write_text(yaml.safe_dump(tree))
     for verb in ("prepare", "train"):
         done = command(verb, str(place / "config.yaml"))
