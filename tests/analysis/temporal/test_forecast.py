@@ -236,12 +236,14 @@ def test_the_prior_file_gives_back_what_was_written(tmp_path):
 
 
 def test_the_fall_ahead_bends_at_one_loss_and_widens():
-    """By hand: a tent of -0.2 at 4 nats, half of it 0.2 nats off; an octave below the youngest adds YOUNGER in quadrature."""
-    ahead = priors.Ahead(bend=-0.2, bend_sd=0.3, loss=4.0, width=0.4, sd=0.1, youngest=200, highest=5.0)
-    assert ahead.log_change(1000, 3.0) == (0.0, pytest.approx(0.1))
-    mean, sd = ahead.log_change(1000, 4.2)
-    assert mean == pytest.approx(-0.1) and sd == pytest.approx(np.hypot(0.1, 0.15))
-    assert ahead.log_change(100, 3.0)[1] == pytest.approx(np.hypot(0.1, priors.YOUNGER))
+    """By hand: a tent of -0.2 at 4 nats, half of it 0.2 nats off; the spread falls with the steps to 0.05."""
+    ahead = priors.Ahead(bend=-0.2, bend_sd=0.3, loss=4.0, width=0.4, least=0.05, sd=0.12, highest=5.0)
+    assert ahead.log_change(2000, 3.0) == (0.0, pytest.approx(0.13))
+    mean, sd = ahead.log_change(2000, 4.2)
+    assert mean == pytest.approx(-0.1) and sd == pytest.approx(np.hypot(0.13, 0.15))
+    assert ahead.log_change(125, 3.0)[1] == pytest.approx(np.hypot(0.05, 0.12 * 8))  # a sixteenth of the steps
+    assert ahead.log_change(1e9, 3.0)[1] == pytest.approx(0.05)
+    assert ahead.log_change(2000, 3.0, small=True)[1] == pytest.approx(np.hypot(priors.SMALL_AHEAD, 0.12))
     assert ahead.above(4.9) == 0 and ahead.above(5.5) == pytest.approx(0.5)
 
 
