@@ -90,6 +90,17 @@ def test_once_decay_is_seen_the_data_overrule_the_prior():
     )
 
 
+def test_spikes_in_a_sparse_log_do_not_count():
+    """Too few rows for bins: spikes of three rows are taken out, and a curve that falls loses nothing."""
+    x = np.arange(100.0, 4100, 100)
+    y = 2 + x**-0.5 * 40
+    spiked = y.copy()
+    spiked[[20, 21, 22, 31]] += [1.5, 0.6, 0.1, 2.0]
+    plain, cleaned = (mean_law.observed_part(x, values, plan_of("cosine")) for values in (y, spiked))
+    assert np.array_equal(plain.y, y[x >= plain.x[0]])
+    assert np.abs(cleaned.y - plain.y).max() < 0.08  # neighbours stand in, four rows away at most
+
+
 def test_forecast_is_robust_to_spikes_and_noise():
     x, y, true = curve_of("cosine", noise=0.04, rows=15000)
     spiked = y.copy()
