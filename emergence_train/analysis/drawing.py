@@ -36,6 +36,7 @@ METADATA = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}
 # A PDF embeds its font: more than half the time of all three.
 DEFAULT, WITH_PDF = (".png", ".svg"), (".png", ".svg", ".pdf")
 SHADES = 64  # steps of a colour bar
+MARKERS = {"circle": "o", "square": "s", "triangle": "^", "cross": "X"}
 
 
 def save(
@@ -146,7 +147,8 @@ def _trace(axis: Axes, trace: Trace, label: str | None) -> None:
         label = None
     if trace.points or (trace.line and len(trace.x) == 1):
         size = 4 if len(trace.x) < 60 else 2
-        axis.plot(trace.x, trace.y, "o", color=colour, markersize=size, markeredgewidth=0, label=label)
+        mark = MARKERS[trace.marker]
+        axis.plot(trace.x, trace.y, mark, color=colour, markersize=size, markeredgewidth=0, label=label)
 
 
 def _colour_bar(drawn: MatplotlibFigure, axes: Any, ramp: Ramp) -> None:
