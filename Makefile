@@ -50,8 +50,9 @@ grok: install
 
 # Bytecode is kept, whatever the environment says: hundreds of processes import the same modules.
 test test-slow: export PYTHONDONTWRITEBYTECODE :=
-test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu" tests
+# Lint is among them (tests/test_lint.py). Three workers on two cores: some tests wait, for processes that they start or stop.
+test: install
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not slow and not gpu" tests
 
 # Hours. Killed, it resumes where it was: what has passed at this commit, or since the commit SINCE, is left out.
 test-slow: install

@@ -36,7 +36,10 @@ COMMANDS = {
 EVERY_COMMAND = "--json --debug"
 EXIT_CODES = {"RunError": 1, "InputError": 2, "Stopped": 75, "PeerLost": 76}
 
-SOURCE = "domain files hub subset hub_split sample text_field weight limit_documents document_characters"
+SOURCE = (
+    "domain files hub subset hub_split sample planted text_field weight in_iid own_sequences limit_documents "
+    "document_characters"
+)
 KEYS = {
     "": "name out seed abilities",
     "data": "path sequence shard_tokens workers bad_rows",

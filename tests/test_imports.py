@@ -51,6 +51,7 @@ KERNEL_FLOORS = (
     ("backends",),
     ("cross_entropy", "fp8_linear", "rms_norm", "rotary", "swiglu"),
     ("attention",),
+    ("modules", "llama_patch"),
     ("bench",),
 )
 # (room, rooms that it never imports although they are lower): the analyses read tables of any origin
