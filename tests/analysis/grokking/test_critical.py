@@ -101,9 +101,9 @@ def test_half_of_the_simulated_runs_generalise_at_the_truth(form):
 
 
 def test_intervals_hold_the_truth_of_other_forms():
-    """40 sweeps, 10 of each form: 120 critical shares, 40 slopes."""
+    """24 sweeps, 6 of each form: 72 critical shares, 24 slopes."""
     held, slopes, small = [], [], []
-    for number in range(40):
+    for number in range(24):
         rng = np.random.default_rng([number, 5])
         slope = (0.0, -0.12)[number % 2]
         truth = simulate.critical_shares(PARAMS, rng.uniform(0.45, 0.65), slope)
@@ -114,5 +114,5 @@ def test_intervals_hold_the_truth_of_other_forms():
         moved = critical.trend(fitted)
         slopes.append((moved.slope.low95 or -9) <= slope <= (moved.slope.high95 or 9))
         small += [moved.p < 0.05] if slope == 0 else []
-    assert np.mean(held) >= 0.88 and np.mean(slopes) >= 0.85  # of 95%, less two standard errors and discreteness
-    assert np.mean(small) <= 0.2
+    assert np.mean(held) >= 0.87 and np.mean(slopes) >= 0.8  # of 95%, less two standard errors and discreteness
+    assert np.mean(small) <= 0.25
