@@ -266,6 +266,7 @@ def main() -> None:
         known = json.loads(path.read_text())
         names = ("untrained_checkpoint", "halves", "crossings_ahead")
         result |= {name: known[name] for name in names if name in known}
+        result["commit of the public tables' parts"] = known.get("commit of the public tables' parts", known["commit"])
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -257,7 +257,7 @@ def draw(before: dict, after: dict, target: Path) -> None:
     axes[0].set_ylabel("error of the end / half-width", fontsize=9)
     axes[-1].plot([], [], "o", color="#b0b0b0", label="before")
     axes[-1].plot([], [], "o", color="#1f5fa8", label="after")
-    axes[-1].legend(fontsize=7, frameon=False, loc="upper left")
+    axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
     figure.savefig(target)
 
 
