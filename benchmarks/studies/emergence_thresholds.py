@@ -233,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=100)
     parser.add_argument("--public", type=Path, help="folder of the public tables")
-    parser.add_argument("--figures", action="store_true", help="draw docs/images/thresholds.svg and crossings.svg")
+    parser.add_argument("--figures", action="store_true", help="draw docs/images/threshold-feet.svg and crossings.svg")
     arguments = parser.parse_args()
     begin = time.process_time()
     regimes = {
@@ -250,7 +250,7 @@ def main() -> None:
         "two_runs_of_a_family": overlapping_runs(arguments.simulations),
     }
     if arguments.figures:
-        draw_thresholds(regimes, IMAGES / "thresholds.svg")
+        draw_thresholds(regimes, IMAGES / "threshold-feet.svg")
     if arguments.public:
         ahead = {
             name: crossings(arguments.public / "gemstones_evaluations.csv", name == KNOWN) for name in (TABLE, KNOWN)

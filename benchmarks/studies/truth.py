@@ -47,7 +47,7 @@ class Row:
 HOLDS, MISSES, OPEN = "holds", "does not hold", "cannot be told here"
 
 
-def told(holds: bool) -> str:
+def met(holds: bool) -> str:
     return HOLDS if holds else MISSES
 
 
@@ -73,14 +73,14 @@ def other_laboratories(rows: pd.DataFrame) -> Iterator[Row]:
             limit = 1.0 if one_source else QUOTIENTS[float(fraction)]
             value = float(some["quotient"].median())
             yield Row(
-                1, "squared error over best classical", group, f"at most {limit:g}", value, told(value <= limit), count
+                1, "squared error over best classical", group, f"at most {limit:g}", value, met(value <= limit), count
             )
             if one_source:
                 continue
             low = float((some["end error"] < 0).mean())
             yield Row(1, "too low", group, "40 to 60%", low, share(low, 0.4, 0.6, count), count)
             ratio = float(some["half-width"].median() / some["end error"].abs().median())
-            yield Row(1, "half-width over error (medians)", group, "at most 4", ratio, told(ratio <= 4), count)
+            yield Row(1, "half-width over error (medians)", group, "at most 4", ratio, met(ratio <= 4), count)
 
 
 def outside_the_prior(rows: pd.DataFrame) -> Iterator[Row]:
@@ -93,7 +93,7 @@ def outside_the_prior(rows: pd.DataFrame) -> Iterator[Row]:
         yield Row(
             2, "better than the power law", group, "at least 75%", better, share(better, 0.75, 1, len(some)), len(some)
         )
-        yield Row(2, "bias of the end, nats", group, "within 0.03", bias, told(abs(bias) <= 0.03), len(some))
+        yield Row(2, "bias of the end, nats", group, "within 0.03", bias, met(abs(bias) <= 0.03), len(some))
         yield Row(2, "95% of ends held", group, "at least 90%", held, share(held, 0.9, 1, len(some)), len(some))
 
 
@@ -101,12 +101,12 @@ def cooldowns(held: dict) -> Iterator[Row]:
     """Property 3: observed up to the cooldown's first step."""
     for source, some in held.items():
         count, bias, inside = some["forecasts"], some["median end bias"], some["ends inside 95"]
-        yield Row(3, "bias of a cooldown's end, nats", source, "within 0.03", bias, told(abs(bias) <= 0.03), count)
+        yield Row(3, "bias of a cooldown's end, nats", source, "within 0.03", bias, met(abs(bias) <= 0.03), count)
         yield Row(3, "95% of ends held", source, "90 to 98%", inside, share(inside, 0.9, 0.98, count), count)
         if some["trend with length"] is not None:
             slope = some["trend with length"]
             yield Row(
-                3, "nats for each factor e of length", source, "within 0.03", slope, told(abs(slope) <= 0.03), count
+                3, "nats for each factor e of length", source, "within 0.03", slope, met(abs(slope) <= 0.03), count
             )
 
 
@@ -153,7 +153,7 @@ def young(rows: pd.DataFrame) -> Iterator[Row]:
     for name, part in [("all", some), *some.groupby("source")]:
         bias = float(part["end error"].median())
         yield Row(
-            5, "bias of young runs at 10%, nats", str(name), "within 0.05", bias, told(abs(bias) <= 0.05), len(part)
+            5, "bias of young runs at 10%, nats", str(name), "within 0.05", bias, met(abs(bias) <= 0.05), len(part)
         )
     below = []
     for row in some.itertuples():
@@ -162,15 +162,15 @@ def young(rows: pd.DataFrame) -> Iterator[Row]:
             near = near[near[name].between(getattr(row, name) / REACH, getattr(row, name) * REACH)]
         below.append(row.end + row.error + row.half < near["end"].min())
     lower = float(np.mean(below))
-    yield Row(5, "whole interval below what size and tokens reach", "all", "none", lower, told(lower == 0), len(some))
+    yield Row(5, "whole interval below what size and tokens reach", "all", "none", lower, met(lower == 0), len(some))
 
 
 def emergence(held: dict) -> Iterator[Row]:
     """Properties 6, 8, 9 and 10."""
     for name, some in held["untrained_checkpoint"].items():
         turned, moved = some["verdicts_turned"], some["largest_move_over_width"] or 0.0
-        yield Row(6, "verdicts turned by an untrained row", name, "none", turned, told(turned == 0), some["tasks"])
-        yield Row(6, "largest move over its width", name, "below 0.5", moved, told(moved < 0.5), some["tasks"])
+        yield Row(6, "verdicts turned by an untrained row", name, "none", turned, met(turned == 0), some["tasks"])
+        yield Row(6, "largest move over its width", name, "below 0.5", moved, met(moved < 0.5), some["tasks"])
     for name, some in held["simulated"].items():
         inside, thin = some["coverage95"], some["narrower_than_gap"]
         yield Row(
@@ -182,7 +182,7 @@ def emergence(held: dict) -> Iterator[Row]:
             share(inside, 0.9, 0.98, some["tasks"]),
             some["tasks"],
         )
-        yield Row(8, "narrower than the gap between rows", name, "none", thin, told(thin == 0), some["tasks"])
+        yield Row(8, "narrower than the gap between rows", name, "none", thin, met(thin == 0), some["tasks"])
     pairs = held["two_runs_of_a_family"]
     yield Row(
         8,
@@ -201,7 +201,7 @@ def emergence(held: dict) -> Iterator[Row]:
             name,
             "at most 0.05",
             less,
-            told(less <= 0.05),
+            met(less <= 0.05),
             some["both_identified"],
         )
     for name, tasks in held["crossings_ahead"].items():
@@ -230,7 +230,7 @@ def one_family() -> Row:
         "names with size, multiplier, seed, rerun",
         "1",
         float(count),
-        told(count == 1),
+        met(count == 1),
         len(LADDER),
     )
 
@@ -240,11 +240,11 @@ def score(held: dict) -> list[Row]:
     rows = pd.DataFrame(laboratories["rows"])
     rows["earlier"] = rows["source"].isin(("multi-power", "scheduling"))
     named = rows.assign(error=rows["end error"], half=rows["half-width"])
-    found = [*other_laboratories(rows), *outside_the_prior(rows), *cooldowns(laboratories["cooldowns"])]
+    scored = [*other_laboratories(rows), *outside_the_prior(rows), *cooldowns(laboratories["cooldowns"])]
     generated = held["temporal_logs"]["logs"]
-    found += ways_of_logging(laboratories["moved by less than half its half-width"], generated)
-    found += [*young(named), one_family(), *emergence(held["emergence_thresholds"])]
-    return sorted(found, key=lambda row: row.number)
+    scored += ways_of_logging(laboratories["moved by less than half its half-width"], generated)
+    scored += [*young(named), one_family(), *emergence(held["emergence_thresholds"])]
+    return sorted(scored, key=lambda row: row.number)
 
 
 def positions(held: dict) -> dict:

@@ -27,8 +27,8 @@ def test_a_forecast_below_what_a_run_can_reach_is_named():
     """Three runs of one size: the lowest ends at 3.0; one is forecast to end at 2.6 at most."""
     end = {"end": [3.0, 3.1, 3.2], "error": [0.0, 0.1, -0.8], "half": [0.1, 0.1, 0.2], "end error": [0.0, 0.1, -0.8]}
     about = {"age": "young", "fraction": 0.1, "source": "s", "laboratory": "l", "params": 1e8, "tokens": 1e9}
-    found = list(truth.young(pd.DataFrame(end).assign(**about)))
-    assert found[-1].measured == pytest.approx(1 / 3) and found[-1].outcome == truth.MISSES
+    scored = list(truth.young(pd.DataFrame(end).assign(**about)))
+    assert scored[-1].measured == pytest.approx(1 / 3) and scored[-1].outcome == truth.MISSES
 
 
 def test_result_is_what_the_studies_say():
