@@ -46,7 +46,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         tokens, every, data = 8 * 128, max(1, arguments.steps // 8), f"data.path={scratch}/data"
         settings = [
-            "configs/quickstart.yaml",
+            "configs/tiny.yaml",
             "name=gpu",
             f"model.preset={arguments.preset}",
             f"out={scratch}",
@@ -61,7 +61,7 @@ def main() -> int:
             "checkpoints.log_spaced_start=false",
             "tasks=[]",
         ]
-        run("prepare", "configs/quickstart.yaml", data)
+        run("prepare", "configs/tiny.yaml", data)
         directory = Path(scratch) / "gpu"
         training, end = start("train", *settings), time.monotonic() + arguments.patience
         while training.poll() is None and len(rows(directory, "train")) < arguments.stop_at and time.monotonic() < end:

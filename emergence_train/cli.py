@@ -13,6 +13,7 @@ from emergence_train.cli_arguments import (
     Commands,
     Parser,
     add_generate,
+    add_grok,
     add_import,
     add_out,
     add_outlook,
@@ -186,6 +187,22 @@ def _ladder(arguments: argparse.Namespace) -> dict:
     rows = [progress.progress(ladder, row, notes.get(row.run, {}), queue) for row in ladder.rows]
     log(progress.format_table(rows))
     return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}
+
+
+def _grok(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    from emergence_train.analysis.grokking import analyze, output
+    from emergence_train.analysis.results import as_json
+    from emergence_train.grokking.train import train
+    from emergence_train.report.sweep_page import write_page
+
+    log = _log(arguments)
+    trained = train(arguments.config, arguments.out, log, arguments.jobs)
+    result = output.write(trained.out, analyze(trained.curves, trained.budget), trained.curves, _suffixes(arguments))
+    page = write_page(trained.out, trained.name, result, trained.curves)
+    log(output.format_table(result))
+    log(f"written: {trained.out / 'result.json'}, its tables and figures, and {page}")
+    return as_json(result)
 
 
 def _expanded(paths: list[str]) -> list[str]:
@@ -410,6 +427,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument(
         "--jobs", type=count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
+    )
+    add_grok(
+        verb("grok", _grok, "train a sweep of many small models: when do they generalise, and from how much data?")
     )
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")

@@ -64,6 +64,16 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
 
 
+def add_grok(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/grok/")
+    text = "where its runs, result.json, tables, figures and page go (default: runs/NAME); the same command resumes"
+    parser.add_argument("--out", metavar="DIR", help=text)
+    text = "processes at a time, each of which trains a stack of runs (default: one on each CPU)"
+    parser.add_argument("--jobs", type=count, metavar="N", help=text)
+    parser.add_argument("--pdf", action="store_true", help="figures as PDF too")
+    add_schema(parser, "analysis.grokking.result:GrokkingResult")
+
+
 def steps(text: str) -> list[int]:
     """N,N,..."""
     return [count(part) for part in text.split(",")]

@@ -27,7 +27,7 @@ from emergence_train.section import ByKind, Section
 
 
 class Source(Section):
-    """The source of one domain's text: exactly one of `files`, `hub` and `sample`."""
+    """The source of one domain's text: exactly one of `files`, `hub`, `sample` and `planted`."""
 
     domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the domain, in logs and tables")
     files: list[str] | None = Field(
@@ -38,11 +38,25 @@ class Source(Section):
     subset: str | None = Field(default=None, description="the hub data set's configuration name")
     hub_split: str = Field(default="train", description="the hub data set's split")
     sample: str | None = Field(default=None, description="a domain of the embedded sample")
+    planted: str | None = Field(
+        default=None,
+        description="a planted skill, as text generated from a fixed seed: latest, recall (docs/how-to/data.md)",
+    )
     text_field: str = Field(default="text", description="field or column that holds the text; dotted for nested ones")
     weight: float = Field(
         default=1.0, ge=0, description="share of training tokens, relative; 0 keeps it out of training"
     )
-    limit_documents: int | None = Field(default=None, ge=1, description="read at most this many documents")
+    in_iid: bool = Field(
+        default=True,
+        description="whether the iid set has its share of this domain; false for what is trained on and asked in tasks, but no "
+        "part of the loss that the analyses follow",
+    )
+    own_sequences: int | None = Field(
+        default=None, ge=0, description="sequences in this domain's own set; None: validation.domain_sequences"
+    )
+    limit_documents: int | None = Field(
+        default=None, ge=1, description="read at most this many documents; None: all, and 1,000 of a planted skill"
+    )
     document_characters: int | None = Field(
         default=None,
         ge=100,
@@ -52,9 +66,11 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Source":
-        given = [name for name in ("files", "hub", "sample") if getattr(self, name)]
+        given = [name for name in ("files", "hub", "sample", "planted") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"domain {self.domain!r} must have exactly one of files, hub and sample (has: {given})")
+            raise ValueError(
+                f"domain {self.domain!r} must have exactly one of files, hub, sample and planted (has: {given})"
+            )
         if self.domain in ("train", "iid", "ood"):
             raise ValueError(f"domain name {self.domain!r} is taken by a split of the tables; choose another")
         return self
@@ -114,6 +130,8 @@ class Data(Section):
             raise ValueError(f"domain {twice[0]!r} is listed twice; list its files in one source")
         if not any(source.weight > 0 for source in self.sources):
             raise ValueError("every source has weight 0; give at least one a positive weight")
+        if not any(source.weight > 0 and source.in_iid for source in self.sources):
+            raise ValueError("no source with a weight above 0 is in the iid set; leave in_iid out of one of them")
         return self
 
 
@@ -255,8 +273,8 @@ class Faults(Section):
 
 class TaskConfig(Section):
     """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
-    are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text); or it is lm-eval/NAME,
-    a task of lm-eval (pip install 'emergence-train[tasks]')."""
+    are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text), latest and recall
+    (planted skills); or it is lm-eval/NAME, a task of lm-eval (pip install 'emergence-train[tasks]')."""
 
     task: str = Field(min_length=1, description="a generated task, lm-eval/NAME, or any name for a file")
     name: str | None = Field(default=None, min_length=1, description="name in the tables; None: that of the task")

@@ -120,6 +120,11 @@ class Row:
     before: Callable[[At], list[str]] | None = None  # a command that passes first
 
 
+def planted(skill: str, domain: str = "a") -> str:
+    """A source without a space, as `config` takes it."""
+    return f'{{"domain":"{domain}","planted":"{skill}","limit_documents":40}}'
+
+
 def config(says: str, wrong: str, right: str = "") -> Row:
     """Overrides that are refused, and those that the message asks for (default: without them)."""
     return Row(says, lambda at: at.prepare(*wrong.split()), lambda at: at.prepare(*right.split()))
@@ -133,7 +138,12 @@ CONFIG = [
         "logging.wandb_project=a logging.wandb.project=b",
         "logging.wandb.project=b",
     ),
-    config("domain {} must have exactly one of files, hub and sample (has: {})", "data.sources.0.hub=x"),
+    config("domain {} must have exactly one of files, hub, sample and planted (has: {})", "data.sources.0.hub=x"),
+    config(
+        "no source with a weight above 0 is in the iid set; leave in_iid out of one of them",
+        "data.sources.0.in_iid=false data.sources.1.in_iid=false",
+        "data.sources.0.in_iid=false",
+    ),
     config("domain name {} is taken by a split of the tables; choose another", "data.sources.0.domain=iid"),
     config("give exactly one of vocab_size, file and hub (has: {})", "data.tokenizer.hub=x"),
     config("domain {} is listed twice; list its files in one source", "data.sources.1.domain=manuals"),
@@ -395,6 +405,12 @@ DATA = [
         two_domains,
     ),
     config("the sample has no domain {}; it has {}", "data.sources.0.sample=manual data.path=nowhere"),
+    config("no skill is called {}; there are {}", f"data.sources.0={planted('reading')} data.path=nowhere"),
+    config(
+        "the skill {} is planted in the domains {} and {}; give it to one of them",
+        f"data.sources.0={planted('recall')} data.sources.1={planted('recall', 'b')} data.path=nowhere",
+        f"data.sources.0={planted('recall')} data.path=recall",
+    ),
     Row(
         "no such file; give the path of a tokenizer.json",
         lambda at: with_tokenizer(at, "nowhere.json"),

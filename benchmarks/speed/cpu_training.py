@@ -236,13 +236,13 @@ def main() -> None:
     parser.add_argument("--sizes", default="tiny-0.05m,tiny-0.2m,tiny-0.9m")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=61)
-    parser.add_argument("--data", default="data/quickstart")
+    parser.add_argument("--data", default="data/tiny")
     parser.add_argument("--out", default="benchmarks/results/cpu/training.json")
     arguments = parser.parse_args()
     mesh = distributed.start(arguments.threads)
     results = {}
     for size in arguments.sizes.split(","):
-        config = configs.load("configs/quickstart.yaml", [f"model.preset={size}", f"data.path={arguments.data}"])
+        config = configs.load("configs/tiny.yaml", [f"model.preset={size}", f"data.path={arguments.data}"])
         prepare(config.data)
         dataset = Dataset(config.data, config.seed)
         shape = config.model.model_copy(update={"vocab_size": padded_vocabulary(dataset.vocabulary)})

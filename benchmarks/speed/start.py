@@ -2,8 +2,8 @@
 
     python benchmarks/speed/start.py [--beside OTHER_CHECKOUT] [--times 7] [--out FILE]
 
-The quickstart's smallest model, one process on a CPU, without W&B. Seconds are user and system time of the process, all its
-threads and its children; start by start the two checkouts take turns. The least is the one to compare on a machine that is
+The smallest preset in configs/tiny.yaml, one process on a CPU, without W&B. Seconds are user and system time of the process, all
+its threads and its children; start by start the two checkouts take turns. The least is the one to compare on a machine that is
 shared: others' work makes the same instructions take up to twice as long.
 """
 
@@ -70,8 +70,8 @@ def python(checkout: Path, *arguments: str) -> tuple[float, int]:
 
 
 def config_in(folder: Path) -> Path:
-    """The quickstart's configuration with its data and runs in `folder`, data prepared."""
-    tree = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
+    """configs/tiny.yaml with its data and runs in `folder`, data prepared."""
+    tree = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
     tree["data"]["path"], tree["out"] = str(folder / "data"), str(folder / "runs")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree))

@@ -83,7 +83,8 @@ def _mixture(data: Data, run: Path) -> str:
     rows = []
     for source in data.sources:
         tokens = known.get(source.domain, {}).get("tokens")
-        origin = source.hub or (f"sample: {source.sample}" if source.sample else "files")
+        named = {"sample": source.sample, "planted skill": source.planted}
+        origin = source.hub or next((f"{kind}: {name}" for kind, name in named.items() if name), "files")
         rows.append((source.domain, f"{source.weight / whole:.1%}", "" if tokens is None else f"{tokens:,}", origin))
     table = _table(("domain", "share", "tokens in the data set", "source"), rows)
     ood = ", ".join(source.domain for source in data.ood)

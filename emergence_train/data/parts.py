@@ -181,6 +181,6 @@ def _check_bad(reader: PartReader, done: list[dict], part: Part, *, ended: bool)
 
 def _text_bytes(source: Source) -> float | None:
     """Estimated bytes of text in a local source; None for a stream of unknown length."""
-    if source.hub or source.limit_documents:
+    if source.hub or source.planted or source.limit_documents:
         return None
     return sum(path.stat().st_size * RATIOS.get(path.suffix, 1.0) for path in sources.paths(source))

@@ -121,7 +121,7 @@ def _recipe(data: Data) -> dict:
     """The part of the configuration that determines the prepared bytes: not weights, worker counts and the path."""
     recipe = data.model_dump(mode="json", exclude={"path", "workers", "bad_rows"})
     for source in recipe["sources"] + recipe["ood"]:
-        del source["weight"]
+        del source["weight"], source["in_iid"]  # iid_shares says what they come to
     recipe["iid_shares"], recipe["ood_shares"] = _iid_shares(data), _ood_shares(data)
     return recipe
 
@@ -284,7 +284,7 @@ def _training_texts(data: Data, log: Callable[[str], None]) -> Iterator[str]:
 
 def _iid_shares(data: Data) -> dict[str, int]:
     """Sequences of each domain in the iid set."""
-    weights = [source.weight for source in data.sources]
+    weights = [source.weight if source.in_iid else 0.0 for source in data.sources]
     return dict(zip((s.domain for s in data.sources), _shares(weights, data.validation.sequences, "sequences")))
 
 
@@ -318,9 +318,15 @@ def _works(weights: list[float], total: int) -> bool:
 
 def _needed(data: Data) -> dict[str, int]:
     """Windows that each domain's validation sets need at most."""
-    iid, own = _iid_shares(data), data.validation.domain_sequences
-    needed = {s.domain: max(iid[s.domain], own if s.weight > 0 else 0) for s in data.sources}
+    iid = _iid_shares(data)
+    needed = {source.domain: max(iid[source.domain], _own(data, source)) for source in data.sources}
     return needed | {source.domain: _ood_shares(data).get(source.domain, 0) for source in data.ood}
+
+
+def _own(data: Data, source: Source) -> int:
+    """Sequences wanted in the domain's own set."""
+    own = data.validation.domain_sequences if source.own_sequences is None else source.own_sequences
+    return own if source.weight > 0 else 0
 
 
 def _enough_held_out(data: Data, reader: PartReader, workers: Workers, log: Callable[[str], None]) -> list[dict]:
@@ -355,7 +361,7 @@ def _validation_sets(
         arrays = [held_out.read(root / "parts" / domain / part["held_out"]) for part in parts[domain]]
         windows = held_out.choose(arrays, needed[domain], data.sequence + 1, end)
         has = len(windows)
-        own = min(data.validation.domain_sequences, has) if source.weight > 0 else 0
+        own = min(_own(data, source), has)
         ranges = {"ood": min(ood[domain], has)} if domain in ood else {"iid": min(iid[domain], has), domain: own}
         wanted = ood.get(domain, iid.get(domain, 0))
         if has < wanted:

@@ -1,4 +1,4 @@
-"""Documents of a source, in a fixed order: local files, a hub data set, or the embedded sample."""
+"""Documents of a source, in a fixed order: local files, a hub data set, the embedded sample, or text that plants a skill."""
 
 import glob
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emergence_train.config import Data, Source
-from emergence_train.data import readers
+from emergence_train.data import planted, readers
 from emergence_train.data.readers import Bad
 from emergence_train.errors import InputError, RunError
 
@@ -16,6 +16,7 @@ LOOKED_AT = 100  # rows, before anything is written
 FEW_TEXTS = 32  # text files; a source of fewer is cut, so that some documents can be held out
 PIECES = 128  # about as many
 SHORTEST_PIECE = 2_000  # characters
+PLANTED_DOCUMENTS = 1_000
 
 
 def sample_domains() -> list[str]:
@@ -25,6 +26,9 @@ def sample_domains() -> list[str]:
 
 def documents(source: Source, skip: int = 0) -> Iterator[str | Bad]:
     """The source's documents from number `skip` on. Empty and bad ones are yielded too, so that numbers do not shift."""
+    if source.planted:
+        most = source.limit_documents or PLANTED_DOCUMENTS
+        return itertools.islice(planted.documents(_skill(source)), skip, max(most, skip))
     stream = _hub(source, skip) if source.hub else itertools.islice(_files(source), skip, None)
     if source.limit_documents is not None:
         stream = itertools.islice(stream, max(source.limit_documents - skip, 0))
@@ -42,12 +46,15 @@ def check(source: Source) -> None:
 
 
 def listing(source: Source) -> list[list]:
-    """[path, size in bytes, time of the last change in ns] of each file of a local source; [] of a hub's.
+    """[path, size in bytes, time of the last change in ns] of each file of a local source; [] of a hub's. For planted text the
+    version of its generator stands for the size.
 
     The same listing is taken as the same input.
     """
     if source.hub:
         return []
+    if source.planted:
+        return [[f"planted:{_skill(source)}", planted.VERSION, 0]]
     if source.sample:
         return [[f"sample:{source.sample}", paths(source)[0].stat().st_size, 0]]
     return [[str(path), (status := _stat(path)).st_size, status.st_mtime_ns] for path in paths(source)]
@@ -58,7 +65,12 @@ def check_overlap(data: Data) -> None:
     where a pattern takes what prepare itself has written."""
     owners: dict[tuple, str] = {}
     for source in [*data.sources, *data.ood]:
-        for path in [] if source.hub else paths(source):
+        if source.planted and owners.setdefault((source.planted,), source.domain) != source.domain:
+            raise InputError(
+                f"the skill {source.planted!r} is planted in the domains {owners[(source.planted,)]!r} and "
+                f"{source.domain!r}; give it to one of them"
+            )
+        for path in [] if source.hub or source.planted else paths(source):
             field = "" if readers.is_text(path) else source.text_field
             if Path(data.path).resolve() in path.resolve().parents:
                 raise InputError(f"{path}: lies in data.path; choose another data.path, or write a pattern without it")
@@ -98,6 +110,15 @@ def paths(source: Source) -> list[Path]:
     if not files:
         raise InputError(f"source {source.domain!r}: {source.files} are directories; write a glob such as dir/*.txt")
     return list(files.values())
+
+
+def _skill(source: Source) -> str:
+    """The name of the planted skill, checked."""
+    if source.planted not in planted.SKILLS:
+        raise InputError(
+            f"source {source.domain!r}: no skill is called {source.planted!r}; there are {', '.join(planted.SKILLS)}"
+        )
+    return source.planted
 
 
 def _identity(path: Path) -> tuple[int, int]:

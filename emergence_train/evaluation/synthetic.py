@@ -2,7 +2,7 @@
 true against false continuations of held-out text.
 
 The first three are small versions of tasks on which emergence was reported (in-context learning; modified arithmetic and word
-unscrambling of BIG-bench). The fourth is easy enough for tiny models.
+unscrambling of BIG-bench). The fourth is easy enough for tiny models. Questions on planted skills are tasks too.
 """
 
 import random
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from emergence_train.data import planted
 from emergence_train.evaluation.items import Item
 
 _TEXT = (
@@ -99,6 +100,15 @@ def continuation(items: int, seed: int, windows: np.ndarray, decode: Callable[[l
     return drawn
 
 
+def planted_skill(skill: str) -> Callable[[int, int], list[Item]]:
+    """The generator of questions on a planted skill, four choices, chance 1/4; no text that plants it contains them."""
+
+    def generate(items: int, seed: int) -> list[Item]:
+        return [Item(each.context, each.choices, each.answer) for each in planted.questions(skill, items, seed)]
+
+    return generate
+
+
 def _shuffled(context: str, choices: list[str], draw: random.Random) -> Item:
     """The item with its choices in random order; the first of `choices` is right."""
     right = choices[0]
@@ -110,5 +120,6 @@ GENERATORS: dict[str, Callable[[int, int], list[Item]]] = {
     "copying": copying,
     "modular-addition": modular_addition,
     "unscrambling": unscrambling,
+    **{skill: planted_skill(skill) for skill in planted.SKILLS},
 }
 FROM_TEXT = "continuation"

@@ -1,0 +1,114 @@
+"""Planted skills: text generated from a seed that teaches one thing, and questions whose instances no such text contains.
+
+A skill draws exercises. An exercise is a line of symbols, some of which follow from those before them. A hash of the line
+decides whether it may be written in training text or asked in a task, so the two never meet, whatever the seeds.
+
+The wrong choices of a question stand in its context as the right one does, and nothing but the skill tells them apart: a rule
+that ignores what is asked (the commonest, the smallest) is right one time in four, and the symbol at a fixed distance where
+the distance happens to be that; tests/data/test_planted.py has the scores.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+VERSION = 1  # of the text: raise it with any change, so that prepared data are known to be of another
+CHOICES = 4
+HELD_OUT = 4  # one line in so many is asked, never written
+LINES = 20  # of a document
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+DIGITS = "0123456789"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A line of symbols. `asked` has, for each place that follows from those before it, the symbols among which it is to be
+    found."""
+
+    symbols: tuple[str, ...]
+    asked: dict[int, tuple[str, ...]]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the line is for questions alone."""
+        digest = hashlib.blake2b("".join(self.symbols).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % HELD_OUT == 0
+
+    def text(self, end: int | None = None) -> str:
+        """The symbols before place `end`, a space before each."""
+        return "".join(" " + symbol for symbol in self.symbols[:end])
+
+
+@dataclass(frozen=True)
+class Question:
+    """A beginning of a held-out line, and symbols of which the one numbered `answer` continues it."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def latest(draw: random.Random) -> Exercise:
+    """A value that is set and read: " : 3 q n = 3 m = 3 : 7 x = 7". After = stands the digit that the last : has set, with 0 to
+    4 letters in between; the wrong choices were set before it and stand there as often."""
+    symbols: list[str] = []
+    asked, value, times = {}, "", dict.fromkeys(DIGITS, 0)
+    while len(symbols) < 48:
+        if value:
+            symbols += draw.choices(LETTERS, k=draw.randrange(5))
+        if not value or draw.random() < 0.3:
+            value = draw.choice(DIGITS)
+            symbols += [":", value]
+        else:
+            asked[len(symbols) + 1] = tuple(digit for digit in DIGITS if times[digit] == times[value])
+            symbols += ["=", value]
+        times[value] += 1
+    return Exercise(tuple(symbols), asked)
+
+
+def recall(draw: random.Random) -> Exercise:
+    """Four letters with a digit each, in random order with repetition: " q 3 m 7 q 3 t 0 m 7". Asked is the digit of a letter
+    that was there before; the wrong choices are those of the others."""
+    table = dict(zip(draw.sample(LETTERS, 4), draw.sample(DIGITS, 4)))
+    symbols: list[str] = []
+    asked: dict[int, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    for letter in draw.choices(sorted(table), k=20):
+        if table[letter] in seen:
+            asked[len(symbols) + 1] = tuple(sorted(seen))
+        seen.add(table[letter])
+        symbols += [letter, table[letter]]
+    return Exercise(tuple(symbols), asked)
+
+
+SKILLS: dict[str, Callable[[random.Random], Exercise]] = {"latest": latest, "recall": recall}
+
+
+def documents(skill: str) -> Iterator[str]:
+    """Training text of a skill, without end: LINES exercises a document, none of them held out."""
+    draw = random.Random(f"planted/{skill}/text")
+    while True:
+        lines: list[str] = []
+        while len(lines) < LINES:
+            exercise = SKILLS[skill](draw)
+            if not exercise.held_out:
+                lines.append(exercise.text() + "\n")
+        yield "".join(lines)
+
+
+def questions(skill: str, count: int, seed: int) -> list[Question]:
+    """`count` questions, each on a held-out line of its own; CHOICES choices, so chance is 1/4."""
+    draw = random.Random(f"planted/{skill}/questions/{seed}")
+    drawn: list[Question] = []
+    while len(drawn) < count:
+        exercise = SKILLS[skill](draw)
+        places = [place for place, among in exercise.asked.items() if len(among) >= CHOICES]
+        if not exercise.held_out or not places:
+            continue
+        place = draw.choice(places)
+        right = exercise.symbols[place]
+        wrong = draw.sample([symbol for symbol in exercise.asked[place] if symbol != right], CHOICES - 1)
+        order = draw.sample([right, *wrong], CHOICES)
+        drawn.append(Question(exercise.text(place), tuple(f" {symbol}" for symbol in order), order.index(right)))
+    return drawn

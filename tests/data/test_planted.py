@@ -1,0 +1,132 @@
+"""Planted skills: questions that no training text contains, and that no rule short of the skill can answer."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+
+from emergence_train.data import planted
+from emergence_train.data.dataset import Dataset
+from emergence_train.data.prepare import prepare
+from support import data_of
+
+QUESTIONS = 500
+CHANCE = 1 / planted.CHOICES
+SPREAD = 4 * (CHANCE * (1 - CHANCE) / QUESTIONS) ** 0.5  # four standard errors: 0.077
+
+
+@pytest.fixture(scope="module")
+def asked() -> dict[str, list[planted.Question]]:
+    return {skill: planted.questions(skill, QUESTIONS, seed=3) for skill in planted.SKILLS}
+
+
+def score(questions, rule) -> float:
+    """Share right of a rule that maps the context's symbols to one of them; what is no choice counts as a guess."""
+    right = 0.0
+    for question in questions:
+        said = " " + rule(question.context.split(), [choice.strip() for choice in question.choices])
+        right += (said == question.choices[question.answer]) if said in question.choices else CHANCE
+    return right / len(questions)
+
+
+def solve(skill: str, symbols: list[str]) -> str:
+    """The skill itself, by a loop over the symbols."""
+    if skill == "latest":
+        return symbols[max(place for place, symbol in enumerate(symbols) if symbol == ":") + 1]
+    return symbols[symbols.index(symbols[-1]) + 1]
+
+
+def counts(symbols, choices):
+    return Counter(symbol for symbol in symbols if symbol in choices)
+
+
+RULES = {
+    "always one choice": lambda symbols, choices: choices[0],
+    "the smallest": lambda symbols, choices: min(choices),
+    "the largest": lambda symbols, choices: max(choices),
+    "the commonest": lambda symbols, choices: max(sorted(choices), key=counts(symbols, choices).__getitem__),
+    "the rarest": lambda symbols, choices: min(sorted(choices), key=counts(symbols, choices).__getitem__),
+}
+
+
+@pytest.mark.parametrize("skill", planted.SKILLS)
+def test_the_skill_answers_every_question(skill, asked):
+    assert score(asked[skill], lambda symbols, choices: solve(skill, symbols)) == 1
+    assert all(len(set(question.choices)) == planted.CHOICES for question in asked[skill])
+
+
+@pytest.mark.parametrize("skill", planted.SKILLS)
+def test_rules_that_do_not_look_are_at_chance(skill, asked):
+    scores = {name: score(asked[skill], rule) for name, rule in RULES.items()}
+    assert all(abs(value - CHANCE) < SPREAD for value in scores.values()), scores
+
+
+@pytest.mark.parametrize("skill", planted.SKILLS)
+def test_no_fixed_distance_answers_much(skill, asked):
+    """Right where the place happens to be so far back, one of five distances or more; elsewhere a guess."""
+    scores = {
+        back: score(asked[skill], lambda symbols, choices, back=back: symbols[-back] if len(symbols) >= back else "")
+        for back in range(1, 16)
+    }
+    assert max(scores.values()) < CHANCE + (1 - CHANCE) / 5 + SPREAD, scores
+
+
+def test_the_latest_digit_is_no_recall(asked):
+    """In recall the digit seen last, and the first, are right no more often than a guess."""
+    digits = [[symbol for symbol in question.context.split() if symbol.isdigit()] for question in asked["recall"]]
+    for place in (0, -1):
+        right = [values[place] == q.choices[q.answer].strip() for values, q in zip(digits, asked["recall"])]
+        assert abs(sum(right) / QUESTIONS - CHANCE) < SPREAD
+
+
+@pytest.mark.parametrize("skill", planted.SKILLS)
+def test_no_question_stands_in_training_text(skill):
+    text = "".join(itertools.islice(planted.documents(skill), 150))
+    for question in planted.questions(skill, 100, seed=0):
+        assert question.context + question.choices[question.answer] not in text
+
+
+@pytest.mark.parametrize("skill", planted.SKILLS)
+def test_text_is_always_the_same(skill):
+    first, again = (list(itertools.islice(planted.documents(skill), 3)) for _ in range(2))
+    assert first == again and first[0] != first[1]
+    assert planted.questions(skill, 5, seed=1) == planted.questions(skill, 9, seed=1)[:5]
+    assert planted.questions(skill, 5, seed=1) != planted.questions(skill, 5, seed=2)
+
+
+def test_one_line_in_four_is_held_out():
+    draw = random.Random(0)
+    share = sum(planted.recall(draw).held_out for _ in range(4000)) / 4000
+    assert abs(share - 1 / planted.HELD_OUT) < 4 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+def test_in_iid_false_keeps_a_domain_out_of_the_iid_set(tmp_path):
+    """It is trained on, has its own set, and the same prepared data serve a run that leaves it out of training."""
+    sources = [
+        {"domain": "speeches", "sample": "speeches", "limit_documents": 20},
+        {
+            "domain": "recall",
+            "planted": "recall",
+            "limit_documents": 40,
+            "weight": 3,
+            "in_iid": False,
+            "own_sequences": 6,
+        },
+    ]
+    validation = {"sequences": 8, "domain_sequences": 4, "ood_sequences": 0, "fraction": 0.2}
+    data = data_of(tmp_path / "data", sources=sources, ood=[], validation=validation)
+    prepare(data, log=lambda line: None)
+    dataset = Dataset(data, seed=0)
+    splits = {
+        domain: {split for segment in dataset.segments() if segment.domain == domain for split in segment.splits}
+        for domain in ("speeches", "recall")
+    }
+    assert splits == {"speeches": {"iid", "speeches"}, "recall": {"recall"}}
+    assert dataset.index["validation"]["splits"]["recall"]["sequences"] == 6
+    assert sum(dataset.sampler[index].domain for index in range(8192)) == 6144  # three quarters
+    control = data_of(
+        tmp_path / "data", sources=[sources[0], sources[1] | {"weight": 0}], ood=[], validation=validation
+    )
+    prepare(control, log=lambda line: None)
+    assert Dataset(control, seed=0).domains == ["speeches"]
