@@ -50,7 +50,7 @@ CHOSEN = 1000  # seeds from here on chose shapes.TRUST and threshold's constants
 TABLES = ("gadre", "gemstones")
 TABLE, KNOWN = "from the table alone", "with the constant rate known"
 UNSEEN = "gadre, every second task: no constant was chosen on these"
-DRAWN = 33  # tasks of a panel
+DRAWN = 20  # tasks of a panel
 SPANS = (("error", 1.0), ("width", 0.5))  # what of a threshold is drawn: its error, half its interval
 IMAGES = HERE.parents[1] / "docs" / "images"
 matplotlib.use("svg")
@@ -233,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=100)
     parser.add_argument("--public", type=Path, help="folder of the public tables")
-    parser.add_argument("--figures", action="store_true", help="draw docs/images/threshold-feet.svg and crossings.svg")
+    parser.add_argument("--figures", action="store_true", help="draw docs/images/thresholds.svg and crossings.svg")
     arguments = parser.parse_args()
     begin = time.process_time()
     regimes = {
@@ -250,7 +250,7 @@ def main() -> None:
         "two_runs_of_a_family": overlapping_runs(arguments.simulations),
     }
     if arguments.figures:
-        draw_thresholds(regimes, IMAGES / "threshold-feet.svg")
+        draw_thresholds(regimes, IMAGES / "thresholds.svg")
     if arguments.public:
         ahead = {
             name: crossings(arguments.public / "gemstones_evaluations.csv", name == KNOWN) for name in (TABLE, KNOWN)
