@@ -15,6 +15,7 @@ from emergence_train.cli_arguments import (
     add_generate,
     add_grok,
     add_import,
+    add_memorise,
     add_out,
     add_outlook,
     add_plan,
@@ -203,6 +204,27 @@ def _grok(arguments: argparse.Namespace) -> dict:
     log(output.format_table(result))
     log(f"written: {trained.out / 'result.json'}, its tables and figures, and {page}")
     return as_json(result)
+
+
+def _memorise(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    with no_collection():
+        import pandas as pd
+
+        from emergence_train.analysis.memorisation import analyze, output
+        from emergence_train.evaluation.memorisation import Probe, probe_run
+        from emergence_train.parallel import ranks as distributed
+
+    probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed)
+    try:
+        rows = [probe_run(Path(run), probe, arguments.step, _log(arguments)) for run in _expanded(arguments.runs)]
+    finally:
+        distributed.stop()
+    items = pd.concat(rows)
+    result = analyze(items)
+    if arguments.out:
+        result = output.write(Path(arguments.out), result, items, _suffixes(arguments))
+    return _shown(arguments, result, output.format_table(result))
 
 
 def _expanded(paths: list[str]) -> list[str]:
@@ -440,6 +462,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "a directory of lm-eval's task files, for tasks of your own named lm-eval/NAME"
     added.add_argument("--include-path", metavar="DIR", help=text)
     added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
+    add_memorise(verb("memorise", _memorise, "what a checkpoint repeats of the text it was trained on"))
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
         metavar="ANALYSIS", required=True, parser_class=Parser
     )

@@ -74,6 +74,19 @@ def add_grok(parser: argparse.ArgumentParser) -> None:
     add_schema(parser, "analysis.grokking.result:GrokkingResult")
 
 
+def add_memorise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    parser.add_argument("--step", type=count, metavar="S", help="the checkpoints' step (default: the newest of each)")
+    parser.add_argument("--prefix", type=count, default=32, metavar="N", help="tokens that are given (default: 32)")
+    text = "tokens that must follow exactly (default: 16)"
+    parser.add_argument("--continuation", type=count, default=16, metavar="N", help=text)
+    text = "sequences of each kind, trained on and never seen, at most (default: 200)"
+    parser.add_argument("--items", type=count, default=200, metavar="N", help=text)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of sequences (default: 0)")
+    add_out(parser)
+    add_schema(parser, "analysis.memorisation.result:MemorisationResult")
+
+
 def steps(text: str) -> list[int]:
     """N,N,..."""
     return [count(part) for part in text.split(",")]

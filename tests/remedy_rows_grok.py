@@ -76,5 +76,9 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "curves: no rows; give those of a run": "Python's own frames alone reach it: analysis/grokking/test_outcomes.py",
     "has update {} twice; keep each once": "Python's own frames alone reach it: analysis/grokking/test_outcomes.py",
     "give each run a name of its own": "Python's own frames alone reach it: analysis/grokking/test_outcomes.py",
+    "run, whose training data are unknown; probe a run": "an imported run: names another run",
+    "are longer than the run's samples ({} tokens); lower one of": "a trained run: evaluation/test_memorisation_probe.py",
+    "items: no column {}; give {}": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",
+    "trained sequences and {} controls; probe at least 2": "analysis/memorisation/test_memorisation.py",
     "form {} is unknown; choose from {}": "Python alone: simulations",
 }

@@ -38,7 +38,7 @@ FLOORS = (
     ("analysis.drawing", "analysis.scores"),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
-    ("analysis.emergence", "analysis.grokking"),
+    ("analysis.emergence", "analysis.grokking", "analysis.memorisation"),
     ("grokking",),
     ("report", "training", "convert", "doctor", "notebook", "watch"),
     ("ladder",),
@@ -69,6 +69,7 @@ WRITERS = {
     "analysis.temporal.output",
     "analysis.emergence.output",
     "analysis.grokking.output",
+    "analysis.memorisation.output",
 }
 # Modules of the analyses that the report may import: results, tables, descriptions of figures; report.collect runs the analyses.
 SHOWN = {
@@ -203,7 +204,7 @@ def test_report_reads_results_and_fits_nothing():
 
 def test_results_are_data_alone():
     """Reading a result needs no fit, no table and no solver."""
-    for wing in ("temporal", "emergence", "grokking"):
+    for wing in ("temporal", "emergence", "grokking", "memorisation"):
         names = _imported(f"emergence_train.analysis.{wing}.result", MODULES[f"emergence_train.analysis.{wing}.result"])
         assert names <= {"dataclasses", "typing", "emergence_train.analysis.results"}
 

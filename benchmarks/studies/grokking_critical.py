@@ -3,8 +3,8 @@
     python benchmarks/studies/grokking_critical.py [--simulations 150]
 
 Every simulation is a sweep of three sizes; whether a run generalises is drawn in forms that the estimator does not contain
-(emergence_train/analysis/grokking/simulate.py): critical shares of the runs lognormal, skewed (Gumbel) or of two widths, and a time
-that diverges at the critical share. Writes benchmarks/results/grokking_critical.json.
+(emergence_train/analysis/grokking/simulate.py): critical shares of the runs lognormal, skewed (Gumbel) or of two widths, and a
+time that diverges at the critical share. Writes benchmarks/results/grokking_critical.json.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def holds(interval: Interval, truth: float) -> bool:
 def sweeps(form: str, design: str, count: int) -> dict:
     """Coverage of critical shares and slopes; p where there is no trend; how often a trend's sign is told, and told wrongly."""
     seeds, shares, spread = DESIGNS[design]
-    share_held, slope_held, error, width, none, told, wrong = [], [], [], [], [], [], []
+    share_held, slope_held, error, width, none, detected, mistaken = [], [], [], [], [], [], []
     for number in range(count):
         for place, slope in enumerate(SLOPES):
             rng = np.random.default_rng([number, place, simulate.FORMS.index(form), list(DESIGNS).index(design)])
@@ -64,8 +64,8 @@ def sweeps(form: str, design: str, count: int) -> dict:
             if slope == 0:
                 none.append(moved.p)
             else:
-                told.append(moved.p < 0.05)
-                wrong.append(moved.p < 0.05 and np.sign(moved.slope.value or 0) != np.sign(slope))
+                detected.append(moved.p < 0.05)
+                mistaken.append(moved.p < 0.05 and np.sign(moved.slope.value or 0) != np.sign(slope))
     p = np.array(none)
     return {
         "share_coverage95": float(np.mean(share_held)),
@@ -75,8 +75,8 @@ def sweeps(form: str, design: str, count: int) -> dict:
         "p_below_where_no_trend": {str(level): float(np.mean(p < level)) for level in LEVELS},
         "p_is_one": float(np.mean(p > 0.999)),
         "uniform_below_one_kolmogorov_p": float(stats.kstest(p[p <= 0.999], "uniform").pvalue),
-        "sign_told_of_0.12": float(np.mean(told)),
-        "sign_told_wrongly": float(np.mean(wrong)),
+        "sign_told_of_0.12": float(np.mean(detected)),
+        "sign_told_wrongly": float(np.mean(mistaken)),
         "sweeps": len(SLOPES) * count,
     }
 

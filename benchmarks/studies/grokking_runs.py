@@ -2,8 +2,8 @@
 
     python benchmarks/studies/grokking_runs.py [--jobs 1]
 
-Trains configs/grok/tiny.yaml and configs/grok/decay.yaml, and measures the updates of models per CPU second in stacks against one by
-one, alternating. Writes benchmarks/results/grokking_runs.json; its curves stay under runs/.
+Trains configs/grok/tiny.yaml and configs/grok/decay.yaml, and measures the updates of models per CPU second in stacks against one
+by one, alternating. Writes benchmarks/results/grokking_runs.json; its curves stay under runs/.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from emergence_train.recorder.environment import environment  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "grok"
 STACKS = (1, 4, 16)
-UPDATES, ROUNDS = 150, 5
+UPDATES, ROUNDS = 100, 3
 
 
 def cpu_seconds() -> float:
@@ -65,7 +65,7 @@ def sweep(name: str, jobs: int) -> dict:
 
 
 def throughput() -> list[dict]:
-    """Updates of models per CPU second: the same 16 runs one by one and in stacks, alternating; medians of five rounds."""
+    """Updates of models per CPU second: the same 16 runs one by one and in stacks, alternating; medians of three rounds."""
     settings = read(CONFIGS / "tiny.yaml")
     table = tasks.load(settings.task, CONFIGS)
     settings = settings.model_copy(update={"seeds": list(range(1, 17)), "fractions": [0.65]})

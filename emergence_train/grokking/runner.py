@@ -169,20 +169,23 @@ class Runner:
 
     def _in_processes(self, waiting: list[Job], count: int, progress: "Progress") -> None:
         context = mp.get_context("spawn")
-        jobs, said, stop = context.Queue(), context.Queue(), context.Event()
+        jobs, reports, stop = context.Queue(), context.Queue(), context.Event()
         for job in waiting:
             jobs.put(job)
         for _ in range(count):
             jobs.put(None)
         workers = [
-            context.Process(target=_worker, args=(self.store, self.table, jobs, said, stop, os.getpid()), daemon=True)
+            context.Process(
+                target=_worker, args=(self.store, self.table, jobs, reports, stop, os.getpid()), daemon=True
+            )
             for _ in range(count)
         ]
         for worker in workers:
             worker.start()
+        jobs.cancel_join_thread()  # what a stop leaves in the queue must not keep this process from ending
         failure: OneLine | None = None
         try:
-            for kind, job, *rest in self._heard(workers, said, stop):
+            for kind, job, *rest in self._heard(workers, reports, stop):
                 if kind == "at":
                     progress.at(job, *rest)
                 elif kind == "done":
@@ -202,14 +205,14 @@ class Runner:
                 f"{self.store.out}: a training process was lost (exit code {lost[0]}); run the same command to resume"
             )
 
-    def _heard(self, workers: list, said: Any, stop: Any) -> Iterator[tuple]:
+    def _heard(self, workers: list, reports: Any, stop: Any) -> Iterator[tuple]:
         """What the workers report, until all have ended."""
         while True:
             alive = any(worker.is_alive() for worker in workers)
             if self.stop_requested or any(worker.exitcode for worker in workers):
                 stop.set()
             try:
-                yield said.get(timeout=POLL if alive else 0.01)
+                yield reports.get(timeout=POLL if alive else 0.01)
             except queue.Empty:
                 if not alive:
                     return
@@ -218,7 +221,7 @@ class Runner:
         self.stop_requested = True
 
 
-def _worker(store: Store, table: QuestionTable, jobs: Any, said: Any, stop: Any, parent: int) -> None:
+def _worker(store: Store, table: QuestionTable, jobs: Any, reports: Any, stop: Any, parent: int) -> None:
     """Train stacks until none is left, a stop is requested, or the parent has gone."""
     for number in SIGNALS:  # a terminal's interrupt is the parent's
         signal.signal(number, signal.SIG_IGN)
@@ -237,17 +240,17 @@ def _worker(store: Store, table: QuestionTable, jobs: Any, said: Any, stop: Any,
             nonlocal last
             if time.monotonic() - last > POLL:
                 last = time.monotonic()
-                said.put(("at", job, update, left))
+                reports.put(("at", job, update, left))
 
         try:
             ended = train_stack(store, table, job, stopped, report)
         except Exception as error:
             kind = InputError if exit_code(error) == InputError.code else RunError
-            said.put(("failed", job, kind(describe(error))))
+            reports.put(("failed", job, kind(describe(error))))
             return
         if not ended:
             return
-        said.put(("done", job))
+        reports.put(("done", job))
 
 
 class Progress:
