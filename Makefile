@@ -3,9 +3,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# preset:learning rate; the smaller the model, the larger the rate it bears
-SIZES  := 0.05m:1.5e-2 0.2m:8e-3 0.9m:2e-3
-RUNS   := $(foreach size,$(SIZES),runs/quickstart-$(firstword $(subst :, ,$(size))))
+SIZES  := 0.1m 0.2m 0.4m
+RUNS   := $(SIZES:%=runs/quickstart-%)
+# a branch of the middle size whose learning rate does not decay
+STEADY := quickstart-0.2m-constant
+QUICK  := $(BIN)/emergence-train train configs/quickstart.yaml
 
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
@@ -25,13 +27,11 @@ $(VENV)/.installed: setup.py constraints.txt
 
 quickstart: install
 	$(BIN)/emergence-train prepare configs/quickstart.yaml
-	for size in $(SIZES); do \
-	  $(BIN)/emergence-train train configs/quickstart.yaml name=quickstart-$${size%:*} \
-	    model.preset=tiny-$${size%:*} training.schedule.lr=$${size#*:} || exit 1; \
-	done
+	for size in $(SIZES); do $(QUICK) name=quickstart-$$size model.preset=shallow-$$size || exit 1; done
+	$(QUICK) name=$(STEADY) training.schedule.kind=constant training.schedule.decay_tokens=0 --from runs/quickstart-0.2m@640
 	$(BIN)/emergence-train analyze temporal $(RUNS) --fit-fraction 0.4 --split iid --out runs/quickstart-report/temporal
 	$(BIN)/emergence-train analyze emergence $(RUNS) --out runs/quickstart-report/emergence
-	$(BIN)/emergence-train report $(RUNS) --out runs/quickstart-report
+	$(BIN)/emergence-train report $(RUNS) runs/$(STEADY) --out runs/quickstart-report
 
 # An hour and a half on one shared core; the same command resumes.
 ladder: install

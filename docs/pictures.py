@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -21,7 +22,9 @@ from emergence_train.analysis.temporal import figures  # noqa: E402
 from emergence_train.recorder.tables import POSITIONS, mean_loss, read  # noqa: E402
 
 RUNS = HERE.parent / "runs"
-RUN = "quickstart-0.9m"
+SIZES = ("quickstart-0.1m", "quickstart-0.2m", "quickstart-0.4m")
+RUN = SIZES[-1]
+DECAYED, STEADY = "quickstart-0.2m", "quickstart-0.2m-constant"
 STABLE, ENDS = "stable", ("end-60", "end-120", "end-240", "end-480")  # of docs/how-to/branch.md
 SIZE = (4.6, 3.1)
 FROM = 30_000  # tokens: an untrained model's losses would compress the rest of the axis
@@ -42,10 +45,35 @@ def forecast() -> Figure:
 
 def performance_by_loss() -> Figure:
     """Accuracy on one task against the loss, a point per checkpoint, coloured by parameters."""
-    analysis = emergence.investigate(sorted(RUNS.glob("quickstart-0*")))
-    task, finding = next(pair for pair in analysis.pairs if pair[0].key[1:] == ("continuation", "acc"))
-    figure = performance(task, finding, sizes=(min(task.params), max(task.params)))
-    return replace(figure, title="Performance against loss", y_label="accuracy")
+    return _performance("latest", "Performance against loss")
+
+
+def gradual() -> Figure:
+    """The same of a task without a threshold."""
+    return _performance("continuation", "No threshold: true continuations")
+
+
+def _performance(name: str, title: str) -> Figure:
+    analysis = emergence.investigate([RUNS / run for run in SIZES])
+    task, finding = next(pair for pair in analysis.pairs if pair[0].key[1:] == (name, "acc"))
+    return replace(
+        performance(task, finding, sizes=(min(task.params), max(task.params))), title=title, y_label="accuracy"
+    )
+
+
+def decay() -> Figure:
+    """The iid loss of a run whose learning rate decays at the end, and of its branch whose rate does not."""
+    rows = {name: mean_loss(read(POSITIONS, RUNS / name)).query("split == 'iid'") for name in (STEADY, DECAYED)}
+    decayed = rows[DECAYED].query("tokens >= 100_000")
+    parent = decayed[decayed["step"] < rows[STEADY]["step"].min()].tail(1)  # where the branch begins
+    traces = []
+    for frame, label in (
+        (pd.concat([parent, rows[STEADY]]), "constant rate"),
+        (decayed, "rate decays over the last fifth"),
+    ):
+        x, y = frame["tokens"].to_numpy(), frame["loss"].to_numpy()
+        traces.append(Trace(x, y, label, colour=len(traces), points=True))
+    return Figure("What a decay of the learning rate does", "tokens", "iid loss (nats per token)", tuple(traces))
 
 
 def one_run_several_ends() -> Figure:
@@ -64,7 +92,9 @@ if __name__ == "__main__":
     needed = {
         loss_by_position: [RUN],
         forecast: [RUN],
-        performance_by_loss: [RUN],
+        performance_by_loss: [*SIZES],
+        gradual: [*SIZES],
+        decay: [DECAYED, STEADY],
         one_run_several_ends: [STABLE, *ENDS],
     }
     for picture, runs in needed.items():

@@ -338,6 +338,7 @@ def _import_hf(arguments: argparse.Namespace) -> dict:
         texts=arguments.data,
         sequence=arguments.sequence,
         tokenizer=arguments.tokenizer,
+        begin_token=arguments.begin_token,
         tasks=arguments.tasks,
     )
     try:

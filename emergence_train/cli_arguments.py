@@ -107,6 +107,8 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     text = "tokens of a validation sequence (default: 1024, or what the model takes)"
     parser.add_argument("--sequence", type=count, metavar="N", help=text)
     parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the model's directory has none")
+    text = "the token before every sequence, or none (default: as the tokenizer has it)"
+    parser.add_argument("--begin-token", metavar="TOKEN", help=text)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to score, as evaluate has them")
 
 

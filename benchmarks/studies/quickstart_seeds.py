@@ -1,12 +1,14 @@
 """Does what the quickstart shows hold for other seeds? Its own commands, over seeds with nothing else changed.
 
-    python benchmarks/studies/quickstart_seeds.py --chosen 1 --fresh 11 12 13 14 --control 11 12 --work DIR
+    python benchmarks/studies/quickstart_seeds.py --chosen 1 --fresh 11 12 13 14 --branch 1 11 12 --control 11 --work DIR
 
 A seed sets the weights, the order of the samples and the items of the tasks. Every seed is a row, whatever comes out: loss and
 forecast from 40% of each size, the position law of the iid set and of the planted domain, verdicts, thresholds and size effects,
-what the decay of the learning rate was worth (against a branch at a constant rate), CPU seconds. --control trains the middle
-size with the planted domain left out. Resumable: finished runs are not trained again.
-Writes benchmarks/results/quickstart_seeds.json.
+CPU seconds. --branch adds what the decay of the learning rate was worth, against a branch at a constant rate, and --control
+trains the middle size with the planted domain left out. Resumable: what is finished is neither trained nor analysed again.
+Then --laws fits the position law of each finished model on ten times the held-out iid sequences, where noise matters less, and
+notes where its accuracy passed 0.6. Writes benchmarks/results/quickstart_seeds.json and quickstart_laws.json; --table prints the
+first as the tables of the notebook, and trains nothing.
 """
 
 import argparse
@@ -22,13 +24,21 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
 from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis import temporal  # noqa: E402
 from emergence_train.analysis.emergence import analyze_emergence  # noqa: E402
 from emergence_train.analysis.position_matrix import position_matrices  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
-from emergence_train.analysis.temporal.position_law import fit_matrix  # noqa: E402
+from emergence_train.analysis.temporal.position_law import fit_matrix, fit_positions  # noqa: E402
+from emergence_train.config import load, load_run  # noqa: E402
+from emergence_train.data.dataset import Dataset  # noqa: E402
+from emergence_train.evaluation.saved_model import load_model  # noqa: E402
+from emergence_train.models.language_model import LanguageModel  # noqa: E402
+from emergence_train.recorder.environment import device_name  # noqa: E402
 from emergence_train.recorder.tables import EVALUATIONS, POSITIONS, mean_loss, read  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
@@ -40,6 +50,8 @@ PLANTED_SOURCE = 6  # its number in data.sources
 CONSTANT = ("training.schedule.kind=constant", "training.schedule.decay_tokens=0")
 FRACTION = 0.4
 RESULT = ROOT / "benchmarks" / "results" / "quickstart_seeds.json"
+LAWS = RESULT.with_name("quickstart_laws.json")
+ABLE = 0.6  # accuracy on the planted skill
 
 
 def command(work: Path, *words: str) -> float:
@@ -123,16 +135,21 @@ def last_scores(run: Path) -> dict[str, float]:
     return {task: round(float(rows.sort_values("step")["value"].iloc[-1]), 3) for task, rows in frame.groupby("task")}
 
 
-def seed_row(work: Path, seed: int, group: str) -> dict:
-    """Train and analyse one seed."""
-    runs = [train(work, f"seed{seed}-{size}", size, seed) for size in SIZES]
-    middle = runs[SIZES.index(MIDDLE)]
+def decay(work: Path, seed: int) -> float | None:
+    """Nats by which the decay lowers the middle size's last iid loss."""
+    middle = work / "runs" / f"seed{seed}-{MIDDLE}"
     branch = train(
         work, f"seed{seed}-constant", MIDDLE, seed, *CONSTANT, "--from", f"runs/{middle.name}@{DECAY_BEGINS}"
     )
     ends = {
         run.name: mean_loss(read(POSITIONS, run)).query("split == 'iid'")["loss"].iloc[-1] for run in (middle, branch)
     }
+    return rounded(ends[branch.name] - ends[middle.name])
+
+
+def seed_row(work: Path, seed: int, group: str, branched: bool) -> dict:
+    """Train and analyse one seed."""
+    runs = [train(work, f"seed{seed}-{size}", size, seed) for size in SIZES]
     return {
         "seed": seed,
         "group": group,
@@ -145,7 +162,7 @@ def seed_row(work: Path, seed: int, group: str) -> dict:
             }
             for size, run in zip(SIZES, runs)
         },
-        "decay_lowers_iid_by": rounded(ends[branch.name] - ends[middle.name]),
+        "decay_lowers_iid_by": decay(work, seed) if branched else None,
         "tasks_by_run": {size: [t for t in tasks([run]) if t["task"] == PLANTED] for size, run in zip(SIZES, runs)},
         "tasks": tasks(runs),
     }
@@ -159,7 +176,7 @@ def control_row(work: Path, seed: int) -> dict:
 
 def write(arguments: argparse.Namespace, rows: list[dict], controls: list[dict], work: Path) -> None:
     environment = json.loads(next((work / "runs").glob("*/environment.json")).read_text())["sessions"][-1]
-    numbers = {name: " ".join(map(str, getattr(arguments, name))) for name in ("chosen", "fresh", "control")}
+    numbers = {name: " ".join(map(str, getattr(arguments, name))) for name in ("chosen", "fresh", "branch", "control")}
     words = " ".join(f"--{name} {value}" for name, value in numbers.items() if value)
     result = {
         **provenance(f"python benchmarks/studies/quickstart_seeds.py {words} --work DIR"),
@@ -175,22 +192,141 @@ def write(arguments: argparse.Namespace, rows: list[dict], controls: list[dict],
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
+def laws_with_more_sequences(work: Path, result: dict) -> list[dict]:
+    """The law of every finished model on the iid set with as many sequences as its held-out documents have."""
+    same = f"data.tokenizer={{file: {work / 'data' / 'quickstart' / 'tokenizer.json'}}}"
+    more = ["data.path=data/more", "data.validation.sequences=1440", "data.validation.domain_sequences=0", same]
+    command(work, "prepare", CONFIG, *more)
+    dataset = Dataset(load(CONFIG, [more[0].replace("data/more", str(work / "data" / "more")), *more[1:]]).data, 0)
+    windows = np.concatenate(
+        [dataset.windows[s.domain][s.begin : s.end] for s in dataset.segments() if "iid" in s.splits]
+    )
+    rows = []
+    for row in result["seeds"]:
+        for size in SIZES:
+            run = work / "runs" / f"seed{row['seed']}-{size}"
+            loss = token_losses(load_model(load_run(run).model, newest(run)), windows)
+            position = np.arange(1, loss.shape[1] + 1)
+            sums = {"count": len(loss), "loss_sum": loss.sum(0), "loss_sq_sum": (loss**2).sum(0), "correct": 0}
+            keys = {"run": run.name, "params": 0, "step": 1, "tokens": 1, "split": "iid"}
+            (fit,) = fit_positions(pd.DataFrame(keys | {"position": position} | sums)).to_dict("records")
+            excess = loss.mean(0) - fit["a2"]
+            rows.append(
+                {"seed": row["seed"], "size": size, "sequences": len(loss), "status": fit["status"]}
+                | {name: rounded(fit[name]) for name in ("a0", "a1", "a1_low", "a1_high", "a2", "a2_low", "a2_high")}
+                | {"able": reaches(run)}
+                | {"loss_less_a2_at": {int(i): rounded(excess[i - 1]) for i in (1, 2, 3, 4, 6, 8, 16)}}
+            )
+    return rows
+
+
+@torch.no_grad()
+def token_losses(model: LanguageModel, windows: np.ndarray) -> np.ndarray:
+    """(n, T) nats of the targets of `windows` (n, T + 1)."""
+    model.eval()
+    batches = [torch.from_numpy(windows[k : k + 64].astype(np.int64)) for k in range(0, len(windows), 64)]
+    return np.concatenate(
+        [model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).token_loss.double() for ids in batches]
+    )
+
+
+def reaches(run: Path) -> dict | None:
+    """Step and iid loss of the first checkpoint with an accuracy of ABLE on the planted skill."""
+    frame = read(EVALUATIONS, run).query("task == @PLANTED and metric == 'acc' and value >= @ABLE").sort_values("step")
+    return {"step": int(frame["step"].iloc[0]), "loss": rounded(frame["loss"].iloc[0])} if len(frame) else None
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step-*"))
+
+
+def tables(result: dict) -> str:
+    """The result as two Markdown tables: a row for each run, and one for each seed's three sizes together."""
+    lines = [
+        "| seed | size | iid forecast from 40% | came | ood forecast | came | latest alone | at the end |",
+        "|---" * 8 + "|",
+    ]
+    for row in result["seeds"]:
+        for size, run in row["runs"].items():
+            cells = []
+            for split in ("iid", "ood"):
+                each = run["forecasts"][split]
+                cells += [f"{each['loss']:.2f} [{each['low95']:.2f}, {each['high95']:.2f}]", f"{each['actual']:.2f}"]
+                cells[-1] += "" if each["inside95"] else " outside"
+            (alone,) = [task for task in row["tasks_by_run"][size] if task["metric"] == "acc"]
+            lines.append(
+                f"| {row['seed']} | {size} | {' | '.join(cells)} | {_verdict(alone)} | {run['last_acc'][PLANTED]:.2f} |"
+            )
+    head = [
+        "seed",
+        "latest, acc",
+        "latest, Brier",
+        "size effect on acc, p",
+        "continuation, acc",
+        "recall, acc",
+        "decay, nats",
+    ]
+    lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in result["seeds"]:
+        named = {(task["task"], task["metric"]): task for task in row["tasks"]}
+        acc = named[PLANTED, "acc"]
+        cells = [_verdict(acc), _verdict(named[PLANTED, "brier"])]
+        cells += [f"{acc['size_effect']['value']:+.3f}, {acc['size_effect']['p']:.3f}"]
+        cells += [_verdict(named[task, "acc"]) for task in ("continuation", "recall")]
+        lines.append(f"| {row['seed']} | {' | '.join(cells)} | {row['decay_lowers_iid_by'] or '-'} |")
+    for row in result["controls"]:
+        (task,) = [each for each in row["tasks"] if each["metric"] == "acc"]
+        lines.append(
+            f"\ncontrol, seed {row['seed']}, {row['size']}: latest {row['last_acc'][PLANTED]:.2f}, {_verdict(task)}"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(task: dict) -> str:
+    eta = task["eta"]
+    where = f", {eta['value']:.2f} [{eta['low95']:.2f}, {eta['high95']:.2f}]" if eta else ""
+    return f"{task['verdict']} {task['probability']:.2f}{where}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chosen", type=int, nargs="*", default=[], help="seeds that the setting was chosen on")
     parser.add_argument("--fresh", type=int, nargs="*", default=[])
+    parser.add_argument("--branch", type=int, nargs="*", default=[], help="seeds of which the decay is measured")
     parser.add_argument("--control", type=int, nargs="*", default=[])
-    parser.add_argument("--work", type=Path, required=True, help="directory for data and runs")
+    parser.add_argument("--work", type=Path, help="directory for data and runs")
+    parser.add_argument("--laws", action="store_true", help="fit the laws on more sequences; needs --work")
+    parser.add_argument("--table", action="store_true", help="print the tables of the committed result")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(tables(json.loads(RESULT.read_text())))
+        return
+    if arguments.laws:
+        torch.set_num_threads(1)
+        rows = laws_with_more_sequences(arguments.work.resolve(), json.loads(RESULT.read_text()))
+        origin = provenance("python benchmarks/studies/quickstart_seeds.py --laws --work DIR")
+        LAWS.write_text(
+            json.dumps(
+                {**origin, "device": device_name(torch.device("cpu")), "torch": torch.__version__, "runs": rows},
+                indent=1,
+            )
+            + "\n"
+        )
+        return
+    if arguments.work is None:
+        parser.error("--work: give a directory for data and runs")
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     command(work, "prepare", CONFIG)
+    before = json.loads(RESULT.read_text()) if RESULT.is_file() else {"seeds": [], "controls": []}
+    known = {row["seed"]: row for row in before["seeds"]}
     rows: list[dict] = []
-    controls: list[dict] = []
+    controls: list[dict] = before["controls"]
     for seed in (*arguments.chosen, *arguments.fresh):
-        rows.append(seed_row(work, seed, "chosen on" if seed in arguments.chosen else "fresh"))
+        group = "chosen on" if seed in arguments.chosen else "fresh"
+        rows.append(known.get(seed) or seed_row(work, seed, group, seed in arguments.branch))
         write(arguments, rows, controls, work)
-    for seed in arguments.control:
+    for seed in set(arguments.control) - {row["seed"] for row in controls}:
         controls.append(control_row(work, seed))
         write(arguments, rows, controls, work)
 

@@ -14,7 +14,9 @@ is the least error that is to be had (`oracle`). Writes its label of benchmarks/
 """
 
 import argparse
+import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,7 +251,9 @@ def draw(before: dict, after: dict, target: Path) -> None:
             for place, source in enumerate(sources):
                 part = rows[(rows["source"] == source) & (rows["fraction"] == fraction)]
                 share = (part["end error"] / part["half-width"]).clip(-1.9, 1.9)
-                axis.plot(place + side + np.linspace(-0.13, 0.13, len(share)), share, "o", color=colour, markersize=2)
+                axis.plot(
+                    place + side + np.linspace(-0.13, 0.13, len(share)), share, ".", color=colour, mew=0, markersize=5
+                )
         axis.axhspan(-1, 1, color="black", alpha=0.06, linewidth=0)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xticks(range(len(sources)), sources, fontsize=7, rotation=25)
@@ -257,8 +261,11 @@ def draw(before: dict, after: dict, target: Path) -> None:
     axes[0].set_ylabel("error of the end / half-width", fontsize=9)
     axes[-1].plot([], [], "o", color="#b0b0b0", label="before")
     axes[-1].plot([], [], "o", color="#1f5fa8", label="after")
-    axes[-1].legend(fontsize=7, frameon=False, loc="upper left")
-    figure.savefig(target)
+    axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    # tenths of a point are enough for dots
+    target.write_text(re.sub(r' ([xy]="-?\d+\.\d)\d+"', r' \1"', text.getvalue()))
 
 
 def forecasts(logs: list[Log], prior_of: Callable[[Log], priors.Prior]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from emergence_train.analysis.emergence.figures import main_metrics
+from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import RunResult
 from emergence_train.report.collect import FRACTION, ReportData, Run
@@ -19,7 +20,8 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
     able = _able(data)
     sentences = "".join(f"<li>{_sentence(run, able.get(run.name))}</li>" for run in data.runs)
-    return [("conclusions", "In short", f"{_best(data.runs)}<ul>{sentences}</ul>{_differences(data.runs)}")]
+    body = f"{_best(data.runs)}<ul>{sentences}</ul>{_verdicts(data)}{_differences(data.runs)}"
+    return [("conclusions", "In short", body)]
 
 
 def _best(runs: Sequence[Run]) -> str:
@@ -96,6 +98,23 @@ def _able(data: ReportData) -> dict[str, str]:
         + (f"Not above chance: {', '.join(unable[:6])}{' ...' if len(unable) > 6 else ''}." if unable else "")
         for name, (able, unable) in scores.items()
     }
+
+
+def _verdicts(data: ReportData) -> str:
+    """What each task's score does as the loss falls, all runs together: a verdict, then the tasks that have it."""
+    if data.emergence is None:
+        return ""
+    named: dict[str, list[str]] = {}
+    for task, finding in main_metrics(data.emergence):
+        eta = task.eta
+        where = f" from {eta.value:.2f} nats [{eta.low95:.2f}, {eta.high95:.2f}]" if eta else ""
+        named.setdefault(finding.verdict.name, []).append(html.escape(task.task) + where)
+    listed = "; ".join(
+        f"<b>{name}</b>: {', '.join(named[name][:6])}{' ...' if len(named[name]) > 6 else ''}"
+        for name in VERDICT_ORDER
+        if name in named
+    )
+    return f"<p>Tasks as the loss falls, all runs together: {listed}.</p>" if listed else ""
 
 
 def _differences(runs: Sequence[Run]) -> str:

@@ -25,8 +25,8 @@ def score(questions, rule) -> float:
     """Share right of a rule that maps the context's symbols to one of them; what is no choice counts as a guess."""
     right = 0.0
     for question in questions:
-        said = " " + rule(question.context.split(), [choice.strip() for choice in question.choices])
-        right += (said == question.choices[question.answer]) if said in question.choices else CHANCE
+        picked = " " + rule(question.context.split(), [choice.strip() for choice in question.choices])
+        right += (picked == question.choices[question.answer]) if picked in question.choices else CHANCE
     return right / len(questions)
 
 

@@ -54,6 +54,14 @@ def test_finished_runs_say_where_they_ended_and_what_they_can_do(tmp_path):
     assert "steady (" in text and "Above chance" in text
     assert "What differs" in text and "lr" in text and "0.002" in text and "seed" not in text
     assert "<i>" not in sections(data)[0][2]
+    verdicts = re.sub(
+        r"\s+", " ", text.split("Tasks as the loss falls, all runs together: ")[1].split("What differs")[0]
+    )
+    for task in data.emergence.result.tasks:
+        if task.metric == "acc":
+            eta = task.eta and f" from {task.eta.value:.2f} nats [{task.eta.low95:.2f}, {task.eta.high95:.2f}]"
+            (listed,) = [part for part in verdicts.split("; ") if part.strip().startswith(f"{task.verdict} :")]
+            assert f"{task.task}{eta or ''}" in listed
 
 
 def test_an_unfinished_run_says_what_it_forecast_last(tmp_path):

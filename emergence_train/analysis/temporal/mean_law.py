@@ -35,11 +35,8 @@ WANTED = 8  # points: the window reaches back, after warm-up and to FURTHEST of 
 FURTHEST = 0.1
 KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
 MINIMUM = 3  # points that a fit needs
-NEAR, SPIKE, LEAST_SPIKE = (
-    9,
-    5.0,
-    0.02,
-)  # a row so many sds of noise, and nats, from the median of so many rows is a spike
+# a row so many sds of noise, and nats, from the median of so many rows is a spike
+NEAR, SPIKE, LEAST_SPIKE = 15, 5.0, 0.02
 GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: prior scatter of points, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
@@ -99,10 +96,9 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
     start = max(start, warm)
     keep = x >= max(start, 1e-9)
-    x, y = x[keep], y[keep]
     # second differences: the curve's own slope must not count as noise
-    noise = float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
-    y = _without_spikes(y, noise)
+    noise = float(np.median(np.abs(np.diff(y[keep], 2))) / 0.6745 / np.sqrt(6)) if keep.sum() > 3 else 0.0
+    x, y = x[keep], _without_spikes(y, noise)[keep]
     if len(x) <= BINS:
         return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0)  # of fewer rows the noise is not known
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
@@ -117,8 +113,15 @@ def _without_spikes(y: np.ndarray, noise: float) -> np.ndarray:
     """Losses (n,) with those far from the median of their neighbours set to it; a curve that falls is left as it is."""
     if len(y) < NEAR:
         return y
-    middle = median_filter(y, NEAR, mode="nearest")
-    return np.where(np.abs(y - middle) > np.maximum(SPIKE * noise, LEAST_SPIKE), middle, y)
+    far, last = max(SPIKE * noise, LEAST_SPIKE), NEAR // 2
+    for _ in range(2):  # spikes near one another lift the first median
+        level = median_filter(y, NEAR, mode="nearest")
+        # the last rows have too few neighbours, but are no higher than those behind them
+        level[-last:] = np.minimum(
+            level[-last:], [np.median(y[k : len(y) - last + k + 1][-NEAR:]) for k in range(last)]
+        )
+        y = np.where(np.abs(y - level) > far, level, y)
+    return y
 
 
 @dataclass(frozen=True)
