@@ -12,9 +12,12 @@ from emergence_train import __version__
 from emergence_train.cli_arguments import (
     Commands,
     Parser,
+    add_evaluate,
+    add_export,
     add_generate,
     add_grok,
     add_import,
+    add_ladder,
     add_memorise,
     add_out,
     add_outlook,
@@ -23,7 +26,6 @@ from emergence_train.cli_arguments import (
     add_schema,
     add_scores,
     add_watch,
-    count,
 )
 from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, printable, tell
@@ -442,26 +444,11 @@ def _parser() -> argparse.ArgumentParser:
                 "--from", dest="parent", metavar="RUN[@STEP]", help="begin a new run from another run's saved state"
             )
     add_plan(verb("plan", _plan, "memory, time and cost of a configuration on so many GPUs; needs none"))
-    added = verb("ladder", _ladder, "train every size, budget, schedule and seed of a file; resume what is left")
-    added.add_argument("file", metavar="FILE", help="a YAML file; see configs/ladders/")
-    added.add_argument("--slurm", action="store_true", help="submit each run as a job instead of running it here")
-    added.add_argument(
-        "--status", action="store_true", help="start nothing: state, step, loss and forecast of each run"
-    )
-    added.add_argument(
-        "--jobs", type=count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
-    )
+    add_ladder(verb("ladder", _ladder, "train every size, budget, schedule and seed of a file; resume what is left"))
     add_grok(
         verb("grok", _grok, "train a sweep of many small models: when do they generalise, and from how much data?")
     )
-    added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
-    added.add_argument("run", metavar="RUN", help="a run directory")
-    added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
-    text = "tasks of the run, known ones, or NAME=ITEMS.jsonl (default: the run's)"
-    added.add_argument("--tasks", nargs="+", metavar="TASK", help=text)
-    text = "a directory of lm-eval's task files, for tasks of your own named lm-eval/NAME"
-    added.add_argument("--include-path", metavar="DIR", help=text)
-    added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
+    add_evaluate(verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss"))
     add_memorise(verb("memorise", _memorise, "what a checkpoint repeats of the text it was trained on"))
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
         metavar="ANALYSIS", required=True, parser_class=Parser
@@ -470,12 +457,6 @@ def _parser() -> argparse.ArgumentParser:
         "temporal", parents=[common], help="fit the temporal scaling law and forecast", allow_abbrev=False
     )
     added.set_defaults(verb=_temporal)
-    text = "run directories, Parquet or CSV tables, logs of other frameworks"
-    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
-    added.add_argument(
-        "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
-    )
-    added.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
     add_outlook(added)
     add_out(added)
     add_schema(added, "analysis.temporal.result:TemporalResult")
@@ -493,8 +474,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     added.set_defaults(verb=_emergence)
-    text = "run directories, Parquet or CSV tables, results of lm-eval, OLMES or HELM"
-    added.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
     add_scores(added)
     add_out(added)
     add_schema(added, "analysis.emergence.result:EmergenceResult")
@@ -504,16 +483,7 @@ def _parser() -> argparse.ArgumentParser:
     add_runs(verb("runs", _runs, "the runs of a directory: state, step, loss, forecast, speed, what differs"))
     add_watch(verb("watch", _watch, "how runs are doing, from another terminal or node"))
     add_generate(verb("generate", _generate, "let a checkpoint's model continue a text"))
-    added = verb("export", _export, "a checkpoint's weights as safetensors, for other programs")
-    added.add_argument("run", metavar="RUN", help="a run directory")
-    added.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")
-    added.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
-    dtypes = ("float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
-    added.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
-    added.add_argument("--shard-bytes", type=count, metavar="N", help="of a file at most (default: 5e9)")
-    text = "also upload it to the Hugging Face hub, as a private model"
-    added.add_argument("--push", metavar="NAME", help=text)
-    added.add_argument("out", metavar="DIR", help="a new or empty directory")
+    add_export(verb("export", _export, "a checkpoint's weights as safetensors, for other programs"))
     imports = verbs.add_parser("import", help="existing models as runs").add_subparsers(
         metavar="KIND", required=True, parser_class=Parser
     )

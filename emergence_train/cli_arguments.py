@@ -87,6 +87,39 @@ def add_memorise(parser: argparse.ArgumentParser) -> None:
     add_schema(parser, "analysis.memorisation.result:MemorisationResult")
 
 
+def add_ladder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a YAML file; see configs/ladders/")
+    parser.add_argument("--slurm", action="store_true", help="submit each run as a job instead of running it here")
+    parser.add_argument(
+        "--status", action="store_true", help="start nothing: state, step, loss and forecast of each run"
+    )
+    parser.add_argument(
+        "--jobs", type=count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
+    )
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
+    text = "tasks of the run, known ones, or NAME=ITEMS.jsonl (default: the run's)"
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=text)
+    text = "a directory of lm-eval's task files, for tasks of your own named lm-eval/NAME"
+    parser.add_argument("--include-path", metavar="DIR", help=text)
+    parser.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest complete one)")
+    parser.add_argument("--format", choices=["hf"], default="hf", help="hf: a directory that transformers loads")
+    dtypes = ("float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
+    parser.add_argument("--shard-bytes", type=count, metavar="N", help="of a file at most (default: 5e9)")
+    text = "also upload it to the Hugging Face hub, as a private model"
+    parser.add_argument("--push", metavar="NAME", help=text)
+    parser.add_argument("out", metavar="DIR", help="a new or empty directory")
+
+
 def steps(text: str) -> list[int]:
     """N,N,..."""
     return [count(part) for part in text.split(",")]
@@ -113,7 +146,13 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def add_outlook(parser: argparse.ArgumentParser) -> None:
-    """What lies ahead of the runs, and how logs of others are read."""
+    """The runs, how much of them is observed, what lies ahead of them, and how logs of others are read."""
+    text = "run directories, Parquet or CSV tables, logs of other frameworks"
+    parser.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
+    parser.add_argument(
+        "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
+    )
+    parser.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
     parser.add_argument("--to-tokens", type=count, metavar="N", help="forecast to so many trained tokens")
     text = "the whole run's learning rate: KIND,lr=..,warmup=TOKENS,final=RATIO[,decay=TOKENS]"
     parser.add_argument("--schedule", metavar="SCHEDULE", help=text)
@@ -150,7 +189,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scores(parser: argparse.ArgumentParser) -> None:
-    """How task results of other programs are read."""
+    """The results, and how those of other programs are read."""
+    text = "run directories, Parquet or CSV tables, results of lm-eval, OLMES or HELM"
+    parser.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
     text = "of results: auto, evaluations (ours), lm-eval, olmes, helm or csv (default: auto)"
     parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
     parser.add_argument("--run", metavar="NAME", help="of results: the run's name")
