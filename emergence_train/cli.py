@@ -13,7 +13,9 @@ from emergence_train.cli_arguments import (
     Commands,
     Parser,
     add_generate,
+    add_grok,
     add_import,
+    add_memorise,
     add_out,
     add_outlook,
     add_plan,
@@ -188,6 +190,43 @@ def _ladder(arguments: argparse.Namespace) -> dict:
     return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}
 
 
+def _grok(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    from emergence_train.analysis.grokking import analyze, output
+    from emergence_train.analysis.results import as_json
+    from emergence_train.grokking.train import train
+    from emergence_train.report.sweep_page import write_page
+
+    log = _log(arguments)
+    trained = train(arguments.config, arguments.out, log, arguments.jobs)
+    result = output.write(trained.out, analyze(trained.curves, trained.budget), trained.curves, _suffixes(arguments))
+    page = write_page(trained.out, trained.name, result, trained.curves)
+    log(output.format_table(result))
+    log(f"written: {trained.out / 'result.json'}, its tables and figures, and {page}")
+    return as_json(result)
+
+
+def _memorise(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    with no_collection():
+        import pandas as pd
+
+        from emergence_train.analysis.memorisation import analyze, output
+        from emergence_train.evaluation.memorisation import Probe, probe_run
+        from emergence_train.parallel import ranks as distributed
+
+    probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed)
+    try:
+        rows = [probe_run(Path(run), probe, arguments.step, _log(arguments)) for run in _expanded(arguments.runs)]
+    finally:
+        distributed.stop()
+    items = pd.concat(rows)
+    result = analyze(items)
+    if arguments.out:
+        result = output.write(Path(arguments.out), result, items, _suffixes(arguments))
+    return _shown(arguments, result, output.format_table(result))
+
+
 def _expanded(paths: list[str]) -> list[str]:
     """The paths, with a ladder's runs in its place."""
     from emergence_train.ladder.collect import expanded
@@ -299,6 +338,7 @@ def _import_hf(arguments: argparse.Namespace) -> dict:
         texts=arguments.data,
         sequence=arguments.sequence,
         tokenizer=arguments.tokenizer,
+        begin_token=arguments.begin_token,
         tasks=arguments.tasks,
     )
     try:
@@ -411,6 +451,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--jobs", type=count, metavar="N", help="here: at most N runs at a time (default: what there is room for)"
     )
+    add_grok(
+        verb("grok", _grok, "train a sweep of many small models: when do they generalise, and from how much data?")
+    )
     added = verb("evaluate", _evaluate, "score a saved checkpoint: tasks and validation loss")
     added.add_argument("run", metavar="RUN", help="a run directory")
     added.add_argument("--step", type=int, metavar="S", help="the checkpoint's step (default: the newest)")
@@ -419,6 +462,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "a directory of lm-eval's task files, for tasks of your own named lm-eval/NAME"
     added.add_argument("--include-path", metavar="DIR", help=text)
     added.add_argument("--split", action="append", metavar="NAME", help="only this validation split (may be repeated)")
+    add_memorise(verb("memorise", _memorise, "what a checkpoint repeats of the text it was trained on"))
     analyses = verbs.add_parser("analyze", help="the analyses of runs and tables").add_subparsers(
         metavar="ANALYSIS", required=True, parser_class=Parser
     )

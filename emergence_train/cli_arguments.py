@@ -64,6 +64,29 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
 
 
+def add_grok(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/grok/")
+    text = "where its runs, result.json, tables, figures and page go (default: runs/NAME); the same command resumes"
+    parser.add_argument("--out", metavar="DIR", help=text)
+    text = "processes at a time, each of which trains a stack of runs (default: one on each CPU)"
+    parser.add_argument("--jobs", type=count, metavar="N", help=text)
+    parser.add_argument("--pdf", action="store_true", help="figures as PDF too")
+    add_schema(parser, "analysis.grokking.result:GrokkingResult")
+
+
+def add_memorise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    parser.add_argument("--step", type=count, metavar="S", help="the checkpoints' step (default: the newest of each)")
+    parser.add_argument("--prefix", type=count, default=32, metavar="N", help="tokens that are given (default: 32)")
+    text = "tokens that must follow exactly (default: 16)"
+    parser.add_argument("--continuation", type=count, default=16, metavar="N", help=text)
+    text = "sequences of each kind, trained on and never seen, at most (default: 200)"
+    parser.add_argument("--items", type=count, default=200, metavar="N", help=text)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of sequences (default: 0)")
+    add_out(parser)
+    add_schema(parser, "analysis.memorisation.result:MemorisationResult")
+
+
 def steps(text: str) -> list[int]:
     """N,N,..."""
     return [count(part) for part in text.split(",")]
@@ -84,6 +107,8 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     text = "tokens of a validation sequence (default: 1024, or what the model takes)"
     parser.add_argument("--sequence", type=count, metavar="N", help=text)
     parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="where the model's directory has none")
+    text = "the token before every sequence, or none (default: as the tokenizer has it)"
+    parser.add_argument("--begin-token", metavar="TOKEN", help=text)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to score, as evaluate has them")
 
 

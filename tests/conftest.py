@@ -1,6 +1,6 @@
 """Fixtures for all tests: a small prepared data set of real text, and its configuration.
 
-`make test` has two workers on two cores (pytest-xdist). Each computes on one thread, except for tests that need more; shared
+`make test` has three workers on two cores (pytest-xdist). Each computes on one thread, except for tests that need more; shared
 data are made once, under a lock, in a folder of the session.
 """
 
@@ -42,6 +42,10 @@ def pytest_configure(config) -> None:
         config.pluginmanager.register(LeaveOut(config.workerinput.get(PASSED, ())))
     elif path := config.getoption("--results"):
         config.pluginmanager.register(Results(path, config.getoption("--results-since")))
+
+
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: item.path.name != "test_lint.py")  # the type checker first: last, all would wait for it
 
 
 def pytest_collection_finish() -> None:

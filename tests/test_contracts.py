@@ -17,6 +17,8 @@ COMMANDS = {
     "config": "config overrides",
     "plan": "config overrides --gpus --gpu",
     "ladder": "file --slurm --status --jobs",
+    "grok": "config --out --jobs --pdf",
+    "memorise": "runs --step --prefix --continuation --items --seed --out --pdf",
     "evaluate": "run --step --tasks --split --include-path",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
@@ -99,6 +101,16 @@ EMERGENCE = {
     "tasks": "task metric verdict probability eta size_effect rows sizes",
     "tasks.eta": "value low95 high95",
     "tasks.size_effect": "value low95 high95 p",
+}
+GROK = {
+    "": "budget outcomes runs critical_fraction trend times time_trend efficiency",
+    "runs": "params fraction weight_decay seed outcome train_90 heldout_90 updates censored",
+    "critical_fraction": "params value low95 high95",
+    "trend": "value low95 high95 p",
+}
+GROK_SECTIONS = {
+    "": "name task models fractions weight_decays seeds training stack device",
+    "training": "updates lr warmup betas eps batch evaluate_every settle",
 }
 PLAN = {
     "": "memory_per_gpu communication_bytes_per_step step_seconds tokens_per_second mfu days gpu_hours fits suggestion",
@@ -229,3 +241,28 @@ def test_the_result_of_analyze_emergence(tmp_path, capsys):
     for name, words in EMERGENCE.items():
         for part in below(result, name.split(".")):
             assert part is None or set(words.split()) <= set(part), name
+
+
+def test_the_keys_of_a_sweep():
+    from emergence_train.grokking.sweep import Sweep
+
+    assert_holds(keys(Sweep), GROK_SECTIONS)
+
+
+def test_the_result_of_grok(tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    task = "{kind: modular, modulus: 5}"
+    models = "{a: {kind: mlp, width: 16, hidden: 16}, b: {kind: mlp, width: 16, hidden: 24}}"
+    training = "{updates: 40, evaluate_every: 20}"
+    path.write_text(
+        f"name: s\ntask: {task}\nmodels: {models}\nfractions: [0.4, 0.8]\nseeds: [1, 2]\ntraining: {training}\n"
+    )
+    assert cli.main(["grok", str(path), "--out", str(tmp_path / "out"), "--jobs", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert len(result["runs"]) == 8 and len(result["critical_fraction"]) == 2
+    for name, words in GROK.items():
+        for part in below(result, [word for word in name.split(".") if word]):
+            assert set(words.split()) <= set(part), name
+    files = {"runs.csv", "critical_fraction.csv", "times.csv", "curves.parquet", "report.html", "phase-diagram.svg"}
+    assert files <= {path.name for path in (tmp_path / "out").iterdir()}

@@ -38,7 +38,8 @@ FLOORS = (
     ("analysis.drawing", "analysis.scores"),
     ("analysis.runs", "analysis.position_weights"),
     ("analysis.temporal",),
-    ("analysis.emergence",),
+    ("analysis.emergence", "analysis.grokking", "analysis.memorisation"),
+    ("grokking",),
     ("report", "training", "convert", "doctor", "notebook", "watch"),
     ("ladder",),
     ("cli_arguments",),
@@ -50,6 +51,7 @@ KERNEL_FLOORS = (
     ("backends",),
     ("cross_entropy", "fp8_linear", "rms_norm", "rotary", "swiglu"),
     ("attention",),
+    ("modules", "llama_patch"),
     ("bench",),
 )
 # (room, rooms that it never imports although they are lower): the analyses read tables of any origin
@@ -66,6 +68,8 @@ WRITERS = {
     "analysis.position_weights",
     "analysis.temporal.output",
     "analysis.emergence.output",
+    "analysis.grokking.output",
+    "analysis.memorisation.output",
 }
 # Modules of the analyses that the report may import: results, tables, descriptions of figures; report.collect runs the analyses.
 SHOWN = {
@@ -77,6 +81,8 @@ SHOWN = {
     "analysis.emergence.figures",
     "analysis.emergence.finding",
     "analysis.emergence.result",
+    "analysis.grokking.figures",
+    "analysis.grokking.result",
 }
 COLLECTED = {"analysis.emergence", "analysis.temporal", "analysis.position_matrix"}
 EXCEPTIONS: dict[str, set[str]] = {}  # module: what it imports against the floors
@@ -198,7 +204,7 @@ def test_report_reads_results_and_fits_nothing():
 
 def test_results_are_data_alone():
     """Reading a result needs no fit, no table and no solver."""
-    for wing in ("temporal", "emergence"):
+    for wing in ("temporal", "emergence", "grokking", "memorisation"):
         names = _imported(f"emergence_train.analysis.{wing}.result", MODULES[f"emergence_train.analysis.{wing}.result"])
         assert names <= {"dataclasses", "typing", "emergence_train.analysis.results"}
 

@@ -31,6 +31,7 @@ READ_THE_TREE = {
     "convert.hf_import._config",
     "convert.hf_import._data",
     "evaluation.offline.evaluate",
+    "evaluation.memorisation.probe_run",
     "evaluation.text_samples.continue_texts",
     "ladder.file.row_config",
     "tracking.sync.sync",

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
+from scipy.stats import norm
 
 SHARP = ("uniform", "exponential", "weibull")  # share known grows in proportion to eta - loss, or faster, at first
 SMOOTH = ("beta", "gamma", "softened")  # with its square, or over items that blur their thresholds
 CUBIC = ("gamma3",)  # with its cube
+# Items that need four skills at once, whose difficulties are correlated (between the first and the fourth power), and a
+# logistic share of items (exponential at first)
+SMOOTHER = ("chain", "logistic")
+UNSEEN = ("lognormal",)  # slower than any power at first; no constant of the analysis was chosen on it
+SKILLS, SHARED = 4, 0.3
 ROWS = {"sparse": (18, 36), "dense": (80, 160)}
 
 
@@ -63,6 +70,15 @@ def difficulties(foot: str, items: int, width: float, rng: np.random.Generator) 
         return rng.gamma(2.0, width / 3, items)
     if foot == "gamma3":
         return rng.gamma(3.0, width / 5, items)
+    if foot == "lognormal":
+        return 0.5 * width * rng.lognormal(0, 0.6, items)
+    if foot == "chain":
+        skills = np.sqrt(1 - SHARED) * rng.normal(size=(items, SKILLS)) + np.sqrt(SHARED) * rng.normal(size=(items, 1))
+        return width * norm.cdf(skills).max(1)
+    if foot == "logistic":
+        middle, scale = 0.45 * width, 0.15 * width
+        first = expit(-middle / scale)  # known at eta itself by the untruncated curve: nobody is, so it is cut off
+        return middle + scale * logit(rng.uniform(first, 1, items))
     return np.maximum(rng.uniform(0, width, items), 0)  # softened: each checkpoint blurs it, see `known`
 
 

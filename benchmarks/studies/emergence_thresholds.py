@@ -37,14 +37,20 @@ from emergence_train.analysis.emergence import table as emergence_table  # noqa:
 from emergence_train.analysis.emergence.analyze import find  # noqa: E402
 from emergence_train.analysis.emergence.verdict import VERDICTS  # noqa: E402
 
-FEET = {"sharp": emergence_items.SHARP, "smooth": emergence_items.SMOOTH, "cubic": emergence_items.CUBIC}
+FEET = {
+    "sharp": emergence_items.SHARP,
+    "smooth": emergence_items.SMOOTH,
+    "cubic": emergence_items.CUBIC,
+    "smoother": emergence_items.SMOOTHER,
+    "unseen": emergence_items.UNSEEN,
+}
 REGIMES = tuple(product((500, 14_000), emergence_items.ROWS, FEET))
 SHOWN = 0.08  # least share of items known at the lowest loss: fewer are no ability to find a threshold of
-CHOSEN = 1000  # seeds from here on chose shapes.TRUST and threshold.SHAPE, those below are reported
+CHOSEN = 1000  # seeds from here on chose shapes.TRUST and threshold's constants, those below are reported
 TABLES = ("gadre", "gemstones")
 TABLE, KNOWN = "from the table alone", "with the constant rate known"
 UNSEEN = "gadre, every second task: no constant was chosen on these"
-DRAWN = 33  # tasks of a panel
+DRAWN = 20  # tasks of a panel
 SPANS = (("error", 1.0), ("width", 0.5))  # what of a threshold is drawn: its error, half its interval
 IMAGES = HERE.parents[1] / "docs" / "images"
 matplotlib.use("svg")
@@ -174,7 +180,7 @@ def _agreement(pairs: list) -> dict:
 
 def draw_thresholds(regimes: dict[str, list[dict]], path: Path) -> None:
     """Errors of thresholds with their intervals, a panel per regime; those that miss the truth in red."""
-    figure, axes = plt.subplots(2, 6, figsize=(13, 5), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(4, 5, figsize=(13, 9), sharex=True, layout="constrained")
     for axis, (name, results) in zip(axes.flat, regimes.items()):
         every = [row for row in results if "inside" in row]
         named = sorted(every[:DRAWN], key=lambda row: row["error"] / row["range"])
@@ -260,6 +266,7 @@ def main() -> None:
         known = json.loads(path.read_text())
         names = ("untrained_checkpoint", "halves", "crossings_ahead")
         result |= {name: known[name] for name in names if name in known}
+        result["commit of the public tables' parts"] = known.get("commit of the public tables' parts", known["commit"])
     result["cpu_seconds"] = round(time.process_time() - begin, 1)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -14,7 +14,9 @@ is the least error that is to be had (`oracle`). Writes its label of benchmarks/
 """
 
 import argparse
+import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,6 +137,9 @@ def score(log: Log, until: float, prior: priors.Prior | None) -> dict | None:
         "schedule": log.schedule,
         "age": "young" if until < YOUNG else "older",
         "steps": float(log.step[-1]),
+        "params": log.params,
+        "tokens": float(log.tokens[-1]),
+        "end": end,
         "mse": mse,
         "oracle": float(np.mean((best - truth) ** 2)),
         "classical": min(classical),
@@ -204,9 +209,10 @@ def moved(logs: list[Log], prior_of) -> pd.DataFrame:
                 record = ahead_of(other, until, prior_of(log))
                 if record is not None:
                     shift = float(np.interp(plain[1][-1], record[1], record[0].mean) - plain[0].mean[-1])
+                    own = np.diff(record[0].interval(95, noisy=False), axis=0)[0, -1] / 2
                     rows.append(
                         {"source": log.source, "run": log.run, "kind": log.kind, "fraction": fraction, "change": name}
-                        | {"shift": shift, "share": abs(shift) / half}
+                        | {"shift": shift, "share": abs(shift) / half, "share of wider": abs(shift) / max(half, own)}
                     )
     return pd.DataFrame(rows)
 
@@ -231,30 +237,35 @@ def cooldowns(rows: pd.DataFrame) -> dict:
 
 
 def draw(before: dict, after: dict, target: Path) -> None:
-    """Errors of the end by source and fraction, a dot a forecast, of two results of this script."""
+    """Errors of the end over the half-width of their 95% interval, by source and fraction, a dot a forecast."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    sources = ["gemstones", "llmc", "modded1", "romero"]
-    figure, axes = plt.subplots(1, len(FRACTIONS), figsize=(9, 3.2), sharey=True, layout="constrained")
+    sources = ["gemstones", "llmc", "modded1", "romero", "multi-power", "scheduling"]
+    figure, axes = plt.subplots(1, len(FRACTIONS), figsize=(10, 3.2), sharey=True, layout="constrained")
     for axis, fraction in zip(axes, FRACTIONS, strict=True):
-        for result, colour, side in ((before, "#b0b0b0", -0.15), (after, "#1f5fa8", 0.15)):
+        for result, colour, side in ((before, "#b0b0b0", -0.18), (after, "#1f5fa8", 0.18)):
             rows = pd.DataFrame(result["rows"])
             for place, source in enumerate(sources):
-                errors = rows[(rows["source"] == source) & (rows["fraction"] == fraction)]["end error"]
-                spread = np.linspace(-0.1, 0.1, len(errors))
-                axis.plot(place + side + spread, errors.clip(-0.6, 0.6), "o", color=colour, markersize=2.5)
-                axis.hlines(errors.median(), place + side - 0.13, place + side + 0.13, color=colour, linewidth=2.5)
+                part = rows[(rows["source"] == source) & (rows["fraction"] == fraction)]
+                share = (part["end error"] / part["half-width"]).clip(-1.9, 1.9)
+                axis.plot(
+                    place + side + np.linspace(-0.13, 0.13, len(share)), share, ".", color=colour, mew=0, markersize=5
+                )
+        axis.axhspan(-1, 1, color="black", alpha=0.06, linewidth=0)
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(sources)), sources, fontsize=8)
+        axis.set_xticks(range(len(sources)), sources, fontsize=7, rotation=25)
         axis.set_title(f"{fraction:.0%} observed", fontsize=9)
-    axes[0].set_ylabel("forecast minus truth at the end, nats")
+    axes[0].set_ylabel("error of the end / half-width", fontsize=9)
     axes[-1].plot([], [], "o", color="#b0b0b0", label="before")
-    axes[-1].plot([], [], "o", color="#1f5fa8", label="after (laboratory left out)")
-    axes[-1].legend(fontsize=7, frameon=False, loc="lower left")
-    figure.savefig(target)
+    axes[-1].plot([], [], "o", color="#1f5fa8", label="after")
+    axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    # tenths of a point are enough for dots
+    target.write_text(re.sub(r' ([xy]="-?\d+\.\d)\d+"', r' \1"', text.getvalue()))
 
 
 def forecasts(logs: list[Log], prior_of: Callable[[Log], priors.Prior]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -285,13 +296,40 @@ def evaluate(logs: list[Log], held_out: dict[str, priors.Prior]) -> dict:
     )
     new = scored["source"].isin(EARLIER).map({True: "earlier", False: "folder"})
     shifts = moved([log for log in logs if LABORATORY.get(log.source) == "124M speedruns"], without_laboratory)
-    kept = ["source", "run", "kind", "fraction", "end error", "half-width", "mse", "classical", "oracle", "end 95"]
+    kept = [
+        "source",
+        "laboratory",
+        "run",
+        "kind",
+        "optimizer",
+        "schedule",
+        "age",
+        "params",
+        "tokens",
+        "fraction",
+        "end",
+    ]
+    kept += [
+        "end error",
+        "half-width",
+        "mse",
+        "classical",
+        "quotient",
+        "quotient to power",
+        "oracle",
+        "end 95",
+        "rows 95",
+    ]
     return {
         "forecasts": {name: tables(scored[new == name]) for name in new.unique()},
         "speedruns, their source left out": tables(by_source) if len(by_source) else {},
         "cooldowns": {str(source): cooldowns(part) for source, part in ended.groupby("source")},
         "moved by less than half its half-width": {
-            f"{change} at {fraction}": {"share": float((part["share"] < 0.5).mean()), "pairs": len(part)}
+            f"{change} at {fraction}": {
+                "share": float((part["share"] < 0.5).mean()),
+                "of the wider": float((part["share of wider"] < 0.5).mean()),
+                "pairs": len(part),
+            }
             for (change, fraction), part in shifts.groupby(["change", "fraction"])
         },
         "conformal": conformal(scored),
@@ -326,7 +364,7 @@ def main() -> None:
     both[arguments.label] = {**provenance(command), **result}
     write_json(TARGET, both)
     if both.keys() >= {"before", "after"}:
-        picture = Path(__file__).parents[2] / "docs" / "images" / "own-curves.svg"
+        picture = Path(__file__).parents[2] / "docs" / "images" / "truth-forecasts.svg"
         draw(both["before"], both["after"], picture)
     show(result)
 

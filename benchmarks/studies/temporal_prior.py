@@ -5,8 +5,8 @@
 drop      Runs of one model, data set and peak rate but different schedules share one set (L0, A, alpha, B): each such
           group is fitted jointly for every clock and kernel. Over groups log B is regressed on the logs of the peak rate
           and of the tokens.
-ahead     Where the rate is at its peak, the law fitted to what is before s against L(s) - L(4s): its log spread, and how
-          it bends at one loss. Exponents there are log2 of (L(s) - L(2s)) / (L(2s) - L(4s)).
+ahead     Where the rate is at its peak, the law fitted to what is before s against L(s) - L(4s): its log spread by s,
+          and how it bends at one loss. Exponents there are log2 of (L(s) - L(2s)) / (L(2s) - L(4s)).
 
 Every laboratory has the same weight in these but for the root of its runs. Peak rates outside RATES are no AdamW rates and
 count as priors.NEUTRAL. The same is done without each laboratory and each source in turn: `without`.
@@ -36,7 +36,8 @@ LAB_SD, SLOPE_SD = 0.25, 0.3  # see regress
 SPREAD = (0.2, 0.35)  # limits of a drop's spread: it comes from three to five laboratories
 STARTS = np.geomspace(250, 20000, 20)  # steps up to which a run at a constant rate is observed
 TENTS = tuple(itertools.product((3.8, 3.9, 4.0, 4.1, 4.2, 4.3), (0.2, 0.3, 0.4, 0.5)))  # loss and width, nats a token
-LEAST = 0.05  # least log spread of a fall ahead that is stated
+LEAST = 0.05  # log spread of the fall ahead of a run however old
+SPREADS = np.geomspace(0.01, 0.5, 200)  # of the fall ahead at priors.STEPS, from which the likeliest is taken
 LAB_BEND = 0.1  # a laboratory's log of the fall ahead differs from the law by about so much, however many its runs
 
 
@@ -208,11 +209,14 @@ def continued(windows: list[Window]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def mean_square(rows: pd.DataFrame, square: np.ndarray) -> float:
-    """Mean over laboratories of their mean of `square`."""
-    weight = balanced(rows, "run")
-    parts = rows.assign(square=weight * square, weight=weight).groupby("laboratory")[["square", "weight"]].sum()
-    return float((parts["square"] / parts["weight"]).mean())
+def spread_of(rows: pd.DataFrame, left: np.ndarray) -> float:
+    """The likeliest Ahead.sd of normal errors `left` (n,) after the bend; laboratories count alike."""
+    weight = pd.Series(balanced(rows, "run"), rows.index)
+    weight = weight / weight.groupby(rows["laboratory"]).transform("sum")
+    known = np.minimum(rows["own"], 1.0) ** 2 + LEAST**2  # the fit's own, and what is always there
+    growth = (priors.STEPS / rows["steps"]) ** (2 * priors.AGE)
+    variance = known.to_numpy() + SPREADS[:, None] ** 2 * growth.to_numpy()
+    return float(SPREADS[np.argmin((np.log(variance) + left**2 / variance) @ weight.to_numpy())])
 
 
 def ahead_law(rows: pd.DataFrame) -> Ahead:
@@ -226,11 +230,11 @@ def ahead_law(rows: pd.DataFrame) -> Ahead:
         precision = (weight * tent**2).sum() + 1 / SLOPE_SD**2
         bend = min((weight * tent * error).sum() / precision, 0.0)  # a phase that ends slows the fall
         cost = (weight * (error - bend * tent) ** 2).sum() + (bend / SLOPE_SD) ** 2
-        left = mean_square(rows, (error - bend * tent) ** 2 - np.minimum(rows["own"], 1.0) ** 2)  # the fit's own apart
-        fits.append((cost, centre, width, bend, precision**-0.5, max(left, LEAST**2) ** 0.5))
-    _, centre, width, bend, bend_sd, sd = min(fits)
-    known = round(float(rows["steps"].min())), round(float(rows["loss"].max()), 2)
-    return Ahead(round(float(bend), 3), round(float(bend_sd), 3), centre, width, round(sd, 3), *known)
+        fits.append((cost, centre, width, bend, precision**-0.5, tent))
+    _, centre, width, bend, bend_sd, tent = min(fits, key=lambda fit: fit[:3])
+    sd = spread_of(rows, error - bend * tent)
+    highest = round(float(loss.max()), 2)
+    return Ahead(round(float(bend), 3), round(float(bend_sd), 3), centre, width, LEAST, round(sd, 3), highest)
 
 
 def prior_from(groups: pd.DataFrame, falls: pd.DataFrame, source: str, runs: int) -> Prior:

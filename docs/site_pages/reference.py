@@ -20,6 +20,8 @@ RESULTS = {
     "analyze temporal": "emergence_train.analysis.temporal.result",
     "analyze emergence": "emergence_train.analysis.emergence.result",
     "analyze weights": "emergence_train.analysis.position_weights",
+    "memorise": "emergence_train.analysis.memorisation.result",
+    "grok": "emergence_train.analysis.grokking.result",
 }
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

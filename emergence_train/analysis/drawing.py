@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks
 from emergence_train.files import atomic_path
@@ -35,6 +36,7 @@ METADATA = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}
 # A PDF embeds its font: more than half the time of all three.
 DEFAULT, WITH_PDF = (".png", ".svg"), (".png", ".svg", ".pdf")
 SHADES = 64  # steps of a colour bar
+MARKERS = {"circle": "o", "square": "s", "triangle": "^", "cross": "X"}
 
 
 def save(
@@ -103,7 +105,7 @@ def draw(panel: Figure, axis: Axes, *, small: bool = False) -> None:
         if not (panel.y_names and ruler is axis.yaxis):
             places = ticks(min(limits), max(limits), log)
             set_ticks(places, [short(place) for place in places])
-        ruler.set_minor_formatter(NullFormatter())
+        ruler.set_minor_locator(NullLocator())  # of a log axis they take a fourth of the drawing
     if panel.x_falling:
         axis.invert_xaxis()
     if panel.y_names:
@@ -134,7 +136,8 @@ def _trace(axis: Axes, trace: Trace, label: str | None) -> None:
     if trace.low is None or trace.high is None:
         pass
     elif trace.bars:
-        axis.vlines(trace.x, trace.low, trace.high, color=colour, linewidth=0.6, alpha=0.7)
+        ends = np.column_stack([trace.low, trace.high, np.full(len(trace.x), np.nan)])  # one path with gaps
+        axis.plot(np.repeat(trace.x, 3), ends.ravel(), color=colour, linewidth=0.6, alpha=0.7)
     else:
         alone = label if not visible else None
         axis.fill_between(trace.x, trace.low, trace.high, color=colour, alpha=0.18, linewidth=0, label=alone)
@@ -144,7 +147,8 @@ def _trace(axis: Axes, trace: Trace, label: str | None) -> None:
         label = None
     if trace.points or (trace.line and len(trace.x) == 1):
         size = 4 if len(trace.x) < 60 else 2
-        axis.plot(trace.x, trace.y, "o", color=colour, markersize=size, markeredgewidth=0, label=label)
+        mark = MARKERS[trace.marker]
+        axis.plot(trace.x, trace.y, mark, color=colour, markersize=size, markeredgewidth=0, label=label)
 
 
 def _colour_bar(drawn: MatplotlibFigure, axes: Any, ramp: Ramp) -> None:
@@ -155,4 +159,4 @@ def _colour_bar(drawn: MatplotlibFigure, axes: Any, ramp: Ramp) -> None:
     bar = drawn.colorbar(ScalarMappable(norm, colours), ax=axes.ravel().tolist(), label=ramp.label, aspect=30)
     places = [place for place in ticks(low, high, log=True) if low <= place <= high]
     bar.set_ticks(places, labels=[short(place) for place in places])
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.ax.yaxis.set_minor_locator(NullLocator())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -39,6 +40,7 @@ VIRIDIS = (
 )
 FORECAST, HELD_OUT, OBSERVED = 0, 1, 7  # their places in the palette
 INTERVALS = "50, 80 and 95% intervals"
+Marker = Literal["circle", "square", "triangle", "cross"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Trace:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     bars: bool = False  # one from low to high at each x, instead of a band
+    marker: Marker = "circle"  # of the points
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Losses by position from transformers' Trainer: Trainer(..., callbacks=[PositionCallback("runs/mine", sequence=1024)]).
 
 A hook on the model sees the logits and labels of every forward pass that Trainer makes: in training mode they are the split
-"train", else `split`. It costs a second softmax over the vocabulary and no communication. Checkpoints of the tables are written
-where Trainer saves or evaluates, and at the end of training.
+"train", else `split`. It costs a second softmax over the vocabulary and no communication; of a model on our kernels
+(emergence_kernels.patch_llama) none, and the training split has no accuracy. Checkpoints of the tables are written where Trainer
+saves or evaluates, and at the end of training.
 """
 
 from pathlib import Path
@@ -92,12 +93,19 @@ class PositionCallback(TrainerCallback):
             return
         labels_BT: Tensor | None = kwargs.get("labels")
         logits_BTV = output.get("logits") if hasattr(output, "get") else getattr(output, "logits", None)
-        if labels_BT is None or logits_BTV is None:
+        fused: Any = getattr(
+            model, "last_loss", None
+        )  # of emergence_kernels.patch_llama, whose training makes no logits
+        if labels_BT is None or (logits_BTV is None and fused is None):
             raise InputError(
                 "PositionCallback sees the model called without labels, or without logits in its output; leave out label "
                 "smoothing, compute_loss_func and fused losses, or use emergence_train.recorder.Recorder in a loop of your own"
             )
-        losses_BT, correct_BT = token_losses(logits_BTV[:, :-1], labels_BT[:, 1:])
+        correct_BT: Tensor | None = None
+        if logits_BTV is None:
+            losses_BT = fused.token_loss[:, :-1]
+        else:
+            losses_BT, correct_BT = token_losses(logits_BTV[:, :-1], labels_BT[:, 1:])
         split = "train" if model.training else self.split
         self.recorder.add(losses_BT, split=split, correct_BT=correct_BT, mask_BT=labels_BT[:, 1:] >= 0)
         if model.training:

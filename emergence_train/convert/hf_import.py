@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from emergence_train import config as configs
@@ -32,6 +33,7 @@ from emergence_train.evaluation.offline import chosen, measure
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.hf_config import HFConfig
+from emergence_train.models.imported import Imported
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import start
 from emergence_train.recorder.environment import write_environment
@@ -55,6 +57,7 @@ class ImportOptions:
     texts: list[str] | None = None
     sequence: int | None = None
     tokenizer: str | None = None
+    begin_token: str | None = None  # or "none"; None: as the tokenizer has it
     tasks: list[str] | None = None
 
 
@@ -72,7 +75,9 @@ def import_hf(models: list[str], run: Path, options: ImportOptions, log: Callabl
             identity.keep(run, dataset)
             evaluator = Evaluator(config.tasks, dataset)
             files.write_bytes(run / "config.yaml", config.to_yaml().encode())
-            target = _Target(run, config.name, config.model, config.training.precision, config.step_tokens, described)
+            assert config.imported is not None
+            precision, step_tokens = config.training.precision, config.step_tokens
+            target = _Target(run, config.name, config.model, config.imported, precision, step_tokens, described)
             _import_steps(target, by_step, evaluator, log)
     except BaseException:
         if not begun and not any((run / "checkpoints").glob("step-*")):
@@ -88,6 +93,7 @@ class _Target:
     run: Path
     name: str
     model: ModelConfig
+    imported: Imported
     precision: str
     step_tokens: int
     described: Any
@@ -161,10 +167,10 @@ def _config(
     labels = {str(step): source.label for step, source in by_step.items()}
     if before is not None and before.imported is not None:
         places, per_step = labels | before.imported.sources, before.imported.tokens_per_step
-        data, tasks = before.data, before.tasks
+        data, tasks, begin = before.data, before.tasks, before.imported.begin_token
     else:
         places, per_step, tasks = labels, options.tokens_per_step or 0, []
-        data = _data(run, model, next(iter(by_step.values())), options, log)
+        data, begin = _data(run, model, next(iter(by_step.values())), options, log)
     tasks = chosen(tasks, options.tasks)
     places = dict(sorted(places.items(), key=lambda item: int(item[0])))
     tokens = max(int(step) for step in places) * per_step
@@ -178,7 +184,7 @@ def _config(
             "checkpoints": {"every_tokens": 1, "save_state": "every"},
             "logging": {"wandb": "disabled"},
             "tasks": [task.model_dump(mode="json") for task in tasks],
-            "imported": {"format": "hf", "sources": places, "tokens_per_step": per_step},
+            "imported": {"format": "hf", "sources": places, "begin_token": begin, "tokens_per_step": per_step},
         }
     )
 
@@ -204,39 +210,55 @@ def _before(run: Path, model: ModelConfig, options: ImportOptions) -> Config | N
         raise InputError(
             f"{run}: was imported with --tokens-per-step {config.imported.tokens_per_step}; give that, or choose another --out"
         )
-    if options.texts or options.sequence or options.tokenizer:
-        raise InputError(f"{run}: has its text already; leave --data, --sequence and --tokenizer out")
+    if options.texts or options.sequence or options.tokenizer or options.begin_token:
+        raise InputError(f"{run}: has its text already; leave --data, --sequence, --tokenizer and --begin-token out")
     return config
 
 
-def _data(run: Path, model: ModelConfig, source: HFSource, options: ImportOptions, log: Callable[[str], None]) -> Data:
-    """Prepared text in the model's tokens: of a configuration that has them, else in the run's directory."""
+def _data(
+    run: Path, model: ModelConfig, source: HFSource, options: ImportOptions, log: Callable[[str], None]
+) -> tuple[Data, int | None]:
+    """Prepared text in the model's tokens, of a configuration that has them, else in the run's directory; and the token before
+    every sequence."""
     origin = source if options.tokenizer is None else hf_source.source_of(options.tokenizer)
-    content, end, longest = hf_source.read_tokenizer(origin)
+    content, end, longest, begin = hf_source.read_tokenizer(origin)
     texts = options.texts or []
     given = configs.load(texts[0]).data if len(texts) == 1 and texts[0].endswith(SUFFIXES) else None
-    most = min(model.max_sequence, longest or model.max_sequence)
-    sequence = options.sequence or (given.sequence if given else min(most, SEQUENCE))
-    if sequence > model.max_sequence:
-        raise InputError(
-            f"{source.label}: takes {model.max_sequence} tokens, not {sequence}; give --sequence {model.max_sequence} or less"
-        )
     end = (given.tokenizer.end_of_text if given else None) or end
     tokenizer = tokenizers.normalised(content, end)
+    if options.begin_token is not None:
+        begin = _token(tokenizer, options.begin_token)
+    room = model.max_sequence - (begin is not None)
+    sequence = options.sequence or (given.sequence if given else min(room, longest or room, SEQUENCE))
+    if sequence > room:
+        raise InputError(f"{source.label}: takes {room} tokens, not {sequence}; give --sequence {room} or less")
     if (size := tokenizers.size(tokenizer)) > model.vocabulary:
         raise InputError(
             f"{source.label}: its tokenizer has {size} tokens and its embedding {model.vocabulary}; give its own with --tokenizer"
         )
+    if begin is not None:
+        log(
+            f"{source.label}: every sequence begins with {tokenizer.id_to_token(begin)} (--begin-token none leaves it out)"
+        )
     files.write_bytes(run / identity.TOKENIZER, tokenizer.to_str().encode())
     if given is not None and given.sequence == sequence and _prepared_with(Path(given.path), run):
         log(f"{given.path}: is prepared in this model's tokens")
-        return given
+        return given, begin
     parts = given.model_dump(mode="json") if given else _sections(texts)
     parts |= {"path": str(run / "data"), "sequence": sequence}
     parts["tokenizer"] = {"file": str(run / identity.TOKENIZER), "end_of_text": end}
     data = Data.model_validate(parts)
     prepare(data, log)
-    return data
+    return data, begin
+
+
+def _token(tokenizer: Tokenizer, text: str) -> int | None:
+    """The id of --begin-token; None for "none"."""
+    if text == "none":
+        return None
+    if (token := tokenizer.token_to_id(text)) is None:
+        raise InputError(f"--begin-token {text}: the tokenizer has no such token; give one of its own, or none")
+    return token
 
 
 def _prepared_with(data: Path, run: Path) -> bool:
@@ -306,9 +328,14 @@ def _measure(
     import pandas as pd
 
     folder = checkpoints.newest(target.run, step)
-    measured = measure(target.model, target.precision, folder, evaluator, mesh)
+    measured = measure(target.model, target.precision, folder, evaluator, mesh, target.imported)
     losses, tokens = measured.losses, step * target.step_tokens
-    owner: dict[str, Any] = {"run": target.name, "params": run_log.header["params"], "step": step, "tokens": tokens}
+    owner: dict[str, Any] = {
+        "run": target.name,
+        "params": run_log.header["params"],
+        "step": step,
+        "tokens": tokens,
+    }
     table = pd.concat([position_rows(of_split, name) for name, of_split in measured.sums.items()], ignore_index=True)
     run_log.positions(step, table.assign(**owner))
     run_log.write("validation", step=step, tokens=tokens, seconds=None, loss=losses, **evaluator.comparable(losses))

@@ -9,9 +9,10 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
@@ -126,11 +127,20 @@ def read_weights(source: HFSource) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def read_tokenizer(source: HFSource) -> tuple[str, str | None, int | None]:
-    """(content of tokenizer.json, the end-of-text token, the longest sequence that the tokenizer names); of a tokenizer.json
-    the first alone."""
+class HFTokenizer(NamedTuple):
+    """What an import takes of a tokenizer."""
+
+    content: str  # of tokenizer.json
+    end: str | None = None  # the end-of-text token; of a tokenizer.json alone not known, nor is `longest`
+    longest: int | None = None  # tokens of a sequence
+    begin: int | None = None  # the token that it puts before every text
+
+
+def read_tokenizer(source: HFSource) -> HFTokenizer:
+    """The tokenizer of a model, or of a tokenizer.json."""
     if Path(source.name).is_file():
-        return tokenizers.find(source.name).read_text(encoding="utf-8"), None, None
+        content = tokenizers.find(source.name).read_text(encoding="utf-8")
+        return HFTokenizer(content, begin=_begin(Tokenizer.from_str(content)))
     with _one_line(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source.place)
         file = transformers.utils.cached_file(
@@ -147,7 +157,13 @@ def read_tokenizer(source: HFSource) -> tuple[str, str | None, int | None]:
         )
     content = Path(file).read_text(encoding="utf-8") if file else str(backend and backend.to_str())
     longest = tokenizer.model_max_length
-    return content, tokenizer.eos_token, longest if longest < 10**9 else None
+    longest = longest if longest < 10**9 else None
+    return HFTokenizer(content, tokenizer.eos_token, longest, _begin(backend or Tokenizer.from_str(content)))
+
+
+def _begin(tokenizer: Tokenizer) -> int | None:
+    bare, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+    return whole[0] if len(whole) > len(bare) and whole[1 : 1 + len(bare)] == bare else None
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from emergence_train.evaluation.saved_model import load_model
 from emergence_train.evaluation.score_tables import write
 from emergence_train.evaluation.suite import LM_EVAL
 from emergence_train.models.config import ModelConfig
+from emergence_train.models.imported import Imported
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, start
 
@@ -51,7 +52,7 @@ def evaluate(
         if split not in known:
             raise InputError(f"{run}: has no validation split {split!r} (it has {', '.join(known)})")
     evaluator = on_every_rank(lambda: Evaluator(chosen(config.tasks, tasks, include_path), dataset))
-    measured = measure(config.model, config.training.precision, folder, evaluator, mesh)
+    measured = measure(config.model, config.training.precision, folder, evaluator, mesh, config.imported)
     losses, scores = measured.losses, measured.scores
     tokens = step * config.step_tokens
     also = evaluator.comparable(losses)
@@ -81,9 +82,16 @@ class Measured(NamedTuple):
     scores: Scores
 
 
-def measure(model: ModelConfig, precision: str, checkpoint: Path, evaluator: Evaluator, mesh: Mesh) -> Measured:
+def measure(
+    model: ModelConfig,
+    precision: str,
+    checkpoint: Path,
+    evaluator: Evaluator,
+    mesh: Mesh,
+    imported: Imported | None = None,
+) -> Measured:
     """Validate a verified checkpoint and score the tasks. Collective: all ranks call it."""
-    loaded = on_every_rank(lambda: load_model(model, checkpoint).to(mesh.device))
+    loaded = on_every_rank(lambda: load_model(model, checkpoint, imported).to(mesh.device))
     if precision == "bf16" and mesh.device.type == "cuda":
         loaded = loaded.bfloat16()
     sums = validate(loaded, evaluator.dataset, mesh, BATCH)

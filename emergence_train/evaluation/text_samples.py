@@ -58,7 +58,7 @@ def continue_texts(run: Path, samples: Samples, step: int | None = None) -> dict
     path, end = identity.tokenizer_of(run, Path(config.data.path))
     texts = TextSamples(samples, tokenizers.load_file(path), end, config.model.max_sequence)
     mesh = start(config.training.threads)
-    model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
+    model = on_every_rank(lambda: load_model(config.model, folder, config.imported).to(mesh.device))
     if config.training.precision == "bf16" and mesh.device.type == "cuda":
         model = model.bfloat16()
     return {

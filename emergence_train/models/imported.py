@@ -13,4 +13,9 @@ class Imported(Section):
 
     format: Literal["hf"] = Field(default="hf", description="what was imported")
     sources: dict[str, str] = Field(description="a directory or name, with its revision, of each step")
+    begin_token: int | None = Field(
+        default=None,
+        ge=0,
+        description="id of the token before every sequence, as the model's tokenizer has it; null: none",
+    )
     tokens_per_step: int = Field(default=0, ge=0, description="tokens of an optimizer step; 0: not known")

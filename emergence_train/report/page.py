@@ -31,18 +31,24 @@ def page(data: ReportData) -> str:
         *outlook.sections(runs),
         *abilities.sections(data),
     ]
+    names = ", ".join(run.name for run in runs)
+    return document(names, "Loss by position and by tokens", sections)
+
+
+def document(names: str, heading: str, sections: list[tuple[str, str, str]]) -> str:
+    """A self-contained document of sections (anchor, title, body as HTML) about `names`."""
     links = "".join(f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, title, _ in sections)
     bodies = "".join(
         f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{body}</section>' for anchor, title, body in sections
     )
-    names = html.escape(", ".join(run.name for run in runs))
+    names = html.escape(names)
     today = datetime.date.today().isoformat()
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>emergence-train: {names}</title><link rel="icon" href="data:,">'
         f"<style>{svg.palette_css()}{(HERE / 'page.css').read_text()}</style></head><body>"
-        f'<header><h1>Loss by position and by tokens</h1><p class="soft">{names} · {today}</p>'
+        f'<header><h1>{html.escape(heading)}</h1><p class="soft">{names} · {today}</p>'
         f"<nav>{links}</nav></header><main>{svg.CLIP}{bodies}</main>"
         f"<script>{(HERE / 'page.js').read_text()}</script></body></html>\n"
     )

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, ramp_colours, short, ticks
+from emergence_train.analysis.figures import PALETTE, Figure, Marker, Ramp, Trace, ramp_colours, short, ticks
 
 WIDTH, HEIGHT = 480, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 48
 CHARACTER, ROW = 7.4, 24  # width of a character in an axis' names, height of a name's row
+SHAPES: dict[Marker, str] = {  # of radius 1, round the middle
+    "square": "M-1-1h2v2h-2z",
+    "triangle": "M0-1.2 1.15 0.9h-2.3z",
+    "cross": "M-1.2-0.6-0.6-1.2 0-0.6 0.6-1.2 1.2-0.6 0.6 0 1.2 0.6 0.6 1.2 0 0.6-0.6 1.2-1.2 0.6-0.6 0z",
+}
 CLIP = (
     f'<svg width="0" height="0" aria-hidden="true"><defs><clipPath id="plot"><rect x="0" y="{TOP - 4}" '
     f'width="{WIDTH}" height="{HEIGHT - TOP - BOTTOM + 8}"/></clipPath></defs></svg>'
@@ -137,8 +142,14 @@ def _draw(trace: Trace, x_axis: Axis, y_axis: Axis) -> str:
         out += f'<path class="{kind}" {style} d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in at)}"/>'
     if trace.points or (trace.line and len(at) == 1):
         radius = 3 if len(at) < 60 else 1.5
-        out += "".join(f'<circle class="point" {style} cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in at)
+        out += "".join(_point(trace.marker, x, y, radius, style) for x, y in at)
     return out
+
+
+def _point(marker: Marker, x: float, y: float, radius: float, style: str) -> str:
+    if marker == "circle":
+        return f'<circle class="point" {style} cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
+    return f'<path class="point" {style} transform="translate({x:.1f} {y:.1f}) scale({radius})" d="{SHAPES[marker]}"/>'
 
 
 def _legend(drawn: list[Trace], ramp: Ramp | None) -> str:
@@ -156,5 +167,10 @@ def _legend(drawn: list[Trace], ramp: Ramp | None) -> str:
         shown.add(trace.label)
         kind = "dashed" if trace.dashed else "dots" if trace.points and not trace.line else ""
         kind = kind if trace.line or trace.points else "area"
+        if kind == "dots" and trace.marker != "circle":
+            mark = _point(trace.marker, 6, 6, 4, _style(trace))
+            shape = f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true">{mark}</svg>'
+            items += f"<span>{shape}{html.escape(trace.label)}</span>"
+            continue
         items += f'<span><i class="key {kind}" {_style(trace)}></i>{html.escape(trace.label)}</span>'
     return f'<div class="legend">{items}</div>'

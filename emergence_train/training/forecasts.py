@@ -4,7 +4,6 @@ The analyses are imported when the first forecast is due: SciPy's statistics wou
 """
 
 import math
-from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from emergence_train.optim.schedule import learning_rate
 from emergence_train.recorder.metrics import Metrics
+from emergence_train.training.loss_curve import LossCurve
 from emergence_train.training.observers import Measurement, Observer, RunContext, Step
 
 if TYPE_CHECKING:
@@ -27,15 +27,14 @@ class EndForecast(Observer):
     def on_restore(self, step: int, metrics: Metrics) -> None:
         losses = metrics.train("loss")
         measured = np.isfinite(losses)
-        self.steps, self.losses = array("d", metrics.train("step")[measured]), array("d", losses[measured])
+        self.curve = LossCurve(zip(metrics.train("step")[measured].tolist(), losses[measured].tolist()))
 
     def on_step(self, step: Step) -> None:
         if math.isfinite(step.loss):
-            self.steps.append(step.step)
-            self.losses.append(step.loss)
+            self.curve.add(step.step, step.loss)
 
     def on_checkpoint(self, measurement: Measurement) -> None:
-        if measurement.step >= self.context.plan.total_steps or not self.losses:
+        if measurement.step >= self.context.plan.total_steps or not len(self.curve):
             return
         from emergence_train.analysis.results import as_json
 
@@ -48,7 +47,7 @@ class EndForecast(Observer):
         from emergence_train.analysis.temporal import forecast_final
 
         plan, schedule = self.context.plan, self.context.schedule
-        steps, losses = np.array(self.steps), np.array(self.losses)
+        steps, losses = self.curve.points()
         planned = np.unique(np.linspace(1, plan.total_steps, min(plan.total_steps, PLAN_POINTS)).astype(int))
         rates = [learning_rate(schedule, s * plan.step_tokens, plan.total_tokens) for s in planned]
         return forecast_final(steps, losses, planned, np.array(rates), plan.total_steps, plan.step_tokens)

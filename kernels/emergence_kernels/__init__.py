@@ -13,6 +13,8 @@ from .cross_entropy.linear import linear_cross_entropy
 from .cross_entropy.lm_head import LMHead
 from .cross_entropy.position_loss import PositionLoss, PositionSums, position_loss
 from .fp8_linear.op import Fp8Weight, fp8_linear, quantize_weight
+from .llama_patch import patch_llama
+from .modules import RMSNorm, SwiGLU
 from .rms_norm.op import rms_norm
 from .rotary.op import rotary
 from .swiglu.op import swiglu
@@ -25,11 +27,14 @@ __all__ = [
     "LMHead",
     "PositionLoss",
     "PositionSums",
+    "RMSNorm",
+    "SwiGLU",
     "attention",
     "available_backends",
     "document_plan",
     "fp8_linear",
     "linear_cross_entropy",
+    "patch_llama",
     "position_loss",
     "quantize_weight",
     "resolve_backend",

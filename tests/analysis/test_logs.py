@@ -189,6 +189,23 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
         )
 
 
+def test_rows_of_a_branch_that_was_taken_back_are_left_out(tmp_path):
+    """Resumed from step 20 with other steps logged: 25 and 35 of the first try are no rows of the run."""
+    path = tmp_path / "log.csv"
+    steps = [10, 20, 25, 35, 22, 32, 42, 52, 62, 72, 82]
+    path.write_text("step,loss\n" + "".join(f"{step},{5 - step / 100}\n" for step in steps))
+    (curve,) = logs.read(path, LogOptions())
+    assert curve.frame["step"].tolist() == [10, 20, 22, 32, 42, 52, 62, 72, 82]
+    assert any("2 rows are of steps that were logged again later" in note for note in curve.notes)
+
+
+def test_a_log_with_its_newest_row_first_loses_none(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n" + "".join(f"{step},{5 - step / 100}\n" for step in range(90, 0, -10)))
+    (curve,) = logs.read(path, LogOptions())
+    assert curve.frame["step"].tolist() == list(range(10, 100, 10))
+
+
 def test_all_that_is_missing_is_in_one_message(tmp_path):
     path = text(tmp_path / "x.csv", ["epoch,perplexity", "1,20"])
     with pytest.raises(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from emergence_kernels import patch_llama
 from emergence_train.recorder import tables
 from support import metrics, run_python
 
@@ -44,7 +45,7 @@ def llama():
     return transformers.LlamaForCausalLM(config)
 
 
-def trainer(folder, steps, accumulation=2):
+def trainer(folder, steps, accumulation=2, model=None):
     from emergence_train.callbacks.trainer import PositionCallback
 
     arguments = transformers.TrainingArguments(
@@ -64,7 +65,7 @@ def trainer(folder, steps, accumulation=2):
         seed=1,
     )
     return transformers.Trainer(
-        model=llama(),
+        model=model or llama(),
         args=arguments,
         train_dataset=Recording(64, 1),
         eval_dataset=Recording(8, 2),
@@ -120,6 +121,18 @@ def test_the_first_steps_sums_are_of_what_was_trained_on(finished):
     np.testing.assert_allclose(
         curve["loss"], means, atol=2e-4
     )  # Trainer's own mean over the same steps, to four digits
+
+
+def test_a_model_on_our_kernels_records_the_same(finished, tmp_path):
+    """Trained without logits: the same losses by position, of its fused loss."""
+    trainer(tmp_path, 4, model=patch_llama(llama())).train()
+    ours, expected = (tables.read(tables.POSITIONS, folder / "mine") for folder in (tmp_path, finished[0]))
+    expected = expected[expected["step"] == 2].reset_index(drop=True)  # later ones have another learning rate
+    ours = ours[ours["step"] == 2].reset_index(drop=True)
+    assert ours["split"].tolist() == expected["split"].tolist() and (ours["count"] == expected["count"]).all()
+    np.testing.assert_allclose(ours["loss_sum"], expected["loss_sum"], rtol=2e-3)
+    assert ours.loc[ours["split"] == "train", "correct"].isna().all()
+    assert not ours.loc[ours["split"] == "iid", "correct"].isna().any()
 
 
 def test_a_resumed_training_continues_the_run(finished, tmp_path):

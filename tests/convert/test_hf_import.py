@@ -2,10 +2,14 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from emergence_train import config as configs
 from emergence_train.analysis.emergence import investigate as investigate_emergence
@@ -194,6 +198,64 @@ def test_text_of_ones_own_and_the_precision_of_the_file(tmp_path, data_path):
     assert torch.equal(weights["embedding.weight"], theirs.get_input_embeddings().weight.float())
 
 
+def begins_with(path, token: str) -> int:
+    """Let the tokenizer put `token` before every text, as Llama's does; its id."""
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    number = tokenizer.token_to_id(token)
+    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, number)])
+    tokenizer.save(str(path / "tokenizer.json"))
+    return number
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt-neox"])
+def test_sequences_begin_as_the_models_tokenizer_says(kind, tmp_path, data_path, config_file):
+    """Losses, branches and generation are those of passes over the token and the sequence."""
+    theirs = saved(tmp_path / "hf", data_path, kind)
+    begin = begins_with(tmp_path / "hf", "<|endoftext|>")
+    lines: list[str] = []
+    options = ImportOptions(texts=[str(config_file)])
+    run = import_hf([str(tmp_path / "hf")], tmp_path / "run", options, lines.append)
+    config = configs.load_run(run)
+    assert config.imported.begin_token == begin and any("begins with <|endoftext|>" in line for line in lines)
+
+    def begun(ids):
+        return SimpleNamespace(logits=theirs(F.pad(ids, (1, 0), value=begin)).logits[:, 1:])
+
+    dataset = Dataset(config.data, config.seed)
+    table = tables.read(tables.POSITIONS, run)
+    got = table[table["split"] == "iid"]
+    wanted = losses_by_position(begun, dataset, "iid")
+    np.testing.assert_allclose(got["loss_sum"], [sum(losses) for losses in wanted], rtol=1e-5)
+    bare = losses_by_position(theirs, dataset, "iid")
+    assert abs(sum(bare[0]) - sum(wanted[0])) > 0.1  # the token matters
+
+    ours = load_model(config.model, checkpoints.newest(run), config.imported).eval()
+    ids = torch.randint(0, 320, (30,), generator=torch.Generator().manual_seed(2))
+    branches = torch.tensor([0] * 12 + [1] * 8 + [2] * 10)
+    with torch.no_grad():
+        assert (ours(ids[None]) - begun(ids[None]).logits).abs().max() < 1e-5
+        shared = ours(ids[None], branches_BT=branches[None])[0]
+        for branch in (1, 2):
+            alone = begun(torch.cat([ids[:12], ids[branches == branch]])[None]).logits[0]
+            assert (shared[branches == branch] - alone[12:]).abs().max() < 1e-5
+        [text] = generate(ours, [ids[:5].tolist()], 6, lambda ids: False, start(1))
+        for _ in range(6):
+            ids = torch.cat([ids[:5], torch.tensor(text)])
+            assert text[-1] == int(begun(ids[None, :-1]).logits[0, -1].argmax())
+            text = text[:-1]
+
+
+def test_the_token_at_the_beginning_can_be_chosen(tmp_path, data_path, config_file):
+    saved(tmp_path / "hf", data_path, "llama")
+    begins_with(tmp_path / "hf", "<|endoftext|>")
+    run = imported([tmp_path / "hf"], tmp_path / "bare", config_file, begin_token="none")
+    assert configs.load_run(run).imported.begin_token is None
+    with pytest.raises(InputError, match="--begin-token <s>: the tokenizer has no such token"):
+        imported([tmp_path / "hf"], tmp_path / "run", config_file, begin_token="<s>")
+    with pytest.raises(InputError, match="takes 63 tokens, not 64; give --sequence 63 or less"):
+        imported([tmp_path / "hf"], tmp_path / "run", config_file, sequence=64)
+
+
 def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, config_file, monkeypatch):
     """Each remedy that is named is done, and the import passes."""
     good, other = tmp_path / "good", tmp_path / "step7"
@@ -236,7 +298,7 @@ def test_a_refused_import_is_one_line_and_writes_nothing(tmp_path, data_path, co
     refused([encoder], "is a vit, of which transformers has no causal language model")
     imported([good], run, config_file, sequence=64)
     refused([other], "is an import of another model", steps=[2])
-    refused([good], "has its text already; leave --data, --sequence and --tokenizer out", steps=[2])
+    refused([good], "has its text already; leave --data, --sequence, --tokenizer and --begin-token out", steps=[2])
     import_hf([str(good)], run, ImportOptions(steps=[2]), lambda line: None)
     refused([good], "was imported with --tokens-per-step 0", steps=[3], texts=None, tokens_per_step=5)
     refused([good], "holds files and is no run", out=other)

@@ -43,6 +43,9 @@ CONTRACT = {
     "analyze temporal": "run split fit_fraction fit_until_tokens selected forecast final models step tokens loss low95 high95 "
     "name mse r2 heldout_points ranking",
     "analyze emergence": "tasks task metric verdict probability eta size_effect value low95 high95 p rows sizes",
+    "grok": "runs params fraction weight_decay seed outcome train_90 heldout_90 updates critical_fraction value low95 high95 "
+    "trend p",
+    "memorise": "shares runs seen extracted items share low95 high95 of_100 loss_gain p",
     "analyze weights": "rows variant split region step seeds loss difference low95 high95 p",
 }
 

@@ -27,6 +27,7 @@ TURNS = np.linspace(0.1, 0.9, 17)
 PRIOR = {"flat": 0.35, "smooth": 0.20, "onset": 0.30, "turn": 0.15}
 PRIOR_DISPERSION = 2.0  # weight of the prior dispersion 1, in rows
 FLOOR = 0.2  # of the mean variance
+FIRST = 0.02  # the part of a rise that is its foot
 TRUST = 60.0  # rows' worth of evidence for a shape that more rows approach: no curve is exactly any of the shapes
 DRAWS = 2000
 
@@ -65,12 +66,14 @@ class Posterior:
     """Draws from the posterior over curves, all (S,), and the estimated noise.
 
     `kind` is the family of the drawn curve; `onset` its foot as a share of the range (0 for smooth families, the turning
-    point for curves that turn), `level` c at the left end, `change` A over the range (for turns: from the turning point
+    point for curves that turn), `foot` the share of the range over which the rise does its first FIRST (0 where there is no
+    onset), `level` c at the left end, `change` A over the range (for turns: from the turning point
     to the right end), `before` the change from the left end to the turning point (0 otherwise).
     """
 
     kind: np.ndarray
     onset: np.ndarray
+    foot: np.ndarray
     level: np.ndarray
     change: np.ndarray
     before: np.ndarray
@@ -124,6 +127,10 @@ class _Basis:
         rises = np.stack([form(u) for form, _ in self.forms], axis=1).reshape(-1, len(x))  # by onset, then by form
         self.g = np.vstack([*(smooth(x) for smooth in _SMOOTH), rises])
         self.family = np.repeat(["smooth", "onset"], [len(_SMOOTH), len(rises)])
+        unit = np.linspace(0, 1, 1001)
+        self.foot = np.array(
+            [np.interp(FIRST, form(unit), unit) for form, _ in self.forms]
+        )  # in units of the rise's length
         self.onset = np.r_[np.zeros(len(_SMOOTH)), np.repeat(onsets, len(self.forms))]
         self.prior = np.r_[np.ones(len(_SMOOTH)), np.tile([weight for _, weight in self.forms], len(onsets))]
         self.left, self.right = (np.stack(part) for part in zip(*(self.turn_at(j, x) for j in range(len(_TURNS)))))
@@ -299,7 +306,7 @@ class _Fits:
         level_sd = np.sqrt(dispersion / self.data.total)
         middle = self.data.mean + level_sd * rng.standard_normal(DRAWS)
         curves = np.empty((DRAWS, len(grid)))
-        onset, change, before = np.zeros(DRAWS), np.zeros(DRAWS), np.zeros(DRAWS)
+        onset, foot, change, before = (np.zeros(DRAWS) for _ in range(4))
         count = len(self.basis.g)
         spacing = np.ptp(self.basis.onsets) / (len(self.basis.onsets) - 1)
         for k in np.unique(chosen):
@@ -312,6 +319,8 @@ class _Fits:
                 change[these] = a
                 if self.basis.family[k - 1] == "onset":
                     onset[these] = self.basis.onset[k - 1] + spacing * rng.uniform(-0.5, 0.5, len(these))
+                    form = (k - 1 - len(_SMOOTH)) % len(self.basis.forms)
+                    foot[these] = self.basis.foot[form] * (1 - self.basis.onset[k - 1])
             else:
                 j = k - 1 - count
                 var_l, cov, var_r = self.turn_cov[j]
@@ -326,6 +335,7 @@ class _Fits:
         return Posterior(
             self.kinds[chosen],
             np.clip(onset, 0, 1),
+            foot,
             curves[:, 0],
             change,
             before,

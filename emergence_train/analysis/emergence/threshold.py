@@ -6,17 +6,19 @@ nothing was observed. None of these shrinks with the number of items, so the pos
 
 import numpy as np
 
-# Standard deviation of the foot of a rise about that of the best shape, as a share of the loss range: chosen together with
-# shapes.TRUST on simulated items (benchmarks/studies/emergence_items.py).
-SHAPE = 0.006
+# Standard deviation of the foot of a rise about that of the best shape: of any rise, as a share of the loss range, and as a share
+# of its own foot. Chosen together with shapes.TRUST on simulated items (benchmarks/studies/emergence_items.py).
+SHAPE, OF_FOOT = 0.003, 0.4
 
 
-def threshold(onset: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def threshold(onset: np.ndarray, foot: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(S,) draws of the threshold from those of the onset, both as shares of the loss range; `x` (n,) are the rows'.
 
-    Their 95% interval is at least as wide as the widest gap between neighbouring rows that the posterior's touches.
+    `foot` (S,) is the share of the range over which the drawn rise does its first shapes.FIRST: there no data tell one form
+    from another. The draws' 95% interval is at least as wide as the widest gap between neighbouring rows that the posterior's
+    touches.
     """
-    drawn = onset + SHAPE * rng.standard_normal(len(onset))
+    drawn = onset + np.hypot(SHAPE, OF_FOOT * foot) * rng.standard_normal(len(onset))
     low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975])
     rows = np.unique(x)
     touched = (rows[1:] > low) & (rows[:-1] < high)

@@ -89,7 +89,7 @@ def judge(
     if top != "emergent":
         return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
     these = names == "emergent"
-    eta = threshold(drawn.onset[these], rows.x, rng)
+    eta = threshold(drawn.onset[these], drawn.foot[these], rows.x, rng)
     begins_by = _begins_by(drawn.onset[these], probabilities[top])
     plateau = _interval(drawn.level[these])
     return Verdict(

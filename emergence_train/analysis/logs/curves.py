@@ -25,6 +25,7 @@ NAMES = {
 }
 QUANTITIES = tuple(NAMES)
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
+RISES = 4  # a log whose step rises so many times as often as it falls is in the order of time
 SHOWN = 12  # columns named in a message
 
 
@@ -141,13 +142,23 @@ def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: l
             raise InputError(f"{log.path}: {what}; correct the file, or name other columns with --column")
         notes.append(f"left out: {what}")
         rows = rows[~bad]
-    twice = rows["step"].duplicated(keep="last")
-    if twice.any():
+    again = _logged_again(rows["step"].to_numpy(float))
+    if again.any():
         notes.append(
-            f"{int(twice.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
+            f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
         )
-        rows = rows[~twice]
+        rows = rows[~again]
     return rows.sort_values("step", kind="stable")
+
+
+def _logged_again(step: np.ndarray) -> np.ndarray:
+    """(n,) rows of steps that come again, and those of a run that was taken back to before them."""
+    again = pd.Series(step).duplicated(keep="last").to_numpy(copy=True)
+    change = np.diff(step)
+    if np.sum(change > 0) >= RISES * np.sum(change < 0):
+        later = np.minimum.accumulate(step[::-1])[::-1]  # the lowest step from each row on
+        again[:-1] |= step[:-1] >= later[1:]
+    return again
 
 
 def _along(values: pd.DataFrame, name: str, step: np.ndarray) -> np.ndarray:

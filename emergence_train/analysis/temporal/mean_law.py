@@ -21,6 +21,7 @@ identified by the data and follows the prior of priors.py, fitted across other r
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from emergence_train.analysis.planned_schedule import AT_ONCE, INTRINSIC, MOMENTUM, MULTI_POWER, Kernel, PlannedSchedule
 from emergence_train.analysis.temporal import priors
@@ -34,6 +35,8 @@ WANTED = 8  # points: the window reaches back, after warm-up and to FURTHEST of 
 FURTHEST = 0.1
 KNOTS = 600  # points at which a law is evaluated before it is interpolated to more
 MINIMUM = 3  # points that a fit needs
+# a row so many sds of noise, and nats, from the median of so many rows is a spike
+NEAR, SPIKE, LEAST_SPIKE = 15, 5.0, 0.02
 GUESS, GUESS_WEIGHT = 0.003, 4.0  # nats: prior scatter of points, and its weight in points
 Z = {50: 0.6745, 80: 1.2816, 95: 1.9600}
 
@@ -86,26 +89,39 @@ class Curve:
 def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) -> Curve:
     """The window that a fit uses: from WINDOW of the observed length on and after warm-up, in at most BINS bins.
 
-    `x` ascending steps (n,), `y` losses in nats (n,). A bin of five rows or more gives its median, so that single
-    spikes do not count. The Curve may have fewer than MINIMUM points; the caller checks.
+    `x` ascending steps (n,), `y` losses in nats (n,). Spikes do not count. The Curve may have fewer than MINIMUM points;
+    the caller checks.
     """
     warm = min(1.2 * plan.warmup_end, 0.8 * x[-1]) if plan is not None else 0.0
     start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
     start = max(start, warm)
     keep = x >= max(start, 1e-9)
-    x, y = x[keep], y[keep]
     # second differences: the curve's own slope must not count as noise
-    noise = float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
+    noise = float(np.median(np.abs(np.diff(y[keep], 2))) / 0.6745 / np.sqrt(6)) if keep.sum() > 3 else 0.0
+    x, y = x[keep], _without_spikes(y, noise)[keep]
     if len(x) <= BINS:
         return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0)  # of fewer rows the noise is not known
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
     bin_of = np.unique(np.searchsorted(edges, x, side="right"), return_inverse=True)[1]
     count = np.bincount(bin_of)
-    mean_y = np.bincount(bin_of, y) / count
-    medians = [np.median(y[bin_of == b]) if count[b] >= 5 else mean_y[b] for b in range(len(count))]
     rows = len(x) / len(count)
-    sampling = np.pi / 2 * noise**2 / rows if rows >= 5 else 0.0
-    return Curve(np.bincount(bin_of, x) / count, np.asarray(medians), noise, float(sampling))
+    sampling = noise**2 / rows if rows >= 5 else 0.0
+    return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling))
+
+
+def _without_spikes(y: np.ndarray, noise: float) -> np.ndarray:
+    """Losses (n,) with those far from the median of their neighbours set to it; a curve that falls is left as it is."""
+    if len(y) < NEAR:
+        return y
+    far, last = max(SPIKE * noise, LEAST_SPIKE), NEAR // 2
+    for _ in range(2):  # spikes near one another lift the first median
+        level = median_filter(y, NEAR, mode="nearest")
+        # the last rows have too few neighbours, but are no higher than those behind them
+        level[-last:] = np.minimum(
+            level[-last:], [np.median(y[k : len(y) - last + k + 1][-NEAR:]) for k in range(last)]
+        )
+        y = np.where(np.abs(y - level) > far, level, y)
+    return y
 
 
 @dataclass(frozen=True)

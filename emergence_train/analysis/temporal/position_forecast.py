@@ -283,13 +283,26 @@ def _joint_of(
         data = root * (y - model(c, steps, middle)) / max(level.residual, 1e-4)
         return np.r_[data.ravel(), (c[6] - np.log(mean_alpha)) / sd_alpha, (c[7] - mean_b) / sd_b, c[3] / 3]
 
+    def jacobian(c: np.ndarray) -> np.ndarray:
+        """(residuals, constants): its differences would be half of the time."""
+        basis0, basis1, ratio, fallen = of_fit
+        slope = np.exp(c[2] + c[3] * basis1)[:, None] * middle
+        share, power, ones = 1 / (1 + slope), ratio ** -np.exp(c[6]), np.ones(len(middle))
+        bend = -(c[0] + c[1] * basis0)[:, None] * slope * share**2
+        by_step = np.array([np.ones(len(steps)), power, -c[5] * power * np.log(ratio) * np.exp(c[6]), -fallen])
+        by_constant = [share, basis0[:, None] * share, bend, basis1[:, None] * bend, *(by_step[:, :, None] * ones)]
+        data = np.array([-root * each / max(level.residual, 1e-4) for each in by_constant])
+        priors_of = np.zeros((3, len(c)))
+        priors_of[[0, 1, 2], [6, 7, 3]] = 1 / sd_alpha, 1 / sd_b, 1 / 3
+        return np.concatenate([data.reshape(len(c), -1).T, priors_of])
+
     # the two-stage estimate is the start; a2 and B start from the closed form at the prior's exponent
     rows = [j for j, label in enumerate(level.labels) if label[:2] == (clock, kernel.name)]
     j = rows[int(np.argmax(level.weight[rows]))]
     a1_now = max(float(a1.predict(steps[-1:])[0]), 1e-4)
     l0, a, b = level.coef[j]
     start = np.array([a0.c0, a0.c1, np.log(a1_now), 0.0, l0, a, np.log(level.labels[j][2]), b])
-    solved = optimize.least_squares(residuals, start, x_scale="jac", max_nfev=60)
+    solved = optimize.least_squares(residuals, start, jacobian, x_scale="jac", max_nfev=60)
     c = solved.x
     data = solved.fun[:-3].reshape(len(steps), -1)
     scores = np.einsum("tb,tbk->bk", data, solved.jac[:-3].reshape(len(steps), data.shape[1], -1))

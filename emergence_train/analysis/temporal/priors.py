@@ -24,9 +24,7 @@ REACH = 4.0  # the fall ahead is counted to this multiple of the steps behind
 RATE, TOKENS = 1e-3, 5e9  # where the drop's intercept holds
 NEUTRAL = 6e-4  # middle of the known peak rates: what is taken of a rate outside them
 OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
-YOUNGER = (
-    0.65  # log sd of the fall ahead for each halving of the steps below those of the prior: from own runs of 60 steps
-)
+STEPS, AGE = 2000, 0.75  # where Ahead.sd is stated, and how fast it falls with the steps
 # Own runs of a thousand tokens a step keep to no curve of larger ones: log sd of their exponent, and of the fall ahead.
 SMALL_EXPONENT, SMALL_AHEAD = 0.4, 0.5
 MARGIN = 1.25  # a rate so much outside them still counts as known
@@ -45,18 +43,19 @@ class Drop:
 
 @dataclass(frozen=True)
 class Ahead:
-    """Log of the fall to REACH times the steps over that of the run's own law: mean bend * tent(loss), sd `sd`.
+    """Log of the fall to REACH times the steps over that of the run's own law: mean bend * tent(loss).
 
     The tent is 1 at a loss of `loss` nats and falls to 0 within `width` nats; `bend_sd` is how well its height is known.
-    No run of the prior was observed below `youngest` steps or above `highest` nats: there the spread grows.
+    The standard deviation is `least` of a run however old, and sd (STEPS / steps)^AGE on top. No run of the prior was
+    observed above `highest` nats: there the spread grows.
     """
 
     bend: float
     bend_sd: float
     loss: float
     width: float
+    least: float
     sd: float
-    youngest: float
     highest: float
 
     def above(self, loss: float) -> float:
@@ -69,9 +68,9 @@ class Ahead:
         `small`: of a batch below those of the prior.
         """
         tent = max(1 - abs(loss - self.loss) / self.width, 0.0)
-        unknown = YOUNGER * max(float(np.log2(self.youngest / max(steps, 1.0))), 0.0)
-        sd = SMALL_AHEAD if small else self.sd
-        return self.bend * tent, float(np.sqrt(sd**2 + (self.bend_sd * tent) ** 2 + unknown**2))
+        age = self.sd * (STEPS / max(steps, 1.0)) ** AGE
+        least = SMALL_AHEAD if small else self.least
+        return self.bend * tent, float(np.sqrt(least**2 + age**2 + (self.bend_sd * tent) ** 2))
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ def as_json(prior: Prior) -> dict:
         "groups": prior.groups,
         "units": {
             "drop": f"log of nats, at peak rate {RATE:g} and {TOKENS:g} tokens; exponents of the rate and of the tokens",
-            "ahead": f"log of the fall to {REACH:g} times the steps over the run's own law's; loss, width in nats a token",
+            "ahead": f"log of the fall to {REACH:g} times the steps over the run's own law's, "
+            f"its sd at {STEPS:g} steps; loss, width in nats a token",
             "rates": "peak rates fitted",
         },
         "drop": [{"clock": clock, "kernel": kernel, **vars(law)} for (clock, kernel), law in prior.drop.items()],

@@ -49,10 +49,10 @@ def position_loss(
     that need none) only the statistics are computed.
 
     Args:
-        hidden: (B, T, D).
+        hidden: (B, T, D), or (N, D): one sequence of N positions.
         weight: (V, D), same dtype and device.
-        targets: (B, T) int64 or int32, each in [0, V) or ignore_index. Out of range raises on a CPU; on a GPU it gives
-            an infinite loss, and raises (with a device sync) under EMERGENCE_KERNELS_DEBUG=1.
+        targets: (B, T), or (N,), int64 or int32, each in [0, V) or ignore_index. Out of range raises on a CPU; on a GPU it
+            gives an infinite loss, and raises (with a device sync) under EMERGENCE_KERNELS_DEBUG=1.
         weights: None (all 1), (T,) or (B, T), constants, not negative (checked as targets are).
         ignore_index: ignored targets.
         z_loss: coefficient of the squared log-sum-exp in the loss (Chowdhery et al. 2022, section 5).
@@ -66,16 +66,17 @@ def position_loss(
         ValueError: shapes, dtypes, devices, targets or weights are wrong. BackendError: the backend cannot run.
     """
     hidden, weight = autocast(hidden, weight)
-    require(hidden.dim() == 3, f"position_loss: hidden must be (batch, seq, features), got shape {tuple(hidden.shape)}")
+    shape = tuple(hidden.shape)
+    require(len(shape) in (2, 3), f"position_loss: hidden must be ([batch,] seq, features), got shape {shape}")
     check_loss_inputs("position_loss", hidden, weight, targets, ignore_index)
+    B, T, D = (1, *shape) if len(shape) == 2 else shape
     if weights is not None:
-        check_weights("position_loss", weights, targets)
-        weights = weights.expand(targets.shape).reshape(-1)
+        check_weights("position_loss", weights, targets.reshape(B, T))
+        weights = weights.expand(B, T).reshape(-1)
     measured = fastest("position_loss", hidden.device, hidden.dtype, (hidden.shape[-1], weight.shape[0]))
     backend = resolve_backend(
         backend, "position_loss", hidden.device, dtype_limits(hidden), slow_products(hidden), measured
     )
-    B, T, D = hidden.shape
     grad = torch.is_grad_enabled()
     loss, *rows = _position_loss(
         hidden.reshape(-1, D),
@@ -89,7 +90,9 @@ def position_loss(
         backend,
     )
     token_loss_BT, valid_BT, correct_BT, entropy_BT = (row.detach().view(B, T) for row in rows[:4])
-    return PositionLoss(loss, token_loss_BT, _sums(token_loss_BT, valid_BT, correct_BT, entropy_BT, backend))
+    return PositionLoss(
+        loss, token_loss_BT.view(targets.shape), _sums(token_loss_BT, valid_BT, correct_BT, entropy_BT, backend)
+    )
 
 
 def _sums(

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emergence_train.analysis.emergence.threshold import SHAPE, threshold
+from emergence_train.analysis.emergence.shapes import COARSE, Rows, _Basis, posterior
+from emergence_train.analysis.emergence.threshold import OF_FOOT, SHAPE, threshold
 
 STUDY = Path(__file__).parents[3] / "benchmarks" / "studies" / "emergence_thresholds.py"
 
@@ -23,13 +24,30 @@ def test_a_threshold_is_no_better_known_than_the_rows_allow():
     rng = np.random.default_rng(0)
     rows = np.array([0, 0.1, 0.2, 0.3, 0.6, 0.7, 0.8, 0.9, 1.0])
     for onset, gap in ((0.45, 0.3), (0.75, 0.1), (0.595, 0.3)):
-        drawn = threshold(np.full(4000, onset), rows, rng)
+        drawn = threshold(np.full(4000, onset), np.zeros(4000), rows, rng)
         low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975])
         assert gap <= high - low < 1.01 * gap + 0.001 and middle == pytest.approx(onset, abs=0.002)
-    dense = threshold(np.full(4000, 0.5), np.linspace(0, 1, 2001), rng)
-    assert np.std(dense) == pytest.approx(SHAPE, rel=0.05)
-    wide = threshold(0.5 + 0.2 * rng.standard_normal(4000), rows, rng)
+    wide = threshold(0.5 + 0.2 * rng.standard_normal(4000), np.zeros(4000), rows, rng)
     assert np.std(wide) == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_threshold_is_the_less_known_the_longer_its_foot():
+    """Dense rows, an onset known exactly: a foot of a tenth of the range adds OF_FOOT of that in quadrature."""
+    rng, rows = np.random.default_rng(0), np.linspace(0, 1, 2001)
+    for foot in (0.0, 0.1):
+        drawn = threshold(np.full(4000, 0.5), np.full(4000, foot), rows, rng)
+        assert np.std(drawn) == pytest.approx(np.hypot(SHAPE, OF_FOOT * foot), rel=0.05)
+
+
+def test_feet_of_drawn_rises_are_where_they_reach_a_fiftieth():
+    """By hand: a power p of u is at 0.02 where u = 0.02^(1/p), of the rise's length."""
+    basis = _Basis(np.linspace(0, 1, 50), np.array([0.2, 0.6]), COARSE)
+    assert basis.foot[: len(COARSE[0])] == pytest.approx(0.02 ** (1 / np.array(COARSE[0])), rel=0.01, abs=1e-3)
+    x = np.linspace(0, 1, 101)
+    rows = Rows(x, np.where(x > 0.4, (x - 0.4) ** 2, 0), np.full(101, 1e-8), np.zeros(101, int), np.arange(101))
+    drawn = posterior(rows, 0.5, np.random.default_rng(0))
+    assert np.median(drawn.foot[drawn.kind == "onset"]) == pytest.approx(0.6 * 0.02**0.5, rel=0.2)
+    assert np.all(drawn.foot[drawn.kind != "onset"] == 0)
 
 
 def test_intervals_cover_thresholds_of_simulated_items():

@@ -90,6 +90,17 @@ def test_once_decay_is_seen_the_data_overrule_the_prior():
     )
 
 
+def test_spikes_in_a_sparse_log_do_not_count():
+    """Too few rows for bins: spikes of three rows are taken out, and a curve that falls loses nothing."""
+    x = np.arange(100.0, 4100, 100)
+    y = 2 + x**-0.5 * 40
+    spiked = y.copy()
+    spiked[[20, 21, 22, 31]] += [1.5, 0.6, 0.1, 2.0]
+    plain, cleaned = (mean_law.observed_part(x, values, plan_of("cosine")) for values in (y, spiked))
+    assert np.array_equal(plain.y, y[x >= plain.x[0]])
+    assert np.abs(cleaned.y - plain.y).max() < 0.08  # neighbours stand in, four rows away at most
+
+
 def test_forecast_is_robust_to_spikes_and_noise():
     x, y, true = curve_of("cosine", noise=0.04, rows=15000)
     spiked = y.copy()
@@ -236,12 +247,14 @@ def test_the_prior_file_gives_back_what_was_written(tmp_path):
 
 
 def test_the_fall_ahead_bends_at_one_loss_and_widens():
-    """By hand: a tent of -0.2 at 4 nats, half of it 0.2 nats off; an octave below the youngest adds YOUNGER in quadrature."""
-    ahead = priors.Ahead(bend=-0.2, bend_sd=0.3, loss=4.0, width=0.4, sd=0.1, youngest=200, highest=5.0)
-    assert ahead.log_change(1000, 3.0) == (0.0, pytest.approx(0.1))
-    mean, sd = ahead.log_change(1000, 4.2)
-    assert mean == pytest.approx(-0.1) and sd == pytest.approx(np.hypot(0.1, 0.15))
-    assert ahead.log_change(100, 3.0)[1] == pytest.approx(np.hypot(0.1, priors.YOUNGER))
+    """By hand: a tent of -0.2 at 4 nats, half of it 0.2 nats off; the spread falls with the steps to 0.05."""
+    ahead = priors.Ahead(bend=-0.2, bend_sd=0.3, loss=4.0, width=0.4, least=0.05, sd=0.12, highest=5.0)
+    assert ahead.log_change(2000, 3.0) == (0.0, pytest.approx(0.13))
+    mean, sd = ahead.log_change(2000, 4.2)
+    assert mean == pytest.approx(-0.1) and sd == pytest.approx(np.hypot(0.13, 0.15))
+    assert ahead.log_change(125, 3.0)[1] == pytest.approx(np.hypot(0.05, 0.12 * 8))  # a sixteenth of the steps
+    assert ahead.log_change(1e9, 3.0)[1] == pytest.approx(0.05)
+    assert ahead.log_change(2000, 3.0, small=True)[1] == pytest.approx(np.hypot(priors.SMALL_AHEAD, 0.12))
     assert ahead.above(4.9) == 0 and ahead.above(5.5) == pytest.approx(0.5)
 
 

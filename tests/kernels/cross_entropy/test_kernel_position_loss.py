@@ -177,6 +177,19 @@ def test_position_sums_add_up(backend, device):
         assert torch.allclose(total.double(), (a + b).double(), rtol=1e-6, atol=1e-6)
 
 
+def test_rows_without_a_batch_are_one_sequence(backend, device):
+    inputs = CASES["half ignored"]().to(torch.float32, device)
+    hidden, targets = inputs.hidden[:1], inputs.targets[:1]
+    weights = torch.linspace(0, 1, targets.shape[1], device=device)
+    ours, whole = (
+        ek.position_loss(hidden.view(shape), inputs.weight, targets.view(shape[:-1]), weights=weights, backend=backend)
+        for shape in (hidden.shape[1:], hidden.shape)
+    )
+    assert ours.token_loss.shape == targets.shape[1:] and torch.equal(ours.token_loss, whole.token_loss[0])
+    assert torch.equal(ours.loss, whole.loss)
+    assert all(torch.equal(a, b) for a, b in zip(ours.positions, whole.positions))
+
+
 def test_second_backward(backend, device):
     inputs = ordinary().to(torch.float32, device)
     hidden, weight = leaves(inputs.hidden, inputs.weight)
@@ -317,7 +330,7 @@ def test_wrong_arguments(device):
     hidden, weight = torch.randn(2, 3, 8, device=device), torch.randn(11, 8, device=device)
     targets = torch.zeros(2, 3, dtype=torch.int64, device=device)
     for arguments, options, message in [
-        ((hidden[0], weight, targets[0]), {}, r"\(batch, seq, features\)"),
+        ((hidden[None], weight, targets[None]), {}, r"\(\[batch,\] seq, features\)"),
         ((hidden, weight[:, :5], targets), {}, "8 features but weight has 5"),
         ((hidden, weight[:, :0].reshape(0, 0)[:, :0], targets), {}, "ZeRO-3"),
         ((hidden, weight, targets[:1]), {}, "targets have shape"),

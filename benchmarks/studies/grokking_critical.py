@@ -1,0 +1,124 @@
+"""How often is the critical share of `grok` right? Shares, trends and p on simulated sweeps with known truth.
+
+    python benchmarks/studies/grokking_critical.py [--simulations 150]
+
+Every simulation is a sweep of three sizes; whether a run generalises is drawn in forms that the estimator does not contain
+(emergence_train/analysis/grokking/simulate.py): critical shares of the runs lognormal, skewed (Gumbel) or of two widths, and a
+time that diverges at the critical share. Writes benchmarks/results/grokking_critical.json.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+from temporal_coverage import provenance  # noqa: E402
+
+from emergence_train.analysis.grokking import critical, simulate  # noqa: E402
+from emergence_train.analysis.grokking.times import time_trend  # noqa: E402
+from emergence_train.analysis.results import Interval  # noqa: E402
+
+PARAMS = (1000, 3000, 9000)
+SLOPES = (0.0, -0.12, 0.12)
+DESIGNS = {  # seeds, shares, spread of a run's own critical share
+    "4 seeds, 6 shares": (4, np.linspace(0.3, 0.8, 6), 0.1),
+    "4 seeds, 6 shares, sharp": (4, np.linspace(0.3, 0.8, 6), 0.03),
+    "8 seeds, 9 shares": (8, np.linspace(0.25, 0.85, 9), 0.15),
+}
+LEVELS = (0.01, 0.05, 0.2, 0.5)
+
+
+def holds(interval: Interval, truth: float) -> bool:
+    low = -np.inf if interval.low95 is None else interval.low95
+    high = np.inf if interval.high95 is None else interval.high95
+    return bool(low <= truth <= high)
+
+
+def sweeps(form: str, design: str, count: int) -> dict:
+    """Coverage of critical shares and slopes; p where there is no trend; how often a trend's sign is told, and told wrongly."""
+    seeds, shares, spread = DESIGNS[design]
+    share_held, slope_held, error, width, none, detected, mistaken = [], [], [], [], [], [], []
+    for number in range(count):
+        for place, slope in enumerate(SLOPES):
+            rng = np.random.default_rng([number, place, simulate.FORMS.index(form), list(DESIGNS).index(design)])
+            truth = simulate.critical_shares(PARAMS, rng.uniform(0.45, 0.65), slope)
+            fitted = critical.fit(simulate.groups(form, rng, PARAMS, truth, shares, seeds, spread))
+            for k, value in enumerate(truth):
+                interval = fitted.critical(k)
+                share_held.append(holds(interval, value))
+                if interval.value is not None:
+                    error.append(interval.value - value)
+                if interval.low95 is not None and interval.high95 is not None:
+                    width.append(interval.high95 - interval.low95)
+            moved = critical.trend(fitted)
+            if moved.p is None:
+                continue
+            slope_held.append(holds(moved.slope, slope))
+            if slope == 0:
+                none.append(moved.p)
+            else:
+                detected.append(moved.p < 0.05)
+                mistaken.append(moved.p < 0.05 and np.sign(moved.slope.value or 0) != np.sign(slope))
+    p = np.array(none)
+    return {
+        "share_coverage95": float(np.mean(share_held)),
+        "share_bias": float(np.mean(error)),
+        "share_median_width": float(np.median(width)),
+        "slope_coverage95": float(np.mean(slope_held)),
+        "p_below_where_no_trend": {str(level): float(np.mean(p < level)) for level in LEVELS},
+        "p_is_one": float(np.mean(p > 0.999)),
+        "uniform_below_one_kolmogorov_p": float(stats.kstest(p[p <= 0.999], "uniform").pvalue),
+        "sign_told_of_0.12": float(np.mean(detected)),
+        "sign_told_wrongly": float(np.mean(mistaken)),
+        "sweeps": len(SLOPES) * count,
+    }
+
+
+def times(count: int) -> dict:
+    """Coverage of the power of time on lognormal times of two sizes with a budget, and p where there is none."""
+    shares = np.repeat(np.linspace(0.4, 0.8, 5), 6)
+    held, none = [], []
+    for number in range(count):
+        for power in (0.0, -4.0, -8.0):
+            rng = np.random.default_rng([number, 11, int(-power)])
+            draws = [
+                level * (shares / 0.8) ** power * np.exp(0.3 * rng.normal(size=len(shares))) for level in (500, 900)
+            ]
+            taken = np.concatenate(draws)
+            groups = np.repeat([0, 1], len(shares))
+            slope, p = time_trend(np.tile(shares, 2), np.minimum(taken, 4000), taken < 4000, groups)
+            held.append(holds(slope, power))
+            none += [p] if power == 0 and p is not None else []
+    p = np.array(none)
+    return {
+        "power_coverage95": float(np.mean(held)),
+        "p_below_where_no_trend": {str(level): float(np.mean(p < level)) for level in LEVELS},
+        "sweeps": 3 * count,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulations", type=int, default=150)
+    count = parser.parse_args().simulations
+    begin = time.process_time()
+    result = {
+        **provenance(f"python benchmarks/studies/grokking_critical.py --simulations {count}"),
+        "device": "CPU, one core",
+        "forms": {form: {design: sweeps(form, design, count) for design in DESIGNS} for form in simulate.FORMS},
+        "times": times(count),
+    }
+    result["cpu_seconds"] = round(time.process_time() - begin, 1)
+    (HERE.parent / "results" / "grokking_critical.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

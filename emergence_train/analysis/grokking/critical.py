@@ -1,0 +1,153 @@
+"""The critical share of data: where half of the seeds generalise within the budget, by size, and its trend with size.
+
+A run says only whether its own critical share lies below the share it was trained on (current-status data). The chance to
+generalise at share f is taken to be 1 / (1 + exp(-(f - c) / s)): c is the critical share of a size and weight decay, s
+one scale for all. Intervals are profile likelihood. All is computed on a grid, since with few seeds the data often
+separate (every run above a share generalises, none below): then the likelihood has no maximum in s to converge to, and
+the interval of c is still the gap between two shares, and what lies around it for wider s.
+benchmarks/studies/grokking_critical.py measures the coverage."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from scipy.special import log_expit
+
+from emergence_train.analysis.results import Interval
+
+CENTRES, SCALES, SLOPES = 361, 21, 121  # grid points
+REACH = 1.0  # the grid of c reaches so many ranges of the shares beyond them
+HALF_95 = 0.5 * stats.chi2.ppf(0.95, 1)
+FLAT = 1e-3  # nats: likelihoods that count as equal
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one size and weight decay: shares (n,), whether each generalised (n,), parameters."""
+
+    fractions: np.ndarray
+    generalised: np.ndarray
+    params: int
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Log-likelihood (groups, scales, centres) on a grid of c (centres,), of groups that all have the same scale."""
+
+    groups: tuple[Group, ...]
+    centres: np.ndarray
+    likelihood: np.ndarray
+    lowest: float
+    highest: float
+
+    def critical(self, number: int) -> Interval:
+        """The critical share of a group, with its profile interval; ends that the shares do not bound are None."""
+        best = self.likelihood.max(2)  # of each group by scale
+        others = best.sum(0) - best[number]
+        profile = (self.likelihood[number] + others[:, None]).max(0)
+        return self._interval(self.centres, profile, self.lowest, self.highest)
+
+    @staticmethod
+    def _interval(grid: np.ndarray, profile: np.ndarray, lowest: float, highest: float) -> Interval:
+        """Where the profile is within reach of its maximum; the middle of the maximum, where that is in [lowest, highest]."""
+        best = grid[profile >= profile.max() - FLAT]
+        value = float((best[0] + best[-1]) / 2)
+        known = best[0] > grid[0] and best[-1] < grid[-1] and lowest <= value <= highest
+        above = profile - profile.max() + HALF_95
+        return Interval(value if known else None, _crossing(grid, above), _crossing(grid[::-1], above[::-1]))
+
+
+def _crossing(grid: np.ndarray, above: np.ndarray) -> float | None:
+    """Where `above` first rises over 0, linear between grid points; None where it is over 0 from the start."""
+    first = int(np.argmax(above > 0))
+    if first == 0:
+        return None
+    weight = above[first] / (above[first] - above[first - 1])
+    return float(grid[first] + weight * (grid[first - 1] - grid[first]))
+
+
+def fit(groups: list[Group]) -> Fit:
+    """The likelihood of all groups on one grid."""
+    shares = np.unique(np.concatenate([group.fractions for group in groups]))
+    span = max(float(shares[-1] - shares[0]), 0.05)
+    gap = float(np.diff(shares).min()) if len(shares) > 1 else span
+    centres = np.linspace(shares[0] - REACH * span, shares[-1] + REACH * span, CENTRES)
+    scales = np.geomspace(gap / 20, 2 * span, SCALES)
+    likelihood = np.stack([_likelihood(group, centres, scales) for group in groups])
+    return Fit(tuple(groups), centres, likelihood, float(shares[0]), float(shares[-1]))
+
+
+def _likelihood(group: Group, centres: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """(scales, centres): runs of one share count together."""
+    total = np.zeros((len(scales), len(centres)))
+    for share in np.unique(group.fractions):
+        of_share = group.generalised[group.fractions == share]
+        place = (share - centres) / scales[:, None]
+        total += of_share.sum() * log_expit(place) + (~of_share).sum() * log_expit(-place)
+    return total
+
+
+@dataclass(frozen=True)
+class TrendFit:
+    """Change of the critical share for ten times the parameters, with p of none; `straight_p` of a line against free
+    values."""
+
+    slope: Interval
+    p: float | None
+    straight_p: float | None
+    sizes: int
+
+
+def trend(fitted: Fit) -> TrendFit:
+    """The critical share as a straight line in log10(parameters), one slope for all weight decays, each with its own level.
+
+    Only groups in which some runs generalised and some did not say where their critical share is; a weight decay needs
+    two such sizes to take part."""
+    informative = [k for k, group in enumerate(fitted.groups) if 0 < group.generalised.sum() < len(group.generalised)]
+    strata = {}
+    for decay in {fitted.groups[k].weight_decay for k in informative}:
+        members = [k for k in informative if fitted.groups[k].weight_decay == decay]
+        if len({fitted.groups[k].params for k in members}) > 1:
+            strata[decay] = members
+    used = [k for members in strata.values() for k in members]
+    sizes = len({fitted.groups[k].params for k in used})
+    if not used:
+        return TrendFit(Interval(None, None, None), None, None, sizes)
+    spread = max(np.ptp([np.log10(fitted.groups[k].params) for k in members]) for members in strata.values())
+    steepest = 1.5 * (fitted.highest - fitted.lowest) / spread
+    slopes = np.linspace(-steepest, steepest, SLOPES)
+    profile_by_scale = sum(_stratum(fitted, members, slopes) for members in strata.values())
+    profile = np.max(profile_by_scale, axis=1)
+    free = float(fitted.likelihood[used].max(2).sum(0).max())
+    best = float(profile.max())
+    none = float(profile[SLOPES // 2])
+    spare = len(used) - len(strata) - 1
+    return TrendFit(
+        Fit._interval(slopes, profile, -np.inf, np.inf),
+        float(stats.chi2.sf(2 * max(best - none, 0.0), 1)),
+        float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None,
+        sizes,
+    )
+
+
+def _stratum(fitted: Fit, members: list[int], slopes: np.ndarray) -> np.ndarray:
+    """(slopes, scales): log-likelihood of one weight decay's sizes on a line, its level at its best."""
+    sizes = np.log10([fitted.groups[k].params for k in members])
+    step = fitted.centres[1] - fitted.centres[0]
+    result = np.empty((len(slopes), fitted.likelihood.shape[1]))
+    for row, slope in enumerate(slopes):
+        total = np.zeros(fitted.likelihood.shape[1:])
+        for k, size in zip(members, sizes - sizes.mean()):
+            total += _shifted(fitted.likelihood[k], slope * size / step)
+        result[row] = total.max(1)
+    return result
+
+
+def _shifted(likelihood: np.ndarray, places: float) -> np.ndarray:
+    """(scales, centres) read `places` grid points further on, linear between them, the end's value beyond the ends."""
+    count = likelihood.shape[1]
+    at = np.clip(np.arange(count) + places, 0, count - 1)
+    below = np.minimum(at.astype(int), count - 2)
+    weight = at - below
+    return likelihood[:, below] * (1 - weight) + likelihood[:, below + 1] * weight

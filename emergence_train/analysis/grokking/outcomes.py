@@ -1,0 +1,51 @@
+"""Outcome and times of one run from its curve."""
+
+import numpy as np
+import pandas as pd
+
+from emergence_train.analysis.grokking.result import Outcome, RunResult
+
+APART = 1000  # updates between comprehension and grokking
+GENERALISED = 0.9
+
+
+def first_at(updates: np.ndarray, accuracy: np.ndarray, level: float) -> int | None:
+    """The first of `updates` (n,) whose `accuracy` (n,) reaches the level."""
+    reached = accuracy >= level
+    return int(updates[np.argmax(reached)]) if reached.any() else None
+
+
+def outcome(train_90: int | None, heldout_90: int | None) -> Outcome:
+    """Comprehension, grokking, memorisation or confusion."""
+    if train_90 is None:
+        return "confusion"
+    if heldout_90 is None:
+        return "memorisation"
+    return "grokking" if heldout_90 - train_90 >= APART else "comprehension"
+
+
+def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
+    """The result of one run. `curve`: its rows by update; `budget`: updates that it could have had."""
+    updates, last = curve["update"].to_numpy(), curve.iloc[-1]
+    times = {
+        f"{side}_{percent}": first_at(updates, curve[f"{side}_accuracy"].to_numpy(), percent / 100)
+        for side in ("train", "heldout")
+        for percent in (90, 99)
+    }
+    known = times["train_90"] is not None and times["heldout_90"] is not None
+    return RunResult(
+        run=str(last["run"]),
+        model=str(last["model"]),
+        params=int(last["params"]),
+        fraction=float(last["fraction"]),
+        weight_decay=float(last["weight_decay"]),
+        seed=int(last["seed"]),
+        outcome=outcome(times["train_90"], times["heldout_90"]),
+        censored=times["heldout_90"] is None and int(last["update"]) >= budget,
+        delay=times["heldout_90"] - times["train_90"] if known else None,  # type: ignore[operator]
+        updates=int(last["update"]),
+        train_accuracy=float(last["train_accuracy"]),
+        heldout_accuracy=float(last["heldout_accuracy"]),
+        norm=float(last["norm"]),
+        **times,
+    )

@@ -1,0 +1,78 @@
+"""The files of a sweep's result (result.json, tables as CSV, curves as Parquet, figures as PNG and SVG), and its short table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train import files
+from emergence_train.analysis.drawing import DEFAULT, save
+from emergence_train.analysis.grokking import figures
+from emergence_train.analysis.grokking.result import GrokkingResult
+from emergence_train.analysis.results import as_json
+
+
+def write(
+    out: Path, result: GrokkingResult, curves: pd.DataFrame, suffixes: tuple[str, ...] = DEFAULT
+) -> GrokkingResult:
+    """Write everything into the directory `out`; returns the result with the figures' names."""
+    result = replace(result, figures=tuple(_figures(out, result, curves, suffixes)))
+    for name in ("runs", "critical_fraction", "times", "efficiency"):
+        files.write_csv(out / f"{name}.csv", pd.DataFrame([as_json(row) for row in getattr(result, name)]))
+    with files.atomic_path(out / "curves.parquet") as temporary:
+        curves.to_parquet(temporary, index=False)
+    files.write_json(out / "result.json", as_json(result))
+    return result
+
+
+def _figures(out: Path, result: GrokkingResult, curves: pd.DataFrame, suffixes: tuple[str, ...]) -> list[str]:
+    phases = figures.phase_diagrams(result)
+    sheets = {
+        "phase-diagram": phases,
+        "curves": figures.run_curves(figures.shown_run(result), curves),
+        "critical-share": (figures.critical_share(result),),
+        "times": (figures.times(result),),
+    }
+    names = []
+    for stem, panels in sheets.items():
+        if any(panel.drawable() for panel in panels):
+            names += save(
+                [p for p in panels if p.drawable()], out, stem, columns=min(len(panels), 3), suffixes=suffixes
+            )
+    return names
+
+
+def format_table(result: GrokkingResult) -> str:
+    """The short table: outcomes, a line for each size and weight decay, then what moves with what."""
+    counts = ", ".join(f"{number} {name}" for name, number in result.outcomes.items())
+    width = max(5, *(len(row.model) for row in result.critical_fraction))
+    lines = [
+        f"{len(result.runs)} runs of at most {result.budget:,} updates: {counts}",
+        f"{'model':<{width}} {'params':>9}  decay  generalised  critical share [95%]",
+    ]
+    for row in result.critical_fraction:
+        share = "not between two shares" if row.value is None else f"{row.value:.3f}"
+        ends = f"[{_number(row.low95)}, {_number(row.high95)}]"
+        counted = f"{row.generalised} of {row.runs}"
+        lines.append(f"{row.model:<{width}} {row.params:>9,}  {row.weight_decay:<5g}  {counted:<11}  {share} {ends}")
+    trend, time = result.trend, result.time_trend
+    if trend.value is not None:
+        interval = f"[{_number(trend.low95, '+')}, {_number(trend.high95, '+')}]"
+        lines.append(f"critical share for ten times the parameters: {trend.value:+.3f} {interval}, p {_p(trend.p)}")
+    if time.value is not None:
+        interval = f"[{_number(time.low95)}, {_number(time.high95)}]"
+        lines.append(f"time to generalise as share to the power {time.value:.2f} {interval}, p {_p(time.p)}")
+    for cost in result.efficiency:
+        interval = f"[{_number(cost.low95)}, {_number(cost.high95)}]"
+        lines.append(
+            f"norm of generalising / memorising {cost.model}, decay {cost.weight_decay:g}: {cost.ratio:.3f} {interval}"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "open" if value is None else f"{value:{sign}.3f}"
+
+
+def _p(value: float | None) -> str:
+    return "unknown" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

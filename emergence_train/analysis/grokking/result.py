@@ -1,0 +1,125 @@
+"""The result of `grok` as frozen dataclasses; result.json is `as_json` of GrokkingResult, a key per field."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from emergence_train.analysis.results import Probability, Share, Unit, absent
+
+Outcome = Literal["comprehension", "grokking", "memorisation", "confusion"]
+Updates = Annotated[int, Unit("updates")]
+Params = Annotated[int, Unit("parameters"), "all that are trained, embeddings among them"]
+Norm = Annotated[float, Unit("Euclidean norm of all parameters")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run. Times are the first measurement at which an accuracy was reached, null where it never was."""
+
+    run: str
+    model: Annotated[str, "name of the size"]
+    params: Params
+    fraction: Annotated[Share, "of the questions, trained on"]
+    weight_decay: float
+    seed: int
+    outcome: Annotated[
+        Outcome,
+        "comprehension: train and held-out accuracy both reached 90%, less than 1,000 updates apart; grokking: both, further "
+        "apart; memorisation: train alone; confusion: not train",
+    ]
+    censored: Annotated[bool, "the budget ended before the held-out accuracy reached 90%: it might have later"]
+    train_90: Annotated[Updates | None, "train accuracy at 90%"]
+    train_99: Annotated[Updates | None, "at 99%"]
+    heldout_90: Annotated[Updates | None, "held-out accuracy at 90%"]
+    heldout_99: Annotated[Updates | None, "at 99%"]
+    delay: Annotated[Updates | None, "heldout_90 - train_90"]
+    updates: Annotated[Updates, "trained in all"]
+    train_accuracy: Annotated[Share, "at the end"]
+    heldout_accuracy: Annotated[Share, "at the end"]
+    norm: Annotated[Norm, "at the end"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticalFraction:
+    """The share of data at which half of the seeds generalise (held-out accuracy at 90%) within the budget, of one size."""
+
+    model: str
+    params: Params
+    weight_decay: float
+    value: Annotated[Share | None, "null where it is not between two shares of the sweep"]
+    low95: Annotated[Share | None, "null where the sweep has no lower bound"]
+    high95: Annotated[Share | None, "null where the sweep has no upper bound"]
+    runs: int
+    generalised: Annotated[int, "of the runs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """How the critical share moves with size: its change for ten times the parameters, a straight line in
+    log10(parameters)."""
+
+    value: Annotated[float | None, Unit("share for ten times the parameters"), "negative: larger models need less data"]
+    low95: float | None
+    high95: float | None
+    p: Annotated[Probability | None, "of no trend, likelihood ratio; null with one size"]
+    straight_p: Annotated[Probability | None, "of a straight line against a critical share of its own for each size"]
+    sizes: Annotated[int, "that both generalised and did not"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedianTime:
+    """Time to generalise of one size at one share, over seeds (Kaplan and Meier, runs that did not are censored)."""
+
+    model: str
+    params: Params
+    weight_decay: float
+    fraction: Share
+    median: Annotated[Updates | None, "null where less than half generalised"]
+    runs: int
+    generalised: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeTrend:
+    """Time to generalise as share^value (Weibull, accelerated failure time, each size and weight decay with its own
+    level, runs that did not generalise censored at their end)."""
+
+    value: Annotated[float | None, "negative: the less data, the later"]
+    low95: float | None
+    high95: float | None
+    p: Probability | None
+    runs: int
+    generalised: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """What the two solutions of one size and weight decay cost at the same training loss, late in training (after arXiv
+    2309.02390): weight decay prefers the one with the smaller norm. The memorising runs are of smaller shares, which cost
+    less to memorise."""
+
+    model: str
+    params: Params
+    weight_decay: float
+    loss: Annotated[float, Unit("nats a question"), "the training loss at which they are compared"]
+    memorising_norm: Annotated[Norm, "of runs that know the training questions and less than half of the held-out ones"]
+    generalising_norm: Annotated[Norm, "of runs that know 99% of both"]
+    ratio: Annotated[float, "generalising / memorising norm; below 1: generalising is the cheaper"]
+    low95: Annotated[float | None, "over runs; null with fewer than two of each"]
+    high95: float | None
+    memorising_runs: int
+    generalising_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrokkingResult:
+    """Of one sweep."""
+
+    budget: Annotated[Updates, "updates at most of a run: what 'within the budget' means"]
+    outcomes: Annotated[dict[str, int], "runs by outcome"]
+    runs: tuple[RunResult, ...]
+    critical_fraction: tuple[CriticalFraction, ...]
+    trend: Trend
+    times: tuple[MedianTime, ...]
+    time_trend: TimeTrend
+    efficiency: Annotated[tuple[Efficiency, ...], "by size and weight decay, where both were seen at one loss"]
+    figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()

@@ -1,0 +1,57 @@
+"""The files of a probe's result, and its short table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from emergence_train import files
+from emergence_train.analysis.drawing import DEFAULT, save
+from emergence_train.analysis.figures import Figure, Trace
+from emergence_train.analysis.memorisation.result import MemorisationResult
+from emergence_train.analysis.results import as_json
+
+
+def write(
+    out: Path, result: MemorisationResult, items: pd.DataFrame, suffixes: tuple[str, ...] = DEFAULT
+) -> MemorisationResult:
+    """Write result.json, items.csv, shares.csv and the figure into `out`; returns the result with the figure's names."""
+    out.mkdir(parents=True, exist_ok=True)
+    result = replace(result, figures=tuple(save([figure(result)], out, "memorised", suffixes=suffixes)))
+    files.write_csv(out / "items.csv", items)
+    files.write_csv(out / "shares.csv", pd.DataFrame([as_json(row) for row in result.shares]))
+    files.write_json(out / "result.json", as_json(result))
+    return result
+
+
+def figure(result: MemorisationResult) -> Figure:
+    """Share of extracted sequences against how often they were seen, a colour for each run; controls at 0.5."""
+    traces = []
+    for number, run in enumerate(result.runs):
+        rows = [row for row in result.shares if (row.run, row.step) == (run.run, run.step)]
+        x = np.array([np.sqrt(row.least * row.most) or 0.5 for row in rows]) * 1.04**number
+        share, low, high = (np.array([getattr(row, name) for row in rows]) for name in ("share", "low95", "high95"))
+        traces.append(Trace(x, share, f"{run.run}, {run.params:,} parameters", number, line=False, points=True))
+        traces.append(Trace(x, share, "", number, line=False, low=low, high=high, bars=True))
+    title = f"{result.continuation} tokens that follow {result.prefix}, produced exactly"
+    return Figure(
+        title, "times trained on (0.5: never)", "share of sequences", tuple(traces), x_log=True, note="95% intervals"
+    )
+
+
+def format_table(result: MemorisationResult) -> str:
+    """A line for each run and number of repetitions, then trained against never seen."""
+    width = max(3, *(len(row.run) for row in result.runs))
+    lines = [f"{'run':<{width}}  {'step':>7}  {'seen':>7}  {'extracted':>12}  share [95%]           loss"]
+    for row in result.shares:
+        counted = f"{row.extracted} of {row.items}"
+        ends = f"{row.share:.3f} [{row.low95:.3f}, {row.high95:.3f}]"
+        lines.append(f"{row.run:<{width}}  {row.step:>7}  {row.seen:>7}  {counted:>12}  {ends}  {row.loss:.4f}")
+    for run in result.runs:
+        ends = f"[{run.of_100_low95:.1f}, {run.of_100_high95:.1f}]"
+        gain = f"{run.loss_gain:+.4f} [{run.loss_gain_low95:+.4f}, {run.loss_gain_high95:+.4f}]"
+        lines.append(
+            f"{run.run}: of 100 trained sequences {run.of_100:.1f} {ends} beyond controls; loss lower by {gain} nats"
+        )
+    return "\n".join(lines)

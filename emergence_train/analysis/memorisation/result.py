@@ -1,0 +1,51 @@
+"""The result of `memorise` as frozen dataclasses; result.json is `as_json` of MemorisationResult, a key per field."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from emergence_train.analysis.results import Nats, Probability, Share, Unit, absent
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorisedShare:
+    """Sequences of one run that were seen about as often."""
+
+    run: str
+    params: Annotated[int, Unit("non-embedding parameters")]
+    step: int
+    seen: Annotated[str, "how often the sequence was trained on; 0: never, a control"]
+    least: Annotated[float, "the fewest times"]
+    most: Annotated[float, "the most"]
+    items: int
+    extracted: Annotated[int, "items whose continuation is produced exactly from its prefix, greedily"]
+    share: Annotated[Share, "extracted / items"]
+    low95: Annotated[Share, "Wilson's interval"]
+    high95: Share
+    loss: Annotated[Nats, "mean over the continuations"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMemorisation:
+    """Trained on against never seen, of one run."""
+
+    run: str
+    params: Annotated[int, Unit("non-embedding parameters")]
+    step: int
+    of_100: Annotated[float, "of 100 trained sequences so many are extracted, above what controls give"]
+    of_100_low95: Annotated[float, "Newcombe's interval of the difference of shares"]
+    of_100_high95: float
+    p: Annotated[Probability | None, "of equal shares, Fisher's exact test, one-sided"]
+    loss_gain: Annotated[Nats, "loss of controls - loss of trained sequences, on continuations"]
+    loss_gain_low95: Annotated[Nats, "Welch"]
+    loss_gain_high95: Nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorisationResult:
+    """Of one or more runs."""
+
+    prefix: Annotated[int, Unit("tokens")]
+    continuation: Annotated[int, Unit("tokens")]
+    shares: tuple[MemorisedShare, ...]
+    runs: tuple[RunMemorisation, ...]
+    figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()

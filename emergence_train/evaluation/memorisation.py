@@ -1,0 +1,160 @@
+"""Probe a checkpoint for sequences that it was trained on: is what follows a prefix produced exactly, and at what loss?
+
+Trained sequences come from samples of the run up to the checkpoint; controls from its validation windows, which training never
+sees; those whose text is in the training data all the same are left out. How often a sequence was seen is its occurrences in the
+training data times the passes over its domain by then: the samples of a pass may cut a sequence, so at most so often.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from emergence_train import config as configs
+from emergence_train.checkpoint import format as checkpoints
+from emergence_train.data import identity
+from emergence_train.data.dataset import Dataset
+from emergence_train.data.shards import TokenStream
+from emergence_train.errors import InputError
+from emergence_train.evaluation.generation import generate
+from emergence_train.evaluation.saved_model import load_model
+from emergence_train.models.language_model import LanguageModel
+from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.ranks import on_every_rank, start
+
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
+PIECE = 1 << 22  # tokens hashed at once
+ROWS = 16  # sequences in a forward pass
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is asked: `prefix` tokens are given, `continuation` tokens must follow; `items` of each kind."""
+
+    prefix: int = 32
+    continuation: int = 16
+    items: int = 200
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.prefix + self.continuation
+
+
+def probe_run(run: Path, probe: Probe, step: int | None = None, log: Callable[[str], None] = print) -> pd.DataFrame:
+    """Probe the run's newest checkpoint, or that of `step`: a row a sequence, as analysis.memorisation reads them.
+
+    Raises:
+        InputError: the sequences do not fit, the run was not trained here, or has no such checkpoint.
+    """
+    config = configs.load_run(run)
+    if config.imported:
+        raise InputError(
+            f"{run}: is an imported run, whose training data are unknown; probe a run that was trained here"
+        )
+    if probe.length > config.data.sequence + 1:
+        raise InputError(
+            f"--prefix {probe.prefix} and --continuation {probe.continuation} are longer than the run's samples "
+            f"({config.data.sequence + 1} tokens); lower one of them"
+        )
+    folder = checkpoints.newest(run, step)
+    step = checkpoints.read_state(folder)["step"]
+    mesh = start(config.training.threads)
+    dataset = Dataset(config.data, config.seed)
+    identity.check(run, dataset)
+    trained, controls, seen = sequences(dataset, probe, step * config.training.batch)
+    log(f"{config.name}, step {step}: {len(trained)} trained sequences, {len(controls)} controls")
+    model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
+    tokens = np.concatenate([trained, controls])
+    return pd.DataFrame(
+        {
+            "run": config.name,
+            "params": config.model.non_embedding_parameters(),
+            "step": step,
+            "seen": np.concatenate([seen, np.zeros(len(controls))]),
+            "extracted": extracted(model, tokens, probe, mesh),
+            "loss": continuation_loss(model, tokens, probe, mesh),
+            "prefix": probe.prefix,
+            "continuation": probe.continuation,
+        }
+    )
+
+
+def sequences(dataset: Dataset, probe: Probe, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(trained [n, L], controls [m, L], times that each trained one was seen [n]): distinct, drawn by the probe's seed."""
+    rng = np.random.default_rng([probe.seed, samples])
+    drawn: dict[bytes, np.ndarray] = {}
+    for index in rng.integers(0, samples, 4 * probe.items):
+        sample = dataset.sample(int(index))
+        begin = int(rng.integers(0, len(sample) - probe.length + 1))
+        part = sample[begin : begin + probe.length]
+        drawn.setdefault(part.tobytes(), part)
+        if len(drawn) == probe.items:
+            break
+    trained = np.stack(list(drawn.values()))
+    heldout = [row for windows in dataset.windows.values() for row in np.asarray(windows).astype(np.int64)]
+    chosen = rng.permutation(len(heldout))[: 2 * probe.items]
+    controls = np.stack([heldout[k][: probe.length] for k in chosen])
+    controls = np.unique(controls, axis=0)
+    epochs = np.array(dataset.sampler.epochs(samples))
+    counts = np.stack([occurrences(stream, np.concatenate([trained, controls])) for stream in dataset.streams])
+    seen = np.maximum(
+        (counts[:, : len(trained)] * epochs[:, None]).sum(0), 1.0
+    )  # in a sample of the run, so at least once
+    controls = controls[counts[:, len(trained) :].sum(0) == 0]
+    return trained, rng.permutation(controls)[: probe.items], seen
+
+
+def occurrences(stream: TokenStream, sequences: np.ndarray) -> np.ndarray:
+    """(n,) how often each of `sequences` [n, L] occurs in a stream, by a rolling hash modulo 2^64."""
+    length = sequences.shape[1]
+    wanted, place = np.unique(_hashes(sequences), return_inverse=True)
+    counts = np.zeros(len(wanted), dtype=np.int64)
+    for begin in range(0, len(stream) - length + 1, PIECE):
+        part = stream.read(begin, min(PIECE + length - 1, len(stream) - begin)).astype(np.uint64)
+        hashes = _rolling(part, length)
+        at = np.searchsorted(wanted, hashes)
+        at[at == len(wanted)] = 0
+        counts += np.bincount(at[wanted[at] == hashes], minlength=len(wanted))
+    return counts[place]
+
+
+def _hashes(sequences: np.ndarray) -> np.ndarray:
+    """(n,) sum of (token + 1) x BASE^place modulo 2^64."""
+    powers = np.cumprod(np.full(sequences.shape[1], BASE, np.uint64))
+    return ((sequences.astype(np.uint64) + np.uint64(1)) * powers).sum(1, dtype=np.uint64)
+
+
+def _rolling(tokens: np.ndarray, length: int) -> np.ndarray:
+    """The hash of every run of `length` tokens: differences of a running sum, brought to the same power by the inverse."""
+    inverse = np.uint64(pow(int(BASE), -1, 2**64))
+    powers = np.cumprod(np.full(len(tokens), BASE, np.uint64))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((tokens + np.uint64(1)) * powers, dtype=np.uint64)])
+    count = len(tokens) - length + 1
+    back = np.concatenate([np.ones(1, np.uint64), np.cumprod(np.full(count - 1, inverse, np.uint64))])
+    return (sums[length:] - sums[:count]) * back
+
+
+def extracted(model: LanguageModel, tokens: np.ndarray, probe: Probe, mesh: Mesh) -> np.ndarray:
+    """(n,) whether greedy generation from the prefix of `tokens` [n, L] gives the continuation exactly."""
+    prompts = [row[: probe.prefix].tolist() for row in tokens]
+    written = generate(model, prompts, probe.continuation, lambda ids: False, mesh)
+    return np.array([ids == row[probe.prefix :].tolist() for ids, row in zip(written, tokens)])
+
+
+@torch.no_grad()
+def continuation_loss(model: LanguageModel, tokens: np.ndarray, probe: Probe, mesh: Mesh) -> np.ndarray:
+    """(n,) mean loss of the continuations of `tokens` [n, L], nats a token."""
+    model.eval()
+    losses = []
+    for begin in range(0, len(tokens), ROWS):
+        part = torch.from_numpy(tokens[begin : begin + ROWS]).to(mesh.device)
+        logits = model(part[:, :-1])
+        assert isinstance(logits, torch.Tensor)
+        shares = logits[:, probe.prefix - 1 :].float().log_softmax(-1)
+        right = shares.gather(-1, part[:, probe.prefix :, None])[..., 0]
+        losses += (-right.mean(1)).tolist()
+    return np.array(losses)

@@ -1,0 +1,147 @@
+"""A sweep: model sizes x shares of the data x weight decays x seeds as one YAML file, and the runs that it stands for."""
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from emergence_train import config_tree
+from emergence_train.errors import InputError
+from emergence_train.grokking.mlp import Mlp
+from emergence_train.grokking.tasks import Task
+from emergence_train.grokking.transformer import Transformer
+from emergence_train.section import Section
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NUMBERS = (
+    1  # raise it with a change that gives the same sweep other numbers: what was trained before is then trained again
+)
+Model = Annotated[Mlp | Transformer, Field(discriminator="kind")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Decay = Annotated[float, Field(ge=0)]
+
+
+class Training(Section):
+    """AdamW with decoupled weight decay on every parameter, as in arXiv 2201.02177."""
+
+    updates: int = Field(ge=1, description="the budget: a run that has not settled is censored there")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate, constant after the warm-up")
+    warmup: int = Field(default=10, ge=0, description="updates of linear warm-up")
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay rates of AdamW's two moments")
+    eps: float = Field(default=1e-8, gt=0, description="of AdamW")
+    batch: int | None = Field(default=None, ge=1, description="questions an update; None: all that are trained on")
+    evaluate_every: int = Field(default=25, ge=1, description="updates between two measurements")
+    settle: int | None = Field(
+        default=500,
+        ge=1,
+        description="a run ends after so many updates with both accuracies at 1; None: never before the budget",
+    )
+
+    @model_validator(mode="after")
+    def _betas(self) -> "Training":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas lie in [0, 1); set them so")
+        return self
+
+
+class Sweep(Section):
+    name: str = Field(pattern=NAME, description="name of the sweep")
+    task: Task = Field(description="questions and answers")
+    models: dict[Annotated[str, Field(pattern=NAME)], Model] = Field(min_length=1, description="sizes, by their names")
+    fractions: list[Fraction] = Field(min_length=1, description="shares of the questions that are trained on")
+    weight_decays: list[Decay] = Field(
+        default=[1.0], min_length=1, description="weight decays, times the learning rate"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1], min_length=1, description="seeds")
+    training: Training = Field(description="how each run is trained")
+    stack: int = Field(default=64, ge=1, description="runs that are trained at once, at most")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="where the stacks are trained; cpu: one on each CPU"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Sweep":
+        for name in ("fractions", "weight_decays", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: a value is listed twice; list each once")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train. Its weights, its share of the data and its order of questions are drawn from its key, so runs are
+    independent of each other, and of who else is trained."""
+
+    model: str  # its name
+    section: Mlp | Transformer
+    fraction: float
+    weight_decay: float
+    seed: int
+    trained_on: int  # questions
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-f{self.fraction:g}-d{self.weight_decay:g}-s{self.seed}"
+
+    @property
+    def entropy(self) -> list[int]:
+        """For generators of random numbers: the seed, and the run's place in the sweep."""
+        text = f"{self.section.model_dump_json()} {self.trained_on} {self.weight_decay!r}"
+        return [self.seed, int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's file and its runs."""
+
+    path: Path
+    sweep: Sweep
+    runs: tuple[Run, ...]
+
+    def digest(self, run: Run) -> str:
+        """Of all that decides a run's numbers: its name in the store."""
+        settings = {
+            "numbers": NUMBERS,
+            "task": self.sweep.task.model_dump(),
+            "training": self.sweep.training.model_dump(),
+            "entropy": run.entropy,
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read(path: str | Path) -> Sweep:
+    """The sweep of a file.
+
+    Raises:
+        InputError: a wrong key or value, by its place.
+    """
+    try:
+        return Sweep.model_validate(config_tree.read(Path(path)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "sweep"
+        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {where}: {what}; see configs/grok for examples") from None
+
+
+def runs_of(sweep: Sweep, questions: int) -> tuple[Run, ...]:
+    """Every run of a sweep over a table of so many questions, smaller shares first.
+
+    Raises:
+        InputError: a share that leaves nothing to train on or nothing held out.
+    """
+    runs = []
+    axes: Any = itertools.product(sweep.models.items(), sweep.fractions, sweep.weight_decays, sweep.seeds)
+    for (name, section), fraction, decay, seed in axes:
+        trained_on = round(fraction * questions)
+        if not 0 < trained_on < questions:
+            raise InputError(
+                f"fractions: {fraction:g} of {questions} questions leaves none to train on or to hold out; choose another"
+            )
+        runs.append(Run(name, section, fraction, decay, seed, trained_on))
+    return tuple(runs)

@@ -1,0 +1,110 @@
+"""The page of a sweep of small models: what generalised, from how much data, and when."""
+
+import html
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train import files
+from emergence_train.analysis.grokking import figures
+from emergence_train.analysis.grokking.result import GrokkingResult
+from emergence_train.report.page import document
+from emergence_train.report.parts import grid, table
+
+
+def write_page(out: Path, name: str, result: GrokkingResult, curves: pd.DataFrame) -> Path:
+    """Write report.html into `out`; returns its path."""
+    run = figures.shown_run(result)
+    delay = f" It knew the held-out questions {run.delay:,} updates after those trained on." if run.delay else ""
+    sections = [
+        ("outcomes", "Outcomes", _outcomes(result) + grid(figures.phase_diagrams(result))),
+        ("critical", "How much data it takes", _critical(result) + grid([figures.critical_share(result)])),
+        ("times", "How long it takes", _times(result) + grid([figures.times(result)])),
+        (
+            "run",
+            "One run",
+            f"<p>{html.escape(run.run)}, of all the one with the longest delay: {run.outcome}.{delay}</p>"
+            + grid(figures.run_curves(run, curves)),
+        ),
+        ("efficiency", "What the solutions cost", _efficiency(result)),
+    ]
+    path = out / "report.html"
+    files.write_bytes(path, document(name, "Delayed generalization", sections).encode())
+    return path
+
+
+def _outcomes(result: GrokkingResult) -> str:
+    counts = ", ".join(f"{number} {outcome}" for outcome, number in result.outcomes.items())
+    censored = sum(run.censored for run in result.runs)
+    return (
+        f"<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended with the budget before "
+        "they generalised: they might have later.</p>"
+    )
+
+
+def _critical(result: GrokkingResult) -> str:
+    rows = [
+        [
+            html.escape(row.model),
+            f"{row.params:,}",
+            f"{row.weight_decay:g}",
+            f"{row.generalised} of {row.runs}",
+            _shown(row.value),
+            f"{_shown(row.low95)} to {_shown(row.high95)}",
+        ]
+        for row in result.critical_fraction
+    ]
+    head = ["model", "parameters", "weight decay", "generalised", "critical share", "95% interval"]
+    return f"<p>{_trend(result)}</p>" + table(head, rows, "critical share by size")
+
+
+def _trend(result: GrokkingResult) -> str:
+    trend = result.trend
+    if trend.value is None or trend.p is None:
+        return "Too few sizes both generalised and did not: the sweep says nothing of how the critical share moves with size."
+    words = "falls" if trend.value < 0 else "grows"
+    if trend.p > 0.05:
+        words = "does not move beyond chance"
+    line = (
+        f"For ten times the parameters the critical share {words}: {trend.value:+.3f}, 95% interval {_shown(trend.low95)} to "
+        f"{_shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes."
+    )
+    if trend.straight_p is not None and trend.straight_p < 0.05:
+        line += f" It is no straight line in the logarithm of the parameters (p = {trend.straight_p:.2g})."
+    return line
+
+
+def _times(result: GrokkingResult) -> str:
+    time = result.time_trend
+    if time.value is None:
+        return "<p>Too few runs generalised to say how their time depends on the share.</p>"
+    return (
+        f"<p>Time to generalise goes as the share to the power {time.value:.1f} (95% interval {_shown(time.low95)} to "
+        f"{_shown(time.high95)}), of {time.generalised} runs that did and {time.runs - time.generalised} that did not.</p>"
+    )
+
+
+def _efficiency(result: GrokkingResult) -> str:
+    if not result.efficiency:
+        return "<p>No size was seen both to memorise and to generalise at the same training loss late in training.</p>"
+    rows = [
+        [
+            html.escape(cost.model),
+            f"{cost.weight_decay:g}",
+            f"{cost.loss:.2g}",
+            f"{cost.memorising_norm:.2f} ({cost.memorising_runs} runs)",
+            f"{cost.generalising_norm:.2f} ({cost.generalising_runs} runs)",
+            f"{cost.ratio:.3f}",
+            f"{_shown(cost.low95)} to {_shown(cost.high95)}",
+        ]
+        for cost in result.efficiency
+    ]
+    head = ["model", "weight decay", "training loss", "memorising norm", "generalising norm", "ratio", "95% interval"]
+    words = (
+        "Norms at equal training loss in the last quarter of the budget. Below 1 the generalising solution is cheaper."
+    )
+    return f"<p>{words}</p>" + table(head, rows, "norms of the two solutions")
+
+
+def _shown(value: float | None) -> str:
+    return "open" if value is None else f"{value:.3f}"

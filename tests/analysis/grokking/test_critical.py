@@ -1,0 +1,118 @@
+"""The critical share and its trend on sweeps with known truth, in forms that the estimator does not contain.
+
+benchmarks/studies/grokking_critical.py does the same with hundreds of sweeps.
+"""
+
+import numpy as np
+import pytest
+from scipy import optimize
+from scipy.special import expit
+
+from emergence_train.analysis.grokking import critical, simulate
+
+SHARES = np.linspace(0.3, 0.8, 6)
+PARAMS = (1000, 3000, 9000)
+
+
+def group(counts: list[int], seeds: int = 4, params: int = 1000, decay: float = 1.0) -> critical.Group:
+    """So many of the seeds generalise at each of SHARES."""
+    generalised = np.concatenate([np.arange(seeds) < count for count in counts])
+    return critical.Group(np.repeat(SHARES, seeds), generalised, params, decay)
+
+
+def test_the_estimate_is_that_of_maximum_likelihood():
+    """A plain minimisation over centre and scale, where the data do not separate."""
+    counts = np.array([0, 1, 3, 6, 7, 8])
+
+    def cost(free):
+        chance = expit((SHARES - free[0]) / np.exp(free[1]))
+        return -(counts * np.log(chance) + (8 - counts) * np.log1p(-chance)).sum()
+
+    solved = optimize.minimize(cost, [0.5, -2.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9})
+
+    def profile(centre):
+        return optimize.minimize_scalar(lambda scale: cost([centre, scale]), bounds=(-5, 1), method="bounded").fun
+
+    ends = [
+        optimize.brentq(lambda centre: profile(centre) - solved.fun - critical.HALF_95, *place)
+        for place in ((0.3, solved.x[0]), (solved.x[0], 0.8))
+    ]
+    share = critical.fit([group(list(counts), seeds=8)]).critical(0)
+    assert share.value == pytest.approx(solved.x[0], abs=0.005)
+    assert [share.low95, share.high95] == pytest.approx(ends, abs=0.006)
+
+
+def test_where_runs_separate_the_gap_is_inside_the_interval():
+    share = critical.fit([group([0, 0, 0, 4, 4, 4])]).critical(0)
+    assert share.value == pytest.approx(0.55, abs=0.01)
+    assert share.low95 < 0.51 and share.high95 > 0.59
+
+
+@pytest.mark.parametrize(("counts", "open_end"), [([4] * 6, "low95"), ([0] * 6, "high95")])
+def test_a_share_outside_the_sweep_has_an_open_end(counts, open_end):
+    share = critical.fit([group(counts)]).critical(0)
+    assert share.value is None and getattr(share, open_end) is None
+    other = share.high95 if open_end == "low95" else share.low95
+    assert other is not None and 0.2 < other < 0.9
+
+
+def test_the_trend_is_a_straight_line_in_the_logarithm():
+    """Exact half points on a line: 0.6, 0.5, 0.4 over two decades, many seeds."""
+    groups = []
+    for params, centre in ((100, 0.6), (1000, 0.5), (10_000, 0.4)):
+        counts = np.round(200 * expit((SHARES - centre) / 0.05)).astype(int)
+        groups.append(group(list(counts), seeds=200, params=params))
+    moved = critical.trend(critical.fit(groups))
+    assert moved.slope.value == pytest.approx(-0.1, abs=0.01)
+    assert moved.slope.low95 < -0.1 < moved.slope.high95 < 0
+    assert moved.p < 1e-6 < 0.05 < moved.straight_p and moved.sizes == 3
+
+
+def test_a_bend_is_no_straight_line():
+    groups = []
+    for params, centre in ((100, 0.6), (1000, 0.4), (10_000, 0.6)):
+        counts = np.round(50 * expit((SHARES - centre) / 0.05)).astype(int)
+        groups.append(group(list(counts), seeds=50, params=params))
+    moved = critical.trend(critical.fit(groups))
+    assert moved.straight_p < 1e-6 and abs(moved.slope.value) < 0.02
+
+
+def test_sizes_that_say_nothing_are_left_out():
+    groups = [group([0, 0, 2, 4, 4, 4], params=100), group([0] * 6, params=1000)]
+    assert critical.trend(critical.fit(groups)).slope.value is None
+    groups.append(group([0, 2, 4, 4, 4, 4], params=10_000))
+    assert critical.trend(critical.fit(groups)).sizes == 2
+
+
+def test_weight_decays_have_their_own_level_and_one_slope():
+    groups = []
+    for decay, shift in ((0.5, 0.1), (1.0, 0.0)):
+        for params, centre in ((100, 0.55), (10_000, 0.45)):
+            counts = np.round(100 * expit((SHARES - centre - shift) / 0.05)).astype(int)
+            groups.append(group(list(counts), seeds=100, params=params, decay=decay))
+    moved = critical.trend(critical.fit(groups))
+    assert moved.slope.value == pytest.approx(-0.05, abs=0.01) and moved.straight_p is not None
+
+
+@pytest.mark.parametrize("form", simulate.FORMS)
+def test_half_of_the_simulated_runs_generalise_at_the_truth(form):
+    share = simulate.generalised(form, np.random.default_rng(1), np.full(200_000, 0.55), 0.55, 0.1).mean()
+    assert share == pytest.approx(0.5, abs=0.005)
+
+
+def test_intervals_hold_the_truth_of_other_forms():
+    """40 sweeps, 10 of each form: 120 critical shares, 40 slopes."""
+    held, slopes, small = [], [], []
+    for number in range(40):
+        rng = np.random.default_rng([number, 5])
+        slope = (0.0, -0.12)[number % 2]
+        truth = simulate.critical_shares(PARAMS, rng.uniform(0.45, 0.65), slope)
+        fitted = critical.fit(simulate.groups(simulate.FORMS[number // 2 % 4], rng, PARAMS, truth, SHARES, 4))
+        for k, value in enumerate(truth):
+            share = fitted.critical(k)
+            held.append((share.low95 or -1) <= value <= (share.high95 or 2))
+        moved = critical.trend(fitted)
+        slopes.append((moved.slope.low95 or -9) <= slope <= (moved.slope.high95 or 9))
+        small += [moved.p < 0.05] if slope == 0 else []
+    assert np.mean(held) >= 0.88 and np.mean(slopes) >= 0.85  # of 95%, less two standard errors and discreteness
+    assert np.mean(small) <= 0.2

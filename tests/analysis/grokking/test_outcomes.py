@@ -1,0 +1,78 @@
+"""Outcomes and times of curves written by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emergence_train.analysis.grokking import analyze, curves
+from emergence_train.analysis.grokking.outcomes import outcome, run_result
+from emergence_train.errors import InputError
+
+
+def curve(train: list[float], heldout: list[float], every: int = 500, **keys) -> pd.DataFrame:
+    """A measurement every so many updates, from 0."""
+    rows = len(train)
+    given = {"run": "r", "model": "m", "params": 100, "fraction": 0.5, "weight_decay": 1.0, "seed": 1} | keys
+    loss = np.exp(-np.arange(rows))
+    columns = {"update": np.arange(rows) * every, "train_loss": loss, "heldout_loss": 2.0, "norm": 3.0}
+    return pd.DataFrame(columns).assign(train_accuracy=train, heldout_accuracy=heldout, **given)
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "name"),
+    [
+        (None, None, "confusion"),
+        (500, None, "memorisation"),
+        (500, 1499, "comprehension"),
+        (500, 1500, "grokking"),
+        (500, 400, "comprehension"),
+        (None, 400, "confusion"),
+    ],
+)
+def test_outcome_is_by_the_two_times(train, heldout, name):
+    assert outcome(train, heldout) == name
+
+
+def test_times_are_the_first_measurements_at_90_and_99_percent():
+    run = run_result(curve([0, 0.9, 0.95, 1, 1, 1], [0, 0, 0.1, 0.89, 0.9, 0.985]), budget=2500)
+    assert (run.train_90, run.train_99, run.heldout_90, run.heldout_99) == (500, 1500, 2000, None)
+    assert run.outcome == "grokking" and run.delay == 1500 and run.updates == 2500
+    assert run.heldout_accuracy == 0.985 and not run.censored
+
+
+@pytest.mark.parametrize(("budget", "censored"), [(1000, True), (5000, False)])
+def test_a_run_is_censored_by_the_end_of_its_budget(budget, censored):
+    run = run_result(curve([0, 1, 1], [0, 0, 0.5]), budget)
+    assert run.outcome == "memorisation" and run.censored is censored and run.delay is None
+
+
+def test_efficiency_compares_norms_at_equal_loss():
+    """Two solutions whose norm is a + b log(loss), read at the middle of the losses that both had."""
+    parts = []
+    for seed in (1, 2, 3):
+        for accuracy, base, first in ((0.1, 40.0, 1.0), (1.0, 30.0, 0.3)):
+            part = curve([1.0] * 41, [accuracy] * 41, every=25, run=f"{accuracy}-{seed}", seed=seed)
+            part["train_loss"] = first * np.exp(-0.2 * np.arange(41))
+            part["norm"] = base + 0.1 * seed - np.log(part["train_loss"])
+            parts.append(part)
+    (cost,) = analyze(pd.concat(parts), budget=1000).efficiency
+    low, high = np.exp(-0.2 * 40), 0.3 * np.exp(-0.2 * 30)
+    assert cost.loss == pytest.approx(np.sqrt(low * high))
+    assert cost.memorising_norm == pytest.approx(40.2 - np.log(cost.loss), rel=0.01)
+    assert cost.generalising_norm == pytest.approx(30.2 - np.log(cost.loss), rel=0.01)
+    assert cost.low95 < cost.ratio < cost.high95 < 1
+    assert (cost.memorising_runs, cost.generalising_runs) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda frame: frame.drop(columns="norm"), "no column 'norm'"),
+        (lambda frame: frame.iloc[:0], "no rows"),
+        (lambda frame: pd.concat([frame, frame.iloc[-1:]]), "has update 1000 twice"),
+        (lambda frame: frame.assign(seed=[1, 1, 2]), "a name of its own"),
+    ],
+)
+def test_wrong_curves_are_refused(change, says):
+    with pytest.raises(InputError, match=says):
+        curves.checked(change(curve([0, 1, 1], [0, 0, 1])))

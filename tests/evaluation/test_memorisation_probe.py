@@ -1,0 +1,104 @@
+"""Repeats that were planted are found, and none among controls; counts by a plain search."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from emergence_train import cli
+from emergence_train.evaluation.memorisation import Probe, continuation_loss, extracted, occurrences
+from emergence_train.parallel.mesh import data_parallel
+from support import command, small_config
+
+
+class Stream:
+    """A stream of tokens in memory."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        return self.tokens[start : start + length]
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 22])
+def test_occurrences_are_those_of_a_plain_search(monkeypatch, piece):
+    monkeypatch.setattr("emergence_train.evaluation.memorisation.PIECE", piece)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 3, 400)
+    chosen = np.stack([tokens[k : k + 5] for k in rng.integers(0, 395, 30)] + [np.array([9, 9, 9, 9, 9])])
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, 5)
+    expected = [(windows == row).all(1).sum() for row in chosen]
+    assert occurrences(Stream(tokens), chosen).tolist() == expected
+
+
+class Table(torch.nn.Module):
+    """Continues text by a table of the next token; its logits are 5 at it, 0 elsewhere."""
+
+    def __init__(self, following: list[int]) -> None:
+        super().__init__()
+        self.following = torch.tensor(following)
+
+    def new_cache(self) -> dict:
+        return {}
+
+    def forward(self, tokens, targets=None, cache=None):
+        logits = 5.0 * torch.nn.functional.one_hot(self.following[tokens], len(self.following)).float()
+        return logits if cache is None else logits[:, -1]
+
+
+def test_extraction_and_loss_by_hand():
+    """0 1 2 3 4 0 ... is what the table says; one row breaks in its continuation, one in its prefix."""
+    model = Table([1, 2, 3, 4, 0])
+    tokens = np.array([[0, 1, 2, 3, 4], [0, 1, 2, 3, 3], [3, 3, 2, 3, 4]])
+    probe = Probe(prefix=3, continuation=2)
+    mesh = data_parallel(0, 1, 0, torch.device("cpu"))
+    assert extracted(model, tokens, probe, mesh).tolist() == [True, False, True]
+    right = np.log(np.exp(5) + 4) - 5
+    np.testing.assert_allclose(continuation_loss(model, tokens, probe, mesh), [right, right + 2.5, right], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def planted_run(tmp_path_factory):
+    """A run on random words, among which three texts stand 60 times each (copies of one that is held out are held out too)."""
+    place = tmp_path_factory.mktemp("planted")
+    rng = np.random.default_rng(5)
+    words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(200)]
+
+    def text(count: int) -> str:
+        return " ".join(rng.choice(words, count))
+
+    documents = [text(60) for _ in range(80)] + 60 * [text(60) for _ in range(3)]
+    rng.shuffle(documents)
+    (place / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    tree = small_config(place / "data", place)
+    tree["data"] |= {"sources": [{"domain": "words", "files": [str(place / "text.jsonl")]}], "ood": []}
+    tree["data"]["validation"] = {"sequences": 40, "domain_sequences": 0, "ood_sequences": 0, "fraction": 0.2}
+    tree["model"] |= {"width": 64, "heads": 4, "kv_heads": 4, "ffn": 256}
+    tree["training"] |= {"tokens": 600 * 8 * 32, "micro_batch": 8}
+    tree["checkpoints"] = {"every_tokens": 600 * 8 * 32}
+    (place / "config.yaml").write_text(yaml.safe_dump(tree))
+    for verb in ("prepare", "train"):
+        done = command(verb, str(place / "config.yaml"))
+        assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
+@pytest.mark.slow
+def test_planted_repeats_are_found_and_none_in_controls(planted_run, capsys, tmp_path):
+    given = ["--prefix", "10", "--continuation", "8", "--items", "150", "--out", str(tmp_path / "out"), "--json"]
+    assert cli.main(["memorise", str(planted_run), *given]) == 0
+    result = json.loads(capsys.readouterr().out)
+    shares = {row["seen"]: row for row in result["shares"]}
+    often = [row for row in result["shares"] if row["least"] > 20]
+    assert sum(row["extracted"] for row in often) > 0.8 * sum(row["items"] for row in often) > 0
+    assert shares["0"]["extracted"] == 0 and shares["0"]["items"] > 10
+    assert result["runs"][0]["of_100_low95"] > 0 and result["runs"][0]["loss_gain_low95"] > 0
+    assert (tmp_path / "out" / "memorised.png").is_file()
+    assert cli.main(["memorise", str(planted_run), "--prefix", "30", "--continuation", "8"]) == 2
+    assert "lower one of them" in capsys.readouterr().err

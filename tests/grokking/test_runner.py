@@ -1,0 +1,185 @@
+"""Stop, resume, damage: the numbers are those of a sweep that nothing happened to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from emergence_train import cli
+from emergence_train.errors import InputError, Stopped
+from emergence_train.grokking import runner, tasks
+from emergence_train.grokking.runner import Progress, Runner, stacks
+from emergence_train.grokking.store import Store
+from emergence_train.grokking.sweep import Plan, read, runs_of
+from emergence_train.grokking.train import train
+from support import ROOT
+
+
+def silent(line: str) -> None: ...
+
+
+def store_of(path, out) -> tuple[Store, tasks.QuestionTable]:
+    sweep = read(path)
+    table = tasks.load(sweep.task, path.parent)
+    return Store(out, Plan(path, sweep, runs_of(sweep, len(table.answers)))), table
+
+
+def curves(path, out, **keys):
+    return train(path, out, silent, jobs=1, **keys).curves.reset_index(drop=True)
+
+
+def test_a_stopped_sweep_resumes_bit_for_bit(sweep_file, tmp_path):
+    path = sweep_file()
+    whole = curves(path, tmp_path / "whole")
+    store, table = store_of(path, tmp_path / "cut")
+    (tmp_path / "cut").mkdir()
+    job = stacks(store.plan)[0]
+    for _ in range(3):  # a few updates at a time
+        left = iter([False, True])
+        assert not runner.train_stack(store, table, job, lambda left=left: next(left), lambda *at: None)
+        assert store.state_path(job.runs).is_file()
+    assert curves(path, tmp_path / "cut").equals(whole)
+    assert list((tmp_path / "cut" / "stacks").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:40], lambda data: data[:-50] + bytes([data[-50] ^ 1]) + data[-49:]]
+)
+def test_what_is_damaged_is_trained_again(sweep_file, tmp_path, damage):
+    path = sweep_file(fractions=[0.6])
+    whole = curves(path, tmp_path / "out")
+    store, table = store_of(path, tmp_path / "out")
+    job = stacks(store.plan)[0]
+    for run in job.runs[:2]:
+        store.curve_path(run).write_bytes(damage(store.curve_path(run).read_bytes()))
+    runner.train_stack(store, table, job, lambda: True, lambda *at: None)
+    state = store.state_path(job.runs)
+    state.write_bytes(damage(state.read_bytes()))
+    assert curves(path, tmp_path / "out").equals(whole)
+
+
+def test_more_seeds_are_added_to_what_is_trained(sweep_file, tmp_path):
+    few, many = sweep_file("few.yaml", seeds=[1, 2]), sweep_file("many.yaml", seeds=[1, 2, 3])
+    first = curves(few, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
+    both = curves(many, tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert both[both["seed"] < 3].reset_index(drop=True).equals(first)
+    assert both.equals(curves(many, tmp_path / "anew"))
+
+
+def test_another_setting_is_another_run(sweep_file, tmp_path):
+    first = curves(sweep_file("a.yaml"), tmp_path / "out")
+    other = curves(sweep_file("b.yaml", training={"lr": 2e-2}), tmp_path / "out")
+    assert not other.equals(first)
+    assert other.equals(curves(sweep_file("b.yaml", training={"lr": 2e-2}), tmp_path / "anew"))
+
+
+def test_settled_runs_leave_with_the_numbers_they_have(sweep_file, tmp_path):
+    """A run ends with the same curve, cut off, as one that goes to the budget."""
+    keys = {"fractions": [0.9], "seeds": [1, 2, 3], "models": {"m": {"kind": "mlp", "width": 16, "hidden": 32}}}
+    keys["task"] = {"kind": "modular", "modulus": 5, "operation": "x"}
+    long = curves(sweep_file("long.yaml", training={"updates": 300, "settle": None}, **keys), tmp_path / "long")
+    short = curves(sweep_file("short.yaml", training={"updates": 300, "settle": 50}, **keys), tmp_path / "short")
+    ends = short.groupby("run")["update"].max()
+    assert ends.min() < 300 and (long.groupby("run")["update"].max() == 300).all()
+    kept = long[long["update"] <= long["run"].map(ends)].reset_index(drop=True)
+    assert kept.equals(short)
+
+
+def test_a_sweep_is_trained_by_one_command_at_a_time(sweep_file, tmp_path):
+    from emergence_train import files
+
+    with files.lock(tmp_path / "out", busy="", other=""), pytest.raises(InputError, match="wait for it"):
+        train(sweep_file(), tmp_path / "out", silent, jobs=1)
+
+
+def test_a_signal_stops_with_everything_saved(sweep_file, tmp_path, monkeypatch):
+    path = sweep_file()
+    store, table = store_of(path, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    sweeper = Runner(store, table, silent, jobs=1)
+    monkeypatch.setattr(Progress, "at", lambda *of: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="run the same command to resume"):
+        sweeper.run()
+    monkeypatch.undo()
+    assert curves(path, tmp_path / "out").equals(curves(path, tmp_path / "whole"))
+
+
+def test_stacks_hold_one_shape_and_at_most_their_size(sweep_file, tmp_path):
+    path = sweep_file(seeds=[1, 2, 3, 4, 5], stack=2)
+    store, _ = store_of(path, tmp_path)
+    jobs = stacks(store.plan)
+    assert [len(job.runs) for job in jobs] == [2, 2, 1, 2, 2, 1]
+    assert sorted(run.name for job in jobs for run in job.runs) == sorted(run.name for run in store.plan.runs)
+    assert all(len({(run.model, run.trained_on) for run in job.runs}) == 1 for job in jobs)
+
+
+def test_progress_names_the_time_that_is_left(sweep_file, tmp_path):
+    store, _ = store_of(sweep_file(), tmp_path)
+    jobs = stacks(store.plan)
+    progress = Progress(jobs, 100, silent)
+    progress.at(jobs[0], 0, 3)
+    progress.at(jobs[0], 50, 3)
+    share = 0.5 * jobs[0].work() / sum(job.work() for job in jobs)
+    expected = 60 * (1 - share) / share
+    minutes, seconds = divmod(round(expected), 60)
+    assert progress.line(60.0) == f"0 of 6 runs done, {100 * share:.0f}%, {minutes} min {seconds:02} s left"
+    progress.done(jobs[0])
+    assert progress.line(60.0).startswith("3 of 6 runs done")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"seeds": [1, 1]}, "seeds: a value is listed twice; list each once"),
+        ({"fractions": [0.001]}, "leaves none to train on or to hold out; choose another"),
+        ({"models": {"m": {"kind": "mlp", "width": 16}}}, "models.m.mlp.hidden"),
+        ({"models": {"m": {"kind": "rnn"}}}, "models.m"),
+        ({"task": {"kind": "modular", "modulus": 9, "operation": "divide"}}, "prime modulus"),
+        ({"task": {"kind": "table", "file": "none.csv"}}, "none.csv: cannot be read"),
+        ({"training": {"betas": [0.9, 1.0]}}, "betas"),
+        ({"step": 3}, "step: unknown key; see configs/grok"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line(sweep_file, tmp_path, capsys, keys, says):
+    assert cli.main(["grok", str(sweep_file(**keys)), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert says in message and len(message.strip().splitlines()) == 1
+
+
+def test_every_sweep_in_configs_is_read():
+    files = sorted((ROOT / "configs" / "grok").glob("*.yaml"))
+    assert len(files) >= 2
+    for path in files:
+        sweep = read(path)
+        assert runs_of(sweep, len(tasks.load(sweep.task, path.parent).answers))
+    assert len(runs_of(read(ROOT / "configs" / "grok" / "tiny.yaml"), 529)) >= 60
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_of_two_processes_resumes_bit_for_bit(sweep_file, tmp_path):
+    path = sweep_file(training={"updates": 6000, "settle": None})
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "emergence_train", "grok", str(path), "--out", str(out), "--jobs", "2"]
+
+    def started(seconds: float) -> subprocess.Popen:
+        """The command, so many seconds after it has begun to train."""
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True)
+        assert "to train" in process.stdout.readline()
+        time.sleep(seconds)
+        return process
+
+    for seconds in (0.5, 3, 5):
+        process = started(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    stopped = started(4)
+    stopped.terminate()  # the workers, which it started, save
+    stopped.communicate()
+    assert stopped.returncode in (75, 0)
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    assert curves(path, out).equals(curves(path, tmp_path / "whole"))
