@@ -125,6 +125,9 @@ def planted(skill: str, domain: str = "a") -> str:
     return f'{{"domain":"{domain}","planted":"{skill}","limit_documents":40}}'
 
 
+TWICE = (f"data.sources.0={planted('recall')}", f"data.sources.1={planted('recall', 'b')}")
+
+
 def config(says: str, wrong: str, right: str = "") -> Row:
     """Overrides that are refused, and those that the message asks for (default: without them)."""
     return Row(says, lambda at: at.prepare(*wrong.split()), lambda at: at.prepare(*right.split()))
@@ -406,10 +409,10 @@ DATA = [
     ),
     config("the sample has no domain {}; it has {}", "data.sources.0.sample=manual data.path=nowhere"),
     config("no skill is called {}; there are {}", f"data.sources.0={planted('reading')} data.path=nowhere"),
-    config(
+    Row(
         "the skill {} is planted in the domains {} and {}; give it to one of them",
-        f"data.sources.0={planted('recall')} data.sources.1={planted('recall', 'b')} data.path=nowhere",
-        f"data.sources.0={planted('recall')} data.path=recall",
+        lambda at: at.prepare(*TWICE, "data.path=nowhere"),
+        lambda at: at.prepare(TWICE[0], f"data.path={at.folder / 'recall'}"),
     ),
     Row(
         "no such file; give the path of a tokenizer.json",
