@@ -142,10 +142,10 @@ CONFIG = [
         "logging.wandb.project=b",
     ),
     config("domain {} must have exactly one of files, hub, sample and planted (has: {})", "data.sources.0.hub=x"),
-    config(
+    Row(
         "no source with a weight above 0 is in the iid set; leave in_iid out of one of them",
-        "data.sources.0.in_iid=false data.sources.1.in_iid=false",
-        "data.sources.0.in_iid=false",
+        lambda at: at.prepare("data.sources.0.in_iid=false", "data.sources.1.in_iid=false"),
+        lambda at: at.prepare("data.sources.0.in_iid=false", f"data.path={at.folder / 'iid'}"),
     ),
     config("domain name {} is taken by a split of the tables; choose another", "data.sources.0.domain=iid"),
     config("give exactly one of vocab_size, file and hub (has: {})", "data.tokenizer.hub=x"),

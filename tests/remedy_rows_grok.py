@@ -64,7 +64,9 @@ SWEEPS = [
     ),
     table("has two answers; remove a row", TABLE + "a b,2\n"),
     table("questions; give at least 4", "question,answer\na,1\n"),
-    table("cannot be read ({}); give CSV with a header or JSONL", "\0"),
+    table(
+        "cannot be read ({}); give CSV with a header or JSONL", "question,answer\n" + "a" * 140_000 + ",1\n"
+    ),  # csv takes 131,072
 ]
 SWEEPS_EXEMPT = {  # of a message: why it has no row
     "give an object a line, and at most {} of them": "tried where its situation is made: grokking/test_grokking_tasks.py",
@@ -72,10 +74,10 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "stopped, every stack is saved; run the same command": "tried where its situation is made: grokking/test_runner.py",
     "a training process was lost (exit code {}); run the same": "a process that is killed",
     "cannot be read back; run the same command again": "a disk that loses what was written",
-    "curves: no column {}; give {}": "Python's own frames alone reach it: analysis/grokking/test_outcomes.py",
-    "curves: no rows; give those of a run": "Python's own frames alone reach it: analysis/grokking/test_outcomes.py",
-    "has update {} twice; keep each once": "Python's own frames alone reach it: analysis/grokking/test_outcomes.py",
-    "give each run a name of its own": "Python's own frames alone reach it: analysis/grokking/test_outcomes.py",
+    "curves: no column {}; give {}": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
+    "curves: no rows; give those of a run": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
+    "has update {} twice; keep each once": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
+    "give each run a name of its own": "Python's own frames alone reach it: analysis/grokking/test_run_outcomes.py",
     "run, whose training data are unknown; probe a run": "an imported run: names another run",
     "are longer than the run's samples ({} tokens); lower one of": "a trained run: evaluation/test_memorisation_probe.py",
     "items: no column {}; give {}": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",

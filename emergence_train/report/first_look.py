@@ -56,7 +56,7 @@ def _splits(runs: list[Run]) -> str:
     ood = {name for run in runs for name in run.ood}
     named = f": {html.escape(', '.join(sorted(ood)))}" if ood else ""
     scored = {split for run in runs for split in run.positions}
-    parts = ["held-out text of the training mixture (iid)"] if "iid" in scored else []
+    parts = ["held-out text of the training domains (iid)"] if "iid" in scored else []
     parts += [f"text from outside it (ood{named})"] if "ood" in scored else []
     return f"Each checkpoint is scored on {' and '.join(parts)}." if parts else ""
 
