@@ -30,7 +30,14 @@ def run(long_run, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", ["report", "temporal, no figures", "emergence", "resume"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report",
+        "resume",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("temporal, no figures", "emergence")),
+    ],
+)
 def test_a_tenth_of_a_long_run_is_read_in_bounded_memory(long_run, run, command):
     measured = long_run.measure(command, run)
     assert "failed" not in measured and measured["peak_gb"] < LIMITS[command], measured

@@ -105,6 +105,7 @@ def test_every_rank_ends_with_the_same_code_for_every_failure(ended):
         check(case, end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(QUICK_NODES)))
 def test_every_rank_of_every_node_ends_with_the_same_code(ended, number):
     """Where a node's ranks have their heartbeats passed on: the failure of one of them, of the one that passes them on, none."""

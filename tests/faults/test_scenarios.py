@@ -49,6 +49,7 @@ def test_stopped_and_started_again_leaves_no_trace(outcome_of):
         assert outcome["differs"] is None, (key, outcome["differs"])
 
 
+@pytest.mark.slow
 def test_copies_on_the_nodes_are_taken_where_they_are_whole(outcome_of):
     """By the manifest of the run directory: what was altered is fetched from the other node, or read there."""
     result = outcome_of("copies")

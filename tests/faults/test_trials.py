@@ -9,7 +9,7 @@ from support import run_python
 def test_runs_with_faults_equal_uninterrupted_ones(tmp_path):
     out = tmp_path / "faults.json"
     script = Path(__file__).parent / "trials.py"
-    arguments = ["--count", "3", "--seed", "7", "--worlds", "1", "2", "--place", str(tmp_path), "--out", str(out)]
+    arguments = ["--count", "2", "--seed", "7", "--worlds", "1", "2", "--place", str(tmp_path), "--out", str(out)]
     done = run_python(str(script), *arguments, timeout=580)
     outcomes = json.loads(out.read_text())["outcomes"] if out.exists() else []
-    assert done.returncode == 0 and len(outcomes) == 3, done.stdout[-3000:] + done.stderr[-2000:]
+    assert done.returncode == 0 and len(outcomes) == 2, done.stdout[-3000:] + done.stderr[-2000:]

@@ -177,6 +177,7 @@ def test_failed_preparation_is_the_ladders(ladder_file, behave, monkeypatch):
         run(ladder_file())
 
 
+@pytest.mark.slow
 def test_three_real_runs_and_both_analyses(ladder_file, tmp_path, capsys):
     """A stable run and two decays from it by one command; the analyses take the ladder's file or its directory."""
     small = {"training.threads": 1, "tasks": [{"task": "copying", "items": 4}]}

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import yaml
 
 from support import ROOT, command, metrics
@@ -22,6 +23,7 @@ def agents_command(sweep: dict, values: dict) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 def test_every_trial_of_a_sweep_is_a_run_of_its_own(config_file, tmp_path):
     sweep = yaml.safe_load((ROOT / "configs" / "sweeps" / "quickstart.yaml").read_text())
     assert set(TRIALS[0]) == set(sweep["parameters"])

@@ -134,7 +134,8 @@ def chosen(modules: dict[str, str]) -> str:
 # ---- Triton ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", [pytest.param("80", marks=pytest.mark.slow), "90"])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "90"])
 def test_triton_compiled_for(arch):
     pytest.importorskip("triton")
     assert run(list(TRITON), f"{ALONE} and {chosen(TRITON)}", EMERGENCE_TEST_PTX=arch) >= TRITON_KERNELS
