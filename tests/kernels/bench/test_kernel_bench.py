@@ -85,6 +85,7 @@ def test_a_backward_lost_in_noise_is_left_out(tmp_path, monkeypatch):
     assert set(data["rows"][0]["modes"]) == {"eval", "forward", "both"} and "1.5" in draw.table(data)
 
 
+@pytest.mark.slow
 def test_each_operation_in_a_process_of_its_own(tmp_path, monkeypatch, capfd):
     """As on a GPU; one that hangs is killed, and the others' rows are there."""
     from emergence_kernels.bench import run
