@@ -6,11 +6,10 @@ import numpy as np
 import torch
 
 from emergence_train.data.dataset import Dataset
+from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Group, Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 from emergence_train.recorder.position_sums import PositionAccumulator
-
-IGNORED = -100
 
 
 def reduced(accumulators: dict[str, torch.Tensor], group: Group) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from emergence_train.errors import InputError
-from emergence_train.evaluation.positions import IGNORED
+from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 

@@ -3,12 +3,10 @@
 A process trains one stack on one thread: products this small gain nothing from a second, and the bits are the same
 however many processes there are."""
 
-import ctypes
 import multiprocessing as mp
 import os
 import queue
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,12 +20,12 @@ from emergence_train.grokking.stacked import Stack
 from emergence_train.grokking.store import Store
 from emergence_train.grokking.sweep import Plan, Run
 from emergence_train.grokking.tasks import QuestionTable
+from emergence_train.parallel.ranks import keep_freed_memory
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAVE_SECONDS = 20.0
 LINE_SECONDS = 5.0  # between two lines of progress
 POLL = 0.2  # seconds
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 BUSY = "another process trains this sweep; wait for it"
 
 Report = Callable[[int, int], None]  # called with (update, runs that are left)
@@ -98,17 +96,13 @@ def train_stack(store: Store, table: QuestionTable, job: Job, stop: Callable[[],
     return True
 
 
-def settle_in(threads: int = 1) -> None:
+def settle_in() -> None:
     """Settings of a process that trains: one thread; numbers too small for float32 are zero, which is what makes products of
     gradients that have nearly vanished slow; and freed memory is kept, or each update would have its pages made anew (1.3
     times the time, measured)."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    keep_freed_memory()
 
 
 @dataclass

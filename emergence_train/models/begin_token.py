@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emergence_kernels import PositionLoss, PositionSums
-from emergence_train.models.language_model import LanguageModel
-
-IGNORED = -100
+from emergence_train.models.language_model import IGNORED, LanguageModel
 
 
 @dataclass

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from emergence_kernels import PositionLoss, PositionSums
 from emergence_train.models.hf_config import HFConfig, causal_model
-from emergence_train.models.language_model import Gathered, LanguageModel
+from emergence_train.models.language_model import IGNORED, Gathered, LanguageModel
 
 MOST_LOGITS = 1 << 28  # elements computed at once: 1 GiB in float32
-IGNORED = -100
 
 
 class HFModel(LanguageModel):

@@ -14,7 +14,7 @@ from emergence_kernels import PositionLoss
 
 Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]  # makes a partitioned parameter whole in its block
 
-
+IGNORED = -100  # a target that does not count
 DRAWN_AT_ONCE = 8  # parameters; a draw is serial, 1.2B numbers in 10 s
 
 

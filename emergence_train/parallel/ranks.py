@@ -74,7 +74,7 @@ def _device(launch: launcher.LaunchInfo) -> torch.device:
         return device
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_flush_denormal(True)  # Adam's second moments fade into denormals, 10 to 100 times slower on a CPU
-    _keep_freed_memory()
+    keep_freed_memory()
     return torch.device("cpu")
 
 
@@ -93,7 +93,7 @@ def device_index(launch: launcher.LaunchInfo, visible: int) -> int:
     )
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next step: returning it and faulting it in again, page by page, took 3 to 5 of
     the 25 ms of a small model's step. Other C libraries have no mallopt."""
     trim_threshold, mmap_threshold = -1, -3  # malloc.h

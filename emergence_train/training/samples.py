@@ -13,8 +13,8 @@ import torch
 
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import attempt
-from emergence_train.evaluation.positions import IGNORED
 from emergence_train.faults.anomalies import SkippedBatches
+from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Mesh
 
 Batch = tuple[

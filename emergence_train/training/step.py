@@ -13,10 +13,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from emergence_train.config import Faults, Training
 from emergence_train.data.dataset import Dataset
-from emergence_train.evaluation.positions import IGNORED
 from emergence_train.faults.anomalies import AnomalyDetector, SkippedBatches
 from emergence_train.faults.operations import LAST
 from emergence_train.faults.watchdog import Watchdog
+from emergence_train.models.language_model import IGNORED
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_reduce_sum
 from emergence_train.recorder.position_sums import PositionAccumulator

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emergence_train.errors import describe
-from emergence_train.evaluation.positions import IGNORED
 from emergence_train.faults.anomalies import SkippedBatches
+from emergence_train.models.language_model import IGNORED
 from emergence_train.training.samples import Samples
 from support import run_python
 
