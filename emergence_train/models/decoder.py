@@ -319,13 +319,15 @@ class Decoder(LanguageModel):
     def _plan(self, document_ids_BT: Tensor, dtype: torch.dtype, shared: Shared) -> DocumentPlan:
         """Computed once for all blocks and both passes."""
         config = self.config
+        # stands for them: whether there are any is read, and ZeRO-3 has the parameter whole in its own module only
+        sinks = shared.cos.new_zeros(config.heads) if config.attention.sinks else None
         return document_plan(
             document_ids_BT,
             heads=config.heads,
             head_dim=config.head_dim,
             dtype=dtype,
             softcap=config.attention.softcap,
-            sinks=cast("Block", self.blocks[0]).attention.sinks,
+            sinks=sinks,
             alibi=shared.slopes,
             adjacent=not self.captured,
         )
