@@ -189,6 +189,12 @@ class Training(Section):
         description="operands of the blocks' linear layers in training: as precision has them (bf16), or rounded to fp8 in the "
         "forward pass and the input gradient, which pays from width 2048 on an H100; emulated where a device has no fp8",
     )
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="neighbouring ranks that share each sequence: activations of a rank are of its part, and the batch may be "
+        "smaller than the number of ranks; for sequences too long for one GPU",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage; 0 with fp32 only")
     schedule: Schedule = Field(description="learning rate over tokens")
     optimizer: OptimizerSection = Field(default=AdamW(), description="the optimizer, by its kind")
@@ -341,6 +347,8 @@ class Config(Section):
                 f"training.linears fp8 with precision {training.precision}: activations are bf16 there; set precision bf16, or "
                 f"linears bf16"
             )
+        if training.sequence_parallel > 1:
+            _check_split(training, sequence, self.model)
         if training.micro_batch != "auto" and training.batch % training.micro_batch:
             raise ValueError(
                 f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch}; change one"
@@ -375,6 +383,17 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _check_split(training: Training, sequence: int, model: DecoderConfig) -> None:
+    """Raise ValueError where ranks cannot share a sequence."""
+    key = f"training.sequence_parallel {training.sequence_parallel}"
+    if sequence % training.sequence_parallel:
+        raise ValueError(f"{key}: data.sequence {sequence} is not a multiple of it; choose a divisor")
+    if reason := model.unsplit_reason(training.sequence_parallel):
+        raise ValueError(f"{key}: {reason}")
+    if training.compile:
+        raise ValueError(f"{key}: compiled blocks do not exchange heads; set training.compile false")
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -172,6 +172,16 @@ CONFIG = [
         "training.linears=fp8",
         "training.linears=fp8 training.precision=bf16",
     ),
+    config(
+        "data.sequence {} is not a multiple of it; choose a divisor",
+        "training.sequence_parallel=3",
+        "training.sequence_parallel=2",
+    ),
+    config(
+        "compiled blocks do not exchange heads; set training.compile false",
+        "training.sequence_parallel=2 training.compile=true",
+        "training.sequence_parallel=2 training.compile=false",
+    ),
     config("is not a multiple of micro_batch {}; change one", "training.micro_batch=3", "training.micro_batch=4"),
     config(
         "needs decay_tokens, the length of the final decay; set it",
@@ -223,7 +233,12 @@ def plan(says: str, wrong: str, right: str) -> Row:
 
 
 PLANS = [
-    plan("GPUs; give --gpus {}", "--gpus 3", "--gpus 4"),
+    plan("is not a multiple of {}; give --gpus {}", "--gpus 3", "--gpus 4"),
+    plan(
+        "is not a multiple of {}; give --gpus {}",
+        "--gpus 6 training.sequence_parallel=4 model.heads=4",
+        "--gpus 8 training.sequence_parallel=4 model.heads=4",
+    ),
     plan(
         "no multiple of micro_batch {}; give training.micro_batch={}, or auto",
         "--gpus 2 training.batch=4 training.micro_batch=4",

@@ -31,7 +31,8 @@ def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:
         # Copying gradients into one buffer pays where memory fragments and copies are free; not on a CPU (7% slower).
         zero |= {"contiguous_gradients": False}
     settings = {
-        "train_batch_size": training.batch,
+        # DeepSpeed averages over all ranks, and takes each for a sequence of its own.
+        "train_batch_size": training.batch * mesh.sequence.size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.batch // (training.micro_batch_size * mesh.data.size),
         # At stage 0 the loop clips (training.step.Stepper): DeepSpeed does not expose the norm that it computes there.
@@ -77,7 +78,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     whole_matrices.attach(engine, mesh)
     if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
-    if training.zero_stage == 0 and mesh.data.size == 1:
+    if training.zero_stage == 0 and mesh.gradients.size == 1:
         engine.enable_backward_allreduce = False  # nothing to reduce, and the copies cost time
     return engine
 
@@ -90,7 +91,7 @@ def main_gradients_possible(training: Training, mesh: Mesh) -> bool:
 
 def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     """Whether micro-batches are replayed as CUDA graphs: they must not depend on the host or communicate."""
-    wanted = training.cuda_graphs and not training.compile and faults.spike != "skip"
+    wanted = training.cuda_graphs and not training.compile and faults.spike != "skip" and mesh.sequence.size == 1
     return wanted and main_gradients_possible(training, mesh)
 
 

@@ -36,6 +36,7 @@ VOLATILE = (
     "data.workers",
     "data.bad_rows",
     "training.micro_batch",
+    "training.sequence_parallel",
     "training.activation_checkpointing",
     "training.deterministic",
     "training.threads",
@@ -84,9 +85,11 @@ def resolve(config: Config, mesh: Mesh, device: Device | None = None) -> tuple[C
     if kind == "hf":
         raise InputError("model.kind hf is that of imported runs, and is not trained; set model.kind to decoder")
     if training.micro_batch != "auto" and training.batch % (training.micro_batch * mesh.data.size):
+        ranks = mesh.sequence.size
+        shares = f"{mesh.data.size} processes" if ranks == 1 else f"{mesh.data.size} groups of {ranks} processes"
         raise InputError(
-            f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
-            f"{mesh.data.size} processes; change one of them"
+            f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x {shares}; change one "
+            f"of them"
         )
     vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
     size = config.model.vocab_size or padded_vocabulary(vocabulary)
@@ -232,7 +235,8 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 def startup_line(training: Training, plan: Plan, dataset: Dataset, mesh: Mesh, header: dict, first_step: int) -> str:
     epochs = dataset.sampler.epochs(plan.total_steps * training.batch)
     shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
-    where = f"{mesh.world.size} x {device_name(mesh.device)}, ZeRO {training.zero_stage}, {training.precision}"
+    split = f", {mesh.sequence.size} a sequence" if mesh.sequence.size > 1 else ""
+    where = f"{mesh.world.size} x {device_name(mesh.device)}{split}, ZeRO {training.zero_stage}, {training.precision}"
     begin = f"resuming from step {first_step}" if first_step else f"{plan.total_steps} steps"
     return (
         f"{header['run']}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "
