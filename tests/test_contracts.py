@@ -51,6 +51,7 @@ KEYS = {
     "model.attention": "softcap sinks bias",
     "training": "tokens batch micro_batch precision linears zero_stage document_mask z_loss compile cuda_graphs "
     "activation_checkpointing deterministic threads sequence_parallel",
+    "training.zero": "hpz_partition_size quantized_weights offload_optimizer offload_param",
     "training.schedule": "kind lr warmup_tokens final_ratio decay_tokens decay_shape",
     "training.optimizer": "kind betas eps weight_decay clip",
     "training.position_weights": "head body tail vector",

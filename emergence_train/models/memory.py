@@ -70,6 +70,8 @@ def step_memory(
     sequence_ranks: int = 1,
     moments: int = 2,
     capability: int = 9,
+    hpz: int = 1,
+    optimizer_on_host: bool = False,
 ) -> StepMemory:
     """The memory of a step.
 
@@ -78,10 +80,12 @@ def step_memory(
         checkpointing, precision, linears, zero_stage: as in the section `training`. ranks: that share the optimizer.
         sequence_ranks: of them, that share a sequence.
         moments: float32 numbers that the optimizer keeps of a parameter. capability: the device's compute capability (major).
+        hpz: over how many ranks a second copy of the weights is partitioned; 1: there is none. optimizer_on_host: its state is.
     """
     parameters, size = model.parameters(), 2 if precision == "bf16" else 4
     tokens = micro_batch * sequence // sequence_ranks
-    static = _static(parameters, size, zero_stage, ranks, moments)
+    weights, gradients, optimizer = _static(parameters, size, zero_stage, ranks, moments)
+    static = weights + (size * parameters / hpz if hpz > 1 else 0), gradients, 0 if optimizer_on_host else optimizer
     # a weight that is larger than the bucket is one by itself
     collected = max(bucket_elements(parameters), model.vocabulary * model.hidden)
     bucket = size * collected if zero_stage > (size == 2) else 0

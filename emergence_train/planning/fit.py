@@ -24,6 +24,8 @@ def memory_of(
         sequence_ranks=training.sequence_parallel,
         moments=training.optimizer.moments,
         capability=capability,
+        hpz=training.zero.hpz_partition_size,
+        optimizer_on_host=training.zero.offload_optimizer != "none",
     )
 
 

@@ -100,6 +100,11 @@ def _plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu
     Raises:
         InputError: the batch cannot be shared by so many GPUs in such micro-batches; the vocabulary is not known yet.
     """
+    if training.zero.offload_optimizer != "none":
+        raise InputError(
+            "training.zero.offload_optimizer: a plan has no time for an update on the host; plan it with "
+            "training.zero.offload_optimizer=none training.zero.offload_param=none"
+        )
     ranks = training.sequence_parallel
     if gpus % ranks or training.batch % (gpus // ranks):
         fits = [ranks * groups for groups in divisors(training.batch)]
