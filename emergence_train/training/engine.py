@@ -117,7 +117,9 @@ def _own_partitions(over: Group) -> Slices:
 
     def own(parameter: Any) -> Slice:
         held = parameter.ds_tensor
-        parameter.ds_secondary_tensor = None  # hpZ's copy, of what was in memory before: the first gathering makes it anew
+        parameter.ds_secondary_tensor = (
+            None  # hpZ's copy, of what was in memory before: the first gathering makes it anew
+        )
         start = min(over.rank * held.numel(), parameter.ds_numel)
         return Slice(parameter.ds_shape, start, held[: min(held.numel(), parameter.ds_numel - start)])
 
