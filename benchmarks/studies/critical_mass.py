@@ -77,7 +77,7 @@ def checkpoints(run: Path, size: str, weight: float, seed: int) -> pd.DataFrame:
 
 
 def memorised(work: Path, run: Path) -> dict:
-    """What the probe found at the last checkpoint, over all domains: controls have none of the training text."""
+    """The probe at the last checkpoint, over all domains: controls have none of the training text."""
     (row,) = json.loads((work / f"{run.name}.memorised" / "result.json").read_text())["runs"]
     return {name: row[name] for name in sorted(row) if name not in ("run", "params", "step")}
 
@@ -143,14 +143,14 @@ def main() -> None:
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     command(work, "prepare", CONFIG)
-    tables, found = [], []
+    tables, runs = [], []
     for seed in arguments.seeds:
         for weight in WEIGHTS:
             for size in SIZES:
                 run = train(work, size, weight, seed)
                 rows = checkpoints(run, size, weight, seed)
                 tables.append(rows)
-                found.append(
+                runs.append(
                     {
                         "size": size,
                         "share": round(share(weight), 4),
@@ -163,7 +163,7 @@ def main() -> None:
                         "memorised": memorised(work, run),
                     }
                 )
-                print(f"{run.name}: loss {found[-1]['loss']:.3f}, accuracy {found[-1]['accuracy']:.2f}", flush=True)
+                print(f"{run.name}: loss {runs[-1]['loss']:.3f}, accuracy {runs[-1]['accuracy']:.2f}", flush=True)
     rows = pd.concat(tables)
     shares, change = critical(rows)
     seeds = " ".join(map(str, arguments.seeds))
@@ -175,7 +175,7 @@ def main() -> None:
         "trend": change,
         "told_by": {name: told_by(rows, name) for name in ("loss", "skill_tokens", "tokens")},
         "at_the_end": at_equal_loss(rows),
-        "runs": found,
+        "runs": runs,
     }
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 

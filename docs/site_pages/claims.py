@@ -128,14 +128,14 @@ def own_runs() -> Claim:
 def weights() -> Claim:
     rows = _load("cpu/position_weights.json")["rows"]
     iid = [row for row in rows if row["split"] == "iid" and row["region"] == "all"]
-    told = ", ".join(
+    differences = ", ".join(
         f"{row['variant'].split()[0]} {row['difference']:+.3f} [{row['low95']:+.3f}, {row['high95']:+.3f}]"
         for row in iid
     )
     return Claim(
         "Training with head, body or tail positions at half weight gains nothing",
         TEMPORAL,
-        f"0.2M, three seeds, nats against uniform weights: {told}. A gain below 0.1 could not be seen",
+        f"0.2M, three seeds, nats against uniform weights: {differences}. A gain below 0.1 could not be seen",
         "no gain seen" if all(row["low95"] < 0 < row["high95"] for row in iid) else NOT,
         _note("2026-11-22-position-weights"),
         "emergence-train analyze weights",
@@ -246,13 +246,13 @@ def critical_share() -> Claim:
 
 def weight_decay() -> Claim:
     by = _load("grokking_runs.json")["decay"]["by_weight_decay"]
-    told = ", ".join(
-        f"{counts['generalised']} of {counts['runs']} with weight decay {decay}" for decay, counts in by.items()
+    counts = ", ".join(
+        f"{runs['generalised']} of {runs['runs']} with weight decay {decay}" for decay, runs in by.items()
     )
     return Claim(
         "Weight decay makes late generalisation (2201.02177)",
         TALK,
-        f"generalised within 4,000 updates: {told}; all knew their training questions",
+        f"generalised within 4,000 updates: {counts}; all knew their training questions",
         HOLDS if by["0"]["generalised"] == 0 < by["1"]["generalised"] else NOT,
         _note("2026-11-26-grokking"),
         "emergence-train grok configs/grok/decay.yaml",
