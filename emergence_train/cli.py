@@ -22,10 +22,12 @@ from emergence_train.cli_arguments import (
     add_out,
     add_outlook,
     add_plan,
+    add_report,
     add_runs,
     add_schema,
     add_scores,
     add_watch,
+    log_options,
 )
 from emergence_train.collector import no_collection
 from emergence_train.errors import InputError, RunError, Stopped, attempt, describe, exit_code, printable, tell
@@ -261,7 +263,6 @@ def _one_thread() -> None:
 def _temporal(arguments: argparse.Namespace) -> dict:
     _one_thread()
     with no_collection():
-        from emergence_train.analysis.logs import options_of
         from emergence_train.analysis.outlook import Ahead, parse_schedule
         from emergence_train.analysis.temporal import investigate, output
 
@@ -270,9 +271,7 @@ def _temporal(arguments: argparse.Namespace) -> dict:
         fit_fraction=arguments.fit_fraction,
         splits=arguments.split,
         ahead=Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None),
-        options=options_of(
-            arguments.format, arguments.run, arguments.params, arguments.tokens_per_step, arguments.column or []
-        ),
+        options=log_options(arguments),
     )
     result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
     return _shown(arguments, result, output.format_table(result))
@@ -306,13 +305,17 @@ def _emergence(arguments: argparse.Namespace) -> dict:
     return _shown(arguments, result, output.format_table(result))
 
 
-def _report(arguments: argparse.Namespace) -> dict:
+def _report(arguments: argparse.Namespace) -> dict | None:
     _one_thread()
     with no_collection():
-        from emergence_train.report.page import report
+        from emergence_train.report import page, serve
 
-    path = report([Path(run) for run in _expanded(arguments.runs)], Path(arguments.out) if arguments.out else None)
-    _log(arguments)(f"report: {path}")
+    runs, log = [Path(run) for run in _expanded(arguments.runs)], _log(arguments)
+    if arguments.serve is not None:
+        serve.serve(runs, arguments.serve, log_options(arguments), log)
+        return None
+    path = page.report(runs, Path(arguments.out) if arguments.out else None, log_options(arguments))
+    log(f"report: {path}")
     return {"report": str(path)}
 
 
@@ -477,9 +480,7 @@ def _parser() -> argparse.ArgumentParser:
     add_scores(added)
     add_out(added)
     add_schema(added, "analysis.emergence.result:EmergenceResult")
-    added = verb("report", _report, "one self-contained HTML page of one or more runs")
-    added.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
-    added.add_argument("--out", metavar="DIR", help="where report.html goes (default: report/ in the first run)")
+    add_report(verb("report", _report, "one self-contained HTML page of runs, tables and logs"))
     add_runs(verb("runs", _runs, "the runs of a directory: state, step, loss, forecast, speed, what differs"))
     add_watch(verb("watch", _watch, "how runs are doing, from another terminal or node"))
     add_generate(verb("generate", _generate, "let a checkpoint's model continue a text"))

@@ -5,6 +5,8 @@ import importlib
 import json
 from typing import Any, NoReturn
 
+SERVE_PORT = 8008
+
 
 class Schema(argparse.Action):
     """Print the JSON schema of an analysis' result.json and exit; `const` is "MODULE:CLASS"."""
@@ -156,6 +158,11 @@ def add_outlook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to-tokens", type=count, metavar="N", help="forecast to so many trained tokens")
     text = "the whole run's learning rate: KIND,lr=..,warmup=TOKENS,final=RATIO[,decay=TOKENS]"
     parser.add_argument("--schedule", metavar="SCHEDULE", help=text)
+    add_log_options(parser)
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """What a log of another framework leaves out."""
     text = "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt or csv (default: auto)"
     parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
     parser.add_argument("--run", metavar="NAME", help="of a log: the run's name, or which of its runs to take")
@@ -163,6 +170,31 @@ def add_outlook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens-per-step", type=count, metavar="N", help="of a log: tokens an optimizer step")
     text = "of a log: what it calls run, params, step, tokens, lr or loss, as loss=eval/loss (may be repeated)"
     parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
+
+
+def log_options(arguments: argparse.Namespace) -> Any:
+    """LogOptions of the arguments of add_log_options."""
+    from emergence_train.analysis.logs import options_of
+
+    given = arguments.format, arguments.run, arguments.params, arguments.tokens_per_step, arguments.column or []
+    return options_of(*given)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    text = "run directories, Parquet or CSV tables, logs of other frameworks, results of tasks"
+    parser.add_argument("runs", nargs="+", metavar="RUN_OR_TABLE", help=text)
+    text = "where report.html goes (default: report/ in the first run; of a table, here)"
+    parser.add_argument("--out", metavar="DIR", help=text)
+    text = f"serve the page to this machine, up to date, instead of writing it (default port: {SERVE_PORT}; 0: any free one)"
+    parser.add_argument("--serve", nargs="?", type=port, const=SERVE_PORT, metavar="PORT", help=text)
+    add_log_options(parser)
+
+
+def port(text: str) -> int:
+    """A port of TCP; 0: any."""
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 0 to 65535")
+    return int(text)
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:

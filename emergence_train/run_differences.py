@@ -21,6 +21,20 @@ def differences(runs: list[Path]) -> list[dict[str, Any]]:
     return [{names[key]: tree.get(key, MISSING) for key in differing} for tree in trees]
 
 
+def seed_groups(runs: list[Path]) -> list[list[int]]:
+    """The runs' numbers, together where their configurations differ by nothing but seeds. A run without a configuration is
+    alone: nothing is known of it."""
+    groups: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        tree = {
+            key: value
+            for key, value in _flat(read_config(run)).items()
+            if key and not _left_out(key) and key.rpartition(".")[2] != "seed"
+        }
+        groups.setdefault(repr(sorted(tree.items(), key=str)) if tree else f"run {number}", []).append(number)
+    return list(groups.values())
+
+
 def read_config(run: Path) -> Any:
     """A run's config.yaml, unchecked: whatever YAML is in it; {} where there is none that can be read."""
     try:

@@ -73,6 +73,14 @@ RISING = [1e-6 * k for k in range(1, 31)]
 
 ANALYSES = [
     Row(
+        "its rows have no tokens, which the page counts by; give --tokens-per-step",
+        lambda at: ["report", str(at.write("plain.csv", PLAIN)), "--out", str(at.folder / "page")],
+        lambda at: [
+            *["report", str(at.folder / "plain.csv"), "--out", str(at.folder / "page")],
+            *["--tokens-per-step", "1000"],
+        ],
+    ),
+    Row(
         "no such file or directory; name a run directory, a Parquet file, a CSV file or a log",
         lambda at: at.temporal("nowhere.csv"),
         lambda at: at.temporal(at.curve()),

@@ -263,7 +263,7 @@ RUNS = [
         lambda at: at.train("name=new", "tasks=[{task: copying, items: 4}, {task: copying, items: 5, name: other}]"),
     ),
     Row(
-        "the same run directory is named twice; name each run once",
+        "the same run is named twice; name each run once",
         lambda at: ["report", str(at.run()), str(at.folder / "runs" / "run")],
         lambda at: ["report", str(at.folder / "runs" / "run")],
     ),

@@ -24,7 +24,7 @@ COMMANDS = {
     "--tokens-per-step --column",
     "analyze weights": "runs --out --pdf",
     "analyze emergence": "tables --out --pdf",
-    "report": "runs --out",
+    "report": "runs --out --serve --format --run --params --tokens-per-step --column",
     "export": "run --step --format --dtype --shard-bytes --push out",
     "import hf": "models --out --steps --tokens-per-step --data --sequence --tokenizer --tasks",
     "runs": "directory",

@@ -84,7 +84,13 @@ SHOWN = {
     "analysis.grokking.figures",
     "analysis.grokking.result",
 }
-COLLECTED = {"analysis.emergence", "analysis.temporal", "analysis.position_matrix"}
+COLLECTED = {
+    "analysis.emergence",
+    "analysis.temporal",
+    "analysis.position_matrix",
+    "analysis.logs",
+    "analysis.scores",
+}
 EXCEPTIONS: dict[str, set[str]] = {}  # module: what it imports against the floors
 
 

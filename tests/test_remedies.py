@@ -28,6 +28,8 @@ OTHER_TESTS = "tried where its situation is made: "
 EXEMPT = (
     {  # of a message: why it has no row
         "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
+        "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",
+        "is no port; give a number from 0 to 65535": "a typing error",
         "{}: cannot be read as {} ({}); give --format": "a file that cannot be opened: root reads all",
         "holds no event file": "needs the extra tensorboard",
         "its event files hold no scalars": "needs the extra tensorboard",

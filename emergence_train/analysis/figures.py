@@ -48,7 +48,7 @@ class Trace:
     """A line, points or both through `x`, `y` (n,), with a band or `bars` from `low` to `high`.
 
     `colour` is a place in the palette; with `shade` in [0, 1] it is that place on the figure's ramp instead. A trace
-    without a label is in no legend.
+    without a label is in no legend. `run` names the run that it is of, where a figure compares several.
     """
 
     x: np.ndarray
@@ -63,6 +63,7 @@ class Trace:
     high: np.ndarray | None = None
     bars: bool = False  # one from low to high at each x, instead of a band
     marker: Marker = "circle"  # of the points
+    run: str = ""
 
 
 @dataclass(frozen=True)

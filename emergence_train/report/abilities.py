@@ -33,7 +33,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
         return [("emergence", "When runs gain abilities", history)] if history else []
     result = data.emergence.result
     shown = main_metrics(data.emergence)
-    colours = {run.name: number for number, run in enumerate(data.runs)}
+    colours = {name: number for number, name in enumerate(data.names)}
     panels = [performance(task, finding, runs=colours) for task, finding in shown[:PANELS]]
     sizes = size_effects(data.emergence)
     body = (
@@ -144,7 +144,7 @@ def _timeline(result: EmergenceResult, runs: list[Run]) -> str:
         for run in ability.runs
     ]
     unfinished = [ahead for ahead in result.outlooks if ahead.planned_end_known][:PANELS]
-    figures = [_past(runs, marked)]
+    figures = [_past(runs, marked)] if any(len(run.iid()) for run in runs) else []
     figures += [_fan(ahead, run, marked) for ahead in unfinished for run in runs if run.name == ahead.run]
     text = ""
     if unfinished:
@@ -152,7 +152,7 @@ def _timeline(result: EmergenceResult, runs: list[Run]) -> str:
             "<p>Of a run that has not ended, the bands are the 50, 80 and 95% intervals of its loss to the planned end. A "
             "point with a bar says when it falls to a threshold: median and 95% interval, that of the threshold included.</p>"
         )
-    head = ["task, metric", "run", "", "tokens [95%]", "probability by its end"]
+    head = ["task, metric", "run", "state", "tokens [95%]", "probability by its end"]
     return text + grid(figures) + table(head, rows, "When runs gain abilities")
 
 
@@ -179,11 +179,12 @@ def _thresholds(marked: list[Marked], ends: np.ndarray) -> list[Trace]:
 
 
 def _past(runs: list[Run], marked: list[Marked]) -> Figure:
-    ends = np.array([min(run.means["tokens"].min() for run in runs), max(run.tokens for run in runs)], float)
+    losses = [(number, run, run.iid()) for number, run in enumerate(runs) if len(run.iid())]
+    tokens = np.concatenate([rows["tokens"].to_numpy(float) for *_, rows in losses])
+    ends = np.array([tokens.min(), tokens.max()])
     traces = [
-        Trace(rows["tokens"].to_numpy(float), rows["loss"].to_numpy(float), run.name, number, points=True)
-        for number, run in enumerate(runs)
-        for rows in [run.iid()]
+        Trace(rows["tokens"].to_numpy(float), rows["loss"].to_numpy(float), run.name, number, points=True, run=run.name)
+        for number, run, rows in losses
     ]
     title = "Loss against tokens, and the thresholds"
     return Figure(title, "tokens", "iid loss (nats)", (*_thresholds(marked, ends), *traces), x_log=True)

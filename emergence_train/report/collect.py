@@ -1,14 +1,18 @@
-"""All that a report shows: the runs' own files and the results of the analyses. The other modules here fit nothing."""
+"""All that a report shows: runs, tables and logs, and the results of the analyses. The other modules here fit nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from emergence_train.analysis import emergence, temporal
 from emergence_train.analysis.emergence import EmergenceAnalysis
+from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
-from emergence_train.analysis.temporal import TemporalAnalysis
+from emergence_train.analysis.scores import holds_scores
+from emergence_train.analysis.temporal import Series, TemporalAnalysis
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics
@@ -17,6 +21,7 @@ from emergence_train.run_differences import read_config
 
 FRACTION = 0.4  # of the planned tokens, observed by the forecast
 SPLITS = (None, "iid")  # forecast: the training curve and the iid validation loss
+CURVE = ("step", "tokens", "loss", "tokens_per_second")
 SPLIT_ORDER = {"iid": 0, "ood": 1, "train": 2}  # then the domains
 
 
@@ -48,7 +53,8 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        return int(self.means["tokens"].max())
+        """Trained up to the last checkpoint; of a curve alone, up to its last row."""
+        return int((self.means if len(self.means) else self.curve)["tokens"].max())
 
     def splits(self) -> list[str]:
         """iid and ood first, then train, then the domains."""
@@ -71,36 +77,78 @@ class ReportData:
     runs: list[Run]
     emergence: EmergenceAnalysis | None
 
+    @property
+    def names(self) -> list[str]:
+        """Of the runs, and of those that are in results of tasks alone."""
+        findings = self.emergence.pairs if self.emergence is not None else ()
+        scored = [str(name) for _, finding in findings for name in finding.task.frame["run"].unique()]
+        return list(dict.fromkeys([run.name for run in self.runs] + scored))
 
-def collect(directories: list[Path]) -> ReportData:
-    """Read run directories and run both analyses on them. Raises InputError where one is not a run."""
-    names = names_of(directories)
-    runs = [_load_run(directory, names) for directory in directories]
+
+def collect(paths: list[Path], options: LogOptions | None = None) -> ReportData:
+    """Read run directories, tables and logs, and run both analyses on them. `options` says what logs leave out. Raises
+    InputError for what is none of them."""
+    names = names_of(paths)
+    scores = [path for path in paths if path not in names and holds_scores(path)]
+    runs = [_load_run(path, names) for path in paths if path in names]
+    runs += _load_tables([path for path in paths if path not in names and path not in scores], options)
     runs.sort(key=lambda run: (run.params, run.name))
-    evaluated = [run.directory for run in runs if any((run.directory / "evaluations").glob("*.parquet"))]
-    return ReportData(runs, emergence.investigate(evaluated, names) if evaluated else None)
+    evaluated = [path for path in paths if path in names and any((path / "evaluations").glob("*.parquet"))]
+    return ReportData(runs, emergence.investigate(evaluated + scores, names) if evaluated + scores else None)
+
+
+def _load_tables(paths: list[Path], options: LogOptions | None) -> list[Run]:
+    """The runs of tables and logs, which have no directory of their own."""
+    by_run: dict[str, list[Series]] = {}
+    for series in temporal.load(paths, options=options) if paths else []:
+        by_run.setdefault(series.run, []).append(series)
+    return [_from_series(name, series) for name, series in by_run.items()]
+
+
+def _from_series(name: str, series: list[Series]) -> Run:
+    for each in series:
+        if not each.by_tokens:
+            raise InputError(f"run {name!r}: its rows have no tokens, which the page counts by; give --tokens-per-step")
+    positions = {each.split: each.matrix for each in series if each.split is not None and each.matrix is not None}
+    curve = next((each for each in series if each.split is None), None)
+    columns = {} if curve is None else {"step": curve.step, "tokens": curve.tokens, "loss": curve.loss}
+    params = max((int(matrix.keys["params"].max()) for matrix in positions.values()), default=0)
+    header = {"run": name, "params": params}
+    analysis, reasons = _analysed(lambda: series)
+    return Run(
+        name=name,
+        directory=series[0].source or Path(name),
+        params=params,
+        header=header,
+        positions=positions,
+        means=_means(positions),
+        fits=_all_fits(positions),
+        curve=pd.DataFrame({column: columns.get(column, np.empty(0)) for column in CURVE[:3]}).assign(
+            tokens_per_second=np.nan
+        ),
+        metrics=Metrics(Path(name), header),
+        forecast=analysis,
+        no_forecast=reasons,
+    )
 
 
 def _load_run(directory: Path, names: dict[Path, str]) -> Run:
     metrics = Metrics.read(directory)
     if metrics.header is None:
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
-    if not list((directory / "positions").glob("*.parquet")):
+    if not any((directory / "positions").glob("*.parquet")):
         raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
-    forecast, no_forecast = _forecast(directory, names[directory], list(positions.values()), metrics)
-    columns = ("step", "tokens", "loss", "tokens_per_second")
+    forecast, no_forecast = _analysed(lambda: _series(directory, names[directory], list(positions.values()), metrics))
     return Run(
         name=names[directory],
         directory=directory,
         params=int(metrics.header["params"]),
         header=metrics.header,
         positions=positions,
-        means=pd.concat(
-            [matrix.keys.assign(loss=matrix.mean_loss) for matrix in positions.values()], ignore_index=True
-        ),
-        fits=pd.concat([_fits(split, matrix) for split, matrix in positions.items()], ignore_index=True),
-        curve=pd.DataFrame({name: metrics.train(name) for name in columns}),
+        means=_means(positions),
+        fits=_all_fits(positions),
+        curve=pd.DataFrame({name: metrics.train(name) for name in CURVE}),
         metrics=metrics,
         ood=_ood(directory),
         forecast=forecast,
@@ -114,20 +162,33 @@ def _ood(directory: Path) -> tuple[str, ...]:
     return tuple(str(source["domain"]) for source in sources or () if isinstance(source, dict) and "domain" in source)
 
 
-def _fits(split: str, matrix: PositionMatrix) -> pd.DataFrame:
+def _means(positions: dict[str, PositionMatrix]) -> pd.DataFrame:
+    means = [matrix.keys.assign(loss=matrix.mean_loss) for matrix in positions.values()]
+    return pd.concat(means, ignore_index=True) if means else pd.DataFrame(columns=["step", "tokens", "split", "loss"])
+
+
+def _all_fits(positions: dict[str, PositionMatrix]) -> pd.DataFrame:
     """The position law as far as it is shown: of iid along training, of other splits at the end."""
-    return temporal.fit_matrix(matrix if split == "iid" else observed_rows(matrix, slice(-1, None)))
+    fits = [
+        temporal.fit_matrix(matrix if split == "iid" else observed_rows(matrix, slice(-1, None)))
+        for split, matrix in positions.items()
+    ]
+    return pd.concat(fits, ignore_index=True) if fits else pd.DataFrame(columns=["step", "tokens", "split"])
 
 
-def _forecast(
-    directory: Path, name: str, matrices: list[PositionMatrix], metrics: Metrics
-) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
-    """The temporal analysis of a run, and why parts of it are missing."""
+def _series(directory: Path, name: str, matrices: list[PositionMatrix], metrics: Metrics) -> list[Series]:
+    curve = tables.read(tables.CURVES, metrics) if len(metrics.train("step")) else None
+    shown = [matrix for matrix in matrices if matrix.keys["split"].iloc[0] in SPLITS]
+    return temporal.run_series(directory, shown, curve, name=name)
+
+
+def _analysed(series: Callable[[], list[Series]]) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
+    """The temporal analysis of a run's series, and why parts of it are missing."""
     try:
-        curve = tables.read(tables.CURVES, metrics) if len(metrics.train("step")) else None
-        shown = [matrix for matrix in matrices if matrix.keys["split"].iloc[0] in SPLITS]
-        series = temporal.run_series(directory, shown, curve, name=name)
-        analysis = temporal.investigate_series(series, fit_fraction=FRACTION, splits=SPLITS)
+        shown = [each for each in series() if each.split in SPLITS]
+        if not shown:
+            return None, ()
+        analysis = temporal.investigate_series(shown, fit_fraction=FRACTION, splits=SPLITS)
     except InputError as error:
         return None, (str(error),)
     return analysis, tuple(skipped.reason for skipped in analysis.result.skipped)

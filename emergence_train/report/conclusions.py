@@ -9,19 +9,45 @@ from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import RunResult
+from emergence_train.report import seeds
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.parts import table
-from emergence_train.run_differences import differences
+from emergence_train.run_differences import differences, read_config
 
+MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
 MOST_KEYS = 12  # columns of the table of what differs
 
 
 def sections(data: ReportData) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
     able = _able(data)
-    sentences = "".join(f"<li>{_sentence(run, able.get(run.name))}</li>" for run in data.runs)
-    body = f"{_best(data.runs)}<ul>{sentences}</ul>{_verdicts(data)}{_differences(data.runs)}"
-    return [("conclusions", "In short", body)]
+    runs = data.runs if len(data.runs) <= MOST_RUNS else sorted(data.runs, key=_iid_loss)
+    sentences = [f"<li>{_sentence(run, able.get(run.name))}</li>" for run in runs]
+    listed = (
+        _listed(sentences)
+        if len(runs) <= MOST_RUNS
+        else _listed(sentences[:FIRST_RUNS])
+        + (
+            f"<details><summary>The other {len(runs) - FIRST_RUNS} runs, the lowest loss first</summary>"
+            f"{_listed(sentences[FIRST_RUNS:])}</details>"
+        )
+    )
+    return [
+        (
+            "conclusions",
+            "In short",
+            f"{_best(data.runs)}{seeds.best(data.runs)}{listed}{_verdicts(data)}{_differences(data.runs)}",
+        )
+    ]
+
+
+def _listed(items: list[str]) -> str:
+    return f"<ul>{''.join(items)}</ul>" if items else ""
+
+
+def _iid_loss(run: Run) -> float:
+    rows = run.iid()
+    return float(rows["loss"].iloc[-1]) if len(rows) else np.inf
 
 
 def _best(runs: Sequence[Run]) -> str:
@@ -43,8 +69,11 @@ def _sentence(run: Run, able: str | None) -> str:
     done = not planned or run.tokens >= planned
     rows = run.iid()
     loss = f"{rows['loss'].iloc[-1]:.3f} nats per token on iid" if len(rows) else "no loss on iid"
+    if not len(run.means) and len(run.curve):  # a log
+        loss = f"a training loss of {run.curve['loss'].iloc[-1]:.3f} nats per token"
     where = f"after {short(run.tokens)} tokens" + ("" if done else f" of {short(planned)}")
-    parts = [f"<b>{html.escape(run.name)}</b> ({short(run.params)} parameters): {loss} {where}."]
+    size = f" ({short(run.params)} parameters)" if run.params else ""
+    parts = [f"<b>{html.escape(run.name)}</b>{size}: {loss} {where}."]
     if done and run.forecast is not None:
         parts += [_outcome(each.result) for each in run.forecast.runs if each.series.split == "iid"] or [
             _outcome(each.result) for each in run.forecast.runs
@@ -117,18 +146,23 @@ def _verdicts(data: ReportData) -> str:
     return f"<p>Tasks as the loss falls, all runs together: {listed}.</p>" if listed else ""
 
 
+def settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Of each run its values of the settings that are not the same in all; nothing of a single run, or of tables."""
+    if len(runs) < 2 or not any(read_config(run.directory) for run in runs):
+        return {}
+    values = differences([run.directory for run in runs])
+    return {run.name: {key: str(value) for key, value in each.items()} for run, each in zip(runs, values)}
+
+
 def _differences(runs: Sequence[Run]) -> str:
     """A table of the settings that are not the same in all runs."""
-    if len(runs) < 2:
+    named = settings(runs)
+    if not named:
         return ""
-    values = differences([run.directory for run in runs])
-    keys = list(values[0])
+    keys = list(named[runs[0].name])
     if not keys:
         return "<h3>What differs</h3><p>Nothing in their configurations.</p>"
     head = ["run", *map(html.escape, keys[:MOST_KEYS])]
-    rows = [
-        [html.escape(run.name), *(html.escape(str(value)) for value in list(each.values())[:MOST_KEYS])]
-        for run, each in zip(runs, values)
-    ]
+    rows = [[html.escape(name), *map(html.escape, list(each.values())[:MOST_KEYS])] for name, each in named.items()]
     left = f"<p>{len(keys) - MOST_KEYS} more settings differ.</p>" if len(keys) > MOST_KEYS else ""
     return f"<h3>What differs</h3>{table(head, rows, 'What differs between the runs')}{left}"

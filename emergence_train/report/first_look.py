@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.figures import Figure, Trace, short
+from emergence_train.analysis.figures import Figure, Trace
 from emergence_train.analysis.temporal.figures import by_position, has_curve, last_checkpoints
-from emergence_train.report.collect import Run
-from emergence_train.report.parts import grid, table
-from emergence_train.report.svg import figure_html
+from emergence_train.report.collect import SPLIT_ORDER, Run
+from emergence_train.report.parts import grid, smoothed, table
+
+MANY = 8  # runs from which on a figure of all shows less of each
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
@@ -27,6 +28,9 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
 
 
 def _summary(runs: list[Run]) -> str:
+    runs = [run for run in runs if len(run.means)]
+    if not runs:
+        return ""
     head = ["run", "parameters (non-embedding)", "tokens", "iid loss", "ood loss", "a0", "a1", "a2", "tokens/s"]
     rows = []
     for run in runs:
@@ -87,17 +91,18 @@ def _law_note(fit: pd.Series) -> str:
 
 
 def _by_position(runs: list[Run]) -> str:
-    splits = [s for s in runs[0].splits() if all(s in run.splits() for run in runs)]
+    splits = list(dict.fromkeys(split for run in runs for split in run.splits()))
+    splits.sort(key=lambda split: (SPLIT_ORDER.get(split, len(SPLIT_ORDER)), split))
+    if not splits:
+        return ""
     options = "".join(
         f'<label><input type="radio" name="split" value="{html.escape(s)}"{" checked" if s == splits[0] else ""}> '
         f"{html.escape(s)}</label>"
         for s in splits
     )
     parts = "".join(
-        f'<div class="grid" data-of="split" data-is="{html.escape(split)}">'
-        + "".join(figure_html(_position_figure(run, split)) for run in runs)
-        + "</div>"
-        for split in splits
+        f'<div data-of="split" data-is="{html.escape(split)}">{_of_split(runs, split, number == 0)}</div>'
+        for number, split in enumerate(splits)
     )
     return (
         "<p>Later tokens of a sequence are easier, since more of it has been read. Each line is a checkpoint; the dashed "
@@ -106,10 +111,21 @@ def _by_position(runs: list[Run]) -> str:
     )
 
 
-def _position_figure(run: Run, split: str) -> Figure:
+def _of_split(runs: list[Run], split: str, first: bool) -> str:
+    """A figure a run with lines for its checkpoints. Of many runs only for the first split: the page must stay small enough to be
+    sent around, and of the other splits one figure shows the last checkpoint of each."""
+    there = [run for run in runs if split in run.positions]
+    if first or len(runs) <= MANY:
+        curves = max(40 // len(runs), 12 if first else 6)
+        return grid(_position_figure(run, split, curves) for run in there)
+    lines = [(run.name, number, run.positions[split], None) for number, run in enumerate(runs) if run in there]
+    return grid([last_checkpoints(f"Last checkpoint of each run, {split}", lines, bands=False)])
+
+
+def _position_figure(run: Run, split: str, curves: int) -> Figure:
     fit = run.last(run.fits, split)
     note = "" if fit is None else re.sub("<.*?>", "", _law_note(fit))
-    return by_position(f"{run.name}, {split}", run.positions[split], fit=fit, note=note)
+    return by_position(f"{run.name}, {split}", run.positions[split], fit=fit, note=note, curves=curves)
 
 
 def _by_size(runs: list[Run]) -> str:
@@ -118,15 +134,13 @@ def _by_size(runs: list[Run]) -> str:
     figures = []
     for split in ("iid", "ood"):
         lines = [
-            (f"{run.name} ({short(run.params)})", number, run.positions[split], run.last(run.fits, split))
+            (run.name, number, run.positions[split], run.last(run.fits, split))
             for number, run in enumerate(runs)
             if split in run.positions
         ]
-        figures.append(last_checkpoints(f"Last checkpoint, {split}", lines))
-    about = (
-        "<p>Points are the last checkpoint of each run with their 95% bands (tokens taken as independent, so a little "
-        "too narrow); lines are the fitted law.</p>"
-    )
+        figures.append(last_checkpoints(f"Last checkpoint, {split}", lines, bands=len(runs) <= MANY))
+    bands = " with their 95% bands (tokens taken as independent, so a little too narrow)" if len(runs) <= MANY else ""
+    about = f"<p>Points are the last checkpoint of each run{bands}; lines are the fitted law.</p>"
     return about + drawn if (drawn := grid(figures)) else ""
 
 
@@ -141,12 +155,14 @@ def _law(runs: list[Run]) -> str:
         traces, left_out = [], 0
         for number, run in enumerate(runs):
             rows = run.fits[run.fits["split"] == "iid"]
+            if rows.empty:
+                continue
             bounded = np.isfinite(rows[[f"{name}_low", f"{name}_high"]].to_numpy(float)).all(1)
             left_out += int((~bounded).sum())
             tokens, value, low, high = (
                 rows.loc[bounded, column].to_numpy(float) for column in ("tokens", name, f"{name}_low", f"{name}_high")
             )
-            traces.append(Trace(tokens, value, run.name, number, points=True, low=low, high=high))
+            traces.append(Trace(tokens, value, run.name, number, points=True, low=low, high=high, run=run.name))
         note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
         figures.append(Figure(title, "tokens", name, tuple(traces), x_log=True, y_log=name != "a2", note=note))
     drawn = grid(figures)
@@ -156,31 +172,22 @@ def _law(runs: list[Run]) -> str:
 def _by_tokens(runs: list[Run]) -> str:
     training = []
     for number, run in enumerate(runs):
-        curve = _smoothed(run.curve)
+        curve = smoothed(run.curve)
         if curve.empty:  # an imported run: it was trained elsewhere
             continue
         tokens, loss, low, high = (curve[name].to_numpy() for name in ("tokens", "loss", "low", "high"))
-        training.append(Trace(tokens, loss, f"{run.name}, train", number, low=low, high=high))
+        training.append(Trace(tokens, loss, run.name, number, low=low, high=high, run=run.name))
     note = "Mean of steps in bins equal in log tokens; the band holds every step of a bin."
     figures = [Figure("Training", "tokens", "loss (nats)", tuple(training), x_log=True, note=note)]
     for split in ("iid", "ood"):
         marks = tuple(
-            Trace(rows["tokens"].to_numpy(), rows["loss"].to_numpy(), run.name, number, points=True)
+            Trace(rows["tokens"].to_numpy(), rows["loss"].to_numpy(), run.name, number, points=True, run=run.name)
             for number, run in enumerate(runs)
             for rows in [run.means[run.means["split"] == split]]
             if len(rows)
         )
         figures.append(Figure(f"Validation, {split}", "tokens", "loss (nats)", marks, x_log=True))
     return grid(figures)
-
-
-def _smoothed(curve: pd.DataFrame, bins: int = 120) -> pd.DataFrame:
-    """Mean tokens and loss of steps in bins, with the lowest and highest loss: no spike is averaged away."""
-    curve = curve.dropna(subset=["loss"])
-    cut = np.unique(np.geomspace(1, max(len(curve), 1), bins).astype(int))
-    group = np.searchsorted(cut, np.arange(1, len(curve) + 1))
-    parts = curve[["tokens", "loss"]].groupby(group)
-    return parts.mean().assign(low=parts["loss"].min(), high=parts["loss"].max())
 
 
 def _speed(runs: list[Run]) -> str:
@@ -192,7 +199,7 @@ def _speed(runs: list[Run]) -> str:
         parts = rows.groupby(np.arange(len(rows)) * 60 // max(len(rows), 1))
         tokens = parts["tokens"].median().to_numpy()
         low, middle, high = (parts["tokens_per_second"].quantile(q).to_numpy() for q in (0.1, 0.5, 0.9))
-        traces.append(Trace(tokens, middle, run.name, number, low=low, high=high))
+        traces.append(Trace(tokens, middle, run.name, number, low=low, high=high, run=run.name))
     about = "<p>Training alone, without validation and saving. Median of neighbouring steps; the band holds 80% of them.</p>"
     drawn = grid([Figure("Speed", "tokens", "tokens/s", tuple(traces), y_log=True)])
     return about + drawn if drawn else ""

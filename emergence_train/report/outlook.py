@@ -9,15 +9,17 @@ from emergence_train.report.collect import FRACTION, SPLITS, Run
 from emergence_train.report.parts import grid, table
 
 LABELS = {None: "training loss, every step", "iid": "iid, every checkpoint"}
-POINTS = 150  # drawn of a curve
+POINTS, FEWEST_POINTS = 150, 40  # drawn of a curve of few runs, and of many
+FEW = 4  # runs
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
     notes = [f"<p>{html.escape(f'{run.name}: no forecast. {why}')}</p>" for run in runs for why in run.no_forecast]
     analyses = [(run, analysis) for run in runs for analysis in _by_split(run)]
+    points = max(POINTS * FEW // max(len(runs), FEW), FEWEST_POINTS)
     fans = [
-        forecast(analysis, f"{run.name}, {LABELS[analysis.series.split]}", points=POINTS) for run, analysis in analyses
+        forecast(analysis, f"{run.name}, {LABELS[analysis.series.split]}", points=points) for run, analysis in analyses
     ]
     share = f"{FRACTION:.0%}"
     text = (
@@ -25,6 +27,8 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
         "known, the later losses are not. The bands are its 50, 80 and 95% intervals. Points are what was measured: "
         "grey where the fit saw it, orange where it was held out.</p>"
     )
+    if not notes and not analyses:
+        return []
     body = text + "".join(notes) + grid(fans) + _table(analyses)
     return [("outlook", "Forecast and outcome", body), *_laws(analyses, share)]
 

@@ -1,42 +1,130 @@
-// Reads values off a chart with the pointer or the arrow keys, and shows one group of charts at a time.
+// Makes the page's charts live: tools and legends round them, choices of what is shown, a page that reloads itself.
 "use strict";
+const button = (text, title, act, pressed) => {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  made.title = title;
+  if (pressed !== undefined) made.setAttribute("aria-pressed", pressed);
+  made.addEventListener("click", (event) => act(made, event));
+  return made;
+};
+
+const tools = (chart) => {
+  const { data } = chart, row = document.createElement("div"), numbers = document.createElement("div");
+  row.className = "tools";
+  row.setAttribute("role", "group");
+  row.setAttribute("aria-label", `${data.t}: tools`);
+  const positive = { x: data.xs.every((xs) => xs.every((v) => v > 0)),
+    y: !data.n && data.s.every((trace) => [trace.y, trace.lo, trace.hi].every((ys) => !ys || ys.every((v) => v > 0))) };
+  for (const name of ["x", "y"]) {
+    if (!positive[name] && !chart.log[name]) continue;
+    row.append(button(`log ${name}`, `logarithmic ${name} axis`, (made) => {
+      chart.log[name] = !chart.log[name];
+      chart.zoom = { x: null, y: null };
+      made.setAttribute("aria-pressed", chart.log[name]);
+      chart.draw();
+    }, chart.log[name]));
+  }
+  row.append(button("reset", "show everything again (double click, or 0)", () => unzoom(chart)));
+  const show = button("numbers", "the numbers as a table", (made) => {
+    numbers.hidden = !numbers.hidden;
+    made.setAttribute("aria-expanded", !numbers.hidden);
+    if (!numbers.hidden) numbers.innerHTML = table(...rowsOf(chart));
+  });
+  show.setAttribute("aria-expanded", false);
+  row.append(show, button("CSV", "save the numbers", () => save(`${data.t}.csv`, "text/csv", csv(...rowsOf(chart)))),
+    button("SVG", "save the picture", () => save(`${data.t}.svg`, "image/svg+xml", picture(chart))));
+  numbers.className = "numbers";
+  numbers.tabIndex = 0;
+  numbers.setAttribute("role", "region");
+  numbers.setAttribute("aria-label", `${data.t}: numbers`);
+  numbers.hidden = true;
+  chart.figure.append(row, numbers);
+};
+
+// A legend entry for each name, or for each value of the setting that colours the runs.
+const legend = (chart) => {
+  const box = chart.figure.querySelector(".legend");
+  if (!box) return;
+  const entries = new Map();
+  for (const trace of chart.data.s) {
+    if (trace.h !== undefined || !(trace.l || trace.r)) continue;
+    const of = category(trace.r), name = of ? `${page.colour} = ${of.value}` : trace.l;
+    if (!name) continue;
+    const entry = entries.get(name) ?? { trace, keys: new Set() };
+    entry.keys.add(key(trace));
+    entries.set(name, entry);
+  }
+  for (const old of box.querySelectorAll(".entry")) old.remove();
+  for (const [name, { trace, keys }] of entries) {
+    const on = [...keys].some((k) => !chart.hidden.has(k) && !page.hidden.has(k));
+    const made = button("", "hide or show; with Shift: this one alone", (self, event) => {
+      const all = new Set([...entries.values()].flatMap((entry) => [...entry.keys]));
+      const alone = event.shiftKey;
+      for (const k of alone ? all : keys) {
+        const hide = alone ? !keys.has(k) : on;
+        const set = RUNS.runs[k] ? page.hidden : chart.hidden;
+        hide ? set.add(k) : set.delete(k);
+      }
+      refresh(chart);
+      box.querySelectorAll(".entry")[[...entries.keys()].indexOf(name)]?.focus();
+    }, on);
+    const kind = !trace.y ? "area" : trace.k.includes("d") ? "dashed" : trace.k.includes("p") && !trace.k.includes("l") ? "dots" : "";
+    const sign = trace.m ? `<svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><path class="point" style="${colours(trace)}" ` +
+      `transform="translate(6 6) scale(4)" d="${SHAPES[trace.m]}"/></svg>` : `<i class="key ${kind}" style="${colours(trace)}"></i>`;
+    made.className = "entry";
+    made.innerHTML = sign + escape(name);
+    box.append(made);
+  }
+};
+
+// Draw again what a change of the page's runs or colours concerns, or this chart alone.
+const refresh = (changed) => {
+  for (const chart of charts) {
+    if (chart !== changed && !chart.data.s.some((trace) => trace.r)) continue;
+    if (!chart.svg) continue; // drawn when it comes into sight
+    chart.draw();
+    legend(chart);
+  }
+};
+
+const begin = (chart) => {
+  const svg = chart.plot.querySelector("svg");
+  svg.setAttribute("role", "application");
+  svg.setAttribute("aria-roledescription", "chart");
+  svg.setAttribute("tabindex", "0");
+  svg.setAttribute("aria-label", `${svg.getAttribute("aria-label")} Arrow keys read values, plus and minus zoom, 0 shows everything.`);
+  chart.output = document.createElement("output");
+  chart.output.className = "read-out";
+  chart.plot.after(chart.output);
+  chart.draw();
+  tools(chart);
+  legend(chart);
+  listen(chart);
+};
+
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    const chart = entry.target.chart;
+    chart.onScreen = entry.isIntersecting;
+    if (entry.isIntersecting && !chart.svg) begin(chart);
+    else if (entry.isIntersecting && chart.width !== Math.max(chart.plot.clientWidth, 200)) chart.draw();
+  }
+}, { rootMargin: "300px" });
 for (const figure of document.querySelectorAll("figure.chart")) {
-  const svg = figure.querySelector("svg"), out = figure.querySelector("output"), cursor = svg.querySelector(".cursor");
-  const data = JSON.parse(figure.querySelector("script").textContent);
-  if (!data.series.length) continue;
-  let line = data.series.length - 1, at = 0;
-  const show = () => {
-    const s = data.series[line];
-    cursor.style.visibility = "visible";
-    cursor.setAttribute("cx", s.px[at]);
-    cursor.setAttribute("cy", s.py[at]);
-    out.textContent = `${s.label} · ${data.x} ${s.x[at]} · ${data.y} ${s.y[at]}`;
-  };
-  const nearest = (list, x) => list.reduce((best, v, i) => Math.abs(v - x) < Math.abs(list[best] - x) ? i : best, 0);
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect(), scale = svg.viewBox.baseVal.width / box.width;
-    const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
-    let best = Infinity;
-    data.series.forEach((s, number) => {
-      const i = nearest(s.px, x), distance = Math.hypot(s.px[i] - x, s.py[i] - y);
-      if (distance < best) { best = distance; line = number; at = i; }
-    });
-    show();
-  });
-  svg.addEventListener("keydown", (event) => {
-    const turn = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
-    if (!turn) return;
-    event.preventDefault();
-    if (turn[0]) {
-      const x = data.series[line].px[at];
-      line = (line + turn[0] + data.series.length) % data.series.length;
-      at = nearest(data.series[line].px, x);
-    }
-    at = Math.min(Math.max(at + turn[1], 0), data.series[line].px.length - 1);
-    show();
-  });
-  svg.addEventListener("focus", show);
+  figure.chart = new Chart(figure);
+  charts.push(figure.chart);
+  seen.observe(figure);
 }
+
+let waiting = 0;
+addEventListener("resize", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => charts.filter((chart) => chart.svg && chart.onScreen).forEach((chart) => chart.draw()), 100);
+});
+addEventListener("keydown", (event) => { if (event.key === "Escape") clear(); });
+
 for (const choice of document.querySelectorAll("fieldset[data-choice]")) {
   const apply = () => {
     const wanted = choice.querySelector("input:checked").value;
@@ -44,4 +132,42 @@ for (const choice of document.querySelectorAll("fieldset[data-choice]")) {
   };
   choice.addEventListener("change", apply);
   apply();
+}
+
+for (const hint of document.querySelectorAll("[data-live]")) hint.hidden = false;
+
+// Colour the runs by a setting.
+const by = document.getElementById("colour");
+if (by) {
+  by.addEventListener("change", () => { page.colour = by.value; refresh(null); });
+}
+
+for (const scroll of document.querySelectorAll(".scroll")) {
+  const read = (row) => [...row.cells].map((one) => one.innerText.replace(/\s+/g, " ").trim());
+  const name = scroll.getAttribute("aria-label");
+  const made = button("CSV", `save the table ${name}`, () => {
+    const [head, ...rows] = [...scroll.querySelectorAll("tr")].map(read);
+    save(`${name}.csv`, "text/csv", csv(head, rows));
+  });
+  made.className = "of-table";
+  scroll.after(made);
+}
+
+// A served page asks now and then whether it is still the newest, and shows the new one where the reader was.
+const version = document.documentElement.dataset.version;
+if (version) {
+  const state = document.getElementById("state"), place = sessionStorage.getItem("place");
+  if (place) scrollTo(0, Number(place));
+  addEventListener("pagehide", () => sessionStorage.setItem("place", String(scrollY)));
+  const ask = async () => {
+    try {
+      const answer = await fetch(location.pathname, { method: "HEAD", cache: "no-store" });
+      if (answer.ok && answer.headers.get("ETag") !== `"${version}"`) location.reload();
+      state.textContent = "live: reloads when the runs' files change";
+    } catch {
+      state.textContent = "no longer served: this is the last state";
+    }
+  };
+  ask();
+  setInterval(ask, 2000);
 }

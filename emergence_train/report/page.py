@@ -5,50 +5,95 @@ import html
 from pathlib import Path
 
 from emergence_train import files
+from emergence_train.analysis.figures import ramp_colours
 from emergence_train.errors import InputError
-from emergence_train.report import abilities, conclusions, first_look, outlook, svg
-from emergence_train.report.collect import ReportData, collect
+from emergence_train.recorder.naming import is_run
+from emergence_train.report import abilities, conclusions, first_look, outlook, seeds, svg
+from emergence_train.report.chart import as_script
+from emergence_train.report.collect import LogOptions, ReportData, collect
 
 HERE = Path(__file__).parent
+SCRIPTS = ("axes.js", "chart.js", "cursor.js", "numbers.js", "page.js")
+SHADES = 24  # of the ramp that page.js colours with
 
 
-def report(directories: list[Path], out: Path | None = None) -> Path:
-    """Write report.html for run directories and return its path (default place: report/ of the first run)."""
-    names = [directory.resolve() for directory in directories]
+def report(paths: list[Path], out: Path | None = None, options: LogOptions | None = None) -> Path:
+    """Write report.html for run directories, tables and logs, and return its path. The default place is report/ of the first
+    run directory, or the working directory for a table. `options` says what logs leave out."""
+    data = collected(paths, options)
+    place = out or (paths[0] / "report" if is_run(paths[0]) else Path())
+    files.write_bytes(place / "report.html", page(data).encode())
+    return place / "report.html"
+
+
+def collected(paths: list[Path], options: LogOptions | None = None) -> ReportData:
+    """What `paths` hold; InputError where one is named twice or cannot be read."""
+    names = [path.resolve() for path in paths]
     if len(set(names)) < len(names):
-        raise InputError("the same run directory is named twice; name each run once")
-    path = (out or directories[0] / "report") / "report.html"
-    files.write_bytes(path, page(collect(directories)).encode())
-    return path
+        raise InputError("the same run is named twice; name each run once")
+    return collect(paths, options)
 
 
-def page(data: ReportData) -> str:
+def page(data: ReportData, version: str = "") -> str:
     """The document: sections of (anchor, title, body), with their figures, style and script inside."""
     runs = data.runs
     sections = [
         *conclusions.sections(data),
         *first_look.sections(runs),
+        *seeds.sections(data),
         *outlook.sections(runs),
         *abilities.sections(data),
     ]
-    names = ", ".join(run.name for run in runs)
-    return document(names, "Loss by position and by tokens", sections)
+    names = ", ".join(data.names)
+    settings = conclusions.settings(runs)
+    return document(names, "Loss by position and by tokens", sections, settings=settings, version=version)
 
 
-def document(names: str, heading: str, sections: list[tuple[str, str, str]]) -> str:
-    """A self-contained document of sections (anchor, title, body as HTML) about `names`."""
+def document(
+    names: str,
+    heading: str,
+    sections: list[tuple[str, str, str]],
+    *,
+    settings: dict[str, dict[str, str]] | None = None,
+    version: str = "",
+) -> str:
+    """A self-contained document of sections (anchor, title, body as HTML) about `names`.
+
+    settings: of each run the values of what differs between them, by which its lines can be coloured.
+    version: of a served page; it then asks its server for a newer one. "": a page that is a file.
+    """
     links = "".join(f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, title, _ in sections)
     bodies = "".join(
         f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{body}</section>' for anchor, title, body in sections
     )
     names = html.escape(names)
     today = datetime.date.today().isoformat()
+    served = f' data-version="{html.escape(version)}"' if version else ""
+    live = '<p class="soft live" role="status" id="state"></p>' if version else ""
+    script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    ramp = as_script([ramp_colours(k / (SHADES - 1)) for k in range(SHADES)], "ramp")
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<!doctype html><html lang="en"{served}>'
+        '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>emergence-train: {names}</title><link rel="icon" href="data:,">'
-        f"<style>{svg.palette_css()}{(HERE / 'page.css').read_text()}</style></head><body>"
-        f'<header><h1>{html.escape(heading)}</h1><p class="soft">{names} · {today}</p>'
-        f"<nav>{links}</nav></header><main>{svg.CLIP}{bodies}</main>"
-        f"<script>{(HERE / 'page.js').read_text()}</script></body></html>\n"
+        f"<style>{svg.palette_css()}{(HERE / 'page.css').read_text(encoding='utf-8')}</style></head><body>"
+        f'<header><h1>{html.escape(heading)}</h1><p class="soft">{names} · {today}</p>{live}'
+        f'<nav aria-label="Sections">{links}</nav>{_controls(settings or {})}</header>'
+        f"<main>{svg.CLIP}{bodies}</main>{ramp}<script>{script}</script></body></html>\n"
+    )
+
+
+def _controls(settings: dict[str, dict[str, str]]) -> str:
+    """How to use the charts, and what their lines are coloured by; shown by the script, without which there is neither."""
+    keys = list(next(iter(settings.values()), {}))
+    hint = (
+        '<p class="soft" data-live hidden>Drag over a chart to zoom, double-click to show everything; click a name in a '
+        "legend to hide it, with Shift to keep it alone. Charts of one axis share the cursor.</p>"
+    )
+    if not keys:
+        return hint
+    options = "".join(f'<option value="{html.escape(key)}">{html.escape(key)}</option>' for key in keys)
+    return (
+        f'{hint}<p data-live hidden><label for="colour">Colour the runs by</label> <select id="colour">'
+        f'<option value="">run</option>{options}</select></p>{as_script({"keys": keys, "runs": settings}, "runs")}'
     )

@@ -1,21 +1,21 @@
-"""Figures as inline SVG: axes, lines, points and bands, light and dark, with the data beside them for page.js.
+"""Figures as inline SVG: axes, lines, points and bands, light and dark, for print and for readers without JavaScript.
 
-Drawn here rather than by a charting library because a report must be one file of well under a megabyte that needs no
-network, follows the reader's colour scheme, and can be walked through with the keyboard.
+Drawn here rather than by a charting library because a report must be one file of about a megabyte that needs no network and
+follows the reader's colour scheme. page.js draws the same again from the data beside it, to zoom and to switch axes.
 """
 
 import html
-import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from emergence_train.analysis.figures import PALETTE, Figure, Marker, Ramp, Trace, ramp_colours, short, ticks
+from emergence_train.analysis.figures import PALETTE, Figure, Marker, Trace, ramp_colours, short, ticks
 
 WIDTH, HEIGHT = 480, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 48
 CHARACTER, ROW = 7.4, 24  # width of a character in an axis' names, height of a name's row
+FINE = 10  # coordinates of marks are whole numbers of this part of a pixel: relative ones are short to write
+MANY = 60  # points of a trace from which on they are drawn small
 SHAPES: dict[Marker, str] = {  # of radius 1, round the middle
     "square": "M-1-1h2v2h-2z",
     "triangle": "M0-1.2 1.15 0.9h-2.3z",
@@ -33,12 +33,8 @@ def palette_css() -> str:
     return f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
 
 
-def figure_html(figure: Figure) -> str:
-    """The figure with caption, SVG, legend, note, and the numbers that page.js reads out."""
-    drawn = figure.drawable()
-    name = html.escape(figure.title)
-    if not drawn:
-        return f"<figure><figcaption>{name}</figcaption><p>No data.</p></figure>"
+def figure_svg(figure: Figure, drawn: list[Trace]) -> str:
+    """The SVG of a figure with the traces `drawn`, those that it can draw."""
     left = max(LEFT, 14 + CHARACTER * max(map(len, figure.y_names), default=0))
     bottom = TOP + ROW * len(figure.y_names) if figure.y_names else HEIGHT - BOTTOM
     x_limits, y_limits = figure.limits()
@@ -46,31 +42,12 @@ def figure_html(figure: Figure) -> str:
     x_axis = Axis(*x_limits, figure.x_log, ends)
     y_axis = Axis(*y_limits, figure.y_log, (bottom, TOP))
     marks = "".join(_draw(trace, x_axis, y_axis) for trace in drawn)
-    read_out = [
-        {
-            "label": trace.label,
-            "x": [short(v) for v in trace.x],
-            "y": [figure.y_names[round(v)] if figure.y_names else short(v) for v in trace.y],
-            "px": [round(x_axis.at(v), 1) for v in trace.x],
-            "py": [round(y_axis.at(v), 1) for v in trace.y],
-        }
-        for trace in drawn
-        if trace.label and (trace.line or trace.points)
-    ]
-    data = {"x": figure.x_label, "y": figure.y_label, "series": read_out}
     clip = "" if figure.y_names else ' clip-path="url(#plot)"'
-    # A script ends at "</script", and "<!--<script" would open another: no name can spell either.
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    label = html.escape(f"{figure.title}. {figure.y_label or 'rows'} against {figure.x_label}.")
     return (
-        f'<figure class="chart"><figcaption>{name}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {bottom + BOTTOM}" role="img" tabindex="0" aria-label="{name}. '
-        f'{html.escape(figure.y_label)} against {html.escape(figure.x_label)}. Arrow keys read the values.">'
+        f'<svg viewBox="0 0 {WIDTH} {bottom + BOTTOM}" role="img" aria-label="{label}">'
         f"{_horizontal(x_axis, left, bottom, figure.x_label)}{_vertical(y_axis, left, figure)}"
-        f'<g{clip}>{marks}</g><circle class="cursor" r="5"/></svg>'
-        f'<output class="read-out" aria-live="polite"></output>'
-        f"{_legend(drawn, figure.ramp)}"
-        + (f'<p class="note">{html.escape(figure.note)}</p>' if figure.note else "")
-        + f'<script type="application/json">{text}</script></figure>'
+        f'<g{clip}><g transform="scale({1 / FINE:g})">{marks}</g></g></svg>'
     )
 
 
@@ -88,6 +65,20 @@ class Axis:
         f = math.log if self.log else float
         share = (f(value) - f(self.low)) / (f(self.high) - f(self.low))
         return self.pixels[0] + share * (self.pixels[1] - self.pixels[0])
+
+
+def style(trace: Trace) -> str:
+    """The attribute with a trace's colours on light (--l) and dark (--d)."""
+    if trace.shade is not None:
+        light, dark = ramp_colours(trace.shade)
+        return f'style="--l:{light};--d:{dark}"'
+    colour = f"var(--c{trace.colour % len(PALETTE)})"
+    return f'style="--l:{colour};--d:{colour}"'
+
+
+def shape(marker: Marker, x: float, y: float, radius: float, colours: str) -> str:
+    """A point that is no circle."""
+    return f'<path class="point" {colours} transform="translate({x:g} {y:g}) scale({radius:g})" d="{SHAPES[marker]}"/>'
 
 
 def _horizontal(axis: Axis, left: float, bottom: float, label: str) -> str:
@@ -117,60 +108,48 @@ def _label(place: str, text: str) -> str:
     return f'<text class="label" {place} text-anchor="middle">{html.escape(text)}</text>'
 
 
-def _style(trace: Trace) -> str:
-    if trace.shade is not None:
-        light, dark = ramp_colours(trace.shade)
-        return f'style="--l:{light};--d:{dark}"'
-    colour = f"var(--c{trace.colour % len(PALETTE)})"
-    return f'style="--l:{colour};--d:{colour}"'
-
-
 def _draw(trace: Trace, x_axis: Axis, y_axis: Axis) -> str:
-    at = [(x_axis.at(x), y_axis.at(y)) for x, y in zip(trace.x, trace.y)]
-    style = _style(trace)
-    out = ""
+    x = [_fine(x_axis.at(value)) for value in trace.x]
+    at = [(left, _fine(y_axis.at(value))) for left, value in zip(x, trace.y)]
+    colours, out = style(trace), ""
     if trace.low is not None and trace.high is not None:
-        low, high = ([y_axis.at(y) for y in end] for end in (trace.low, trace.high))
+        low, high = ([_fine(y_axis.at(value)) for value in end] for end in (trace.low, trace.high))
         if trace.bars:
-            lines = "".join(f"M{x:.1f} {a:.1f}V{b:.1f}" for (x, _), a, b in zip(at, low, high))
-            out += f'<path class="bars" {style} d="{lines}"/>'
+            out += f'<path class="bars" {colours} d="{"".join(f"M{a} {b}V{c}" for a, b, c in zip(x, low, high))}"/>'
         else:
-            above, below = ([f"{x:.1f} {y:.1f}" for (x, _), y in zip(at, end)] for end in (high, low))
-            out += f'<path class="band" {style} d="M{"L".join(above + below[::-1])}Z"/>'
+            out += f'<path class="band" {colours} d="{path([*zip(x, high), *reversed([*zip(x, low)])])}z"/>'
     if trace.line and len(at) > 1:
-        kind = "line dashed" if trace.dashed else "line"
-        out += f'<path class="{kind}" {style} d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in at)}"/>'
+        out += f'<path class="{_line_class(trace)}" {colours} d="{path(at)}"/>'
     if trace.points or (trace.line and len(at) == 1):
-        radius = 3 if len(at) < 60 else 1.5
-        out += "".join(_point(trace.marker, x, y, radius, style) for x, y in at)
+        out += _points(trace, at, colours)
     return out
 
 
-def _point(marker: Marker, x: float, y: float, radius: float, style: str) -> str:
-    if marker == "circle":
-        return f'<circle class="point" {style} cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
-    return f'<path class="point" {style} transform="translate({x:.1f} {y:.1f}) scale({radius})" d="{SHAPES[marker]}"/>'
+def _line_class(trace: Trace) -> str:
+    """On a ramp the newest line is the thickest."""
+    if trace.shade is not None:
+        return "line newest" if trace.shade >= 1 else "line older"
+    return "line dashed" if trace.dashed else "line"
 
 
-def _legend(drawn: list[Trace], ramp: Ramp | None) -> str:
-    items = ""
-    if ramp is not None:
-        shades = [Trace(np.empty(0), np.empty(0), shade=k / 15) for k in range(16)]
-        cells = "".join(f"<i {_style(shade)}></i>" for shade in shades)
-        items = (
-            f'<span class="ramp">{html.escape(ramp.label)}: {short(ramp.low)} <b>{cells}</b> {short(ramp.high)}</span>'
-        )
-    shown = {""}
-    for trace in drawn:
-        if trace.label in shown or trace.shade is not None:
-            continue
-        shown.add(trace.label)
-        kind = "dashed" if trace.dashed else "dots" if trace.points and not trace.line else ""
-        kind = kind if trace.line or trace.points else "area"
-        if kind == "dots" and trace.marker != "circle":
-            mark = _point(trace.marker, 6, 6, 4, _style(trace))
-            shape = f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true">{mark}</svg>'
-            items += f"<span>{shape}{html.escape(trace.label)}</span>"
-            continue
-        items += f'<span><i class="key {kind}" {_style(trace)}></i>{html.escape(trace.label)}</span>'
-    return f'<div class="legend">{items}</div>'
+def _points(trace: Trace, at: list[tuple[int, int]], colours: str) -> str:
+    """Circles are the round ends of lines of no length, one path for all of a trace."""
+    small = len(at) >= MANY
+    if trace.marker != "circle":
+        return "".join(shape(trace.marker, x, y, (1.5 if small else 3) * FINE, colours) for x, y in at)
+    return f'<path class="dots{" small" if small else ""}" {colours} d="{path(at, "h0m")}"/>'
+
+
+def path(points: Iterable[tuple[int, int]], step: str = "l") -> str:
+    """A path through whole coordinates, each after the first relative to the one before; `step` leads to the next."""
+    (x, y), *rest = points
+    out = f"M{x} {y}"
+    for here, there in rest:
+        down = there - y
+        out += f"{step}{here - x}{'' if down < 0 else ' '}{down}"
+        x, y = here, there
+    return out + ("h0" if step != "l" else "")
+
+
+def _fine(pixel: float) -> int:
+    return round(min(max(pixel, -WIDTH), 2 * WIDTH) * FINE)

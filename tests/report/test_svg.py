@@ -1,17 +1,35 @@
-"""Figures as inline SVG: axes, what cannot be drawn, names instead of numbers."""
+"""Figures as inline SVG: axes, paths, points, colours."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 
-from emergence_train.analysis.figures import PALETTE, Figure, Ramp, Trace, interval
-from emergence_train.report.svg import Axis, figure_html, palette_css
+from emergence_train.analysis.figures import PALETTE, Figure, Trace, ramp_colours
+from emergence_train.report.svg import FINE, Axis, figure_svg, palette_css, path
 
 
-def read_out(text: str) -> list[dict]:
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.S).group(1))["series"]
+def walked(d: str) -> list[tuple[int, int]]:
+    """The points of a path of one M and relative l or h0m, by a plain reader."""
+    numbers = [int(text) for text in re.findall(r"-?\d+", d.replace("h0", " "))]
+    x, y = numbers[:2]
+    points = [(x, y)]
+    for right, down in zip(numbers[2::2], numbers[3::2]):
+        x, y = x + right, y + down
+        points.append((x, y))
+    return points
+
+
+def contrast(colour: str, ground: str) -> float:
+    """WCAG 2's ratio of two colours #rrggbb."""
+
+    def luminance(text: str) -> float:
+        parts = [int(text[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted([luminance(colour), luminance(ground)])
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_axis_ends_are_the_pixels():
@@ -19,43 +37,34 @@ def test_axis_ends_are_the_pixels():
     assert axis.at(1) == pytest.approx(66) and axis.at(100) == pytest.approx(466) and axis.at(10) == pytest.approx(266)
 
 
-def test_values_that_cannot_be_drawn_are_left_out():
-    trace = Trace(np.array([0, 1, 2.0, np.nan]), np.array([1, 2, np.inf, 1]), "s")
-    drawn = figure_html(Figure("t", "x", "y", (trace,), x_log=True))
-    assert "NaN" not in drawn and "inf" not in drawn.lower().replace("info", "")
-    assert [series["x"] for series in read_out(drawn)] == [["1"]]
-    assert "No data" in figure_html(Figure("t", "x", "y", ()))
+@pytest.mark.parametrize("step", ["l", "h0m"])
+def test_a_path_leads_through_its_points(step):
+    points = [(5, 9), (7, 3), (7, 3), (-4, 20), (0, 0)]
+    assert walked(path(points, step)) == points
 
 
-def test_unlabelled_traces_are_in_no_legend_and_no_read_out():
+def test_a_line_is_where_the_axes_put_it():
+    x, y = np.array([1.0, 3.0, 10.0]), np.array([4.0, 2.0, 3.0])
+    figure = Figure("t", "x", "y", (Trace(x, y, points=True),), x_log=True)
+    (x_low, x_high), (y_low, y_high) = figure.limits()
+    drawn = figure_svg(figure, figure.drawable())
+    for kind in ("line", "dots"):
+        at = walked(re.search(rf'class="{kind}" [^>]*d="(.*?)"', drawn).group(1))
+        for (px, py), a, b in zip(at, x, y):
+            assert px / FINE == pytest.approx(66 + 400 * np.log(a / x_low) / np.log(x_high / x_low), abs=0.06)
+            assert py / FINE == pytest.approx(292 - 278 * (b - y_low) / (y_high - y_low), abs=0.06)
+
+
+def test_the_newest_line_of_a_ramp_is_the_thickest():
     x = np.array([1.0, 2.0])
-    band = Trace(x, x, "band", line=False, low=x - 1, high=x + 1)
-    drawn = figure_html(Figure("t", "x", "y", (band, Trace(x, x), Trace(x, x, "line"))))
-    assert [series["label"] for series in read_out(drawn)] == ["line"]
-    assert drawn.count('class="key ') == 2 and drawn.count('class="line"') == 2
+    figure = Figure("t", "x", "y", tuple(Trace(x, x + k, f"{k}", shade=float(k)) for k in (0, 1)))
+    assert re.findall(r'class="(line \w+)"', figure_svg(figure, figure.drawable())) == ["line older", "line newest"]
 
 
-def test_names_stand_for_rows():
-    figure = Figure("t", "x", "", interval(1, 2, 3, 0, "a") + interval(2, 3, 4, 1), y_names=("first <row>", "second"))
-    drawn = figure_html(figure)
-    assert "first &lt;row&gt;" in drawn and read_out(drawn)[0]["y"] == ["first <row>"]
-    first, second = (float(y) for y in re.findall(r'<circle class="point"[^>]*cy="([\d.]+)"', drawn))
-    assert first < second
-
-
-def test_no_name_opens_or_closes_a_script():
-    x, name = np.array([1.0, 2.0]), "<!--<script></script>-->"
-    drawn = figure_html(Figure(name, name, name, (Trace(x, x, name), Trace(x, x, "other"))))
-    data = re.findall(r'<script type="application/json">(.*?)</script>', drawn, re.S)
-    assert len(data) == 1 and "<" not in data[0] and drawn.count("<script") == 1
-    assert read_out(drawn)[0]["label"] == name
-
-
-def test_a_ramp_replaces_the_entries_of_its_traces():
-    x = np.array([1.0, 2.0])
-    traces = tuple(Trace(x, x + k, f"{k}", shade=float(k)) for k in (0, 1))
-    drawn = figure_html(Figure("t", "x", "y", traces, ramp=Ramp("tokens", 1e6, 2e9)))
-    assert "tokens: 1M" in drawn and "2B" in drawn and 'class="key' not in drawn and len(read_out(drawn)) == 2
+def test_colours_stand_out_from_both_grounds():
+    """3:1 for lines; of the names of runs and notes the page's own colours, 4.5:1, are in its style."""
+    for light, dark in [*PALETTE, *(ramp_colours(k / 20) for k in range(21))]:
+        assert contrast(light, "#ffffff") >= 3 and contrast(dark, "#1b1f24") >= 3
 
 
 def test_palette_follows_the_colour_scheme():

@@ -11,7 +11,7 @@ from emergence_train.recorder import tables
 from emergence_train.recorder.naming import is_run
 from emergence_train.recorder.tables import Frame
 
-__all__ = ["FORMATS", "QUANTITIES", "ScoreOptions", "options_of", "read", "with_scores"]
+__all__ = ["FORMATS", "QUANTITIES", "ScoreOptions", "holds_scores", "options_of", "read", "with_scores"]
 
 FORMATS = {entry.name: entry for entry in (LM_EVAL, OLMES, HELM, TABLE)}  # in the order in which "auto" asks them
 TABLES = (".csv", ".tsv", ".parquet")
@@ -32,6 +32,13 @@ def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[st
     frame, notes = completed(scores, options)
     own = [path for path in paths if Path(path) not in theirs]
     return [*own, Frame(theirs[0], frame)], notes
+
+
+def holds_scores(path: Path) -> bool:
+    """Whether a path that is no run holds task results: a table of evaluations, or results of other programs."""
+    if path.suffix in TABLES and path.is_file() and {"task", "metric", "value"} <= set(TABLE.columns(path)):
+        return True
+    return _is_foreign(path, ScoreOptions())
 
 
 def files_of(path: Path) -> list[Path]:

@@ -1,12 +1,13 @@
 """The temporal scaling law: the loss at every position and on average, forecast from the first part of a run."""
 
-from emergence_train.analysis.runs import run_series
+from emergence_train.analysis.runs import Series, load, run_series
 from emergence_train.analysis.temporal.analyze import analyze_temporal, forecast_final, investigate, investigate_series
 from emergence_train.analysis.temporal.position_law import fit_matrix, fit_positions
 from emergence_train.analysis.temporal.result import TemporalResult
 from emergence_train.analysis.temporal.tables import TemporalAnalysis
 
 __all__ = [
+    "Series",
     "TemporalAnalysis",
     "TemporalResult",
     "analyze_temporal",
@@ -15,5 +16,6 @@ __all__ = [
     "forecast_final",
     "investigate",
     "investigate_series",
+    "load",
     "run_series",
 ]

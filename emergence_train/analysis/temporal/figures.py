@@ -119,15 +119,16 @@ def by_position(
     fit: pd.Series | None = None,
     end: np.ndarray | None = None,
     note: str = "",
+    curves: int = CURVES,
 ) -> Figure:
-    """Loss against position, a line per checkpoint, coloured by tokens (by steps where the table has none).
+    """Loss against position, a line per checkpoint (at most `curves`), coloured by tokens (by steps where the table has none).
 
     `fit` is the last checkpoint's row of position_law.fit_matrix, `end` (P,) the forecast at the run's end, nats.
     """
     x, loss, _ = binned(matrix)
     label = "tokens" if matrix.keys["tokens"].gt(0).all() else "step"
     trained = matrix.keys["tokens" if label == "tokens" else "step"].to_numpy(float)
-    chosen = even(len(trained), CURVES)
+    chosen = even(len(trained), curves)
     ramp = Ramp("tokens trained" if label == "tokens" else "step", trained[chosen[0]], trained[chosen[-1]])
     traces = [
         Trace(x, loss[row], f"{short(trained[row])} {label}", shade=float(shade))
@@ -153,15 +154,19 @@ def _law(matrix: PositionMatrix, fit: pd.Series, style: Trace) -> Trace:
     return replace(style, x=x, y=position_curve(fit["a0"], fit["a1"], fit["a2"], x))
 
 
-def last_checkpoints(title: str, runs: Sequence[tuple[str, int, PositionMatrix, pd.Series | None]]) -> Figure:
+def last_checkpoints(
+    title: str, runs: Sequence[tuple[str, int, PositionMatrix, pd.Series | None]], *, bands: bool = True
+) -> Figure:
     """The last checkpoint's loss against position of several runs (label, colour, matrix, fit), with 95% bands."""
     traces = []
     for label, colour, matrix, fit in runs:
         x, loss, error = binned(matrix)
         y, reach = loss[-1], 1.96 * error[-1]
-        traces.append(Trace(x, y, label, colour, line=False, points=True, low=y - reach, high=y + reach))
-        if has_curve(fit):
-            traces.append(_law(matrix, fit, Trace(x, y, "", colour)))
+        ends = {"low": y - reach, "high": y + reach} if bands else {}
+        law = has_curve(fit)
+        traces.append(Trace(x, y, label, colour, line=not law and not bands, points=True, run=label, **ends))
+        if law:
+            traces.append(_law(matrix, fit, Trace(x, y, "", colour, run=label)))
     return Figure(title, "token position", NATS, tuple(traces), x_log=True)
 
 

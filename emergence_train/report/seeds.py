@@ -1,0 +1,115 @@
+"""Runs that differ by their seed alone, taken together: mean and spread along training, and how sure their means are."""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from emergence_train.analysis.figures import Figure, Trace
+from emergence_train.report.collect import ReportData, Run
+from emergence_train.report.parts import grid, smoothed, table
+from emergence_train.run_differences import differences, seed_groups
+
+
+def sections(data: ReportData) -> list[tuple[str, str, str]]:
+    """(anchor, title, body); nothing where no two runs differ by their seed alone."""
+    groups = grouped(data.runs)
+    if not any(len(runs) > 1 for runs in groups.values()):
+        return []
+    text = (
+        "<p>Runs whose configurations differ by nothing but seeds are one group. Lines are the mean over its seeds at the steps "
+        "that all of them have; bands reach from the lowest to the highest seed.</p>"
+    )
+    figures = [_figure("Training", "train", groups), *(_figure(f"Validation, {s}", s, groups) for s in ("iid", "ood"))]
+    return [("seeds", "Mean and spread over seeds", text + _table(groups) + grid(figures))]
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The groups under names of what differs between them, seeds apart; in the order of the runs."""
+    directories = [run.directory for run in runs]
+    groups = seed_groups(directories)
+    values = differences([directories[numbers[0]] for numbers in groups])
+    named: dict[str, list[Run]] = {}
+    for numbers, settings in zip(groups, values):
+        members = [runs[number] for number in numbers]
+        words = [f"{key} = {value}" for key, value in settings.items() if key.rpartition(".")[2] != "seed"]
+        name = ", ".join(words[:3]) or ("all runs" if len(groups) == 1 else members[0].name)
+        named[f"{name} ({members[0].name})" if name in named else name] = members
+    return named
+
+
+def over_seeds(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """tokens, mean, lowest and highest loss at the tokens that every curve (tokens, loss) has."""
+    rows = pd.concat([curve.dropna(subset=["loss"]).groupby("tokens")["loss"].mean() for curve in curves], axis=1)
+    rows = rows.dropna()
+    return pd.DataFrame(
+        {"tokens": rows.index, "mean": rows.mean(1).array, "low": rows.min(1).array, "high": rows.max(1).array}
+    )
+
+
+def _figure(title: str, split: str, groups: dict[str, list[Run]]) -> Figure:
+    traces = []
+    for number, (name, runs) in enumerate(groups.items()):
+        rows = over_seeds([_curve(run, split) for run in runs])
+        tokens, mean, low, high = (rows[column].to_numpy(float) for column in ("tokens", "mean", "low", "high"))
+        band = {"low": low, "high": high} if len(runs) > 1 else {}
+        label = f"{name}, {len(runs)} seeds" if len(runs) > 1 else name
+        traces.append(Trace(tokens, mean, label, number, points=split != "train", **band))
+    return Figure(title, "tokens", "loss (nats)", tuple(traces), x_log=True)
+
+
+def _curve(run: Run, split: str) -> pd.DataFrame:
+    """tokens and loss of a split, or of training, in bins, as `smoothed` has them."""
+    curve = smoothed(run.curve) if split == "train" else run.means[run.means["split"] == split]
+    return curve[["tokens", "loss"]].astype(float)
+
+
+def best(runs: Sequence[Run]) -> str:
+    """Which group has the lowest mean loss on iid, and how far its seeds spread; "" where there are no seeds."""
+    groups = {name: members for name, members in grouped(runs).items() if len(members) > 1}
+    losses = {name: _last(members, "iid") for name, members in groups.items()}
+    losses = {name: values for name, values in losses.items() if len(values) > 1}
+    if not losses:
+        return ""
+    name = min(losses, key=lambda name: float(losses[name].mean()))
+    mean, deviation = spread(losses[name])
+    lead = "The lowest mean over seeds has" if len(losses) > 1 else "Over its seeds,"
+    return f"<p>{lead} <b>{html.escape(name)}</b>: {mean} on iid; its {len(losses[name])} seeds have an SD of {deviation}.</p>"
+
+
+def _last(runs: Sequence[Run], split: str) -> np.ndarray:
+    """(n,) loss of the last checkpoint of the runs that have it at the most tokens."""
+    last = [row for run in runs if (row := run.last(run.means, split)) is not None]
+    end = max((row["tokens"] for row in last), default=0)
+    return np.array([float(row["loss"]) for row in last if row["tokens"] == end])
+
+
+def _table(groups: dict[str, list[Run]]) -> str:
+    rows = []
+    for name, runs in groups.items():
+        cells = [html.escape(name), str(len(runs))]
+        for split in ("iid", "ood"):
+            cells += spread(_last(runs, split))
+        rows.append(cells)
+    head = ["group", "seeds"]
+    for split in ("iid", "ood"):
+        head += [f"{split} loss", f"SD of {split}"]
+    about = (
+        "<p>Last checkpoints, of the seeds that are farthest: the mean with its 95% interval (Student's t over seeds), and "
+        "the standard deviation between seeds. Groups whose intervals lie apart differ by more than their seeds explain.</p>"
+    )
+    return table(head, rows, "Mean and spread over seeds") + about
+
+
+def spread(losses: np.ndarray) -> list[str]:
+    """Mean with its 95% interval, and standard deviation, of losses (n,); of fewer than two, the loss alone."""
+    if not len(losses):
+        return ["–", "–"]
+    mean = float(losses.mean())
+    if len(losses) < 2:
+        return [f"{mean:.3f}", "–"]
+    deviation = float(losses.std(ddof=1))
+    reach = float(student.ppf(0.975, len(losses) - 1)) * deviation / np.sqrt(len(losses))
+    return [f"{mean:.3f} [{mean - reach:.3f}, {mean + reach:.3f}]", f"{deviation:.4f}"]

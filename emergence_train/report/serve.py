@@ -1,0 +1,137 @@
+"""`report --serve`: the page over HTTP on this machine alone, made again when the runs' files change; it reloads itself."""
+
+import errno
+import hashlib
+import html
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from emergence_train.errors import InputError, describe
+from emergence_train.recorder.naming import is_run
+from emergence_train.report import page
+from emergence_train.report.collect import LogOptions
+
+ADDRESS = "127.0.0.1"
+HOSTS = ("127.0.0.1", "localhost")  # a page elsewhere whose name was made to lead here is not answered
+LOOK_SECONDS = 1.0  # between two looks at the files
+LEAST_SECONDS = 3.0  # between two pages; also as long as the last one took, so that half a CPU stays free
+PARTS = ("config.yaml", "metrics.jsonl", "positions/*", "evaluations/*")  # of a run, what the page shows
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+
+
+class LivePage:
+    """The newest page of `paths` and its version; `update` makes it again where a file has changed.
+
+    While there is nothing to show yet, the page says why and waits. A page that is there stays when a later one fails.
+    """
+
+    def __init__(self, paths: list[Path], options: LogOptions | None, log: Callable[[str], None]) -> None:
+        self.paths, self.options, self.log = paths, options, log
+        self.text, self.version = b"", ""
+        self._files: tuple | None = None
+        self._problem = ""
+
+    def update(self) -> bool:
+        """Look at the files; returns whether there is another page now."""
+        files = tuple(stamps(self.paths))
+        if files == self._files:
+            return False
+        self._files, before = files, self.version
+        try:
+            self._show(page.page(page.collected(self.paths, self.options), "@"))
+            self._problem = ""
+        except Exception as error:  # a file that is being written, or none yet: later ones may do
+            self._fail(error)
+        return self.version != before
+
+    def _fail(self, error: Exception) -> None:
+        problem = str(error) if isinstance(error, InputError) else describe(error)
+        if problem != self._problem:
+            self.log(f"no new page: {problem}")
+        self._problem = problem
+        if not self.text or b'id="waiting"' in self.text:
+            names = ", ".join(path.name for path in self.paths)
+            self._show(
+                page.document(
+                    names, "Nothing to show yet", [("waiting", "", f"<p>{html.escape(problem)}</p>")], version="@"
+                )
+            )
+
+    def _show(self, text: str) -> None:
+        self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.text = text.replace('data-version="@"', f'data-version="{self.version}"', 1).encode()
+
+
+def stamps(paths: list[Path]) -> Iterator[tuple[str, int, int]]:
+    """(name, time of change, size) of the files that a page is made of."""
+    for path in paths:
+        files = (
+            [file for part in PARTS for file in sorted(path.glob(part))] if is_run(path) else sorted(path.rglob("*"))
+        )
+        for file in [path] if path.is_file() else files:
+            try:
+                status = file.stat()
+            except OSError:  # gone since
+                continue
+            yield str(file), status.st_mtime_ns, status.st_size
+
+
+def serve(paths: list[Path], port: int, options: LogOptions | None, log: Callable[[str], None]) -> None:
+    """Serve the page of `paths` until Ctrl-C. Raises InputError where the port cannot be had (0: any free one)."""
+    live = LivePage(paths, options, log)
+    try:
+        server = ThreadingHTTPServer((ADDRESS, port), handler(live))
+    except OSError as error:
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+        raise InputError(f"--serve {port}: the port {reason}; give another, or 0 for any free one") from None
+    server.daemon_threads = True
+    try:
+        live.update()
+        threading.Thread(target=_keep_up, args=(live,), daemon=True, name="page").start()
+        log(f"serving http://{ADDRESS}:{server.server_address[1]}/ to this machine alone; Ctrl-C ends it")
+        server.serve_forever()
+    except KeyboardInterrupt:
+        log("no longer served")
+    finally:
+        server.server_close()
+
+
+def _keep_up(live: LivePage) -> None:
+    while True:
+        begin = time.monotonic()
+        took = time.monotonic() - begin if live.update() else 0.0
+        time.sleep(max(took, LEAST_SECONDS) if took else LOOK_SECONDS)
+
+
+def handler(live: LivePage) -> type[BaseHTTPRequestHandler]:
+    """Answers requests for the page, and no others."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def _answer(self, *, with_body: bool) -> None:
+            text, version = live.text, live.version
+            host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            code, body, kind = 200, text, "text/html; charset=utf-8"
+            if host not in HOSTS or self.path.partition("?")[0] != "/":
+                code, body, kind = 404, b"only the page / is served\n", "text/plain; charset=utf-8"
+            self.send_response(code)
+            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+            headers |= {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+            for name, value in (headers | ({"ETag": f'"{version}"'} if code == 200 else {})).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *values: object) -> None:
+            """Requests are not logged: the page asks every two seconds."""
+
+    return Handler

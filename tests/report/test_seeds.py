@@ -1,0 +1,78 @@
+"""Runs that differ by their seed alone: grouped, and their mean and spread those of a plain loop."""
+
+import html
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from emergence_train.recorder import tables
+from emergence_train.report.collect import collect
+from emergence_train.report.seeds import best, grouped, over_seeds, sections, spread
+from emergence_train.run_differences import seed_groups
+from report.test_page import write_run
+
+QUANTILE = {2: 4.302653, 3: 3.182446}  # Student's t, 97.5%, by degrees of freedom: a printed table
+
+
+def with_config(run, lr, seed):
+    tree = {"name": run.name, "training": {"schedule": {"lr": lr}}, "seed": seed, "data": {"path": f"d{seed}"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("seeds")
+    kinds = [(0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1)]
+    return [
+        with_config(write_run(root, f"lr{lr}-{seed}", positions=8, seed=seed, until=40), lr, seed) for lr, seed in kinds
+    ]
+
+
+def test_seeds_alone_make_a_group(runs, tmp_path):
+    bare = [write_run(tmp_path, name, positions=4, until=10) for name in ("bare", "bare2")]
+    assert seed_groups(runs + bare) == [[0, 1, 2], [3], [4], [5]]
+    data = collect(runs)
+    groups = grouped(data.runs)
+    assert {name: [run.name for run in members] for name, members in groups.items()} == {
+        "lr = 0.1": ["lr0.1-1", "lr0.1-2", "lr0.1-3"],
+        "lr = 0.2": ["lr0.2-1"],
+    }
+
+
+def test_mean_and_spread_are_those_of_a_loop(runs):
+    data = collect(runs)
+    losses = []
+    for run in runs[:3]:
+        frame = tables.mean_loss(tables.read(tables.POSITIONS, run))
+        losses.append(float(frame[(frame["split"] == "iid") & (frame["step"] == 40)]["loss"].iloc[0]))
+    mean = sum(losses) / 3
+    deviation = (sum((loss - mean) ** 2 for loss in losses) / 2) ** 0.5
+    reach = QUANTILE[2] * deviation / 3**0.5
+    text = f"{mean:.3f} [{mean - reach:.3f}, {mean + reach:.3f}]"
+    ((_, _, body),) = sections(data)
+    assert f'<th scope="row">lr = 0.1</th><td>3</td><td>{text}</td><td>{deviation:.4f}</td>' in body
+    assert text in best(data.runs) and f"SD of {deviation:.4f}" in best(data.runs)
+    assert "lr = 0.1, 3 seeds" in html.unescape(re.sub("<[^>]*>", " ", body))
+
+
+def test_spread_of_four_and_of_none():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    reach = QUANTILE[3] * (5 / 3) ** 0.5 / 2
+    assert spread(values) == [f"2.500 [{2.5 - reach:.3f}, {2.5 + reach:.3f}]", f"{(5 / 3) ** 0.5:.4f}"]
+    assert spread(values[:1]) == ["1.000", "–"] and spread(values[:0]) == ["–", "–"]
+
+
+def test_only_common_tokens_count():
+    one = pd.DataFrame({"tokens": [1, 2, 3], "loss": [4.0, 3.0, 2.0]})
+    other = pd.DataFrame({"tokens": [2, 3, 4], "loss": [5.0, np.nan, 1.0]})
+    rows = over_seeds([one, other])
+    assert rows.to_dict("list") == {"tokens": [2], "mean": [4.0], "low": [3.0], "high": [5.0]}
+
+
+def test_without_two_seeds_there_is_no_section(runs):
+    data = collect(runs[2:])
+    assert sections(data) == [] and best(data.runs) == ""

@@ -1,0 +1,96 @@
+"""The served page: that alone, to this machine alone, up to date; errors that name the remedy."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from http.server import ThreadingHTTPServer
+
+import pytest
+
+from emergence_train.errors import InputError
+from emergence_train.report.serve import ADDRESS, LivePage, handler, serve, stamps
+from report.test_page import write_run
+
+
+@pytest.fixture
+def served(tmp_path):
+    live = LivePage([write_run(tmp_path, "run", positions=4, until=20)], None, lambda line: None)
+    assert live.update()
+    server = ThreadingHTTPServer((ADDRESS, 0), handler(live))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield live, server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def ask(port, method="GET", path="/", host="127.0.0.1"):
+    connection = http.client.HTTPConnection(ADDRESS, port, timeout=20)
+    connection.putrequest(method, path, skip_host=True)
+    connection.putheader("Host", host)
+    connection.endheaders()
+    answer = connection.getresponse()
+    return answer.status, answer.getheaders(), answer.read()
+
+
+def test_only_the_page_is_served(served):
+    live, port = served
+    status, headers, body = ask(port, host=f"localhost:{port}")
+    assert status == 200 and body == live.text and ("ETag", f'"{live.version}"') in headers
+    assert any(name == "Content-Security-Policy" and "default-src 'none'" in value for name, value in headers)
+    assert ask(port, "HEAD")[0::2] == (200, b"")
+    for path in ("/config.yaml", "/metrics.jsonl", "/../metrics.jsonl", "//etc/passwd", "/report.html"):
+        assert ask(port, path=path)[0] == 404
+    assert ask(port, host="elsewhere.example")[0] == 404 and ask(port, host="")[0] == 404
+    assert ask(port, "POST")[0] == 501
+
+
+def test_the_page_follows_the_files(tmp_path):
+    lines = []
+    live = LivePage([tmp_path / "run"], None, lines.append)
+    assert live.update() and b"no such file" in live.text and b'id="waiting"' in live.text
+    run = write_run(tmp_path, "run", positions=4, until=20)
+    assert live.update() and b'id="position"' in live.text and not live.update()
+    first = live.version
+    assert f'data-version="{first}"'.encode() in live.text
+    row = {"kind": "train", "step": 21, "tokens": 21000, "lr": 0.1, "loss": 3.0, "tokens_per_second": 1.0}
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert live.update() and live.version != first
+    kept = live.text
+    (run / "metrics.jsonl").write_text("{broken\n{broken\n")
+    assert not live.update() and live.text == kept and len(lines) == 2 and "no new page" in lines[-1]
+
+
+def test_a_touched_file_with_the_same_content_is_no_new_page(tmp_path):
+    run = write_run(tmp_path, "run", positions=4, until=20)
+    live = LivePage([run], None, print)
+    assert live.update()
+    os.utime(run / "metrics.jsonl", ns=(1, 1))
+    assert next(iter(stamps([run])))[1] == 1 and not live.update()
+
+
+def test_a_port_in_use_names_the_remedy(served, tmp_path):
+    _, port = served
+    with pytest.raises(InputError, match=f"--serve {port}: the port is in use; give another, or 0"):
+        serve([tmp_path], port, None, print)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_with_0(tmp_path):
+    """As a user has it: the command in a process of its own."""
+    run = write_run(tmp_path, "run", positions=4, until=20)
+    command = [sys.executable, "-m", "emergence_train", "report", str(run), "--serve", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline()).group(1))
+        assert ask(port)[0] == 200
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+        assert process.returncode == 0 and rest == "no longer served\n"
+    finally:
+        process.kill()
