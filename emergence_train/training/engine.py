@@ -118,7 +118,7 @@ def _own_partitions(over: Group) -> Slices:
     def own(parameter: Any) -> Slice:
         held = parameter.ds_tensor
         parameter.ds_secondary_tensor = (
-            None  # hpZ's copy, of what was in memory before: the first gathering makes it anew
+            None  # hpZ's copy of what is overwritten here; the first gathering makes it anew
         )
         start = min(over.rank * held.numel(), parameter.ds_numel)
         return Slice(parameter.ds_shape, start, held[: min(held.numel(), parameter.ds_numel - start)])
