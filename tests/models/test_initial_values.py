@@ -34,7 +34,7 @@ def test_slices_are_those_of_the_whole(size, monkeypatch):
             assert drawn(shape, start, stop).equal(whole[start:stop]), (start, stop)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_partitions_of_zero_3_make_up_the_whole(ranks):
     """At real sizes, in bf16, padded as DeepSpeed pads."""
     shape = torch.Size([1025, 4099])
