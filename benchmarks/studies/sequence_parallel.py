@@ -2,8 +2,9 @@
 
     python benchmarks/studies/sequence_parallel.py [--out benchmarks/results/cpu/sequence_parallel.json]
 
-A small model in float32: documents masked, positions weighted, softcap, sinks and ALiBi, eight query heads and two key heads. Differences are relative, the largest over 12 steps (over all positions, splits
-and tables), against one process. Of two layouts without shared sequences too: what another order of sums does by itself.
+A small model in float32: documents masked, positions weighted, softcap, sinks and ALiBi, eight query heads and two key heads.
+Differences are relative, the largest over 12 steps (over all positions, splits and tables), against one process. Of layouts
+without shared sequences too: what another order of sums does by itself.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 checkpoints/step-XXXXXXXXXX/
   shard-00000-of-00002.safetensors   rank 0 of 2: pieces of the fp32 weights and of the optimizer's moments
   state.json                         step, shapes of the parameters, number of updates, state of the training loop
+  pieces.index                       which shard holds which pieces, so that a reader opens those that it needs
   manifest.json                      size and SHA-256 of the files above; without it, or where it does not match, there
                                      is no checkpoint
 
@@ -21,7 +22,6 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from emergence_train import files
+from emergence_train.checkpoint.pieces import INDEX, Held, Index, Span
 from emergence_train.errors import InputError, RunError
 from emergence_train.recorder.layout import step_name, step_of
 
@@ -213,6 +214,11 @@ def _pieces(head: bytes, tensors: dict[str, Tensor]) -> Iterator[bytearray | mem
     yield gathered
 
 
+def write_index(path: Path, held: dict[str, Held]) -> dict:
+    """Write and fsync the index of shards; return its entry in the manifest."""
+    return write_tensors(path / INDEX, *Index.of(held).content())
+
+
 def write_manifest(path: Path, step: int, entries: list[dict]) -> None:
     files.write_json(path / MANIFEST, {"format": FORMAT, "step": step, "files": entries})
 
@@ -258,49 +264,51 @@ def read_state(path: Path) -> dict:
     return content
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Elements [begin, end) of a flattened parameter: the tensor `key` of a shard."""
-
-    begin: int
-    end: int
-    file: Any
-    key: str
-
-
 class Shards:
-    """The pieces of a verified checkpoint by parameter, for any layout they were written in."""
+    """The pieces of a verified checkpoint by parameter, for any layout they were written in.
+
+    Files are opened when they are read: by the index those that hold what is asked for, without one all of them at once.
+    """
 
     def __init__(self, path: Path, only: Path | None = None) -> None:
         """`only`: a file that holds all that will be read, in the place of every shard."""
-        self.path = path
-        names = sorted(entry["file"] for entry in manifest(path) if entry["file"].endswith(".safetensors"))
-        self.places: dict[tuple[str, str], list[Piece]] = {}  # by kind and parameter
-        self.others: dict[str, list[Any]] = {}  # the files that hold a key that is no piece
-        for place in [only] if only else [path / name for name in names]:
+        self.path, self.only = path, only
+        self.opened: dict[str, Any] = {}
+        names = [entry["file"] for entry in manifest(path)]
+        shards = sorted(name for name in names if name.endswith(".safetensors"))
+        if only is None and INDEX in names:
             try:
-                self._open(place)
-            except (OSError, SafetensorError, ValueError) as error:
-                raise InputError(f"{place}: cannot be read ({error})") from None
-        for pieces in self.places.values():
-            pieces.sort(key=lambda piece: (piece.begin, piece.end))
+                self.index = Index.read(path / INDEX, shards)
+            except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+                raise InputError(f"{path / INDEX}: cannot be read ({error})") from None
+        else:
+            self.index = Index.of({name: self._held(name) for name in ([only.name] if only else shards)})
 
-    def _open(self, place: Path) -> None:
-        file = safe_open(place, "pt")
+    def _open(self, name: str) -> Any:
+        """The file `name`, opened once."""
+        if name not in self.opened:
+            place = self.only or self.path / name
+            try:
+                self.opened[name] = safe_open(place, "pt")
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{place}: cannot be read ({error})") from None
+        return self.opened[name]
+
+    def _held(self, name: str) -> Held:
+        """What a file holds, by its header."""
+        file, held = self._open(name), []
         for key in file.keys():  # noqa: SIM118 - not a dict
-            kind, _, rest = key.partition("|")
-            start, _, parameter = rest.partition("|")
-            if not parameter:
-                self.others.setdefault(key, []).append(file)
-                continue
             part, shape = file.get_slice(key), file.get_slice(key).get_shape()
-            if not start.isdecimal() or len(shape) != 1 or not part.get_dtype().startswith(("F", "BF")):
-                raise ValueError(f"{key!r} is no piece of a parameter")
-            self.places.setdefault((kind, parameter), []).append(Piece(int(start), int(start) + shape[0], file, key))
+            start, _, parameter = key.partition("|")[2].partition("|")
+            if parameter and not (start.isdecimal() and len(shape) == 1 and part.get_dtype().startswith(("F", "BF"))):
+                place = self.only or self.path / name
+                raise InputError(f"{place}: cannot be read ({key!r} is no piece of a parameter)")
+            held.append((key, math.prod(shape)))
+        return held
 
     @property
     def kinds(self) -> list[str]:
-        return sorted({kind for kind, _ in self.places})
+        return self.index.kinds
 
     def read(self, kind: str, parameter: str, start: int, count: int) -> Tensor:
         """Elements [start, start + count) of a flattened parameter's `kind`, float32 on the CPU.
@@ -313,27 +321,35 @@ class Shards:
                 f"{self.path}: holds {held} of {count} elements of {kind} of {parameter}; it was saved by another model"
             )
         out = torch.empty(count)
-        for piece, a, b in covering:
-            out[a - start : b - start] = piece.file.get_slice(piece.key)[a - piece.begin : b - piece.begin]
+        for span, a, b in covering:
+            try:
+                part = self._open(span.file).get_slice(f"{kind}|{span.begin}|{parameter}")
+                if part.get_shape() != [span.end - span.begin]:
+                    raise ValueError(f"{part.get_shape()} elements")
+                out[a - start : b - start] = part[a - span.begin : b - span.begin]
+            except (SafetensorError, ValueError) as error:
+                raise InputError(
+                    f"{self.path / span.file}: does not hold what {INDEX} says of {kind} of {parameter} ({error})"
+                ) from None
         return out
 
     def holds(self, kind: str, parameter: str, start: int, count: int) -> bool:
         """Whether `read` can give these elements."""
         return sum(end - begin for _, begin, end in self._covering(kind, parameter, start, count)) == count
 
-    def _covering(self, kind: str, parameter: str, start: int, count: int) -> list[tuple[Piece, int, int]]:
+    def _covering(self, kind: str, parameter: str, start: int, count: int) -> list[tuple[Span, int, int]]:
         """Pieces, and the elements [begin, end) that each gives of [start, start + count): from `start` on, without a gap."""
         covering, done = [], start
-        for piece in self.places.get((kind, parameter), ()):
-            end = min(start + count, piece.end)
-            if piece.begin <= done < end:
-                covering.append((piece, done, end))
+        for span in self.index.spans(kind, parameter, start, start + count):
+            end = min(start + count, span.end)
+            if span.begin <= done < end:
+                covering.append((span, done, end))
                 done = end
         return covering
 
-    def each(self, key: str) -> list[Tensor]:
-        """The tensor `key` of every rank that has one, in the order of ranks."""
-        return [file.get_tensor(key) for file in self.others.get(key, ())]
+    def each(self, key: str, of: str | None = None) -> list[Tensor]:
+        """The tensor `key` of every file that has one, in the order of ranks; or of the file `of` alone."""
+        return [self._open(name).get_tensor(key) for name in self.index.others.get(key, ()) if of in (None, name)]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

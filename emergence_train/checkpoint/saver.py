@@ -28,10 +28,11 @@ from emergence_train.checkpoint import retention
 from emergence_train.checkpoint.engine_state import EngineState
 from emergence_train.checkpoint.format import POINTER, STATE, complete, step_name, step_of
 from emergence_train.checkpoint.local_copies import LocalCopies
+from emergence_train.checkpoint.pieces import Held
 from emergence_train.config import Checkpoints
 from emergence_train.errors import InputError, RunError
 from emergence_train.parallel.mesh import Mesh
-from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0, on_every_rank
+from emergence_train.parallel.ranks import all_gather_objects, broadcast_from_rank0, gather_on_rank0, on_every_rank
 
 POSITIONS = "positions"  # loss sums since the last table, of each rank
 SPARE = 1 << 20  # bytes that must stay free on the disk
@@ -106,8 +107,10 @@ class Saver:
                 problem = next((reported for reported, _ in outcomes if reported), None)
                 entries = [entry for _, entry in outcomes if entry is not None]
             if problem is None:
+                held = gather_on_rank0([(name, tensor.numel()) for name, tensor in tensors.items()], self.group)
+                by_file = {entry["file"]: keys for entry, keys in zip(entries, held)}
                 problem = broadcast_from_rank0(
-                    lambda: _problem(lambda: commit(temporary, final, step, entries, content)), self.group
+                    lambda: _problem(lambda: commit(temporary, final, step, entries, content, by_file)), self.group
                 )
             if problem is None:
                 self.durable = step
@@ -166,13 +169,17 @@ def _prepare(temporary: Path, needed: int) -> None:
     temporary.mkdir()
 
 
-def commit(temporary: Path, final: Path, step: int, entries: list[dict], content: dict) -> None:
+def commit(
+    temporary: Path, final: Path, step: int, entries: list[dict], content: dict, held: dict[str, Held] | None = None
+) -> None:
     """Make `temporary`, with the shards `entries` and the state `content`, the checkpoint `final`.
 
+    An index says what the shards hold, where `held` does: the keys and sizes of each by its file.
     The manifest, with which all names beside it are on the disk, then the directory's own name, then the pointer.
     """
+    index = [checkpoints.write_index(temporary, held)] if held else []
     files.write_json(temporary / STATE, content)
-    checkpoints.write_manifest(temporary, step, [*entries, files.describe(temporary, temporary / STATE)])
+    checkpoints.write_manifest(temporary, step, [*entries, *index, files.describe(temporary, temporary / STATE)])
     replaced = [_hide(final)] if final.exists() else []
     temporary.rename(final)
     try:
@@ -282,11 +289,12 @@ def _restore(path: Path, own: Path | None, state: EngineState) -> tuple[dict, to
         raise InputError(f"{path}: holds a model of another shape; choose another name for this run")
     shards = checkpoints.Shards(path, own)
     state.load(shards, content["updates"])
-    sums = shards.each(POSITIONS)
     if own is None and content["world_size"] == world.size:
-        sums = sums[world.rank : world.rank + 1]
+        sums = shards.each(POSITIONS, checkpoints.shard_name(world.rank, world.size))
     elif own is None and world.rank != 0:
         sums = []  # redistributed: only their sum matters
+    else:
+        sums = shards.each(POSITIONS)
     return content, torch.stack(sums).sum(0) if sums else None
 
 

@@ -4,7 +4,6 @@ Shapes: B sequences, T tokens, D width, H query heads, K key/value heads, d head
 Residual stream and block output are passed separately, so that one kernel adds the two and normalises the sum.
 """
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
@@ -26,7 +25,8 @@ from emergence_kernels import (
 )
 from emergence_kernels.attention.reference import dense_attention
 from emergence_train.models.decoder_config import DecoderConfig, exchanged_kv_heads
-from emergence_train.models.language_model import Gathered, LanguageModel, draw_weights
+from emergence_train.models.initial_values import Slices, draw_weights, whole
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.recompute import linear_of
 from emergence_train.models.sequence_parallel import SequenceGroup, own_heads, to_heads, to_tokens
 
@@ -292,14 +292,14 @@ class Decoder(LanguageModel):
             return self.head(x)
         return self.head(x, targets_BT, weights=weights, z_loss=z_loss)
 
-    def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
+    def init_weights(self, seed: int, own: Slices = whole) -> None:
         """Normal(0, 0.02); matrices that write to the residual stream smaller by sqrt(2 x layers) (GPT-2); norms 1, sinks 0."""
         residual_std = INITIAL_STD / (2 * self.config.layers) ** 0.5
 
         def std(name: str) -> float:
             return residual_std if name.endswith(("attention.out.weight", "swiglu.down.weight")) else INITIAL_STD
 
-        draw_weights(self, std, seed, gathered, lambda name: 0.0 if name.endswith("attention.sinks") else 1.0)
+        draw_weights(self, std, seed, own, lambda name: 0.0 if name.endswith("attention.sinks") else 1.0)
 
     def compiled_parts(self) -> nn.ModuleList:
         return self.blocks

@@ -5,7 +5,6 @@ Branches and documents become sequences of their own, so that any attention of t
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from emergence_kernels import PositionLoss, PositionSums
 from emergence_train.models.hf_config import HFConfig, causal_model
-from emergence_train.models.language_model import IGNORED, Gathered, LanguageModel
+from emergence_train.models.initial_values import Slices, whole
+from emergence_train.models.language_model import IGNORED, LanguageModel
 
 MOST_LOGITS = 1 << 28  # elements computed at once: 1 GiB in float32
 
@@ -45,7 +45,7 @@ class HFModel(LanguageModel):
             return self._logits(tokens_BT, sequences)
         return self._loss(tokens_BT, targets_BT, sequences, weights, z_loss)
 
-    def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
+    def init_weights(self, seed: int, own: Slices = whole) -> None:
         """Not possible: each architecture draws by rules of its own."""
         raise NotImplementedError("models of kind hf are imported with their weights")
 

@@ -1,21 +1,14 @@
 """Base class of the models: the forward pass that training and evaluation call, and initial weights."""
 
-import contextlib
-import hashlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from emergence_kernels import PositionLoss
-
-Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]  # makes a partitioned parameter whole in its block
+from emergence_train.models.initial_values import Slices, whole
 
 IGNORED = -100  # a target that does not count
-DRAWN_AT_ONCE = 8  # parameters; a draw is serial, 1.2B numbers in 10 s
 
 
 class LanguageModel(nn.Module):
@@ -50,8 +43,8 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
-    def init_weights(self, seed: int, gathered: Gathered = contextlib.nullcontext) -> None:
-        """Set every weight from `seed`, alike for any world size and ZeRO stage; draw_weights does that."""
+    def init_weights(self, seed: int, own: Slices = whole) -> None:
+        """Set what `own` has of every weight from `seed`, alike for any world size and ZeRO stage; draw_weights does that."""
         raise NotImplementedError
 
     def compiled_parts(self) -> Iterable[nn.Module]:
@@ -61,33 +54,3 @@ class LanguageModel(nn.Module):
     def new_cache(self) -> Any:
         """An empty `cache` for forward, which generation fills."""
         raise NotImplementedError
-
-
-def draw_weights(
-    model: nn.Module,
-    std: Callable[[str], float],
-    seed: int,
-    gathered: Gathered = contextlib.nullcontext,
-    constant: Callable[[str], float] = lambda name: 1.0,
-) -> None:
-    """Set matrices to Normal(0, std(name)) and vectors to constant(name), 1 being for norms.
-
-    Each parameter has a generator of its own, seeded by (seed, name): its values depend on nothing else, so several are drawn at
-    once, except where `gathered` communicates: every rank must enter it in the same order.
-    """
-
-    @torch.no_grad()
-    def draw(name: str, parameter: nn.Parameter) -> None:
-        with gathered(parameter):
-            if parameter.numel() == 0:
-                return  # a partitioned parameter is whole on rank 0 only, which writes it for all
-            if parameter.ndim < 2:
-                parameter.fill_(constant(name))
-                return
-            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-            parameter.copy_(torch.empty(parameter.shape).normal_(std=std(name), generator=generator))
-
-    with ThreadPoolExecutor(DRAWN_AT_ONCE if gathered is contextlib.nullcontext else 1) as pool:
-        for _ in pool.map(draw, *zip(*model.named_parameters(), strict=True)):
-            pass

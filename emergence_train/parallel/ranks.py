@@ -319,3 +319,12 @@ def all_gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list
     if len(values) > 1:
         dist.all_gather_object(values, value, group=group)
     return values
+
+
+def gather_on_rank0(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Gather each rank's `value`, in the order of ranks, on rank 0 of the world; elsewhere an empty list. `group` as above."""
+    if dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, dst=0, group=group)
+    return values or []

@@ -7,10 +7,10 @@ import torch
 
 from emergence_train.config import Faults, Training, Zero
 from emergence_train.models.config import ModelConfig
-from emergence_train.models.language_model import Gathered
+from emergence_train.models.initial_values import Slice, Slices, whole
 from emergence_train.models.memory import bucket_elements
 from emergence_train.models.registry import build_model
-from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.mesh import Group, Mesh
 from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
 from emergence_train.training import fp8, main_gradients, whole_matrices
 from emergence_train.training.micro_batch import own_stream
@@ -84,7 +84,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
         model = build_model(model_config)
     if training.linears == "fp8":
         fp8.install(model, is_rank0=mesh.is_rank0)
-    model.init_weights(seed, _gatherer(deepspeed) if third else contextlib.nullcontext)
+    model.init_weights(seed, _own_partitions(mesh.gradients) if third else whole)
     model.activation_checkpointing = training.activation_checkpointing
     if training.compile:
         for part in model.compiled_parts():
@@ -112,5 +112,15 @@ def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     return wanted and main_gradients_possible(training, mesh)
 
 
-def _gatherer(deepspeed: Any) -> Gathered:
-    return lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+def _own_partitions(over: Group) -> Slices:
+    """At stage 3 a parameter is split into equal partitions, one per rank, the last one padded."""
+
+    def own(parameter: Any) -> Slice:
+        held = parameter.ds_tensor
+        parameter.ds_secondary_tensor = (
+            None  # hpZ's copy of what is overwritten here; the first gathering makes it anew
+        )
+        start = min(over.rank * held.numel(), parameter.ds_numel)
+        return Slice(parameter.ds_shape, start, held[: min(held.numel(), parameter.ds_numel - start)])
+
+    return own

@@ -90,10 +90,8 @@ def test_what_its_own_shard_lacks_is_read_from_all(tmp_path, monkeypatch):
     monkeypatch.setattr(saver, "broadcast_from_rank0", lambda make: make())
     monkeypatch.setattr(saver.checkpoints, "shard_name", lambda rank, size: shard_name(rank, 2))
     mesh, opened = data_parallel(0, 1, 0, torch.device("cpu")), []
-    plain = checkpoints.Shards._open
-    monkeypatch.setattr(
-        checkpoints.Shards, "_open", lambda self, place: opened.append(place.name) or plain(self, place)
-    )
+    plain = checkpoints.Shards._held
+    monkeypatch.setattr(checkpoints.Shards, "_held", lambda self, name: opened.append(name) or plain(self, name))
     for part, shards, expected in (((0, 2), [0, 0], [0, 1]), ((1, 2), [0, 0, 1], [1, 2])):
         opened.clear()
         saver.load_newest(SimpleNamespace(part=part), tmp_path, mesh, print)

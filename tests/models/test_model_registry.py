@@ -1,6 +1,5 @@
 """Models by kind: adding one is a file with its section and its module, and a line. This is such a file: a model, no decoder."""
 
-import contextlib
 import hashlib
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from emergence_train.evaluation.offline import evaluate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.decoder import Decoder
-from emergence_train.models.language_model import LanguageModel, draw_weights
+from emergence_train.models.initial_values import Slice, draw_weights, whole
+from emergence_train.models.language_model import LanguageModel
 from emergence_train.models.registry import MODELS, ModelKind, build_model
 from emergence_train.parallel.ranks import start
 from emergence_train.training.run import train
@@ -60,8 +60,8 @@ class Bigram(LanguageModel):
             return self.head(x) if cache is None else self.head(x[:, -1:])[:, 0]
         return self.head(x, targets, weights=weights, z_loss=z_loss)
 
-    def init_weights(self, seed, gathered=contextlib.nullcontext):
-        draw_weights(self, lambda name: 0.3 if name == "mix.weight" else 0.05, seed, gathered)
+    def init_weights(self, seed, own=whole):
+        draw_weights(self, lambda name: 0.3 if name == "mix.weight" else 0.05, seed, own)
 
     def new_cache(self):
         return "none is needed"
@@ -135,8 +135,9 @@ def test_a_model_is_drawn_once_and_each_weight_by_itself(bigram, monkeypatch):
         for name in ("uniform_", "normal_"):
             patch.setattr(torch.Tensor, name, lambda *of, **options: pytest.fail("drawn by PyTorch first"))
         models = [build_model(BigramConfig(vocab_size=64)) for _ in range(2)]
-    models[0].init_weights(3)  # parameters at once
-    models[1].init_weights(3, lambda parameter: contextlib.nullcontext())  # in order
+    models[0].init_weights(3)
+    for begin, end in ((0, 17), (17, None)):  # in two parts
+        models[1].init_weights(3, lambda p, b=begin, e=end: Slice(p.shape, b, p.detach().view(-1)[b:e]))
     for (name, weight), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert torch.equal(weight, other), name
     expected = torch.empty(24, 24).normal_(std=0.3, generator=torch.Generator().manual_seed(key("3/mix.weight")))

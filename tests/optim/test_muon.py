@@ -168,7 +168,8 @@ def test_a_resumed_run_is_the_whole_one(config_file, tmp_path):
     whole, parts = ([row["loss"] for row in metrics(tmp_path / "runs" / name)] for name in ("whole", "parts"))
     assert whole == parts and len(whole) == 8
     shards = Shards(newest(tmp_path / "runs" / "whole", None))
-    kinds = {name: {kind for kind, other in shards.places if other == name} for _, name in shards.places}
+    held = [name.split("|") for name in shards.index.names]
+    kinds = {name: {kind for kind, other in held if other == name} for _, name in held}
     matrix = {"weights", "momentum_buffer"}
     assert kinds["blocks.0.swiglu.down.weight"] == matrix and kinds["blocks.1.attention.qkv.weight"] == matrix
     assert kinds["head.weight"] == kinds["norm.weight"] == {"weights", "exp_avg", "exp_avg_sq"}
