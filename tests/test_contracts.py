@@ -14,7 +14,7 @@ from emergence_train.section import Section
 COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
-    "config": "config overrides",
+    "config": "config overrides --gpus --gpu",
     "plan": "config overrides --gpus --gpu",
     "ladder": "file --slurm --status --jobs",
     "grok": "config --out --jobs --pdf",
@@ -58,7 +58,7 @@ KEYS = {
     "local_path",
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
     "logging": "console_seconds wandb wandb_project tensorboard",
-    "logging.wandb": "mode project entity group tags notes job_type system",
+    "logging.wandb": "mode project entity group tags notes job_type system checkpoints",
     "samples": "prompts tokens temperature seed",
     "tasks": "task name items file shots seed include_path",
     "imported": "format sources tokens_per_step",
