@@ -39,6 +39,7 @@ VOLATILE = (
     "training.activation_checkpointing",
     "training.deterministic",
     "training.threads",
+    "training.profile",
     "training.zero_stage",
     "checkpoints.save_state",
     "checkpoints.keep_last",
