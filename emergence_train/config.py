@@ -159,6 +159,26 @@ class PositionWeights(Section):
     )
 
 
+class Zero(Section):
+    """Options of DeepSpeed's ZeRO, by its names; when each pays is in docs/how-to/cluster.md."""
+
+    hpz_partition_size: int = Field(
+        default=1,
+        ge=1,
+        description="at stage 3: ranks, those of a node, over which a second copy of the weights is partitioned, so that the "
+        "backward pass gathers them there",
+    )
+    quantized_weights: bool = Field(
+        default=False, description="at stage 3 on GPUs: weights are gathered as int8, which loses bits of them"
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        default="none", description="from stage 1 on: optimizer state in the host's memory, updated there"
+    )
+    offload_param: Literal["none", "cpu"] = Field(
+        default="none", description="at stage 3: a rank's weights in the host's memory between their uses"
+    )
+
+
 def _micro_batch(value: Any) -> Any:
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or value % 1):
         raise ValueError("give a whole number from 1 on, or auto")
@@ -207,7 +227,14 @@ class Training(Section):
         description="operands of the blocks' linear layers in training: as precision has them (bf16), or rounded to fp8 in the "
         "forward pass and the input gradient, which pays from width 2048 on an H100; emulated where a device has no fp8",
     )
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="neighbouring ranks that share each sequence: activations of a rank are of its part, and the batch may be "
+        "smaller than the number of ranks; for sequences too long for one GPU",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage; 0 with fp32 only")
+    zero: Zero = Field(default=Zero(), description="options of ZeRO")
     schedule: Schedule = Field(description="learning rate over tokens")
     optimizer: OptimizerSection = Field(default=AdamW(), description="the optimizer, by its kind")
     position_weights: PositionWeights = Field(default=PositionWeights(), description="weights of the loss by position")
@@ -360,6 +387,9 @@ class Config(Section):
                 f"training.linears fp8 with precision {training.precision}: activations are bf16 there; set precision bf16, or "
                 f"linears bf16"
             )
+        _check_zero(training)
+        if training.sequence_parallel > 1:
+            _check_split(training, sequence, self.model)
         if training.micro_batch != "auto" and training.batch % training.micro_batch:
             raise ValueError(
                 f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch}; change one"
@@ -394,6 +424,45 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _check_zero(training: Training) -> None:
+    """Raise ValueError for options of ZeRO that its stage or the optimizer does not have."""
+    zero, stage = training.zero, training.zero_stage
+    of_stage_3 = {
+        "hpz_partition_size": zero.hpz_partition_size > 1,
+        "quantized_weights": zero.quantized_weights,
+        "offload_param": zero.offload_param != "none",
+    }
+    for key, wanted in of_stage_3.items():
+        if wanted and stage != 3:
+            raise ValueError(
+                f"training.zero.{key} is of stage 3, not {stage}; set training.zero_stage=3, or leave it out"
+            )
+    if zero.offload_optimizer != "none" and stage < 2:
+        raise ValueError(
+            f"training.zero.offload_optimizer is of stages 2 and 3, not {stage}; set training.zero_stage=2, or leave it out"
+        )
+    if zero.offload_param != "none" and zero.offload_optimizer == "none":
+        raise ValueError(
+            "training.zero.offload_param without the optimizer's state, which is larger; set offload_optimizer too"
+        )
+    if zero.offload_optimizer != "none" and training.optimizer.kind != "adamw":
+        raise ValueError(
+            f"training.zero.offload_optimizer with optimizer.kind {training.optimizer.kind}, which exchanges matrices on the "
+            f"GPU; leave it out"
+        )
+
+
+def _check_split(training: Training, sequence: int, model: DecoderConfig) -> None:
+    """Raise ValueError where ranks cannot share a sequence."""
+    key = f"training.sequence_parallel {training.sequence_parallel}"
+    if sequence % training.sequence_parallel:
+        raise ValueError(f"{key}: data.sequence {sequence} is not a multiple of it; choose a divisor")
+    if reason := model.unsplit_reason(training.sequence_parallel):
+        raise ValueError(f"{key}: {reason}")
+    if training.compile:
+        raise ValueError(f"{key}: compiled blocks do not exchange heads; set training.compile false")
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -177,6 +177,36 @@ CONFIG = [
         "training.linears=fp8",
         "training.linears=fp8 training.precision=bf16",
     ),
+    config(
+        "data.sequence {} is not a multiple of it; choose a divisor",
+        "training.sequence_parallel=3",
+        "training.sequence_parallel=2",
+    ),
+    config(
+        "training.zero.{} is of stage 3, not {}; set training.zero_stage=3",
+        "training.zero.hpz_partition_size=2",
+        "training.zero.hpz_partition_size=2 training.zero_stage=3",
+    ),
+    config(
+        "is of stages 2 and 3, not {}; set training.zero_stage=2",
+        "training.zero.offload_optimizer=cpu",
+        "training.zero.offload_optimizer=cpu training.zero_stage=2",
+    ),
+    config(
+        "which is larger; set offload_optimizer too",
+        "training.zero_stage=3 training.zero.offload_param=cpu",
+        "training.zero_stage=3 training.zero.offload_param=cpu training.zero.offload_optimizer=cpu",
+    ),
+    config(
+        "which exchanges matrices on the GPU; leave it out",
+        "training.zero_stage=2 training.optimizer.kind=muon training.zero.offload_optimizer=cpu",
+        "training.zero_stage=2 training.optimizer.kind=muon",
+    ),
+    config(
+        "compiled blocks do not exchange heads; set training.compile false",
+        "training.sequence_parallel=2 training.compile=true",
+        "training.sequence_parallel=2 training.compile=false",
+    ),
     config("is not a multiple of micro_batch {}; change one", "training.micro_batch=3", "training.micro_batch=4"),
     config(
         "needs decay_tokens, the length of the final decay; set it",
@@ -228,7 +258,17 @@ def plan(says: str, wrong: str, right: str) -> Row:
 
 
 PLANS = [
-    plan("GPUs; give --gpus {}", "--gpus 3", "--gpus 4"),
+    plan("is not a multiple of {}; give --gpus {}", "--gpus 3", "--gpus 4"),
+    plan(
+        "is not a multiple of {}; give --gpus {}",
+        "--gpus 6 training.sequence_parallel=4 model.heads=4",
+        "--gpus 8 training.sequence_parallel=4 model.heads=4",
+    ),
+    plan(
+        "has no time for an update on the host; plan it with",
+        "--gpus 1 training.zero_stage=2 training.zero.offload_optimizer=cpu",
+        "--gpus 1 training.zero_stage=2 training.zero.offload_optimizer=none training.zero.offload_param=none",
+    ),
     plan(
         "no multiple of micro_batch {}; give training.micro_batch={}, or auto",
         "--gpus 2 training.batch=4 training.micro_batch=4",

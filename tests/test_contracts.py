@@ -50,7 +50,8 @@ KEYS = {
     "model": "kind layers width heads kv_heads ffn vocab_size max_sequence rotary_fraction rotary_base tied norm_eps",
     "model.attention": "softcap sinks bias",
     "training": "tokens batch micro_batch precision linears zero_stage document_mask z_loss compile cuda_graphs "
-    "activation_checkpointing deterministic threads",
+    "activation_checkpointing deterministic threads sequence_parallel",
+    "training.zero": "hpz_partition_size quantized_weights offload_optimizer offload_param",
     "training.schedule": "kind lr warmup_tokens final_ratio decay_tokens decay_shape",
     "training.optimizer": "kind betas eps weight_decay clip",
     "training.position_weights": "head body tail vector",

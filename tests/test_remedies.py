@@ -147,7 +147,11 @@ EXEMPT = (
         "step {}: {}; {}": "its remedy is the row `lower training.schedule.lr`",
         "its state could not be saved; run the same command": "a disk that fails; faults",
         "start each run by itself": "several processes; cluster",
-        "x {} processes; change one of them": "several processes; training/test_run.py",
+        "micro_batch {} x {}; change one of them": "several processes; training/test_run.py",
+        "does not divide {} processes; give the number of a node": OTHER_TESTS + "training/test_zero_options.py",
+        "DeepSpeed quantises on GPUs only; set it to false": OTHER_TESTS + "training/test_zero_options.py",
+        "does not divide {} processes; change it, or start": OTHER_TESTS
+        + "training/test_sequence_parallel_training.py",
         "is not a multiple of {} processes; change one of them": "several processes; training/test_auto_micro_batch.py",
         "does not hold micro_batch {}; {}": OTHER_TESTS + "training/test_auto_micro_batch.py",
         "micro_batch is auto: the start of a run resolves it": "Python alone",

@@ -13,10 +13,7 @@ first as the tables of the notebook, and trains nothing.
 
 import argparse
 import json
-import os
 import platform
-import resource
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
+from commands import command  # noqa: E402
 from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis import temporal  # noqa: E402
@@ -52,23 +50,6 @@ FRACTION = 0.4
 RESULT = ROOT / "benchmarks" / "results" / "quickstart_seeds.json"
 LAWS = RESULT.with_name("quickstart_laws.json")
 ABLE = 0.6  # accuracy on the planted skill
-
-
-def command(work: Path, *words: str) -> float:
-    """Run emergence-train in `work`; CPU seconds of it and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    with open(work / "log.txt", "a") as log:
-        subprocess.run(
-            [sys.executable, "-m", "emergence_train", *words],
-            cwd=work,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            check=True,
-        )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
 
 
 def train(work: Path, name: str, size: str, seed: int, *words: str) -> Path:

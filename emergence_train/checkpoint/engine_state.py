@@ -115,8 +115,8 @@ class EngineState:
 
     def _own_slice(self, part: Part) -> Part:
         """The slice that this rank saves of a tensor replicated on all ranks."""
-        each = -(-part.count // self.mesh.data.size)
-        start = min(self.mesh.data.rank * each, part.count)
+        each = -(-part.count // self.mesh.gradients.size)
+        start = min(self.mesh.gradients.rank * each, part.count)
         return Part(part.name, start, min(each, part.count - start), part.flat, start)
 
     def _flat(self) -> Iterator[Part]:
@@ -133,7 +133,7 @@ class EngineState:
         optimizer = self.engine.optimizer
         for name, parameter in self.engine.module.named_parameters():
             group, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            start = min(self.mesh.data.rank * count, parameter.ds_numel)
+            start = min(self.mesh.gradients.rank * count, parameter.ds_numel)
             held = min(count, parameter.ds_numel - start)
             yield Part(name, start, held, optimizer.fp32_partitioned_groups_flat[group], offset)
 

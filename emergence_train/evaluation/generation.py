@@ -63,7 +63,9 @@ def generate(
     model.eval()
     generated = torch.zeros(len(prompts), most, dtype=torch.int64, device=mesh.device)  # a token + 1; 0: none
     batches = _batches(prompts)
-    for number in range(mesh.data.rank, -(-len(batches) // mesh.data.size) * mesh.data.size, mesh.data.size):
+    for number in range(
+        mesh.gradients.rank, -(-len(batches) // mesh.gradients.size) * mesh.gradients.size, mesh.gradients.size
+    ):
         each_batch()
         real = number < len(batches)
         rows = batches[number] if real else batches[-1][:1]
@@ -78,12 +80,12 @@ def generate(
                     texts[row].append(token)
                     if finished(texts[row]):
                         going.discard(row)
-            if not all_reduce_sum(torch.tensor([len(going)], device=mesh.device), mesh.data).item():
+            if not all_reduce_sum(torch.tensor([len(going)], device=mesh.device), mesh.gradients).item():
                 break
         for row in rows if real else ():
             generated[row, : len(texts[row])] = torch.tensor(texts[row], device=mesh.device) + 1
     model.train(was_training)
-    return [[token - 1 for token in row if token] for row in all_reduce_sum(generated, mesh.data).tolist()]
+    return [[token - 1 for token in row if token] for row in all_reduce_sum(generated, mesh.gradients).tolist()]
 
 
 def _batches(prompts: list[list[int]]) -> list[list[int]]:

@@ -24,6 +24,8 @@ def validate(
 ) -> dict[str, torch.Tensor] | None:
     """[4, T] sums (count, loss, loss squared, correct) over all ranks for each split.
 
+    Where ranks share sequences, as in training, each has its own positions.
+
     `stopped` is called before each batch and must return the same on all ranks; where it is true, validate returns None. Batches
     are distributed round-robin; a rank without one runs a batch whose targets are all ignored, since under ZeRO-3 every forward
     pass is a collective.
@@ -33,8 +35,10 @@ def validate(
         for segment in dataset.segments()
         for begin in range(segment.begin, segment.end, batch)
     ]
+    own = mesh.own_positions(dataset.sequence)
+    shared = {"group": mesh.sequence} if mesh.sequence.size > 1 else {}
     splits = {
-        split: PositionAccumulator(dataset.sequence, mesh.device)
+        split: PositionAccumulator(dataset.sequence, mesh.device, own)
         for segment in dataset.segments()
         for split in segment.splits
     }
@@ -50,8 +54,8 @@ def validate(
         tokens = torch.from_numpy(windows).to(mesh.device)
         targets = tokens[:, 1:].clone()
         targets[len(chosen) :] = IGNORED
-        sums = model(tokens[:, :-1].contiguous(), targets).positions
+        sums = model(tokens[:, :-1][:, own].contiguous(), targets[:, own].contiguous(), **shared).positions
         for split in segment.splits if len(chosen) else ():
             splits[split].add(sums)
     model.train()
-    return reduced({split: accumulator.take() for split, accumulator in splits.items()}, mesh.data)
+    return reduced({split: accumulator.take() for split, accumulator in splits.items()}, mesh.gradients)

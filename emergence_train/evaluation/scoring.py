@@ -78,11 +78,11 @@ def score(
 ) -> np.ndarray:
     """(R, 2): log-likelihood in nats, and with `greedy` 1 where every token of the continuation is the likeliest, else
     0. `greedy` needs the logits in memory."""
-    batches = _batches(_rows(requests), mesh.data.size)
+    batches = _batches(_rows(requests), mesh.gradients.size)
     scores = torch.zeros(len(requests), 2, dtype=torch.float64, device=mesh.device)
     was_training = model.training
     model.eval()
-    for real, chosen in batches[mesh.data.rank :: mesh.data.size]:
+    for real, chosen in batches[mesh.gradients.rank :: mesh.gradients.size]:
         each_batch()
         tokens, targets, branches = (t.to(mesh.device) for t in _tensors(chosen, requests))
         if not real:
@@ -103,7 +103,7 @@ def score(
             rows, of_request = torch.tensor(held, device=mesh.device).T
             scores[of_request] = sums[rows]
     model.train(was_training)
-    return all_reduce_sum(scores, mesh.data).cpu().numpy()
+    return all_reduce_sum(scores, mesh.gradients).cpu().numpy()
 
 
 def _rows(requests: list[Request]) -> list[Row]:

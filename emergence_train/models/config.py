@@ -58,13 +58,21 @@ class ModelConfig(Section):
         """Features of the hidden states that the output head reads."""
         raise NotImplementedError
 
-    def activations(self, checkpointing: str, size: int, linears: str = "bf16") -> Activations:
-        """Bytes for each token of a micro-batch, with elements of `size` bytes, `training.activation_checkpointing` and
-        `training.linears`."""
+    def activations(self, checkpointing: str, size: int, linears: str = "bf16", sequence_ranks: int = 1) -> Activations:
+        """Bytes for each token of a micro-batch, with elements of `size` bytes, `training.activation_checkpointing`,
+        `training.linears` and `training.sequence_parallel`; of a token on its own rank."""
         raise NotImplementedError
 
     def work(self, sequence: int, checkpointing: str, size: int, linears: str = "bf16") -> Work:
         """For each token of a sequence of `sequence`; the other arguments as those of `activations`."""
+        raise NotImplementedError
+
+    def unsplit_reason(self, ranks: int) -> str | None:
+        """Why a sequence cannot be split over so many ranks, with what to change; None where it can."""
+        return f"model.kind {self.kind} does not split sequences; leave it at 1"
+
+    def exchanged(self, ranks: int) -> int:
+        """Elements of a token that `ranks` sharing a sequence exchange in a forward pass, and again in the backward pass."""
         raise NotImplementedError
 
     @property

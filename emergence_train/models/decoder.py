@@ -25,9 +25,10 @@ from emergence_kernels import (
     swiglu,
 )
 from emergence_kernels.attention.reference import dense_attention
-from emergence_train.models.decoder_config import DecoderConfig
+from emergence_train.models.decoder_config import DecoderConfig, exchanged_kv_heads
 from emergence_train.models.language_model import Gathered, LanguageModel, draw_weights
 from emergence_train.models.recompute import linear_of
+from emergence_train.models.sequence_parallel import SequenceGroup, own_heads, to_heads, to_tokens
 
 INITIAL_STD = 0.02
 
@@ -106,6 +107,7 @@ class Shared(NamedTuple):
     sin: Tensor
     slopes: Tensor | None
     documents: DocumentPlan | None = None
+    group: SequenceGroup | None = None  # that shares the sequences
 
 
 class Attention(nn.Module):
@@ -130,20 +132,27 @@ class Attention(nn.Module):
 
     def forward(self, qkv_BTE: Tensor, shared: Shared) -> Tensor:
         """Of the projection self.qkv(x), which must have no other reader: it is overwritten."""
+        heads, kv_heads, group = self.heads, self.kv_heads, shared.group
+        sinks: Tensor | None = self.sinks
+        if group is not None:
+            qkv_BTE = to_heads(qkv_BTE, heads, kv_heads, group)
+            heads, kv_heads = heads // group.size, exchanged_kv_heads(kv_heads, group.size) // group.size
+            sinks = None if sinks is None else own_heads(sinks, group)
         # Queries and keys are rotated in place (a hook on qkv would see them so).
-        heads = rotary_attention(
+        out_BTHd = rotary_attention(
             qkv_BTE,
             shared.cos,
             shared.sin,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
+            heads=heads,
+            kv_heads=kv_heads,
             document_ids=shared.documents,
             softcap=self.softcap,
-            sinks=self.sinks,
+            sinks=sinks,
             alibi=shared.slopes,
             overwrite=True,
         )
-        return self.out(heads.flatten(2))
+        out = out_BTHd.flatten(2)
+        return self.out(out if group is None else to_tokens(out, group))
 
     def masked(self, x_BTD: Tensor, shared: Shared, seen_B1TT: Tensor, position_BT: Tensor) -> Tensor:
         """forward with an arbitrary mask (query rows, key columns) and positions, by PyTorch's attention."""
@@ -270,13 +279,14 @@ class Decoder(LanguageModel):
         z_loss: float = 0.0,
         cache: Cache | None = None,
         branches_BT: Tensor | None = None,
+        group: SequenceGroup | None = None,
     ) -> PositionLoss | Tensor:
         if cache is not None:
             return self._decode_step(tokens_BT, cache)
         if branches_BT is not None:
             x, residual = self._forward_branches(tokens_BT, branches_BT)
         else:
-            x, residual = self._trunk(tokens_BT, document_ids_BT)
+            x, residual = self._trunk(tokens_BT, document_ids_BT, group)
         x, _ = self.norm(x, residual)
         if targets_BT is None:
             return self.head(x)
@@ -297,9 +307,14 @@ class Decoder(LanguageModel):
     def new_cache(self) -> Cache:
         return Cache()
 
-    def _trunk(self, tokens_BT: Tensor, document_ids_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _trunk(
+        self, tokens_BT: Tensor, document_ids_BT: Tensor | None, group: SequenceGroup | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         x, residual = self.embedding(tokens_BT), None
-        shared = self._shared(tokens_BT.shape[1], tokens_BT.device)
+        shared = self._shared(tokens_BT.shape[1] * (group.size if group else 1), tokens_BT.device)
+        if group is not None:
+            slopes = None if shared.slopes is None else own_heads(shared.slopes, group)
+            shared = shared._replace(slopes=slopes, group=group)
         if document_ids_BT is not None:
             shared = shared._replace(documents=self._plan(document_ids_BT, x.dtype, shared))
         for block in self.blocks:
@@ -318,14 +333,17 @@ class Decoder(LanguageModel):
 
     def _plan(self, document_ids_BT: Tensor, dtype: torch.dtype, shared: Shared) -> DocumentPlan:
         """Computed once for all blocks and both passes."""
-        config = self.config
+        config, group = self.config, shared.group
+        heads = config.heads // (group.size if group else 1)
+        # stands for them: whether there are any is read, and ZeRO-3 has the parameter whole in its own module only
+        sinks = shared.cos.new_zeros(heads) if config.attention.sinks else None
         return document_plan(
             document_ids_BT,
-            heads=config.heads,
+            heads=heads,
             head_dim=config.head_dim,
             dtype=dtype,
             softcap=config.attention.softcap,
-            sinks=cast("Block", self.blocks[0]).attention.sinks,
+            sinks=sinks,
             alibi=shared.slopes,
             adjacent=not self.captured,
         )

@@ -3,12 +3,22 @@
 A file of its own, beside decoder.py, so that a configuration is read without torch.
 """
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from emergence_train.models.config import Activations, ModelConfig, Work
 from emergence_train.section import Section
+
+
+def exchanged_kv_heads(kv_heads: int, ranks: int) -> int:
+    """K', key/value heads that `ranks` sharing a sequence exchange: each so often that every rank has those of its query heads.
+
+    With H query heads a multiple of the ranks S and of K, rank r has heads r H / S to (r + 1) H / S. Each of K' = lcm(K, S) heads
+    serves H / K' of them that follow one another, so rank r needs K' / S that do.
+    """
+    return math.lcm(kv_heads, ranks)
 
 
 class AttentionScores(Section):
@@ -79,6 +89,15 @@ class DecoderConfig(ModelConfig):
     def rotary_dim(self) -> int:
         return round(self.head_dim * self.rotary_fraction)
 
+    def unsplit_reason(self, ranks: int) -> str | None:
+        if self.heads % ranks:
+            return f"model.heads {self.heads} is not a multiple of it; choose a divisor"
+        return None
+
+    def exchanged(self, ranks: int) -> int:
+        """In each block queries, keys, values (exchanged_kv_heads of them) and attention's output."""
+        return self.layers * (2 * self.heads + 2 * exchanged_kv_heads(self.kv_heads, ranks)) * self.head_dim
+
     def non_embedding_parameters(self) -> int:
         attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         swiglu = 3 * self.width * self.ffn
@@ -106,7 +125,7 @@ class DecoderConfig(ModelConfig):
     def hidden(self) -> int:
         return self.width
 
-    def activations(self, checkpointing: str, size: int, linears: str = "bf16") -> Activations:
+    def activations(self, checkpointing: str, size: int, linears: str = "bf16", sequence_ranks: int = 1) -> Activations:
         """Elements that a block keeps of a token: D + D sums of the residual stream, which the norms read again, D + D norms,
         (H + 2 K) d queries, keys and values, D of attention, 2 F of gate and up, F their product; and float32 numbers: 1 of each
         norm, H log-sum-exps of attention. Selective recomputing leaves out the norms and the product; full keeps the input and
@@ -115,13 +134,21 @@ class DecoderConfig(ModelConfig):
         Backward is fullest at the gradient of gate and up (2 F beside that of their product, whose value is gone by then), or at
         attention's: three tensors and a float32 sum for dq, which are joined, in the place of the SwiGLU's activations.
 
+        Where ranks share a sequence, attention's output is kept before and after the exchange (D more), and key/value heads as
+        often as they are exchanged; an exchange has a projection's gradient, what is sent of it and what is received at once.
+
         Linear layers in fp8 keep D + D more: read off two steps measured on an H100, not derived.
         """
         D, F, qkv = self.width, self.ffn, (self.heads + 2 * self.kv_heads) * self.head_dim
         statistics = 4 * (2 + self.heads)
         more = 2 * D if linears == "fp8" else 0
+        if sequence_ranks > 1:
+            qkv += 2 * (exchanged_kv_heads(self.kv_heads, sequence_ranks) - self.kv_heads) * self.head_dim
+            more += D
         block, again = size * (more + 5 * D + qkv + 3 * F) + statistics, size * (2 * D + F)
         at_swiglu, at_attention = size * (2 * D + 2 * F), size * (2 * qkv - 3 * F) + 4 * D
+        if sequence_ranks > 1:
+            at_attention = max(at_attention, size * (3 * qkv - 3 * F))
         backward = max(at_swiglu, at_attention)
         if checkpointing == "full":
             blocks, backward = size * (2 * self.layers - 1) * D, backward + block
@@ -130,7 +157,8 @@ class DecoderConfig(ModelConfig):
         else:
             blocks = self.layers * block
         head = size * 3 * D + 40  # the last sum and norm, the gradient of the latter; statistics of the token
-        return Activations(blocks, head, backward, size * (3 * D + 3 * F))
+        forward = size * max(3 * D + 3 * F, 2 * D + 3 * qkv if sequence_ranks > 1 else 0)
+        return Activations(blocks, head, backward, forward)
 
     def work(self, sequence: int, checkpointing: str, size: int, linears: str = "bf16") -> Work:
         """Elements that the kernels read and write of a token in a block, each once. Forward: 4 D for either norm and its sum

@@ -44,6 +44,9 @@ class LanguageModel(nn.Module):
         `weights`, [T] or [B, T], weigh the loss of positions; `document_ids_BT` keeps attention within a document,
         whose tokens are adjacent.
         `branches_BT`: 0 for a row's prefix, then 1, 2, ... for continuations, which attend to the prefix and themselves.
+
+        A kind whose section lets ranks share sequences (ModelConfig.unsplit_reason) also takes `group`, those ranks: tokens,
+        targets, weights and losses are then of this rank's positions, document ids of all.
         """
         raise NotImplementedError
 

@@ -67,18 +67,25 @@ def step_memory(
     linears: str = "bf16",
     zero_stage: int = 1,
     ranks: int = 1,
+    sequence_ranks: int = 1,
     moments: int = 2,
     capability: int = 9,
+    hpz: int = 1,
+    optimizer_on_host: bool = False,
 ) -> StepMemory:
     """The memory of a step.
 
     Args:
         model: with its vocabulary known. micro_batch: sequences of `sequence` tokens.
         checkpointing, precision, linears, zero_stage: as in the section `training`. ranks: that share the optimizer.
+        sequence_ranks: of them, that share a sequence.
         moments: float32 numbers that the optimizer keeps of a parameter. capability: the device's compute capability (major).
+        hpz: over how many ranks a second copy of the weights is partitioned; 1: there is none. optimizer_on_host: its state is.
     """
-    parameters, size, tokens = model.parameters(), 2 if precision == "bf16" else 4, micro_batch * sequence
-    static = _static(parameters, size, zero_stage, ranks, moments)
+    parameters, size = model.parameters(), 2 if precision == "bf16" else 4
+    tokens = micro_batch * sequence // sequence_ranks
+    weights, gradients, optimizer = _static(parameters, size, zero_stage, ranks, moments)
+    static = weights + (size * parameters / hpz if hpz > 1 else 0), gradients, 0 if optimizer_on_host else optimizer
     # a weight that is larger than the bucket is one by itself
     collected = max(bucket_elements(parameters), model.vocabulary * model.hidden)
     bucket = size * collected if zero_stage > (size == 2) else 0
@@ -86,7 +93,7 @@ def step_memory(
     if zero_stage == 0 and ranks > 1:
         joined = 4 * min(parameters, MOST_BUCKET)
     gathered = size * min(parameters, MOST_GATHERED) if zero_stage == 3 and ranks > 1 else 0
-    kept, space = model.activations(checkpointing, size, linears), PRODUCTS + bucket
+    kept, space = model.activations(checkpointing, size, linears, sequence_ranks), PRODUCTS + bucket
     if linears == "fp8" and zero_stage < 3:
         space += 2 * model.non_embedding_parameters()  # held by rows and by columns
     of_head, of_blocks = (kept.blocks + kept.head) * tokens, kept.blocks * tokens
@@ -98,9 +105,12 @@ def step_memory(
     return max(moments_of_a_step, key=lambda moment: moment.total)
 
 
-def evaluation_bytes(model: ModelConfig, sequence: int, micro_batch: int, precision: str = "bf16") -> float:
+def evaluation_bytes(
+    model: ModelConfig, sequence: int, micro_batch: int, precision: str = "bf16", sequence_ranks: int = 1
+) -> float:
     """The workspace of a forward pass without gradients; a CUDA graph's memory is not lent to it."""
-    return model.activations("none", 2 if precision == "bf16" else 4).forward * micro_batch * sequence
+    kept = model.activations("none", 2 if precision == "bf16" else 4, sequence_ranks=sequence_ranks)
+    return kept.forward * micro_batch * sequence / sequence_ranks
 
 
 def _static(parameters: int, size: int, stage: int, ranks: int, moments: int) -> tuple[float, float, float]:

@@ -9,7 +9,8 @@ bytes in a step (2 in bf16), m micro-batches:
     2            m times all-reduce of s P          all-gather of s P
     3            m times reduce-scatter of s P      m times all-gather of s P, and again in the backward pass of what is over 1e9
 
-Over r GPUs a ring sends (r - 1) / r of the bytes in a gathering or a scattering, and twice that in an all-reduce.
+Over r GPUs a ring sends (r - 1) / r of the bytes in a gathering or a scattering, and twice that in an all-reduce. GPUs that share
+sequences exchange attention's inputs and outputs besides: all-to-all, which sends (S - 1) / S of them over S GPUs.
 """
 
 from emergence_train.models.memory import MOST_GATHERED
@@ -27,3 +28,13 @@ def bytes_per_step(parameters: int, size: int, stage: int, ranks: int, micro_bat
         return ring * size * micro_batches * (gathered + parameters)
     reduced = 4 * parameters if stage < 2 else micro_batches * size * parameters
     return ring * (2 * reduced + (size * parameters if stage else 0))
+
+
+def exchanged_per_step(elements: int, size: int, ranks: int, tokens: float, checkpointing: str) -> float:
+    """Bytes that each of `ranks` sharing sequences sends for attention.
+
+    Args:
+        elements: of a token in a pass (ModelConfig.exchanged), of `size` bytes. tokens: that a GPU has of a step.
+        checkpointing: full runs the forward pass twice.
+    """
+    return (ranks - 1) / ranks * elements * size * tokens * (3 if checkpointing == "full" else 2)

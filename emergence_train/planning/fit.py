@@ -11,7 +11,7 @@ SHARE = 0.9
 def memory_of(
     training: Training, model: ModelConfig, sequence: int, ranks: int, micro_batch: int, capability: int
 ) -> StepMemory:
-    """The memory of a step by the section `training`, with `micro_batch` in the place of its own."""
+    """The memory of a step by the section `training`, with `micro_batch` in the place of its own; `ranks`: all of them."""
     return step_memory(
         model,
         sequence,
@@ -21,8 +21,11 @@ def memory_of(
         linears=training.linears,
         zero_stage=training.zero_stage,
         ranks=ranks,
+        sequence_ranks=training.sequence_parallel,
         moments=training.optimizer.moments,
         capability=capability,
+        hpz=training.zero.hpz_partition_size,
+        optimizer_on_host=training.zero.offload_optimizer != "none",
     )
 
 
@@ -31,7 +34,7 @@ def needed_bytes(
 ) -> float:
     """Of a step, and of validation beside it: a CUDA graph keeps its memory."""
     step = memory_of(training, model, sequence, ranks, micro_batch, capability)
-    return step.total + evaluation_bytes(model, sequence, micro_batch, training.precision)
+    return step.total + evaluation_bytes(model, sequence, micro_batch, training.precision, training.sequence_parallel)
 
 
 def divisors(number: int) -> list[int]:

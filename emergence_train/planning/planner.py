@@ -10,9 +10,9 @@ from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.memory import GIB, StepMemory
 from emergence_train.planning import step_time
-from emergence_train.planning.communication import bytes_per_step
+from emergence_train.planning.communication import bytes_per_step, exchanged_per_step
 from emergence_train.planning.fit import SHARE, divisors, memory_of, needed_bytes
-from emergence_train.planning.step_time import EFFICIENCY, StepTime
+from emergence_train.planning.step_time import EFFICIENCY, NODE, StepTime
 
 CHECKPOINTING = ("none", "selective", "full")
 
@@ -29,6 +29,7 @@ class RunPlan:
     needed: float  # bytes: the step, and validation beside it
     limit: float  # bytes that may be used
     sent: float  # bytes that a GPU sends in a step
+    exchanged: float  # of them, for attention, to those that share its sequences
     step: StepTime
     steps: int
     step_tokens: int
@@ -59,13 +60,15 @@ class RunPlan:
             "gpus": self.gpus,
             "parameters": self.parameters,
             "zero_stage": training.zero_stage,
+            "sequence_parallel": training.sequence_parallel,
             "micro_batch": training.micro_batch,
-            "micro_batches": training.batch // (training.micro_batch_size * self.gpus),
+            "micro_batches": _rounds(training, self.gpus),
             "activation_checkpointing": training.activation_checkpointing,
             "memory_per_gpu": asdict(self.memory) | {"total": self.memory.total},
             "memory_needed": self.needed,
             "memory_limit": self.limit,
             "communication_bytes_per_step": self.sent,
+            "exchanged_bytes_per_step": self.exchanged,
             "step_seconds": self.step.total,
             "step_seconds_by": asdict(self.step),
             "steps": self.steps,
@@ -92,19 +95,26 @@ def _plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu
     """The plan of a run.
 
     Args:
-        gpus: how many, in nodes of eight; all are data-parallel. gpu: a key of GPUS.
+        gpus: how many, in nodes of eight; data-parallel, in groups of training.sequence_parallel. gpu: a key of GPUS.
 
     Raises:
         InputError: the batch cannot be shared by so many GPUs in such micro-batches; the vocabulary is not known yet.
     """
-    if training.batch % gpus:
-        fits = divisors(training.batch)
-        near = [min((d for d in fits if d > gpus), default=None), next((d for d in fits if d < gpus), None)]
+    if training.zero.offload_optimizer != "none":
         raise InputError(
-            f"training.batch {training.batch} is not a multiple of {gpus} GPUs; give --gpus "
+            "training.zero.offload_optimizer: a plan has no time for an update on the host; plan it with "
+            "training.zero.offload_optimizer=none training.zero.offload_param=none"
+        )
+    ranks = training.sequence_parallel
+    if gpus % ranks or training.batch % (gpus // ranks):
+        fits = [ranks * groups for groups in divisors(training.batch)]
+        near = [min((d for d in fits if d > gpus), default=None), next((d for d in fits if d < gpus), None)]
+        given = f"{gpus} GPUs" if ranks == 1 else f"{gpus} GPUs in groups of {ranks}"
+        raise InputError(
+            f"training.batch {training.batch} is not a multiple of {given}; give --gpus "
             f"{' or '.join(str(count) for count in near if count)}"
         )
-    share = training.batch // gpus
+    share = training.batch // (gpus // ranks)
     if training.micro_batch != "auto" and share % training.micro_batch:
         smaller = next(size for size in divisors(share) if size < training.micro_batch)
         raise InputError(
@@ -127,11 +137,16 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     kind, efficiency, stage = GPUS[gpu], EFFICIENCY[gpu], training.zero_stage
     micro_batch, parameters = training.micro_batch_size, model.parameters()
     size, peak = (2, kind.bf16) if training.precision == "bf16" else (4, kind.fp32)
-    rounds = training.batch // (micro_batch * gpus)
+    rounds, ranks = _rounds(training, gpus), training.sequence_parallel
     work = model.work(sequence, training.activation_checkpointing, size, training.linears)
-    tokens = rounds * micro_batch * sequence
+    tokens = rounds * micro_batch * sequence / ranks
     passes = step_time.device_seconds(work, tokens, peak, kind, efficiency, training.linears == "fp8")
-    sent = bytes_per_step(parameters, size, stage, gpus, rounds)
+    sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds), 0.0
+    if ranks > 1:
+        elements = model.exchanged(ranks)
+        exchanged = exchanged_per_step(elements, size, ranks, tokens, training.activation_checkpointing)
+    exposed = step_time.exposed_seconds(sent, gpus, kind, stage, passes.total)
+    exposed += step_time.exposed_seconds(exchanged, ranks, kind, 0, 0)  # attention waits for it
     step_tokens = training.batch * sequence
     return RunPlan(
         gpu,
@@ -141,7 +156,8 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
         memory=memory_of(training, model, sequence, gpus, micro_batch, kind.capability),
         needed=needed_bytes(training, model, sequence, gpus, micro_batch, kind.capability),
         limit=SHARE * kind.memory,
-        sent=sent,
+        sent=sent + exchanged,
+        exchanged=exchanged,
         step=StepTime(
             passes.products,
             passes.attention,
@@ -149,7 +165,7 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
             step_time.optimizer_seconds(
                 parameters, size, training.optimizer.moments, stage, gpus, rounds, kind, efficiency
             ),
-            step_time.exposed_seconds(sent, gpus, kind, stage, passes.total),
+            exposed,
         ),
         steps=-(-training.tokens // step_tokens),
         step_tokens=step_tokens,
@@ -157,11 +173,18 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     )
 
 
+def _rounds(training: Training, gpus: int) -> int:
+    """Micro-batches of a GPU in a step."""
+    return training.batch * training.sequence_parallel // (training.micro_batch_size * gpus)
+
+
 def _with_suggestion(planned: RunPlan, model: ModelConfig, sequence: int) -> RunPlan:
-    """The plan with the arguments of the fastest variant that fits: on as many GPUs, or else on the fewest more."""
-    more = sorted(count for count in divisors(planned.training.batch) if count >= planned.gpus)
-    for gpus in more:
-        variants = (_estimate(t, model, sequence, gpus, planned.gpu) for t in _variants(planned.training, gpus))
+    """The plan with the arguments of the fastest variant that fits: on as many GPUs, or else on the fewest more; with sequences
+    shared by more GPUs of a node only where nothing else fits on as many."""
+    given = planned.training
+    for gpus, ranks in _layouts(given, model, sequence, planned.gpus):
+        training = given.model_copy(update={"sequence_parallel": ranks})
+        variants = (_estimate(t, model, sequence, gpus, planned.gpu) for t in _variants(training, gpus))
         fits = [variant for variant in variants if variant.fits]
         if fits:
             best = max(fits, key=lambda variant: variant.tokens_per_second)
@@ -169,10 +192,23 @@ def _with_suggestion(planned: RunPlan, model: ModelConfig, sequence: int) -> Run
     return planned
 
 
+def _layouts(training: Training, model: ModelConfig, sequence: int, least: int) -> list[tuple[int, int]]:
+    """(GPUs, GPUs that share a sequence), in the order in which they are tried: from `least` GPUs on."""
+    own = training.sequence_parallel
+    splits = {own} | {
+        ranks
+        for ranks in range(2 * own, NODE + 1, own)
+        if not training.compile and sequence % ranks == 0 and model.unsplit_reason(ranks) is None
+    }
+    layouts = {(groups * ranks, ranks) for ranks in splits for groups in divisors(training.batch)}
+    return sorted(layout for layout in layouts if layout[0] >= least)
+
+
 def _variants(training: Training, gpus: int) -> Iterator[Training]:
+    share = training.batch // (gpus // training.sequence_parallel)
     for stage in range(training.zero_stage, 4):
         for checkpointing in CHECKPOINTING:
-            for size in divisors(training.batch // gpus):
+            for size in divisors(share):
                 changes = {"zero_stage": stage, "activation_checkpointing": checkpointing, "micro_batch": size}
                 yield training.model_copy(update=changes)
 
@@ -180,7 +216,7 @@ def _variants(training: Training, gpus: int) -> Iterator[Training]:
 def _arguments(planned: RunPlan, best: RunPlan) -> str:
     """What to give in the place of the plan's, as on the command line."""
     given = [f"--gpus {best.gpus}"] if best.gpus != planned.gpus else []
-    for key in ("zero_stage", "micro_batch", "activation_checkpointing"):
+    for key in ("zero_stage", "sequence_parallel", "micro_batch", "activation_checkpointing"):
         if (value := getattr(best.training, key)) != getattr(planned.training, key):
             given.append(f"training.{key}={value}")
     return " ".join(given)
@@ -214,7 +250,8 @@ def format_table(planned: RunPlan) -> str:
     }
     lines = [
         f"{planned.parameters:,} parameters on {planned.gpus} x {planned.gpu}: ZeRO-{training.zero_stage}, micro-batch "
-        f"{training.micro_batch}, {training.batch // (training.micro_batch_size * planned.gpus)} a step",
+        f"{training.micro_batch}, {_rounds(training, planned.gpus)} a step"
+        + (f", {training.sequence_parallel} GPUs a sequence" if training.sequence_parallel > 1 else ""),
         "",
         "GiB a GPU",
         *(f"  {name:<36}{size / GIB:8.2f}" for name, size in parts.items()),

@@ -16,9 +16,11 @@ class PositionAccumulator:
     """Accumulates a kernel's per-position sums, [4, T] float64 on the model's device.
 
     Counts are kept as float64 with the rest, so that one collective reduces all four: exact up to 2^53 tokens a position.
+    `own`: the positions that this process has of each sequence, and adds sums of.
     """
 
-    def __init__(self, sequence: int, device: torch.device) -> None:
+    def __init__(self, sequence: int, device: torch.device, own: slice = slice(None)) -> None:
+        self.own = own
         self.sums = torch.zeros(len(COLUMNS), sequence, dtype=torch.float64, device=device)
 
     def add(self, sums: Any) -> torch.Tensor:
@@ -29,7 +31,7 @@ class PositionAccumulator:
         """
         stacked = torch.stack([getattr(sums, column) for column in COLUMNS])  # integers become float64
         totals = stacked.sum(1)
-        self.sums += stacked.where(totals[COLUMNS.index("loss_sum")] < math.inf, 0.0)  # also False for NaN
+        self.sums[:, self.own] += stacked.where(totals[COLUMNS.index("loss_sum")] < math.inf, 0.0)  # also False for NaN
         return totals
 
     def take(self) -> torch.Tensor:

@@ -43,19 +43,19 @@ def choose(
     """The micro-batch, and a line for the log.
 
     Args:
-        ranks: that share the batch. device: the smallest, None on CPUs. run: the run's directory, where an earlier start of it
-        with as many ranks has left its micro-batch.
+        ranks: that share the batch; of those that share sequences one counts. device: the smallest, None on CPUs. run: the run's
+        directory, where an earlier start of it with as many ranks has left its micro-batch.
     """
     if training.batch % ranks:
         raise InputError(f"training.batch {training.batch} is not a multiple of {ranks} processes; change one of them")
-    sizes = divisors(training.batch // ranks)
+    sizes, world = divisors(training.batch // ranks), ranks * training.sequence_parallel
     if device is None:
-        needs, room = {size: float(size * sequence) for size in sizes}, float(CPU_TOKENS)
+        needs, room = {size: size * sequence / training.sequence_parallel for size in sizes}, float(CPU_TOKENS)
     else:
-        needs = {size: needed_bytes(training, model, sequence, ranks, size, device.capability) for size in sizes}
+        needs = {size: needed_bytes(training, model, sequence, world, size, device.capability) for size in sizes}
         room = SHARE * device.memory
     fits = [size for size in sizes if needs[size] <= room] or [1]
-    before = _last_start(run, ranks)
+    before = _last_start(run, world)
     chosen = before if before in fits else fits[0]
     line = f"micro_batch auto: {chosen} of the rank's {sizes[0]} sequences"
     if device is not None:

@@ -3,7 +3,9 @@
 import contextlib
 from typing import Any
 
-from emergence_train.config import Faults, Training
+import torch
+
+from emergence_train.config import Faults, Training, Zero
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.language_model import Gathered
 from emergence_train.models.memory import bucket_elements
@@ -27,17 +29,20 @@ def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:
             "stage3_param_persistence_threshold": 100_000,
             "stage3_prefetch_bucket_size": min(bucket, MOST_PREFETCH),
         }
+    zero |= _options(training.zero, mesh.device)
     if training.zero_stage == 1 and mesh.device.type == "cpu":
         # Copying gradients into one buffer pays where memory fragments and copies are free; not on a CPU (7% slower).
         zero |= {"contiguous_gradients": False}
     settings = {
-        "train_batch_size": training.batch,
+        # DeepSpeed averages over all ranks, and takes each for a sequence of its own.
+        "train_batch_size": training.batch * mesh.sequence.size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.batch // (training.micro_batch_size * mesh.data.size),
         # At stage 0 the loop clips (training.step.Stepper): DeepSpeed does not expose the norm that it computes there.
         "gradient_clipping": training.optimizer.clip if training.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # PyTorch's AdamW updates what is offloaded: no compiler is needed
         "steps_per_print": 2**31,
         # Its throughput meter synchronises with the GPU twice a micro-batch from the second step on.
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
@@ -47,6 +52,19 @@ def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:
     if half:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}  # the default accumulates micro-batches in bf16
     return settings
+
+
+def _options(options: Zero, device: torch.device) -> dict:
+    """Of ZeRO, as DeepSpeed has them; nothing of those that are not used."""
+    given: dict = {}
+    if options.hpz_partition_size > 1:
+        given["zero_hpz_partition_size"] = options.hpz_partition_size
+    if options.quantized_weights:
+        given["zero_quantized_weights"] = True
+    for key in ("offload_optimizer", "offload_param"):
+        if (target := getattr(options, key)) != "none":
+            given[key] = {"device": target, "pin_memory": device.type == "cuda"}
+    return given
 
 
 def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, *, graphs: bool = False) -> Any:
@@ -77,7 +95,7 @@ def build(model_config: ModelConfig, training: Training, seed: int, mesh: Mesh, 
     whole_matrices.attach(engine, mesh)
     if main_gradients_possible(training, mesh):
         main_gradients.install(engine)
-    if training.zero_stage == 0 and mesh.data.size == 1:
+    if training.zero_stage == 0 and mesh.gradients.size == 1:
         engine.enable_backward_allreduce = False  # nothing to reduce, and the copies cost time
     return engine
 
@@ -90,7 +108,7 @@ def main_gradients_possible(training: Training, mesh: Mesh) -> bool:
 
 def graphs_possible(training: Training, faults: Faults, mesh: Mesh) -> bool:
     """Whether micro-batches are replayed as CUDA graphs: they must not depend on the host or communicate."""
-    wanted = training.cuda_graphs and not training.compile and faults.spike != "skip"
+    wanted = training.cuda_graphs and not training.compile and faults.spike != "skip" and mesh.sequence.size == 1
     return wanted and main_gradients_possible(training, mesh)
 
 

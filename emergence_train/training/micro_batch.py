@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emergence_train.parallel.mesh import Group
 from emergence_train.recorder.position_sums import PositionAccumulator
 
 
@@ -27,7 +28,8 @@ class MicroBatch:
 
     Args:
         engine: DeepSpeed's. accumulator: of the sums by position.
-        weights: of positions, [T] or None. z_loss: coefficient.
+        weights: of the rank's positions, [T] or None. z_loss: coefficient.
+        sequence: the ranks that share the sequences; tokens and targets are of this one's positions.
         graphs: capture and replay; the engine's reductions must not run inside (training.main_gradients sees to that).
         log: called with a line where capturing fails; everything then runs eagerly.
     """
@@ -39,10 +41,12 @@ class MicroBatch:
         weights: Tensor | None,
         z_loss: float,
         *,
+        sequence: Group | None = None,
         graphs: bool = False,
         log: Callable[[str], None] = print,
     ) -> None:
         self.engine, self.accumulator, self.weights, self.z_loss = engine, accumulator, weights, z_loss
+        self.shared = {"group": sequence} if sequence and sequence.size > 1 else {}
         self.graphs, self.log = graphs, log
         self.captured: _Captured | None = None
         self.warm = False  # lazily created state exists
@@ -50,7 +54,7 @@ class MicroBatch:
 
     def forward(self, tokens: Tensor, targets: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """-> the loss, [count, loss sum]."""
-        out = self.engine(tokens, targets, self.weights, ids, self.z_loss)
+        out = self.engine(tokens, targets, self.weights, ids, self.z_loss, **self.shared)
         return out.loss, self.accumulator.add(out.positions)[:2]
 
     def __call__(

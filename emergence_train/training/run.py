@@ -18,7 +18,7 @@ from emergence_train.evaluation.at_checkpoint import Evaluator
 from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
-from emergence_train.parallel.mesh import Mesh
+from emergence_train.parallel.mesh import Mesh, sequence_parallel
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
 from emergence_train.recorder.sessions import end_session
 from emergence_train.tracking import tensorboard
@@ -107,6 +107,7 @@ def _train(
     """
     watch.at("opening the data")
     agree_on(config, mesh)
+    mesh = sequence_parallel(mesh, config.training.sequence_parallel)
     device = auto_micro_batch.smallest_device(mesh)
     config, resolved = broadcast_from_rank0(lambda: resolve(config, mesh, device))
     if resolved:

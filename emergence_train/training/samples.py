@@ -23,7 +23,7 @@ Batch = tuple[
 
 
 class Samples:
-    """This rank's micro-batches of each step.
+    """This rank's micro-batches of each step: tokens and targets of its own positions, documents' numbers of all.
 
     Args:
         batch: sequences of a step, over all ranks; micro_batch: of them in each micro-batch.
@@ -79,6 +79,8 @@ class Samples:
             # Nothing before it says which document comes next. Not in place: of one sample both are views of its window.
             targets = targets.masked_fill(numbers[:, 1:] != numbers[:, :-1], IGNORED)
             ids = self._pinned(numbers[:, :-1].contiguous())
+        own = self.mesh.own_positions(self.dataset.sequence)
+        tokens, targets = tokens[:, own].contiguous(), targets[:, own].contiguous()
         return self._pinned(tokens), self._pinned(targets), ids
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:

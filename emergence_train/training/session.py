@@ -71,7 +71,7 @@ class Session:
         self.plan, self.dataset, self.evaluator, self.mesh, self.engine = plan, dataset, evaluator, mesh, engine
         self.writer, self.console, self.log, self.stop, self.watch = writer, console, log, stop, watch
         self.first = first
-        self.accumulator = PositionAccumulator(dataset.sequence, mesh.device)
+        self.accumulator = PositionAccumulator(dataset.sequence, mesh.device, mesh.own_positions(dataset.sequence))
         self.skipped = broadcast_from_rank0(lambda: branch.skipped_batches(self.run))
         self.saver = saver.Saver(self.run, checkpoints, plan.state_steps, mesh, log)
         if not checkpoints.asynchronous:  # so that the rank whose disk hangs is behind the others
@@ -264,7 +264,7 @@ class Session:
             scores = self.evaluator.score(self.engine, self.mesh, lambda: self._continue("tasks", step))
         except _StopRequested:
             return None
-        return reduced({"train": self.accumulator.take()}, self.mesh.data) | sums, seconds, scores
+        return reduced({"train": self.accumulator.take()}, self.mesh.gradients) | sums, seconds, scores
 
     def _continue(self, operation: str, step: int) -> None:
         self.watch.at(operation, step)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from emergence_train import files
 from emergence_train.checkpoint.format import complete, step_of
-from emergence_train.config import Config, TaskConfig, Training, load_run
+from emergence_train.config import Config, TaskConfig, Training, Zero, load_run
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig, padded_vocabulary
@@ -36,11 +36,13 @@ VOLATILE = (
     "data.workers",
     "data.bad_rows",
     "training.micro_batch",
+    "training.sequence_parallel",
     "training.activation_checkpointing",
     "training.deterministic",
     "training.threads",
     "training.profile",
     "training.zero_stage",
+    "training.zero",
     "checkpoints.save_state",
     "checkpoints.keep_last",
     "checkpoints.keep_every",
@@ -85,10 +87,13 @@ def resolve(config: Config, mesh: Mesh, device: Device | None = None) -> tuple[C
     if kind == "hf":
         raise InputError("model.kind hf is that of imported runs, and is not trained; set model.kind to decoder")
     if training.micro_batch != "auto" and training.batch % (training.micro_batch * mesh.data.size):
+        ranks = mesh.sequence.size
+        shares = f"{mesh.data.size} processes" if ranks == 1 else f"{mesh.data.size} groups of {ranks} processes"
         raise InputError(
-            f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x "
-            f"{mesh.data.size} processes; change one of them"
+            f"training.batch {training.batch} is not a multiple of micro_batch {training.micro_batch} x {shares}; change one "
+            f"of them"
         )
+    _check_options(training.zero, mesh)
     vocabulary = load_index(Path(config.data.path))["tokenizer"]["vocabulary"]
     size = config.model.vocab_size or padded_vocabulary(vocabulary)
     if size < vocabulary:
@@ -102,6 +107,17 @@ def resolve(config: Config, mesh: Mesh, device: Device | None = None) -> tuple[C
         micro_batch, note = auto_micro_batch.choose(training, model, sequence, mesh.data.size, device, run)
         training = training.model_copy(update={"micro_batch": micro_batch})
     return config.model_copy(update={"model": model, "training": training}), note
+
+
+def _check_options(options: Zero, mesh: Mesh) -> None:
+    """Raise InputError for options of ZeRO that these processes or their devices do not have."""
+    if options.quantized_weights and mesh.device.type != "cuda":
+        raise InputError("training.zero.quantized_weights: DeepSpeed quantises on GPUs only; set it to false")
+    if mesh.world.size % options.hpz_partition_size:
+        raise InputError(
+            f"training.zero.hpz_partition_size {options.hpz_partition_size} does not divide {mesh.world.size} processes; give "
+            f"the number of a node"
+        )
 
 
 def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
@@ -233,7 +249,8 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 def startup_line(training: Training, plan: Plan, dataset: Dataset, mesh: Mesh, header: dict, first_step: int) -> str:
     epochs = dataset.sampler.epochs(plan.total_steps * training.batch)
     shown = ", ".join(f"{domain} {epoch:.2g}" for domain, epoch in zip(dataset.domains, epochs))
-    where = f"{mesh.world.size} x {device_name(mesh.device)}, ZeRO {training.zero_stage}, {training.precision}"
+    split = f", {mesh.sequence.size} a sequence" if mesh.sequence.size > 1 else ""
+    where = f"{mesh.world.size} x {device_name(mesh.device)}{split}, ZeRO {training.zero_stage}, {training.precision}"
     begin = f"resuming from step {first_step}" if first_step else f"{plan.total_steps} steps"
     return (
         f"{header['run']}: {header['params']:,} parameters + {header['parameters'] - header['params']:,} embedding, "

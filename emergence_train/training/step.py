@@ -57,14 +57,20 @@ class Stepper:
         )
         self.rounds = self.samples.rounds
         weights = weight_vector(training.position_weights, dataset.sequence)
-        self.weights = None if weights is None else weights.to(mesh.device)
+        self.weights = None if weights is None else weights[mesh.own_positions(dataset.sequence)].to(mesh.device)
         # None: DeepSpeed clips. 0: no clipping, but the norm is computed.
         self.clip = (training.optimizer.clip or math.inf) if training.zero_stage == 0 else None
         self.skip_spikes = faults.spike == "skip"
         # At stage 3 a weight is whole in its layer's own passes only, and is rounded there.
         self.fp8_weights = fp8.HeldWeights(fp8.layers(engine.module) if training.zero_stage < 3 else [])
         self.micro_batch = MicroBatch(
-            engine, accumulator, self.weights, training.z_loss, graphs=graphs_possible(training, faults, mesh), log=log
+            engine,
+            accumulator,
+            self.weights,
+            training.z_loss,
+            sequence=mesh.sequence,
+            graphs=graphs_possible(training, faults, mesh),
+            log=log,
         )
 
     def __call__(
@@ -122,13 +128,15 @@ class Stepper:
     def _scales(self, batches: list) -> list:
         """Factors that make the mean of the micro-batches' means the mean over the global batch.
 
-        All 1 (None) unless documents are masked: then micro-batches differ in their number of targets.
+        All 1 (None) unless they differ in what they weigh: in their number of targets where documents are masked, in the weights
+        of their positions where ranks share sequences.
         """
-        if not self.document_mask:
+        split = self.mesh.sequence.size > 1 and self.weights is not None
+        if not self.document_mask and not split:
             return [None] * len(batches)
         valid = torch.stack([self._weight(targets) for _, targets, _ in batches])
-        total = all_reduce_sum(valid.sum(), self.mesh.data)
-        return list(valid * (self.rounds * self.mesh.data.size) / total)
+        total = all_reduce_sum(valid.sum(), self.mesh.gradients)
+        return list(valid * (self.rounds * self.mesh.gradients.size) / total)
 
     def _weight(self, targets: torch.Tensor) -> torch.Tensor:
         counted = (targets != IGNORED).double()

@@ -27,5 +27,6 @@ def attach(engine: Any, mesh: Mesh) -> None:
             matrices.append(Fragment(rows, columns, *place))
         if matrices:
             fragments[flat] = matrices
-    shared = state.stage > 0 and mesh.data.size > 1
-    state.optimizer.attach(fragments, mesh.data.handle, *((mesh.data.size, mesh.data.rank) if shared else (1, 0)))
+    shared = state.stage > 0 and mesh.gradients.size > 1
+    over = mesh.gradients
+    state.optimizer.attach(fragments, over.handle, *((over.size, over.rank) if shared else (1, 0)))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +103,9 @@ def test_all_kinds_of_files_give_their_documents(tmp_path):
 
 def test_a_hub_data_set_is_streamed_and_skipped_into(tmp_path, monkeypatch):
     """A directory in the hub's layout replaces the hub, which tests cannot reach."""
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    for where in (datasets.config, sys.modules["huggingface_hub.constants"]):  # both read it when imported
+        monkeypatch.setattr(where, "HF_HUB_OFFLINE", True)
     rows = "\n".join(json.dumps({"content": f"document {i}"}) for i in range(5))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text(rows)

@@ -3,9 +3,13 @@
 A trial passes when
 - every start ends by itself within its time, with an exit code that fits the fault;
 - a start resumes from the newest checkpoint that was complete when it began, so nothing durable is lost;
-- the finished run's metrics and tables equal the uninterrupted run's exactly, and its checkpoints are whole.
+- the finished run's metrics and tables equal the uninterrupted run's exactly (within 1e-4 where its starts had other
+  numbers of processes, stages and micro-batches), and its checkpoints are whole.
 
-    python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
+Half of the runs, by chance, have documents masked, a micro-batch of 1 and a task at each table. A link is cut between two
+nodes that are network namespaces.
+
+    python tests/faults/trials.py --count 1000 --out benchmarks/results/cpu/faults.json
 """
 
 import argparse
@@ -30,8 +34,10 @@ sys.path[:0] = [
 import yaml
 
 from emergence_train.checkpoint import format as checkpoints
-from faults.comparing import Wrong, compare
+from faults.comparing import Wrong, compare, compare_closely
+from faults.damage import damage
 from faults.launch import Launched, launch  # first: it must not be imported after anything that computes
+from faults.network import TwoNodes, may_make_nodes
 from support import small_config
 
 STEPS = 16
@@ -51,31 +57,43 @@ def trial_config(data: Path, out: Path) -> dict:
     return tree
 
 
+MORE = {  # what half of the runs have beside: overrides of the configuration
+    "training": {"document_mask": True, "micro_batch": 1},
+    "tasks": [{"task": "copying", "items": 4}],
+}
+
+
 class Trial:
     """One run with random faults."""
 
-    def __init__(self, kind: str, stage: int, world: int, seed: int, place: Path, data: Path) -> None:
-        self.kind, self.stage, self.world, self.place = kind, stage, world, place
+    def __init__(self, kind: str, stage: int, world: int, seed: int, place: Path, data: Path, more: bool) -> None:
+        self.kind, self.stage, self.world, self.place, self.more = kind, stage, world, place, more
         self.random = random.Random(f"{kind}/{stage}/{world}/{seed}")
         place.mkdir(parents=True, exist_ok=True)
-        (place / "config.yaml").write_text(yaml.safe_dump(trial_config(data, place / "runs")))
+        tree = trial_config(data, place / "runs")
+        if more:
+            tree["training"] |= MORE["training"]
+            tree["tasks"] = MORE["tasks"]
+        (place / "config.yaml").write_text(yaml.safe_dump(tree))
         self.run = place / "runs" / "run"
-        self.over = [f"training.zero_stage={stage}"]
+        self.nodes: TwoNodes | None = None
         self.slow = self.random.choice([0.0, 0.003, 0.01])
         self.asynchronous = kind != "whole" and self.random.random() < 0.5  # saves beside training
         self.events: list[str] = []
         self.again = False  # a fault after it had ended
-        whole = place.parent / f"whole-{stage}-{world}" / "seconds"
-        self.usual = float(whole.read_text()) if whole.is_file() else 1.0  # seconds of an uninterrupted run
+        self.whole = place.parent / whole_name(stage, world, more)
+        seconds = self.whole / "seconds"
+        self.usual = float(seconds.read_text()) if seconds.is_file() else 1.0  # seconds of an uninterrupted run
 
-    def start(self, world: int | None = None) -> Launched:
+    def start(self) -> Launched:
         arguments = [
             "train",
             str(self.place / "config.yaml"),
-            *self.over,
+            f"training.zero_stage={self.stage}",
             f"checkpoints.asynchronous={self.asynchronous}",
         ]
-        return launch(arguments, world or self.world, self.place / "logs", slow_disk=self.slow)
+        enter = self.nodes.enter if self.nodes else None
+        return launch(arguments, self.world, self.place / "logs", slow_disk=self.slow, patch=enter)
 
     # ------------------------------------------------------------------------------------------------- the moments
 
@@ -153,6 +171,27 @@ class Trial:
             time.sleep(self.random.uniform(0.1, 0.4) * SILENT)
             launched.send(signal.SIGCONT, victim)
 
+    def do_elastic(self, launched: Launched) -> None:
+        """Killed or asked to stop; the next start has other processes, another stage."""
+        self.until(launched, self.random.choice(["any", "save"]))
+        launched.send(self.random.choice([signal.SIGKILL, signal.SIGTERM]))
+        launched.wait(BOUND)
+        self.world, self.stage = self.random.choice([1, 2, 4]), self.random.choice([1, 2, 3])
+        self.events.append(f"then {self.world} processes, stage {self.stage}")
+
+    def do_cut_link(self, launched: Launched) -> None:
+        """The nodes lose each other: for a moment that is waited for, or until each has given the other up."""
+        self.until(launched, "any")
+        seconds = self.random.choice([0.3, 2.0]) * SILENT
+        training = re.search(r"step \d+/", launched.output())
+        self.nodes.cut(seconds)
+        if not launched.wait(BOUND if training else BOUND + JOIN):
+            raise Wrong(f"did not end in {BOUND} s after a cut of {seconds} s")
+        codes = set(launched.codes.values())
+        if codes - {0, 76}:
+            raise Wrong(f"a cut of {seconds} s gave {codes}: {launched.output()[-500:]}")
+        self.events.append(f"cut for {seconds} s: ended with {sorted(codes)}")
+
     def do_sigterm(self, launched: Launched) -> None:
         self.ask(launched, signal.SIGTERM, None)
 
@@ -181,32 +220,8 @@ class Trial:
         launched.wait(10)
         there = checkpoints.complete(self.run / "checkpoints")
         if there:
-            self.damage(there)
+            self.events.append(damage(there, self.random))
             self.again = True
-
-    def damage(self, there: list[Path]) -> None:
-        how = self.random.choice(["flip", "truncate", "delete", "manifest", "no manifest", "pointer", "stale pointer"])
-        self.events.append(how)
-        path = there[-1]
-        if how == "pointer":
-            (path.parent / checkpoints.POINTER).write_text("step-9999999999\n")
-        elif how == "stale pointer":
-            (path.parent / checkpoints.POINTER).write_text(f"{there[0].name}\n")
-        elif how == "no manifest":
-            (path / checkpoints.MANIFEST).unlink()
-        else:
-            victim = path / checkpoints.MANIFEST
-            if how != "manifest":
-                victim = self.random.choice(sorted(p for p in path.iterdir() if p.name != checkpoints.MANIFEST))
-            data = bytearray(victim.read_bytes())
-            place = self.random.randrange(len(data))
-            if how == "delete":
-                victim.unlink()
-            elif how == "truncate" or how == "manifest" and self.random.random() < 0.5:
-                victim.write_bytes(data[:place])
-            else:
-                data[place] ^= 1 << self.random.randrange(8)
-                victim.write_bytes(data)
 
     def do_disk_full(self, launched: Launched) -> None:
         """The file system is full during training, and freed later."""
@@ -226,12 +241,12 @@ class Trial:
     def play(self) -> dict:
         """Inject faults into the first starts, none into later ones, and compare; raises Wrong."""
         began = time.monotonic()
-        tmpfs = self.kind == "disk_full"
-        if tmpfs:
-            (self.place / "runs").mkdir(parents=True, exist_ok=True)
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(self.place / "runs")], check=True)
         hurts, misses = self.random.choice([1, 1, 2, 3]), 0
-        try:
+        with contextlib.ExitStack() as around:
+            if self.kind == "disk_full":
+                around.enter_context(small_disk(self.place / "runs"))
+            if self.kind == "cut_link":
+                self.nodes = around.enter_context(TwoNodes(self.world))
             number = -1
             while number < STARTS:
                 number += 1
@@ -253,17 +268,15 @@ class Trial:
                     self.events.clear()
             else:
                 raise Wrong(f"not done after {STARTS} starts: {launched.output()[-800:]}")
-            compare(self.place.parent / f"whole-{self.stage}-{self.world}" / "runs" / "run", self.run)
+            (compare_closely if self.kind == "elastic" else compare)(self.whole / "runs" / "run", self.run)
             self.check_end("no other state is whole" in launched.output())
-        finally:
-            if tmpfs:
-                subprocess.run(["umount", "-l", str(self.place / "runs")], check=False)
         hurt = number > 0 or self.kind in UNBROKEN
         took = round(time.monotonic() - began, 2)
         return {
             "starts": number + 1,
             "hurt": hurt,
             "asynchronous": self.asynchronous,
+            "more": self.more,
             "seconds": took,
             "events": self.events,
         }
@@ -299,9 +312,13 @@ class Trial:
             raise Wrong(f"the newest whole checkpoint is of step {self.newest_whole()}")
 
 
-def reference(stage: int, world: int, place: Path, data: Path) -> None:
+def whole_name(stage: int, world: int, more: bool) -> str:
+    return f"whole-{stage}-{world}{'-more' if more else ''}"
+
+
+def reference(stage: int, world: int, place: Path, data: Path, more: bool) -> None:
     """The uninterrupted run that trials of this stage and world are compared with."""
-    whole = Trial("whole", stage, world, 0, place / f"whole-{stage}-{world}", data)
+    whole = Trial("whole", stage, world, 0, place / whole_name(stage, world, more), data, more)
     if (whole.run / "positions" / f"{checkpoints.step_name(STEPS)}.parquet").is_file():
         return
     launched = whole.start()
@@ -311,15 +328,39 @@ def reference(stage: int, world: int, place: Path, data: Path) -> None:
     (whole.place / "seconds").write_text(str(time.monotonic() - launched.began))
 
 
-KINDS = ("kill_all", "kill_save", "kill_one", "stop_one", "slow_one", "sigterm", "sigusr1_one", "damage", "disk_full")
-UNBROKEN = ("slow_one", "disk_full")  # kinds that a run may survive in one start
-ALONE = ("kill_all", "kill_save", "sigterm", "sigusr1_one", "damage", "disk_full")  # kinds for a single process
+@contextlib.contextmanager
+def small_disk(place: Path):
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+KINDS = (
+    "kill_all",
+    "kill_save",
+    "kill_one",
+    "stop_one",
+    "slow_one",
+    "sigterm",
+    "sigusr1_one",
+    "damage",
+    "disk_full",
+    "elastic",
+    "cut_link",
+)
+UNBROKEN = ("slow_one", "disk_full", "cut_link")  # kinds that a run may survive in one start
+ALONE = ("kill_all", "kill_save", "sigterm", "sigusr1_one", "damage", "disk_full", "elastic")  # for a single process
 
 
 def plan(count: int, seed: int, worlds: list[int]) -> list[tuple[str, int, int, int]]:
     """`count` trials (kind, stage, world, seed): every kind at every stage and world before any comes again."""
     rng = random.Random(seed)
-    kinds = [kind for kind in KINDS if kind != "disk_full" or may_mount()]
+    kinds = [
+        kind for kind in KINDS if (kind != "disk_full" or may_mount()) and (kind != "cut_link" or may_make_nodes())
+    ]
     trials = []
     while len(trials) < count:
         turn = [
@@ -348,12 +389,13 @@ def may_mount() -> bool:
 def play(trial: tuple[str, int, int, int], place: Path, data: Path) -> dict:
     """One trial's outcome: {"passed", "wrong", ...}."""
     kind, stage, world, seed = trial
-    reference(stage, world, place, data)
+    more = random.Random(seed).random() < 0.5
+    reference(stage, world, place, data, more)
     folder = place / f"{kind}-{stage}-{world}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted trial
     outcome = {"kind": kind, "stage": stage, "world": world, "seed": seed, "passed": True}
     try:
-        outcome |= Trial(kind, stage, world, seed, folder, data).play()
+        outcome |= Trial(kind, stage, world, seed, folder, data, more).play()
         shutil.rmtree(folder)
     except Wrong as wrong:
         outcome |= {"passed": False, "wrong": str(wrong)}
@@ -411,6 +453,7 @@ def write(out: Path, outcomes: list[dict], arguments: argparse.Namespace, second
         "passed": sum(outcome["passed"] for outcome in outcomes),
         "unhurt": sum(not outcome.get("hurt", True) for outcome in outcomes),  # ended before the fault
         "asynchronous": sum(outcome.get("asynchronous", False) for outcome in outcomes),  # saved during training
+        "more": sum(outcome.get("more", False) for outcome in outcomes),  # documents masked, micro-batch 1, a task
         "seed": arguments.seed,
         "seconds": round(seconds),
         "command": f"python tests/faults/trials.py --count {arguments.count} --seed {arguments.seed}",

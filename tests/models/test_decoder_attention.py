@@ -112,6 +112,14 @@ def test_documents_are_planned_once_a_step(checkpointing, attention, monkeypatch
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-3)
 
 
+def test_documents_are_planned_where_sinks_are_elsewhere():
+    """As at ZeRO-3, which has a parameter whole in its own module only: a run that resumed there ended with an error."""
+    model = decoder(**SCORES)
+    ids, shared = torch.zeros(1, 4, dtype=torch.int64), model._shared(4, torch.device("cpu"))
+    model.blocks[0].attention.sinks.data = torch.empty(0)
+    assert model._plan(ids, torch.float32, shared).ids is ids
+
+
 def test_captured_steps_wait_for_nothing(monkeypatch):
     """flash-attn's kernels for documents need their number, for which a CUDA graph could not wait."""
     from emergence_train.models import decoder as module

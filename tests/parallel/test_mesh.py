@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-from emergence_train.parallel.mesh import Group, Mesh, data_parallel
+from emergence_train.errors import InputError
+from emergence_train.parallel.mesh import Group, Mesh, data_parallel, sequence_parallel
 from emergence_train.parallel.ranks import all_reduce_sum
 
 SOURCE = Path(__file__).parents[2] / "emergence_train"
@@ -31,3 +33,26 @@ def test_ranks_come_from_the_mesh_only():
     }
     others = {"recorder/api.py", "callbacks/trainer.py"}
     assert calls == {"parallel/ranks.py", "training/main_gradients.py", *others}  # the second of DeepSpeed's own group
+
+
+def test_neighbours_share_sequences(monkeypatch):
+    """8 processes, 4 a sequence: every process is in one group of either kind, whose members are known to it alone."""
+    joined = []
+
+    def new_group(members, **options):
+        assert options == {"use_local_synchronization": True}, (
+            "else every process would take part in making every group"
+        )
+        joined.append(members)
+        return members
+
+    monkeypatch.setattr(torch.distributed, "new_group", new_group)
+    meshes = [sequence_parallel(data_parallel(rank, 8, rank, torch.device("cpu")), 4) for rank in range(8)]
+    assert [mesh.sequence.handle for mesh in meshes] == [[0, 1, 2, 3]] * 4 + [[4, 5, 6, 7]] * 4
+    assert [(mesh.sequence.rank, mesh.data.rank) for mesh in meshes] == [(r % 4, r // 4) for r in range(8)]
+    assert [mesh.data.handle for mesh in meshes] == [[r % 4, r % 4 + 4] for r in range(8)] and len(joined) == 16
+    assert all(mesh.gradients == mesh.world for mesh in meshes)
+    positions = [list(range(32))[mesh.own_positions(32)] for mesh in meshes]
+    assert sum(positions[:4], []) == sum(positions[4:], []) == list(range(32))
+    with pytest.raises(InputError, match="does not divide 8 processes"):
+        sequence_parallel(data_parallel(0, 8, 0, torch.device("cpu")), 3)

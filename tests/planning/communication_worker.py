@@ -11,8 +11,10 @@ from torch import Tensor
 
 # Of n bytes, the largest tensor of the call, a ring over r ranks sends so many times (r - 1) / r.
 RINGS = {"all_reduce": 2, "all_gather_into_tensor": 1, "all_gather": 1, "reduce_scatter_tensor": 1, "reduce_scatter": 1}
-LEFT_OUT = ("broadcast", "reduce", "all_to_all_single")  # a step has none of them: checked
+LEFT_OUT = ("broadcast", "reduce")  # a step has none of them: checked
+EXCHANGE = "all_to_all_single"  # of n bytes over S ranks it sends (S - 1) / S
 sent: list[float] = []
+exchanged: list[float] = []
 others: list[str] = []
 
 
@@ -27,8 +29,10 @@ def counted(name: str):
 
     @functools.wraps(plain)
     def call(*arguments, **options):
-        world = dist.get_world_size()
-        if name in RINGS:
+        world = dist.get_world_size(options.get("group"))
+        if name == EXCHANGE:
+            exchanged.append((world - 1) / world * size(arguments[1]))
+        elif name in RINGS:
             sent.append(RINGS[name] * (world - 1) / world * max(map(size, [*arguments, *options.values()])))
         else:
             others.append(name)
@@ -37,18 +41,20 @@ def counted(name: str):
     return call
 
 
-for name in (*RINGS, *LEFT_OUT):  # before DeepSpeed takes any of them
+for name in (*RINGS, *LEFT_OUT, EXCHANGE):  # before DeepSpeed takes any of them
     wrapper = counted(name)
     for module in (dist, dist.distributed_c10d):
         setattr(module, name, wrapper)
 
 from emergence_train import config as configs  # noqa: E402
+from emergence_train.parallel.mesh import sequence_parallel  # noqa: E402
 from emergence_train.parallel.ranks import leave, start  # noqa: E402
 from emergence_train.training import engine as engines  # noqa: E402
 from emergence_train.training import main_gradients  # noqa: E402
 
 # At stage 3 matrices of 100,000 elements or more are gathered, as in models that are planned.
 MODEL = ("vocab_size=1024", "width=320", "heads=4", "kv_heads=4", "ffn=512")
+SPLIT = ((0, "fp32", "none"), (3, "bf16", "selective"), (1, "fp32", "full"))  # two ranks a sequence
 KINDS = ((0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
 
 
@@ -67,6 +73,21 @@ def bytes_of_a_step(config, mesh) -> float:
     return sum(sent) / config.model.parameters()
 
 
+def exchanged_in_a_step(config, mesh) -> tuple[float, float]:
+    """-> bytes of a step in which both ranks share a sequence of 8, and of all else by parameter."""
+    mesh = sequence_parallel(mesh, 2)
+    engine, own = engines.build(config.model, config.training, config.seed, mesh), mesh.own_positions(8)
+    windows = torch.arange(9).reshape(1, 9)
+    for _ in range(2):
+        sent.clear()
+        exchanged.clear()
+        for _ in range(engine.gradient_accumulation_steps()):
+            tokens, targets = windows[:, :-1][:, own].contiguous(), windows[:, 1:][:, own].contiguous()
+            engine.backward(engine(tokens, targets, group=mesh.sequence).loss)
+            engine.step()
+    return sum(exchanged), sum(sent) / config.model.parameters()
+
+
 if __name__ == "__main__":
     measured = {}
     for stage, precision in KINDS:
@@ -74,6 +95,11 @@ if __name__ == "__main__":
         config = configs.load(sys.argv[1], over)
         mesh = start(1)
         measured[f"{stage} {precision}"] = bytes_of_a_step(config, mesh)
+    for stage, precision, checkpointing in SPLIT:
+        over = [*(f"model.{key}" for key in (*MODEL, "kv_heads=1")), "training.sequence_parallel=2"]
+        over += [f"training.zero_stage={stage}", f"training.precision={precision}", "training.micro_batch=1"]
+        over += [f"training.activation_checkpointing={checkpointing}"]
+        measured[f"{stage} {precision} {checkpointing}"] = exchanged_in_a_step(configs.load(sys.argv[1], over), mesh)
     if mesh.is_rank0:
         Path(sys.argv[2]).write_text(json.dumps(measured))
     leave(0)

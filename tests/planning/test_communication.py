@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.memory import MOST_GATHERED
-from emergence_train.planning.communication import bytes_per_step
+from emergence_train.planning.communication import bytes_per_step, exchanged_per_step
 from support import ROOT, run_python
 
 WORKER = ROOT / "tests" / "planning" / "communication_worker.py"
@@ -47,7 +48,13 @@ def test_bytes_are_those_of_real_engines(config_file, tmp_path):
     """Two processes, two micro-batches; less than 1% are norms, scalars and padding."""
     done = run_python(str(WORKER), str(config_file), str(tmp_path / "sent.json"), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
+    model = DecoderConfig(layers=2, width=320, heads=4, kv_heads=1, ffn=512, vocab_size=1024)
     for kind, measured in json.loads((tmp_path / "sent.json").read_text()).items():
-        stage, precision = kind.split()
-        planned = bytes_per_step(1_000_000, 2 if precision == "bf16" else 4, int(stage), 2, 2) / 1e6
+        stage, precision, *checkpointing = kind.split()
+        size = 2 if precision == "bf16" else 4
+        rounds = 8 if checkpointing else 2
+        planned = bytes_per_step(1_000_000, size, int(stage), 2, rounds) / 1e6
+        if checkpointing:  # sequences of 8 tokens, 4 on each rank
+            exchanged, measured = measured
+            assert exchanged == exchanged_per_step(model.exchanged(2), size, 2, 4 * rounds, checkpointing[0]), kind
         assert planned == pytest.approx(measured, rel=0.01), kind

@@ -116,3 +116,28 @@ def test_wrong_use_is_one_line(capsys, arguments):
         cli.main(["plan", CONFIG, *arguments])
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_sharing_sequences_divides_activations(capsys):
+    """Long sequences on 8 GPUs: what is kept of a token is a little more, and each GPU has a quarter of the tokens."""
+    long = ("--gpus", "8", "--gpu", "h100-80gb", "model.preset=1b", "data.sequence=32768", "model.max_sequence=32768")
+    long += ("training.micro_batch=1", "training.zero_stage=3")
+    whole, split = plan(capsys, *long), plan(capsys, *long, "training.sequence_parallel=4")
+    assert split["micro_batches"] == 4 * whole["micro_batches"]
+    ratio = split["memory_per_gpu"]["activations"] / whole["memory_per_gpu"]["activations"]
+    assert 1 / 4 < ratio < 1.2 / 4
+    assert split["memory_per_gpu"]["optimizer"] == whole["memory_per_gpu"]["optimizer"]
+    sent = (
+        3 / 4 * 16 * (2 * 2048 + 2 * 4 * 128) * 2 * 2 * (1152 * 32768 / 8)
+    )  # 16 blocks, 4 key heads, forward and backward
+    assert split["exchanged_bytes_per_step"] == pytest.approx(sent) and whole["exchanged_bytes_per_step"] == 0
+    assert split["communication_bytes_per_step"] > sent
+    assert split["step_seconds_by"]["attention"] == pytest.approx(whole["step_seconds_by"]["attention"])
+
+
+def test_sharing_sequences_is_suggested_where_they_are_too_long(capsys):
+    long = ("--gpu", "h100-80gb", "model.preset=1b", "data.sequence=1048576", "model.max_sequence=1048576")
+    long += ("--gpus", "8", "training.micro_batch=1", "training.activation_checkpointing=full")
+    refused = plan(capsys, *long)
+    assert "training.sequence_parallel=8" in refused["suggestion"]
+    assert plan(capsys, *long, *refused["suggestion"].split())["fits"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from emergence_train.errors import describe
 from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.models.language_model import IGNORED
+from emergence_train.parallel.mesh import data_parallel
 from emergence_train.training.samples import Samples
 from support import run_python
 
@@ -23,8 +24,9 @@ DEVICE = torch.device("cpu")
 
 def samples_of(skipped, batch: int, micro: int, world: int, rank: int, mask: bool, ahead: bool, read=None) -> Samples:
     """A rank's; each token of sample i is i, and each sample ends one document and begins another."""
-    mesh = SimpleNamespace(data=SimpleNamespace(size=world, rank=rank), device=DEVICE)
+    mesh = data_parallel(rank, world, rank, DEVICE)
     dataset = SimpleNamespace(
+        sequence=SEQUENCE,
         sample=read or (lambda index: np.full(SEQUENCE + 1, index, np.int64)),
         document_ids=lambda index: np.array([0, 0, 1, 1], np.int64),
     )

@@ -303,7 +303,9 @@ def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, 
         assert same(source)
 
 
-@pytest.mark.parametrize("source", RUNS)
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, marks=[pytest.mark.slow] if "backward" in source else []) for source in RUNS]
+)
 def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
     """Each skipped in turn: the emulator reports it, or a result was read before its product wrote it (NaN).
 
@@ -356,6 +358,7 @@ def forms(ptx: str) -> tuple[set, set, set]:
     return copies, products, fields
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.nvcc() is None, reason="no nvcc")
 def test_instructions_and_descriptors_match_triton(tmp_path):
     """An error common to kernels and emulator would show against Triton's code for Hopper."""

@@ -56,11 +56,12 @@ def test_the_table_of_each_architecture():
     assert tables == {8: "sm_80", 9: "sm_90", 10: "sm_90", 11: "sm_90", 12: "sm_80"}
 
 
-# Quickly the table of Hopper alone.
+# Quickly the table of Hopper alone, of three operations.
 either = pytest.mark.parametrize("number", ["90", pytest.param("80", marks=pytest.mark.slow)])
 
 
-@either
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["90", "80"])
 def test_cross_entropy(number):
     rows = compiled("cross_entropy", "bfloat16", number, tables=(f"sm_{number}",))
     assert len(rows) == 6
@@ -85,7 +86,8 @@ def test_loss_rows(number):
             assert row["registers"] <= 32, row  # two programs of 1024 threads
 
 
-@either
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["90", "80"])
 def test_rms_norm_and_rotary(number):
     rows = compiled("rms_norm", "rotary", "bfloat16", number, tables=(f"sm_{number}",))
     assert {row["suite"] for row in rows} == {"rms_norm", "rotary"}

@@ -1,0 +1,354 @@
+"""The claims of the three sources, each with what this software measured: a table, from benchmarks/results/.
+
+The verdict follows from the numbers by the rule beside it, so that new results change it. "Holds" is said of what was
+measured, at the sizes measured; where no measurement could tell, the row says so.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from docs.site_pages.markdown import code, table
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+LOSS, TEMPORAL, TALK = "2403.15796", "2404.17785", "talk"
+HOLDS, NOT, CANNOT, NEVER = "**holds**", "**does not hold**", "cannot tell at this scale", "not tried"
+
+
+class Claim(NamedTuple):
+    """A row: the claim, its source, what was measured, the verdict, where more is, and the command."""
+
+    claim: str
+    source: str
+    measured: str
+    verdict: str
+    more: str = ""
+    command: str = ""
+
+
+def _load(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _note(name: str, text: str = "finding") -> str:
+    return f"[{text}](notebook/{name}.md)"
+
+
+def _within(value: dict) -> str:
+    return f"{value['value']:+.3f} [{value['low95']:+.3f}, {value['high95']:+.3f}]"
+
+
+# ------------------------------------------------------------------------------------------- the temporal scaling law
+
+
+def position_law() -> Claim:
+    runs = _load("quickstart_laws.json")["runs"]
+    fixed = sum(run["status"] == "ok" for run in runs)
+    return Claim(
+        "The loss at position i is a0 / (1 + a1 i) + a2",
+        TEMPORAL,
+        f"12 runs of 0.1 to 0.4M, {runs[0]['sequences']:,} held-out sequences each: a0 and a1 are identified one by one in "
+        f"{fixed}; in the others the loss falls within three positions, and only a0/a1 and a2 are",
+        HOLDS if fixed > len(runs) / 2 else CANNOT,
+        _note("2026-11-26-an-ability-in-the-quickstart"),
+        "benchmarks/studies/quickstart_seeds.py --laws",
+    )
+
+
+def separation() -> Claim:
+    seeds = _load("quickstart_seeds.json")["seeds"]
+    most = max(run["positions"]["iid"]["checkpoints_identified"] for seed in seeds for run in seed["runs"].values())
+    of = max(run["positions"]["iid"]["checkpoints"] for seed in seeds for run in seed["runs"].values())
+    return Claim(
+        "a0 and a1 converge after a separation point; a2 follows the learning rate",
+        TEMPORAL,
+        f"no run fixes a0 and a1 at more than {most} of its {of} checkpoints, so that whether they stop changing is not seen",
+        CANNOT,
+        _note("2026-11-21-own-runs"),
+    )
+
+
+def decay() -> Claim:
+    seeds = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed.get("decay_lowers_iid_by") is not None]
+    gains = sorted(seed["decay_lowers_iid_by"] for seed in seeds)
+    return Claim(
+        "Letting the rate decay lowers the loss",
+        TEMPORAL,
+        f"{len(gains)} seeds, the last fifth decayed or not, from the same state: {gains[0]:.3f} to {gains[-1]:.3f} nats lower",
+        HOLDS if gains[0] > 0 else NOT,
+        "[Quickstart](quickstart.md)",
+        "benchmarks/studies/quickstart_seeds.py",
+    )
+
+
+def forecasts() -> Claim:
+    by_part = _load("temporal_laboratories.json")["after"]["forecasts"]["folder"]
+    parts = {f"{float(part):.0%}": tables["all"] for part, tables in by_part.items()}
+    quotients = ", ".join(f"{row['median quotient']:.2f} from {part}" for part, row in parts.items())
+    inside = ", ".join(f"{row['ends inside 95']:.0%}" for row in parts.values())
+    return Claim(
+        "Early curves predict the rest better than power law, reciprocal and logarithm",
+        TEMPORAL,
+        f"90 public curves, their laboratory unknown to the prior: squared error over that of the best of the three, chosen by "
+        f"hindsight: {quotients} (medians); 95% intervals held {inside} of the ends",
+        HOLDS if all(row["median quotient"] < 1 for row in parts.values()) else NOT,
+        "[picture](images/other-laboratories.svg), " + _note("2026-11-26-what-holds-elsewhere"),
+        "benchmarks/studies/temporal_laboratories.py",
+    )
+
+
+def rebuilt() -> Claim:
+    rmse = _load("temporal_public.json")["all"]["median RMSE"]
+    return Claim(
+        "... with the forms a0 ~ log N, a1 hyperbolic, a2 with a cosine",
+        f"{TEMPORAL}, rebuilt",
+        f"568 forecasts of mean losses: RMSE {rmse['paper']:.3f} nats as we rebuilt the forms from a digest, "
+        f"{rmse['power']:.3f} of a power law. The paper's own forms may differ",
+        HOLDS if rmse["paper"] < rmse["power"] else NOT,
+        _note("2026-11-21-public-curves"),
+        "benchmarks/studies/temporal_prior.py",
+    )
+
+
+def own_runs() -> Claim:
+    result = _load("temporal_runs_tiny-cpu.json")
+    quotient, better = result["median MSE over best classical"], result["share better than best classical"]
+    return Claim(
+        "... also by position, on IID and OOD text",
+        TEMPORAL,
+        f"seven runs of 0.2 and 0.9M, 1,500 steps: quotient {quotient:.1f}, better in {better:.0%} of {result['forecasts']}; "
+        f"95% intervals held {result['coverage95 of positions']:.0%} of single positions",
+        HOLDS if quotient < 0.9 else NOT if quotient > 1.1 else "no better here",
+        _note("2026-11-21-own-runs"),
+        "benchmarks/studies/temporal_runs.py",
+    )
+
+
+def weights() -> Claim:
+    rows = _load("cpu/position_weights.json")["rows"]
+    iid = [row for row in rows if row["split"] == "iid" and row["region"] == "all"]
+    differences = ", ".join(
+        f"{row['variant'].split()[0]} {row['difference']:+.3f} [{row['low95']:+.3f}, {row['high95']:+.3f}]"
+        for row in iid
+    )
+    return Claim(
+        "Training with head, body or tail positions at half weight gains nothing",
+        TEMPORAL,
+        f"0.2M, three seeds, nats against uniform weights: {differences}. A gain below 0.1 could not be seen",
+        "no gain seen" if all(row["low95"] < 0 < row["high95"] for row in iid) else NOT,
+        _note("2026-11-22-position-weights"),
+        "emergence-train analyze weights",
+    )
+
+
+# -------------------------------------------------------------------------------------- emergence from the loss
+
+
+def one_curve() -> Claim:
+    tasks = [t for t in _load("emergence_runs_ladder.json")["tasks"] if t["metric"] == "answer_loglik"]
+    r2 = sorted(task["size_effect"]["r2_loss"] for task in tasks)
+    apart = sum(task["size_effect"]["matters"] for task in tasks)
+    return Claim(
+        "Performance follows the loss, whatever the model's size",
+        LOSS,
+        f"five sizes, 0.05 to 3.2M, log-likelihood of the right answer in {len(tasks)} tasks: one curve of the loss explains "
+        f"{r2[0]:.0%} to {r2[-1]:.0%}; size matters beside it in {apart}",
+        f"{HOLDS} in {len(tasks) - apart} of {len(tasks)}",
+        _note("2026-11-22-ladder-on-public-benchmarks"),
+        "make ladder",
+    )
+
+
+def thresholds() -> Claim:
+    tasks = [t for t in _load("emergence_runs_ladder.json")["tasks"] if t["metric"] in ("acc", "exact_match")]
+    chance = sum(task["verdict"] == "at-chance" for task in tasks)
+    return Claim(
+        "Four of twelve tasks (MMLU, C-Eval, GSM8K and its translation) stay at chance until the loss is about 2.2",
+        LOSS,
+        f"the ladder ends at 4.3 nats: {chance} of {len(tasks)} accuracies at chance, no threshold",
+        CANNOT,
+        _note("2026-11-22-ladder-on-public-benchmarks"),
+        "make ladder",
+    )
+
+
+def planted() -> Claim:
+    fresh = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
+    alone = [_verdict(tasks, "acc") for seed in fresh for tasks in seed["tasks_by_run"].values()]
+    together = [_verdict(seed["tasks"], "acc") for seed in fresh]
+    brier = [_verdict(seed["tasks"], "brier") for seed in fresh]
+    return Claim(
+        "An ability is at chance above a loss, and there below it; sizes share the threshold",
+        LOSS,
+        f"a planted skill, three sizes, {len(fresh)} fresh seeds: emergent in {alone.count('emergent')} of {len(alone)} "
+        f"single runs; for the sizes together in {together.count('emergent')} of {len(together)} (Brier score: "
+        f"{brier.count('emergent')})",
+        f"first half {HOLDS}, second {NOT}" if not together.count("emergent") else HOLDS,
+        _note("2026-11-26-an-ability-in-the-quickstart"),
+        "benchmarks/studies/quickstart_seeds.py",
+    )
+
+
+def mirage() -> Claim:
+    fresh = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
+    pairs = [
+        (_verdict(tasks, "acc"), _verdict(tasks, "brier")) for seed in fresh for tasks in seed["tasks_by_run"].values()
+    ]
+    both = sum(a == b == "emergent" for a, b in pairs)
+    either = sum("emergent" in pair for pair in pairs)
+    return Claim(
+        "Continuous metrics show the same thresholds",
+        LOSS,
+        f"the planted skill: accuracy and Brier score both emergent in {both} of the {either} runs where one of them is; the "
+        "log-likelihood of the answer rises gradually in each",
+        f"{HOLDS} for the Brier score" if both > either / 2 else NOT,
+        _note("2026-11-26-an-ability-in-the-quickstart"),
+        "benchmarks/studies/quickstart_seeds.py",
+    )
+
+
+def _verdict(tasks: list[dict], metric: str) -> str:
+    return next(task["verdict"] for task in tasks if task["task"] == "latest" and task["metric"] == metric)
+
+
+# ---------------------------------------------------------------------------------------------- why abilities appear
+
+
+def least_data() -> Claim:
+    tiny = _load("grokking_runs.json")["tiny"]
+    shares = ", ".join(
+        f"{row['value']:.2f} [{row['low95']:.2f}, {row['high95']:.2f}] with {row['params']:,} parameters"
+        for row in tiny["critical_fraction"]
+    )
+    return Claim(
+        "A task needs a least amount of data before it generalises",
+        TALK,
+        f"addition modulo 23, {len(tiny['times']) * 4} runs: the critical share of its table is {shares}",
+        HOLDS if all(row["low95"] > 0 for row in tiny["critical_fraction"]) else NOT,
+        "[picture](images/grok-phase.svg), " + _note("2026-11-26-grokking"),
+        "make grok",
+    )
+
+
+def critical_share() -> Claim:
+    trend = _load("grokking_runs.json")["tiny"]["trend"]
+    sign = "falls" if trend["high95"] < 0 else "grows" if trend["low95"] > 0 else None
+    return Claim(
+        "That share falls with size (2402.15175), or grows (2401.10463)",
+        TALK,
+        f"change for ten times the parameters {_within(trend)}, p = {trend['p']:.3f}; three sizes, one task, one budget",
+        f"{sign} here" if sign else CANNOT,
+        "[picture](images/grok-phase.svg), " + _note("2026-11-26-grokking"),
+        "make grok",
+    )
+
+
+def weight_decay() -> Claim:
+    by = _load("grokking_runs.json")["decay"]["by_weight_decay"]
+    counts = ", ".join(
+        f"{runs['generalised']} of {runs['runs']} with weight decay {decay}" for decay, runs in by.items()
+    )
+    return Claim(
+        "Weight decay makes late generalisation (2201.02177)",
+        TALK,
+        f"generalised within 4,000 updates: {counts}; all knew their training questions",
+        HOLDS if by["0"]["generalised"] == 0 < by["1"]["generalised"] else NOT,
+        _note("2026-11-26-grokking"),
+        "emergence-train grok configs/grok/decay.yaml",
+    )
+
+
+def efficiency() -> Claim:
+    row = _load("grokking_runs.json")["tiny"]["efficiency"][0]
+    return Claim(
+        "At the same training loss what generalises has the smaller norm (2309.02390)",
+        TALK,
+        f"norm of generalising over memorising models {row['ratio']:.3f} [{row['low95']:.3f}, {row['high95']:.3f}], "
+        f"{row['generalising_runs']} and {row['memorising_runs']} runs of one size; the latter saw smaller shares, which "
+        "favours them",
+        HOLDS if row["high95"] < 1 else NOT if row["low95"] > 1 else CANNOT,
+        _note("2026-11-26-grokking"),
+        "benchmarks/studies/grokking_runs.py",
+    )
+
+
+def near_the_share() -> Claim:
+    trend = _load("grokking_runs.json")["tiny"]["time_trend"]
+    return Claim(
+        "It takes longer near the critical share",
+        TALK,
+        f"updates to generalise go as the share to the power {trend['value']:.1f} [{trend['low95']:.1f}, {trend['high95']:.1f}]",
+        HOLDS if trend["high95"] < 0 else NOT,
+        _note("2026-11-26-grokking"),
+        "make grok",
+    )
+
+
+def shrinking() -> Claim:
+    fresh = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
+    last = [run["last_acc"]["latest"] for seed in fresh for run in seed["runs"].values()]
+    return Claim(
+        "Small models trained long keep abilities that were thought to be large ones'",
+        TALK,
+        f"the planted skill at 0.1 to 0.4M and equal tokens: accuracy {min(last):.2f} to {max(last):.2f} at the end of every "
+        "run; no size so small was tried that it is lost",
+        f"{HOLDS} within a factor of four",
+        _note("2026-11-26-an-ability-in-the-quickstart"),
+        "benchmarks/studies/quickstart_seeds.py",
+    )
+
+
+ROWS: tuple[Callable[[], Claim], ...] = (
+    position_law,
+    separation,
+    decay,
+    forecasts,
+    rebuilt,
+    own_runs,
+    weights,
+    one_curve,
+    thresholds,
+    planted,
+    mirage,
+    shrinking,
+    least_data,
+    critical_share,
+    near_the_share,
+    weight_decay,
+    efficiency,
+)
+UNTRIED = (
+    ("The loss follows a power law of size at equal data, so that a threshold of loss is one of size", LOSS),
+    ("A larger model memorises a larger share of what it sees", TALK),
+    ("What is memorised passes the critical number when an ability appears", TALK),
+    ("One curve of performance against loss for other architectures, optimizers, corpora and tokenizers", LOSS),
+)
+
+
+def _code(row: Claim) -> str:
+    return code(row.command) if row.command else ""
+
+
+def page() -> str:
+    """The page of claims."""
+    rows = [make() for make in ROWS] + [Claim(claim, source, "", NEVER) for claim, source in UNTRIED]
+    head = ["claim", "what we measured", "verdict", "more"]
+    cells = [
+        [f"{row.claim} ({row.source})", row.measured, row.verdict, "<br>".join(filter(None, [row.more, _code(row)]))]
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            "---\nhide: [toc]\n---\n",
+            "# The claims, tried",
+            "",
+            "Each claim of the three sources, what this software has measured of it, and whether that agrees. The numbers and",
+            "verdicts are read from the files under `benchmarks/results/` when this site is built; `make docs` draws the table",
+            "again. Everything of our own was trained on two CPU cores, from 0.05M to 3.2M parameters: what holds here may not",
+            "at a size where it matters, and what cannot be told here may be plain there. The public curves are of larger",
+            "models.",
+            "",
+            table(head, cells),
+        ]
+    )
