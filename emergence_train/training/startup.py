@@ -40,6 +40,7 @@ VOLATILE = (
     "training.activation_checkpointing",
     "training.deterministic",
     "training.threads",
+    "training.profile",
     "training.zero_stage",
     "training.zero",
     "checkpoints.save_state",
