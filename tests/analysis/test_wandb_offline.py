@@ -1,6 +1,7 @@
 """W&B's offline runs as logs: the file's framing by a writer of our own, and the real client's file."""
 
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -61,6 +62,9 @@ def test_two_starts_of_the_real_client_are_one_run(tmp_path, monkeypatch, capsys
             values = {"train/global_step": step, "train/loss": losses[step], "train/learning_rate": 1e-3}
             run.log(values | {"nested": {"tokens": 1000 * step}})
         run.finish()
+    until = time.monotonic() + 30  # the client's own process may write on after finish()
+    while len(read_offline(tmp_path)[0].rows) < 60 + 65 and time.monotonic() < until:
+        time.sleep(0.2)
     assert format_of(tmp_path) == "wandb"
     (log,) = read_offline(tmp_path)
     assert log.name == "mine" and len(log.rows) == 60 + 65
