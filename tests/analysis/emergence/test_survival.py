@@ -81,7 +81,7 @@ def test_intervals_cover_the_truth(penalty, runs):
     assert np.mean(inside) >= 0.90 and np.median(widths) < 0.6, (np.mean(inside), np.median(widths))
 
 
-def test_what_the_loss_decides_is_kept_at_equal_loss_and_lost_at_equal_tokens():
+def test_what_the_loss_decides_is_lost_at_equal_tokens_alone():
     result = kept(table(np.random.default_rng(1), 4000))
     smallest = result.sizes[0]
     assert smallest.params == SIZES[0] and result.largest == SIZES[-1]
