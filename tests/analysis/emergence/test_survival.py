@@ -57,8 +57,8 @@ def table(rng: np.random.Generator, items: int, runs: int = 1, penalty: float = 
 
 def kept(frame: pd.DataFrame, verdict: str = "gradual"):
     task = task_metric("", "t", "acc", frame)
-    made = Verdict(verdict, 1.0, {}, None, None, (0.0, 0.0, 0.0), None, "")
-    return survival(Finding(task, made, None), generator("t"))
+    judged = Verdict(verdict, 1.0, {}, None, None, (0.0, 0.0, 0.0), None, "")
+    return survival(Finding(task, judged, None), generator("t"))
 
 
 def truth(params: int, penalty: float) -> tuple[float, float]:
