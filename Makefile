@@ -59,9 +59,10 @@ test-slow: install
 	EMERGENCE_TEST_PATIENCE=6 $(BIN)/python -m pytest -q -n 2 --dist loadfile --timeout 3600 -m "slow and not gpu" \
 	  $(if $(SINCE),--results-since $(SINCE)) --results benchmarks/results/tests-slow.json tests
 
-# Runs that are killed, stopped, starved and damaged, 220 of them; half an hour on 2 cores.
+# Runs that are killed, stopped, starved, damaged and cut off; half an hour on 2 quiet cores for 220 trials.
+TRIALS ?= 220
 fault-trials: install
-	$(BIN)/python tests/faults/trials.py --count 220 --out benchmarks/results/cpu/faults.json
+	$(BIN)/python tests/faults/trials.py --count $(TRIALS) --out benchmarks/results/cpu/faults.json
 	$(BIN)/python tests/faults/crash_states.py --out benchmarks/results/cpu/crash-states.json
 	$(BIN)/python tests/faults/disk_errors.py --every 3 --out benchmarks/results/cpu/disk-errors.json
 	FAULTS_ALL=1 FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/faults/test_scenarios.py tests/faults/test_fuzz.py \

@@ -361,11 +361,14 @@ def _sync(arguments: argparse.Namespace) -> dict:
 
 def _config(arguments: argparse.Namespace) -> dict:
     from emergence_train import config, config_listing
+    from emergence_train.planning import planner
 
     resolved = config.load(arguments.config, arguments.overrides)
+    parts = resolved.training, resolved.model, resolved.data
+    planned = planner.plan_run(*parts, arguments.gpus, arguments.gpu) if arguments.gpu else None
     if not arguments.json:
-        print(config_listing.as_yaml(resolved))
-    return config_listing.as_json(resolved)
+        print(config_listing.as_yaml(resolved) + planner.as_comments(planned, arguments.config))
+    return config_listing.as_json(resolved) | ({"cost": planned.as_json()} if planned else {})
 
 
 def _runs(arguments: argparse.Namespace) -> dict:
@@ -433,11 +436,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, help in (
         ("prepare", _prepare, "make tokenizer, shards and validation sets"),
         ("train", _train, "train, or resume, the run of a configuration"),
-        (
-            "config",
-            _config,
-            "the resolved configuration: every key with its description, * where it is not the default",
-        ),
     ):
         added = verb(name, function, help)
         added.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
@@ -446,6 +444,8 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--from", dest="parent", metavar="RUN[@STEP]", help="begin a new run from another run's saved state"
             )
+    text = "the resolved configuration: every key with its description, * where it is not the default; its cost"
+    add_plan(verb("config", _config, text), required=False)
     add_plan(verb("plan", _plan, "memory, time and cost of a configuration on so many GPUs; needs none"))
     add_ladder(verb("ladder", _ladder, "train every size, budget, schedule and seed of a file; resume what is left"))
     add_grok(

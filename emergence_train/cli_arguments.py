@@ -57,13 +57,16 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pdf", action="store_true", help="with --out: figures as PDF too")
 
 
-def add_plan(parser: argparse.ArgumentParser) -> None:
+def add_plan(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """A configuration and, for its cost, the GPUs."""
     from emergence_train.models.gpus import GPUS
 
     parser.add_argument("config", metavar="CONFIG", help="a YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="changes to it")
-    parser.add_argument("--gpus", type=count, required=True, metavar="N", help="GPUs in all, in nodes of eight")
-    parser.add_argument("--gpu", choices=GPUS, required=True, metavar="KIND", help=f"one of {', '.join(GPUS)}")
+    text = "GPUs in all, in nodes of eight" + ("" if required else " (default: 1)")
+    parser.add_argument("--gpus", type=count, required=required, default=1, metavar="N", help=text)
+    text = f"one of {', '.join(GPUS)}" + ("" if required else "; the cost on it is shown too")
+    parser.add_argument("--gpu", choices=GPUS, required=required, metavar="KIND", help=text)
 
 
 def add_grok(parser: argparse.ArgumentParser) -> None:

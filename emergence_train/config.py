@@ -193,6 +193,24 @@ Checkpointing = Annotated[
 MicroBatch = Annotated[int | Literal["auto"], PlainValidator(_micro_batch, json_schema_input_type=int | str)]
 
 
+class Profile(Section):
+    """Traces by torch's profiler, written to profile/ in the run."""
+
+    steps: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[], max_length=2, description="the first and the last step of the trace; none: no trace"
+    )
+    ranks: list[Annotated[int, Field(ge=0)]] = Field(default=[0], description="ranks that write one")
+    shapes: bool = Field(default=False, description="with the shapes of each operation's tensors")
+    memory: bool = Field(default=False, description="with what each operation allocates and frees")
+    stacks: bool = Field(default=False, description="with the lines of Python that called it; slow")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Profile":
+        if self.steps != sorted(self.steps):
+            raise ValueError(f"steps {self.steps} must be the first and the last step; give the smaller one first")
+        return self
+
+
 class Training(Section):
     tokens: int = Field(ge=1, description="tokens to train on; rounded up to whole steps")
     batch: int = Field(ge=1, description="sequences per step, over all ranks")
@@ -236,6 +254,7 @@ class Training(Section):
         default=False, description="on a GPU: sums in a fixed order, the same bits from the same start; slower"
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per rank; None: torch's default")
+    profile: Profile = Field(default=Profile(), description="a trace of chosen steps")
 
     @property
     def micro_batch_size(self) -> int:

@@ -22,6 +22,9 @@ class Wandb(Section):
     notes: str | None = Field(default=None, description="a remark on the run")
     job_type: str | None = Field(default=None, description="what kind of run it is, as pretrain or sweep")
     system: bool = Field(default=True, description="also send use of CPU, GPU, memory, disk and network")
+    checkpoints: bool = Field(
+        default=False, description="also an artifact for each saved state that names its directory; nothing is uploaded"
+    )
 
 
 class Logging(Section):

@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
-OF_NO_RUN = ("name", "out", "logging", "data.path", "data.workers", "training.threads")  # say nothing about the result
+# They say nothing about the result.
+OF_NO_RUN = ("name", "out", "logging", "data.path", "data.workers", "training.threads", "training.profile")
 FIRST = ("model", "training.schedule", "training", "seed", "data")  # what people change comes first, then the rest
 MISSING = "-"  # of a run without the key, or without a configuration
 

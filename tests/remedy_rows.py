@@ -134,6 +134,11 @@ def config(says: str, wrong: str, right: str = "") -> Row:
 
 
 CONFIG = [
+    Row(
+        "must be the first and the last step; give the smaller one first",
+        lambda at: at.prepare("training.profile={steps: [9, 3]}"),
+        lambda at: at.prepare("training.profile={steps: [3, 9]}"),
+    ),
     config("has no variable {}; set it or leave", "name=a-${NOWHERE}", "name=a"),
     config("has no value {}; give a key such as", "name=a-${training.lr}", "name=a-${training.schedule.lr}"),
     config(

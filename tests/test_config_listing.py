@@ -43,3 +43,25 @@ def test_items_of_a_list_are_described_once(config_file):
     text = config_listing.as_yaml(config.load(config_file))
     assert text.count("share of training tokens, relative") == 1
     assert "* default 1.0" in text.split("domain: manuals")[1].split("domain: speeches")[0]
+
+
+def test_the_cost_is_that_of_plan(capsys):
+    """With a GPU named, the lines of `plan` as comments: what is printed is still the configuration."""
+    path = str(ROOT / "configs" / "temporal-paper-468m.yaml")
+    gpus = ["--gpus", "8", "--gpu", "h100-80gb"]
+    assert cli.main(["plan", path, *gpus, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert cli.main(["config", path, *gpus, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cost"] == planned
+    assert cli.main(["plan", path, *gpus]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert cli.main(["config", path, *gpus]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n# {line}\n" in text for line in lines) and f"{planned['gpu_hours']:,.0f} GPU hours" in text
+    assert yaml.safe_load(text)["training"]["tokens"]
+
+
+def test_without_a_gpu_the_command_for_the_cost_is_named(config_file, capsys):
+    assert cli.main(["config", str(config_file)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"# emergence-train plan {config_file} --gpus N --gpu KIND") and "h100-80gb" in last

@@ -14,7 +14,7 @@ from emergence_train.section import Section
 COMMANDS = {
     "prepare": "config overrides",
     "train": "config overrides --from",
-    "config": "config overrides",
+    "config": "config overrides --gpus --gpu",
     "plan": "config overrides --gpus --gpu",
     "ladder": "file --slurm --status --jobs",
     "grok": "config --out --jobs --pdf",
@@ -55,11 +55,12 @@ KEYS = {
     "training.schedule": "kind lr warmup_tokens final_ratio decay_tokens decay_shape",
     "training.optimizer": "kind betas eps weight_decay clip",
     "training.position_weights": "head body tail vector",
+    "training.profile": "steps ranks shapes memory stacks",
     "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous "
     "local_path",
     "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
     "logging": "console_seconds wandb wandb_project tensorboard",
-    "logging.wandb": "mode project entity group tags notes job_type system",
+    "logging.wandb": "mode project entity group tags notes job_type system checkpoints",
     "samples": "prompts tokens temperature seed",
     "tasks": "task name items file shots seed include_path",
     "imported": "format sources tokens_per_step",

@@ -29,6 +29,8 @@ EXEMPT = (
     {  # of a message: why it has no row
         "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
         "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",
+        "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",
+        "it or its {} is no JSON that can be read; give another --format": "only with --format helm of a file that is none",
         "is no port; give a number from 0 to 65535": "a typing error",
         "{}: cannot be read as {} ({}); give --format": "a file that cannot be opened: root reads all",
         "holds no event file": "needs the extra tensorboard",

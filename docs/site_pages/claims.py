@@ -285,6 +285,59 @@ def near_the_share() -> Claim:
     )
 
 
+def mass_in_pretraining() -> Claim:
+    result = _load("critical_mass.json")
+    shares = "; ".join(
+        f"{row['params']:,} parameters {_percent(row)}, {row['learnt']} of {row['runs']} runs"
+        for row in result["critical_share"]
+    )
+    return Claim(
+        "... in pretraining too: a skill needs a least share of the mixture",
+        TALK,
+        f"a planted skill at 1.6 to 19% of the tokens; half of the runs learn it at: {shares}",
+        HOLDS if all(0 < row["learnt"] < row["runs"] for row in result["critical_share"]) else CANNOT,
+        _note("2026-11-27-how-much-of-a-skill"),
+        "benchmarks/studies/critical_mass.py",
+    )
+
+
+def loss_or_mass() -> Claim:
+    by = _load("critical_mass.json")["told_by"]
+    loss, skill = by["loss"], by["skill_tokens"]
+    right = loss["area"] if loss["sign"] < 0 else 1 - loss["area"]
+    return Claim(
+        "The loss tells whether an ability is there, whatever the data",
+        LOSS,
+        f"the same runs, checkpoints of different ones: the lower loss is the one with the skill in {right:.0%} of pairs, the "
+        f"one that saw more of the skill's tokens in {skill['area']:.0%}. The iid loss has no text of the skill",
+        HOLDS if right > 0.9 else f"{NOT} where the mixture differs",
+        _note("2026-11-27-how-much-of-a-skill"),
+        "benchmarks/studies/critical_mass.py",
+    )
+
+
+def remembered() -> Claim:
+    runs = _load("critical_mass.json")["runs"]
+    learnt = [run for run in runs if run["accuracy"] >= 0.6]
+    most = max(run["memorised"]["of_100"] for run in learnt)
+    return Claim(
+        "What is memorised passes the critical number when an ability appears",
+        TALK,
+        f"{len(learnt)} of {len(runs)} runs learnt the skill; of 100 training sequences they repeat at most {max(most, 0):.0f} "
+        "more than of sequences never seen",
+        f"{NOT} for this skill" if most < 1 else CANNOT,
+        _note("2026-11-27-how-much-of-a-skill"),
+        "benchmarks/studies/critical_mass.py",
+    )
+
+
+def _percent(row: dict) -> str:
+    if row["value"] is None:
+        return "not between the shares tried"
+    low, high = ("?" if row[end] is None else f"{row[end]:.1%}" for end in ("low95", "high95"))
+    return f"{row['value']:.1%} [{low}, {high}]"
+
+
 def shrinking() -> Claim:
     fresh = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
     last = [run["last_acc"]["latest"] for seed in fresh for run in seed["runs"].values()]
@@ -313,6 +366,9 @@ ROWS: tuple[Callable[[], Claim], ...] = (
     mirage,
     shrinking,
     least_data,
+    mass_in_pretraining,
+    loss_or_mass,
+    remembered,
     critical_share,
     near_the_share,
     weight_decay,
@@ -321,7 +377,6 @@ ROWS: tuple[Callable[[], Claim], ...] = (
 UNTRIED = (
     ("The loss follows a power law of size at equal data, so that a threshold of loss is one of size", LOSS),
     ("A larger model memorises a larger share of what it sees", TALK),
-    ("What is memorised passes the critical number when an ability appears", TALK),
     ("One curve of performance against loss for other architectures, optimizers, corpora and tokenizers", LOSS),
 )
 

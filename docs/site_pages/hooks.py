@@ -1,4 +1,4 @@
-"""Hooks of mkdocs (mkdocs.yml, `hooks`): generated pages, the notebook's menu, and links to the repository's files."""
+"""Hooks of mkdocs (mkdocs.yml, `hooks`): generated pages, notebooks, menu of the findings, links to the repository's files."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = [str(ROOT), str(ROOT / "kernels")]
 sys.path[:0] = SOURCES  # for the import below; mkdocs removes it again
 
-from docs.site_pages import api, claims, measurements, notebook, reference  # noqa: E402
+from docs.site_pages import api, claims, measurements, notebook, notebooks, reference  # noqa: E402
 
 PAGES = {
     "claims.md": claims.page,
@@ -44,6 +44,10 @@ def on_files(files, config):
     """Add the generated pages."""
     for uri, make in PAGES.items():
         files.append(File.generated(config, uri, content=make()))
+    for path in notebooks.paths():
+        text, pictures = notebooks.page(path)
+        for name, content in {f"{path.stem}.md": text, **pictures}.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
 
 

@@ -272,3 +272,10 @@ def format_table(planned: RunPlan) -> str:
         )
         lines += ["", remedy]
     return "\n".join(lines)
+
+
+def as_comments(planned: RunPlan | None, config: str) -> str:
+    """The plan as comments below a configuration; without one, the command that makes it."""
+    if planned is None:
+        return f"\n# emergence-train plan {config} --gpus N --gpu KIND for its cost; KIND is one of {', '.join(GPUS)}"
+    return "".join(f"\n# {line}".rstrip() for line in ["", *format_table(planned).splitlines()])

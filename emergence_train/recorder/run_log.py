@@ -23,6 +23,7 @@ from emergence_train.recorder.metrics import Metrics, TrainLines, iter_pieces
 
 WRITE_SECONDS = 1.0  # rows reach the file at least this often, and all of them before state is saved
 FOLDERS = ("positions", "evaluations")  # tables named step-XXXXXXXXXX.parquet
+MEASURED = ("validation", "forecast", "abilities", "evaluation", "samples", "drift")  # kinds of a checkpoint's rows
 
 
 class RunLog:
@@ -33,7 +34,7 @@ class RunLog:
     (`take_read_back`): a million rows would take 1.5 GB for as long as the run lasts.
     """
 
-    def __init__(self, directory: Path, header: dict, step: int, rewinds: list[dict]) -> None:
+    def __init__(self, directory: Path, header: dict, step: int, rewinds: list[dict], due: bool = False) -> None:
         self.directory, self.header = directory, header
         self.path = directory / "metrics.jsonl"
         self.file = -1  # the descriptor that rows are written to
@@ -41,7 +42,7 @@ class RunLog:
         with files.named_errors(self.path):
             if not step and any((directory / "positions").glob("step-*.parquet")):
                 self.archived = self._archive()
-        self._read_back: Metrics | None = self.truncate_to(step, rewinds)
+        self._read_back: Metrics | None = self.truncate_to(step, rewinds, due)
 
     def take_read_back(self) -> Metrics:
         """What the rows that were there say: once, since the log keeps nothing of them."""
@@ -60,19 +61,23 @@ class RunLog:
                 (self.directory / name).rename(place / name)
         return place
 
-    def truncate_to(self, step: int, rewinds: list[dict]) -> Metrics:
-        """Remove rows and tables of later steps; `rewinds` are kept at their steps. Returns the rows that are left."""
-        with files.named_errors(self.path):
-            return self._truncate_to(step, rewinds)
+    def truncate_to(self, step: int, rewinds: list[dict], due: bool = False) -> Metrics:
+        """Remove rows and tables of later steps; `rewinds` are kept at their steps. Returns the rows that are left.
 
-    def _truncate_to(self, step: int, rewinds: list[dict]) -> Metrics:
+        `due`: the state of `step` was saved before its measurements. What a start since then has measured there, but could save
+        no state after, is removed as well: it is measured again.
+        """
+        with files.named_errors(self.path):
+            return self._truncate_to(step, rewinds, due)
+
+    def _truncate_to(self, step: int, rewinds: list[dict], due: bool) -> Metrics:
         if self.file >= 0:
             old, self.file = self.file, -1
             os.close(old)
         kept = Metrics(self.path, {"kind": "run", **self.header})
         with files.atomic_path(self.path) as temporary, open(temporary, "wb") as out:
             out.write(json.dumps(kept.header).encode() + b"\n")
-            for piece in self._to_keep(step, rewinds):
+            for piece in self._to_keep(step, rewinds, due):
                 if isinstance(piece, TrainLines):
                     kept.add_train(piece)
                     out.writelines(piece.lines)
@@ -81,7 +86,8 @@ class RunLog:
                     out.write(piece[0] + b"\n")
             self.train_rows = len(np.unique(kept.train("step")))  # steps that have a row
         for table in (table for folder in FOLDERS for table in (self.directory / folder).glob("step-*.parquet")):
-            if table.stem.removeprefix("step-").isdigit() and int(table.stem.removeprefix("step-")) > step:
+            number = table.stem.removeprefix("step-")
+            if number.isdigit() and int(number) > step - due:
                 table.unlink()
         self.pending: list[str] = []
         self.tables: list[tuple[tables.Table, Path, pd.DataFrame]] = []
@@ -95,7 +101,7 @@ class RunLog:
         self.durable, self.recent = self.end, b""  # bytes that an fsync has covered, and what was written since
         self.sync_failed = False
 
-    def _to_keep(self, step: int, rewinds: list[dict]) -> Iterator[TrainLines | tuple[bytes, dict]]:
+    def _to_keep(self, step: int, rewinds: list[dict], due: bool) -> Iterator[TrainLines | tuple[bytes, dict]]:
         """Lines and rows up to `step` of the file as it is, each rewind before the first row of a later step."""
         waiting = [{"kind": "rewind", **rewind} for rewind in sorted(rewinds, key=lambda rewind: rewind["step"])]
         number = 0
@@ -112,7 +118,7 @@ class RunLog:
                 if not isinstance(at, (int, float)):
                     place = f"row {number}, column 'step'"
                     raise InputError(f"{self.path}: {place}: {at!r} is not a number; remove that line")
-                if at > step or row.get("kind") in ("run", "rewind"):
+                if at > step or row.get("kind") in ("run", "rewind") or due and at == step and row["kind"] in MEASURED:
                     continue
                 while waiting and at > waiting[0]["step"]:
                     yield json.dumps(waiting[0]).encode(), waiting.pop(0)

@@ -16,6 +16,8 @@ from emergence_train.errors import InputError, RunError
 from emergence_train.recorder import tables
 from emergence_train.recorder.sessions import alive, read_sessions
 from emergence_train.tracking.points import BY_POSITION, Point, name_of, points, tokens_of
+from emergence_train.tracking.references import References
+from emergence_train.tracking.summary import Summary
 from emergence_train.tracking.wandb import (
     INIT_SECONDS,
     chosen_mode,
@@ -42,7 +44,11 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
         raise InputError(
             f"{run}: W&B is disabled (logging.wandb of its config.yaml, or WANDB_MODE); set it to offline or online"
         )
-    keys = [(name_of(point), tokens_of(point)) for point in points(run)]  # the points themselves are read again: tables
+    keys, summary = [], Summary()
+    for point in points(run):  # the points themselves are read again: tables
+        keys.append((name_of(point), tokens_of(point)))
+        if isinstance(point, dict):
+            summary.add(point)
     header = next((row for row in tables.read_metrics(run) if row["kind"] == "run"), {})
     shown = config.model_dump(mode="json") | {key: value for key, value in header.items() if key != "kind"}
     settings = init_settings(config.logging.wandb, config.name, run, shown, mode)
@@ -55,9 +61,9 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
         if not missing:
             log(f"{run}: W&B is up to date ({len(keys):,} points)")
             return {"run": str(run), "mode": mode, "sent": 0}
-        folder = _send(
-            wandb, settings, (point for point in points(run) if (name_of(point), tokens_of(point)) not in known)
-        )
+        unsent = (point for point in points(run) if (name_of(point), tokens_of(point)) not in known)
+        references = References(run) if config.logging.wandb.checkpoints else None
+        folder = _send(wandb, settings, unsent, summary, references)
     except Exception as error:  # any error of W&B: the run's files are untouched
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{run}: W&B was not updated ({reason}); try again when it can be reached") from None
@@ -71,12 +77,17 @@ def sync(run: Path, log: Callable[[str], None]) -> dict:
     return {"run": str(run), "mode": mode, "sent": missing}
 
 
-def _send(wandb: Any, settings: dict, missing: Iterable[Point]) -> Path:
+def _send(
+    wandb: Any, settings: dict, missing: Iterable[Point], summary: Summary, references: References | None
+) -> Path:
     """Send points; return W&B's own directory of them. This machine is not that of the run: its use is not sent."""
     remote = wandb.init(**settings, settings=wandb_options(wandb, system=False))
     define_axes(remote)
     for point in missing:
         log_point(remote, point)
+    remote.summary.update(summary.values())
+    if references is not None:
+        references.send(remote)
     folder = Path(remote.dir).parent
     remote.finish()
     return folder

@@ -23,6 +23,8 @@ from emergence_train.files import write_json
 from emergence_train.logging_config import Wandb
 from emergence_train.tracking import AXES
 from emergence_train.tracking.points import BY_POSITION, Point
+from emergence_train.tracking.references import References
+from emergence_train.tracking.summary import HELD_OUT, Summary
 
 QUEUE = 10_000
 ID_FILE = "wandb.json"  # in the run directory
@@ -47,8 +49,12 @@ class Mirror:
         shown: dict,
         log: Callable[[str], None],
         history: Callable[[], Iterable[Point]] | None = None,
+        summary: Summary | None = None,
     ) -> None:
+        """`summary`: of what was logged before this start."""
         self.log, self.directory, self.history = log, directory, history
+        self.summary = summary or Summary()
+        self.references = References(directory) if wandb.checkpoints else None
         self.rows: queue.Queue = queue.Queue(QUEUE)
         self.dropped = 0
         self.thread = None
@@ -59,8 +65,9 @@ class Mirror:
         self.thread = threading.Thread(target=self._work, args=(settings, wandb.system), daemon=True, name="wandb")
         self.thread.start()
 
-    def send(self, point: Point) -> None:
-        """Queue values with their step and tokens, or a checkpoint's positions table for a chart of loss by position."""
+    def send(self, point: Point | Summary) -> None:
+        """Queue values with their step and tokens, a checkpoint's positions table for a chart of loss by position, or, after a
+        rewind, the summary of what is left."""
         if self.thread is None or not self.thread.is_alive():
             return
         try:
@@ -105,12 +112,28 @@ class Mirror:
                     log_point(run, point)
                 remove_older(self.directory, settings["id"], Path(run.dir).parent)
             while (point := self.rows.get()) is not None:
-                log_point(run, point)
+                self._log(run, point)
+            self._summarise(run)
             run.finish()
         except Exception as error:
             self.log(
                 f"W&B stopped ({' '.join(str(error).split())[:200]}); training continues, the run's files are complete"
             )
+
+    def _log(self, run: Any, point: Point | Summary) -> None:
+        if isinstance(point, Summary):
+            self.summary = point
+            return
+        log_point(run, point)
+        if isinstance(point, dict):
+            self.summary.add(point)
+            if HELD_OUT in point:
+                self._summarise(run)
+
+    def _summarise(self, run: Any) -> None:
+        run.summary.update(self.summary.values())
+        if self.references is not None:
+            self.references.send(run)
 
 
 def init_settings(wandb: Wandb, run: str, directory: Path, shown: dict, mode: str) -> dict:

@@ -19,7 +19,8 @@ class NullWriter:
     def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
         """Truncate the run's files to `step`, at a start or after a rewind.
 
-        Args: `rewinds` of rewinds.json; `measured`: steps whose tables must exist; `first`: the last step of the parent.
+        Args: `rewinds` of rewinds.json; `measured`: steps whose tables must exist (`step` is not
+        among them where its measurements are still due); `first`: the last step of the parent.
         Returns the losses of the last steps that were not skipped, for the anomaly detector.
         """
         return []

@@ -58,7 +58,11 @@ class RunWriter(NullWriter):
         return self.opened
 
     def restore(self, step: int, rewinds: list[dict], measured: set[int], first: int = 0) -> list[float]:
-        metrics = self._open(step, rewinds, first) if self.opened is None else self.opened.truncate_to(step, rewinds)
+        due = step > first and step in self.setup.plan.checkpoint_steps - measured
+        if self.opened is None:
+            metrics = self._open(step, rewinds, first, due)
+        else:
+            metrics = self.opened.truncate_to(step, rewinds, due)
         self.iid = iid_losses(metrics)
         for observer in self.observers:
             observer.on_restore(step, metrics)
@@ -67,11 +71,11 @@ class RunWriter(NullWriter):
         losses = metrics.train("loss")
         return losses[np.isfinite(losses) & ~metrics.skipped()][-WINDOW:].tolist()
 
-    def _open(self, step: int, rewinds: list[dict], first: int) -> Metrics:
+    def _open(self, step: int, rewinds: list[dict], first: int, due: bool) -> Metrics:
         setup = self.setup
         write_environment(setup.directory, self.mesh.world.size, self.mesh.device, step)
         files.write_json(setup.directory / "deepspeed.json", setup.deepspeed)
-        self.opened = RunLog(setup.directory, setup.header, step if step > first else 0, rewinds)
+        self.opened = RunLog(setup.directory, setup.header, step if step > first else 0, rewinds, due)
         if self.opened.archived:
             setup.log(
                 f"no state is left to resume from: the run starts over, its earlier logs are in {self.opened.archived}"

@@ -32,6 +32,7 @@ from emergence_train.training.console import Console
 from emergence_train.training.null_writer import NullWriter
 from emergence_train.training.observers import Step
 from emergence_train.training.plan import Plan
+from emergence_train.training.profiler import StepProfiler
 from emergence_train.training.step import Stepper
 
 
@@ -88,6 +89,7 @@ class Session:
             watch,
             log,
         )
+        self.profiler = StepProfiler(training.profile, run, mesh, log)
         self.pending: tuple | None = (
             None  # the last step's numbers, read one step later to avoid synchronisation with the GPU
         )
@@ -118,7 +120,10 @@ class Session:
         while step < last:
             step += 1
             lr = learning_rate(self.training.schedule, step * self.plan.step_tokens, self.plan.total_tokens)
-            numbers = self.stepper(step, lr, self.stop.requested)
+            with self.profiler.step(step):
+                numbers = self.stepper(step, lr, self.stop.requested)
+            if step >= self.profiler.last:
+                self._write_trace(step)
             fault = self._settle()
             self.pending = (step, lr, self.console.tick(), *numbers)
             if fault is None and (step in self.plan.checkpoint_steps or self.plan.saves(step) or self.stop_requested):
@@ -128,8 +133,17 @@ class Session:
             if fault is not None:
                 step = self._rewind(*fault)
 
+    def _write_trace(self, step: int) -> None:
+        """Write the trace that is running, if one is."""
+        if not self.profiler.running:
+            return
+        self.watch.at("writing a trace", step)
+        with self.console.pause():
+            self.profiler.write()
+
     def close(self) -> None:
         """End a finished run; raises where the logs or the last checkpoint could not be written."""
+        self._write_trace(self.plan.total_steps)  # of one that was to go on
         self.watch.at("the last save", self.plan.total_steps)
         self._await_save()
         if self.saver.copies and self.saver.durable == self.plan.total_steps:
@@ -308,6 +322,7 @@ class Session:
         if step == self.plan.total_steps and not due:
             return  # the run is complete
         self.stop.answered = True
+        self.profiler.write()
         self._await_save()  # one that began beside training, just before the signal came
         broadcast_from_rank0(lambda: self.writer.close(stopped=True))
         if self.saver.durable < step:

@@ -13,6 +13,7 @@ from emergence_train.checkpoint.format import complete, step_of
 from emergence_train.config import Config, TaskConfig, Training, Zero, load_run
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
+from emergence_train.faults.flight_recorder import STACKS
 from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.parallel.mesh import Mesh
 from emergence_train.parallel.ranks import all_gather_objects
@@ -40,6 +41,7 @@ VOLATILE = (
     "training.activation_checkpointing",
     "training.deterministic",
     "training.threads",
+    "training.profile",
     "training.zero_stage",
     "training.zero",
     "checkpoints.save_state",
@@ -132,8 +134,8 @@ def claim(run: Path, config: Config, held: contextlib.ExitStack) -> str | None:
         write_config(run, config)
         return note
     if not path.is_file():
-        # hidden files are left by a killed start
-        if any(not entry.name.startswith(".") for entry in run.iterdir()):
+        # A killed start leaves hidden files, and stacks where rank 0 was lost before it wrote anything.
+        if any(not entry.name.startswith(".") and entry.name != STACKS for entry in run.iterdir()):
             raise InputError(f"{run}: holds files but no config.yaml; choose another name or empty it")
         write_config(run, config)
         return note

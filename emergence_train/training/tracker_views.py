@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.tracking.points import Point, points, view
+from emergence_train.tracking.summary import Summary
 from emergence_train.tracking.tensorboard import EventFiles
 from emergence_train.tracking.wandb import Mirror
 from emergence_train.training.observers import Measurement, Observer
@@ -16,9 +17,12 @@ class WandbView(Observer):
     mirror: Mirror | None = None  # from the first restore on
 
     def on_restore(self, step: int, metrics: Metrics) -> None:
-        if self.mirror is not None:
-            return
         context = self.context
+        rows = [row for kind in ("validation", "forecast") for row in metrics.of_kind(kind)]
+        summary = Summary(point for row in rows if (point := view(row)) is not None)
+        if self.mirror is not None:
+            self.mirror.send(summary)
+            return
         shown = context.resolved | context.header | {"deepspeed": context.deepspeed}
 
         def history() -> Iterator[Point]:
@@ -31,6 +35,7 @@ class WandbView(Observer):
             shown,
             context.log,
             history if step else None,
+            summary,
         )
 
     def on_row(self, row: dict) -> None:

@@ -156,6 +156,57 @@ def test_a_leaderboard_of_helm_is_evaluations(tmp_path):
     assert "HELM, a column a scenario, 3 of them" in notes[0] and "left out: Mean win rate" in notes[0]
 
 
+def helm_run(suite, task: str, revision: str, stats: list[tuple]) -> None:
+    """As the classes of HELM 0.5.16 serialise a run; a statistic is (name, split, mean, more of its name)."""
+    model = f"EleutherAI/pythia-70m@{revision}"
+    folder = suite / f"{task},model={model.replace('/', '_')}"
+    folder.mkdir(parents=True)
+    adapter = {"method": "multiple_choice_joint", "num_train_trials": 1, "model_deployment": model, "model": model}
+    spec = {"name": folder.name, "scenario_spec": {"class_name": "x"}, "adapter_spec": adapter, "groups": ["mmlu"]}
+    (folder / "run_spec.json").write_text(json.dumps(spec, indent=2))
+    rows = [
+        {"name": {"name": name, "split": split, **more}, "count": 1, "sum": mean, "sum_squared": mean**2, "mean": mean}
+        | {"min": mean, "max": mean, "variance": 0.0, "stddev": 0.0}
+        for name, split, mean, more in stats
+    ]
+    rows.append({"name": {"name": "inference_runtime", "split": "test"}, "count": 0, "sum": 0, "sum_squared": 0})
+    (folder / "stats.json").write_text(json.dumps(rows, indent=2))
+    (folder / "per_instance_stats.json").write_text("[]")
+
+
+def test_a_suite_of_helm_runs_is_evaluations(tmp_path):
+    """Steps from the model's revision; what counts, times or perturbs is left out, and test goes before valid."""
+    worst = {"perturbation": {"name": "robustness", "robustness": True, "fairness": False, "computed_on": "worst"}}
+    for step, right in ((1000, 0.3), (2000, 0.5)):
+        helm_run(
+            tmp_path / "suite",
+            "mmlu:subject=anatomy",
+            f"step{step}",
+            [
+                ("num_instances", "test", 135.0, {}),
+                ("exact_match", "valid", 0.9, {}),
+                ("exact_match", "test", right, {}),
+                ("exact_match", "test", 0.1, worst),
+                ("exact_match", "test", 0.2, {"sub_split": "part"}),
+                ("num_prompt_tokens", "test", 500.0, {}),
+                ("quasi_exact_match", "valid", 0.4, {}),
+            ],
+        )
+    given = {"params": {"": 18_915_328}, "tokens_per_step": 2_097_152, "loss": str(losses_of(tmp_path))}
+    frame, notes = read([tmp_path / "suite"], **given)
+    row = frame.loc["pythia-70m", 2000, "mmlu:subject=anatomy", "exact_match"]
+    assert (row["value"], row["items"], row["params"], row["tokens"]) == (0.5, 135, 18_915_328, 2000 * 2_097_152)
+    assert frame.loc["pythia-70m", 1000, "mmlu:subject=anatomy", "quasi_exact_match"]["value"] == 0.4
+    assert len(frame) == 4 and "left out: num_prompt_tokens" in notes[0] and "split test, valid" in notes[0]
+
+
+def losses_of(folder):
+    """A log of losses by step, for --loss."""
+    path = folder / "loss.csv"
+    pd.DataFrame({"step": [1000, 2000], "loss": [3.2, 3.0], "tokens": [1, 2]}).to_csv(path, index=False)
+    return path
+
+
 def test_the_analysis_of_results_is_that_of_the_same_table(tmp_path, capsys):
     """lm-eval's files and our own table with the same numbers: the same verdict, threshold and rows."""
     rng = np.random.default_rng(0)

@@ -59,6 +59,7 @@ def config(data_path, tmp_path_factory) -> Path:
     return place / "config.yaml"
 
 
+@pytest.mark.slow
 def test_srun_on_two_nodes_trains_one_run(cluster: Slurm, config):
     few = "training.tokens=3072"
     done = cluster("srun", "-N", "2", "-n", "2", "-l", "emergence-train", "train", str(config), "name=few", few)

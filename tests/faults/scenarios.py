@@ -32,6 +32,7 @@ from emergence_train.faults import operations, watchdog
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.decoder import Decoder
 from emergence_train.recorder import tables
+from emergence_train.training.recording import RunWriter
 from emergence_train.training.samples import Samples
 from emergence_train.training.step import Stepper
 from faults.runs import Runs, some  # first: it must not be imported after anything that computes
@@ -312,6 +313,37 @@ def phases(runs: Runs) -> dict:
     return phases_seen
 
 
+def deferred(runs: Runs) -> dict:
+    """A stop at a planned checkpoint puts its tables off; the next start writes them, and is killed before it saves a state."""
+    step, checkpoint, flush = Stepper.__call__, RunWriter.checkpoint, RunWriter.flush
+
+    def stopping(self, number, *given):
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number, *given)
+
+    def writing(self, number, *given):
+        checkpoint(self, number, *given)
+        if number == 6:
+            flush(self)
+            os._exit(9)
+
+    def stop(rank: int) -> None:
+        Stepper.__call__ = stopping
+
+    def kill(rank: int) -> None:
+        RunWriter.checkpoint = writing
+
+    tasks = "tasks=[{task: copying, items: 4}]"
+    runs.start("deferred-whole", tasks)
+    ends = [runs.start("deferred", tasks, patch=patch) for patch in (stop, kill, kill, None)]
+    return {
+        "codes": [end["codes"] for end in ends],
+        "differs": runs.differs("deferred-whole", "deferred"),
+        "said": ends[-1]["said"][-1500:],
+    }
+
+
 def compiling(runs: Runs) -> dict:
     """SIGTERM while validation compiles, which would take a minute: in a compiler that propagates the exception, and in
     one that catches the first. torch's own compiler is tested by test_compiling.py."""
@@ -441,7 +473,8 @@ def copies(runs: Runs) -> dict:
 
 
 SCENARIOS = {
-    f.__name__: f for f in (elastic, exact, rewind, skip, drift, hang, slow, phases, compiling, pinned, copies)
+    f.__name__: f
+    for f in (elastic, exact, rewind, skip, drift, hang, slow, phases, deferred, compiling, pinned, copies)
 }
 
 

@@ -49,6 +49,13 @@ def test_stopped_and_started_again_leaves_no_trace(outcome_of):
         assert outcome["differs"] is None, (key, outcome["differs"])
 
 
+def test_measurements_that_were_put_off_are_there_once(outcome_of):
+    """Whatever ends the start that makes them, as often as it does."""
+    result = outcome_of("deferred")
+    assert result["codes"] == [[75], [9], [9], [0]], result["said"]
+    assert result["differs"] is None, result["differs"]
+
+
 @pytest.mark.slow
 def test_copies_on_the_nodes_are_taken_where_they_are_whole(outcome_of):
     """By the manifest of the run directory: what was altered is fetched from the other node, or read there."""

@@ -37,6 +37,21 @@ def test_a_log_is_cut_to_the_step_and_lines_stay_as_they_were(tmp_path):
     assert log.missing_rows(7, set()) is None and "1 of 8 train rows" in log.missing_rows(8, set())
 
 
+def test_what_is_due_again_is_removed(tmp_path):
+    """Of the last step alone, and not what is no measurement."""
+    started(tmp_path)
+    log = RunLog(tmp_path, HEADER, 7, [])
+    measured = [row for row in read_metrics(tmp_path) if row["kind"] in ("validation", "evaluation")]
+    last = max(row["step"] for row in measured)
+    log.write("straggler", step=last, rank=1)
+    log.close()
+    before = read_metrics(tmp_path)
+    RunLog(tmp_path, HEADER, last, [], due=True)
+    again = [row for row in before if row.get("step", 0) <= last and not (row in measured and row["step"] == last)]
+    assert read_metrics(tmp_path) == again and len(again) < len(before)
+    assert sum(row["kind"] == "straggler" for row in again) == 1
+
+
 def test_what_is_read_back_is_given_away_once(tmp_path):
     """Also: the columns of Metrics against a plain reading of the lines."""
     started(tmp_path)

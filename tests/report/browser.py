@@ -52,8 +52,8 @@ def in_browser(
     (folder / "probed.html").write_text(probed, encoding="utf-8")
     (folder / "frame.html").write_text(FRAME % width)
     done = _chromium(folder, ["--dump-dom", f"--window-size={max(width, 500)},900"], dark)
-    found = re.search(r'<pre id="result">(.*?)</pre>', done, re.S)
-    return json.loads(html.unescape(found.group(1)))
+    result = re.search(r'<pre id="result">(.*?)</pre>', done, re.S)
+    return json.loads(html.unescape(result.group(1)))
 
 
 def _chromium(folder: Path, options: list[str], dark: bool) -> str:

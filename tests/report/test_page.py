@@ -289,3 +289,26 @@ def test_tables_of_anyone_get_a_page(page, tmp_path):
         report([curves], tmp_path / "none")
     again = report([curves], tmp_path / "again", LogOptions(tokens_per_step=1000)).read_text()
     assert "after 80k tokens" in again
+
+
+def test_the_page_says_how_its_runs_came_about(tmp_path):
+    """The newest start's device and commit, the first one's date; the configuration as it is, escaped."""
+    run = write_run(tmp_path, "run", positions=8, until=20)
+    first = {"started": "2026-11-20T10:00:00+00:00", "device": "old", "commit": "aaa"}
+    versions = {"emergence-train": "0.1.0", "torch": "2.13.0"}
+    newest = {
+        "started": "2026-11-22T10:00:00+00:00",
+        "device": "H100",
+        "processes": 8,
+        "commit": "bbb+",
+        "versions": versions,
+    }
+    (run / "environment.json").write_text(json.dumps({"sessions": [first, newest]}))
+    (run / "config.yaml").write_text("name: run\nseed: 3  # <script>\n")
+    text = report([run], tmp_path / "out").read_text()
+    cells = ["2026-11-20", "H100", "8", "2", "bbb+", "0.1.0", "2.13.0"]
+    assert '<th scope="row">run</th>' + "".join(f"<td>{cell}</td>" for cell in cells) in text
+    assert "seed: 3  # &lt;script&gt;" in text and "Configuration of run" in text
+    (run / "environment.json").write_text("{}")
+    (run / "config.yaml").unlink()
+    assert 'id="origin"' not in report([run], tmp_path / "out").read_text()

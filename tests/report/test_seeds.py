@@ -67,9 +67,9 @@ def test_spread_of_four_and_of_none():
 
 
 def test_only_common_tokens_count():
-    one = pd.DataFrame({"tokens": [1, 2, 3], "loss": [4.0, 3.0, 2.0]})
+    curve = pd.DataFrame({"tokens": [1, 2, 3], "loss": [4.0, 3.0, 2.0]})
     other = pd.DataFrame({"tokens": [2, 3, 4], "loss": [5.0, np.nan, 1.0]})
-    rows = over_seeds([one, other])
+    rows = over_seeds([curve, other])
     assert rows.to_dict("list") == {"tokens": [2], "mean": [4.0], "low": [3.0], "high": [5.0]}
 
 

@@ -31,6 +31,7 @@ class Server(types.ModuleType):
         self.points, self.there, self.default_entity, self.dir = [], False, "me", "x/files"
         self.errors = types.SimpleNamespace(CommError=ConnectionError)
         self.plot = types.SimpleNamespace(line_series=lambda *a, **k: "chart")
+        self.summary = {}
 
     def Settings(self, **given):  # noqa: N802 - wandb's name
         return given

@@ -22,6 +22,7 @@ class FakeWandb(types.ModuleType):
     def __init__(self, init=None):
         super().__init__("wandb")
         self.calls, self.defined, self.settings, self.finished = [], [], None, False
+        self.summary = {}
         self._init = init
         self.plot = types.SimpleNamespace(line_series=lambda *a, **k: ("chart", a, k))
 
@@ -133,13 +134,18 @@ def test_the_mode_follows_the_credentials(monkeypatch, tmp_path):
     assert chosen_mode("auto") == "disabled"
 
 
-SECTION = "{mode: offline, project: p, entity: e, group: g, tags: [a, b], notes: n, job_type: pretrain, system: false}"
+SECTION = "{mode: offline, project: p, entity: e, group: g, tags: [a, b], notes: n, job_type: pretrain, "
+SECTION += "system: false, checkpoints: true}"
 STOPPED = """
 import sys
 from emergence_train import config
 from emergence_train.training.run import train
 train(config.load(sys.argv[1], sys.argv[2:]), stop_after=6)
 """
+
+
+def uris(folder):
+    return [file.as_uri() for file in sorted(folder.iterdir())]
 
 
 def test_offline_the_whole_run_is_in_one_directory(config_file, tmp_path):
@@ -168,10 +174,23 @@ def test_offline_the_whole_run_is_in_one_directory(config_file, tmp_path):
     )
     assert identity == ("p", "e", "g", ["a", "b"], "n", "pretrain")
     assert seen.run.run_id == first.run.run_id == json.loads((run / "wandb.json").read_text())["id"]
+    iid = {row["tokens"]: row["loss"]["iid"] for row in metrics(run, "validation")}
+    best, summary = min(iid, key=iid.get), seen.summary()
+    assert summary["best/val/iid/loss"] == iid[best] and summary["best/tokens"] == best
+    assert (summary["last/step"], summary["last/tokens"]) == (12, 12 * 256)
+    assert summary["last/val/iid/loss"] == iid[12 * 256] and summary["last/train/loss"] == metrics(run)[-1]["loss"]
+    states = sorted((run / "checkpoints").glob("step-*"))
+    metadata, aliases, references = seen.artifacts()[-1]
+    assert set(aliases) == {"latest", "step-12"} and references == uris(states[-1]) and metadata["step"] == 12
+    assert metadata["manifest_sha256"] == hashlib.sha256((states[-1] / "manifest.json").read_bytes()).hexdigest()
     shutil.move(run, tmp_path / "moved")
     assert command("sync", str(tmp_path / "moved"), WANDB_MODE="offline").returncode == 0
     synced = OfflineRun(tmp_path / "moved")
     assert synced.values("train/loss") == seen.values("train/loss") and synced.run.run_id == seen.run.run_id
+    assert {name: value for name, value in synced.summary().items() if name.startswith(("best/", "last/"))} == {
+        name: value for name, value in summary.items() if name.startswith(("best/", "last/"))
+    }
+    assert synced.artifacts()[-1][2] == uris(tmp_path / "moved" / "checkpoints" / states[-1].name)
 
 
 def test_what_a_section_leaves_open_is_left_to_the_environment(tmp_path, monkeypatch):

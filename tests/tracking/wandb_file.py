@@ -59,3 +59,21 @@ class OfflineRun:
     def statistics(self) -> int:
         """How often the machine's use was sent."""
         return sum(record.HasField("stats") for record in self.records)
+
+    def summary(self) -> dict:
+        """The last value of each key of the run's summary."""
+        values = {}
+        for record in self.records:
+            if record.HasField("summary"):
+                for item in record.summary.update:
+                    values["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        return values
+
+    def artifacts(self) -> list[tuple[dict, list[str], list[str]]]:
+        """(metadata, aliases, what its entries refer to) of each artifact."""
+        logged = [record.artifact for record in self.records if record.HasField("artifact")]
+        return [
+            (json.loads(each.metadata), list(each.aliases), sorted(entry.ref for entry in each.manifest.contents))
+            for each in logged
+            if each.type == "checkpoint"
+        ]

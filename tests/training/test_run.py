@@ -19,6 +19,7 @@ import yaml
 
 from emergence_train import config
 from emergence_train.data.dataset import Dataset
+from emergence_train.errors import InputError
 from emergence_train.models.config import padded_vocabulary
 from emergence_train.models.decoder import Decoder
 from emergence_train.optim.groups import parameter_groups
@@ -319,6 +320,20 @@ def test_a_run_from_before_kinds_is_the_same_run(config_file, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
     with contextlib.ExitStack() as held:
         assert startup.claim(run, loaded, held) is None
+
+
+def test_what_others_wrote_before_rank_0_was_lost_is_no_run(config_file, tmp_path):
+    """Their stacks stand in a directory that rank 0 had not yet claimed; a file of anyone else is still refused."""
+    run, loaded = tmp_path / "claimed", config.load(config_file)
+    (run / "stacks").mkdir(parents=True)
+    (run / "stacks" / "flight-1").touch()
+    with contextlib.ExitStack() as held:
+        assert startup.claim(run, loaded, held) is None
+    assert (run / "config.yaml").is_file()
+    (run / "config.yaml").unlink()
+    (run / "notes.txt").touch()
+    with contextlib.ExitStack() as held, pytest.raises(InputError, match="holds files but no config.yaml"):
+        startup.claim(run, loaded, held)
 
 
 def test_sums_are_in_order_for_the_run_that_asks(monkeypatch):

@@ -28,9 +28,11 @@ from emergence_train.analysis.emergence.result import (
     LossRange,
     Plateau,
     SizeLawResult,
+    Survival,
     TaskResult,
 )
 from emergence_train.analysis.emergence.size import collapse, size_effect
+from emergence_train.analysis.emergence.survival import survival
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.emergence.verdict import PLATEAU, Verdict, judge
 from emergence_train.analysis.results import Interval
@@ -79,6 +81,7 @@ def investigate(
         families=families,
         tasks=tasks,
         mirage=mirage(tasks),
+        survival=tuple(kept for finding in findings if (kept := _survival(finding)) is not None),
         size_law=tuple(laws),
         abilities=tuple(abilities),
         outlooks=tuple(forecasts),
@@ -179,6 +182,11 @@ def task_result(finding: Finding) -> TaskResult:
         correlation=drawn.correlation if drawn else None,
         notes=tuple(task.notes),
     )
+
+
+def _survival(finding: Finding) -> Survival | None:
+    task = finding.task
+    return survival(finding, generator(task.family, task.task, task.metric, "survival"))
 
 
 def _eta(finding: Finding) -> LossInterval | None:

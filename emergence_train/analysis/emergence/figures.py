@@ -62,6 +62,7 @@ def performance(
                 None if ramp is None else float(ramp.shades(rows["params"].to_numpy(float)[:1])[0]),
                 line=False,
                 points=True,
+                run=str(name) if runs is not None else "",
             )
         )
     return Figure(

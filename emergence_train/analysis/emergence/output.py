@@ -12,7 +12,14 @@ import pandas as pd
 from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.emergence.figures import main_metrics, performance, size_effects, timeline
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis
-from emergence_train.analysis.emergence.result import Ability, Crossing, EmergenceResult, TaskResult
+from emergence_train.analysis.emergence.result import (
+    Ability,
+    Crossing,
+    EmergenceResult,
+    SizeSurvival,
+    Survival,
+    TaskResult,
+)
 from emergence_train.analysis.results import as_json
 from emergence_train.files import write_csv, write_json
 
@@ -61,12 +68,21 @@ def _tables(analysis: EmergenceAnalysis) -> dict[str, pd.DataFrame]:
         "curves": pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
         "held_out_sizes": pd.DataFrame(held),
         "mirage": pd.DataFrame([as_json(check) for check in result.mirage]),
+        "survival": pd.DataFrame([_survival_row(task, size) for task in result.survival for size in task.sizes]),
         "abilities": pd.DataFrame([_ability_row(task, run) for task in result.abilities for run in task.runs]),
     }
 
 
-def _key(task: TaskResult | Ability) -> dict[str, str]:
+def _key(task: TaskResult | Ability | Survival) -> dict[str, str]:
     return dict(zip(KEY, task.key))
+
+
+def _survival_row(task: Survival, size: SizeSurvival) -> dict[str, Any]:
+    row = _key(task) | {"largest": task.largest, "params": size.params, "runs": size.runs}
+    for name, at, kept in (("tokens", task.tokens, size.at_equal_tokens), ("loss", task.loss, size.at_equal_loss)):
+        shares = {f"share_at_equal_{name}_{key}": value for key, value in as_json(kept.share).items()}
+        row |= {name: at} | shares | {f"at_equal_{name}": kept.verdict}
+    return row
 
 
 def _ability_row(task: Ability, run: Crossing) -> dict[str, Any]:
@@ -140,6 +156,7 @@ def format_table(result: EmergenceResult) -> str:
         if len(group) > SHOWN:
             lines.append(f"... and {len(group) - SHOWN} more in tasks.csv")
     lines += [f"mirage check, {check.task} ({check.metric}): {check.says}" for check in result.mirage]
+    lines += [_survival_line(task) for task in result.survival if task.metric.startswith("acc")]
     for ability in result.abilities:
         ahead = [run for run in ability.runs if run.status != "reached"]
         lines += [f"ability {ability.task}: {run.run} {_when(run)}" for run in ahead[:6]]
@@ -157,6 +174,15 @@ def _task_line(task: TaskResult, width: int) -> str:
         p = f"{size.p:.3f}"
     name = f"{task.task}, {task.metric}"[:width]
     return f"{name:<{width}} {task.verdict:<15}{task.probability:>5.2f}  {eta:<22} {effect:<26} {p:>6} {task.rows}"
+
+
+def _survival_line(task: Survival) -> str:
+    sizes = "; ".join(
+        f"{size.params:,} parameters {size.at_equal_tokens.share.value:.0%} ({size.at_equal_tokens.verdict}) at equal tokens, "
+        f"{size.at_equal_loss.share.value:.0%} ({size.at_equal_loss.verdict}) at equal loss"
+        for size in task.sizes
+    )
+    return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}"
 
 
 def _note_lines(tasks: Iterable[TaskResult], most: int = 8) -> list[str]:

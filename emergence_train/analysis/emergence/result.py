@@ -18,6 +18,7 @@ from emergence_train.analysis.results import (
 VerdictName = Literal[
     "emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified", "inverted-u"
 ]
+KeptVerdict = Literal["kept", "lost", "open"]
 Status = Literal["reached", "expected", "open", "not-before-the-end"]
 # Verdicts in the order in which they are shown, informative ones first
 VERDICT_ORDER: tuple[VerdictName, ...] = (
@@ -196,6 +197,34 @@ class SizeLawResult(TaskKey):
     least_size: LeastSize = inline()
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a smaller size keeps of the largest one's performance above chance: kept is more than half, lost is less."""
+
+    share: Interval
+    verdict: KeptVerdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeSurvival:
+    """A smaller size beside the largest."""
+
+    params: Parameters
+    runs: int
+    at_equal_tokens: Kept
+    at_equal_loss: Kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survival(TaskKey):
+    """Whether an ability holds as the model shrinks, at the most tokens and the lowest loss that every run reached."""
+
+    largest: Parameters
+    tokens: Tokens
+    loss: Nats
+    sizes: tuple[SizeSurvival, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
     """When a run's loss falls to a threshold."""
@@ -260,6 +289,7 @@ class EmergenceResult:
     families: tuple[FamilyResult, ...]
     tasks: tuple[TaskResult, ...]
     mirage: tuple[MirageCheck, ...]
+    survival: Annotated[tuple[Survival, ...], "one for each ability that the largest size clearly has"]
     size_law: tuple[SizeLawResult, ...]
     abilities: Annotated[tuple[Ability, ...], "one for each emergent task"]
     outlooks: tuple[LossForecast, ...]

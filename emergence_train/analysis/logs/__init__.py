@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emergence_train.analysis.logs.curves import QUANTITIES, Curve, curves_of
-from emergence_train.analysis.logs.delimited import CSV, WANDB
+from emergence_train.analysis.logs.delimited import CSV
 from emergence_train.analysis.logs.jsonl import JSONL
 from emergence_train.analysis.logs.log import LogOptions
 from emergence_train.analysis.logs.tensorboard import TENSORBOARD
 from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
 from emergence_train.analysis.logs.trainer import HF
+from emergence_train.analysis.logs.wandb_offline import WANDB
 from emergence_train.errors import InputError
 
 __all__ = ["FORMATS", "QUANTITIES", "Curve", "LogOptions", "columns_of", "format_of", "options_of", "read"]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from emergence_train.analysis.scores.complete import completed
 from emergence_train.analysis.scores.harness import LM_EVAL, OLMES
+from emergence_train.analysis.scores.helm_runs import HELM
 from emergence_train.analysis.scores.options import QUANTITIES, ScoreOptions, Scores, options_of
-from emergence_train.analysis.scores.score_tables import HELM, TABLE
+from emergence_train.analysis.scores.score_tables import TABLE
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import is_run

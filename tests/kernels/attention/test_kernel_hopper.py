@@ -304,7 +304,7 @@ def test_results_do_not_depend_on_the_order_of_threads(source, seeds, emulated, 
 
 
 @pytest.mark.parametrize(
-    "source", [pytest.param(source, marks=[pytest.mark.slow] if "backward" in source else []) for source in RUNS]
+    "source", [pytest.param(source, marks=[pytest.mark.slow] if "attention" in source else []) for source in RUNS]
 )
 def test_every_barrier_wait_and_fence_is_needed(source, emulated, monkeypatch):
     """Each skipped in turn: the emulator reports it, or a result was read before its product wrote it (NaN).

@@ -56,12 +56,11 @@ def test_the_table_of_each_architecture():
     assert tables == {8: "sm_80", 9: "sm_90", 10: "sm_90", 11: "sm_90", 12: "sm_80"}
 
 
-# Quickly the table of Hopper alone, of three operations.
-either = pytest.mark.parametrize("number", ["90", pytest.param("80", marks=pytest.mark.slow)])
+both = pytest.mark.parametrize("number", ["90", "80"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["90", "80"])
+@both
 def test_cross_entropy(number):
     rows = compiled("cross_entropy", "bfloat16", number, tables=(f"sm_{number}",))
     assert len(rows) == 6
@@ -70,7 +69,8 @@ def test_cross_entropy(number):
     assert all(2 * row["registers"] * 256 <= 65536 and 2 * (row["shared"] + 1024) <= 228 << 10 for row in two)
 
 
-@either
+# Quickly the table of Hopper alone, and of this operation, which all training goes through.
+@pytest.mark.parametrize("number", ["90", pytest.param("80", marks=pytest.mark.slow)])
 def test_loss_rows(number):
     """A vocabulary of odd size, too, is read by 16 bytes and written by as many bytes as the gradients of four logits have."""
     rows = compiled("loss_rows", "bfloat16", number, tables=(f"sm_{number}",))
@@ -87,7 +87,7 @@ def test_loss_rows(number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["90", "80"])
+@both
 def test_rms_norm_and_rotary(number):
     rows = compiled("rms_norm", "rotary", "bfloat16", number, tables=(f"sm_{number}",))
     assert {row["suite"] for row in rows} == {"rms_norm", "rotary"}
@@ -96,7 +96,8 @@ def test_rms_norm_and_rotary(number):
         assert row["suite"] != "rotary" or all(access.endswith(".128") for access in row["global"]), row
 
 
-@either
+@pytest.mark.slow
+@both
 def test_swiglu(number):
     """16 bytes an access and nothing narrower, whatever the dtype."""
     rows = compiled("swiglu", "bfloat16", "float32", number, tables=(f"sm_{number}",))
@@ -115,7 +116,8 @@ def test_fp8_linear():
         assert narrow == ({"STG.E", "LDG.E.U16"} if row["kernel"] == "columns any" else {"STG.E"}), row
 
 
-@either
+@pytest.mark.slow
+@both
 def test_attention(number):
     rows = compiled("attention_common", "bfloat16", number, tables=(f"sm_{number}",))
     assert {row["kernel"].split()[0] for row in rows} == {"forward", "dkdv", "dq"}

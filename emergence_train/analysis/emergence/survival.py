@@ -1,0 +1,102 @@
+"""Does an ability hold as the model shrinks? The share of the largest size's performance above chance that a smaller size keeps,
+at equal tokens and at equal loss.
+
+The loss perspective (arXiv 2403.15796) says: all of it at equal loss, less at equal tokens. Within a run performance is
+interpolated between the two checkpoints around the place, linear in the loss or in the logarithm of tokens; runs of one size are
+averaged. Intervals are of the items and, where a size has several runs, of the runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from emergence_train.analysis.emergence.finding import Finding
+from emergence_train.analysis.emergence.result import Kept, KeptVerdict, SizeSurvival, Survival
+from emergence_train.analysis.emergence.table import TaskMetric
+from emergence_train.analysis.results import Interval
+
+HALF = 0.5  # of the largest size's performance: more is kept, less is lost
+CLEAR = 3.0  # standard errors that the largest size must be above chance
+DRAWS = 4000
+SHOWN_BY = ("emergent", "gradual")  # verdicts of which there is an ability to keep
+
+
+@dataclass(frozen=True)
+class Point:
+    """A size's performance above chance with the variance of its estimate, and how many runs it is of."""
+
+    above: float
+    variance: float
+    runs: int
+
+
+def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
+    """What each size keeps; None where there is one size, no ability, or no known chance level."""
+    task = finding.task
+    if finding.verdict.name not in SHOWN_BY or not np.isfinite(task.chance) or len(task.sizes) < 2:
+        return None
+    runs = {name: rows.sort_values("tokens") for name, rows in task.frame.assign(_v=task.rows.variance).groupby("run")}
+    tokens = min(int(rows["tokens"].max()) for rows in runs.values())
+    loss = max(float(rows["loss"].min()) for rows in runs.values())
+    at_tokens = _points(task, runs, lambda rows: _at(np.log(rows["tokens"].to_numpy(float)), np.log(tokens)))
+    at_loss = _points(task, runs, lambda rows: _at(-rows["loss"].to_numpy(float), -loss))
+    largest = task.sizes[-1]
+    if any(_unclear(points.get(largest)) for points in (at_tokens, at_loss)):
+        return None
+    sizes = tuple(
+        SizeSurvival(
+            params=size,
+            runs=at_tokens[size].runs,
+            at_equal_tokens=_kept(at_tokens[size], at_tokens[largest], rng),
+            at_equal_loss=_kept(at_loss[size], at_loss[largest], rng),
+        )
+        for size in task.sizes[:-1]
+        if size in at_tokens and size in at_loss
+    )
+    names = {"family": task.family, "task": task.task, "metric": task.metric}
+    return Survival(**names, largest=largest, tokens=tokens, loss=loss, sizes=sizes) if sizes else None
+
+
+def _points(task: TaskMetric, runs: dict, place: Callable) -> dict[int, Point]:
+    """Each size's point at a place of its runs; a run that has no checkpoint on both sides of it is left out."""
+    by_size: dict[int, list[tuple[float, float]]] = {}
+    for rows in runs.values():
+        between = place(rows)
+        if between is not None:
+            first, second, weight = between
+            y, variance = rows["y"].to_numpy(float), rows["_v"].to_numpy(float)
+            value = (1 - weight) * y[first] + weight * y[second]
+            spread = (1 - weight) ** 2 * variance[first] + weight**2 * variance[second]
+            by_size.setdefault(int(rows["params"].iloc[0]), []).append((value - task.chance, spread))
+    points = {}
+    for size, values in by_size.items():
+        above, variance = np.array(values).T
+        sampling = variance.mean() / len(above)
+        between_runs = above.var(ddof=1) / len(above) if len(above) > 1 else 0.0
+        points[size] = Point(float(above.mean()), float(max(sampling, between_runs)), len(above))
+    return points
+
+
+def _at(axis: np.ndarray, place: float) -> tuple[int, int, float] | None:
+    """(checkpoint before, checkpoint after, weight of the latter) where `axis` (n,), in order of time, first reaches `place`."""
+    reached = np.flatnonzero(axis >= place - 1e-12)
+    if not len(reached):
+        return None
+    second = int(reached[0])
+    first = max(second - 1, 0)
+    gap = axis[second] - axis[first]
+    return first, second, float(np.clip((place - axis[first]) / gap, 0, 1)) if gap > 0 else 1.0
+
+
+def _unclear(point: Point | None) -> bool:
+    return point is None or point.above < CLEAR * np.sqrt(point.variance)
+
+
+def _kept(size: Point, largest: Point, rng: np.random.Generator) -> Kept:
+    """The share that `size` keeps of `largest`, both drawn around their estimates."""
+    draws = size.above + np.sqrt(size.variance) * rng.standard_normal(DRAWS)
+    draws /= largest.above + np.sqrt(largest.variance) * rng.standard_normal(DRAWS)
+    low, high = (float(bound) for bound in np.quantile(draws, [0.025, 0.975]))
+    verdict: KeptVerdict = "kept" if low > HALF else "lost" if high < HALF else "open"
+    return Kept(share=Interval(size.above / largest.above, low, high), verdict=verdict)

@@ -1,0 +1,108 @@
+"""What smaller models keep of an ability, against simulations: performance is a function of the loss, or of size as well."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emergence_train.analysis.emergence import analyze_emergence
+from emergence_train.analysis.emergence.analyze import generator
+from emergence_train.analysis.emergence.finding import Finding
+from emergence_train.analysis.emergence.survival import survival
+from emergence_train.analysis.emergence.table import task_metric
+from emergence_train.analysis.emergence.verdict import Verdict
+
+CHANCE = 0.25
+SIZES = (100_000, 1_000_000, 10_000_000)
+TOKENS = np.geomspace(1e6, 1e9, 25).round()
+
+
+def loss_of(params: int) -> np.ndarray:
+    """Chinchilla's form (arXiv 2203.15556), with round numbers."""
+    return 1.8 + 40 / params**0.3 + 60 / TOKENS**0.25
+
+
+def ability(loss: np.ndarray) -> np.ndarray:
+    """An arctangent: no shape that the analysis fits."""
+    return CHANCE + (1 - CHANCE) * np.maximum(0, np.arctan(1.5 * (3.6 - loss))) / (np.pi / 2)
+
+
+def table(rng: np.random.Generator, items: int, runs: int = 1, penalty: float = 0.0) -> pd.DataFrame:
+    """Evaluations of every size; `penalty` lowers what a smaller size has above chance at the same loss, by a share a decade."""
+    parts = []
+    for params in SIZES:
+        loss = loss_of(params)
+        share = 1 - penalty * np.log10(SIZES[-1] / params)
+        expected = CHANCE + (ability(loss) - CHANCE) * share
+        for run in range(runs):
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "run": f"{params}-{run}",
+                        "params": params,
+                        "step": np.arange(1, len(TOKENS) + 1),
+                        "tokens": TOKENS,
+                        "loss": loss,
+                        "task": "t",
+                        "metric": "acc",
+                        "value": rng.binomial(items, expected) / items,
+                        "stderr": np.nan,
+                        "items": items,
+                        "chance": CHANCE,
+                        "higher_is_better": True,
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def kept(frame: pd.DataFrame, verdict: str = "gradual"):
+    task = task_metric("", "t", "acc", frame)
+    judged = Verdict(verdict, 1.0, {}, None, None, (0.0, 0.0, 0.0), None, "")
+    return survival(Finding(task, judged, None), generator("t"))
+
+
+def truth(params: int, penalty: float) -> tuple[float, float]:
+    """(at equal tokens, at equal loss): shares by the closed form, at the last tokens and at the smallest size's last loss."""
+    share = 1 - penalty * np.log10(SIZES[-1] / params)
+    above = {size: ability(loss_of(size))[-1] - CHANCE for size in SIZES}
+    return float(share * above[params] / above[SIZES[-1]]), share
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3], ids=["loss decides", "size too"])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_intervals_cover_the_truth(penalty, runs):
+    inside, widths = [], []
+    for seed in range(60):
+        result = kept(table(np.random.default_rng(seed), 600, runs, penalty))
+        for size in result.sizes:
+            for share, expected in zip((size.at_equal_tokens, size.at_equal_loss), truth(size.params, penalty)):
+                inside.append(share.share.low95 <= expected <= share.share.high95)
+                widths.append(share.share.high95 - share.share.low95)
+    assert np.mean(inside) >= 0.90 and np.median(widths) < 0.6, (np.mean(inside), np.median(widths))
+
+
+def test_what_the_loss_decides_is_lost_at_equal_tokens_alone():
+    result = kept(table(np.random.default_rng(1), 4000))
+    smallest = result.sizes[0]
+    assert smallest.params == SIZES[0] and result.largest == SIZES[-1]
+    assert result.loss == pytest.approx(loss_of(SIZES[0])[-1]) and result.tokens == TOKENS[-1]
+    assert smallest.at_equal_loss.verdict == "kept" and smallest.at_equal_tokens.verdict == "lost"
+
+
+def test_an_ability_that_needs_size_is_lost_at_equal_loss():
+    result = kept(table(np.random.default_rng(2), 4000, penalty=0.45))
+    assert result.sizes[0].at_equal_loss.verdict == "lost"
+
+
+def test_nothing_is_said_without_an_ability_or_sizes_or_chance():
+    frame = table(np.random.default_rng(3), 400)
+    assert kept(frame, "at-chance") is None
+    assert kept(frame[frame["params"] == SIZES[0]]) is None
+    assert kept(frame.assign(chance=np.nan)) is None
+    assert kept(frame.assign(value=CHANCE)) is None
+
+
+def test_result_and_table_have_it(tmp_path):
+    table(np.random.default_rng(4), 2000).to_csv(tmp_path / "t.csv", index=False)
+    (entry,) = analyze_emergence(tmp_path / "t.csv").survival
+    assert entry.key == ("", "t", "acc") and [size.params for size in entry.sizes] == list(SIZES[:-1])
