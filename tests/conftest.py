@@ -70,8 +70,8 @@ def common_path(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def data_path(common_path) -> Path:
     """A prepared data set that tests read and never change."""
-    from emergence_train.config import Data
     from emergence_train.data.prepare import prepare
+    from emergence_train.data_config import Data
 
     path = common_path / "data" / "set"
     with locked(common_path / "data.lock"):

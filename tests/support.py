@@ -60,7 +60,7 @@ def small_config(data: Path, out: Path) -> dict:
 
 def data_of(path: Path, **changes):
     """The small configuration's data section, prepared at `path`."""
-    from emergence_train.config import Data
+    from emergence_train.data_config import Data
 
     return Data.model_validate(small_config(path, path)["data"] | changes)
 

@@ -49,7 +49,7 @@ LARGEST = 2_000_000  # bytes of a file: larger ones are tables
 OURS = """
 import sys
 from pathlib import Path
-from emergence_train.config import Data
+from emergence_train.data_config import Data
 from emergence_train.data.prepare import prepare
 folder, pattern = sys.argv[1:]
 prepare(Data.model_validate({

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from emergence_train.config import Data
 from emergence_train.data import shards, tokenizer
 from emergence_train.data.index import Index
 from emergence_train.data.sampling import Sampler
+from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from emergence_train import files
-from emergence_train.config import Data, Source
 from emergence_train.data import sources
 from emergence_train.data.held_out import HeldOut
 from emergence_train.data.readers import Bad
 from emergence_train.data.tokenizing import UNWRITABLE, Document, Workers
+from emergence_train.data_config import Data, Source
 from emergence_train.errors import InputError
 
 PROGRESS_SECONDS = 5.0

@@ -18,12 +18,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from emergence_train import files
-from emergence_train.config import Data, Source
 from emergence_train.data import held_out, shards, sources, tokenizer
 from emergence_train.data.parts import PartReader, tokenize_source
 from emergence_train.data.readers import Bad
 from emergence_train.data.sampling import quotas
 from emergence_train.data.tokenizing import Workers, document_hash, is_held_out
+from emergence_train.data_config import Data, Source
 from emergence_train.errors import InputError
 
 BYTES_A_TOKEN = 2.0  # a low estimate, for the check of free space

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from emergence_train.config import Data, Source
 from emergence_train.data import planted, readers
 from emergence_train.data.readers import Bad
+from emergence_train.data_config import Data, Source
 from emergence_train.errors import InputError, RunError
 
 SAMPLE = Path(__file__).parent / "sample"

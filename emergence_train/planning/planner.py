@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from emergence_train.config import Data, Training
+from emergence_train.config import Training
+from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.models.gpus import GPUS

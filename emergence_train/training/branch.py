@@ -16,10 +16,11 @@ from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint import saver
 from emergence_train.checkpoint.format import STATE, complete, step_name
-from emergence_train.config import Data, Training
+from emergence_train.config import Training
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.sampling import quotas
+from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.faults.anomalies import SkippedBatches
 from emergence_train.training.plan import Plan

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emergence_train.config import Source
 from emergence_train.data import parts, sources, tokenizer
 from emergence_train.data import prepare as module
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import document_hash, prepare
 from emergence_train.data.shards import TokenStream, token_dtype
+from emergence_train.data_config import Source
 from emergence_train.errors import InputError, RunError
 from support import data_of, tree
 

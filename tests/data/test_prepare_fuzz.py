@@ -23,12 +23,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from emergence_train.config import Data
 from emergence_train.data import readers
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.prepare import prepare
 from emergence_train.data.shards import TokenStream
 from emergence_train.data.tokenizing import document_hash
+from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from foreign_tokenizers import KINDS
 from made_up_corpora import FILE, SOURCE, Written, write

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from emergence_train.config import Source
 from emergence_train.data import sources
+from emergence_train.data_config import Source
 from emergence_train.errors import InputError
 
 

@@ -189,8 +189,9 @@ def test_choices_that_differ_in_their_context_have_their_chance(both, tmp_path, 
 
 def test_tasks_of_lm_eval_are_in_the_suite(data_path, tmp_path, monkeypatch):
     """lm-eval/NAME in a configuration: its name and its data are checked when the suite is made."""
-    from emergence_train.config import Data, TaskConfig
+    from emergence_train.config import TaskConfig
     from emergence_train.data.dataset import Dataset
+    from emergence_train.data_config import Data
     from emergence_train.evaluation.suite import Suite
     from support import small_config
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from emergence_train.config import Data, Training
+from emergence_train.config import Training
+from emergence_train.data_config import Data
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.presets import PRESETS
