@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from support import run_python
 
 
+@pytest.mark.slow  # each kind of fault has a quick test of its own
 def test_runs_with_faults_equal_uninterrupted_ones(tmp_path):
     out = tmp_path / "faults.json"
     script = Path(__file__).parent / "trials.py"

@@ -75,12 +75,12 @@ def test_verdicts_on_simulated_tasks_match_the_truth():
     """A small part of the study; the whole is slow and its result committed."""
     script = study()
     for kind in simulate.KINDS:
-        verdicts = script.verdicts(kind, 6)  # at most 1 wrong
-        assert verdicts["right"] >= 0.83, (kind, verdicts)
+        verdicts = script.verdicts(kind, 4)  # at most 1 wrong
+        assert verdicts["right"] >= 0.75, (kind, verdicts)
         assert kind == "emergent" or verdicts["verdicts"].get("emergent", 0) <= 0.05
         assert kind != "emergent" or verdicts["eta"]["coverage95"] >= 0.8, verdicts
-    assert script.size_effects(0.0, 40)["p_below_0.05"] <= 0.15
-    assert script.size_effects(0.05, 40)["p_below_0.05"] >= 0.8
+    assert script.size_effects(0.0, 25)["p_below_0.05"] <= 0.16
+    assert script.size_effects(0.05, 25)["p_below_0.05"] >= 0.8
 
 
 @pytest.mark.slow

@@ -69,8 +69,8 @@ def test_cross_entropy(number):
     assert all(2 * row["registers"] * 256 <= 65536 and 2 * (row["shared"] + 1024) <= 228 << 10 for row in two)
 
 
-# Quickly the table of Hopper alone, and of this operation, which all training goes through.
-@pytest.mark.parametrize("number", ["90", pytest.param("80", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@both
 def test_loss_rows(number):
     """A vocabulary of odd size, too, is read by 16 bytes and written by as many bytes as the gradients of four logits have."""
     rows = compiled("loss_rows", "bfloat16", number, tables=(f"sm_{number}",))

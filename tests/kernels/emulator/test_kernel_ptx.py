@@ -184,7 +184,8 @@ def missed(rows: list[dict], kind: str) -> int:
     return sum(row["objection"] is None for row in kinds)
 
 
-@pytest.mark.parametrize("arch, case", [pytest.param("80", "loss", marks=pytest.mark.slow), ("90", "attention")])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch, case", [("80", "loss"), ("90", "attention")])
 def test_triton_needs_what_orders_its_threads(arch, case):
     """Of barriers and fences it puts in more than are needed; a missing wait is found each time."""
     pytest.importorskip("triton")
