@@ -27,6 +27,7 @@ def check(data_path: Path, place: Path, *arguments: str, timeout: float = 540) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_what_a_power_cut_leaves(data_path, tmp_path):
     outcome = check(data_path, tmp_path, "plain", "--every", "21", "--limit", "5", "--trained", "2")["plain"]
     assert outcome["wrong"] == 0, outcome["first wrong"]

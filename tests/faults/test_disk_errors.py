@@ -19,6 +19,7 @@ def check(data_path: Path, place: Path, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_in_a_save_ends_nothing_badly(data_path, tmp_path):
     """A few of the operations; the slow test has more, `make fault-trials` all."""
     outcome = check(data_path, tmp_path, "--kinds", "ENOSPC from then on", "--first", "100", "--every", "70")

@@ -106,6 +106,7 @@ def test_swiglu(number):
         assert row["global"] and all(access.endswith(".128") for access in row["global"]), row
 
 
+@pytest.mark.slow
 def test_fp8_linear():
     """Hopper's alone: values are read and written by 16 bytes, scales and maxima apart."""
     rows = compiled("fp8_linear", "bfloat16", "90", tables=("sm_90",))
