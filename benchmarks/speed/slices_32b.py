@@ -12,7 +12,6 @@ import datetime
 import json
 import math
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -97,11 +96,9 @@ def main() -> None:
             "initial_weights": drawn(shapes, arguments.rank, arguments.ranks),
             "index": indexed(shapes, arguments.ranks, Path(folder)),
         }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     record = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", "benchmarks/speed/slices_32b.py", *sys.argv[1:]]),
-        "commit": commit,
         "environment": environment(torch.device("cpu")),
         **result,
     }

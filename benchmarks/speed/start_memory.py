@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -102,11 +101,9 @@ def main() -> None:
 
 def keep(path: Path, row: dict) -> None:
     """Add a row to the results' file."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     record = {
         "date": datetime.date.today().isoformat(),
         "command": "torchrun --nproc-per-node RANKS benchmarks/speed/start_memory.py --width WIDTH --layers LAYERS",
-        "commit": commit,
         "environment": environment(torch.device("cpu")),
         "units": "bytes and seconds, of the rank that has most",
     }

@@ -96,9 +96,8 @@ def told_by(rows: pd.DataFrame, name: str) -> dict:
     return {"area": round(max(area, 1 - area), 4), "sign": 1 if area > 0.5 else -1, "pairs": int(apart.sum())}
 
 
-def at_equal_loss(rows: pd.DataFrame) -> dict:
+def at_equal_loss(last: pd.DataFrame) -> dict:
     """Spearman correlation of accuracy with the share, among the last checkpoints of each size, whose losses are alike."""
-    last = rows.sort_values("tokens").groupby(["size", "share", "seed"]).tail(1)
     out = {}
     for size, of_size in last.groupby("size"):
         rank = stats.spearmanr(of_size["share"], of_size["accuracy"])
@@ -118,9 +117,8 @@ def back(interval: Interval) -> dict:
     }
 
 
-def critical(rows: pd.DataFrame) -> tuple[list[dict], dict]:
+def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
     """The critical share of each size, and its trend with size: the factor for ten times the parameters."""
-    last = rows.sort_values("tokens").groupby(["size", "share", "seed"]).tail(1)
     groups = [
         Group(np.log10(of_size["share"].to_numpy()), of_size["accuracy"].to_numpy() >= ABLE, int(params))
         for params, of_size in last.groupby("params")
@@ -165,7 +163,8 @@ def main() -> None:
                 )
                 print(f"{run.name}: loss {runs[-1]['loss']:.3f}, accuracy {runs[-1]['accuracy']:.2f}", flush=True)
     rows = pd.concat(tables)
-    shares, change = critical(rows)
+    last = rows.sort_values("tokens").groupby(["size", "share", "seed"]).tail(1)
+    shares, change = critical(last)
     seeds = " ".join(map(str, arguments.seeds))
     result = {
         **provenance(f"python benchmarks/studies/critical_mass.py --seeds {seeds} --work DIR"),
@@ -174,7 +173,7 @@ def main() -> None:
         "critical_share": shares,
         "trend": change,
         "told_by": {name: told_by(rows, name) for name in ("loss", "skill_tokens", "tokens")},
-        "at_the_end": at_equal_loss(rows),
+        "at_the_end": at_equal_loss(last),
         "runs": runs,
     }
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

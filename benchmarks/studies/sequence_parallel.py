@@ -101,11 +101,9 @@ def main() -> None:
             worst = {name: float(np.abs(run[name] / alone[name] - 1).max()) for name in alone}
             rows.append({"processes": processes, "sequence_parallel": ranks, "zero_stage": stage, "largest": worst})
             print(processes, ranks, stage, {name: f"{value:.1e}" for name, value in worst.items()}, flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     record = {
         "date": datetime.date.today().isoformat(),
         "command": "python benchmarks/studies/sequence_parallel.py",
-        "commit": commit,
         "environment": environment(torch.device("cpu")),
         "rows": rows,
     }

@@ -4,14 +4,12 @@ The verdict follows from the numbers by the rule beside it, so that new results 
 measured, at the sizes measured; where no measurement could tell, the row says so.
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from docs.site_pages.markdown import code, table
+from docs.site_pages.measurements import load_result
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 LOSS, TEMPORAL, TALK = "2403.15796", "2404.17785", "talk"
 HOLDS, NOT, CANNOT, NEVER = "**holds**", "**does not hold**", "cannot tell at this scale", "not tried"
 
@@ -27,10 +25,6 @@ class Claim(NamedTuple):
     command: str = ""
 
 
-def _load(name: str) -> dict:
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
-
-
 def _note(name: str, text: str = "finding") -> str:
     return f"[{text}](notebook/{name}.md)"
 
@@ -43,7 +37,7 @@ def _within(value: dict) -> str:
 
 
 def position_law() -> Claim:
-    runs = _load("quickstart_laws.json")["runs"]
+    runs = load_result("quickstart_laws.json")["runs"]
     fixed = sum(run["status"] == "ok" for run in runs)
     return Claim(
         "The loss at position i is a0 / (1 + a1 i) + a2",
@@ -57,7 +51,7 @@ def position_law() -> Claim:
 
 
 def separation() -> Claim:
-    seeds = _load("quickstart_seeds.json")["seeds"]
+    seeds = load_result("quickstart_seeds.json")["seeds"]
     most = max(run["positions"]["iid"]["checkpoints_identified"] for seed in seeds for run in seed["runs"].values())
     of = max(run["positions"]["iid"]["checkpoints"] for seed in seeds for run in seed["runs"].values())
     return Claim(
@@ -70,7 +64,9 @@ def separation() -> Claim:
 
 
 def decay() -> Claim:
-    seeds = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed.get("decay_lowers_iid_by") is not None]
+    seeds = [
+        seed for seed in load_result("quickstart_seeds.json")["seeds"] if seed.get("decay_lowers_iid_by") is not None
+    ]
     gains = sorted(seed["decay_lowers_iid_by"] for seed in seeds)
     return Claim(
         "Letting the rate decay lowers the loss",
@@ -83,7 +79,7 @@ def decay() -> Claim:
 
 
 def forecasts() -> Claim:
-    by_part = _load("temporal_laboratories.json")["after"]["forecasts"]["folder"]
+    by_part = load_result("temporal_laboratories.json")["after"]["forecasts"]["folder"]
     parts = {f"{float(part):.0%}": tables["all"] for part, tables in by_part.items()}
     quotients = ", ".join(f"{row['median quotient']:.2f} from {part}" for part, row in parts.items())
     inside = ", ".join(f"{row['ends inside 95']:.0%}" for row in parts.values())
@@ -99,7 +95,7 @@ def forecasts() -> Claim:
 
 
 def rebuilt() -> Claim:
-    rmse = _load("temporal_public.json")["all"]["median RMSE"]
+    rmse = load_result("temporal_public.json")["all"]["median RMSE"]
     return Claim(
         "... with the forms a0 ~ log N, a1 hyperbolic, a2 with a cosine",
         f"{TEMPORAL}, rebuilt",
@@ -112,7 +108,7 @@ def rebuilt() -> Claim:
 
 
 def own_runs() -> Claim:
-    result = _load("temporal_runs_tiny-cpu.json")
+    result = load_result("temporal_runs_tiny-cpu.json")
     quotient, better = result["median MSE over best classical"], result["share better than best classical"]
     return Claim(
         "... also by position, on IID and OOD text",
@@ -126,7 +122,7 @@ def own_runs() -> Claim:
 
 
 def weights() -> Claim:
-    rows = _load("cpu/position_weights.json")["rows"]
+    rows = load_result("cpu/position_weights.json")["rows"]
     iid = [row for row in rows if row["split"] == "iid" and row["region"] == "all"]
     differences = ", ".join(
         f"{row['variant'].split()[0]} {row['difference']:+.3f} [{row['low95']:+.3f}, {row['high95']:+.3f}]"
@@ -146,7 +142,7 @@ def weights() -> Claim:
 
 
 def one_curve() -> Claim:
-    tasks = [t for t in _load("emergence_runs_ladder.json")["tasks"] if t["metric"] == "answer_loglik"]
+    tasks = [t for t in load_result("emergence_runs_ladder.json")["tasks"] if t["metric"] == "answer_loglik"]
     r2 = sorted(task["size_effect"]["r2_loss"] for task in tasks)
     apart = sum(task["size_effect"]["matters"] for task in tasks)
     return Claim(
@@ -161,7 +157,7 @@ def one_curve() -> Claim:
 
 
 def thresholds() -> Claim:
-    tasks = [t for t in _load("emergence_runs_ladder.json")["tasks"] if t["metric"] in ("acc", "exact_match")]
+    tasks = [t for t in load_result("emergence_runs_ladder.json")["tasks"] if t["metric"] in ("acc", "exact_match")]
     chance = sum(task["verdict"] == "at-chance" for task in tasks)
     return Claim(
         "Four of twelve tasks (MMLU, C-Eval, GSM8K and its translation) stay at chance until the loss is about 2.2",
@@ -174,7 +170,7 @@ def thresholds() -> Claim:
 
 
 def planted() -> Claim:
-    fresh = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
+    fresh = [seed for seed in load_result("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
     alone = [_verdict(tasks, "acc") for seed in fresh for tasks in seed["tasks_by_run"].values()]
     together = [_verdict(seed["tasks"], "acc") for seed in fresh]
     brier = [_verdict(seed["tasks"], "brier") for seed in fresh]
@@ -191,7 +187,7 @@ def planted() -> Claim:
 
 
 def mirage() -> Claim:
-    fresh = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
+    fresh = [seed for seed in load_result("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
     pairs = [
         (_verdict(tasks, "acc"), _verdict(tasks, "brier")) for seed in fresh for tasks in seed["tasks_by_run"].values()
     ]
@@ -216,7 +212,7 @@ def _verdict(tasks: list[dict], metric: str) -> str:
 
 
 def least_data() -> Claim:
-    tiny = _load("grokking_runs.json")["tiny"]
+    tiny = load_result("grokking_runs.json")["tiny"]
     shares = ", ".join(
         f"{row['value']:.2f} [{row['low95']:.2f}, {row['high95']:.2f}] with {row['params']:,} parameters"
         for row in tiny["critical_fraction"]
@@ -232,7 +228,7 @@ def least_data() -> Claim:
 
 
 def critical_share() -> Claim:
-    trend = _load("grokking_runs.json")["tiny"]["trend"]
+    trend = load_result("grokking_runs.json")["tiny"]["trend"]
     sign = "falls" if trend["high95"] < 0 else "grows" if trend["low95"] > 0 else None
     return Claim(
         "That share falls with size (2402.15175), or grows (2401.10463)",
@@ -245,7 +241,7 @@ def critical_share() -> Claim:
 
 
 def weight_decay() -> Claim:
-    by = _load("grokking_runs.json")["decay"]["by_weight_decay"]
+    by = load_result("grokking_runs.json")["decay"]["by_weight_decay"]
     counts = ", ".join(
         f"{runs['generalised']} of {runs['runs']} with weight decay {decay}" for decay, runs in by.items()
     )
@@ -260,7 +256,7 @@ def weight_decay() -> Claim:
 
 
 def efficiency() -> Claim:
-    row = _load("grokking_runs.json")["tiny"]["efficiency"][0]
+    row = load_result("grokking_runs.json")["tiny"]["efficiency"][0]
     return Claim(
         "At the same training loss what generalises has the smaller norm (2309.02390)",
         TALK,
@@ -274,7 +270,7 @@ def efficiency() -> Claim:
 
 
 def near_the_share() -> Claim:
-    trend = _load("grokking_runs.json")["tiny"]["time_trend"]
+    trend = load_result("grokking_runs.json")["tiny"]["time_trend"]
     return Claim(
         "It takes longer near the critical share",
         TALK,
@@ -286,7 +282,7 @@ def near_the_share() -> Claim:
 
 
 def mass_in_pretraining() -> Claim:
-    result = _load("critical_mass.json")
+    result = load_result("critical_mass.json")
     shares = "; ".join(
         f"{row['params']:,} parameters {_percent(row)}, {row['learnt']} of {row['runs']} runs"
         for row in result["critical_share"]
@@ -302,7 +298,7 @@ def mass_in_pretraining() -> Claim:
 
 
 def loss_or_mass() -> Claim:
-    by = _load("critical_mass.json")["told_by"]
+    by = load_result("critical_mass.json")["told_by"]
     loss, skill = by["loss"], by["skill_tokens"]
     right = loss["area"] if loss["sign"] < 0 else 1 - loss["area"]
     return Claim(
@@ -317,7 +313,7 @@ def loss_or_mass() -> Claim:
 
 
 def remembered() -> Claim:
-    runs = _load("critical_mass.json")["runs"]
+    runs = load_result("critical_mass.json")["runs"]
     learnt = [run for run in runs if run["accuracy"] >= 0.6]
     most = max(run["memorised"]["of_100"] for run in learnt)
     return Claim(
@@ -339,7 +335,7 @@ def _percent(row: dict) -> str:
 
 
 def shrinking() -> Claim:
-    fresh = [seed for seed in _load("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
+    fresh = [seed for seed in load_result("quickstart_seeds.json")["seeds"] if seed["group"] == "fresh"]
     last = [run["last_acc"]["latest"] for seed in fresh for run in seed["runs"].values()]
     return Claim(
         "Small models trained long keep abilities that were thought to be large ones'",

@@ -9,7 +9,8 @@ from docs.site_pages.markdown import code, table
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def _load(name: str) -> dict:
+def load_result(name: str) -> dict:
+    """A result under benchmarks/results/."""
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
@@ -65,7 +66,7 @@ def _demoted(path: Path) -> str:
 
 def cpu_training() -> str:
     """Tokens/s of the training loop against its peers."""
-    result = _load("cpu/training.json")
+    result = load_result("cpu/training.json")
     rows = []
     for size, contestants in result["sizes"].items():
         for contestant in contestants:
@@ -98,7 +99,7 @@ def cpu_training() -> str:
 def checkpoints() -> str:
     """Seconds of saving and loading against DeepSpeed's own checkpoints."""
     names = ["cpu/checkpoints-1.json", "cpu/checkpoints-2.json"]
-    results = [_load(name) for name in names]
+    results = [load_result(name) for name in names]
     first = results[0]
     rows = [
         [what, *(f"{run['seconds'][what]['median']:.3f} ({run['seconds'][what]['least']:.3f})" for run in results)]
@@ -114,7 +115,7 @@ def checkpoints() -> str:
 
 def fault_trials() -> str:
     """Number of seeded trials that ended with the logs of an uninterrupted run."""
-    result = _load("cpu/faults.json")
+    result = load_result("cpu/faults.json")
     rows = [[kind.replace("_", " "), counts["trials"], counts["passed"]] for kind, counts in result["by_kind"].items()]
     rows.append(["all", result["trials"], result["passed"]])
     return (
@@ -127,7 +128,7 @@ def fault_trials() -> str:
 def public_forecasts() -> str:
     """Errors of the forecasts of runs whose laboratory was left out of the prior, by the part of the run that was seen."""
     name = "temporal_laboratories.json"
-    result = _load(name)["after"]
+    result = load_result(name)["after"]
     rows = []
     for group, label in (("folder", "speedruns, Gemstones"), ("earlier", "two earlier sources")):
         for fraction, tables in result["forecasts"].get(group, {}).items():
@@ -161,7 +162,7 @@ def public_forecasts() -> str:
 def plans() -> str:
     """Misses of `plan`: medians of what was held out, and every step."""
     name = "plan_published.json"
-    result = _load(name)
+    result = load_result(name)
     held = [
         [what, score["rows"], f"{score['median']:.1%}", f"{score['greatest']:.1%}"]
         for what, score in result["held_out"].items()

@@ -117,9 +117,8 @@ def _own_partitions(over: Group) -> Slices:
 
     def own(parameter: Any) -> Slice:
         held = parameter.ds_tensor
-        parameter.ds_secondary_tensor = (
-            None  # hpZ's copy of what is overwritten here; the first gathering makes it anew
-        )
+        # hpZ's copy of what is overwritten here; the first gathering makes it anew.
+        parameter.ds_secondary_tensor = None
         start = min(over.rank * held.numel(), parameter.ds_numel)
         return Slice(parameter.ds_shape, start, held[: min(held.numel(), parameter.ds_numel - start)])
 

@@ -14,7 +14,7 @@ def changed(monkeypatch):
     """A function: change a result file in memory, by a function of its contents."""
 
     def changed(name: str, change) -> None:
-        plain = claims._load
+        plain = claims.load_result
 
         def load(asked: str) -> dict:
             result = copy.deepcopy(plain(asked))
@@ -22,7 +22,7 @@ def changed(monkeypatch):
                 change(result)
             return result
 
-        monkeypatch.setattr(claims, "_load", load)
+        monkeypatch.setattr(claims, "load_result", load)
 
     return changed
 
