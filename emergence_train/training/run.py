@@ -19,6 +19,7 @@ from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh, sequence_parallel
+from emergence_train.parallel.node_check import check_nodes
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
 from emergence_train.recorder.sessions import end_session
 from emergence_train.tracking import tensorboard
@@ -133,6 +134,8 @@ def _train(
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do{changed}")
         return run
 
+    watch.at("checking the nodes")
+    check_nodes(mesh, run, dataset.a_shard, config.faults.node_check, log)
     watch.at("building the engine")
     order_sums(config.training.deterministic)
     session, header = _build_session(config, mesh, plan, dataset, evaluator, stop, watch, log, first)
