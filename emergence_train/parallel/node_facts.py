@@ -64,8 +64,8 @@ def write_speed(directory: Path, name: str) -> float:
             path.unlink()
 
 
-def read_speed(path: Path) -> float:
-    """Bytes a second of a file's beginning, which the system is asked to forget before."""
+def read_speed(path: Path) -> float | None:
+    """Bytes a second of a file's beginning, which the system is asked to forget before; None of a file too small to tell."""
     handle, done = _opened(path, os.O_RDONLY), 0
     try:
         if hasattr(os, "posix_fadvise"):
@@ -76,7 +76,7 @@ def read_speed(path: Path) -> float:
             if not block:
                 break
             done += len(block)
-        return done / max(time.monotonic() - began, 1e-9)
+        return done / max(time.monotonic() - began, 1e-9) if done >= BLOCK else None
     finally:
         os.close(handle)
 

@@ -187,7 +187,7 @@ def rates(ranks: Ranks, seconds: int = 8) -> dict:
 
 
 def loss(ranks: Ranks, rank: int, how: str, most: int = 20) -> dict:
-    """A rank is `killed` or `stopped`: seconds until the first and the last of the others knows, and what they are told."""
+    """A rank is `killed` or `stopped`: seconds until the first and the last of the others knows, and what their verdicts name."""
     network = ranks.network
     getattr(network, how).add(rank)
     began = (ranks.beats + 1) * ranks.dogs[0].interval
@@ -195,14 +195,14 @@ def loss(ranks: Ranks, rank: int, how: str, most: int = 20) -> dict:
         ranks.seconds(1)
         most -= 1
     when = [at - began for at, _ in ranks.ended.values()]
-    told = Counter(verdict.text.partition(" has ")[0].partition(" is gone")[0] for _, verdict in ranks.ended.values())
+    texts = Counter(verdict.text.partition(" has ")[0].partition(" is gone")[0] for _, verdict in ranks.ended.values())
     return {
         "lost": rank,
         "how": how,
-        "told": len(ranks.ended),
+        "reached": len(ranks.ended),
         "first_seconds": min(when, default=None),
         "last_seconds": max(when, default=None),
-        "named": dict(told),
+        "named": dict(texts),
         "codes": sorted({verdict.code for _, verdict in ranks.ended.values()}),
     }
 
@@ -226,8 +226,8 @@ def main() -> None:
             with simulated(count) as ranks:
                 ranks.seconds(2)
                 losses.append({"ranks": count, **loss(ranks, rank, how)})
-    if any(row["told"] != row["ranks"] - 1 for row in losses):
-        raise RunError("a rank was not told")
+    if any(row["reached"] != row["ranks"] - 1 for row in losses):
+        raise RunError("a rank was not reached")
     content = {"utc": now(), "command": sys.argv, "environment": environment(torch.device("cpu"))}
     files.write_json(arguments.out, content | {"silent_seconds": 5.0, "requests_a_second": rows, "losses": losses})
 

@@ -67,7 +67,7 @@ def test_a_loss_reaches_every_rank_in_time(lost, how, first):
     with simulated(512, silent=SILENT) as ranks:
         ranks.seconds(2)
         end = loss(ranks, lost, how)
-    assert end["told"] == 511 and end["codes"] == [76]
+    assert end["reached"] == 511 and end["codes"] == [76]
     assert first - 1 <= end["first_seconds"] and end["last_seconds"] <= LATEST
     assert all(text.startswith(f"rank {lost}") for text in end["named"]), end
 
@@ -78,7 +78,7 @@ def test_a_loss_among_4096_reaches_every_rank_in_time(lost):
     with simulated(4096, silent=SILENT) as ranks:
         ranks.seconds(2)
         end = loss(ranks, lost, "killed")
-    assert end["told"] == 4095 and end["last_seconds"] <= LATEST
+    assert end["reached"] == 4095 and end["last_seconds"] <= LATEST
     assert all(text.startswith(f"rank {lost}") for text in end["named"]), end
 
 
@@ -123,7 +123,7 @@ class Collectives:
 
 
 @pytest.mark.parametrize("world", [8, 256])
-def test_an_error_of_a_rank_is_raised_by_all_after_two_collectives(world, monkeypatch):
+def test_an_error_is_raised_by_all_after_two_collectives(world, monkeypatch):
     """Whatever the number of ranks: one reduction, and where a rank failed one broadcast of its line."""
     collectives = Collectives(world)
     monkeypatch.setattr(distributed, "dist", collectives)

@@ -112,19 +112,21 @@ def test_many_nodes_have_a_bounded_log_and_all_are_in_the_file(tmp_path):
 
 
 def test_speeds_are_bytes_over_seconds(tmp_path, monkeypatch):
-    ticks = iter([0.0, 10.0, 10.0, 10.5, 20.0, 20.0, 20.0, 20.25])
+    ticks = iter([0.0, 10.0, 10.0, 10.5, 20.0, 20.0, 20.0, 20.25, *[30.0] * 4])
     monkeypatch.setattr(node_facts.time, "monotonic", lambda: next(ticks))
     monkeypatch.setattr(node_facts, "BYTES", 1 << 20)
     assert write_speed(tmp_path, "probe") == (1 << 20) / 0.5
     assert not (tmp_path / "probe").exists()
     (tmp_path / "shard").write_bytes(bytes(1 << 20))
     assert read_speed(tmp_path / "shard") == (1 << 20) / 0.25
+    (tmp_path / "shard").write_bytes(bytes(1000))
+    assert read_speed(tmp_path / "shard") is None, "too small to tell"
 
 
 def test_facts_of_this_machine_name_what_must_be_alike(tmp_path):
     import torch
 
-    (tmp_path / "shard").write_bytes(b"tokens")
+    (tmp_path / "shard").write_bytes(b"tokens" * 200_000)
     device = torch.device("cpu")
     facts = rank_facts("here", device, True, tmp_path, tmp_path / "shard", "probe")
     assert facts.versions["torch"] == torch.__version__ and "wandb" not in facts.versions and facts.gpu is None
