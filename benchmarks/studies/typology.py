@@ -1,4 +1,4 @@
-"""Which kinds of task are there? Verdicts of `analyze emergence` on public tables of other laboratories: scaling, emergent, U-shaped.
+"""Which kinds of task are there: scaling, emergent, U-shaped? Verdicts of `analyze emergence` on other laboratories' tables.
 
     python benchmarks/studies/typology.py --public FOLDER
 
