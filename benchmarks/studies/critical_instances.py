@@ -150,7 +150,7 @@ def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
     return shares, {"factor_for_ten_times": back(change.slope), "p": change.p}
 
 
-def row(rows: pd.DataFrame, found: dict) -> dict:
+def row(rows: pd.DataFrame, measured: dict) -> dict:
     """A run of the result."""
     end = rows.iloc[-1]
     return {
@@ -160,7 +160,7 @@ def row(rows: pd.DataFrame, found: dict) -> dict:
         "loss": round(float(end["loss"]), 4),
         "accuracy": float(end["accuracy"]),
         "by_checkpoint": [[int(t), round(l, 4), a] for t, l, a in rows[["tokens", "loss", "accuracy"]].to_numpy()],
-        "memorised": found,
+        "memorised": measured,
     }
 
 
@@ -178,12 +178,12 @@ def main() -> None:
     tables, runs = [], []
     for size, distinct, seed in cells:
         rows = checkpoints(train(work, size, distinct, seed), size, distinct, seed)
-        found = memorised(work / "runs" / f"{size}-{domain(distinct, seed)}", distinct, seed)
-        tables.append(rows.assign(instances=found["instances"]))
-        runs.append(row(rows, found))
+        measured = memorised(work / "runs" / f"{size}-{domain(distinct, seed)}", distinct, seed)
+        tables.append(rows.assign(instances=measured["instances"]))
+        runs.append(row(rows, measured))
         if distinct == DISTINCT[-1]:
             runs[-1]["composition"] = composition(work / "runs" / f"{size}-{domain(distinct, seed)}", lines(seed)[1])
-        print(f"{size}, {distinct} instances, seed {seed}: accuracy {runs[-1]['accuracy']:.2f}, {found}", flush=True)
+        print(f"{size}, {distinct} instances, seed {seed}: accuracy {runs[-1]['accuracy']:.2f}, {measured}", flush=True)
     ranks.stop()
     rows = pd.concat(tables)
     last = rows.groupby(["size", "share", "seed"]).tail(1)

@@ -81,14 +81,14 @@ def half(last: pd.DataFrame) -> dict:
     """
     out = {}
     for params, group in last[last["seen"] > 0].groupby("params"):
-        found = []
+        crossings = []
         for _, run in group.groupby("seed"):
             levels = run.groupby("times").agg(seen=("seen", "mean"), share=("extracted", "mean"))
             above = np.flatnonzero(levels["share"] >= 0.5)
             if len(above) and above[0] > 0:
                 (x0, y0), (x1, y1) = levels.iloc[above[0] - 1], levels.iloc[above[0]]
-                found.append(np.log10(x0) + (0.5 - y0) / (y1 - y0) * np.log10(x1 / x0))
-        power = over_seeds(np.array(found)) if len(found) == group["seed"].nunique() else None
+                crossings.append(np.log10(x0) + (0.5 - y0) / (y1 - y0) * np.log10(x1 / x0))
+        power = over_seeds(np.array(crossings)) if len(crossings) == group["seed"].nunique() else None
         out[str(params)] = power and {name: power[name] and round(10 ** power[name], 1) for name in power}
     return out
 
@@ -110,11 +110,18 @@ def measured(table: pd.DataFrame) -> dict:
         "trend_by_times": {
             str(times): trend(of_100(group)) for times, group in last.groupby("times") if group["extracted"].any()
         },
-        "counterfactual": [as_json(row) for row in final],
+        "counterfactual": [rounded(as_json(row)) for row in final],
         "controls_extracted": int(table[table["seen"] == 0]["extracted"].sum()),
         "controls": int((table["seen"] == 0).sum()),
         "shares": shares(table),
     }
+
+
+def rounded(value):
+    """Floats to four decimals, in nested dictionaries."""
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def figures(result: dict) -> list[Figure]:

@@ -32,11 +32,11 @@ TABLES = {"gadre": "mlfoundations/scaling", "gemstones": "mcleish7/gemstone-scal
 def rows(path: Path, source: str) -> list[dict]:
     """A row a task: its verdict with the probability, the threshold, the range of loss and performance."""
     frame = pd.read_csv(path).sort_values(["run", "step"])
-    found = []
+    results = []
     for (task, metric), part in frame.groupby(["task", "metric"], sort=True):
         finding = find(emergence_table.task_metric("", str(task), str(metric), part))
         verdict, eta = finding.verdict, finding.eta_draws
-        found.append(
+        results.append(
             {"source": source, "task": str(task), "metric": str(metric), "verdict": verdict.name}
             | {"probability": round(float(verdict.probability), 3), "reason": verdict.reason}
             | {"eta": [round(float(x), 3) for x in np.quantile(eta, [0.5, 0.025, 0.975])] if len(eta) else None}
@@ -44,7 +44,7 @@ def rows(path: Path, source: str) -> list[dict]:
             | {"loss": [round(float(x), 3) for x in (part["loss"].max(), part["loss"].min())]}
         )
         print(f"{source} {task} {metric}: {verdict.name} {verdict.probability:.2f}", flush=True)
-    return found
+    return results
 
 
 def main() -> None:

@@ -75,18 +75,19 @@ def _row(
         models=len(trained),
         items=int(part.sum()),
         nats=over_models(trained, -loss),
-        extracted=over_models(trained, extracted),
+        extracted=over_models(trained, extracted, most=1.0),
     )
 
 
-def over_models(trained: np.ndarray, value: np.ndarray) -> Interval:
+def over_models(trained: np.ndarray, value: np.ndarray, most: float = np.inf) -> Interval:
     """Mean over items of (mean of models with - mean of models without), with a jackknife's interval over models.
 
     Args:
-        trained: (models, items) bool; every item has models of both kinds. value: (models, items) performance.
+        trained: (models, items) bool; every item has models of both kinds. value: (models, items) performance. most: the
+            greatest difference that there can be, of either sign.
 
     Models are the draws: items of one model share its luck. Student's t with models - 1 degrees of freedom; no interval for
-    fewer than 3 models, or where leaving a model out leaves no item with both kinds.
+    fewer than 3 models, where leaving a model out leaves no item with both kinds, or where it changes nothing.
     """
     whole = _difference(trained, value)
     models = len(trained)
@@ -96,8 +97,10 @@ def over_models(trained: np.ndarray, value: np.ndarray) -> Interval:
     if np.isnan(left).any():
         return Interval(whole, None, None)
     error = np.sqrt((models - 1) / models * ((left - left.mean()) ** 2).sum())
+    if error < 1e-12:
+        return Interval(whole, None, None)
     reach = stats.t.ppf(0.975, models - 1) * error
-    return Interval(whole, whole - reach, whole + reach)
+    return Interval(whole, float(max(whole - reach, -most)), float(min(whole + reach, most)))
 
 
 def _difference(trained: np.ndarray, value: np.ndarray) -> float:

@@ -70,8 +70,8 @@ def test_levels_are_powers_of_two_by_times_seen():
     loss = 3 - trained * np.repeat([0.0, 1.0, 2.0], 10)
     rows = frame(trained, loss)
     rows["seen"] *= np.tile(np.repeat([0.25, 1.1, 6.2], 10), 4)  # 1, 4.4 and 24.8 times
-    found = {row.seen: row.nats.value for row in counterfactual(rows)}
-    assert found == pytest.approx({"all": 1.0, "1": 0.0, "4": 1.0, "32": 2.0})
+    values = {row.seen: row.nats.value for row in counterfactual(rows)}
+    assert values == pytest.approx({"all": 1.0, "1": 0.0, "4": 1.0, "32": 2.0})
 
 
 def test_nothing_to_compare_gives_nothing():
