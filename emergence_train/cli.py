@@ -216,12 +216,14 @@ def _memorise(arguments: argparse.Namespace) -> dict:
         import pandas as pd
 
         from emergence_train.analysis.memorisation import analyze, output
-        from emergence_train.evaluation.memorisation import Probe, probe_run
+        from emergence_train.evaluation.memorisation import Probe, probe_run, read_texts
         from emergence_train.parallel import ranks as distributed
 
     probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed)
+    texts = read_texts(Path(arguments.texts)) if arguments.texts else None
+    log = _log(arguments)
     try:
-        rows = [probe_run(Path(run), probe, arguments.step, _log(arguments)) for run in _expanded(arguments.runs)]
+        rows = [probe_run(Path(run), probe, arguments.step, log, texts) for run in _expanded(arguments.runs)]
     finally:
         distributed.stop()
     items = pd.concat(rows)

@@ -105,6 +105,10 @@ def add_memorise(parser: argparse.ArgumentParser) -> None:
     text = "sequences of each kind, trained on and never seen, at most (default: 200)"
     parser.add_argument("--items", type=count, default=200, metavar="N", help=text)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of sequences (default: 0)")
+    text = (
+        "JSONL with texts to ask about instead; runs of one size that differ in them are compared with and without each"
+    )
+    parser.add_argument("--texts", metavar="FILE", help=text)
     add_out(parser)
     add_schema(parser, "analysis.memorisation.result:MemorisationResult")
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": "config overrides --gpus --gpu",
     "ladder": "file --slurm --status --jobs",
     "grok": "config --out --jobs --pdf",
-    "memorise": "runs --step --prefix --continuation --items --seed --out --pdf",
+    "memorise": "runs --step --prefix --continuation --items --seed --texts --out --pdf",
     "evaluate": "run --step --tasks --split --include-path",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",

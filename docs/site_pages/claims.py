@@ -312,6 +312,48 @@ def loss_or_mass() -> Claim:
     )
 
 
+def memorises_more() -> Claim:
+    result = load_result("memorisation_sizes.json")
+    trend, sizes = result["trend_of_100"], result["of_100"]
+    counts = ", ".join(
+        f"{row['value']:.0f} [{row['low95']:.0f}, {row['high95']:.0f}] with {row['params'] / 1e6:.2f}M" for row in sizes
+    )
+    return Claim(
+        "A larger model memorises a larger share of what it sees",
+        TALK,
+        f"pieces of text planted 1 to 32 times a pass, six passes, {len(sizes[0]['by_seed'])} seeds, one rate: of 100 so "
+        f"many are written exactly beyond pieces never seen: {counts}; for ten times the parameters "
+        f"{trend['value']:+.0f} [{trend['low95']:+.0f}, {trend['high95']:+.0f}], p = {trend['p']:.2f}",
+        HOLDS if trend["low95"] > 0 else NOT if trend["high95"] < 0 else CANNOT,
+        "[picture](images/memorisation-sizes.svg), " + _note("2026-11-27-larger-models-and-repeated-text"),
+        "benchmarks/studies/memorisation_sizes.py",
+    )
+
+
+def repeated() -> Claim:
+    result = load_result("memorisation_sizes.json")
+    last = max(row["passes"] for row in result["shares"])
+    by_size: dict[int, list[float]] = {}
+    for row in result["shares"]:
+        if row["passes"] == last:
+            by_size.setdefault(row["params"], []).append(row["extracted"]["value"])
+    rises = all(shares == sorted(shares) and shares[-1] > shares[0] for shares in by_size.values())
+    rarely, often = max(max(shares[:2]) for shares in by_size.values()), min(shares[-1] for shares in by_size.values())
+    gains = [row["nats"] for row in result["counterfactual"] if row["seen"] == "all"]
+    least = min(gains, key=lambda gain: gain["low95"])
+    return Claim(
+        "... and more of what is repeated",
+        TALK,
+        f"the same runs: seen 6 or 12 times {rarely:.0%} of pieces at most are written exactly, 200 times {often:.0%} at "
+        f"least; of {result['controls']:,} pieces never seen {result['controls_extracted']}. With a piece its loss is lower by "
+        f"{min(gain['value'] for gain in gains):.1f} to {max(gain['value'] for gain in gains):.1f} nats than without (the widest "
+        f"interval begins at {least['low95']:.1f})",
+        HOLDS if rises and not result["controls_extracted"] else NOT,
+        _note("2026-11-27-larger-models-and-repeated-text"),
+        "benchmarks/studies/memorisation_results.py",
+    )
+
+
 def remembered() -> Claim:
     runs = load_result("critical_mass.json")["runs"]
     learnt = [run for run in runs if run["accuracy"] >= 0.6]
@@ -365,6 +407,8 @@ ROWS: tuple[Callable[[], Claim], ...] = (
     mass_in_pretraining,
     loss_or_mass,
     remembered,
+    memorises_more,
+    repeated,
     critical_share,
     near_the_share,
     weight_decay,
@@ -372,7 +416,6 @@ ROWS: tuple[Callable[[], Claim], ...] = (
 )
 UNTRIED = (
     ("The loss follows a power law of size at equal data, so that a threshold of loss is one of size", LOSS),
-    ("A larger model memorises a larger share of what it sees", TALK),
     ("One curve of performance against loss for other architectures, optimizers, corpora and tokenizers", LOSS),
 )
 
