@@ -158,6 +158,13 @@ def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
     return shares, {"factor_for_ten_times": back(change.slope), "p": change.p}
 
 
+def told(last: pd.DataFrame) -> dict | None:
+    """How well iid loss, memorised and distinct instances tell the last checkpoints that have the skill; null: no such pair."""
+    if last["accuracy"].ge(ABLE).nunique() < 2:
+        return None
+    return {name: told_by(last, name) for name in ("loss", "instances", "share")}
+
+
 def row(rows: pd.DataFrame, measured: dict) -> dict:
     """A run of the result."""
     end = rows.iloc[-1]
@@ -205,7 +212,7 @@ def main() -> None:
         "critical_instances": shares,
         "trend": change,
         "tokens": TOKENS,
-        "told_by": {name: told_by(last, name) for name in ("loss", "instances", "share")},
+        "told_by": told(last),
         "runs": runs,
     }
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
