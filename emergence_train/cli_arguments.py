@@ -1,4 +1,4 @@
-"""The arguments of the command line's verbs: what each takes and how it is read. The verbs are in cli.py."""
+"""The arguments of the command line's verbs: what each takes and how it is read. The verbs: cli_runs.py and cli_analyses.py."""
 
 import argparse
 import importlib

@@ -3,7 +3,7 @@
     python benchmarks/studies/critical_instances.py --sizes 0.1m 0.4m --seeds 31 --work DIR
 
 The quickstart's configuration for TOKENS tokens, its planted skill (`latest`) at 18.9% of them as a file of LINES lines, of which
-8 to 900 are distinct and the rest repeats in random order: equal skill tokens, equal other text, other variety. Each run is
+1 to 900 are distinct and the rest repeats in random order: equal skill tokens, equal other text, other variety. Each run is
 scored on instances that no text contains, and the probe of `memorise --texts` asks which of its own lines it writes from their
 beginning, against lines that no text contains. A line's letters cannot be known from its beginning, so a line that is written
 exactly is remembered, whether the skill is there or not.
@@ -31,7 +31,6 @@ from critical_mass import ABLE, back, told_by  # noqa: E402
 from line_steps import composition  # noqa: E402
 
 from emergence_train.analysis.grokking.critical import Group, fit, trend  # noqa: E402
-from emergence_train.analysis.memorisation import analyze  # noqa: E402
 from emergence_train.config import load_run  # noqa: E402
 from emergence_train.data import planted  # noqa: E402
 from emergence_train.evaluation.memorisation import Probe, probe_run  # noqa: E402
@@ -40,7 +39,8 @@ from emergence_train.recorder.environment import environment  # noqa: E402
 from emergence_train.recorder.tables import EVALUATIONS, read  # noqa: E402
 
 SKILL = "latest"
-DISTINCT = (8, 32, 128, 384, 900)
+DISTINCT = (1, 2, 4, 8, 32, 128, 384, 900)
+FEW = 8  # below it: added once 8 had turned out to be enough, as data of their own with the tokenizer of the others
 LINES = 900  # of a file: what a run sees of it, once
 WEIGHT, OTHERS = 1.4, 6.0
 TOKENS = 262_144
@@ -75,19 +75,23 @@ def domain(distinct: int, seed: int) -> str:
 
 
 def prepare(work: Path, seeds: list[int]) -> None:
-    """One data set with a domain for each number of instances and seed; a run gives one of them a weight."""
-    tree = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
-    kept = [source for source in tree["data"]["sources"] if "planted" not in source]
-    for seed in seeds:
-        for distinct in DISTINCT:
-            file = work / f"{domain(distinct, seed)}.jsonl"
-            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(distinct, seed)))
-            kept.append({"domain": domain(distinct, seed), "files": [file.name], "in_iid": False, "own_sequences": 0})
-    tree["data"] |= {"path": "data", "sources": kept}
-    tree["training"]["tokens"] = TOKENS
-    tree["checkpoints"] = {"every_tokens": TOKENS // 8, "save_state": "every"}
-    (work / "config.yaml").write_text(yaml.safe_dump(tree))
-    command(work, "prepare", "config.yaml")
+    """Two data sets with a domain for each number of instances and seed; a run gives one of them a weight."""
+    for name, chosen in (("data", DISTINCT[DISTINCT.index(FEW) :]), ("few", DISTINCT[: DISTINCT.index(FEW)])):
+        tree = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
+        kept = [source for source in tree["data"]["sources"] if "planted" not in source]
+        for seed in seeds:
+            for distinct in chosen:
+                file = work / f"{domain(distinct, seed)}.jsonl"
+                file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents(distinct, seed)))
+                source = {"domain": domain(distinct, seed), "files": [file.name]}
+                kept.append(source | {"in_iid": False, "own_sequences": 0})
+        tree["data"] |= {"path": name, "sources": kept}
+        if name == "few":
+            tree["data"]["tokenizer"] = {"file": "data/tokenizer.json"}
+        tree["training"]["tokens"] = TOKENS
+        tree["checkpoints"] = {"every_tokens": TOKENS // 8, "save_state": "every"}
+        (work / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        command(work, "prepare", f"{name}.yaml")
 
 
 def train(work: Path, size: str, distinct: int, seed: int) -> Path:
@@ -95,13 +99,14 @@ def train(work: Path, size: str, distinct: int, seed: int) -> Path:
     name = f"{size}-{domain(distinct, seed)}"
     done = work / f"{name}.trained"
     if not done.is_file():
-        sources = yaml.safe_load((work / "config.yaml").read_text())["data"]["sources"]
+        config = "few.yaml" if distinct < FEW else "data.yaml"
+        sources = yaml.safe_load((work / config).read_text())["data"]["sources"]
         words = [f"name={name}", f"model.preset=shallow-{size}", f"seed={seed}", "training.threads=1"]
         words += [f"tasks=[{{task: {SKILL}, items: 100, seed: {seed}}}]"]
         for number, source in enumerate(sources):
             if source["domain"].startswith("of"):
                 words.append(f"data.sources.{number}.weight={WEIGHT * (source['domain'] == domain(distinct, seed))}")
-        done.write_text(json.dumps({"cpu_seconds": command(work, "train", "config.yaml", *words)}))
+        done.write_text(json.dumps({"cpu_seconds": command(work, "train", config, *words)}))
     return work / "runs" / name
 
 
@@ -114,15 +119,17 @@ def checkpoints(run: Path, size: str, distinct: int, seed: int) -> pd.DataFrame:
     )
 
 
-def memorised(run: Path, distinct: int, seed: int) -> dict:
+def memorised(work: Path, size: str, distinct: int, seed: int) -> dict:
     """Of the run's own lines, so many are written exactly; the loss of their ends, and of those of lines in no text."""
+    name = f"{size}-{domain(distinct, seed)}"
+    kept = work / f"{name}.memorised"
+    if kept.is_file():
+        return json.loads(kept.read_text())
     own, never = lines(seed)
-    frame = probe_run(
-        run, PROBE, texts=[*own[:distinct][:ASKED], *(line.text() for line in never)], log=lambda text: None
-    )
-    (row,) = analyze(frame).runs
+    texts = [*own[:distinct][:ASKED], *(line.text() for line in never)]
+    frame = probe_run(work / "runs" / name, PROBE, texts=texts, log=lambda text: None)
     trained, controls = frame[frame["seen"] > 0], frame[frame["seen"] == 0]
-    return {
+    result = {
         "asked": len(trained),
         "extracted": int(trained["extracted"].sum()),
         "seen": round(float(trained["seen"].mean()), 1),
@@ -130,8 +137,9 @@ def memorised(run: Path, distinct: int, seed: int) -> dict:
         "instances": round(float(trained["extracted"].mean()) * distinct, 1),
         "loss": round(float(trained["loss"].mean()), 4),
         "loss_of_controls": round(float(controls["loss"].mean()), 4),
-        "gain": [round(x, 4) for x in (row.loss_gain, row.loss_gain_low95, row.loss_gain_high95)],
     }
+    kept.write_text(json.dumps(result))
+    return result
 
 
 def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
@@ -148,6 +156,13 @@ def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
     ]
     change = trend(fitted)
     return shares, {"factor_for_ten_times": back(change.slope), "p": change.p}
+
+
+def told(last: pd.DataFrame) -> dict | None:
+    """How well iid loss, memorised and distinct instances tell the last checkpoints that have the skill; null: no such pair."""
+    if last["accuracy"].ge(ABLE).nunique() < 2:
+        return None
+    return {name: told_by(last, name) for name in ("loss", "instances", "share")}
 
 
 def row(rows: pd.DataFrame, measured: dict) -> dict:
@@ -178,7 +193,7 @@ def main() -> None:
     tables, runs = [], []
     for size, distinct, seed in cells:
         rows = checkpoints(train(work, size, distinct, seed), size, distinct, seed)
-        measured = memorised(work / "runs" / f"{size}-{domain(distinct, seed)}", distinct, seed)
+        measured = memorised(work, size, distinct, seed)
         tables.append(rows.assign(instances=measured["instances"]))
         runs.append(row(rows, measured))
         if distinct == DISTINCT[-1]:
@@ -197,7 +212,7 @@ def main() -> None:
         "critical_instances": shares,
         "trend": change,
         "tokens": TOKENS,
-        "told_by": {name: told_by(last, name) for name in ("loss", "instances", "share")},
+        "told_by": told(last),
         "runs": runs,
     }
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
