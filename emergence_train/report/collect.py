@@ -85,12 +85,17 @@ class ReportData:
         return list(dict.fromkeys([run.name for run in self.runs] + scored))
 
 
-def collect(paths: list[Path], options: LogOptions | None = None) -> ReportData:
-    """Read run directories, tables and logs, and run both analyses on them. `options` says what logs leave out. Raises
-    InputError for what is none of them."""
+def collect(
+    paths: list[Path],
+    options: LogOptions | None = None,
+    load: Callable[[Path, str], Run] | None = None,
+) -> ReportData:
+    """Read run directories, tables and logs, and run both analyses on them. `options` says what logs leave out; `load`
+    reads a run directory to be shown by a name (load_run). Raises InputError for what is none of them."""
+    load = load or load_run
     names = names_of(paths)
     scores = [path for path in paths if path not in names and holds_scores(path)]
-    runs = [_load_run(path, names) for path in paths if path in names]
+    runs = [load(path, names[path]) for path in paths if path in names]
     runs += _load_tables([path for path in paths if path not in names and path not in scores], options)
     runs.sort(key=lambda run: (run.params, run.name))
     evaluated = [path for path in paths if path in names and any((path / "evaluations").glob("*.parquet"))]
@@ -132,16 +137,17 @@ def _from_series(name: str, series: list[Series]) -> Run:
     )
 
 
-def _load_run(directory: Path, names: dict[Path, str]) -> Run:
+def load_run(directory: Path, name: str) -> Run:
+    """A run directory with its temporal analysis, to be shown by `name`."""
     metrics = Metrics.read(directory)
     if metrics.header is None:
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not any((directory / "positions").glob("*.parquet")):
         raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
-    forecast, no_forecast = _analysed(lambda: _series(directory, names[directory], list(positions.values()), metrics))
+    forecast, no_forecast = _analysed(lambda: _series(directory, name, list(positions.values()), metrics))
     return Run(
-        name=names[directory],
+        name=name,
         directory=directory,
         params=int(metrics.header["params"]),
         header=metrics.header,

@@ -2,6 +2,7 @@
 
 import datetime
 import html
+from collections.abc import Callable
 from pathlib import Path
 
 from emergence_train import files
@@ -10,7 +11,7 @@ from emergence_train.errors import InputError
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import abilities, conclusions, first_look, origin, outlook, seeds, svg
 from emergence_train.report.chart import as_script
-from emergence_train.report.collect import LogOptions, ReportData, collect
+from emergence_train.report.collect import LogOptions, ReportData, Run, collect
 
 HERE = Path(__file__).parent
 SCRIPTS = ("axes.js", "chart.js", "cursor.js", "numbers.js", "page.js")
@@ -26,12 +27,14 @@ def report(paths: list[Path], out: Path | None = None, options: LogOptions | Non
     return place / "report.html"
 
 
-def collected(paths: list[Path], options: LogOptions | None = None) -> ReportData:
-    """What `paths` hold; InputError where one is named twice or cannot be read."""
+def collected(
+    paths: list[Path], options: LogOptions | None = None, load: Callable[[Path, str], Run] | None = None
+) -> ReportData:
+    """What `paths` hold, read by collect; InputError where one is named twice or cannot be read."""
     names = [path.resolve() for path in paths]
     if len(set(names)) < len(names):
         raise InputError("the same run is named twice; name each run once")
-    return collect(paths, options)
+    return collect(paths, options, load)
 
 
 def page(data: ReportData, version: str = "") -> str:

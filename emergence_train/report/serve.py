@@ -12,7 +12,7 @@ from pathlib import Path
 from emergence_train.errors import InputError, describe
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import page
-from emergence_train.report.collect import LogOptions
+from emergence_train.report.collect import LogOptions, Run, load_run
 
 ADDRESS = "127.0.0.1"
 HOSTS = ("127.0.0.1", "localhost")  # a page elsewhere whose name was made to lead here is not answered
@@ -20,6 +20,20 @@ LOOK_SECONDS = 1.0  # between two looks at the files
 LEAST_SECONDS = 3.0  # between two pages; also as long as the last one took, so that half a CPU stays free
 PARTS = ("config.yaml", "metrics.jsonl", "positions/*", "evaluations/*")  # of a run, what the page shows
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+
+
+class RunsRead:
+    """load_run that reads and fits a run again only where its files have changed: finished runs beside a running one stay."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Path, tuple[tuple, Run]] = {}
+
+    def __call__(self, directory: Path, name: str) -> Run:
+        state = (name, *stamps([directory]))
+        held = self._runs.get(directory)
+        if held is None or held[0] != state:
+            held = self._runs[directory] = state, load_run(directory, name)
+        return held[1]
 
 
 class LivePage:
@@ -32,6 +46,7 @@ class LivePage:
         self.paths, self.options, self.log = paths, options, log
         self.text, self.version = b"", ""
         self._files: tuple | None = None
+        self._load = RunsRead()
         self._problem = ""
 
     def update(self) -> bool:
@@ -41,7 +56,7 @@ class LivePage:
             return False
         self._files, before = files, self.version
         try:
-            self._show(page.page(page.collected(self.paths, self.options), "@"))
+            self._show(page.page(page.collected(self.paths, self.options, self._load), "@"))
             self._problem = ""
         except Exception as error:  # a file that is being written, or none yet: later ones may do
             self._fail(error)

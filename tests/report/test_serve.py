@@ -13,6 +13,8 @@ from http.server import ThreadingHTTPServer
 import pytest
 
 from emergence_train.errors import InputError
+from emergence_train.report import page
+from emergence_train.report.collect import load_run
 from emergence_train.report.serve import ADDRESS, LivePage, handler, serve, stamps
 from report.test_page import write_run
 
@@ -72,6 +74,18 @@ def test_a_touched_file_with_the_same_content_is_no_new_page(tmp_path):
     assert live.update()
     os.utime(run / "metrics.jsonl", ns=(1, 1))
     assert next(iter(stamps([run])))[1] == 1 and not live.update()
+
+
+def test_only_a_run_that_changed_is_fitted_again(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("emergence_train.report.serve.load_run", lambda *of: read.append(of[0].name) or load_run(*of))
+    runs = [write_run(tmp_path, name, positions=4, until=20) for name in ("done", "going")]
+    live = LivePage(runs, None, print)
+    assert live.update() and read == ["done", "going"]
+    with open(runs[1] / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"kind": "train", "step": 21, "tokens": 21000, "lr": 0.1, "loss": 3.0}) + "\n")
+    assert live.update() and read == ["done", "going", "going"]
+    assert live.text.replace(live.version.encode(), b"@") == page.page(page.collected(runs), "@").encode()
 
 
 def test_a_port_in_use_names_the_remedy(served, tmp_path):

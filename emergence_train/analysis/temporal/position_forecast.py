@@ -31,7 +31,7 @@ from emergence_train.analysis.temporal.position_law import (
     position_curve,
 )
 
-JOINT_BINS = 24
+JOINT_BINS, JOINT_STEPS = 24, 60  # of position and of step: what more of them know is in the means
 ENOUGH = 5  # checkpoints at which the position law must be identified before its parameters are forecast
 
 
@@ -225,25 +225,31 @@ def joint(two_stage: PositionForecast, matrix: PositionMatrix, x: np.ndarray, pl
     """Fit a0's and a1's best family and the schedule law of a2 to all late positions and checkpoints together.
 
     a0 = c0 + c1 basis, log a1 = c0 + c1 basis (so that a1 stays positive), a2 = L0 + A clock^-alpha - B decay with the
-    clock and kernel that fit best. Positions are averaged in JOINT_BINS bins of log position. Standard errors are
-    clustered by bin: the noise of a position is shared by all checkpoints, so checkpoints do not count as independent.
-    alpha and B keep the prior of priors.py.
+    clock and kernel that fit best. Positions are averaged in JOINT_BINS bins of log position, checkpoints in JOINT_STEPS of
+    log step. Standard errors are clustered by bin of position: its noise is shared by all checkpoints, so checkpoints do
+    not count as independent. alpha and B keep the prior of priors.py.
     """
     used = plan or two_stage.a2.fits["schedule"].plan
     late = x >= WINDOW * x[-1]
-    bin_of = position_bins(matrix.position, JOINT_BINS)
-    member = (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
-    weight = matrix.weight[late] @ member
-    y = (matrix.weight[late] * matrix.loss[late]) @ member / np.maximum(weight, 1e-300)
+    member, together = _members(matrix.position, JOINT_BINS), _members(x[late], JOINT_STEPS)
+    weight = together.T @ matrix.weight[late] @ member
+    y = together.T @ (matrix.weight[late] * matrix.loss[late]) @ member / np.maximum(weight, 1e-300)
     # 1 / (1 + a1 i) averaged over a bin is taken at the bin's geometric middle
     middle = np.exp(np.log(matrix.position) @ member / member.sum(0))
+    steps = x[late] @ together / together.sum(0)
     root = np.sqrt(weight / np.median(weight[weight > 0]))
     fits = [
-        _joint_of(two_stage, used, clock, kernel, x[late], middle, y, root)
+        _joint_of(two_stage, used, clock, kernel, steps, middle, y, root)
         for clock in ("rate", "mixed")
         for kernel in INTRINSIC
     ]
     return min(fits, key=lambda fit: fit[0])[1]
+
+
+def _members(at: np.ndarray, bins: int) -> np.ndarray:
+    """(n, B) 1 where a position or step of `at` (n,) is in one of at most `bins` bins of its logarithm."""
+    bin_of = position_bins(at, bins)
+    return (bin_of[:, None] == np.arange(bin_of.max() + 1)).astype(float)
 
 
 def _joint_of(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special  # scipy.stats takes a second to import
 
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, position_bins, position_matrices
 
@@ -210,13 +210,13 @@ def _fit_rows(matrix: PositionMatrix) -> pd.DataFrame:
     variance = fit.scale * _correlation_inflation(z)
     covariance = _covariance(form, i, fit, a0) * variance[:, None, None]
     errors = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0))
-    threshold = stats.t.ppf(0.975, fit.dof) ** 2 * variance
+    threshold = special.stdtrit(fit.dof, 0.975) ** 2 * variance
     interval, is_open = _profile_intervals(form, i, y, fit, errors[:, 1], threshold)
 
     centre = (fit.weight * y).sum(1) / fit.weight.sum(1)
     flat_sse = (fit.weight * (y - centre[:, None]) ** 2).sum(1)
     gain = (flat_sse - fit.solved.sse) / variance
-    flat = gain < stats.chi2.ppf(1 - FLAT_LEVEL, 2)
+    flat = gain < special.chdtri(2, FLAT_LEVEL)
 
     for k, (name, value) in enumerate((("a0", a0), ("a1", a1), ("a2", a2))):
         out[name] = value

@@ -1,7 +1,7 @@
 """Rank runs by their forecast final loss, with the probability that the order is right."""
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from emergence_train.analysis.temporal.result import Place, Ranking
 
@@ -25,6 +25,6 @@ def rank(names: list[str], mean: np.ndarray, sd: np.ndarray, split: str | None =
         following = order[k + 1] if k + 1 < len(order) else None
         above = None
         if following is not None:
-            above = float(norm.cdf((mean[following] - mean[j]) / np.hypot(sd[following], sd[j])))
+            above = float(ndtr((mean[following] - mean[j]) / np.hypot(sd[following], sd[j])))
         rows.append(Place(names[j], float(mean[j]), float(sd[j]), float(best[k]), above))
     return Ranking(split, tuple(rows), whole)
