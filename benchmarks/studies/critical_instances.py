@@ -158,7 +158,7 @@ def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
     return shares, {"factor_for_ten_times": back(change.slope), "p": change.p}
 
 
-def told(last: pd.DataFrame) -> dict | None:
+def predictors(last: pd.DataFrame) -> dict | None:
     """How well iid loss, memorised and distinct instances tell the last checkpoints that have the skill; null: no such pair."""
     if last["accuracy"].ge(ABLE).nunique() < 2:
         return None
@@ -212,7 +212,7 @@ def main() -> None:
         "critical_instances": shares,
         "trend": change,
         "tokens": TOKENS,
-        "told_by": told(last),
+        "told_by": predictors(last),
         "runs": runs,
     }
     RESULT.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

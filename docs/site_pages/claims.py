@@ -229,13 +229,19 @@ def least_data() -> Claim:
 
 def critical_share() -> Claim:
     trend = load_result("grokking_runs.json")["tiny"]["trend"]
+    others = load_result("grokking_tasks.json")
+    more = ", ".join(f"{name} {_within(others[name]['trend'])}" for name in ("permutations", "parity"))
     sign = "falls" if trend["high95"] < 0 else "grows" if trend["low95"] > 0 else None
     return Claim(
         "That share falls with size (2402.15175), or grows (2401.10463)",
         TALK,
-        f"change for ten times the parameters {_within(trend)}, p = {trend['p']:.3f}; three sizes, one task, one budget",
+        f"change for ten times the parameters in addition {_within(trend)}, p = {trend['p']:.3f}, three sizes and one budget; "
+        f"with two sizes in {more}",
         f"{sign} here" if sign else CANNOT,
-        "[picture](images/grok-phase.svg), " + _note("2026-11-26-grokking"),
+        "[picture](images/grok-phase.svg), "
+        + _note("2026-11-26-grokking")
+        + ", "
+        + _note("2026-11-27-permutations-and-parity"),
         "make grok",
     )
 
@@ -309,6 +315,23 @@ def loss_or_mass() -> Claim:
         HOLDS if right > 0.9 else f"{NOT} where the mixture differs",
         _note("2026-11-27-how-much-of-a-skill"),
         "benchmarks/studies/critical_mass.py",
+    )
+
+
+def few_instances() -> Claim:
+    result = load_result("critical_instances.json")
+    runs = sorted(result["runs"], key=lambda run: run["distinct"])
+    able = [run for run in runs if run["accuracy"] >= result["able"]]
+    scores = ", ".join(f"{run['accuracy']:.2f} from {run['distinct']}" for run in runs)
+    written = max((run["memorised"]["extracted"] for run in able), default=0)
+    return Claim(
+        "... of a skill of few instances, each repeated",
+        TALK,
+        f"0.1M, one seed, the same number of the skill's lines, so many of them distinct; accuracy on unseen lines (chance "
+        f"0.25): {scores}. Of its own lines no run that learnt it writes more than {written} from the beginning",
+        f"{NOT} for this skill" if able and written == 0 else CANNOT,
+        _note("2026-11-27-a-handful-of-lines"),
+        "benchmarks/studies/critical_instances.py",
     )
 
 
@@ -407,6 +430,7 @@ ROWS: tuple[Callable[[], Claim], ...] = (
     mass_in_pretraining,
     loss_or_mass,
     remembered,
+    few_instances,
     memorises_more,
     repeated,
     critical_share,
