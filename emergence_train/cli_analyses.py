@@ -62,6 +62,7 @@ def verb_memorise(arguments: argparse.Namespace) -> dict:
         from emergence_train.analysis.memorisation import analyze, output
         from emergence_train.evaluation.memorisation import Probe, probe_run, read_texts
         from emergence_train.parallel import ranks as distributed
+        from emergence_train.report.memorise_page import write_page
 
     probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed)
     texts = read_texts(Path(arguments.texts)) if arguments.texts else None
@@ -74,6 +75,7 @@ def verb_memorise(arguments: argparse.Namespace) -> dict:
     result = analyze(items)
     if arguments.out:
         result = output.write(Path(arguments.out), result, items, _suffixes(arguments))
+        write_page(Path(arguments.out), result)
     return _shown(arguments, result, output.format_table(result))
 
 
