@@ -94,6 +94,8 @@ SHOWN = {
     "analysis.emergence.result",
     "analysis.grokking.figures",
     "analysis.grokking.result",
+    "analysis.memorisation.figures",
+    "analysis.memorisation.result",
 }
 COLLECTED = {
     "analysis.emergence",

@@ -4,7 +4,7 @@ import html
 from pathlib import Path
 
 from emergence_train import files
-from emergence_train.analysis.memorisation.output import figure
+from emergence_train.analysis.memorisation.figures import shares
 from emergence_train.analysis.memorisation.result import MemorisationResult
 from emergence_train.analysis.results import Interval
 from emergence_train.report.page import document
@@ -14,7 +14,11 @@ from emergence_train.report.parts import grid, table
 def write_page(out: Path, result: MemorisationResult) -> Path:
     """Write report.html into `out`; returns its path."""
     sections = [
-        ("shares", "How often text comes back", _against_controls(result) + grid([figure(result)]) + _shares(result))
+        (
+            "shares",
+            "How often text comes back",
+            _against_controls(result) + grid([shares(result)]) + _shares(result),
+        )
     ]
     if result.counterfactual:
         sections.append(("counterfactual", "With a text and without it", _counterfactual(result)))

@@ -3,12 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from emergence_train import files
 from emergence_train.analysis.drawing import DEFAULT, save
-from emergence_train.analysis.figures import Figure, Trace
+from emergence_train.analysis.memorisation.figures import shares
 from emergence_train.analysis.memorisation.result import MemorisationResult
 from emergence_train.analysis.results import Interval, as_json
 
@@ -18,28 +17,13 @@ def write(
 ) -> MemorisationResult:
     """Write result.json, items.csv, shares.csv and the figure into `out`; returns the result with the figure's names."""
     out.mkdir(parents=True, exist_ok=True)
-    result = replace(result, figures=tuple(save([figure(result)], out, "memorised", suffixes=suffixes)))
+    result = replace(result, figures=tuple(save([shares(result)], out, "memorised", suffixes=suffixes)))
     files.write_csv(out / "items.csv", items)
     files.write_csv(out / "shares.csv", pd.DataFrame([as_json(row) for row in result.shares]))
     if result.counterfactual:
         files.write_csv(out / "counterfactual.csv", pd.json_normalize([as_json(row) for row in result.counterfactual]))
     files.write_json(out / "result.json", as_json(result))
     return result
-
-
-def figure(result: MemorisationResult) -> Figure:
-    """Share of extracted sequences against how often they were seen, a colour for each run; controls at 0.5."""
-    traces = []
-    for number, run in enumerate(result.runs):
-        rows = [row for row in result.shares if (row.run, row.step) == (run.run, run.step)]
-        x = np.array([np.sqrt(row.least * row.most) or 0.5 for row in rows]) * 1.04**number
-        share, low, high = (np.array([getattr(row, name) for row in rows]) for name in ("share", "low95", "high95"))
-        traces.append(Trace(x, share, f"{run.run}, {run.params:,} parameters", number, line=False, points=True))
-        traces.append(Trace(x, share, "", number, line=False, low=low, high=high, bars=True))
-    title = f"{result.continuation} tokens that follow {result.prefix}, produced exactly"
-    return Figure(
-        title, "times trained on (0.5: never)", "share of sequences", tuple(traces), x_log=True, note="95% intervals"
-    )
 
 
 def format_table(result: MemorisationResult) -> str:
