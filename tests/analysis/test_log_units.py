@@ -99,7 +99,7 @@ def test_semicolons_and_decimal_commas_are_read(tmp_path):
 
 def test_semicolons_with_thousands_separators_are_read(tmp_path):
     rows = [f"{step * 100:,}.0;{loss:.8f};{step * 1_000_000:,}" for step, loss in zip(STEPS, LOSSES)]
-    (tmp_path / "x.csv").write_text("\n".join(["Step;Cross entropy, train;Tokens seen", *rows]))
+    (tmp_path / "x.csv").write_text("\n".join(["Training Step;Cross entropy, train;Tokens seen", *rows]))
     frame, _ = read(tmp_path / "x.csv", columns={"loss": "Cross entropy, train"})
     assert frame["step"].tolist() == (STEPS * 100).tolist()
     assert frame["tokens"].tolist() == (STEPS * 1_000_000).tolist()

@@ -14,8 +14,8 @@ from emergence_train.errors import InputError
 # The names by which frameworks log each quantity, the likeliest first, as `_plain` writes them. A counter that the logger
 # itself made (W&B's _step counts its own calls) comes after the trainer's.
 NAMES = {
-    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step iteration iter "
-    "train_iter num_updates update _step",
+    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
+    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon",

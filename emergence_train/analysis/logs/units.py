@@ -15,7 +15,7 @@ UNITS = ("nats", "bits", "perplexity")
 
 def unit_of(name: str) -> str:
     """By the words of a column's name, joined by underscores: nats unless it says otherwise."""
-    words = set(name.split("_"))
+    words = set(name.lower().split("_"))
     if words & {"log", "ln", "nats"}:
         return "nats"
     if words & {"ppl", "perplexity"}:
@@ -32,11 +32,11 @@ def to_nats(loss: pd.Series, unit: str) -> pd.Series:
     return loss
 
 
-def notes(name: str, column: str, unit: str) -> list[str]:
-    """What a reader should know of the conversion; nothing for nats."""
+def notes(name: str, column: str, unit: str, remedy: str = "; --loss-unit nats says otherwise") -> list[str]:
+    """What a reader should know of the conversion, and how to do without; nothing for nats."""
     if unit == "nats":
         return []
-    if name.endswith(("bpb", "per_byte")):
-        return [f"{column!r} counts bytes: its losses and forecasts are in nats a byte (bits x ln 2), not a token"]
+    if name.endswith(("bpb", "per_byte")) and unit == "bits":
+        return [f"{column!r} counts bytes: the loss is in nats a byte (bits x ln 2), not a token"]
     how = "bits x ln 2" if unit == "bits" else "ln of the perplexity"
-    return [f"{column!r} is taken as {unit}, and its losses in nats ({how}); --loss-unit nats says otherwise"]
+    return [f"{column!r} is taken as {unit}, and its losses in nats ({how}){remedy}"]
