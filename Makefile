@@ -12,7 +12,7 @@ QUICK  := $(BIN)/emergence-train train configs/quickstart.yaml
 # the same on real benchmarks, see configs/ladder.yaml
 RUNGS  := 0.05m:1.2e-2 0.2m:6e-3 0.4m:3e-3 0.9m:2e-3 3m:1e-3
 
-.PHONY: install quickstart ladder grok test test-slow fault-trials soak lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
+.PHONY: install quickstart ladder story grok test test-slow fault-trials soak lint docs cuda wheel bench-cpu gpu-check gpu-sanitize gpu-bench gpu-first \
         gpu-wheels bench-redraw clean
 
 install: $(VENV)/.installed
@@ -43,6 +43,14 @@ ladder: install
 	done
 	$(BIN)/python benchmarks/studies/emergence_runs.py --name ladder --sources data/ladder/sources.json \
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
+
+# A few hours on two cores; the same command resumes. What the sources claim, tried on 46 runs: benchmarks/results/story/.
+story: install
+	test -f data/ladder/sources.json || $(BIN)/python benchmarks/studies/ladder_text.py
+	$(BIN)/emergence-train prepare configs/story.yaml
+	$(BIN)/emergence-train ladder configs/ladders/story.yaml
+	$(BIN)/python benchmarks/studies/story.py --runs runs/story
+	$(BIN)/emergence-train report runs/story --out runs/story/report
 
 # 60 models of up to 4,700 parameters learn addition modulo 23: by heart, and later, where there are data enough, as such.
 grok: install

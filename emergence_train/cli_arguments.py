@@ -1,8 +1,10 @@
-"""The arguments of the command line's verbs: what each takes and how it is read. The verbs are in cli.py."""
+"""The arguments of the command line's verbs: what each takes and how it is read. The verbs: cli_runs.py and cli_analyses.py."""
 
 import argparse
 import importlib
 import json
+import os
+import sys
 from typing import Any, NoReturn
 
 SERVE_PORT = 8008
@@ -29,13 +31,28 @@ class Commands(Parser):
     """The whole command line. Overrides may follow options, where argparse by itself leaves them over."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        arguments, rest = self.parse_known_args(args, namespace)
+        arguments, rest = self.parse_known_args(
+            self._read_file(list(sys.argv[1:] if args is None else args)), namespace
+        )
         wrong = [word for word in rest if word.startswith("-") or "=" not in word]
         if rest and (wrong or not hasattr(arguments, "overrides")):
             self.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
         if rest:
             arguments.overrides = [*arguments.overrides, *rest]
         return arguments
+
+    def _read_file(self, words: list[str]) -> list[str]:
+        """`train @FILE`: with the words of the file, one a line. %a in its name is the number in Slurm's job array, which the
+        batch script may have filled in."""
+        at = words.index("train") + 1 if "train" in words else len(words)
+        if not any(word.startswith("@") for word in words[at : at + 1]):
+            return words
+        path = words[at][1:].replace("%a", os.environ.get("SLURM_ARRAY_TASK_ID", "%a"))
+        try:
+            with open(path, encoding="utf-8") as file:
+                return [*words[:at], *file.read().splitlines(), *words[at + 1 :]]
+        except OSError as error:
+            self.error(f"{words[at]}: cannot be read ({error.strerror})")
 
 
 def add_schema(parser: argparse.ArgumentParser, result: str) -> None:
@@ -88,13 +105,17 @@ def add_memorise(parser: argparse.ArgumentParser) -> None:
     text = "sequences of each kind, trained on and never seen, at most (default: 200)"
     parser.add_argument("--items", type=count, default=200, metavar="N", help=text)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of sequences (default: 0)")
+    text = (
+        "JSONL with texts to ask about instead; runs of one size that differ in them are compared with and without each"
+    )
+    parser.add_argument("--texts", metavar="FILE", help=text)
     add_out(parser)
     add_schema(parser, "analysis.memorisation.result:MemorisationResult")
 
 
 def add_ladder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a YAML file; see configs/ladders/")
-    parser.add_argument("--slurm", action="store_true", help="submit each run as a job instead of running it here")
+    parser.add_argument("--slurm", action="store_true", help="submit the runs as jobs instead of running them here")
     parser.add_argument(
         "--status", action="store_true", help="start nothing: state, step, loss and forecast of each run"
     )

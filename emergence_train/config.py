@@ -204,6 +204,10 @@ class Faults(Section):
         gt=0,
         description="in one operation, at most: the processes wait for each other; less once the run shows how long it takes",
     )
+    node_check: Literal["auto", "always", "warn", "never"] = Field(
+        default="auto",
+        description="compare nodes before the first step; auto: where there are several; warn: a difference is a warning",
+    )
 
 
 class TaskConfig(Section):

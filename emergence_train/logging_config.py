@@ -29,6 +29,9 @@ class Wandb(Section):
 
 class Logging(Section):
     console_seconds: float = Field(default=5.0, ge=0, description="between console lines")
+    every_rank: bool = Field(
+        default=False, description="each rank's lines and warnings also to logs/rank-N.log in the run, 8 MB at most"
+    )
     wandb: Annotated[Wandb, BeforeValidator(lambda value: {"mode": value} if isinstance(value, str) else value)] = (
         Field(default=Wandb(), description="Weights & Biases: a mode, or its section")
     )

@@ -258,16 +258,16 @@ def plan(says: str, wrong: str, right: str) -> Row:
 
 
 PLANS = [
+    plan(
+        "does not divide {} GPUs; give a number that does",
+        "--gpus 2 training.zero_stage=3 training.zero.hpz_partition_size=4",
+        "--gpus 2 training.zero_stage=3 training.zero.hpz_partition_size=2",
+    ),
     plan("is not a multiple of {}; give --gpus {}", "--gpus 3", "--gpus 4"),
     plan(
         "is not a multiple of {}; give --gpus {}",
         "--gpus 6 training.sequence_parallel=4 model.heads=4",
         "--gpus 8 training.sequence_parallel=4 model.heads=4",
-    ),
-    plan(
-        "has no time for an update on the host; plan it with",
-        "--gpus 1 training.zero_stage=2 training.zero.offload_optimizer=cpu",
-        "--gpus 1 training.zero_stage=2 training.zero.offload_optimizer=none training.zero.offload_param=none",
     ),
     plan(
         "no multiple of micro_batch {}; give training.micro_batch={}, or auto",

@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": "config overrides --gpus --gpu",
     "ladder": "file --slurm --status --jobs",
     "grok": "config --out --jobs --pdf",
-    "memorise": "runs --step --prefix --continuation --items --seed --out --pdf",
+    "memorise": "runs --step --prefix --continuation --items --seed --texts --out --pdf",
     "evaluate": "run --step --tasks --split --include-path",
     "analyze temporal": "tables --fit-fraction --split --out --pdf --to-tokens --schedule --format --run --params "
     "--tokens-per-step --column",
@@ -58,8 +58,8 @@ KEYS = {
     "training.profile": "steps ranks shapes memory stacks",
     "checkpoints": "every_tokens log_spaced_start save_state keep_last keep_every keep_best state_tokens asynchronous "
     "local_path",
-    "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds",
-    "logging": "console_seconds wandb wandb_project tensorboard",
+    "faults": "not_finite spike spike_deviations give_up_after compare_replicas silent_seconds hang_seconds node_check",
+    "logging": "console_seconds every_rank wandb wandb_project tensorboard",
     "logging.wandb": "mode project entity group tags notes job_type system checkpoints",
     "samples": "prompts tokens temperature seed",
     "tasks": "task name items file shots seed include_path",

@@ -52,6 +52,8 @@ FLOORS = (
     ("report", "training", "convert", "doctor", "notebook", "watch"),
     ("ladder",),
     ("cli_arguments",),
+    ("cli_runs",),
+    ("cli_analyses",),
     ("cli",),
     ("__main__",),
 )

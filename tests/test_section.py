@@ -22,10 +22,10 @@ TAKE_THE_TREE = {
 }
 # Who reads a configuration from a file: the commands, and what compares a run with an older one.
 READ_THE_TREE = {
-    "cli._config",
-    "cli._plan",
-    "cli._prepare",
-    "cli._train",
+    "cli_runs.verb_config",
+    "cli_runs.verb_plan",
+    "cli_runs.verb_prepare",
+    "cli_runs.verb_train",
     "convert.hf_export.export",
     "convert.hf_import._before",
     "convert.hf_import._config",

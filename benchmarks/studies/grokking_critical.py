@@ -45,6 +45,7 @@ def sweeps(form: str, design: str, count: int) -> dict:
     """Coverage of critical shares and slopes; p where there is no trend; how often a trend's sign is told, and told wrongly."""
     seeds, shares, spread = DESIGNS[design]
     share_held, slope_held, error, width, none, detected, mistaken = [], [], [], [], [], [], []
+    logistic_held, logistic_width = [], []
     for number in range(count):
         for place, slope in enumerate(SLOPES):
             rng = np.random.default_rng([number, place, simulate.FORMS.index(form), list(DESIGNS).index(design)])
@@ -53,6 +54,10 @@ def sweeps(form: str, design: str, count: int) -> dict:
             for k, value in enumerate(truth):
                 interval = fitted.critical(k)
                 share_held.append(holds(interval, value))
+                shaped = fitted.logistic(k)
+                logistic_held.append(holds(shaped, value))
+                if shaped.low95 is not None and shaped.high95 is not None:
+                    logistic_width.append(shaped.high95 - shaped.low95)
                 if interval.value is not None:
                     error.append(interval.value - value)
                 if interval.low95 is not None and interval.high95 is not None:
@@ -71,6 +76,8 @@ def sweeps(form: str, design: str, count: int) -> dict:
         "share_coverage95": float(np.mean(share_held)),
         "share_bias": float(np.mean(error)),
         "share_median_width": float(np.median(width)),
+        "logistic_share_coverage95": float(np.mean(logistic_held)),
+        "logistic_share_median_width": float(np.median(logistic_width)),
         "slope_coverage95": float(np.mean(slope_held)),
         "p_below_where_no_trend": {str(level): float(np.mean(p < level)) for level in LEVELS},
         "p_is_one": float(np.mean(p > 0.999)),

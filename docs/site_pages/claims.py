@@ -229,13 +229,19 @@ def least_data() -> Claim:
 
 def critical_share() -> Claim:
     trend = load_result("grokking_runs.json")["tiny"]["trend"]
+    others = load_result("grokking_tasks.json")
+    more = ", ".join(f"{name} {_within(others[name]['trend'])}" for name in ("permutations", "parity"))
     sign = "falls" if trend["high95"] < 0 else "grows" if trend["low95"] > 0 else None
     return Claim(
         "That share falls with size (2402.15175), or grows (2401.10463)",
         TALK,
-        f"change for ten times the parameters {_within(trend)}, p = {trend['p']:.3f}; three sizes, one task, one budget",
+        f"change for ten times the parameters in addition {_within(trend)}, p = {trend['p']:.3f}, three sizes and one budget; "
+        f"with two sizes in {more}",
         f"{sign} here" if sign else CANNOT,
-        "[picture](images/grok-phase.svg), " + _note("2026-11-26-grokking"),
+        "[picture](images/grok-phase.svg), "
+        + _note("2026-11-26-grokking")
+        + ", "
+        + _note("2026-11-27-permutations-and-parity"),
         "make grok",
     )
 
@@ -312,6 +318,65 @@ def loss_or_mass() -> Claim:
     )
 
 
+def few_instances() -> Claim:
+    result = load_result("critical_instances.json")
+    runs = sorted(result["runs"], key=lambda run: run["distinct"])
+    able = [run for run in runs if run["accuracy"] >= result["able"]]
+    scores = ", ".join(f"{run['accuracy']:.2f} from {run['distinct']}" for run in runs)
+    written = max((run["memorised"]["extracted"] for run in able), default=0)
+    return Claim(
+        "... of a skill of few instances, each repeated",
+        TALK,
+        f"0.1M, one seed, the same number of the skill's lines, so many of them distinct; accuracy on unseen lines (chance "
+        f"0.25): {scores}. Of its own lines no run that learnt it writes more than {written} from the beginning",
+        f"{NOT} for this skill" if able and written == 0 else CANNOT,
+        _note("2026-11-27-a-handful-of-lines"),
+        "benchmarks/studies/critical_instances.py",
+    )
+
+
+def memorises_more() -> Claim:
+    result = load_result("memorisation_sizes.json")
+    trend, sizes = result["trend_of_100"], result["of_100"]
+    counts = ", ".join(
+        f"{row['value']:.0f} [{row['low95']:.0f}, {row['high95']:.0f}] with {row['params'] / 1e6:.2f}M" for row in sizes
+    )
+    return Claim(
+        "A larger model memorises a larger share of what it sees",
+        TALK,
+        f"pieces of text planted 1 to 32 times a pass, six passes, {len(sizes[0]['by_seed'])} seeds, one rate: of 100 so "
+        f"many are written exactly beyond pieces never seen: {counts}; for ten times the parameters "
+        f"{trend['value']:+.0f} [{trend['low95']:+.0f}, {trend['high95']:+.0f}], p = {trend['p']:.2f}",
+        HOLDS if trend["low95"] > 0 else NOT if trend["high95"] < 0 else CANNOT,
+        "[picture](images/memorisation-sizes.svg), " + _note("2026-11-27-larger-models-and-repeated-text"),
+        "benchmarks/studies/memorisation_sizes.py",
+    )
+
+
+def repeated() -> Claim:
+    result = load_result("memorisation_sizes.json")
+    last = max(row["passes"] for row in result["shares"])
+    by_size: dict[int, list[float]] = {}
+    for row in result["shares"]:
+        if row["passes"] == last:
+            by_size.setdefault(row["params"], []).append(row["extracted"]["value"])
+    rises = all(shares == sorted(shares) and shares[-1] > shares[0] for shares in by_size.values())
+    rarely, often = max(max(shares[:2]) for shares in by_size.values()), min(shares[-1] for shares in by_size.values())
+    gains = [row["nats"] for row in result["counterfactual"] if row["seen"] == "all"]
+    least = min(gains, key=lambda gain: gain["low95"])
+    return Claim(
+        "... and more of what is repeated",
+        TALK,
+        f"the same runs: seen 6 or 12 times {rarely:.0%} of pieces at most are written exactly, 200 times {often:.0%} at "
+        f"least; of {result['controls']:,} pieces never seen {result['controls_extracted']}. With a piece its loss is lower by "
+        f"{min(gain['value'] for gain in gains):.1f} to {max(gain['value'] for gain in gains):.1f} nats than without (the widest "
+        f"interval begins at {least['low95']:.1f})",
+        HOLDS if rises and not result["controls_extracted"] else NOT,
+        _note("2026-11-27-larger-models-and-repeated-text"),
+        "benchmarks/studies/memorisation_results.py",
+    )
+
+
 def remembered() -> Claim:
     runs = load_result("critical_mass.json")["runs"]
     learnt = [run for run in runs if run["accuracy"] >= 0.6]
@@ -365,6 +430,9 @@ ROWS: tuple[Callable[[], Claim], ...] = (
     mass_in_pretraining,
     loss_or_mass,
     remembered,
+    few_instances,
+    memorises_more,
+    repeated,
     critical_share,
     near_the_share,
     weight_decay,
@@ -372,7 +440,6 @@ ROWS: tuple[Callable[[], Claim], ...] = (
 )
 UNTRIED = (
     ("The loss follows a power law of size at equal data, so that a threshold of loss is one of size", LOSS),
-    ("A larger model memorises a larger share of what it sees", TALK),
     ("One curve of performance against loss for other architectures, optimizers, corpora and tokenizers", LOSS),
 )
 

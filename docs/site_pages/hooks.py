@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[2]
 SOURCES = [str(ROOT), str(ROOT / "kernels")]
 sys.path[:0] = SOURCES  # for the import below; mkdocs removes it again
 
-from docs.site_pages import api, claims, measurements, notebook, notebooks, reference  # noqa: E402
+from docs.site_pages import api, claims, measurements, notebook, notebooks, reference, typology  # noqa: E402
 
 PAGES = {
     "claims.md": claims.page,
+    "typology.md": typology.page,
     "reference/configuration.md": reference.configuration,
     "reference/command-line.md": reference.command_line,
     "reference/tables.md": reference.tables,

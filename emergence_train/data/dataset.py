@@ -73,6 +73,11 @@ class Dataset:
                 begin = end
         return segments
 
+    @property
+    def a_shard(self) -> Path:
+        """A file of training tokens."""
+        return self.root / self.index["domains"][self.domains[0]]["shards"][0]["tokens"]["file"]
+
     def _check(self, data: Data) -> None:
         if self.index["sequence"] != data.sequence:
             raise InputError(

@@ -3,8 +3,12 @@
 Trained sequences come from samples of the run up to the checkpoint; controls from its validation windows, which training never
 sees; those whose text is in the training data all the same are left out. How often a sequence was seen is its occurrences in the
 training data times the passes over its domain by then: the samples of a pass may cut a sequence, so at most so often.
+
+Texts of one's own can be asked about instead: those that a run has seen and those it has not, which are its controls.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from tokenizers import Tokenizer
 
 from emergence_train import config as configs
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.data.shards import TokenStream
+from emergence_train.data.tokenizer import load_file
 from emergence_train.errors import InputError
 from emergence_train.evaluation.generation import generate
 from emergence_train.evaluation.saved_model import load_model
@@ -44,8 +50,17 @@ class Probe:
         return self.prefix + self.continuation
 
 
-def probe_run(run: Path, probe: Probe, step: int | None = None, log: Callable[[str], None] = print) -> pd.DataFrame:
+def probe_run(
+    run: Path,
+    probe: Probe,
+    step: int | None = None,
+    log: Callable[[str], None] = print,
+    texts: list[str] | None = None,
+) -> pd.DataFrame:
     """Probe the run's newest checkpoint, or that of `step`: a row a sequence, as analysis.memorisation reads them.
+
+    Args:
+        texts: what is asked about, its first tokens; None: `sequences` drawn from the run's data.
 
     Raises:
         InputError: the sequences do not fit, the run was not trained here, or has no such checkpoint.
@@ -65,16 +80,22 @@ def probe_run(run: Path, probe: Probe, step: int | None = None, log: Callable[[s
     mesh = start(config.training.threads)
     dataset = Dataset(config.data, config.seed)
     identity.check(run, dataset)
-    trained, controls, seen = sequences(dataset, probe, step * config.training.batch)
-    log(f"{config.name}, step {step}: {len(trained)} trained sequences, {len(controls)} controls")
+    samples = step * config.training.batch
+    if texts is None:
+        trained, controls, often = sequences(dataset, probe, samples)
+        tokens, seen = np.concatenate([trained, controls]), np.concatenate([often, np.zeros(len(controls))])
+    else:
+        tokens = first_tokens(texts, load_file(run / identity.TOKENIZER), probe)
+        seen = _passes(dataset, tokens, samples).sum(0)
+    log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
     model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
-    tokens = np.concatenate([trained, controls])
     return pd.DataFrame(
         {
             "run": config.name,
             "params": config.model.non_embedding_parameters(),
             "step": step,
-            "seen": np.concatenate([seen, np.zeros(len(controls))]),
+            "item": [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in tokens],
+            "seen": seen,
             "extracted": extracted(model, tokens, probe, mesh),
             "loss": continuation_loss(model, tokens, probe, mesh),
             "prefix": probe.prefix,
@@ -99,13 +120,47 @@ def sequences(dataset: Dataset, probe: Probe, samples: int) -> tuple[np.ndarray,
     chosen = rng.permutation(len(heldout))[: 2 * probe.items]
     controls = np.stack([heldout[k][: probe.length] for k in chosen])
     controls = np.unique(controls, axis=0)
-    epochs = np.array(dataset.sampler.epochs(samples))
-    counts = np.stack([occurrences(stream, np.concatenate([trained, controls])) for stream in dataset.streams])
-    seen = np.maximum(
-        (counts[:, : len(trained)] * epochs[:, None]).sum(0), 1.0
-    )  # in a sample of the run, so at least once
-    controls = controls[counts[:, len(trained) :].sum(0) == 0]
+    passes = _passes(dataset, np.concatenate([trained, controls]), samples).sum(0)
+    seen = np.maximum(passes[: len(trained)], 1.0)  # in a sample of the run, so at least once
+    controls = controls[passes[len(trained) :] == 0]
     return trained, rng.permutation(controls)[: probe.items], seen
+
+
+def _passes(dataset: Dataset, tokens: np.ndarray, samples: int) -> np.ndarray:
+    """(domains, n) occurrences of `tokens` [n, L] in each domain times its passes after `samples` samples."""
+    epochs = np.array(dataset.sampler.epochs(samples))
+    return np.stack([occurrences(stream, tokens) for stream in dataset.streams]) * epochs[:, None]
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a JSONL file, an object with `text` a line; distinct, in their order.
+
+    Raises:
+        InputError: it cannot be read, or a line has no text.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read ({reason}); give JSONL, an object with text a line") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise InputError(f"{path}: row {number} has no text; give an object with text a line")
+    if not rows:
+        raise InputError(f"{path}: has no rows; give the texts to ask about")
+    return list(dict.fromkeys(row["text"] for row in rows))
+
+
+def first_tokens(texts: list[str], tokenizer: Tokenizer, probe: Probe) -> np.ndarray:
+    """(n, L) first tokens of each text, int64; raises InputError where a text is too short."""
+    ids = [encoding.ids[: probe.length] for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    for text, row in zip(texts, ids):
+        if len(row) < probe.length:
+            raise InputError(
+                f"the text {text[:40]!r} has {len(row)} tokens, fewer than --prefix and --continuation together "
+                f"({probe.length}); lower one of them or leave the text out"
+            )
+    return np.array(ids, dtype=np.int64)
 
 
 def occurrences(stream: TokenStream, sequences: np.ndarray) -> np.ndarray:

@@ -22,7 +22,10 @@ LOCAL = "127.0.0.1"
 
 def leaders(nodes: list[str]) -> list[int]:
     """For each rank, by the name of its node, the rank that passes its heartbeats on: itself where it uses the run's store."""
-    return [rank if node == nodes[0] else nodes.index(node) for rank, node in enumerate(nodes)]
+    first: dict[str, int] = {}
+    for rank, node in enumerate(nodes):
+        first.setdefault(node, rank)
+    return [rank if node == nodes[0] else first[node] for rank, node in enumerate(nodes)]
 
 
 class Relay:
@@ -32,8 +35,10 @@ class Relay:
         self.rank = mesh.world.rank
         self.leader_of = leaders(all_gather_objects(node_name()))
         self.leader = self.leader_of[self.rank]
-        self.members = [rank for rank, leader in enumerate(self.leader_of) if leader == self.rank != rank]
-        self.direct = sorted(set(self.leader_of))  # the ranks that use the run's store
+        members = enumerate(self.leader_of) if self.leader == self.rank else ()
+        self.members = [rank for rank, leader in members if leader == self.rank != rank]
+        # The ranks that use the run's store, which rank 0 reads.
+        self.direct = sorted(set(self.leader_of)) if self.rank == 0 else []
         held = on_every_rank(self._node_store)
         port = all_gather_objects(held.port if held else 0)[self.leader]
 

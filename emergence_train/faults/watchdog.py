@@ -17,6 +17,7 @@ A single process has no peers and no watchdog.
 """
 
 import collections
+import contextlib
 import datetime
 import faulthandler
 import os
@@ -127,33 +128,51 @@ class Watchdog:
 
     def _watch(self) -> None:
         number = 1
-        try:
-            while not self.ending.wait(self.interval):
-                self._beat(number)
-                verdict = self._look()
-                self.answered = time.monotonic()
-                if verdict:
-                    self._end(verdict)
-                    return
-                number += 1
+        while not self.ending.wait(self.interval):
+            if verdict := self._turn(number):
+                self._end(verdict)
+                return
+            number += 1
+        with contextlib.suppress(Exception):  # nobody may be left to be told
             if self.stored and not self.decided.is_set():
                 self._beat(-1)  # the last: it ends in order
                 if self.last_words[0] is not None:
                     self.relay.acknowledge()
+
+    def _turn(self, number: int) -> Verdict | None:
+        """A heartbeat, and a look for a verdict."""
+        try:
+            self._beat(number)
+            verdict = self._look()
         except Exception as error:  # the store has gone with the process that held it
-            if not self.ending.is_set():
-                reason = " ".join(str(error).split())[:120]
-                gone = f"{self.relay.holder} is gone ({type(error).__name__}: {reason}); {self._own_place()}"
-                self._end(Verdict(gone))
+            if self.ending.is_set():
+                return None
+            reason = " ".join(str(error).split())[:120]
+            gone = f"{self.relay.holder} is gone ({type(error).__name__}: {reason}); {self._own_place()}"
+            return self._pass_on(Verdict(gone))
+        self.answered = time.monotonic()
+        return verdict
 
     def _guard(self) -> None:
         """End the process where the store does not answer: the process that hosts it may be stopped, and torch waits for ever."""
         while not self.ending.wait(self.interval) and not self.decided.is_set():
-            silent = time.monotonic() - self.answered
-            if silent > self.silent:
+            if verdict := self._unanswered():
                 self.stored = False
-                unanswered = f"{self.relay.holder} has not answered for {silent:.0f} s"
-                self._end(Verdict(f"{unanswered}; {self._own_place()}"))
+                self._end(verdict)
+
+    def _unanswered(self) -> Verdict | None:
+        """A verdict where the store has been silent for too long."""
+        silent = time.monotonic() - self.answered
+        if silent <= self.silent:
+            return None
+        return self._pass_on(Verdict(f"{self.relay.holder} has not answered for {silent:.0f} s; {self._own_place()}"))
+
+    def _pass_on(self, verdict: Verdict) -> Verdict:
+        """The store above is lost: a leader tells the ranks of its node, who would otherwise miss the leader and name it."""
+        with contextlib.suppress(Exception):
+            if self.relay.down:
+                self.relay.publish(verdict)
+        return verdict
 
     def _beat(self, number: int) -> None:
         words, code = self.last_words
@@ -255,7 +274,7 @@ class Watchdog:
         """Rank 0 often holds the store: the others are to read the verdict, or its last words, before it goes; likewise the ranks
         of a leader's node."""
         until = time.monotonic() + 6 * self.interval + MAIN_SECONDS
-        while self.stored and time.monotonic() < until:
+        while (self.stored or self.relay.down) and time.monotonic() < until:
             try:
                 if not self.relay.needed():
                     return

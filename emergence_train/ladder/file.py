@@ -50,6 +50,8 @@ class Schedule(Section):
 class Slurm(Section):
     script: str = Field(default="slurm.sbatch", description="batch script, relative to the ladder's file")
     options: list[str] = Field(default=[], description="options of sbatch, for every run")
+    arrays: bool = Field(default=True, description="runs with one request as a job array; false: a job each")
+    at_once: int | None = Field(default=None, ge=1, description="runs of an array that Slurm starts at a time, at most")
 
 
 class LadderFile(Section):

@@ -1,5 +1,11 @@
-"""Submit a ladder to Slurm: a job for each run, which requeues itself until it is done (configs/slurm.sbatch)."""
+"""Submit a ladder to Slurm: jobs that requeue themselves until they are done (configs/slurm.sbatch).
 
+Runs that ask for the same resources and wait for the same run are one job array: one request to Slurm, and each its own job
+there, stopped, requeued and resumed by itself. An array's runs differ in a file of arguments each, named by the number in the
+array.
+"""
+
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +18,7 @@ from emergence_train.ladder.local import BUSY, prepare, program
 from emergence_train.ladder.progress import LOGS, done, read_notes, write_notes
 
 NODE = 8  # GPUs
+LARGEST = 1000  # numbers of an array: Slurm's default MaxArraySize is 1001
 
 
 def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
@@ -31,38 +38,92 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
         notes = read_notes(ladder)
         prepare(ladder, program())
         queue = queued()
+        left = []
         for row in ladder.rows:
-            note = notes.get(row.run, {})
             if done(ladder, row):
                 continue
-            if note.get("job") in queue:
-                log(f"{row.run}: is job {note['job']} already")
+            if (job := notes.get(row.run, {}).get("job")) in queue:
+                log(f"{row.run}: is job {job} already")
                 continue
-            parent = notes.get(row.parent or "", {}).get("job")
-            notes[row.run] = {"job": _sbatch(ladder, row, script, parent if parent in queue else None)}
-            queue[notes[row.run]["job"]] = "PENDING"
+            left.append(row)
+        for rows in groups(left, ladder.file.slurm.arrays):
+            parent = notes.get(rows[0].parent or "", {}).get("job")
+            jobs = _submit_rows(ladder, rows, script, parent if parent in queue else None)
+            for row, job in zip(rows, jobs, strict=True):
+                notes[row.run] = {"job": job}
+                queue[job] = "PENDING"
             write_notes(ladder, notes)  # after each: what was submitted is known wherever this ends
-            log(f"{row.run}: job {notes[row.run]['job']}")
+            for row, job in zip(rows, jobs, strict=True):
+                log(f"{row.run}: job {job}")
+
+
+def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
+    """The rows that are submitted together, a parent's before its children's: of one size, with one request for GPUs, waiting for
+    the same run."""
+    by_request: dict[tuple, list[Row]] = {}
+    for number, row in enumerate(rows):
+        by_request.setdefault((row.size, row.gpus, row.parent) if arrays else (number,), []).append(row)
+    ordered = sorted(by_request.values(), key=lambda group: group[0].parent is not None)
+    return [group[begin : begin + LARGEST] for group in ordered for begin in range(0, len(group), LARGEST)]
 
 
 def queued() -> dict[str, str]:
-    """The state of each of the user's jobs by its number; none where there is no Slurm."""
+    """The state of each of the user's jobs by its number, NUMBER_INDEX in an array; none where there is no Slurm."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
     try:
-        listed = subprocess.run(["squeue", "--me", "--noheader", "--format", "%A %T"], capture_output=True, text=True)
+        listed = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return {}
     return dict(line.split()[:2] for line in listed.stdout.splitlines() if line.strip())
 
 
-def _sbatch(ladder: Ladder, row: Row, script: Path, parent: str | None) -> str:
-    """Submit a run; returns the job's number."""
-    options = ["--job-name", row.run, "--output", str((ladder.out / LOGS / f"{row.run}.log").absolute())]
+def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> list[str]:
+    """Submit a run, or several as an array; returns each one's number in Slurm."""
+    logs = ladder.out / LOGS
+    if len(rows) == 1:
+        options = ["--job-name", rows[0].run, "--output", str((logs / f"{rows[0].run}.log").absolute())]
+        _, *arguments = ladder.arguments(rows[0])  # the script says train itself
+        _own_log(logs / f"{rows[0].run}.log", None)
+        return [_sbatch(ladder, rows[0], options, script, arguments, parent)]
+    place = _next_place(logs)
+    for index, row in enumerate(rows, 1):
+        _, *arguments = ladder.arguments(row)
+        files.write_bytes(place / f"{index}.args", "".join(f"{word}\n" for word in arguments).encode())
+        _own_log(logs / f"{row.run}.log", f"{place.name}/{index}.log")
+    most = f"%{ladder.file.slurm.at_once}" if ladder.file.slurm.at_once else ""
+    options = ["--job-name", f"{ladder.file.name}-{rows[0].size}", "--output", str(place.absolute() / "%a.log")]
+    options += ["--array", f"1-{len(rows)}{most}"]
+    job = _sbatch(ladder, rows[0], options, script, [f"@{place.absolute()}/%a.args"], parent)
+    return [f"{job}_{index}" for index in range(1, len(rows) + 1)]
+
+
+def _next_place(logs: Path) -> Path:
+    """A new directory for an array: jobs of an earlier one may still wait, and read theirs when they start."""
+    number = 1 + max((int(path.name.removeprefix("array-")) for path in logs.glob("array-[0-9]*")), default=0)
+    place = logs / f"array-{number}"
+    files.make_directory(place)
+    return place
+
+
+def _own_log(path: Path, target: str | None) -> None:
+    """RUN.log is the log of the run's newest job: a link into an array's directory, or a file. An earlier file stays beside it"""
+    if path.is_symlink():
+        path.unlink()
+    elif target and path.exists():
+        os.replace(path, path.with_suffix(".earlier.log"))
+    if target:
+        path.symlink_to(target)
+
+
+def _sbatch(
+    ladder: Ladder, row: Row, options: list[str], script: Path, arguments: list[str], parent: str | None
+) -> str:
+    """Submit a job with what `row` asks for; returns its number."""
     if row.gpus:
         each = min(NODE, row.gpus)
         options += ["--nodes", str(-(-row.gpus // NODE)), "--ntasks-per-node", str(each), "--gpus-per-node", str(each)]
     if parent:
         options += ["--dependency", f"afterok:{parent}"]
-    _, *arguments = ladder.arguments(row)  # the script says train itself
     command = ["sbatch", "--parsable", *options, *ladder.file.slurm.options, str(script), *arguments]
     try:
         submitted = subprocess.run(command, capture_output=True, text=True)

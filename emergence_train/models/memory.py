@@ -72,6 +72,7 @@ def step_memory(
     capability: int = 9,
     hpz: int = 1,
     optimizer_on_host: bool = False,
+    weights_on_host: bool = False,
 ) -> StepMemory:
     """The memory of a step.
 
@@ -80,12 +81,15 @@ def step_memory(
         checkpointing, precision, linears, zero_stage: as in the section `training`. ranks: that share the optimizer.
         sequence_ranks: of them, that share a sequence.
         moments: float32 numbers that the optimizer keeps of a parameter. capability: the device's compute capability (major).
-        hpz: over how many ranks a second copy of the weights is partitioned; 1: there is none. optimizer_on_host: its state is.
+        hpz: over how many ranks a second copy of the weights is partitioned; 1: there is none.
+        optimizer_on_host: its state is, and with it the gradients that wait for it; weights_on_host: the rank's weights too.
     """
     parameters, size = model.parameters(), 2 if precision == "bf16" else 4
     tokens = micro_batch * sequence // sequence_ranks
     weights, gradients, optimizer = _static(parameters, size, zero_stage, ranks, moments)
-    static = weights + (size * parameters / hpz if hpz > 1 else 0), gradients, 0 if optimizer_on_host else optimizer
+    if optimizer_on_host:
+        gradients, optimizer = 0 if zero_stage > 1 else gradients, 0
+    static = (0 if weights_on_host else weights) + (size * parameters / hpz if hpz > 1 else 0), gradients, optimizer
     # a weight that is larger than the bucket is one by itself
     collected = max(bucket_elements(parameters), model.vocabulary * model.hidden)
     bucket = size * collected if zero_stage > (size == 2) else 0
@@ -94,6 +98,8 @@ def step_memory(
         joined = 4 * min(parameters, MOST_BUCKET)
     gathered = size * min(parameters, MOST_GATHERED) if zero_stage == 3 and ranks > 1 else 0
     kept, space = model.activations(checkpointing, size, linears, sequence_ranks), PRODUCTS + bucket
+    if optimizer_on_host and zero_stage < 3:
+        space += size * model.vocabulary * model.hidden  # a buffer as large as the largest parameter
     if linears == "fp8" and zero_stage < 3:
         space += 2 * model.non_embedding_parameters()  # held by rows and by columns
     of_head, of_blocks = (kept.blocks + kept.head) * tokens, kept.blocks * tokens

@@ -9,6 +9,9 @@ bytes in a step (2 in bf16), m micro-batches:
     2            m times all-reduce of s P          all-gather of s P
     3            m times reduce-scatter of s P      m times all-gather of s P, and again in the backward pass of what is over 1e9
 
+With hierarchical partitions (hpZ, arXiv 2306.10209) the weights are gathered once a step over all GPUs, by the first forward
+pass, and from then on over the GPUs that share the second copy.
+
 Over r GPUs a ring sends (r - 1) / r of the bytes in a gathering or a scattering, and twice that in an all-reduce. GPUs that share
 sequences exchange attention's inputs and outputs besides: all-to-all, which sends (S - 1) / S of them over S GPUs.
 """
@@ -16,18 +19,25 @@ sequences exchange attention's inputs and outputs besides: all-to-all, which sen
 from emergence_train.models.memory import MOST_GATHERED
 
 
-def bytes_per_step(parameters: int, size: int, stage: int, ranks: int, micro_batches: int) -> float:
-    """Sent by each GPU: as many as it receives.
+def bytes_per_step(parameters: int, size: int, stage: int, ranks: int, micro_batches: int, hpz: int = 1) -> float:
+    """Sent by each GPU over all of them: as many as it receives.
 
     Args:
         size: bytes of a parameter in a step. ranks: that share the batch. micro_batches: of each, in a step.
+        hpz: GPUs that share a second copy of the weights; what is gathered over those alone is gathered_inside's.
     """
     ring = (ranks - 1) / ranks
     if stage == 3:
-        gathered = parameters + max(0, parameters - MOST_GATHERED)
-        return ring * size * micro_batches * (gathered + parameters)
+        gathered = parameters if hpz > 1 else micro_batches * (parameters + max(0, parameters - MOST_GATHERED))
+        return ring * size * (gathered + micro_batches * parameters)
     reduced = 4 * parameters if stage < 2 else micro_batches * size * parameters
     return ring * (2 * reduced + (size * parameters if stage else 0))
+
+
+def gathered_inside(parameters: int, size: int, micro_batches: int, hpz: int) -> float:
+    """Bytes that each GPU sends to the others that share the second copy of the weights."""
+    again = micro_batches * (parameters + max(0, parameters - MOST_GATHERED)) - parameters
+    return (hpz - 1) / hpz * size * again
 
 
 def exchanged_per_step(elements: int, size: int, ranks: int, tokens: float, checkpointing: str) -> float:

@@ -26,6 +26,7 @@ def memory_of(
         capability=capability,
         hpz=training.zero.hpz_partition_size,
         optimizer_on_host=training.zero.offload_optimizer != "none",
+        weights_on_host=training.zero.offload_param != "none",
     )
 
 

@@ -11,8 +11,9 @@ from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.memory import GIB, StepMemory
 from emergence_train.planning import step_time
-from emergence_train.planning.communication import bytes_per_step, exchanged_per_step
+from emergence_train.planning.communication import bytes_per_step, exchanged_per_step, gathered_inside
 from emergence_train.planning.fit import SHARE, divisors, memory_of, needed_bytes
+from emergence_train.planning.offload import HOSTS, Offload, offload_cost
 from emergence_train.planning.step_time import EFFICIENCY, NODE, StepTime
 
 CHECKPOINTING = ("none", "selective", "full")
@@ -35,11 +36,18 @@ class RunPlan:
     steps: int
     step_tokens: int
     flops_per_token: float
+    inside: float = 0.0  # of what is sent, inside the groups of hierarchical partitions
+    host: Offload = Offload()  # a GPU's share
     suggestion: str | None = None  # arguments that make it fit; None where it fits, or nothing was seen to
 
     @property
     def fits(self) -> bool:
-        return self.needed <= self.limit
+        return self.needed <= self.limit and self.host.memory <= self.host_limit
+
+    @property
+    def host_limit(self) -> float:
+        """Bytes of the host's memory that a GPU's share may take."""
+        return SHARE * HOSTS[self.gpu].memory
 
     @property
     def tokens_per_second(self) -> float:
@@ -68,7 +76,9 @@ class RunPlan:
             "memory_per_gpu": asdict(self.memory) | {"total": self.memory.total},
             "memory_needed": self.needed,
             "memory_limit": self.limit,
+            "host_memory_per_gpu": asdict(self.host) | {"total": self.host.memory, "limit": self.host_limit},
             "communication_bytes_per_step": self.sent,
+            "inside_bytes_per_step": self.inside,
             "exchanged_bytes_per_step": self.exchanged,
             "step_seconds": self.step.total,
             "step_seconds_by": asdict(self.step),
@@ -101,12 +111,9 @@ def _plan_run(training: Training, model: ModelConfig, data: Data, gpus: int, gpu
     Raises:
         InputError: the batch cannot be shared by so many GPUs in such micro-batches; the vocabulary is not known yet.
     """
-    if training.zero.offload_optimizer != "none":
-        raise InputError(
-            "training.zero.offload_optimizer: a plan has no time for an update on the host; plan it with "
-            "training.zero.offload_optimizer=none training.zero.offload_param=none"
-        )
-    ranks = training.sequence_parallel
+    ranks, hpz = training.sequence_parallel, training.zero.hpz_partition_size
+    if gpus % hpz:
+        raise InputError(f"training.zero.hpz_partition_size {hpz} does not divide {gpus} GPUs; give a number that does")
     if gpus % ranks or training.batch % (gpus // ranks):
         fits = [ranks * groups for groups in divisors(training.batch)]
         near = [min((d for d in fits if d > gpus), default=None), next((d for d in fits if d < gpus), None)]
@@ -142,12 +149,20 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     work = model.work(sequence, training.activation_checkpointing, size, training.linears)
     tokens = rounds * micro_batch * sequence / ranks
     passes = step_time.device_seconds(work, tokens, peak, kind, efficiency, training.linears == "fp8")
-    sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds), 0.0
+    hpz, moments = training.zero.hpz_partition_size, training.optimizer.moments
+    sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds, hpz), 0.0
+    inside = gathered_inside(parameters, size, rounds, hpz) if hpz > 1 else 0.0
     if ranks > 1:
         elements = model.exchanged(ranks)
         exchanged = exchanged_per_step(elements, size, ranks, tokens, training.activation_checkpointing)
-    exposed = step_time.exposed_seconds(sent, gpus, kind, stage, passes.total)
+    exposed = step_time.exposed_seconds(sent, gpus, kind, stage, passes.total, inside, hpz)
     exposed += step_time.exposed_seconds(exchanged, ranks, kind, 0, 0)  # attention waits for it
+    host, optimizer = Offload(), 0.0
+    if training.zero.offload_optimizer == "none":
+        optimizer = step_time.optimizer_seconds(parameters, size, moments, stage, gpus, rounds, kind, efficiency)
+    else:
+        on_host = training.zero.offload_param != "none"
+        host = offload_cost(parameters, size, stage, gpus, rounds, moments, HOSTS[gpu], weights=on_host)
     step_tokens = training.batch * sequence
     return RunPlan(
         gpu,
@@ -157,16 +172,17 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
         memory=memory_of(training, model, sequence, gpus, micro_batch, kind.capability),
         needed=needed_bytes(training, model, sequence, gpus, micro_batch, kind.capability),
         limit=SHARE * kind.memory,
-        sent=sent + exchanged,
+        sent=sent + inside + exchanged,
+        inside=inside,
+        host=host,
         exchanged=exchanged,
         step=StepTime(
             passes.products,
             passes.attention,
             passes.traffic,
-            step_time.optimizer_seconds(
-                parameters, size, training.optimizer.moments, stage, gpus, rounds, kind, efficiency
-            ),
+            optimizer,
             exposed,
+            host.seconds,
         ),
         steps=-(-training.tokens // step_tokens),
         step_tokens=step_tokens,
@@ -257,6 +273,7 @@ def format_table(planned: RunPlan) -> str:
         "GiB a GPU",
         *(f"  {name:<36}{size / GIB:8.2f}" for name, size in parts.items()),
         f"  {'may be used':<36}{planned.limit / GIB:8.2f}  {'fits' if planned.fits else 'does not fit'}",
+        *_host_lines(planned),
         "",
         "seconds a step",
         *(f"  {name:<36}{seconds:8.3f}" for name, seconds in asdict(step).items()),
@@ -273,6 +290,22 @@ def format_table(planned: RunPlan) -> str:
         )
         lines += ["", remedy]
     return "\n".join(lines)
+
+
+def _host_lines(planned: RunPlan) -> list[str]:
+    """What is on the host; nothing where nothing is."""
+    host = planned.host
+    if not host.memory:
+        return []
+    parts = {"optimizer": host.optimizer, "gradients": host.gradients, "weights": host.weights, "in all": host.memory}
+    verdict = "fits" if host.memory <= planned.host_limit else "does not fit"
+    return [
+        "",
+        "GiB of the host a GPU",
+        *(f"  {name:<36}{size / GIB:8.2f}" for name, size in parts.items()),
+        f"  {'may be used':<36}{planned.host_limit / GIB:8.2f}  {verdict}",
+        f"{host.to_host / GIB:,.2f} GiB to the host and {host.to_gpu / GIB:,.2f} back in a step; their time is unmeasured",
+    ]
 
 
 def as_comments(planned: RunPlan | None, config: str) -> str:

@@ -38,10 +38,11 @@ class StepTime:
     traffic: float
     optimizer: float
     exposed: float  # communication that is not hidden
+    offload: float = 0.0  # transfers to and from the host, and the update there
 
     @property
     def total(self) -> float:
-        return self.products + self.attention + self.traffic + self.optimizer + self.exposed
+        return self.products + self.attention + self.traffic + self.optimizer + self.exposed + self.offload
 
 
 # Of plan_published.json. H100: products as profiled in the 468M step that calibrates, attention by its benchmark, bandwidth by
@@ -86,9 +87,15 @@ def optimizer_seconds(
     return (update + gradients) / (gpu.bandwidth * efficiency.bandwidth)
 
 
-def exposed_seconds(sent: float, ranks: int, gpu: Gpu, stage: int, computing: float) -> float:
-    """Communication of `sent` bytes a GPU that `computing` seconds of passes do not hide. A ring over several nodes crosses into
-    each of them once, by all of its GPUs' networks."""
+def link_seconds(sent: float, ranks: int, gpu: Gpu) -> float:
+    """Of `sent` bytes a GPU over a ring. One over several nodes crosses into each of them once, by all of its GPUs' networks."""
     link = gpu.nvlink if ranks <= NODE else min(gpu.nvlink, NODE * gpu.network)
-    seconds = sent / (LINK_SHARE * link)
+    return sent / (LINK_SHARE * link)
+
+
+def exposed_seconds(
+    sent: float, ranks: int, gpu: Gpu, stage: int, computing: float, inside: float = 0.0, hpz: int = 1
+) -> float:
+    """Communication that `computing` seconds of passes do not hide: `sent` bytes a GPU over all `ranks`, `inside` over `hpz`."""
+    seconds = link_seconds(sent, ranks, gpu) + link_seconds(inside, hpz, gpu)
     return max(0.0, seconds - computing) if stage == 3 else seconds

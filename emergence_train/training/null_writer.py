@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from emergence_train.evaluation.at_checkpoint import Scores
+from emergence_train.training.console import Console
 from emergence_train.training.observers import Step
 
 
@@ -39,3 +40,13 @@ class NullWriter:
 
     def close(self, *, stopped: bool = False) -> str | None:
         """Flush and close. `stopped`: by a signal."""
+
+
+class LineWriter(NullWriter):
+    """Of a rank other than 0 with a log of its own: it writes the lines of steps, as rank 0's screen has them."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def step(self, step: Step) -> None:
+        self.console.step(step.step, step.tokens, step.loss, step.grad_norm, step.lr, step.applied)

@@ -4,6 +4,7 @@ Errors that end a run are handled here: what each rank reports and raises.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,15 +20,17 @@ from emergence_train.faults import flight_recorder
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh, sequence_parallel
+from emergence_train.parallel.node_check import check_nodes
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
 from emergence_train.recorder.sessions import end_session
 from emergence_train.tracking import tensorboard
 from emergence_train.training import auto_micro_batch, branch, fp8
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
-from emergence_train.training.null_writer import NullWriter
+from emergence_train.training.null_writer import LineWriter, NullWriter
 from emergence_train.training.observers import RunSetup
 from emergence_train.training.plan import Plan
+from emergence_train.training.rank_log import RankLog
 from emergence_train.training.session import Session
 from emergence_train.training.startup import agree_on, claim, other_tasks, resolve, run_header, startup_line
 
@@ -53,15 +56,15 @@ def train(
     with rendezvous():
         mesh = start(read.training.threads if read else None)
         config = on_every_rank(lambda: _given(read, wrong))
-        log = _never_failing(log) if mesh.is_rank0 else _silent
+        lines = RankLog(mesh.world.rank, log)
         if mesh.note:
-            log(mesh.note)
-        stop = StopSignal(mesh.is_rank0, log)
+            lines(mesh.note)
+        stop = StopSignal(mesh.is_rank0, lines)
         watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
         stop.on_leave = watch.leave
     held = contextlib.ExitStack()
     try:
-        run = _train(config, mesh, log, stop, watch, held, parent, stop_after)
+        run = _train(config, mesh, lines, stop, watch, held, parent, stop_after)
         if mesh.is_rank0 and stop_after is None:
             _record_end(run, 0, "done")
         return run
@@ -69,6 +72,7 @@ def train(
         explained = watch.explain(error, lambda: stop.requested)
         if mesh.is_rank0:
             _record_end(config.run_directory, exit_code(explained), describe(explained))
+        lines.write(f"exit code {exit_code(explained)}: {describe(explained)}", logging.ERROR)
         if explained is error:
             raise
         raise explained from error
@@ -76,6 +80,7 @@ def train(
         watch.close()
         stop.close()
         held.close()
+        lines.close()
 
 
 def _record_end(run: Path, code: int, reason: str) -> None:
@@ -93,7 +98,7 @@ def _given(config: Config | None, wrong: Exception | None) -> Config:
 def _train(
     config: Config,
     mesh: Mesh,
-    log: Callable[[str], None],
+    log: RankLog,
     stop: StopSignal,
     watch: Watchdog,
     held: contextlib.ExitStack,
@@ -117,6 +122,8 @@ def _train(
         broadcast_from_rank0(tensorboard.check)
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config, held))
+    if config.logging.every_rank:
+        log.open(run)
     if note:
         log(note)
     dataset = on_every_rank(lambda: Dataset(config.data, config.seed, verify=False))
@@ -133,6 +140,8 @@ def _train(
         log(f"{run}: is finished ({plan.total_steps} steps); nothing to do{changed}")
         return run
 
+    watch.at("checking the nodes")
+    check_nodes(mesh, run, dataset.a_shard, config.faults.node_check, log)
     watch.at("building the engine")
     order_sums(config.training.deterministic)
     session, header = _build_session(config, mesh, plan, dataset, evaluator, stop, watch, log, first)
@@ -171,7 +180,7 @@ def _build_session(
     begun_from = broadcast_from_rank0(lambda: branch.parent_of(run))
     header = run_header(config.name, config.model, config.training, plan, dataset, begun_from)
     console = Console(plan, header["flops_per_token"], mesh, config.logging.console_seconds, log)
-    writer: NullWriter = NullWriter()
+    writer: NullWriter = LineWriter(console) if config.logging.every_rank else NullWriter()
     if mesh.is_rank0:
         with no_collection():
             from emergence_train.training.recording import RunWriter  # with pandas and pyarrow
@@ -219,17 +228,3 @@ def _evaluator(tasks: list[TaskConfig], samples: Samples, dataset: Dataset) -> E
     evaluators: list[Evaluator] = []
     broadcast_from_rank0(lambda: evaluators.append(build()))
     return on_every_rank(lambda: evaluators[0] if evaluators else build())
-
-
-def _silent(_: str) -> None:
-    """The log function of ranks other than 0."""
-
-
-def _never_failing(log: Callable[[str], None]) -> Callable[[str], None]:
-    """Wrap the log function: standard output may be a file on a full disk or a closed pipe, which must not end a run."""
-
-    def line(text: str) -> None:
-        with contextlib.suppress(OSError):
-            log(text)
-
-    return line

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emergence_train.data.sampling import BLOCK, Sampler, permute, quotas
+from emergence_train.data.sampling import BLOCK, Sampler, _order, mix, permute, quotas
 from emergence_train.errors import InputError
 
 
@@ -24,6 +24,13 @@ def test_permute_looks_random():
             counts[i, permute(i, 8, key)] += 1
     chi2 = ((counts - 500) ** 2 / 500).sum()
     assert chi2 < 85.4  # the 99.9% point
+
+
+@pytest.mark.parametrize(("seed", "block"), [(0, 0), (3, 7), (2**63 - 1, 10**12)])
+def test_a_block_is_in_the_order_of_its_hashes(seed, block):
+    """All places at once as each by itself, in Python's whole numbers."""
+    keys = [mix(seed, 1, block, place) for place in range(BLOCK)]
+    assert _order(seed, block).tolist() == sorted(range(BLOCK), key=keys.__getitem__)
 
 
 @given(st.lists(st.floats(1, 100), min_size=1, max_size=9))

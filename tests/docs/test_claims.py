@@ -60,11 +60,19 @@ def test_verdicts_turn_with_the_numbers(changed):
     def worse(result: dict) -> None:
         result["after"]["forecasts"]["folder"]["0.1"]["all"]["median quotient"] = 1.2
 
+    def more_with_size(result: dict) -> None:
+        result["trend_of_100"] |= {"low95": 3.0}
+
+    def controls_repeated(result: dict) -> None:
+        result["controls_extracted"] = 7
+
     name = "grokking_runs.json"
     cases = [
         (claims.weight_decay, name, no_decay, claims.NOT),
         (claims.efficiency, name, heavier, claims.NOT),
         (claims.critical_share, name, other_sign, "grows here"),
+        (claims.memorises_more, "memorisation_sizes.json", more_with_size, claims.HOLDS),
+        (claims.repeated, "memorisation_sizes.json", controls_repeated, claims.NOT),
         (claims.forecasts, "temporal_laboratories.json", worse, claims.NOT),
     ]
     for make, file, change, verdict in cases:

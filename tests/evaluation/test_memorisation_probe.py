@@ -1,6 +1,7 @@
 """Repeats that were planted are found, and none among controls; counts by a plain search."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import torch
 import yaml
 
 from emergence_train import cli
-from emergence_train.evaluation.memorisation import Probe, continuation_loss, extracted, occurrences
+from emergence_train.errors import InputError
+from emergence_train.evaluation.memorisation import (
+    Probe,
+    continuation_loss,
+    extracted,
+    first_tokens,
+    occurrences,
+    read_texts,
+)
 from emergence_train.parallel.mesh import data_parallel
 from support import command, small_config
 
@@ -102,3 +111,50 @@ def test_planted_repeats_are_found_and_none_in_controls(planted_run, capsys, tmp
     assert (tmp_path / "out" / "memorised.png").is_file()
     assert cli.main(["memorise", str(planted_run), "--prefix", "30", "--continuation", "8"]) == 2
     assert "lower one of them" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_given_texts_are_found_or_are_controls(planted_run, capsys, tmp_path):
+    """The three texts that stand 60 times, unless held out, and ten of the same words that stand nowhere."""
+    rows = [json.loads(line)["text"] for line in (planted_run.parent / "text.jsonl").read_text().splitlines()]
+    often = sorted({text for text in rows if rows.count(text) == 60})
+    words = sorted({word for text in rows for word in text.split()})
+    rng = np.random.default_rng(6)
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(
+            json.dumps({"text": text}) + "\n"
+            for text in [*often, *(" ".join(rng.choice(words, 60)) for _ in range(10))]
+        )
+    )
+    given = ["--prefix", "10", "--continuation", "8", "--texts", str(tmp_path / "texts.jsonl"), "--json"]
+    assert cli.main(["memorise", str(planted_run), *given]) == 0
+    shares = {row["seen"]: row for row in json.loads(capsys.readouterr().out)["shares"]}
+    assert shares["0"]["items"] >= 10 and shares["0"]["extracted"] == 0
+    assert shares["more"]["extracted"] == shares["more"]["items"] == 13 - shares["0"]["items"]
+
+
+class Words:
+    """A tokenizer of words that are numbers."""
+
+    @staticmethod
+    def encode_batch(texts: list[str], add_special_tokens: bool):
+        assert not add_special_tokens
+        return [SimpleNamespace(ids=[int(word) for word in text.split()]) for text in texts]
+
+
+def test_given_texts_are_their_first_tokens(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "1 2 3 4"}\n\n{"text": "5 6 7"}\n{"text": "1 2 3 4"}\n')
+    texts = read_texts(tmp_path / "texts.jsonl")
+    assert texts == ["1 2 3 4", "5 6 7"]
+    assert first_tokens(texts, Words(), Probe(2, 1)).tolist() == [[1, 2, 3], [5, 6, 7]]
+    with pytest.raises(InputError, match="the text '5 6 7' has 3 tokens, fewer than --prefix and --continuation"):
+        first_tokens(texts, Words(), Probe(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("{", "cannot be read"), ('{"a": 1}', "row 1 has no text"), ("\n", "has no rows")]
+)
+def test_unreadable_texts_are_one_line(tmp_path, content, says):
+    (tmp_path / "texts.jsonl").write_text(content)
+    with pytest.raises(InputError, match=says):
+        read_texts(tmp_path / "texts.jsonl")

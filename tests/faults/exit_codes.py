@@ -6,6 +6,7 @@ CASES.json holds [[name, world, rank], ...], with a fourth number the ranks of a
 is [{"codes": [...], "said": "...", "seconds": s}, ...].
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ import yaml
 
 from emergence_train.errors import InputError, RunError
 from emergence_train.faults import relay
+from emergence_train.parallel import node_check
 from faults.launch import launch  # first: it must not be imported after anything that computes
 from faults.trials import prepared, trial_config
 
@@ -80,6 +82,13 @@ def signalled(number: int, *moment) -> Patch:
     return replaced("faults.watchdog:Watchdog.at", make)
 
 
+def another_gpu() -> Patch:
+    def make(facts):
+        return lambda *given: dataclasses.replace(facts(*given), gpu="made up")
+
+    return replaced("parallel.node_check:rank_facts", make)
+
+
 def log_line(place: Path) -> None:
     with open(place / "metrics.jsonl", "a") as file:
         file.write("no JSON\n")
@@ -120,6 +129,9 @@ CASES: dict[str, Patch] = {
     "kill at the start": signalled(signal.SIGKILL, "building the engine", 0),
     "kill in a step": signalled(signal.SIGKILL, "forward", 5),
     "stopped in a step": signalled(signal.SIGSTOP, "forward", 5),
+    "another GPU": another_gpu(),
+    "node's disk": raising("parallel.node_check:rank_facts", OSError(5, "Input/output error", "disk")),
+    "kill while nodes are checked": signalled(signal.SIGKILL, "checking the nodes", 0),
     "nothing": lambda: None,
 }
 
@@ -127,7 +139,7 @@ CASES: dict[str, Patch] = {
 def run(place: Path, number: int, name: str, world: int, rank: int, per_node: int | None = None) -> dict:
     def patch(own: int) -> None:
         if per_node:
-            relay.node_name = lambda: f"node {(own + 1) // per_node}"
+            relay.node_name = node_check.node_name = lambda: f"node {(own + 1) // per_node}"
         if own == rank:
             CASES[name]()
 

@@ -46,10 +46,14 @@ class TwoNodes:
     def enter(self, rank: int) -> None:
         """Move this process, which has one thread, to the node of its rank."""
         node = 2 * rank // self.world
+        self.join(node)
+        os.environ |= {"MASTER_ADDR": ADDRESSES[0], "GLOO_SOCKET_IFNAME": self.links[node]}
+
+    def join(self, node: int) -> None:
+        """Move this process to a node."""
         with open(f"/run/netns/{self.names[node]}") as namespace:
             if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), NEW_NET):
                 raise OSError(ctypes.get_errno(), "setns failed")
-        os.environ |= {"MASTER_ADDR": ADDRESSES[0], "GLOO_SOCKET_IFNAME": self.links[node]}
 
     def cut(self, seconds: float) -> None:
         """Take the link down and, after `seconds`, up again."""

@@ -42,6 +42,7 @@ CASES = [
     ("kill in a step", 76, False),
     ("nothing", 0, True),
 ]
+NODE_CASES = [("another GPU", 2), ("node's disk", 1), ("kill while nodes are checked", 76)]  # of several nodes alone
 EVERY = [
     (name, world, rank) for name, _, rank0 in CASES for world in range(1, 5) for rank in range(1 if rank0 else world)
 ]
@@ -76,15 +77,24 @@ def ended(data_path, tmp_path_factory):
 # Two ranks a node but for rank 0's: nodes (0), (1, 2), (3). A leader, a rank behind it, and rank 0.
 NODES = [
     (name, 4, rank, 2)
-    for name in ("samples", "wrong input in the loop", "kill in a step", "signal in a step", "nothing")
+    for name in (
+        *("samples", "wrong input in the loop", "kill in a step", "signal in a step", "nothing"),
+        *(name for name, _ in NODE_CASES),
+    )
     for rank in range(4)
 ]
-QUICK_NODES = [("samples", 3, 2, 2), ("samples", 3, 1, 2), ("kill in a step", 3, 2, 2), ("nothing", 3, 0, 2)]
+QUICK_NODES = [
+    ("another GPU", 3, 2, 2),
+    ("samples", 3, 2, 2),
+    ("samples", 3, 1, 2),
+    ("kill in a step", 3, 2, 2),
+    ("nothing", 3, 0, 2),
+]
 
 
 def check(case: tuple, end: dict) -> None:
     name, world, rank, *_ = case
-    code = next(code for known, code, _ in CASES if known == name)
+    code = next(code for known, code, *_ in [*CASES, *NODE_CASES] if known == name)
     killed = name.startswith("kill")
     assert end["codes"] == [-9 if killed and r == rank else code for r in range(world)], (case, end["said"][-2000:])
     lines = [line for line in end["said"].splitlines() if line.startswith("emergence-train:")]

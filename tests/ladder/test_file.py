@@ -75,12 +75,13 @@ def planned(path: Path):
         yield row, config, plan_run(config.training, config.model, config.data, row.gpus or 1, "h100-80gb")
 
 
+RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "story": 46}
+
+
 @pytest.mark.parametrize("path", sorted(LADDERS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_row_of_a_ladder_fits_by_its_plan(path):
     rows = list(planned(path))
-    assert (
-        len(rows) == {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24}[path.stem]
-    )
+    assert len(rows) == RUNS[path.stem]
     for row, config, plan in rows:
         assert plan.fits, row.run
         assert plan.step_tokens * plan.steps >= row.tokens == config.training.tokens

@@ -1,8 +1,10 @@
 """A ladder as jobs of Slurm: what sbatch is given, by a stand-in for it; and a ladder under a private Slurm."""
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from ladder.test_file import DECAY, STABLE
 from support import ROOT
 
 SCRIPT = {"script": str(ROOT / "configs" / "slurm.sbatch")}
+EACH = SCRIPT | {"arrays": False}
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_each_run_is_a_job_and_decays_wait(ladder_file, slurm_commands):
 
 def test_what_is_queued_or_done_is_not_submitted_again(ladder_file, slurm_commands):
     submitted, queue = slurm_commands
-    ladder = read(ladder_file(slurm=SCRIPT, seeds=[1, 2, 3]))
+    ladder = read(ladder_file(slurm=EACH, seeds=[1, 2, 3]))
     submit.submit(ladder, lambda line: None)
     run = ladder.directory("a-s2")
     for file in ("positions/step-0000000004.parquet", "checkpoints/step-0000000004/manifest.json"):
@@ -71,6 +74,69 @@ def test_what_is_queued_or_done_is_not_submitted_again(ladder_file, slurm_comman
     queue("103 PENDING\n")  # the first has ended without being done
     submit.submit(ladder, lambda line: None)
     assert [call[call.index("--job-name") + 1] for call in submitted()] == ["a-s1", "a-s2", "a-s3", "a-s1"]
+
+
+def test_runs_of_a_size_and_a_request_are_an_array(ladder_file, slurm_commands):
+    """Two budgets and two seeds of each of two sizes; decays with their stable run alone, for which they wait."""
+    submitted, queue = slurm_commands
+    keys = {"slurm": SCRIPT | {"at_once": 3}, "seeds": [1, 2], "tokens": [2048, 4096], "sizes": {"a": {}, "b": {}}}
+    ladder = read(ladder_file(schedules=STABLE | DECAY, **keys))
+    submit.submit(ladder, lambda line: None)
+    notes = progress.read_notes(ladder)
+    calls = [dict(zip(call, call[1:])) for call in submitted()]
+    assert [call.get("--array") for call in calls] == ["1-2%3"] * 6
+    assert [call["--job-name"] for call in calls] == ["small-a", "small-b", "small-a", "small-a", "small-b", "small-b"]
+    parents = [f"afterok:{notes[run]['job']}" for run in ("a-stable-s1", "a-stable-s2", "b-stable-s1", "b-stable-s2")]
+    assert [call.get("--dependency") for call in calls] == [None, None, *parents]
+    assert notes["b-stable-s2"] == {"job": "102_2"} and notes["a-4.096k-decay-s2"] == {"job": "104_2"}
+    for row in ladder.rows:
+        job, _, index = notes[row.run]["job"].partition("_")
+        words = submitted()[int(job) - 101]
+        file = Path(words[-1].removeprefix("@").replace("%a", index))
+        assert words[-1].startswith("@") and file.read_text().splitlines() == ladder.arguments(row)[1:]
+        link = ladder.out / "ladder-logs" / f"{row.run}.log"
+        assert link.is_symlink() and link.parent / link.readlink() == file.with_suffix(".log")
+
+
+def test_of_an_array_what_has_ended_is_submitted_again(ladder_file, slurm_commands):
+    """Its number in the new array is another, and the jobs of the old one still read what was theirs."""
+    submitted, queue = slurm_commands
+    ladder = read(ladder_file(slurm=SCRIPT, seeds=[1, 2, 3, 4]))
+    submit.submit(ladder, lambda line: None)
+    logs = ladder.out / "ladder-logs"
+    before = (logs / "array-1" / "4.args").read_bytes()
+    queue("101_2 RUNNING\n")
+    notes, jobs = progress.read_notes(ladder), submit.queued()
+    assert progress.progress(ladder, ladder.rows[1], notes["a-s2"], jobs).state == "running"
+    submit.submit(ladder, lambda line: None)
+    notes = progress.read_notes(ladder)
+    assert [notes[f"a-s{seed}"]["job"] for seed in (1, 2, 3, 4)] == ["102_1", "101_2", "102_2", "102_3"]
+    assert (logs / "array-1" / "4.args").read_bytes() == before == (logs / "array-2" / "3.args").read_bytes()
+    queue("101_2 RUNNING\n102_1 RUNNING\n102_3 PENDING\n")
+    submit.submit(ladder, lambda line: None)
+    assert progress.read_notes(ladder)["a-s3"] == {"job": "103"}, "alone it is a plain job"
+    assert not (logs / "a-s3.log").is_symlink()
+
+
+def test_an_array_is_no_larger_than_slurm_allows(ladder_file, monkeypatch):
+    monkeypatch.setattr(submit, "LARGEST", 3)
+    rows = list(read(ladder_file(seeds=list(range(8)))).rows)
+    assert [len(group) for group in submit.groups(rows, True)] == [3, 3, 2]
+    assert [row for group in submit.groups(rows, True) for row in group] == rows
+    assert [len(group) for group in submit.groups(rows, False)] == [1] * 8
+
+
+def test_train_reads_its_words_from_the_file_of_an_array(tmp_path, monkeypatch, capsys):
+    from emergence_train.cli import _parser
+
+    (tmp_path / "7.args").write_text("config.yaml\nname=a b\n--from\nruns/x@4\n")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    for name in ("%a", "7"):
+        given = _parser().parse_args(["train", f"@{tmp_path}/{name}.args", "seed=2"])
+        assert (given.config, given.parent, given.overrides) == ("config.yaml", "runs/x@4", ["name=a b", "seed=2"])
+    with pytest.raises(SystemExit) as ended:
+        _parser().parse_args(["train", f"@{tmp_path}/8.args"])
+    assert ended.value.code == 2 and "8.args: cannot be read (No such file" in capsys.readouterr().err
 
 
 def test_a_missing_script_or_sbatch_is_one_line(ladder_file, slurm_commands, monkeypatch, tmp_path):
@@ -87,17 +153,13 @@ def test_what_sbatch_refuses_is_reported(ladder_file, slurm_commands, tmp_path):
         submit.submit(read(ladder_file(slurm=SCRIPT)), lambda line: None)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
-def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_path_factory):
-    """A stable run, signalled as before a time limit and requeued, and a decay that waits for it."""
+@contextlib.contextmanager
+def ladder_cluster(tmp_path, tmp_path_factory):
+    """A Slurm whose jobs run this checkout's `emergence-train`."""
     program = tmp_path / "bin" / "emergence-train"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m emergence_train "$@"\n')
     program.chmod(0o755)
-    options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
-    keys = {"tokens": [100 * 256], "set": {"training.threads": 1}, "slurm": SCRIPT | {"options": options}}
-    path = ladder_file(schedules=STABLE | DECAY, **keys)
     with slurm(tmp_path_factory.mktemp("slurm")) as cluster:  # sockets allow for short paths
         environment = cluster.environment | {
             "PATH": f"{program.parent}{os.pathsep}{cluster.environment['PATH']}",
@@ -109,6 +171,17 @@ def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_pat
             environment.pop(name, None)
         cluster.environment.clear()
         cluster.environment.update(environment)
+        yield cluster
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
+def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_path_factory):
+    """A stable run, signalled as before a time limit and requeued, and a decay that waits for it."""
+    options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
+    keys = {"tokens": [100 * 256], "set": {"training.threads": 1}, "slurm": SCRIPT | {"options": options}}
+    path = ladder_file(schedules=STABLE | DECAY, **keys)
+    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
         command = [*local.program(), "ladder", str(path), "--slurm"]
         done = cluster(*command)
         assert done.returncode == 0, done.stderr
@@ -119,6 +192,47 @@ def test_a_ladder_under_slurm_survives_preemption(ladder_file, tmp_path, tmp_pat
         until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 300)
     log = (read(path).out / "ladder-logs" / "a-stable.log").read_text()
     assert "requeued" in log and "resum" in log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=f"no Slurm here: {missing()}")
+def test_runs_of_an_array_are_preempted_each_alone(ladder_file, tmp_path, tmp_path_factory):
+    """Three seeds as an array: one signalled as before a time limit, one's process killed, one left alone."""
+    with ladder_cluster(tmp_path, tmp_path_factory) as cluster:
+        options = ["--gpus-per-node", "0", "--ntasks-per-node", "1", "--cpus-per-task", "1", "--time", "10"]
+        keys = {"tokens": [200 * 256], "set": {"training.threads": 1}, "seeds": [1, 2, 3]}
+        path = ladder_file(slurm=SCRIPT | {"options": options}, **keys)
+        done = cluster(*local.program(), "ladder", str(path), "--slurm")
+        assert done.returncode == 0, done.stderr
+        ladder = read(path)
+        notes = progress.read_notes(ladder)
+        assert len({note["job"].partition("_")[0] for note in notes.values()}) == 1
+        for row in ladder.rows[:2]:
+            metrics = ladder.directory(row.run) / "metrics.jsonl"
+            until(lambda metrics=metrics: metrics.is_file() and '"step": 8' in metrics.read_text())
+        assert "running" in {row["state"] for row in rows(cluster, path)}
+        assert cluster("scancel", "--signal=USR1", notes["a-s1"]["job"]).returncode == 0
+        os.kill(trainer(ladder.directory("a-s2")), signal.SIGKILL)
+        until(lambda: all(row["state"] == "done" for row in rows(cluster, path)), 400)
+        again = cluster(*local.program(), "ladder", str(path), "--slurm")
+        assert again.returncode == 0 and progress.read_notes(ladder) == notes, "nothing was left to submit"
+    logs = [(ladder.out / "ladder-logs" / f"a-s{seed}.log").read_text() for seed in (1, 2, 3)]
+    assert ["requeued" in log for log in logs] == [True, True, False], logs
+    assert "everything saved; requeued" in logs[0] and "exit code 137); requeued" in logs[1]
+    assert "resuming from step" in logs[0] and "done in" in logs[2]
+
+
+def trainer(run: Path) -> int:
+    """The process that trains a run."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            variables = (path / "environ").read_bytes().split(b"\0")
+            if b"train" in words and f"SLURM_TASK_PID={path.name}".encode() in variables:
+                index = next(word for word in variables if word.startswith(b"SLURM_ARRAY_TASK_ID=")).partition(b"=")[2]
+                if run.name == f"a-s{int(index)}":
+                    return int(path.name)
+    raise AssertionError(f"{run} is not trained")
 
 
 def rows(cluster, path: Path) -> list[dict]:

@@ -13,7 +13,7 @@ from torch import Tensor
 RINGS = {"all_reduce": 2, "all_gather_into_tensor": 1, "all_gather": 1, "reduce_scatter_tensor": 1, "reduce_scatter": 1}
 LEFT_OUT = ("broadcast", "reduce")  # a step has none of them: checked
 EXCHANGE = "all_to_all_single"  # of n bytes over S ranks it sends (S - 1) / S
-sent: list[float] = []
+sent: list[tuple[int, float]] = []  # ranks of the group, and bytes
 exchanged: list[float] = []
 others: list[str] = []
 
@@ -33,7 +33,8 @@ def counted(name: str):
         if name == EXCHANGE:
             exchanged.append((world - 1) / world * size(arguments[1]))
         elif name in RINGS:
-            sent.append(RINGS[name] * (world - 1) / world * max(map(size, [*arguments, *options.values()])))
+            most = max(map(size, [*arguments, *options.values()]))
+            sent.append((world, RINGS[name] * (world - 1) / world * most))
         else:
             others.append(name)
         return plain(*arguments, **options)
@@ -58,7 +59,8 @@ SPLIT = ((0, "fp32", "none"), (3, "bf16", "selective"), (1, "fp32", "full"))  # 
 KINDS = ((0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
 
 
-def bytes_of_a_step(config, mesh) -> float:
+def bytes_of_a_step(config, mesh) -> dict[int, float]:
+    """By ranks of the group, for each parameter."""
     engine = engines.build(config.model, config.training, config.seed, mesh)
     if config.training.zero_stage == 1 and config.training.precision == "bf16":
         main_gradients.install(engine)
@@ -70,7 +72,7 @@ def bytes_of_a_step(config, mesh) -> float:
             engine.backward(engine(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).loss)
             engine.step()
     assert not others, others
-    return sum(sent) / config.model.parameters()
+    return {ranks: sum(size for group, size in sent if group == ranks) / config.model.parameters() for ranks, _ in sent}
 
 
 def exchanged_in_a_step(config, mesh) -> tuple[float, float]:
@@ -85,16 +87,26 @@ def exchanged_in_a_step(config, mesh) -> tuple[float, float]:
             tokens, targets = windows[:, :-1][:, own].contiguous(), windows[:, 1:][:, own].contiguous()
             engine.backward(engine(tokens, targets, group=mesh.sequence).loss)
             engine.step()
-    return sum(exchanged), sum(sent) / config.model.parameters()
+    return sum(exchanged), sum(size for _, size in sent) / config.model.parameters()
+
+
+def hierarchical(path: str, precision: str, micro_batch: str) -> dict[int, float]:
+    """Of four processes, two of which share a second copy of the weights. DeepSpeed makes their groups once a process."""
+    over = [*(f"model.{key}" for key in MODEL), "training.zero_stage=3", f"training.precision={precision}"]
+    over += [f"training.micro_batch={micro_batch}", "training.zero.hpz_partition_size=2"]
+    return bytes_of_a_step(configs.load(path, over), start(1))
 
 
 if __name__ == "__main__":
     measured = {}
+    if len(sys.argv) > 3:
+        measured, KINDS, SPLIT = hierarchical(sys.argv[1], *sys.argv[3:]), (), ()
+        mesh = start(1)
     for stage, precision in KINDS:
         over = [*(f"model.{key}" for key in MODEL), f"training.zero_stage={stage}", f"training.precision={precision}"]
         config = configs.load(sys.argv[1], over)
         mesh = start(1)
-        measured[f"{stage} {precision}"] = bytes_of_a_step(config, mesh)
+        measured[f"{stage} {precision}"] = sum(bytes_of_a_step(config, mesh).values())
     for stage, precision, checkpointing in SPLIT:
         over = [*(f"model.{key}" for key in (*MODEL, "kv_heads=1")), "training.sequence_parallel=2"]
         over += [f"training.zero_stage={stage}", f"training.precision={precision}", "training.micro_batch=1"]

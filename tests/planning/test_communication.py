@@ -6,7 +6,7 @@ import pytest
 
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.memory import MOST_GATHERED
-from emergence_train.planning.communication import bytes_per_step, exchanged_per_step
+from emergence_train.planning.communication import bytes_per_step, exchanged_per_step, gathered_inside
 from support import ROOT, run_python
 
 WORKER = ROOT / "tests" / "planning" / "communication_worker.py"
@@ -41,6 +41,30 @@ def test_stage_3_gathers_twice_what_it_cannot_keep():
     small, large = MOST_GATHERED // 2, 3 * MOST_GATHERED
     assert bytes_per_step(small, 2, 3, 2, 1) == 2 * small
     assert bytes_per_step(large, 2, 3, 2, 1) == 3 * large - MOST_GATHERED
+
+
+def test_hierarchical_partitions_gather_once_over_all():
+    """Three micro-batches gather six times where weights are not kept, and five of those among the four of a node."""
+    large = 3 * MOST_GATHERED
+    kept = MOST_GATHERED  # of the forward pass, for the backward pass
+    plain = bytes_per_step(large, 2, 3, 32, 3)
+    over_all, inside = bytes_per_step(large, 2, 3, 32, 3, hpz=4), gathered_inside(large, 2, 3, 4)
+    assert over_all == 31 / 32 * 2 * (large + 3 * large)
+    assert inside == 3 / 4 * 2 * (6 * large - 3 * kept - large)
+    assert over_all < plain and (plain - over_all) / (31 / 32) == pytest.approx(inside / (3 / 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "rounds"), [("fp32", 1), ("bf16", 2)])
+def test_bytes_of_hierarchical_partitions_are_real_engines(config_file, tmp_path, precision, rounds):
+    """Four processes in pairs."""
+    given = str(config_file), str(tmp_path / "sent.json"), precision, str(2 // rounds)
+    done = run_python(str(WORKER), *given, processes=4)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured, size = json.loads((tmp_path / "sent.json").read_text()), 2 if precision == "bf16" else 4
+    assert bytes_per_step(1_000_000, size, 3, 4, rounds, hpz=2) / 1e6 == pytest.approx(measured["4"], rel=0.01)
+    inside = gathered_inside(1_000_000, size, rounds, 2) / 1e6
+    assert inside == pytest.approx(measured.get("2", 0.0), rel=0.01)
 
 
 @pytest.mark.slow

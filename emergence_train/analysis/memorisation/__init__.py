@@ -5,5 +5,6 @@ It reads items (items.py: one row a probed sequence) and knows nothing of models
 
 from emergence_train.analysis.memorisation.analyze import analyze
 from emergence_train.analysis.memorisation.composition import composed, explained_by_composition
+from emergence_train.analysis.memorisation.counterfactual import counterfactual
 
-__all__ = ["analyze", "composed", "explained_by_composition"]
+__all__ = ["analyze", "composed", "counterfactual", "explained_by_composition"]

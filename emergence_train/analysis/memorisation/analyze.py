@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from emergence_train.analysis.memorisation.counterfactual import counterfactual
 from emergence_train.analysis.memorisation.result import MemorisationResult, MemorisedShare, RunMemorisation
 from emergence_train.errors import InputError
 
@@ -27,7 +28,8 @@ def analyze(items: pd.DataFrame) -> MemorisationResult:
 
     Args:
         items: a row a probed sequence: run, params, step, seen (times trained on; 0: a control), extracted (bool), loss (mean of
-            the continuation, nats a token), prefix, continuation (tokens).
+            the continuation, nats a token), prefix, continuation (tokens); and item, equal where the text is, by which runs that
+            differ in their texts are compared.
 
     Raises:
         InputError: a column is missing; a run has no trained sequence, or no control.
@@ -41,7 +43,11 @@ def analyze(items: pd.DataFrame) -> MemorisationResult:
         runs.append(_against_controls(rows))
     first = items.iloc[0]
     return MemorisationResult(
-        prefix=int(first["prefix"]), continuation=int(first["continuation"]), shares=tuple(shares), runs=tuple(runs)
+        prefix=int(first["prefix"]),
+        continuation=int(first["continuation"]),
+        shares=tuple(shares),
+        runs=tuple(runs),
+        counterfactual=(counterfactual(items) if "item" in items else ()) or None,
     )
 
 

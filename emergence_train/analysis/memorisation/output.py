@@ -10,7 +10,7 @@ from emergence_train import files
 from emergence_train.analysis.drawing import DEFAULT, save
 from emergence_train.analysis.figures import Figure, Trace
 from emergence_train.analysis.memorisation.result import MemorisationResult
-from emergence_train.analysis.results import as_json
+from emergence_train.analysis.results import Interval, as_json
 
 
 def write(
@@ -21,6 +21,8 @@ def write(
     result = replace(result, figures=tuple(save([figure(result)], out, "memorised", suffixes=suffixes)))
     files.write_csv(out / "items.csv", items)
     files.write_csv(out / "shares.csv", pd.DataFrame([as_json(row) for row in result.shares]))
+    if result.counterfactual:
+        files.write_csv(out / "counterfactual.csv", pd.json_normalize([as_json(row) for row in result.counterfactual]))
     files.write_json(out / "result.json", as_json(result))
     return result
 
@@ -54,4 +56,16 @@ def format_table(result: MemorisationResult) -> str:
         lines.append(
             f"{run.run}: of 100 trained sequences {run.of_100:.1f} {ends} beyond controls; loss lower by {gain} nats"
         )
+    for compared in result.counterfactual or ():
+        who = f"{compared.params:,} parameters, step {compared.step}, {compared.models} models"
+        texts = f"{compared.items} texts" + ("" if compared.seen == "all" else f" seen about {compared.seen} times")
+        nats, share = _signed(compared.nats), _signed(compared.extracted)
+        lines.append(
+            f"{who}, with {texts} against without: loss lower by {nats} nats, share extracted greater by {share}"
+        )
     return "\n".join(lines)
+
+
+def _signed(value: Interval) -> str:
+    ends = "no interval" if value.low95 is None else f"{value.low95:+.3f}, {value.high95:+.3f}"
+    return f"{value.value:+.3f} [{ends}]"

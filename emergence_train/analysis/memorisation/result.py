@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from emergence_train.analysis.results import Nats, Probability, Share, Unit, absent
+from emergence_train.analysis.results import Interval, Nats, Probability, Share, Unit, absent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,20 @@ class RunMemorisation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CounterfactualMemorisation:
+    """Texts that some models of one size were trained on and others were not (arXiv 2112.12938)."""
+
+    params: Annotated[int, Unit("non-embedding parameters")]
+    step: int
+    seen: Annotated[str, "how often models that saw the texts did, to the nearest power of two; all: whatever it is"]
+    times: Annotated[float, "its mean"]
+    models: Annotated[int, "runs of this size at this step"]
+    items: Annotated[int, "texts that have models of both kinds"]
+    nats: Annotated[Interval, "loss of models without a text - loss of models with it, mean over texts; nats per token"]
+    extracted: Annotated[Interval, "share produced exactly by models with a text - by models without it"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemorisationResult:
     """Of one or more runs."""
 
@@ -48,4 +62,7 @@ class MemorisationResult:
     continuation: Annotated[int, Unit("tokens")]
     shares: tuple[MemorisedShare, ...]
     runs: tuple[RunMemorisation, ...]
+    counterfactual: Annotated[
+        tuple[CounterfactualMemorisation, ...] | None, "where runs of one size differ in the texts they were trained on"
+    ] = absent()
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()

@@ -37,7 +37,7 @@ def test_the_estimate_is_that_of_maximum_likelihood():
         optimize.brentq(lambda centre: profile(centre) - solved.fun - critical.HALF_95, *place)
         for place in ((0.3, solved.x[0]), (solved.x[0], 0.8))
     ]
-    share = critical.fit([group(list(counts), seeds=8)]).critical(0)
+    share = critical.fit([group(list(counts), seeds=8)]).logistic(0)
     assert share.value == pytest.approx(solved.x[0], abs=0.005)
     assert [share.low95, share.high95] == pytest.approx(ends, abs=0.006)
 
@@ -45,7 +45,43 @@ def test_the_estimate_is_that_of_maximum_likelihood():
 def test_where_runs_separate_the_gap_is_inside_the_interval():
     share = critical.fit([group([0, 0, 0, 4, 4, 4])]).critical(0)
     assert share.value == pytest.approx(0.55, abs=0.01)
-    assert share.low95 < 0.51 and share.high95 > 0.59
+    assert (share.low95, share.high95) == pytest.approx((0.5, 0.6))
+
+
+def test_chances_are_those_of_a_plain_search():
+    """The most likely non-decreasing chances, half at the gap, of a search over a grid; and the interval from them."""
+    able, runs = np.array([1, 0, 3, 2, 4]), np.array([4, 3, 4, 4, 4])
+    grid = np.linspace(0.001, 0.999, 41)
+
+    def best(gap: int | None) -> float:
+        """By dynamic programming over the shares: the best with the last chance at most that of the grid."""
+        total = np.zeros(len(grid))
+        for k, (successes, count) in enumerate(zip(able, runs)):
+            value = successes * np.log(grid) + (count - successes) * np.log1p(-grid)
+            if gap is not None:
+                value = np.where(grid <= 0.5 if k < gap else grid >= 0.5, value, -np.inf)
+            total = np.maximum.accumulate(total + value)
+        return total.max()
+
+    chances = critical.isotonic(able, runs)
+    assert chances == pytest.approx([1 / 7, 1 / 7, 5 / 8, 5 / 8, 1])
+    assert critical._binomial(chances, able, runs) == pytest.approx(best(None), abs=0.02)
+    inside = [gap for gap in range(6) if best(None) - best(gap) < critical.HALF_95]
+    spread = critical.Group(
+        np.repeat(SHARES[:5], runs), np.concatenate([np.arange(n) < k for k, n in zip(able, runs)]), 1000
+    )
+    assert critical.any_shape(spread) == pytest.approx((SHARES[inside[0] - 1], SHARES[inside[-1]]))
+
+
+def test_intervals_hold_where_the_chance_is_not_symmetric():
+    """The time that diverges at the critical share: the logistic curve's interval held 79%."""
+    shares, held = np.linspace(0.25, 0.85, 9), []
+    for number in range(150):
+        rng = np.random.default_rng([5, number])
+        truth = rng.uniform(0.45, 0.65)
+        low, high = critical.any_shape(simulate.groups("time", rng, [1000], np.array([truth]), shares, 8, 0.15)[0])
+        held.append((low or 0) <= truth <= (high or 1))
+    assert np.mean(held) >= 0.93
 
 
 @pytest.mark.parametrize(("counts", "open_end"), [([4] * 6, "low95"), ([0] * 6, "high95")])

@@ -1,0 +1,145 @@
+"""What the story's tables say of each claim; numbers in, dictionaries out. The tables are those that story.py writes.
+
+losses: a row a checkpoint and split (iid, ood): run, size, variant, seed, schedule, params, step, tokens, split, loss
+laws: the position law there: losses' keys, and a0, a1, a2 with errors and status
+evaluations: the schema of that name, with size, variant, seed, schedule
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+ENOUGH = 8  # checkpoints at which a0 and a1 must be known to say whether they still change
+
+
+def _rounded(value: float) -> float | None:
+    return None if not np.isfinite(value) else round(float(value), 4)
+
+
+def _mean(values: np.ndarray) -> dict:
+    """Mean of independent values with its 95% interval by Student's t."""
+    values = np.asarray(values, float)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.inf
+    middle = values.mean()
+    return {"value": _rounded(middle), "low95": _rounded(middle - half), "high95": _rounded(middle + half)}
+
+
+def identified(laws: pd.DataFrame) -> list[dict]:
+    """Of each size and split: at how many last checkpoints a0 and a1 are known apart, and what the law explains."""
+    last = laws[laws["step"] == laws.groupby(["run", "split"])["step"].transform("max")]
+    return [
+        {
+            "size": size,
+            "split": split,
+            "runs": len(rows),
+            "identified": int((rows["status"] == "ok").sum()),
+            "r2": _rounded(rows["r2"].median()),
+            "a0": _rounded(rows["a0"].median()),
+            "a1": _rounded(rows["a1"].median()),
+            "largest_miss_of_a_bin": _rounded(rows["bin_max"].median()),
+        }
+        for (size, split), rows in last.groupby(["size", "split"], sort=False)
+    ]
+
+
+def converged(laws: pd.DataFrame) -> list[dict]:
+    """Slopes of log a0 and log a1 in log tokens, nats of the logarithm an octave, in the first and the second half of the octaves
+    at which they are known; of runs with ENOUGH such checkpoints."""
+    rows = []
+    for (run, split), known in laws[(laws["status"] == "ok") & (laws["a0"] > 0)].groupby(["run", "split"], sort=False):
+        if len(known) < ENOUGH:
+            continue
+        octave = np.log2(known["tokens"].to_numpy(float))
+        late = octave > (octave[0] + octave[-1]) / 2
+        row = {"run": run, "split": split, "checkpoints": len(known)}
+        for name in ("a0", "a1"):
+            y = np.log(known[name].to_numpy(float))
+            for half, part in (("first", ~late), ("second", late)):
+                slope = stats.linregress(octave[part], y[part]) if part.sum() > 2 else None
+                row[f"{name} {half}"] = _rounded(slope.slope) if slope else None
+                row[f"{name} {half} se"] = _rounded(slope.stderr) if slope else None
+        rows.append(row)
+    return rows
+
+
+def at_tokens(curve: pd.DataFrame, tokens: float) -> float:
+    """Loss of a run's rows at `tokens`, linear in their logarithm between checkpoints."""
+    curve = curve.sort_values("tokens")
+    return float(np.interp(np.log(tokens), np.log(curve["tokens"]), curve["loss"]))
+
+
+def decays(losses: pd.DataFrame) -> list[dict]:
+    """Nats by which decayed runs end below their stable one at the same tokens, by split and budget, with seeds and sizes."""
+    rows = []
+    for (size, seed, split), of in losses.groupby(["size", "seed", "split"], sort=False):
+        stable = of[of["schedule"] == "stable"]
+        for _, branch in of[of["schedule"] == "decay"].groupby("run"):
+            end = branch.sort_values("tokens").iloc[-1]
+            gain = at_tokens(stable, end["tokens"]) - end["loss"]
+            rows.append({"size": size, "seed": seed, "split": split, "tokens": int(end["tokens"]), "gain": gain})
+    frame = pd.DataFrame(rows, columns=["size", "seed", "split", "tokens", "gain"])
+    return [
+        {"split": split, "tokens": int(tokens), "runs": len(of), "positive": int((of["gain"] > 0).sum())}
+        | _mean(of["gain"])
+        for (split, tokens), of in frame.groupby(["split", "tokens"])
+    ]
+
+
+def size_law(losses: pd.DataFrame) -> dict:
+    """Does the last loss of the sizes, at equal tokens, fall as a power of the parameters? Slope of log loss on log10 N, and a
+    test of the curve that a line leaves: sizes' distances from it against those of seeds (lack of fit)."""
+    stable = losses[(losses["variant"] == "") & (losses["schedule"] == "stable") & (losses["split"] == "iid")]
+    last = stable[stable["tokens"] == stable["tokens"].max()]
+    x, y = np.log10(last["params"].to_numpy(float)), np.log(last["loss"].to_numpy(float))
+    line = stats.linregress(x, y)
+    sizes, seeds = last["params"].nunique(), len(last)
+    left = y - line.intercept - line.slope * x
+    within = pd.Series(y).groupby(last["params"].to_numpy()).transform(lambda of: of - of.mean()).to_numpy()
+    lack, pure = float(left @ left - within @ within), float(within @ within)
+    freedom = (sizes - 2, seeds - sizes)
+    ratio = (lack / freedom[0]) / max(pure / freedom[1], 1e-300) if min(freedom) > 0 else np.nan
+    reach = stats.t.ppf(0.975, max(seeds - 2, 1)) * line.stderr
+    return {
+        "sizes": sizes,
+        "runs": seeds,
+        "tokens": int(last["tokens"].max()),
+        "exponent": {
+            "value": _rounded(-line.slope / np.log(10)),
+            "low95": _rounded((-line.slope - reach) / np.log(10)),
+            "high95": _rounded((-line.slope + reach) / np.log(10)),
+        },
+        "largest_miss_nats": _rounded(float(np.abs(np.expm1(left) * last["loss"].to_numpy()).max())),
+        "lack_of_fit_p": _rounded(float(stats.f.sf(ratio, *freedom))) if np.isfinite(ratio) else None,
+        "ends": [{"params": int(params), "loss": _rounded(of["loss"].mean())} for params, of in last.groupby("params")],
+    }
+
+
+def variants(evaluations: pd.DataFrame) -> list[dict]:
+    """Does performance of other shapes and optimizers lie on the main sizes' curve of it against the loss?
+
+    The curve is a cubic of the main runs' checkpoints within the losses that both have. A run is one number, the mean of its
+    distances; a main run's are from the cubic of the others. z: the variant's mean over the main runs' standard deviation, with
+    the uncertainty of their mean.
+    """
+    rows = []
+    stable = evaluations[evaluations["schedule"] == "stable"]
+    for (task, metric), of in stable.groupby(["task", "metric"], sort=False):
+        main, others = of[of["variant"] == ""], of[of["variant"] != ""]
+        apart = [_distance(run, main[main["run"] != name]) for name, run in main.groupby("run")]
+        spread = float(np.std(apart, ddof=1)) if len(apart) > 2 else np.nan
+        for variant, of_variant in others.groupby("variant", sort=False):
+            mine = [_distance(run, main) for _, run in of_variant.groupby("run")]
+            error = spread * np.sqrt(1 / len(mine) + 1 / len(apart))
+            rows.append(
+                {"task": task, "metric": metric, "variant": variant, "runs": len(mine), "main_runs": len(apart)}
+                | {"distance": _rounded(float(np.mean(mine))), "z": _rounded(float(np.mean(mine)) / max(error, 1e-12))}
+                | {"p": _rounded(float(2 * stats.t.sf(abs(np.mean(mine)) / max(error, 1e-12), len(apart) - 1)))}
+            )
+    return rows
+
+
+def _distance(run: pd.DataFrame, main: pd.DataFrame) -> float:
+    low, high = main["loss"].min(), main["loss"].max()
+    inside = run[run["loss"].between(low, high)]
+    curve = np.polynomial.Polynomial.fit(main["loss"], main["value"], 3)
+    return float((inside["value"] - curve(inside["loss"].to_numpy())).mean()) if len(inside) else np.nan

@@ -1,0 +1,136 @@
+"""The verbs that analyse runs, tables and logs: what each calls, no logic. Imports are inside, as those of cli_runs."""
+
+import argparse
+import os
+from pathlib import Path
+
+from emergence_train.cli_arguments import log_options
+from emergence_train.cli_runs import progress_log
+from emergence_train.collector import no_collection
+
+
+def _expanded(paths: list[str]) -> list[str]:
+    """The paths, with a ladder's runs in its place."""
+    from emergence_train.ladder.collect import expanded
+
+    return expanded(paths)
+
+
+def _shown(arguments: argparse.Namespace, result: object, table: str) -> dict:
+    """Print an analysis' short table and the path of its files; return the result as JSON."""
+    from emergence_train.analysis.results import as_json
+
+    log = progress_log(arguments)
+    log(table)
+    if arguments.out:
+        log(f"written: {Path(arguments.out) / 'result.json'} and its tables and figures")
+    return as_json(result)
+
+
+def _suffixes(arguments: argparse.Namespace) -> tuple[str, ...]:
+    from emergence_train.analysis.drawing import DEFAULT, WITH_PDF
+
+    return WITH_PDF if arguments.pdf else DEFAULT
+
+
+def _one_thread() -> None:
+    """Keep numpy's matrix products on one thread: those of the analyses are small, and a second waits for each in a busy loop."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def verb_grok(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    from emergence_train.analysis.grokking import analyze, output
+    from emergence_train.analysis.results import as_json
+    from emergence_train.grokking.train import train
+    from emergence_train.report.sweep_page import write_page
+
+    log = progress_log(arguments)
+    trained = train(arguments.config, arguments.out, log, arguments.jobs)
+    result = output.write(trained.out, analyze(trained.curves, trained.budget), trained.curves, _suffixes(arguments))
+    page = write_page(trained.out, trained.name, result, trained.curves)
+    log(output.format_table(result))
+    log(f"written: {trained.out / 'result.json'}, its tables and figures, and {page}")
+    return as_json(result)
+
+
+def verb_memorise(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    with no_collection():
+        import pandas as pd
+
+        from emergence_train.analysis.memorisation import analyze, output
+        from emergence_train.evaluation.memorisation import Probe, probe_run, read_texts
+        from emergence_train.parallel import ranks as distributed
+
+    probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed)
+    texts = read_texts(Path(arguments.texts)) if arguments.texts else None
+    log = progress_log(arguments)
+    try:
+        rows = [probe_run(Path(run), probe, arguments.step, log, texts) for run in _expanded(arguments.runs)]
+    finally:
+        distributed.stop()
+    items = pd.concat(rows)
+    result = analyze(items)
+    if arguments.out:
+        result = output.write(Path(arguments.out), result, items, _suffixes(arguments))
+    return _shown(arguments, result, output.format_table(result))
+
+
+def verb_temporal(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    with no_collection():
+        from emergence_train.analysis.outlook import Ahead, parse_schedule
+        from emergence_train.analysis.temporal import investigate, output
+
+    analysis = investigate(
+        _expanded(arguments.tables),
+        fit_fraction=arguments.fit_fraction,
+        splits=arguments.split,
+        ahead=Ahead(arguments.to_tokens, parse_schedule(arguments.schedule) if arguments.schedule else None),
+        options=log_options(arguments),
+    )
+    result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
+    return _shown(arguments, result, output.format_table(result))
+
+
+def verb_weights(arguments: argparse.Namespace) -> dict:
+    from emergence_train.analysis import position_weights
+
+    result = position_weights.compare_position_weights(_expanded(arguments.runs))
+    if arguments.out:
+        result = position_weights.write(Path(arguments.out), result, _suffixes(arguments))
+    return _shown(arguments, result, position_weights.format_table(result))
+
+
+def verb_emergence(arguments: argparse.Namespace) -> dict:
+    _one_thread()
+    with no_collection():
+        from emergence_train.analysis.emergence import investigate, output
+        from emergence_train.analysis.scores import options_of
+
+    options = options_of(
+        arguments.format,
+        arguments.run,
+        arguments.params or [],
+        arguments.tokens_per_step,
+        arguments.column or [],
+        arguments.loss,
+    )
+    analysis = investigate(_expanded(arguments.tables), options=options)
+    result = output.write(Path(arguments.out), analysis, _suffixes(arguments)) if arguments.out else analysis.result
+    return _shown(arguments, result, output.format_table(result))
+
+
+def verb_report(arguments: argparse.Namespace) -> dict | None:
+    _one_thread()
+    with no_collection():
+        from emergence_train.report import page, serve
+
+    runs, log = [Path(run) for run in _expanded(arguments.runs)], progress_log(arguments)
+    if arguments.serve is not None:
+        serve.serve(runs, arguments.serve, log_options(arguments), log)
+        return None
+    path = page.report(runs, Path(arguments.out) if arguments.out else None, log_options(arguments))
+    log(f"report: {path}")
+    return {"report": str(path)}

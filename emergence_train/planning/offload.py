@@ -1,0 +1,85 @@
+"""What offloading to the host takes: memory there, bytes over PCIe, and seconds of the update.
+
+As DeepSpeed 0.19 does it (zero/stage_1_and_2.py, stage3.py); tests/planning/test_offload.py counts the tensors of real engines.
+P parameters of s bytes in a step, r ranks, m micro-batches, n moments; bytes of a rank, each divided by r:
+
+    on the host    optimizer: 4 (1 + n) P; gradients: 4 P for the update, and between micro-batches stage 2 keeps s P where m > 1,
+                   stage 3 another 4 P; weights: s P, a buffer of the update at stage 2, the weights themselves where they
+                   are offloaded
+    to the host    stage 2: 4 P once, and s P each micro-batch where m > 1; stage 3: 4 P each micro-batch
+    to the GPU     what the second micro-batch and later ones add to; s P of updated weights, or where the weights are offloaded
+                   s P for every gathering
+
+The split into transfer and update on the host is ZeRO-Offload's (arXiv 2101.06840). No speed here was measured: rates are data
+sheets', the shares of them conventions, and nothing is taken to overlap, so that the time is on the long side.
+"""
+
+from dataclasses import dataclass
+
+from emergence_train.models.memory import MOST_GATHERED
+from emergence_train.planning.step_time import LINK_SHARE
+
+HOST_SHARE = 0.5  # of the host memory's bandwidth, by an update in one pass: a convention, not measured
+
+
+@dataclass(frozen=True)
+class Host:
+    """A GPU's share of its node's host, from the vendor's data sheets of the node (docs/how-to/plan.md)."""
+
+    memory: float  # bytes
+    bandwidth: float  # of its memory, bytes/s
+    pcie: float  # to and from the GPU, a direction, bytes/s
+
+
+# DGX A100: 8 GPUs, 1 or 2 TB, two CPUs with eight channels of DDR4-3200, PCIe 4.0 x16. DGX H100 and H200: 2 TB, two CPUs with
+# eight channels of DDR5-4800, PCIe 5.0 x16.
+_DDR4, _DDR5 = 2 * 8 * 25.6e9 / 8, 2 * 8 * 38.4e9 / 8
+HOSTS = {
+    "a100-40gb": Host(1e12 / 8, _DDR4, 32e9),
+    "a100-80gb": Host(2e12 / 8, _DDR4, 32e9),
+    "h100-80gb": Host(2e12 / 8, _DDR5, 64e9),
+    "h200-141gb": Host(2e12 / 8, _DDR5, 64e9),
+}
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Of a GPU: bytes of host memory, bytes sent in a step, seconds of a step."""
+
+    optimizer: float = 0.0
+    gradients: float = 0.0
+    weights: float = 0.0
+    to_host: float = 0.0
+    to_gpu: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def memory(self) -> float:
+        return self.optimizer + self.gradients + self.weights
+
+
+def offload_cost(
+    parameters: int, size: int, stage: int, ranks: int, micro_batches: int, moments: int, host: Host, *, weights: bool
+) -> Offload:
+    """What a step takes of the host where the optimizer's state is there; `weights`: the rank's weights too (stage 3).
+
+    Args:
+        size: bytes of a parameter in a step. ranks: that share the optimizer.
+        moments: float32 numbers that it keeps of a parameter.
+    """
+    own, again = parameters / ranks, micro_batches - 1
+    between = 4 if stage == 3 else size * (micro_batches > 1)  # bytes of a gradient that waits for the next micro-batch
+    to_host = 4 * micro_batches if stage == 3 else 4 + between * micro_batches
+    gathered = parameters + max(0, parameters - MOST_GATHERED)
+    to_gpu = own * between * again + size * (gathered / ranks * micro_batches if weights else own)
+    # The update reads gradients, reads and writes weights and moments; clipping scales the gradients; the weights are cast.
+    update = own * ((12 + 8 * moments) + 8 + (4 + size))
+    seconds = (own * to_host + to_gpu) / (LINK_SHARE * host.pcie) + update / (HOST_SHARE * host.bandwidth)
+    return Offload(
+        optimizer=own * 4 * (1 + moments),
+        gradients=own * (4 + between),
+        weights=own * size if weights or stage < 3 else 0.0,
+        to_host=own * to_host,
+        to_gpu=to_gpu,
+        seconds=seconds,
+    )

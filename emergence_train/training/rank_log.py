@@ -1,0 +1,58 @@
+"""Where a rank's lines go: rank 0's to the screen, and with logging.every_rank each rank's to a file of bounded size."""
+
+import contextlib
+import logging
+import logging.handlers
+from collections.abc import Callable
+from pathlib import Path
+
+LOGS = "logs"
+BYTES = 4_000_000  # of a file; a second keeps what came before
+
+
+class _File(logging.handlers.RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk costs lines, not the run."""
+
+
+class RankLog:
+    """A log function. Neither a full disk nor a closed pipe ends a run."""
+
+    def __init__(self, rank: int, show: Callable[[str], None]) -> None:
+        """`show`: for the lines of rank 0."""
+        self.rank, self.show = rank, show
+        self.handler: logging.Handler | None = None
+
+    def __call__(self, line: str) -> None:
+        if self.rank == 0:
+            with contextlib.suppress(OSError):
+                self.show(line)
+        self.write(line)
+
+    def write(self, line: str, level: int = logging.INFO) -> None:
+        """To the file alone."""
+        if self.handler:
+            self.handler.handle(logging.LogRecord("run", level, "", 0, line, None, None))
+
+    def open(self, run: Path) -> None:
+        """Add this start to logs/rank-N.log of the run. Libraries' warnings go there too; those of rank 0 to the screen besides.
+
+        A directory that cannot be written leaves the screen alone.
+        """
+        with contextlib.suppress(OSError):
+            (run / LOGS).mkdir(exist_ok=True)
+            path = run / LOGS / f"rank-{self.rank}.log"
+            self.handler = _File(path, maxBytes=BYTES, backupCount=1, encoding="utf-8")
+            self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self.handler.setLevel(logging.INFO)
+            logging.getLogger().addHandler(self.handler)
+            if self.rank:
+                logging.captureWarnings(True)
+            self.write(f"start of rank {self.rank}")
+
+    def close(self) -> None:
+        if self.handler:
+            logging.getLogger().removeHandler(self.handler)
+            self.handler.close()
+            self.handler = None
+            logging.captureWarnings(False)

@@ -1,0 +1,92 @@
+"""The story's numbers on tables whose truth is known; the names of its ladder's runs."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emergence_train.ladder.file import read
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "benchmarks" / "studies"
+SIZES = {"0.05m": 5e4, "0.1m": 1e5, "0.2m": 2e5, "0.4m": 4e5, "0.9m": 9e5}
+
+
+@pytest.fixture(scope="module")
+def studies():
+    """The two modules, imported as the study itself does."""
+    sys.path.insert(0, str(STUDIES))
+    try:
+        modules = []
+        for name in ("story_measures", "story"):
+            spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
+            modules.append(importlib.util.module_from_spec(spec))
+            spec.loader.exec_module(modules[-1])
+        return modules
+    finally:
+        sys.path.remove(str(STUDIES))
+
+
+def losses(bend=0.0, gain=0.1, draw=0):
+    """Stable runs of five sizes and two seeds, log loss a line in log N but for `bend`; decayed ones `gain` lower."""
+    rng, rows = np.random.default_rng(draw), []
+    for size, params in SIZES.items():
+        for seed in (1, 2):
+            x = np.log10(params / 2e5)
+            end = np.log(4.5) - 0.05 * x + bend * x**2 + 0.005 * rng.standard_normal()
+            about = {"params": int(params), "size": size, "variant": "", "seed": seed, "split": "iid"}
+            for tokens in (500_000, 1_000_000, 2_000_000):
+                loss = float(np.exp(end)) + 0.3 * np.log(2_000_000 / tokens)
+                rows.append({"run": f"{size}-{seed}", "schedule": "stable", "tokens": tokens, "loss": loss, **about})
+            loss = float(np.exp(end)) + 0.3 * np.log(2 / 1.4) - gain
+            rows.append({"run": f"{size}-{seed}-d", "schedule": "decay", "tokens": 1_400_000, "loss": loss, **about})
+    return pd.DataFrame(rows).assign(step=lambda frame: frame["tokens"] // 2048)
+
+
+def test_a_power_of_size_is_recovered_and_a_bend_seen(studies):
+    measures, _ = studies
+    laws = [measures.size_law(losses(draw=draw)) for draw in range(40)]
+    inside = [law["exponent"]["low95"] <= 0.05 / np.log(10) <= law["exponent"]["high95"] for law in laws]
+    assert np.mean(inside) >= 0.85 and np.mean([law["lack_of_fit_p"] < 0.05 for law in laws]) <= 0.15
+    assert measures.size_law(losses(bend=0.1))["lack_of_fit_p"] < 0.001
+
+
+def test_the_gain_of_a_decay_is_at_equal_tokens(studies):
+    """1.4M tokens lie between two checkpoints of the stable run, whose loss is linear in log tokens."""
+    (row,) = studies[0].decays(losses(gain=0.1))
+    assert row["value"] == pytest.approx(0.1, abs=1e-3) and row["runs"] == row["positive"] == 10
+
+
+def test_variants_off_the_curve_are_told_from_those_on_it(studies):
+    rng, rows = np.random.default_rng(1), []
+    for variant, offset in (("", 0.0), ("on", 0.0), ("off", 0.05)):
+        for run in range(10 if not variant else 2):
+            own = offset + 0.005 * rng.standard_normal()
+            for loss in np.linspace(6, 4.5, 12):
+                value = 0.5 - 0.1 * (loss - 4) + own
+                rows.append({"run": f"{variant}{run}", "variant": variant, "loss": loss, "value": value})
+    frame = pd.DataFrame(rows).assign(task="t", metric="m", schedule="stable")
+    on, off = studies[0].variants(frame)
+    assert on["p"] > 0.05 > 1e-4 > off["p"] and off["distance"] == pytest.approx(0.05, abs=0.01)
+
+
+def test_parameters_that_stop_changing_are_told(studies):
+    """a0 grows by a tenth an octave throughout, a1 up to the middle of the octaves only."""
+    tokens = 2.0 ** np.linspace(16, 21, 20)
+    octave = np.log2(tokens)
+    laws = pd.DataFrame({"tokens": tokens, "a0": np.exp(0.1 * octave), "a1": np.exp(0.2 * np.minimum(octave, 18.5))})
+    (row,) = studies[0].converged(laws.assign(run="r", split="iid", status="ok"))
+    assert row["a0 first"] == row["a0 second"] == 0.1 and row["a1 first"] == 0.2 and row["a1 second"] == 0
+    assert studies[0].converged(laws[:7].assign(run="r", split="iid", status="ok")) == []
+
+
+def test_names_of_the_ladder_say_what_its_runs_are(studies):
+    _, story = studies
+    rows = read(ROOT / "configs" / "ladders" / "story.yaml").rows
+    named = {row.run: story.about(Path(row.run)) for row in rows}
+    assert {about["size"] for about in named.values()} == set(SIZES)
+    assert {about["variant"] for about in named.values()} == {"", "muon", "two-layers", "grouped", "half-rotary"}
+    assert named["0.05m-1.024m-decay-s2"] == {"size": "0.05m", "variant": "", "seed": 2, "schedule": "decay"}

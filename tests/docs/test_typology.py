@@ -1,0 +1,46 @@
+"""The page of kinds of task: counts by a plain loop over the results, and verdicts that turn with the numbers."""
+
+import copy
+
+from docs.site_pages import typology
+from docs.site_pages.measurements import load_result
+from support import ROOT
+
+
+def test_every_public_task_is_counted_once():
+    tasks = load_result("typology.json")["tasks"]
+    rows = [line.split(" | ") for line in typology.public().splitlines()[2:]]
+    counts = [int(cell.rstrip(" |").split(":")[0]) for row in rows for cell in row[2:]]
+    assert sum(counts) == len(tasks) == len({(row["source"], row["task"]) for row in tasks})
+    emergent = {row["task"] for row in tasks if row["verdict"] == "emergent" and row["source"] == "gadre"}
+    (line,) = [row for row in rows if row[0].startswith("| emergent")]
+    assert line[2] == f"{len(emergent)}: {', '.join(sorted(emergent))}"
+
+
+def test_explanations_turn_with_the_numbers(monkeypatch):
+    plain = typology.load_result
+
+    def changed(name: str) -> dict:
+        result = copy.deepcopy(plain(name))
+        if name == "critical_instances.json":
+            for run in result["runs"]:
+                run["memorised"]["extracted"] = 5
+                if "composition" in run:
+                    run["composition"] |= {"explained": {"value": 0.3, "low95": 0.1, "high95": 0.5}}
+        if name == "critical_mass.json":
+            result["told_by"]["loss"] = {"area": 0.97, "sign": -1}
+            result["told_by"]["skill_tokens"]["area"] = 0.6
+        return result
+
+    makers = (typology.composition, typology.mass, typology.instances, typology.loss)
+    before = [make()[3] for make in makers]
+    monkeypatch.setattr(typology, "load_result", changed)
+    after = [make()[3] for make in makers]
+    assert all(a != b for a, b in zip(before, after)), (before, after)
+    assert after[1:] == [typology.CANNOT, typology.CANNOT, typology.HOLDS]
+
+
+def test_sources_are_results():
+    for make in (typology.metric, typology.composition, typology.mass, typology.instances, typology.loss):
+        row = make()
+        assert len(row) == 5 and (ROOT / "benchmarks" / "results" / row[4].strip("`")).is_file()
