@@ -194,6 +194,10 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens-per-step", type=count, metavar="N", help="of a log: tokens an optimizer step")
     text = "of a log: what it calls run, params, step, tokens, lr or loss, as loss=eval/loss (may be repeated)"
     parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
+    text = (
+        "of a log: what its loss is in: nats, bits or perplexity of a token (default: by the column's name, else nats)"
+    )
+    parser.add_argument("--loss-unit", choices=("nats", "bits", "perplexity"), metavar="UNIT", help=text)
 
 
 def log_options(arguments: argparse.Namespace) -> Any:
@@ -201,7 +205,7 @@ def log_options(arguments: argparse.Namespace) -> Any:
     from emergence_train.analysis.logs import options_of
 
     given = arguments.format, arguments.run, arguments.params, arguments.tokens_per_step, arguments.column or []
-    return options_of(*given)
+    return options_of(*given, arguments.loss_unit)
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

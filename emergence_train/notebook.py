@@ -33,6 +33,7 @@ def open_run(
     params: int | None = None,
     tokens_per_step: int | None = None,
     columns: Mapping[str, str] | None = None,
+    loss_unit: str | None = None,
 ) -> "OpenedRun":
     """A run directory, a table, or another framework's log, as a run to look at.
 
@@ -41,11 +42,14 @@ def open_run(
         run: which one, where there are several.
         params, tokens_per_step, columns: of a log, what it does not say: non-embedding parameters, tokens of a step, and the
             file's name for one of our columns, such as {"loss": "eval/loss"}.
+        loss_unit: of a log: "nats", "bits" or "perplexity"; None: by the name of the column.
 
     Raises:
         InputError: one line that says what cannot be read, or which runs there are.
     """
-    options = LogOptions(run=None, params=params, tokens_per_step=tokens_per_step, columns=dict(columns or {}))
+    options = LogOptions(
+        run=None, params=params, tokens_per_step=tokens_per_step, columns=dict(columns or {}), loss_unit=loss_unit
+    )
     series = load(path, options=options)
     names = sorted({each.run for each in series})
     if run is None and len(names) > 1 or run is not None and run not in names:
@@ -63,7 +67,8 @@ class OpenedRun:
 
     def __repr__(self) -> str:
         last = self.curve.iloc[-1] if len(self.curve) else self.losses.iloc[-1]
-        reached = f"step {int(last['step']):,}, {short(last['tokens'])} tokens, loss {last['loss']:.3f}"
+        tokens = f"{short(last['tokens'])} tokens" if last["tokens"] > 0 else "tokens unknown"
+        reached = f"step {int(last['step']):,}, {tokens}, loss {last['loss']:.3f}"
         return f"<run {self.name}: {reached}; splits {', '.join(self.splits) or 'none'}>"
 
     @property
@@ -160,7 +165,8 @@ class Forecast:
 
     def __repr__(self) -> str:
         final, split = self.result.final, self._analysis.series.split or CURVE
-        end = f"{final.loss:.3f} [{final.low95:.3f}, {final.high95:.3f}] at {short(final.tokens)} tokens"
+        where = f"{short(final.tokens)} tokens" if final.tokens > 0 else f"step {final.step:,}"
+        end = f"{final.loss:.3f} [{final.low95:.3f}, {final.high95:.3f}] at {where}"
         known = "" if final.actual is None else f", measured {final.actual:.3f}"
         return f"<forecast of {self.result.run}, {split}: {end}{known}>"
 

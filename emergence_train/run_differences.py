@@ -7,7 +7,7 @@ import yaml
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
 # They say nothing about the result.
-OF_NO_RUN = ("name", "out", "logging", "data.path", "data.workers", "training.threads", "training.profile")
+OF_NO_RUN = ("name", "out", "logging", "data.path", "data.workers", "training.threads", "training.profile", "samples")
 FIRST = ("model", "training.schedule", "training", "seed", "data")  # what people change comes first, then the rest
 MISSING = "-"  # of a run without the key, or without a configuration
 

@@ -176,12 +176,17 @@ ANALYSES = [
         lambda at: at.temporal(at.curve(), "--schedule", "cosine,lr=3e-4,warmup=2e5,final=0.1"),
     ),
     Row(
+        "--schedule {}: {} {}; write it as wsd,lr=3e-4,decay=2e9,final=0.1",
+        lambda at: at.temporal(at.curve(), "--schedule", "wsd,lr=1e-3"),
+        lambda at: at.temporal(at.curve(), "--schedule", "wsd,lr=1e-3,decay=1e5,final=0.1"),
+    ),
+    Row(
         "give the rate up to there with --schedule",
         lambda at: at.temporal(logged_run(at), "--to-tokens", "9e6"),
         lambda at: at.temporal(logged_run(at), "--to-tokens", "9e6", "--schedule", "constant,lr=1e-3"),
     ),
     Row(
-        "leave --format, --run, --params, --tokens-per-step and --column out, they are for logs",
+        "leave --format, --run, --params, --tokens-per-step, --column and --loss-unit out, they are for logs",
         lambda at: at.temporal(logged_run(at), "--params", 7),
         lambda at: at.temporal(logged_run(at)),
     ),

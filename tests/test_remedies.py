@@ -103,6 +103,7 @@ EXEMPT = (
         "its tasks have no metrics that are numbers": "names the file that has them",
         "({}); give another --format": "a file that cannot be opened: root reads all",
         "correct --column {}={}": OTHER_TESTS + "analysis/test_scores.py",
+        "loss unit {}: unknown; choose": OTHER_TESTS + "analysis/test_log_units.py",
         "no column was recognised as {} (it has {}); give {}": OTHER_TESTS + "analysis/test_scores.py",
         "has no scores; give results": "an empty list of tasks",
         "not said by the results; give {}": OTHER_TESTS + "analysis/test_scores.py",

@@ -35,12 +35,16 @@ def parse_schedule(text: str) -> Schedule:
         if name in given:
             given[name] = _whole(str(given[name]))
     try:
-        return Schedule.model_validate({"kind": kind, **given})
+        schedule = Schedule.model_validate({"kind": kind, **given})
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
         where = next((key for key, key_name in KEYS.items() if key_name == name), "the kind")
         raise InputError(f"--schedule {text}: {where}: {problem['msg']}; write it as {EXAMPLE}") from None
+    if (schedule.kind == "wsd") != (schedule.decay_tokens > 0):
+        trouble = "needs decay=TOKENS, the length of its decay" if schedule.kind == "wsd" else "has no decay=TOKENS"
+        raise InputError(f"--schedule {text}: {schedule.kind} {trouble}; write it as wsd,lr=3e-4,decay=2e9,final=0.1")
+    return schedule
 
 
 def _whole(text: str) -> int | str:

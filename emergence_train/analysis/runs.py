@@ -110,8 +110,8 @@ def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
     if options.given and options.format != "table":
         what = "a run directory" if path.is_dir() else "a table of positions"
         raise InputError(
-            f"{path}: is {what}, which says all of that itself; leave --format, --run, --params, --tokens-per-step and "
-            f"--column out, they are for logs"
+            f"{path}: is {what}, which says all of that itself; leave --format, --run, --params, --tokens-per-step, "
+            f"--column and --loss-unit out, they are for logs"
         )
     kinds = _kinds(path)
     matrices = read_matrices(path) if "positions" in kinds else []
@@ -244,7 +244,8 @@ def _without_start(series: Series) -> Series:
         series.matrix = observed_rows(series.matrix, keep)
     if len(series.step) and (series.tokens[-1] <= 0 or np.any(np.diff(series.tokens) <= 0)):
         series.by_tokens = False
-        series.notes.append("tokens are zero or do not grow with the steps: shares of the run are counted in steps")
+        known = "its tokens do not grow with the steps" if series.tokens[-1] > 0 else "its rows have no tokens"
+        series.notes.append(f"{known}: shares of the run are counted in steps (--tokens-per-step gives a log tokens)")
     return series
 
 
@@ -277,7 +278,7 @@ def _set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | 
     elif ahead.to_tokens is not None:
         end = float(ahead.to_tokens)
         _refuse_past(series, end, "--to-tokens")
-    series.plan = _as_rates(series, plan)
+    series.plan = plan = _as_rates(series, plan)
     if end > (series.end_tokens if series.by_tokens else series.end_step) * 1.001:
         series.end_step, series.end_tokens = math.ceil(end / per_step - 1e-6), int(end) if series.by_tokens else 0
         if plan is not None and plan.x[-1] < series.end_step * 0.999:

@@ -97,7 +97,9 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
 
 def _problem(item: Item) -> str:
     if len(item.choices) < 2:
-        return f"has {len(item.choices)} choices, not at least 2"
+        return (
+            f"has {len(item.choices)} choices, not at least 2; items with one right answer go into a file of their own"
+        )
     if any(not choice.strip() for choice in item.choices):
         return "has an empty choice"
     if len(set(item.pairs)) < len(item.choices):

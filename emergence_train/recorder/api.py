@@ -38,6 +38,7 @@ from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.position_sums import COLUMNS, PositionAccumulator
 from emergence_train.recorder.position_sums import rows as position_rows
 from emergence_train.recorder.run_log import RunLog
+from emergence_train.recorder.sessions import add_session, end_session, now
 
 BUSY = "another Recorder or run writes here; choose another path, or wait until it has closed"
 Array = Tensor | np.ndarray
@@ -214,8 +215,13 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is left. Raises RunError where the disk refuses it. Collective no more: any rank may close alone."""
+        self._close(0, "closed")
+
+    def _close(self, code: int, reason: str) -> None:
         log, self._log = self._log, None
         with self._lock:
+            if log is not None:
+                end_session(self.path, code, reason)
             if log is not None and (problem := log.close()):
                 raise RunError(problem)
 
@@ -225,7 +231,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._close(0 if error is None else exit_code(error), "closed" if error is None else describe(error))
 
     def __repr__(self) -> str:
         return f"Recorder({str(self.path)!r}, run={self.header['run']!r}, tokens={self.tokens:,})"
@@ -254,6 +260,7 @@ class Recorder:
                 (self.path / folder).mkdir(exist_ok=True)
         header = {name: value for name, value in self.header.items() if value is not None}
         self._log = RunLog(self.path, header, step or 0, [])
+        add_session(self.path, {"started": now()})
         tokens = self._log.take_read_back().train("tokens")
         self.tokens = int(tokens[-1]) if len(tokens) else 0
 

@@ -1,6 +1,7 @@
 """What the page comes to: a sentence or two a run, and what differs between the runs."""
 
 import html
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,10 @@ from emergence_train.run_differences import differences, read_config
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
 MOST_KEYS = 12  # columns of the table of what differs
+FEW_KEYS = 4  # settings named in a sentence
+OTHER_DATA = (
+    " Their prepared data are not the same, so the held-out text may not be either: the losses may not compare."
+)
 
 
 def sections(data: ReportData) -> list[tuple[str, str, str]]:
@@ -57,10 +62,31 @@ def _best(runs: Sequence[Run]) -> str:
         return ""
     if len({run.header.get("vocabulary") for run in runs}) > 1:
         return "<p>The runs have different tokenizers: their losses do not compare.</p>"
-    (loss, best), (second, _) = sorted(last, key=lambda pair: pair[0])[:2]
+    (loss, best), (second, following) = sorted(last, key=lambda pair: pair[0])[:2]
+    other = "" if len({_prepared(run) for _, run in last} - {None}) < 2 else OTHER_DATA
     return (
-        f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next.</p>"
+        f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next, "
+        f"{html.escape(following.name)}{_apart_by(best, following)}.{other}</p>"
     )
+
+
+def _apart_by(best: Run, following: Run) -> str:
+    """What two runs differ in, so that a difference of seeds is not taken for one of settings."""
+    keys = list(differences([best.directory, following.directory])[0])
+    if not keys:
+        return ""
+    if all(key.rpartition(".")[2] == "seed" for key in keys):
+        return "; the two differ in the seed alone, so no setting makes that difference"
+    named = ", ".join(keys[:FEW_KEYS]) + (f" and {len(keys) - FEW_KEYS} more" if len(keys) > FEW_KEYS else "")
+    return f"; the two differ in {html.escape(named)}"
+
+
+def _prepared(run: Run) -> str | None:
+    """The digest of the data that a run was trained on; None where it is not known."""
+    try:
+        return str(json.loads((run.directory / "data.json").read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _sentence(run: Run, able: str | None) -> str:
@@ -71,7 +97,8 @@ def _sentence(run: Run, able: str | None) -> str:
     loss = f"{rows['loss'].iloc[-1]:.3f} nats per token on iid" if len(rows) else "no loss on iid"
     if not len(run.means) and len(run.curve):  # a log
         loss = f"a training loss of {run.curve['loss'].iloc[-1]:.3f} nats per token"
-    where = f"after {short(run.tokens)} tokens" + ("" if done else f" of {short(planned)}")
+    where = f"after {short(run.tokens)} tokens" if run.tokens else f"at step {_last_step(run)}"
+    where += "" if done else f" of {short(planned)}"
     size = f" ({short(run.params)} parameters)" if run.params else ""
     parts = [f"<b>{html.escape(run.name)}</b>{size}: {loss} {where}."]
     if done and run.forecast is not None:
@@ -83,6 +110,10 @@ def _sentence(run: Run, able: str | None) -> str:
     if able:
         parts.append(able)
     return " ".join(parts)
+
+
+def _last_step(run: Run) -> int:
+    return int((run.means if len(run.means) else run.curve)["step"].max())
 
 
 def _outcome(result: RunResult) -> str:

@@ -23,14 +23,32 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     ]
     share = f"{FRACTION:.0%}"
     text = (
-        f"<p>Fitted to the first {share} of each run's tokens and to nothing after them; the planned learning rate is "
-        "known, the later losses are not. The bands are its 50, 80 and 95% intervals. Points are what was measured: "
-        "grey where the fit saw it, orange where it was held out.</p>"
+        f"<p>Fitted to the first {share} of each run's tokens and to nothing after them; {_rates(analyses)} "
+        "The bands are its 50, 80 and 95% intervals. Points are what was measured: grey where the fit saw it, orange "
+        "where it was held out.</p>"
     )
     if not notes and not analyses:
         return []
-    body = text + "".join(notes) + grid(fans) + _table(analyses)
+    body = text + "".join(notes) + grid(fans) + _notes(analyses) + _table(analyses)
     return [("outlook", "Forecast and outcome", body), *_laws(analyses, share)]
+
+
+def _rates(analyses: list[tuple[Run, RunAnalysis]]) -> str:
+    """What was known of the learning rate."""
+    known = {analysis.series.plan is not None for _, analysis in analyses}
+    if known == {False}:
+        return "neither the learning rate nor the later losses are known."
+    where = " where the run or log says it" if False in known else ""
+    return f"the planned learning rate is known{where}, the later losses are not."
+
+
+def _notes(analyses: list[tuple[Run, RunAnalysis]]) -> str:
+    """How a log was read, and what the forecasts could not identify: the notes of `analyze temporal`."""
+    notes = dict.fromkeys(f"{run.name}: {note}" for run, analysis in analyses for note in analysis.result.notes)
+    listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return (
+        f"<details><summary>Notes on the data and the forecasts</summary><ul>{listed}</ul></details>" if notes else ""
+    )
 
 
 def _by_split(run: Run) -> list[RunAnalysis]:

@@ -19,7 +19,7 @@ from emergence_train.watch.progress import Progress, progress, run_directories
 from emergence_train.watch.screen import line, screen
 
 SECONDS, LINE_SECONDS = 2.0, 30.0  # between screens; between lines of a log
-ENDED = ("finished", "stopped")
+ENDED = ("finished", "stopped", "imported")
 
 
 def console() -> Console:

@@ -21,7 +21,7 @@ RECENT = 64  # steps that loss and speed are means of
 QUIET_SECONDS = 120.0  # without a row, at least: then a run is stale
 QUIET_STEPS, QUIET_CHECKPOINTS = 20, 3  # and without a row for so many times a step, and a checkpoint's measurements
 TABLE = re.compile(r"step-\d{10}\.parquet")
-STATES = ("running", "finished", "stopped", "stale")
+STATES = ("running", "finished", "stopped", "stale", "imported")
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
     step_tokens = header.get("batch", 0) * header.get("sequence", 0)
     total_tokens = header.get("total_tokens")
     total_steps = total_tokens // step_tokens if total_tokens and step_tokens else None
+    if header.get("imported"):  # checkpoints of existing models, and no steps
+        last = end.checkpoint.get("validation", {})
     step, speed = last.get("step", 0), _median(end.train, "tokens_per_second")
     sessions, age = read_sessions(run), max(0.0, time.time() - end.modified)
     state, reason = _state(end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
@@ -155,7 +157,11 @@ def _state(
     """(one of STATES, the reason). The process itself is asked for where it is one of this machine, else the log's age."""
     if total is not None and step >= total and end.tables and end.tables[-1] >= total:
         return "finished", ""
+    if end.header.get("imported"):
+        return "imported", ""
     session = sessions[-1] if sessions else {}
+    if session.get("exit_code") == 0 and total is None and not _before_end(end):  # of a Recorder, which was closed
+        return "finished", ""
     if "ended" in session:
         return "stopped", str(session.get("reason", ""))
     lives = alive(session)
@@ -166,6 +172,12 @@ def _state(
         return "running", ""
     where = "its process is there" if lives else f"on {session.get('host', 'a machine that is not known')}"
     return "stale", f"no row for {duration(age)}, {where}"
+
+
+def _before_end(end: LogEnd) -> bool:
+    """Whether an end in tokens is planned that the rows do not reach."""
+    reached = max((row.get("tokens", 0) for row in [*end.train[-1:], *end.checkpoint.values()]), default=0)
+    return reached < (end.header.get("total_tokens") or 0) * 0.999
 
 
 def _checkpoint_seconds(end: LogEnd) -> float:

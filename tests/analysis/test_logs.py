@@ -207,9 +207,9 @@ def test_a_log_with_its_newest_row_first_loses_none(tmp_path):
 
 
 def test_all_that_is_missing_is_in_one_message(tmp_path):
-    path = text(tmp_path / "x.csv", ["epoch,perplexity", "1,20"])
+    path = text(tmp_path / "x.csv", ["epoch,accuracy", "1,20"])
     with pytest.raises(
-        InputError, match=r"step or loss \(it has epoch, perplexity\); give --column step=NAME --column loss"
+        InputError, match=r"step or loss \(it has epoch, accuracy\); give --column step=NAME --column loss"
     ):
         logs.read(path, LogOptions())
 
@@ -230,7 +230,7 @@ def test_json_lines_that_pandas_wrote_have_null_for_absent(tmp_path):
         ("x.csv", "step,loss\n", "has no rows"),
         ("x.csv", "step,loss\n1,\n", "no column was recognised as loss"),
         ("x.csv", '"Relative Time (Process)","a - loss"\n1,2\n', "export the chart with Step or tokens as x axis"),
-        ("trainer_state.json", '{"log_history": [{"eval_loss": 1, "step": 1}]}', "set logging_steps"),
+        ("trainer_state.json", '{"log_history": [{"eval_accuracy": 1, "step": 1}]}', "set logging_steps"),
     ],
     ids=["unknown", "array", "broken", "empty", "no loss", "time", "no training loss"],
 )

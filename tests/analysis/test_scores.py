@@ -1,6 +1,7 @@
 """Task results of other programs: what a file says is what is analysed, and all that it leaves out is named at once."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,8 @@ def test_results_of_lm_eval_are_evaluations(tmp_path):
     frame, notes = read([tmp_path / "results"], tokens_per_step=2_097_152, loss="wikitext/bits_per_byte")
     row = frame.loc["pythia-70m", 4000, "arc_easy", "acc"]
     assert (row["value"], row["stderr"], row["items"], row["chance"]) == (0.4, 0.01, 2000, 0.25)
-    assert (row["loss"], row["tokens"], row["params"]) == (1.6, 4000 * 2_097_152, 70426624)
+    assert (row["loss"], row["tokens"], row["params"]) == (1.6 * math.log(2), 4000 * 2_097_152, 70426624)
+    assert any("the loss is in nats a byte" in note for note in notes)
     assert set(frame.index.get_level_values("task")) == {"arc_easy", "gsm8k"} and len(frame) == 4 * 3
     assert frame.loc["pythia-70m", 1000, "gsm8k", "exact_match_strict-match"]["stderr"] == 0.02
     assert any("lm-eval, 3 tasks of pythia-70m, step 8000" in note for note in notes)

@@ -41,6 +41,11 @@ def test_wsd(shape, middle):
     assert lr == pytest.approx([0.5, 1.0, 1.0, middle, 0.0], abs=1e-12)
 
 
+def test_linear():
+    lr = rates(kind="linear", warmup_tokens=100, final_ratio=0.1, at=[50, 100, 325, 550, 1000])
+    assert lr == pytest.approx([0.5, 1.0, 0.775, 0.55, 0.1])
+
+
 def test_constant():
     assert rates(kind="constant", warmup_tokens=100, at=[1, 100, 1000]) == [0.01, 1.0, 1.0]
 

@@ -48,9 +48,10 @@ def test_finished_runs_say_where_they_ended_and_what_they_can_do(tmp_path):
         )
         assert f"{abs(final.actual - final.loss):.3f} {side} that, {place} the 95% interval" in text
     best = ("a <i>", "b")[int(np.argmin(losses))]
-    assert f"The lowest loss on iid has {best} , {abs(losses[0] - losses[1]):.3f} nats below the next." in re.sub(
+    assert f"The lowest loss on iid has {best} , {abs(losses[0] - losses[1]):.3f} nats below the next, " in re.sub(
         r"\s+", " ", text
     )
+    assert "; the two differ in lr." in text
     assert "steady (" in text and "Above chance" in text
     assert "What differs" in text and "lr" in text and "0.002" in text and "seed" not in text
     assert "<i>" not in sections(data)[0][2]
@@ -62,6 +63,20 @@ def test_finished_runs_say_where_they_ended_and_what_they_can_do(tmp_path):
             eta = task.eta and f" from {task.eta.value:.2f} nats [{task.eta.low95:.2f}, {task.eta.high95:.2f}]"
             (listed,) = [part for part in verdicts.split("; ") if part.strip().startswith(f"{task.verdict} :")]
             assert f"{task.task}{eta or ''}" in listed
+
+
+def test_a_difference_of_seeds_is_not_one_of_settings(tmp_path):
+    """Nor are samples of text a setting; and of other data, the held-out text may be another."""
+    runs = [write_run(tmp_path, name, 1000, seed=n) for n, name in enumerate("ab")]
+    for seed, run in enumerate(runs):
+        tree = {"seed": seed, "samples": {"prompts": ["x"] * seed}, "model": {"width": 8}}
+        (run / "config.yaml").write_text(yaml.safe_dump(tree))
+        (run / "data.json").write_text('{"data": "1"}')
+    text = text_of(collect(runs))
+    assert "; the two differ in the seed alone, so no setting makes that difference." in text
+    assert "may not compare" not in text and "prompts" not in text
+    (runs[0] / "data.json").write_text('{"data": "2"}')
+    assert "Their prepared data are not the same" in text_of(collect(runs))
 
 
 def test_an_unfinished_run_says_what_it_forecast_last(tmp_path):

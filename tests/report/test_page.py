@@ -1,6 +1,8 @@
 """The page: self-contained, its numbers those of the tables, and, where there is a browser, without a script error."""
 
+import html
 import json
+import math
 import re
 
 import numpy as np
@@ -289,6 +291,17 @@ def test_tables_of_anyone_get_a_page(page, tmp_path):
         report([curves], tmp_path / "none")
     again = report([curves], tmp_path / "again", LogOptions(tokens_per_step=1000)).read_text()
     assert "after 80k tokens" in again
+
+
+def test_a_page_of_a_log_says_how_it_was_read(tmp_path):
+    """And that a log without a learning rate has none that is known."""
+    log = tmp_path / "log.csv"
+    rows = [f"{step},{math.exp(2 + 3 * step**-0.3)}" for step in range(10, 610, 10)]
+    log.write_text("\n".join(["step,train_ppl", *rows]))
+    text = html.unescape(report([log], tmp_path / "page", LogOptions(tokens_per_step=1000)).read_text())
+    assert "read: step from 'step', loss from 'train_ppl', tokens 1,000 a step" in text
+    assert "'train_ppl' is taken as perplexity" in text and f"{2 + 3 * 600**-0.3:.3f} nats per token" in text
+    assert "neither the learning rate nor the later losses are known" in text
 
 
 def test_the_page_says_how_its_runs_came_about(tmp_path):

@@ -53,6 +53,11 @@ def test_runs_alike_differ_in_nothing(tmp_path):
     assert differences(runs_of(tmp_path, [{}, {"data.path": "elsewhere"}])) == [{}, {}]
 
 
+def test_an_imported_model_does_not_hide_what_was_changed(tmp_path):
+    runs = runs_of(tmp_path, [{"seed": 1}, {"seed": 2}, {"imported.kind": "llama", "model.width": 9, "data.x": 1}])
+    assert [different for _, different in list_runs(runs)] == [{"seed": 1}, {"seed": 2}, {}]
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_and_has_every_run(tmp_path, width):
     runs_of(tmp_path, [{"seed": seed, "training.schedule.lr": seed / 100} for seed in range(1, 6)])

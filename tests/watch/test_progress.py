@@ -1,5 +1,6 @@
 """Where a run is, from its files: numbers against those written, states against processes that live or do not."""
 
+import contextlib
 import json
 import os
 import socket
@@ -7,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 import watch.run_files as run_files
 from emergence_train.errors import InputError
-from emergence_train.recorder import sessions
+from emergence_train.recorder import Recorder, sessions
 from emergence_train.watch.progress import duration, progress, run_directories
 
 
@@ -69,6 +71,32 @@ def test_the_state_of_a_run_here_is_that_of_its_process(half):
 def test_a_finished_run_has_no_forecast(tmp_path):
     run = progress(run_files.write(tmp_path / "done", 100, every=50))
     assert run.state == "finished" and run.forecast is None and run.eta_seconds is None
+
+
+def test_an_imported_run_is_not_lost(tmp_path):
+    """It has checkpoints and no steps, and its process ended long ago."""
+    run = run_files.write(tmp_path / "llama", 40, every=20)
+    header, *rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    kept = [header | {"total_tokens": None, "imported": True}, *(row for row in rows if row["kind"] == "validation")]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    run_files.session(run, host=socket.gethostname(), pid=1 << 30, process_began=1)
+    state = progress(run)
+    assert (state.state, state.reason, state.step, state.tokens) == ("imported", "", 40, 40 * run_files.TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("total", "error", "state"), [(None, False, "finished"), (900, False, "stopped"), (None, True, "stopped")]
+)
+def test_a_recorder_begins_and_ends_its_run(tmp_path, total, error, state):
+    raising = pytest.raises(ZeroDivisionError) if error else contextlib.nullcontext()
+    with raising, Recorder(tmp_path, params=1, sequence=2, total_tokens=total) as recorder:
+        recorder.add(np.ones((1, 2)), split="iid")
+        recorder.log(5, 500, 1.0, 0.1)
+        recorder.checkpoint(5, 500, 0.1)
+        assert progress(tmp_path).state == "running"
+        _ = 1 / (0 if error else 1)
+    ended = progress(tmp_path)
+    assert ended.state == state and ("ZeroDivisionError" in ended.reason or not error)
 
 
 def test_who_began_a_start_alone_may_end_it(tmp_path):

@@ -21,13 +21,18 @@ HEAD = 100_000  # bytes of a file that a format is recognised by
 
 
 def options_of(
-    format: str, run: str | None, params: int | None, tokens_per_step: int | None, columns: list[str]
+    format: str,
+    run: str | None,
+    params: int | None,
+    tokens_per_step: int | None,
+    columns: list[str],
+    loss_unit: str | None = None,
 ) -> LogOptions:
     """LogOptions from the command line's words; `columns` as OURS=NAME. Raises InputError."""
     if format not in ("auto", "table", *FORMATS):
         raise InputError(f"--format {format}: unknown; choose auto, table, {', '.join(FORMATS)}")
     named = columns_of(columns, QUANTITIES, "loss=eval/loss")
-    return LogOptions(format, run, params, tokens_per_step, named)
+    return LogOptions(format, run, params, tokens_per_step, named, loss_unit)
 
 
 def columns_of(columns: list[str], known: Sequence[str], example: str) -> dict[str, str]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.errors import InputError
 
 # The names by which frameworks log each quantity, the likeliest first, as `_plain` writes them. A counter that the logger
 # itself made (W&B's _step counts its own calls) comes after the trainer's.
 NAMES = {
-    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step iteration iter "
-    "train_iter num_updates update _step",
+    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
+    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon",
@@ -23,6 +24,16 @@ NAMES = {
     "params": "params non_embedding_params",
     "run": "run",
 }
+# Where a log has no training loss: validation losses, then what units.py converts
+VALIDATION = (
+    "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
+    "val_iid_loss"
+)
+OTHER_UNITS = [
+    f"{split}{name}"
+    for split in ("", "train_", "val_", "eval_")
+    for name in ("loss_bits", "ppl", "perplexity", "bpb", "bits_per_byte")
+]
 QUANTITIES = tuple(NAMES)
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
 RISES = 4  # a log whose step rises so many times as often as it falls is in the order of time
@@ -85,9 +96,13 @@ def _find(log: Log, options: LogOptions) -> dict[str, str]:
                     f"--column {quantity}={column}"
                 )
             columns[quantity] = column
-        elif column := next((plain[name] for name in names.split() if name in plain), None):
+        elif column := next((plain[name] for name in _known(quantity, names) if name in plain), None):
             columns[quantity] = column
     return columns
+
+
+def _known(quantity: str, names: str) -> list[str]:
+    return names.split() + ([*VALIDATION.split(), *OTHER_UNITS] if quantity == "loss" else [])
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -98,7 +113,7 @@ def _listed(names: Iterable[object]) -> str:
 def _curve(log: Log, options: LogOptions) -> Curve:
     columns = _find(log, options)
     per_step = options.tokens_per_step or log.tokens_per_step
-    steps_from_tokens = "step" not in columns and "tokens" in columns and per_step
+    steps_from_tokens = "step" not in columns and "tokens" in columns
     missing = [name for name in ("step", "loss") if name not in columns and not (name == "step" and steps_from_tokens)]
     if missing:
         flags = " ".join(f"--column {name}=NAME" for name in missing)
@@ -106,15 +121,33 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {_listed(log.rows)}); give {flags}"
         )
     values = pd.DataFrame({name: _numbers(log, columns[name]) for name in columns if name != "run"})
+    unit = options.loss_unit or units.unit_of(_plain(columns["loss"]))
+    if unit not in units.UNITS:
+        raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
+    values["loss"] = units.to_nats(values["loss"], unit)
+    notes = [_reading(columns, options, per_step), *units.notes(_plain(columns["loss"]), columns["loss"], unit)]
+    if _plain(columns["loss"]) in VALIDATION.split() and "loss" not in options.columns:
+        notes.append(f"no training loss: {columns['loss']!r} counts as the curve; --column loss=NAME takes another")
     if steps_from_tokens:
-        values["step"] = np.round(values["tokens"] / per_step)
-    notes = [_reading(columns, options, per_step)]
+        values["step"] = _steps_of(values["tokens"], per_step)
+        notes += (
+            []
+            if per_step
+            else ["no steps: its rows are counted as steps, by their tokens; --tokens-per-step gives them"]
+        )
     rows = _with_loss(log, values, columns, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
     frame["lr"] = _along(values, "lr", rows["step"].to_numpy(float)) if "lr" in values else np.nan
     frame["loss"] = rows["loss"].to_numpy(float)
     return Curve(log, options.run or log.name, _params(values, options), frame.reset_index(drop=True), notes)
+
+
+def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:
+    """Steps of a log without: by the tokens of one, else the rank of a row's tokens, counted from 1."""
+    if per_step:
+        return pd.Series(np.round(tokens / per_step), tokens.index)
+    return tokens.where(np.isfinite(tokens)).rank(method="dense")
 
 
 def _numbers(log: Log, column: str) -> pd.Series:

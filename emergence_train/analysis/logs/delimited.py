@@ -5,6 +5,7 @@ W&B's chart export has the x axis first ("Step", or the metric chosen as x), the
 api.run(...).scan_history()) has a column a metric, and "_step", "_runtime", "_timestamp".
 """
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -25,9 +26,9 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = pq.read_table(path).to_pandas().astype(object)
             frame = frame.where(frame.notna(), None)
         else:
-            comma = "\t" if path.suffix == ".tsv" else ","
+            comma = _separator(path)
             frame = pd.read_csv(path, sep=comma, dtype=str, keep_default_na=False, encoding="utf-8-sig").astype(object)
-            frame = frame.where(frame != "", None)
+            frame = (frame.apply(_with_points) if comma == ";" else frame).where(frame != "", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
@@ -36,6 +37,22 @@ def read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: has no rows; name a log that has some")
     frame.index = pd.RangeIndex(1, len(frame) + 1)
     return frame
+
+
+def _separator(path: Path) -> str:
+    """What parts the names of the first line: the commonest of comma, semicolon (as spreadsheets of half of Europe) and tab."""
+    if path.suffix == ".tsv":
+        return "\t"
+    with open(path, encoding="utf-8-sig") as file:
+        first = re.sub(r'"[^"]*"', "", file.readline())
+    return max(",;\t", key=first.count)
+
+
+def _with_points(cells: pd.Series) -> pd.Series:
+    """A column in which the comma is the decimal point ("3,25"), with points; others as they are ("1,000.5", "1,000,000")."""
+    if (cells.str.count(",") > 1).any() or cells.str.contains(".", regex=False).any():
+        return cells
+    return cells.str.replace(",", ".", regex=False)
 
 
 def _charted(columns: list[str]) -> dict[str, tuple[str, str]]:

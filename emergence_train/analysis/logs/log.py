@@ -16,6 +16,7 @@ class LogOptions:
     params: int | None = None  # non-embedding
     tokens_per_step: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # our column: the file's name for it
+    loss_unit: str | None = None  # one of units.UNITS; None: by the name of the loss's column
 
     @property
     def given(self) -> bool:

@@ -1,7 +1,8 @@
 """Logs that are text: what nanoGPT and llm.c print, and Megatron-LM's training log.
 
 nanoGPT   iter 100: loss 6.1234, time 251.13ms, mfu 17.25%           ("tokens per iteration will be: 491,520" above)
-llm.c     step  100/19560 | loss 6.123456 (+1.2z)| norm 0.31 (-)| lr 8.57e-05 | ...
+llm.c     step  100/19560 | loss 6.123456 (+1.2z)| norm 0.31 (-)| lr 8.57e-05 | ...    ("| total batch size | 524288 |" above)
+          s:99 trl:6.1234 lr:0.000086 norm:0.31    (its main.log; a validation is "s:250 tel:5.9")
 Megatron  iteration      100/  500000 | consumed samples:  25600 | ... | learning rate: 1.5E-05 | lm loss: 6.1E+00 | ...
           (arguments above: "seq_length ................ 2048")
 """
@@ -16,7 +17,8 @@ NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 STEP = re.compile(r"\b(?:iter|step)\s*:?\s*(\d+)(?:\s*/\s*(\d+))?\b", re.IGNORECASE)
 LOSS = re.compile(rf"(?<!val )(?<!train )\bloss:?\s+{NUMBER}", re.IGNORECASE)
 RATE = re.compile(rf"\b(?:lr|learning rate):?\s+{NUMBER}", re.IGNORECASE)
-PER_STEP = re.compile(r"tokens per iteration will be:\s*([\d,]+)")
+MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
+PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\|)\s*([\d,]+)")
 
 MEGATRON = re.compile(r"\biteration\s+(\d+)/\s*(\d+)\s*\|")
 FIELD = re.compile(rf"([A-Za-z][A-Za-z \-]*?)\s*:\s*{NUMBER}\s*(?:\||$)")
@@ -38,6 +40,12 @@ def read_nanogpt(path: Path) -> list[Log]:
     for number, line in enumerate(_lines(path), 1):
         if match := PER_STEP.search(line):
             per_step = _whole(match[1])
+        if match := MAIN_LOG.search(line):
+            rows.append({"step": match[1], "loss" if match[2] == "trl" else "val_loss": match[3]})
+            if match[4]:
+                rows[-1]["lr"] = match[4]
+            places.append(number)
+            continue
         step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
         if step and loss and step.start() < loss.start():
             rows.append({"step": step[1], "loss": loss[1]} | ({"lr": rate[1]} if rate else {}))
@@ -68,6 +76,10 @@ def read_megatron(path: Path) -> list[Log]:
     return [Log(path.stem, path, frame_of(rows, places), end_step=end)]
 
 
+def _has_loss(line: str) -> bool:
+    return bool(STEP.search(line) and LOSS.search(line) or MAIN_LOG.search(line))
+
+
 def _is_text(path: Path) -> bool:
     return path.is_file() and path.suffix not in (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -78,6 +90,6 @@ MEGATRON_FORMAT = Format(
 NANOGPT = Format(
     "nanogpt",
     "text lines with a step and its loss: nanoGPT, llm.c",
-    lambda p, head: _is_text(p) and any(STEP.search(line) and LOSS.search(line) for line in head.splitlines()),
+    lambda p, head: _is_text(p) and any(map(_has_loss, head.splitlines())),
     read_nanogpt,
 )

@@ -25,13 +25,12 @@ def read_trainer(path: Path) -> list[Log]:
     file = _file(path)
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-        history = [row for row in state["log_history"] if "loss" in row and "step" in row]
+        steps = [row for row in state["log_history"] if "step" in row]
+        history = [row for row in steps if "loss" in row] or [row for row in steps if "eval_loss" in row]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: is no trainer_state.json of transformers ({error!r}); name one that is") from None
     if not history:
-        raise InputError(
-            f"{file}: its log_history has no training loss; set logging_steps of the Trainer and run again"
-        )
+        raise InputError(f"{file}: its log_history has no loss; set logging_steps of the Trainer and run again")
     end = state.get("max_steps") or 0
     return [Log(_name(file), file, frame_of(history), end_step=int(end) if end > 0 else None)]
 

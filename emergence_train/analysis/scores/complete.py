@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis import logs
-from emergence_train.analysis.logs import Curve, LogOptions
+from emergence_train.analysis.logs import Curve, LogOptions, units
 from emergence_train.analysis.scores.options import ScoreOptions, Scores
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
@@ -97,8 +97,9 @@ def _with_loss(frame: pd.DataFrame, options: ScoreOptions, notes: list[str]) -> 
             raise InputError(
                 f"--loss {text}: no such file, and the results have no such metric; give a log, or TASK/METRIC"
             )
-        losses = own.groupby(["run", "step"])["value"].last()
-        notes.append(f"loss from {text}")
+        unit = units.unit_of(metric)
+        losses = units.to_nats(own.groupby(["run", "step"])["value"].last(), unit)
+        notes += [f"loss from {text}", *units.notes(metric, metric, unit, remedy="")]
         keys = pd.MultiIndex.from_frame(frame[["run", "step"]])
         return frame.drop(own.index).assign(
             loss=pd.Series(losses.reindex(keys).to_numpy(), frame.index).drop(own.index)

@@ -1,0 +1,132 @@
+"""Logs as people have them that say their loss, steps or numbers otherwise: the curve is the one that was written down."""
+
+import math
+
+import numpy as np
+import pytest
+
+from emergence_train.analysis import logs
+from emergence_train.analysis.logs import LogOptions, format_of
+from emergence_train.errors import InputError
+
+STEPS = np.arange(10, 210, 10)
+LOSSES = 2 + 3 * STEPS**-0.3
+
+
+def csv(folder, names, *columns):
+    """A CSV of columns, numbers to ten places."""
+    rows = [",".join(f"{value:.10g}" for value in row) for row in zip(*columns, strict=True)]
+    (folder / "log.csv").write_text("\n".join([names, *rows]) + "\n")
+    return folder / "log.csv"
+
+
+def read(path, **options):
+    (curve,) = logs.read(path, LogOptions(**options))
+    return curve.frame, " ".join(curve.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("loss_bits", [loss / math.log(2) for loss in LOSSES]),
+        ("train/perplexity", [math.exp(loss) for loss in LOSSES]),
+        ("val_ppl", [math.exp(loss) for loss in LOSSES]),
+    ],
+)
+def test_bits_and_perplexity_become_nats(name, values, tmp_path):
+    frame, notes = read(csv(tmp_path, f"step,{name}", STEPS, values))
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    assert "is taken as" in notes and "--loss-unit nats" in notes
+
+
+def test_a_unit_that_is_named_counts(tmp_path):
+    path = csv(tmp_path, "step,loss", STEPS, LOSSES / math.log(2))
+    np.testing.assert_allclose(read(path, loss_unit="bits")[0]["loss"], LOSSES, rtol=1e-8)
+    path = csv(tmp_path, "step,log_ppl", STEPS, LOSSES)
+    np.testing.assert_allclose(read(path, columns={"loss": "log_ppl"})[0]["loss"], LOSSES, rtol=1e-8)
+    with pytest.raises(InputError, match="loss unit 'bytes': unknown; choose nats, bits or perplexity"):
+        read(path, columns={"loss": "log_ppl"}, loss_unit="bytes")
+
+
+def test_bits_per_byte_are_said_to_be_of_bytes(tmp_path):
+    frame, notes = read(csv(tmp_path, "step,val_bpb", STEPS, LOSSES / 4.3 / math.log(2)))
+    np.testing.assert_allclose(frame["loss"], LOSSES / 4.3, rtol=1e-8)
+    assert "in nats a byte" in notes
+
+
+def test_a_perplexity_of_nothing_is_left_out(tmp_path):
+    values = [math.exp(loss) for loss in LOSSES]
+    frame, notes = read(csv(tmp_path, "step,ppl", STEPS, [0, *values[1:]]))
+    assert frame["step"].tolist() == STEPS[1:].tolist()
+    assert "1 of 20 rows have no finite step and loss" in notes
+
+
+def test_validation_losses_count_where_there_are_no_others(tmp_path):
+    frame, notes = read(csv(tmp_path, "step,lr,val/loss", STEPS, STEPS, LOSSES))
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    assert "no training loss: 'val/loss' counts as the curve" in notes
+    frame, notes = read(csv(tmp_path, "step,val_loss,loss", STEPS, LOSSES + 1, LOSSES))
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-8)
+    assert "no training loss" not in notes
+
+
+def test_trainer_with_evaluations_alone_is_read(tmp_path):
+    rows = ", ".join(f'{{"step": {step}, "eval_loss": {loss}}}' for step, loss in zip(STEPS, LOSSES))
+    (tmp_path / "trainer_state.json").write_text(f'{{"log_history": [{rows}], "max_steps": 400}}')
+    np.testing.assert_allclose(read(tmp_path / "trainer_state.json")[0]["loss"], LOSSES)
+
+
+def test_a_chart_by_tokens_needs_no_steps(tmp_path):
+    """As W&B exports a chart whose x axis is tokens: rows are counted, and one that comes again is one step."""
+    tokens = np.r_[STEPS, STEPS[-1]] * 2048
+    path = csv(tmp_path, "tokens,a - train/loss,a - train/loss__MIN", tokens, [*LOSSES, 1.5], [0] * 21)
+    assert format_of(path) == "wandb"
+    frame, notes = read(path)
+    assert frame["step"].tolist() == list(range(1, 21))
+    assert frame["tokens"].tolist() == (STEPS * 2048).tolist()
+    assert frame["loss"].iloc[-1] == 1.5 and "no steps: its rows are counted as steps" in notes
+    assert read(path, tokens_per_step=2048)[0]["step"].tolist() == STEPS.tolist()
+
+
+def test_semicolons_and_decimal_commas_are_read(tmp_path):
+    """As a spreadsheet writes it in half of Europe."""
+    rows = [f"{step},0;{loss:.8f}".replace(".", ",") for step, loss in zip(STEPS, LOSSES)]
+    (tmp_path / "x.csv").write_text("\n".join(["Step;Train loss", *rows]))
+    frame, _ = read(tmp_path / "x.csv")
+    assert frame["step"].tolist() == STEPS.tolist()
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-7)
+
+
+def test_semicolons_with_thousands_separators_are_read(tmp_path):
+    rows = [f"{step * 100:,}.0;{loss:.8f};{step * 1_000_000:,}" for step, loss in zip(STEPS, LOSSES)]
+    (tmp_path / "x.csv").write_text("\n".join(["Training Step;Cross entropy, train;Tokens seen", *rows]))
+    frame, _ = read(tmp_path / "x.csv", columns={"loss": "Cross entropy, train"})
+    assert frame["step"].tolist() == (STEPS * 100).tolist()
+    assert frame["tokens"].tolist() == (STEPS * 1_000_000).tolist()
+    np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-7)
+
+
+def test_a_tab_in_a_csv_is_a_separator(tmp_path):
+    (tmp_path / "x.csv").write_text("step\tloss\n" + "".join(f"{s}\t{x}\n" for s, x in zip(STEPS, LOSSES)))
+    np.testing.assert_allclose(read(tmp_path / "x.csv")[0]["loss"], LOSSES)
+
+
+def test_llm_c_main_log_is_read(tmp_path):
+    """The file main.log of llm.c's logger; a validation line has no training loss."""
+    lines = [f"s:{step} trl:{loss:.4f} lr:0.000600 norm:0.91" for step, loss in zip(STEPS, LOSSES)]
+    (tmp_path / "main.log").write_text("\n".join(["s:0 tel:10.9", *lines, "s:250 tel:1.0", "s:250 eval:0.3"]))
+    assert format_of(tmp_path / "main.log") == "nanogpt"
+    frame, _ = read(tmp_path / "main.log")
+    assert frame["step"].tolist() == STEPS.tolist()
+    np.testing.assert_allclose(frame["loss"], LOSSES, atol=5e-5)
+    np.testing.assert_allclose(frame["lr"], 6e-4)
+
+
+def test_llm_c_prints_its_tokens_a_step(tmp_path):
+    head = f"| {'sequence length T':21} | {1024:<50} |\n| {'total batch size':21} | {524288:<50} |\n"
+    lines = [
+        f"step {s:4d}/19560 | loss {x:.6f} (+nanz)| norm 1.0 (+nanz)| lr 6.00e-04 | 3.1 ms"
+        for s, x in zip(STEPS, LOSSES)
+    ]
+    (tmp_path / "x.log").write_text(head + "\n".join(lines))
+    assert read(tmp_path / "x.log")[0]["tokens"].tolist() == (STEPS * 524288).tolist()
