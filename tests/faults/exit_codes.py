@@ -37,14 +37,21 @@ def replaced(place: str, make: Callable) -> Patch:
     """A patch that puts `make(what was there)` at module:name or module:class.name."""
 
     def patch() -> None:
-        module, _, path = place.partition(":")
-        owner = importlib.import_module(f"emergence_train.{module}")
-        *classes, name = path.split(".")
-        for part in classes:
-            owner = getattr(owner, part)
+        owner, name = target(place)
         setattr(owner, name, make(getattr(owner, name)))
 
+    patch.place = place
     return patch
+
+
+def target(place: str) -> tuple[object, str]:
+    """The owner and the name of what a patch replaces."""
+    module, _, path = place.partition(":")
+    owner = importlib.import_module(f"emergence_train.{module}")
+    *classes, name = path.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    return owner, name
 
 
 def raising(place: str, error: BaseException) -> Patch:
@@ -109,7 +116,7 @@ CASES: dict[str, Patch] = {
     "tasks": raising("training.run:Evaluator", WRONG),
     "engine": raising("training.engine:deepspeed_config", MemoryError("no memory")),
     "session": raising("training.session:Stepper", RuntimeError("a bug")),
-    "rewinds": raising("training.session:SkippedBatches", WRONG),
+    "rewinds": raising("training.branch:skipped_batches", WRONG),
     "listing": raising("checkpoint.saver:complete", BROKEN),
     "environment": raising("training.recording:write_environment", LOST),
     "log": raising("training.recording:RunLog", PermissionError(13, "Permission denied", "metrics.jsonl")),
