@@ -75,6 +75,8 @@ def decays(losses: pd.DataFrame) -> list[dict]:
         stable = of[of["schedule"] == "stable"]
         for _, branch in of[of["schedule"] == "decay"].groupby("run"):
             end = branch.sort_values("tokens").iloc[-1]
+            if stable.empty or end["tokens"] > stable["tokens"].max():
+                continue  # a decay may be finished before its stable run is
             gain = at_tokens(stable, end["tokens"]) - end["loss"]
             rows.append({"size": size, "seed": seed, "split": split, "tokens": int(end["tokens"]), "gain": gain})
     frame = pd.DataFrame(rows, columns=["size", "seed", "split", "tokens", "gain"])

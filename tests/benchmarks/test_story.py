@@ -58,6 +58,9 @@ def test_the_gain_of_a_decay_is_at_equal_tokens(studies):
     """1.4M tokens lie between two checkpoints of the stable run, whose loss is linear in log tokens."""
     (row,) = studies[0].decays(losses(gain=0.1))
     assert row["value"] == pytest.approx(0.1, abs=1e-3) and row["runs"] == row["positive"] == 10
+    unfinished = losses().query("schedule == 'decay' or size != '0.9m'")
+    (row,) = studies[0].decays(unfinished)
+    assert row["runs"] == 8
 
 
 def test_variants_off_the_curve_are_told_from_those_on_it(studies):
