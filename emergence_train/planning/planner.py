@@ -210,7 +210,8 @@ def _with_suggestion(planned: RunPlan, model: ModelConfig, sequence: int) -> Run
 
 
 def _layouts(training: Training, model: ModelConfig, sequence: int, least: int) -> list[tuple[int, int]]:
-    """(GPUs, GPUs that share a sequence), in the order in which they are tried: from `least` GPUs on."""
+    """(GPUs, GPUs that share a sequence), in the order in which they are tried: from `least` GPUs on, in whole groups of
+    hierarchical partitions."""
     own = training.sequence_parallel
     splits = {own} | {
         ranks
@@ -218,7 +219,8 @@ def _layouts(training: Training, model: ModelConfig, sequence: int, least: int) 
         if not training.compile and sequence % ranks == 0 and model.unsplit_reason(ranks) is None
     }
     layouts = {(groups * ranks, ranks) for ranks in splits for groups in divisors(training.batch)}
-    return sorted(layout for layout in layouts if layout[0] >= least)
+    hpz = training.zero.hpz_partition_size
+    return sorted(layout for layout in layouts if layout[0] >= least and layout[0] % hpz == 0)
 
 
 def _variants(training: Training, gpus: int) -> Iterator[Training]:

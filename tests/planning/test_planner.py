@@ -45,6 +45,7 @@ def test_parts_of_the_plan_add_up(capsys):
         ("--gpus", "64", "model.preset=32b", "training.zero_stage=2", "training.micro_batch=18"),
         ("--gpus", "1", "model.preset=1.5b", "training.micro_batch=64", "training.precision=fp32"),
         ("--gpus", "2", "model.preset=32b"),
+        ("--gpus", "8", "model.preset=32b", "training.zero_stage=3", "training.zero.hpz_partition_size=8"),
     ],
     ids=lambda over: "-".join(over[1:3]),
 )
