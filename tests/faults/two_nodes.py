@@ -64,10 +64,19 @@ def on_two_nodes(config: Path, name: str, stage: int, cut: bool) -> tuple[Path, 
         finally:
             for launcher in launchers:
                 launcher.terminate()  # its workers with it
-                launcher.wait(30)
+            for launcher in launchers:
+                _reap(launcher)
     if codes := [launcher.returncode for launcher in launchers if launcher.returncode]:
         raise Wrong(f"the launchers ended with {codes}: {log.read_text(errors='replace')[-3000:]}")
     return run, log.read_text(errors="replace")
+
+
+def _reap(launcher: subprocess.Popen) -> None:
+    try:
+        launcher.wait(30)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        launcher.wait()
 
 
 def _launcher(nodes: TwoNodes, node: int, config: Path, name: str, stage: int, output) -> subprocess.Popen:
