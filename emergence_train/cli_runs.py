@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emergence_train.collector import no_collection
-from emergence_train.errors import InputError, attempt, printable, tell
+from emergence_train.errors import InputError, RunError, attempt, printable, tell
 
 
 def progress_log(arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -114,7 +114,12 @@ def verb_ladder(arguments: argparse.Namespace) -> dict:
         from emergence_train.ladder.local import Runner, this_machine
 
         Runner(ladder, this_machine(arguments.jobs), log).run()
-    notes, queue = progress.read_notes(ladder), submit.queued()
+    notes = progress.read_notes(ladder)
+    try:
+        queue = submit.queued()
+    except RunError as error:  # the runs' own directories can be read all the same
+        log(str(error))
+        queue = {}
     rows = [progress.progress(ladder, row, notes.get(row.run, {}), queue) for row in ladder.rows]
     log(progress.format_table(rows))
     return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}

@@ -83,5 +83,6 @@ LADDER_EXEMPT = {  # of a message: why it has no row
     "stopped, every run has saved; run the same command": "tried where its situation is made: ladder/test_local.py",
     "give --slurm, or lower gpus": "tried where its situation is made: ladder/test_local.py",
     "slurm.script: no file {}; give one": "tried where its situation is made: ladder/test_submit.py",
+    "what is queued is unknown; run the same command again": "tried where its situation is made: ladder/test_submit.py",
     "run on a machine that submits jobs, or leave out --slurm": "a machine without Slurm: ladder/test_submit.py",
 }

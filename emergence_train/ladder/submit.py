@@ -6,6 +6,8 @@ array.
 """
 
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,7 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
     """Submit every run that is neither done nor queued. A decay waits for the job of its stable run.
 
     Raises:
-        InputError: there is no sbatch or no script; sbatch refuses the job, by its own message.
+        InputError: there is no sbatch or no script. RunError: sbatch refuses the job, by its own message; squeue does not answer.
     """
     script = ladder.path.parent / ladder.file.slurm.script
     if not script.is_file():
@@ -48,11 +50,13 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
             left.append(row)
         for rows in groups(left, ladder.file.slurm.arrays):
             parent = notes.get(rows[0].parent or "", {}).get("job")
-            jobs = _submit_rows(ladder, rows, script, parent if parent in queue else None)
+            jobs, place = _submit_rows(ladder, rows, script, parent if parent in queue else None)
             for row, job in zip(rows, jobs, strict=True):
                 notes[row.run] = {"job": job}
                 queue[job] = "PENDING"
             write_notes(ladder, notes)  # after each: what was submitted is known wherever this ends
+            if place is not None:
+                _link_logs(rows, place)
             for row, job in zip(rows, jobs, strict=True):
                 log(f"{row.run}: job {job}")
 
@@ -68,51 +72,76 @@ def groups(rows: list[Row], arrays: bool) -> list[list[Row]]:
 
 
 def queued() -> dict[str, str]:
-    """The state of each of the user's jobs by its number, NUMBER_INDEX in an array; none where there is no Slurm."""
+    """The state of each of the user's jobs by its number, NUMBER_INDEX in an array; none where there is no Slurm.
+
+    Raises:
+        RunError: Slurm does not answer, so what is queued is unknown.
+    """
     command = ["squeue", "--me", "--noheader", "--array", "--format", "%i %T"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return {}
+    if listed.returncode:
+        reason = listed.stderr.strip() or f"exit code {listed.returncode}"
+        raise RunError(f"squeue: {reason}: what is queued is unknown; run the same command again when Slurm answers")
     return dict(line.split()[:2] for line in listed.stdout.splitlines() if line.strip())
 
 
-def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> list[str]:
-    """Submit a run, or several as an array; returns each one's number in Slurm."""
+def _submit_rows(ladder: Ladder, rows: list[Row], script: Path, parent: str | None) -> tuple[list[str], Path | None]:
+    """Submit a run, or several as an array; returns each one's number in Slurm, and the array's directory."""
     logs = ladder.out / LOGS
     if len(rows) == 1:
-        options = ["--job-name", rows[0].run, "--output", str((logs / f"{rows[0].run}.log").absolute())]
-        _, *arguments = ladder.arguments(rows[0])  # the script says train itself
-        _own_log(logs / f"{rows[0].run}.log", None)
-        return [_sbatch(ladder, rows[0], options, script, arguments, parent)]
+        return [_submit_row(ladder, rows[0], script, parent)], None
     place = _next_place(logs)
-    for index, row in enumerate(rows, 1):
-        _, *arguments = ladder.arguments(row)
-        files.write_bytes(place / f"{index}.args", "".join(f"{word}\n" for word in arguments).encode())
-        _own_log(logs / f"{row.run}.log", f"{place.name}/{index}.log")
     most = f"%{ladder.file.slurm.at_once}" if ladder.file.slurm.at_once else ""
     options = ["--job-name", f"{ladder.file.name}-{rows[0].size}", "--output", str(place.absolute() / "%a.log")]
     options += ["--array", f"1-{len(rows)}{most}"]
-    job = _sbatch(ladder, rows[0], options, script, [f"@{place.absolute()}/%a.args"], parent)
-    return [f"{job}_{index}" for index in range(1, len(rows) + 1)]
+    try:
+        for index, row in enumerate(rows, 1):
+            _, *arguments = ladder.arguments(row)
+            files.write_bytes(place / f"{index}.args", "".join(f"{word}\n" for word in arguments).encode())
+        job = _sbatch(ladder, rows[0], options, script, [f"@{place.absolute()}/%a.args"], parent)
+    except (OSError, InputError, RunError):  # not where interrupted: the array may be submitted, and reads it
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return [f"{job}_{index}" for index in range(1, len(rows) + 1)], place
+
+
+def _submit_row(ladder: Ladder, row: Row, script: Path, parent: str | None) -> str:
+    """Submit a run as a job of its own, its log a file: through the link of an earlier array it would write into that."""
+    path = ladder.out / LOGS / f"{row.run}.log"
+    earlier = path.readlink() if path.is_symlink() else None
+    if earlier:
+        path.unlink()
+    options = ["--job-name", row.run, "--output", str(path.absolute())]
+    _, *arguments = ladder.arguments(row)  # the script says train itself
+    try:
+        return _sbatch(ladder, row, options, script, arguments, parent)
+    except (OSError, InputError, RunError):
+        if earlier:
+            path.symlink_to(earlier)
+        raise
 
 
 def _next_place(logs: Path) -> Path:
     """A new directory for an array: jobs of an earlier one may still wait, and read theirs when they start."""
-    number = 1 + max((int(path.name.removeprefix("array-")) for path in logs.glob("array-[0-9]*")), default=0)
+    names = (re.fullmatch(r"array-([0-9]+)", path.name) for path in logs.iterdir())  # a run may be called array-1m
+    number = 1 + max((int(name[1]) for name in names if name), default=0)
     place = logs / f"array-{number}"
     files.make_directory(place)
     return place
 
 
-def _own_log(path: Path, target: str | None) -> None:
-    """RUN.log is the log of the run's newest job: a link into an array's directory, or a file. An earlier file stays beside it"""
-    if path.is_symlink():
-        path.unlink()
-    elif target and path.exists():
-        os.replace(path, path.with_suffix(".earlier.log"))
-    if target:
-        path.symlink_to(target)
+def _link_logs(rows: list[Row], place: Path) -> None:
+    """RUN.log is the log of the run's newest job: here a link into the array's directory. An earlier file stays beside it."""
+    for index, row in enumerate(rows, 1):
+        path = place.parent / f"{row.run}.log"
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            os.replace(path, path.with_suffix(".earlier.log"))
+        path.symlink_to(f"{place.name}/{index}.log")
 
 
 def _sbatch(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.slurm_here import missing, slurm
+from emergence_train import cli
 from emergence_train.errors import InputError, RunError
 from emergence_train.ladder import local, progress, submit
 from emergence_train.ladder.file import read
@@ -30,7 +31,7 @@ def slurm_commands(tmp_path, monkeypatch):
     sbatch = (
         f'printf "%s\\0" "$@" >> {place}/calls; echo >> {place}/calls; echo "$(( 100 + $(wc -l < {place}/calls) ))"'
     )
-    for name, body in (("sbatch", sbatch), ("squeue", f"cat {place}/queue 2>/dev/null")):
+    for name, body in (("sbatch", sbatch), ("squeue", f"cat {place}/queue 2>/dev/null || true")):
         (place / name).write_text(f"#!/bin/sh\n{body}\n")
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
@@ -151,6 +152,56 @@ def test_what_sbatch_refuses_is_reported(ladder_file, slurm_commands, tmp_path):
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
     with pytest.raises(RunError, match="a: sbatch: .*invalid partition"):
         submit.submit(read(ladder_file(slurm=SCRIPT)), lambda line: None)
+
+
+def refuse(tmp_path) -> None:
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: no' >&2\nexit 1\n")
+
+
+def test_a_refused_array_leaves_the_logs_as_they_were(ladder_file, slurm_commands, tmp_path):
+    submitted, queue = slurm_commands
+    ladder = read(ladder_file(slurm=SCRIPT, seeds=[1, 2]))
+    logs = ladder.out / "ladder-logs"
+    logs.mkdir(parents=True)
+    (logs / "a-s1.log").write_text("the first job's")
+    refuse(tmp_path)
+    with pytest.raises(RunError, match="sbatch: error: no"):
+        submit.submit(ladder, lambda line: None)
+    assert (logs / "a-s1.log").read_text() == "the first job's"
+    assert not list(logs.glob("array-*")) and not (logs / "a-s2.log").is_symlink()
+
+
+def test_a_refused_job_leaves_the_link_of_its_array(ladder_file, slurm_commands, tmp_path):
+    submitted, queue = slurm_commands
+    ladder = read(ladder_file(slurm=SCRIPT, seeds=[1, 2]))
+    submit.submit(ladder, lambda line: None)
+    queue("101_2 RUNNING\n")  # the first has ended, and is alone
+    refuse(tmp_path)
+    with pytest.raises(RunError, match="sbatch: error: no"):
+        submit.submit(ladder, lambda line: None)
+    assert str((ladder.out / "ladder-logs" / "a-s1.log").readlink()) == "array-1/1.log"
+
+
+def test_a_log_that_is_called_like_an_array_is_none(ladder_file, slurm_commands):
+    ladder = read(ladder_file(slurm=SCRIPT, seeds=[1, 2]))
+    logs = ladder.out / "ladder-logs"
+    (logs / "array-7").mkdir(parents=True)
+    (logs / "array-1m-s1.log").touch()
+    submit.submit(ladder, lambda line: None)
+    assert (logs / "array-8" / "2.args").is_file()
+
+
+def test_nothing_is_submitted_where_slurm_does_not_answer(ladder_file, slurm_commands, tmp_path, capsys):
+    submitted, queue = slurm_commands
+    path = ladder_file(slurm=SCRIPT)
+    submit.submit(read(path), lambda line: None)
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n")
+    with pytest.raises(RunError, match="squeue: slurm_load_jobs error: no controller: what is queued is unknown"):
+        submit.submit(read(path), lambda line: None)
+    assert len(submitted()) == 1
+    assert cli.main(["ladder", str(path), "--status"]) == 0
+    shown = capsys.readouterr()
+    assert "no controller" in shown.out + shown.err and "1 stopped" in shown.out + shown.err
 
 
 @contextlib.contextmanager
