@@ -62,16 +62,19 @@ def verb_memorise(arguments: argparse.Namespace) -> dict:
         from emergence_train.analysis.memorisation import analyze, output
         from emergence_train.evaluation.memorisation import Probe, probe_run, read_texts
         from emergence_train.parallel import ranks as distributed
+        from emergence_train.recorder.naming import names_of
         from emergence_train.report.memorise_page import write_page
 
     probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed)
     texts = read_texts(Path(arguments.texts)) if arguments.texts else None
     log = progress_log(arguments)
     try:
-        rows = [probe_run(Path(run), probe, arguments.step, log, texts) for run in _expanded(arguments.runs)]
+        runs = list(dict.fromkeys(map(Path, _expanded(arguments.runs))))
+        rows = {run: probe_run(run, probe, arguments.step, log, texts) for run in runs}
     finally:
         distributed.stop()
-    items = pd.concat(rows)
+    names = names_of(runs)  # several may share one: their rows would be one run's
+    items = pd.concat([table.assign(run=names[run]) if run in names else table for run, table in rows.items()])
     result = analyze(items)
     if arguments.out:
         result = output.write(Path(arguments.out), result, items, _suffixes(arguments))

@@ -4,7 +4,8 @@ Trained sequences come from samples of the run up to the checkpoint; controls fr
 sees; those whose text is in the training data all the same are left out. How often a sequence was seen is its occurrences in the
 training data times the passes over its domain by then: the samples of a pass may cut a sequence, so at most so often.
 
-Texts of one's own can be asked about instead: those that a run has seen and those it has not, which are its controls.
+Texts of one's own can be asked about instead: those that a run has seen and those it has not, which are its controls. Before a
+pass is complete, those that stand in the data and may not have been drawn yet are neither, and are left out.
 """
 
 import hashlib
@@ -34,6 +35,7 @@ from emergence_train.parallel.ranks import on_every_rank, start
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 PIECE = 1 << 22  # tokens hashed at once
 ROWS = 16  # sequences in a forward pass
+UNSEEN = 0.01  # greatest chance of not having been drawn yet of a text that counts as trained
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def probe_run(
         texts: what is asked about, its first tokens; None: `sequences` drawn from the run's data.
 
     Raises:
-        InputError: the sequences do not fit, the run was not trained here, or has no such checkpoint.
+        InputError: the sequences do not fit, the run was not trained here, or has no such checkpoint; no text has surely been
+            trained on yet.
     """
     config = configs.load_run(run)
     if config.imported:
@@ -86,7 +89,7 @@ def probe_run(
         tokens, seen = np.concatenate([trained, controls]), np.concatenate([often, np.zeros(len(controls))])
     else:
         tokens = first_tokens(texts, load_file(run / identity.TOKENIZER), probe)
-        seen = _passes(dataset, tokens, samples).sum(0)
+        tokens, seen = trained_or_not(dataset, tokens, samples, f"{run}: step {step}", log)
     log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
     model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
     return pd.DataFrame(
@@ -130,6 +133,31 @@ def _passes(dataset: Dataset, tokens: np.ndarray, samples: int) -> np.ndarray:
     """(domains, n) occurrences of `tokens` [n, L] in each domain times its passes after `samples` samples."""
     epochs = np.array(dataset.sampler.epochs(samples))
     return np.stack([occurrences(stream, tokens) for stream in dataset.streams]) * epochs[:, None]
+
+
+def trained_or_not(
+    dataset: Dataset, tokens: np.ndarray, samples: int, place: str, log: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `tokens` [n, L] of which it is known whether they were trained on after `samples` samples, and times seen [m].
+
+    While a domain's first pass lasts, each occurrence in it was drawn with the share of the pass that is done, taken to be
+    independent of the others.
+
+    Raises:
+        InputError: none is left that was trained on, since `place` (a run and step) is too early.
+    """
+    times = _passes(dataset, tokens, samples)
+    epochs = np.array(dataset.sampler.epochs(samples))[:, None]
+    places = np.divide(times, epochs, out=np.zeros_like(times), where=epochs > 0)
+    unseen = np.prod(np.maximum(1 - epochs, 0.0) ** places, axis=0)
+    seen = times.sum(0)
+    known = (unseen <= UNSEEN) | (seen == 0)
+    if not known.all():
+        left_out = f"{place}: {(~known).sum()} texts of the data may not have been trained on yet"
+        if not seen[known].any():
+            raise InputError(f"{left_out}, and none surely was; give a later --step")
+        log(f"{left_out} and are left out; give a later --step to ask about them")
+    return tokens[known], seen[known]
 
 
 def read_texts(path: Path) -> list[str]:

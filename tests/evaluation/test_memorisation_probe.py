@@ -4,11 +4,13 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from emergence_train import cli
+from emergence_train.data.sampling import Sampler
 from emergence_train.errors import InputError
 from emergence_train.evaluation.memorisation import (
     Probe,
@@ -17,6 +19,7 @@ from emergence_train.evaluation.memorisation import (
     first_tokens,
     occurrences,
     read_texts,
+    trained_or_not,
 )
 from emergence_train.parallel.mesh import data_parallel
 from support import command, small_config
@@ -158,3 +161,71 @@ def test_unreadable_texts_are_one_line(tmp_path, content, says):
     (tmp_path / "texts.jsonl").write_text(content)
     with pytest.raises(InputError, match=says):
         read_texts(tmp_path / "texts.jsonl")
+
+
+OFTEN, ABSENT, HALF = 24, 9_000_000, 50  # HALF: samples of a pass of 100
+
+
+def half_a_pass(seed: int) -> tuple[SimpleNamespace, np.ndarray, np.ndarray]:
+    """-> a data set whose second domain is never drawn; texts that stand once (20), often (1), only there (5) and nowhere (2);
+    whether each was drawn in half a pass, by a walk over the samples."""
+    rng = np.random.default_rng(seed)
+    first, second = np.arange(101 * 32 + 1), 1_000_000 + np.arange(400)
+    often = 2_000_000 + np.arange(6)
+    starts = rng.choice(100, 20 + OFTEN, replace=False) * 32 + rng.integers(0, 27, 20 + OFTEN)  # a sample may cut some
+    for start in starts[20:]:
+        first[start : start + 6] = often
+    texts = [first[start : start + 6] for start in starts[:20]] + [often]
+    texts += [second[start : start + 6] for start in range(5)] + [ABSENT + np.arange(6), ABSENT + np.arange(1, 7)]
+    sampler = Sampler([len(first), len(second)], [1.0, 0.0], 32, seed)
+    streams = [Stream(first), Stream(second)]
+    places = [sampler[index] for index in range(HALF)]
+    drawn = [streams[place.domain].read(place.start, 33) for place in places]
+    windows = np.concatenate([np.lib.stride_tricks.sliding_window_view(sample, 6) for sample in drawn])
+    tokens = np.stack(texts)
+    return SimpleNamespace(streams=streams, sampler=sampler), tokens, (tokens[:, None] == windows).all(2).any(1)
+
+
+def test_texts_of_half_a_pass_are_not_taken_for_trained():
+    """Those that stand once were drawn or not: they are neither trained nor controls. What is left is so in truth."""
+    for seed in range(5):
+        dataset, tokens, drawn = half_a_pass(seed)
+        assert dataset.sampler.epochs(HALF) == [0.5, 0.0]
+        assert 0 < drawn[:20].sum() < 20, "some were and some were not"
+        lines = []
+        kept, seen = trained_or_not(dataset, tokens, HALF, "run: step 5", lines.append)
+        assert (kept == tokens[20:]).all() and seen.tolist() == [OFTEN / 2] + 7 * [0.0]
+        assert ((seen > 0) == drawn[20:]).all()
+        assert lines == [
+            "run: step 5: 20 texts of the data may not have been trained on yet and are left out; give a later --step to ask "
+            "about them"
+        ]
+
+
+def test_texts_none_of_which_was_surely_trained_are_refused():
+    dataset, tokens, _ = half_a_pass(0)
+    asked = np.delete(tokens, 20, 0)
+    with pytest.raises(InputError, match="20 texts .* and none surely was; give a later --step"):
+        trained_or_not(dataset, asked, HALF, "run: step 5", print)
+    kept, seen = trained_or_not(dataset, asked, 2 * HALF, "run: step 10", print)
+    assert len(kept) == len(asked) and seen.tolist() == 20 * [1.0] + 7 * [0.0]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
+    """Each with a text that the other has not seen; as one run, neither would have been trained without it."""
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "metrics.jsonl").write_text('{"run": "same"}\n')
+
+    def probed(run, probe, step, log, texts):
+        seen = [4.0, 4.0, 0.0, 0.0] if run.name == "a" else [0.0, 0.0, 4.0, 4.0]
+        loss = [(1.0 if times else 3.0) + 0.1 * k for k, times in enumerate(seen)]
+        table = {"run": "same", "params": 10, "step": 5, "item": list("wxyz"), "seen": seen, "extracted": False}
+        return pd.DataFrame(table | {"loss": loss, "prefix": 3, "continuation": 2})
+
+    monkeypatch.setattr("emergence_train.evaluation.memorisation.probe_run", probed)
+    assert cli.main(["memorise", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["run"] for row in result["runs"]] == ["a", "b"]
+    assert result["counterfactual"][0]["models"] == 2
+    assert result["counterfactual"][0]["nats"]["value"] == pytest.approx(2.0)
