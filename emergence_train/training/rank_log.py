@@ -22,6 +22,7 @@ class RankLog:
         """`show`: for the lines of rank 0."""
         self.rank, self.show = rank, show
         self.handler: logging.Handler | None = None
+        self.screen: logging.Handler | None = None  # for the warnings of libraries
 
     def __call__(self, line: str) -> None:
         if self.rank == 0:
@@ -45,14 +46,21 @@ class RankLog:
             self.handler = _File(path, maxBytes=BYTES, backupCount=1, encoding="utf-8")
             self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self.handler.setLevel(logging.INFO)
-            logging.getLogger().addHandler(self.handler)
+            root = logging.getLogger()
+            if self.rank == 0 and not root.handlers:  # logging's last resort shows warnings only while there is none
+                self.screen = logging.lastResort
+            for handler in (self.handler, self.screen):
+                if handler:
+                    root.addHandler(handler)
             if self.rank:
                 logging.captureWarnings(True)
             self.write(f"start of rank {self.rank}")
 
     def close(self) -> None:
         if self.handler:
-            logging.getLogger().removeHandler(self.handler)
+            for handler in (self.handler, self.screen):
+                if handler:
+                    logging.getLogger().removeHandler(handler)
             self.handler.close()
-            self.handler = None
+            self.handler = self.screen = None
             logging.captureWarnings(False)

@@ -40,13 +40,23 @@ def test_warnings_of_libraries_are_in_the_log(log_of, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("deprecated", stacklevel=1)
-        logging.captureWarnings(True)
-        warnings.warn("deprecated too", stacklevel=1)
     text = (tmp_path / "logs" / "rank-1.log").read_text()
-    assert "WARNING low on memory" in text and "deprecated too" in text
+    assert "WARNING low on memory" in text and "deprecated" in text
     log.close()
     logging.getLogger("a library").warning("afterwards")
     assert "afterwards" not in (tmp_path / "logs" / "rank-1.log").read_text()
+
+
+@pytest.mark.parametrize(("rank", "shows"), [(0, True), (1, False)])
+def test_warnings_of_libraries_on_rank_0_are_shown_too(log_of, tmp_path, monkeypatch, capsys, rank, shows):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as outside of a test
+    log, _ = log_of(rank)
+    logging.getLogger("a library").warning("low on memory")
+    logging.getLogger("a library").info("all is well")
+    assert capsys.readouterr().err == ("low on memory\n" if shows else "")
+    assert "WARNING low on memory" in (tmp_path / "logs" / f"rank-{rank}.log").read_text()
+    log.close()
+    assert logging.getLogger().handlers == []
 
 
 def test_a_log_keeps_its_end_and_is_bounded(log_of, tmp_path, monkeypatch):
