@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import logging.handlers
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 LOGS = "logs"
 BYTES = 4_000_000  # of a file; a second keeps what came before
+LAST_SECONDS = 1.0  # for the line that says how a rank ended
 
 
 class _File(logging.handlers.RotatingFileHandler):
@@ -32,8 +34,18 @@ class RankLog:
 
     def write(self, line: str, level: int = logging.INFO) -> None:
         """To the file alone."""
-        if self.handler:
-            self.handler.handle(logging.LogRecord("run", level, "", 0, line, None, None))
+        handler = self.handler  # another thread may close it
+        if handler:
+            handler.handle(logging.LogRecord("run", level, "", 0, line, None, None))
+
+    def ended(self, words: str, code: int) -> None:
+        """How this rank ends, to the file; from whichever thread. A file system that hangs, or a thread that hangs in it with the
+        handler's lock, does not keep the process from ending."""
+        line = f"exit code {code}: {words}"
+        writing = threading.Thread(target=self.write, args=(line, logging.ERROR), name="last line", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started: the process ends all the same
+            writing.start()
+            writing.join(LAST_SECONDS)
 
     def open(self, run: Path) -> None:
         """Add this start to logs/rank-N.log of the run. Libraries' warnings go there too; those of rank 0 to the screen besides.
