@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     if not argv:
         parser.print_help()  # the error that names what is missing follows
+    arguments: argparse.Namespace | None = None
     try:
         arguments = parser.parse_args(argv)
         result = arguments.verb(arguments)
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(result))
         return 0
     except (InputError, RunError, Stopped) as error:
-        if arguments.debug:
+        if getattr(arguments, "debug", False):
             traceback.print_exc()
         elif not error.already_reported:
             tell(str(error))
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 1
     except Exception as error:
-        if arguments.debug:
+        if getattr(arguments, "debug", False):
             raise
         if isinstance(error, ModuleNotFoundError) and error.name in UNIX:
             tell(f"{argv[0]} needs Linux or macOS (Python's {error.name} is missing here); under Windows use WSL")

@@ -31,9 +31,9 @@ class Commands(Parser):
     """The whole command line. Overrides may follow options, where argparse by itself leaves them over."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        arguments, rest = self.parse_known_args(
-            self._read_file(list(sys.argv[1:] if args is None else args)), namespace
-        )
+        words, unread = self._read_file(list(sys.argv[1:] if args is None else args))
+        arguments, rest = self.parse_known_args(words, namespace)
+        arguments.unread = unread
         wrong = [word for word in rest if word.startswith("-") or "=" not in word]
         if rest and (wrong or not hasattr(arguments, "overrides")):
             self.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
@@ -41,18 +41,28 @@ class Commands(Parser):
             arguments.overrides = [*arguments.overrides, *rest]
         return arguments
 
-    def _read_file(self, words: list[str]) -> list[str]:
+    def _read_file(self, words: list[str]) -> tuple[list[str], str | None]:
         """`train @FILE`: with the words of the file, one a line. %a in its name is the number in Slurm's job array, which the
-        batch script may have filled in."""
-        at = words.index("train") + 1 if "train" in words else len(words)
-        if not any(word.startswith("@") for word in words[at : at + 1]):
-            return words
+        batch script may have filled in.
+
+        Also why it cannot be read, for the verb to raise: one rank that ends here would leave the others waiting for it.
+        """
+        at = 0
+        while words[at : at + 1] and words[at].startswith("-"):
+            at += 2 if words[at] == "--local_rank" else 1
+        at += 1
+        if words[at - 1 : at] != ["train"] or not any(word.startswith("@") for word in words[at : at + 1]):
+            return words, None
         path = words[at][1:].replace("%a", os.environ.get("SLURM_ARRAY_TASK_ID", "%a"))
         try:
             with open(path, encoding="utf-8") as file:
-                return [*words[:at], *file.read().splitlines(), *words[at + 1 :]]
-        except OSError as error:
-            self.error(f"{words[at]}: cannot be read ({error.strerror})")
+                return [*words[:at], *file.read().splitlines(), *words[at + 1 :]], None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            return (
+                words,
+                f"{path}: the file of arguments cannot be read ({reason}); train @FILE takes one, a word a line",
+            )
 
 
 def add_schema(parser: argparse.ArgumentParser, result: str) -> None:

@@ -45,7 +45,13 @@ def verb_train(arguments: argparse.Namespace) -> dict | None:
         from emergence_train import config
 
     launch = launcher.find()
-    loaded, wrong = attempt(lambda: config.load(arguments.config, arguments.overrides))
+
+    def file() -> str:
+        if arguments.unread:
+            raise InputError(arguments.unread)
+        return arguments.config
+
+    loaded, wrong = attempt(lambda: config.load(file(), arguments.overrides))
     if wrong and launch.world == 1:
         raise wrong
 

@@ -303,7 +303,7 @@ LOGS = [
     log("is not a JSON object; remove that line", "[]\n" + LINES, then=LINES, name="log.jsonl"),
     log(
         "set logging_steps of the Trainer and run again",
-        json.dumps({"log_history": [{"eval_loss": 1, "step": 1}]}),
+        json.dumps({"log_history": [{"epoch": 1.0, "step": 1}]}),
         then=json.dumps({"log_history": HISTORY}),
         name="trainer_state.json",
     ),

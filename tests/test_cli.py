@@ -5,7 +5,7 @@ import json
 import pytest
 
 from emergence_train import cli
-from support import command
+from support import command, run_python
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,30 @@ def test_a_system_without_unix_modules_is_an_error(config_file, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert cli.main(["prepare", str(config_file), f"data.path={tmp_path / 'new'}"]) == 2
     assert "prepare needs Linux or macOS" in capsys.readouterr().err
+
+
+def test_a_failure_in_reading_the_arguments_is_one_line(monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("wrong words")
+
+    monkeypatch.setattr(cli.Commands, "parse_args", fail)
+    assert cli.main(["runs"]) == 1
+    assert "ValueError: wrong words" in capsys.readouterr().err
+
+
+def test_a_rank_without_its_file_of_arguments_ends_all(config_file, tmp_path):
+    """None is left waiting for it: that would end with 76, and the scheduler would start the job again for ever."""
+    (tmp_path / "0.args").write_text(f"{config_file}\n")
+    (tmp_path / "start.py").write_text(
+        "import os, pathlib\n"
+        "from emergence_train import cli\n"
+        "place = pathlib.Path(__file__).parent / os.environ['RANK']\n"
+        "place.with_suffix('.code').write_text(str(cli.main(['train', f'@{place}.args'])))\n"
+    )
+    done = run_python(str(tmp_path / "start.py"), processes=2)
+    assert [(tmp_path / f"{rank}.code").read_text() for rank in (0, 1)] == ["2", "2"], done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "1.args: the file of arguments cannot be read (No such file" in line
 
 
 def test_debug_shows_the_traceback():

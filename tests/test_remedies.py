@@ -151,6 +151,7 @@ EXEMPT = (
         "start each run by itself": "several processes; cluster",
         "make the nodes alike, or set faults.node_check": OTHER_TESTS + "parallel/test_node_check.py",
         "every node must read the data and write": OTHER_TESTS + "parallel/test_node_check.py",
+        "make room there and run the same command": OTHER_TESTS + "parallel/test_node_check.py",
         "micro_batch {} x {}; change one of them": "several processes; training/test_run.py",
         "does not divide {} processes; give the number of a node": OTHER_TESTS + "training/test_zero_options.py",
         "DeepSpeed quantises on GPUs only; set it to false": OTHER_TESTS + "training/test_zero_options.py",

@@ -32,6 +32,7 @@ class StopSignal:
         self.exposed = False  # there are steps after the last durable checkpoint, and the loop will see the request
         self.answered = False  # the loop has seen it and is saving
         self.on_leave: Callable[[str, int], None] = lambda words, code: None  # tells the other ranks why this one goes
+        self.on_end: Callable[[str, int], None] = lambda words, code: None  # before the process is ended from here
         self._name = ""
         self._before: dict = {}
         if threading.current_thread() is not threading.main_thread():
@@ -101,5 +102,6 @@ class StopSignal:
         words = f"{self._name}: {reason}"
         if self.is_rank0:
             tell(words)
+        self.on_end(words, Stopped.code)
         self.on_leave(words, Stopped.code)
         os._exit(Stopped.code)

@@ -53,6 +53,7 @@ class Watchdog:
         self.operations = Operations()
         self.verdict: Verdict | None = None
         self.decided, self.ending = threading.Event(), threading.Event()
+        self.on_end: Callable[[str, int], None] = lambda words, code: None  # before the process is ended from here
         self.last_words: tuple[str | None, int] = (None, 0)  # and the exit code
         self.stored = True  # there is a store to agree over
         self.alarmed = False  # a connection broke: who is silent now is gone
@@ -256,6 +257,7 @@ class Watchdog:
             return
         if self._first_to_report():
             tell(_line(verdict))
+        self.on_end(_line(verdict), verdict.code)
         self._outlast()
         os._exit(verdict.code)
 

@@ -5,11 +5,12 @@ rank 0 compares. Another version or another GPU ends the run before it has cost 
 is in nodes.json of the run directory. The reduction has one speed for all: a slow link shows in it, and is not named.
 """
 
+import errno
 import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ FILE = "nodes.json"
 REDUCED = 4 << 20  # bytes
 TIMES = 3
 SLOW = 1 / 3  # of the median: disks that many use differ by less
+FULL = (errno.ENOSPC, errno.EDQUOT)
 SHOWN = 32  # lines; the file has all
 SPEEDS = {"write": "writes the run directory", "read": "reads the data", "clock": "may clock its GPUs"}
 
@@ -59,8 +61,13 @@ class Node:
     @property
     def compared(self) -> dict[str, str]:
         """What must be the same on every node."""
-        gpus = {"GPU": self.gpu, "GPUs visible": str(self.visible_gpus), "GPU memory": f"{self.gpu_memory >> 30} GiB"}
-        return self.versions | (gpus if self.gpu else {})  # type: ignore[return-value]
+        versions = {name: version for name, version in self.versions.items() if name != "commit"}
+        return versions | ({"GPU": self.gpu, "GPU memory": f"{self.gpu_memory >> 30} GiB"} if self.gpu else {})
+
+    @property
+    def commit(self) -> str | None:
+        """Of its source, without the mark of changed files; None: not known."""
+        return self.versions["commit"].removesuffix("+") if "commit" in self.versions else None
 
     def line(self) -> str:
         """For the console."""
@@ -97,6 +104,8 @@ def check_nodes(mesh: Mesh, run: Path, shard: Path, mode: str, log: Callable[[st
             return rank_facts(own, mesh.device, names.index(own) == rank, run, shard, probe)
         except OSError as error:
             where = f"{error.filename}: {error.strerror} on {socket.gethostname()} (rank {rank})"
+            if error.errno in FULL:
+                raise RunError(f"{where}; make room there and run the same command again") from None
             raise RunError(f"{where}; every node must read the data and write the run directory") from None
 
     facts = on_every_rank(own_facts)
@@ -145,8 +154,8 @@ def nodes_of(facts: Sequence[RankFacts]) -> list[Node]:
 
 def report(nodes: list[Node], reduced: float, run: Path, mode: str, log: Callable[[str], None]) -> None:
     """Log a line a node and what is slow, write nodes.json; raises InputError as check_nodes."""
-    difference, slow = first_difference(nodes), slow_nodes(nodes)
-    warnings = [*slow, *([difference] if difference and mode == "warn" else [])]
+    difference = first_difference(nodes)
+    warnings = [*slow_nodes(nodes), *unlike_sources(nodes), *([difference] if difference and mode == "warn" else [])]
     content = {
         "checked": now(),
         "all_reduce": {"bytes": REDUCED, "bytes_per_second": reduced},
@@ -168,19 +177,49 @@ def report(nodes: list[Node], reduced: float, run: Path, mode: str, log: Callabl
 
 def first_difference(nodes: list[Node]) -> str | None:
     """The first node that differs from what most have, in words; of two that differ, from rank 0's."""
-    compared = [node.compared for node in nodes]
-    for key in sorted({key for values in compared for key in values}):
-        values = [value.get(key, "none") for value in compared]
+    for key, group, values in _comparisons(nodes):
         counts = Counter(values)
-        if len(counts) == 1:
+        if len(counts) < 2:
             continue
         most = max(counts, key=lambda value: (counts[value], value == values[0]))
         odd = next(number for number, value in enumerate(values) if value != most)
         others = sum(value != most for value in values) - 1
         more = f" (and {others} more differ)" if others else ""
-        usual = nodes[values.index(most)]
-        return f"{nodes[odd].name} has {key} {values[odd]}, {usual.name} {most}{more}"
+        usual = group[values.index(most)]
+        return f"{group[odd].name} has {key} {values[odd]}, {usual.name} {most}{more}"
     return None
+
+
+def _comparisons(nodes: list[Node]) -> Iterator[tuple[str, list[Node], list[str]]]:
+    """What is compared, among which nodes, and what each of them has."""
+    for key in sorted({key for node in nodes for key in node.compared}):
+        yield key, nodes, [node.compared.get(key, "none") for node in nodes]
+    for ranks in sorted({node.ranks for node in nodes}):  # a scheduler may give a node fewer GPUs, and so fewer ranks
+        group = [node for node in nodes if node.ranks == ranks and node.gpu]
+        yield "GPUs visible", group, [str(node.visible_gpus) for node in group]
+    known = [node for node in nodes if node.commit]  # git may be absent, or time out, on one node
+    yield "commit", known, [str(node.commit) for node in known]
+
+
+def unlike_sources(nodes: list[Node]) -> list[str]:
+    """In words, where the nodes' sources may differ and nothing shows that they do."""
+    known = [node for node in nodes if node.commit]
+    if not known:
+        return []  # no checkout
+    warnings = []
+    if unknown := [node for node in nodes if not node.commit]:
+        warnings.append(
+            f"{_named(unknown)} does not know the commit of its source, {known[0].name} has {known[0].commit}"
+        )
+    changed = [node for node in known if node.versions["commit"].endswith("+")]
+    if changed and len(changed) < len(known):
+        clean = next(node for node in known if node not in changed)
+        warnings.append(f"{_named(changed)} has changed files in its source, {clean.name} none")
+    return warnings
+
+
+def _named(nodes: list[Node]) -> str:
+    return nodes[0].name + (f" (as {len(nodes) - 1} more)" if len(nodes) > 1 else "")
 
 
 def slow_nodes(nodes: list[Node]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,34 +52,45 @@ def rank_facts(node: str, device: torch.device, first: bool, run: Path, shard: P
 def write_speed(directory: Path, name: str) -> float:
     """Bytes a second of a file that is written, reaches the disk and is removed again."""
     path, block, written = directory / name, os.urandom(BLOCK), 0
-    handle = _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        began = time.monotonic()
-        while written < BYTES and time.monotonic() - began < SECONDS:
-            written += os.write(handle, block)
-        os.fsync(handle)
-        return written / max(time.monotonic() - began, 1e-9)
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            path.unlink()
+    with _named(path):
+        handle = _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            began = time.monotonic()
+            while written < BYTES and time.monotonic() - began < SECONDS:
+                written += os.write(handle, block)
+            os.fsync(handle)
+            return written / max(time.monotonic() - began, 1e-9)
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            os.close(handle)
 
 
 def read_speed(path: Path) -> float | None:
     """Bytes a second of a file's beginning, which the system is asked to forget before; None of a file too small to tell."""
-    handle, done = _opened(path, os.O_RDONLY), 0
+    with _named(path):
+        handle, done = _opened(path, os.O_RDONLY), 0
+        try:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(handle, 0, BYTES, os.POSIX_FADV_DONTNEED)
+            began = time.monotonic()
+            while done < BYTES and time.monotonic() - began < SECONDS:
+                block = os.read(handle, BLOCK)
+                if not block:
+                    break
+                done += len(block)
+            return done / max(time.monotonic() - began, 1e-9) if done >= BLOCK else None
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError of a file's handle does not say which file it was."""
     try:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(handle, 0, BYTES, os.POSIX_FADV_DONTNEED)
-        began = time.monotonic()
-        while done < BYTES and time.monotonic() - began < SECONDS:
-            block = os.read(handle, BLOCK)
-            if not block:
-                break
-            done += len(block)
-        return done / max(time.monotonic() - began, 1e-9) if done >= BLOCK else None
-    finally:
-        os.close(handle)
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def _opened(path: Path, flags: int) -> int:

@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import logging.handlers
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 LOGS = "logs"
 BYTES = 4_000_000  # of a file; a second keeps what came before
+LAST_SECONDS = 1.0  # for the line that says how a rank ended
 
 
 class _File(logging.handlers.RotatingFileHandler):
@@ -22,6 +24,7 @@ class RankLog:
         """`show`: for the lines of rank 0."""
         self.rank, self.show = rank, show
         self.handler: logging.Handler | None = None
+        self.screen: logging.Handler | None = None  # for the warnings of libraries
 
     def __call__(self, line: str) -> None:
         if self.rank == 0:
@@ -31,8 +34,18 @@ class RankLog:
 
     def write(self, line: str, level: int = logging.INFO) -> None:
         """To the file alone."""
-        if self.handler:
-            self.handler.handle(logging.LogRecord("run", level, "", 0, line, None, None))
+        handler = self.handler  # another thread may close it
+        if handler:
+            handler.handle(logging.LogRecord("run", level, "", 0, line, None, None))
+
+    def ended(self, words: str, code: int) -> None:
+        """How this rank ends, to the file; from whichever thread. A file system that hangs, or a thread that hangs in it with the
+        handler's lock, does not keep the process from ending."""
+        line = f"exit code {code}: {words}"
+        writing = threading.Thread(target=self.write, args=(line, logging.ERROR), name="last line", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started: the process ends all the same
+            writing.start()
+            writing.join(LAST_SECONDS)
 
     def open(self, run: Path) -> None:
         """Add this start to logs/rank-N.log of the run. Libraries' warnings go there too; those of rank 0 to the screen besides.
@@ -45,14 +58,21 @@ class RankLog:
             self.handler = _File(path, maxBytes=BYTES, backupCount=1, encoding="utf-8")
             self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self.handler.setLevel(logging.INFO)
-            logging.getLogger().addHandler(self.handler)
+            root = logging.getLogger()
+            if self.rank == 0 and not root.handlers:  # logging's last resort shows warnings only while there is none
+                self.screen = logging.lastResort
+            for handler in (self.handler, self.screen):
+                if handler:
+                    root.addHandler(handler)
             if self.rank:
                 logging.captureWarnings(True)
             self.write(f"start of rank {self.rank}")
 
     def close(self) -> None:
         if self.handler:
-            logging.getLogger().removeHandler(self.handler)
+            for handler in (self.handler, self.screen):
+                if handler:
+                    logging.getLogger().removeHandler(handler)
             self.handler.close()
-            self.handler = None
+            self.handler = self.screen = None
             logging.captureWarnings(False)

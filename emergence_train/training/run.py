@@ -4,7 +4,6 @@ Errors that end a run are handled here: what each rank reports and raises.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +61,7 @@ def train(
         stop = StopSignal(mesh.is_rank0, lines)
         watch = Watchdog(mesh, config.run_directory, config.faults.silent_seconds, config.faults.hang_seconds)
         stop.on_leave = watch.leave
+        stop.on_end = watch.on_end = lines.ended
     held = contextlib.ExitStack()
     try:
         run = _train(config, mesh, lines, stop, watch, held, parent, stop_after)
@@ -72,7 +72,7 @@ def train(
         explained = watch.explain(error, lambda: stop.requested)
         if mesh.is_rank0:
             _record_end(config.run_directory, exit_code(explained), describe(explained))
-        lines.write(f"exit code {exit_code(explained)}: {describe(explained)}", logging.ERROR)
+        lines.ended(describe(explained), exit_code(explained))
         if explained is error:
             raise
         raise explained from error

@@ -29,6 +29,7 @@ from emergence_train.checkpoint import local_copies
 from emergence_train.checkpoint.local_copies import LocalCopies
 from emergence_train.checkpoint.saver import Saver
 from emergence_train.faults import operations, watchdog
+from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.models.decoder import Decoder
 from emergence_train.recorder import tables
@@ -316,10 +317,17 @@ def phases(runs: Runs) -> dict:
 def deferred(runs: Runs) -> dict:
     """A stop at a planned checkpoint puts its tables off; the next start writes them, and is killed before it saves a state."""
     step, checkpoint, flush = Stepper.__call__, RunWriter.checkpoint, RunWriter.flush
+    listen, signals = StopSignal.__init__, []
+
+    def listening(self, *given):
+        listen(self, *given)
+        signals.append(self)
 
     def stopping(self, number, *given):
         if number == 6:
             os.kill(os.getpid(), signal.SIGTERM)
+            while not signals[-1].requested:  # another thread notes it, on a busy machine after the step
+                time.sleep(0.01)
         return step(self, number, *given)
 
     def writing(self, number, *given):
@@ -329,7 +337,7 @@ def deferred(runs: Runs) -> dict:
             os._exit(9)
 
     def stop(rank: int) -> None:
-        Stepper.__call__ = stopping
+        StopSignal.__init__, Stepper.__call__ = listening, stopping
 
     def kill(rank: int) -> None:
         RunWriter.checkpoint = writing

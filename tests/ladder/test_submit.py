@@ -128,16 +128,29 @@ def test_an_array_is_no_larger_than_slurm_allows(ladder_file, monkeypatch):
 
 
 def test_train_reads_its_words_from_the_file_of_an_array(tmp_path, monkeypatch, capsys):
-    from emergence_train.cli import _parser
+    from emergence_train.cli import _parser, main
 
     (tmp_path / "7.args").write_text("config.yaml\nname=a b\n--from\nruns/x@4\n")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     for name in ("%a", "7"):
         given = _parser().parse_args(["train", f"@{tmp_path}/{name}.args", "seed=2"])
         assert (given.config, given.parent, given.overrides) == ("config.yaml", "runs/x@4", ["name=a b", "seed=2"])
-    with pytest.raises(SystemExit) as ended:
-        _parser().parse_args(["train", f"@{tmp_path}/8.args"])
-    assert ended.value.code == 2 and "8.args: cannot be read (No such file" in capsys.readouterr().err
+    assert main(["train", f"@{tmp_path}/8.args"]) == 2
+    assert "8.args: the file of arguments cannot be read (No such file" in capsys.readouterr().err
+    (tmp_path / "8.args").write_bytes(b"\xff\xfe")
+    assert main(["train", f"@{tmp_path}/8.args", "seed=2"]) == 2
+    assert "8.args: the file of arguments cannot be read (not UTF-8)" in capsys.readouterr().err
+
+
+def test_only_the_verb_train_has_a_file_of_arguments(tmp_path):
+    from emergence_train.cli import _parser
+
+    (tmp_path / "a").write_text("config.yaml\n")
+    for before in ([], ["--local_rank=1"], ["--local_rank", "1"]):
+        assert _parser().parse_args([*before, "train", f"@{tmp_path}/a"]).config == "config.yaml"
+    assert _parser().parse_args(["runs", "train"]).directory == "train"
+    given = _parser().parse_args(["report", "train", f"@{tmp_path}/a"])
+    assert given.runs == ["train", f"@{tmp_path}/a"], "a directory of that name"
 
 
 def test_a_missing_script_or_sbatch_is_one_line(ladder_file, slurm_commands, monkeypatch, tmp_path):

@@ -1,13 +1,23 @@
 """Nodes are compared before the first step: what differs ends every rank with one line, what is slow is a warning."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, RunError
 from emergence_train.parallel import node_check, node_facts
-from emergence_train.parallel.node_check import Node, first_difference, nodes_of, report, slow_nodes
+from emergence_train.parallel.node_check import (
+    Node,
+    check_nodes,
+    first_difference,
+    nodes_of,
+    report,
+    slow_nodes,
+    unlike_sources,
+)
 from emergence_train.parallel.node_facts import RankFacts, rank_facts, read_speed, write_speed
 from support import run_python
 
@@ -79,6 +89,56 @@ def test_the_odd_node_is_named_and_not_the_majority():
     assert first_difference(odd) == "node b (rank 8) has torch none, node a (rank 0) 2.13 (and 1 more differ)"
     for change in ({"gpu": "A100"}, {"visible_gpus": 7}, {"gpu_memory": 40 << 30}):
         assert first_difference([node("a", 0), node("b", 8, **change)]).startswith("node b (rank 8) has GPU")
+
+
+def test_a_commit_is_compared_where_it_is_known(tmp_path):
+    def of(*commits: str | None) -> list[Node]:
+        versions = [{"commit": commit} if commit else {} for commit in commits]
+        return [node(f"n{number}", 8 * number, versions=known) for number, known in enumerate(versions)]
+
+    assert first_difference(of("abc", None, "abd")) == "node n2 (rank 16) has commit abd, node n0 (rank 0) abc"
+    for commits, warning in (
+        (("abc", "abc"), None),
+        ((None, None), None),
+        ((None, "abc", None), "node n0 (rank 0) (as 1 more) does not know the commit of its source"),
+        (("abc", "abc+"), "node n1 (rank 8) has changed files in its source, node n0 (rank 0) none"),
+        (("abc+", "abc+"), None),
+    ):
+        lines: list[str] = []
+        report(of(*commits), 1e9, tmp_path, "auto", lines.append)
+        warned = [line for line in lines if line.startswith("warning")]
+        assert len(warned) == (warning is not None) and all(str(warning) in line for line in warned), commits
+    assert len(unlike_sources(of("abc+", "abc", None))) == 2
+
+
+def test_visible_gpus_are_compared_among_nodes_of_as_many_ranks():
+    nodes = [node("a", 0), node("b", 8, ranks=4, visible_gpus=4), node("c", 12, ranks=4, visible_gpus=4)]
+    assert first_difference(nodes) is None
+    nodes.append(node("d", 16, ranks=4, visible_gpus=1))
+    assert first_difference(nodes) == "node d (rank 16) has GPUs visible 1, node b (rank 8) 4"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "; make room there"), (errno.EIO, "; every node must read the data")]
+)
+@pytest.mark.parametrize("call", ["write", "fsync", "read"])
+def test_an_error_of_a_handle_names_the_file(tmp_path, monkeypatch, call, number, remedy):
+    """What os.write raises has no name of a file."""
+    from emergence_train.parallel.ranks import start
+
+    (tmp_path / "shard").write_bytes(bytes(1 << 20))
+    mesh = start(1)
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(node_facts.os, call, fail)
+    with pytest.raises(RunError) as failed:
+        check_nodes(mesh, tmp_path, tmp_path / "shard", "always", lambda line: None)
+    monkeypatch.undo()
+    path = tmp_path / ("shard" if call == "read" else ".node-check")
+    assert str(failed.value).startswith(str(path)) and f"{os.strerror(number)} on " in str(failed.value)
+    assert remedy in str(failed.value) and not list(tmp_path.glob(".node-check*"))
 
 
 def test_a_slow_node_is_one_far_below_the_median():

@@ -76,7 +76,7 @@ def test_schedules_are_read_as_the_configuration_writes_them():
     ("text", "message"),
     [
         ("cosine", "lr: Field required"),
-        ("linear,lr=1", "the kind: Input should be"),
+        ("straight,lr=1", "the kind: Input should be"),
         ("cosine,lr", "'lr' is none of lr, warmup"),
         ("cosine,lr=1e-3,warm=3", "'warm' is none of"),
         ("cosine,lr=1e-3,warmup=0.5", "warmup: Input should be a valid integer"),
