@@ -219,7 +219,7 @@ def unlike_sources(nodes: list[Node]) -> list[str]:
 
 
 def _named(nodes: list[Node]) -> str:
-    return nodes[0].name + (f" (as {len(nodes) - 1} more)" if len(nodes) > 1 else "")
+    return nodes[0].name + (f" (and {len(nodes) - 1} more)" if len(nodes) > 1 else "")
 
 
 def slow_nodes(nodes: list[Node]) -> list[str]:

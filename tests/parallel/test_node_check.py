@@ -100,7 +100,7 @@ def test_a_commit_is_compared_where_it_is_known(tmp_path):
     for commits, warning in (
         (("abc", "abc"), None),
         ((None, None), None),
-        ((None, "abc", None), "node n0 (rank 0) (as 1 more) does not know the commit of its source"),
+        ((None, "abc", None), "node n0 (rank 0) (and 1 more) does not know the commit of its source"),
         (("abc", "abc+"), "node n1 (rank 8) has changed files in its source, node n0 (rank 0) none"),
         (("abc+", "abc+"), None),
     ):
