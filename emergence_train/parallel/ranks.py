@@ -190,6 +190,10 @@ def stop() -> None:
     """Undo start() in a single process, which may continue; one of several exits by leave()."""
     if dist.is_initialized() and dist.get_world_size() == 1:
         dist.destroy_process_group()
+        groups = sys.modules.get("deepspeed.utils.groups")
+        if groups is not None:
+            # its copy of the group that is gone, which the next engine would use
+            groups.__dict__["_WORLD_GROUP"] = None
         torch.set_flush_denormal(False)
 
 

@@ -11,6 +11,7 @@ from emergence_train.data import tokenizer as tokenizers
 from emergence_train.errors import InputError
 from emergence_train.evaluation.offline import chosen, evaluate
 from emergence_train.evaluation.saved_model import load_model
+from emergence_train.parallel import ranks
 from emergence_train.training.run import train
 from support import metrics
 
@@ -90,3 +91,11 @@ def test_a_finished_run_says_which_tasks_are_not_scored(config_file, items):
     assert {row["task"] for row in evaluate(run, log=lambda line: None)["tasks"]} == {"copying", "mine"}
     assert start(more).endswith("nothing to do")
     assert len(metrics(run)) == 2
+
+
+def test_a_process_may_train_again_after_a_command(config_file):
+    """A command ends the process group that it used; DeepSpeed must not keep its copy of it for the next run."""
+    short = ["training.tokens=512", "checkpoints.every_tokens=512"]
+    for name in ("first", "second"):
+        assert train(configs.load(config_file, [*short, f"name={name}"]), lambda line: None).name == name
+        ranks.stop()
