@@ -15,7 +15,20 @@ MISSING = "-"  # of a run without the key, or without a configuration
 def differences(runs: list[Path]) -> list[dict[str, Any]]:
     """For each run its values of the keys that differ, under names as short as tells them apart (`lr`, `model.width`). A key that
     a run of an older version does not have is no difference: it has the default."""
+    return _differing([_flat(read_config(run)) for run in runs])
+
+
+def differences_by_origin(runs: list[Path]) -> list[dict[str, Any]]:
+    """`differences` of the runs that were trained here, and apart from them of imported models: beside a model of another
+    program everything is different, which hides what was changed."""
     trees = [_flat(read_config(run)) for run in runs]
+    imported = [any(key.startswith("imported.") for key in tree) for tree in trees]
+    parts = {kind: iter(_differing([t for t, i in zip(trees, imported) if i is kind])) for kind in (False, True)}
+    return [next(parts[kind]) for kind in imported]
+
+
+def _differing(trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The values of each tree of the keys that differ between them, under short names."""
     keys = sorted({key for tree in trees for key in tree if not _left_out(key)}, key=_place)
     differing = [key for key in keys if len({repr(tree[key]) for tree in trees if key in tree}) > 1]
     names = dict(zip(differing, _short_names(differing)))

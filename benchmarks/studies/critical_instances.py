@@ -22,15 +22,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from commands import command  # noqa: E402
-from critical_mass import ABLE, back, told_by  # noqa: E402
+from critical_mass import ABLE, critical, told_by  # noqa: E402
 from line_steps import composition  # noqa: E402
 
-from emergence_train.analysis.grokking.critical import Group, fit, trend  # noqa: E402
 from emergence_train.config import load_run  # noqa: E402
 from emergence_train.data import planted  # noqa: E402
 from emergence_train.evaluation.memorisation import Probe, probe_run  # noqa: E402
@@ -140,22 +138,6 @@ def memorised(work: Path, size: str, distinct: int, seed: int) -> dict:
     }
     kept.write_text(json.dumps(result))
     return result
-
-
-def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
-    """The least number of instances by size, where half of the runs learn the skill, and its factor for ten times the size."""
-    groups = [
-        Group(np.log10(rows["share"].to_numpy(float)), rows["accuracy"].to_numpy() >= ABLE, int(params))
-        for params, rows in last.groupby("params")
-    ]
-    fitted = fit(groups)
-    shares = [
-        {"params": group.params, "runs": len(group.fractions), "learnt": int(group.generalised.sum())}
-        | back(fitted.critical(number))
-        for number, group in enumerate(groups)
-    ]
-    change = trend(fitted)
-    return shares, {"factor_for_ten_times": back(change.slope), "p": change.p}
 
 
 def predictors(last: pd.DataFrame) -> dict | None:

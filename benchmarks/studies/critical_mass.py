@@ -118,7 +118,8 @@ def back(interval: Interval) -> dict:
 
 
 def critical(last: pd.DataFrame) -> tuple[list[dict], dict]:
-    """The critical share of each size, and its trend with size: the factor for ten times the parameters."""
+    """The share of each size at which half of the runs learn the skill (of the mixture, or a number of instances), and its trend
+    with size: the factor for ten times the parameters."""
     groups = [
         Group(np.log10(of_size["share"].to_numpy()), of_size["accuracy"].to_numpy() >= ABLE, int(params))
         for params, of_size in last.groupby("params")

@@ -12,11 +12,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(HERE)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
+from intervals import student  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from emergence_train.analysis.drawing import save  # noqa: E402
@@ -31,16 +32,6 @@ IMAGES = ROOT / "docs" / "images"
 KEYS = ["params", "passes", "times"]
 
 
-def over_seeds(values: np.ndarray, lowest: float = -np.inf, highest: float = np.inf) -> dict:
-    """Mean of one value a seed, with Student's 95% interval; no interval where all seeds are equal and so tell no spread."""
-    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
-    if error == 0:
-        return {"value": round(float(mean), 4), "low95": None, "high95": None}
-    reach = stats.t.ppf(0.975, len(values) - 1) * error
-    ends = (max(mean - reach, lowest), min(mean + reach, highest))
-    return dict(zip(("value", "low95", "high95"), (round(float(x), 4) for x in (mean, *ends))))
-
-
 def shares(table: pd.DataFrame) -> list[dict]:
     """Of pieces that a run was trained on, the share produced exactly, by size, passes and times a pass; and of its controls."""
     rows = []
@@ -51,7 +42,7 @@ def shares(table: pd.DataFrame) -> list[dict]:
         rows.append(
             dict(zip(KEYS, map(int, key)))
             | {"seen": round(float(parts[0]["seen"].mean()), 1), "items": len(parts[0]), "controls": len(parts[1])}
-            | {"extracted": over_seeds(by_seed[0], 0, 1), "of_controls": round(float(by_seed[1].mean()), 4)}
+            | {"extracted": student(by_seed[0], 0, 1), "of_controls": round(float(by_seed[1].mean()), 4)}
             | {"loss": losses[0], "loss_of_controls": losses[1]}
         )
     return rows
@@ -70,7 +61,7 @@ def trend(by_size: pd.DataFrame) -> dict:
     size = np.log10(by_size.index.to_numpy(float))
     slopes = np.array([np.polyfit(size, by_size[seed], 1)[0] for seed in by_size])
     test = stats.ttest_1samp(slopes, 0.0)
-    return over_seeds(slopes) | {"p": float(test.pvalue), "by_seed": [round(float(x), 2) for x in slopes]}
+    return student(slopes) | {"p": float(test.pvalue), "by_seed": [round(float(x), 2) for x in slopes]}
 
 
 def half(last: pd.DataFrame) -> dict:
@@ -88,7 +79,7 @@ def half(last: pd.DataFrame) -> dict:
             if len(above) and above[0] > 0:
                 (x0, y0), (x1, y1) = levels.iloc[above[0] - 1], levels.iloc[above[0]]
                 crossings.append(np.log10(x0) + (0.5 - y0) / (y1 - y0) * np.log10(x1 / x0))
-        power = over_seeds(np.array(crossings)) if len(crossings) == group["seed"].nunique() else None
+        power = student(np.array(crossings)) if len(crossings) == group["seed"].nunique() else None
         out[str(params)] = power and {name: power[name] and round(10 ** power[name], 1) for name in power}
     return out
 
@@ -101,11 +92,11 @@ def measured(table: pd.DataFrame) -> dict:
     final = counterfactual(runs[runs["passes"] == runs["passes"].max()])
     return {
         "of_100": [
-            {"params": int(params), **over_seeds(row.to_numpy()), "by_seed": [round(float(x), 1) for x in row]}
+            {"params": int(params), **student(row.to_numpy()), "by_seed": [round(float(x), 1) for x in row]}
             for params, row in by_size.iterrows()
         ],
         "trend_of_100": trend(by_size),
-        "largest_less_smallest": over_seeds((by_size.iloc[-1] - by_size.iloc[0]).to_numpy()),
+        "largest_less_smallest": student((by_size.iloc[-1] - by_size.iloc[0]).to_numpy()),
         "seen_for_half": half(last),
         "trend_by_times": {
             str(times): trend(of_100(group)) for times, group in last.groupby("times") if group["extracted"].any()

@@ -11,6 +11,7 @@ Runs that are not finished are left out, and named.
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -28,8 +29,9 @@ from emergence_train.analysis.results import as_json  # noqa: E402
 from emergence_train.analysis.temporal.mean_law import CLASSICAL  # noqa: E402
 from emergence_train.analysis.temporal.position_law import fit_matrix  # noqa: E402
 from emergence_train.files import write_json  # noqa: E402
+from emergence_train.ladder.file import Row, read  # noqa: E402
+from emergence_train.ladder.progress import done  # noqa: E402
 from emergence_train.recorder import tables  # noqa: E402
-from emergence_train.recorder.metrics import Metrics  # noqa: E402
 
 LADDER = ROOT / "configs" / "ladders" / "story.yaml"
 PLACE = ROOT / "benchmarks" / "results" / "story"
@@ -39,43 +41,38 @@ DIGITS = 5  # of losses and parameters in the committed tables
 LAW = ("a0", "a0_se", "a1", "a1_se", "a1_low", "a1_high", "a2", "a2_se", "r2", "bin_max", "status")
 
 
-def about(run: Path) -> dict:
-    """Size, what differs from that size's own shape, seed and schedule, from the ladder's name of the run."""
-    size, _, rest = run.name.partition("-")
-    *between, schedule, seed = rest.split("-")
-    variant = "-".join(word for word in between if not word.endswith(("m", "k")) or not word[0].isdigit())
-    return {"size": size, "variant": variant, "seed": int(seed[1:]), "schedule": schedule}
+def about(row: Row) -> dict:
+    """Size, what differs from that size's own shape, seed and schedule."""
+    size, _, variant = row.size.partition("-")
+    return {"size": size, "variant": variant, "seed": row.seed, "schedule": row.schedule}
 
 
-def finished(runs: Path) -> tuple[list[Path], list[str]]:
-    """Those that reached their planned end, and the names of those that did not."""
-    done, left = [], []
-    for name in json.loads((runs / "ladder.json").read_text())["runs"]:
-        run = runs / name
-        metrics = Metrics.read(run) if (run / "metrics.jsonl").is_file() else None
-        tokens = metrics.train("tokens") if metrics is not None and metrics.header else ()
-        (done if len(tokens) and tokens[-1] >= metrics.header["total_tokens"] else left).append(run)
-    return done, [run.name for run in left]
+def finished(runs: Path) -> tuple[list[Row], list[str]]:
+    """The ladder's rows whose runs in `runs` are done, and the names of the others."""
+    ladder = read(LADDER)
+    ladder = replace(ladder, file=ladder.file.model_copy(update={"out": str(runs)}))
+    rows = [row for row in ladder.rows if done(ladder, row)]
+    return rows, [row.run for row in ladder.rows if row not in rows]
 
 
-def from_run(run: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[dict]]:
-    """Losses, position laws and forecasts of one run."""
-    named, positions = about(run), tables.read(tables.POSITIONS, run)
+def from_run(run: Path, named: dict) -> tuple[pd.DataFrame, pd.DataFrame, list[dict]]:
+    """Losses, position laws and forecasts of one run that is `about` its row."""
+    positions = tables.read(tables.POSITIONS, run)
     positions = positions[positions["split"].isin(SPLITS)]
     losses = tables.mean_loss(positions)[["run", "params", "step", "tokens", "split", "loss"]].assign(**named)
     laws = pd.concat([fit_matrix(matrix) for matrix in position_matrices(positions)])
     laws = laws[["run", "params", "step", "tokens", "split", *LAW]].assign(**named)
-    return losses, laws, forecasts(run) if named["schedule"] == "stable" else []
+    return losses, laws, forecasts(run, named) if named["schedule"] == "stable" else []
 
 
-def forecasts(run: Path) -> list[dict]:
+def forecasts(run: Path, named: dict) -> list[dict]:
     """From the first 40%: the error of the selected law and of the best classical one, and whether the end was held."""
     rows = []
     for result in temporal.analyze_temporal(run, fit_fraction=FRACTION, splits=SPLITS).runs:
         errors = {model.name: model.mse_smooth for model in result.models}
         held = result.positions.held_out if result.positions is not None else None
         rows.append(
-            {"run": run.name, **about(run), "split": result.split, "selected": errors[result.selected]}
+            {"run": run.name, **named, "split": result.split, "selected": errors[result.selected]}
             | {"classical": min(errors[name] for name in CLASSICAL), "forecast": result.final.loss}
             | {"low95": result.final.low95, "high95": result.final.high95, "actual": result.final.actual}
             | {"positions_within95": held.coverage.within95 if held is not None else None}
@@ -83,8 +80,8 @@ def forecasts(run: Path) -> list[dict]:
     return rows
 
 
-def write_tables(runs: list[Path]) -> None:
-    parts = [from_run(run) for run in runs]
+def write_tables(runs: Path, rows: list[Row]) -> None:
+    parts = [from_run(runs / row.run, about(row)) for row in rows]
     PLACE.mkdir(parents=True, exist_ok=True)
     for name, frame in (
         ("losses", pd.concat([part[0] for part in parts])),
@@ -92,7 +89,7 @@ def write_tables(runs: list[Path]) -> None:
         ("forecasts", pd.DataFrame([row for part in parts for row in part[2]])),
     ):
         frame.round(DIGITS).to_csv(PLACE / f"{name}.csv", index=False)
-    evaluations = tables.read(tables.EVALUATIONS, runs)
+    evaluations = tables.read(tables.EVALUATIONS, [runs / row.run for row in rows])
     columns = [name for name in (*tables.EVALUATIONS.columns, "vocabulary") if name in evaluations]
     evaluations[columns].round(DIGITS).to_csv(PLACE / "evaluations.csv", index=False)
 
@@ -156,13 +153,13 @@ def main() -> None:
     arguments = parser.parse_args()
     trained: dict = {}
     if arguments.runs is not None:
-        done, left = finished(arguments.runs)
-        if not done:
+        rows, left = finished(arguments.runs)
+        if not rows:
             raise SystemExit(
                 f"{arguments.runs}: no run of the ladder is finished; run `emergence-train ladder {LADDER}` first"
             )
-        write_tables(done)
-        environment = json.loads((done[0] / "environment.json").read_text())["sessions"][-1]
+        write_tables(arguments.runs, rows)
+        environment = json.loads((arguments.runs / rows[0].run / "environment.json").read_text())["sessions"][-1]
         trained = {key: environment[key] for key in ("device", "cpu_threads", "commit", "versions")} | {
             "not_finished": left
         }

@@ -7,6 +7,7 @@ evaluations: the schema of that name, with size, variant, seed, schedule
 
 import numpy as np
 import pandas as pd
+from intervals import student
 from scipy import stats
 
 ENOUGH = 8  # checkpoints at which a0 and a1 must be known to say whether they still change
@@ -14,14 +15,6 @@ ENOUGH = 8  # checkpoints at which a0 and a1 must be known to say whether they s
 
 def _rounded(value: float) -> float | None:
     return None if not np.isfinite(value) else round(float(value), 4)
-
-
-def _mean(values: np.ndarray) -> dict:
-    """Mean of independent values with its 95% interval by Student's t."""
-    values = np.asarray(values, float)
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.inf
-    middle = values.mean()
-    return {"value": _rounded(middle), "low95": _rounded(middle - half), "high95": _rounded(middle + half)}
 
 
 def identified(laws: pd.DataFrame) -> list[dict]:
@@ -82,7 +75,7 @@ def decays(losses: pd.DataFrame) -> list[dict]:
     frame = pd.DataFrame(rows, columns=["size", "seed", "split", "tokens", "gain"])
     return [
         {"split": split, "tokens": int(tokens), "runs": len(of), "positive": int((of["gain"] > 0).sum())}
-        | _mean(of["gain"])
+        | student(of["gain"])
         for (split, tokens), of in frame.groupby(["split", "tokens"])
     ]
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,12 +111,18 @@ def _gpu(device: torch.device) -> dict:
     properties = torch.cuda.get_device_properties(device)
     gpu = {"gpu": properties.name, "gpu_memory": properties.total_memory, "visible_gpus": torch.cuda.device_count()}
     with contextlib.suppress(Exception):  # without NVIDIA's management library
-        import pynvml  # type: ignore[import-not-found, unused-ignore]
-
-        pynvml.nvmlInit()
+        pynvml = _management_library()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
         gpu["clock"] = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
     return gpu
+
+
+def _management_library() -> Any:
+    """NVIDIA's, ready; raises where it is absent."""
+    import pynvml  # type: ignore[import-not-found, unused-ignore]
+
+    pynvml.nvmlInit()
+    return pynvml
 
 
 def _versions(device: torch.device) -> dict[str, str]:
@@ -125,10 +132,7 @@ def _versions(device: torch.device) -> dict[str, str]:
     versions["commit"] = recorded["commit"]
     if device.type == "cuda":
         with contextlib.suppress(Exception):
-            import pynvml  # type: ignore[import-not-found, unused-ignore]
-
-            pynvml.nvmlInit()
-            versions["driver"] = pynvml.nvmlSystemGetDriverVersion()
+            versions["driver"] = _management_library().nvmlSystemGetDriverVersion()
         with contextlib.suppress(Exception):
             versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     return {name: str(version) for name, version in versions.items() if version is not None}

@@ -19,6 +19,11 @@ sequences exchange attention's inputs and outputs besides: all-to-all, which sen
 from emergence_train.models.memory import MOST_GATHERED
 
 
+def gathered(parameters: int) -> int:
+    """Elements that ZeRO-3 gathers for a micro-batch: for the forward pass all, for the backward pass what it could not keep."""
+    return parameters + max(0, parameters - MOST_GATHERED)
+
+
 def bytes_per_step(parameters: int, size: int, stage: int, ranks: int, micro_batches: int, hpz: int = 1) -> float:
     """Sent by each GPU over all of them: as many as it receives.
 
@@ -28,16 +33,15 @@ def bytes_per_step(parameters: int, size: int, stage: int, ranks: int, micro_bat
     """
     ring = (ranks - 1) / ranks
     if stage == 3:
-        gathered = parameters if hpz > 1 else micro_batches * (parameters + max(0, parameters - MOST_GATHERED))
-        return ring * size * (gathered + micro_batches * parameters)
+        over_all = parameters if hpz > 1 else micro_batches * gathered(parameters)
+        return ring * size * (over_all + micro_batches * parameters)
     reduced = 4 * parameters if stage < 2 else micro_batches * size * parameters
     return ring * (2 * reduced + (size * parameters if stage else 0))
 
 
 def gathered_inside(parameters: int, size: int, micro_batches: int, hpz: int) -> float:
     """Bytes that each GPU sends to the others that share the second copy of the weights."""
-    again = micro_batches * (parameters + max(0, parameters - MOST_GATHERED)) - parameters
-    return (hpz - 1) / hpz * size * again
+    return (hpz - 1) / hpz * size * (micro_batches * gathered(parameters) - parameters)
 
 
 def exchanged_per_step(elements: int, size: int, ranks: int, tokens: float, checkpointing: str) -> float:

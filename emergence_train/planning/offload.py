@@ -16,7 +16,7 @@ sheets', the shares of them conventions, and nothing is taken to overlap, so tha
 
 from dataclasses import dataclass
 
-from emergence_train.models.memory import MOST_GATHERED
+from emergence_train.planning.communication import gathered
 from emergence_train.planning.step_time import LINK_SHARE
 
 HOST_SHARE = 0.5  # of the host memory's bandwidth, by an update in one pass: a convention, not measured
@@ -70,8 +70,7 @@ def offload_cost(
     own, again = parameters / ranks, micro_batches - 1
     between = 4 if stage == 3 else size * (micro_batches > 1)  # bytes of a gradient that waits for the next micro-batch
     to_host = 4 * micro_batches if stage == 3 else 4 + between * micro_batches
-    gathered = parameters + max(0, parameters - MOST_GATHERED)
-    to_gpu = own * between * again + size * (gathered / ranks * micro_batches if weights else own)
+    to_gpu = own * between * again + size * (gathered(parameters) / ranks * micro_batches if weights else own)
     # The update reads gradients, reads and writes weights and moments; clipping scales the gradients; the weights are cast.
     update = own * ((12 + 8 * moments) + 8 + (4 + size))
     seconds = (own * to_host + to_gpu) / (LINK_SHARE * host.pcie) + update / (HOST_SHARE * host.bandwidth)

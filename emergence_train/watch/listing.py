@@ -11,7 +11,7 @@ from rich.text import Text
 from emergence_train.analysis.figures import short
 from emergence_train.errors import InputError, printable
 from emergence_train.recorder.naming import names_of
-from emergence_train.run_differences import differences, read_config
+from emergence_train.run_differences import differences_by_origin
 from emergence_train.watch.progress import Forecast, Progress, progress, run_directories
 
 STYLES = {"running": "green", "finished": "bold", "stopped": "red", "stale": "yellow", "imported": "dim"}
@@ -23,27 +23,12 @@ def list_runs(places: list[Path]) -> list[tuple[Progress, dict[str, Any]]]:
     directories = run_directories(places)
     names = names_of(directories)
     rows = []
-    for directory, different in zip(directories, _differences(directories)):
+    for directory, different in zip(directories, differences_by_origin(directories)):
         try:
             rows.append((progress(directory, names.get(directory)), different))
         except InputError:
             continue
     return rows
-
-
-def _differences(directories: list[Path]) -> list[dict[str, Any]]:
-    """What differs between the runs that were trained here, and apart from them between imported models.
-
-    Beside a model of another program everything is different, which hides what was changed.
-    """
-    imported = [
-        bool(config.get("imported")) if isinstance(config := read_config(d), dict) else False for d in directories
-    ]
-    parts = {
-        kind: [d for d, is_imported in zip(directories, imported) if is_imported is kind] for kind in (False, True)
-    }
-    by_run = {d: different for part in parts.values() for d, different in zip(part, differences(part))}
-    return [by_run[directory] for directory in directories]
 
 
 def as_json(rows: list[tuple[Progress, dict[str, Any]]]) -> dict:

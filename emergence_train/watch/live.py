@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 
 from emergence_train.recorder.naming import names_of
-from emergence_train.run_differences import differences
+from emergence_train.run_differences import differences_by_origin
 from emergence_train.watch.details import details
 from emergence_train.watch.listing import table
 from emergence_train.watch.progress import Progress, progress, run_directories
@@ -89,5 +89,5 @@ def _view(places: list[Path], out: Console) -> tuple[RenderableType, list[Progre
         return screen(shown, out), [shown.progress]
     names = names_of(directories)
     runs = [progress(run, names.get(run)) for run in directories]
-    rows = list(zip(runs, differences(directories)))
+    rows = list(zip(runs, differences_by_origin(directories)))
     return Group(table(rows, out), *(line(run) for run in runs if run.reason)), runs

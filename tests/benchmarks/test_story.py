@@ -89,7 +89,7 @@ def test_parameters_that_stop_changing_are_told(studies):
 def test_names_of_the_ladder_say_what_its_runs_are(studies):
     _, story = studies
     rows = read(ROOT / "configs" / "ladders" / "story.yaml").rows
-    named = {row.run: story.about(Path(row.run)) for row in rows}
+    named = {row.run: story.about(row) for row in rows}
     assert {about["size"] for about in named.values()} == set(SIZES)
     assert {about["variant"] for about in named.values()} == {"", "muon", "two-layers", "grouped", "half-rotary"}
     assert named["0.05m-1.024m-decay-s2"] == {"size": "0.05m", "variant": "", "seed": 2, "schedule": "decay"}

@@ -53,9 +53,12 @@ def test_runs_alike_differ_in_nothing(tmp_path):
     assert differences(runs_of(tmp_path, [{}, {"data.path": "elsewhere"}])) == [{}, {}]
 
 
-def test_an_imported_model_does_not_hide_what_was_changed(tmp_path):
+def test_an_imported_model_does_not_hide_what_was_changed(tmp_path, capsys):
     runs = runs_of(tmp_path, [{"seed": 1}, {"seed": 2}, {"imported.kind": "llama", "model.width": 9, "data.x": 1}])
     assert [different for _, different in list_runs(runs)] == [{"seed": 1}, {"seed": 2}, {}]
+    assert cli.main(["watch", str(tmp_path), "--once"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed 1" in printed and "seed 2" in printed and "width" not in printed
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -121,20 +121,18 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {_listed(log.rows)}); give {flags}"
         )
     values = pd.DataFrame({name: _numbers(log, columns[name]) for name in columns if name != "run"})
-    unit = options.loss_unit or units.unit_of(_plain(columns["loss"]))
+    column, name = columns["loss"], _plain(columns["loss"])
+    unit = options.loss_unit or units.unit_of(name)
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
-    notes = [_reading(columns, options, per_step), *units.notes(_plain(columns["loss"]), columns["loss"], unit)]
-    if _plain(columns["loss"]) in VALIDATION.split() and "loss" not in options.columns:
-        notes.append(f"no training loss: {columns['loss']!r} counts as the curve; --column loss=NAME takes another")
+    notes = [_reading(columns, options, per_step), *units.notes(name, column, unit)]
+    if name in VALIDATION.split() and "loss" not in options.columns:
+        notes.append(f"no training loss: {column!r} counts as the curve; --column loss=NAME takes another")
     if steps_from_tokens:
         values["step"] = _steps_of(values["tokens"], per_step)
-        notes += (
-            []
-            if per_step
-            else ["no steps: its rows are counted as steps, by their tokens; --tokens-per-step gives them"]
-        )
+        if not per_step:
+            notes.append("no steps: its rows are counted as steps, by their tokens; --tokens-per-step gives them")
     rows = _with_loss(log, values, columns, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
