@@ -75,7 +75,7 @@ def planned(path: Path):
         yield row, config, plan_run(config.training, config.model, config.data, row.gpus or 1, "h100-80gb")
 
 
-RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "story": 46}
+RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "story": 54}
 
 
 @pytest.mark.parametrize("path", sorted(LADDERS.glob("*.yaml")), ids=lambda path: path.stem)
