@@ -44,7 +44,7 @@ ladder: install
 	$(BIN)/python benchmarks/studies/emergence_runs.py --name ladder --sources data/ladder/sources.json \
 	  $(foreach size,$(RUNGS),runs/ladder-$(firstword $(subst :, ,$(size))))
 
-# A few hours on two cores; the same command resumes. What the sources claim, tried on 54 runs: benchmarks/results/story/.
+# A few hours on two cores; the same command resumes. What the sources claim, tried on 42 runs: benchmarks/results/story/.
 story: install
 	test -f data/ladder/sources.json || $(BIN)/python benchmarks/studies/ladder_text.py
 	$(BIN)/emergence-train prepare configs/story.yaml
