@@ -18,6 +18,11 @@ from emergence_train.parallel.nodes import node_name
 from emergence_train.parallel.ranks import all_gather_objects, on_every_rank
 
 LOCAL = "127.0.0.1"
+SECONDS = 3.0  # for the run's store to answer a rank whose leader is lost
+
+
+def _run_store() -> tuple[str, int]:
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def leaders(nodes: list[str]) -> list[int]:
@@ -33,8 +38,11 @@ class Relay:
 
     def __init__(self, mesh: Mesh, timeout: datetime.timedelta) -> None:
         self.rank = mesh.world.rank
-        self.leader_of = leaders(all_gather_objects(node_name()))
+        nodes = all_gather_objects(node_name())
+        self.leader_of = leaders(nodes)
         self.leader = self.leader_of[self.rank]
+        # Who speaks where nothing can be agreed over: a rank of rank 0's node, and one of another.
+        self.fallbacks = {1, next((leader for rank, leader in enumerate(self.leader_of) if leader != rank), 1)}
         members = enumerate(self.leader_of) if self.leader == self.rank else ()
         self.members = [rank for rank, leader in members if leader == self.rank != rank]
         # The ranks that use the run's store, which rank 0 reads.
@@ -51,8 +59,8 @@ class Relay:
             return heartbeats(dist.TCPStore(host, port, is_master=False, timeout=timeout))
 
         if self.leader == self.rank:
-            self.up = connected(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-            self.holder = "rank 0 or its launcher"
+            self.up = connected(*_run_store())
+            self.holder = f"rank 0 or its launcher on {nodes[0].split()[0]}"
         else:
             self.up = connected(LOCAL, port)
             self.holder = f"rank {self.leader}, which holds the store of this node,"
@@ -104,6 +112,19 @@ class Relay:
         """Whether ranks may still read the store that this rank holds: the run's may be rank 0's."""
         missing = self.rank == 0 and self.up.acknowledged() < len(self.direct)
         return missing or (self.down is not None and self.down.acknowledged() < len(self.members))
+
+    def speaks(self) -> bool:
+        """Whether this rank, whose store is lost, may put that on the screen.
+
+        One whose leader is lost leaves it to rank 0 as long as the run's store answers.
+        """
+        if self.leader == self.rank:
+            return True
+        try:
+            dist.TCPStore(*_run_store(), is_master=False, timeout=datetime.timedelta(seconds=SECONDS))
+        except Exception:
+            return True
+        return False
 
     def first_to_report(self) -> bool:
         """Whether this rank is the one to put the verdict on the screen."""

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emergence_train.errors import PeerLost, describe, exit_code, repeat, tell
-from emergence_train.faults import flight_recorder
+from emergence_train.faults import flight_recorder, report_claim
 from emergence_train.faults.flight_recorder import STACKS
 from emergence_train.faults.heartbeats import Verdict
 from emergence_train.faults.operations import Operations, Straggler, hang_limit, stragglers
@@ -270,7 +270,10 @@ class Watchdog:
                 return first
         except Exception:
             self.stored = False
-        return self.mesh.world.rank == 1  # no store left to agree over: rank 0 had it
+        if not self.relay.speaks():
+            return False
+        claimed = report_claim.claim(self.run, self.mesh.launch_id, self.mesh.world.rank)
+        return self.mesh.world.rank in self.relay.fallbacks if claimed is None else claimed
 
     def _outlast(self) -> None:
         """Rank 0 often holds the store: the others are to read the verdict, or its last words, before it goes; likewise the ranks

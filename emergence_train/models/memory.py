@@ -30,6 +30,7 @@ GIB = 2**30
 PRODUCTS = 2 * 2**25
 MOST_BUCKET, LEAST_BUCKET = 500_000_000, 250_000  # elements; the greater is DeepSpeed's default
 MOST_GATHERED = 1_000_000_000  # elements: stage3_max_live_parameters
+MOST_PREFETCH = 50_000_000  # elements that stage 3 gathers at once: DeepSpeed's default
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def step_memory(
     moments: int = 2,
     capability: int = 9,
     hpz: int = 1,
+    quantized: bool = False,
     optimizer_on_host: bool = False,
     weights_on_host: bool = False,
 ) -> StepMemory:
@@ -82,6 +84,7 @@ def step_memory(
         sequence_ranks: of them, that share a sequence.
         moments: float32 numbers that the optimizer keeps of a parameter. capability: the device's compute capability (major).
         hpz: over how many ranks a second copy of the weights is partitioned; 1: there is none.
+        quantized: weights are gathered as int8, at stage 3.
         optimizer_on_host: its state is, and with it the gradients that wait for it; weights_on_host: the rank's weights too.
     """
     parameters, size = model.parameters(), 2 if precision == "bf16" else 4
@@ -98,6 +101,8 @@ def step_memory(
         joined = 4 * min(parameters, MOST_BUCKET)
     gathered = size * min(parameters, MOST_GATHERED) if zero_stage == 3 and ranks > 1 else 0
     kept, space = model.activations(checkpointing, size, linears, sequence_ranks), PRODUCTS + bucket
+    if quantized and gathered:  # what is gathered at once as int8, and as float16 before it is cast
+        space += (1 + 2) * max(min(bucket_elements(parameters), MOST_PREFETCH), model.vocabulary * model.hidden)
     if optimizer_on_host and zero_stage < 3:
         space += size * model.vocabulary * model.hidden  # a buffer as large as the largest parameter
     if linears == "fp8" and zero_stage < 3:

@@ -36,6 +36,12 @@ TIMES = 3
 SLOW = 1 / 3  # of the median: disks that many use differ by less
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SHOWN = 32  # lines; the file has all
+# What a node may not know of itself (git or NVIDIA's management library absent, or too slow), and what it then does not know.
+MAY_BE_UNKNOWN = {
+    "commit": "the commit of its source",
+    "driver": "the version of its driver",
+    "nccl": "the version of its NCCL",
+}
 SPEEDS = {"write": "writes the run directory", "read": "reads the data", "clock": "may clock its GPUs"}
 
 
@@ -60,14 +66,13 @@ class Node:
 
     @property
     def compared(self) -> dict[str, str]:
-        """What must be the same on every node."""
-        versions = {name: version for name, version in self.versions.items() if name != "commit"}
+        """What must be the same on every node, and every node knows."""
+        versions = {name: version for name, version in self.versions.items() if name not in MAY_BE_UNKNOWN}
         return versions | ({"GPU": self.gpu, "GPU memory": f"{self.gpu_memory >> 30} GiB"} if self.gpu else {})
 
-    @property
-    def commit(self) -> str | None:
-        """Of its source, without the mark of changed files; None: not known."""
-        return self.versions["commit"].removesuffix("+") if "commit" in self.versions else None
+    def known(self, name: str) -> str | None:
+        """The version of one of MAY_BE_UNKNOWN, a commit without the mark of changed files; None: not known."""
+        return self.versions[name].removesuffix("+") if name in self.versions else None
 
     def line(self) -> str:
         """For the console."""
@@ -155,7 +160,7 @@ def nodes_of(facts: Sequence[RankFacts]) -> list[Node]:
 def report(nodes: list[Node], reduced: float, run: Path, mode: str, log: Callable[[str], None]) -> None:
     """Log a line a node and what is slow, write nodes.json; raises InputError as check_nodes."""
     difference = first_difference(nodes)
-    warnings = [*slow_nodes(nodes), *unlike_sources(nodes), *([difference] if difference and mode == "warn" else [])]
+    warnings = [*slow_nodes(nodes), *may_differ(nodes), *([difference] if difference and mode == "warn" else [])]
     content = {
         "checked": now(),
         "all_reduce": {"bytes": REDUCED, "bytes_per_second": reduced},
@@ -197,23 +202,23 @@ def _comparisons(nodes: list[Node]) -> Iterator[tuple[str, list[Node], list[str]
     for ranks in sorted({node.ranks for node in nodes}):  # a scheduler may give a node fewer GPUs, and so fewer ranks
         group = [node for node in nodes if node.ranks == ranks and node.gpu]
         yield "GPUs visible", group, [str(node.visible_gpus) for node in group]
-    known = [node for node in nodes if node.commit]  # git may be absent, or time out, on one node
-    yield "commit", known, [str(node.commit) for node in known]
+    for name in MAY_BE_UNKNOWN:
+        group = [node for node in nodes if node.known(name)]
+        yield name, group, [str(node.known(name)) for node in group]
 
 
-def unlike_sources(nodes: list[Node]) -> list[str]:
-    """In words, where the nodes' sources may differ and nothing shows that they do."""
-    known = [node for node in nodes if node.commit]
-    if not known:
-        return []  # no checkout
+def may_differ(nodes: list[Node]) -> list[str]:
+    """In words, where the nodes may differ and nothing shows that they do."""
     warnings = []
-    if unknown := [node for node in nodes if not node.commit]:
-        warnings.append(
-            f"{_named(unknown)} does not know the commit of its source, {known[0].name} has {known[0].commit}"
-        )
-    changed = [node for node in known if node.versions["commit"].endswith("+")]
-    if changed and len(changed) < len(known):
-        clean = next(node for node in known if node not in changed)
+    for name, what in MAY_BE_UNKNOWN.items():
+        known = [node for node in nodes if node.known(name)]
+        unknown = [node for node in nodes if not node.known(name)]
+        if known and unknown:  # no node of a run on CPUs has a driver
+            warnings.append(f"{_named(unknown)} does not know {what}, {known[0].name} has {known[0].known(name)}")
+    sources = [node for node in nodes if "commit" in node.versions]
+    changed = [node for node in sources if node.versions["commit"].endswith("+")]
+    if changed and len(changed) < len(sources):
+        clean = next(node for node in sources if node not in changed)
         warnings.append(f"{_named(changed)} has changed files in its source, {clean.name} none")
     return warnings
 

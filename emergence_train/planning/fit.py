@@ -25,6 +25,7 @@ def memory_of(
         moments=training.optimizer.moments,
         capability=capability,
         hpz=training.zero.hpz_partition_size,
+        quantized=training.zero.quantized_weights,
         optimizer_on_host=training.zero.offload_optimizer != "none",
         weights_on_host=training.zero.offload_param != "none",
     )

@@ -11,7 +11,13 @@ from emergence_train.models.config import ModelConfig, padded_vocabulary
 from emergence_train.models.gpus import GPUS
 from emergence_train.models.memory import GIB, StepMemory
 from emergence_train.planning import step_time
-from emergence_train.planning.communication import bytes_per_step, exchanged_per_step, gathered_inside
+from emergence_train.planning.communication import (
+    QUANTIZED,
+    bytes_per_step,
+    exchanged_per_step,
+    gathered,
+    gathered_inside,
+)
 from emergence_train.planning.fit import SHARE, divisors, memory_of, needed_bytes
 from emergence_train.planning.offload import HOSTS, Offload, offload_cost
 from emergence_train.planning.step_time import EFFICIENCY, NODE, StepTime
@@ -150,8 +156,13 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
     tokens = rounds * micro_batch * sequence / ranks
     passes = step_time.device_seconds(work, tokens, peak, kind, efficiency, training.linears == "fp8")
     hpz, moments = training.zero.hpz_partition_size, training.optimizer.moments
-    sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds, hpz), 0.0
-    inside = gathered_inside(parameters, size, rounds, hpz) if hpz > 1 else 0.0
+    quantized = training.zero.quantized_weights and gpus > 1
+    gathered_size = QUANTIZED if quantized else size
+    sent, exchanged = bytes_per_step(parameters, size, stage, gpus, rounds, hpz, gathered_size), 0.0
+    inside = gathered_inside(parameters, gathered_size, rounds, hpz) if hpz > 1 else 0.0
+    if quantized:
+        seconds = step_time.quantizing_seconds(rounds * gathered(parameters), size, kind, efficiency)
+        passes = replace(passes, traffic=passes.traffic + seconds)
     if ranks > 1:
         elements = model.exchanged(ranks)
         exchanged = exchanged_per_step(elements, size, ranks, tokens, training.activation_checkpointing)

@@ -87,6 +87,11 @@ def optimizer_seconds(
     return (update + gradients) / (gpu.bandwidth * efficiency.bandwidth)
 
 
+def quantizing_seconds(elements: float, size: int, gpu: Gpu, efficiency: Efficiency) -> float:
+    """Of gathering `elements` as int8: each is read as such, written and read as float16, and written with `size` bytes."""
+    return elements * (1 + 2 + 2 + size) / (gpu.bandwidth * efficiency.bandwidth)
+
+
 def link_seconds(sent: float, ranks: int, gpu: Gpu) -> float:
     """Of `sent` bytes a GPU over a ring. One over several nodes crosses into each of them once, by all of its GPUs' networks."""
     link = gpu.nvlink if ranks <= NODE else min(gpu.nvlink, NODE * gpu.network)

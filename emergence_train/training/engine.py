@@ -8,14 +8,12 @@ import torch
 from emergence_train.config import Faults, Training, Zero
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.initial_values import Slice, Slices, whole
-from emergence_train.models.memory import bucket_elements
+from emergence_train.models.memory import MOST_PREFETCH, bucket_elements
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Group, Mesh
 from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
 from emergence_train.training import fp8, main_gradients, whole_matrices
 from emergence_train.training.micro_batch import own_stream
-
-MOST_PREFETCH = 50_000_000  # elements: DeepSpeed's default
 
 
 def deepspeed_config(training: Training, mesh: Mesh, parameters: int) -> dict:

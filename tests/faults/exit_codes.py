@@ -143,11 +143,13 @@ CASES: dict[str, Patch] = {
 }
 
 
-def run(place: Path, number: int, name: str, world: int, rank: int, per_node: int | None = None) -> dict:
+def run(place: Path, number: int, name: str, world: int, rank: int | list[int], per_node: int | None = None) -> dict:
+    hurt = rank if isinstance(rank, list) else [rank]
+
     def patch(own: int) -> None:
         if per_node:
             relay.node_name = node_check.node_name = lambda: f"node {(own + 1) // per_node}"
-        if own == rank:
+        if own in hurt:
             CASES[name]()
 
     arguments = ["train", str(place / "config.yaml"), f"name=run{number}"]

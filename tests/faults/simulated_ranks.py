@@ -11,8 +11,9 @@ import argparse
 import contextlib
 import random
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,8 @@ class Network:
         if is_master:
             port = 1000 + self.rank
             self.servers[port] = Server(self.rank)
+        elif self.servers[port].owner in self.killed | self.stopped:
+            raise dist.DistNetworkError("connection refused, or no answer in time")
         self.servers[port].connections += 1
         return Store(self, port)
 
@@ -105,8 +108,9 @@ class Store:
 class Ranks:
     """The watchdogs of `ranks` ranks, `each` on a node."""
 
-    def __init__(self, ranks: int, each: int, silent: float, network: Network) -> None:
+    def __init__(self, ranks: int, each: int, silent: float, network: Network, run: Path) -> None:
         self.network, self.beats = network, 0
+        self.reported: list[int] = []  # ranks that put a verdict on the screen
         self.dogs: list[Watchdog] = []
         self.ended: dict[int, tuple[float, Verdict]] = {}  # by rank, when it had a verdict, and which
         order = random.Random(ranks)
@@ -115,7 +119,7 @@ class Ranks:
         for rank in range(ranks):
             network.rank = rank
             mesh = data_parallel(rank, ranks, rank % each, SimpleNamespace(type="cpu"), "start", secret=bytes(32))
-            self.dogs.append(Watchdog(mesh, Path("run"), silent, 1800.0))
+            self.dogs.append(Watchdog(mesh, run, silent, 1800.0))
         for dog in self.dogs:
             dog.at("forward", 1)
 
@@ -135,18 +139,25 @@ class Ranks:
             verdict = dog._turn(self.beats)
         except Unanswered:
             verdict = dog._unanswered()
+            dog.stored = False
         if verdict:
             self.ended[rank] = network.now, verdict
+            if dog._first_to_report():
+                self.reported.append(rank)
 
 
 @contextlib.contextmanager
 def simulated(ranks: int, each: int = 8, silent: float = 5.0) -> Iterator[Ranks]:
-    """Ranks that have begun and given their first heartbeat."""
+    """Ranks that have begun and given their first heartbeat; their run directory is a temporary one."""
     network, nodes = Network(), [f"node {rank // each}" for rank in range(ranks)]
     leader_of = relay.leaders(nodes)
     gathered = {True: nodes, False: [1000 + rank if rank % each == 0 else 0 for rank in range(ranks)]}
     clock = SimpleNamespace(monotonic=lambda: network.now, sleep=lambda seconds: None)
     idle = SimpleNamespace(start=lambda: None, join=lambda seconds: None)
+
+    def thread(target: Callable[[], None], name: str, daemon: bool) -> SimpleNamespace:
+        return idle if name.startswith("watchdog") else SimpleNamespace(start=target, join=idle.join)
+
     with contextlib.ExitStack() as patches:
         for owner, name, value in (
             (relay, "dist", SimpleNamespace(TCPStore=network.store, Store=object)),
@@ -155,12 +166,13 @@ def simulated(ranks: int, each: int = 8, silent: float = 5.0) -> Iterator[Ranks]
             (relay, "leaders", lambda _: leader_of),  # worked out once, not by each
             (watchdog, "time", clock),
             (operations, "time", clock),
-            (watchdog.threading, "Thread", lambda **_: idle),
+            (watchdog.threading, "Thread", thread),
         ):
             patches.enter_context(mock.patch.object(owner, name, value))
         variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(RUN_PORT)}
         patches.enter_context(mock.patch.dict(relay.os.environ, variables))
-        yield Ranks(ranks, each, silent, network)
+        run = Path(patches.enter_context(tempfile.TemporaryDirectory()))
+        yield Ranks(ranks, each, silent, network, run)
 
 
 def rates(ranks: Ranks, seconds: int = 8) -> dict:
@@ -186,12 +198,13 @@ def rates(ranks: Ranks, seconds: int = 8) -> dict:
     }
 
 
-def loss(ranks: Ranks, rank: int, how: str, most: int = 20) -> dict:
-    """A rank is `killed` or `stopped`: seconds until the first and the last of the others knows, and what their verdicts name."""
+def loss(ranks: Ranks, rank: int, how: str, most: int = 20, also: Sequence[int] = ()) -> dict:
+    """A rank, and `also` others, are `killed` or `stopped`: seconds until the first and the last of those left knows, what their
+    verdicts name, and which of them put one on the screen."""
     network = ranks.network
-    getattr(network, how).add(rank)
+    getattr(network, how).update({rank, *also})
     began = (ranks.beats + 1) * ranks.dogs[0].interval
-    while len(ranks.ended) < len(ranks.dogs) - 1 and most:
+    while len(ranks.ended) < len(ranks.dogs) - len({rank, *also}) and most:
         ranks.seconds(1)
         most -= 1
     when = [at - began for at, _ in ranks.ended.values()]
@@ -203,6 +216,7 @@ def loss(ranks: Ranks, rank: int, how: str, most: int = 20) -> dict:
         "first_seconds": min(when, default=None),
         "last_seconds": max(when, default=None),
         "named": dict(texts),
+        "reported_by": ranks.reported,
         "codes": sorted({verdict.code for _, verdict in ranks.ended.values()}),
     }
 

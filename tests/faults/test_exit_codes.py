@@ -153,3 +153,13 @@ def test_a_stopped_rank_of_a_node_is_named(ended, rank):
     assert end["codes"] is None, "it is stopped"
     lines = [line for line in end["said"].splitlines() if line.startswith("emergence-train:")]
     assert len(lines) == 1 and f"rank {rank} has sent no heartbeat" in lines[0], end["said"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [(0, 1), (0, 1, 2)])
+def test_a_lost_node_of_rank_0_is_reported_by_one_rank(ended, lost):
+    """Nodes (0), (1, 2), (3, 4), (5): the run's store goes with rank 0, and the second loses its leader or all too."""
+    (end,) = ended((("kill in a step", 6, lost, 2),), 240)
+    assert end["codes"] == [-9 if rank in lost else 76 for rank in range(6)], end["said"][-2000:]
+    lines = [line for line in end["said"].splitlines() if line.startswith("emergence-train:")]
+    assert len(lines) == 1 and any(f"rank {rank}" in lines[0] for rank in lost), end["said"]

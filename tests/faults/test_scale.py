@@ -77,6 +77,33 @@ def test_a_loss_reaches_every_rank_in_time(lost, how, first):
     assert {rank_of(text) for text in end["named"]} == {lost}, end
 
 
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        range(1),
+        range(2),  # who spoke for rank 0
+        range(4),  # rank 0's node
+        range(9),  # and the next one, and the leader after it
+        [*range(4), 12],
+        [4],
+        [5, 6],
+        range(1, 4),
+        range(13),  # no leader is left, and nobody holds a store
+    ],
+    ids=str,
+)
+def test_whatever_is_lost_one_of_the_others_reports(lost, how):
+    """Sixteen ranks on four nodes."""
+    with simulated(16, each=4, silent=SILENT) as ranks:
+        ranks.seconds(2)
+        end = loss(ranks, lost[0], how, also=lost)
+        left = set(range(16)) - set(lost)
+    assert end["reached"] == len(left) and end["codes"] == [76]
+    assert len(end["reported_by"]) == 1 and set(end["reported_by"]) <= left
+    assert rank_of(ranks.ended[end["reported_by"][0]][1].text) in lost
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [4093, 4088, 0])
 def test_a_loss_among_4096_reaches_every_rank_in_time(lost):

@@ -13,10 +13,10 @@ from emergence_train.parallel.node_check import (
     Node,
     check_nodes,
     first_difference,
+    may_differ,
     nodes_of,
     report,
     slow_nodes,
-    unlike_sources,
 )
 from emergence_train.parallel.node_facts import RankFacts, rank_facts, read_speed, write_speed
 from support import run_python
@@ -108,7 +108,36 @@ def test_a_commit_is_compared_where_it_is_known(tmp_path):
         report(of(*commits), 1e9, tmp_path, "auto", lines.append)
         warned = [line for line in lines if line.startswith("warning")]
         assert len(warned) == (warning is not None) and all(str(warning) in line for line in warned), commits
-    assert len(unlike_sources(of("abc+", "abc", None))) == 2
+    assert len(may_differ(of("abc+", "abc", None))) == 2
+
+
+@pytest.mark.parametrize(("name", "what"), [("driver", "driver"), ("nccl", "NCCL")])
+def test_a_version_is_compared_among_nodes_that_know_it(tmp_path, name, what):
+    """Where NVIDIA's library for management is absent on a node its driver's version is unknown, not another one."""
+
+    def of(*given: str | None) -> list[Node]:
+        versions = [{"torch": "2.13"} | ({name: value} if value else {}) for value in given]
+        return [node(f"n{number}", 8 * number, versions=known) for number, known in enumerate(versions)]
+
+    for given, warning in (
+        ((None, "570", "570"), f"n0 (rank 0) does not know the version of its {what}, node n1 (rank 8) has 570"),
+        (
+            ("570", None, None),
+            f"n1 (rank 8) (and 1 more) does not know the version of its {what}, node n0 (rank 0) has",
+        ),
+        ((None, None), None),
+        (("570", "570"), None),
+    ):
+        lines: list[str] = []
+        report(of(*given), 1e9, tmp_path, "auto", lines.append)
+        warned = [line for line in lines if line.startswith("warning")]
+        assert len(warned) == (warning is not None) and all(str(warning) in line for line in warned), given
+    difference = f"node n3 (rank 24) has {name} 560, node n1 (rank 8) 570"
+    with pytest.raises(InputError) as failed:
+        report(of(None, "570", "570", "560"), 1e9, tmp_path, "auto", lambda line: None)
+    assert str(failed.value).startswith(difference)
+    report(of(None, "570", "570", "560"), 1e9, tmp_path, "warn", lines.append)
+    assert f"warning: {difference}" in lines
 
 
 def test_visible_gpus_are_compared_among_nodes_of_as_many_ranks():

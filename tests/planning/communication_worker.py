@@ -90,17 +90,34 @@ def exchanged_in_a_step(config, mesh) -> tuple[float, float]:
     return sum(exchanged), sum(size for _, size in sent) / config.model.parameters()
 
 
-def hierarchical(path: str, precision: str, micro_batch: str) -> dict[int, float]:
-    """Of four processes, two of which share a second copy of the weights. DeepSpeed makes their groups once a process."""
+class Quantizer:
+    """In PyTorch what DeepSpeed's extension for GPUs does: groups of float16 values as int8 and a float32 scale each."""
+
+    Symmetric = 0
+
+    def quantize(self, values: Tensor, groups: int, *_) -> tuple[Tensor, Tensor]:
+        rows = values.view(groups, -1).float()
+        scales = rows.abs().amax(1).clamp(min=1e-12) / 127
+        return (rows / scales[:, None]).round().to(torch.int8).view(-1), scales
+
+    def dequantize(self, values: Tensor, scales: Tensor, groups: int, *_) -> Tensor:
+        return (values.view(groups, -1).float() * scales.view(-1, 1)).half().view(values.shape)
+
+
+def of_stage_3(path: str, precision: str, micro_batch: str, *options: str) -> dict[int, float]:
+    """With options of ZeRO; DeepSpeed makes the groups of hierarchical partitions once a process."""
+    from deepspeed.runtime.zero.partition_parameters import CUDAQuantizer
+
+    CUDAQuantizer.quantizer_cuda_module = Quantizer()
     over = [*(f"model.{key}" for key in MODEL), "training.zero_stage=3", f"training.precision={precision}"]
-    over += [f"training.micro_batch={micro_batch}", "training.zero.hpz_partition_size=2"]
+    over += [f"training.micro_batch={micro_batch}", *(f"training.zero.{option}" for option in options)]
     return bytes_of_a_step(configs.load(path, over), start(1))
 
 
 if __name__ == "__main__":
     measured = {}
     if len(sys.argv) > 3:
-        measured, KINDS, SPLIT = hierarchical(sys.argv[1], *sys.argv[3:]), (), ()
+        measured, KINDS, SPLIT = of_stage_3(sys.argv[1], *sys.argv[3:]), (), ()
         mesh = start(1)
     for stage, precision in KINDS:
         over = [*(f"model.{key}" for key in MODEL), f"training.zero_stage={stage}", f"training.precision={precision}"]

@@ -6,7 +6,7 @@ import pytest
 
 from emergence_train.models.decoder_config import DecoderConfig
 from emergence_train.models.memory import MOST_GATHERED
-from emergence_train.planning.communication import bytes_per_step, exchanged_per_step, gathered_inside
+from emergence_train.planning.communication import QUANTIZED, bytes_per_step, exchanged_per_step, gathered_inside
 from support import ROOT, run_python
 
 WORKER = ROOT / "tests" / "planning" / "communication_worker.py"
@@ -54,16 +54,28 @@ def test_hierarchical_partitions_gather_once_over_all():
     assert over_all < plain and (plain - over_all) / (31 / 32) == pytest.approx(inside / (3 / 4))
 
 
+def test_quantised_gathering_changes_gatherings_alone():
+    """Of two in bf16 and a reduction of the gradients, a byte an element less in each gathering; scales are one in 8,000."""
+    plain = bytes_per_step(8_000, 2, 3, 2, 1)
+    assert plain - bytes_per_step(8_000, 2, 3, 2, 1, gathered_size=QUANTIZED) == 1 / 2 * (8_000 - 4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "rounds"), [("fp32", 1), ("bf16", 2)])
-def test_bytes_of_hierarchical_partitions_are_real_engines(config_file, tmp_path, precision, rounds):
-    """Four processes in pairs."""
-    given = str(config_file), str(tmp_path / "sent.json"), precision, str(2 // rounds)
+@pytest.mark.parametrize(
+    ("precision", "rounds", "hpz", "quantized"),
+    [("fp32", 1, 2, False), ("bf16", 2, 2, False), ("bf16", 2, 1, True), ("fp32", 1, 2, True), ("bf16", 2, 2, True)],
+)
+def test_bytes_of_options_of_stage_3_are_real_engines(config_file, tmp_path, precision, rounds, hpz, quantized):
+    """Four processes, also in pairs; the quantiser is PyTorch's arithmetic in the place of the extension for GPUs."""
+    options = [f"hpz_partition_size={hpz}", f"quantized_weights={str(quantized).lower()}"]
+    given = str(config_file), str(tmp_path / "sent.json"), precision, str(2 // rounds), *options
     done = run_python(str(WORKER), *given, processes=4)
     assert done.returncode == 0, done.stderr[-2000:]
     measured, size = json.loads((tmp_path / "sent.json").read_text()), 2 if precision == "bf16" else 4
-    assert bytes_per_step(1_000_000, size, 3, 4, rounds, hpz=2) / 1e6 == pytest.approx(measured["4"], rel=0.01)
-    inside = gathered_inside(1_000_000, size, rounds, 2) / 1e6
+    gathered_size = QUANTIZED if quantized else size
+    sent = bytes_per_step(1_000_000, size, 3, 4, rounds, hpz=hpz, gathered_size=gathered_size) / 1e6
+    assert sent == pytest.approx(measured["4"], rel=0.01)
+    inside = gathered_inside(1_000_000, gathered_size, rounds, hpz) / 1e6
     assert inside == pytest.approx(measured.get("2", 0.0), rel=0.01)
 
 

@@ -58,6 +58,33 @@ def test_suggestion_fits_when_applied(capsys, gpu, over):
     assert applied["memory_needed"] <= 0.9 * GPUS[gpu].memory
 
 
+def test_quantised_gathering_is_in_bytes_memory_and_time(capsys):
+    """32B over 64 GPUs, one micro-batch of 18 sequences: 1e9 weights stay for the backward pass, the rest is gathered twice."""
+    over = (
+        "--gpus",
+        "64",
+        "--gpu",
+        "h100-80gb",
+        "model.preset=32b",
+        "training.zero_stage=3",
+        "training.micro_batch=18",
+    )
+    over += ("training.activation_checkpointing=full",)
+    plain, quantized = plan(capsys, *over), plan(capsys, *over, "training.zero.quantized_weights=true")
+    gathered = 2 * plain["parameters"] - 10**9
+    less = 63 / 64 * gathered * (2 - 1 - 4 / 8000)
+    assert plain["communication_bytes_per_step"] - quantized["communication_bytes_per_step"] == pytest.approx(less)
+    # At once: 5e7 elements, or the largest weight, which has 65,024 rows of 6,656.
+    more = quantized["memory_per_gpu"]["workspace"] - plain["memory_per_gpu"]["workspace"]
+    assert more == 3 * 65_024 * 6656 and quantized["memory_needed"] - plain["memory_needed"] == more
+    slower = quantized["step_seconds_by"]["traffic"] - plain["step_seconds_by"]["traffic"]
+    assert slower == pytest.approx(gathered * 7 / (0.76 * 3.35e12))
+    within = plan(capsys, *over, "training.zero.quantized_weights=true", "training.zero.hpz_partition_size=8")
+    assert within["inside_bytes_per_step"] == pytest.approx(7 / 8 * (1 + 4 / 8000) * (gathered - plain["parameters"]))
+    alone = ("--gpus", "1", *over[2:-1], "training.batch=18")
+    assert plan(capsys, *alone) == plan(capsys, *alone, "training.zero.quantized_weights=true"), "nothing is gathered"
+
+
 def test_auto_takes_the_largest_that_fits(capsys):
     over = ("--gpus", "8", "--gpu", "h100-80gb", "model.preset=1b")
     chosen = plan(capsys, *over, "training.micro_batch=auto")["micro_batch"]
