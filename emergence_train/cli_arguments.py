@@ -197,7 +197,10 @@ def add_outlook(parser: argparse.ArgumentParser) -> None:
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
     """What a log of another framework leaves out."""
-    text = "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt or csv (default: auto)"
+    text = (
+        "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt, text, lightning or csv "
+        "(default: auto)"
+    )
     parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
     parser.add_argument("--run", metavar="NAME", help="of a log: the run's name, or which of its runs to take")
     parser.add_argument("--params", type=count, metavar="N", help="of a log: non-embedding parameters")

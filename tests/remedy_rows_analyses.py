@@ -272,6 +272,8 @@ TWO = "Step,a - loss,b - loss\n" + "".join(f"{k},{2 + k**-0.3},{3 + k**-0.3}\n" 
 TEXT = "".join(f"iter {k}: loss {2 + k**-0.3}, time 1.0ms, mfu 1%\n" for k in range(1, 31))
 LINES = "".join(json.dumps({"step": k, "loss": 2 + k**-0.3}) + "\n" for k in range(1, 31))
 HISTORY = [{"step": k, "loss": 2 + k**-0.3} for k in range(1, 31)]
+PRINTED = [{"loss": row["loss"], "epoch": 0.1} for row in HISTORY]
+FIELDS = "".join(f"step: {k} loss: {2 + k**-0.3}\n" for k in range(1, 31))
 HEADER = '{"kind": "run", "run": "r", "params": 1, "sequence": 8, "batch": 1}\n'
 LOGS = [
     Row(
@@ -283,6 +285,15 @@ LOGS = [
     log("write it as OURS=NAME with one of {}", PLAIN, "--column", "loss=loss", wrong=("--column", "los=loss")),
     log("has no run {} (it has {}); give --run one of these", TWO, "--run", "a", wrong=("--run", "c")),
     log("has no column {} (it has {}); correct", PLAIN, "--column", "loss=loss", wrong=("--column", "loss=los")),
+    log("no column is like {} (it has {}); correct", PLAIN, "--column", "loss=lo*", wrong=("--column", "loss=a*")),
+    log(
+        "as 'step: 10 loss: 6.1'; give another --format", TEXT, name="log.txt", wrong=("--format", "text"), then=FIELDS
+    ),
+    Row(
+        "name its output directory, whose trainer_state.json has them",
+        lambda at: at.temporal(at.write("out/log.txt", "".join(f"{row}\n" for row in PRINTED))),
+        lambda at: at.temporal(at.write("out/trainer_state.json", json.dumps({"log_history": HISTORY})).parent),
+    ),
     log("(it has {}); give {}", PLAIN.replace("step,loss", "a,b"), "--column", "step=a", "--column", "loss=b"),
     log(
         "name others with --column step=NAME --column loss=NAME",

@@ -79,6 +79,16 @@ LADDERS = [
         {"schedules": STABLE | DECAY, "tokens": [4096]},
     ),
     ladder(
+        "is not one of {}",
+        {"schedules": STABLE | DECAY, "tokens": [4096], "sizes": {"a": {"schedules": ["stabel"]}}},
+        {"schedules": STABLE | DECAY, "tokens": [4096], "sizes": {"a": {"schedules": ["stable"]}}},
+    ),
+    ladder(
+        "list that as well",
+        {"schedules": STABLE | DECAY, "tokens": [4096], "sizes": {"a": {"schedules": ["decay"]}}},
+        {"schedules": STABLE | DECAY, "tokens": [4096], "sizes": {"a": {"schedules": ["stable", "decay"]}}},
+    ),
+    ladder(
         "lower checkpoints.every_tokens, or raise the budget",
         {"schedules": STABLE | DECAY},
         {"schedules": STABLE | DECAY, "set": {"checkpoints.every_tokens": 256}},

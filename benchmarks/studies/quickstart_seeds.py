@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-import numpy as np  # noqa: E402
+import held_out  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from commands import command  # noqa: E402
@@ -32,10 +32,8 @@ from emergence_train.analysis.emergence import analyze_emergence  # noqa: E402
 from emergence_train.analysis.position_matrix import position_matrices  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
 from emergence_train.analysis.temporal.position_law import fit_matrix, fit_positions  # noqa: E402
-from emergence_train.config import load, load_run  # noqa: E402
-from emergence_train.data.dataset import Dataset  # noqa: E402
+from emergence_train.config import load_run  # noqa: E402
 from emergence_train.evaluation.saved_model import load_model  # noqa: E402
-from emergence_train.models.language_model import LanguageModel  # noqa: E402
 from emergence_train.recorder.environment import device_name  # noqa: E402
 from emergence_train.recorder.tables import EVALUATIONS, POSITIONS, mean_loss, read  # noqa: E402
 
@@ -175,22 +173,14 @@ def write(arguments: argparse.Namespace, rows: list[dict], controls: list[dict],
 
 def laws_with_more_sequences(work: Path, result: dict) -> list[dict]:
     """The law of every finished model on the iid set with as many sequences as its held-out documents have."""
-    same = f"data.tokenizer={{file: {work / 'data' / 'quickstart' / 'tokenizer.json'}}}"
-    more = ["data.path=data/more", "data.validation.sequences=1440", "data.validation.domain_sequences=0", same]
-    command(work, "prepare", CONFIG, *more)
-    dataset = Dataset(load(CONFIG, [more[0].replace("data/more", str(work / "data" / "more")), *more[1:]]).data, 0)
-    windows = np.concatenate(
-        [dataset.windows[s.domain][s.begin : s.end] for s in dataset.segments() if "iid" in s.splits]
-    )
+    (windows,) = held_out.windows(work, Path(CONFIG), "quickstart", {"iid": 1440}).values()
     rows = []
     for row in result["seeds"]:
         for size in SIZES:
             run = work / "runs" / f"seed{row['seed']}-{size}"
-            loss = token_losses(load_model(load_run(run).model, newest(run)), windows)
-            position = np.arange(1, loss.shape[1] + 1)
-            sums = {"count": len(loss), "loss_sum": loss.sum(0), "loss_sq_sum": (loss**2).sum(0), "correct": 0}
+            loss = held_out.token_losses(load_model(load_run(run).model, newest(run)), windows)
             keys = {"run": run.name, "params": 0, "step": 1, "tokens": 1, "split": "iid"}
-            (fit,) = fit_positions(pd.DataFrame(keys | {"position": position} | sums)).to_dict("records")
+            (fit,) = fit_positions(pd.DataFrame(keys | held_out.position_sums(loss))).to_dict("records")
             excess = loss.mean(0) - fit["a2"]
             rows.append(
                 {"seed": row["seed"], "size": size, "sequences": len(loss), "status": fit["status"]}
@@ -199,16 +189,6 @@ def laws_with_more_sequences(work: Path, result: dict) -> list[dict]:
                 | {"loss_less_a2_at": {int(i): rounded(excess[i - 1]) for i in (1, 2, 3, 4, 6, 8, 16)}}
             )
     return rows
-
-
-@torch.no_grad()
-def token_losses(model: LanguageModel, windows: np.ndarray) -> np.ndarray:
-    """(n, T) nats of the targets of `windows` (n, T + 1)."""
-    model.eval()
-    batches = [torch.from_numpy(windows[k : k + 64].astype(np.int64)) for k in range(0, len(windows), 64)]
-    return np.concatenate(
-        [model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).token_loss.double() for ids in batches]
-    )
 
 
 def reaches(run: Path) -> dict | None:

@@ -3,9 +3,9 @@
     python benchmarks/studies/story.py --runs runs/story        # tables from the runs, then the numbers
     python benchmarks/studies/story.py                          # the numbers again, from the committed tables
 
-Five sizes, two budgets, rates that decay or not, two seeds; at one size another optimizer and other shapes. Tables go to
-benchmarks/results/story/ (losses, position laws, forecasts, evaluations), what they say of each claim to story.json beside them.
-Runs that are not finished are left out, and named.
+Five sizes, two budgets, rates that decay or not, two seeds; at one size another optimizer, other shapes, another mixture and
+another tokenizer. Tables go to benchmarks/results/story/ (losses, forecasts, evaluations; story_laws.py writes the position
+laws first), what they say of each claim to story.json beside them. Runs that are not finished are left out, and named.
 """
 
 import argparse
@@ -24,10 +24,8 @@ from temporal_coverage import provenance  # noqa: E402
 
 from emergence_train.analysis import temporal  # noqa: E402
 from emergence_train.analysis.emergence import analyze_emergence  # noqa: E402
-from emergence_train.analysis.position_matrix import position_matrices  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
 from emergence_train.analysis.temporal.mean_law import CLASSICAL  # noqa: E402
-from emergence_train.analysis.temporal.position_law import fit_matrix  # noqa: E402
 from emergence_train.files import write_json  # noqa: E402
 from emergence_train.ladder.file import Row, read  # noqa: E402
 from emergence_train.ladder.progress import done  # noqa: E402
@@ -38,7 +36,6 @@ PLACE = ROOT / "benchmarks" / "results" / "story"
 SPLITS = ("iid", "ood")
 FRACTION = 0.4
 DIGITS = 5  # of losses and parameters in the committed tables
-LAW = ("a0", "a0_se", "a1", "a1_se", "a1_low", "a1_high", "a2", "a2_se", "r2", "bin_max", "status")
 
 
 def about(row: Row) -> dict:
@@ -55,14 +52,20 @@ def finished(runs: Path) -> tuple[list[Row], list[str]]:
     return rows, [row.run for row in ladder.rows if row not in rows]
 
 
-def from_run(run: Path, named: dict) -> tuple[pd.DataFrame, pd.DataFrame, list[dict]]:
-    """Losses, position laws and forecasts of one run that is `about` its row."""
+def from_run(run: Path, named: dict) -> tuple[pd.DataFrame, list[dict]]:
+    """Losses and forecasts of one run that is `about` its row."""
     positions = tables.read(tables.POSITIONS, run)
     positions = positions[positions["split"].isin(SPLITS)]
     losses = tables.mean_loss(positions)[["run", "params", "step", "tokens", "split", "loss"]].assign(**named)
-    laws = pd.concat([fit_matrix(matrix) for matrix in position_matrices(positions)])
-    laws = laws[["run", "params", "step", "tokens", "split", *LAW]].assign(**named)
-    return losses, laws, forecasts(run, named) if named["schedule"] == "stable" else []
+    return losses, forecasts(run, named) if named["schedule"] == "stable" else []
+
+
+def evaluated(run: Path) -> pd.DataFrame:
+    """Its task results, with the bits per byte of the ood text at the same checkpoints."""
+    frame = tables.read(tables.EVALUATIONS, run)
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    ood = {line["step"]: line["bits_per_byte"]["ood"] for line in lines if "ood" in line.get("bits_per_byte", {})}
+    return frame.assign(ood_bits_per_byte=frame["step"].map(ood))
 
 
 def forecasts(run: Path, named: dict) -> list[dict]:
@@ -83,15 +86,14 @@ def forecasts(run: Path, named: dict) -> list[dict]:
 def write_tables(runs: Path, rows: list[Row]) -> None:
     parts = [from_run(runs / row.run, about(row)) for row in rows]
     PLACE.mkdir(parents=True, exist_ok=True)
+    evaluations = pd.concat([evaluated(runs / row.run) for row in rows])
+    kept = [*tables.EVALUATIONS.columns, "bits_per_byte", "ood_bits_per_byte", "vocabulary"]
     for name, frame in (
-        ("losses", pd.concat([part[0] for part in parts])),
-        ("laws", pd.concat([part[1] for part in parts])),
-        ("forecasts", pd.DataFrame([row for part in parts for row in part[2]])),
+        ("losses", pd.concat([losses for losses, _ in parts])),
+        ("forecasts", pd.DataFrame([row for _, ahead in parts for row in ahead])),
+        ("evaluations", evaluations[[column for column in kept if column in evaluations]]),
     ):
         frame.round(DIGITS).to_csv(PLACE / f"{name}.csv", index=False)
-    evaluations = tables.read(tables.EVALUATIONS, [runs / row.run for row in rows])
-    columns = [name for name in (*tables.EVALUATIONS.columns, "vocabulary") if name in evaluations]
-    evaluations[columns].round(DIGITS).to_csv(PLACE / "evaluations.csv", index=False)
 
 
 def numbers() -> dict:
@@ -115,6 +117,7 @@ def numbers() -> dict:
         "position_law": measures.identified(main),
         "converged": measures.converged(main),
         "decay": measures.decays(losses[losses["variant"] == ""]),
+        "decay_of_law": measures.decay_of_law(laws[(laws["variant"] == "") & (laws["split"] == "iid")]),
         "forecasts": {
             split: {
                 "forecasts": len(of),
@@ -126,6 +129,7 @@ def numbers() -> dict:
             for split, of in ahead.groupby("split")
         },
         "size_law": measures.size_law(losses),
+        "returns": measures.returns(losses),
         "variants": measures.variants(evaluations),
         "emergence": of_sizes(evaluations),
     }
@@ -159,10 +163,13 @@ def main() -> None:
                 f"{arguments.runs}: no run of the ladder is finished; run `emergence-train ladder {LADDER}` first"
             )
         write_tables(arguments.runs, rows)
-        environment = json.loads((arguments.runs / rows[0].run / "environment.json").read_text())["sessions"][-1]
-        trained = {key: environment[key] for key in ("device", "cpu_threads", "commit", "versions")} | {
-            "not_finished": left
-        }
+        sessions = [
+            session
+            for row in rows
+            for session in json.loads((arguments.runs / row.run / "environment.json").read_text())["sessions"]
+        ]
+        trained = {key: sessions[0][key] for key in ("device", "cpu_threads", "versions")}
+        trained |= {"commits": sorted({session["commit"] for session in sessions}), "not_finished": left}
         write_json(PLACE / "trained_on.json", trained)
     else:
         trained = json.loads((PLACE / "trained_on.json").read_text())

@@ -1,7 +1,7 @@
 """What the story's tables say of each claim; numbers in, dictionaries out. The tables are those that story.py writes.
 
 losses: a row a checkpoint and split (iid, ood): run, size, variant, seed, schedule, params, step, tokens, split, loss
-laws: the position law there: losses' keys, and a0, a1, a2 with errors and status
+laws: the position law of some checkpoints, on more sequences: losses' keys, and a0, a1, a2 with errors and status
 evaluations: the schema of that name, with size, variant, seed, schedule
 """
 
@@ -10,7 +10,8 @@ import pandas as pd
 from intervals import student
 from scipy import stats
 
-ENOUGH = 8  # checkpoints at which a0 and a1 must be known to say whether they still change
+AXES = ("bits_per_byte", "ood_bits_per_byte")
+ENOUGH = 5  # checkpoints at which a0 and a1 must be known to say whether they still change
 
 
 def _rounded(value: float) -> float | None:
@@ -80,11 +81,60 @@ def decays(losses: pd.DataFrame) -> list[dict]:
     ]
 
 
+def returns(losses: pd.DataFrame) -> dict:
+    """Does each doubling of the parameters lower the last loss by less than the one before? Loss at equal tokens as a parabola in
+    log2 N: nats by which the gain of a doubling changes with each doubling (negative: returns shrink), and the gains measured."""
+    last = _last_stable(losses)
+    x, y = np.log2(last["params"].to_numpy(float)), last["loss"].to_numpy(float)
+    means = last.groupby("params")["loss"].mean()
+    gains = -np.diff(means) / np.diff(np.log2(means.index.to_numpy(float)))
+    result = {"gains_a_doubling": [_rounded(gain) for gain in gains], "runs": len(last)}
+    if len(last) < 4:
+        return result
+    design = np.column_stack([np.ones_like(x), x - x.mean(), (x - x.mean()) ** 2])
+    beta, *_ = np.linalg.lstsq(design, y, rcond=None)
+    freedom = len(y) - 3
+    variance = float(((y - design @ beta) ** 2).sum()) / freedom * np.linalg.inv(design.T @ design)[2, 2]
+    change, reach = -2 * float(beta[2]), 2 * float(stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+    return result | {
+        "change": {"value": _rounded(change)}
+        | dict(zip(("low95", "high95"), map(_rounded, (change - reach, change + reach))))
+    }
+
+
+def _last_stable(losses: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main sizes' stable runs at the last tokens, on the iid text."""
+    stable = losses[(losses["variant"] == "") & (losses["schedule"] == "stable") & (losses["split"] == "iid")]
+    return stable[stable["tokens"] == stable["tokens"].max()]
+
+
+def decay_of_law(laws: pd.DataFrame) -> dict:
+    """Where does a decay change the law? At its end a2 (nats), log a0 and log a1 less the stable run's at the same tokens, linear
+    in their logarithm between its checkpoints; a0 and a1 where both runs' are known."""
+    changes: dict[str, list[float]] = {"a2": [], "a0": [], "a1": []}
+    laws = laws.assign(known=(laws["status"] == "ok") & (laws["a0"] > 0))
+    for _, of in laws.groupby(["size", "seed"], sort=False):
+        stable = of[of["schedule"] == "stable"].sort_values("tokens")
+        for end in of[of["schedule"] == "decay"].to_dict("records"):
+            for name, values in changes.items():
+                there = stable if name == "a2" else stable[stable["known"]]
+                if (
+                    not (name == "a2" or end["known"])
+                    or not there["tokens"].min() <= end["tokens"] <= there["tokens"].max()
+                ):
+                    continue
+                scale = np.asarray if name == "a2" else np.log
+                before = np.interp(np.log(end["tokens"]), np.log(there["tokens"]), scale(there[name]))
+                values.append(float(scale(end[name]) - before))
+    return {
+        name: {"pairs": len(values)} | (student(np.array(values)) if values else {}) for name, values in changes.items()
+    }
+
+
 def size_law(losses: pd.DataFrame) -> dict:
     """Does the last loss of the sizes, at equal tokens, fall as a power of the parameters? Slope of log loss on log10 N, and a
     test of the curve that a line leaves: sizes' distances from it against those of seeds (lack of fit)."""
-    stable = losses[(losses["variant"] == "") & (losses["schedule"] == "stable") & (losses["split"] == "iid")]
-    last = stable[stable["tokens"] == stable["tokens"].max()]
+    last = _last_stable(losses)
     x, y = np.log10(last["params"].to_numpy(float)), np.log(last["loss"].to_numpy(float))
     line = stats.linregress(x, y)
     sizes, seeds = last["params"].nunique(), len(last)
@@ -110,31 +160,43 @@ def size_law(losses: pd.DataFrame) -> dict:
 
 
 def variants(evaluations: pd.DataFrame) -> list[dict]:
-    """Does performance of other shapes and optimizers lie on the main sizes' curve of it against the loss?
+    """Does performance of other shapes, optimizers, mixtures and tokenizers lie on the main sizes' curve of it against the loss?
 
-    The curve is a cubic of the main runs' checkpoints within the losses that both have. A run is one number, the mean of its
-    distances; a main run's are from the cubic of the others. z: the variant's mean over the main runs' standard deviation, with
-    the uncertainty of their mean.
+    The loss is in bits per byte, of the iid and of the ood text. The curve is a cubic of the main runs' checkpoints within the
+    losses that both have. A run is one number, the mean of its distances; a main run's are from the cubic of the others. p: of
+    the variant's mean by the main runs' standard deviation, with the uncertainty of their mean; p_holm: of all rows together.
     """
     rows = []
     stable = evaluations[evaluations["schedule"] == "stable"]
     for (task, metric), of in stable.groupby(["task", "metric"], sort=False):
-        main, others = of[of["variant"] == ""], of[of["variant"] != ""]
-        apart = [_distance(run, main[main["run"] != name]) for name, run in main.groupby("run")]
-        spread = float(np.std(apart, ddof=1)) if len(apart) > 2 else np.nan
-        for variant, of_variant in others.groupby("variant", sort=False):
-            mine = [_distance(run, main) for _, run in of_variant.groupby("run")]
-            error = spread * np.sqrt(1 / len(mine) + 1 / len(apart))
-            rows.append(
-                {"task": task, "metric": metric, "variant": variant, "runs": len(mine), "main_runs": len(apart)}
-                | {"distance": _rounded(float(np.mean(mine))), "z": _rounded(float(np.mean(mine)) / max(error, 1e-12))}
-                | {"p": _rounded(float(2 * stats.t.sf(abs(np.mean(mine)) / max(error, 1e-12), len(apart) - 1)))}
-            )
+        for axis in AXES:
+            main, others = of[of["variant"] == ""], of[of["variant"] != ""]
+            apart = [_distance(run, main[main["run"] != name], axis) for name, run in main.groupby("run")]
+            spread = float(np.std(apart, ddof=1)) if len(apart) > 2 else np.nan
+            for variant, of_variant in others.groupby("variant", sort=False):
+                mine = [_distance(run, main, axis) for _, run in of_variant.groupby("run")]
+                error = spread * np.sqrt(1 / len(mine) + 1 / len(apart))
+                p = float(2 * stats.t.sf(abs(np.mean(mine)) / max(error, 1e-12), len(apart) - 1))
+                rows.append(
+                    {"task": task, "metric": metric, "axis": axis, "variant": variant, "runs": len(mine)}
+                    | {"main_runs": len(apart), "distance": _rounded(float(np.mean(mine)))}
+                    | {"spread_of_main_runs": _rounded(spread), "p": p}
+                )
+    for row, p in zip(rows, _holm([row["p"] for row in rows])):
+        row["p"], row["p_holm"] = _rounded(row["p"]), _rounded(p)
     return rows
 
 
-def _distance(run: pd.DataFrame, main: pd.DataFrame) -> float:
-    low, high = main["loss"].min(), main["loss"].max()
-    inside = run[run["loss"].between(low, high)]
-    curve = np.polynomial.Polynomial.fit(main["loss"], main["value"], 3)
-    return float((inside["value"] - curve(inside["loss"].to_numpy())).mean()) if len(inside) else np.nan
+def _holm(p: list[float]) -> np.ndarray:
+    """Holm's adjusted p-values (1979): each times the number of those not smaller, never falling."""
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)), 1)
+    return adjusted
+
+
+def _distance(run: pd.DataFrame, main: pd.DataFrame, axis: str) -> float:
+    low, high = main[axis].min(), main[axis].max()
+    inside = run[run[axis].between(low, high)]
+    curve = np.polynomial.Polynomial.fit(main[axis], main["value"], 3)
+    return float((inside["value"] - curve(inside[axis].to_numpy())).mean()) if len(inside) else np.nan

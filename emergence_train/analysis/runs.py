@@ -6,6 +6,7 @@ run that is analysed with --fit-fraction the recorded later rates count as the p
 looked at.
 """
 
+import io
 import json
 import math
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emergence_train.analysis import logs
-from emergence_train.analysis.logs import Curve, LogOptions
+from emergence_train.analysis.logs import HEAD, Curve, LogOptions
+from emergence_train.analysis.logs.encoded import text_of
 from emergence_train.analysis.outlook import Ahead, planned_schedule, rates_of
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
@@ -160,7 +162,9 @@ def _is_ours(path: Path) -> bool:
 
 def _columns(path: Path) -> list[str]:
     try:
-        return list(pq.read_schema(path).names if path.suffix == ".parquet" else pd.read_csv(path, nrows=0).columns)
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        return list(pd.read_csv(io.StringIO(text_of(path, HEAD, errors="replace")), nrows=0).columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from error
 

@@ -44,6 +44,7 @@ Set = dict[str, Any]  # dotted keys of the configuration
 class Size(Section):
     set: Set = Field(default={}, description="dotted keys of the configuration, as model.preset")
     tokens: list[Tokens] | None = Field(default=None, min_length=1, description="budgets; None: the ladder's")
+    schedules: list[Name] | None = Field(default=None, min_length=1, description="some of the ladder's; None: all")
     gpus: int | None = Field(default=None, ge=1, description="GPUs of each run; None: the ladder's")
 
 
@@ -81,6 +82,12 @@ class LadderFile(Section):
         for name, size in self.sizes.items():
             if not (size.tokens or self.tokens):
                 raise ValueError(f"sizes.{name} has no tokens; give them there or for the whole ladder")
+            for chosen in size.schedules or ():
+                after = self.schedules[chosen].after if chosen in self.schedules else None
+                if chosen not in self.schedules:
+                    raise ValueError(f"sizes.{name}.schedules: {chosen!r} is not one of {', '.join(self.schedules)}")
+                if after is not None and after not in (size.schedules or ()):
+                    raise ValueError(f"sizes.{name}.schedules: {chosen!r} branches from {after!r}; list that as well")
         for place, given in self.sets():
             for key in OWN.keys() & given.keys():
                 raise ValueError(
@@ -192,9 +199,10 @@ def _rows(file: LadderFile, path: Path) -> Iterator[Row]:
     ordered = sorted(file.schedules.items(), key=lambda entry: entry[1].after is not None)
     branched = {schedule.after for schedule in file.schedules.values() if schedule.after is not None}
     for size, seed in itertools.product(file.sizes, file.seeds):
+        chosen = file.sizes[size].schedules or list(file.schedules)
         plans: dict[str, tuple[str, Plan]] = {}  # of the stable runs
         budgets = file.sizes[size].tokens or file.tokens or []
-        for name, _ in ordered:
+        for name in (name for name, _ in ordered if name in chosen):
             stable = name in branched
             for tokens in [max(budgets)] if stable else budgets:
                 parts = [size, *([] if stable else [shown_tokens(tokens)] * (len(budgets) > 1))]

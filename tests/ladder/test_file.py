@@ -48,6 +48,12 @@ def test_decays_begin_from_saved_states_of_one_stable_run(ladder_file):
     assert ladder.arguments(decays[0])[-2:] == ["--from", f"{ladder.out}/a-stable@12"]
 
 
+def test_a_size_may_have_some_of_the_schedules(ladder_file):
+    sizes = {"a": {}, "b": {"schedules": ["stable"]}}
+    ladder = read(ladder_file(tokens=[4096], schedules=STABLE | DECAY, sizes=sizes))
+    assert [row.run for row in ladder.rows] == ["a-stable", "a-decay", "b-stable"]
+
+
 @pytest.mark.parametrize(
     "tokens, shown",
     [(67 * BILLION, "67b"), (2_500 * BILLION, "2500b"), (409_600, "409.6k"), (12_345, "12.345k"), (999, "999")],
@@ -116,7 +122,7 @@ def planned(path: Path):
         yield row, config, plan_run(config.training, config.model, config.data, row.gpus or 1, "h100-80gb")
 
 
-RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "story": 46}
+RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "story": 42}
 
 
 @pytest.mark.parametrize("path", sorted(LADDERS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,22 +1,29 @@
 """Training logs that other frameworks made, read as curves: a reader a family of formats, a line of FORMATS a format."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from emergence_train.analysis.logs.curves import QUANTITIES, Curve, curves_of
+from emergence_train.analysis.logs.curves import Curve, curves_of
 from emergence_train.analysis.logs.delimited import CSV
+from emergence_train.analysis.logs.encoded import text_of
+from emergence_train.analysis.logs.fields import FIELDS
 from emergence_train.analysis.logs.jsonl import JSONL
+from emergence_train.analysis.logs.lightning import LIGHTNING
 from emergence_train.analysis.logs.log import LogOptions
+from emergence_train.analysis.logs.names import QUANTITIES
 from emergence_train.analysis.logs.tensorboard import TENSORBOARD
 from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
 from emergence_train.analysis.logs.trainer import HF
 from emergence_train.analysis.logs.wandb_offline import WANDB
 from emergence_train.errors import InputError
 
-__all__ = ["FORMATS", "QUANTITIES", "Curve", "LogOptions", "columns_of", "format_of", "options_of", "read"]
+__all__ = ["FORMATS", "HEAD", "QUANTITIES", "Curve", "LogOptions", "columns_of", "format_of", "options_of", "read"]
 
 # In the order in which "auto" asks them
-FORMATS = {entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, CSV)}
+FORMATS = {
+    entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
+}
 HEAD = 100_000  # bytes of a file that a format is recognised by
 
 
@@ -50,8 +57,8 @@ def format_of(path: Path) -> str | None:
     """The name of the first format that takes the file or directory; None: none does."""
     head = ""
     if path.is_file():
-        with open(path, "rb") as file:
-            head = file.read(HEAD).decode("utf-8", errors="replace")
+        with contextlib.suppress(OSError):  # a damaged archive: whoever reads it says so
+            head = text_of(path, HEAD, errors="replace")
     return next((name for name, entry in FORMATS.items() if entry.takes(path, head)), None)
 
 

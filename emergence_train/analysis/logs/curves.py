@@ -1,43 +1,19 @@
-"""A log's columns understood: which is the step, the loss, the tokens, the learning rate, by the names that frameworks use."""
+"""Curves of a log: its runs apart, each a row a step with loss, tokens and learning rate as numbers."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
+from emergence_train.analysis.logs.names import VALIDATION, find, listed, plain
 from emergence_train.errors import InputError
 
-# The names by which frameworks log each quantity, the likeliest first, as `_plain` writes them. A counter that the logger
-# itself made (W&B's _step counts its own calls) comes after the trainer's.
-NAMES = {
-    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
-    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update _step",
-    "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
-    "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss",
-    "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon",
-    "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
-    "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens",
-    "params": "params non_embedding_params",
-    "run": "run",
-}
-# Where a log has no training loss: validation losses, then what units.py converts
-VALIDATION = (
-    "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
-    "val_iid_loss"
-)
-OTHER_UNITS = [
-    f"{split}{name}"
-    for split in ("", "train_", "val_", "eval_")
-    for name in ("loss_bits", "ppl", "perplexity", "bpb", "bits_per_byte")
-]
-QUANTITIES = tuple(NAMES)
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
 RISES = 4  # a log whose step rises so many times as often as it falls is in the order of time
-SHOWN = 12  # columns named in a message
+SI = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
@@ -53,75 +29,63 @@ class Curve:
 
 def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
     """The runs of a file, those of a column `run` apart. Raises InputError naming all that is missing at once."""
-    runs = [part for log in logs for part in _by_run(log, options)]
+    runs = [part for log in logs for each, own in _by_column(log, options) for part in _by_run(each, own)]
     if options.run is not None and len(runs) > 1:
-        names = [log.name for log in runs]
-        runs = [log for log in runs if log.name == options.run]
+        names = [log.name for log, _ in runs]
+        runs = [(log, own) for log, own in runs if log.name == options.run]
         if not runs:
             raise InputError(
-                f"{logs[0].path}: has no run {options.run!r} (it has {_listed(names)}); give --run one of these, or none"
+                f"{logs[0].path}: has no run {options.run!r} (it has {listed(names)}); give --run one of these, or none"
             )
-    return [_curve(log, options) for log in runs]
+    return [_curve(log, own) for log, own in runs]
 
 
-def _by_run(log: Log, options: LogOptions) -> list[Log]:
-    column = _find(log, options).get("run")
+def _by_column(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
+    """A run for each column that --column loss=PATTERN matches, named by what its * stand for; else the log as it is."""
+    pattern = options.columns.get("loss", "")
+    if "*" not in pattern or pattern in log.rows:
+        return [(log, options)]
+    others = {ours: name for ours, name in options.columns.items() if ours != "loss"}
+    known = {column for ours, column in find(log, replace(options, columns=others)).items() if ours != "loss"}
+    form = re.compile("(.*)".join(map(re.escape, pattern.split("*"))))
+    runs = {column: form.fullmatch(str(column)) for column in log.rows.columns if column not in known}
+    parts = [
+        (replace(log, name="-".join(match.groups()) or log.name), replace(options, columns=others | {"loss": column}))
+        for column, match in runs.items()
+        if match and log.rows[column].notna().any()
+    ]
+    if not parts:
+        raise InputError(f"{log.path}: no column is like {pattern!r} (it has {listed(log.rows)}); correct --column")
+    return parts
+
+
+def _by_run(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
+    column = find(log, options).get("run")
     if column is None:
-        return [log]
+        return [(log, options)]
     known = log.rows[log.rows[column].notna()]
     return [
-        Log(str(name), log.path, rows, log.tokens_per_step, log.end_step)
+        (replace(log, name=str(name), rows=rows), options)
         for name, rows in known.groupby(known[column].astype(str), sort=True)
     ]
 
 
-def _plain(name: str) -> str:
-    """A column's name with words joined by underscores: train/loss, train.loss and "Train loss" are one."""
-    plain = re.sub(r"[^a-z0-9]+", "_", str(name).lower())
-    return plain.rstrip("_") if str(name).startswith("_") else plain.strip("_")
-
-
-def _find(log: Log, options: LogOptions) -> dict[str, str]:
-    """Our columns as the log calls them."""
-    plain: dict[str, str] = {}
-    for column in log.rows.columns:
-        if log.rows[column].notna().any():
-            plain.setdefault(_plain(column), column)
-    columns = {}
-    for quantity, names in NAMES.items():
-        if quantity in options.columns:
-            if (column := options.columns[quantity]) not in log.rows:
-                raise InputError(
-                    f"{log.path}: has no column {column!r} (it has {_listed(log.rows)}); correct "
-                    f"--column {quantity}={column}"
-                )
-            columns[quantity] = column
-        elif column := next((plain[name] for name in _known(quantity, names) if name in plain), None):
-            columns[quantity] = column
-    return columns
-
-
-def _known(quantity: str, names: str) -> list[str]:
-    return names.split() + ([*VALIDATION.split(), *OTHER_UNITS] if quantity == "loss" else [])
-
-
-def _listed(names: Iterable[object]) -> str:
-    words = [str(name) for name in names]
-    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")
-
-
 def _curve(log: Log, options: LogOptions) -> Curve:
-    columns = _find(log, options)
+    columns = find(log, options)
     per_step = options.tokens_per_step or log.tokens_per_step
     steps_from_tokens = "step" not in columns and "tokens" in columns
     missing = [name for name in ("step", "loss") if name not in columns and not (name == "step" and steps_from_tokens)]
     if missing:
         flags = " ".join(f"--column {name}=NAME" for name in missing)
+        several = (
+            ", or --column loss='*' where each is a run" if "loss" in missing and len(log.rows.columns) > 2 else ""
+        )
         raise InputError(
-            f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {_listed(log.rows)}); give {flags}"
+            f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows)}); give "
+            f"{flags}{several}"
         )
     values = pd.DataFrame({name: _numbers(log, columns[name]) for name in columns if name != "run"})
-    column, name = columns["loss"], _plain(columns["loss"])
+    column, name = columns["loss"], plain(columns["loss"])
     unit = options.loss_unit or units.unit_of(name)
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
@@ -133,6 +97,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         values["step"] = _steps_of(values["tokens"], per_step)
         if not per_step:
             notes.append("no steps: its rows are counted as steps, by their tokens; --tokens-per-step gives them")
+    elif "tokens" in columns and options.tokens_per_step is None:
+        values["step"] = _counted_on(values, notes)
     rows = _with_loss(log, values, columns, notes)
     frame = pd.DataFrame({"step": rows["step"].round().astype(int)})
     frame["tokens"] = _tokens(values, rows, options, per_step)
@@ -148,13 +114,37 @@ def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:
     return tokens.where(np.isfinite(tokens)).rank(method="dense")
 
 
+def _counted_on(values: pd.DataFrame, notes: list[str]) -> pd.Series:
+    """Steps whose counter began anew while the tokens went on (a resumed run), counted on from where it was."""
+    rows = values[np.isfinite(values["step"]) & np.isfinite(values["tokens"])]
+    step, tokens = rows["step"].to_numpy(), rows["tokens"].to_numpy()
+    anew = np.diff(step) < 0
+    if not anew.any() or np.any(np.diff(tokens) < 0):
+        return values["step"]
+    interval = np.median(np.diff(step)[~anew])
+    if np.any(step[1:][anew] > step[0] + interval):
+        return values["step"]
+    at = [int(place) for place in rows.index[1:][anew]]
+    notes.append(f"the steps begin anew at row {listed(at)} while the tokens go on: they are counted on from there")
+    before = pd.Series(np.cumsum(np.r_[0.0, np.where(anew, step[:-1], 0.0)]), rows.index)
+    return values["step"] + before.reindex(values.index).ffill().fillna(0.0)
+
+
 def _numbers(log: Log, column: str) -> pd.Series:
     """A column as float64: NaN where a row lacks it, infinite where what stands there is no finite number."""
     raw = log.rows[column]
     absent = raw.isna() & raw.map(lambda value: not isinstance(value, float)) | raw.eq("")
     text = raw.map(lambda value: value.replace(",", "") if isinstance(value, str) else value)
     numbers = pd.to_numeric(text, errors="coerce").astype(float)
+    if (short := numbers.isna() & ~absent).any():
+        numbers[short] = text[short].map(_in_full)
     return numbers.where(numbers.notna() & np.isfinite(numbers), np.inf).mask(absent, np.nan)
+
+
+def _in_full(text: object) -> float:
+    """1.2B as 1,200,000,000; NaN for what is no number."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGBT])\s*", str(text), re.IGNORECASE)
+    return float(match[1]) * SI[match[2].upper()] if match else np.nan
 
 
 def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: list[str]) -> pd.DataFrame:
@@ -177,9 +167,20 @@ def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: l
     if again.any():
         notes.append(
             f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
+            f"{_several_runs(log, rows['step'])}"
         )
         rows = rows[~again]
     return rows.sort_values("step", kind="stable")
+
+
+def _several_runs(log: Log, step: pd.Series) -> str:
+    """The remedy where a column of words tells apart the rows of equal steps: they are several runs'."""
+    for column in log.rows.columns:
+        words = log.rows[column].reindex(step.index)
+        known = words.notna().all() and words.map(lambda word: isinstance(word, str) and not word[:1].isdigit()).all()
+        if known and words.nunique() > 1 and not pd.DataFrame({"word": words, "step": step}).duplicated().any():
+            return f"; if {column!r} names their runs, give --column run={column}"
+    return ""
 
 
 def _logged_again(step: np.ndarray) -> np.ndarray:

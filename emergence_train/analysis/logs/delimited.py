@@ -5,6 +5,7 @@ W&B's chart export has the x axis first ("Step", or the metric chosen as x), the
 api.run(...).scan_history()) has a column a metric, and "_step", "_runtime", "_timestamp".
 """
 
+import io
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.log import Format, Log
 from emergence_train.errors import InputError
 
@@ -22,13 +24,16 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 def read_table(path: Path) -> pd.DataFrame:
     """A file's cells as they are: text of CSV and TSV, empty ones None."""
     try:
-        if path.suffix == ".parquet":
+        if suffix_of(path) == ".parquet":
             frame = pq.read_table(path).to_pandas().astype(object)
             frame = frame.where(frame.notna(), None)
         else:
-            comma = _separator(path)
-            frame = pd.read_csv(path, sep=comma, dtype=str, keep_default_na=False, encoding="utf-8-sig").astype(object)
-            frame = (frame.apply(_with_points) if comma == ";" else frame).where(frame != "", None)
+            text = text_of(path)
+            comma = separator(path, text.partition("\n")[0])
+            frame = pd.read_csv(io.StringIO(text), sep=comma, dtype=str, keep_default_na=False).astype(object)
+            if comma != ",":
+                frame = frame.apply(_with_points, thousands=comma == "\t")
+            frame = frame.where(frame != "", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
@@ -39,18 +44,21 @@ def read_table(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _separator(path: Path) -> str:
+def separator(path: Path, head: str) -> str:
     """What parts the names of the first line: the commonest of comma, semicolon (as spreadsheets of half of Europe) and tab."""
-    if path.suffix == ".tsv":
+    if suffix_of(path) == ".tsv":
         return "\t"
-    with open(path, encoding="utf-8-sig") as file:
-        first = re.sub(r'"[^"]*"', "", file.readline())
-    return max(",;\t", key=first.count)
+    return max(",;\t", key=re.sub(r'"[^"]*"', "", head).count)
 
 
-def _with_points(cells: pd.Series) -> pd.Series:
-    """A column in which the comma is the decimal point ("3,25"), with points; others as they are ("1,000.5", "1,000,000")."""
+def _with_points(cells: pd.Series, thousands: bool) -> pd.Series:
+    """A column in which the comma is the decimal point ("3,25"), with points; others as they are ("1,000.5", "1,000,000").
+
+    `thousands`: where every comma has three digits after it, it parts thousands.
+    """
     if (cells.str.count(",") > 1).any() or cells.str.contains(".", regex=False).any():
+        return cells
+    if thousands and not cells.str.contains(r",(?!\d{3}$)").any():
         return cells
     return cells.str.replace(",", ".", regex=False)
 
@@ -67,7 +75,7 @@ def read_wandb(path: Path) -> list[Log]:
     columns = [str(column) for column in frame.columns]
     charted = _charted(columns)
     if not charted:
-        return [Log(path.stem, path, frame)]
+        return [Log(stem_of(path), path, frame)]
     axis = columns[0]
     if axis.lower().startswith(TIME):
         raise InputError(f"{path}: its x axis is {axis!r}; export the chart with Step or tokens as x axis")
@@ -81,16 +89,19 @@ def read_wandb(path: Path) -> list[Log]:
 
 def read_csv(path: Path) -> list[Log]:
     """One run, or several by the column `run`."""
-    return [Log(path.stem, path, read_table(path))]
+    return [Log(stem_of(path), path, read_table(path))]
 
 
 def _is_wandb(path: Path, head: str) -> bool:
     first = head.partition("\n")[0]
-    names = [name.strip().strip('"') for name in first.split("," if path.suffix == ".csv" else "\t")]
-    return path.suffix in (".csv", ".tsv") and ("_step" in names or any(_charted(names)))
+    names = [name.strip().strip('"') for name in first.split("," if suffix_of(path) == ".csv" else "\t")]
+    return suffix_of(path) in (".csv", ".tsv") and ("_step" in names or any(_charted(names)))
 
 
 WANDB = Format("wandb", "W&B: a chart's or a history's CSV", _is_wandb, read_wandb)
 CSV = Format(
-    "csv", "a table with a header line: .csv, .tsv, .parquet", lambda path, _: path.suffix in SUFFIXES, read_csv
+    "csv",
+    "a table with a header line: .csv, .tsv, .parquet",
+    lambda path, _: suffix_of(path) in SUFFIXES,
+    read_csv,
 )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.log import Format, Log, frame_of
 from emergence_train.errors import InputError
 
@@ -21,7 +22,7 @@ def _flat(row: dict, prefix: str = "") -> dict:
 def read_jsonl(path: Path) -> list[Log]:
     """One run, or several by the field `run`. A last line that is cut off is left out."""
     rows, places = [], []
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines = text_of(path).split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -37,11 +38,12 @@ def read_jsonl(path: Path) -> list[Log]:
         places.append(number)
     if not rows:
         raise InputError(f"{path}: has no rows; name a log that has some")
-    return [Log(path.stem, path, frame_of(rows, places))]
+    return [Log(stem_of(path), path, frame_of(rows, places))]
 
 
 def _takes(path: Path, head: str) -> bool:
-    return path.suffix in (".jsonl", ".ndjson") or head.lstrip().startswith("{") and "}\n{" in head
+    objects = head.lstrip().startswith("{") and not head.lstrip().startswith("{'")  # which are Python's
+    return suffix_of(path) in (".jsonl", ".ndjson") or objects and "}\n{" in head
 
 
 JSONL = Format("jsonl", "JSON lines, an object a row (W&B histories too)", _takes, read_jsonl)

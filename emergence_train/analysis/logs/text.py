@@ -10,6 +10,7 @@ Megatron  iteration      100/  500000 | consumed samples:  25600 | ... | learnin
 import re
 from pathlib import Path
 
+from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.log import Format, Log, frame_of
 from emergence_train.errors import InputError
 
@@ -18,7 +19,7 @@ STEP = re.compile(r"\b(?:iter|step)\s*:?\s*(\d+)(?:\s*/\s*(\d+))?\b", re.IGNOREC
 LOSS = re.compile(rf"(?<!val )(?<!train )\bloss:?\s+{NUMBER}", re.IGNORECASE)
 RATE = re.compile(rf"\b(?:lr|learning rate):?\s+{NUMBER}", re.IGNORECASE)
 MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
-PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\|)\s*([\d,]+)")
+PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
 
 MEGATRON = re.compile(r"\biteration\s+(\d+)/\s*(\d+)\s*\|")
 FIELD = re.compile(rf"([A-Za-z][A-Za-z \-]*?)\s*:\s*{NUMBER}\s*(?:\||$)")
@@ -27,7 +28,7 @@ WANTED = ("consumed samples", "consumed tokens", "learning rate", "lm loss")
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return text_of(path, errors="replace").splitlines()
 
 
 def _whole(text: str) -> int:
@@ -53,7 +54,7 @@ def read_nanogpt(path: Path) -> list[Log]:
             end = int(step[2]) if step[2] else end
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
-    return [Log(path.stem, path, frame_of(rows, places), per_step, end)]
+    return [Log(stem_of(path), path, frame_of(rows, places), per_step, end)]
 
 
 def read_megatron(path: Path) -> list[Log]:
@@ -73,7 +74,7 @@ def read_megatron(path: Path) -> list[Log]:
         end = int(iteration[2])
     if not rows:
         raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
-    return [Log(path.stem, path, frame_of(rows, places), end_step=end)]
+    return [Log(stem_of(path), path, frame_of(rows, places), end_step=end)]
 
 
 def _has_loss(line: str) -> bool:
@@ -81,12 +82,14 @@ def _has_loss(line: str) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    return path.is_file() and path.suffix not in (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+    return path.is_file() and suffix_of(path) not in (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-MEGATRON_FORMAT = Format(
-    "megatron", "Megatron-LM's text log", lambda p, head: _is_text(p) and bool(MEGATRON.search(head)), read_megatron
-)
+def _is_megatron(path: Path, head: str) -> bool:
+    return _is_text(path) and bool(MEGATRON.search(head)) and "reduced_train_loss" not in head  # which is NeMo's
+
+
+MEGATRON_FORMAT = Format("megatron", "Megatron-LM's text log", _is_megatron, read_megatron)
 NANOGPT = Format(
     "nanogpt",
     "text lines with a step and its loss: nanoGPT, llm.c",

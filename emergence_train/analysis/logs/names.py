@@ -1,0 +1,93 @@
+"""Which column of a log is the step, the loss, the tokens, the learning rate, by the names that frameworks use."""
+
+import re
+from collections.abc import Iterable
+
+import pandas as pd
+
+from emergence_train.analysis.logs.log import Log, LogOptions
+from emergence_train.errors import InputError
+
+# The names by which frameworks log each quantity, the likeliest first, as `plain` writes them. A counter that the logger
+# itself made (W&B's _step counts its own calls) comes after the trainer's.
+NAMES = {
+    "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
+    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update _step",
+    "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
+    "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss",
+    "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
+    "optim_lr_group_0 optim_learning_rate_group0",
+    "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
+    "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens",
+    "params": "params non_embedding_params",
+    "run": "run",
+}
+# What else may name the runs of a file, where it has more than one value
+RUNS = "run_name run_id experiment experiment_name exp exp_name model model_name name trial job seed"
+# Where a log has no training loss: validation losses, then what units.py converts
+VALIDATION = (
+    "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
+    "val_iid_loss"
+)
+OTHER_UNITS = [
+    f"{split}{name}"
+    for split in ("", "train_", "val_", "eval_")
+    for name in ("loss_bits", "ppl", "perplexity", "bpb", "bits_per_byte")
+]
+QUANTITIES = tuple(NAMES)
+SHOWN = 12  # columns named in a message
+
+
+def plain(name: object) -> str:
+    """A column's name with words joined by underscores: train/loss, train.loss and "Train loss" are one."""
+    words = re.sub(r"[^a-z0-9]+", "_", str(name).lower())
+    return words.rstrip("_") if str(name).startswith("_") else words.strip("_")
+
+
+def find(log: Log, options: LogOptions) -> dict[str, str]:
+    """Our columns as the log calls them. Raises InputError for one that is named and not there."""
+    known: dict[str, str] = {}
+    for column in log.rows.columns:
+        if log.rows[column].notna().any():
+            known.setdefault(plain(column), column)
+    columns = {}
+    for quantity, names in NAMES.items():
+        if quantity in options.columns:
+            if (column := options.columns[quantity]) not in log.rows:
+                raise InputError(
+                    f"{log.path}: has no column {column!r} (it has {listed(log.rows)}); correct "
+                    f"--column {quantity}={column}"
+                )
+            columns[quantity] = column
+        elif column := next((known[name] for name in _all(quantity, names) if name in known), None):
+            columns[quantity] = column
+    if "loss" not in columns and len(others := [c for c in known.values() if _ends_with_loss(c)]) == 1:
+        columns["loss"] = others[0]
+    if "run" not in columns and (
+        column := next((known[n] for n in RUNS.split() if _tells_apart(log, known.get(n))), None)
+    ):
+        columns["run"] = column
+    return columns
+
+
+def _all(quantity: str, names: str) -> list[str]:
+    return names.split() + ([*VALIDATION.split(), *OTHER_UNITS] if quantity == "loss" else [])
+
+
+def _ends_with_loss(column: str) -> bool:
+    """metrics/loss, but none of a validation."""
+    words = plain(column).split("_")
+    return words[-1] == "loss" and not {"val", "eval", "valid", "validation", "dev", "test"} & set(words)
+
+
+def _tells_apart(log: Log, column: str | None) -> bool:
+    """Whether a column has several values, each in several rows."""
+    if column is None:
+        return False
+    counts: pd.Series = log.rows[column].value_counts()
+    return len(counts) > 1 and bool(counts.min() > 1)
+
+
+def listed(names: Iterable[object]) -> str:
+    words = [str(name) for name in names]
+    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")

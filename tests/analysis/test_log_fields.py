@@ -1,0 +1,188 @@
+"""Text logs of named numbers, compressed and foreign-coded files, several runs in one file. The losses written are known."""
+
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from emergence_train.analysis import logs
+from emergence_train.analysis.logs import LogOptions, format_of
+from emergence_train.errors import InputError
+
+STEPS = np.arange(10, 210, 10)
+LOSSES = np.round(2 + 3 * STEPS**-0.3, 4)
+RATES = np.round(np.linspace(1e-3, 1e-4, len(STEPS)), 6)
+ROWS = list(zip(STEPS.tolist(), LOSSES.tolist(), RATES.tolist()))
+
+
+def torchtitan(step, loss, rate):
+    return (
+        f"[rank0]:[titan] 2026-01-02 03:04:05,123 - root - INFO - \x1b[31mstep: {step:2}  \x1b[32mloss: {loss:7.4f}  "
+        f"\x1b[38;2;180;60;0mgrad_norm:  0.9123  \x1b[33mmemory: 47.22GiB(59.61%)  \x1b[34mtps: 5,812  \x1b[35mmfu: 30.4%\x1b[39m"
+    )
+
+
+def modded(step, loss, rate):
+    return f"step:{step}/400 train_loss:{loss:.4f} train_time:{step * 500}ms step_avg:500.12ms"
+
+
+def litgpt(step, loss, rate):
+    return f"Epoch 1 | iter {step * 4} step {step} | loss train: {loss:.4f}, val: n/a | iter time: 512.23 ms (step)"
+
+
+def nemo(step, loss, rate):
+    return (
+        f"Training epoch 0, iteration {step}/400 | lr: {rate:.6f} | global_batch_size: 32 | global_step: {step} | "
+        f"reduced_train_loss: {loss:.4f} | train_step_timing in s: 0.52 | consumed_samples: {step * 32}"
+    )
+
+
+def olmo(step, loss, rate):
+    return (
+        f"2026-01-02T03:04:05.123Z\thost:0\tolmo.train:966\tINFO\t[step={step}/400,epoch=0]\n"
+        f"    optim/total_grad_norm=0.5123\n    train/CrossEntropyLoss={loss:.4f}\n    train/Perplexity={np.exp(loss):.3f}\n"
+        f"    throughput/total_tokens={step * 4096:,}\n    optim/learning_rate_group0={rate:.6f}"
+    )
+
+
+def olmo_core(step, loss, rate):
+    return (
+        f"2026-01-02T03:04:05.123Z\thost:0\tconsole_logger:81\tINFO\t[step={step}/400,epoch=1/1,eta=1:02:03]\n"
+        f"    optim/LR (group 0)={rate:.6f}\n    train/CE loss={loss:.4f}\n    throughput/total tokens={step * 4096:,}"
+    )
+
+
+# sample: (planned last step, tokens a step, whether the learning rate is in it)
+SAMPLES = {
+    torchtitan: (None, 0, False),
+    modded: (400, 0, False),
+    litgpt: (None, 0, False),
+    nemo: (400, 0, True),
+    olmo: (400, 4096, True),
+    olmo_core: (400, 4096, True),
+}
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.__name__)
+def test_text_with_fields_is_read(sample, tmp_path):
+    path = tmp_path / "run.log"
+    lines = ["starting, 8 steps of warm-up", *(sample(*row) for row in ROWS), "done"]
+    path.write_text("\n".join(lines))
+    end, per_step, rated = SAMPLES[sample]
+    assert format_of(path) == "text"
+    (curve,) = logs.read(path, LogOptions())
+    assert curve.frame["step"].tolist() == STEPS.tolist()
+    assert curve.frame["loss"].tolist() == LOSSES.tolist()
+    assert curve.frame["tokens"].tolist() == (STEPS * per_step).tolist()
+    np.testing.assert_allclose(curve.frame["lr"], RATES if rated else np.nan, rtol=1e-12)
+    assert (curve.run, curve.log.end_step) == ("run", end)
+
+
+def test_nanochat_says_the_tokens_of_a_step(tmp_path):
+    path = tmp_path / "speedrun.log"
+    lines = ["Total batch size 524,288 => gradient accumulation steps: 1", "Step 00000 | Validation bpb: 3.2000"]
+    lines += [
+        f"step {s:05d}/00400 (9.00%) | loss: {x:.6f} | lrm: 1.00 | dt: 9.1ms | tok/sec: 9,432" for s, x, _ in ROWS
+    ]
+    path.write_text("\n".join(lines))
+    (curve,) = logs.read(path, LogOptions())
+    assert curve.frame["tokens"].tolist() == (STEPS * 524288).tolist()
+
+
+def test_what_the_trainer_prints_names_its_state_file(tmp_path):
+    path = tmp_path / "train.out"
+    path.write_text("\n".join(str({"loss": loss, "learning_rate": rate, "epoch": 0.1}) for _, loss, rate in ROWS))
+    with pytest.raises(InputError, match="output directory, whose trainer_state.json has them"):
+        logs.read(path, LogOptions())
+
+
+def table(rows=ROWS):
+    return "step,loss\n" + "".join(f"{step},{loss}\n" for step, loss, _ in rows)
+
+
+@pytest.mark.parametrize("name", ["x.csv.gz", "x.jsonl.gz", "x.log.gz"])
+def test_compressed_logs_are_read(name, tmp_path):
+    texts = {
+        "x.csv.gz": table(),
+        "x.jsonl.gz": "".join(json.dumps({"step": step, "metrics": {"loss": loss}}) + "\n" for step, loss, _ in ROWS),
+        "x.log.gz": "\n".join(modded(*row) for row in ROWS),
+    }
+    with gzip.open(tmp_path / name, "wt") as file:
+        file.write(texts[name])
+    (curve,) = logs.read(tmp_path / name, LogOptions())
+    assert curve.run == "x" and curve.frame["loss"].tolist() == LOSSES.tolist()
+
+
+def test_a_damaged_archive_is_one_line(tmp_path):
+    data = gzip.compress(table().encode())
+    (tmp_path / "x.csv.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"x\.csv\.gz: cannot be read as a table"):
+        logs.read(tmp_path / "x.csv.gz", LogOptions())
+
+
+def test_utf16_with_tabs_and_decimal_commas_is_read(tmp_path):
+    """What a German spreadsheet saves as "Unicode text": the steps part thousands, the losses have decimal commas."""
+    lines = [f"{1000 * step:,}\t{str(loss).replace('.', ',')}" for step, loss, _ in ROWS]
+    (tmp_path / "x.csv").write_text("\r\n".join(["Step\tLoss", *lines]), encoding="utf-16", newline="")
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["loss"].tolist() == LOSSES.tolist()
+    assert curve.frame["step"].tolist() == (1000 * STEPS).tolist()
+
+
+def test_lightning_csv_logger_is_a_run_a_version(tmp_path):
+    for version, shift in (("version_0", 0.0), ("version_1", 1.0)):
+        (tmp_path / "logs" / version).mkdir(parents=True)
+        rows = [f"{rate},{step},\n,{step},{loss + shift}" for step, loss, rate in ROWS]
+        (tmp_path / "logs" / version / "metrics.csv").write_text("\n".join(["lr-AdamW,step,train_loss_step", *rows]))
+    curves = logs.read(tmp_path / "logs", LogOptions())
+    assert [curve.run for curve in curves] == ["version_0", "version_1"]
+    assert curves[1].frame["loss"].tolist() == (LOSSES + 1.0).tolist()
+    assert curves[0].frame["lr"].tolist() == RATES.tolist()
+
+
+@pytest.mark.parametrize("column", ["run", "experiment", "Model Name"])
+def test_runs_of_a_long_table_are_told_apart(column, tmp_path):
+    """Two runs of equal steps: read as one, the second would pass for a resumption of the first."""
+    rows = [f"{run},{step},{loss + shift}" for run, shift in (("a", 0.0), ("b", 1.0)) for step, loss, _ in ROWS]
+    (tmp_path / "x.csv").write_text("\n".join([f"{column},step,loss", *rows]))
+    a, b = logs.read(tmp_path / "x.csv", LogOptions())
+    assert (a.run, b.run) == ("a", "b")
+    assert b.frame["loss"].tolist() == (LOSSES + 1.0).tolist()
+
+
+def test_a_column_that_may_name_the_runs_is_suggested(tmp_path):
+    rows = [f"{run},{step},{loss}" for run in ("first", "second") for step, loss, _ in ROWS]
+    (tmp_path / "x.csv").write_text("\n".join(["variant,step,loss", *rows]))
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert any("give --column run=variant" in note for note in curve.notes)
+    assert len(logs.read(tmp_path / "x.csv", LogOptions(columns={"run": "variant"}))) == 2
+
+
+def test_a_pattern_takes_a_run_a_column(tmp_path):
+    frame = pd.DataFrame({"step": STEPS, "lr": RATES, "a/loss": LOSSES, "b/loss": LOSSES + 1, "note": ""})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(InputError, match=r"give --column loss=NAME, or --column loss='\*' where each is a run"):
+        logs.read(tmp_path / "x.csv", LogOptions())
+    a, b = logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "*/loss"}))
+    assert (a.run, b.run) == ("a", "b")
+    assert b.frame["loss"].tolist() == (LOSSES + 1).tolist() and b.frame["lr"].tolist() == RATES.tolist()
+    with pytest.raises(InputError, match="no column is like 'c/"):
+        logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "c/*"}))
+
+
+def test_steps_that_begin_anew_are_counted_on(tmp_path):
+    """A resumed run whose counter of steps started from 0 again, while its tokens went on."""
+    rows = [{"step": s if s <= 120 else s - 120, "tokens": 512 * s, "loss": loss} for s, loss, _ in ROWS]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (curve,) = logs.read(tmp_path / "x.jsonl", LogOptions())
+    assert curve.frame["step"].tolist() == STEPS.tolist() and curve.frame["loss"].tolist() == LOSSES.tolist()
+    assert any("begin anew at row 13 " in note for note in curve.notes)
+
+
+def test_tokens_in_short_are_numbers(tmp_path):
+    lines = [f"{step},{step / 1000:.3f}B,{loss}" for step, loss, _ in ROWS]
+    (tmp_path / "x.csv").write_text("\n".join(["step,tokens,loss", *lines]))
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["tokens"].tolist() == (STEPS * 1_000_000).tolist()
