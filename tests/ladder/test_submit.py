@@ -157,8 +157,17 @@ def test_a_missing_script_or_sbatch_is_one_line(ladder_file, slurm_commands, mon
     with pytest.raises(InputError, match="slurm.script: no file .*; give one"):
         submit.submit(read(ladder_file(slurm={"script": "nowhere"})), lambda line: None)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(submit, "prepare", lambda *_: pytest.fail("before the data are prepared"))
     with pytest.raises(InputError, match="or leave out --slurm"):
         submit.submit(read(ladder_file(slurm=SCRIPT)), lambda line: None)
+
+
+def test_the_status_of_a_local_ladder_asks_slurm_nothing(ladder_file, slurm_commands, tmp_path, capsys):
+    """A machine may have squeue and no cluster: its error is then no news."""
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
+    assert cli.main(["ladder", str(ladder_file()), "--status"]) == 0
+    shown = capsys.readouterr()
+    assert "no controller" not in shown.out + shown.err and "1 waiting" in shown.out + shown.err
 
 
 def test_what_sbatch_refuses_is_reported(ladder_file, slurm_commands, tmp_path):
