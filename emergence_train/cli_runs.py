@@ -122,7 +122,7 @@ def verb_ladder(arguments: argparse.Namespace) -> dict:
         Runner(ladder, this_machine(arguments.jobs), log).run()
     notes = progress.read_notes(ladder)
     try:
-        queue = submit.queued()
+        queue = submit.queued() if any("job" in note for note in notes.values()) else {}
     except RunError as error:  # the runs' own directories can be read all the same
         log(str(error))
         queue = {}

@@ -217,6 +217,14 @@ def test_nothing_is_submitted_where_slurm_does_not_answer(ladder_file, slurm_com
     assert "no controller" in shown.out + shown.err and "1 stopped" in shown.out + shown.err
 
 
+def test_slurm_is_not_asked_for_runs_that_it_has_never_seen(ladder_file, slurm_commands, tmp_path, capsys):
+    """Its client is there, and answers nothing, on many machines."""
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
+    assert cli.main(["ladder", str(ladder_file()), "--status"]) == 0
+    shown = capsys.readouterr()
+    assert "no controller" not in shown.out + shown.err and "1 waiting" in shown.out
+
+
 @contextlib.contextmanager
 def ladder_cluster(tmp_path, tmp_path_factory):
     """A Slurm whose jobs run this checkout's `emergence-train`."""
