@@ -48,6 +48,15 @@ class PositionWeights(Section):
     )
 
 
+def _not_nvme(value: Any) -> Any:
+    if value == "nvme":
+        raise ValueError("what DeepSpeed keeps on NVMe is not in a checkpoint; give cpu, or none and more GPUs")
+    return value
+
+
+Offload = Annotated[Literal["none", "cpu"], BeforeValidator(_not_nvme)]
+
+
 class Zero(Section):
     """Options of DeepSpeed's ZeRO, by its names; when each pays is in docs/how-to/cluster.md."""
 
@@ -60,10 +69,10 @@ class Zero(Section):
     quantized_weights: bool = Field(
         default=False, description="at stage 3 on GPUs: weights are gathered as int8, which loses bits of them"
     )
-    offload_optimizer: Literal["none", "cpu"] = Field(
+    offload_optimizer: Offload = Field(
         default="none", description="from stage 1 on: optimizer state in the host's memory, updated there"
     )
-    offload_param: Literal["none", "cpu"] = Field(
+    offload_param: Offload = Field(
         default="none", description="at stage 3: a rank's weights in the host's memory between their uses"
     )
 

@@ -188,6 +188,11 @@ CONFIG = [
         "training.zero.hpz_partition_size=2 training.zero_stage=3",
     ),
     config(
+        "is not in a checkpoint; give cpu, or none and more GPUs",
+        "training.zero_stage=2 training.zero.offload_optimizer=nvme",
+        "training.zero_stage=2 training.zero.offload_optimizer=cpu",
+    ),
+    config(
         "is of stages 2 and 3, not {}; set training.zero_stage=2",
         "training.zero.offload_optimizer=cpu",
         "training.zero.offload_optimizer=cpu training.zero_stage=2",

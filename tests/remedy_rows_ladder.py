@@ -62,6 +62,16 @@ def with_the_run(at: At) -> list[str]:
 LADDERS = [
     ladder("see configs/ladders for examples", {"size": {}}, {}),
     ladder("list each of tokens and seeds once", {"seeds": [1, 1]}, {"seeds": [1]}),
+    ladder("give its path relative to the ladder's file", {"config": "none.yaml"}, {}),
+    ladder("is the ladder's to give; leave it out, {} of the ladder says it", {"set": {"seed": 3}}, {"seeds": [3]}),
+    ladder("as the ladder's own; rename sizes.{}", {"sizes": {"ladder-logs": {}}}, {"sizes": {"logs": {}}}),
+    ladder("is too long; shorten sizes.{}", {"sizes": {"x" * 300: {}}}, {"sizes": {"x": {}}}),
+    ladder(
+        "rename sizes.{} or sizes.{}",
+        {"tokens": [1024, 2048], "sizes": {"a": {}, "a-1.024k": {"tokens": [1024]}}},
+        {"tokens": [1024, 2048], "sizes": {"a": {}, "b": {"tokens": [1024]}}},
+    ),
+    ladder("is no number of tokens; give one", {"tokens": [True]}, {"tokens": [1024]}),
     ladder("has no tokens; give them there or for the whole ladder", {"tokens": None}, {"tokens": [1024]}),
     ladder(
         "is no schedule that runs by itself; choose from {}",

@@ -19,10 +19,20 @@ from emergence_train.training.plan import Plan
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PREFIXES = ((10**9, "b"), (10**6, "m"), (10**3, "k"))
 INDEX = "ladder.json"  # in the ladder's directory: the runs, for the analyses
+LOGS = "ladder-logs"  # likewise: output of the runs, and notes of their starts
+LONGEST = 200  # characters of a run's name: it is a directory's and, with endings, a file's
+OWN = {  # keys that a ladder gives every run, and what decides them
+    "name": "the names of sizes and schedules",
+    "out": "out",
+    "seed": "seeds",
+    "training.tokens": "tokens",
+}
 
 
 def _whole(value: Any) -> Any:
     """A number of tokens, as 67e9 too."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no number of tokens; give one")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -78,6 +88,11 @@ class LadderFile(Section):
                     raise ValueError(f"sizes.{name}.schedules: {chosen!r} is not one of {', '.join(self.schedules)}")
                 if after is not None and after not in (size.schedules or ()):
                     raise ValueError(f"sizes.{name}.schedules: {chosen!r} branches from {after!r}; list that as well")
+        for place, given in self.sets():
+            for key in OWN.keys() & given.keys():
+                raise ValueError(
+                    f"{place}.{key} is the ladder's to give; leave it out, {OWN[key]} of the ladder says it"
+                )
         for name, schedule in self.schedules.items():
             parent = self.schedules.get(schedule.after) if schedule.after is not None else Schedule()
             if parent is None or parent.after is not None:
@@ -87,6 +102,14 @@ class LadderFile(Section):
                     f"choose from {', '.join(known)}"
                 )
         return self
+
+    def sets(self, size: str | None = None, schedule: str | None = None) -> Iterator[tuple[str, Set]]:
+        """Changes to the configuration and where the file has them: all, or those of a run, the strongest first."""
+        for kind, entries, wanted in (("schedules", self.schedules, schedule), ("sizes", self.sizes, size)):
+            for name, entry in entries.items():
+                if wanted in (None, name):
+                    yield f"{kind}.{name}.set", entry.set
+        yield "set", self.set
 
 
 @dataclass(frozen=True)
@@ -143,10 +166,25 @@ def read(path: str | Path) -> Ladder:
         what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
         raise InputError(f"{path}: {where}: {what}; see configs/ladders for examples") from None
     rows = tuple(_rows(file, path))
-    twice = next((row.run for row in rows if sum(other.run == row.run for other in rows) > 1), None)
-    if twice:
-        raise InputError(f"{path}: two runs are called {twice}; list each of tokens and seeds once")
+    _check_names(path, rows)
     return Ladder(path, file, rows)
+
+
+def _check_names(path: Path, rows: tuple[Row, ...]) -> None:
+    """Raise InputError where a run's directory would be another's, or the ladder's own."""
+    rows_by_name: dict[str, Row] = {}
+    for row in rows:
+        if row.run in (INDEX, LOGS):
+            raise InputError(f"{path}: a run would be called {row.run}, as the ladder's own; rename sizes.{row.size}")
+        if len(row.run) > LONGEST:
+            raise InputError(
+                f"{path}: a name of {len(row.run)} characters is too long; shorten sizes.{row.size[:40]}..."
+            )
+        other = rows_by_name.setdefault(row.run, row)
+        if other.size != row.size:
+            raise InputError(f"{path}: two runs are called {row.run}; rename sizes.{other.size} or sizes.{row.size}")
+        if other is not row:
+            raise InputError(f"{path}: two runs are called {row.run}; list each of tokens and seeds once")
 
 
 def shown_tokens(tokens: int) -> str:
@@ -196,7 +234,7 @@ def _row(
         step = _branch_step(plan, tokens, schedule, path, run)
         values["training.schedule.decay_tokens"] = tokens - step * plan.step_tokens
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
-    config = row_config(path.parent / file.config, overrides)
+    config = _config_of(file, path, run, size, name, overrides)
     planned = Plan(config.training, config.checkpoints, config.data.sequence)
     if stable:
         plans[name] = run, planned
@@ -219,6 +257,21 @@ def _row(
 def row_config(base: Path, overrides: tuple[str, ...]) -> Config:
     """The configuration of a row."""
     return configs.load(base, overrides)
+
+
+def _config_of(file: LadderFile, path: Path, run: str, size: str, schedule: str, overrides: tuple[str, ...]) -> Config:
+    """The configuration of a row; what is wrong with it is said of the place in the ladder's file where it is given."""
+    base = path.parent / file.config
+    if not base.is_file():
+        raise InputError(f"{path}: config: no file {base}; give its path relative to the ladder's file")
+    try:
+        return row_config(base, overrides)
+    except InputError as error:
+        text = str(error)
+        for place, given in file.sets(size, schedule):
+            if key := next((key for key in given if text.startswith(f"{base}: {key}:")), None):
+                raise InputError(f"{path}: {place}.{key}{text.removeprefix(f'{base}: {key}')}") from None
+        raise InputError(f"{path}: {run}: {text}") from None
 
 
 def _branch_step(plan: Plan, tokens: int, schedule: Schedule, path: Path, run: str) -> int:

@@ -14,8 +14,8 @@ from types import FrameType
 from emergence_train import files
 from emergence_train.errors import InputError, RunError, Stopped
 from emergence_train.ladder.collect import write_index
-from emergence_train.ladder.file import Ladder, Row
-from emergence_train.ladder.progress import LOGS, done, process_note, read_notes, ready, write_notes
+from emergence_train.ladder.file import LOGS, Ladder, Row
+from emergence_train.ladder.progress import done, process_note, read_notes, ready, write_notes
 
 POLL = 0.2  # seconds
 RETRIES = 3  # of a run whose process was lost

@@ -9,13 +9,12 @@ import numpy as np
 
 from emergence_train import files
 from emergence_train.errors import InputError
-from emergence_train.ladder.file import Ladder, Row
+from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.recorder.layout import step_name
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import is_run
 
 NOTES = "starts.json"  # in LOGS: by run, its last start: exit code, and where it runs or waits
-LOGS = "ladder-logs"
 
 
 @dataclass(frozen=True)

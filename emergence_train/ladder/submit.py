@@ -15,9 +15,9 @@ from pathlib import Path
 from emergence_train import files
 from emergence_train.errors import InputError, RunError
 from emergence_train.ladder.collect import write_index
-from emergence_train.ladder.file import Ladder, Row
+from emergence_train.ladder.file import LOGS, Ladder, Row
 from emergence_train.ladder.local import BUSY, prepare, program
-from emergence_train.ladder.progress import LOGS, done, read_notes, write_notes
+from emergence_train.ladder.progress import done, read_notes, write_notes
 
 NODE = 8  # GPUs
 LARGEST = 1000  # numbers of an array: Slurm's default MaxArraySize is 1001

@@ -74,6 +74,47 @@ def test_a_wrong_row_is_refused_before_the_first_starts(ladder_file):
         read(ladder_file(sizes={"a": {}, "b": {"set": {"model.widht": 8}}}))
 
 
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (
+            {"config": "none.yaml"},
+            r"ladder.yaml: config: no file .*none.yaml; give its path relative to the ladder's file",
+        ),
+        ({"set": {"training.thread": 1}}, r"ladder.yaml: set.training.thread: unknown key; did you mean 'threads'"),
+        ({"sizes": {"a": {"set": {"model.preset": "x"}}}}, r"ladder.yaml: sizes.a.set.model.preset: unknown 'x'"),
+        (
+            {"schedules": {"s": {"set": {"training.schedule.lr": "fast"}}}},
+            r": schedules.s.set.training.schedule.lr: .*fast",
+        ),
+        ({"set": {"model": {"width": 8}}}, r"ladder.yaml: a: .*: model.layers: is missing"),
+        ({"set": {"seed": 3}}, r"set.seed is the ladder's to give; leave it out, seeds of the ladder says it"),
+        ({"sizes": {"a": {"set": {"training.tokens": 3}}}}, r"sizes.a.set.training.tokens is the ladder's to give"),
+        ({"schedules": {"s": {"set": {"out": "runs"}}}}, r"schedules.s.set.out is the ladder's to give"),
+        ({"sizes": {"ladder-logs": {}}}, r"a run would be called ladder-logs, as the ladder's own; rename"),
+        ({"sizes": {"ladder.json": {}}}, r"a run would be called ladder.json, as the ladder's own; rename"),
+        ({"sizes": {"x" * 300: {}}}, r"a name of 300 characters is too long; shorten"),
+        (
+            {"tokens": [1024, 2048], "sizes": {"a": {}, "a-1.024k": {"tokens": [1024]}}},
+            r"two runs are called a-1.024k; rename sizes.a or sizes.a-1.024k",
+        ),
+        ({"seeds": [1, 1]}, r"two runs are called a-s1; list each of tokens and seeds once"),
+        ({"tokens": [True]}, r"tokens.0: True is no number of tokens; give one"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_mistake_is_named_where_the_ladder_has_it(ladder_file, keys, line):
+    with pytest.raises(InputError, match=line) as failed:
+        read(ladder_file(**keys))
+    assert "\n" not in str(failed.value)
+
+
+def test_a_list_as_a_key_is_one_line(tmp_path):
+    (tmp_path / "ladder.yaml").write_text("name: t\nsizes: {[1]: 2}\n")
+    with pytest.raises(InputError, match="a key is a list or a mapping"):
+        read(tmp_path / "ladder.yaml")
+
+
 def planned(path: Path):
     ladder = read(path)
     for row in ladder.rows:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from emergence_train import config
+from emergence_train import cli, config
 from emergence_train.errors import InputError
 from emergence_train.parallel.mesh import data_parallel
 from emergence_train.training.engine import deepspeed_config
@@ -44,6 +44,17 @@ def test_what_these_processes_cannot_do_is_one_line(config_file, option, line):
     with pytest.raises(InputError, match=line):
         resolve(loaded, data_parallel(0, 2, 0, CPU))
     assert resolve(config.load(config_file, ["training.zero_stage=3"]), data_parallel(0, 2, 0, CPU))
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_nvme_is_refused_before_anything_begins(config_file, key, capsys):
+    """By `train` and `plan` alike; what the line says to give is taken."""
+    over = ["training.zero_stage=3", "training.zero.offload_optimizer=cpu"]
+    for command_line in (["train", str(config_file)], ["plan", str(config_file), "--gpus", "1", "--gpu", "h100-80gb"]):
+        assert cli.main([*command_line, *over, f"training.zero.{key}=nvme"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"training.zero.{key}: what DeepSpeed keeps on NVMe is not in a checkpoint; give cpu" in line
+    config.load(config_file, [*over, f"training.zero.{key}=cpu"])
 
 
 @pytest.mark.slow
