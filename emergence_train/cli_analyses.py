@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from emergence_train.cli_arguments import log_options
+from emergence_train.cli_arguments import log_options, reading
 from emergence_train.cli_runs import progress_log
 from emergence_train.collector import no_collection
 
@@ -134,8 +134,8 @@ def verb_report(arguments: argparse.Namespace) -> dict | None:
 
     runs, log = [Path(run) for run in _expanded(arguments.runs)], progress_log(arguments)
     if arguments.serve is not None:
-        serve.serve(runs, arguments.serve, log_options(arguments), log)
+        serve.serve(runs, arguments.serve, reading(arguments), log)
         return None
-    path = page.report(runs, Path(arguments.out) if arguments.out else None, log_options(arguments))
+    path = page.report(runs, Path(arguments.out) if arguments.out else None, reading(arguments))
     log(f"report: {path}")
     return {"report": str(path)}

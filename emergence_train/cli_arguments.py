@@ -189,21 +189,26 @@ def add_outlook(parser: argparse.ArgumentParser) -> None:
         "--fit-fraction", type=float, metavar="F", help="observe only this share of each run, score on the rest"
     )
     parser.add_argument("--split", action="append", metavar="NAME", help="only this split (may be repeated)")
-    parser.add_argument("--to-tokens", type=count, metavar="N", help="forecast to so many trained tokens")
-    text = "the whole run's learning rate: KIND,lr=..,warmup=TOKENS,final=RATIO[,decay=TOKENS]"
-    parser.add_argument("--schedule", metavar="SCHEDULE", help=text)
+    add_ahead(parser)
+    parser.add_argument("--params", type=count, metavar="N", help="of a log: non-embedding parameters")
     add_log_options(parser)
 
 
+def add_ahead(parser: argparse.ArgumentParser, of: str = "") -> None:
+    """What lies ahead of a run."""
+    parser.add_argument("--to-tokens", type=count, metavar="N", help=f"{of}forecast to so many trained tokens")
+    text = f"{of}the whole run's learning rate: KIND,lr=..,warmup=TOKENS,final=RATIO[,decay=TOKENS]"
+    parser.add_argument("--schedule", metavar="SCHEDULE", help=text)
+
+
 def add_log_options(parser: argparse.ArgumentParser) -> None:
-    """What a log of another framework leaves out."""
+    """What a log of another framework leaves out, its size aside."""
     text = (
         "of a log: auto, table (ours), tensorboard, hf, wandb, jsonl, megatron, nanogpt, text, lightning or csv "
         "(default: auto)"
     )
     parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
     parser.add_argument("--run", metavar="NAME", help="of a log: the run's name, or which of its runs to take")
-    parser.add_argument("--params", type=count, metavar="N", help="of a log: non-embedding parameters")
     parser.add_argument("--tokens-per-step", type=count, metavar="N", help="of a log: tokens an optimizer step")
     text = "of a log: what it calls run, params, step, tokens, lr or loss, as loss=eval/loss (may be repeated)"
     parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
@@ -228,7 +233,27 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help=text)
     text = f"serve the page to this machine, up to date, instead of writing it (default port: {SERVE_PORT}; 0: any free one)"
     parser.add_argument("--serve", nargs="?", type=port, const=SERVE_PORT, metavar="PORT", help=text)
+    add_ahead(parser, "of logs and tables: ")
+    add_sizes(parser)
+    add_loss(parser)
     add_log_options(parser)
+
+
+def reading(arguments: argparse.Namespace) -> Any:
+    """The Reading of add_report's arguments."""
+    from emergence_train.report.reading import reading_of
+
+    return reading_of(
+        arguments.format,
+        arguments.run,
+        arguments.params or [],
+        arguments.tokens_per_step,
+        arguments.column or [],
+        arguments.loss_unit,
+        arguments.loss,
+        arguments.to_tokens,
+        arguments.schedule,
+    )
 
 
 def port(text: str) -> int:
@@ -268,10 +293,18 @@ def add_scores(parser: argparse.ArgumentParser) -> None:
     text = "of results: auto, evaluations (ours), lm-eval, olmes, helm or csv (default: auto)"
     parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
     parser.add_argument("--run", metavar="NAME", help="of results: the run's name")
-    text = "of results: non-embedding parameters, of every run or of one (may be repeated)"
-    parser.add_argument("--params", action="append", metavar="[RUN=]N", help=text)
+    add_sizes(parser)
     parser.add_argument("--tokens-per-step", type=count, metavar="N", help="of results: tokens an optimizer step")
     text = "of results: what they call run, params, step, tokens, loss, task, metric, value, ... (may be repeated)"
     parser.add_argument("--column", action="append", metavar="OURS=NAME", help=text)
+    add_loss(parser)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    text = "of logs and results: non-embedding parameters, of every run or of one (may be repeated)"
+    parser.add_argument("--params", action="append", metavar="[RUN=]N", help=text)
+
+
+def add_loss(parser: argparse.ArgumentParser) -> None:
     text = "of results: the loss by steps, a log or a run directory; or a metric among the results"
     parser.add_argument("--loss", metavar="FILE_OR_TASK/METRIC", help=text)

@@ -121,12 +121,11 @@ def verb_ladder(arguments: argparse.Namespace) -> dict:
 
         Runner(ladder, this_machine(arguments.jobs), log).run()
     notes = progress.read_notes(ladder)
-    queue: dict[str, str] = {}
     try:
-        if any("job" in note for note in notes.values()):  # a local ladder has nothing to ask Slurm
-            queue = submit.queued()
+        queue = submit.queued() if any("job" in note for note in notes.values()) else {}
     except RunError as error:  # the runs' own directories can be read all the same
         log(str(error))
+        queue = {}
     rows = [progress.progress(ladder, row, notes.get(row.run, {}), queue) for row in ladder.rows]
     log(progress.format_table(rows))
     return {"ladder": ladder.file.name, "out": str(ladder.out), "runs": [asdict(row) for row in rows]}

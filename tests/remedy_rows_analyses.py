@@ -277,6 +277,21 @@ FIELDS = "".join(f"step: {k} loss: {2 + k**-0.3}\n" for k in range(1, 31))
 HEADER = '{"kind": "run", "run": "r", "params": 1, "sequence": 8, "batch": 1}\n'
 LOGS = [
     Row(
+        "are for logs and tables of curves; leave them out",
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page"), "--to-tokens", "1e9"],
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page")],
+    ),
+    Row(
+        "is for results of tasks, and none is named; leave it out",
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page"), "--loss", "a/b"],
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page")],
+    ),
+    Row(
+        "unknown; choose auto, {}",
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page"), "--format", "w&b"],
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page"), "--format", "auto"],
+    ),
+    Row(
         "name a run directory, or one that holds run directories",
         lambda at: ["runs", str(at.write("none/x", "").parent)],
         lambda at: ["runs", str(at.write("runs/r/metrics.jsonl", HEADER).parent.parent)],

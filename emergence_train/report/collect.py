@@ -9,7 +9,6 @@ import pandas as pd
 
 from emergence_train.analysis import emergence, temporal
 from emergence_train.analysis.emergence import EmergenceAnalysis
-from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.analysis.scores import holds_scores
 from emergence_train.analysis.temporal import Series, TemporalAnalysis
@@ -17,6 +16,7 @@ from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import names_of
+from emergence_train.report.reading import AS_THEY_ARE, Reading
 from emergence_train.run_differences import read_config
 
 FRACTION = 0.4  # of the planned tokens, observed by the forecast
@@ -35,7 +35,7 @@ class Run:
     curve: numbers of the training steps in metrics.jsonl (step, tokens, loss, tokens_per_second)
     metrics: metrics.jsonl
     ood: the domains of the split ood, where config.yaml names them
-    forecast: from the first FRACTION of the run, or None with the reason in `no_forecast`
+    forecast: from the first FRACTION of the run, of an unfinished log from all its rows; or None with the reason in `no_forecast`
     """
 
     name: str  # as shown: header["run"], or by the directory where several runs share it
@@ -87,25 +87,33 @@ class ReportData:
 
 def collect(
     paths: list[Path],
-    options: LogOptions | None = None,
+    reading: Reading = AS_THEY_ARE,
     load: Callable[[Path, str], Run] | None = None,
 ) -> ReportData:
-    """Read run directories, tables and logs, and run both analyses on them. `options` says what logs leave out; `load`
+    """Read run directories, tables and logs, and run both analyses on them. `reading` says what files leave out; `load`
     reads a run directory to be shown by a name (load_run). Raises InputError for what is none of them."""
     load = load or load_run
     names = names_of(paths)
     scores = [path for path in paths if path not in names and holds_scores(path)]
     runs = [load(path, names[path]) for path in paths if path in names]
-    runs += _load_tables([path for path in paths if path not in names and path not in scores], options)
+    others = [path for path in paths if path not in names and path not in scores]
+    if not others and reading.ahead != AS_THEY_ARE.ahead:
+        raise InputError("--to-tokens and --schedule are for logs and tables of curves; leave them out")
+    if not scores and reading.scores.loss is not None:
+        raise InputError("--loss is for results of tasks, and none is named; leave it out")
+    runs += _load_tables(others, reading)
     runs.sort(key=lambda run: (run.params, run.name))
     evaluated = [path for path in paths if path in names and any((path / "evaluations").glob("*.parquet"))]
-    return ReportData(runs, emergence.investigate(evaluated + scores, names) if evaluated + scores else None)
+    if not evaluated + scores:
+        return ReportData(runs, None)
+    options = reading.scores if scores else None
+    return ReportData(runs, emergence.investigate(evaluated + scores, names, options=options))
 
 
-def _load_tables(paths: list[Path], options: LogOptions | None) -> list[Run]:
+def _load_tables(paths: list[Path], reading: Reading) -> list[Run]:
     """The runs of tables and logs, which have no directory of their own."""
     by_run: dict[str, list[Series]] = {}
-    for series in temporal.load(paths, options=options) if paths else []:
+    for series in temporal.load(paths, ahead=reading.ahead, options=reading.log) if paths else []:
         by_run.setdefault(series.run, []).append(series)
     return [_from_series(name, series) for name, series in by_run.items()]
 
@@ -119,7 +127,8 @@ def _from_series(name: str, series: list[Series]) -> Run:
     columns = {} if curve is None else {"step": curve.step, "tokens": curve.tokens, "loss": curve.loss}
     params = max((int(matrix.keys["params"].max()) for matrix in positions.values()), default=0)
     header = {"run": name, "params": params}
-    analysis, reasons = _analysed(lambda: series)
+    unfinished = any(each.end_tokens > each.tokens[-1] for each in series)
+    analysis, reasons = _analysed(lambda: series, None if unfinished else FRACTION)
     return Run(
         name=name,
         directory=series[0].source or Path(name),
@@ -188,13 +197,16 @@ def _series(directory: Path, name: str, matrices: list[PositionMatrix], metrics:
     return temporal.run_series(directory, shown, curve, name=name)
 
 
-def _analysed(series: Callable[[], list[Series]]) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
-    """The temporal analysis of a run's series, and why parts of it are missing."""
+def _analysed(
+    series: Callable[[], list[Series]], fraction: float | None = FRACTION
+) -> tuple[TemporalAnalysis | None, tuple[str, ...]]:
+    """The temporal analysis of a run's series, and why parts of it are missing. `fraction` of it is observed; None: all rows,
+    of one that has not reached its end."""
     try:
         shown = [each for each in series() if each.split in SPLITS]
         if not shown:
             return None, ()
-        analysis = temporal.investigate_series(shown, fit_fraction=FRACTION, splits=SPLITS)
+        analysis = temporal.investigate_series(shown, fit_fraction=fraction, splits=SPLITS)
     except InputError as error:
         return None, (str(error),)
     return analysis, tuple(skipped.reason for skipped in analysis.result.skipped)

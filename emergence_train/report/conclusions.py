@@ -120,6 +120,8 @@ def _outcome(result: RunResult) -> str:
     """What was forecast for the end beside what came."""
     final, which = result.final, "loss" if result.split == "iid" else "training loss"
     interval = f"{final.loss:.3f} [{final.low95:.3f}, {final.high95:.3f}]"
+    if result.fit_fraction is None:
+        return f"From all of it, a {which} of {interval} is forecast for its end at {short(final.tokens)} tokens."
     text = f"From its first {FRACTION:.0%}, a {which} of {interval} was forecast for the end"
     if final.actual is None:
         return f"{text}."

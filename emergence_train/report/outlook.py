@@ -23,7 +23,7 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     ]
     share = f"{FRACTION:.0%}"
     text = (
-        f"<p>Fitted to the first {share} of each run's tokens and to nothing after them; {_rates(analyses)} "
+        f"<p>Fitted to {_observed(analyses, share)}; {_rates(analyses)} "
         "The bands are its 50, 80 and 95% intervals. Points are what was measured: grey where the fit saw it, orange "
         "where it was held out.</p>"
     )
@@ -31,6 +31,15 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
         return []
     body = text + "".join(notes) + grid(fans) + _notes(analyses) + _table(analyses)
     return [("outlook", "Forecast and outcome", body), *_laws(analyses, share)]
+
+
+def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:
+    """What the forecasts have seen."""
+    part = f"the first {share} of each run's tokens and to nothing after them"
+    unfinished = {analysis.result.fit_fraction is None for _, analysis in analyses}
+    if unfinished == {True}:
+        return "all rows, which end before the run does"
+    return part + (" (all rows of a log that has not reached its end)" if True in unfinished else "")
 
 
 def _rates(analyses: list[tuple[Run, RunAnalysis]]) -> str:

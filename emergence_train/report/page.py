@@ -11,30 +11,31 @@ from emergence_train.errors import InputError
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import abilities, conclusions, first_look, origin, outlook, seeds, svg
 from emergence_train.report.chart import as_script
-from emergence_train.report.collect import LogOptions, ReportData, Run, collect
+from emergence_train.report.collect import ReportData, Run, collect
+from emergence_train.report.reading import AS_THEY_ARE, Reading
 
 HERE = Path(__file__).parent
 SCRIPTS = ("axes.js", "chart.js", "cursor.js", "numbers.js", "page.js")
 SHADES = 24  # of the ramp that page.js colours with
 
 
-def report(paths: list[Path], out: Path | None = None, options: LogOptions | None = None) -> Path:
+def report(paths: list[Path], out: Path | None = None, reading: Reading = AS_THEY_ARE) -> Path:
     """Write report.html for run directories, tables and logs, and return its path. The default place is report/ of the first
-    run directory, or the working directory for a table. `options` says what logs leave out."""
-    data = collected(paths, options)
+    run directory, or the working directory for a table. `reading` says what files leave out."""
+    data = collected(paths, reading)
     place = out or (paths[0] / "report" if is_run(paths[0]) else Path())
     files.write_bytes(place / "report.html", page(data).encode())
     return place / "report.html"
 
 
 def collected(
-    paths: list[Path], options: LogOptions | None = None, load: Callable[[Path, str], Run] | None = None
+    paths: list[Path], reading: Reading = AS_THEY_ARE, load: Callable[[Path, str], Run] | None = None
 ) -> ReportData:
     """What `paths` hold, read by collect; InputError where one is named twice or cannot be read."""
     names = [path.resolve() for path in paths]
     if len(set(names)) < len(names):
         raise InputError("the same run is named twice; name each run once")
-    return collect(paths, options, load)
+    return collect(paths, reading, load)
 
 
 def page(data: ReportData, version: str = "") -> str:

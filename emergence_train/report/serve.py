@@ -12,7 +12,8 @@ from pathlib import Path
 from emergence_train.errors import InputError, describe
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import page
-from emergence_train.report.collect import LogOptions, Run, load_run
+from emergence_train.report.collect import Run, load_run
+from emergence_train.report.reading import Reading
 
 ADDRESS = "127.0.0.1"
 HOSTS = ("127.0.0.1", "localhost")  # a page elsewhere whose name was made to lead here is not answered
@@ -42,8 +43,8 @@ class LivePage:
     While there is nothing to show yet, the page says why and waits. A page that is there stays when a later one fails.
     """
 
-    def __init__(self, paths: list[Path], options: LogOptions | None, log: Callable[[str], None]) -> None:
-        self.paths, self.options, self.log = paths, options, log
+    def __init__(self, paths: list[Path], reading: Reading, log: Callable[[str], None]) -> None:
+        self.paths, self.reading, self.log = paths, reading, log
         self.text, self.version = b"", ""
         self._files: tuple | None = None
         self._load = RunsRead()
@@ -56,7 +57,7 @@ class LivePage:
             return False
         self._files, before = files, self.version
         try:
-            self._show(page.page(page.collected(self.paths, self.options, self._load), "@"))
+            self._show(page.page(page.collected(self.paths, self.reading, self._load), "@"))
             self._problem = ""
         except Exception as error:  # a file that is being written, or none yet: later ones may do
             self._fail(error)
@@ -94,9 +95,9 @@ def stamps(paths: list[Path]) -> Iterator[tuple[str, int, int]]:
             yield str(file), status.st_mtime_ns, status.st_size
 
 
-def serve(paths: list[Path], port: int, options: LogOptions | None, log: Callable[[str], None]) -> None:
+def serve(paths: list[Path], port: int, reading: Reading, log: Callable[[str], None]) -> None:
     """Serve the page of `paths` until Ctrl-C. Raises InputError where the port cannot be had (0: any free one)."""
-    live = LivePage(paths, options, log)
+    live = LivePage(paths, reading, log)
     try:
         server = ThreadingHTTPServer((ADDRESS, port), handler(live))
     except OSError as error:

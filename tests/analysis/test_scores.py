@@ -57,7 +57,8 @@ def test_results_of_lm_eval_are_evaluations(tmp_path):
     assert any("the loss is in nats a byte" in note for note in notes)
     assert set(frame.index.get_level_values("task")) == {"arc_easy", "gsm8k"} and len(frame) == 4 * 3
     assert frame.loc["pythia-70m", 1000, "gsm8k", "exact_match_strict-match"]["stderr"] == 0.02
-    assert any("lm-eval, 3 tasks of pythia-70m, step 8000" in note for note in notes)
+    assert notes[0].startswith("4 files: pythia-70m (4 steps); the first is ") and "lm-eval, 3 tasks" in notes[0]
+    assert not any("step 8000" in note for note in notes)  # a line a file would bury the result
     assert "loss from wikitext/bits_per_byte" in notes and any("arc_easy 0.25" in note for note in notes)
 
 
@@ -125,6 +126,27 @@ def test_records_of_olmes_are_evaluations(tmp_path):
             2.5,
         )
         assert len(frame) == 4 and "OLMES, 4 metrics of OLMo-1B, step 1000" in notes[0]
+
+
+def test_the_primary_score_of_olmes_is_no_metric_of_its_own(tmp_path):
+    """It repeats one of the others: beside it, it would count twice, and as continuous."""
+    metrics = {"primary_score": 0.3, "acc_raw": 0.2, "acc_per_char": 0.3}
+    record = {"task_name": "piqa", "model_config": {"model": "OLMo-1B", "revision": "step10"}, "metrics": metrics}
+    (tmp_path / "metrics-all.jsonl").write_text(json.dumps(record) + "\n")
+    log = tmp_path / "l.csv"
+    log.write_text("step,loss\n5,3\n15,2\n")
+    frame, _ = read([tmp_path / "metrics-all.jsonl"], loss=str(log), tokens_per_step=100)
+    assert set(frame.index.get_level_values("metric")) == {"acc_raw", "acc_per_char"}
+
+
+def test_a_spreadsheet_of_percents_by_task_is_read(tmp_path):
+    """A column a task without a metric, semicolons, a sign of percent; lambada is no choice."""
+    path = tmp_path / "x.csv"
+    path.write_text("model;step;params;loss;arc_challenge;LAMBADA\n" + "m;10;5;3;31.5%;0.5\nm;20;5;2;42%;0.6\n")
+    frame, notes = read([path], tokens_per_step=7)
+    assert frame.loc["m", 20, "arc_challenge", "accuracy"][["value", "chance", "tokens"]].tolist() == [0.42, 0.25, 140]
+    assert frame.loc["m", 10, "lambada", "score"]["value"] == 0.5 and len(frame) == 4
+    assert "a column a task, 2 of them" in notes[0]
 
 
 def test_columns_of_tasks_are_read_and_others_named(tmp_path):

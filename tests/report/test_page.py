@@ -12,11 +12,13 @@ import yaml
 
 from emergence_train.analysis.emergence import analyze_emergence
 from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.temporal import analyze_temporal
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.report import page as page_module
 from emergence_train.report.collect import collect
 from emergence_train.report.page import report
+from emergence_train.report.reading import Reading, reading_of
 from report.test_chart import chart_data
 from report.test_svg import contrast
 
@@ -289,7 +291,7 @@ def test_tables_of_anyone_get_a_page(page, tmp_path):
     log.drop(columns="tokens").to_csv(curves, index=False)
     with pytest.raises(InputError, match="run 'log': its rows have no tokens.*give --tokens-per-step"):
         report([curves], tmp_path / "none")
-    again = report([curves], tmp_path / "again", LogOptions(tokens_per_step=1000)).read_text()
+    again = report([curves], tmp_path / "again", Reading(LogOptions(tokens_per_step=1000))).read_text()
     assert "after 80k tokens" in again
 
 
@@ -298,10 +300,45 @@ def test_a_page_of_a_log_says_how_it_was_read(tmp_path):
     log = tmp_path / "log.csv"
     rows = [f"{step},{math.exp(2 + 3 * step**-0.3)}" for step in range(10, 610, 10)]
     log.write_text("\n".join(["step,train_ppl", *rows]))
-    text = html.unescape(report([log], tmp_path / "page", LogOptions(tokens_per_step=1000)).read_text())
+    text = html.unescape(report([log], tmp_path / "page", Reading(LogOptions(tokens_per_step=1000))).read_text())
     assert "read: step from 'step', loss from 'train_ppl', tokens 1,000 a step" in text
     assert "'train_ppl' is taken as perplexity" in text and f"{2 + 3 * 600**-0.3:.3f} nats per token" in text
     assert "neither the learning rate nor the later losses are known" in text
+
+
+def test_a_log_is_forecast_to_the_end_that_is_given(tmp_path):
+    """The forecast of `analyze temporal` with the same words, from all rows; a schedule that has no log is refused."""
+    log = tmp_path / "log.csv"
+    rows = [f"{step},{2 + 3 * step**-0.3 + 0.01 * math.sin(step)}" for step in range(10, 610, 10)]
+    log.write_text("\n".join(["step,loss", *rows]))
+    words = ("auto", None, [], 1000, [], None, None, 1_000_000, "cosine,lr=1e-3,warmup=1e4,final=0.1")
+    text = html.unescape(report([log], tmp_path / "page", reading_of(*words)).read_text())
+    asked = reading_of(*words)
+    final = analyze_temporal([log], ahead=asked.ahead, options=asked.log).runs[0].final
+    assert final.tokens == 1_000_000
+    interval = f"{final.loss:.3f} [{final.low95:.3f}, {final.high95:.3f}]"
+    assert f"From all of it, a training loss of {interval} is forecast for its end at 1M tokens." in text
+    assert "Fitted to all rows, which end before the run does; the planned learning rate is known" in text
+    with pytest.raises(InputError, match="--to-tokens and --schedule are for logs"):
+        report([write_run(tmp_path, "run", positions=8, until=20)], tmp_path / "page", asked)
+
+
+def test_results_of_a_harness_get_a_page(tmp_path):
+    """lm-eval's files, whose losses are in a log of their own; what is asked is what `analyze emergence` asks."""
+    losses = {1000: 4.0, 2000: 3.5, 4000: 3.2, 8000: 2.9}
+    for step in losses:
+        values = {"acc,none": 0.25 + 0.05 * (4 - losses[step]), "acc_stderr,none": 0.01}
+        arguments = f"pretrained=EleutherAI/pythia-70m,revision=step{step}"
+        content = {"results": {"arc_easy": values}, "config": {"model_args": arguments}}
+        (tmp_path / "results").mkdir(exist_ok=True)
+        (tmp_path / "results" / f"results_{step}.json").write_text(json.dumps(content))
+    log = tmp_path / "losses.csv"
+    log.write_text("experiment,step,val_loss\n" + "".join(f"pythia-70m,{s},{x}\n" for s, x in losses.items()))
+    words = ("auto", None, ["pythia-70m=18915328"], 2**21, [], None, str(log), None, None)
+    text = report([tmp_path / "results"], tmp_path / "page", reading_of(*words)).read_text()
+    assert 'id="emergence"' in text and "pythia-70m" in text and "arc_easy" in text
+    with pytest.raises(InputError, match="--loss is for results of tasks"):
+        report([log], tmp_path / "page", reading_of(*words))
 
 
 def test_the_page_says_how_its_runs_came_about(tmp_path):

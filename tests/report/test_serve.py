@@ -15,13 +15,14 @@ import pytest
 from emergence_train.errors import InputError
 from emergence_train.report import page
 from emergence_train.report.collect import load_run
+from emergence_train.report.reading import Reading
 from emergence_train.report.serve import ADDRESS, LivePage, handler, serve, stamps
 from report.test_page import write_run
 
 
 @pytest.fixture
 def served(tmp_path):
-    live = LivePage([write_run(tmp_path, "run", positions=4, until=20)], None, lambda line: None)
+    live = LivePage([write_run(tmp_path, "run", positions=4, until=20)], Reading(), lambda line: None)
     assert live.update()
     server = ThreadingHTTPServer((ADDRESS, 0), handler(live))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -53,7 +54,7 @@ def test_only_the_page_is_served(served):
 
 def test_the_page_follows_the_files(tmp_path):
     lines = []
-    live = LivePage([tmp_path / "run"], None, lines.append)
+    live = LivePage([tmp_path / "run"], Reading(), lines.append)
     assert live.update() and b"no such file" in live.text and b'id="waiting"' in live.text
     run = write_run(tmp_path, "run", positions=4, until=20)
     assert live.update() and b'id="position"' in live.text and not live.update()
@@ -70,7 +71,7 @@ def test_the_page_follows_the_files(tmp_path):
 
 def test_a_touched_file_with_the_same_content_is_no_new_page(tmp_path):
     run = write_run(tmp_path, "run", positions=4, until=20)
-    live = LivePage([run], None, print)
+    live = LivePage([run], Reading(), print)
     assert live.update()
     os.utime(run / "metrics.jsonl", ns=(1, 1))
     assert next(iter(stamps([run])))[1] == 1 and not live.update()
@@ -80,7 +81,7 @@ def test_only_a_run_that_changed_is_fitted_again(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr("emergence_train.report.serve.load_run", lambda *of: read.append(of[0].name) or load_run(*of))
     runs = [write_run(tmp_path, name, positions=4, until=20) for name in ("done", "going")]
-    live = LivePage(runs, None, print)
+    live = LivePage(runs, Reading(), print)
     assert live.update() and read == ["done", "going"]
     with open(runs[1] / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"kind": "train", "step": 21, "tokens": 21000, "lr": 0.1, "loss": 3.0}) + "\n")
@@ -91,7 +92,7 @@ def test_only_a_run_that_changed_is_fitted_again(tmp_path, monkeypatch):
 def test_a_port_in_use_names_the_remedy(served, tmp_path):
     _, port = served
     with pytest.raises(InputError, match=f"--serve {port}: the port is in use; give another, or 0"):
-        serve([tmp_path], port, None, print)
+        serve([tmp_path], port, Reading(), print)
 
 
 @pytest.mark.slow

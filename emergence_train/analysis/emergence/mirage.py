@@ -5,21 +5,37 @@ them may be a mirage. Continuous metrics have chance levels of their own: a Brie
 one-hot answer among four) to 0.75 (uniform guesses) is calibration, not learning.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from emergence_train.analysis.emergence.result import MirageCheck, TaskResult
 
-DISCONTINUOUS = ("acc", "exact", "em", "match", "f1", "pass", "choice_grade", "multiple_choice_grade", "correct")
+# Words of the names of metrics that move with every change of the probabilities. Of another one it is not known: OLMES'
+# primary_score is an accuracy, mc1 and quasi_exact_match are too.
+PROBABILITIES = ("prob", "brier", "loglik", "logprob", "log_prob", "likelihood", "logit", "perplexity")
+CONTINUOUS = {
+    "nats",
+    "bits",
+    "bpb",
+    "ppl",
+    "loss",
+    "ce",
+    "nll",
+    "entropy",
+    "margin",
+    "soft",
+    "mc2",
+    "probs",
+    "distance",
+}
 
 
 def continuous(metric: str) -> bool:
-    """Whether a metric moves with every change of the model's probabilities."""
+    """Whether a metric is known, by its name, to move with every change of the model's probabilities."""
     name = metric.lower()
-    if "prob" in name or "brier" in name or "loglik" in name or "logprob" in name:
-        return True
-    return not any(name == word or name.startswith((word + "_", word + ",")) for word in DISCONTINUOUS)
+    return any(part in name for part in PROBABILITIES) or bool(CONTINUOUS & set(re.split(r"[^a-z0-9]+", name)))
 
 
 def emergence_score(performance: np.ndarray) -> float | None:

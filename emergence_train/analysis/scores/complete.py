@@ -21,6 +21,7 @@ CHANCE = {
     r"social_?iqa|siqa|cb|mnli|anli": 1 / 3,
     r"piqa|winogrande|boolq|copa|wsc|wic|rte|qnli|mrpc|sst2?|cola|storycloze": 0.5,
 }
+MOST_FILES = 3  # of which each has a note
 ACCURACY = re.compile(
     r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|exact_match|em)$"
 )
@@ -35,7 +36,7 @@ FLAGS = {
 
 def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame, list[str]]:
     """One table of evaluations, and how it was read. Raises InputError naming all that is missing at once."""
-    notes = [part.note for part in scores]
+    notes = _reading(scores)
     frame = pd.concat([part.rows for part in scores], ignore_index=True)
     where = str(scores[0].path) + (f" and {len(scores) - 1} more" if len(scores) > 1 else "")
     if frame.empty:
@@ -65,6 +66,17 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     for name in ("params", "step", "tokens"):
         frame[name] = frame[name].round().astype("int64")
     return frame.reset_index(drop=True), notes
+
+
+def _reading(scores: list[Scores]) -> list[str]:
+    """How the files were read; those of a harness in one line, where there are many of them."""
+    alike = [part for part in scores if "left out" not in part.note]
+    if len(alike) <= MOST_FILES:
+        return [part.note for part in scores]
+    places = pd.concat([part.rows.reindex(columns=["run", "step"]) for part in alike]).drop_duplicates()
+    runs = ", ".join(f"{run} ({len(rows)} steps)" for run, rows in places.groupby("run", sort=True))
+    first = f"{len(alike)} files{': ' if runs else ''}{runs}; the first is {alike[0].note}"
+    return [first, *(part.note for part in scores if part not in alike)]
 
 
 def _fill_place(frame: pd.DataFrame, options: ScoreOptions, scores: list[Scores]) -> None:

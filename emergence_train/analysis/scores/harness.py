@@ -102,7 +102,7 @@ def _read_olmes(path: Path, options: ScoreOptions) -> list[Scores]:
         place = place_of(name, model.get("revision"))
         names.add(_named(place))
         for metric, value in (record.get("metrics") or {}).items():
-            if not _is_number(value) or metric.endswith("_stderr"):
+            if not _is_number(value) or metric.endswith("_stderr") or _is_another(metric, record["metrics"]):
                 continue
             error = record["metrics"].get(f"{metric}_stderr")
             rows.append(
@@ -118,6 +118,12 @@ def _read_olmes(path: Path, options: ScoreOptions) -> list[Scores]:
     if not rows:
         raise InputError(f"{path}: its tasks have no metrics that are numbers; give oe-eval's metrics-all.jsonl")
     return [Scores(path, pd.DataFrame(rows), f"{path}: OLMES, {len(rows)} metrics of {', '.join(sorted(names))}")]
+
+
+def _is_another(metric: str, metrics: dict) -> bool:
+    """Whether it is OLMES' choice among the others, and so none of its own."""
+    others = [value for name, value in metrics.items() if name != metric]
+    return metric == "primary_score" and metrics[metric] in others
 
 
 def _named(place: dict) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
+from emergence_train.analysis.logs.delimited import separator
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError
 
@@ -17,6 +18,12 @@ METRIC = (
 )
 # TASK/METRIC, TASK - METRIC (HELM), TASK_METRIC; what comes before the task (eval/downstream/) is left out
 WIDE = re.compile(rf"^(?:.*/)?(?P<task>[^/]+?)(?:/|\s+-\s+|[_ ])(?P<metric>{METRIC})$", re.IGNORECASE)
+# Tasks that tables have a column of without naming a metric: accuracies of choices, and scores of generated answers
+CHOICES = (
+    r"hellaswag|arc_?(e|c|easy|challenge)|mmlu(_pro)?|openbookqa|obqa|sciq|race|piqa|winogrande|boolq|copa|csqa|commonsense_qa|"
+    r"social_?iqa|siqa|ceval|cmmlu|storycloze"
+)
+BARE = re.compile(rf"^({CHOICES}|lambada(_openai)?|gsm8k|math|humaneval|mbpp|triviaqa|nq|drop|squad|bbh)$")
 HELM_COLUMN = re.compile(r"^(?P<task>.+) - (?P<metric>.+)$")
 HELM_MODEL = ("model/adapter", "model")
 HELM_METRIC = {"em": "exact_match", "accuracy": "accuracy", "f1": "f1"}
@@ -35,18 +42,27 @@ def _columns(path: Path) -> list[str]:
 
 
 def _separator(path: Path) -> str:
-    return "\t" if path.suffix == ".tsv" else ","
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return separator(path, file.readline())
 
 
 def _frame(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pq.read_table(path).to_pandas()
-        return pd.read_csv(path, sep=_separator(path), encoding="utf-8-sig")
+        return pd.read_csv(path, sep=_separator(path), encoding="utf-8-sig").apply(_without_percent)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give another --format"
         ) from error
+
+
+def _without_percent(cells: pd.Series) -> pd.Series:
+    """35.2% as 0.352, of a column in which every cell has the sign."""
+    words = cells.dropna().astype(str).str.strip()
+    if words.empty or not words.str.fullmatch(r"[-+]?[\d.]+\s*%").all():
+        return cells
+    return pd.to_numeric(cells.astype("string").str.strip().str.rstrip("% "), errors="coerce") / 100
 
 
 def _plain(name: str) -> str:
@@ -75,7 +91,10 @@ def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, 
     """Columns that are a task's metric: column to (task, metric)."""
     taken = set(known.values())
     matches = {column: WIDE.match(str(column).strip()) for column in columns if column not in taken}
-    return {column: (match["task"], match["metric"]) for column, match in matches.items() if match}
+    bare = {column: _plain(column) for column in columns if column not in taken and BARE.match(_plain(column))}
+    named = {column: (match["task"], match["metric"]) for column, match in matches.items() if match}
+    metrics = {task: "accuracy" if re.fullmatch(CHOICES, task) else "score" for task in bare.values()}
+    return named or {column: (task, metrics[task]) for column, task in bare.items()}
 
 
 def _metrics(columns: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from emergence_train.analysis.emergence import investigate, simulate
 from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.analyze import find
 from emergence_train.analysis.emergence.law import fit_size_law, least_size
-from emergence_train.analysis.emergence.mirage import emergence_score, mirage
+from emergence_train.analysis.emergence.mirage import continuous, emergence_score, mirage
 from emergence_train.analysis.emergence.output import format_table, write
 from emergence_train.analysis.emergence.size import monotone_basis, overlap
 from emergence_train.analysis.results import as_json
@@ -378,6 +378,23 @@ def test_emergence_score_by_hand():
     assert emergence_score(np.array([0.0, 0.0, 0.1, 0.9])) == pytest.approx(0.9 / np.sqrt(np.median([0, 0.01, 0.64])))
     assert emergence_score(np.array([0.9, 0.1, 0.0])) < 0
     assert emergence_score(np.array([0.0, 0.0, 0.0, 1.0])) is None and emergence_score(np.array([1.0, 2.0])) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        *(
+            (name, False)
+            for name in ("acc", "acc_norm", "primary_score", "score", "mc1", "quasi_exact_match", "em", "pass@1")
+        ),
+        *(
+            (name, True)
+            for name in ("correct_choice_prob", "brier", "answer_loglik", "answer_bits_per_byte", "bpb", "mc2")
+        ),
+    ],
+)
+def test_only_metrics_known_as_continuous_decide_a_mirage(metric, expected):
+    assert continuous(metric) is expected
 
 
 def test_threshold_absent_in_a_continuous_metric_is_a_mirage(tmp_path):
