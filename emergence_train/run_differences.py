@@ -7,7 +7,11 @@ import yaml
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is
 # They say nothing about the result.
-OF_NO_RUN = ("name", "out", "logging", "data.path", "data.workers", "training.threads", "training.profile", "samples")
+KEPT = ("save_state", "keep_last", "keep_every", "keep_best", "state_tokens")
+OF_NO_RUN = (
+    *("name", "out", "logging", "data.path", "data.workers", "training.threads", "training.profile", "samples"),
+    *(f"checkpoints.{key}" for key in KEPT),
+)
 FIRST = ("model", "training.schedule", "training", "seed", "data")  # what people change comes first, then the rest
 MISSING = "-"  # of a run without the key, or without a configuration
 

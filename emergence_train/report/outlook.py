@@ -11,11 +11,12 @@ from emergence_train.report.parts import grid, table
 LABELS = {None: "training loss, every step", "iid": "iid, every checkpoint"}
 POINTS, FEWEST_POINTS = 150, 40  # drawn of a curve of few runs, and of many
 FEW = 4  # runs
+SHOWN = 6  # names of runs in a sentence
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
-    notes = [f"<p>{html.escape(f'{run.name}: no forecast. {why}')}</p>" for run in runs for why in run.no_forecast]
+    notes = _missing(runs)
     analyses = [(run, analysis) for run in runs for analysis in _by_split(run)]
     points = max(POINTS * FEW // max(len(runs), FEW), FEWEST_POINTS)
     fans = [
@@ -31,6 +32,21 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
         return []
     body = text + "".join(notes) + grid(fans) + _notes(analyses) + _table(analyses)
     return [("outlook", "Forecast and outcome", body), *_laws(analyses, share)]
+
+
+def _missing(runs: list[Run]) -> list[str]:
+    """Which runs have no forecast; those of one reason together."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for why in run.no_forecast:
+            names.setdefault(why.replace(f"run {run.name!r}, ", "").replace(f"run {run.name!r}: ", ""), []).append(
+                run.name
+            )
+    return [f"<p>{html.escape(f'{_named(of)}: no forecast. {why}')}</p>" for why, of in names.items()]
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:

@@ -16,6 +16,7 @@ from emergence_train.report.reading import AS_THEY_ARE, Reading
 
 HERE = Path(__file__).parent
 SCRIPTS = ("axes.js", "chart.js", "cursor.js", "numbers.js", "page.js")
+MOST_NAMES = 8  # in the heading
 SHADES = 24  # of the ramp that page.js colours with
 
 
@@ -50,6 +51,8 @@ def page(data: ReportData, version: str = "") -> str:
         *origin.sections(runs),
     ]
     names = ", ".join(data.names)
+    if len(data.names) > MOST_NAMES:
+        names = f"{len(data.names)} runs, {data.names[0]} to {data.names[-1]}"
     settings = conclusions.settings(runs)
     return document(names, "Loss by position and by tokens", sections, settings=settings, version=version)
 

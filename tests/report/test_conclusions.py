@@ -3,11 +3,13 @@
 import html
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import yaml
 
 from emergence_train.recorder import tables
+from emergence_train.report import outlook
 from emergence_train.report.collect import collect
 from emergence_train.report.conclusions import sections
 from emergence_train.report.page import report
@@ -113,3 +115,13 @@ def test_the_page_names_the_runs_own_texts_and_has_no_empty_card(tmp_path):
     text = report([run], tmp_path / "out").read_text()
     assert "text from outside it (ood: patents &amp; law)" in text and "books" not in text
     assert "No data" not in text and "side by side" not in text and "In short" in text
+
+
+def test_runs_without_a_forecast_for_one_reason_are_named_together():
+    """A page of a ladder has a dozen branches that begin late: not a dozen sentences."""
+    runs = [SimpleNamespace(name=f"r{k}", no_forecast=(f"run 'r{k}', split 'iid': 0 checkpoints",)) for k in range(8)]
+    runs.append(SimpleNamespace(name="other", no_forecast=("no curve",)))
+    assert outlook._missing(runs) == [
+        "<p>r0, r1, r2, r3, r4, r5 and 2 more: no forecast. split &#x27;iid&#x27;: 0 checkpoints</p>",
+        "<p>other: no forecast. no curve</p>",
+    ]

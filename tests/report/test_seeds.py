@@ -43,6 +43,25 @@ def test_seeds_alone_make_a_group(runs, tmp_path):
     }
 
 
+def test_groups_are_named_by_what_tells_them_apart(tmp_path):
+    """Sizes that differ in several keys at once, each trained to two ends: the first keys would name neither of the ends."""
+    runs = []
+    for width in (8, 16):
+        for decay in (10, 20):
+            for seed in (1, 2):
+                run = write_run(tmp_path, f"{width}-{decay}-{seed}", positions=4, until=10, seed=seed)
+                model = {"ffn": 3 * width, "heads": width // 4, "kv_heads": width // 4, "width": width}
+                schedule = {"kind": "wsd", "decay_tokens": decay}
+                tree = {"model": model, "training": {"schedule": schedule}, "seed": seed}
+                tree["checkpoints"] = {"save_state": "last" if seed == 1 else "never"}  # which changes no run
+                (run / "config.yaml").write_text(yaml.safe_dump(tree))
+                runs.append(run)
+    groups = grouped(collect(runs).runs)
+    assert {name: len(members) for name, members in groups.items()} == {
+        f"ffn = {3 * width}, decay_tokens = {decay}": 2 for width in (8, 16) for decay in (10, 20)
+    }
+
+
 def test_mean_and_spread_are_those_of_a_loop(runs):
     data = collect(runs)
     losses = []
