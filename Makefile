@@ -47,8 +47,6 @@ ladder: install
 # A few hours on two cores; the same command resumes. What the sources claim, tried on 42 runs: benchmarks/results/story/.
 story: install
 	test -f data/ladder/sources.json || $(BIN)/python benchmarks/studies/ladder_text.py
-	$(BIN)/emergence-train prepare configs/story.yaml
-	$(BIN)/emergence-train prepare configs/story.yaml data.path=data/story-1024 data.tokenizer.vocab_size=1024
 	$(BIN)/emergence-train ladder configs/ladders/story.yaml
 	$(BIN)/python benchmarks/studies/story_laws.py --runs runs/story
 	$(BIN)/python benchmarks/studies/story.py --runs runs/story

@@ -5,7 +5,8 @@
 
 Five sizes, two budgets, rates that decay or not, two seeds; at one size another optimizer, other shapes, another mixture and
 another tokenizer. Tables go to benchmarks/results/story/ (losses, forecasts, evaluations; story_laws.py writes the position
-laws first), what they say of each claim to story.json beside them. Runs that are not finished are left out, and named.
+laws first), what they say of each claim to story.json beside them, the figures to docs/images. Runs that are not finished are
+left out, and named.
 """
 
 import argparse
@@ -19,6 +20,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import pandas as pd  # noqa: E402
+import story_figures as figures  # noqa: E402
 import story_measures as measures  # noqa: E402
 from temporal_coverage import provenance  # noqa: E402
 
@@ -33,6 +35,7 @@ from emergence_train.recorder import tables  # noqa: E402
 
 LADDER = ROOT / "configs" / "ladders" / "story.yaml"
 PLACE = ROOT / "benchmarks" / "results" / "story"
+IMAGES = ROOT / "docs" / "images"
 SPLITS = ("iid", "ood")
 FRACTION = 0.4
 DIGITS = 5  # of losses and parameters in the committed tables
@@ -96,24 +99,28 @@ def write_tables(runs: Path, rows: list[Row]) -> None:
         frame.round(DIGITS).to_csv(PLACE / f"{name}.csv", index=False)
 
 
-def numbers() -> dict:
-    """What the tables say of each claim."""
+def read_tables() -> dict[str, pd.DataFrame]:
+    """The committed tables by their names; each row says of which run it is."""
     frames = {
-        name: pd.read_csv(PLACE / f"{name}.csv", keep_default_na=False, na_values=[""])
-        for name in ("losses", "laws", "forecasts")
+        name: pd.read_csv(PLACE / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"variant": object})
+        for name in ("losses", "laws", "forecasts", "evaluations")
     }
-    for frame in frames.values():
-        frame["variant"] = frame["variant"].fillna("")
-    losses, laws = frames["losses"], frames["laws"]
+    for name in ("losses", "laws", "forecasts"):
+        frames[name]["variant"] = frames[name]["variant"].fillna("")
+    named = frames["losses"].drop_duplicates("run").set_index("run")[["size", "variant", "seed", "schedule"]]
+    frames["evaluations"] = frames["evaluations"].join(named, on="run")
+    return frames
+
+
+def numbers(losses: pd.DataFrame, laws: pd.DataFrame, forecasts: pd.DataFrame, evaluations: pd.DataFrame) -> dict:
+    """What the tables say of each claim."""
     main = laws[(laws["variant"] == "") & (laws["schedule"] == "stable")]
-    ahead = frames["forecasts"]
-    ahead = ahead.assign(
-        quotient=ahead["selected"] / ahead["classical"], inside=ahead["actual"].between(ahead["low95"], ahead["high95"])
+    ahead = forecasts.assign(
+        quotient=forecasts["selected"] / forecasts["classical"],
+        inside=forecasts["actual"].between(forecasts["low95"], forecasts["high95"]),
     )
-    named = losses.drop_duplicates("run").set_index("run")[["size", "variant", "seed", "schedule"]]
-    evaluations = pd.read_csv(PLACE / "evaluations.csv").join(named, on="run").fillna({"variant": ""})
     return {
-        "runs": len(named),
+        "runs": losses["run"].nunique(),
         "position_law": measures.identified(main),
         "converged": measures.converged(main),
         "decay": measures.decays(losses[losses["variant"] == ""]),
@@ -173,9 +180,10 @@ def main() -> None:
         write_json(PLACE / "trained_on.json", trained)
     else:
         trained = json.loads((PLACE / "trained_on.json").read_text())
-    write_json(
-        PLACE / "story.json", {**provenance("python benchmarks/studies/story.py"), "trained_on": trained, **numbers()}
-    )
+    frames = read_tables()
+    origin = provenance("python benchmarks/studies/story.py")
+    write_json(PLACE / "story.json", {**origin, "trained_on": trained, **numbers(**frames)})
+    figures.draw(*(frames[name] for name in ("losses", "laws", "evaluations")), IMAGES)
 
 
 if __name__ == "__main__":

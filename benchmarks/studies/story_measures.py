@@ -11,6 +11,10 @@ from intervals import student
 from scipy import stats
 
 AXES = ("bits_per_byte", "ood_bits_per_byte")
+OTHER_DATA = (
+    "small-vocabulary",
+    "other-text",
+)  # their own iid text and continuations: the ood text and the other tasks compare
 ENOUGH = 5  # checkpoints at which a0 and a1 must be known to say whether they still change
 
 
@@ -162,9 +166,10 @@ def size_law(losses: pd.DataFrame) -> dict:
 def variants(evaluations: pd.DataFrame) -> list[dict]:
     """Does performance of other shapes, optimizers, mixtures and tokenizers lie on the main sizes' curve of it against the loss?
 
-    The loss is in bits per byte, of the iid and of the ood text. The curve is a cubic of the main runs' checkpoints within the
-    losses that both have. A run is one number, the mean of its distances; a main run's are from the cubic of the others. p: of
-    the variant's mean by the main runs' standard deviation, with the uncertainty of their mean; p_holm: of all rows together.
+    The loss is in bits per byte, of the iid and of the ood text; for OTHER_DATA of the ood text alone. The curve is a cubic of
+    the main runs' checkpoints within the losses that both have. A run is one number, the mean of its distances; a main run's
+    are from the cubic of the others. p: of the variant's mean by the main runs' standard deviation, with the uncertainty of
+    their mean; p_holm: of all rows together.
     """
     rows = []
     stable = evaluations[evaluations["schedule"] == "stable"]
@@ -174,6 +179,8 @@ def variants(evaluations: pd.DataFrame) -> list[dict]:
             apart = [_distance(run, main[main["run"] != name], axis) for name, run in main.groupby("run")]
             spread = float(np.std(apart, ddof=1)) if len(apart) > 2 else np.nan
             for variant, of_variant in others.groupby("variant", sort=False):
+                if variant in OTHER_DATA and (axis == "bits_per_byte" or task == "continuation"):
+                    continue
                 mine = [_distance(run, main, axis) for _, run in of_variant.groupby("run")]
                 error = spread * np.sqrt(1 / len(mine) + 1 / len(apart))
                 p = float(2 * stats.t.sf(abs(np.mean(mine)) / max(error, 1e-12), len(apart) - 1))

@@ -5,33 +5,11 @@ measured, at the sizes measured; where no measurement could tell, the row says s
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
+from docs.site_pages import story_claims
+from docs.site_pages.claim import CANNOT, HOLDS, LOSS, NOT, TALK, TEMPORAL, Claim, interval, note
 from docs.site_pages.markdown import code, table
 from docs.site_pages.measurements import load_result
-
-LOSS, TEMPORAL, TALK = "2403.15796", "2404.17785", "talk"
-HOLDS, NOT, CANNOT, NEVER = "**holds**", "**does not hold**", "cannot tell at this scale", "not tried"
-
-
-class Claim(NamedTuple):
-    """A row: the claim, its source, what was measured, the verdict, where more is, and the command."""
-
-    claim: str
-    source: str
-    measured: str
-    verdict: str
-    more: str = ""
-    command: str = ""
-
-
-def _note(name: str, text: str = "finding") -> str:
-    return f"[{text}](notebook/{name}.md)"
-
-
-def _within(value: dict) -> str:
-    return f"{value['value']:+.3f} [{value['low95']:+.3f}, {value['high95']:+.3f}]"
-
 
 # ------------------------------------------------------------------------------------------- the temporal scaling law
 
@@ -45,21 +23,8 @@ def position_law() -> Claim:
         f"12 runs of 0.1 to 0.4M, {runs[0]['sequences']:,} held-out sequences each: a0 and a1 are identified one by one in "
         f"{fixed}; in the others the loss falls within three positions, and only a0/a1 and a2 are",
         HOLDS if fixed > len(runs) / 2 else CANNOT,
-        _note("2026-11-26-an-ability-in-the-quickstart"),
+        note("2026-11-26-an-ability-in-the-quickstart"),
         "benchmarks/studies/quickstart_seeds.py --laws",
-    )
-
-
-def separation() -> Claim:
-    seeds = load_result("quickstart_seeds.json")["seeds"]
-    most = max(run["positions"]["iid"]["checkpoints_identified"] for seed in seeds for run in seed["runs"].values())
-    of = max(run["positions"]["iid"]["checkpoints"] for seed in seeds for run in seed["runs"].values())
-    return Claim(
-        "a0 and a1 converge after a separation point; a2 follows the learning rate",
-        TEMPORAL,
-        f"no run fixes a0 and a1 at more than {most} of its {of} checkpoints, so that whether they stop changing is not seen",
-        CANNOT,
-        _note("2026-11-21-own-runs"),
     )
 
 
@@ -89,7 +54,7 @@ def forecasts() -> Claim:
         f"90 public curves, their laboratory unknown to the prior: squared error over that of the best of the three, chosen by "
         f"hindsight: {quotients} (medians); 95% intervals held {inside} of the ends",
         HOLDS if all(row["median quotient"] < 1 for row in parts.values()) else NOT,
-        "[picture](images/other-laboratories.svg), " + _note("2026-11-26-what-holds-elsewhere"),
+        "[picture](images/other-laboratories.svg), " + note("2026-11-26-what-holds-elsewhere"),
         "benchmarks/studies/temporal_laboratories.py",
     )
 
@@ -102,7 +67,7 @@ def rebuilt() -> Claim:
         f"568 forecasts of mean losses: RMSE {rmse['paper']:.3f} nats as we rebuilt the forms from a digest, "
         f"{rmse['power']:.3f} of a power law. The paper's own forms may differ",
         HOLDS if rmse["paper"] < rmse["power"] else NOT,
-        _note("2026-11-21-public-curves"),
+        note("2026-11-21-public-curves"),
         "benchmarks/studies/temporal_prior.py",
     )
 
@@ -116,7 +81,7 @@ def own_runs() -> Claim:
         f"seven runs of 0.2 and 0.9M, 1,500 steps: quotient {quotient:.1f}, better in {better:.0%} of {result['forecasts']}; "
         f"95% intervals held {result['coverage95 of positions']:.0%} of single positions",
         HOLDS if quotient < 0.9 else NOT if quotient > 1.1 else "no better here",
-        _note("2026-11-21-own-runs"),
+        note("2026-11-21-own-runs"),
         "benchmarks/studies/temporal_runs.py",
     )
 
@@ -133,7 +98,7 @@ def weights() -> Claim:
         TEMPORAL,
         f"0.2M, three seeds, nats against uniform weights: {differences}. A gain below 0.1 could not be seen",
         "no gain seen" if all(row["low95"] < 0 < row["high95"] for row in iid) else NOT,
-        _note("2026-11-22-position-weights"),
+        note("2026-11-22-position-weights"),
         "emergence-train analyze weights",
     )
 
@@ -151,7 +116,7 @@ def one_curve() -> Claim:
         f"five sizes, 0.05 to 3.2M, log-likelihood of the right answer in {len(tasks)} tasks: one curve of the loss explains "
         f"{r2[0]:.0%} to {r2[-1]:.0%}; size matters beside it in {apart}",
         f"{HOLDS} in {len(tasks) - apart} of {len(tasks)}",
-        _note("2026-11-22-ladder-on-public-benchmarks"),
+        note("2026-11-22-ladder-on-public-benchmarks"),
         "make ladder",
     )
 
@@ -164,7 +129,7 @@ def thresholds() -> Claim:
         LOSS,
         f"the ladder ends at 4.3 nats: {chance} of {len(tasks)} accuracies at chance, no threshold",
         CANNOT,
-        _note("2026-11-22-ladder-on-public-benchmarks"),
+        note("2026-11-22-ladder-on-public-benchmarks"),
         "make ladder",
     )
 
@@ -181,7 +146,7 @@ def planted() -> Claim:
         f"single runs; for the sizes together in {together.count('emergent')} of {len(together)} (Brier score: "
         f"{brier.count('emergent')})",
         f"first half {HOLDS}, second {NOT}" if not together.count("emergent") else HOLDS,
-        _note("2026-11-26-an-ability-in-the-quickstart"),
+        note("2026-11-26-an-ability-in-the-quickstart"),
         "benchmarks/studies/quickstart_seeds.py",
     )
 
@@ -199,7 +164,7 @@ def mirage() -> Claim:
         f"the planted skill: accuracy and Brier score both emergent in {both} of the {either} runs where one of them is; the "
         "log-likelihood of the answer rises gradually in each",
         f"{HOLDS} for the Brier score" if both > either / 2 else NOT,
-        _note("2026-11-26-an-ability-in-the-quickstart"),
+        note("2026-11-26-an-ability-in-the-quickstart"),
         "benchmarks/studies/quickstart_seeds.py",
     )
 
@@ -222,7 +187,7 @@ def least_data() -> Claim:
         TALK,
         f"addition modulo 23, {len(tiny['times']) * 4} runs: the critical share of its table is {shares}",
         HOLDS if all(row["low95"] > 0 for row in tiny["critical_fraction"]) else NOT,
-        "[picture](images/grok-phase.svg), " + _note("2026-11-26-grokking"),
+        "[picture](images/grok-phase.svg), " + note("2026-11-26-grokking"),
         "make grok",
     )
 
@@ -230,18 +195,18 @@ def least_data() -> Claim:
 def critical_share() -> Claim:
     trend = load_result("grokking_runs.json")["tiny"]["trend"]
     others = load_result("grokking_tasks.json")
-    more = ", ".join(f"{name} {_within(others[name]['trend'])}" for name in ("permutations", "parity"))
+    more = ", ".join(f"{name} {interval(others[name]['trend'])}" for name in ("permutations", "parity"))
     sign = "falls" if trend["high95"] < 0 else "grows" if trend["low95"] > 0 else None
     return Claim(
         "That share falls with size (2402.15175), or grows (2401.10463)",
         TALK,
-        f"change for ten times the parameters in addition {_within(trend)}, p = {trend['p']:.3f}, three sizes and one budget; "
+        f"change for ten times the parameters in addition {interval(trend)}, p = {trend['p']:.3f}, three sizes and one budget; "
         f"with two sizes in {more}",
         f"{sign} here" if sign else CANNOT,
         "[picture](images/grok-phase.svg), "
-        + _note("2026-11-26-grokking")
+        + note("2026-11-26-grokking")
         + ", "
-        + _note("2026-11-27-permutations-and-parity"),
+        + note("2026-11-27-permutations-and-parity"),
         "make grok",
     )
 
@@ -256,7 +221,7 @@ def weight_decay() -> Claim:
         TALK,
         f"generalised within 4,000 updates: {counts}; all knew their training questions",
         HOLDS if by["0"]["generalised"] == 0 < by["1"]["generalised"] else NOT,
-        _note("2026-11-26-grokking"),
+        note("2026-11-26-grokking"),
         "emergence-train grok configs/grok/decay.yaml",
     )
 
@@ -270,7 +235,7 @@ def efficiency() -> Claim:
         f"{row['generalising_runs']} and {row['memorising_runs']} runs of one size; the latter saw smaller shares, which "
         "favours them",
         HOLDS if row["high95"] < 1 else NOT if row["low95"] > 1 else CANNOT,
-        _note("2026-11-26-grokking"),
+        note("2026-11-26-grokking"),
         "benchmarks/studies/grokking_runs.py",
     )
 
@@ -282,7 +247,7 @@ def near_the_share() -> Claim:
         TALK,
         f"updates to generalise go as the share to the power {trend['value']:.1f} [{trend['low95']:.1f}, {trend['high95']:.1f}]",
         HOLDS if trend["high95"] < 0 else NOT,
-        _note("2026-11-26-grokking"),
+        note("2026-11-26-grokking"),
         "make grok",
     )
 
@@ -298,7 +263,7 @@ def mass_in_pretraining() -> Claim:
         TALK,
         f"a planted skill at 1.6 to 19% of the tokens; half of the runs learn it at: {shares}",
         HOLDS if all(0 < row["learnt"] < row["runs"] for row in result["critical_share"]) else CANNOT,
-        _note("2026-11-27-how-much-of-a-skill"),
+        note("2026-11-27-how-much-of-a-skill"),
         "benchmarks/studies/critical_mass.py",
     )
 
@@ -313,7 +278,7 @@ def loss_or_mass() -> Claim:
         f"the same runs, checkpoints of different ones: the lower loss is the one with the skill in {right:.0%} of pairs, the "
         f"one that saw more of the skill's tokens in {skill['area']:.0%}. The iid loss has no text of the skill",
         HOLDS if right > 0.9 else f"{NOT} where the mixture differs",
-        _note("2026-11-27-how-much-of-a-skill"),
+        note("2026-11-27-how-much-of-a-skill"),
         "benchmarks/studies/critical_mass.py",
     )
 
@@ -330,7 +295,7 @@ def few_instances() -> Claim:
         f"0.1M, one seed, the same number of the skill's lines, so many of them distinct; accuracy on unseen lines (chance "
         f"0.25): {scores}. Of its own lines no run that learnt it writes more than {written} from the beginning",
         f"{NOT} for this skill" if able and written == 0 else CANNOT,
-        _note("2026-11-27-a-handful-of-lines"),
+        note("2026-11-27-a-handful-of-lines"),
         "benchmarks/studies/critical_instances.py",
     )
 
@@ -348,7 +313,7 @@ def memorises_more() -> Claim:
         f"many are written exactly beyond pieces never seen: {counts}; for ten times the parameters "
         f"{trend['value']:+.0f} [{trend['low95']:+.0f}, {trend['high95']:+.0f}], p = {trend['p']:.2f}",
         HOLDS if trend["low95"] > 0 else NOT if trend["high95"] < 0 else CANNOT,
-        "[picture](images/memorisation-sizes.svg), " + _note("2026-11-27-larger-models-and-repeated-text"),
+        "[picture](images/memorisation-sizes.svg), " + note("2026-11-27-larger-models-and-repeated-text"),
         "benchmarks/studies/memorisation_sizes.py",
     )
 
@@ -372,7 +337,7 @@ def repeated() -> Claim:
         f"{min(gain['value'] for gain in gains):.1f} to {max(gain['value'] for gain in gains):.1f} nats than without (the widest "
         f"interval begins at {least['low95']:.1f})",
         HOLDS if rises and not result["controls_extracted"] else NOT,
-        _note("2026-11-27-larger-models-and-repeated-text"),
+        note("2026-11-27-larger-models-and-repeated-text"),
         "benchmarks/studies/memorisation_results.py",
     )
 
@@ -387,7 +352,7 @@ def remembered() -> Claim:
         f"{len(learnt)} of {len(runs)} runs learnt the skill; of 100 training sequences they repeat at most {max(most, 0):.0f} "
         "more than of sequences never seen",
         f"{NOT} for this skill" if most < 1 else CANNOT,
-        _note("2026-11-27-how-much-of-a-skill"),
+        note("2026-11-27-how-much-of-a-skill"),
         "benchmarks/studies/critical_mass.py",
     )
 
@@ -408,20 +373,27 @@ def shrinking() -> Claim:
         f"the planted skill at 0.1 to 0.4M and equal tokens: accuracy {min(last):.2f} to {max(last):.2f} at the end of every "
         "run; no size so small was tried that it is lost",
         f"{HOLDS} within a factor of four",
-        _note("2026-11-26-an-ability-in-the-quickstart"),
+        note("2026-11-26-an-ability-in-the-quickstart"),
         "benchmarks/studies/quickstart_seeds.py",
     )
 
 
 ROWS: tuple[Callable[[], Claim], ...] = (
     position_law,
-    separation,
+    story_claims.separation,
+    story_claims.rate,
     decay,
+    story_claims.decay,
     forecasts,
     rebuilt,
     own_runs,
+    story_claims.forecasts,
     weights,
     one_curve,
+    story_claims.one_curve,
+    story_claims.variants,
+    story_claims.size_law,
+    story_claims.returns,
     thresholds,
     planted,
     mirage,
@@ -438,10 +410,6 @@ ROWS: tuple[Callable[[], Claim], ...] = (
     weight_decay,
     efficiency,
 )
-UNTRIED = (
-    ("The loss follows a power law of size at equal data, so that a threshold of loss is one of size", LOSS),
-    ("One curve of performance against loss for other architectures, optimizers, corpora and tokenizers", LOSS),
-)
 
 
 def _code(row: Claim) -> str:
@@ -450,7 +418,7 @@ def _code(row: Claim) -> str:
 
 def page() -> str:
     """The page of claims."""
-    rows = [make() for make in ROWS] + [Claim(claim, source, "", NEVER) for claim, source in UNTRIED]
+    rows = [make() for make in ROWS]
     head = ["claim", "what we measured", "verdict", "more"]
     cells = [
         [f"{row.claim} ({row.source})", row.measured, row.verdict, "<br>".join(filter(None, [row.more, _code(row)]))]

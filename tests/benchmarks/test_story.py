@@ -99,7 +99,7 @@ def test_a_decay_that_lowers_a2_alone_is_seen_there(studies):
 def test_variants_off_the_curve_are_told_from_those_on_it(studies):
     """On the iid text's curve only one is off; on the ood text's none is."""
     rng, rows = np.random.default_rng(1), []
-    for variant, offset in (("", 0.0), ("on", 0.0), ("off", 0.05)):
+    for variant, offset in (("", 0.0), ("on", 0.0), ("off", 0.05), ("other-text", 0.05)):
         for run in range(10 if not variant else 2):
             own = 0.005 * rng.standard_normal()
             for bits in np.linspace(3.6, 2.5, 12):
@@ -111,7 +111,8 @@ def test_variants_off_the_curve_are_told_from_those_on_it(studies):
     shown = {(row["axis"], row["variant"]): row for row in studies[0].variants(frame)}
     assert shown["bits_per_byte", "on"]["p_holm"] > 0.05 > 1e-4 > shown["bits_per_byte", "off"]["p_holm"]
     assert shown["bits_per_byte", "off"]["distance"] == pytest.approx(0.05, abs=0.01)
-    assert shown["bits_per_byte", "off"]["p_holm"] == pytest.approx(4 * shown["bits_per_byte", "off"]["p"], abs=1e-4)
+    assert shown["bits_per_byte", "off"]["p_holm"] == pytest.approx(5 * shown["bits_per_byte", "off"]["p"], abs=1e-4)
+    assert ("bits_per_byte", "other-text") not in shown and ("ood_bits_per_byte", "other-text") in shown
 
 
 def test_parameters_that_stop_changing_are_told(studies):
