@@ -71,6 +71,11 @@ LADDERS = [
         {"tokens": [1024, 2048], "sizes": {"a": {}, "a-1.024k": {"tokens": [1024]}}},
         {"tokens": [1024, 2048], "sizes": {"a": {}, "b": {"tokens": [1024]}}},
     ),
+    ladder(
+        "has lowered the rate where decays branch from it; give it training.schedule.kind: constant under set",
+        {"schedules": {"stable": {"set": {"training.schedule.kind": "cosine"}}} | DECAY, "tokens": [4096]},
+        {"schedules": STABLE | DECAY, "tokens": [4096]},
+    ),
     ladder("is no number of tokens; give one", {"tokens": [True]}, {"tokens": [1024]}),
     ladder("has no tokens; give them there or for the whole ladder", {"tokens": None}, {"tokens": [1024]}),
     ladder(

@@ -235,6 +235,11 @@ def _row(
         values["training.schedule.decay_tokens"] = tokens - step * plan.step_tokens
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
     config = _config_of(file, path, run, size, name, overrides)
+    if stable and config.training.schedule.kind in ("cosine", "linear"):
+        raise InputError(
+            f"{path}: schedules.{name}: kind {config.training.schedule.kind} has lowered the rate where decays branch from it; "
+            f"give it training.schedule.kind: constant under set"
+        )
     planned = Plan(config.training, config.checkpoints, config.data.sequence)
     if stable:
         plans[name] = run, planned

@@ -99,6 +99,10 @@ def test_a_wrong_row_is_refused_before_the_first_starts(ladder_file):
             r"two runs are called a-1.024k; rename sizes.a or sizes.a-1.024k",
         ),
         ({"seeds": [1, 1]}, r"two runs are called a-s1; list each of tokens and seeds once"),
+        (
+            {"tokens": [4096], "schedules": {"stable": {"set": {"training.schedule.kind": "cosine"}}} | DECAY},
+            r"schedules.stable: kind cosine has lowered the rate where decays branch from it; give it .*: constant",
+        ),
         ({"tokens": [True]}, r"tokens.0: True is no number of tokens; give one"),
     ],
     ids=lambda value: str(value)[:30],
