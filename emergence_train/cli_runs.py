@@ -149,7 +149,8 @@ def verb_runs(arguments: argparse.Namespace) -> dict:
 
     rows = listing.list_runs([Path(arguments.directory)])
     if not arguments.json:
-        console().print(listing.table(rows, console()))
+        out = console(piped=listing.PIPED)
+        out.print(listing.table(rows, out))
     return listing.as_json(rows)
 
 

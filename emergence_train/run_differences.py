@@ -39,6 +39,20 @@ def _differing(trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{names[key]: tree.get(key, MISSING) for key in differing} for tree in trees]
 
 
+def telling(values: list[dict[str, Any]]) -> list[str]:
+    """Few keys that tell all of them apart, as far as keys can: each time the one that makes the most different, the first of
+    equals."""
+    every = list(dict.fromkeys(key for each in values for key in each))
+    keys: list[str] = []
+
+    def parts(chosen: list[str]) -> int:
+        return len({tuple(str(each.get(key, MISSING)) for key in chosen) for each in values})
+
+    while len(keys) < len(every) and parts(keys) < parts(every):
+        keys.append(max(every, key=lambda key: parts([*keys, key])))
+    return keys
+
+
 def seed_groups(runs: list[Path]) -> list[list[int]]:
     """The runs' numbers, together where their configurations differ by nothing but seeds. A run without a configuration is
     alone: nothing is known of it."""

@@ -51,6 +51,7 @@ class Series:
     source: Path | None = None  # the run directory or log that is this run; None: a table, which may hold several
     logged_end: int | None = None  # planned last step, where a log names it
     notes: list[str] = field(default_factory=list)
+    vocabulary: str = ""  # the tokenizer that a run directory names
 
     @property
     def progress(self) -> np.ndarray:
@@ -121,8 +122,14 @@ def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
     curves = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
     if is_run(path):
         for series in by_split + curves:
-            series.source = path
+            series.source, series.vocabulary = path, _vocabulary(path)
     return by_split, curves
+
+
+def _vocabulary(run: Path) -> str:
+    """The tokenizer of a run directory by the first line of its metrics.jsonl; "" where it names none."""
+    header = next((row for _, row in iter_metrics(run) if row.get("kind") == "run"), {})
+    return str(header.get(tables.VOCABULARY) or "")
 
 
 def _name_apart(all_series: list[Series]) -> None:

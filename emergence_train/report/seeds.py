@@ -10,7 +10,7 @@ from scipy.stats import t as student
 from emergence_train.analysis.figures import Figure, Trace, short
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.parts import grid, smoothed, table
-from emergence_train.run_differences import differences, seed_groups
+from emergence_train.run_differences import differences, seed_groups, telling
 
 SIZE = ""  # stands among the keys of settings for the number of parameters
 
@@ -38,7 +38,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         | {key: str(value) for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
         for numbers, settings in zip(groups, values)
     ]
-    keys = _telling(values)
+    keys = telling(values)
     named: dict[str, list[Run]] = {}
     for numbers, settings in zip(groups, values):
         members = [runs[number] for number in numbers]
@@ -47,21 +47,6 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         name = ", ".join(words) or ("all runs" if len(groups) == 1 else members[0].name)
         named[f"{name} ({members[0].name})" if name in named else name] = members
     return named
-
-
-def _telling(values: Sequence[dict[str, str]]) -> list[str]:
-    """Few keys that tell all groups apart: each time the one that makes the most of them different, the first of equals."""
-    keys: list[str] = []
-
-    def parts(chosen: list[str]) -> int:
-        return len({tuple(group.get(key) for key in chosen) for group in values})
-
-    while parts(keys) < len(values):
-        key = max(values[0], key=lambda key: parts([*keys, key]))
-        if parts([*keys, key]) == parts(keys):
-            break
-        keys.append(key)
-    return keys
 
 
 def over_seeds(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:

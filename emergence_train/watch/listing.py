@@ -11,10 +11,11 @@ from rich.text import Text
 from emergence_train.analysis.figures import short
 from emergence_train.errors import InputError, printable
 from emergence_train.recorder.naming import names_of
-from emergence_train.run_differences import differences_by_origin
+from emergence_train.run_differences import differences_by_origin, telling
 from emergence_train.watch.progress import Forecast, Progress, progress, run_directories
 
 STYLES = {"running": "green", "finished": "bold", "stopped": "red", "stale": "yellow", "imported": "dim"}
+PIPED = 240  # columns without a terminal
 FEW = 3  # differences of a run that are shown in a table
 
 
@@ -52,6 +53,7 @@ def table(rows: list[tuple[Progress, dict[str, Any]]], console: Console) -> Tabl
     shown.add_column("tok/s", justify="right", no_wrap=True)
     if any(different for _, different in rows):
         shown.add_column("differs", overflow="fold")
+    first = telling([different for _, different in rows])
     for run, different in rows:
         cells = {
             "step": step(run),
@@ -61,7 +63,7 @@ def table(rows: list[tuple[Progress, dict[str, Any]]], console: Console) -> Tabl
         }
         line: list[Any] = [printable(run.name), Text(run.state, STYLES[run.state]), *(cells[name] for name in numbers)]
         line += [end(run.forecast, 3 if wide else 2), short_number(run.tokens_per_second)]
-        shown.add_row(*line, *([differing(different)] if different else []))
+        shown.add_row(*line, *([differing(different, first)] if different else []))
     return shown
 
 
@@ -86,7 +88,9 @@ def end(forecast: Forecast | None, digits: int = 3) -> str:
     return f"{forecast.loss:.{digits}f} [{forecast.low95:.{digits}f}, {forecast.high95:.{digits}f}]"
 
 
-def differing(different: dict[str, Any]) -> str:
-    shown = [f"{name} {value}" for name, value in different.items()]
+def differing(different: dict[str, Any], first: list[str]) -> str:
+    """A few of a run's values of what differs, those of the keys `first` before the others."""
+    order = [key for key in first if key in different] + [key for key in different if key not in first]
+    shown = [f"{key} {different[key]}" for key in order]
     more = len(shown) - FEW
     return printable(", ".join(shown[:FEW])) + (f", {more} more (--json)" if more > 0 else "")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,12 +23,13 @@ SECONDS, LINE_SECONDS = 2.0, 30.0  # between screens; between lines of a log
 ENDED = ("finished", "stopped", "imported")
 
 
-def console() -> Console:
+def console(piped: int | None = None) -> Console:
     """Standard output as rich has it: names and texts are shown as they are, whatever brackets are in them, and what the
-    terminal has no character for as a question mark."""
+    terminal has no character for as a question mark. `piped`: its width without a terminal, for rows that are not to break."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else piped
+    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
 def watch(places: list[Path], *, seconds: float | None = None, once: bool = False) -> None:

@@ -1,5 +1,6 @@
 """PositionCallback for transformers' Trainer: sums equal to a loop by hand over the same batches, and a run resumed."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -136,7 +137,8 @@ def test_a_model_on_our_kernels_records_the_same(finished, tmp_path):
 
 
 def test_a_resumed_training_continues_the_run(finished, tmp_path):
-    folder, _, _ = finished
+    folder = tmp_path / "resumed"  # a longer plan has other rates: the finished run stays as it is
+    shutil.copytree(finished[0], folder)
     before = metrics(folder / "mine")
     again = trainer(folder, 12)
     again.train(resume_from_checkpoint=str(folder / "trainer" / "checkpoint-4"))
@@ -153,8 +155,8 @@ def test_two_processes_record_what_one_does(finished, tmp_path):
     assert two.returncode == 0, two.stderr
     frames = [tables.read(tables.POSITIONS, of / "mine") for of in (folder, tmp_path)]
     single, both = (of[of["split"] == "iid"].reset_index() for of in frames)
-    assert (both["count"] == 8).all() and both["step"].tolist() == single["step"].tolist()[: len(both)]
-    np.testing.assert_allclose(both["loss_sum"], single["loss_sum"][: len(both)], rtol=1e-4)
+    assert (both["count"] == 8).all() and both["step"].tolist() == single["step"].tolist()
+    np.testing.assert_allclose(both["loss_sum"], single["loss_sum"], rtol=1e-6)
     train = frames[1][(frames[1]["split"] == "train") & (frames[1]["step"] == 2)]
     assert (train["count"] == 8).all() and train["tokens"].unique() == [8 * (SEQUENCE + 1)]
 

@@ -117,7 +117,7 @@ def test_the_page_names_the_runs_own_texts_and_has_no_empty_card(tmp_path):
     assert "No data" not in text and "side by side" not in text and "In short" in text
 
 
-def test_runs_without_a_forecast_for_one_reason_are_named_together():
+def test_runs_without_a_forecast_are_named_by_reason():
     """A page of a ladder has a dozen branches that begin late: not a dozen sentences."""
     runs = [SimpleNamespace(name=f"r{k}", no_forecast=(f"run 'r{k}', split 'iid': 0 checkpoints",)) for k in range(8)]
     runs.append(SimpleNamespace(name="other", no_forecast=("no curve",)))

@@ -1,6 +1,7 @@
 """The table of runs and what differs between them."""
 
 import io
+import itertools
 import json
 
 import pytest
@@ -9,8 +10,8 @@ from rich.console import Console
 
 import watch.run_files as run_files
 from emergence_train import cli
-from emergence_train.run_differences import differences
-from emergence_train.watch.listing import list_runs, table
+from emergence_train.run_differences import differences, telling
+from emergence_train.watch.listing import differing, list_runs, table
 
 CONFIG = {
     "name": "",
@@ -31,6 +32,24 @@ def runs_of(folder, changes):
             node[dotted.split(".")[-1]] = value
         (run / "config.yaml").write_text(yaml.safe_dump(tree))
     return sorted(folder.iterdir())
+
+
+def test_few_keys_tell_runs_apart():
+    """The first three keys of a ladder are all of the model: what else differs has to be among those that are shown."""
+    values = [
+        {"ffn": 3 * width, "heads": 2, "width": width, "decay": decay, "seed": seed}
+        for width, decay, seed in itertools.product((8, 16, 32), (10, 20), (1, 2))
+    ]
+    assert telling(values) == ["ffn", "decay", "seed"] and telling([{}, {}]) == []
+    assert differing(values[0], telling(values)) == "ffn 24, decay 10, seed 1, 2 more (--json)"
+
+
+def test_runs_without_a_terminal_have_a_line_each(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    runs_of(tmp_path, [{"seed": seed, "model.kind": f"a-kind-with-a-long-name-{seed}"} for seed in (1, 2)])
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 3 and lines[1].startswith("run0 ") and lines[1].endswith("a-kind-with-a-long-name-1, seed 1")
 
 
 def test_only_what_differs_is_named_as_short_as_is_clear(tmp_path):

@@ -80,6 +80,9 @@ def investigate_series(
             raise InputError(
                 f"no split named {', '.join(map(str, names))} in these tables; leave --split out to see all"
             )
+    for series in loaded:
+        if len(_vocabularies(loaded)) > 1:
+            series.notes.append("the runs have different tokenizers: their losses do not compare, and are not ranked")
     runs: list[RunAnalysis] = []
     ends: list[tuple[Series, float, float]] = []  # forecast loss of each at its end, and its standard deviation
     skipped = []
@@ -131,12 +134,17 @@ def forecast_final(
     return FinalForecast(loss=float(ahead.mean[0]), sd=float(ahead.sd[0]), low95=float(low[0]), high95=float(high[0]))
 
 
+def _vocabularies(all_series: Iterable[Series]) -> set[str]:
+    """The tokenizers that are known."""
+    return {series.vocabulary for series in all_series} - {""}
+
+
 def _rankings(ends: list[tuple[Series, float, float]]) -> tuple[Ranking, ...]:
-    """One ranking per split that at least two runs have."""
+    """One ranking per split that at least two runs have, of one tokenizer as far as it is known."""
     rankings = []
     for split in sorted({series.split or "" for series, _, _ in ends}):
         group = [end for end in ends if (end[0].split or "") == split]
-        if len(group) < 2:
+        if len(group) < 2 or len(_vocabularies(series for series, _, _ in group)) > 1:
             continue
         names = [series.run for series, _, _ in group]
         mean, sd = np.array([mean for _, mean, _ in group]), np.array([sd for _, _, sd in group])

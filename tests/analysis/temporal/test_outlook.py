@@ -11,7 +11,7 @@ from emergence_train import cli
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.outlook import Ahead, parse_schedule, rates_of
 from emergence_train.analysis.runs import load
-from emergence_train.analysis.temporal import simulate
+from emergence_train.analysis.temporal import analyze_temporal, simulate
 from emergence_train.errors import InputError
 
 EACH = simulate.TOKENS_PER_STEP
@@ -169,3 +169,18 @@ def test_a_whole_table_is_read_as_a_log_where_a_column_is_named(tmp_path):
     frame = curve().assign(smooth=1.5)
     series = loaded(tmp_path, frame, options=LogOptions(columns={"loss": "smooth"}))
     assert set(series.loss) == {1.5} and series.run == "simulated" and series.tokens[-1] == frame["tokens"].iloc[-1]
+
+
+def test_runs_of_different_tokenizers_are_not_ranked(tmp_path):
+    """Losses per token do not compare then; each run is still forecast."""
+    for name, vocabulary in (("a", "gpt2"), ("b", "llama"), ("c", "gpt2")):
+        (tmp_path / name).mkdir()
+        lines: list[dict] = [{"kind": "run", "run": name, "params": 7, "vocabulary": vocabulary}]
+        for k in range(1, 31):
+            lines.append({"kind": "train", "step": k, "tokens": 100 * k, "lr": 1e-3, "loss": 2 + k**-0.3})
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = analyze_temporal([tmp_path / "a", tmp_path / "b"])
+    assert result.ranking == () and len(result.runs) == 2
+    assert all(any("different tokenizers" in note for note in run.notes) for run in result.runs)
+    (ranking,) = analyze_temporal([tmp_path / "a", tmp_path / "c"]).ranking
+    assert [place.run for place in ranking.order] == ["a", "c"]
