@@ -14,7 +14,8 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
   inverse        a fall
   u-shaped       a fall, then a rise
   inverted-u     a rise, then a fall of at least TURNED of it
-  not-identified no verdict has enough probability, or there are too few rows
+  not-identified no verdict has enough probability, there are too few rows, or a common curve is at chance and single runs are
+                 far above it: what they can do does not follow the loss
 """
 
 import typing
@@ -37,6 +38,8 @@ CEILING_CHANGE = 0.08
 # Standard errors of one checkpoint's score and of the curve within which a curve is at chance.
 GUESSING = 2.0
 UNKNOWN_CEILING = 0.85
+# A run is far above a common curve from so many standard errors of a checkpoint's score, and such a share of what can be reached.
+FAR, APART = 6.0, 0.2
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 
@@ -86,6 +89,9 @@ def judge(
         known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]
         reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
+    if top == "at-chance" and (able := _able_runs(drawn, rows, chance, best)):
+        reason = f"{able} of {len(np.unique(rows.run))} runs are far above chance at losses at which the others are not"
+        return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason)
     if top != "emergent":
         return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
     these = names == "emergent"
@@ -181,6 +187,23 @@ def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
     level = min(chance, float(drawn.curves.mean()))
     room = GUESSING * np.sqrt(variance + drawn.curves.var(0))
     return np.all(np.abs(drawn.curves - level) <= room, axis=1)
+
+
+def _able_runs(drawn: Posterior, rows: Rows, chance: float, best: float) -> int:
+    """Of several runs, how many end far above the common curve, by their SIDE checkpoints of the lowest losses. All checkpoints
+    of a run answer the same items, so that the mean of several is no surer than one."""
+    codes = np.unique(rows.run)
+    if rows.items is None or len(codes) < 2 or not 0 < chance < best:
+        return 0
+    level, able = drawn.curves.mean(0), 0
+    for code in codes:
+        own = np.flatnonzero(rows.run == code)
+        last = own[np.argsort(rows.x[own], kind="stable")[-SIDE:]]
+        there = max(float(np.interp(rows.x[last], drawn.grid, level).mean()), chance)
+        above = float(rows.y[last].mean()) - there
+        error = np.sqrt(there * (1 - there) / np.median(rows.items[last]))
+        able += len(last) == SIDE and above > max(FAR * error, APART * (best - chance))
+    return able
 
 
 def _too_little(rows: Rows) -> str:

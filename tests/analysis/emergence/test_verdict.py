@@ -54,6 +54,28 @@ def test_moving_between_constant_answers_shows_nothing():
     assert verdicts(late(0.60, 0.50), chance=0.5, items=14_000, majority=0.62) == {"at-chance"}
 
 
+def runs_apart(ends: list[float], items: int, level: float = 0.25, seed: int = 0):
+    """The finding on runs over one range of losses, all at `level` up to the last quarter and rising to their own ends there."""
+    rng, parts = np.random.default_rng([seed, 7]), []
+    for run, end in enumerate(ends):
+        x = np.linspace(0, 1, 20)
+        value = rng.binomial(items, level + (end - level) * np.clip((x - 0.75) / 0.1, 0, 1)) / items
+        parts.append({"run": f"r{run}", "params": 10**6, "step": np.arange(1, 21), "loss": 5 - x, "value": value})
+    frame = pd.concat([pd.DataFrame(part) for part in parts]).assign(tokens=lambda rows: rows["step"] * 1000)
+    frame = frame.assign(task="t", metric="acc", stderr=0.01, items=items, chance=0.25, higher_is_better=True)
+    return find(emergence_table.task_metric("", "t", "acc", frame)).verdict
+
+
+def test_what_single_runs_can_do_is_not_called_chance():
+    """Two of ten runs learn it at losses at which the others do not: a common curve is flat, and says nothing of them."""
+    lottery = runs_apart([0.97, 0.88] + [0.25] * 8, items=100)
+    assert lottery.name == "not-identified" and lottery.reason.startswith("2 of 10 runs are far above chance")
+    for seed in range(4):
+        assert runs_apart([0.25] * 10, items=100, seed=seed).name == "at-chance"
+        assert runs_apart([0.30] + [0.25] * 9, items=3000, seed=seed).name == "at-chance"  # sure, and little
+        assert runs_apart([0.40] * 5, items=1000, level=0.40, seed=seed).name == "at-chance"  # lifted by answer length
+
+
 @pytest.mark.parametrize("level", [0.25, 0.5])
 def test_a_rise_that_levels_off_is_gradual(level):
     assert verdicts(lambda x: 0.25 + 0.35 * np.minimum(x / level, 1)) == {"gradual"}
