@@ -17,6 +17,7 @@ from emergence_train.run_differences import differences, read_config
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
 MOST_KEYS = 12  # columns of the table of what differs
+ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
 FEW_KEYS = 4  # settings named in a sentence
 OTHER_DATA = (
     " Their prepared data are not the same, so the held-out text may not be either: the losses may not compare."
@@ -41,7 +42,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
         (
             "conclusions",
             "In short",
-            f"{_best(data.runs)}{seeds.best(data.runs)}{listed}{_verdicts(data)}{_differences(data.runs)}",
+            f"{_best(data.runs)}{seeds.best(data.runs)}{_one_side(data.runs)}{listed}{_verdicts(data)}{_differences(data.runs)}",
         )
     ]
 
@@ -68,6 +69,25 @@ def _best(runs: Sequence[Run]) -> str:
         f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next, "
         f"{html.escape(following.name)}{_apart_by(best, following)}.{other}</p>"
     )
+
+
+def _one_side(runs: Sequence[Run]) -> str:
+    """Whether all finished runs came out on the same side of what was forecast of them."""
+    finals = [_of_iid(run)[0].final for run in runs if run.forecast is not None and run.forecast.runs]
+    errors = [final.actual - final.loss for final in finals if final.actual is not None]
+    if len(errors) < ONE_SIDE or min(errors) < 0 < max(errors):
+        return ""
+    sizes = sorted(abs(error) for error in errors)
+    return (
+        f"<p>All {len(errors)} finished forecasts erred to one side: the runs came out {sizes[0]:.3f} to {sizes[-1]:.3f} nats "
+        f"{'below' if max(errors) <= 0 else 'above'} them.</p>"
+    )
+
+
+def _of_iid(run: Run) -> list[RunResult]:
+    """The results of a run's forecast: that of iid, or all where there is none."""
+    results = [] if run.forecast is None else [each.result for each in run.forecast.runs]
+    return [result for result in results if result.split == "iid"] or results
 
 
 def _apart_by(best: Run, following: Run) -> str:
@@ -102,9 +122,7 @@ def _sentence(run: Run, able: str | None) -> str:
     size = f" ({short(run.params)} parameters)" if run.params else ""
     parts = [f"<b>{html.escape(run.name)}</b>{size}: {loss} {where}."]
     if done and run.forecast is not None:
-        parts += [_outcome(each.result) for each in run.forecast.runs if each.series.split == "iid"] or [
-            _outcome(each.result) for each in run.forecast.runs
-        ]
+        parts += [_outcome(result) for result in _of_iid(run)]
     elif not done and (newest := _newest_forecast(run)):
         parts.append(newest)
     if able:

@@ -11,7 +11,7 @@ import yaml
 from emergence_train.recorder import tables
 from emergence_train.report import outlook
 from emergence_train.report.collect import collect
-from emergence_train.report.conclusions import sections
+from emergence_train.report.conclusions import _one_side, sections
 from emergence_train.report.page import report
 from report.test_page import write_evaluations, write_run
 
@@ -125,3 +125,18 @@ def test_runs_without_a_forecast_are_named_by_reason():
         "<p>r0, r1, r2, r3, r4, r5 and 2 more: no forecast. split &#x27;iid&#x27;: 0 checkpoints</p>",
         "<p>other: no forecast. no curve</p>",
     ]
+
+
+def test_forecasts_that_all_err_to_one_side_are_called_so():
+    def run(forecast, actual):
+        final = SimpleNamespace(loss=forecast, actual=actual)
+        results = [SimpleNamespace(split=split, final=final) for split in ("ood", "iid")]
+        return SimpleNamespace(forecast=SimpleNamespace(runs=[SimpleNamespace(result=result) for result in results]))
+
+    below = [run(4.0, 3.9 - 0.05 * k) for k in range(6)]
+    assert "All 6 finished forecasts erred to one side: the runs came out 0.100 to 0.350 nats below" in _one_side(below)
+    assert "0.100 to 0.350 nats above" in _one_side(
+        [run(each.forecast.runs[1].result.final.actual, 4.0) for each in below]
+    )
+    unfinished = [run(4.0, None), SimpleNamespace(forecast=None)]
+    assert not _one_side(below[:5] + unfinished) and not _one_side([*below, run(4.0, 4.1)])
