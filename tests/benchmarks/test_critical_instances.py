@@ -53,11 +53,11 @@ def test_instances_memorised_are_the_share_of_all(tmp_path, monkeypatch):
         return frame(100, 25, wrong=1)
 
     monkeypatch.setattr(study, "probe_run", probe_run)
-    found = study.memorised(tmp_path, "a", 384, 1)
-    assert (found["instances"], found["extracted"], found["of_controls"], found["seen"]) == (96.0, 25, 1, 9.0)
-    assert (found["loss"], found["loss_of_controls"]) == (1.0, 3.0)
+    got = study.memorised(tmp_path, "a", 384, 1)
+    assert (got["instances"], got["extracted"], got["of_controls"], got["seen"]) == (96.0, 25, 1, 9.0)
+    assert (got["loss"], got["loss_of_controls"]) == (1.0, 3.0)
     assert len(asked[0]) == study.ASKED + study.CONTROLS and asked[0][:100] == study.lines(1)[0][:100]
-    assert study.memorised(tmp_path, "a", 384, 1) == found and len(asked) == 1
+    assert study.memorised(tmp_path, "a", 384, 1) == got and len(asked) == 1
 
 
 def runs(able: dict[tuple[int, float, int], bool], **columns) -> pd.DataFrame:
@@ -122,10 +122,8 @@ def test_area_is_that_of_a_plain_loop_over_runs():
         for b in table.itertuples():
             if a.run != b.run and a.accuracy >= 0.6 > b.accuracy:
                 right.append(1.0 if a.time > b.time else 0.5 if a.time == b.time else 0.0)
-    found = critical_mass.told_by(table, "time")
-    assert (
-        found["pairs"] == len(right) and found["area"] == pytest.approx(np.mean(right), abs=1e-4) and found["area"] < 1
-    )
+    got = critical_mass.told_by(table, "time")
+    assert got["pairs"] == len(right) and got["area"] == pytest.approx(np.mean(right), abs=1e-4) and got["area"] < 1
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -133,9 +131,9 @@ def test_nothing_tells_where_all_runs_are_alike(has):
     """All have the skill or none: no pair, so no area, and no number that JSON cannot hold."""
     table = runs({(1000, 1, 1): has, (1000, 2, 1): has}, loss=[1.0, 2.0], instances=[3, 4])
     assert study.predictors(table) is None
-    found = critical_mass.told_by(table, "loss")
-    assert (found["area"], found["sign"], found["pairs"]) == (None, None, 0)
-    json.dumps(found, allow_nan=False)
+    got = critical_mass.told_by(table, "loss")
+    assert (got["area"], got["sign"], got["pairs"]) == (None, None, 0)
+    json.dumps(got, allow_nan=False)
 
 
 def test_rank_at_the_end_is_that_of_each_size():
@@ -143,7 +141,7 @@ def test_rank_at_the_end_is_that_of_each_size():
     able = {(1000, share, 1): False for share in (1, 2, 3, 4)} | {(2000, share, 1): False for share in (1, 2, 3, 4)}
     table = runs(able, loss=[4.0, 4.1, 4.2, 4.3] * 2)
     table["accuracy"] = [0.1, 0.2, 0.3, 0.4, 0.3, 0.3, 0.3, 0.3]
-    found = critical_mass.at_equal_loss(table)
-    assert found["1000p"]["spearman"] == 1.0 and found["1000p"]["loss_range"] == [4.0, 4.3]
-    assert (found["2000p"]["spearman"], found["2000p"]["p"]) == (None, None)
-    json.dumps(found, allow_nan=False)
+    got = critical_mass.at_equal_loss(table)
+    assert got["1000p"]["spearman"] == 1.0 and got["1000p"]["loss_range"] == [4.0, 4.3]
+    assert (got["2000p"]["spearman"], got["2000p"]["p"]) == (None, None)
+    json.dumps(got, allow_nan=False)

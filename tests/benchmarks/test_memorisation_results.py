@@ -58,18 +58,18 @@ def planted_trend(slopes: dict[int, float]) -> pd.DataFrame:
 
 def test_trend_is_the_slope_that_was_planted():
     """Slopes 10, 20, 30: t = 20 sqrt(3) / 10, and with 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2)."""
-    found = results.trend(planted_trend({1: 10.0, 2: 20.0, 3: 30.0}))
+    got = results.trend(planted_trend({1: 10.0, 2: 20.0, 3: 30.0}))
     reach, t = T_2 * 10 / math.sqrt(3), 20 * math.sqrt(3) / 10
-    assert (found["value"], found["by_seed"]) == (20.0, [10.0, 20.0, 30.0])
-    assert (found["low95"], found["high95"]) == pytest.approx((20 - reach, 20 + reach), abs=1e-4)
-    assert found["p"] == pytest.approx(1 - t / math.sqrt(t**2 + 2), abs=1e-9)
+    assert (got["value"], got["by_seed"]) == (20.0, [10.0, 20.0, 30.0])
+    assert (got["low95"], got["high95"]) == pytest.approx((20 - reach, 20 + reach), abs=1e-4)
+    assert got["p"] == pytest.approx(1 - t / math.sqrt(t**2 + 2), abs=1e-9)
 
 
 @pytest.mark.parametrize("slopes", [{1: 20.0}, {1: 0.0, 2: 0.0, 3: 0.0}, {1: 20.0, 2: 20.0}])
 def test_trend_without_spread_has_no_p(slopes):
-    found = results.trend(planted_trend(slopes))
-    assert (found["low95"], found["high95"], found["p"]) == (None, None, None)
-    json.dumps(found, allow_nan=False)
+    got = results.trend(planted_trend(slopes))
+    assert (got["low95"], got["high95"], got["p"]) == (None, None, None)
+    json.dumps(got, allow_nan=False)
 
 
 def test_interval_of_a_trend_holds_the_truth():
@@ -77,8 +77,8 @@ def test_interval_of_a_trend_holds_the_truth():
     rng, held = np.random.default_rng(5), []
     for _ in range(120):
         slopes = 18 + 10 * (rng.gamma(4.0, 0.5, 3) - 2.0)
-        found = results.trend(planted_trend(dict(enumerate(slopes))))
-        held.append(found["low95"] <= 18 <= found["high95"])
+        got = results.trend(planted_trend(dict(enumerate(slopes))))
+        held.append(got["low95"] <= 18 <= got["high95"])
     assert 0.90 <= np.mean(held) <= 0.99
 
 

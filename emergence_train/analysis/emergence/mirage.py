@@ -5,13 +5,26 @@ them may be a mirage. Continuous metrics have chance levels of their own: a Brie
 one-hot answer among four) to 0.75 (uniform guesses) is calibration, not learning.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from emergence_train.analysis.emergence.result import MirageCheck, TaskResult
 
-DISCONTINUOUS = ("acc", "exact", "em", "match", "f1", "pass", "choice_grade", "multiple_choice_grade", "correct")
+STEP = re.compile(r"step_\d+$")  # metrics of a task's steps, each scored by itself
+DISCONTINUOUS = (
+    "acc",
+    "exact",
+    "em",
+    "match",
+    "f1",
+    "pass",
+    "step",
+    "choice_grade",
+    "multiple_choice_grade",
+    "correct",
+)
 
 
 def continuous(metric: str) -> bool:
@@ -45,8 +58,12 @@ def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> np.ndarray:
 
 
 def mirage(tasks: Sequence[TaskResult]) -> tuple[MirageCheck, ...]:
-    """For each task with an emergent verdict, whether the verdict holds in a continuous metric too."""
-    return tuple(_check(task, tasks) for task in tasks if task.verdict == "emergent" and not continuous(task.metric))
+    """For each task with an emergent verdict, whether the verdict holds in a continuous metric too; not of single steps."""
+    return tuple(
+        _check(task, tasks)
+        for task in tasks
+        if task.verdict == "emergent" and not continuous(task.metric) and not STEP.match(task.metric)
+    )
 
 
 def _check(task: TaskResult, tasks: Sequence[TaskResult]) -> MirageCheck:
