@@ -15,23 +15,35 @@ PREFIX = "reported-"
 SECONDS = 3.0  # for the file system to answer: rank 0's node may have served it
 
 
-def claim(run: Path, launch_id: str, rank: int) -> bool | None:
-    """Whether `rank` is the first of this start to claim the report; None where the file system cannot tell in time."""
+def claim(run: Path, launch_id: str, rank: int, fallback: bool) -> bool:
+    """Whether `rank` is to report: the first of this start to claim it or, where the file system does not answer in time, a
+    `fallback`. Any other takes its claim back should it be granted late: it is silent, and the file would silence the rest."""
 
     def work() -> None:
+        path = run / STACKS / f"{PREFIX}{launch_id}"
         with contextlib.suppress(OSError):
-            (run / STACKS).mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             try:
-                handle = os.open(run / STACKS / f"{PREFIX}{launch_id}", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             except FileExistsError:
                 answers.append(False)
                 return
-            answers.append(True)  # a full disk takes a file without content
+            with lock:
+                answers.append(True)  # a full disk takes a file without content
+                unused = late.is_set() and not fallback
             with os.fdopen(handle, "w") as file:
-                file.write(f"rank {rank}\n")
+                if unused:
+                    path.unlink()
+                else:
+                    file.write(f"rank {rank}\n")
 
     answers: list[bool] = []
+    lock, late = threading.Lock(), threading.Event()
     thread = threading.Thread(target=work, name="report-claim", daemon=True)
     thread.start()
     thread.join(SECONDS)
-    return answers[0] if answers else None
+    with lock:
+        if answers:
+            return answers[0]
+        late.set()
+    return fallback

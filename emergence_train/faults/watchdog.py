@@ -272,8 +272,8 @@ class Watchdog:
             self.stored = False
         if not self.relay.speaks():
             return False
-        claimed = report_claim.claim(self.run, self.mesh.launch_id, self.mesh.world.rank)
-        return self.mesh.world.rank in self.relay.fallbacks if claimed is None else claimed
+        rank = self.mesh.world.rank
+        return report_claim.claim(self.run, self.mesh.launch_id, rank, rank in self.relay.fallbacks)
 
     def _outlast(self) -> None:
         """Rank 0 often holds the store: the others are to read the verdict, or its last words, before it goes; likewise the ranks

@@ -115,10 +115,17 @@ def _load_tables(paths: list[Path], reading: Reading) -> list[Run]:
     by_run: dict[str, list[Series]] = {}
     for series in temporal.load(paths, ahead=reading.ahead, options=reading.log) if paths else []:
         by_run.setdefault(series.run, []).append(series)
-    return [_from_series(name, series) for name, series in by_run.items()]
+    to_end = reading.ahead.to_tokens is not None
+    return [_from_series(name, series, to_end) for name, series in by_run.items()]
 
 
-def _from_series(name: str, series: list[Series]) -> Run:
+def _interval(series: Series) -> float:
+    """Usual steps between rows: a finished log ends up to so many before the planned end."""
+    return float(np.median(np.diff(series.step))) if len(series.step) > 1 else 0.0
+
+
+def _from_series(name: str, series: list[Series], to_end: bool) -> Run:
+    """The run of its series. `to_end`: the user has given the end, so what lies before it is to be forecast."""
     for each in series:
         if not each.by_tokens:
             raise InputError(f"run {name!r}: its rows have no tokens, which the page counts by; give --tokens-per-step")
@@ -127,7 +134,7 @@ def _from_series(name: str, series: list[Series]) -> Run:
     columns = {} if curve is None else {"step": curve.step, "tokens": curve.tokens, "loss": curve.loss}
     params = max((int(matrix.keys["params"].max()) for matrix in positions.values()), default=0)
     header = {"run": name, "params": params}
-    unfinished = any(each.end_tokens > each.tokens[-1] for each in series)
+    unfinished = any(each.end_step - each.step[-1] > (0 if to_end else _interval(each)) for each in series)
     analysis, reasons = _analysed(lambda: series, None if unfinished else FRACTION)
     return Run(
         name=name,

@@ -12,6 +12,7 @@ import yaml
 
 from emergence_train.analysis.emergence import analyze_emergence
 from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.outlook import Ahead
 from emergence_train.analysis.temporal import analyze_temporal
 from emergence_train.errors import InputError
 from emergence_train.recorder import tables
@@ -321,6 +322,26 @@ def test_a_log_is_forecast_to_the_end_that_is_given(tmp_path):
     assert "Fitted to all rows, which end before the run does; the planned learning rate is known" in text
     with pytest.raises(InputError, match="--to-tokens and --schedule are for logs"):
         report([write_run(tmp_path, "run", positions=8, until=20)], tmp_path / "page", asked)
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_steps", "words", "finished"),
+    [
+        (24, 1234, (), True),  # the next row would be step 1,250
+        (23, 1234, (), False),
+        (24, 1250, (), True),  # a log that counts from 0 ends one row early
+        (24, 1234, (1_234_000,), False),  # asked for
+    ],
+)
+def test_a_log_is_finished_within_a_row_of_its_end(tmp_path, rows, max_steps, words, finished):
+    """Of the Trainer, which logs every 50 steps and not at the last: 40% of a finished run are observed, else all rows."""
+    history = [{"step": 50 * k, "loss": 2 + 3 * (50 * k) ** -0.3} for k in range(1, rows + 1)]
+    state = {"global_step": min(50 * rows + 34, max_steps), "max_steps": max_steps, "log_history": history}
+    log = tmp_path / "trainer_state.json"
+    log.write_text(json.dumps(state))
+    ahead = Ahead(*words)
+    (run,) = collect([log], Reading(LogOptions(tokens_per_step=1000), ahead=ahead)).runs
+    assert run.forecast.result.runs[0].fit_fraction == (0.4 if finished else None)
 
 
 def test_results_of_a_harness_get_a_page(tmp_path):
