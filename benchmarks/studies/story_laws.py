@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(), help="where data/story is")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for row in finished(arguments.runs)[0] if same_text(row)]
+    rows = [row for row in finished(arguments.runs)[0] if not about(row)["variant"]]
     windows = held_out.windows(arguments.work.resolve(), CONFIG, "story", COUNTS)
     kept = (
         arguments.runs / "laws" / "-".join(map(str, (FIRST, EVERY, *COUNTS.values())))
@@ -98,11 +98,6 @@ def main() -> None:
             laws.append(fit_matrix(matrix)[["run", "params", "step", "tokens", "split", *KEPT]].assign(**about(row)))
     PLACE.mkdir(parents=True, exist_ok=True)
     pd.concat(laws).round(DIGITS).to_csv(PLACE / "laws.csv", index=False)
-
-
-def same_text(row: Row) -> bool:
-    """Whether the run was trained and is evaluated on the story's own mixture and tokenizer."""
-    return not any(override.startswith("data.") for override in row.overrides)
 
 
 if __name__ == "__main__":

@@ -130,8 +130,8 @@ def decay_of_law(laws: pd.DataFrame) -> dict:
         stable, decays = of[of["schedule"] == "stable"].sort_values("tokens"), of[of["schedule"] == "decay"]
         ends = decays[decays["step"] == decays.groupby("run")["step"].transform("max")].to_dict("records")
         for name, values in changes.items():
-            if found := [change for end in ends if (change := _change(name, end, stable)) is not None]:
-                values.append(float(np.mean(found)))
+            each = [change for end in ends if (change := _change(name, end, stable)) is not None]
+            values += [float(np.mean(each))] if each else []
     return {
         name: {"stable_runs": len(values)} | (student(np.array(values)) if values else {})
         for name, values in changes.items()
