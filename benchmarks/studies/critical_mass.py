@@ -86,26 +86,31 @@ def told_by(rows: pd.DataFrame, name: str) -> dict:
     """How well one number, in one order for all runs, tells the checkpoints that have the skill from those that have not.
 
     The chance that of two checkpoints of different runs, one with the skill, the number is on the right side (the area under the
-    ROC curve); pairs within a run are left out, since within a run everything changes with time.
+    ROC curve); pairs within a run are left out, since within a run everything changes with time. The side is the better one
+    of the two, so what tells nothing is at a half or a little above. None where no two runs differ.
     """
     able = rows["accuracy"].to_numpy() >= ABLE
     value, run = rows[name].to_numpy(), rows.groupby(["size", "share", "seed"]).ngroup().to_numpy()
     apart = run[able][:, None] != run[~able][None, :]
+    if not apart.any():
+        return {"area": None, "sign": None, "pairs": 0}
     greater = value[able][:, None] - value[~able][None, :]
     area = float(((greater > 0) + 0.5 * (greater == 0))[apart].mean())
     return {"area": round(max(area, 1 - area), 4), "sign": 1 if area > 0.5 else -1, "pairs": int(apart.sum())}
 
 
 def at_equal_loss(last: pd.DataFrame) -> dict:
-    """Spearman correlation of accuracy with the share, among the last checkpoints of each size, whose losses are alike."""
+    """Spearman correlation of accuracy with the share, among the last checkpoints of each size, whose losses are alike;
+    None where one of the two is the same in all."""
     out = {}
     for size, of_size in last.groupby("size"):
-        rank = stats.spearmanr(of_size["share"], of_size["accuracy"])
+        varied = of_size["share"].nunique() > 1 and of_size["accuracy"].nunique() > 1
+        rank = stats.spearmanr(of_size["share"], of_size["accuracy"]) if varied else None
         out[str(size)] = {
             "runs": len(of_size),
             "loss_range": [round(float(x), 4) for x in (of_size["loss"].min(), of_size["loss"].max())],
-            "spearman": round(float(rank.statistic), 3),
-            "p": float(rank.pvalue),
+            "spearman": None if rank is None else round(float(rank.statistic), 3),
+            "p": None if rank is None else float(rank.pvalue),
         }
     return out
 

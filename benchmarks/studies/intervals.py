@@ -8,9 +8,14 @@ def student(values: np.ndarray, lowest: float = -np.inf, highest: float = np.inf
     """Mean of independent values with Student's 95% interval, cut at `lowest` and `highest`; no interval of one value, or where
     all are equal and so tell no spread."""
     values = np.asarray(values, float)
-    mean, error = values.mean(), stats.sem(values) if len(values) > 1 else 0.0
-    if error == 0:
+    mean = values.mean()
+    if equal(values):
         return {"value": round(float(mean), 4), "low95": None, "high95": None}
-    reach = stats.t.ppf(0.975, len(values) - 1) * error
+    reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     ends = (max(mean - reach, lowest), min(mean + reach, highest))
     return dict(zip(("value", "low95", "high95"), (round(float(x), 4) for x in (mean, *ends))))
+
+
+def equal(values: np.ndarray) -> bool:
+    """Whether values tell no spread: one alone, or all the same but for rounding."""
+    return bool(np.ptp(values) <= 1e-9 * np.abs(values).max())

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from intervals import student  # noqa: E402
+from intervals import equal, student  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from emergence_train.analysis.drawing import save  # noqa: E402
@@ -35,17 +35,26 @@ KEYS = ["params", "passes", "times"]
 def shares(table: pd.DataFrame) -> list[dict]:
     """Of pieces that a run was trained on, the share produced exactly, by size, passes and times a pass; and of its controls."""
     rows = []
-    for key, group in table.groupby(KEYS):
-        parts = [group[group["seen"] > 0], group[group["seen"] == 0]]
-        by_seed = [part.groupby("seed")["extracted"].mean().to_numpy() for part in parts]
-        losses = [round(float(part["loss"].mean()), 4) for part in parts]
+    for key, group in table[table["seen"] > 0].groupby(KEYS):
+        controls = table[(table["seen"] == 0) & (table[KEYS] == list(key)).all(axis=1)]
+        parts = [group, controls]
+        by_seed = [part.groupby("seed")["extracted"].mean() for part in parts]
+        losses = [mean_of(part["loss"]) for part in parts]
         rows.append(
             dict(zip(KEYS, map(int, key)))
             | {"seen": round(float(parts[0]["seen"].mean()), 1), "items": len(parts[0]), "controls": len(parts[1])}
-            | {"extracted": student(by_seed[0], 0, 1), "of_controls": round(float(by_seed[1].mean()), 4)}
+            | {
+                "extracted": student(by_seed[0].to_numpy(), 0, 1),
+                "of_controls": round(float(by_seed[1].mean()), 4) if len(controls) else None,
+            }
             | {"loss": losses[0], "loss_of_controls": losses[1]}
         )
     return rows
+
+
+def mean_of(values: pd.Series) -> float | None:
+    """Rounded; None of none."""
+    return round(float(values.mean()), 4) if len(values) else None
 
 
 def of_100(last: pd.DataFrame) -> pd.DataFrame:
@@ -57,11 +66,13 @@ def of_100(last: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend(by_size: pd.DataFrame) -> dict:
-    """The change for ten times the parameters: a straight line in log10(parameters) for each seed, and their mean."""
+    """The change for ten times the parameters: a straight line in log10(parameters) for each seed, and their mean.
+
+    No p of one seed, or of seeds that are equal, as no interval."""
     size = np.log10(by_size.index.to_numpy(float))
     slopes = np.array([np.polyfit(size, by_size[seed], 1)[0] for seed in by_size])
-    test = stats.ttest_1samp(slopes, 0.0)
-    return student(slopes) | {"p": float(test.pvalue), "by_seed": [round(float(x), 2) for x in slopes]}
+    p = None if equal(slopes) else float(stats.ttest_1samp(slopes, 0.0).pvalue)
+    return student(slopes) | {"p": p, "by_seed": [round(float(x), 2) for x in slopes]}
 
 
 def half(last: pd.DataFrame) -> dict:
@@ -80,7 +91,7 @@ def half(last: pd.DataFrame) -> dict:
                 (x0, y0), (x1, y1) = levels.iloc[above[0] - 1], levels.iloc[above[0]]
                 crossings.append(np.log10(x0) + (0.5 - y0) / (y1 - y0) * np.log10(x1 / x0))
         power = student(np.array(crossings)) if len(crossings) == group["seed"].nunique() else None
-        out[str(params)] = power and {name: power[name] and round(10 ** power[name], 1) for name in power}
+        out[str(params)] = power and {name: None if x is None else round(10**x, 1) for name, x in power.items()}
     return out
 
 

@@ -45,21 +45,23 @@ IN_PAIRS = ((0, 1), (1, 2), (2, 3), (3, 0))  # quarters that seed number 0 to 3 
 
 
 def pieces(tokens_of) -> list[str]:
-    """Distinct pieces of speeches of some 45 tokens, none within another, all longer than the probe."""
-    drawn = []
+    """Distinct pieces of speeches of some 40 tokens, all longer than the probe; ValueError where there are too few."""
+    least, drawn = PREFIX + CONTINUATION + 4, []
     for document in sources.documents(Source(domain="speeches", sample="speeches")):
         words = document.split()
         for begin in range(0, len(words) - 60, 60):
-            ids = 0
             piece = ""
             for word in words[begin : begin + 60]:
                 piece = f"{piece} {word}".strip()
-                ids = len(tokens_of(piece))
-                if ids >= PREFIX + CONTINUATION + 4:
+                if len(tokens_of(piece)) >= least:
+                    drawn.append(piece)
                     break
-            drawn.append(piece)
-    draw = random.Random("pieces")
-    return draw.sample(sorted(set(drawn)), PIECES * len(TIMES))
+    distinct, wanted = sorted(set(drawn)), PIECES * len(TIMES)
+    if len(distinct) < wanted:
+        raise ValueError(
+            f"{len(distinct)} pieces of {least} tokens, not {wanted}; a smaller vocabulary makes words longer"
+        )
+    return random.Random("pieces").sample(distinct, wanted)
 
 
 def prepare(work: Path) -> dict:
@@ -166,6 +168,8 @@ def probe(work: Path, size: str, seed: int) -> pd.DataFrame:
     times = [json.loads(line)["times"] for line in (work / "pieces.jsonl").read_text().splitlines()]
     run, tables = work / "runs" / f"{size}-{seed}", []
     steps = sorted(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*"))
+    if len(steps) != PASSES:
+        raise ValueError(f"{run}: has {len(steps)} checkpoints, not {PASSES}, one a pass")
     for passes in CHECKED:
         frame = probe_run(run, Probe(PREFIX, CONTINUATION), steps[passes - 1], texts=texts)
         columns = {"size": size, "params": frame["params"], "seed": seed, "step": frame["step"], "passes": passes}

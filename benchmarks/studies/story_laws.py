@@ -83,10 +83,13 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [row for row in finished(arguments.runs)[0] if same_text(row)]
     windows = held_out.windows(arguments.work.resolve(), CONFIG, "story", COUNTS)
-    (arguments.runs / "laws").mkdir(exist_ok=True)
+    kept = (
+        arguments.runs / "laws" / "-".join(map(str, (FIRST, EVERY, *COUNTS.values())))
+    )  # of this choice of states and text
+    kept.mkdir(parents=True, exist_ok=True)
     laws = []
     for row in track(rows, "laws"):
-        file = arguments.runs / "laws" / f"{row.run}.parquet"
+        file = kept / f"{row.run}.parquet"
         if not file.is_file():
             part = file.with_suffix(".part")
             positions(row, arguments.runs / row.run, windows).to_parquet(part)

@@ -10,7 +10,7 @@ import pandas as pd
 from intervals import student
 from scipy import stats
 
-AXES = ("bits_per_byte", "ood_bits_per_byte")
+METRIC = "answer_loglik"  # the one that every task has
 OTHER_DATA = (
     "small-vocabulary",
     "other-text",
@@ -42,7 +42,8 @@ def identified(laws: pd.DataFrame) -> list[dict]:
 
 def converged(laws: pd.DataFrame) -> list[dict]:
     """Slopes of log a0 and log a1 in log tokens, nats of the logarithm an octave, in the first and the second half of the octaves
-    at which they are known; of runs with ENOUGH such checkpoints."""
+    at which they are known; of runs with ENOUGH such checkpoints. A slope's error is that of its line or that which the
+    parameters' own errors make, whichever is greater."""
     rows = []
     for (run, split), known in laws[(laws["status"] == "ok") & (laws["a0"] > 0)].groupby(["run", "split"], sort=False):
         if len(known) < ENOUGH:
@@ -51,13 +52,20 @@ def converged(laws: pd.DataFrame) -> list[dict]:
         late = octave > (octave[0] + octave[-1]) / 2
         row = {"run": run, "split": split, "checkpoints": len(known)}
         for name in ("a0", "a1"):
-            y = np.log(known[name].to_numpy(float))
+            value, error = (known[column].to_numpy(float) for column in (name, f"{name}_se"))
             for half, part in (("first", ~late), ("second", late)):
-                slope = stats.linregress(octave[part], y[part]) if part.sum() > 2 else None
-                row[f"{name} {half}"] = _rounded(slope.slope) if slope else None
-                row[f"{name} {half} se"] = _rounded(slope.stderr) if slope else None
+                slope, se = (
+                    _slope(octave[part], np.log(value[part]), (error / value)[part]) if part.sum() > 2 else (None, None)
+                )
+                row[f"{name} {half}"], row[f"{name} {half} se"] = slope, se
         rows.append(row)
     return rows
+
+
+def _slope(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[float | None, float | None]:
+    line = stats.linregress(x, y)
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    return _rounded(line.slope), _rounded(max(float(line.stderr), float(np.sqrt((weights**2 * error**2).sum()))))
 
 
 def at_tokens(curve: pd.DataFrame, tokens: float) -> float:
@@ -114,25 +122,29 @@ def _last_stable(losses: pd.DataFrame) -> pd.DataFrame:
 
 def decay_of_law(laws: pd.DataFrame) -> dict:
     """Where does a decay change the law? At its end a2 (nats), log a0 and log a1 less the stable run's at the same tokens, linear
-    in their logarithm between its checkpoints; a0 and a1 where both runs' are known."""
+    in their logarithm between its checkpoints; a0 and a1 where both runs' are known. The decays of one stable run are one value,
+    their mean: `stable_runs` of them make the interval."""
     changes: dict[str, list[float]] = {"a2": [], "a0": [], "a1": []}
     laws = laws.assign(known=(laws["status"] == "ok") & (laws["a0"] > 0))
     for _, of in laws.groupby(["size", "seed"], sort=False):
-        stable = of[of["schedule"] == "stable"].sort_values("tokens")
-        for end in of[of["schedule"] == "decay"].to_dict("records"):
-            for name, values in changes.items():
-                there = stable if name == "a2" else stable[stable["known"]]
-                if (
-                    not (name == "a2" or end["known"])
-                    or not there["tokens"].min() <= end["tokens"] <= there["tokens"].max()
-                ):
-                    continue
-                scale = np.asarray if name == "a2" else np.log
-                before = np.interp(np.log(end["tokens"]), np.log(there["tokens"]), scale(there[name]))
-                values.append(float(scale(end[name]) - before))
+        stable, decays = of[of["schedule"] == "stable"].sort_values("tokens"), of[of["schedule"] == "decay"]
+        ends = decays[decays["step"] == decays.groupby("run")["step"].transform("max")].to_dict("records")
+        for name, values in changes.items():
+            if found := [change for end in ends if (change := _change(name, end, stable)) is not None]:
+                values.append(float(np.mean(found)))
     return {
-        name: {"pairs": len(values)} | (student(np.array(values)) if values else {}) for name, values in changes.items()
+        name: {"stable_runs": len(values)} | (student(np.array(values)) if values else {})
+        for name, values in changes.items()
     }
+
+
+def _change(name: str, end: dict, stable: pd.DataFrame) -> float | None:
+    """A decay's parameter less the stable run's at the same tokens; None where either is not known."""
+    there = stable if name == "a2" else stable[stable["known"]]
+    if not (name == "a2" or end["known"]) or not there["tokens"].min() <= end["tokens"] <= there["tokens"].max():
+        return None
+    scale = np.asarray if name == "a2" else np.log
+    return float(scale(end[name]) - np.interp(np.log(end["tokens"]), np.log(there["tokens"]), scale(there[name])))
 
 
 def size_law(losses: pd.DataFrame) -> dict:
@@ -166,29 +178,34 @@ def size_law(losses: pd.DataFrame) -> dict:
 def variants(evaluations: pd.DataFrame) -> list[dict]:
     """Does performance of other shapes, optimizers, mixtures and tokenizers lie on the main sizes' curve of it against the loss?
 
-    The loss is in bits per byte, of the iid and of the ood text; for OTHER_DATA of the ood text alone. The curve is a cubic of
-    the main runs' checkpoints within the losses that both have. A run is one number, the mean of its distances; a main run's
-    are from the cubic of the others. p: of the variant's mean by the main runs' standard deviation, with the uncertainty of
-    their mean; p_holm: of all rows together.
+    Performance is METRIC; the loss is in bits per byte of the iid text, for OTHER_DATA of the ood text. The curve is a cubic of
+    the main runs' checkpoints within the losses that both have. A size is one value, the mean distance of its runs from the
+    cubic of the other sizes, and so is a variant, from that of all sizes: seeds of one shape share what the shape does. The
+    variant's interval and p are Student's, by the spread of the sizes; p_holm is of all rows together. `share`, low95 and
+    high95: the distance over the range of the main runs' performance.
     """
     rows = []
-    stable = evaluations[evaluations["schedule"] == "stable"]
-    for (task, metric), of in stable.groupby(["task", "metric"], sort=False):
-        for axis in AXES:
-            main, others = of[of["variant"] == ""], of[of["variant"] != ""]
-            apart = [_distance(run, main[main["run"] != name], axis) for name, run in main.groupby("run")]
-            spread = float(np.std(apart, ddof=1)) if len(apart) > 2 else np.nan
-            for variant, of_variant in others.groupby("variant", sort=False):
-                if variant in OTHER_DATA and (axis == "bits_per_byte" or task == "continuation"):
-                    continue
-                mine = [_distance(run, main, axis) for _, run in of_variant.groupby("run")]
-                error = spread * np.sqrt(1 / len(mine) + 1 / len(apart))
-                p = float(2 * stats.t.sf(abs(np.mean(mine)) / max(error, 1e-12), len(apart) - 1))
-                rows.append(
-                    {"task": task, "metric": metric, "axis": axis, "variant": variant, "runs": len(mine)}
-                    | {"main_runs": len(apart), "distance": _rounded(float(np.mean(mine)))}
-                    | {"spread_of_main_runs": _rounded(spread), "p": p}
-                )
+    stable = evaluations[(evaluations["schedule"] == "stable") & (evaluations["metric"] == METRIC)]
+    for task, of in stable.groupby("task", sort=False):
+        main, others = of[of["variant"] == ""], of[of["variant"] != ""]
+        for variant, mine in others.groupby("variant", sort=False):
+            if variant in OTHER_DATA and task == "continuation":
+                continue
+            axis = "ood_bits_per_byte" if variant in OTHER_DATA else "bits_per_byte"
+            apart = [_distance(runs, main[main["size"] != size], axis) for size, runs in main.groupby("size")]
+            apart = [value for value in apart if np.isfinite(value)]
+            distance = _distance(mine, main, axis)
+            if len(apart) < 3 or not np.isfinite(distance):
+                continue  # the variant's losses are not among the sizes'
+            error = float(np.std(apart, ddof=1)) * np.sqrt(1 + 1 / len(apart))
+            width = float(main["value"].max() - main["value"].min())
+            reach = float(stats.t.ppf(0.975, len(apart) - 1)) * error
+            rows.append(
+                {"task": task, "variant": variant, "axis": axis, "runs": mine["run"].nunique(), "sizes": len(apart)}
+                | {"distance": _rounded(distance), "share": _rounded(distance / width)}
+                | {"low95": _rounded((distance - reach) / width), "high95": _rounded((distance + reach) / width)}
+                | {"p": float(2 * stats.t.sf(abs(distance) / max(error, 1e-12), len(apart) - 1))}
+            )
     for row, p in zip(rows, _holm([row["p"] for row in rows])):
         row["p"], row["p_holm"] = _rounded(row["p"]), _rounded(p)
     return rows
@@ -202,8 +219,10 @@ def _holm(p: list[float]) -> np.ndarray:
     return adjusted
 
 
-def _distance(run: pd.DataFrame, main: pd.DataFrame, axis: str) -> float:
+def _distance(rows: pd.DataFrame, main: pd.DataFrame, axis: str) -> float:
+    """Mean over the runs in `rows` of their mean distance from the cubic of `main`; NaN where no losses are shared."""
     low, high = main[axis].min(), main[axis].max()
-    inside = run[run[axis].between(low, high)]
+    inside = rows[rows[axis].between(low, high)]
     curve = np.polynomial.Polynomial.fit(main[axis], main["value"], 3)
-    return float((inside["value"] - curve(inside[axis].to_numpy())).mean()) if len(inside) else np.nan
+    apart = inside["value"] - curve(inside[axis].to_numpy())
+    return float(apart.groupby(inside["run"]).mean().mean()) if len(inside) else np.nan

@@ -380,6 +380,7 @@ def shrinking() -> Claim:
 
 ROWS: tuple[Callable[[], Claim], ...] = (
     position_law,
+    story_claims.position_law,
     story_claims.separation,
     story_claims.rate,
     decay,

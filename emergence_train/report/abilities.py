@@ -19,6 +19,7 @@ from emergence_train.analysis.emergence.result import (
 from emergence_train.analysis.figures import FORECAST, INTERVALS, OBSERVED, Figure, Trace, short
 from emergence_train.analysis.results import Interval
 from emergence_train.report.collect import ReportData, Run
+from emergence_train.report.explanation_table import survival
 from emergence_train.report.parts import grid, table
 
 PANELS = 12  # tasks drawn
@@ -47,6 +48,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
         + "<h3>Does size matter once loss is known?</h3>"
         + (grid([sizes]) if sizes is not None else "")
         + _sizes(result.tasks)
+        + survival(result.survival)
         + "<h3>When runs gain abilities</h3>"
         + _timeline(result, data.runs)
         + history

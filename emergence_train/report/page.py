@@ -9,7 +9,7 @@ from emergence_train import files
 from emergence_train.analysis.figures import ramp_colours
 from emergence_train.errors import InputError
 from emergence_train.recorder.naming import is_run
-from emergence_train.report import abilities, conclusions, first_look, origin, outlook, seeds, svg
+from emergence_train.report import abilities, conclusions, explanation_table, first_look, origin, outlook, seeds, svg
 from emergence_train.report.chart import as_script
 from emergence_train.report.collect import ReportData, Run, collect
 from emergence_train.report.reading import AS_THEY_ARE, Reading
@@ -48,6 +48,7 @@ def page(data: ReportData, version: str = "") -> str:
         *seeds.sections(data),
         *outlook.sections(runs),
         *abilities.sections(data),
+        *explanation_table.sections(data),
         *origin.sections(runs),
     ]
     names = ", ".join(data.names)

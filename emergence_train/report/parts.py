@@ -15,16 +15,17 @@ def grid(figures: Iterable[Figure]) -> str:
     return f'<div class="grid">{drawn}</div>' if drawn else ""
 
 
-def table(head: list[str], rows: list[list[str]], name: str) -> str:
+def table(head: list[str], rows: list[list[str]], name: str, *, words: bool = False) -> str:
     """A table that scrolls sideways where it is too wide; a row is named by its first cell. `head` and `rows` are HTML; `name`
-    is for screen readers."""
+    is for screen readers. With `words` cells are sentences, which break over lines."""
     top = "".join(f'<th scope="col">{title}</th>' for title in head)
     cells = "".join(
         f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
         for first, *rest in rows
     )
+    kind = ' class="words"' if words else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><thead><tr>{top}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table{kind}><thead><tr>{top}</tr></thead>'
         f"<tbody>{cells}</tbody></table></div>"
     )
 

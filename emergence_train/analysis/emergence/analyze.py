@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.stats import pearsonr, spearmanr
 
 from emergence_train.analysis.emergence import table as emergence_table
+from emergence_train.analysis.emergence.explanations import explanations
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Finding
 from emergence_train.analysis.emergence.forecast import crossing, draw_all, loss_forecast
 from emergence_train.analysis.emergence.law import fit_size_law, least_size, losses_at_equal_tokens
@@ -75,12 +76,14 @@ def investigate(
     findings = tuple(find(task) for task in metrics)
     tasks = tuple(task_result(finding) for finding in findings)
     laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths, names))
+    checks = mirage(tasks)
     result = EmergenceResult(
         convention=CONVENTION,
         notes=(*notes, *notes_ahead),
         families=families,
         tasks=tasks,
-        mirage=mirage(tasks),
+        mirage=checks,
+        explanations=explanations(list(zip(tasks, findings)), checks, generator("explanations")),
         survival=tuple(kept for finding in findings if (kept := _survival(finding)) is not None),
         size_law=tuple(laws),
         abilities=tuple(abilities),

@@ -12,6 +12,7 @@ import numpy as np
 
 from emergence_train.analysis.emergence.result import MirageCheck, TaskResult
 
+STEP = re.compile(r"step_\d+$")  # metrics of a task's steps, each scored by itself
 # Words of the names of metrics that move with every change of the probabilities. Of another one it is not known: OLMES'
 # primary_score is an accuracy, mc1 and quasi_exact_match are too.
 PROBABILITIES = ("prob", "brier", "loglik", "logprob", "log_prob", "likelihood", "logit", "perplexity")
@@ -61,8 +62,12 @@ def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> np.ndarray:
 
 
 def mirage(tasks: Sequence[TaskResult]) -> tuple[MirageCheck, ...]:
-    """For each task with an emergent verdict, whether the verdict holds in a continuous metric too."""
-    return tuple(_check(task, tasks) for task in tasks if task.verdict == "emergent" and not continuous(task.metric))
+    """For each task with an emergent verdict, whether the verdict holds in a continuous metric too; not of single steps."""
+    return tuple(
+        _check(task, tasks)
+        for task in tasks
+        if task.verdict == "emergent" and not continuous(task.metric) and not STEP.match(task.metric)
+    )
 
 
 def _check(task: TaskResult, tasks: Sequence[TaskResult]) -> MirageCheck:

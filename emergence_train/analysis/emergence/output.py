@@ -68,6 +68,7 @@ def _tables(analysis: EmergenceAnalysis) -> dict[str, pd.DataFrame]:
         "curves": pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
         "held_out_sizes": pd.DataFrame(held),
         "mirage": pd.DataFrame([as_json(check) for check in result.mirage]),
+        "explanations": pd.DataFrame([_flat(as_json(entry)) for entry in result.explanations]),
         "survival": pd.DataFrame([_survival_row(task, size) for task in result.survival for size in task.sizes]),
         "abilities": pd.DataFrame([_ability_row(task, run) for task in result.abilities for run in task.runs]),
     }

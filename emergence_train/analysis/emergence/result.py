@@ -19,6 +19,8 @@ VerdictName = Literal[
     "emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified", "inverted-u"
 ]
 KeptVerdict = Literal["kept", "lost", "open"]
+ExplanationName = Literal["metric", "steps", "loss", "tokens", "compute"]
+Explained = Literal["explains", "in-part", "does-not", "open"]
 Status = Literal["reached", "expected", "open", "not-before-the-end"]
 # Verdicts in the order in which they are shown, informative ones first
 VERDICT_ORDER: tuple[VerdictName, ...] = (
@@ -118,10 +120,11 @@ class SizeEffect:
 
 @dataclass(frozen=True)
 class Collapse:
-    """The share of the variance that one monotone curve explains, of loss and of training compute."""
+    """The share of the variance that one monotone curve explains, of loss, of training compute and of tokens."""
 
     r2_loss: Share | None
     r2_compute: Share | None
+    r2_tokens: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,18 @@ class MirageCheck(TaskKey):
     survives: Annotated[bool | None, "null: not known"]
     says: str
     resolution: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation(TaskKey):
+    """What one explanation of a threshold says of it, and how far the rows bear it out."""
+
+    explanation: Annotated[
+        ExplanationName, "the metric; several steps that must all be right; a curve of loss, tokens or compute"
+    ]
+    explained: Annotated[Interval | None, "share of the score's variation that it explains; null: a yes or no"]
+    verdict: Annotated[Explained, "explains: at least 0.8; in-part: at least 0.5; does-not: less than 0.5; with 95%"]
+    evidence: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +304,7 @@ class EmergenceResult:
     families: tuple[FamilyResult, ...]
     tasks: tuple[TaskResult, ...]
     mirage: tuple[MirageCheck, ...]
+    explanations: Annotated[tuple[Explanation, ...], "those that were measured, of each emergent task"]
     survival: Annotated[tuple[Survival, ...], "one for each ability that the largest size clearly has"]
     size_law: tuple[SizeLawResult, ...]
     abilities: Annotated[tuple[Ability, ...], "one for each emergent task"]

@@ -218,14 +218,15 @@ def held_out_sizes(task: TaskMetric) -> tuple[HeldOutSize, ...]:
 
 
 def collapse(task: TaskMetric) -> Collapse:
-    """Share of the variance that a monotone curve explains: of loss, and of training compute (6 x parameters x tokens).
+    """Share of the variance that a monotone curve explains: of loss, of compute (6 x parameters x tokens), and of tokens.
 
     Sizes that share one curve of loss and none of compute are what arXiv 2403.15796 reports.
     """
     frame = task.frame
     compute = frame["params"].to_numpy(float) * frame["tokens"].to_numpy(float)
     y = task.rows.y
-    return Collapse(_explained(task.rows.x, y), _explained(np.log(np.maximum(compute, 1.0)), y))
+    tokens = np.log(np.maximum(frame["tokens"].to_numpy(float), 1.0))
+    return Collapse(_explained(task.rows.x, y), _explained(np.log(np.maximum(compute, 1.0)), y), _explained(tokens, y))
 
 
 def _explained(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -22,7 +22,7 @@ from emergence_train.recorder.naming import names_of
 SMALLEST = 0.02  # smallest relevant change of a share
 BETRAYED = 4.0  # standard errors below 1/2 at which a score is that of a constant answer
 LOWER_IS_BETTER = ("brier", "perplexity", "ppl", "loss", "nll", "bits_per_byte", "bpb", "error", "ter", "edit_distance")
-RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass")  # names of metrics that are shares of right items
+RIGHT = re.compile(r"acc|exact|match|^em$|correct$|pass|^step_")  # names of metrics that are shares of right items
 
 
 @dataclass

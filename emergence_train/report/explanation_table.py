@@ -1,0 +1,83 @@
+"""Why a threshold: explanations of each task that has one, with their evidence; and what smaller sizes keep of an ability."""
+
+import html
+
+from emergence_train.analysis.emergence.result import EmergenceResult, Explanation, Kept, Survival
+from emergence_train.analysis.figures import short
+from emergence_train.report.collect import ReportData
+from emergence_train.report.parts import table
+
+NAMES = {
+    "metric": "the metric: it counts an answer only where all of it is right",
+    "steps": "several steps, all of which must be right",
+    "loss": "the loss: whichever run has reached it",
+    "tokens": "the data: tokens seen, whichever run",
+    "compute": "training compute: size and tokens together",
+}
+VERDICTS = {"explains": "explains it", "in-part": "in part", "does-not": "does not explain it", "open": "open"}
+ABOUT = (
+    "<p>For each task with a threshold, what was measured of each explanation. They do not exclude one another: loss, tokens and "
+    "compute go together, and only runs that are unlike tell them apart. The last column has the share of the score's variation "
+    "over checkpoints that is explained, with its 95% interval where one is known: 0.8 and more explains it, less than 0.5 does "
+    "not.</p>"
+)
+
+
+def sections(data: ReportData) -> list[tuple[str, str, str]]:
+    """(anchor, title, body); nothing where no explanation was measured."""
+    if data.emergence is None:
+        return []
+    result = data.emergence.result
+    if not result.explanations:
+        return []
+    return [("explanations", "Explanations", ABOUT + _table(result))]
+
+
+def _table(result: EmergenceResult) -> str:
+    rows = [
+        [
+            html.escape(f"{entry.task}, {entry.metric}"),
+            NAMES[entry.explanation],
+            html.escape(entry.evidence),
+            shown(entry),
+        ]
+        for entry in result.explanations
+    ]
+    return table(["task, metric", "explanation", "evidence", "explains"], rows, "Explanations", words=True)
+
+
+def shown(entry: Explanation) -> str:
+    """The share that is explained, with its interval where there is one, and the verdict."""
+    share, verdict = entry.explained, VERDICTS[entry.verdict]
+    if share is None or share.value is None:
+        return verdict
+    ends = "" if share.low95 is None or share.high95 is None else f" [{share.low95:.2f}, {share.high95:.2f}]"
+    return f"{share.value:.2f}{ends}: {verdict}"
+
+
+def survival(tasks: tuple[Survival, ...]) -> str:
+    """A line for each ability that the largest size has: what each smaller size keeps of it."""
+    lines = "".join(f"<li>{_survives(task)}</li>" for task in tasks if task.metric.startswith(("acc", "exact_match")))
+    if not lines:
+        return ""
+    return (
+        "<h3>Does it hold in a smaller model?</h3><p>Of what the largest size has above chance, the share that a smaller one "
+        "keeps [95%], at the most tokens and at the lowest loss that all runs have reached. More than half is kept, less is "
+        "lost.</p>"
+        f"<ul>{lines}</ul>"
+    )
+
+
+def _survives(task: Survival) -> str:
+    sizes = "; ".join(
+        f"{short(size.params)} parameters keep {_kept(size.at_equal_tokens)} at equal tokens, "
+        f"{_kept(size.at_equal_loss)} at equal loss"
+        for size in task.sizes
+    )
+    where = f"{short(task.tokens)} tokens, {task.loss:.2f} nats"
+    return f"<b>{html.escape(f'{task.task}, {task.metric}')}</b> ({where}; largest: {short(task.largest)}): {sizes}."
+
+
+def _kept(kept: Kept) -> str:
+    share = kept.share
+    return f"{share.value:.0%} [{share.low95:.0%}, {share.high95:.0%}] ({kept.verdict})"
