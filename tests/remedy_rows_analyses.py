@@ -282,6 +282,11 @@ LOGS = [
         lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page")],
     ),
     Row(
+        "no log is of this run, they are of {}; leave it out",
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page"), "--params", "other=7"],
+        lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page")],
+    ),
+    Row(
         "is for results of tasks, and none is named; leave it out",
         lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page"), "--loss", "a/b"],
         lambda at: ["report", str(at.trained()), "--out", str(at.folder / "page")],

@@ -52,6 +52,7 @@ class Series:
     logged_end: int | None = None  # planned last step, where a log names it
     notes: list[str] = field(default_factory=list)
     vocabulary: str = ""  # the tokenizer that a run directory names
+    params: int = 0  # non-embedding, of a log that says them or is given them
 
     @property
     def progress(self) -> np.ndarray:
@@ -236,7 +237,7 @@ def _from_curves(frame: pd.DataFrame) -> list[Series]:
 def _from_log(curve: Curve) -> Series:
     step, tokens, lr, loss = (curve.frame[name].to_numpy(float) for name in ("step", "tokens", "lr", "loss"))
     series = Series(curve.run, None, step, tokens, loss, notes=list(curve.notes))
-    series.source, series.logged_end = curve.log.path, curve.log.end_step
+    series.source, series.logged_end, series.params = curve.log.path, curve.log.end_step, curve.params
     return _with_rates(series, lr)
 
 

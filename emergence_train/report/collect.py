@@ -1,7 +1,7 @@
 """All that a report shows: runs, tables and logs, and the results of the analyses. The other modules here fit nothing."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,22 +101,37 @@ def collect(
         raise InputError("--to-tokens and --schedule are for logs and tables of curves; leave them out")
     if not scores and reading.scores.loss is not None:
         raise InputError("--loss is for results of tasks, and none is named; leave it out")
-    runs += _load_tables(others, reading)
+    tables_and_logs, logs = _load_tables(others, reading)
+    if not scores:
+        _refuse_unknown(reading.scores.params, logs)
+    runs += tables_and_logs
     runs.sort(key=lambda run: (run.params, run.name))
     evaluated = [path for path in paths if path in names and any((path / "evaluations").glob("*.parquet"))]
     if not evaluated + scores:
         return ReportData(runs, None)
-    options = reading.scores if scores else None
+    options = replace(reading.scores, elsewhere=frozenset(logs)) if scores else None
     return ReportData(runs, emergence.investigate(evaluated + scores, names, options=options))
 
 
-def _load_tables(paths: list[Path], reading: Reading) -> list[Run]:
-    """The runs of tables and logs, which have no directory of their own."""
+def _refuse_unknown(sizes: Mapping[str, int], logs: list[str]) -> None:
+    """Raise InputError where --params names a run that is not of a log."""
+    for name, params in sizes.items():
+        if name and name not in logs:
+            known = ", ".join(sorted(logs)) or "none"
+            raise InputError(f"--params {name}={params}: no log is of this run, they are of {known}; leave it out")
+
+
+def _load_tables(paths: list[Path], reading: Reading) -> tuple[list[Run], list[str]]:
+    """The runs of tables and logs, which have no directory of their own, and the names of those of logs."""
     by_run: dict[str, list[Series]] = {}
     for series in temporal.load(paths, ahead=reading.ahead, options=reading.log) if paths else []:
         by_run.setdefault(series.run, []).append(series)
     to_end = reading.ahead.to_tokens is not None
-    return [_from_series(name, series, to_end) for name, series in by_run.items()]
+    logs = [name for name, series in by_run.items() if series[0].source is not None]
+    for name in logs:
+        for each in by_run[name]:
+            each.params = reading.scores.params.get(name, each.params)
+    return [_from_series(name, series, to_end) for name, series in by_run.items()], logs
 
 
 def _interval(series: Series) -> float:
@@ -132,7 +147,8 @@ def _from_series(name: str, series: list[Series], to_end: bool) -> Run:
     positions = {each.split: each.matrix for each in series if each.split is not None and each.matrix is not None}
     curve = next((each for each in series if each.split is None), None)
     columns = {} if curve is None else {"step": curve.step, "tokens": curve.tokens, "loss": curve.loss}
-    params = max((int(matrix.keys["params"].max()) for matrix in positions.values()), default=0)
+    sizes = [int(matrix.keys["params"].max()) for matrix in positions.values()]
+    params = max([*sizes, *(each.params for each in series)])
     header = {"run": name, "params": params}
     unfinished = any(each.end_step - each.step[-1] > (0 if to_end else _interval(each)) for each in series)
     analysis, reasons = _analysed(lambda: series, None if unfinished else FRACTION)

@@ -11,7 +11,8 @@ from emergence_train.errors import InputError
 
 @dataclass(frozen=True)
 class Reading:
-    """What the user says of logs, of results of other programs, and of the rest of logs and tables of curves."""
+    """What the user says of logs, of results of other programs, and of the rest of logs and tables of curves. The parameters by
+    run in `scores` are of logs too."""
 
     log: LogOptions = LogOptions()
     scores: ScoreOptions = ScoreOptions()

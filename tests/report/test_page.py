@@ -344,6 +344,37 @@ def test_a_log_is_finished_within_a_row_of_its_end(tmp_path, rows, max_steps, wo
     assert run.forecast.result.runs[0].fit_fraction == (0.4 if finished else None)
 
 
+def test_each_log_is_given_its_own_size(tmp_path):
+    """--params RUN=N of logs, N of the rest of them; the runs come by size."""
+    for name in ("a", "b", "c"):
+        rows = [f"{step},{2 + 3 * step**-0.3}" for step in range(10, 210, 10)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["step,loss", *rows]))
+    logs = [tmp_path / f"{name}.csv" for name in ("a", "b", "c")]
+    words = ("auto", None, ["a=9e6", "7000", "b=800"], 1000, [], None, None, None, None)
+    assert {run.name: run.params for run in collect(logs, reading_of(*words)).runs} == {
+        "a": 9_000_000,
+        "b": 800,
+        "c": 7000,
+    }
+    with pytest.raises(InputError, match="--params a=9000000: no log is of this run, they are of b, c; leave it out"):
+        collect(logs[1:], reading_of(*words))
+    with pytest.raises(InputError, match="no log is of this run, they are of none; leave it out"):
+        collect([write_run(tmp_path, "run", positions=8, until=20)], reading_of(*words[:2], ["a=9e6"], *words[3:]))
+
+
+def test_a_size_may_be_of_a_log_or_of_results(tmp_path):
+    log, scores = tmp_path / "mine.csv", tmp_path / "scores.csv"
+    log.write_text("\n".join(["step,loss", *(f"{step},{2 + 3 * step**-0.3}" for step in range(10, 210, 10))]))
+    rows = [f"theirs,{step},{4 - step / 100},arc,acc,{0.2 + step / 500}" for step in range(10, 210, 10)]
+    scores.write_text("\n".join(["run,step,loss,task,metric,value", *rows]))
+    words = ("auto", None, ["mine=70", "theirs=80"], 1000, [], None, None, None, None)
+    data = collect([log, scores], reading_of(*words))
+    assert [run.params for run in data.runs] == [70]
+    assert set(data.emergence.pairs[0][1].task.frame["params"]) == {80}
+    with pytest.raises(InputError, match="--params other=1: no such run"):
+        collect([log, scores], reading_of(*words[:2], [*words[2], "other=1"], *words[3:]))
+
+
 def test_results_of_a_harness_get_a_page(tmp_path):
     """lm-eval's files, whose losses are in a log of their own; what is asked is what `analyze emergence` asks."""
     losses = {1000: 4.0, 2000: 3.5, 4000: 3.2, 8000: 2.9}

@@ -88,7 +88,7 @@ def _fill_place(frame: pd.DataFrame, options: ScoreOptions, scores: list[Scores]
     if "" in options.params:
         frame["params"] = options.params[""]
     for run, params in options.params.items():
-        if run and run not in set(frame["run"].dropna()):
+        if run and run not in options.elsewhere and run not in set(frame["run"].dropna()):
             raise InputError(
                 f"--params {run}={params}: no such run; the results are of {', '.join(sorted(set(frame['run'].dropna())))}"
             )

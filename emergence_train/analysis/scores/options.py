@@ -37,7 +37,8 @@ THOUSANDS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 class ScoreOptions:
     """What the command line says: the format, and what the files leave out.
 
-    params: by run; "" is that of every run. loss: a log of losses by step, or TASK/METRIC of the results.
+    params: by run; "" is that of every run. elsewhere: runs among them that the results may lack. loss: a log of losses by
+    step, or TASK/METRIC of the results.
     """
 
     format: str = "auto"
@@ -46,6 +47,7 @@ class ScoreOptions:
     tokens_per_step: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     loss: str | None = None
+    elsewhere: frozenset[str] = frozenset()
 
     @property
     def given(self) -> bool:
