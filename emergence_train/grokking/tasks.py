@@ -171,10 +171,11 @@ def _from_file(path: Path, columns: list[str], answer: str) -> QuestionTable:
     rows = _rows(path)
     questions: dict[tuple[str, ...], str] = {}
     for number, row in enumerate(rows, 1):
-        missing = [name for name in (*columns, answer) if row.get(name) is None]
+        filled = [name for name, value in row.items() if value is not None and str(value).strip()]
+        missing = [name for name in (*columns, answer) if name not in filled]
         if missing:
             raise InputError(
-                f"{path}: row {number} has no {missing[0]!r} (it has {', '.join(map(str, row))}); name its columns in task"
+                f"{path}: row {number} has no {missing[0]!r} (it has {', '.join(map(str, filled))}); name its columns in task"
             )
         cells = [str(row[name]) for name in columns]
         question = tuple(cells[0].split()) if len(columns) == 1 else tuple(cells)

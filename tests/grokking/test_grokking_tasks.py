@@ -92,6 +92,7 @@ def test_columns_of_a_csv_are_symbols(tmp_path):
     [
         ("question,answer\na,1\na,2\nb,1\nc,1\n", "two answers; remove a row"),
         ("question,reply\na,1\n", "row 1 has no 'answer'"),
+        ("question,answer\na,1\nb,\nc,1\nd,2\n", r"row 2 has no 'answer' \(it has question\)"),
         ("question,answer\na,1\n", "has 1 questions; give at least 4"),
     ],
 )
