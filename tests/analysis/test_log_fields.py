@@ -80,6 +80,17 @@ def test_text_with_fields_is_read(sample, tmp_path):
     assert (curve.run, curve.log.end_step) == ("run", end)
 
 
+@pytest.mark.parametrize(
+    ("short", "tokens"), [("1.25B", 1_250_000_000), ("12B", 12_000_000_000), ("3G", 3_000_000_000)]
+)
+def test_a_field_in_short_is_read_whole(short, tokens, tmp_path):
+    (tmp_path / "run.log").write_text(f"step: 10 train_loss: 5.9 tokens: {short} lr: 3e-4 memory: 47.22GiB wd: 0.1\n")
+    (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+    assert curve.frame["tokens"].tolist() == [tokens]
+    assert curve.frame["lr"].tolist() == [3e-4]
+    assert "memory" not in curve.log.rows and curve.log.rows["wd"].tolist() == ["0.1"]
+
+
 def test_nanochat_says_the_tokens_of_a_step(tmp_path):
     path = tmp_path / "speedrun.log"
     lines = ["Total batch size 524,288 => gradient accumulation steps: 1", "Step 00000 | Validation bpb: 3.2000"]

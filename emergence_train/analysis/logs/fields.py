@@ -17,9 +17,10 @@ from emergence_train.analysis.logs.log import Format, Log, frame_of
 from emergence_train.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-NUMBER = r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf)\b[KMBT]?)"
-# Words that begin with a letter, a single space between them
-NAME = r"([A-Za-z_][\w./()-]*(?: [A-Za-z0-9_(][\w./()-]*)*)"
+# Whole or not at all: of 47.22GiB nothing is a number
+NUMBER = r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf)[KMGBT]?)(?!\w|\.\w|,\d)"
+# Words that begin with a letter, a single space between them; the unit behind a number begins none
+NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*(?: [A-Za-z0-9_(][\w./()-]*)*)"
 FIELD = re.compile(rf"['\"]?{NAME}['\"]?\s*[:=]\s*['\"]?{NUMBER}")
 # A step, with the planned last one: "step: 10/8000", "[step=10", "iter 40", "step 10"
 STEP = re.compile(r"\b(global_step|step|iteration|iter|update)s?\s*[:=]?\s*(\d[\d,]*)(?:\s*/\s*(\d+))?", re.IGNORECASE)
