@@ -1,21 +1,23 @@
 """The story's figures, from its committed tables; story.py draws them into docs/images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from story_measures import OTHER_DATA
 
 from emergence_train.analysis.drawing import save
 from emergence_train.analysis.figures import Figure, Ramp, Trace
 
-TASK, METRIC = "continuation", "answer_loglik"
+TASK, METRIC, SKILL = "continuation", "answer_loglik", "latest"
 FROM = 30_000  # tokens: an untrained model's losses would compress the rest of the axis
 MARKERS = ("square", "triangle", "cross")
 
 
 def draw(losses: pd.DataFrame, laws: pd.DataFrame, evaluations: pd.DataFrame, out: Path) -> None:
     """story-curves.svg, story-sizes.svg and story-laws.svg in `out`."""
-    save(curves(evaluations), out, "story-curves", columns=2, size=(9.2, 3.8), suffixes=(".svg",))
+    save(curves(evaluations), out, "story-curves", columns=3, size=(11.5, 3.6), suffixes=(".svg",))
     save(sizes(losses), out, "story-sizes", columns=2, size=(9.2, 3.4), suffixes=(".svg",))
     save(law_parameters(laws), out, "story-laws", columns=3, size=(9.2, 3.2), suffixes=(".svg",))
 
@@ -25,37 +27,39 @@ def ramp_of(params: pd.Series) -> Ramp:
 
 
 def curves(evaluations: pd.DataFrame) -> list[Figure]:
-    """Performance against the loss: the sizes, and one size's variants over them."""
-    chosen = evaluations.query("task == @TASK and metric == @METRIC and tokens >= @FROM and schedule == 'stable'")
-    main, others = chosen[chosen["variant"] == ""], chosen[chosen["variant"] != ""]
-    ramp = ramp_of(main["params"])
-    axis = "bits_per_byte"
+    """Performance against the loss: the sizes, one size's other shapes over them, and those on the planted skill. Runs on other
+    data answer other continuations and have another iid text, so they are left out."""
+    kept = evaluations.query("tokens >= @FROM and schedule == 'stable'")
+    kept = kept[~kept["variant"].isin(OTHER_DATA)]
+    chosen = kept.query("task == @TASK and metric == @METRIC")
+    ramp = ramp_of(chosen["params"])
     of_sizes = [
-        Trace(
-            *(run[name].to_numpy(float) for name in (axis, "value")),
-            line=False,
-            points=True,
-            shade=float(ramp.shades(run["params"].to_numpy(float)[:1])[0]),
-        )
-        for _, run in main.groupby("run", sort=False)
+        replace(_points(run), shade=float(ramp.shades(run["params"].to_numpy(float)[:1])[0]))
+        for _, run in chosen[chosen["variant"] == ""].groupby("run", sort=False)
     ]
-    grey = Trace(main[axis].to_numpy(float), main["value"].to_numpy(float), "five sizes", 7, line=False, points=True)
-    of_variants = [
-        Trace(
-            *(rows[name].to_numpy(float) for name in (axis, "value")),
-            variant.replace("-", " "),
-            number,
-            line=False,
-            points=True,
-            marker=MARKERS[number % 3],
-        )
-        for number, (variant, rows) in enumerate(others.groupby("variant", sort=False))
-    ]
+    skill = kept.query("task == @SKILL and metric == 'acc'")
     labels = ("loss on iid text (bits per byte)", "log-likelihood of the right answer (nats)")
     return [
         Figure("True continuations, five sizes", *labels, tuple(of_sizes), x_falling=True, ramp=ramp),
-        Figure("... and one size made otherwise", *labels, (grey, *of_variants), x_falling=True),
+        Figure("... and one size made otherwise", *labels, _by_variant(chosen), x_falling=True),
+        Figure("The planted skill", labels[0], "accuracy (chance 0.25)", _by_variant(skill), x_falling=True),
     ]
+
+
+def _by_variant(rows: pd.DataFrame) -> tuple[Trace, ...]:
+    """All sizes grey, and each variant in a colour and a marker of its own."""
+    main, others = rows[rows["variant"] == ""], rows[rows["variant"] != ""]
+    return (
+        replace(_points(main), label="five sizes", colour=7),
+        *(
+            replace(_points(of), label=variant.replace("-", " "), colour=number, marker=MARKERS[number % 3])
+            for number, (variant, of) in enumerate(others.groupby("variant", sort=False))
+        ),
+    )
+
+
+def _points(rows: pd.DataFrame) -> Trace:
+    return Trace(rows["bits_per_byte"].to_numpy(float), rows["value"].to_numpy(float), line=False, points=True)
 
 
 def sizes(losses: pd.DataFrame) -> list[Figure]:
@@ -96,5 +100,7 @@ def law_parameters(laws: pd.DataFrame) -> list[Figure]:
             at, value, error = (run[column].to_numpy(float) for column in ("tokens", name, f"{name}_se"))
             shade = float(ramp.shades(run["params"].to_numpy(float)[:1])[0])
             traces.append(Trace(at, value, shade=shade, points=True, low=value - error, high=value + error, bars=True))
-        figures.append(Figure(title, "tokens", title, tuple(traces), x_log=True, ramp=ramp if name == "a2" else None))
+        figures.append(
+            Figure(title, "tokens", title, tuple(traces), x_log=name == "a2", ramp=ramp if name == "a2" else None)
+        )
     return figures

@@ -91,6 +91,20 @@ def test_a_field_in_short_is_read_whole(short, tokens, tmp_path):
     assert "memory" not in curve.log.rows and curve.log.rows["wd"].tolist() == ["0.1"]
 
 
+@pytest.mark.parametrize(
+    "line", ["step: 10 loss: 5.9 tokens: 1.25B lr: 3e-4", "step 10 | loss: 5.9 | tokens: 1.25B | lr: 3e-4"]
+)
+def test_a_plain_loss_beside_tokens_keeps_them(line, tmp_path):
+    (tmp_path / "run.log").write_text(line + "\n")
+    (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+    assert curve.frame[["step", "tokens", "lr", "loss"]].to_numpy().tolist() == [[10, 1_250_000_000, 3e-4, 5.9]]
+
+
+def test_torchtitan_without_colours_goes_to_its_reader(tmp_path):
+    (tmp_path / "run.log").write_text("step: 10  loss:  7.1234  grad_norm:  0.9123  tps: 5,812\n")
+    assert format_of(tmp_path / "run.log") == "text"
+
+
 def test_nanochat_says_the_tokens_of_a_step(tmp_path):
     path = tmp_path / "speedrun.log"
     lines = ["Total batch size 524,288 => gradient accumulation steps: 1", "Step 00000 | Validation bpb: 3.2000"]
@@ -163,6 +177,16 @@ def test_runs_of_a_long_table_are_told_apart(column, tmp_path):
     assert b.frame["loss"].tolist() == (LOSSES + 1.0).tolist()
 
 
+@pytest.mark.parametrize("column", ["job", "run_id", "seed"])
+def test_a_resumed_run_is_one(column, tmp_path):
+    rows = [f"{100 + (step > 100)},{step},{loss}" for step, loss, _ in ROWS]
+    (tmp_path / "x.csv").write_text("\n".join([f"{column},step,loss", *rows]))
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["loss"].tolist() == LOSSES.tolist()
+    assert any(f"{column!r} changes" in note for note in curve.notes) or column == "job"
+    assert len(logs.read(tmp_path / "x.csv", LogOptions(columns={"run": column}))) == 2
+
+
 def test_a_column_that_may_name_the_runs_is_suggested(tmp_path):
     rows = [f"{run},{step},{loss}" for run in ("first", "second") for step, loss, _ in ROWS]
     (tmp_path / "x.csv").write_text("\n".join(["variant,step,loss", *rows]))
@@ -181,6 +205,13 @@ def test_a_pattern_takes_a_run_a_column(tmp_path):
     assert b.frame["loss"].tolist() == (LOSSES + 1).tolist() and b.frame["lr"].tolist() == RATES.tolist()
     with pytest.raises(InputError, match="no column is like 'c/"):
         logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "c/*"}))
+
+
+def test_a_pattern_keeps_the_runs_of_a_chart_apart(tmp_path):
+    rows = [f"{step},{loss},{loss + 1}" for step, loss, _ in ROWS]
+    (tmp_path / "x.csv").write_text("\n".join(["Step,a - foo,b - foo", *rows]))
+    curves = logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "f*"}))
+    assert [curve.run for curve in curves] == ["a-oo", "b-oo"]
 
 
 def test_steps_that_begin_anew_are_counted_on(tmp_path):

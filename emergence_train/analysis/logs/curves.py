@@ -8,7 +8,7 @@ import pandas as pd
 
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.names import VALIDATION, find, listed, plain
+from emergence_train.analysis.logs.names import NAMES, VALIDATION, find, listed, plain
 from emergence_train.errors import InputError
 
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
@@ -29,7 +29,9 @@ class Curve:
 
 def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
     """The runs of a file, those of a column `run` apart. Raises InputError naming all that is missing at once."""
-    runs = [part for log in logs for each, own in _by_column(log, options) for part in _by_run(each, own)]
+    runs = [
+        part for log in logs for each, own in _by_column(log, options, len(logs) > 1) for part in _by_run(each, own)
+    ]
     if options.run is not None and len(runs) > 1:
         names = [log.name for log, _ in runs]
         runs = [(log, own) for log, own in runs if log.name == options.run]
@@ -40,8 +42,11 @@ def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
     return [_curve(log, own) for log, own in runs]
 
 
-def _by_column(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
-    """A run for each column that --column loss=PATTERN matches, named by what its * stand for; else the log as it is."""
+def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, LogOptions]]:
+    """A run for each column that --column loss=PATTERN matches, named by what its * stand for; else the log as it is.
+
+    `several`: the file has other runs, so that the log's own name comes first.
+    """
     pattern = options.columns.get("loss", "")
     if "*" not in pattern or pattern in log.rows:
         return [(log, options)]
@@ -50,9 +55,13 @@ def _by_column(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
     form = re.compile("(.*)".join(map(re.escape, pattern.split("*"))))
     runs = {column: form.fullmatch(str(column)) for column in log.rows.columns if column not in known}
     parts = [
-        (replace(log, name="-".join(match.groups()) or log.name), replace(options, columns=others | {"loss": column}))
+        (
+            replace(log, name="-".join([log.name] * several + words) or log.name),
+            replace(options, columns=others | {"loss": column}),
+        )
         for column, match in runs.items()
         if match and log.rows[column].notna().any()
+        for words in [[word for word in match.groups() if word or not several]]
     ]
     if not parts:
         raise InputError(f"{log.path}: no column is like {pattern!r} (it has {listed(log.rows)}); correct --column")
@@ -61,13 +70,24 @@ def _by_column(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
 
 def _by_run(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
     column = find(log, options).get("run")
-    if column is None:
+    if column is None or _goes_on(log, column, options):
         return [(log, options)]
     known = log.rows[log.rows[column].notna()]
     return [
         (replace(log, name=str(name), rows=rows), options)
         for name, rows in known.groupby(known[column].astype(str), sort=True)
     ]
+
+
+def _goes_on(log: Log, column: str, options: LogOptions) -> bool:
+    """Whether a column that was guessed to name runs changes within one: no two of its values have steps in common."""
+    columns = find(log, options)
+    along = columns.get("step") or columns.get("tokens")
+    if "run" in options.columns or plain(column) in NAMES["run"].split() or along is None:
+        return False
+    step = _numbers(log, along)
+    spans = step[np.isfinite(step)].groupby(log.rows[column].astype(str)).agg(["min", "max"]).sort_values("min")
+    return bool((spans["min"].to_numpy()[1:] > spans["max"].cummax().to_numpy()[:-1]).all())
 
 
 def _curve(log: Log, options: LogOptions) -> Curve:
@@ -91,6 +111,9 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
     notes = [_reading(columns, options, per_step), *units.notes(name, column, unit)]
+    if "run" in columns and log.rows[columns["run"]].nunique() > 1:
+        run = columns["run"]
+        notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")
     if name in VALIDATION.split() and "loss" not in options.columns:
         notes.append(f"no training loss: {column!r} counts as the curve; --column loss=NAME takes another")
     if steps_from_tokens:

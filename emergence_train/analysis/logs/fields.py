@@ -30,7 +30,8 @@ WITHIN = 12  # lines below a step that may hold its loss
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-def _fields(line: str) -> dict[str, str]:
+def fields_of(line: str) -> dict[str, str]:
+    """The numbers of a line by their names, as they are written."""
     return {name.strip(): value.rstrip(",") for name, value in FIELD.findall(line)}
 
 
@@ -52,12 +53,12 @@ def read_fields(path: Path) -> list[Log]:
     for number, line in enumerate(lines, 1):
         steps = _steps(line)
         if steps:
-            rows.append(_fields(line) | {word: match[2].replace(",", "") for word, match in steps.items()})
+            rows.append(fields_of(line) | {word: match[2].replace(",", "") for word, match in steps.items()})
             places.append(number)
             planned = next((match[3] for match in steps.values() if match[3]), None)
             end = int(planned) if planned else end
         elif rows and line[:1].isspace():
-            rows[-1] |= _fields(line)
+            rows[-1] |= fields_of(line)
     kept = [(row, place) for row, place in zip(rows, places) if any(LOSS.search(name) for name in row)]
     if not kept and any(map(TRAINER.match, lines)):
         raise InputError(
@@ -86,7 +87,7 @@ def _has_loss(lines: list[str], at: int) -> bool:
         if not line[:1].isspace():
             break
         block.append(line)
-    return any(LOSS.search(name) for line in block for name in _fields(line))
+    return any(LOSS.search(name) for line in block for name in fields_of(line))
 
 
 FIELDS = Format("text", "text with fields: torchtitan, OLMo, NeMo, litgpt, modded-nanogpt", _takes, read_fields)

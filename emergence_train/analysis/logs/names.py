@@ -22,8 +22,8 @@ NAMES = {
     "params": "params non_embedding_params",
     "run": "run",
 }
-# What else may name the runs of a file, where it has more than one value
-RUNS = "run_name run_id experiment experiment_name exp exp_name model model_name name trial job seed"
+# What else may name the runs of a file, where it has more than one value (a job does not: a resumed run has several)
+RUNS = "run_name run_id experiment experiment_name exp exp_name model model_name name trial seed"
 # Where a log has no training loss: validation losses, then what units.py converts
 VALIDATION = (
     "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "

@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
+from emergence_train.analysis.logs.fields import fields_of
 from emergence_train.analysis.logs.log import Format, Log, frame_of
+from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.errors import InputError
 
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
@@ -89,10 +91,22 @@ def _is_megatron(path: Path, head: str) -> bool:
     return _is_text(path) and bool(MEGATRON.search(head)) and "reduced_train_loss" not in head  # which is NeMo's
 
 
+def _is_nanogpt(path: Path, head: str) -> bool:
+    """A step and its loss a line, unless most lines name both as "step: 10 loss: 5.9": those may have tokens too."""
+    lines = [line for line in head.splitlines() if _has_loss(line)]
+    named = sum(_names_both(line) for line in lines)
+    return _is_text(path) and bool(lines) and (bool(PER_STEP.search(head)) or 2 * named <= len(lines))
+
+
+def _names_both(line: str) -> bool:
+    names = {plain(name) for name in fields_of(line)}
+    return "loss" in names and bool(names & {*NAMES["step"].split(), *NAMES["tokens"].split()})
+
+
 MEGATRON_FORMAT = Format("megatron", "Megatron-LM's text log", _is_megatron, read_megatron)
 NANOGPT = Format(
     "nanogpt",
     "text lines with a step and its loss: nanoGPT, llm.c",
-    lambda p, head: _is_text(p) and any(map(_has_loss, head.splitlines())),
+    _is_nanogpt,
     read_nanogpt,
 )
