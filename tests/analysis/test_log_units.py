@@ -106,6 +106,26 @@ def test_semicolons_with_thousands_separators_are_read(tmp_path):
     np.testing.assert_allclose(frame["loss"], LOSSES, rtol=1e-7)
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_points_part_thousands_where_commas_are_decimal(separator, tmp_path):
+    """Steps and tokens as 1.000, losses with three decimals or fewer, as a spreadsheet rounds them."""
+    name = "x.csv" if separator == ";" else "x.tsv"
+    rows = [
+        separator.join(
+            (
+                f"{step * 100:,}".replace(",", "."),
+                f"{step * 10**6:,}".replace(",", "."),
+                f"{loss:.3f}".replace(".", ","),
+            )
+        )
+        for step, loss in zip(STEPS, LOSSES)
+    ]
+    (tmp_path / name).write_text("\n".join([separator.join(("Step", "Tokens", "Train loss")), *rows]))
+    frame, _ = read(tmp_path / name)
+    assert frame["step"].tolist() == (STEPS * 100).tolist() and frame["tokens"].tolist() == (STEPS * 10**6).tolist()
+    np.testing.assert_allclose(frame["loss"], LOSSES, atol=6e-4)
+
+
 def test_a_tab_in_a_csv_is_a_separator(tmp_path):
     (tmp_path / "x.csv").write_text("step\tloss\n" + "".join(f"{s}\t{x}\n" for s, x in zip(STEPS, LOSSES)))
     np.testing.assert_allclose(read(tmp_path / "x.csv")[0]["loss"], LOSSES)

@@ -19,6 +19,8 @@ from emergence_train.errors import InputError
 
 TIME = ("relative time", "wall time", "_runtime", "_timestamp", "_wall_time")
 SUFFIXES = (".csv", ".tsv", ".parquet")
+PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
+SMALL = re.compile(r"loss|perplexity|nll|entropy|\blr\b|rate", re.IGNORECASE)  # names of what is not in thousands
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -32,7 +34,7 @@ def read_table(path: Path) -> pd.DataFrame:
             comma = separator(path, text.partition("\n")[0])
             frame = pd.read_csv(io.StringIO(text), sep=comma, dtype=str, keep_default_na=False).astype(object)
             if comma != ",":
-                frame = frame.apply(_with_points, thousands=comma == "\t")
+                frame = _with_points(frame, thousands=comma == "\t")
             frame = frame.where(frame != "", None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
@@ -51,16 +53,26 @@ def separator(path: Path, head: str) -> str:
     return max(",;\t", key=re.sub(r'"[^"]*"', "", head).count)
 
 
-def _with_points(cells: pd.Series, thousands: bool) -> pd.Series:
-    """A column in which the comma is the decimal point ("3,25"), with points; others as they are ("1,000.5", "1,000,000").
+def _with_points(frame: pd.DataFrame, thousands: bool) -> pd.DataFrame:
+    """Columns in which the comma is the decimal point ("3,25"), with points; others as they are ("1,000.5", "1,000,000").
 
-    `thousands`: where every comma has three digits after it, it parts thousands.
+    Where one column has decimal commas, points before three digits part the thousands of the others ("1.000").
     """
+    decimal = [name for name in frame if _has_decimal_commas(str(name), frame[name], thousands)]
+    points = {name: frame[name].str.replace(",", ".", regex=False) for name in decimal}
+    if decimal:
+        parted = [name for name in frame if name not in points and frame[name].str.fullmatch(PARTED).all()]
+        points |= {name: frame[name].str.replace(".", "", regex=False) for name in parted}
+    return frame.assign(**{str(name): cells for name, cells in points.items()})
+
+
+def _has_decimal_commas(name: str, cells: pd.Series, thousands: bool) -> bool:
+    """`thousands`: a comma before three digits in every cell parts thousands; not in a loss or a rate that always has one."""
     if (cells.str.count(",") > 1).any() or cells.str.contains(".", regex=False).any():
-        return cells
+        return False
     if thousands and not cells.str.contains(r",(?!\d{3}$)").any():
-        return cells
-    return cells.str.replace(",", ".", regex=False)
+        return bool(SMALL.search(name)) and bool(cells.str.fullmatch(r"-?\d{1,3},\d{3}|").all())
+    return bool(cells.str.contains(",", regex=False).any())
 
 
 def _charted(columns: list[str]) -> dict[str, tuple[str, str]]:
