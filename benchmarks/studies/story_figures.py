@@ -31,7 +31,7 @@ def curves(evaluations: pd.DataFrame) -> list[Figure]:
     data answer other continuations and have another iid text, so they are left out."""
     kept = evaluations.query("tokens >= @FROM and schedule == 'stable'")
     kept = kept[~kept["variant"].isin(OTHER_DATA)]
-    chosen = kept.query("task == @TASK and metric == @METRIC")
+    chosen = kept.query("task == @TASK and metric == @METRIC and step % 64 == 0")  # every second: points overlap
     ramp = ramp_of(chosen["params"])
     of_sizes = [
         replace(_points(run), shade=float(ramp.shades(run["params"].to_numpy(float)[:1])[0]))

@@ -110,7 +110,7 @@ def at(self, operation, step=0):
     if sys.argv[1] == "signal":
         os.kill(os.getpid(), signal.SIGTERM)
     else:
-        self.relay = types.SimpleNamespace(down=None)  # one process has none
+        self.relay = types.SimpleNamespace(down=None, speaks=lambda: True, fallbacks={0})  # one process has none
         threading.Thread(target=self._end, args=[Verdict("rank 1 is gone")]).start()
     time.sleep(60)
 
