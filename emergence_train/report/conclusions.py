@@ -185,16 +185,27 @@ def _verdicts(data: ReportData) -> str:
     if data.emergence is None:
         return ""
     named: dict[str, list[str]] = {}
-    for task, finding in main_metrics(data.emergence):
+    metrics = main_metrics(data.emergence)
+    families = {family.family: _some(family.runs) for family in data.emergence.result.families}
+    apart = len({task.family for task, _ in metrics}) > 1
+    for task, finding in metrics:
         eta = task.eta
         where = f" from {eta.value:.2f} nats [{eta.low95:.2f}, {eta.high95:.2f}]" if eta else ""
-        named.setdefault(finding.verdict.name, []).append(html.escape(task.task) + where)
+        named.setdefault(finding.verdict.name, []).append(
+            html.escape(f"{task.task} ({families[task.family]})" if apart else task.task) + where
+        )
     listed = "; ".join(
         f"<b>{name}</b>: {', '.join(named[name][:6])}{' ...' if len(named[name]) > 6 else ''}"
         for name in VERDICT_ORDER
         if name in named
     )
-    return f"<p>Tasks as the loss falls, all runs together: {listed}.</p>" if listed else ""
+    together = "runs whose losses compare together" if apart else "all runs together"
+    return f"<p>Tasks as the loss falls, {together}: {listed}.</p>" if listed else ""
+
+
+def _some(runs: Sequence[str]) -> str:
+    """One run by its name, several by the first."""
+    return runs[0] + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
 
 
 def settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from emergence_train.recorder import tables
@@ -140,3 +141,16 @@ def test_forecasts_that_all_err_to_one_side_are_called_so():
     )
     unfinished = [run(4.0, None), SimpleNamespace(forecast=None)]
     assert not _one_side(below[:5] + unfinished) and not _one_side([*below, run(4.0, 4.1)])
+
+
+def test_verdicts_say_whose_they_are_where_losses_do_not_compare(tmp_path):
+    """Two tokenizers: a task has a verdict for each, and its name alone would stand there twice."""
+    runs = [write_run(tmp_path, name, 1000, seed=n) for n, name in enumerate(("one", "two"))]
+    for seed, run in enumerate(runs):
+        write_evaluations(run, 1000, seed)
+    assert "all runs together" in text_of(collect(runs))
+    path = runs[1] / "evaluations" / "all.parquet"
+    tables.write(tables.EVALUATIONS, pd.read_parquet(path), path, vocabulary="w")
+    text = re.sub(r"\s+", " ", text_of(collect(runs)))
+    assert "runs whose losses compare together" in text
+    assert "jump <i> (one)" in text and "jump <i> (two)" in text and "steady (two)" in text
