@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,6 +17,12 @@ def tell(text: str) -> None:
 def printable(text: str) -> str:
     """Text without the characters that a terminal obeys (escape sequences in what a model wrote, or in a file's name)."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
+def listed(names: Iterable[object], most: int) -> str:
+    """The first `most` names, and how many more there are."""
+    words = [str(name) for name in names]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 class OneLine(Exception):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from story_measures import OTHER_DATA
+from story_measures import OTHER_DATA, last_stable
 
 from emergence_train.analysis.drawing import save
 from emergence_train.analysis.figures import Figure, Ramp, Trace
@@ -26,6 +26,11 @@ def ramp_of(params: pd.Series) -> Ramp:
     return Ramp("parameters", float(params.min()), float(params.max()))
 
 
+def shade_of(run: pd.DataFrame, ramp: Ramp) -> float:
+    """By the size of the run whose rows these are."""
+    return float(ramp.shades(run["params"].to_numpy(float)[:1])[0])
+
+
 def curves(evaluations: pd.DataFrame) -> list[Figure]:
     """Performance against the loss: the sizes, one size's other shapes over them, and those on the planted skill. Runs on other
     data answer other continuations and have another iid text, so they are left out."""
@@ -34,7 +39,7 @@ def curves(evaluations: pd.DataFrame) -> list[Figure]:
     chosen = kept.query("task == @TASK and metric == @METRIC and step % 64 == 0")  # every second: points overlap
     ramp = ramp_of(chosen["params"])
     of_sizes = [
-        replace(_points(run), shade=float(ramp.shades(run["params"].to_numpy(float)[:1])[0]))
+        replace(_points(run), shade=shade_of(run, ramp))
         for _, run in chosen[chosen["variant"] == ""].groupby("run", sort=False)
     ]
     skill = kept.query("task == @SKILL and metric == 'acc'")
@@ -65,8 +70,7 @@ def _points(rows: pd.DataFrame) -> Trace:
 def sizes(losses: pd.DataFrame) -> list[Figure]:
     """The last loss by size with the power law through it, and the stable runs with their decays at one seed."""
     main = losses[losses["variant"] == ""]
-    stable = main[(main["schedule"] == "stable") & (main["split"] == "iid")]
-    last = stable[stable["tokens"] == stable["tokens"].max()]
+    last = last_stable(losses)
     x, y = last["params"].to_numpy(float), last["loss"].to_numpy(float)
     slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
     along = np.geomspace(x.min(), x.max(), 30)
@@ -76,11 +80,8 @@ def sizes(losses: pd.DataFrame) -> list[Figure]:
     for (schedule, _), run in main[(main["split"] == "iid") & (main["seed"] == 1) & (main["tokens"] >= FROM)].groupby(
         ["schedule", "run"], sort=False
     ):
-        shade = float(ramp.shades(run["params"].to_numpy(float)[:1])[0])
-        run = run.sort_values("tokens")
-        runs.append(
-            Trace(run["tokens"].to_numpy(float), run["loss"].to_numpy(float), shade=shade, dashed=schedule == "decay")
-        )
+        along_tokens = (run.sort_values("tokens")[name].to_numpy(float) for name in ("tokens", "loss"))
+        runs.append(Trace(*along_tokens, shade=shade_of(run, ramp), dashed=schedule == "decay"))
     unit = "loss on iid text (nats)"
     return [
         Figure("The last loss by size", "parameters", unit, (points, line), x_log=True, y_log=True),
@@ -98,7 +99,7 @@ def law_parameters(laws: pd.DataFrame) -> list[Figure]:
         for _, run in known.groupby("run", sort=False):
             run = run.sort_values("tokens")
             at, value, error = (run[column].to_numpy(float) for column in ("tokens", name, f"{name}_se"))
-            shade = float(ramp.shades(run["params"].to_numpy(float)[:1])[0])
+            shade = shade_of(run, ramp)
             traces.append(Trace(at, value, shade=shade, points=True, low=value - error, high=value + error, bars=True))
         figures.append(
             Figure(title, "tokens", title, tuple(traces), x_log=name == "a2", ramp=ramp if name == "a2" else None)

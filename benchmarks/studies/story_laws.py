@@ -28,25 +28,14 @@ from emergence_train.checkpoint import format as checkpoints  # noqa: E402
 from emergence_train.config import load_run  # noqa: E402
 from emergence_train.evaluation.saved_model import load_model  # noqa: E402
 from emergence_train.ladder.file import Row  # noqa: E402
+from emergence_train.recorder.layout import step_of  # noqa: E402
 
 CONFIG = ROOT / "configs" / "story.yaml"
 COUNTS = {"iid": 4096, "ood": 256}  # sequences; fewer where the held-out documents have no more
 FIRST = 128  # the step: before it the loss hardly depends on the position
 EVERY = 4  # states of a stable run, counted from the last
 KEPT = (
-    "a0",
-    "a0_se",
-    "a0_low",
-    "a0_high",
-    "a1",
-    "a1_se",
-    "a1_low",
-    "a1_high",
-    "a2",
-    "a2_se",
-    "r2",
-    "bin_max",
-    "status",
+    *["a0", "a0_se", "a0_low", "a0_high", "a1", "a1_se", "a1_low", "a1_high", "a2", "a2_se", "r2", "bin_max", "status"],
 )
 
 
@@ -54,10 +43,6 @@ def wanted(row: Row, run: Path) -> list[Path]:
     """The states that are evaluated: the last, and of a stable run every fourth before it."""
     states = [state for state in checkpoints.complete(run / "checkpoints") if step_of(state) >= FIRST]
     return sorted({*states[-1::-EVERY], states[-1]} if row.parent is None else {states[-1]})
-
-
-def step_of(state: Path) -> int:
-    return int(state.name.removeprefix("step-"))
 
 
 def positions(row: Row, run: Path, windows: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -83,9 +68,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [row for row in finished(arguments.runs)[0] if not about(row)["variant"]]
     windows = held_out.windows(arguments.work.resolve(), CONFIG, "story", COUNTS)
-    kept = (
-        arguments.runs / "laws" / "-".join(map(str, (FIRST, EVERY, *COUNTS.values())))
-    )  # of this choice of states and text
+    choice = "-".join(map(str, (FIRST, EVERY, *COUNTS.values())))  # of states and text
+    kept = arguments.runs / "laws" / choice
     kept.mkdir(parents=True, exist_ok=True)
     laws = []
     for row in track(rows, "laws"):

@@ -11,10 +11,8 @@ from intervals import student
 from scipy import stats
 
 METRIC = "answer_loglik"  # the one that every task has
-OTHER_DATA = (
-    "small-vocabulary",
-    "other-text",
-)  # their own iid text and continuations: the ood text and the other tasks compare
+# They have their own iid text and continuations: the ood text and the other tasks compare
+OTHER_DATA = ("small-vocabulary", "other-text")
 ENOUGH = 5  # checkpoints at which a0 and a1 must be known to say whether they still change
 
 
@@ -96,7 +94,7 @@ def decays(losses: pd.DataFrame) -> list[dict]:
 def returns(losses: pd.DataFrame) -> dict:
     """Does each doubling of the parameters lower the last loss by less than the one before? Loss at equal tokens as a parabola in
     log2 N: nats by which the gain of a doubling changes with each doubling (negative: returns shrink), and the gains measured."""
-    last = _last_stable(losses)
+    last = last_stable(losses)
     x, y = np.log2(last["params"].to_numpy(float)), last["loss"].to_numpy(float)
     means = last.groupby("params")["loss"].mean()
     gains = -np.diff(means) / np.diff(np.log2(means.index.to_numpy(float)))
@@ -114,7 +112,7 @@ def returns(losses: pd.DataFrame) -> dict:
     }
 
 
-def _last_stable(losses: pd.DataFrame) -> pd.DataFrame:
+def last_stable(losses: pd.DataFrame) -> pd.DataFrame:
     """The rows of the main sizes' stable runs at the last tokens, on the iid text."""
     stable = losses[(losses["variant"] == "") & (losses["schedule"] == "stable") & (losses["split"] == "iid")]
     return stable[stable["tokens"] == stable["tokens"].max()]
@@ -150,7 +148,7 @@ def _change(name: str, end: dict, stable: pd.DataFrame) -> float | None:
 def size_law(losses: pd.DataFrame) -> dict:
     """Does the last loss of the sizes, at equal tokens, fall as a power of the parameters? Slope of log loss on log10 N, and a
     test of the curve that a line leaves: sizes' distances from it against those of seeds (lack of fit)."""
-    last = _last_stable(losses)
+    last = last_stable(losses)
     x, y = np.log10(last["params"].to_numpy(float)), np.log(last["loss"].to_numpy(float))
     line = stats.linregress(x, y)
     sizes, seeds = last["params"].nunique(), len(last)

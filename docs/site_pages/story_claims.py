@@ -13,8 +13,11 @@ def load() -> dict:
     return load_result("story/story.json")
 
 
-def picture(name: str) -> str:
-    return f"[picture](images/{name}.svg), "
+def _row(claim: str, source: str, measured: str, verdict: str, picture: str = "") -> Claim:
+    """A claim of the story, with its picture under docs/images."""
+    return Claim(
+        claim, source, measured, verdict, f"[picture](images/{picture}.svg), " * bool(picture) + FINDING, COMMAND
+    )
 
 
 def position_law() -> Claim:
@@ -24,15 +27,14 @@ def position_law() -> Claim:
     runs = {split: sum(row["runs"] for row in of) for split, of in parts.items()}
     r2 = sorted(row["r2"] for row in parts["iid"])
     miss = max(row["largest_miss_of_a_bin"] for row in parts["iid"])
-    return Claim(
+    return _row(
         "... on longer sequences and real text",
         TEMPORAL,
         f"five sizes, 256 positions, all held-out documents: a0 and a1 are identified one by one at the end in {fixed['iid']} of "
         f"{runs['iid']} runs on iid text, in {fixed['ood']} of {runs['ood']} on ood text; the law explains {r2[0]:.0%} to "
         f"{r2[-1]:.0%} of the differences between positions and misses a bin by {miss:.2f} nats at most (medians of sizes)",
         HOLDS if fixed["iid"] > runs["iid"] / 2 and r2[0] > 0.5 else CANNOT,
-        picture("story-laws") + FINDING,
-        COMMAND,
+        "story-laws",
     )
 
 
@@ -43,15 +45,14 @@ def separation() -> Claim:
     vague = [row for row in rows if 2 * row["a1 second se"] > SMALL]
     slopes = sorted(row["a1 second"] for row in rows)
     spread = f"{slopes[0]:+.2f} to {slopes[-1]:+.2f}" if slopes else "none"
-    return Claim(
+    return _row(
         "a0 and a1 converge after a separation point",
         TEMPORAL,
         f"log a1 changes by so much an octave in the second half of the octaves, in {len(rows)} runs where it is known at five "
         f"checkpoints or more: {spread}; beyond twice its error in {len(moving)}, and known to within {SMALL:g} in "
         f"{len(rows) - len(vague)}",
         NOT if len(moving) > len(rows) / 2 else CANNOT if len(vague) > len(rows) / 2 else HOLDS,
-        picture("story-laws") + FINDING,
-        COMMAND,
+        "story-laws",
     )
 
 
@@ -63,14 +64,13 @@ def rate() -> Claim:
     moved = [name for name, each in others.items() if each["low95"] > 0 or each["high95"] < 0]
     shown = ", ".join(f"log {name} {interval(each)} ({each['stable_runs']})" for name, each in others.items())
     rest = "a0 and a1 stay" if still else f"{' and '.join(moved)} too" if moved else "a0 and a1 cannot be told"
-    return Claim(
+    return _row(
         "a2 follows the learning rate",
         TEMPORAL,
         f"decays of {a2['stable_runs']} steady runs, each against it at the same tokens: a2 {interval(a2)} nats; "
         f"{shown or 'a0 and a1 unknown'}",
         f"{HOLDS}, {rest}" if lower else NOT,
-        picture("story-laws") + FINDING,
-        COMMAND,
+        "story-laws",
     )
 
 
@@ -80,13 +80,12 @@ def decay() -> Claim:
         f"{row['split']}, {row['tokens'] / 1e6:g}M tokens {interval(row)} nats, lower in {row['positive']} of {row['runs']}"
         for row in rows
     )
-    return Claim(
+    return _row(
         "... on IID and on OOD text",
         TEMPORAL,
         f"the last fifth decayed or not, five sizes, two seeds: {shown}",
         HOLDS if all(row["low95"] is not None and row["low95"] > 0 for row in rows) else NOT,
-        picture("story-sizes") + FINDING,
-        COMMAND,
+        "story-sizes",
     )
 
 
@@ -98,13 +97,11 @@ def forecasts() -> Claim:
         for split, row in by_split.items()
     )
     quotients = [row["median_quotient"] for row in by_split.values()]
-    return Claim(
+    return _row(
         "... on constant rates, IID and OOD, from 40%",
         TEMPORAL,
         f"squared error over that of the best classical law, chosen by hindsight: {shown}",
         HOLDS if max(quotients) < 1 else NOT if min(quotients) > 1 else "one of two",
-        FINDING,
-        COMMAND,
     )
 
 
@@ -112,28 +109,26 @@ def size_law() -> Claim:
     law = load()["size_law"]
     ends = [row["params"] for row in law["ends"]]
     bent = law["lack_of_fit_p"] is not None and law["lack_of_fit_p"] < 0.05
-    return Claim(
+    return _row(
         "The loss follows a power law of size at equal data, so that a threshold of loss is one of size",
         LOSS,
         f"{law['sizes']} sizes, {law['runs']} runs, {law['tokens'] / 1e6:.1f}M tokens: loss ~ N to the power "
         f"-{law['exponent']['value']:.3f} [{law['exponent']['low95']:.3f}, {law['exponent']['high95']:.3f}]; a run misses it by "
         f"{law['largest_miss_nats']:.2f} nats at most, lack of fit p = {law['lack_of_fit_p']:.3f}",
         NOT if bent or law["exponent"]["low95"] <= 0 else f"{HOLDS} over a factor of {ends[-1] / ends[0]:.0f}",
-        picture("story-sizes") + FINDING,
-        COMMAND,
+        "story-sizes",
     )
 
 
 def returns() -> Claim:
     result = load()["returns"]
     change, gains = result["change"], ", ".join(f"{gain:.2f}" for gain in result["gains_a_doubling"])
-    return Claim(
+    return _row(
         "What a doubling of the size gains shrinks with size",
         LOSS,
         f"nats a doubling from size to size: {gains}; change with each doubling {interval(change)}",
         HOLDS if change["high95"] < 0 else NOT if change["low95"] > 0 else CANNOT,
-        picture("story-sizes") + FINDING,
-        COMMAND,
+        "story-sizes",
     )
 
 
@@ -146,7 +141,7 @@ def variants() -> Claim:
     shown = "; ".join(f"{spoken(name)}: {_furthest(of[name])}" for name in names)
     runs = " or ".join(map(str, sorted({row["runs"] for row in rows})))
     away = [f"{spoken(name)} ({', '.join(tasks)})" for name, tasks in off.items() if tasks]
-    return Claim(
+    return _row(
         "One curve of performance against loss for other architectures, optimizers, corpora and tokenizers",
         LOSS,
         f"of one size, {runs} seeds each against five sizes; log-likelihood of the right answer against bits per byte; the task "
@@ -160,8 +155,7 @@ def variants() -> Claim:
             else CANNOT
         )
         + (f", {len(on)} within {MARGIN:.0%} everywhere" if away else ""),
-        picture("story-curves") + FINDING,
-        COMMAND,
+        "story-curves",
     )
 
 
@@ -178,12 +172,11 @@ def one_curve() -> Claim:
     tasks = [task for task in load()["emergence"] if task["metric"] == "answer_loglik" and task["size_effect"]]
     apart = [task["task"] for task in tasks if task["size_effect"].get("matters")]
     shown = ", ".join(f"{task['task']} {task['size_effect']['r2_loss']:.0%}" for task in tasks)
-    return Claim(
+    return _row(
         "... on another ladder",
         LOSS,
         f"five sizes, budgets, decays: one curve of the loss explains of the answers' log-likelihood: {shown}; size matters "
         f"beside it in {len(apart)}{': ' + ', '.join(apart) if apart else ''}",
         f"{HOLDS} in {len(tasks) - len(apart)} of {len(tasks)}",
-        picture("story-curves") + FINDING,
-        COMMAND,
+        "story-curves",
     )

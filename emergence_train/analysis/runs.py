@@ -122,8 +122,9 @@ def _read(path: Path, options: LogOptions) -> tuple[list[Series], list[Series]]:
     by_split = [_from_matrix(matrix) for matrix in matrices]
     curves = _from_curves(tables.read(tables.CURVES, path)) if "curves" in kinds else []
     if is_run(path):
+        vocabulary = _vocabulary(path)
         for series in by_split + curves:
-            series.source, series.vocabulary = path, _vocabulary(path)
+            series.source, series.vocabulary = path, vocabulary
     return by_split, curves
 
 

@@ -83,9 +83,9 @@ class LadderFile(Section):
             if not (size.tokens or self.tokens):
                 raise ValueError(f"sizes.{name} has no tokens; give them there or for the whole ladder")
             for chosen in size.schedules or ():
-                after = self.schedules[chosen].after if chosen in self.schedules else None
                 if chosen not in self.schedules:
                     raise ValueError(f"sizes.{name}.schedules: {chosen!r} is not one of {', '.join(self.schedules)}")
+                after = self.schedules[chosen].after
                 if after is not None and after not in (size.schedules or ()):
                     raise ValueError(f"sizes.{name}.schedules: {chosen!r} branches from {after!r}; list that as well")
         for place, given in self.sets():

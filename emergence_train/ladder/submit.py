@@ -20,7 +20,6 @@ from emergence_train.ladder.local import BUSY, prepare, program
 from emergence_train.ladder.progress import done, read_notes, write_notes
 
 NODE = 8  # GPUs
-NO_SBATCH = "sbatch: not installed here; run on a machine that submits jobs, or leave out --slurm"
 LARGEST = 1000  # numbers of an array: Slurm's default MaxArraySize is 1001
 
 
@@ -36,7 +35,7 @@ def submit(ladder: Ladder, log: Callable[[str], None]) -> None:
             f"{ladder.path}: slurm.script: no file {script}; give one, for example a copy of configs/slurm.sbatch"
         )
     if not shutil.which("sbatch"):  # before the data are prepared, which may take hours
-        raise InputError(NO_SBATCH)
+        raise InputError("sbatch: not installed here; run on a machine that submits jobs, or leave out --slurm")
     with files.lock(ladder.out, busy=BUSY, other="out"):
         write_index(ladder)
         files.make_directory(ladder.out / LOGS)
@@ -157,10 +156,7 @@ def _sbatch(
     if parent:
         options += ["--dependency", f"afterok:{parent}"]
     command = ["sbatch", "--parsable", *options, *ladder.file.slurm.options, str(script), *arguments]
-    try:
-        submitted = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise InputError(NO_SBATCH) from None
+    submitted = subprocess.run(command, capture_output=True, text=True)
     if submitted.returncode:
         raise RunError(f"{row.run}: sbatch: {submitted.stderr.strip()}")
     return submitted.stdout.strip().split(";")[0]

@@ -10,6 +10,7 @@ from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import RunResult
+from emergence_train.errors import listed
 from emergence_train.report import seeds
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.parts import table
@@ -29,7 +30,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
     able = _able(data)
     runs = data.runs if len(data.runs) <= MOST_RUNS else sorted(data.runs, key=_iid_loss)
     sentences = [f"<li>{_sentence(run, able.get(run.name))}</li>" for run in runs]
-    listed = (
+    shown = (
         _listed(sentences)
         if len(runs) <= MOST_RUNS
         else _listed(sentences[:FIRST_RUNS])
@@ -42,7 +43,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
         (
             "conclusions",
             "In short",
-            f"{_best(data.runs)}{seeds.best(data.runs)}{_one_side(data.runs)}{listed}{_verdicts(data)}{_differences(data.runs)}",
+            f"{_best(data.runs)}{seeds.best(data.runs)}{_one_side(data.runs)}{shown}{_verdicts(data)}{_differences(data.runs)}",
         )
     ]
 
@@ -97,8 +98,7 @@ def _apart_by(best: Run, following: Run) -> str:
         return ""
     if all(key.rpartition(".")[2] == "seed" for key in keys):
         return "; the two differ in the seed alone, so no setting makes that difference"
-    named = ", ".join(keys[:FEW_KEYS]) + (f" and {len(keys) - FEW_KEYS} more" if len(keys) > FEW_KEYS else "")
-    return f"; the two differ in {html.escape(named)}"
+    return f"; the two differ in {html.escape(listed(keys, FEW_KEYS))}"
 
 
 def _prepared(run: Run) -> str | None:
@@ -186,7 +186,7 @@ def _verdicts(data: ReportData) -> str:
         return ""
     named: dict[str, list[str]] = {}
     metrics = main_metrics(data.emergence)
-    families = {family.family: _some(family.runs) for family in data.emergence.result.families}
+    families = {family.family: listed(family.runs, 1) for family in data.emergence.result.families}
     apart = len({task.family for task, _ in metrics}) > 1
     for task, finding in metrics:
         eta = task.eta
@@ -194,18 +194,13 @@ def _verdicts(data: ReportData) -> str:
         named.setdefault(finding.verdict.name, []).append(
             html.escape(f"{task.task} ({families[task.family]})" if apart else task.task) + where
         )
-    listed = "; ".join(
+    verdicts = "; ".join(
         f"<b>{name}</b>: {', '.join(named[name][:6])}{' ...' if len(named[name]) > 6 else ''}"
         for name in VERDICT_ORDER
         if name in named
     )
     together = "runs whose losses compare together" if apart else "all runs together"
-    return f"<p>Tasks as the loss falls, {together}: {listed}.</p>" if listed else ""
-
-
-def _some(runs: Sequence[str]) -> str:
-    """One run by its name, several by the first."""
-    return runs[0] + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+    return f"<p>Tasks as the loss falls, {together}: {verdicts}.</p>" if verdicts else ""
 
 
 def settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:

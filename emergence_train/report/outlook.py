@@ -5,6 +5,7 @@ import html
 from emergence_train.analysis.figures import Figure
 from emergence_train.analysis.temporal.figures import FEWEST, forecast, parameters, residuals
 from emergence_train.analysis.temporal.tables import RunAnalysis
+from emergence_train.errors import listed
 from emergence_train.report.collect import FRACTION, SPLITS, Run
 from emergence_train.report.parts import grid, table
 
@@ -42,11 +43,7 @@ def _missing(runs: list[Run]) -> list[str]:
             names.setdefault(why.replace(f"run {run.name!r}, ", "").replace(f"run {run.name!r}: ", ""), []).append(
                 run.name
             )
-    return [f"<p>{html.escape(f'{_named(of)}: no forecast. {why}')}</p>" for why, of in names.items()]
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return [f"<p>{html.escape(f'{listed(of, SHOWN)}: no forecast. {why}')}</p>" for why, of in names.items()]
 
 
 def _observed(analyses: list[tuple[Run, RunAnalysis]], share: str) -> str:

@@ -41,23 +41,15 @@ def reading_of(
     of_logs, of_scores = (
         [text for text in columns if text.partition("=")[0] in names] for names in (logs.QUANTITIES, scores.QUANTITIES)
     )
-    sizes = scores.options_of("auto", None, params, None, [], None).params
-    return Reading(
-        logs.options_of(
-            format if format in (*logs.FORMATS, "table") else "auto",
-            run,
-            sizes.get(""),
-            tokens_per_step,
-            of_logs,
-            loss_unit,
-        ),
-        scores.options_of(
-            format if format in (*scores.FORMATS, "evaluations") else "auto",
-            run,
-            params,
-            tokens_per_step,
-            of_scores,
-            loss,
-        ),
-        Ahead(to_tokens, parse_schedule(schedule) if schedule else None),
+    scored = scores.options_of(
+        format if format in (*scores.FORMATS, "evaluations") else "auto", run, params, tokens_per_step, of_scores, loss
     )
+    logged = logs.options_of(
+        format if format in (*logs.FORMATS, "table") else "auto",
+        run,
+        scored.params.get(""),
+        tokens_per_step,
+        of_logs,
+        loss_unit,
+    )
+    return Reading(logged, scored, Ahead(to_tokens, parse_schedule(schedule) if schedule else None))

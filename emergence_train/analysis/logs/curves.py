@@ -8,8 +8,8 @@ import pandas as pd
 
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.names import NAMES, VALIDATION, find, listed, plain
-from emergence_train.errors import InputError
+from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
+from emergence_train.errors import InputError, listed
 
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
 RISES = 4  # a log whose step rises so many times as often as it falls is in the order of time
@@ -37,7 +37,7 @@ def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
         runs = [(log, own) for log, own in runs if log.name == options.run]
         if not runs:
             raise InputError(
-                f"{logs[0].path}: has no run {options.run!r} (it has {listed(names)}); give --run one of these, or none"
+                f"{logs[0].path}: has no run {options.run!r} (it has {listed(names, SHOWN)}); give --run one of these, or none"
             )
     return [_curve(log, own) for log, own in runs]
 
@@ -53,24 +53,24 @@ def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, 
     others = {ours: name for ours, name in options.columns.items() if ours != "loss"}
     known = {column for ours, column in find(log, replace(options, columns=others)).items() if ours != "loss"}
     form = re.compile("(.*)".join(map(re.escape, pattern.split("*"))))
-    runs = {column: form.fullmatch(str(column)) for column in log.rows.columns if column not in known}
-    parts = [
-        (
-            replace(log, name="-".join([log.name] * several + words) or log.name),
-            replace(options, columns=others | {"loss": column}),
-        )
-        for column, match in runs.items()
-        if match and log.rows[column].notna().any()
-        for words in [[word for word in match.groups() if word or not several]]
-    ]
+    parts = []
+    for column in log.rows.columns:
+        match = None if column in known else form.fullmatch(str(column))
+        if match and log.rows[column].notna().any():
+            words = [log.name, *filter(None, match.groups())] if several else match.groups()
+            own = replace(options, columns=others | {"loss": column})
+            parts.append((replace(log, name="-".join(words) or log.name), own))
     if not parts:
-        raise InputError(f"{log.path}: no column is like {pattern!r} (it has {listed(log.rows)}); correct --column")
+        raise InputError(
+            f"{log.path}: no column is like {pattern!r} (it has {listed(log.rows, SHOWN)}); correct --column"
+        )
     return parts
 
 
 def _by_run(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
-    column = find(log, options).get("run")
-    if column is None or _goes_on(log, column, options):
+    columns = find(log, options)
+    column = columns.get("run")
+    if column is None or ("run" not in options.columns and _goes_on(log, columns)):
         return [(log, options)]
     known = log.rows[log.rows[column].notna()]
     return [
@@ -79,11 +79,10 @@ def _by_run(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
     ]
 
 
-def _goes_on(log: Log, column: str, options: LogOptions) -> bool:
+def _goes_on(log: Log, columns: dict[str, str]) -> bool:
     """Whether a column that was guessed to name runs changes within one: no two of its values have steps in common."""
-    columns = find(log, options)
-    along = columns.get("step") or columns.get("tokens")
-    if "run" in options.columns or plain(column) in NAMES["run"].split() or along is None:
+    column, along = columns["run"], columns.get("step") or columns.get("tokens")
+    if plain(column) in NAMES["run"].split() or along is None:
         return False
     step = _numbers(log, along)
     spans = step[np.isfinite(step)].groupby(log.rows[column].astype(str)).agg(["min", "max"]).sort_values("min")
@@ -101,7 +100,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             ", or --column loss='*' where each is a run" if "loss" in missing and len(log.rows.columns) > 2 else ""
         )
         raise InputError(
-            f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows)}); give "
+            f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
         )
     values = pd.DataFrame({name: _numbers(log, columns[name]) for name in columns if name != "run"})
@@ -148,7 +147,9 @@ def _counted_on(values: pd.DataFrame, notes: list[str]) -> pd.Series:
     if np.any(step[1:][anew] > step[0] + interval):
         return values["step"]
     at = [int(place) for place in rows.index[1:][anew]]
-    notes.append(f"the steps begin anew at row {listed(at)} while the tokens go on: they are counted on from there")
+    notes.append(
+        f"the steps begin anew at row {listed(at, SHOWN)} while the tokens go on: they are counted on from there"
+    )
     before = pd.Series(np.cumsum(np.r_[0.0, np.where(anew, step[:-1], 0.0)]), rows.index)
     return values["step"] + before.reindex(values.index).ffill().fillna(0.0)
 

@@ -1,12 +1,11 @@
 """Which column of a log is the step, the loss, the tokens, the learning rate, by the names that frameworks use."""
 
 import re
-from collections.abc import Iterable
 
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, listed
 
 # The names by which frameworks log each quantity, the likeliest first, as `plain` writes them. A counter that the logger
 # itself made (W&B's _step counts its own calls) comes after the trainer's.
@@ -55,7 +54,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         if quantity in options.columns:
             if (column := options.columns[quantity]) not in log.rows:
                 raise InputError(
-                    f"{log.path}: has no column {column!r} (it has {listed(log.rows)}); correct "
+                    f"{log.path}: has no column {column!r} (it has {listed(log.rows, SHOWN)}); correct "
                     f"--column {quantity}={column}"
                 )
             columns[quantity] = column
@@ -86,8 +85,3 @@ def _tells_apart(log: Log, column: str | None) -> bool:
         return False
     counts: pd.Series = log.rows[column].value_counts()
     return len(counts) > 1 and bool(counts.min() > 1)
-
-
-def listed(names: Iterable[object]) -> str:
-    words = [str(name) for name in names]
-    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")

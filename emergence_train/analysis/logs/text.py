@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
-from emergence_train.analysis.logs.fields import fields_of
+from emergence_train.analysis.logs.fields import TABLES, fields_of
 from emergence_train.analysis.logs.log import Format, Log, frame_of
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.errors import InputError
@@ -84,7 +84,7 @@ def _has_loss(line: str) -> bool:
 
 
 def _is_text(path: Path) -> bool:
-    return path.is_file() and suffix_of(path) not in (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+    return path.is_file() and suffix_of(path) not in TABLES
 
 
 def _is_megatron(path: Path, head: str) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import Curve, LogOptions, units
 from emergence_train.analysis.scores.options import ScoreOptions, Scores
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, listed
 from emergence_train.recorder import tables
 from emergence_train.recorder.naming import is_run
 
@@ -38,7 +38,7 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
     """One table of evaluations, and how it was read. Raises InputError naming all that is missing at once."""
     notes = _reading(scores)
     frame = pd.concat([part.rows for part in scores], ignore_index=True)
-    where = str(scores[0].path) + (f" and {len(scores) - 1} more" if len(scores) > 1 else "")
+    where = listed([part.path for part in scores], 1)
     if frame.empty:
         raise InputError(f"{where}: has no scores; give results that hold some")
     for name in ("run", "params", "step", "tokens", "loss", "stderr", "items", "chance", "higher_is_better"):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from emergence_train.analysis.scores import score_tables
 from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, listed
 
 STATS, SPEC = "stats.json", "run_spec.json"
 SPLITS = ("test", "valid")  # the first that a metric has
@@ -62,9 +62,7 @@ def _read_run(path: Path) -> list[Scores]:
     splits = ", ".join(sorted({split for _, split in scores.values()})) or "none"
     left = sorted(set(values) - set(scores))
     note = f"{path}: HELM, {task} of {place['run']}, split {splits}, {len(rows)} metrics"
-    note += (
-        f"; left out: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else "") if left else ""
-    )
+    note += f"; left out: {listed(left, 8)}" if left else ""
     return [Scores(path, pd.DataFrame(rows), note)] if rows else []
 
 

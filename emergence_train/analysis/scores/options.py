@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs import columns_of
+from emergence_train.analysis.logs.curves import SI
 from emergence_train.errors import InputError
 
 # Ours, and what others call them, the likeliest first; words joined by underscores.
@@ -30,7 +31,6 @@ TOKENS = re.compile(r"tokens(\d+(?:\.\d+)?)([BMT])", re.IGNORECASE)  # in the na
 SIZE = re.compile(
     r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([kmb])(?![a-z0-9])", re.IGNORECASE
 )  # in the name of a model: 70m, 1.4b
-THOUSANDS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,6 @@ def place_of(model: str, revision: str | None = None) -> dict:
     return {
         "run": run or None,
         "step": int(step[1]) if step else None,
-        "tokens": int(float(tokens[1]) * THOUSANDS[tokens[2].upper()]) if tokens else None,
-        "params": int(float(size[1]) * THOUSANDS[size[2].upper()]) if size else None,
+        "tokens": int(float(tokens[1]) * SI[tokens[2].upper()]) if tokens else None,
+        "params": int(float(size[1]) * SI[size[2].upper()]) if size else None,
     }

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from emergence_train.analysis.logs.delimited import separator
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
-from emergence_train.errors import InputError
+from emergence_train.errors import InputError, listed
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 METRIC = (
@@ -149,11 +149,7 @@ def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Map
         if len(place.columns)
         else ""
     )
-    note += (
-        f"; left out: {', '.join(left[:12])}" + (f" and {len(left) - 12} more" if len(left) > 12 else "")
-        if left
-        else ""
-    )
+    note += f"; left out: {listed(left, 12)}" if left else ""
     return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
 
 

@@ -80,8 +80,8 @@ def investigate_series(
             raise InputError(
                 f"no split named {', '.join(map(str, names))} in these tables; leave --split out to see all"
             )
-    for series in loaded:
-        if len(_vocabularies(loaded)) > 1:
+    if len(_vocabularies(loaded)) > 1:
+        for series in loaded:
             series.notes.append("the runs have different tokenizers: their losses do not compare, and are not ranked")
     runs: list[RunAnalysis] = []
     ends: list[tuple[Series, float, float]] = []  # forecast loss of each at its end, and its standard deviation
