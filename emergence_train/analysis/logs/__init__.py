@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from emergence_train.analysis.logs.cells import HEAD
 from emergence_train.analysis.logs.curves import Curve, curves_of
 from emergence_train.analysis.logs.delimited import CSV
 from emergence_train.analysis.logs.encoded import text_of
@@ -24,7 +25,6 @@ __all__ = ["FORMATS", "HEAD", "QUANTITIES", "Curve", "LogOptions", "columns_of",
 FORMATS = {
     entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
 }
-HEAD = 100_000  # bytes of a file that a format is recognised by
 
 
 def options_of(

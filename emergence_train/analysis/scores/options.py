@@ -24,6 +24,7 @@ NAMES = {
     "stderr": "stderr std_err standard_error",
     "items": "items num_instances n_samples num_samples n n_items",
     "chance": "chance random_baseline baseline random",
+    "higher_is_better": "higher_is_better",
 }
 QUANTITIES = tuple(NAMES)
 STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?0*(\d+)", re.IGNORECASE)
