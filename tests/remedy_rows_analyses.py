@@ -273,6 +273,7 @@ TEXT = "".join(f"iter {k}: loss {2 + k**-0.3}, time 1.0ms, mfu 1%\n" for k in ra
 LINES = "".join(json.dumps({"step": k, "loss": 2 + k**-0.3}) + "\n" for k in range(1, 31))
 HISTORY = [{"step": k, "loss": 2 + k**-0.3} for k in range(1, 31)]
 PRINTED = [{"loss": row["loss"], "epoch": 0.1} for row in HISTORY]
+SAID = "a line that names neither\n" * 9
 FIELDS = "".join(f"step: {k} loss: {2 + k**-0.3}\n" for k in range(1, 31))
 HEADER = '{"kind": "run", "run": "r", "params": 1, "sequence": 8, "batch": 1}\n'
 POSITIONS = "run,params,step,tokens,split,position,count,loss_sum,loss_sq_sum,correct\n" + "".join(
@@ -365,7 +366,7 @@ LOGS = [
         wrong=("--format", "megatron"),
         name="log.txt",
     ),
-    log("not a log that is known; give --format {}", "a line\n" * 20_000 + TEXT, "--format", "nanogpt", name="log.txt"),
+    log("not a log that is known; give --format {}", SAID, "--format", "csv", name="log.dat", then=PLAIN),
     log("give --format if it is a text log", "a\nb,c\n" + TEXT, "--format", "nanogpt", wrong=("--format", "csv")),
 ]
 

@@ -94,9 +94,9 @@ def _from_header(text: str, suffix: str) -> tuple[str, str]:
     at = 0
     while at < len(lines) - 1 and (not lines[at].strip() or lines[at].startswith("#")):
         at += 1
-    said = re.fullmatch(r'"?sep=(.)"?', lines[at].strip("\r"))
-    at += bool(said)
-    separator = said[1] if said else _separator(lines[at], suffix)
+    directive = re.fullmatch(r'"?sep=(.)"?', lines[at].strip("\r"))
+    at += bool(directive)
+    separator = directive[1] if directive else _separator(lines[at], suffix)
     before = lines[at - 1].lstrip("# ") if at and lines[at - 1].startswith("#") else ""
     if before.count(separator) == lines[at].count(separator) > 0 and _is_number(lines[at].split(separator)[0]):
         return "\n".join([before, *lines[at:]]), separator

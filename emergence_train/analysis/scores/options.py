@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs import columns_of
-from emergence_train.analysis.logs.curves import SI
+from emergence_train.analysis.logs.numbers import SI
 from emergence_train.errors import InputError
 
 # Ours, and what others call them, the likeliest first; words joined by underscores.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
-from emergence_train.analysis.logs.curves import SI
+from emergence_train.analysis.logs.numbers import SI
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
 
