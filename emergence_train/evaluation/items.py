@@ -142,7 +142,7 @@ def from_file(name: str, path: Path, most: int | None = None) -> Task | AnswerTa
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     row = json.loads(line)

@@ -432,3 +432,10 @@ def test_the_analysis_reads_the_run(trained, tmp_path):
     result = json.loads(done.stdout)
     assert {task["verdict"] for task in result["tasks"]} == {"not-identified"} and (tmp_path / "result.json").is_file()
     assert result["tasks"][0]["size_effect"]["reason"].startswith("one size only")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    row = json.dumps({"context": "\u3042", "choices": [" \u00e9", " \u00df"], "answer": 1}, ensure_ascii=False)
+    (tmp_path / "own.jsonl").write_text(f"{row}\r\n", encoding="utf-8-sig")
+    (item,) = items.from_file("own", tmp_path / "own.jsonl").items
+    assert (item.context, list(item.choices), item.answer) == ("\u3042", [" \u00e9", " \u00df"], 1)

@@ -27,6 +27,7 @@ HELM_COLUMN = re.compile(r"^(?P<task>.+) - (?P<metric>.+)$")
 HELM_MODEL = ("model/adapter", "model")
 HELM_METRIC = {"em": "exact_match", "accuracy": "accuracy", "f1": "f1"}
 PLACE = ("run", "params", "step", "tokens", "loss", "chance")
+ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error of the number before it
 NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
 
 
@@ -36,7 +37,11 @@ def _numbers(cells: pd.Series) -> pd.Series:
     known = _known(words).astype(str)
     percent = len(known) and known.str.endswith("%").all()
     text = words.map(
-        lambda cell: _in_full(cell.rstrip("% " if percent else " ").replace(",", "")) if isinstance(cell, str) else cell
+        lambda cell: (
+            _in_full(ERROR.split(cell)[0].rstrip("% " if percent else " ").replace(",", ""))
+            if isinstance(cell, str)
+            else cell
+        )
     )
     return pd.to_numeric(text, errors="coerce").astype(float) / (100 if percent else 1)
 
