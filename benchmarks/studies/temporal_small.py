@@ -39,7 +39,7 @@ OTHERS = 0.2  # by hand, for texts and recipes that the story has not: of the sa
 STARTS = (128, 160, 200, 256, 320, 400)  # steps up to which a run is observed
 LEAST_REACH = 2.0  # of a window: it is followed to so many times its steps at least
 FRACTIONS = (0.2, 0.4)
-BEFORE = priors.Small(exponent=0.5, exponent_sd=0.4, change=0.0, change_sd=0.5, tokens=2048.0)
+BEFORE = priors.Small(exponent=0.5, exponent_sd=0.4, change=0.0, change_sd=0.5, tokens=2048.0, steps=400.0)
 SPLITS = ("iid", "ood")
 
 
@@ -80,7 +80,7 @@ def fitted(rows: pd.DataFrame) -> priors.Small:
     age = np.array([priors.SHIPPED.ahead.log_change(start, np.inf)[1] for start in rows["start"]])
     beyond = ((rows["change"] - mean) ** 2 - age**2).groupby(rows["run"]).mean().mean()
     spread = float(np.sqrt(max(beyond, 0) + OTHERS**2))
-    return priors.Small(EXPONENT, EXPONENT_SD, round(mean, 2), round(spread, 2), 2048.0)
+    return priors.Small(EXPONENT, EXPONENT_SD, round(mean, 2), round(spread, 2), 2048.0, STARTS[-1])
 
 
 def curves_of(folder: Path, source: str) -> pd.DataFrame:
@@ -108,7 +108,9 @@ def scored(curves: pd.DataFrame, small: priors.Small) -> list[dict]:
             past = x <= fraction * x[-1]
             ahead = forecast(x[past], y[past], x[~past], plan, prior)
             left = y[~past] - ahead.mean
-            classical = min(np.mean((ahead.fits[law].predict(x[~past])[0] - y[~past]) ** 2) for law in mean_law.CLASSICAL)
+            classical = min(
+                np.mean((ahead.fits[law].predict(x[~past])[0] - y[~past]) ** 2) for law in mean_law.CLASSICAL
+            )
             row = {"source": source, "split": split, "fraction": fraction, "error": left[-1]}
             row |= {"quotient": np.mean(left**2) / classical}
             for level in mean_law.Z:

@@ -27,7 +27,9 @@ RATE, TOKENS = 1e-3, 5e9  # where the drop's intercept holds
 NEUTRAL = 6e-4  # middle of the known peak rates: what is taken of a rate outside them
 OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
 STEPS, AGE = 2000, 0.75  # where Ahead.sd is stated, and how fast it falls with the steps
-MARGIN = 1.25  # a rate so much outside them still counts as known
+# Log sds of exponent and fall ahead where a batch is below the prior's and the run is not like those of small_runs.json either
+SMALL_UNKNOWN = (0.4, 0.5)
+MARGIN = 1.25  # a rate, or tokens a step, so much outside theirs still count as known
 UNKNOWN_TOKENS = 0.1  # added in quadrature to the log sd of B where the tokens are not known
 
 
@@ -72,13 +74,14 @@ class Ahead:
 @dataclass(frozen=True)
 class Small:
     """The exponent of small runs (mean, log sd) and the log of their fall ahead over their own law's (mean, sd), from runs of
-    `tokens` a step."""
+    `tokens` a step, observed up to `steps`."""
 
     exponent: float
     exponent_sd: float
     change: float
     change_sd: float
     tokens: float
+    steps: float
 
 
 SMALL = Small(**json.loads(Path(__file__).with_name("small_runs.json").read_text(encoding="utf-8"))["small"])
@@ -103,13 +106,14 @@ class Prior:
         low, high = self.rates
         return low / MARGIN <= plan.peak <= high * MARGIN
 
-    def smallness(self, plan: PlannedSchedule) -> float:
-        """0 for a run with as many tokens a step as the prior's, or of unknown tokens; 1 with as few as `small`'s; between them
-        in the logarithm."""
-        if not 0 < plan.tokens < plan.x[-1] * self.least_batch:
-            return 0.0
+    def smallness(self, plan: PlannedSchedule, steps: float) -> float | None:
+        """How near a run observed up to `steps` is to those behind `small`: 1 with their tokens a step and their steps or fewer,
+        towards 0 with more of either. None: with as many tokens a step as the prior's, or an unknown number."""
         batch = plan.tokens / plan.x[-1]
-        return float(min(np.log(self.least_batch / batch) / np.log(self.least_batch / self.small.tokens), 1.0))
+        if not 0 < batch < self.least_batch / MARGIN:
+            return None
+        near = np.log(self.least_batch / batch) / np.log(self.least_batch / self.small.tokens)
+        return float(min(near, 1.0) * min(self.small.steps / steps, 1.0))
 
     def _log_rate(self, plan: PlannedSchedule) -> tuple[float, bool]:
         """Log over RATE of the peak rate that is taken, and whether it is the run's own."""
@@ -130,20 +134,28 @@ class Prior:
         mean = float(np.exp(log_b))
         return mean, mean * float(sd)
 
-    def log_exponent(self, exponent: np.ndarray, small: float = 0.0) -> np.ndarray:
+    def log_exponent(self, exponent: np.ndarray, small: float | None = None) -> np.ndarray:
         """Log density (up to a constant) of power-law exponents, for a run of this smallness."""
         mean, sd = self.exponent
-        if small:  # nothing is known between the two kinds of runs: the middle moves, the spread is the wider one
-            mean, sd = mean ** (1 - small) * self.small.exponent**small, self.small.exponent_sd
+        if small is not None:
+            mean, sd = (
+                mean ** (1 - small) * self.small.exponent**small,
+                _between(SMALL_UNKNOWN[0], self.small.exponent_sd, small),
+            )
         return -0.5 * (np.log(exponent / mean) / sd) ** 2
 
-    def log_change(self, steps: float, loss: float, small: float = 0.0) -> tuple[float, float]:
+    def log_change(self, steps: float, loss: float, small: float | None = None) -> tuple[float, float]:
         """Mean and standard deviation of the log of the fall ahead over the own law's, of a run observed up to `steps`, where it
         has `loss` nats."""
         mean, sd = self.ahead.log_change(steps, loss)
-        if small:
-            return (1 - small) * mean + small * self.small.change, float(np.hypot(sd, self.small.change_sd))
-        return mean, sd
+        if small is None:
+            return mean, sd
+        spread = _between(SMALL_UNKNOWN[1], self.small.change_sd, small)
+        return _between(mean, self.small.change, small), float(np.hypot(sd, spread))
+
+
+def _between(far: float, near: float, share: float) -> float:
+    return (1 - share) * far + share * near
 
 
 def from_json(held: dict) -> Prior:
