@@ -1,14 +1,14 @@
 """How do runs of a few thousand tokens a step go on, whose forecasts were all too high?
 
     python benchmarks/studies/temporal_small.py                      # fit to the story's runs, score the others
-    python benchmarks/studies/temporal_small.py --runs DIR NAME ...  # first take these runs' losses into the table of the others
+    python benchmarks/studies/temporal_small.py --runs DIR NAME ...  # first put these runs into the table of the others
 
-Fitted: the log of what the story's steady runs (benchmarks/results/story/losses.csv) lose to REACH times their steps, over what the law
-fitted to what is behind says; its mean and spread over runs, every run counting once. They go to
-emergence_train/analysis/temporal/small_runs.json. The exponent and its spread are set by hand.
+Fitted: the log of what the story's steady runs (benchmarks/results/story/losses.csv) lose to REACH times their steps, over what
+the law fitted to what is behind says; its mean and spread over runs, every run counting once. They go to
+emergence_train/analysis/temporal/small_runs.json. The exponent, its spread and what other recipes may differ by are set by hand.
 
-Scored: forecasts of runs that took no part in that (benchmarks/results/temporal_small.csv: the quickstart's sizes with other seeds, and
-whatever else is in it, by `source`), from 20 and 40%, with what was shipped before and with this.
+Scored: forecasts of runs that took no part in that, from 20 and 40%, with what was shipped before and with this
+(benchmarks/results/temporal_small.csv; the quickstart's sizes with other seeds, and others by their `source`).
 """
 
 import argparse
