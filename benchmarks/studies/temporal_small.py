@@ -7,7 +7,7 @@ Fitted: the log of what the story's steady runs (benchmarks/results/story/losses
 the law fitted to what is behind says; its mean and spread over runs, every run counting once. They go to
 emergence_train/analysis/temporal/small_runs.json. The exponent, its spread and what other recipes may differ by are set by hand.
 
-Scored: forecasts of runs that took no part in that, from 20 and 40%, with what was shipped before and with this
+Scored: forecasts from 20 and 40%, with what was shipped before and, of runs that took no part in the fit, with this
 (benchmarks/results/temporal_small.csv; the quickstart's sizes with other seeds, and others by their `source`).
 """
 
@@ -47,6 +47,12 @@ def story() -> pd.DataFrame:
     """The steady runs of the story: run, size, split, step, loss; one batch and warm-up."""
     losses = pd.read_csv(RESULTS / "story" / "losses.csv", keep_default_na=False, na_values=[""])
     return losses[losses["schedule"] == "stable"].sort_values("step")
+
+
+def with_rates(losses: pd.DataFrame) -> pd.DataFrame:
+    """The story's runs in the form of curves_of."""
+    rate = 1e-3 * np.minimum(losses["step"] / 50, 1)
+    return losses.assign(source="story", lr=rate)[["source", "run", "split", "step", "tokens", "loss", "lr"]]
 
 
 def steady(x: np.ndarray, step_tokens: float) -> PlannedSchedule:
@@ -133,7 +139,8 @@ def main() -> None:
     curves = [pd.read_csv(CURVES)] if CURVES.is_file() else []
     curves += [curves_of(Path(folder), name) for folder, name in arguments.runs]
     table = pd.concat(curves).drop_duplicates(["source", "run", "split", "step"], keep="last")
-    table.sort_values(["source", "run", "split", "step"]).round({"loss": 5, "lr": 8}).to_csv(CURVES, index=False)
+    table = table.sort_values(["source", "run", "split", "step"])
+    table.round({"loss": 5, "lr": 8}).to_csv(CURVES, index=False)
     rows = windows(story())
     small = fitted(rows)
     write_json(SHIPPED, {"source": "benchmarks/studies/temporal_small.py", "small": asdict(small)})
@@ -142,7 +149,7 @@ def main() -> None:
         RESULTS / "temporal_small.json",
         provenance("python benchmarks/studies/temporal_small.py")
         | {"runs": int(rows["run"].nunique()), "small": asdict(small), "windows": by_start.to_dict("records")}
-        | {"before": scored(table, BEFORE), "after": scored(table, small)},
+        | {"before": scored(pd.concat([with_rates(story()), table]), BEFORE), "after": scored(table, small)},
     )
 
 
