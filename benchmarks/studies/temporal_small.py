@@ -29,6 +29,7 @@ from emergence_train.analysis.planned_schedule import PlannedSchedule  # noqa: E
 from emergence_train.analysis.runs import load  # noqa: E402
 from emergence_train.analysis.temporal import mean_law, priors  # noqa: E402
 from emergence_train.analysis.temporal.forecast import forecast  # noqa: E402
+from emergence_train.errors import InputError  # noqa: E402
 from emergence_train.files import write_json  # noqa: E402
 
 RESULTS = HERE.parent / "results"
@@ -112,7 +113,10 @@ def scored(curves: pd.DataFrame, small: priors.Small) -> list[dict]:
         plan = PlannedSchedule(x, rate, float((of["tokens"] / of["step"]).iloc[0]))
         for fraction in FRACTIONS:
             past = x <= fraction * x[-1]
-            ahead = forecast(x[past], y[past], x[~past], plan, prior)
+            try:
+                ahead = forecast(x[past], y[past], x[~past], plan, prior)
+            except InputError:  # too few checkpoints after the warm-up
+                continue
             left = y[~past] - ahead.mean
             classical = min(
                 np.mean((ahead.fits[law].predict(x[~past])[0] - y[~past]) ** 2) for law in mean_law.CLASSICAL

@@ -73,7 +73,8 @@ def thresholds() -> Claim:
         "... on other laboratories' models",
         LOSS,
         f"{len(tasks)} tasks, accuracy, 104 models down to {least:.2f} nats: a threshold in {counts['emergent']}, at "
-        f"{etas[0]:.1f} to {etas[-1]:.1f} nats ({names}); {counts['gradual']} gradual, {counts['at-chance']} at chance; MMLU: {mmlu}",
+        f"{etas[0]:.1f} to {etas[-1]:.1f} nats ({names}); {counts['gradual']} "
+        f"gradual, {counts['at-chance']} at chance; MMLU: {mmlu}",
         f"some tasks have thresholds: {HOLDS}; at 2.2 nats: {CANNOT}" if etas else NOT,
         KINDS,
         COMMAND,
