@@ -99,8 +99,8 @@ def forecasts() -> Claim:
     return Claim(
         "... of small runs, IID and OOD, from 40%",
         TEMPORAL,
-        f"squared error over that of the best classical law, by hindsight, medians: {_quotients(before)} where the story's runs were "
-        "forecast like larger ones; with what they did in the prior, of other runs, by kind: "
+        f"squared error over that of the best classical law, by hindsight, medians: {_quotients(before)} where the story's runs "
+        "were forecast like larger ones; with what they did in the prior, of other runs, by kind: "
         + "; ".join(f"{split} {_quotients(rows)}" for split, rows in of.items()),
         ", ".join(f"{split} {HOLDS if 2 * wins[split] > len(rows) else NOT}" for split, rows in of.items()),
         note("2026-11-27-small-runs-fall-on"),
