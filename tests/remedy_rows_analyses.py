@@ -273,8 +273,15 @@ TEXT = "".join(f"iter {k}: loss {2 + k**-0.3}, time 1.0ms, mfu 1%\n" for k in ra
 LINES = "".join(json.dumps({"step": k, "loss": 2 + k**-0.3}) + "\n" for k in range(1, 31))
 HISTORY = [{"step": k, "loss": 2 + k**-0.3} for k in range(1, 31)]
 PRINTED = [{"loss": row["loss"], "epoch": 0.1} for row in HISTORY]
+SAID = "a line that names neither\n" * 9
 FIELDS = "".join(f"step: {k} loss: {2 + k**-0.3}\n" for k in range(1, 31))
 HEADER = '{"kind": "run", "run": "r", "params": 1, "sequence": 8, "batch": 1}\n'
+POSITIONS = "run,params,step,tokens,split,position,count,loss_sum,loss_sq_sum,correct\n" + "".join(
+    f"r,7,{step},{step},iid,{p},10,{10 * loss},{11 * loss**2},1\n"
+    for step in range(100, 3100, 100)
+    for p in (1, 2, 3, 4)
+    for loss in [2 + step**-0.3 + 1 / p]
+)
 LOGS = [
     Row(
         "are for logs and tables of curves; leave them out",
@@ -327,7 +334,10 @@ LOGS = [
         "--column",
         "loss=b",
     ),
-    log("has no rows; name a log that has some", "step,loss\n", then=PLAIN),
+    log("has no rows; name a file that has some", "step,loss\n", then=PLAIN),
+    log("is empty; name a file that has rows", "", then=PLAIN),
+    log("is an archive or a workbook; unpack it, or save it as CSV", "PK\x03\x04 and more", then=PLAIN),
+    log("holds positions, which are read from .parquet or plain .csv", POSITIONS.replace(",", ";"), then=POSITIONS),
     log("has no rows; name a log that has some", "\n", then=LINES, name="log.jsonl"),
     log("export the chart with Step or tokens as x axis", TWO.replace("Step", "Relative Time (Process)"), then=TWO),
     log("is not JSON ({}); remove that line", "{a\n" + LINES, then=LINES, name="log.jsonl"),
@@ -356,7 +366,7 @@ LOGS = [
         wrong=("--format", "megatron"),
         name="log.txt",
     ),
-    log("not a log that is known; give --format {}", "a line\n" * 20_000 + TEXT, "--format", "nanogpt", name="log.txt"),
+    log("not a log that is known; give --format {}", SAID, "--format", "csv", name="log.dat", then=PLAIN),
     log("give --format if it is a text log", "a\nb,c\n" + TEXT, "--format", "nanogpt", wrong=("--format", "csv")),
 ]
 

@@ -102,7 +102,6 @@ EXEMPT = (
         "--format {}: unknown; choose {}": OTHER_TESTS + "analysis/test_scores.py",
         "write it as N or RUN=N": OTHER_TESTS + "analysis/test_scores.py",
         "its tasks have no metrics that are numbers": "names the file that has them",
-        "({}); give another --format": "a file that cannot be opened: root reads all",
         "correct --column {}={}": OTHER_TESTS + "analysis/test_scores.py",
         "loss unit {}: unknown; choose": OTHER_TESTS + "analysis/test_log_units.py",
         "no column was recognised as {} (it has {}); give {}": OTHER_TESTS + "analysis/test_scores.py",

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import HEAD, Curve, LogOptions
+from emergence_train.analysis.logs.cells import header_of
 from emergence_train.analysis.logs.encoded import text_of
 from emergence_train.analysis.outlook import Ahead, planned_schedule, rates_of
 from emergence_train.analysis.planned_schedule import PlannedSchedule
@@ -152,11 +153,13 @@ def _is_log(path: Path, options: LogOptions) -> bool:
         return not known and (options.format != "auto" or logs.format_of(path) is not None)
     if options.format != "auto":
         return True
-    if path.suffix in (".parquet", ".csv"):
-        columns = _columns(path)
-        if _has_positions(columns):
+    if _has_positions(header_of(path)):
+        if _is_plain(path):
             return False
-        return options.given or not set(tables.CURVES.columns) - set(tables.CURVES.optional) <= set(columns)
+        raise InputError(f"{path}: holds positions, which are read from .parquet or plain .csv; unpack it, with commas")
+    if path.suffix in (".parquet", ".csv"):
+        needed = set(tables.CURVES.columns) - set(tables.CURVES.optional)
+        return options.given or not needed <= set(_columns(path))
     return path.suffix != ".jsonl" or not _is_ours(path)
 
 
@@ -180,6 +183,11 @@ def _columns(path: Path) -> list[str]:
 
 def _has_positions(columns: Iterable[str]) -> bool:
     return bool({"position", "loss_sum"} & set(columns))
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a table can be read in pieces as it lies there."""
+    return path.suffix in (".parquet", ".csv") and _has_positions(_columns(path))
 
 
 def _kinds(path: Path) -> list[str]:

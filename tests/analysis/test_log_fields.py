@@ -9,6 +9,7 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions, format_of
+from emergence_train.analysis.logs.fields import fields_of
 from emergence_train.errors import InputError
 
 STEPS = np.arange(10, 210, 10)
@@ -228,3 +229,16 @@ def test_tokens_in_short_are_numbers(tmp_path):
     (tmp_path / "x.csv").write_text("\n".join(["step,tokens,loss", *lines]))
     (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
     assert curve.frame["tokens"].tolist() == (STEPS * 1_000_000).tolist()
+
+
+@pytest.mark.parametrize(
+    "line, fields",
+    [
+        ("step: 5 device: cuda lr: 3e-4 loss: 2.5", {"step": "5", "lr": "3e-4", "loss": "2.5"}),
+        ("phase=fit lm loss=2.5", {"lm loss": "2.5"}),
+        ("INFO: lm loss: 2.5 | aux loss: 0.1", {"lm loss": "2.5", "aux loss": "0.1"}),
+        ("{'mode': 'fit', 'loss': '2.5'}", {"loss": "2.5"}),
+    ],
+)
+def test_a_word_that_is_a_value_is_no_name(line, fields):
+    assert fields_of(line) == fields

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from emergence_train.analysis.logs.cells import HEAD
 from emergence_train.analysis.logs.curves import Curve, curves_of
 from emergence_train.analysis.logs.delimited import CSV
 from emergence_train.analysis.logs.encoded import text_of
@@ -24,7 +25,9 @@ __all__ = ["FORMATS", "HEAD", "QUANTITIES", "Curve", "LogOptions", "columns_of",
 FORMATS = {
     entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
 }
-HEAD = 100_000  # bytes of a file that a format is recognised by
+
+
+LONGEST = 20_000_000  # bytes looked through where the beginning says nothing
 
 
 def options_of(
@@ -54,12 +57,24 @@ def columns_of(columns: list[str], known: Sequence[str], example: str) -> dict[s
 
 
 def format_of(path: Path) -> str | None:
-    """The name of the first format that takes the file or directory; None: none does."""
-    head = ""
+    """The name of the first format that takes the file or directory by its beginning, else by all its text; None: none does."""
+    name = _format_by(path, _head(path, HEAD))
+    if (
+        name is None and path.is_file() and path.stat().st_size > HEAD
+    ):  # a log may begin with the source of what wrote it
+        name = _format_by(path, _head(path, LONGEST))
+    return name
+
+
+def _format_by(path: Path, head: str) -> str | None:
+    return next((name for name, entry in FORMATS.items() if entry.takes(path, head)), None)
+
+
+def _head(path: Path, length: int) -> str:
     if path.is_file():
         with contextlib.suppress(OSError):  # a damaged archive: whoever reads it says so
-            head = text_of(path, HEAD, errors="replace")
-    return next((name for name, entry in FORMATS.items() if entry.takes(path, head)), None)
+            return text_of(path, length, errors="replace")
+    return ""
 
 
 def read(path: Path, options: LogOptions) -> list[Curve]:

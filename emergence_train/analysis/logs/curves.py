@@ -9,11 +9,11 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
+from emergence_train.analysis.logs.numbers import numbers_of
+from emergence_train.analysis.logs.resumption import logged_again, resumed
 from emergence_train.errors import InputError, listed
 
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
-RISES = 4  # a log whose step rises so many times as often as it falls is in the order of time
-SI = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class Curve:
 
 def curves_of(logs: list[Log], options: LogOptions) -> list[Curve]:
     """The runs of a file, those of a column `run` apart. Raises InputError naming all that is missing at once."""
-    runs = [
-        part for log in logs for each, own in _by_column(log, options, len(logs) > 1) for part in _by_run(each, own)
-    ]
+    columns = [part for log in logs for part in _by_column(log, options, len(logs) > 1)]
+    runs = [part for log, own in columns for part in _by_run(log, own, several=len(columns) > 1)]
     if options.run is not None and len(runs) > 1:
         names = [log.name for log, _ in runs]
         runs = [(log, own) for log, own in runs if log.name == options.run]
@@ -67,26 +66,19 @@ def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, 
     return parts
 
 
-def _by_run(log: Log, options: LogOptions) -> list[tuple[Log, LogOptions]]:
+def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, LogOptions]]:
+    """A run for each value of the column that names them. `several`: there are other logs, so that the log's own name stays."""
     columns = find(log, options)
     column = columns.get("run")
-    if column is None or ("run" not in options.columns and _goes_on(log, columns)):
+    if column is None:
         return [(log, options)]
     known = log.rows[log.rows[column].notna()]
-    return [
-        (replace(log, name=str(name), rows=rows), options)
-        for name, rows in known.groupby(known[column].astype(str), sort=True)
-    ]
-
-
-def _goes_on(log: Log, columns: dict[str, str]) -> bool:
-    """Whether a column that was guessed to name runs changes within one: no two of its values have steps in common."""
-    column, along = columns["run"], columns.get("step") or columns.get("tokens")
-    if plain(column) in NAMES["run"].split() or along is None:
-        return False
-    step = _numbers(log, along)
-    spans = step[np.isfinite(step)].groupby(log.rows[column].astype(str)).agg(["min", "max"]).sort_values("min")
-    return bool((spans["min"].to_numpy()[1:] > spans["max"].cummax().to_numpy()[:-1]).all())
+    parts = [(str(name), rows) for name, rows in known.groupby(known[column].astype(str), sort=True)]
+    guessed = "run" not in options.columns and plain(column) not in NAMES["run"].split()
+    whole = resumed(log, columns, [rows for _, rows in parts]) if guessed else None
+    if whole is not None:
+        return [(replace(log, rows=whole), options)]
+    return [(replace(log, name=f"{log.name}-{name}" if several else name, rows=rows), options) for name, rows in parts]
 
 
 def _curve(log: Log, options: LogOptions) -> Curve:
@@ -103,7 +95,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
         )
-    values = pd.DataFrame({name: _numbers(log, columns[name]) for name in columns if name != "run"})
+    values = pd.DataFrame({name: numbers_of(log.rows[columns[name]]) for name in columns if name != "run"})
     column, name = columns["loss"], plain(columns["loss"])
     unit = options.loss_unit or units.unit_of(name)
     if unit not in units.UNITS:
@@ -154,23 +146,6 @@ def _counted_on(values: pd.DataFrame, notes: list[str]) -> pd.Series:
     return values["step"] + before.reindex(values.index).ffill().fillna(0.0)
 
 
-def _numbers(log: Log, column: str) -> pd.Series:
-    """A column as float64: NaN where a row lacks it, infinite where what stands there is no finite number."""
-    raw = log.rows[column]
-    absent = raw.isna() & raw.map(lambda value: not isinstance(value, float)) | raw.eq("")
-    text = raw.map(lambda value: value.replace(",", "") if isinstance(value, str) else value)
-    numbers = pd.to_numeric(text, errors="coerce").astype(float)
-    if (short := numbers.isna() & ~absent).any():
-        numbers[short] = text[short].map(_in_full)
-    return numbers.where(numbers.notna() & np.isfinite(numbers), np.inf).mask(absent, np.nan)
-
-
-def _in_full(text: object) -> float:
-    """1.2B as 1,200,000,000; NaN for what is no number."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGBT])\s*", str(text), re.IGNORECASE)
-    return float(match[1]) * SI[match[2].upper()] if match else np.nan
-
-
 def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: list[str]) -> pd.DataFrame:
     """The rows that have a step and a finite loss, one a step; what is left out is counted in `notes`."""
     rows = values[values["loss"].notna() & values["step"].notna()]
@@ -187,7 +162,7 @@ def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: l
             raise InputError(f"{log.path}: {what}; correct the file, or name other columns with --column")
         notes.append(f"left out: {what}")
         rows = rows[~bad]
-    again = _logged_again(rows["step"].to_numpy(float))
+    again = logged_again(rows["step"].to_numpy(float))
     if again.any():
         notes.append(
             f"{int(again.sum())} rows are of steps that were logged again later (a resumed run?); the last counts"
@@ -205,16 +180,6 @@ def _several_runs(log: Log, step: pd.Series) -> str:
         if known and words.nunique() > 1 and not pd.DataFrame({"word": words, "step": step}).duplicated().any():
             return f"; if {column!r} names their runs, give --column run={column}"
     return ""
-
-
-def _logged_again(step: np.ndarray) -> np.ndarray:
-    """(n,) rows of steps that come again, and those of a run that was taken back to before them."""
-    again = pd.Series(step).duplicated(keep="last").to_numpy(copy=True)
-    change = np.diff(step)
-    if np.sum(change > 0) >= RISES * np.sum(change < 0):
-        later = np.minimum.accumulate(step[::-1])[::-1]  # the lowest step from each row on
-        again[:-1] |= step[:-1] >= later[1:]
-    return again
 
 
 def _along(values: pd.DataFrame, name: str, step: np.ndarray) -> np.ndarray:

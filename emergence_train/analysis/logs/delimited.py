@@ -5,74 +5,14 @@ W&B's chart export has the x axis first ("Step", or the metric chosen as x), the
 api.run(...).scan_history()) has a column a metric, and "_step", "_runtime", "_timestamp".
 """
 
-import io
-import re
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
+from emergence_train.analysis.logs.cells import SUFFIXES, header_of, read_table
+from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.log import Format, Log
 from emergence_train.errors import InputError
 
 TIME = ("relative time", "wall time", "_runtime", "_timestamp", "_wall_time")
-SUFFIXES = (".csv", ".tsv", ".parquet")
-PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
-SMALL = re.compile(r"loss|perplexity|nll|entropy|\blr\b|rate", re.IGNORECASE)  # names of what is not in thousands
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A file's cells as they are: text of CSV and TSV, empty ones None."""
-    try:
-        if suffix_of(path) == ".parquet":
-            frame = pq.read_table(path).to_pandas().astype(object)
-            frame = frame.where(frame.notna(), None)
-        else:
-            text = text_of(path)
-            comma = separator(path, text.partition("\n")[0])
-            frame = pd.read_csv(io.StringIO(text), sep=comma, dtype=str, keep_default_na=False).astype(object)
-            if comma != ",":
-                frame = _with_points(frame, thousands=comma == "\t")
-            frame = frame.where(frame != "", None)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
-        ) from error
-    if frame.empty:
-        raise InputError(f"{path}: has no rows; name a log that has some")
-    frame.index = pd.RangeIndex(1, len(frame) + 1)
-    return frame
-
-
-def separator(path: Path, head: str) -> str:
-    """What parts the names of the first line: the commonest of comma, semicolon (as spreadsheets of half of Europe) and tab."""
-    if suffix_of(path) == ".tsv":
-        return "\t"
-    return max(",;\t", key=re.sub(r'"[^"]*"', "", head).count)
-
-
-def _with_points(frame: pd.DataFrame, thousands: bool) -> pd.DataFrame:
-    """Columns in which the comma is the decimal point ("3,25"), with points; others as they are ("1,000.5", "1,000,000").
-
-    Where one column has decimal commas, points before three digits part the thousands of the others ("1.000").
-    """
-    decimal = [name for name in frame if _has_decimal_commas(str(name), frame[name], thousands)]
-    points = {name: frame[name].str.replace(",", ".", regex=False) for name in decimal}
-    if decimal:
-        parted = [name for name in frame if name not in points and frame[name].str.fullmatch(PARTED).all()]
-        points |= {name: frame[name].str.replace(".", "", regex=False) for name in parted}
-    return frame.assign(**{str(name): cells for name, cells in points.items()})
-
-
-def _has_decimal_commas(name: str, cells: pd.Series, thousands: bool) -> bool:
-    """`thousands`: a comma before three digits in every cell parts thousands; not in a loss or a rate that always has one."""
-    if (cells.str.count(",") > 1).any() or cells.str.contains(".", regex=False).any():
-        return False
-    if thousands and not cells.str.contains(r",(?!\d{3}$)").any():
-        return bool(SMALL.search(name)) and bool(cells.str.fullmatch(r"-?\d{1,3},\d{3}|").all())
-    return bool(cells.str.contains(",", regex=False).any())
 
 
 def _charted(columns: list[str]) -> dict[str, tuple[str, str]]:
@@ -104,10 +44,11 @@ def read_csv(path: Path) -> list[Log]:
     return [Log(stem_of(path), path, read_table(path))]
 
 
-def _is_wandb(path: Path, head: str) -> bool:
-    first = head.partition("\n")[0]
-    names = [name.strip().strip('"') for name in first.split("," if suffix_of(path) == ".csv" else "\t")]
-    return suffix_of(path) in (".csv", ".tsv") and ("_step" in names or any(_charted(names)))
+def _is_wandb(path: Path, _: str) -> bool:
+    if suffix_of(path) not in (".csv", ".tsv"):
+        return False
+    names = header_of(path)
+    return "_step" in names or any(_charted(names))
 
 
 WANDB = Format("wandb", "W&B: a chart's or a history's CSV", _is_wandb, read_wandb)

@@ -1,17 +1,24 @@
-"""The text of a log however it lies there: compressed (.gz, .bz2, .zst, .lz4), with a byte order mark, in UTF-16."""
+"""The text of a file however it lies there: compressed (by its first bytes, not its name), with a byte order mark, in UTF-16."""
 
-import codecs
+import lzma
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")  # what pyarrow opens by a name's end
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+from emergence_train.errors import InputError
+
+COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".lz4")
+# What a compressed file begins with, and pyarrow's name for it
+MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+XZ = b"\xfd7zXZ\x00"
+ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf")  # zip (.xlsx, .ods too), .xls, .rar, .7z
+UTF16 = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def suffix_of(path: Path) -> str:
-    """The kind of a file by its name: .csv of log.csv and of log.csv.gz."""
-    return _inner(path).suffix
+    """The kind of a file by its name: .csv of log.csv, LOG.CSV and log.csv.gz."""
+    return _inner(path).suffix.lower()
 
 
 def stem_of(path: Path) -> str:
@@ -20,20 +27,49 @@ def stem_of(path: Path) -> str:
 
 
 def text_of(path: Path, length: int | None = None, errors: str = "strict") -> str:
-    """The text, or that of its first `length` bytes. Raises OSError, and UnicodeDecodeError with errors="strict"."""
-    if path.suffix in COMPRESSED:
-        try:
-            with pa.input_stream(str(path), compression="detect") as stream:
-                data = stream.read(length)
-        except pa.ArrowException as error:
-            raise OSError(str(error)) from error
-    else:
-        with open(path, "rb") as file:
-            data = file.read(length)
-    if data.startswith(UTF16):
-        return data.decode("utf-16", errors=errors)
-    return data.decode("utf-8-sig", errors=errors)
+    """The text, or that of its first `length` bytes; what is not UTF-8 is taken as Windows' western encoding.
+
+    Raises OSError, UnicodeDecodeError for bytes that are no text with errors="strict", and InputError for an archive or nothing.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if not head:
+        raise InputError(f"{path}: is empty; name a file that has rows")
+    if head.startswith(ARCHIVES):
+        raise InputError(f"{path}: is an archive or a workbook; unpack it, or save it as CSV")
+    try:
+        with _opened(path, head) as stream:
+            data = stream.read() if length is None else stream.read(length)
+    except (pa.ArrowException, lzma.LZMAError, EOFError) as error:
+        raise OSError(str(error)) from error
+    return _decoded(data, errors)
+
+
+def _opened(path: Path, head: bytes) -> IO[bytes]:
+    if head.startswith(XZ):
+        return lzma.open(path)
+    codec = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    return open(path, "rb") if codec is None else pa.input_stream(str(path), compression=codec)
+
+
+def _decoded(data: bytes, errors: str) -> str:
+    if encoding := UTF16.get(data[:2]) or _utf16_without_mark(data):
+        return data.decode(encoding, errors=errors)
+    try:
+        return data.decode("utf-8-sig", errors=errors)
+    except UnicodeDecodeError:
+        if b"\0" in data:  # no text
+            raise
+        return data.decode("cp1252", errors="replace")
+
+
+def _utf16_without_mark(data: bytes) -> str | None:
+    """Of ASCII in UTF-16 every second byte is zero."""
+    start = data[:64]
+    if len(start) >= 4 and not any(start[1::2]) and all(start[0::2]):
+        return "utf-16-le"
+    return "utf-16-be" if len(start) >= 4 and not any(start[0::2]) and all(start[1::2]) else None
 
 
 def _inner(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix in COMPRESSED else path
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path

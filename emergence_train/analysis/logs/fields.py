@@ -7,13 +7,17 @@ NeMo            Training epoch 0, iteration 9/7999 | lr: 0.0001 | global_step: 9
 OLMo            [step=10/8000,epoch=0]
                     train/CrossEntropyLoss=7.123
                     throughput/total_tokens=41,943,040
+Composer        [batch=10/8000]:
+                    Train loss/train/total: 7.1234
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
-from emergence_train.analysis.logs.log import Format, Log, frame_of
+from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
+from emergence_train.analysis.logs.names import known_names, plain
 from emergence_train.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -23,21 +27,40 @@ NUMBER = r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf)[KMGBT]?)(
 NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*(?: [A-Za-z0-9_(][\w./()-]*)*)"
 FIELD = re.compile(rf"['\"]?{NAME}['\"]?\s*[:=]\s*['\"]?{NUMBER}")
 # A step, with the planned last one: "step: 10/8000", "[step=10", "iter 40", "step 10"
-STEP = re.compile(r"\b(global_step|step|iteration|iter|update)s?\s*[:=]?\s*(\d[\d,]*)(?:\s*/\s*(\d+))?", re.IGNORECASE)
+STEP = re.compile(
+    r"(?:\b(global_step|step|iteration|iter|update)s?\s*[:=]?\s*|\[(batch|token|sample)=)(\d[\d,]*)(?:\s*/\s*(\d+))?",
+    re.IGNORECASE,
+)
+VALIDATES = re.compile(r"\b(?:validat\w*|valid|val|eval\w*|dev|test)\s+(?:global_)?(?:step|iter)", re.IGNORECASE)
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it
+BELOW = re.compile(r"\s+[A-Za-z_][^:=]*\s*[:=]\s*\S*[^\s,]\s*")  # an indented line that is one field
+ONCE = 5  # rows that a loss has where a field of one row is none: a line of source, or of the configuration
 WITHIN = 12  # lines below a step that may hold its loss
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def fields_of(line: str) -> dict[str, str]:
     """The numbers of a line by their names, as they are written."""
-    return {name.strip(): value.rstrip(",") for name, value in FIELD.findall(line)}
+    fields = {}
+    for match in FIELD.finditer(line):
+        name = match[1].strip()
+        if line[: match.start()].rstrip(" '\"").endswith((":", "=")):
+            name = _behind_a_value(name)
+        fields[name] = match[2].rstrip(",")
+    return fields
+
+
+def _behind_a_value(name: str) -> str:
+    """A name without the word before it that is another field's value: of "device: cuda lr: 3e-4" it is lr."""
+    words = name.split(" ")
+    ends = (" ".join(words[k:]) for k in range(len(words)))
+    return next((end for end in ends if plain(end) in known_names()), name)
 
 
 def _steps(line: str) -> dict[str, re.Match]:
     """By the word that each step of a line is called."""
-    return {match[1].lower(): match for match in STEP.finditer(line)}
+    return {(match[1] or match[2]).lower(): match for match in STEP.finditer(line)}
 
 
 def _lines(text: str) -> list[str]:
@@ -45,21 +68,31 @@ def _lines(text: str) -> list[str]:
 
 
 def read_fields(path: Path) -> list[Log]:
-    """A row for each line that has a step, with the fields of the indented lines below it."""
+    """A row for each line that has a step, with the fields of the indented lines right below it.
+
+    Logs may begin with the source of the script that writes them (modded-nanogpt): what stands there once is no column.
+    """
     rows: list[dict] = []
     places: list[int] = []
-    end = None
+    ends: list[int | None] = []
     lines = _lines(text_of(path, errors="replace"))
+    below = False
     for number, line in enumerate(lines, 1):
         steps = _steps(line)
         if steps:
-            rows.append(fields_of(line) | {word: match[2].replace(",", "") for word, match in steps.items()})
+            fields = fields_of(line)
+            if VALIDATES.search(line):  # torchtitan's "validate step: 10  loss: 3.1" is no training loss
+                fields = {f"val_{name}": value for name, value in fields.items()}
+            rows.append(fields | {word: match[3].replace(",", "") for word, match in steps.items()})
             places.append(number)
-            planned = next((match[3] for match in steps.values() if match[3]), None)
-            end = int(planned) if planned else end
-        elif rows and line[:1].isspace():
+            planned = next((match[4] for match in steps.values() if match[4]), None)
+            ends.append(int(planned) if planned else None)
+            below = True
+        elif below and BELOW.fullmatch(line):
             rows[-1] |= fields_of(line)
-    kept = [(row, place) for row, place in zip(rows, places) if any(LOSS.search(name) for name in row)]
+        else:
+            below = False
+    kept = _with_a_loss(rows)
     if not kept and any(map(TRAINER.match, lines)):
         raise InputError(
             f"{path}: what transformers' Trainer prints has no steps; name its output directory, whose trainer_state.json has "
@@ -67,7 +100,19 @@ def read_fields(path: Path) -> list[Log]:
         )
     if not kept:
         raise InputError(f"{path}: no line has a step and its loss, as 'step: 10 loss: 6.1'; give another --format")
-    return [Log(stem_of(path), path, frame_of([row for row, _ in kept], [place for _, place in kept]), end_step=end)]
+    end = next((ends[k] for k in reversed(kept) if ends[k]), None)
+    frame = frame_of([rows[k] for k in kept], [places[k] for k in kept])
+    if len(frame) > ONCE:
+        frame = frame.loc[:, frame.notna().sum() > 1]
+    return finished_apart(Log(stem_of(path), path, frame, end_step=end))
+
+
+def _with_a_loss(rows: list[dict]) -> list[int]:
+    """The rows that have a loss; not one whose losses are found nowhere else, where others are found in many rows."""
+    losses = [{name for name in row if LOSS.search(name)} for row in rows]
+    counts = Counter(name for names in losses for name in names)
+    few = 1 if max(counts.values(), default=0) > ONCE else 0
+    return [k for k, names in enumerate(losses) if any(counts[name] > few for name in names)]
 
 
 def _takes(path: Path, head: str) -> bool:
@@ -90,4 +135,6 @@ def _has_loss(lines: list[str], at: int) -> bool:
     return any(LOSS.search(name) for line in block for name in fields_of(line))
 
 
-FIELDS = Format("text", "text with fields: torchtitan, OLMo, NeMo, litgpt, modded-nanogpt", _takes, read_fields)
+FIELDS = Format(
+    "text", "text with fields: torchtitan, OLMo, NeMo, litgpt, Composer, modded-nanogpt", _takes, read_fields
+)

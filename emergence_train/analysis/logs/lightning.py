@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from emergence_train.analysis.logs.delimited import read_table
+from emergence_train.analysis.logs.cells import read_table
 from emergence_train.analysis.logs.log import Format, Log
 
 FILE = "metrics.csv"

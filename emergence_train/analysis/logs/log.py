@@ -1,7 +1,7 @@
 """What a log file says of runs, before its columns are understood; and how the user helps where it does not say enough."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -54,3 +54,27 @@ def frame_of(rows: list[dict], places: list[int] | None = None) -> pd.DataFrame:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     index = pd.RangeIndex(1, len(rows) + 1) if places is None else pd.Index(places)
     return pd.DataFrame({c: pd.Series([row.get(c) for row in rows], index, dtype=object) for c in columns}, index)
+
+
+def finished_apart(log: Log) -> list[Log]:
+    """The runs of a log that begins anew after the planned last step; several were appended to one file.
+
+    Whatever begins anew before it is a run that was taken back, which is read as one.
+    """
+    step = next((name for name in ("step", "global_step", "iter", "iteration", "update") if name in log.rows), None)
+    if log.end_step is None or step is None:
+        return [log]
+    values = pd.to_numeric(log.rows[step], errors="coerce").to_numpy(float)
+    starts = [0]
+    for k in range(1, len(values)):
+        finished = (
+            values[starts[-1] : k].max() >= log.end_step - 1
+        )  # the last step is the planned one, or counted from 0
+        if finished and values[k] <= values[starts[-1]]:
+            starts.append(k)
+    if len(starts) == 1:
+        return [log]
+    ends = [*starts[1:], len(values)]
+    return [
+        replace(log, name=f"{log.name}-{n}", rows=log.rows.iloc[a:b]) for n, (a, b) in enumerate(zip(starts, ends), 1)
+    ]

@@ -1,5 +1,6 @@
 """Which column of a log is the step, the loss, the tokens, the learning rate, by the names that frameworks use."""
 
+import functools
 import re
 
 import pandas as pd
@@ -11,18 +12,21 @@ from emergence_train.errors import InputError, listed
 # itself made (W&B's _step counts its own calls) comes after the trainer's.
 NAMES = {
     "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
-    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update _step",
+    "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
+    "batch time_batch train_time_batch _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
-    "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss",
+    "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
+    "loss_train_total train_loss_train_total loss_metrics_global_avg_loss",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
-    "optim_lr_group_0 optim_learning_rate_group0",
+    "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
     "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
-    "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens",
+    "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens "
+    "time_token train_time_token token",
     "params": "params non_embedding_params",
     "run": "run",
 }
-# What else may name the runs of a file, where it has more than one value (a job does not: a resumed run has several)
-RUNS = "run_name run_id experiment experiment_name exp exp_name model model_name name trial seed"
+# What else may name the runs of a file, where it has more than one value and is no resumption (resumption.py)
+RUNS = "run_name run_id experiment experiment_name exp exp_name model model_name name trial seed job_name job_id job"
 # Where a log has no training loss: validation losses, then what units.py converts
 VALIDATION = (
     "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
@@ -67,6 +71,12 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["run"] = column
     return columns
+
+
+@functools.cache
+def known_names() -> frozenset[str]:
+    """Every name by which a quantity is found, as `plain` writes them."""
+    return frozenset(name for quantity, names in NAMES.items() for name in _all(quantity, names))
 
 
 def _all(quantity: str, names: str) -> list[str]:

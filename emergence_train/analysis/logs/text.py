@@ -2,6 +2,7 @@
 
 nanoGPT   iter 100: loss 6.1234, time 251.13ms, mfu 17.25%           ("tokens per iteration will be: 491,520" above)
 llm.c     step  100/19560 | loss 6.123456 (+1.2z)| norm 0.31 (-)| lr 8.57e-05 | ...    ("| total batch size | 524288 |" above)
+          step  100/19560 | train loss 6.123456 | norm 0.3100 | lr 8.57e-05 | ...       (its train_gpt2.py)
           s:99 trl:6.1234 lr:0.000086 norm:0.31    (its main.log; a validation is "s:250 tel:5.9")
 Megatron  iteration      100/  500000 | consumed samples:  25600 | ... | learning rate: 1.5E-05 | lm loss: 6.1E+00 | ...
           (arguments above: "seq_length ................ 2048")
@@ -12,13 +13,16 @@ from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
-from emergence_train.analysis.logs.log import Format, Log, frame_of
+from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.errors import InputError
 
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 STEP = re.compile(r"\b(?:iter|step)\s*:?\s*(\d+)(?:\s*/\s*(\d+))?\b", re.IGNORECASE)
-LOSS = re.compile(rf"(?<!val )(?<!train )\bloss:?\s+{NUMBER}", re.IGNORECASE)
+LOSS = re.compile(rf"(?<!val )(?<!validation )(?<!eval )\bloss:?\s+{NUMBER}", re.IGNORECASE)
+EVALUATION = re.compile(
+    r"\btrain loss .*\bval loss", re.IGNORECASE
+)  # nanoGPT's estimate of both, beside the losses of its steps
 RATE = re.compile(rf"\b(?:lr|learning rate):?\s+{NUMBER}", re.IGNORECASE)
 MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
 PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
@@ -50,13 +54,13 @@ def read_nanogpt(path: Path) -> list[Log]:
             places.append(number)
             continue
         step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
-        if step and loss and step.start() < loss.start():
+        if step and loss and step.start() < loss.start() and not EVALUATION.search(line):
             rows.append({"step": step[1], "loss": loss[1]} | ({"lr": rate[1]} if rate else {}))
             places.append(number)
             end = int(step[2]) if step[2] else end
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
-    return [Log(stem_of(path), path, frame_of(rows, places), per_step, end)]
+    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end))
 
 
 def read_megatron(path: Path) -> list[Log]:
@@ -76,11 +80,11 @@ def read_megatron(path: Path) -> list[Log]:
         end = int(iteration[2])
     if not rows:
         raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
-    return [Log(stem_of(path), path, frame_of(rows, places), end_step=end)]
+    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), end_step=end))
 
 
 def _has_loss(line: str) -> bool:
-    return bool(STEP.search(line) and LOSS.search(line) or MAIN_LOG.search(line))
+    return bool(STEP.search(line) and LOSS.search(line) and not EVALUATION.search(line) or MAIN_LOG.search(line))
 
 
 def _is_text(path: Path) -> bool:

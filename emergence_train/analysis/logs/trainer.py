@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.log import Format, Log, frame_of
 from emergence_train.errors import InputError
 
@@ -24,7 +25,7 @@ def _step(path: Path) -> bool:
 def read_trainer(path: Path) -> list[Log]:
     file = _file(path)
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = json.loads(text_of(file))
         steps = [row for row in state["log_history"] if "step" in row]
         history = [row for row in steps if "loss" in row] or [row for row in steps if "eval_loss" in row]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -38,13 +39,13 @@ def read_trainer(path: Path) -> list[Log]:
 def _name(file: Path) -> str:
     """The output directory's name, which the Trainer's checkpoints lie in."""
     if file.name != FILE:
-        return file.stem
+        return stem_of(file)
     folder = file.resolve().parent
     return folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
 
 
 def _takes(path: Path, head: str) -> bool:
-    return _file(path).is_file() if path.is_dir() else path.suffix == ".json" and '"log_history"' in head
+    return _file(path).is_file() if path.is_dir() else suffix_of(path) == ".json" and '"log_history"' in head
 
 
 HF = Format("hf", "trainer_state.json of the Hugging Face Trainer, or the directory it lies in", _takes, read_trainer)

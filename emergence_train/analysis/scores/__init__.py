@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pandas as pd
+
+from emergence_train.analysis.logs.cells import SUFFIXES as TABLES
+from emergence_train.analysis.logs.encoded import suffix_of
 from emergence_train.analysis.scores.complete import completed
 from emergence_train.analysis.scores.harness import LM_EVAL, OLMES
 from emergence_train.analysis.scores.helm_runs import HELM
@@ -15,7 +19,6 @@ from emergence_train.recorder.tables import Frame
 __all__ = ["FORMATS", "QUANTITIES", "ScoreOptions", "holds_scores", "options_of", "read", "with_scores"]
 
 FORMATS = {entry.name: entry for entry in (LM_EVAL, OLMES, HELM, TABLE)}  # in the order in which "auto" asks them
-TABLES = (".csv", ".tsv", ".parquet")
 SUFFIXES = (".json", ".jsonl", *TABLES)
 
 
@@ -37,7 +40,7 @@ def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[st
 
 def holds_scores(path: Path) -> bool:
     """Whether a path that is no run holds task results: a table of evaluations, or results of other programs."""
-    if path.suffix in TABLES and path.is_file() and {"task", "metric", "value"} <= set(TABLE.columns(path)):
+    if suffix_of(path) in TABLES and path.is_file() and {"task", "metric", "value"} <= set(TABLE.columns(path)):
         return True
     return _is_foreign(path, ScoreOptions())
 
@@ -46,14 +49,14 @@ def files_of(path: Path) -> list[Path]:
     """A file, or the results under a directory."""
     if path.is_file():
         return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
+    files = [file for file in sorted(path.rglob("*")) if suffix_of(file) in SUFFIXES and file.is_file()]
     return [file for file in files if _format_of(file) is not None]
 
 
 def read(file: Path, options: ScoreOptions) -> list[Scores]:
     """The scores of a file, a part for each run and step that it names."""
     name = _format_of(file) if options.format == "auto" else options.format
-    if name is None and options.columns and file.suffix in TABLES:
+    if name is None and options.columns and suffix_of(file) in TABLES:
         name = TABLE.name
     if name is None:
         raise InputError(f"{file}: not task results that are known; give --format {', '.join(FORMATS)}")
@@ -70,10 +73,21 @@ def _is_foreign(path: Path, options: ScoreOptions) -> bool:
         return False
     if path.is_dir():
         return any(_is_foreign(file, options) for file in files_of(path))
-    if path.suffix not in SUFFIXES:
+    if suffix_of(path) not in SUFFIXES:
         return False
     if options.given:
         return True
-    name = _format_of(path)
+    return _format_of(path) is not None and not _is_ours(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a table of evaluations as we write them; a compressed one, or with semicolons, is read as others'."""
     needed = set(tables.EVALUATIONS.columns) - set(tables.EVALUATIONS.optional)
-    return name is not None and not (name == "csv" and needed <= set(TABLE.columns(path)))
+    if not needed <= set(TABLE.columns(path)):
+        return False
+    if path.suffix == ".parquet":
+        return True
+    try:
+        return path.suffix == ".csv" and needed <= set(pd.read_csv(path, nrows=0))
+    except (OSError, ValueError):
+        return False

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from emergence_train.analysis.logs.encoded import suffix_of, text_of
 from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError
 
@@ -20,15 +21,18 @@ ARGUMENT = re.compile(r"(?:^|,)\s*(pretrained|revision|model|path)\s*=\s*([^,]+)
 @functools.lru_cache(maxsize=4)
 def _objects(path: Path) -> tuple[dict, ...]:
     """The objects of a JSON or JSON-lines file; none where it is neither."""
-    if path.suffix not in (".json", ".jsonl"):
+    if suffix_of(path) not in (".json", ".jsonl"):
         return ()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = text_of(path)
+    except (OSError, UnicodeDecodeError, InputError):
+        return ()
+    try:
         content = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         try:
             content = [json.loads(text)]
-        except (NameError, ValueError, RecursionError):
+        except (ValueError, RecursionError):
             return ()
     content = content[0] if len(content) == 1 and isinstance(content[0], list) else content
     return tuple(entry for entry in content if isinstance(entry, dict))

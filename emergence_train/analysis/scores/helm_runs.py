@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from emergence_train.analysis.logs.encoded import text_of
 from emergence_train.analysis.scores import score_tables
 from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
@@ -29,8 +30,8 @@ MODEL = re.compile(r"(?<=[:,])(model|model_deployment)=[^,]*,?")
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(text_of(path))
+    except (OSError, InputError, ValueError, RecursionError):
         return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs import columns_of
-from emergence_train.analysis.logs.curves import SI
+from emergence_train.analysis.logs.numbers import SI
 from emergence_train.errors import InputError
 
 # Ours, and what others call them, the likeliest first; words joined by underscores.
@@ -24,6 +24,7 @@ NAMES = {
     "stderr": "stderr std_err standard_error",
     "items": "items num_instances n_samples num_samples n n_items",
     "chance": "chance random_baseline baseline random",
+    "higher_is_better": "higher_is_better",
 }
 QUANTITIES = tuple(NAMES)
 STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?0*(\d+)", re.IGNORECASE)

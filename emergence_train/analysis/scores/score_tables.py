@@ -1,17 +1,16 @@
 """Tables of task results: a row a score, or a column a task (as OLMo's and HELM's)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
-from emergence_train.analysis.logs.delimited import separator
+from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
+from emergence_train.analysis.logs.numbers import SI
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
 METRIC = (
     r"acc|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|accuracy|em|exact_match|quasi_exact_match|f1|pass@?1|len_norm|"
     r"bpb|bits_per_byte|soft|soft_log|ce_loss|correct_prob|margin|mc1|mc2|primary_score|score"
@@ -28,41 +27,39 @@ HELM_COLUMN = re.compile(r"^(?P<task>.+) - (?P<metric>.+)$")
 HELM_MODEL = ("model/adapter", "model")
 HELM_METRIC = {"em": "exact_match", "accuracy": "accuracy", "f1": "f1"}
 PLACE = ("run", "params", "step", "tokens", "loss", "chance")
+NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
 
 
-def _columns(path: Path) -> list[str]:
-    if path.suffix not in SUFFIXES:
-        return []
-    try:
-        if path.suffix == ".parquet":
-            return list(pq.read_schema(path).names)
-        return list(pd.read_csv(path, nrows=0, sep=_separator(path), encoding="utf-8-sig").columns)
-    except (OSError, ValueError):
-        return []
+def _numbers(cells: pd.Series) -> pd.Series:
+    """Cells as float64: 35.2% as 0.352 in a column in which every cell has the sign, 1,000 as 1000, 70M in full; NaN for none."""
+    words = cells.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
+    known = _known(words).astype(str)
+    percent = len(known) and known.str.endswith("%").all()
+    text = words.map(
+        lambda cell: _in_full(cell.rstrip("% " if percent else " ").replace(",", "")) if isinstance(cell, str) else cell
+    )
+    return pd.to_numeric(text, errors="coerce").astype(float) / (100 if percent else 1)
 
 
-def _separator(path: Path) -> str:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return separator(path, file.readline())
+def _in_full(text: str) -> str | float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMBT])", text, re.IGNORECASE)
+    return float(match[1]) * SI[match[2].upper()] if match else text
 
 
-def _frame(path: Path) -> pd.DataFrame:
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path).to_pandas()
-        return pd.read_csv(path, sep=_separator(path), encoding="utf-8-sig").apply(_without_percent)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give another --format"
-        ) from error
+def _known(cells: pd.Series) -> pd.Series:
+    """Those that hold something."""
+    return cells[cells.notna() & ~cells.astype(str).str.strip().str.lower().isin(ABSENT)]
 
 
-def _without_percent(cells: pd.Series) -> pd.Series:
-    """35.2% as 0.352, of a column in which every cell has the sign."""
-    words = cells.dropna().astype(str).str.strip()
-    if words.empty or not words.str.fullmatch(r"[-+]?[\d.]+\s*%").all():
-        return cells
-    return pd.to_numeric(cells.astype("string").str.strip().str.rstrip("% "), errors="coerce") / 100
+def _left_out(frame: pd.DataFrame, columns: Iterable[str]) -> str:
+    """What to say of cells that should be numbers and are none."""
+    parts = []
+    for name in columns:
+        words = _known(frame[name])
+        bad = words[_numbers(words).isna()]
+        if len(bad):
+            parts.append(f"{len(bad)} of {name!r} (row {bad.index[0]}: {str(bad.iloc[0])[:30]!r})")
+    return f"; left out, no numbers: {', '.join(parts)}" if parts else ""
 
 
 def _plain(name: str) -> str:
@@ -82,7 +79,7 @@ def _recognised(columns: list[str], given: Mapping[str, str], path: Path) -> dic
 
 
 def _is_table(path: Path) -> bool:
-    columns = _columns(path)
+    columns = header_of(path)
     known = _recognised(columns, {}, path)
     return ("task" in known and ("value" in known or bool(_metrics(columns)))) or bool(_wide(columns, known))
 
@@ -103,7 +100,7 @@ def _metrics(columns: list[str]) -> list[str]:
 
 
 def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
-    frame = _frame(path)
+    frame = read_table(path)
     columns = list(frame.columns)
     known = _recognised(columns, options.columns, path)
     wide = {} if "task" in known and "value" in known else _wide(columns, known)
@@ -120,27 +117,34 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
             f"{path}: no column was recognised as {' or '.join(missing)} (it has {', '.join(map(str, columns[:12]))}); "
             f"give {flags}"
         )
-    rows = pd.DataFrame({ours: frame[name] for ours, name in known.items()})
+    rows = _typed(frame, known)
     if "metric" not in rows:
         rows["metric"] = "score"
     reading = ", ".join(f"{ours} from {name!r}" for ours, name in known.items())
-    return [Scores(path, _placed(rows), f"{path}: a row a score; {reading}")]
+    bad = _left_out(frame, [known[ours] for ours in NUMERIC if ours in known])
+    return [Scores(path, _placed(rows), f"{path}: a row a score; {reading}{bad}")]
+
+
+def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
+    """Our columns of the table; those of numbers as float64."""
+    columns = {ours: _numbers(frame[name]) if ours in NUMERIC else frame[name] for ours, name in known.items()}
+    return pd.DataFrame(columns, index=frame.index)
 
 
 def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metrics: list[str]) -> Scores:
     """A row of each metric's column, for a table with a row a task."""
-    place = pd.DataFrame({ours: frame[name] for ours, name in known.items()})
-    parts = [place.assign(metric=metric.lower(), value=frame[metric]) for metric in metrics]
-    note = f"{path}: a row a task, a column a metric ({', '.join(metrics)})"
+    place = _typed(frame, known)
+    parts = [place.assign(metric=metric.lower(), value=_numbers(frame[metric])) for metric in metrics]
+    note = f"{path}: a row a task, a column a metric ({', '.join(metrics)}){_left_out(frame, metrics)}"
     return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
 
 
 def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Mapping[str, tuple[str, str]]) -> Scores:
     """A row of each task's column."""
-    place = pd.DataFrame({ours: frame[name] for ours, name in known.items() if ours in PLACE}, index=frame.index)
+    place = _typed(frame, {ours: name for ours, name in known.items() if ours in PLACE})
     parts = []
     for column, (task, metric) in wide.items():
-        values = pd.to_numeric(frame[column], errors="coerce")
+        values = _numbers(frame[column])
         parts.append(place.assign(task=task, metric=metric.lower(), value=values)[values.notna()])
     left = [str(column) for column in frame if column not in wide and column not in known.values()]
     note = f"{path}: a column a task, {len(wide)} of them"
@@ -150,13 +154,12 @@ def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Map
         else ""
     )
     note += f"; left out: {listed(left, 12)}" if left else ""
+    note += _left_out(frame, wide)
     return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
 
 
 def _placed(rows: pd.DataFrame) -> pd.DataFrame:
-    """With what the models' names say of step, tokens and size, where no column does; sizes written 70M as numbers."""
-    if "params" in rows:
-        rows["params"] = [_size(value) for value in rows["params"]]
+    """With what the models' names say of step, tokens and size, where no column does."""
     if "run" not in rows:
         return rows
     places = pd.DataFrame([place_of(str(name)) for name in rows["run"]], index=rows.index)
@@ -168,16 +171,11 @@ def _placed(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _size(value: object) -> object:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMB])\s*", str(value), re.IGNORECASE)
-    return float(match[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()] if match else value
-
-
 # ------------------------------------------------------------------------------------------------------------------- HELM
 
 
 def _is_helm(path: Path) -> bool:
-    columns = _columns(path)
+    columns = header_of(path)
     return (
         bool(columns)
         and _plain(columns[0]) in [_plain(name) for name in HELM_MODEL]
@@ -186,7 +184,7 @@ def _is_helm(path: Path) -> bool:
 
 
 def _read_helm(path: Path, options: ScoreOptions) -> list[Scores]:
-    frame = _frame(path)
+    frame = read_table(path)
     columns = [str(column) for column in frame.columns]
     matches = {column: HELM_COLUMN.match(column) for column in columns[1:]}
     wide = {
@@ -199,5 +197,5 @@ def _read_helm(path: Path, options: ScoreOptions) -> list[Scores]:
     return [Scores(path, scores.rows, scores.note.replace("a column a task", "HELM, a column a scenario"))]
 
 
-HELM = Format("helm", _is_helm, _read_helm, _columns)
-TABLE = Format("csv", _is_table, _read_table, _columns)
+HELM = Format("helm", _is_helm, _read_helm, header_of)
+TABLE = Format("csv", _is_table, _read_table, header_of)

@@ -1,0 +1,158 @@
+"""Tables with a header line, CSV, TSV or Parquet, as cells of text: whatever parts the columns, the thousands and the decimals.
+
+    step,loss            1000,3.25
+    step;loss            1.000;3,25      (spreadsheets of half of Europe)
+    "step","loss"        "1,000","3,25"  (the same, exported with commas between the columns)
+
+A line `sep=;`, which Excel reads, and comments (#) before the header are passed over; a header may be such a comment itself.
+"""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emergence_train.analysis.logs.encoded import suffix_of, text_of
+from emergence_train.errors import InputError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+HEAD = 100_000  # bytes of a file that its kind is recognised by
+SEPARATORS = ",;\t|"
+ABSENT = ("", "nan", "na", "n/a", "none", "null", "-", "--", "inf", "-inf", "+inf")  # in a column of numbers
+# A number in any country's hand; then what shows that its commas are decimal, and what shows that they are not
+NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
+DECIMAL = re.compile(r"[-+]?(?:\d{1,3}(?:\.\d{3})+,\d+|0+,\d+|\d*,(?!\d{3}\b)\d+)(?:e[-+]?\d+)?\s*%?", re.IGNORECASE)
+ONE_COMMA = re.compile(r"[-+]?\d+,\d+(?:e[-+]?\d+)?\s*%?", re.IGNORECASE)
+PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
+GAPS = r"(?<=\d)[ \u00a0\u202f\u2009'’_](?=\d{3}(?!\d))"  # what else parts thousands: 1 000, 1'000, 1_000
+UNPLAIN = re.compile("[, \u00a0\u202f\u2009'’_]")  # in a column that may need rewriting
+SMALL = re.compile(r"loss|perplexity|nll|entropy|\blr\b|rate|acc|score|value|bpb|chance|std", re.IGNORECASE)
+COUNTED = re.compile(r"step|iter|token|param|sample|update|items|^n$", re.IGNORECASE)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A file's cells as they are: text of CSV and TSV, empty ones None; the index counts rows from 1. Raises InputError."""
+    try:
+        if suffix_of(path) == ".parquet":
+            frame = pq.read_table(path).to_pandas().astype(object)
+            frame = frame.where(frame.notna(), None)
+        else:
+            frame = _read_text(text_of(path), suffix_of(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
+        ) from error
+    if frame.empty:
+        raise InputError(f"{path}: has no rows; name a file that has some")
+    frame.index = pd.RangeIndex(1, len(frame) + 1)
+    return frame
+
+
+def header_of(path: Path) -> list[str]:
+    """The names of a table's columns; none where it is no table."""
+    try:
+        if suffix_of(path) == ".parquet":
+            return list(pq.read_schema(path).names)
+        if suffix_of(path) not in SUFFIXES:
+            return []
+        body, separator = _from_header(text_of(path, HEAD, errors="replace"), suffix_of(path))
+        return list(pd.read_csv(io.StringIO(body.partition("\n")[0]), nrows=0, sep=separator, skipinitialspace=True))
+    except (OSError, ValueError, pa.ArrowException, InputError):
+        return []
+
+
+def _read_text(text: str, suffix: str) -> pd.DataFrame:
+    body, separator = _from_header(text, suffix)
+    _check_width(body, separator)
+    frame = pd.read_csv(
+        io.StringIO(body), sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False
+    )
+    frame = frame.rename(columns=lambda name: str(name).strip()).fillna("").astype(object)
+    frame = frame.loc[:, [not (str(name).startswith("Unnamed: ") and frame[name].eq("").all()) for name in frame]]
+    frame = _with_points(frame, separator)
+    return frame.where(frame != "", None)
+
+
+def _check_width(body: str, separator: str) -> None:
+    """Refuse a first row of more cells than names: read by the names, its decimals would be another column's."""
+    rows = csv.reader(io.StringIO(body), delimiter=separator, skipinitialspace=True)
+    names, cells = next(rows, []), next(rows, [])
+    if any(cells[len(names) :]):
+        raise ValueError(
+            f"its first row has {len(cells)} cells and its header {len(names)}: decimal commas between commas? write it with "
+            f"semicolons or points"
+        )
+
+
+def _from_header(text: str, suffix: str) -> tuple[str, str]:
+    """The text from its header line on, and what parts its columns."""
+    lines = text.split("\n")
+    at = 0
+    while at < len(lines) - 1 and (not lines[at].strip() or lines[at].startswith("#")):
+        at += 1
+    directive = re.fullmatch(r'"?sep=(.)"?', lines[at].strip("\r"))
+    at += bool(directive)
+    separator = directive[1] if directive else _separator(lines[at], suffix)
+    before = lines[at - 1].lstrip("# ") if at and lines[at - 1].startswith("#") else ""
+    if before.count(separator) == lines[at].count(separator) > 0 and _is_number(lines[at].split(separator)[0]):
+        return "\n".join([before, *lines[at:]]), separator
+    return "\n".join(lines[at:]), separator
+
+
+def _separator(header: str, suffix: str) -> str:
+    """The commonest in the header; where all are as common, what the file's name says."""
+    outside = re.sub(r'"[^"]*"', "", header)
+    order = "\t,;|" if suffix == ".tsv" else SEPARATORS
+    return max(order, key=outside.count)
+
+
+def _is_number(cell: str) -> bool:
+    return NUMBER.fullmatch(cell.strip().strip('"')) is not None
+
+
+def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
+    """Columns of numbers with a point before the decimals: "3,25", "1.234,5" and "1 000" so become 3.25, 1234.5 and 1000.
+
+    "1,000.5" and "1,000,000" stay. Where one column has decimal commas, points before three digits part the thousands of
+    the others ("1.000").
+    """
+    columns: dict[str, pd.Series] = {}
+    decimal = set()
+    for name in frame:
+        if not frame[name].str.contains(UNPLAIN).any():
+            continue
+        cells = frame[name].str.strip().str.replace(GAPS, "", regex=True)
+        known = cells[~cells.str.lower().isin(ABSENT)]
+        if not known.map(lambda cell: NUMBER.fullmatch(cell) is not None).all():
+            continue
+        columns[str(name)] = cells
+        if _has_decimal_commas(str(name), known, separator):
+            decimal.add(name)
+            columns[str(name)] = cells.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+    if decimal:
+        whole = [name for name in frame if name not in decimal and frame[name].str.fullmatch(PARTED).all()]
+        columns |= {name: frame[name].str.replace(".", "", regex=False) for name in whole}
+    return frame.assign(**columns)
+
+
+def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool:
+    """Whether the commas of a column of numbers stand before decimals, and not between thousands.
+
+    Three digits behind the only comma may be either: in a loss, or between semicolons, they are decimals, in a count never.
+    """
+    with_comma = cells[cells.str.contains(",", regex=False)]
+    if with_comma.empty or (cells.str.contains(r"\..*\.|\.\d*$", regex=True) & ~cells.str.contains(",")).any():
+        return False
+    if not with_comma.map(lambda cell: (DECIMAL.fullmatch(cell) or ONE_COMMA.fullmatch(cell)) is not None).all():
+        return False
+    if with_comma.map(lambda cell: DECIMAL.fullmatch(cell) is not None).any():
+        return True
+    if COUNTED.search(name):
+        return False
+    if separator == ";":
+        return True
+    return bool(SMALL.search(name)) and bool(cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all())

@@ -1,0 +1,170 @@
+"""Tables with a header line in every hand: the same numbers come out, for logs and for results of tasks."""
+
+import bz2
+import gzip
+import lzma
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from emergence_train.analysis import logs
+from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.logs.cells import header_of, read_table
+from emergence_train.analysis.runs import load
+from emergence_train.analysis.scores import ScoreOptions, holds_scores, with_scores
+from emergence_train.errors import InputError
+from emergence_train.recorder import tables
+
+STEPS, LOSSES = [1000, 2000, 14000], [3.25, 3.125, 2.5]
+HEAD = "model,params,step,tokens,loss,task,accuracy,stderr"
+ROWS = [f"m-70m,70M,{s},{s * 1000},{x},piqa,{0.5 + 1 / s},0.01" for s, x in zip(STEPS, LOSSES)]
+TABLE = "\n".join([HEAD, *ROWS]) + "\n"
+# As a spreadsheet with decimal commas saves it
+EUROPEAN = "\n".join(
+    [
+        HEAD.replace(",", ";"),
+        *(f"m-70m;70M;{s:,};{s * 1000:,};{x};piqa;{0.5 + 1 / s};0.01".replace(".", "x").replace(",", ".").replace("x", ",")
+          for s, x in zip(STEPS, LOSSES)),
+    ]
+)  # fmt: skip
+
+
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+def quoted_thousands() -> str:
+    return "\n".join(
+        [HEAD, *(row.replace(f",{s},{s * 1000},", f',"{s:,}","{s * 1000:,}",') for s, row in zip(STEPS, ROWS))]
+    )
+
+
+HANDS = {
+    "plain.csv": TABLE.encode(),
+    "mark.csv": TABLE.encode("utf-8-sig"),
+    "wide.csv": TABLE.encode("utf-16"),
+    "wide_without_mark.csv": TABLE.encode("utf-16-be"),
+    "old.csv": TABLE.replace("m-70m", "modèle-70m").encode("cp1252"),
+    "t.csv.gz": gzip.compress(TABLE.encode()),
+    "t.csv.bz2": bz2.compress(TABLE.encode()),
+    "t.csv.xz": lzma.compress(TABLE.encode()),
+    "t.csv.zst": zstd(TABLE.encode()),
+    "no_name_of_it.csv": gzip.compress(TABLE.encode()),
+    "UPPER.CSV": TABLE.replace("\n", "\r\n").encode(),
+    "tabs.tsv": TABLE.replace(",", "\t").encode(),
+    "tabs.csv": TABLE.replace(",", "\t").encode(),
+    "bars.csv": TABLE.replace(",", "|").encode(),
+    "spaced.csv": TABLE.replace(",", ", ").encode(),
+    "excel.csv": ("sep=;\r\n" + TABLE.replace(",", ";")).encode(),
+    "comment.csv": ("# exported on Monday, by hand\n\n" + TABLE).encode(),
+    "european.csv": EUROPEAN.encode(),
+    "european.csv.gz": gzip.compress(EUROPEAN.encode("utf-16")),
+    "thousands.csv": quoted_thousands().encode(),
+    "apostrophes.csv": quoted_thousands().replace('"', "").replace(",000", "'000").encode(),
+    "trailing.csv": TABLE.replace("\n", ",\n").encode(),
+}
+
+
+@pytest.mark.parametrize("name", HANDS)
+def test_a_table_of_scores_is_read_in_any_hand(name, tmp_path):
+    (tmp_path / name).write_bytes(HANDS[name])
+    assert holds_scores(tmp_path / name)
+    known, _ = with_scores([tmp_path / name], ScoreOptions())
+    frame = tables.read(tables.EVALUATIONS, known)
+    assert frame["step"].tolist() == STEPS and frame["loss"].tolist() == LOSSES
+    assert frame["tokens"].tolist() == [1000 * step for step in STEPS] and set(frame["params"]) == {70_000_000}
+    assert frame["value"].tolist() == [0.5 + 1 / step for step in STEPS] and set(frame["stderr"]) == {0.01}
+
+
+@pytest.mark.parametrize("name", HANDS)
+def test_a_log_is_read_in_any_hand(name, tmp_path):
+    (tmp_path / name).write_bytes(HANDS[name])
+    (curve,) = logs.read(tmp_path / name, LogOptions())
+    assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
+    assert curve.frame["tokens"].tolist() == [1000 * step for step in STEPS]
+
+
+def test_our_own_table_is_read_in_any_hand(tmp_path):
+    """Compressed, or with semicolons: all its columns, those that no other program has among them."""
+    columns = [*tables.EVALUATIONS.columns]
+    row = dict.fromkeys(columns, 1) | {"run": "007", "task": "t", "metric": "brier", "higher_is_better": False}
+    plain = pd.DataFrame([row | {"step": step} for step in STEPS])
+    plain.to_csv(tmp_path / "a.csv", index=False)
+    plain.to_csv(tmp_path / "b.csv", index=False, sep=";")
+    (tmp_path / "c.csv.xz").write_bytes(lzma.compress((tmp_path / "a.csv").read_bytes()))
+    frames = []
+    for name in ("a.csv", "b.csv", "c.csv.xz"):
+        known, _ = with_scores([tmp_path / name], ScoreOptions())
+        frames.append(tables.read(tables.EVALUATIONS, known)[columns])
+    for other in frames[1:]:
+        pd.testing.assert_frame_equal(frames[0], other, check_dtype=False)
+
+
+def cells(tmp_path, text: str) -> dict[str, list]:
+    (tmp_path / "x.csv").write_text(text)
+    frame = read_table(tmp_path / "x.csv")
+    return {str(name): frame[name].tolist() for name in frame}
+
+
+def test_commas_are_decimal_where_they_must_be(tmp_path):
+    """Three digits behind the only comma: in a loss decimals, in a count thousands; text is not touched."""
+    assert cells(tmp_path, 'step,loss\n"1,000","3,125"\n"2,000","3,062"\n') == {
+        "step": ["1,000", "2,000"],
+        "loss": ["3.125", "3.062"],
+    }
+    assert cells(tmp_path, 'step;acc;note\n1.000;0,351;"a, b"\n12.000;0,4;1,5 or so\n') == {
+        "step": ["1000", "12000"],
+        "acc": ["0.351", "0.4"],
+        "note": ["a, b", "1,5 or so"],
+    }
+    assert cells(tmp_path, "tokens;loss\n1.234.567;1.234,5\n2.234.567;NaN\n")["loss"] == ["1234.5", "NaN"]
+    assert cells(tmp_path, 'tokens,loss\n"1,234.5","3.5"\n"2,234,567","3"\n')["tokens"] == ["1,234.5", "2,234,567"]
+    assert cells(tmp_path, "step\tloss\n1 000\t3,5e-1\n2\u00a0000\t,25\n") == {
+        "step": ["1000", "2000"],
+        "loss": ["3.5e-1", ".25"],
+    }
+
+
+def test_a_header_that_is_a_comment_is_the_header(tmp_path):
+    """As numpy.savetxt writes it."""
+    assert cells(tmp_path, "# a run\n# step,loss\n10,3.5\n") == {"step": ["10"], "loss": ["3.5"]}
+
+
+def test_more_cells_than_names_are_refused(tmp_path):
+    """10,3,25 is a loss of 3.25 to whoever wrote it, and one of 3 or of 25 to a reader that guesses."""
+    (tmp_path / "x.csv").write_text("step,loss\n10,3,25\n20,3,125\n")
+    with pytest.raises(InputError, match="first row has 3 cells and its header 2: decimal commas between commas"):
+        read_table(tmp_path / "x.csv")
+
+
+def test_what_is_no_table_has_no_header(tmp_path):
+    for name, content in (("x.parquet", b"no"), ("x.csv", b""), ("x.txt", b"a,b\n"), ("x.csv.gz", b"\x1f\x8bxx")):
+        (tmp_path / name).write_bytes(content)
+        assert header_of(tmp_path / name) == []
+
+
+def test_a_workbook_says_how_to_save_it(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(InputError, match="is an archive or a workbook; unpack it, or save it as CSV"):
+        read_table(tmp_path / "x.csv")
+
+
+def test_cells_that_are_no_numbers_are_named(tmp_path):
+    (tmp_path / "x.csv").write_text(
+        "run,params,step,tokens,loss,task,acc\nr,1,1,1,2,t,0.5\nr,1,2,2,2,t,about 0.6\nr,1,3,3,2,t,n/a\n"
+    )
+    _, notes = with_scores([tmp_path / "x.csv"], ScoreOptions())
+    assert notes[0].endswith("left out, no numbers: 1 of 'acc' (row 2: 'about 0.6')")
+
+
+def test_positions_in_an_archive_name_the_remedy(tmp_path):
+    """They are read in pieces, and so from a plain table; as a log they would lack a loss."""
+    text = ",".join(tables.POSITIONS.columns) + "\n"
+    (tmp_path / "p.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "p.csv").write_text(text.replace(",", ";"))
+    for name in ("p.csv.gz", "p.csv"):
+        with pytest.raises(
+            InputError, match=r"holds positions, which are read from \.parquet or plain \.csv; unpack it"
+        ):
+            load(tmp_path / name)
