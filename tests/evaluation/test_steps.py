@@ -23,10 +23,10 @@ MOST = 128
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(2)
-    made = Decoder(DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=MOST))
+    decoder = Decoder(DecoderConfig(layers=1, width=16, heads=2, kv_heads=1, ffn=24, vocab_size=320, max_sequence=MOST))
     with torch.no_grad():
-        made.head.weight *= 20  # so that choices differ
-    return made.eval()
+        decoder.head.weight *= 20  # so that choices differ
+    return decoder.eval()
 
 
 def likelihood(suite: Suite, model: Decoder, context: str, choice: str) -> float:
@@ -41,7 +41,7 @@ def likelihood(suite: Suite, model: Decoder, context: str, choice: str) -> float
 
 
 def answers(suite: Suite, model: Decoder, chain: tuple[items.Item, ...]) -> list[bool]:
-    """The model goes on from its own answers: a step is right while all before it are."""
+    """The model continues from its own answers: a step is right while all before it are."""
     context, right = chain[0].context, []
     for number, step in enumerate(chain):
         pick = max(step.choices, key=lambda choice: likelihood(suite, model, context, choice))
