@@ -78,6 +78,7 @@ setup(
         "emergence_train": [
             "data/sample/*",
             "analysis/temporal/prior.json",
+            "analysis/temporal/small_runs.json",
             "report/*.html",
             "report/*.css",
             "report/*.js",

@@ -221,8 +221,8 @@ class Faults(Section):
 
 class TaskConfig(Section):
     """A downstream task, scored at every checkpoint. Its items come from `file` (JSONL of context, choices, answer), or
-    are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text), latest and recall
-    (planted skills); or it is lm-eval/NAME, a task of lm-eval (pip install 'emergence-train[tasks]')."""
+    are generated from `seed`: copying, modular-addition, unscrambling, continuation (of held-out text), latest, recall, sums
+    and cipher (planted skills); or it is lm-eval/NAME, a task of lm-eval (pip install 'emergence-train[tasks]')."""
 
     task: str = Field(min_length=1, description="a generated task, lm-eval/NAME, or any name for a file")
     name: str | None = Field(default=None, min_length=1, description="name in the tables; None: that of the task")
@@ -237,6 +237,12 @@ class TaskConfig(Section):
         default=None, description="lm-eval only: a directory of its task files, beside its own"
     )
     seed: int = Field(default=0, ge=0, description="seed of generated items")
+    steps: int | None = Field(
+        default=None,
+        ge=2,
+        description="planted skills only: so many questions on one line, each step scored by itself and the whole as right where "
+        "all are; None: one question a line",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TaskConfig":
@@ -246,6 +252,10 @@ class TaskConfig(Section):
             )
         if self.include_path is not None and not self.task.startswith("lm-eval/"):
             raise ValueError(f"task {self.task!r}: include_path is for tasks of lm-eval; leave it out")
+        if self.steps is not None and (self.file or self.task.startswith("lm-eval/")):
+            raise ValueError(
+                f"task {self.task!r}: steps are for planted skills; rows of a file have steps of their own; leave steps out"
+            )
         return self
 
 

@@ -458,6 +458,11 @@ DATA = [
         two_domains,
     ),
     config("the sample has no domain {}; it has {}", "data.sources.0.sample=manual data.path=nowhere"),
+    Row(
+        "steps are for planted skills; rows of a file have steps of their own; leave steps out",
+        lambda at: at.prepare("tasks=[{task: x, file: f, steps: 2}]"),
+        lambda at: at.prepare("tasks=[{task: x, file: f}]"),
+    ),
     config("no skill is called {}; there are {}", f"data.sources.0={planted('reading')} data.path=nowhere"),
     Row(
         "the skill {} is planted in the domains {} and {}; give it to one of them",

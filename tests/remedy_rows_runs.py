@@ -237,6 +237,26 @@ RUNS = [
         lambda at: at.train("name=new", f"tasks=[{{task: x, file: {items(at)}}}]"),
     ),
     Row(
+        "steps, the first {}; give all items as many, two at least",
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {stepwise(at, 2, 3)}}}]"),
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {stepwise(at, 2, 2)}}}]"),
+    ),
+    Row(
+        "step {} of item {} of task {} {}; fix the file",
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {stepwise(at, 2, answer=7)}}}]"),
+        lambda at: at.train("name=new", f"tasks=[{{task: x, file: {stepwise(at, 2)}}}]"),
+    ),
+    Row(
+        "steps are of planted skills ({}); a file's rows have steps of their own; leave steps out",
+        lambda at: at.train("name=new", "tasks=[{task: copying, items: 2, steps: 2}]"),
+        lambda at: at.train("name=new", "tasks=[{task: copying, items: 2}]"),
+    ),
+    Row(
+        "times are too rare; lower steps, or ask another skill",
+        lambda at: at.train("name=new", "tasks=[{task: sums, items: 2, steps: 9}]"),
+        lambda at: at.train("name=new", "tasks=[{task: sums, items: 2, steps: 2}]"),
+    ),
+    Row(
         "no such file; name the result.json of `analyze emergence`",
         lambda at: at.train("name=new", "abilities=nowhere.json"),
         lambda at: at.train("name=new", f"abilities={at.folder / 'emergence' / 'result.json'}"),
@@ -273,6 +293,12 @@ RUNS = [
 def edited(at: At, old: str, new: str) -> None:
     config = at.run() / "config.yaml"
     config.write_text(config.read_text().replace(old, new))
+
+
+def stepwise(at: At, *steps: int, answer: int = 0) -> Path:
+    """A file of items with so many steps each."""
+    step = {"context": "the model reads", "choices": [" a line", " a text"], "answer": answer}
+    return at.write("stepwise.jsonl", "".join(json.dumps({"steps": [step] * count}) + "\n" for count in steps))
 
 
 def items(at: At, answer: int = 0) -> Path:

@@ -62,7 +62,7 @@ KEYS = {
     "logging": "console_seconds every_rank wandb wandb_project tensorboard",
     "logging.wandb": "mode project entity group tags notes job_type system checkpoints",
     "samples": "prompts tokens temperature seed",
-    "tasks": "task name items file shots seed include_path",
+    "tasks": "task name items file shots seed include_path steps",
     "imported": "format sources tokens_per_step",
 }
 COLUMNS = {

@@ -10,10 +10,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(work: Path, *words: str) -> float:
-    """Run emergence-train in `work`; CPU seconds of it and its children."""
+    """Run emergence-train in `work`, its lines into runs/log.txt there; CPU seconds of it and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    with open(work / "log.txt", "a") as log:
+    log_file = work / "runs" / "log.txt"
+    log_file.parent.mkdir(exist_ok=True)
+    with open(log_file, "a") as log:
         subprocess.run(
             [sys.executable, "-m", "emergence_train", *words],
             cwd=work,

@@ -4,7 +4,7 @@
     python benchmarks/studies/story.py                          # the numbers again, from the committed tables
 
 Five sizes, two budgets, rates that decay or not, two seeds; at one size another optimizer, other shapes, another mixture and
-another tokenizer. Tables go to benchmarks/results/story/ (losses, forecasts, evaluations; story_laws.py writes the position
+another tokenizer. Tables go to benchmarks/results/story/ (losses, evaluations; story_laws.py writes the position
 laws first), what they say of each claim to story.json beside them, the figures to docs/images. Runs that are not finished are
 left out, and named.
 """
@@ -24,10 +24,8 @@ import story_figures as figures  # noqa: E402
 import story_measures as measures  # noqa: E402
 from temporal_coverage import provenance  # noqa: E402
 
-from emergence_train.analysis import temporal  # noqa: E402
 from emergence_train.analysis.emergence import analyze_emergence  # noqa: E402
 from emergence_train.analysis.results import as_json  # noqa: E402
-from emergence_train.analysis.temporal.mean_law import CLASSICAL  # noqa: E402
 from emergence_train.files import write_json  # noqa: E402
 from emergence_train.ladder.file import Row, read  # noqa: E402
 from emergence_train.ladder.progress import done  # noqa: E402
@@ -37,7 +35,6 @@ LADDER = ROOT / "configs" / "ladders" / "story.yaml"
 PLACE = ROOT / "benchmarks" / "results" / "story"
 IMAGES = ROOT / "docs" / "images"
 SPLITS = ("iid", "ood")
-FRACTION = 0.4
 DIGITS = 5  # of losses and parameters in the committed tables
 
 
@@ -55,12 +52,11 @@ def finished(runs: Path) -> tuple[list[Row], list[str]]:
     return rows, [row.run for row in ladder.rows if row not in rows]
 
 
-def from_run(run: Path, named: dict) -> tuple[pd.DataFrame, list[dict]]:
-    """Losses and forecasts of one run that is `about` its row."""
+def losses_of(run: Path) -> pd.DataFrame:
+    """Its losses at every checkpoint on the two held-out texts."""
     positions = tables.read(tables.POSITIONS, run)
-    positions = positions[positions["split"].isin(SPLITS)]
-    losses = tables.mean_loss(positions)[["run", "params", "step", "tokens", "split", "loss"]].assign(**named)
-    return losses, forecasts(run, named) if named["schedule"] == "stable" else []
+    losses = tables.mean_loss(positions[positions["split"].isin(SPLITS)])
+    return losses[["run", "params", "step", "tokens", "split", "loss"]]
 
 
 def evaluated(run: Path) -> pd.DataFrame:
@@ -71,29 +67,13 @@ def evaluated(run: Path) -> pd.DataFrame:
     return frame.assign(ood_bits_per_byte=frame["step"].map(ood))
 
 
-def forecasts(run: Path, named: dict) -> list[dict]:
-    """From the first 40%: the error of the selected law and of the best classical one, and whether the end was held."""
-    rows = []
-    for result in temporal.analyze_temporal(run, fit_fraction=FRACTION, splits=SPLITS).runs:
-        errors = {model.name: model.mse_smooth for model in result.models}
-        held = result.positions.held_out if result.positions is not None else None
-        rows.append(
-            {"run": run.name, **named, "split": result.split, "selected": errors[result.selected]}
-            | {"classical": min(errors[name] for name in CLASSICAL), "forecast": result.final.loss}
-            | {"low95": result.final.low95, "high95": result.final.high95, "actual": result.final.actual}
-            | {"positions_within95": held.coverage.within95 if held is not None else None}
-        )
-    return rows
-
-
 def write_tables(runs: Path, rows: list[Row]) -> None:
-    parts = [from_run(runs / row.run, about(row)) for row in rows]
     PLACE.mkdir(parents=True, exist_ok=True)
+    losses = pd.concat([losses_of(runs / row.run).assign(**about(row)) for row in rows])
     evaluations = pd.concat([evaluated(runs / row.run) for row in rows])
     kept = [*tables.EVALUATIONS.columns, "bits_per_byte", "ood_bits_per_byte", "vocabulary"]
     for name, frame in (
-        ("losses", pd.concat([losses for losses, _ in parts])),
-        ("forecasts", pd.DataFrame([row for _, ahead in parts for row in ahead])),
+        ("losses", losses),
         ("evaluations", evaluations[[column for column in kept if column in evaluations]]),
     ):
         frame.round(DIGITS).to_csv(PLACE / f"{name}.csv", index=False)
@@ -103,38 +83,24 @@ def read_tables() -> dict[str, pd.DataFrame]:
     """The committed tables by their names; each row says of which run it is."""
     frames = {
         name: pd.read_csv(PLACE / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"variant": object})
-        for name in ("losses", "laws", "forecasts", "evaluations")
+        for name in ("losses", "laws", "evaluations")
     }
-    for name in ("losses", "laws", "forecasts"):
+    for name in ("losses", "laws"):
         frames[name]["variant"] = frames[name]["variant"].fillna("")
     named = frames["losses"].drop_duplicates("run").set_index("run")[["size", "variant", "seed", "schedule"]]
     frames["evaluations"] = frames["evaluations"].join(named, on="run")
     return frames
 
 
-def numbers(losses: pd.DataFrame, laws: pd.DataFrame, forecasts: pd.DataFrame, evaluations: pd.DataFrame) -> dict:
+def numbers(losses: pd.DataFrame, laws: pd.DataFrame, evaluations: pd.DataFrame) -> dict:
     """What the tables say of each claim."""
     main = laws[(laws["variant"] == "") & (laws["schedule"] == "stable")]
-    ahead = forecasts.assign(
-        quotient=forecasts["selected"] / forecasts["classical"],
-        inside=forecasts["actual"].between(forecasts["low95"], forecasts["high95"]),
-    )
     return {
         "runs": losses["run"].nunique(),
         "position_law": measures.identified(main),
         "converged": measures.converged(main),
         "decay": measures.decays(losses[losses["variant"] == ""]),
         "decay_of_law": measures.decay_of_law(laws[(laws["variant"] == "") & (laws["split"] == "iid")]),
-        "forecasts": {
-            split: {
-                "forecasts": len(of),
-                "median_quotient": round(float(of["quotient"].median()), 3),
-                "better": round(float((of["quotient"] < 1).mean()), 3),
-                "ends_inside95": round(float(of["inside"].mean()), 3),
-                "positions_within95": round(float(of["positions_within95"].mean()), 3),
-            }
-            for split, of in ahead.groupby("split")
-        },
         "size_law": measures.size_law(losses),
         "returns": measures.returns(losses),
         "variants": measures.variants(evaluations),

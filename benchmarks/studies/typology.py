@@ -30,17 +30,19 @@ TABLES = {"gadre": "mlfoundations/scaling", "gemstones": "mcleish7/gemstone-scal
 
 
 def rows(path: Path, source: str) -> list[dict]:
-    """A row a task: its verdict with the probability, the threshold, the range of loss and performance."""
+    """A row a task: its verdict with the probability, the threshold, whether size adds to the loss, the range of loss."""
     frame = pd.read_csv(path).sort_values(["run", "step"])
     results = []
     for (task, metric), part in frame.groupby(["task", "metric"], sort=True):
         finding = find(emergence_table.task_metric("", str(task), str(metric), part))
-        verdict, eta = finding.verdict, finding.eta_draws
+        verdict, eta, size = finding.verdict, finding.eta_draws, finding.size
         results.append(
             {"source": source, "task": str(task), "metric": str(metric), "verdict": verdict.name}
             | {"probability": round(float(verdict.probability), 3), "reason": verdict.reason}
             | {"eta": [round(float(x), 3) for x in np.quantile(eta, [0.5, 0.025, 0.975])] if len(eta) else None}
             | {"rows": len(part), "sizes": int(part["params"].nunique())}
+            | {"params": [int(part["params"].min()), int(part["params"].max())]}
+            | {"p_size": size.p, "size_matters": size.details.matters if size.details else None}
             | {"loss": [round(float(x), 3) for x in (part["loss"].max(), part["loss"].min())]}
         )
         print(f"{source} {task} {metric}: {verdict.name} {verdict.probability:.2f}", flush=True)

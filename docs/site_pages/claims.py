@@ -6,7 +6,7 @@ measured, at the sizes measured; where no measurement could tell, the row says s
 
 from collections.abc import Callable
 
-from docs.site_pages import story_claims
+from docs.site_pages import public_claims, story_claims
 from docs.site_pages.claim import CANNOT, HOLDS, LOSS, NOT, TALK, TEMPORAL, Claim, interval, note
 from docs.site_pages.markdown import code, table
 from docs.site_pages.measurements import load_result
@@ -40,35 +40,6 @@ def decay() -> Claim:
         HOLDS if gains[0] > 0 else NOT,
         "[Quickstart](quickstart.md)",
         "benchmarks/studies/quickstart_seeds.py",
-    )
-
-
-def forecasts() -> Claim:
-    by_part = load_result("temporal_laboratories.json")["after"]["forecasts"]["folder"]
-    parts = {f"{float(part):.0%}": tables["all"] for part, tables in by_part.items()}
-    quotients = ", ".join(f"{row['median quotient']:.2f} from {part}" for part, row in parts.items())
-    inside = ", ".join(f"{row['ends inside 95']:.0%}" for row in parts.values())
-    return Claim(
-        "Early curves predict the rest better than power law, reciprocal and logarithm",
-        TEMPORAL,
-        f"90 public curves, their laboratory unknown to the prior: squared error over that of the best of the three, chosen by "
-        f"hindsight: {quotients} (medians); 95% intervals held {inside} of the ends",
-        HOLDS if all(row["median quotient"] < 1 for row in parts.values()) else NOT,
-        "[picture](images/other-laboratories.svg), " + note("2026-11-26-what-holds-elsewhere"),
-        "benchmarks/studies/temporal_laboratories.py",
-    )
-
-
-def rebuilt() -> Claim:
-    rmse = load_result("temporal_public.json")["all"]["median RMSE"]
-    return Claim(
-        "... with the forms a0 ~ log N, a1 hyperbolic, a2 with a cosine",
-        f"{TEMPORAL}, rebuilt",
-        f"568 forecasts of mean losses: RMSE {rmse['paper']:.3f} nats as we rebuilt the forms from a digest, "
-        f"{rmse['power']:.3f} of a power law. The paper's own forms may differ",
-        HOLDS if rmse["paper"] < rmse["power"] else NOT,
-        note("2026-11-21-public-curves"),
-        "benchmarks/studies/temporal_prior.py",
     )
 
 
@@ -385,17 +356,19 @@ ROWS: tuple[Callable[[], Claim], ...] = (
     story_claims.rate,
     decay,
     story_claims.decay,
-    forecasts,
-    rebuilt,
+    public_claims.forecasts,
+    public_claims.rebuilt,
     own_runs,
     story_claims.forecasts,
     weights,
     one_curve,
     story_claims.one_curve,
+    public_claims.one_curve,
     story_claims.variants,
     story_claims.size_law,
     story_claims.returns,
     thresholds,
+    public_claims.thresholds,
     planted,
     mirage,
     shrinking,

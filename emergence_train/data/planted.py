@@ -17,6 +17,7 @@ VERSION = 1  # of the text: raise it with any change, so that prepared data are 
 CHOICES = 4
 HELD_OUT = 4  # one line in so many is asked, never written
 LINES = 20  # of a document
+LOOKED = 200  # lines looked at for a task of several steps, before there is said to be too few
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = "0123456789"
 
@@ -82,7 +83,39 @@ def recall(draw: random.Random) -> Exercise:
     return Exercise(tuple(symbols), asked)
 
 
-SKILLS: dict[str, Callable[[random.Random], Exercise]] = {"latest": latest, "recall": recall}
+def sums(draw: random.Random) -> Exercise:
+    """A running sum modulo 10: " 3 + 5 = 8 + 4 = 2". Asked are the last five of ten, whose beginnings are too many to be known;
+    the wrong choices are other digits."""
+    value = draw.randrange(10)
+    symbols: list[str] = [str(value)]
+    asked: dict[int, tuple[str, ...]] = {}
+    for number in range(10):
+        added = draw.randrange(10)
+        value = (value + added) % 10
+        symbols += ["+", str(added), "=", str(value)]
+        if number >= 5:
+            asked[len(symbols) - 1] = tuple(DIGITS)
+    return Exercise(tuple(symbols), asked)
+
+
+CIPHER = dict(zip(LETTERS, random.Random("planted/cipher").sample(LETTERS, len(LETTERS))))
+
+
+def cipher(draw: random.Random) -> Exercise:
+    """Eight letters, and the same in a cipher that is always the same one: " q f m a > x r t c". The wrong choices are those of
+    letters that are still to come."""
+    word = draw.sample(LETTERS, 8)
+    written = [CIPHER[letter] for letter in word]
+    asked = {len(word) + 1 + number: tuple(sorted(written[number:])) for number in range(len(word))}
+    return Exercise((*word, ">", *written), asked)
+
+
+SKILLS: dict[str, Callable[[random.Random], Exercise]] = {
+    "latest": latest,
+    "recall": recall,
+    "sums": sums,
+    "cipher": cipher,
+}
 
 
 def documents(skill: str) -> Iterator[str]:
@@ -103,12 +136,36 @@ def questions(skill: str, count: int, seed: int) -> list[Question]:
     drawn: list[Question] = []
     while len(drawn) < count:
         exercise = SKILLS[skill](draw)
-        places = [place for place, among in exercise.asked.items() if len(among) >= CHOICES]
-        if not exercise.held_out or not places:
-            continue
-        place = draw.choice(places)
-        right = exercise.symbols[place]
-        wrong = draw.sample([symbol for symbol in exercise.asked[place] if symbol != right], CHOICES - 1)
-        order = draw.sample([right, *wrong], CHOICES)
-        drawn.append(Question(exercise.text(place), tuple(f" {symbol}" for symbol in order), order.index(right)))
+        places = _askable(exercise)
+        if exercise.held_out and places:
+            drawn.append(_question(exercise, draw.choice(places), draw))
     return drawn
+
+
+def chains(skill: str, steps: int, count: int, seed: int) -> list[tuple[Question, ...]]:
+    """`count` tasks of several steps: the last `steps` askable places of a held-out line, each given the line before it.
+
+    Returns:
+        Fewer than `count`, or none, where lines of the skill that can be asked so often are too rare.
+    """
+    draw = random.Random(f"planted/{skill}/steps/{seed}")
+    drawn: list[tuple[Question, ...]] = []
+    for _ in range(LOOKED * count):
+        exercise = SKILLS[skill](draw)
+        places = _askable(exercise)
+        if exercise.held_out and len(places) >= steps:
+            drawn.append(tuple(_question(exercise, place, draw) for place in places[-steps:]))
+        if len(drawn) == count:
+            break
+    return drawn
+
+
+def _askable(exercise: Exercise) -> list[int]:
+    return [place for place, among in exercise.asked.items() if len(among) >= CHOICES]
+
+
+def _question(exercise: Exercise, place: int, draw: random.Random) -> Question:
+    right = exercise.symbols[place]
+    wrong = draw.sample([symbol for symbol in exercise.asked[place] if symbol != right], CHOICES - 1)
+    order = draw.sample([right, *wrong], CHOICES)
+    return Question(exercise.text(place), tuple(f" {symbol}" for symbol in order), order.index(right))

@@ -1,4 +1,4 @@
-"""Items of tasks (multiple choice, one continuation, open answers) and how they are read from files.
+"""Items of tasks (multiple choice, several steps, one continuation, open answers) and how they are read from files.
 
 An item is a context, its choices and the index of the right one; a model is scored by the log-likelihood of each choice after
 the context. Items are text, tokenized by each run's tokenizer.
@@ -74,6 +74,22 @@ class Task:
         return sum(1 / len(item.choices) for item in self.items) / len(self.items)
 
 
+@dataclass(frozen=True)
+class StepsTask:
+    """Items of several steps. A step is a question whose context has the right answers of the steps before it.
+
+    So each step is scored by itself, and a model that answers one step after the other from its own answers gets the whole right
+    where it gets every step right: up to its first error both contexts are the same.
+    """
+
+    name: str
+    items: tuple[tuple[Item, ...], ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.items[0])
+
+
 def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item], str] | None = None) -> Task:
     """Return the task without the items that cannot be scored (real data sets have a few); its note counts them.
 
@@ -95,6 +111,23 @@ def checked(name: str, items: list[Item], where: str, problem_of: Callable[[Item
     return Task(name, tuple(item for number, item in enumerate(items, 1) if number not in problems), note)
 
 
+def checked_steps(name: str, items: list[tuple[Item, ...]], where: str) -> StepsTask:
+    """As `checked`, of items of several steps: all have as many, two at least.
+
+    Raises InputError where one has not, and for any step that cannot be scored: a step less is another task.
+    """
+    for number, steps in enumerate(items, 1):
+        if len(steps) < 2 or len(steps) != len(items[0]):
+            raise InputError(
+                f"{where}: item {number} of task {name!r} has {len(steps)} steps, the first {len(items[0])}; give all "
+                "items as many, two at least"
+            )
+        for step, item in enumerate(steps, 1):
+            if problem := _problem(item):
+                raise InputError(f"{where}: step {step} of item {number} of task {name!r} {problem}; fix the file")
+    return StepsTask(name, tuple(items))
+
+
 def _problem(item: Item) -> str:
     if len(item.choices) < 2:
         return (
@@ -113,11 +146,12 @@ def _no_answer(item: Item) -> str:
     return "" if item.choices[0].strip() else "has an empty continuation"
 
 
-def from_file(name: str, path: Path, most: int | None = None) -> Task | AnswerTask | OpenTask:
+def from_file(name: str, path: Path, most: int | None = None) -> Task | StepsTask | AnswerTask | OpenTask:
     """Read the items of a JSONL file (also .gz).
 
     Rows are one of
     - {"context", "choices", "answer"};
+    - {"steps": [{"context", "choices", "answer"}, ...]}, as many in all rows;
     - {"context", "continuation"}, the one right answer;
     - oe_eval's requests, a row per choice: {"doc_id", "idx", "label", "request": {"context", "continuation"}};
     - {"context", "answers"}, open answers; "extract": "number" compares the last number alone (chains of thought).
@@ -128,6 +162,8 @@ def from_file(name: str, path: Path, most: int | None = None) -> Task | AnswerTa
     if rows and "answers" in rows[0][1]:
         opened = tuple(_open_item(path, number, row) for number, row in rows[:most])
         return OpenTask(name, opened, 256 if any(item.number for item in opened) else 64)
+    if rows and "steps" in rows[0][1]:
+        return checked_steps(name, [_steps_of_row(path, number, row) for number, row in rows[:most]], str(path))
     if rows and "request" in rows[0][1]:
         items = _of_requests(path, rows)
     else:
@@ -166,6 +202,15 @@ def _of_row(path: Path, number: int, row: dict) -> Item:
         raise InputError(
             f"{path}: row {number}: needs context, choices (a list) and answer (an index): {error!r}"
         ) from None
+
+
+def _steps_of_row(path: Path, number: int, row: dict) -> tuple[Item, ...]:
+    steps = row.get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and "choices" in step for step in steps):
+        raise InputError(
+            f"{path}: row {number}: needs steps (a list), each with context, choices and answer, as the first row"
+        )
+    return tuple(_of_row(path, number, step) for step in steps)
 
 
 def _open_item(path: Path, number: int, row: dict) -> OpenItem:

@@ -9,6 +9,13 @@ answer_loglik         log-likelihood of the right choice, nats
 answer_bits_per_byte  the negative of it in bits per byte of the choice
 exact_match           open answers: the generated text equals an answer up to case, width and spaces; one
                       continuation: greedy generation would give it, token for token
+
+Of a task of several steps, each with its choices and the right answers of those before it in its context:
+
+acc                   every step is right
+step_1, step_2, ...   that step is right
+correct_choice_prob   product over steps of the probability of the right choice: that of the whole among all wholes
+answer_loglik         sum over steps
 """
 
 import re
@@ -17,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emergence_train.evaluation.items import AnswerTask, OpenItem, OpenTask, Task
+from emergence_train.evaluation.items import AnswerTask, OpenItem, OpenTask, StepsTask, Task
 
 HIGHER_IS_BETTER = {
     "acc": True,
@@ -50,6 +57,31 @@ def choice_metrics(task: Task, log_likelihoods: list[np.ndarray]) -> list[dict]:
     chance = {"acc": task.chance, "acc_norm": task.chance, "correct_choice_prob": task.chance, "brier": 1 - task.chance}
     return [
         _row(task.name, name, values, chance.get(name, np.nan), HIGHER_IS_BETTER[name]) for name, values in each.items()
+    ]
+
+
+def steps_metrics(task: StepsTask, log_likelihoods: Sequence[Sequence[np.ndarray]]) -> list[dict]:
+    """Rows, as of choice_metrics, of a task of several steps.
+
+    `log_likelihoods` has, for each item and each of its steps, an array (choices,), nats.
+    """
+    right = np.zeros((len(task.items), task.steps))
+    probability, logs, guess = right.copy(), right.copy(), right.copy()
+    for number, (item, of_steps) in enumerate(zip(task.items, log_likelihoods)):
+        for step, (question, values) in enumerate(zip(item, of_steps)):
+            p = np.exp(values - values.max())
+            right[number, step] = np.argmax(values) == question.answer
+            probability[number, step] = p[question.answer] / p.sum()
+            logs[number, step] = values[question.answer]
+            guess[number, step] = 1 / len(values)
+    chance = float(guess.prod(1).mean())
+    rows = [
+        _row(task.name, "acc", right.prod(1), chance, True),
+        _row(task.name, "correct_choice_prob", probability.prod(1), chance, True),
+        _row(task.name, "answer_loglik", logs.sum(1), np.nan, True),
+    ]
+    return rows + [
+        _row(task.name, f"step_{k + 1}", right[:, k], float(guess[:, k].mean()), True) for k in range(task.steps)
     ]
 
 

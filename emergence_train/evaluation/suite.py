@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from emergence_train.config import TaskConfig
+from emergence_train.data import planted
 from emergence_train.data import tokenizer as tokenizers
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import InputError
 from emergence_train.evaluation import generation, items, synthetic
-from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics
+from emergence_train.evaluation.metrics import answer_metrics, choice_metrics, open_metrics, steps_metrics
 from emergence_train.evaluation.scoring import Request, encode, log_likelihoods, score
 from emergence_train.models.language_model import LanguageModel
 from emergence_train.parallel.mesh import Mesh
@@ -40,16 +41,17 @@ class Suite:
         if twice:
             raise InputError(f"tasks: {twice[0]!r} is listed twice; give one of them a name of its own")
         self.tasks = [task for task in tasks if isinstance(task, items.Task)]
+        self.step_tasks = [task for task in tasks if isinstance(task, items.StepsTask)]
         self.answer_tasks = [task for task in tasks if isinstance(task, items.AnswerTask)]
         self.open_tasks = [task for task in tasks if isinstance(task, items.OpenTask)]
-        self.requests = self._requests(self.tasks)
-        self.answers = self._requests(self.answer_tasks)
+        of_steps = [step for task in self.step_tasks for item in task.items for step in item]
+        self.requests = self._requests([*(item for task in self.tasks for item in task.items), *of_steps])
+        self.answers = self._requests([item for task in self.answer_tasks for item in task.items])
 
-    def _requests(self, tasks: Sequence[items.Task | items.AnswerTask]) -> list[Request]:
+    def _requests(self, questions: Sequence[items.Item]) -> list[Request]:
         return [
             encode(self.tokenizer, context, choice, self.end, self.longest)
-            for task in tasks
-            for item in task.items
+            for item in questions
             for context, choice in item.pairs
         ]
 
@@ -68,8 +70,10 @@ class Suite:
         """Number of requests whose context was truncated on the left."""
         return sum(len(request.ids) == self.longest + 1 for request in (*self.requests, *self.answers))
 
-    def _task(self, wanted: TaskConfig) -> items.Task | items.AnswerTask | items.OpenTask:
+    def _task(self, wanted: TaskConfig) -> items.Task | items.StepsTask | items.AnswerTask | items.OpenTask:
         name = wanted.name or wanted.task
+        if wanted.steps is not None:
+            return _of_steps(wanted, wanted.steps)
         if wanted.file:
             return items.from_file(name, Path(wanted.file), wanted.items)
         if wanted.task in synthetic.GENERATORS:
@@ -94,14 +98,18 @@ class Suite:
         """Return rows of metrics (see metrics.choice_metrics) and the seconds taken. Collective: all ranks call it, and each
         calls `each_batch` before each batch."""
         began = time.monotonic()
-        values = log_likelihoods(model, self.requests, mesh, each_batch) if self.requests else np.empty(0)
         rows, at = [], 0
+        values = log_likelihoods(model, self.requests, mesh, each_batch) if self.requests else np.empty(0)
+
+        def of(item: items.Item) -> np.ndarray:
+            nonlocal at
+            at += len(item.choices)
+            return values[at - len(item.choices) : at]
+
         for task in self.tasks:
-            each = []
-            for item in task.items:
-                each.append(values[at : at + len(item.choices)])
-                at += len(item.choices)
-            rows += choice_metrics(task, each)
+            rows += choice_metrics(task, [of(item) for item in task.items])
+        for stepwise in self.step_tasks:
+            rows += steps_metrics(stepwise, [[of(step) for step in item] for item in stepwise.items])
         if self.answers:
             values, at = score(model, self.answers, mesh, each_batch, greedy=True), 0
             for answered in self.answer_tasks:
@@ -138,6 +146,22 @@ class Suite:
         generated = generation.generate(model, prompts, longest, finished, mesh, each_batch)
         texts = [self.tokenizer.decode(ids) for ids in generated]
         return texts if whole else [text.lstrip("\n ").split("\n")[0] for text in texts]
+
+
+def _of_steps(wanted: TaskConfig, steps: int) -> items.StepsTask:
+    """The task of several steps on a planted skill; raises InputError where the skill has no such lines."""
+    if wanted.task not in planted.SKILLS:
+        raise InputError(
+            f"task {wanted.task!r}: steps are of planted skills ({', '.join(planted.SKILLS)}); a file's rows have steps of "
+            "their own; leave steps out"
+        )
+    name, count = wanted.name or f"{wanted.task}-{steps}-steps", wanted.items or 200
+    drawn = synthetic.planted_steps(wanted.task, steps, count, wanted.seed)
+    if len(drawn) < count:
+        raise InputError(
+            f"task {wanted.task!r}: lines that ask {steps} times are too rare; lower steps, or ask another skill"
+        )
+    return items.checked_steps(name, drawn, "tasks")
 
 
 def unknown(name: str) -> str:

@@ -109,6 +109,14 @@ def planted_skill(skill: str) -> Callable[[int, int], list[Item]]:
     return generate
 
 
+def planted_steps(skill: str, steps: int, items: int, seed: int) -> list[tuple[Item, ...]]:
+    """Tasks of several steps on a planted skill: so many questions on one line, each with the line before it."""
+    return [
+        tuple(Item(each.context, each.choices, each.answer) for each in chain)
+        for chain in planted.chains(skill, steps, items, seed)
+    ]
+
+
 def _shuffled(context: str, choices: list[str], draw: random.Random) -> Item:
     """The item with its choices in random order; the first of `choices` is right."""
     right = choices[0]

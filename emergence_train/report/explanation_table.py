@@ -14,12 +14,13 @@ NAMES = {
     "tokens": "the data: tokens seen, whichever run",
     "compute": "training compute: size and tokens together",
 }
-VERDICTS = {"explains": "explains it", "in-part": "in part", "does-not": "does not explain it", "open": "open"}
+VERDICTS = {"explains": "explains it", "in-part": "in part", "does-not": "does not explain it", "open": "cannot tell"}
 ABOUT = (
-    "<p>For each task with a threshold, what was measured of each explanation. They do not exclude one another: loss, tokens and "
-    "compute go together, and only runs that are unlike tell them apart. The last column has the share of the score's variation "
-    "over checkpoints that is explained, with its 95% interval where one is known: 0.8 and more explains it, less than 0.5 does "
-    "not.</p>"
+    "<p>For each task with a threshold, or that some runs can do and others not at the same loss, what was measured of each "
+    "explanation. They do not exclude one another: loss, tokens and compute go together, and only runs that are unlike tell "
+    "them apart. The last column has the share of the score's variation over checkpoints that is explained, with its 95% "
+    "interval over runs, which needs three: from 0.8 on it explains it, below 0.5 it does not. These limits are a convention; "
+    "where the interval reaches over one, or is not known, the rows cannot tell.</p>"
 )
 
 
@@ -51,8 +52,12 @@ def shown(entry: Explanation) -> str:
     share, verdict = entry.explained, VERDICTS[entry.verdict]
     if share is None or share.value is None:
         return verdict
-    ends = "" if share.low95 is None or share.high95 is None else f" [{share.low95:.2f}, {share.high95:.2f}]"
+    ends = "" if share.low95 is None or share.high95 is None else f" [{_end(share.low95)}, {share.high95:.2f}]"
     return f"{share.value:.2f}{ends}: {verdict}"
+
+
+def _end(low: float) -> str:
+    return f"{low:.2f}" if low >= -1 else "&lt; -1"
 
 
 def survival(tasks: tuple[Survival, ...]) -> str:

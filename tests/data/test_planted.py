@@ -16,6 +16,10 @@ CHANCE = 1 / planted.CHOICES
 SPREAD = 4 * (CHANCE * (1 - CHANCE) / QUESTIONS) ** 0.5  # four standard errors: 0.077
 
 
+CHAINED = ("recall", "sums", "cipher")
+CIPHER_OF_ABCD = "fryb"  # written in prepared data: another cipher would be another VERSION of the text
+
+
 @pytest.fixture(scope="module")
 def asked() -> dict[str, list[planted.Question]]:
     return {skill: planted.questions(skill, QUESTIONS, seed=3) for skill in planted.SKILLS}
@@ -34,6 +38,10 @@ def solve(skill: str, symbols: list[str]) -> str:
     """The skill itself, by a loop over the symbols."""
     if skill == "latest":
         return symbols[max(place for place, symbol in enumerate(symbols) if symbol == ":") + 1]
+    if skill == "sums":
+        return str(sum(int(digit) for digit in [symbols[-4], symbols[-2]]) % 10)
+    if skill == "cipher":
+        return planted.CIPHER[symbols[symbols.index(">") - 8 + len(symbols) - symbols.index(">") - 1]]
     return symbols[symbols.index(symbols[-1]) + 1]
 
 
@@ -93,6 +101,38 @@ def test_text_is_always_the_same(skill):
     assert first == again and first[0] != first[1]
     assert planted.questions(skill, 5, seed=1) == planted.questions(skill, 9, seed=1)[:5]
     assert planted.questions(skill, 5, seed=1) != planted.questions(skill, 5, seed=2)
+
+
+def test_running_sums_are_those_of_all_addends():
+    """The sum of the first digit and of all that were added, which no value that stands in the line is needed for."""
+    for question in planted.questions("sums", 50, seed=5):
+        symbols = question.context.split()
+        total = int(symbols[0]) + sum(int(symbols[k + 1]) for k, symbol in enumerate(symbols) if symbol == "+")
+        assert question.choices[question.answer] == f" {total % 10}"
+
+
+def test_the_cipher_is_one_to_one_and_always_the_same():
+    assert sorted(planted.CIPHER.values()) == sorted(planted.LETTERS)
+    assert "".join(planted.CIPHER[letter] for letter in "abcd") == CIPHER_OF_ABCD
+
+
+@pytest.mark.parametrize("skill", CHAINED)
+def test_steps_of_a_chain_are_answered_one_after_another(skill):
+    """Each context is the one before with its right answer and what the line asks next; no step can be had by elimination."""
+    chains = planted.chains(skill, 4, 200, seed=2)
+    assert len(chains) == 200 and chains[:5] == planted.chains(skill, 4, 5, seed=2)
+    for chain in chains:
+        assert all(q.choices[q.answer].strip() == solve(skill, q.context.split()) for q in chain)
+        for before, after in itertools.pairwise(chain):
+            assert after.context.startswith(before.context + before.choices[before.answer])
+    for step in range(4):
+        of_step = [chain[step] for chain in chains]
+        scores = {name: score(of_step, rule) for name, rule in RULES.items()}
+        assert all(abs(value - CHANCE) < SPREAD * (QUESTIONS / 200) ** 0.5 for value in scores.values()), scores
+
+
+def test_a_skill_whose_lines_ask_seldom_has_no_chains():
+    assert len(planted.chains("latest", 4, 3, seed=2)) < 3
 
 
 def test_one_line_in_four_is_held_out():

@@ -2,11 +2,13 @@
 loss, the tokens seen, the training compute.
 
 The metric is the mirage check (mirage.py). Steps: a task whose steps are scored by themselves, as metrics step_1, step_2, ...
-beside the whole, is right with the product of its steps' shares where they succeed independently: a jump from smooth steps. Loss,
-tokens and compute: the share of the score's variation that one monotone curve of each explains, whatever the run; of one run they
-cannot be told apart. None excludes another.
+beside the whole, is right with the product of its steps' shares where they succeed independently: a jump from smooth steps,
+where the steps are smooth. Loss, tokens and compute: the share of the score's variation that one monotone curve of each explains,
+whatever the run; of one run they cannot be told apart. None excludes another. The limits of a verdict are a convention, and one
+is given only where the share's interval lies on one side of a limit.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,20 +16,24 @@ import numpy as np
 from emergence_train.analysis.emergence.finding import Finding
 from emergence_train.analysis.emergence.mirage import STEP
 from emergence_train.analysis.emergence.result import Explained, Explanation, ExplanationName, MirageCheck, TaskResult
+from emergence_train.analysis.emergence.shares import LEAST_RUNS, over_runs
+from emergence_train.analysis.emergence.size import explained, orders
 from emergence_train.analysis.results import Interval
 
 LEAST = 3  # checkpoints that have the whole and every step
 DRAWS = 1000
-MOST, HALF = 0.8, 0.5  # shares: above MOST it explains, below HALF it does not
+MOST, HALF = 0.8, 0.5  # shares, by convention: from MOST on it explains, below HALF it does not
 
 
 def explanations(
     pairs: Sequence[tuple[TaskResult, Finding]], checks: Sequence[MirageCheck], rng: np.random.Generator
 ) -> tuple[Explanation, ...]:
-    """Those that were measured, for each task with an emergent verdict of a metric that counts right answers."""
+    """Those that were measured, for each metric that counts right answers and has a threshold: in the loss, or of some runs
+    alone, at losses at which others have none."""
     entries: list[Explanation] = []
     for task, finding in pairs:
-        if task.verdict != "emergent" or task.continuous or STEP.match(task.metric):
+        jumps = task.verdict == "emergent" or finding.verdict.able_runs > 0
+        if not jumps or task.continuous or STEP.match(task.metric):
             continue
         steps = [other for _, other in pairs if _is_step_of(other, task)]
         entries += [_metric(check) for check in checks if check.key == task.key and check.continuous]
@@ -49,20 +55,28 @@ def _metric(check: MirageCheck) -> Explanation:
 
 def _steps(task: TaskResult, whole: Finding, steps: list[Finding], rng: np.random.Generator) -> Explanation | None:
     """None where fewer than two steps are scored, or at fewer than three checkpoints of one whole that changes."""
-    values, variances = _matched(whole, steps)
+    values, variances, run = _matched(whole, steps)
     if len(steps) < 2 or len(values) < LEAST or np.ptp(values[:, 0]) == 0:
         return None
-    explained = composition(values, variances, rng)
+    share = composition(values, variances, run, rng)
     apart = float((values[:, 0] - values[:, 1:].prod(1)).mean())
     evidence = (
         f"{len(steps)} steps scored by themselves at {len(values)} checkpoints: the whole is {abs(apart):.2f} "
-        f"{'above' if apart > 0 else 'below'} the product of the steps on average"
+        f"{'above' if apart > 0 else 'below'} the product of the steps on average; "
+        f"by themselves the steps are {_counted([step.verdict.name for step in steps])}"
     )
-    return _entry(task, "steps", explained, _verdict(explained), evidence)
+    if (runs := len(np.unique(run))) < LEAST_RUNS:
+        evidence += f"; of {runs} run{'s' if runs > 1 else ''}, so the interval is of items alone: other runs may differ by more"
+    return _entry(task, "steps", share, verdict_of(share), evidence)
 
 
-def _matched(whole: Finding, steps: list[Finding]) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, 1 + steps) values and variances of the whole and its steps, at the checkpoints that have all of them."""
+def _counted(names: list[str]) -> str:
+    counts = Counter(names)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{name} ({count})" for name, count in counts.items())
+
+
+def _matched(whole: Finding, steps: list[Finding]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, 1 + steps) values and variances of the whole and its steps, and (rows,) runs, at the checkpoints that have all."""
     frames = [
         finding.task.frame[["run", "step", "y"]].assign(v=finding.task.rows.variance).set_index(["run", "step"])
         for finding in (whole, *steps)
@@ -71,27 +85,40 @@ def _matched(whole: Finding, steps: list[Finding]) -> tuple[np.ndarray, np.ndarr
     for frame in frames[1:]:
         shared = shared.intersection(frame.index)
     values, variances = (np.stack([frame.loc[shared, name].to_numpy(float) for frame in frames], 1) for name in "yv")
-    return values, variances
+    return values, variances, shared.get_level_values("run").to_numpy()
 
 
-def composition(values: np.ndarray, variances: np.ndarray, rng: np.random.Generator) -> Interval:
-    """1 - mean squared (whole - product of steps) / variance of the whole, with its 95% interval for sampling of items.
+def composition(values: np.ndarray, variances: np.ndarray, run: np.ndarray, rng: np.random.Generator) -> Interval:
+    """1 - mean squared (whole - product of steps) / variance of the whole, with its 95% interval.
 
     Args:
         values: (checkpoints, 1 + steps) shares of right items, the whole first. variances: of their estimates.
+        run: (checkpoints,) the run of each.
 
-    The interval reaches as far to both sides as the lowest 2.5% of shares lie below that measured, of values drawn around those
-    measured. Drawing adds noise a second time, and whole and steps are drawn apart though they are of the same items, so it is
-    rather too wide.
+    The interval is that of sampling of items, widened to that over runs (shares.py) where there are three or more. The first
+    reaches as far to both sides as the lowest 2.5% of shares lie below that measured, of values drawn around those measured.
+    Drawing adds noise a second time, and whole and steps are drawn apart though they are of the same items: rather too wide.
     """
-    share = _explained(values[None])[0]
+
+    def share(rows: np.ndarray) -> float | None:
+        value = float(_product(values[None, rows])[0])
+        return value if np.isfinite(value) else None
+
     drawn = values + np.sqrt(variances) * rng.standard_normal((DRAWS, *values.shape))
-    low = float(np.nanpercentile(_explained(np.clip(drawn, 0, 1)), 2.5))
-    return Interval(float(share), low, float(min(2 * share - low, 1.0)))
+    low = float(np.nanpercentile(_product(np.clip(drawn, 0, 1)), 2.5))
+    runs = over_runs(share, run)
+    assert runs.value is not None
+    high = min(2 * runs.value - low, 1.0)
+    lows, highs = [low, *_known(runs.low95)], [high, *_known(runs.high95)]
+    return Interval(runs.value, min(lows), max(highs))
 
 
-def _explained(values: np.ndarray) -> np.ndarray:
-    """(draws,) of values (draws, checkpoints, 1 + steps)."""
+def _known(end: float | None) -> list[float]:
+    return [] if end is None else [end]
+
+
+def _product(values: np.ndarray) -> np.ndarray:
+    """(draws,) shares that the product explains, of values (draws, checkpoints, 1 + steps)."""
     whole, product = values[..., 0], values[..., 1:].prod(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1 - ((whole - product) ** 2).mean(-1) / whole.var(-1)
@@ -101,34 +128,37 @@ def _curves(task: TaskResult, finding: Finding) -> list[Explanation]:
     """One curve of loss, of tokens and of compute for all runs; nothing of a single run, in which they go together."""
     if task.runs < 2:
         return []
-    y = finding.task.rows.y
-    ceiling = 1 - float(finding.task.rows.variance.mean() / max(y.var(), 1e-12))
+    rows, effect = finding.task.rows, task.size_effect
+    ceiling = 1 - float(rows.variance.mean() / max(rows.y.var(), 1e-12))
     about = f"one curve for {task.runs} runs of {task.sizes} size{'s' if task.sizes > 1 else ''}"
-    shares: dict[ExplanationName, float | None] = {
-        "loss": task.collapse.r2_loss,
-        "tokens": task.collapse.r2_tokens,
-        "compute": task.collapse.r2_compute,
-    }
-    effect, entries = task.size_effect, []
-    for name, share in shares.items():
-        if share is None:
+    about += f"; sampling of items alone would leave it at {max(ceiling, 0):.2f}"
+    entries = []
+    for name, along in orders(finding.task).items():
+
+        def share(kept: np.ndarray, along: np.ndarray = along) -> float | None:
+            return explained(along[kept], rows.y[kept])
+
+        interval = over_runs(share, rows.run, least=0.0)
+        if interval.value is None:
             continue
-        evidence = f"{about}; sampling of items alone would leave it at {max(ceiling, 0):.2f}"
+        evidence = about
         if name == "loss" and effect.value is not None:
             evidence += f"; at equal loss ten times the size changes it by {effect.value:+.3f}, p = {effect.p:.2g}"
-        interval = Interval(share, None, None)
-        entries.append(_entry(task, name, interval, _verdict(interval), evidence))
+        if task.runs < LEAST_RUNS:
+            evidence += f"; an interval needs {LEAST_RUNS} runs"
+        entries.append(_entry(task, name, interval, verdict_of(interval), evidence))
     return entries
 
 
-def _verdict(share: Interval) -> Explained:
-    low, high = (share.value if end is None else end for end in (share.low95, share.high95))
-    assert low is not None and high is not None
-    if low >= MOST:
+def verdict_of(share: Interval) -> Explained:
+    """Of the interval, not of the value; open without one."""
+    if share.low95 is None or share.high95 is None:
+        return "open"
+    if share.low95 >= MOST:
         return "explains"
-    if high < HALF:
+    if share.high95 < HALF:
         return "does-not"
-    return "in-part" if low >= HALF else "open"
+    return "in-part" if share.low95 >= HALF else "open"
 
 
 def _entry(

@@ -186,7 +186,9 @@ class Explanation(TaskKey):
         ExplanationName, "the metric; several steps that must all be right; a curve of loss, tokens or compute"
     ]
     explained: Annotated[Interval | None, "share of the score's variation that it explains; null: a yes or no"]
-    verdict: Annotated[Explained, "explains: at least 0.8; in-part: at least 0.5; does-not: less than 0.5; with 95%"]
+    verdict: Annotated[
+        Explained, "explains: at least 0.8; in-part: at least 0.5; does-not: less than 0.5; with 95%, else open"
+    ]
     evidence: str
 
 
@@ -304,7 +306,10 @@ class EmergenceResult:
     families: tuple[FamilyResult, ...]
     tasks: tuple[TaskResult, ...]
     mirage: tuple[MirageCheck, ...]
-    explanations: Annotated[tuple[Explanation, ...], "those that were measured, of each emergent task"]
+    explanations: Annotated[
+        tuple[Explanation, ...],
+        "those that were measured, of each task that is emergent, or that some runs alone can do",
+    ]
     survival: Annotated[tuple[Survival, ...], "one for each ability that the largest size clearly has"]
     size_law: tuple[SizeLawResult, ...]
     abilities: Annotated[tuple[Ability, ...], "one for each emergent task"]

@@ -10,7 +10,7 @@ from scipy.optimize import lsq_linear
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
-from emergence_train.analysis.emergence.result import Collapse, HeldOutSize, SizeDetails, SizeEffect
+from emergence_train.analysis.emergence.result import Collapse, ExplanationName, HeldOutSize, SizeDetails, SizeEffect
 from emergence_train.analysis.emergence.shapes import PRIOR_DISPERSION, neighbour_correlation
 from emergence_train.analysis.emergence.table import TaskMetric
 
@@ -222,14 +222,23 @@ def collapse(task: TaskMetric) -> Collapse:
 
     Sizes that share one curve of loss and none of compute are what arXiv 2403.15796 reports.
     """
+    shares = {name: explained(along, task.rows.y) for name, along in orders(task).items()}
+    return Collapse(shares["loss"], shares["compute"], shares["tokens"])
+
+
+def orders(task: TaskMetric) -> dict[ExplanationName, np.ndarray]:
+    """What a curve of all runs may be of: (n,) of each row, the loss in [0, 1], logarithms of the tokens and of the compute."""
     frame = task.frame
-    compute = frame["params"].to_numpy(float) * frame["tokens"].to_numpy(float)
-    y = task.rows.y
-    tokens = np.log(np.maximum(frame["tokens"].to_numpy(float), 1.0))
-    return Collapse(_explained(task.rows.x, y), _explained(np.log(np.maximum(compute, 1.0)), y), _explained(tokens, y))
+    tokens = frame["tokens"].to_numpy(float)
+    compute = frame["params"].to_numpy(float) * tokens
+    return {
+        "loss": task.rows.x,
+        "tokens": np.log(np.maximum(tokens, 1.0)),
+        "compute": np.log(np.maximum(compute, 1.0)),
+    }
 
 
-def _explained(x: np.ndarray, y: np.ndarray) -> float | None:
+def explained(x: np.ndarray, y: np.ndarray) -> float | None:
     """R2 of a monotone curve of `y` (n,) along `x` (n,); None where one of them hardly varies."""
     if len(y) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None

@@ -58,6 +58,7 @@ class Verdict:
     posterior: Posterior | None
     reason: str = ""
     begins_by: float | None = None
+    able_runs: int = 0  # of a common curve at chance: single runs far above it
     eta_draws: np.ndarray = field(default_factory=lambda: np.empty(0))  # (S,) of which `eta` is the median and interval
 
 
@@ -91,7 +92,7 @@ def judge(
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
     if top == "at-chance" and (able := _able_runs(drawn, rows, chance, best)):
         reason = f"{able} of {len(np.unique(rows.run))} runs are far above chance at losses at which the others are not"
-        return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason)
+        return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able_runs=able)
     if top != "emergent":
         return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
     these = names == "emergent"

@@ -87,8 +87,8 @@ def forecast(
     weights = _weights(scores, curve.noise)
     if x[-1] < YOUNG:
         notes.append(
-            f"not identified: where the loss levels off, after {x[-1]:.0f} steps; the forecast continues this run's own "
-            "curve, and how far other runs so young left theirs is in the interval"
+            f"not identified: where the loss levels off, after {x[-1]:.0f} steps; {_continuation(prior, used, x[-1])}, and "
+            "how far other runs so young left theirs is in the interval"
         )
     if plan is not None:
         notes += _identification(fits["schedule"], used, x_future, prior)
@@ -131,6 +131,13 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
     if np.all(np.isfinite(score)):
         weight = weight / (score + noise**2 / 10 + 1e-6) ** SHARPNESS
     return dict(zip(SCHEDULE_AWARE, (weight / weight.sum()).tolist()))
+
+
+def _continuation(prior: priors.Prior, plan: PlannedSchedule, steps: float) -> str:
+    factor = float(np.exp((prior.smallness(plan, steps) or 0.0) * prior.small.change))
+    if factor < 1.1:
+        return "the forecast continues this run's own curve"
+    return f"runs of so few tokens a step fell on by {factor:.1f} times what their own curve said, which the forecast borrows"
 
 
 def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray, prior: priors.Prior) -> list[str]:

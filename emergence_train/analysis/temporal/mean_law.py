@@ -266,10 +266,12 @@ def _borrow(law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, 
     mean_b, sd_b = np.repeat([prior.decay(clock, kernel, plan) for clock, kernel, _ in blocks], shapes, axis=0).T
     if law.basis != "power":
         return Borrowed(mean_b, sd_b, np.zeros(len(labels)))
-    small, loss = prior.is_small(plan), float(curve.y[-MINIMUM:].mean())
-    log_prior = prior.log_exponent(np.array([label[2] for label in labels]), small=small)
-    change = prior.ahead.log_change(curve.x[-1], loss, small=small)
-    return Borrowed(mean_b, sd_b, log_prior, change, prior.ahead.above(loss))
+    loss = float(curve.y[-MINIMUM:].mean())
+    small = prior.smallness(plan, curve.x[-1])
+    log_prior = prior.log_exponent(np.array([label[2] for label in labels]), small)
+    change = prior.log_change(curve.x[-1], loss, small)
+    # small runs were observed at any loss
+    return Borrowed(mean_b, sd_b, log_prior, change, (1 - (small or 0.0)) * prior.ahead.above(loss))
 
 
 def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:

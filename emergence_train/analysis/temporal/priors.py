@@ -10,6 +10,8 @@ exponent  of the power law. It hardly differs between laboratories: loss at step
 ahead     how much a run falls from s to REACH * s at a constant rate, over what its own fitted law says from what is
           behind. Runs of 25M to 2B parameters and batches of 50k to 4M tokens keep to their own curve within a tenth.
           Near one loss (about 4 nats a token, whatever the step: 500 with Muon, 2,000 with AdamW at 1e-4) the fall slows.
+small     exponent and fall ahead of runs of a few thousand tokens a step, which speed up where the others slow down
+          (benchmarks/studies/temporal_small.py; small_runs.json).
 """
 
 import json
@@ -25,9 +27,9 @@ RATE, TOKENS = 1e-3, 5e9  # where the drop's intercept holds
 NEUTRAL = 6e-4  # middle of the known peak rates: what is taken of a rate outside them
 OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
 STEPS, AGE = 2000, 0.75  # where Ahead.sd is stated, and how fast it falls with the steps
-# Own runs of a thousand tokens a step keep to no curve of larger ones: log sd of their exponent, and of the fall ahead.
-SMALL_EXPONENT, SMALL_AHEAD = 0.4, 0.5
-MARGIN = 1.25  # a rate so much outside them still counts as known
+# Log sds of exponent and fall ahead where a batch is below the prior's and the run is not like those of small_runs.json either
+SMALL_UNKNOWN = (0.4, 0.5)
+MARGIN = 1.25  # a rate, or tokens a step, so much outside theirs still count as known
 UNKNOWN_TOKENS = 0.1  # added in quadrature to the log sd of B where the tokens are not known
 
 
@@ -62,15 +64,27 @@ class Ahead:
         """Nats by which a run's loss is higher than any of the prior's: they may fall away at any time."""
         return max(loss - self.highest, 0.0)
 
-    def log_change(self, steps: float, loss: float, *, small: bool = False) -> tuple[float, float]:
-        """Mean and standard deviation of the log for a run observed up to `steps`, where it has `loss` nats.
-
-        `small`: of a batch below those of the prior.
-        """
+    def log_change(self, steps: float, loss: float) -> tuple[float, float]:
+        """Mean and standard deviation of the log for a run observed up to `steps`, where it has `loss` nats."""
         tent = max(1 - abs(loss - self.loss) / self.width, 0.0)
         age = self.sd * (STEPS / max(steps, 1.0)) ** AGE
-        least = SMALL_AHEAD if small else self.least
-        return self.bend * tent, float(np.sqrt(least**2 + age**2 + (self.bend_sd * tent) ** 2))
+        return self.bend * tent, float(np.sqrt(self.least**2 + age**2 + (self.bend_sd * tent) ** 2))
+
+
+@dataclass(frozen=True)
+class Small:
+    """The exponent of small runs (mean, log sd) and the log of their fall ahead over their own law's (mean, sd), from runs of
+    `tokens` a step, observed up to `steps`."""
+
+    exponent: float
+    exponent_sd: float
+    change: float
+    change_sd: float
+    tokens: float
+    steps: float
+
+
+SMALL = Small(**json.loads(Path(__file__).with_name("small_runs.json").read_text(encoding="utf-8"))["small"])
 
 
 @dataclass(frozen=True)
@@ -85,15 +99,21 @@ class Prior:
     ahead: Ahead
     rates: tuple[float, float] = field(default=(1e-4, 4.1e-3))  # peak rates of the AdamW runs
     least_batch: float = 5e4  # tokens a step of the runs behind `exponent` and `ahead`
+    small: Small = SMALL
 
     def knows_rate(self, plan: PlannedSchedule) -> bool:
         """Whether the peak rate is one that says something: no other optimizer's, no multiplier."""
         low, high = self.rates
         return low / MARGIN <= plan.peak <= high * MARGIN
 
-    def is_small(self, plan: PlannedSchedule) -> bool:
-        """Whether a step is known to train on fewer tokens than any run of the prior's."""
-        return 0 < plan.tokens < plan.x[-1] * self.least_batch / MARGIN
+    def smallness(self, plan: PlannedSchedule, steps: float) -> float | None:
+        """How near a run observed up to `steps` is to those behind `small`: 1 with their tokens a step and their steps or fewer,
+        towards 0 with more of either. None: with as many tokens a step as the prior's, or an unknown number."""
+        batch = plan.tokens / plan.x[-1]
+        if not 0 < batch < self.least_batch / MARGIN:
+            return None
+        near = np.log(self.least_batch / batch) / np.log(self.least_batch / self.small.tokens)
+        return float(min(near, 1.0) * min(self.small.steps / steps, 1.0))
 
     def _log_rate(self, plan: PlannedSchedule) -> tuple[float, bool]:
         """Log over RATE of the peak rate that is taken, and whether it is the run's own."""
@@ -114,11 +134,28 @@ class Prior:
         mean = float(np.exp(log_b))
         return mean, mean * float(sd)
 
-    def log_exponent(self, exponent: np.ndarray, *, small: bool = False) -> np.ndarray:
-        """Log density (up to a constant) of power-law exponents; `small`: of a batch below those of the prior."""
+    def log_exponent(self, exponent: np.ndarray, small: float | None = None) -> np.ndarray:
+        """Log density (up to a constant) of power-law exponents, for a run of this smallness."""
         mean, sd = self.exponent
-        sd = SMALL_EXPONENT if small else sd
+        if small is not None:
+            mean, sd = (
+                mean ** (1 - small) * self.small.exponent**small,
+                _between(SMALL_UNKNOWN[0], self.small.exponent_sd, small),
+            )
         return -0.5 * (np.log(exponent / mean) / sd) ** 2
+
+    def log_change(self, steps: float, loss: float, small: float | None = None) -> tuple[float, float]:
+        """Mean and standard deviation of the log of the fall ahead over the own law's, of a run observed up to `steps`, where it
+        has `loss` nats."""
+        mean, sd = self.ahead.log_change(steps, loss)
+        if small is None:
+            return mean, sd
+        spread = _between(SMALL_UNKNOWN[1], self.small.change_sd, small)
+        return _between(mean, self.small.change, small), float(np.hypot(sd, spread))
+
+
+def _between(far: float, near: float, share: float) -> float:
+    return (1 - share) * far + share * near
 
 
 def from_json(held: dict) -> Prior:

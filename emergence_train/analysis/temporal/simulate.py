@@ -8,7 +8,7 @@ import pandas as pd
 from emergence_train.analysis.planned_schedule import INTRINSIC, PlannedSchedule
 from emergence_train.analysis.temporal.position_law import position_curve
 
-TOKENS_PER_STEP = 1000
+TOKENS_PER_STEP = 250_000  # 5e9 in 20,000 steps, where the prior states its drop
 TOKEN_SD = 2.5  # nats, of one token's loss about its position's mean
 SEQUENCE_SD = 0.4  # nats, of one sequence's mean loss
 

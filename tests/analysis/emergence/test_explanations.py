@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 
 from emergence_train.analysis.emergence import analyze_emergence
-from emergence_train.analysis.emergence.explanations import composition
+from emergence_train.analysis.emergence.explanations import composition, verdict_of
 from emergence_train.analysis.emergence.size import collapse
 from emergence_train.analysis.emergence.table import task_metric
+from emergence_train.analysis.results import Interval
 
 STEPS = 4
-SIZES = (100_000, 1_000_000)
+SIZES = (100_000, 200_000, 400_000, 800_000, 1_600_000)
 TOKENS = np.geomspace(1e6, 1e9, 16).round()
 ITEMS = 800
 
@@ -38,11 +39,32 @@ def test_interval_of_composition_holds_the_truth(together):
     for _ in range(100):
         right = bits(rng, share, together, 200)
         counted = np.column_stack([right.all(2).mean(1), right.mean(1)])
-        interval = composition(counted, counted * (1 - counted) / 200, rng)
+        interval = composition(counted, counted * (1 - counted) / 200, np.zeros(len(share)), rng)
         held.append(interval.low95 <= truth(share, together) <= interval.high95)
         values.append(interval.value)
     assert np.mean(held) >= 0.93
     assert np.mean(values) == pytest.approx(truth(share, together), abs=0.04)
+
+
+def test_runs_that_differ_widen_the_interval():
+    """Of 5 runs each has its own part of items whose steps come together: the share of all runs lies in the interval."""
+    rng, held, over_items = np.random.default_rng(2), [], []
+    share = 0.5 + np.arctan(np.linspace(-1.5, 3, 10)) / np.pi
+
+    def counted(runs: int) -> np.ndarray:
+        parts = [bits(rng, share, rng.beta(0.6, 1.2), 200) for _ in range(runs)]
+        return np.concatenate([np.column_stack([right.all(2).mean(1), right.mean(1)]) for right in parts])
+
+    many = counted(400)
+    known = 1 - np.mean((many[:, 0] - many[:, 1:].prod(1)) ** 2) / np.var(many[:, 0])
+    for _ in range(60):
+        values = counted(5)
+        run = np.repeat(np.arange(5), len(share))
+        interval = composition(values, values * (1 - values) / 200, run, rng)
+        alone = composition(values, values * (1 - values) / 200, run * 0, rng)
+        held.append(interval.low95 <= known <= interval.high95)
+        over_items.append(alone.low95 <= known <= alone.high95)
+    assert np.mean(held) >= 0.9 > np.mean(over_items)
 
 
 def rows(task: str, metric: str, value: np.ndarray, items: int = ITEMS, **keys) -> dict:
@@ -80,7 +102,7 @@ def test_independent_steps_explain_the_jump(tmp_path):
     assert list(by) == ["metric", "steps", "loss", "tokens", "compute"]
     assert by["steps"].verdict == "explains" and by["steps"].explained.value > 0.98
     assert by["metric"].verdict == "explains", by["metric"].evidence  # the log-likelihood is a straight line
-    assert "4 steps scored by themselves at 32 checkpoints" in by["steps"].evidence
+    assert "4 steps scored by themselves at 80 checkpoints" in by["steps"].evidence
 
 
 def test_steps_that_come_together_do_not(tmp_path):
@@ -103,15 +125,53 @@ def test_tokens_explain_where_tokens_decide():
     assert shares.r2_tokens > 0.97 and shares.r2_loss < shares.r2_tokens - 0.02
 
 
+def test_two_runs_are_too_few_for_a_verdict(tmp_path):
+    """The shares are the same as with more, near 1; of two runs nothing is said of others."""
+    by = explained(tmp_path, table(0.0, runs=(100_000, 1_000_000)))
+    for name in ("loss", "compute"):
+        assert by[name].explained.value > 0.8 and by[name].verdict == "open"
+        assert by[name].explained.low95 is None and by[name].evidence.endswith("an interval needs 3 runs")
+    assert by["steps"].explained.low95 is not None and "the interval is of items alone" in by["steps"].evidence
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ((0.81, 0.95), "explains"),
+        ((0.79, 0.99), "in-part"),
+        ((0.49, 0.99), "open"),
+        ((0.1, 0.51), "open"),
+        ((0.1, 0.49), "does-not"),
+        ((None, 0.99), "open"),
+        ((None, None), "open"),
+    ],
+)
+def test_a_verdict_is_of_the_interval(ends, verdict):
+    assert verdict_of(Interval(0.9, *ends)) == verdict
+
+
+def test_an_ability_of_some_runs_alone_has_explanations(tmp_path):
+    """Two of five runs learn it, at losses at which the others do not: no verdict, but rows of explanations."""
+    frame = table(0.0)
+    dull = frame["params"].isin([SIZES[0], SIZES[1], SIZES[3]]) & ~frame["metric"].eq("answer_loglik")
+    frame.loc[dull, "value"] = np.where(frame.loc[dull, "metric"].eq("exact_match"), 0.0, 0.02)
+    frame.loc[frame["metric"].eq("exact_match"), "chance"] = 0.001
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    result = analyze_emergence(tmp_path / "t.csv")
+    assert next(task for task in result.tasks if task.metric == "exact_match").verdict == "not-identified"
+    by = {entry.explanation: entry for entry in result.explanations}
+    assert by["steps"].verdict == "explains" and by["loss"].verdict != "explains"
+
+
 def test_nothing_is_said_of_what_was_not_measured(tmp_path):
     """One run: no curves; no steps and no continuous metric: no entry. A step alone is no composition."""
-    frame = table(0.0, runs=SIZES[1:])
+    frame = table(0.0, runs=SIZES[-1:])
     assert list(explained(tmp_path, frame)) == ["metric", "steps"]
     assert list(explained(tmp_path, frame[frame["metric"].isin(["exact_match", "step_1"])])) == []
 
 
 def test_steps_at_other_checkpoints_are_not_compared(tmp_path):
     """Each step was scored at two checkpoints: too few, however many the whole has."""
-    frame = table(0.0, runs=SIZES[1:])
+    frame = table(0.0, runs=SIZES[-1:])
     kept = frame[~frame["metric"].str.startswith("step_") | frame["step"].isin([3, 14])]
     assert list(explained(tmp_path, kept)) == ["metric"]

@@ -254,25 +254,48 @@ def test_the_fall_ahead_bends_at_one_loss_and_widens():
     assert mean == pytest.approx(-0.1) and sd == pytest.approx(np.hypot(0.13, 0.15))
     assert ahead.log_change(125, 3.0)[1] == pytest.approx(np.hypot(0.05, 0.12 * 8))  # a sixteenth of the steps
     assert ahead.log_change(1e9, 3.0)[1] == pytest.approx(0.05)
-    assert ahead.log_change(2000, 3.0, small=True)[1] == pytest.approx(np.hypot(priors.SMALL_AHEAD, 0.12))
     assert ahead.above(4.9) == 0 and ahead.above(5.5) == pytest.approx(0.5)
 
 
-def test_small_batches_keep_to_no_curve_of_large_ones():
-    """An exponential fall, as no run of the prior has: held where a step is known to train on 1,024 tokens."""
-    x = np.array([30.0, 60, 90, 120, 150, 180, 210, 240])
-    y = 4.0 + 1.7 * np.exp(-x / 200)
-    ends = []
-    for tokens in (1024, 65_536):
-        plan = PlannedSchedule(np.array([0.0, 30, 600]), np.array([0, 8e-3, 8e-4]), tokens)
-        assert priors.SHIPPED.is_small(plan) == (tokens == 1024)
-        low, high = forecast(x, y, np.array([600.0]), plan).interval(95)
-        ends.append((low[0], high[0]))
-    small, usual = ends
-    assert small[1] - small[0] > 1.2 * (usual[1] - usual[0])
-    assert small[0] < 4.0 + 1.7 * np.exp(-3.0) < small[1]
-    unknown = PlannedSchedule(np.array([0.0, 30, 600]), np.array([0, 8e-3, 8e-4]))
-    assert not priors.SHIPPED.is_small(unknown)
+def test_smallness_is_counted_in_tokens_a_step_and_steps():
+    """1 at 2,048 tokens and 400 steps and below, none from 40,000 tokens on and where they are unknown; half way in the logarithm
+    of tokens, 10,119, a half, and a tenth of it after ten times the steps."""
+    half = (2048 * 5e4) ** 0.5
+    cases = ((512, 10, 1), (2048, 400, 1), (half, 300, 0.5), (half, 4000, 0.05), (41_000, 9, None), (0, 9, None))
+    for batch, steps, share in cases:
+        plan = PlannedSchedule(np.array([0.0, 30, 600]), np.array([0, 8e-3, 8e-4]), batch)
+        assert priors.SHIPPED.smallness(plan, steps) == (share if share is None else pytest.approx(share)), batch
+
+
+def test_what_a_small_run_borrows_from_small_runs():
+    small = priors.SHIPPED.small
+    exponents = np.geomspace(0.2, 1.4, 400)
+    for share, exponent, spread in ((1.0, small.exponent, small.change_sd), (0.0, 0.5, 0.5)):
+        mean, sd = priors.SHIPPED.log_change(1e9, 3.0, share)  # at an age that adds nothing, far from the bend
+        assert mean == pytest.approx(share * small.change) and sd == pytest.approx(np.hypot(spread, 0.05))
+        likeliest = exponents[np.argmax(priors.SHIPPED.log_exponent(exponents, share))]
+        assert likeliest == pytest.approx(exponent, rel=0.01)
+    mean, sd = priors.SHIPPED.log_change(1e9, 3.0, 0.5)
+    assert mean == pytest.approx(small.change / 2) and small.change_sd < sd < 0.5
+
+
+@pytest.mark.parametrize("decades", [0.25, 1.0])
+def test_small_runs_fall_on_where_large_ones_level_off(decades):
+    """A loss that falls by as much in each decade of steps, forecast from 40%: with 1,024 tokens a step a smaller error than
+    with half a million, and the truth inside the interval."""
+    x = np.arange(20.0, 1001, 20)
+    y = 7.0 - decades * np.log10(x)
+    past = x <= 400
+    errors = {}
+    for tokens in (1024, 524_288):
+        plan = PlannedSchedule(np.array([0.0, 20, 1000]), np.array([0, 4e-3, 4e-3]), tokens)
+        ahead = forecast(x[past], y[past], x[~past], plan)
+        errors[tokens] = ahead.mean[-1] - y[-1]
+        borrows = any("which the forecast borrows" in note for note in ahead.notes)
+        assert borrows == (tokens == 1024)
+        low, high = ahead.interval(95)
+        assert tokens > 2048 or low[-1] < y[-1] < high[-1]
+    assert errors[524_288] > 0 and abs(errors[1024]) < errors[524_288]
 
 
 @pytest.mark.parametrize("bend", [0.0, -0.3])
