@@ -189,7 +189,7 @@ RUNS = [
         lambda at: ["export", str(at.folder / "runs" / "run"), str(at.folder / "empty")],
     ),
     Row(
-        "is not a prepared data set; run `emergence-train prepare` first",
+        "is not a prepared data set; run `emergence-train prepare` first, or this where it lies",
         lambda at: [*done(at), f"data.path={at.folder / 'copy'}"],
         lambda at: (
             cli.main(at.prepare(f"data.path={at.folder / 'copy'}")),
