@@ -23,7 +23,7 @@ from emergence_train.parallel.node_check import check_nodes
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
 from emergence_train.recorder.sessions import end_session
 from emergence_train.tracking import tensorboard
-from emergence_train.training import auto_micro_batch, branch, fp8
+from emergence_train.training import auto_micro_batch, branch, fp8, nvme
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.null_writer import LineWriter, NullWriter
@@ -174,7 +174,8 @@ def _build_session(
     if config.training.compile:
         stop.compilations.listen()
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
-    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
+    training = nvme.in_own_folder(config.training, config.model.parameters(), config.run_directory, mesh)
+    engine = engines.build(config.model, training, config.seed, mesh, graphs=graphs)
     if config.training.linears == "fp8":
         log(fp8.describe(engine.module, mesh.device))
     begun_from = broadcast_from_rank0(lambda: branch.parent_of(run))

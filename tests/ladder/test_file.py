@@ -98,6 +98,8 @@ def test_a_wrong_row_is_refused_before_the_first_starts(ladder_file):
             {"tokens": [1024, 2048], "sizes": {"a": {}, "a-1.024k": {"tokens": [1024]}}},
             r"two runs are called a-1.024k; rename sizes.a or sizes.a-1.024k",
         ),
+        ({"sizes": {"a": {}, "b": {}, "A": {}}}, r"sizes.a and A differ in case alone, .*; rename one"),
+        ({"schedules": STABLE | {"Stable": {}}}, r"schedules.stable and Stable differ in case alone"),
         ({"seeds": [1, 1]}, r"two runs are called a-s1; list each of tokens and seeds once"),
         (
             {"tokens": [4096], "schedules": {"stable": {"set": {"training.schedule.kind": "cosine"}}} | DECAY},
