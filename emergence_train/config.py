@@ -418,10 +418,17 @@ def _validated(tree: dict, path: str | Path) -> Config:
 
 
 def load_run(run: Path) -> Config:
-    """The resolved configuration that a run directory holds."""
+    """The resolved configuration that a run directory holds.
+
+    Its data are looked for from here, and, where they are not there, from every directory above the run.
+    """
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
-    return load(run / "config.yaml")
+    config = load(run / "config.yaml")
+    above = (parent / config.data.path for parent in run.resolve().parents)
+    if not Path(config.data.path).exists() and (place := next(filter(Path.exists, above), None)):
+        return config.model_copy(update={"data": config.data.model_copy(update={"path": str(place)})})
+    return config
 
 
 def _expand_mode(tree: dict) -> None:

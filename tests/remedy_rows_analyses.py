@@ -273,6 +273,7 @@ TEXT = "".join(f"iter {k}: loss {2 + k**-0.3}, time 1.0ms, mfu 1%\n" for k in ra
 LINES = "".join(json.dumps({"step": k, "loss": 2 + k**-0.3}) + "\n" for k in range(1, 31))
 HISTORY = [{"step": k, "loss": 2 + k**-0.3} for k in range(1, 31)]
 PRINTED = [{"loss": row["loss"], "epoch": 0.1} for row in HISTORY]
+NEGATIVE = "step,loss,true\n" + "".join(f"{k},{-2 - k**-0.3},{2 + k**-0.3}\n" for k in range(1, 31))
 SAID = "a line that names neither\n" * 9
 FIELDS = "".join(f"step: {k} loss: {2 + k**-0.3}\n" for k in range(1, 31))
 HEADER = '{"kind": "run", "run": "r", "params": 1, "sequence": 8, "batch": 1}\n'
@@ -335,6 +336,7 @@ LOGS = [
         "loss=b",
     ),
     log("has no rows; name a file that has some", "step,loss\n", then=PLAIN),
+    log("is negative, as a log-likelihood is; name a loss with", NEGATIVE, "--column", "loss=true", name="log.csv"),
     log("is empty; name a file that has rows", "", then=PLAIN),
     log("is an archive or a workbook; unpack it, or save it as CSV", "PK\x03\x04 and more", then=PLAIN),
     log("holds positions, which are read from .parquet or plain .csv", POSITIONS.replace(",", ";"), then=POSITIONS),

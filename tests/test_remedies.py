@@ -107,6 +107,7 @@ EXEMPT = (
         "correct --column {}={}": OTHER_TESTS + "analysis/test_scores.py",
         "loss unit {}: unknown; choose": OTHER_TESTS + "analysis/test_log_units.py",
         "no column was recognised as {} (it has {}); give {}": OTHER_TESTS + "analysis/test_scores.py",
+        "none of its scores is a number; name their column": OTHER_TESTS + "analysis/test_messy_logs.py",
         "has no scores; give results": "an empty list of tasks",
         "not said by the results; give {}": OTHER_TESTS + "analysis/test_scores.py",
         "no such run; the results are of": OTHER_TESTS + "analysis/test_scores.py",

@@ -76,7 +76,7 @@ def coverage(form: str, of: str, runs: int, count: int, bootstrap: bool = True) 
     whole = ladder(form, RUNS, np.random.default_rng([FORMS.index(form), 7]))
     truth = explained(whole[place], whole[2])
     assert truth is not None
-    held, drawn, told, widths = [], [], [], []
+    held, drawn, verdicts, widths = [], [], [], []
     for number in range(count):
         rng = np.random.default_rng([number, FORMS.index(form), place, runs])
         columns = ladder(form, runs, rng)
@@ -86,7 +86,7 @@ def coverage(form: str, of: str, runs: int, count: int, bootstrap: bool = True) 
             continue
         held.append(interval.low95 <= truth <= interval.high95)
         widths.append(interval.high95 - interval.low95)
-        told.append(verdict_of(interval))
+        verdicts.append(verdict_of(interval))
         if bootstrap:
             low, high = bootstrapped(along, score, run, rng)
             drawn.append(low <= truth <= high)
@@ -101,8 +101,8 @@ def coverage(form: str, of: str, runs: int, count: int, bootstrap: bool = True) 
         "coverage95": round(float(np.mean(held)), 4),
         "median_width": round(float(np.median(widths)), 4),
         "bootstrap_coverage95": round(float(np.mean(drawn)), 4) if bootstrap else None,
-        "verdict_given": round(float(np.mean([name != "open" for name in told])), 4),
-        "verdict_wrong": round(float(np.mean([name not in allowed for name in told])), 4),
+        "verdict_given": round(float(np.mean([name != "open" for name in verdicts])), 4),
+        "verdict_wrong": round(float(np.mean([name not in allowed for name in verdicts])), 4),
     }
 
 

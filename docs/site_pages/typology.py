@@ -128,11 +128,14 @@ def composition() -> list[str]:
         verdict = HOLDS
     elif explained and all(row["high95"] < 0.5 for row in explained):
         verdict = NOT
+    trained = [row for row in load_result("composition_runs.json")["explanations"] if row["explanation"] == "steps"]
+    cipher = "; ".join("{value:.2f} [{low95:.2f}, {high95:.2f}]".format(**row["explained"]) for row in trained)
     return [
         "all steps must be right",
         "the whole is the product of its steps, and the steps rise smoothly",
         f"six values of a line scored one by one: the product explains {parts} of the whole's curve over checkpoints, and the "
-        f"whole is {beyond} above it: steps come right together",
+        f"whole is {beyond} above it: steps come right together. Of five letters of a cipher, facts apart, it explains {cipher} "
+        "(composition_runs.json)",
         verdict,
         code("critical_instances.json"),
     ]
@@ -160,10 +163,15 @@ def instances() -> list[str]:
         "critical number of memorised items",
         "it comes where enough distinct instances are memorised",
         f"at equal tokens of the skill {len(able)} of {len(result['runs'])} runs learn it, from {fewest} distinct lines on; they "
-        f"write at most {most} of their own lines from the beginning",
+        f"write at most {most} of their own lines from the beginning ({_drawn(result['runs'])}: no interval, nothing of size)",
         f"{NOT} for this skill" if most == 0 else CANNOT,
         code("critical_instances.json"),
     ]
+
+
+def _drawn(runs: list[dict]) -> str:
+    counts = {name: len({run[name] for run in runs}) for name in ("seed", "size")}
+    return ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())
 
 
 def loss() -> list[str]:
@@ -205,8 +213,10 @@ def page() -> str:
             own(),
             "## The families that the source names",
             "",
-            "In-context learning and chain of thought. The first has planted and generated tasks; of the second only a task of",
-            "several steps exists, whose steps are the line's own text: no model here is large enough to write out reasoning.",
+            "In-context learning and chain of thought. The first is real: planted and generated tasks that are answered from the",
+            "context. **Chain of thought is a stand-in.** What is measured are tasks of several steps, each scored with the",
+            "right answers of those before it given; no model here writes reasoning, none is prompted to, and no score with it",
+            "is compared with one without. A file of prompts and `extract: number` is scored, for models that can.",
             "",
             families(),
             "## Explanations beside one another",

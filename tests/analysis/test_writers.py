@@ -183,12 +183,12 @@ def test_log_of_a_framework_is_read(writer, tmp_path):
 
 
 def test_runs_that_were_appended_to_one_file_are_apart(tmp_path):
-    """Each began anew after the planned end; a run that begins anew before it is one that was restarted."""
-    one = [f"step:{step}/200 val_loss:{loss:.3f}" for step, loss in zip(STEPS, LOSSES)]
-    (tmp_path / "x.log").write_text("\n".join([*one, *one, *one[:5]]))
+    """Each began anew after the planned end; a run that begins anew before it was restarted."""
+    lines = [f"step:{step}/200 val_loss:{loss:.3f}" for step, loss in zip(STEPS, LOSSES)]
+    (tmp_path / "x.log").write_text("\n".join([*lines, *lines, *lines[:5]]))
     curves = logs.read(tmp_path / "x.log", LogOptions())
     assert [(curve.run, len(curve.frame)) for curve in curves] == [("x-1", 20), ("x-2", 20), ("x-3", 5)]
-    (tmp_path / "x.log").write_text("\n".join([*one[:12], *one]))
+    (tmp_path / "x.log").write_text("\n".join([*lines[:12], *lines]))
     (curve,) = logs.read(tmp_path / "x.log", LogOptions())
     assert curve.frame["step"].tolist() == STEPS.tolist()
 

@@ -260,7 +260,13 @@ def test_one_answer_is_scored_by_likelihood_and_greediness(tmp_path, config_file
         ({"context": "a", "choices": ["b", "b"], "answer": 0}, "the same choice twice"),
         ({"context": "a", "choices": ["b"], "answer": 0}, "has 1 choices"),
         ({"context": "a", "choices": ["b", "c"], "answer": 2}, "the answer 2, which is not one of 0 to 1"),
-        ({"context": "a", "choices": ["b", "c"]}, "row 1: needs context, choices"),
+        (
+            {"context": "a", "choices": ["b", "c"]},
+            "row 1: needs context, choices (a list) and answer (an index): it has no 'answer'",
+        ),
+        ({"context": "a", "choices": "bc", "answer": 0}, "its choices are 'bc'"),
+        ({"context": "a", "choices": ["b", "c"], "answer": "c"}, "its answer is 'c'"),
+        ({"context": "a", "choices": ["b", "c"], "answer": 0.5}, "its answer is '0.5'"),
         ([1], "is not a JSON object"),
     ],
 )
@@ -432,3 +438,10 @@ def test_the_analysis_reads_the_run(trained, tmp_path):
     result = json.loads(done.stdout)
     assert {task["verdict"] for task in result["tasks"]} == {"not-identified"} and (tmp_path / "result.json").is_file()
     assert result["tasks"][0]["size_effect"]["reason"].startswith("one size only")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    row = json.dumps({"context": "\u3042", "choices": [" \u00e9", " \u00df"], "answer": 1}, ensure_ascii=False)
+    (tmp_path / "own.jsonl").write_text(f"{row}\r\n", encoding="utf-8-sig")
+    (item,) = items.from_file("own", tmp_path / "own.jsonl").items
+    assert (item.context, list(item.choices), item.answer) == ("\u3042", [" \u00e9", " \u00df"], 1)

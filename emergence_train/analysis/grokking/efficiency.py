@@ -39,8 +39,9 @@ def efficiency(runs: list[RunResult], curves: pd.DataFrame, budget: int) -> Effi
     if min(len(memorising), len(generalising)) >= LEAST_RUNS:
         parts = [values.var(ddof=1) / len(values) for values in (memorising, generalising)]
         spread = sum(parts)
-        freedom = spread**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (memorising, generalising)))
-        reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(spread))
+        if spread > 0:
+            freedom = spread**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (memorising, generalising)))
+            reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(spread))
     return Efficiency(
         model=runs[0].model,
         params=runs[0].params,

@@ -45,7 +45,7 @@ class CriticalFraction:
     model: str
     params: Params
     weight_decay: float
-    value: Annotated[Share | None, "null where it is not between two shares of the sweep"]
+    value: Annotated[Share | None, "null where it is not between two shares of the sweep, or more data did not help"]
     low95: Annotated[Share | None, "null where the sweep has no lower bound"]
     high95: Annotated[Share | None, "null where the sweep has no upper bound"]
     runs: int
@@ -60,7 +60,9 @@ class Trend:
     value: Annotated[float | None, Unit("share for ten times the parameters"), "negative: larger models need less data"]
     low95: float | None
     high95: float | None
-    p: Annotated[Probability | None, "of no trend, likelihood ratio; null with one size"]
+    p: Annotated[
+        Probability | None, "of no trend, sizes permuted among the runs of one share; null with one size or one share"
+    ]
     straight_p: Annotated[Probability | None, "of a straight line against a critical share of its own for each size"]
     sizes: Annotated[int, "that both generalised and did not"]
 

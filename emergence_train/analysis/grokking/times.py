@@ -31,11 +31,13 @@ def time_trend(
     """The power b of time = level x fraction^b, with its profile interval and p of b = 0.
 
     Accelerated failure time with Weibull's spread: log time = level of the group + b log fraction + s x (Gumbel), by maximum
-    likelihood with right censoring. Groups (n,) in which nothing generalised say nothing of b and are left out.
+    likelihood with right censoring. Groups (n,) in which nothing generalised say nothing of b and are left out. Where
+    all came at one measurement nothing is told.
     """
     telling = np.isin(groups, np.unique(groups[happened]))
     fractions, times, happened, groups = (values[telling] for values in (fractions, times, happened, groups))
-    if happened.sum() < LEAST_EVENTS or len(np.unique(fractions)) < 2:
+    alike = len(np.unique(times[happened])) < 2  # all at one measurement: how far apart they are is not known
+    if happened.sum() < LEAST_EVENTS or len(np.unique(fractions)) < 2 or alike:
         return Interval(None, None, None), None
     x, y = np.log(fractions), np.log(times)
     _, codes = np.unique(groups, return_inverse=True)

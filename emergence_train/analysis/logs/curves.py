@@ -9,10 +9,11 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
-from emergence_train.analysis.logs.numbers import numbers_of
+from emergence_train.analysis.logs.numbers import numbers_of, scale_of
 from emergence_train.analysis.logs.resumption import logged_again, resumed
 from emergence_train.errors import InputError, listed
 
+PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
 MOST_BAD = 0.1  # share of rows whose loss is no finite number, beyond which a log is refused
 
 
@@ -96,8 +97,10 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"{flags}{several}"
         )
     values = pd.DataFrame({name: numbers_of(log.rows[columns[name]]) for name in columns if name != "run"})
+    for name in {"step", "tokens", "params"} & set(values):
+        values[name] *= scale_of(columns[name])
     column, name = columns["loss"], plain(columns["loss"])
-    unit = options.loss_unit or units.unit_of(name)
+    unit = options.loss_unit or units.unit_beside_perplexity(values["loss"], _perplexity(log)) or units.unit_of(name)
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
@@ -119,6 +122,11 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     frame["lr"] = _along(values, "lr", rows["step"].to_numpy(float)) if "lr" in values else np.nan
     frame["loss"] = rows["loss"].to_numpy(float)
     return Curve(log, options.run or log.name, _params(values, options), frame.reset_index(drop=True), notes)
+
+
+def _perplexity(log: Log) -> pd.Series | None:
+    column = next((column for column in log.rows.columns if plain(column) in PERPLEXITY.split()), None)
+    return None if column is None else numbers_of(log.rows[column])
 
 
 def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:
@@ -162,6 +170,11 @@ def _with_loss(log: Log, values: pd.DataFrame, columns: dict[str, str], notes: l
             raise InputError(f"{log.path}: {what}; correct the file, or name other columns with --column")
         notes.append(f"left out: {what}")
         rows = rows[~bad]
+    if (rows["loss"] < 0).mean() > MOST_BAD:
+        raise InputError(
+            f"{log.path}: {columns['loss']!r} is negative, as a log-likelihood is; name a loss with --column loss=NAME, or write "
+            f"its negative"
+        )
     again = logged_again(rows["step"].to_numpy(float))
     if again.any():
         notes.append(

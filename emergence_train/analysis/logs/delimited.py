@@ -7,11 +7,14 @@ api.run(...).scan_history()) has a column a metric, and "_step", "_runtime", "_t
 
 from pathlib import Path
 
+import pandas as pd
+
 from emergence_train.analysis.logs.cells import SUFFIXES, header_of, read_table
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.log import Format, Log
 from emergence_train.errors import InputError
 
+METRICS = ("metric", "metric_name", "key", "tag")  # columns that say which metric a row's value is of
 TIME = ("relative time", "wall time", "_runtime", "_timestamp", "_wall_time")
 
 
@@ -40,8 +43,19 @@ def read_wandb(path: Path) -> list[Log]:
 
 
 def read_csv(path: Path) -> list[Log]:
-    """One run, or several by the column `run`."""
-    return [Log(stem_of(path), path, read_table(path))]
+    """One run, or several by the column `run`; also of a row a value, whose metric a column names."""
+    return [Log(stem_of(path), path, _a_column_a_metric(read_table(path)))]
+
+
+def _a_column_a_metric(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of the columns metric and value, as MLflow's, with a column for each metric; another as it is."""
+    names = {str(column).strip().lower(): column for column in frame.columns}
+    metric = next((names[name] for name in METRICS if name in names), None)
+    if metric is None or "value" not in names or not frame[metric].notna().all():
+        return frame
+    place = frame.drop(columns=[metric, names["value"]])
+    values = {name: frame[names["value"]].where(frame[metric] == name) for name in frame[metric].unique()}
+    return place.assign(**{str(name): cells.where(cells.notna(), None) for name, cells in values.items()})
 
 
 def _is_wandb(path: Path, _: str) -> bool:

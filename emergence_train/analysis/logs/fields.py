@@ -27,10 +27,15 @@ NUMBER = r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf)[KMGBT]?)(
 NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*(?: [A-Za-z0-9_(][\w./()-]*)*)"
 FIELD = re.compile(rf"['\"]?{NAME}['\"]?\s*[:=]\s*['\"]?{NUMBER}")
 # A step, with the planned last one: "step: 10/8000", "[step=10", "iter 40", "step 10"
+# but no share ("Steps: 1%") nor a part of one ("update: 0.1")
+WHOLE = r"(\d[\d,]*)(?![\d.]*%|\.\d)(?:\s*/\s*(\d+))?"
 STEP = re.compile(
-    r"(?:\b(global_step|step|iteration|iter|update)s?\s*[:=]?\s*|\[(batch|token|sample)=)(\d[\d,]*)(?:\s*/\s*(\d+))?",
+    rf"(?:\b(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
 )
+BAR = re.compile(
+    r"^(?!\s*epoch).*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<", re.IGNORECASE
+)  # tqdm's; one an epoch counts anew in each
 VALIDATES = re.compile(r"\b(?:validat\w*|valid|val|eval\w*|dev|test)\s+(?:global_)?(?:step|iter)", re.IGNORECASE)
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it
@@ -58,9 +63,14 @@ def _behind_a_value(name: str) -> str:
     return next((end for end in ends if plain(end) in known_names()), name)
 
 
-def _steps(line: str) -> dict[str, re.Match]:
-    """By the word that each step of a line is called."""
-    return {(match[1] or match[2]).lower(): match for match in STEP.finditer(line)}
+def _steps(line: str) -> dict[str, tuple[str, str | None]]:
+    """The steps of a line and the planned last ones, by the words that they are called."""
+    bar = BAR.search(line)
+    steps: dict[str, tuple[str, str | None]] = {"step": (bar[1], bar[2])} if bar else {}
+    for match in STEP.finditer(line):
+        name = match[1].lower() if match[1] else f"train_{match[2].lower()}"
+        steps.setdefault(name, (match[3].replace(",", ""), match[4]))
+    return steps
 
 
 def _lines(text: str) -> list[str]:
@@ -83,9 +93,9 @@ def read_fields(path: Path) -> list[Log]:
             fields = fields_of(line)
             if VALIDATES.search(line):  # torchtitan's "validate step: 10  loss: 3.1" is no training loss
                 fields = {f"val_{name}": value for name, value in fields.items()}
-            rows.append(fields | {word: match[3].replace(",", "") for word, match in steps.items()})
+            rows.append(fields | {name: step for name, (step, _) in steps.items()})
             places.append(number)
-            planned = next((match[4] for match in steps.values() if match[4]), None)
+            planned = next((end for _, end in steps.values() if end), None)
             ends.append(int(planned) if planned else None)
             below = True
         elif below and BELOW.fullmatch(line):
@@ -121,7 +131,7 @@ def _takes(path: Path, head: str) -> bool:
     lines = _lines(head)
     if any(map(TRAINER.match, lines)):
         return True
-    with_step = [k for k, line in enumerate(lines) if STEP.search(line)]
+    with_step = [k for k, line in enumerate(lines) if _steps(line)]
     return any(_has_loss(lines, k) for k in with_step)
 
 

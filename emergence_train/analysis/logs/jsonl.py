@@ -1,6 +1,7 @@
 """JSON lines: W&B histories, nanochat-like and home-made logs; an object a row, nested ones by joined names."""
 
 import json
+import re
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
@@ -19,10 +20,30 @@ def _flat(row: dict, prefix: str = "") -> dict:
     return flat
 
 
+def records_of(text: str) -> list[dict] | None:
+    """The rows of one JSON value: a list of objects, or an object of columns (as lists, or as pandas writes them); else None."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
+        return content
+    if isinstance(content, dict) and len(content) > 1:
+        columns = [list(column.values()) if isinstance(column, dict) else column for column in content.values()]
+        if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+            return [dict(zip(content, cells)) for cells in zip(*columns)]
+    return None
+
+
 def read_jsonl(path: Path) -> list[Log]:
     """One run, or several by the field `run`. A last line that is cut off is left out."""
     rows, places = [], []
-    lines = text_of(path).split("\n")
+    text = text_of(path)
+    if (records := records_of(text)) is not None:
+        return [Log(stem_of(path), path, frame_of([_flat(row) for row in records]))]
+    lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -43,7 +64,21 @@ def read_jsonl(path: Path) -> list[Log]:
 
 def _takes(path: Path, head: str) -> bool:
     objects = head.lstrip().startswith("{") and not head.lstrip().startswith("{'")  # which are Python's
-    return suffix_of(path) in (".jsonl", ".ndjson") or objects and "}\n{" in head
+    if suffix_of(path) in (".jsonl", ".ndjson") or objects and "}\n{" in head:
+        return True
+    return (
+        suffix_of(path) == ".json"
+        and path.is_file()
+        and _is_records(head)
+        and records_of(text_of(path, errors="replace")) is not None
+    )
 
 
-JSONL = Format("jsonl", "JSON lines, an object a row (W&B histories too)", _takes, read_jsonl)
+def _is_records(head: str) -> bool:
+    """Whether a JSON file begins as a list of objects does, or as an object of columns."""
+    return re.match(r'\s*(\[\s*\{|\{\s*"[^"]*"\s*:\s*[\[{])', head) is not None
+
+
+JSONL = Format(
+    "jsonl", "JSON, an object a row: lines or a list (W&B histories too), or a list a column", _takes, read_jsonl
+)

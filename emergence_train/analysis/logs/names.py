@@ -13,7 +13,7 @@ from emergence_train.errors import InputError, listed
 NAMES = {
     "step": "step train_step train_global_step trainer_global_step global_step optimizer_step training_step "
     "steps training_steps num_steps iteration iterations iter train_iter iters num_updates updates update "
-    "batch time_batch train_time_batch _step",
+    "train_batch time_batch train_time_batch _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
     "loss_train_total train_loss_train_total loss_metrics_global_avg_loss",
@@ -21,7 +21,7 @@ NAMES = {
     "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
     "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
     "num_input_tokens_seen train_num_input_tokens_seen throughput_total_tokens train_total_tokens "
-    "time_token train_time_token token",
+    "time_token train_time_token train_token",
     "params": "params non_embedding_params",
     "run": "run",
 }
@@ -53,6 +53,8 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     for column in log.rows.columns:
         if log.rows[column].notna().any():
             known.setdefault(plain(column), column)
+    for column in list(known.values()):  # "loss (nats)"
+        known.setdefault(plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))), column)
     columns = {}
     for quantity, names in NAMES.items():
         if quantity in options.columns:

@@ -23,6 +23,17 @@ def unit_of(name: str) -> str:
     return "bits" if words & {"bits", "bpb", "bpt"} else "nats"
 
 
+def unit_beside_perplexity(loss: pd.Series, perplexity: pd.Series | None) -> str | None:
+    """bits where 2^loss and not e^loss is the perplexity that stands in the same rows, as in fairseq's logs; else None."""
+    if perplexity is None or perplexity is loss:
+        return None
+    rows = np.isfinite(loss) & np.isfinite(perplexity) & (perplexity > 1) & (loss > 0)
+    if not rows.any():
+        return None
+    ratio = float((loss[rows] / np.log(perplexity[rows])).median())
+    return "bits" if abs(ratio * math.log(2) - 1) < 0.02 else None
+
+
 def to_nats(loss: pd.Series, unit: str) -> pd.Series:
     """Losses of `unit` in nats; a perplexity that is not positive becomes infinite, as other numbers that are none."""
     if unit == "bits":

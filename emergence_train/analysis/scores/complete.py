@@ -56,6 +56,8 @@ def completed(scores: list[Scores], options: ScoreOptions) -> tuple[pd.DataFrame
             f"{where}: {', '.join(missing)} {'are' if missing[1:] else 'is'} not said by the results; give {named}"
         )
     frame = frame.dropna(subset=["value"])
+    if frame.empty:
+        raise InputError(f"{where}: none of its scores is a number; name their column")
     _fill_chance(frame, notes)
     twice = frame.duplicated(list(tables.EVALUATIONS.key), keep="last")
     if twice.any():

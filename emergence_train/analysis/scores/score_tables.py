@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
-from emergence_train.analysis.logs.numbers import SI
+from emergence_train.analysis.logs.numbers import SI, scale_of
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
 
@@ -27,6 +27,7 @@ HELM_COLUMN = re.compile(r"^(?P<task>.+) - (?P<metric>.+)$")
 HELM_MODEL = ("model/adapter", "model")
 HELM_METRIC = {"em": "exact_match", "accuracy": "accuracy", "f1": "f1"}
 PLACE = ("run", "params", "step", "tokens", "loss", "chance")
+ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error of the number before it
 NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
 
 
@@ -36,7 +37,11 @@ def _numbers(cells: pd.Series) -> pd.Series:
     known = _known(words).astype(str)
     percent = len(known) and known.str.endswith("%").all()
     text = words.map(
-        lambda cell: _in_full(cell.rstrip("% " if percent else " ").replace(",", "")) if isinstance(cell, str) else cell
+        lambda cell: (
+            _in_full(ERROR.split(cell)[0].rstrip("% " if percent else " ").replace(",", ""))
+            if isinstance(cell, str)
+            else cell
+        )
     )
     return pd.to_numeric(text, errors="coerce").astype(float) / (100 if percent else 1)
 
@@ -68,7 +73,10 @@ def _plain(name: str) -> str:
 
 def _recognised(columns: list[str], given: Mapping[str, str], path: Path) -> dict[str, str]:
     """Our columns as the table calls them."""
-    plain = {_plain(column): column for column in reversed(columns)}
+    plain = {
+        _plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))): column for column in reversed(columns)
+    }  # "Params (B)"
+    plain |= {_plain(column): column for column in reversed(columns)}
     named = {ours: next((plain[n] for n in names.split() if n in plain), None) for ours, names in NAMES.items()}
     for ours, name in given.items():
         if name not in columns:
@@ -128,6 +136,8 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
 def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
     """Our columns of the table; those of numbers as float64."""
     columns = {ours: _numbers(frame[name]) if ours in NUMERIC else frame[name] for ours, name in known.items()}
+    for ours in {"params", "step", "tokens"} & set(columns):
+        columns[ours] = columns[ours] * scale_of(known[ours])
     return pd.DataFrame(columns, index=frame.index)
 
 

@@ -3,6 +3,8 @@
 benchmarks/studies/grokking_critical.py does the same with hundreds of sweeps.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -111,6 +113,56 @@ def test_a_bend_is_no_straight_line():
         groups.append(group(list(counts), seeds=50, params=params))
     moved = critical.trend(critical.fit(groups))
     assert moved.straight_p < 1e-6 and abs(moved.slope.value) < 0.02
+
+
+def test_p_of_no_trend_is_that_of_all_deals():
+    """Two sizes of four runs at one telling share, all 70 ways to deal four successes; at the others all are alike."""
+    groups = [group([0, 0, 3, 4, 4, 4], params=100), group([0, 0, 1, 4, 4, 4], params=1000)]
+    size = np.array([2.0] * 4 + [3.0] * 4)
+    sums = np.array([size[list(chosen)].sum() for chosen in itertools.combinations(range(8), 4)])
+    exact = np.mean(np.abs(sums - sums.mean()) >= abs(3 * 2.0 + 3.0 - sums.mean()) - 1e-9)
+    assert critical.trend(critical.fit(groups)).p == pytest.approx(exact, abs=0.02)
+
+
+ONSETS = {
+    "sharp": lambda share, c: (share >= c) * 1.0,
+    "a few fail": lambda share, c: np.clip(0.5 + (share - c) / 0.05, 0.04, 0.95),
+    "falls again": lambda share, c: np.where(
+        share < c + 0.075, np.clip(0.5 + (share - c) / 0.15, 0, 1), np.clip(1 - 1.2 * (share - c - 0.075), 0.6, 1)
+    ),
+    "a quarter never": lambda share, c: np.clip(0.5 + (share - c) / 0.1, 0, 0.75),
+    "a coin at a share tried": lambda share, c: np.where(np.isclose(share, 0.6), 0.5, share > 0.6),
+}
+
+
+@pytest.mark.parametrize("onset", ONSETS)
+def test_without_a_trend_none_is_found(onset):
+    """30 sweeps of three sizes alike: the shares are held, and p and the interval find a trend in few (of 5%, 4 at most)."""
+    shares = np.linspace(0.4, 0.8, 5)
+    fractions, held, small, excluded = np.repeat(shares, 4), [], [], []
+    for number in range(30):
+        rng = np.random.default_rng([number, 3])
+        truth = 0.6 if "coin" in onset else rng.uniform(0.5, 0.7)
+        chance = ONSETS[onset](fractions, truth)
+        fitted = critical.fit([critical.Group(fractions, rng.random(20) < chance, params) for params in PARAMS])
+        shares_found = [fitted.critical(k) for k in range(3)]
+        held += [(share.low95 or 0) <= truth <= (share.high95 or 1) for share in shares_found]
+        moved = critical.trend(fitted)
+        small.append(moved.p is not None and moved.p < 0.05)
+        low, high = moved.slope.low95, moved.slope.high95
+        excluded.append((low is not None and low > 0) or (high is not None and high < 0))
+    assert np.mean(held) >= 0.93 and sum(small) <= 4 and sum(excluded) <= 4
+
+
+def test_nothing_is_told_of_one_share_or_where_more_data_hurt():
+    """One share tried; and runs that generalise at the smaller shares alone."""
+    single = [critical.Group(np.full(3, 0.5), np.array([True, True, False]), params) for params in (100, 1000)]
+    reversed_ = [group([4, 4, 4, 0, 0, 0], params=params) for params in (100, 1000)]
+    for groups in (single, reversed_):
+        fitted = critical.fit(groups)
+        moved = critical.trend(fitted)
+        assert fitted.critical(0).value is None
+        assert (moved.p, moved.slope.value, moved.slope.low95, moved.slope.high95) == (None,) * 4
 
 
 def test_sizes_that_say_nothing_are_left_out():

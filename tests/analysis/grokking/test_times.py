@@ -47,3 +47,9 @@ def test_the_power_is_found_with_censored_runs():
 def test_too_few_that_generalised_say_nothing():
     slope, p = time_trend(np.array([0.4, 0.5, 0.6]), np.array([9.0, 5.0, 3.0]), np.array([0, 1, 1], bool), np.zeros(3))
     assert slope.value is None and p is None
+
+
+def test_times_that_are_all_one_measurement_tell_nothing():
+    shares, ones = np.tile([0.4, 0.6, 0.8], 4), np.ones(12, bool)
+    slope, p = time_trend(shares, np.full(12, 200.0), ones, np.zeros(12, int))
+    assert (slope.value, slope.low95, slope.high95, p) == (None,) * 4
