@@ -15,7 +15,7 @@ from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError, attempt, describe, exit_code
 from emergence_train.evaluation.at_checkpoint import Evaluator
-from emergence_train.faults import flight_recorder
+from emergence_train.faults import flight_recorder, report_claim
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh, sequence_parallel
@@ -122,6 +122,8 @@ def _train(
         broadcast_from_rank0(tensorboard.check)
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config, held))
+    if mesh.is_rank0:
+        report_claim.forget_older(run, mesh.launch_id)
     if config.logging.every_rank:
         log.open(run)
     if note:

@@ -25,7 +25,7 @@ def section(config_file, tmp_path, monkeypatch):
     return config.load(config_file, [*OVER, f"training.zero.nvme_path={tmp_path / 'disk'}"]).training
 
 
-def test_what_a_killed_start_left_is_removed_and_runs_have_their_own(section, tmp_path):
+def test_what_a_killed_start_left_is_removed(section, tmp_path):
     folders = []
     for run in ("one/run", "two/run", "one/run"):
         training = nvme.in_own_folder(section, 1000, tmp_path / run, MESH)

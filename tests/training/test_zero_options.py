@@ -62,7 +62,7 @@ def test_what_these_processes_cannot_do_is_one_line(config_file, option, line):
         (["nvme_path=disk"], "need one another; set both", []),
     ],
 )
-def test_nvme_by_halves_is_refused_before_anything_begins(config_file, wrong, line, right, capsys):
+def test_nvme_by_halves_is_refused_at_once(config_file, wrong, line, right, capsys):
     """By `train` and `plan` alike; what the line says to give is taken."""
     over = ["training.zero_stage=3", "training.zero.offload_optimizer=cpu"]
     wrong, right = ([*over, *(f"training.zero.{option}" for option in options)] for options in (wrong, right))
@@ -115,7 +115,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_losses_and_states_on_nvme_are_those_in_memory(config_file, tmp_path, processes):
+def test_states_on_nvme_are_those_in_memory(config_file, tmp_path, processes):
     """Half of the steps, a resumed run, then stage 2 without NVMe from its state: losses and moments of a run that kept all in
     memory. Compiles DeepSpeed's async_io where that was not done."""
     if not AsyncIOBuilder().is_compatible():
