@@ -126,6 +126,36 @@ def test_commas_are_decimal_where_they_must_be(tmp_path):
     }
 
 
+@pytest.mark.parametrize("other", ['"0,1"', '"4,8"', '"0,5"'])
+def test_a_list_beside_points_leaves_them(other, tmp_path):
+    """A column of GPUs is no sign of decimal commas: the points of a loss, an accuracy and a count stay."""
+    for sep in (",", ";"):
+        text = f"step,loss,hellaswag,tokens,gpus\n1,3.990,0.300,1.250,{other}\n2,3.980,0.310,2.500,{other}\n"
+        read = cells(tmp_path, text.replace(other, "@").replace(",", sep).replace("@", other))
+        assert read["loss"] == ["3.990", "3.980"] and read["hellaswag"] == ["0.300", "0.310"]
+        assert read["tokens"] == ["1.250", "2.500"]
+
+
+def test_a_loss_that_is_called_a_step_has_decimals(tmp_path):
+    read = cells(tmp_path, "step;train_loss_step;lr\n10;3,241;0,0003\n20;3,102;0,0002\n")
+    assert read == {"step": ["10", "20"], "train_loss_step": ["3.241", "3.102"], "lr": ["0.0003", "0.0002"]}
+
+
+@pytest.mark.parametrize("sep", [",", ";", "\t"])
+def test_a_count_in_billions_has_decimals(sep, tmp_path):
+    rows = [["Tokens (B)", "loss"], ['"1,250"', '"3,99"'], ['"2,500"', '"3,81"']]
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)))["Tokens (B)"] == ["1.250", "2.500"]
+    rows = [["Params (M)", "loss"], ['"1,300"', "3.99"], ['"2,500"', "3.81"]]  # thousands, beside points
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)))["Params (M)"] == ["1,300", "2,500"]
+
+
+@pytest.mark.parametrize("sep", [";", "\t"])
+def test_one_decimal_comma_makes_all_decimal(sep, tmp_path):
+    rows = [["seen_tokens", "loss"], ["1,250", "3,99"], ["2,500", "3,81"]]
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)))["seen_tokens"] == ["1.250", "2.500"]
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)).replace("3,", "3."))["seen_tokens"] == ["1,250", "2,500"]
+
+
 def test_a_header_that_is_a_comment_is_the_header(tmp_path):
     """As numpy.savetxt writes it."""
     assert cells(tmp_path, "# a run\n# step,loss\n10,3.5\n") == {"step": ["10"], "loss": ["3.5"]}

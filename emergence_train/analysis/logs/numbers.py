@@ -12,6 +12,11 @@ COUNTED_IN = re.compile(
     r"|[\s_](?:in[\s_])?(thousand|million|billion|trillion)s$",
     re.IGNORECASE,
 )
+# What shows that a comma is decimal: "1.234,5", "0,123", and other than three digits behind it; then what may be either
+DECIMAL = re.compile(
+    r"[-+]?(?:\d{1,3}(?:\.\d{3})+,\d+|0+,\d+|\d*,(?!\d{3}(?!\d))\d+)(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE
+)
+ONE_COMMA = re.compile(r"[-+]?\d+,\d+(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
 
 
 def scale_of(column: object) -> float:
