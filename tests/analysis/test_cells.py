@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.logs.cells import header_of, read_table
+from emergence_train.analysis.logs.numbers import numbers_of
 from emergence_train.analysis.runs import load
 from emergence_train.analysis.scores import ScoreOptions, holds_scores, with_scores
 from emergence_train.errors import InputError
@@ -211,3 +213,37 @@ def test_counts_are_in_what_their_names_say(tmp_path):
     rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions(columns={"tokens": "tokens_in_billions"}))
     read = tables.read(tables.EVALUATIONS, rows)
     assert read["params"].tolist() == [70_000_000] * 2 and read["tokens"].tolist() == [500_000_000, 10**9]
+
+
+def test_a_cell_with_its_own_unit_is_not_scaled_twice(tmp_path):
+    (tmp_path / "log.csv").write_text("step,Params (M),Tokens (B),loss\n1,70M,1B,3.2\n2,70M,1500M,3.1\n3,70M,2,3.0\n")
+    (curve,) = logs.read(tmp_path / "log.csv", LogOptions())
+    assert curve.params == 70_000_000 and curve.frame["tokens"].tolist() == [10**9, 1_500_000_000, 2 * 10**9]
+    (tmp_path / "s.csv").write_text(
+        "model,Params (M),Tokens (B),step,loss,task,acc\na,70M,1B,5,3,x,0.2\na,70,2,10,3,x,0.3\n"
+    )
+    rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions())
+    read = tables.read(tables.EVALUATIONS, rows)
+    assert read["params"].tolist() == [70_000_000] * 2 and read["tokens"].tolist() == [10**9, 2 * 10**9]
+
+
+def test_a_comma_before_two_digits_is_decimal():
+    """Cells of JSONL, of text and of scores with their error, which no table's column has judged."""
+    read = [
+        (["3,99", "3,985", "4"], [3.99, 3.985, 4]),
+        (["1,000", "12,345.5", "1,234,567"], [1000, 12345.5, 1234567]),
+        (["0,351", "1,000"], [0.351, 1]),
+        (["1,000", "1,250B", "1.5k"], [1000, 1250e9, 1500]),
+        (["1,5B", "1.234,5"], [1.5e9, 1234.5]),
+        (["0,1,2", "12,34,567", "3,"], [np.inf] * 3),
+    ]
+    for cells, expected in read:
+        assert numbers_of(pd.Series(cells, dtype=object)).tolist() == expected
+
+
+def test_a_score_with_its_error_may_have_a_decimal_comma(tmp_path):
+    (tmp_path / "s.csv").write_text(
+        'run,params,step,tokens,loss,task,acc\nr,1,1,1,3,x,"0,351 ± 0,01"\nr,1,2,2,3,x,"0,36 ± 0,01"\n'
+    )
+    rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions())
+    assert tables.read(tables.EVALUATIONS, rows)["value"].tolist() == [0.351, 0.36]
