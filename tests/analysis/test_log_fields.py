@@ -11,7 +11,7 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions, format_of
-from emergence_train.analysis.logs.fields import FIELD, NAME, fields_of
+from emergence_train.analysis.logs.fields import FIELD, NAME, NUMBER, fields_of
 from emergence_train.errors import InputError
 
 STEPS = np.arange(10, 210, 10)
@@ -252,6 +252,10 @@ def test_the_step_of_a_line_counts_not_its_bar(tmp_path):
     (tmp_path / "run.log").write_text("".join(bar.format(k, 5000 + s, x) for k, (s, x, _) in enumerate(ROWS)))
     (curve,) = logs.read(tmp_path / "run.log", LogOptions())
     assert curve.frame["step"].tolist() == (5000 + STEPS).tolist() and curve.frame["loss"].tolist() == LOSSES.tolist()
+    assert curve.log.end_step is None
+    (tmp_path / "run.log").write_text("".join(bar.format(s, s, x) for s, x, _ in ROWS))
+    (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+    assert curve.frame["step"].tolist() == STEPS.tolist() and curve.log.end_step == 1000
 
 
 @pytest.mark.parametrize("time_of_a_step", ["time/step: 100.43ms", "sec per step: 12.40", "time/step: 100ms"])
@@ -274,15 +278,15 @@ def test_a_decimal_comma_in_a_text_is_one(tmp_path):
 def test_a_long_line_of_words_takes_no_time():
     """A sample of a model's text in the log."""
     begin = time.process_time()
-    assert fields_of("step 5 sample " + "word (and) other/things " * 700 + "| loss: 2.5") == {"loss": "2.5"}
-    assert fields_of("sample: " + "word (and) other/things " * 700 + "loss: 2.5") == {"loss": "2.5"}
-    assert time.process_time() - begin < 1
+    assert fields_of("step 5 sample " + "word (and) other/things " * 3000 + "| loss: 2.5") == {"loss": "2.5"}
+    assert fields_of("sample: " + "word (and) other/things " * 3000 + "loss: 2.5") == {"loss": "2.5"}
+    assert time.process_time() - begin < 0.5
 
 
 def test_fields_are_those_of_a_search_that_goes_back():
-    """Names that never give back a letter find what names that do find."""
-    loose = re.compile(FIELD.pattern.replace(NAME, NAME.replace("*+", "*")))
-    assert loose.pattern != FIELD.pattern
+    """Names that never give back a letter, and words passed over, leave what names that do find."""
+    name = NAME.replace("*+", "*")
+    loose = re.compile(rf"['\"]?{name}['\"]?\s*[:=]\s*['\"]?{NUMBER}")
     texts = [sample(*row) for sample in SAMPLES for row in ROWS]
     texts += [
         "a b c: d e: 3 f",
@@ -292,4 +296,4 @@ def test_fields_are_those_of_a_search_that_goes_back():
         "47.22GiB a: 3GiB b 4: 5",
     ]
     for text in texts:
-        assert FIELD.findall(text) == loose.findall(text)
+        assert [field for field in FIELD.findall(text) if field[1]] == loose.findall(text)
