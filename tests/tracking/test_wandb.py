@@ -235,3 +235,18 @@ def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):
     assert list((tmp_path / "runs" / "run" / "wandb").glob("offline-run-*"))
     assert len(metrics(tmp_path / "runs" / "run")) == 12 and time.monotonic() - began < 100
     assert json.loads((tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
+
+
+@pytest.mark.slow
+def test_a_branch_has_an_id_of_its_own(config_file, tmp_path):
+    """And the points after the fork; the parent keeps its own."""
+    words = ["train", str(config_file), "logging.wandb=offline", "training.tokens=2048", "checkpoints.every_tokens=512"]
+    assert command(*words, "name=parent").returncode == 0
+    parent = tmp_path / "runs" / "parent"
+    step = sorted((parent / "checkpoints").glob("step-*"))[-2].name.removeprefix("step-").lstrip("0")
+    done = command(*words, "name=child", "--from", f"{parent}@{step}")
+    assert done.returncode == 0, done.stderr
+    runs = [OfflineRun(tmp_path / "runs" / name) for name in ("parent", "child")]
+    assert len({run.run.run_id for run in runs} | {module.run_id(parent)}) == 2
+    steps = [row["step"] for row in runs[1].history() if "train/loss" in row]
+    assert steps == list(range(int(step) + 1, max(steps) + 1))
