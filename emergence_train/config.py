@@ -50,11 +50,10 @@ class PositionWeights(Section):
 
 def _not_nvme(value: Any) -> Any:
     if value == "nvme":
-        raise ValueError("what DeepSpeed keeps on NVMe is not in a checkpoint; give cpu, or none and more GPUs")
+        raise ValueError(
+            "a rank's weights cannot be on NVMe, the optimizer's state can; give cpu, or none and more GPUs"
+        )
     return value
-
-
-Offload = Annotated[Literal["none", "cpu"], BeforeValidator(_not_nvme)]
 
 
 class Zero(Section):
@@ -69,11 +68,17 @@ class Zero(Section):
     quantized_weights: bool = Field(
         default=False, description="at stage 3 on GPUs: weights are gathered as int8, which loses bits of them"
     )
-    offload_optimizer: Offload = Field(
-        default="none", description="from stage 1 on: optimizer state in the host's memory, updated there"
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
+        default="none",
+        description="from stage 2 on: optimizer state in the host's memory, updated there; at stage 3 also in files on NVMe",
     )
-    offload_param: Offload = Field(
+    offload_param: Annotated[Literal["none", "cpu"], BeforeValidator(_not_nvme)] = Field(
         default="none", description="at stage 3: a rank's weights in the host's memory between their uses"
+    )
+    nvme_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="with offload_optimizer nvme: a directory on a disk of each node, for files that last as long as the run",
     )
 
 
@@ -244,6 +249,12 @@ class TaskConfig(Section):
         "all are; None: one question a line",
     )
 
+    @property
+    def table_name(self) -> str:
+        """The task's name in the tables."""
+        steps = "" if self.steps is None else f"-{self.steps}-steps"
+        return self.name or self.task.removeprefix("lm-eval/") + steps
+
     @model_validator(mode="after")
     def _one_origin(self) -> "TaskConfig":
         if self.shots is not None and not self.task.startswith("lm-eval/"):
@@ -355,6 +366,12 @@ def _check_zero(training: Training) -> None:
         raise ValueError(
             f"training.zero.offload_optimizer is of stages 2 and 3, not {stage}; set training.zero_stage=2, or leave it out"
         )
+    if zero.offload_optimizer == "nvme" and stage != 3:
+        raise ValueError(
+            f"training.zero.offload_optimizer nvme is of stage 3, not {stage}; set training.zero_stage=3, or give cpu"
+        )
+    if (zero.offload_optimizer == "nvme") != (zero.nvme_path is not None):
+        raise ValueError("training.zero.nvme_path and offload_optimizer nvme need one another; set both, or neither")
     if zero.offload_param != "none" and zero.offload_optimizer == "none":
         raise ValueError(
             "training.zero.offload_param without the optimizer's state, which is larger; set offload_optimizer too"
@@ -407,10 +424,18 @@ def _validated(tree: dict, path: str | Path) -> Config:
 
 
 def load_run(run: Path) -> Config:
-    """The resolved configuration that a run directory holds."""
+    """The resolved configuration that a run directory holds.
+
+    Its data are looked for from here, and, where they are not there, from every directory above the run.
+    """
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
-    return load(run / "config.yaml")
+    config = load(run / "config.yaml")
+    above = (parent / config.data.path for parent in run.resolve().parents)
+    prepared = (place for place in above if (place / "dataset.json").is_file())
+    if not Path(config.data.path).exists() and (place := next(prepared, None)):
+        return config.model_copy(update={"data": config.data.model_copy(update={"path": str(place)})})
+    return config
 
 
 def _expand_mode(tree: dict) -> None:

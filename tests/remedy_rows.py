@@ -188,9 +188,19 @@ CONFIG = [
         "training.zero.hpz_partition_size=2 training.zero_stage=3",
     ),
     config(
-        "is not in a checkpoint; give cpu, or none and more GPUs",
-        "training.zero_stage=2 training.zero.offload_optimizer=nvme",
+        "a rank's weights cannot be on NVMe, the optimizer's state can; give cpu, or none and more GPUs",
+        "training.zero_stage=3 training.zero.offload_optimizer=cpu training.zero.offload_param=nvme",
+        "training.zero_stage=3 training.zero.offload_optimizer=cpu training.zero.offload_param=cpu",
+    ),
+    config(
+        "nvme is of stage 3, not {}; set training.zero_stage=3, or give cpu",
+        "training.zero_stage=2 training.zero.offload_optimizer=nvme training.zero.nvme_path=disk",
         "training.zero_stage=2 training.zero.offload_optimizer=cpu",
+    ),
+    config(
+        "training.zero.nvme_path and offload_optimizer nvme need one another; set both, or neither",
+        "training.zero_stage=3 training.zero.offload_optimizer=nvme",
+        "training.zero_stage=3",
     ),
     config(
         "is of stages 2 and 3, not {}; set training.zero_stage=2",

@@ -67,6 +67,11 @@ LADDERS = [
     ladder("as the ladder's own; rename sizes.{}", {"sizes": {"ladder-logs": {}}}, {"sizes": {"logs": {}}}),
     ladder("is too long; shorten sizes.{}", {"sizes": {"x" * 300: {}}}, {"sizes": {"x": {}}}),
     ladder(
+        "differ in case alone, and some file systems take their runs for one; rename one",
+        {"sizes": {"a": {}, "A": {}}},
+        {"sizes": {"a": {}, "b": {}}},
+    ),
+    ladder(
         "rename sizes.{} or sizes.{}",
         {"tokens": [1024, 2048], "sizes": {"a": {}, "a-1.024k": {"tokens": [1024]}}},
         {"tokens": [1024, 2048], "sizes": {"a": {}, "b": {"tokens": [1024]}}},

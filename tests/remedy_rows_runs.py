@@ -189,7 +189,7 @@ RUNS = [
         lambda at: ["export", str(at.folder / "runs" / "run"), str(at.folder / "empty")],
     ),
     Row(
-        "is not a prepared data set; run `emergence-train prepare` first",
+        "is not a prepared data set; run `emergence-train prepare` first, or this where it lies",
         lambda at: [*done(at), f"data.path={at.folder / 'copy'}"],
         lambda at: (
             cli.main(at.prepare(f"data.path={at.folder / 'copy'}")),
@@ -264,7 +264,7 @@ RUNS = [
     ),
     Row(
         "W&B is disabled (logging.wandb of its config.yaml, or WANDB_MODE); set it to offline or online",
-        lambda at: (edited(at, "wandb: disabled", "wandb: auto"), ["sync", str(at.folder / "runs" / "run")])[-1],
+        lambda at: (edited(at, "mode: disabled", "mode: auto"), ["sync", str(at.folder / "runs" / "run")])[-1],
         lambda at: (at.setenv("WANDB_MODE", "offline"), ["sync", str(at.folder / "runs" / "run")])[-1],
     ),
     in_run(

@@ -24,6 +24,23 @@ def test_overrides_presets_and_the_way_back(file):
     assert config.Config.model_validate(yaml.safe_load(loaded.to_yaml())) == loaded
 
 
+def test_data_of_a_run_are_looked_for_above_it(tmp_path, monkeypatch):
+    """A run trained in tmp_path with relative paths, read from elsewhere; what lies here goes first."""
+    run, elsewhere = tmp_path / "runs" / "r", tmp_path / "elsewhere"
+    for folder in (run, elsewhere, tmp_path / "data" / "d"):
+        folder.mkdir(parents=True)
+    (tmp_path / "data" / "d" / "dataset.json").touch()
+    (tmp_path / "runs" / "data" / "d").mkdir(parents=True)  # nearer, and nothing prepared
+    (run / "config.yaml").write_text(yaml.safe_dump(small_config("data/d", "runs")))
+    monkeypatch.chdir(elsewhere)
+    assert config.load_run(run).data.path == str(tmp_path / "data" / "d")
+    (elsewhere / "data" / "d").mkdir(parents=True)
+    assert config.load_run(run).data.path == "data/d"
+    (elsewhere / "data" / "d").rmdir()
+    (tmp_path / "data" / "d" / "dataset.json").unlink()
+    assert config.load_run(run).data.path == "data/d"  # nowhere: as it is written
+
+
 def test_every_shipped_configuration_loads():
     from support import ROOT
 

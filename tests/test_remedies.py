@@ -28,6 +28,8 @@ OTHER_TESTS = "tried where its situation is made: "
 EXEMPT = (
     {  # of a message: why it has no row
         "and none surely was; give a later --step": OTHER_TESTS + "evaluation/test_memorisation_probe.py",
+        "install them (libaio-dev), or give cpu": OTHER_TESTS + "training/test_nvme.py",
+        "make room, or set training.zero.nvme_path to another": OTHER_TESTS + "training/test_nvme.py",
         "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
         "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",
         "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",

@@ -7,7 +7,7 @@ Fitted: the log of what the story's steady runs (benchmarks/results/story/losses
 the law fitted to what is behind says; its mean and spread over runs, every run counting once. They go to
 emergence_train/analysis/temporal/small_runs.json. The exponent, its spread and what other recipes may differ by are set by hand.
 
-Scored: forecasts from 20 and 40%, with what was shipped before and, of runs that took no part in the fit, with this
+Scored: forecasts from 20, 40 and 60%, with what was shipped before and, of runs that took no part in the fit, with this
 (benchmarks/results/temporal_small.csv; the quickstart's sizes with other seeds, and others by their `source`).
 """
 
@@ -39,7 +39,7 @@ EXPONENT, EXPONENT_SD = 0.25, 0.3  # by hand: nearly a logarithm, and to a half 
 OTHERS = 0.2  # by hand, for texts and recipes that the story has not: of the same runs iid and ood text differ by 0.25
 STARTS = (128, 160, 200, 256, 320, 400)  # steps up to which a run is observed
 LEAST_REACH = 2.0  # of a window: it is followed to so many times its steps at least
-FRACTIONS = (0.2, 0.4)
+FRACTIONS = (0.2, 0.4, 0.6)
 BEFORE = priors.Small(exponent=0.5, exponent_sd=0.4, change=0.0, change_sd=0.5, tokens=2048.0, steps=400.0)
 SPLITS = ("iid", "ood")
 

@@ -98,6 +98,14 @@ class PlannedSchedule:
         """Learning rate at steps `x` as a share of the peak."""
         return np.interp(x, self.x, self.e)
 
+    def mean_share_after(self, x: float) -> float:
+        """Mean learning rate from step `x` to the plan's end, as a share of the peak; beyond the end the last rate."""
+        end = self.x[-1]
+        if x >= end:
+            return float(self.e[-1])
+        before, after = self.clock(np.array([x, end]))
+        return float((after - before) / (end - x))
+
     def clock(self, x: np.ndarray) -> np.ndarray:
         """Summed rate up to `x` in steps at peak rate; beyond the plan the last rate continues."""
         x = np.asarray(x, float)

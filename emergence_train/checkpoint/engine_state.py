@@ -5,7 +5,7 @@ A Part locates that share. Saving writes parts, and loading reads for each part 
 world size or stage needs no special case.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from emergence_train.checkpoint.format import WEIGHTS, Shards
+from emergence_train.checkpoint.swapped import forget_moments, in_memory, mapped, swapped
 from emergence_train.parallel.mesh import Mesh
 
 
@@ -54,13 +55,28 @@ class EngineState:
         return max(steps, default=0.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The pieces that this rank saves, as views: {kind|start|name: piece}."""
-        pieces = {}
-        for part in self.parts if self.stage else map(self._own_slice, self.parts):
-            for kind, tensor in {WEIGHTS: part.flat, **self._moments(part.flat)}.items():
+        """The pieces that this rank saves, as views, or as mapped files: {kind|start|name: piece}."""
+        pieces: dict[str, Tensor] = {}
+        for flat, parts in self._by_flat():
+            kinds = self._kinds(flat)
+            for part in parts if self.stage else map(self._own_slice, parts):
                 if part.count:
-                    pieces[f"{kind}|{part.start}|{part.name}"] = part.of(tensor)
+                    pieces |= {f"{kind}|{part.start}|{part.name}": part.of(tensor) for kind, tensor in kinds.items()}
         return pieces
+
+    def _kinds(self, flat: Tensor) -> dict[str, Tensor]:
+        """`flat` and its moments by kind."""
+        if swapped(self.engine.optimizer, flat) is None:
+            return {WEIGHTS: flat, **self._moments(flat)}
+        names = {id(tensor): kind for kind, tensor in self.optimizer.state.get(flat, {}).items()} | {id(flat): WEIGHTS}
+        return {names[id(tensor)]: file for tensor, file in mapped(self.engine.optimizer, flat)}
+
+    def _by_flat(self) -> Iterator[tuple[Tensor, list[Part]]]:
+        """The tensors that the optimizer updates, each with its parts."""
+        parts: dict[int, list[Part]] = {}
+        for part in self.parts:
+            parts.setdefault(id(part.flat), []).append(part)
+        yield from ((held[0].flat, held) for held in parts.values())
 
     @torch.no_grad()
     def load(self, shards: Shards, updates: float) -> None:
@@ -70,18 +86,23 @@ class EngineState:
             self.engine.optimizer._partition_all_parameters()
         moments = [kind for kind in shards.kinds if kind != WEIGHTS]
         kinds_of = getattr(self.optimizer, "state_kinds", lambda flat: moments) if moments else lambda flat: ()
-        for flat in {id(part.flat): part.flat for part in self.parts}.values():
-            state = self.optimizer.state[flat]
-            if not moments:  # saved before the first update
-                state.clear()
-                continue
-            for kind in kinds_of(flat):
-                if kind not in state:
-                    state[kind] = torch.zeros_like(flat)
+        for flat, parts in self._by_flat():
+            with in_memory(self.engine.optimizer, flat, write=True):
+                self._load_flat(flat, parts, shards, kinds_of(flat), updates)
+
+    def _load_flat(self, flat: Tensor, parts: list[Part], shards: Shards, kinds: Iterable[str], updates: float) -> None:
+        state, kinds = self.optimizer.state[flat], list(kinds)
+        if not kinds:  # saved before the first update
+            forget_moments(self.engine.optimizer, flat)
+            state.clear()
+        for kind in kinds:
+            if kind not in state:
+                state[kind] = torch.zeros_like(flat)
+        if kinds:
             state["step"] = torch.tensor(float(updates), device=flat.device)  # a fused optimizer counts on the device
-        for part in self.parts:
-            for kind in [WEIGHTS, *kinds_of(part.flat)]:
-                target = part.flat if kind == WEIGHTS else self.optimizer.state[part.flat][kind]
+        for part in parts:
+            for kind in [WEIGHTS, *kinds]:
+                target = flat if kind == WEIGHTS else state[kind]
                 part.of(target).copy_(shards.read(kind, part.name, part.start, part.count))
 
     def held_by(self, shards: Shards) -> bool:
@@ -142,8 +163,9 @@ class EngineState:
         """The model's own weights (bf16, or fp32 beside the partitions) from the float32 ones."""
         optimizer = self.engine.optimizer
         if self.stage == 3:
-            for group in range(len(optimizer.fp32_partitioned_groups_flat)):
-                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+                with in_memory(optimizer, flat):
+                    optimizer._reassign_or_swap_out_partitioned_parameters(group)
             optimizer.checkpoint_event_epilogue()
         elif self.stage:
             optimizer.update_lp_params()

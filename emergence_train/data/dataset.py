@@ -111,7 +111,9 @@ def load_index(root: Path) -> dict:
         index = json.loads((root / "dataset.json").read_text())
         Index.model_validate(index)
     except FileNotFoundError:
-        raise InputError(f"{root}: is not a prepared data set; run `emergence-train prepare` first") from None
+        raise InputError(
+            f"{root}: is not a prepared data set; run `emergence-train prepare` first, or this where it lies"
+        ) from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "it"

@@ -6,6 +6,7 @@ the context. Items are text, tokenized by each run's tokenizer.
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,11 +198,20 @@ def _of_row(path: Path, number: int, row: dict) -> Item:
     try:
         if "continuation" in row:
             return Item(str(row["context"]), (str(row["continuation"]),), 0)
-        return Item(str(row["context"]), tuple(str(choice) for choice in row["choices"]), int(row["answer"]))
-    except (KeyError, TypeError, ValueError) as error:
+        choices, answer = row["choices"], row["answer"]
+        if not isinstance(choices, list):
+            raise ValueError(f"its choices are {str(choices)[:30]!r}")
+        if isinstance(answer, bool) or not re.fullmatch(r"-?\d+", str(answer)):
+            raise ValueError(f"its answer is {str(answer)[:30]!r}")
+        return Item(str(row["context"]), tuple(str(choice) for choice in choices), int(answer))
+    except (KeyError, ValueError) as error:
         raise InputError(
-            f"{path}: row {number}: needs context, choices (a list) and answer (an index): {error!r}"
+            f"{path}: row {number}: needs context, choices (a list) and answer (an index): {_in_words(error)}"
         ) from None
+
+
+def _in_words(error: Exception) -> str:
+    return f"it has no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
 
 
 def _steps_of_row(path: Path, number: int, row: dict) -> tuple[Item, ...]:
@@ -220,7 +230,7 @@ def _open_item(path: Path, number: int, row: dict) -> OpenItem:
             raise InputError(f"{path}: row {number}: has no answer, or an empty one")
         return OpenItem(str(row["context"]), answers, row.get("extract") == "number")
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: row {number}: needs context and answers (a list): {error!r}") from None
+        raise InputError(f"{path}: row {number}: needs context and answers (a list): {_in_words(error)}") from None
 
 
 def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
@@ -230,7 +240,9 @@ def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
             if row["doc_id"] < UNCONDITIONAL and "continuation" in row["request"]:
                 documents.setdefault(row["doc_id"], []).append((number, row))
         except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: row {number}: is not a request with doc_id and request: {error!r}") from None
+            raise InputError(
+                f"{path}: row {number}: is not a request with doc_id and request: {_in_words(error)}"
+            ) from None
     items = []
     for parts in documents.values():
         number, first = parts[0]
@@ -244,5 +256,7 @@ def _of_requests(path: Path, rows: list[tuple[int, dict]]) -> list[Item]:
             apart = len(set(contexts)) > 1
             items.append(Item(contexts[0], choices, int(first["label"]), contexts if apart else ()))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: row {number}: needs label and request.continuation: {error!r}") from None
+            raise InputError(
+                f"{path}: row {number}: needs label and request.continuation: {_in_words(error)}"
+            ) from None
     return items

@@ -7,12 +7,21 @@ one file there, the first may speak, whatever ranks are left.
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 
 from emergence_train.faults.flight_recorder import STACKS
 
 PREFIX = "reported-"
+AGAIN = 0.1  # seconds after which a claim that was found is looked for again, twice
 SECONDS = 3.0  # for the file system to answer: rank 0's node may have served it
+
+
+def forget_older(run: Path, launch_id: str) -> None:
+    """Remove the claims of other starts: the holder of the run's lock knows that they are over."""
+    for path in (run / STACKS).glob(f"{PREFIX}*"):
+        if path.name != f"{PREFIX}{launch_id}":
+            path.unlink(missing_ok=True)
 
 
 def claim(run: Path, launch_id: str, rank: int, fallback: bool) -> bool:
@@ -23,9 +32,8 @@ def claim(run: Path, launch_id: str, rank: int, fallback: bool) -> bool:
         path = run / STACKS / f"{PREFIX}{launch_id}"
         with contextlib.suppress(OSError):
             path.parent.mkdir(exist_ok=True)
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
+            handle = _create(path)
+            if handle is None:
                 answers.append(False)
                 return
             with lock:
@@ -47,3 +55,13 @@ def claim(run: Path, launch_id: str, rank: int, fallback: bool) -> bool:
             return answers[0]
         late.set()
     return fallback
+
+
+def _create(path: Path) -> int | None:
+    """Create the file; None where another rank has. A claim that is just being taken back is gone at the next try."""
+    for wait in (AGAIN, AGAIN, 0.0):
+        try:
+            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            time.sleep(wait)
+    return None

@@ -79,6 +79,13 @@ class LadderFile(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "LadderFile":
+        for kind, names in (("sizes", self.sizes), ("schedules", self.schedules)):
+            for first, second in itertools.combinations(names, 2):
+                if first.casefold() == second.casefold():
+                    raise ValueError(
+                        f"{kind}.{second} and {first} differ in case alone, and some file systems take their runs for one; "
+                        f"rename one"
+                    )
         for name, size in self.sizes.items():
             if not (size.tokens or self.tokens):
                 raise ValueError(f"sizes.{name} has no tokens; give them there or for the whole ladder")

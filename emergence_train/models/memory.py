@@ -30,6 +30,8 @@ GIB = 2**30
 PRODUCTS = 2 * 2**25
 MOST_BUCKET, LEAST_BUCKET = 500_000_000, 250_000  # elements; the greater is DeepSpeed's default
 MOST_GATHERED = 1_000_000_000  # elements: stage3_max_live_parameters
+NVME_GROUP = 100_000_000  # elements of a rank that are updated at a time where the optimizer's state is on NVMe
+NVME_BUFFERS = 5  # each of a group's size: weights, two moments, gradients, and one in which gradients are collected
 MOST_PREFETCH = 50_000_000  # elements that stage 3 gathers at once: DeepSpeed's default
 
 

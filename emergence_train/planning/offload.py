@@ -16,9 +16,11 @@ sheets', the shares of them conventions, and nothing is taken to overlap, so tha
 
 from dataclasses import dataclass
 
+from emergence_train.models.memory import NVME_BUFFERS, NVME_GROUP
 from emergence_train.planning.communication import gathered
 from emergence_train.planning.step_time import LINK_SHARE
 
+DRIVE = 7.9e9  # bytes/s in a direction: one drive a GPU, on four lanes of PCIe 4.0
 HOST_SHARE = 0.5  # of the host memory's bandwidth, by an update in one pass: a convention, not measured
 
 
@@ -51,6 +53,9 @@ class Offload:
     weights: float = 0.0
     to_host: float = 0.0
     to_gpu: float = 0.0
+    on_disk: float = 0.0  # bytes of files on NVMe
+    from_disk: float = 0.0  # read there in a step
+    to_disk: float = 0.0  # written
     seconds: float = 0.0
 
     @property
@@ -59,9 +64,19 @@ class Offload:
 
 
 def offload_cost(
-    parameters: int, size: int, stage: int, ranks: int, micro_batches: int, moments: int, host: Host, *, weights: bool
+    parameters: int,
+    size: int,
+    stage: int,
+    ranks: int,
+    micro_batches: int,
+    moments: int,
+    host: Host,
+    *,
+    weights: bool,
+    disk: bool = False,
 ) -> Offload:
     """What a step takes of the host where the optimizer's state is there; `weights`: the rank's weights too (stage 3).
+    `disk`: the state in files on NVMe (stage 3), of which groups pass through buffers on the host.
 
     Args:
         size: bytes of a parameter in a step. ranks: that share the optimizer.
@@ -74,11 +89,21 @@ def offload_cost(
     # The update reads gradients, reads and writes weights and moments; clipping scales the gradients; the weights are cast.
     update = own * ((12 + 8 * moments) + 8 + (4 + size))
     seconds = (own * to_host + to_gpu) / (LINK_SHARE * host.pcie) + update / (HOST_SHARE * host.bandwidth)
+    state, gradients = own * 4 * (1 + moments), own * (4 + between)
+    on_disk = from_disk = to_disk = 0.0
+    if disk:
+        # The update reads state and gradients and writes the state; the last micro-batch's backward pass writes gradients.
+        on_disk = from_disk = to_disk = state + 4 * own
+        state, gradients = 4 * NVME_BUFFERS * min(own, NVME_GROUP), own * between
+        seconds += (from_disk + to_disk) / (LINK_SHARE * DRIVE)
     return Offload(
-        optimizer=own * 4 * (1 + moments),
-        gradients=own * (4 + between),
+        optimizer=state,
+        gradients=gradients,
         weights=own * size if weights or stage < 3 else 0.0,
         to_host=own * to_host,
         to_gpu=to_gpu,
+        on_disk=on_disk,
+        from_disk=from_disk,
+        to_disk=to_disk,
         seconds=seconds,
     )

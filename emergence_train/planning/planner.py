@@ -44,6 +44,7 @@ class RunPlan:
     flops_per_token: float
     inside: float = 0.0  # of what is sent, inside the groups of hierarchical partitions
     host: Offload = Offload()  # a GPU's share
+    warnings: tuple[str, ...] = ()  # what runs and does not do what it is for, each with its remedy
     suggestion: str | None = None  # arguments that make it fit; None where it fits, or nothing was seen to
 
     @property
@@ -94,6 +95,7 @@ class RunPlan:
             "days": self.days,
             "gpu_hours": 24 * self.days * self.gpus,
             "fits": self.fits,
+            "warnings": list(self.warnings),
             "suggestion": self.suggestion,
         }
 
@@ -173,7 +175,8 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
         optimizer = step_time.optimizer_seconds(parameters, size, moments, stage, gpus, rounds, kind, efficiency)
     else:
         on_host = training.zero.offload_param != "none"
-        host = offload_cost(parameters, size, stage, gpus, rounds, moments, HOSTS[gpu], weights=on_host)
+        disk = training.zero.offload_optimizer == "nvme"
+        host = offload_cost(parameters, size, stage, gpus, rounds, moments, HOSTS[gpu], weights=on_host, disk=disk)
     step_tokens = training.batch * sequence
     return RunPlan(
         gpu,
@@ -195,10 +198,25 @@ def _estimate(training: Training, model: ModelConfig, sequence: int, gpus: int, 
             exposed,
             host.seconds,
         ),
+        warnings=tuple(_warnings(training, gpu)),
         steps=-(-training.tokens // step_tokens),
         step_tokens=step_tokens,
         flops_per_token=model.flops_per_token(sequence),
     )
+
+
+def _warnings(training: Training, gpu: str) -> Iterator[str]:
+    hpz = training.zero.hpz_partition_size
+    if hpz > NODE:
+        yield (
+            f"training.zero.hpz_partition_size {hpz} is more than the {NODE} GPUs of a node, so that its gatherings cross the "
+            f"network; give {NODE} or a divisor"
+        )
+    if training.linears == "fp8" and not GPUS[gpu].fp8:
+        yield (
+            f"training.linears fp8: {gpu} has no fp8, it would be emulated and save no time; set training.linears=bf16, or plan "
+            f"for h100-80gb"
+        )
 
 
 def _rounds(training: Training, gpus: int) -> int:
@@ -302,6 +320,8 @@ def format_table(planned: RunPlan) -> str:
             f"to fit, add: {planned.suggestion}" if planned.suggestion else "nothing fits: try a GPU with more memory"
         )
         lines += ["", remedy]
+    if planned.warnings:
+        lines += ["", *(f"warning: {warning}" for warning in planned.warnings)]
     return "\n".join(lines)
 
 
@@ -318,6 +338,11 @@ def _host_lines(planned: RunPlan) -> list[str]:
         *(f"  {name:<36}{size / GIB:8.2f}" for name, size in parts.items()),
         f"  {'may be used':<36}{planned.host_limit / GIB:8.2f}  {verdict}",
         f"{host.to_host / GIB:,.2f} GiB to the host and {host.to_gpu / GIB:,.2f} back in a step; their time is unmeasured",
+        *(
+            [f"{host.on_disk / GIB:,.2f} GiB on NVMe, all of it written and read in a step; its time is unmeasured too"]
+            if host.on_disk
+            else []
+        ),
     ]
 
 

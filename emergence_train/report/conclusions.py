@@ -19,6 +19,7 @@ from emergence_train.run_differences import differences, read_config
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
 MOST_KEYS = 12  # columns of the table of what differs
 ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
+SAME = 0.001  # nats: losses that are written alike
 FEW_KEYS = 4  # settings named in a sentence
 OTHER_DATA = (
     " Their prepared data are not the same, so the held-out text may not be either: the losses may not compare."
@@ -28,22 +29,25 @@ OTHER_DATA = (
 def sections(data: ReportData) -> list[tuple[str, str, str]]:
     """(anchor, title, body)."""
     able = _able(data)
-    runs = data.runs if len(data.runs) <= MOST_RUNS else sorted(data.runs, key=_iid_loss)
+    several = len(_by_tokenizer(data.runs)) > 1
+    runs = data.runs if len(data.runs) <= MOST_RUNS else _ordered(data.runs)
     sentences = [f"<li>{_sentence(run, able.get(run.name))}</li>" for run in runs]
     shown = (
         _listed(sentences)
         if len(runs) <= MOST_RUNS
         else _listed(sentences[:FIRST_RUNS])
         + (
-            f"<details><summary>The other {len(runs) - FIRST_RUNS} runs, the lowest loss first</summary>"
+            f"<details><summary>The other {len(runs) - FIRST_RUNS} runs, {'by tokenizer, ' if several else ''}the lowest loss "
+            "first</summary>"
             f"{_listed(sentences[FIRST_RUNS:])}</details>"
         )
     )
+    rest = _verdicts(data) + _differences(data.runs)
     return [
         (
             "conclusions",
             "In short",
-            f"{_best(data.runs)}{seeds.best(data.runs)}{_one_side(data.runs)}{shown}{_verdicts(data)}{_differences(data.runs)}",
+            _best(data.runs) + ("" if several else seeds.best(data.runs)) + _one_side(data.runs) + shown + rest,
         )
     ]
 
@@ -57,19 +61,45 @@ def _iid_loss(run: Run) -> float:
     return float(rows["loss"].iloc[-1]) if len(rows) else np.inf
 
 
+def _by_tokenizer(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each tokenizer, whose losses compare, the lowest loss on iid first."""
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.header.get("vocabulary"), []).append(run)
+    return [sorted(group, key=_iid_loss) for group in groups.values()]
+
+
+def _ordered(runs: Sequence[Run]) -> list[Run]:
+    """The lowest loss first: of each tokenizer the lowest one, then the others of the first tokenizer, and so on."""
+    groups = _by_tokenizer(runs)
+    return [group[0] for group in groups] + [run for group in groups for run in group[1:]]
+
+
 def _best(runs: Sequence[Run]) -> str:
-    """Which run has the lowest held-out loss, where one vocabulary makes losses comparable."""
+    """Which run has the lowest held-out loss; of each tokenizer, where there are several."""
     last = [(float(run.iid()["loss"].iloc[-1]), run) for run in runs if len(run.iid())]
     if len(last) < 2:
         return ""
-    if len({run.header.get("vocabulary") for run in runs}) > 1:
-        return "<p>The runs have different tokenizers: their losses do not compare.</p>"
+    if len(groups := _by_tokenizer([run for _, run in last])) > 1:
+        ranked = [group for group in groups if len(group) > 1]
+        lowest = "; ".join(f"<b>{html.escape(group[0].name)}</b>, {_of_group(group)}" for group in ranked)
+        some = " (of some it is not known)" if any(run.header.get("vocabulary") is None for _, run in last) else ""
+        about = f"The runs have different tokenizers{some}: their losses do not compare."
+        return f"<p>{about}{f' The lowest loss on iid with each: {lowest}.' if ranked else ''}</p>"
     (loss, best), (second, following) = sorted(last, key=lambda pair: pair[0])[:2]
+    if second - loss < SAME:
+        names = f"<b>{html.escape(best.name)}</b> and <b>{html.escape(following.name)}</b>"
+        return f"<p>The lowest loss on iid have {names}, {loss:.3f}: less than {SAME} nats apart.</p>"
     other = "" if len({_prepared(run) for _, run in last} - {None}) < 2 else OTHER_DATA
     return (
         f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next, "
         f"{html.escape(following.name)}{_apart_by(best, following)}.{other}</p>"
     )
+
+
+def _of_group(group: Sequence[Run]) -> str:
+    """The loss of the first run of a tokenizer, and of how many it is the lowest."""
+    return f"{_iid_loss(group[0]):.3f} (of {len(group)} runs)"
 
 
 def _one_side(runs: Sequence[Run]) -> str:
@@ -125,6 +155,8 @@ def _sentence(run: Run, able: str | None) -> str:
         parts += [_outcome(result) for result in _of_iid(run)]
     elif not done and (newest := _newest_forecast(run)):
         parts.append(newest)
+    elif done and run.no_forecast and len(run.curve):
+        parts.append('It has no forecast: <a href="#outlook">why</a>.')
     if able:
         parts.append(able)
     return " ".join(parts)

@@ -8,7 +8,7 @@ import torch
 from emergence_train.config import Faults, Training, Zero
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.initial_values import Slice, Slices, whole
-from emergence_train.models.memory import MOST_PREFETCH, bucket_elements
+from emergence_train.models.memory import MOST_PREFETCH, NVME_BUFFERS, NVME_GROUP, bucket_elements
 from emergence_train.models.registry import build_model
 from emergence_train.parallel.mesh import Group, Mesh
 from emergence_train.parallel.ranks import import_deepspeed, leave_compiler_out
@@ -62,6 +62,10 @@ def _options(options: Zero, device: torch.device) -> dict:
     for key in ("offload_optimizer", "offload_param"):
         if (target := getattr(options, key)) != "none":
             given[key] = {"device": target, "pin_memory": device.type == "cuda"}
+    if options.offload_optimizer == "nvme":
+        # All buffers are in memory, and as large as a group; the default of 1e9 would make them 20 GB a rank.
+        given["offload_optimizer"] |= {"nvme_path": options.nvme_path, "buffer_count": NVME_BUFFERS}
+        given["sub_group_size"] = NVME_GROUP
     return given
 
 

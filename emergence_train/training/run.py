@@ -15,7 +15,7 @@ from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
 from emergence_train.errors import RunError, attempt, describe, exit_code
 from emergence_train.evaluation.at_checkpoint import Evaluator
-from emergence_train.faults import flight_recorder
+from emergence_train.faults import flight_recorder, report_claim
 from emergence_train.faults.signals import StopSignal
 from emergence_train.faults.watchdog import Watchdog
 from emergence_train.parallel.mesh import Mesh, sequence_parallel
@@ -23,7 +23,7 @@ from emergence_train.parallel.node_check import check_nodes
 from emergence_train.parallel.ranks import broadcast_from_rank0, on_every_rank, order_sums, rendezvous, start
 from emergence_train.recorder.sessions import end_session
 from emergence_train.tracking import tensorboard
-from emergence_train.training import auto_micro_batch, branch, fp8
+from emergence_train.training import auto_micro_batch, branch, fp8, nvme
 from emergence_train.training import engine as engines
 from emergence_train.training.console import Console
 from emergence_train.training.null_writer import LineWriter, NullWriter
@@ -122,6 +122,8 @@ def _train(
         broadcast_from_rank0(tensorboard.check)
     broadcast_from_rank0(lambda: bool(Dataset(config.data, config.seed, verify=True)))  # before anything is written
     note = broadcast_from_rank0(lambda: claim(run, config, held))
+    if mesh.is_rank0:
+        report_claim.forget_older(run, mesh.launch_id)
     if config.logging.every_rank:
         log.open(run)
     if note:
@@ -174,7 +176,8 @@ def _build_session(
     if config.training.compile:
         stop.compilations.listen()
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
-    engine = engines.build(config.model, config.training, config.seed, mesh, graphs=graphs)
+    training = nvme.in_own_folder(config.training, config.model.parameters(), config.run_directory, mesh)
+    engine = engines.build(config.model, training, config.seed, mesh, graphs=graphs)
     if config.training.linears == "fp8":
         log(fp8.describe(engine.module, mesh.device))
     begun_from = broadcast_from_rank0(lambda: branch.parent_of(run))

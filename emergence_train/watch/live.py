@@ -17,7 +17,7 @@ from emergence_train.run_differences import differences_by_origin
 from emergence_train.watch.details import details
 from emergence_train.watch.listing import table
 from emergence_train.watch.progress import Progress, progress, run_directories
-from emergence_train.watch.screen import line, screen
+from emergence_train.watch.screen import fitting, line, screen
 
 SECONDS, LINE_SECONDS = 2.0, 30.0  # between screens; between lines of a log
 ENDED = ("finished", "stopped", "imported")
@@ -39,16 +39,16 @@ def watch(places: list[Path], *, seconds: float | None = None, once: bool = Fals
         out.print(_view(places, out)[0])
         return
     with contextlib.suppress(KeyboardInterrupt):
-        if out.is_terminal:
+        if out.is_terminal and not out.is_dumb_terminal:  # TERM=dumb: no place to draw the same lines again
             _on_terminal(places, out, seconds or SECONDS)
         else:
-            _as_lines(places, out.print, seconds or LINE_SECONDS)
+            _as_lines(places, lambda text: out.print(text, soft_wrap=True), seconds or LINE_SECONDS)
 
 
 def _on_terminal(places: list[Path], out: Console, seconds: float) -> None:
     with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            shown, runs = _view(places, out)
+            shown, runs = _view(places, out, live=True)
             live.update(shown, refresh=True)
             if all(run.state in ENDED for run in runs):
                 break
@@ -83,12 +83,12 @@ def _runs(places: list[Path]) -> list[Progress]:
     return [progress(run, names.get(run)) for run in directories]
 
 
-def _view(places: list[Path], out: Console) -> tuple[RenderableType, list[Progress]]:
-    """One run with all there is to see of it, several as a table; and where they are."""
+def _view(places: list[Path], out: Console, live: bool = False) -> tuple[RenderableType, list[Progress]]:
+    """One run with all there is to see of it (`live`: what the terminal has lines for), several as a table."""
     directories = run_directories(places)
     if len(directories) == 1:
         shown = details(directories[0])
-        return screen(shown, out), [shown.progress]
+        return (fitting(shown, out) if live else screen(shown, out)), [shown.progress]
     names = names_of(directories)
     runs = [progress(run, names.get(run)) for run in directories]
     rows = list(zip(runs, differences_by_origin(directories)))

@@ -1,7 +1,10 @@
-"""`watch`'s screen of one run: panels below each other, two beside each other where the terminal is wide."""
+"""`watch`'s screen of one run: panels below each other, two beside each other where the terminal is wide, without frames
+where it is low."""
 
 import math
+from collections.abc import Iterable
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -16,8 +19,8 @@ from emergence_train.watch.progress import Progress, counted, duration
 
 WIDE = 110  # columns from which on panels stand beside each other
 EVENTS_SHOWN, TASKS_SHOWN = 6, 12
-HEIGHT, LOW_HEIGHT = 8, 4  # of a chart, lines; on a terminal of less than TALL lines
-TALL = 48
+NARROW = 60  # columns below which two facts do not stand beside each other
+HEIGHT, LOW_HEIGHT = 8, 4  # of a chart, lines; on a terminal that has not enough of them
 CURVE_BEGINS = 1e-3  # of the run: the loss before that is far above the rest
 
 
@@ -25,19 +28,18 @@ def screen(shown: Details, console: Console) -> RenderableType:
     """The whole screen of a run, as wide as the console."""
     wide = console.width >= WIDE
     inner = (console.width // 2 if wide else console.width) - 4
-    unicode = console.encoding.lower().startswith("utf")
-    run, height = shown.progress, LOW_HEIGHT if console.is_terminal and console.height < TALL else HEIGHT
+    unicode = _unicode(console)
     panels: list[tuple[str, RenderableType]] = [
         *([("events", _events(shown))] if shown.events else []),
-        ("training loss", _curve(shown, inner, height, unicode)),
-        *([("loss by position", _positions(shown, inner, height, unicode))] if shown.positions else []),
-        *([("held out", _losses(shown))] if shown.losses else []),
+        ("training loss", _curve(shown, inner, HEIGHT, unicode)),
+        *([("loss by position", _positions(shown, inner, HEIGHT, unicode))] if shown.positions else []),
+        *([("held out", _losses(shown, inner))] if shown.losses else []),
         *([("tasks", _tasks(shown))] if shown.tasks else []),
         *([] if shown.events else [("events", _events(shown))]),
     ]
     boxes = [Panel(body, title=title, title_align="left", padding=(0, 1)) for title, body in panels]
-    head = Panel(_head(run), title=Text(printable(f"{run.name}  {run.path}")), title_align="left", padding=(0, 1))
-    samples = [_samples(shown)] if shown.samples else []
+    head = Panel(_head(shown.progress, inner), title=_title(shown.progress), title_align="left", padding=(0, 1))
+    samples = [Panel(_samples(shown), title="samples", title_align="left", padding=(0, 1))] if shown.samples else []
     if not wide:
         return Group(head, *boxes, *samples)
     grid = Table.grid(expand=True)
@@ -45,6 +47,57 @@ def screen(shown: Details, console: Console) -> RenderableType:
     grid.add_column(ratio=1)
     grid.add_row(Group(*boxes[::2]), Group(*boxes[1::2]))
     return Group(head, grid, *samples)
+
+
+def fitting(shown: Details, console: Console) -> RenderableType:
+    """The screen where the terminal has the lines for it, else its parts without frames, as many as there are lines for; the
+    names of those left out are in the last line."""
+    room = console.height - 1
+    whole = screen(shown, console)
+    if _lines(whole, console) <= room:
+        return whole
+    unicode = _unicode(console)
+    parts: list[tuple[str, RenderableType]] = [
+        *([("events", _newest_event(shown))] if shown.events else []),
+        ("training loss", _curve(shown, console.width, LOW_HEIGHT, unicode)),
+        *(
+            [("held out", _side_by_side(f"{name} {loss:.4f}" for name, loss in shown.losses.items()))]
+            if shown.losses
+            else []
+        ),
+        *([("tasks", _side_by_side(f"{each.task} {each.value:.3f}" for each in shown.tasks))] if shown.tasks else []),
+        *([("samples", _samples(shown))] if shown.samples else []),
+        *([("loss by position", _positions(shown, console.width, LOW_HEIGHT, unicode))] if shown.positions else []),
+    ]
+    taken: list[RenderableType] = [Group(_title(shown.progress), _head(shown.progress, console.width))]
+    left = []
+    room -= _lines(taken[0], console) + 1  # the last line
+    for title, body in parts:
+        part = Group(Text(title, "dim underline"), body)
+        lines = _lines(part, console)
+        if lines <= room:
+            taken.append(part)
+            room -= lines
+        else:
+            left.append(title)
+    more = f"no lines for: {', '.join(left)}; watch --once has all" if left else ""
+    return Group(*taken, Text(more, "dim", no_wrap=True, overflow="ellipsis"))
+
+
+def _lines(part: RenderableType, console: Console) -> int:
+    return len(console.render_lines(part, pad=False))
+
+
+def _unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf")
+
+
+def _title(run: Progress) -> Text:
+    return Text(printable(f"{run.name}  {run.path}"), "bold", no_wrap=True, overflow="ellipsis")
+
+
+def _side_by_side(cells: Iterable[str]) -> RenderableType:
+    return Columns([Text(printable(cell)) for cell in cells], padding=(0, 2))
 
 
 def line(run: Progress) -> str:
@@ -65,10 +118,12 @@ def line(run: Progress) -> str:
     return printable("  ".join(parts) + (f"  ({run.reason})" if run.reason else ""))
 
 
-def _head(run: Progress) -> RenderableType:
+def _head(run: Progress, width: int) -> RenderableType:
     state = Text.assemble((run.state, STYLES[run.state]), f": {printable(run.reason)}" if run.reason else "")
+    state.append(f"  log written {duration(run.age_seconds)} ago", "dim")
+    beside = 1 if width < NARROW else 2
     facts = Table.grid(padding=(0, 2))
-    for _ in range(4):
+    for _ in range(2 * beside):
         facts.add_column(no_wrap=True)
     cells = [
         ("step", f"{run.step:,}" + ("" if run.total_steps is None else f" of {run.total_steps:,}")),
@@ -79,12 +134,10 @@ def _head(run: Progress) -> RenderableType:
         ("MFU", _mfu(run)),
         ("ETA", _eta(run)),
         ("lr, grad norm", f"{_general(run.lr)}, {_general(run.grad_norm)}"),
-        ("log written", f"{duration(run.age_seconds)} ago"),
     ]
-    if len(cells) % 2:
-        cells.append(("", ""))
-    for (a, b), (c, d) in zip(cells[::2], cells[1::2]):
-        facts.add_row(Text(a, "dim"), b, Text(c, "dim"), d)
+    cells += [("", "")] * (len(cells) % beside)
+    for first in range(0, len(cells), beside):
+        facts.add_row(*(part for name, value in cells[first : first + beside] for part in (Text(name, "dim"), value)))
     lines: list[RenderableType] = [state, facts]
     if run.state != "finished" and run.forecast is not None:
         lines.append(_outlook(run))
@@ -128,13 +181,14 @@ def _positions(shown: Details, width: int, height: int, unicode: bool) -> Render
     return Text("\n".join(lines), no_wrap=True)
 
 
-def _losses(shown: Details) -> RenderableType:
+def _losses(shown: Details, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
-    grid.add_column()
-    grid.add_column(justify="right")
-    grid.add_column(justify="right", style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(justify="right", style="dim", no_wrap=True)
     for split, loss in shown.losses.items():
-        grid.add_row(split, f"{loss:.4f}", f"perplexity {math.exp(min(loss, 50)):,.4g}")
+        label = "perplexity " if width >= NARROW else "ppl "
+        grid.add_row(split, f"{loss:.4f}", f"{label}{math.exp(min(loss, 50)):,.4g}")
     return grid
 
 
@@ -162,12 +216,21 @@ def _events(shown: Details) -> RenderableType:
     return Group(*lines)
 
 
+def _newest_event(shown: Details) -> RenderableType:
+    """How many there are, and the last of them in a line."""
+    event = shown.events[-1]
+    text = (
+        f"{counted([event.kind for event in shown.events])}; step {event.step:,} {event.kind} {printable(event.text)}"
+    )
+    return Text(text, "yellow", no_wrap=True, overflow="ellipsis")
+
+
 def _samples(shown: Details) -> RenderableType:
     lines = []
     for sample in shown.samples:
         prompt, text = printable(sample.get("prompt", "")), printable(sample.get("text", ""))
         lines.append(Text.assemble((prompt, "bold"), text))
-    return Panel(Group(*lines), title="samples", title_align="left", padding=(0, 1))
+    return Group(*lines)
 
 
 def _mfu(run: Progress) -> str:

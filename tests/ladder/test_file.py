@@ -98,6 +98,8 @@ def test_a_wrong_row_is_refused_before_the_first_starts(ladder_file):
             {"tokens": [1024, 2048], "sizes": {"a": {}, "a-1.024k": {"tokens": [1024]}}},
             r"two runs are called a-1.024k; rename sizes.a or sizes.a-1.024k",
         ),
+        ({"sizes": {"a": {}, "b": {}, "A": {}}}, r"sizes.a and A differ in case alone, .*; rename one"),
+        ({"schedules": STABLE | {"Stable": {}}}, r"schedules.stable and Stable differ in case alone"),
         ({"seeds": [1, 1]}, r"two runs are called a-s1; list each of tokens and seeds once"),
         (
             {"tokens": [4096], "schedules": {"stable": {"set": {"training.schedule.kind": "cosine"}}} | DECAY},
@@ -126,7 +128,7 @@ def planned(path: Path):
         yield row, config, plan_run(config.training, config.model, config.data, row.gpus or 1, "h100-80gb")
 
 
-RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "story": 42}
+RUNS = {"loss-paper": 28, "loss-paper-large": 3, "temporal-paper": 2, "tiny": 12, "muon": 24, "steps": 6, "story": 42}
 
 
 @pytest.mark.parametrize("path", sorted(LADDERS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -51,6 +51,21 @@ def test_offloading_moves_bytes_from_the_gpu_to_the_host(capsys):
     assert plain["step_seconds"] < state["step_seconds"] < both["step_seconds"]
 
 
+def test_state_on_nvme_leaves_buffers_on_the_host_by_hand(capsys):
+    """32B on 8 GPUs: state of 12 bytes and gradients of 4 for each of 4e9 parameters on the disk, written and read once a step;
+    of the host five buffers of 0.1e9 elements, and float32 gradients between micro-batches."""
+    over = ("--gpus", "8", "model.preset=32b", "training.micro_batch=1", "training.zero_stage=3")
+    memory, disk = (
+        plan(capsys, *over, *(f"training.zero.{option}" for option in options))
+        for options in (["offload_optimizer=cpu"], ["offload_optimizer=nvme", "nvme_path=disk"])
+    )
+    own, host = memory["parameters"] / 8, disk["host_memory_per_gpu"]
+    assert host["on_disk"] == host["from_disk"] == host["to_disk"] == 16 * own
+    assert (host["optimizer"], host["gradients"]) == (2e9, 4 * own)
+    assert disk["memory_per_gpu"] == memory["memory_per_gpu"]
+    assert disk["step_seconds"] - memory["step_seconds"] == pytest.approx(32 * own / (0.8 * 7.9e9))
+
+
 def test_seconds_are_transfers_and_an_update_by_hand():
     """1.6e9 parameters in bf16 on one GPU, one micro-batch, stage 2: 4 bytes down and 2 up over PCIe at 0.8 x 64 GB/s; the update
     moves 12 + 16 + 8 + 6 bytes of host memory at half of 76.8 GB/s."""

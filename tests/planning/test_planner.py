@@ -85,6 +85,28 @@ def test_quantised_gathering_is_in_bytes_memory_and_time(capsys):
     assert plan(capsys, *alone) == plan(capsys, *alone, "training.zero.quantized_weights=true"), "nothing is gathered"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "warning"),
+    [
+        (
+            ["--gpus", "16", "--gpu", "h100-80gb", "training.zero_stage=3", "training.zero.hpz_partition_size=16"],
+            "training.zero.hpz_partition_size 16 is more than the 8 GPUs of a node",
+        ),
+        (["--gpus", "16", "--gpu", "h100-80gb", "training.zero_stage=3", "training.zero.hpz_partition_size=8"], None),
+        (["--gpus", "8", "--gpu", "a100-80gb", "training.linears=fp8"], "training.linears fp8: a100-80gb has no fp8"),
+        (["--gpus", "8", "--gpu", "a100-80gb"], None),
+        (["--gpus", "8", "--gpu", "h200-141gb", "training.linears=fp8"], None),
+    ],
+)
+def test_what_does_not_pay_is_a_warning(capsys, arguments, warning):
+    """In the JSON and below the table, one line with the key and what to give."""
+    warnings = plan(capsys, *arguments)["warnings"]
+    assert [line.startswith(warning) for line in warnings] == ([True] if warning else [])
+    assert cli.main(["plan", CONFIG, *arguments]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert printed == [f"warning: {line}" for line in warnings]
+
+
 def test_auto_takes_the_largest_that_fits(capsys):
     over = ("--gpus", "8", "--gpu", "h100-80gb", "model.preset=1b")
     chosen = plan(capsys, *over, "training.micro_batch=auto")["micro_batch"]

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,21 @@ def text_of(data) -> str:
 def last_iid(run) -> float:
     frame = tables.mean_loss(tables.read(tables.POSITIONS, run))
     return float(frame[(frame["split"] == "iid") & (frame["step"] == frame["step"].max())]["loss"].iloc[0])
+
+
+def test_runs_of_two_tokenizers_are_ranked_apart(tmp_path):
+    """The lowest of each tokenizer by a plain loop; no mean over seeds of both; losses that are alike have two names."""
+    data = collect([write_run(tmp_path, name, 1000, seed=n) for n, name in enumerate("abcd")])
+    mixed = [replace(run, header=run.header | {"vocabulary": v}) for run, v in zip(data.runs, "xyxy")]
+    text = re.sub(r"\s+", " ", text_of(replace(data, runs=mixed)))
+    loss = {run.name: last_iid(run.directory) for run in mixed}
+    lowest = [min(pair, key=loss.__getitem__) for pair in ("ac", "bd")]
+    first, second = (f"{name} , {loss[name]:.3f} (of 2 runs)" for name in lowest)
+    assert f"do not compare. The lowest loss on iid with each: {first}; {second}." in text
+    assert "below the next" not in text and "over seeds" not in text and "Over its seeds" not in text
+    alike = [data.runs[0], replace(data.runs[0], name="twin")]
+    text = re.sub(r"\s+", " ", text_of(replace(data, runs=alike)))
+    assert f"The lowest loss on iid have a and twin , {loss['a']:.3f}: less than 0.001 nats apart." in text
 
 
 def test_finished_runs_say_where_they_ended_and_what_they_can_do(tmp_path):

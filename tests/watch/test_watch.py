@@ -20,7 +20,7 @@ import watch.run_files as run_files
 from emergence_train import cli
 from emergence_train.watch.details import CURVE_POINTS, details
 from emergence_train.watch.plot import plot
-from emergence_train.watch.screen import screen
+from emergence_train.watch.screen import fitting, screen
 from support import PATIENCE, ROOT
 
 EVENTS = {
@@ -72,6 +72,21 @@ def test_the_screen_shows_all_and_fits(run, width):
     for part in ("120 of 400", "2.508 [2.400, 2.700]", "spike", "[the]", "rank 3", "copying acc", "Once upon [a] time"):
         assert part in text, part
     assert "loss by position" in text and "⠉" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "left_out"), [(80, 30, False), (40, 24, True), (100, 12, True), (80, 60, False)]
+)
+def test_a_live_screen_fits_the_lines_or_names_the_rest(run, width, height, left_out):
+    """No more lines than the terminal has; numbers whole at 40 columns; what has no room is named, or nothing is missing."""
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    console.print(fitting(details(run), console))
+    lines = console.file.getvalue().splitlines()
+    text = "\n".join(lines)
+    assert len(lines) <= height - 1 and max(map(len, lines)) <= width
+    assert "120 of 400" in text and "61.4k of 205k" in text and "…" not in lines[4]
+    assert ("no lines for: " in text) == left_out
+    assert left_out or all(part in text for part in ("spike", "iid", "copying", "Once upon", "loss by position"))
 
 
 def test_a_terminal_without_unicode_gets_stars(run):
@@ -132,6 +147,27 @@ def test_on_a_terminal_the_screen_is_drawn_until_the_run_ends(tmp_path):
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert "60 of 60" in text and "training loss" in text and "\x1b[1m" in shown.decode()
     assert text.rstrip().splitlines()[-1].startswith("r: finished  step 60/60")
+
+
+def test_a_dumb_terminal_and_a_pipe_get_one_line_a_run(tmp_path):
+    """TERM=dumb has no screen that can be drawn again; a line of a log is one line, however long it is."""
+    run = run_files.write(tmp_path / ("r" * 60), 60, every=20, total=400, name="r" * 60)
+    run_files.session(run, ended="2026-01-01", reason="stop requested by a signal that has a rather long name")
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "TERM": "dumb"}
+    command = [sys.executable, "-m", "emergence_train", "watch", str(run)]
+    variables = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | paths
+    piped = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert len(piped.stdout.splitlines()) == 1 and "rather long name)" in piped.stdout
+    here, there = pty.openpty()
+    watching = subprocess.Popen(command, stdin=there, stdout=there, env=variables)
+    os.close(there)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while piece := os.read(here, 65536):
+            shown += piece
+    os.close(here)
+    assert watching.wait(60 * PATIENCE) == 0
+    assert shown.decode().strip() == piped.stdout.strip() and b"\x1b" not in shown
 
 
 TRAINER = """

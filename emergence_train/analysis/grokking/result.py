@@ -61,7 +61,8 @@ class Trend:
     low95: float | None
     high95: float | None
     p: Annotated[
-        Probability | None, "of no trend, sizes permuted among the runs of one share; null with one size or one share"
+        Probability | None,
+        "of no trend, sizes permuted among the runs of one share; null with one share, or where no share has two sizes",
     ]
     straight_p: Annotated[Probability | None, "of a straight line against a critical share of its own for each size"]
     sizes: Annotated[int, "that both generalised and did not"]

@@ -6,6 +6,18 @@ import numpy as np
 import pandas as pd
 
 SI = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+# What a column of counts is written in by its name: "Tokens (B)", "params [M]", "tokens_in_billions"
+COUNTED_IN = re.compile(
+    r"[(\[]\s*(?:in\s+)?([kmbgt]|thousand|million|billion|trillion)s?\s*(?:tokens|params|parameters)?\s*[)\]]"
+    r"|[\s_](?:in[\s_])?(thousand|million|billion|trillion)s$",
+    re.IGNORECASE,
+)
+
+
+def scale_of(column: object) -> float:
+    """What one of a column of steps, tokens or parameters stands for by the column's name: 1e9 of "Tokens (B)"."""
+    match = COUNTED_IN.search(str(column).strip())
+    return SI[(match[1] or match[2])[0].upper()] if match else 1.0
 
 
 def numbers_of(raw: pd.Series) -> pd.Series:

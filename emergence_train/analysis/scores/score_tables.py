@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
-from emergence_train.analysis.logs.numbers import SI
+from emergence_train.analysis.logs.numbers import SI, scale_of
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
 
@@ -73,7 +73,10 @@ def _plain(name: str) -> str:
 
 def _recognised(columns: list[str], given: Mapping[str, str], path: Path) -> dict[str, str]:
     """Our columns as the table calls them."""
-    plain = {_plain(column): column for column in reversed(columns)}
+    plain = {
+        _plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))): column for column in reversed(columns)
+    }  # "Params (B)"
+    plain |= {_plain(column): column for column in reversed(columns)}
     named = {ours: next((plain[n] for n in names.split() if n in plain), None) for ours, names in NAMES.items()}
     for ours, name in given.items():
         if name not in columns:
@@ -133,6 +136,8 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
 def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
     """Our columns of the table; those of numbers as float64."""
     columns = {ours: _numbers(frame[name]) if ours in NUMERIC else frame[name] for ours, name in known.items()}
+    for ours in {"params", "step", "tokens"} & set(columns):
+        columns[ours] = columns[ours] * scale_of(known[ours])
     return pd.DataFrame(columns, index=frame.index)
 
 

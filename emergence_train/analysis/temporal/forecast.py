@@ -134,10 +134,10 @@ def _weights(scores: dict[str, float], noise: float) -> dict[str, float]:
 
 
 def _continuation(prior: priors.Prior, plan: PlannedSchedule, steps: float) -> str:
-    factor = float(np.exp((prior.smallness(plan, steps) or 0.0) * prior.small.change))
+    factor = float(np.exp((prior.smallness(plan, steps) or 0.0) * plan.mean_share_after(steps) * prior.small.change))
     if factor < 1.1:
         return "the forecast continues this run's own curve"
-    return f"runs of so few tokens a step fell on by {factor:.1f} times what their own curve said, which the forecast borrows"
+    return f"as runs of so few tokens a step did, it is taken to fall on by {factor:.1f} times what its own curve says"
 
 
 def _identification(fit: Fit, plan: PlannedSchedule, x_future: np.ndarray, prior: priors.Prior) -> list[str]:

@@ -269,7 +269,7 @@ def _borrow(law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, 
     loss = float(curve.y[-MINIMUM:].mean())
     small = prior.smallness(plan, curve.x[-1])
     log_prior = prior.log_exponent(np.array([label[2] for label in labels]), small)
-    change = prior.log_change(curve.x[-1], loss, small)
+    change = prior.log_change(curve.x[-1], loss, small, plan.mean_share_after(curve.x[-1]))
     # small runs were observed at any loss
     return Borrowed(mean_b, sd_b, log_prior, change, (1 - (small or 0.0)) * prior.ahead.above(loss))
 

@@ -144,14 +144,16 @@ class Prior:
             )
         return -0.5 * (np.log(exponent / mean) / sd) ** 2
 
-    def log_change(self, steps: float, loss: float, small: float | None = None) -> tuple[float, float]:
+    def log_change(
+        self, steps: float, loss: float, small: float | None = None, rate: float = 1.0
+    ) -> tuple[float, float]:
         """Mean and standard deviation of the log of the fall ahead over the own law's, of a run observed up to `steps`, where it
-        has `loss` nats."""
+        has `loss` nats. Small runs speed up as far as they learn: `rate` is the mean planned one ahead, a share of its peak."""
         mean, sd = self.ahead.log_change(steps, loss)
         if small is None:
             return mean, sd
         spread = _between(SMALL_UNKNOWN[1], self.small.change_sd, small)
-        return _between(mean, self.small.change, small), float(np.hypot(sd, spread))
+        return _between(mean, rate * self.small.change, small), float(np.hypot(sd, spread))
 
 
 def _between(far: float, near: float, share: float) -> float:

@@ -168,7 +168,7 @@ def test_without_a_trend_of_each_onset(onset):
 
 
 def test_nothing_is_told_of_one_share_or_where_more_data_hurt():
-    """One share tried; and runs that generalise at the smaller shares alone."""
+    """One share tried; runs that generalise at the smaller shares alone."""
     single = [critical.Group(np.full(3, 0.5), np.array([True, True, False]), params) for params in (100, 1000)]
     reversed_ = [group([4, 4, 4, 0, 0, 0], params=params) for params in (100, 1000)]
     for groups in (single, reversed_):
@@ -176,6 +176,15 @@ def test_nothing_is_told_of_one_share_or_where_more_data_hurt():
         moved = critical.trend(fitted)
         assert fitted.critical(0).value is None
         assert (moved.p, moved.slope.value, moved.slope.low95, moved.slope.high95) == (None,) * 4
+
+
+def test_sizes_that_share_no_fraction_are_not_compared():
+    able = np.repeat([False, True], 6)
+    low, high = np.repeat([0.2, 0.3], 6), np.repeat([0.6, 0.7], 6)
+    fitted = critical.fit([critical.Group(low, able, 100), critical.Group(high, able, 1000)])
+    moved = critical.trend(fitted)
+    assert fitted.critical(0).value is not None
+    assert (moved.p, moved.slope.value, moved.slope.low95, moved.slope.high95) == (None,) * 4
 
 
 def test_sizes_that_say_nothing_are_left_out():

@@ -277,6 +277,7 @@ def test_what_a_small_run_borrows_from_small_runs():
         assert likeliest == pytest.approx(exponent, rel=0.01)
     mean, sd = priors.SHIPPED.log_change(1e9, 3.0, 0.5)
     assert mean == pytest.approx(small.change / 2) and small.change_sd < sd < 0.5
+    assert priors.SHIPPED.log_change(1e9, 3.0, 1.0, rate=0.3)[0] == pytest.approx(0.3 * small.change)
 
 
 @pytest.mark.parametrize("decades", [0.25, 1.0])
@@ -291,7 +292,7 @@ def test_small_runs_fall_on_where_large_ones_level_off(decades):
         plan = PlannedSchedule(np.array([0.0, 20, 1000]), np.array([0, 4e-3, 4e-3]), tokens)
         ahead = forecast(x[past], y[past], x[~past], plan)
         errors[tokens] = ahead.mean[-1] - y[-1]
-        borrows = any("which the forecast borrows" in note for note in ahead.notes)
+        borrows = any("as runs of so few tokens a step did" in note for note in ahead.notes)
         assert borrows == (tokens == 1024)
         low, high = ahead.interval(95)
         assert tokens > 2048 or low[-1] < y[-1] < high[-1]
