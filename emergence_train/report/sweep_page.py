@@ -61,7 +61,7 @@ def _critical(result: GrokkingResult) -> str:
 def _trend(result: GrokkingResult) -> str:
     trend = result.trend
     if trend.value is None or trend.p is None:
-        return "Too few sizes both generalised and did not: the sweep says nothing of how the critical share moves with size."
+        return f"The sweep says nothing of how the critical share moves with size: {result.trend_unknown()}."
     words = "falls" if trend.value < 0 else "grows"
     if trend.p > 0.05:
         words = "does not move beyond chance"

@@ -126,3 +126,13 @@ class GrokkingResult:
     time_trend: TimeTrend
     efficiency: Annotated[tuple[Efficiency, ...], "by size and weight decay, where both were seen at one loss"]
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
+
+    def trend_unknown(self) -> str:
+        """What the sweep lacks where it says nothing of how the critical share moves with size."""
+        if len({row.params for row in self.critical_fraction}) < 2:
+            return "models of one size alone"
+        if len({run.fraction for run in self.runs}) < 2:
+            return "one share alone"
+        if self.trend.sizes < 2:
+            return "fewer than two sizes have both runs that generalised and runs that did not"
+        return "more data did not go with more runs that generalised"
