@@ -403,7 +403,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     `model.preset: NAME` stands for that preset's sizes, which other keys under `model` then change. `name: auto` and `${key}` in
     the name, `out` and `logging` are replaced (interpolation.py).
     """
-    tree = config_tree.read(Path(path))
+    tree = config_tree.of_a_run(Path(path))
     for override in overrides:
         _expand_mode(tree)
         config_tree.apply(tree, override)

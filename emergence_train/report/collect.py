@@ -175,7 +175,7 @@ def load_run(directory: Path, name: str) -> Run:
     if metrics.header is None:
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not any((directory / "positions").glob("*.parquet")):
-        raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
+        raise InputError(f"{directory}: has no checkpoint with losses by position yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
     curve, unread = _read_curve(metrics)
     forecast, no_forecast = _analysed(lambda: _series(directory, name, list(positions.values()), curve))
