@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions
 from emergence_train.analysis.logs.cells import header_of, read_table
+from emergence_train.analysis.logs.numbers import numbers_of
 from emergence_train.analysis.runs import load
 from emergence_train.analysis.scores import ScoreOptions, holds_scores, with_scores
 from emergence_train.errors import InputError
@@ -126,6 +128,36 @@ def test_commas_are_decimal_where_they_must_be(tmp_path):
     }
 
 
+@pytest.mark.parametrize("other", ['"0,1"', '"4,8"', '"0,5"'])
+def test_a_list_beside_points_leaves_them(other, tmp_path):
+    """A column of GPUs is no sign of decimal commas: the points of a loss, an accuracy and a count stay."""
+    for sep in (",", ";"):
+        text = f"step,loss,hellaswag,tokens,gpus\n1,3.990,0.300,1.250,{other}\n2,3.980,0.310,2.500,{other}\n"
+        read = cells(tmp_path, text.replace(other, "@").replace(",", sep).replace("@", other))
+        assert read["loss"] == ["3.990", "3.980"] and read["hellaswag"] == ["0.300", "0.310"]
+        assert read["tokens"] == ["1.250", "2.500"]
+
+
+def test_a_loss_that_is_called_a_step_has_decimals(tmp_path):
+    read = cells(tmp_path, "step;train_loss_step;lr\n10;3,241;0,0003\n20;3,102;0,0002\n")
+    assert read == {"step": ["10", "20"], "train_loss_step": ["3.241", "3.102"], "lr": ["0.0003", "0.0002"]}
+
+
+@pytest.mark.parametrize("sep", [",", ";", "\t"])
+def test_a_count_in_billions_has_decimals(sep, tmp_path):
+    rows = [["Tokens (B)", "loss"], ['"1,250"', '"3,99"'], ['"2,500"', '"3,81"']]
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)))["Tokens (B)"] == ["1.250", "2.500"]
+    rows = [["Params (M)", "loss"], ['"1,300"', "3.99"], ['"2,500"', "3.81"]]  # thousands, beside points
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)))["Params (M)"] == ["1,300", "2,500"]
+
+
+@pytest.mark.parametrize("sep", [";", "\t"])
+def test_one_decimal_comma_makes_all_decimal(sep, tmp_path):
+    rows = [["seen_tokens", "loss"], ["1,250", "3,99"], ["2,500", "3,81"]]
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)))["seen_tokens"] == ["1.250", "2.500"]
+    assert cells(tmp_path, "\n".join(map(sep.join, rows)).replace("3,", "3."))["seen_tokens"] == ["1,250", "2,500"]
+
+
 def test_a_header_that_is_a_comment_is_the_header(tmp_path):
     """As numpy.savetxt writes it."""
     assert cells(tmp_path, "# a run\n# step,loss\n10,3.5\n") == {"step": ["10"], "loss": ["3.5"]}
@@ -181,3 +213,37 @@ def test_counts_are_in_what_their_names_say(tmp_path):
     rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions(columns={"tokens": "tokens_in_billions"}))
     read = tables.read(tables.EVALUATIONS, rows)
     assert read["params"].tolist() == [70_000_000] * 2 and read["tokens"].tolist() == [500_000_000, 10**9]
+
+
+def test_a_cell_with_its_own_unit_is_not_scaled_twice(tmp_path):
+    (tmp_path / "log.csv").write_text("step,Params (M),Tokens (B),loss\n1,70M,1B,3.2\n2,70M,1500M,3.1\n3,70M,2,3.0\n")
+    (curve,) = logs.read(tmp_path / "log.csv", LogOptions())
+    assert curve.params == 70_000_000 and curve.frame["tokens"].tolist() == [10**9, 1_500_000_000, 2 * 10**9]
+    (tmp_path / "s.csv").write_text(
+        "model,Params (M),Tokens (B),step,loss,task,acc\na,70M,1B,5,3,x,0.2\na,70,2,10,3,x,0.3\n"
+    )
+    rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions())
+    read = tables.read(tables.EVALUATIONS, rows)
+    assert read["params"].tolist() == [70_000_000] * 2 and read["tokens"].tolist() == [10**9, 2 * 10**9]
+
+
+def test_a_comma_before_two_digits_is_decimal():
+    """Cells of JSONL, of text and of scores with their error, which no table's column has judged."""
+    read = [
+        (["3,99", "3,985", "4"], [3.99, 3.985, 4]),
+        (["1,000", "12,345.5", "1,234,567"], [1000, 12345.5, 1234567]),
+        (["0,351", "1,000"], [0.351, 1]),
+        (["1,000", "1,250B", "1.5k"], [1000, 1250e9, 1500]),
+        (["1,5B", "1.234,5"], [1.5e9, 1234.5]),
+        (["0,1,2", "12,34,567", "3,"], [np.inf] * 3),
+    ]
+    for cells, expected in read:
+        assert numbers_of(pd.Series(cells, dtype=object)).tolist() == expected
+
+
+def test_a_score_with_its_error_may_have_a_decimal_comma(tmp_path):
+    (tmp_path / "s.csv").write_text(
+        'run,params,step,tokens,loss,task,acc\nr,1,1,1,3,x,"0,351 ± 0,01"\nr,1,2,2,3,x,"0,36 ± 0,01"\n'
+    )
+    rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions())
+    assert tables.read(tables.EVALUATIONS, rows)["value"].tolist() == [0.351, 0.36]

@@ -149,8 +149,8 @@ def test_a_damaged_archive_is_one_line(tmp_path):
 
 
 def test_utf16_with_tabs_and_decimal_commas_is_read(tmp_path):
-    """What a German spreadsheet saves as "Unicode text": the steps part thousands, the losses have decimal commas."""
-    lines = [f"{1000 * step:,}\t{str(loss).replace('.', ',')}" for step, loss, _ in ROWS]
+    """What a German spreadsheet saves as "Unicode text": the steps part thousands by points, the losses have decimal commas."""
+    lines = [f"{1000 * step:,}".replace(",", ".") + f"\t{str(loss).replace('.', ',')}" for step, loss, _ in ROWS]
     (tmp_path / "x.csv").write_text("\r\n".join(["Step\tLoss", *lines]), encoding="utf-16", newline="")
     (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
     assert curve.frame["loss"].tolist() == LOSSES.tolist()

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
+from emergence_train.analysis.logs.numbers import DECIMAL, ONE_COMMA, scale_of
 from emergence_train.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 HEAD = 100_000  # bytes of a file that its kind is recognised by
 SEPARATORS = ",;\t|"
 ABSENT = ("", "nan", "na", "n/a", "none", "null", "-", "--", "inf", "-inf", "+inf")  # in a column of numbers
-# A number in any country's hand; then what shows that its commas are decimal, and what shows that they are not
+# A number in any country's hand
 NUMBER = re.compile(r"[-+]?[\d.,]*\d[\d.,]*(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
-DECIMAL = re.compile(r"[-+]?(?:\d{1,3}(?:\.\d{3})+,\d+|0+,\d+|\d*,(?!\d{3}\b)\d+)(?:e[-+]?\d+)?\s*%?", re.IGNORECASE)
-ONE_COMMA = re.compile(r"[-+]?\d+,\d+(?:e[-+]?\d+)?\s*%?", re.IGNORECASE)
+POINT = r"[-+]?(?:\d+\.(?:\d\d?|\d{4,})|0*\.\d+)(?:e[-+]?\d+)?\s*%?"  # before decimals: it parts no thousands
 PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
 GAPS = r"(?<=\d)[ \u00a0\u202f\u2009'’_](?=\d{3}(?!\d))"  # what else parts thousands: 1 000, 1'000, 1_000
 UNPLAIN = re.compile("[, \u00a0\u202f\u2009'’_]")  # in a column that may need rewriting
@@ -117,11 +117,11 @@ def _is_number(cell: str) -> bool:
 def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
     """Columns of numbers with a point before the decimals: "3,25", "1.234,5" and "1 000" so become 3.25, 1234.5 and 1000.
 
-    "1,000.5" and "1,000,000" stay. Where one column has decimal commas, points before three digits part the thousands of
-    the others ("1.000").
+    "1,000.5" and "1,000,000" stay. Where one column has decimal commas and none decimal points, points before three digits
+    part the thousands of counts ("1.000"), and between semicolons or tabs every single comma is decimal.
     """
     columns: dict[str, pd.Series] = {}
-    decimal = set()
+    decimal, either = [], []
     for name in frame:
         if not frame[name].str.contains(UNPLAIN).any():
             continue
@@ -129,20 +129,40 @@ def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
         known = cells[~cells.str.lower().isin(ABSENT)]
         if not known.map(lambda cell: NUMBER.fullmatch(cell) is not None).all():
             continue
-        columns[str(name)] = cells
-        if _has_decimal_commas(str(name), known, separator):
-            decimal.add(name)
-            columns[str(name)] = cells.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
-    if decimal:
-        whole = [name for name in frame if name not in decimal and frame[name].str.fullmatch(PARTED).all()]
+        columns[name] = cells
+        verdict = _has_decimal_commas(str(name), known, separator)
+        if verdict is None:
+            either.append(name)
+        elif verdict:
+            decimal.append(name)
+    pointed = bool(decimal or either) and any(_has_points(str(name), frame[name]) for name in frame)
+    if not pointed:
+        spreads = bool(decimal) and separator in ";\t"
+        decimal += [name for name in either if spreads or scale_of(name) != 1]
+    for name in decimal:
+        columns[name] = columns[name].str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
+    if decimal and not pointed:
+        whole = [n for n in frame if n not in decimal and _is_count(str(n)) and frame[n].str.fullmatch(PARTED).all()]
         columns |= {name: frame[name].str.replace(".", "", regex=False) for name in whole}
     return frame.assign(**columns)
 
 
-def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool:
-    """Whether the commas of a column of numbers stand before decimals, and not between thousands.
+def _is_count(name: str) -> bool:
+    """Whether a column is of whole numbers by its name: "step", but neither "loss_step" nor "Tokens (B)"."""
+    return bool(COUNTED.search(name)) and not SMALL.search(name) and scale_of(name) == 1
 
-    Three digits behind the only comma may be either: in a loss, or between semicolons, they are decimals, in a count never.
+
+def _has_points(name: str, cells: pd.Series) -> bool:
+    """Whether a column that is known by its name has points before decimals; a loss of 3.990 has."""
+    if SMALL.search(name):
+        return bool(cells.str.fullmatch(POINT + r"|[-+]?\d+\.\d+").any())
+    return bool(COUNTED.search(name)) and bool(cells.str.fullmatch(POINT).any())
+
+
+def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool | None:
+    """Whether the commas of a column of numbers stand before decimals, and not between thousands; None: either may be.
+
+    Three digits behind the only comma are decimals in a loss, or between semicolons; in a count the other columns decide.
     """
     with_comma = cells[cells.str.contains(",", regex=False)]
     if with_comma.empty or (cells.str.contains(r"\..*\.|\.\d*$", regex=True) & ~cells.str.contains(",")).any():
@@ -151,8 +171,8 @@ def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool:
         return False
     if with_comma.map(lambda cell: DECIMAL.fullmatch(cell) is not None).any():
         return True
-    if COUNTED.search(name):
-        return False
-    if separator == ";":
+    if SMALL.search(name) and (separator == ";" or cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all()):
         return True
-    return bool(SMALL.search(name)) and bool(cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all())
+    if separator == ";" and not COUNTED.search(name) and scale_of(name) == 1:
+        return True
+    return None

@@ -9,7 +9,7 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
-from emergence_train.analysis.logs.numbers import numbers_of, scale_of
+from emergence_train.analysis.logs.numbers import numbers_of, scales_of
 from emergence_train.analysis.logs.resumption import logged_again, resumed
 from emergence_train.errors import InputError, listed
 
@@ -98,7 +98,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
         )
     values = pd.DataFrame({name: numbers_of(log.rows[columns[name]]) for name in columns if name != "run"})
     for name in {"step", "tokens", "params"} & set(values):
-        values[name] *= scale_of(columns[name])
+        values[name] *= scales_of(log.rows[columns[name]], columns[name])
     column, name = columns["loss"], plain(columns["loss"])
     unit = options.loss_unit or units.unit_beside_perplexity(values["loss"], _perplexity(log)) or units.unit_of(name)
     if unit not in units.UNITS:

@@ -12,6 +12,12 @@ COUNTED_IN = re.compile(
     r"|[\s_](?:in[\s_])?(thousand|million|billion|trillion)s$",
     re.IGNORECASE,
 )
+# What shows that a comma is decimal: "1.234,5", "0,123", and other than three digits behind it; then what may be either
+DECIMAL = re.compile(
+    r"[-+]?(?:\d{1,3}(?:\.\d{3})+,\d+|0+,\d+|\d*,(?!\d{3}(?!\d))\d+)(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE
+)
+THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
+ONE_COMMA = re.compile(r"[-+]?\d+,\d+(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
 
 
 def scale_of(column: object) -> float:
@@ -20,10 +26,34 @@ def scale_of(column: object) -> float:
     return SI[(match[1] or match[2])[0].upper()] if match else 1.0
 
 
+def scales_of(raw: pd.Series, column: object) -> pd.Series:
+    """`scale_of` for each cell of a column: 1 where the cell says its own, as "70M" of "Params (M)"."""
+    own = raw.map(lambda value: isinstance(value, str) and value.strip()[-1:].upper() in {*SI})
+    return pd.Series(scale_of(column), raw.index).mask(own, 1.0)
+
+
+def with_points(raw: pd.Series) -> pd.Series:
+    """A column's text with "1,000" as 1000 and "3,99" as 3.99; other commas stay, so that what has them is no number.
+
+    Three digits behind the only comma ("3,985") are decimals where another cell's surely are.
+    """
+    text = raw.map(lambda value: value.strip() if isinstance(value, str) else value)
+    decimal = any(isinstance(value, str) and DECIMAL.fullmatch(value) for value in text)
+
+    def plain(value: object) -> object:
+        if not isinstance(value, str) or "," not in value:
+            return value
+        if DECIMAL.fullmatch(value) or decimal and ONE_COMMA.fullmatch(value):
+            return value.replace(".", "").replace(",", ".")
+        return value.replace(",", "") if THOUSANDS.fullmatch(value) else value
+
+    return text.map(plain)
+
+
 def numbers_of(raw: pd.Series) -> pd.Series:
     """A column's cells as float64: NaN where a row lacks it, infinite where what stands there is no finite number."""
     absent = raw.isna() & raw.map(lambda value: not isinstance(value, float)) | raw.eq("")
-    text = raw.map(lambda value: value.replace(",", "") if isinstance(value, str) else value)
+    text = with_points(raw)
     numbers = pd.to_numeric(text, errors="coerce").astype(float)
     if (short := numbers.isna() & ~absent).any():
         numbers[short] = text[short].map(_in_full)

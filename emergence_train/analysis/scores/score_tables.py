@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
-from emergence_train.analysis.logs.numbers import SI, scale_of
+from emergence_train.analysis.logs.numbers import SI, scales_of, with_points
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
 
@@ -36,13 +36,9 @@ def _numbers(cells: pd.Series) -> pd.Series:
     words = cells.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
     known = _known(words).astype(str)
     percent = len(known) and known.str.endswith("%").all()
-    text = words.map(
-        lambda cell: (
-            _in_full(ERROR.split(cell)[0].rstrip("% " if percent else " ").replace(",", ""))
-            if isinstance(cell, str)
-            else cell
-        )
-    )
+    end = "% " if percent else " "
+    text = with_points(words.map(lambda cell: ERROR.split(cell)[0].rstrip(end) if isinstance(cell, str) else cell))
+    text = text.map(lambda cell: _in_full(cell) if isinstance(cell, str) else cell)
     return pd.to_numeric(text, errors="coerce").astype(float) / (100 if percent else 1)
 
 
@@ -137,7 +133,7 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
     """Our columns of the table; those of numbers as float64."""
     columns = {ours: _numbers(frame[name]) if ours in NUMERIC else frame[name] for ours, name in known.items()}
     for ours in {"params", "step", "tokens"} & set(columns):
-        columns[ours] = columns[ours] * scale_of(known[ours])
+        columns[ours] *= scales_of(frame[known[ours]], known[ours])
     return pd.DataFrame(columns, index=frame.index)
 
 
