@@ -135,4 +135,8 @@ class GrokkingResult:
             return "one share alone"
         if self.trend.sizes < 2:
             return "fewer than two sizes have both runs that generalised and runs that did not"
+        telling = {row.model for row in self.critical_fraction if 0 < row.generalised < row.runs}
+        tried = {(run.fraction, run.params) for run in self.runs if run.model in telling}
+        if len({fraction for fraction, _ in tried}) == len(tried):
+            return "no share was tried with two of the sizes that tell"
         return "more data did not go with more runs that generalised"

@@ -102,3 +102,12 @@ def test_a_sweep_without_a_trend_says_why(sizes, shares, able, says):
     trend = result.trend
     assert (trend.value, trend.low95, trend.high95, trend.p) == (None,) * 4
     assert says in result.trend_unknown() and f"unknown, {result.trend_unknown()}" in format_table(result)
+
+
+def test_sizes_that_share_no_share_say_so():
+    parts = []
+    for params, share, able in ((100, 0.4, 0), (100, 0.6, 1), (900, 0.5, 0), (900, 0.7, 1)):
+        keys = {"model": f"m{params}", "params": params, "fraction": share, "run": f"{params}-{share}"}
+        parts.append(curve([0, 1, 1], [0, 0, able], **keys))
+    result = analyze(pd.concat(parts), budget=1000)
+    assert result.trend.value is None and result.trend_unknown().startswith("no share was tried with two")
