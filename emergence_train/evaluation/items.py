@@ -201,6 +201,8 @@ def _of_row(path: Path, number: int, row: dict) -> Item:
         choices, answer = row["choices"], row["answer"]
         if not isinstance(choices, list):
             raise ValueError(f"its choices are {str(choices)[:30]!r}")
+        if isinstance(answer, float) and answer.is_integer():  # as pandas writes a column with gaps
+            answer = int(answer)
         if isinstance(answer, bool) or not re.fullmatch(r"-?\d+", str(answer)):
             raise ValueError(f"its answer is {str(answer)[:30]!r}")
         return Item(str(row["context"]), tuple(str(choice) for choice in choices), int(answer))

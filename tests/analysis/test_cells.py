@@ -104,7 +104,7 @@ def test_our_own_table_is_read_in_any_hand(tmp_path):
 
 
 def cells(tmp_path, text: str) -> dict[str, list]:
-    (tmp_path / "x.csv").write_text(text)
+    (tmp_path / "x.csv").write_text(text, newline="")
     frame = read_table(tmp_path / "x.csv")
     return {str(name): frame[name].tolist() for name in frame}
 
@@ -166,8 +166,44 @@ def test_a_header_that_is_a_comment_is_the_header(tmp_path):
 def test_more_cells_than_names_are_refused(tmp_path):
     """10,3,25 is a loss of 3.25 to whoever wrote it, and one of 3 or of 25 to a reader that guesses."""
     (tmp_path / "x.csv").write_text("step,loss\n10,3,25\n20,3,125\n")
-    with pytest.raises(InputError, match="first row has 3 cells and its header 2: decimal commas between commas"):
+    with pytest.raises(InputError, match="row 1 has 3 cells and its header 2: decimal commas between commas"):
         read_table(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (1, "step,loss,val_loss\n10,3,25,\n20,3,12,\n"),
+        (1, "step,loss\n1,4,\n2,3,98\n"),
+        (2, "step,loss\n1,4\n2,3,98\n"),
+        (1, "model,loss\na,3,25\nb,3,12\n"),  # words before decimal commas are no labels of rows
+        (1, "step,loss\n1,3,25\n2,3,12\n"),
+        (1, "step,loss\n10,5,3.25\n20,5,3.12\n"),
+    ],
+)
+def test_a_row_longer_than_the_header_is_refused(row, text, tmp_path, recwarn):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(
+        InputError, match=f"row {row} has . cells and its header .: decimal commas .*, and the header as"
+    ):
+        read_table(tmp_path / "x.csv")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("labels", [['"1"', '"2"'], ['"17"', '"4"'], ["1", "2"], ["a", "b"]])
+def test_labels_of_rows_as_r_writes_them_are_no_cells(labels, tmp_path):
+    """write.table(sep=",") has no name above them."""
+    text = '"step","loss"\n' + "".join(f"{label},{10 * k},3.{k}90\n" for k, label in enumerate(labels, 1))
+    assert cells(tmp_path, text) == {"step": ["10", "20"], "loss": ["3.190", "3.290"]}
+
+
+def test_lines_may_end_in_a_carriage_return(tmp_path):
+    assert cells(tmp_path, "# of a Mac\rstep,loss\r10,3.5\r") == {"step": ["10"], "loss": ["3.5"]}
+    assert header_of(tmp_path / "x.csv") == ["step", "loss"]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    assert cells(tmp_path, f"step,note\n10,{'x' * 200_000}\n")["step"] == ["10"]
 
 
 def test_what_is_no_table_has_no_header(tmp_path):

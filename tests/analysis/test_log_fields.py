@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import time
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions, format_of
-from emergence_train.analysis.logs.fields import fields_of
+from emergence_train.analysis.logs.fields import FIELD, NAME, NUMBER, fields_of
 from emergence_train.errors import InputError
 
 STEPS = np.arange(10, 210, 10)
@@ -242,3 +244,56 @@ def test_tokens_in_short_are_numbers(tmp_path):
 )
 def test_a_word_that_is_a_value_is_no_name(line, fields):
     assert fields_of(line) == fields
+
+
+def test_the_step_of_a_line_counts_not_its_bar(tmp_path):
+    """A progress bar may count batches, or begin anew in a resumed run."""
+    bar = "12%|# | {}/1000 [00:10<01:15, 9.1it/s, step={}, loss={}]\n"
+    (tmp_path / "run.log").write_text("".join(bar.format(k, 5000 + s, x) for k, (s, x, _) in enumerate(ROWS)))
+    (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+    assert curve.frame["step"].tolist() == (5000 + STEPS).tolist() and curve.frame["loss"].tolist() == LOSSES.tolist()
+    assert curve.log.end_step is None
+    (tmp_path / "run.log").write_text("".join(bar.format(s, s, x) for s, x, _ in ROWS))
+    (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+    assert curve.frame["step"].tolist() == STEPS.tolist() and curve.log.end_step == 1000
+
+
+@pytest.mark.parametrize("time_of_a_step", ["time/step: 100.43ms", "sec per step: 12.40", "time/step: 100ms"])
+def test_the_time_of_a_step_is_no_step(time_of_a_step, tmp_path):
+    for form in (
+        f"iter {{}} | train_loss: {{}} | {time_of_a_step}\n",
+        f"{time_of_a_step} | iter {{}} | train_loss: {{}}\n",
+    ):
+        (tmp_path / "run.log").write_text("".join(form.format(s, x) for s, x, _ in ROWS))
+        (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+        assert curve.frame["step"].tolist() == STEPS.tolist() and curve.frame["loss"].tolist() == LOSSES.tolist()
+
+
+def test_a_decimal_comma_in_a_text_is_one(tmp_path):
+    (tmp_path / "run.log").write_text("".join(f"step: {s} loss: {str(x).replace('.', ',')}\n" for s, x, _ in ROWS))
+    (curve,) = logs.read(tmp_path / "run.log", LogOptions())
+    assert curve.frame["loss"].tolist() == LOSSES.tolist()
+
+
+def test_a_long_line_of_words_takes_no_time():
+    """A sample of a model's text in the log."""
+    begin = time.process_time()
+    assert fields_of("step 5 sample " + "word (and) other/things " * 3000 + "| loss: 2.5") == {"loss": "2.5"}
+    assert fields_of("sample: " + "word (and) other/things " * 3000 + "loss: 2.5") == {"loss": "2.5"}
+    assert time.process_time() - begin < 0.5
+
+
+def test_fields_are_those_of_a_search_that_goes_back():
+    """Names that never give back a letter, and words passed over, leave what names that do find."""
+    name = NAME.replace("*+", "*")
+    loose = re.compile(rf"['\"]?{name}['\"]?\s*[:=]\s*['\"]?{NUMBER}")
+    texts = [sample(*row) for sample in SAMPLES for row in ROWS]
+    texts += [
+        "a b c: d e: 3 f",
+        "a.b (c)/d-e: .5",
+        "a  b c= 'nan' x:=3",
+        "{'a b': '1,0', \"c\": 2}",
+        "47.22GiB a: 3GiB b 4: 5",
+    ]
+    for text in texts:
+        assert [field for field in FIELD.findall(text) if field[1]] == loose.findall(text)

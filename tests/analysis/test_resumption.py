@@ -65,3 +65,37 @@ def test_a_pattern_and_a_column_name_a_run_together(tmp_path):
     }
     (a, b) = logs.read(tmp_path / "x.csv", LogOptions(columns={"loss": "train/loss"}))
     assert (a.run, b.run) == ("a", "b")
+
+
+LADDERS = {
+    "sizes": ["s,70M,200,1000,200", "m,280M,800,4000,800"],
+    "tokens": ["s,,1e6,2e7,1e6", "m,,2e7,4e8,2e7"],
+    "intervals": ["s,,10,100,10", "m,,100,3000,100"],
+    "gap": ["s,,10,1000,10", "m,,1100,3000,10"],
+    "params": ["s,70M,10,1000,10", "m,280M,1010,3000,10"],
+}
+
+
+def ladder(tmp_path, column: str, along: str, parts: list[str]) -> list[str]:
+    rows = []
+    for part in parts:
+        name, params, first, last, interval = part.split(",")
+        rows += [
+            f"{name},{params},{step:.0f},{4 - k / 100}"
+            for k, step in enumerate(np.arange(float(first), float(last) + 1, float(interval)))
+        ]
+    (tmp_path / "x.csv").write_text("\n".join([f"{column},params,{along},loss", *rows]))
+    return [curve.run for curve in logs.read(tmp_path / "x.csv", LogOptions())]
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_models_that_follow_one_another_stay_apart(name, tmp_path):
+    along = "tokens" if name == "tokens" else "step"
+    assert ladder(tmp_path, "name", along, LADDERS[name]) == ["m", "s"]
+
+
+@pytest.mark.parametrize("column", ["model", "Model Name", "experiment"])
+def test_no_resumption_changes_the_model(column, tmp_path):
+    parts = ["s,,10,1000,10", "m,,1010,3000,10"]
+    assert ladder(tmp_path, column, "step", parts) == ["m", "s"]
+    assert ladder(tmp_path, "job", "step", parts) == ["x"]

@@ -187,6 +187,8 @@ def test_items_of_files(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"context": "a", "choices": [" b", " c"], "answer": 1}\n')
     assert items.from_file("t", path).items == (Item("a", (" b", " c"), 1),)
+    path.write_text('{"context": "a", "choices": [" b", " c"], "answer": 1.0}\n')
+    assert items.from_file("t", path).items == (Item("a", (" b", " c"), 1),)
     rows = [
         {"doc_id": d, "idx": i, "label": 1, "request": {"context": f"q{d}", "continuation": f" {c}"}}
         for d in (0, 1, 1_000_000)

@@ -10,6 +10,7 @@ A line `sep=;`, which Excel reads, and comments (#) before the header are passed
 import csv
 import io
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from emergence_train.analysis.logs.numbers import DECIMAL, ONE_COMMA, scale_of
 from emergence_train.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+LONGEST = 2**31 - 1  # characters of a cell
 HEAD = 100_000  # bytes of a file that its kind is recognised by
 SEPARATORS = ",;\t|"
 ABSENT = ("", "nan", "na", "n/a", "none", "null", "-", "--", "inf", "-inf", "+inf")  # in a column of numbers
@@ -42,7 +44,7 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = frame.where(frame.notna(), None)
         else:
             frame = _read_text(text_of(path), suffix_of(path))
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, csv.Error, pd.errors.ParserWarning, pa.ArrowException) as error:
         raise InputError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
         ) from error
@@ -67,34 +69,56 @@ def header_of(path: Path) -> list[str]:
 
 def _read_text(text: str, suffix: str) -> pd.DataFrame:
     body, separator = _from_header(text, suffix)
-    _check_width(body, separator)
-    frame = pd.read_csv(
-        io.StringIO(body), sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False
-    )
+    labelled = _has_row_labels(body, separator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows that are cut to the header's width
+        frame = pd.read_csv(
+            io.StringIO(body),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            index_col=None if labelled else False,
+        )
     frame = frame.rename(columns=lambda name: str(name).strip()).fillna("").astype(object)
     frame = frame.loc[:, [not (str(name).startswith("Unnamed: ") and frame[name].eq("").all()) for name in frame]]
     frame = _with_points(frame, separator)
     return frame.where(frame != "", None)
 
 
-def _check_width(body: str, separator: str) -> None:
-    """Refuse a first row of more cells than names: read by the names, its decimals would be another column's."""
+def _has_row_labels(body: str, separator: str) -> bool:
+    """Whether the rows have one cell more than the header has names, their label, as R's write.table writes them.
+
+    Raises ValueError where rows have more cells for another reason: read by the names, the decimals of "3,25" would be
+    another column's. Labels differ from row to row, and are words, in quotes or 1, 2, 3; the decimals behind them have points.
+    """
+    csv.field_size_limit(LONGEST)
     rows = csv.reader(io.StringIO(body), delimiter=separator, skipinitialspace=True)
-    names, cells = next(rows, []), next(rows, [])
-    if any(cells[len(names) :]):
-        raise ValueError(
-            f"its first row has {len(cells)} cells and its header {len(names)}: decimal commas between commas? write it with "
-            f"semicolons or points"
-        )
+    width = len(next(rows, []))
+    at, cells = next(((k, row) for k, row in enumerate(rows, 1) if len(row) > width), (0, []))
+    if not at:
+        return False
+    if at == 1 and len(cells) == width + 1 and cells[-1]:
+        every = [cells, *filter(None, rows)]
+        labels = [row[0] for row in every]
+        quoted = body.partition("\n")[2].lstrip().startswith('"')
+        named = quoted or not any(map(_is_number, labels)) or labels == [str(k) for k in range(1, len(labels) + 1)]
+        points = any(re.fullmatch(r"[-+]?\d*\.\d+(?:e[-+]?\d+)?", cell) for row in every for cell in row[1:])
+        if named and points and len({*labels}) == len(labels) and {*map(len, every)} == {width + 1}:
+            return True
+    raise ValueError(
+        f"its row {at} has {len(cells)} cells and its header {width}: decimal commas between commas, or a comma at the end? "
+        f"write it with semicolons or points, and the header as the rows"
+    )
 
 
 def _from_header(text: str, suffix: str) -> tuple[str, str]:
-    """The text from its header line on, and what parts its columns."""
-    lines = text.split("\n")
+    """The text from its header line on, with "\\n" behind each line, and what parts its columns."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     at = 0
     while at < len(lines) - 1 and (not lines[at].strip() or lines[at].startswith("#")):
         at += 1
-    directive = re.fullmatch(r'"?sep=(.)"?', lines[at].strip("\r"))
+    directive = re.fullmatch(r'"?sep=(.)"?', lines[at])
     at += bool(directive)
     separator = directive[1] if directive else _separator(lines[at], suffix)
     before = lines[at - 1].lstrip("# ") if at and lines[at - 1].startswith("#") else ""

@@ -24,11 +24,13 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Whole or not at all: of 47.22GiB nothing is a number
 NUMBER = r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf)[KMGBT]?)(?!\w|\.\w|,\d)"
 # Words that begin with a letter, a single space between them; the unit behind a number begins none
-NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*(?: [A-Za-z0-9_(][\w./()-]*)*)"
-FIELD = re.compile(rf"['\"]?{NAME}['\"]?\s*[:=]\s*['\"]?{NUMBER}")
+# (possessive, as what a shorter name leaves is never a quote, a colon or an equals sign)
+NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*+(?: [A-Za-z0-9_(][\w./()-]*+)*+)"
+# Also words that are no field's name, so that none of them is tried again as the beginning of one
+FIELD = re.compile(rf"['\"]?{NAME}(?:['\"]?\s*[:=]\s*['\"]?{NUMBER})?")
 # A step, with the planned last one: "step: 10/8000", "[step=10", "iter 40", "step 10"
-# but no share ("Steps: 1%") nor a part of one ("update: 0.1")
-WHOLE = r"(\d[\d,]*)(?![\d.]*%|\.\d)(?:\s*/\s*(\d+))?"
+# but no share ("Steps: 1%"), no part of one ("update: 0.1") and no time ("time/step: 100ms")
+WHOLE = r"((?>\d[\d,]*))(?![\d.]*%|\.\d|m?s\b)(?:\s*/\s*(\d+))?"
 STEP = re.compile(
     rf"(?:\b(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
@@ -42,6 +44,7 @@ TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no st
 BELOW = re.compile(r"\s+[A-Za-z_][^:=]*\s*[:=]\s*\S*[^\s,]\s*")  # an indented line that is one field
 ONCE = 5  # rows that a loss has where a field of one row is none: a line of source, or of the configuration
 WITHIN = 12  # lines below a step that may hold its loss
+LONGEST = 12  # words of a known name
 TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -49,6 +52,8 @@ def fields_of(line: str) -> dict[str, str]:
     """The numbers of a line by their names, as they are written."""
     fields = {}
     for match in FIELD.finditer(line):
+        if match[2] is None:
+            continue
         name = match[1].strip()
         if line[: match.start()].rstrip(" '\"").endswith((":", "=")):
             name = _behind_a_value(name)
@@ -59,18 +64,19 @@ def fields_of(line: str) -> dict[str, str]:
 def _behind_a_value(name: str) -> str:
     """A name without the word before it that is another field's value: of "device: cuda lr: 3e-4" it is lr."""
     words = name.split(" ")
-    ends = (" ".join(words[k:]) for k in range(len(words)))
+    ends = (" ".join(words[k:]) for k in range(max(0, len(words) - LONGEST), len(words)))
     return next((end for end in ends if plain(end) in known_names()), name)
 
 
 def _steps(line: str) -> dict[str, tuple[str, str | None]]:
     """The steps of a line and the planned last ones, by the words that they are called."""
-    bar = BAR.search(line)
-    steps: dict[str, tuple[str, str | None]] = {"step": (bar[1], bar[2])} if bar else {}
+    steps: dict[str, tuple[str, str | None]] = {}
+    bar = BAR.search(line)  # whose count may be of batches, or of a resumed run's own steps
     for match in STEP.finditer(line):
         name = match[1].lower() if match[1] else f"train_{match[2].lower()}"
-        steps.setdefault(name, (match[3].replace(",", ""), match[4]))
-    return steps
+        step = match[3].replace(",", "")
+        steps.setdefault(name, (step, match[4] or (bar[2] if bar and bar[1] == step else None)))
+    return steps or ({"step": (bar[1], bar[2])} if bar else {})
 
 
 def _lines(text: str) -> list[str]:

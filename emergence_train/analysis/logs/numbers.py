@@ -28,6 +28,8 @@ def scale_of(column: object) -> float:
 
 def scales_of(raw: pd.Series, column: object) -> pd.Series:
     """`scale_of` for each cell of a column: 1 where the cell says its own, as "70M" of "Params (M)"."""
+    if scale_of(column) == 1:
+        return pd.Series(1.0, raw.index)
     own = raw.map(lambda value: isinstance(value, str) and value.strip()[-1:].upper() in {*SI})
     return pd.Series(scale_of(column), raw.index).mask(own, 1.0)
 
@@ -37,6 +39,8 @@ def with_points(raw: pd.Series) -> pd.Series:
 
     Three digits behind the only comma ("3,985") are decimals where another cell's surely are.
     """
+    if not any(isinstance(value, str) and "," in value for value in raw):
+        return raw
     text = raw.map(lambda value: value.strip() if isinstance(value, str) else value)
     decimal = any(isinstance(value, str) and DECIMAL.fullmatch(value) for value in text)
 

@@ -18,7 +18,7 @@ from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.errors import InputError
 
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
-STEP = re.compile(r"\b(?:iter|step)\s*:?\s*(\d+)(?:\s*/\s*(\d+))?\b", re.IGNORECASE)
+STEP = re.compile(r"\b(?:iter|step)\s*:?\s*(\d++)(?!\.\d)(?:\s*/\s*(\d+))?\b", re.IGNORECASE)
 LOSS = re.compile(rf"(?<!val )(?<!validation )(?<!eval )\bloss:?\s+{NUMBER}", re.IGNORECASE)
 EVALUATION = re.compile(
     r"\btrain loss .*\bval loss", re.IGNORECASE
