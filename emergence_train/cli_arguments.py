@@ -78,6 +78,11 @@ def count(text: str) -> int:
     return int(value)
 
 
+def seed(text: str) -> int:
+    """Of random numbers: a whole number, 0 too."""
+    return count(text) if text != "0" else 0
+
+
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Where an analysis writes."""
     parser.add_argument("--out", metavar="DIR", help="where result.json, CSV tables and figures (PNG, SVG) go")
@@ -114,7 +119,7 @@ def add_memorise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--continuation", type=count, default=16, metavar="N", help=text)
     text = "sequences of each kind, trained on and never seen, at most (default: 200)"
     parser.add_argument("--items", type=count, default=200, metavar="N", help=text)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of sequences (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of the choice of sequences (default: 0)")
     text = (
         "JSONL with texts to ask about instead; runs of one size that differ in them are compared with and without each"
     )

@@ -249,6 +249,12 @@ class TaskConfig(Section):
         "all are; None: one question a line",
     )
 
+    @property
+    def table_name(self) -> str:
+        """The task's name in the tables."""
+        steps = "" if self.steps is None else f"-{self.steps}-steps"
+        return self.name or self.task.removeprefix("lm-eval/") + steps
+
     @model_validator(mode="after")
     def _one_origin(self) -> "TaskConfig":
         if self.shots is not None and not self.task.startswith("lm-eval/"):
@@ -397,7 +403,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     `model.preset: NAME` stands for that preset's sizes, which other keys under `model` then change. `name: auto` and `${key}` in
     the name, `out` and `logging` are replaced (interpolation.py).
     """
-    tree = config_tree.read(Path(path))
+    tree = config_tree.of_a_run(Path(path))
     for override in overrides:
         _expand_mode(tree)
         config_tree.apply(tree, override)
@@ -426,7 +432,8 @@ def load_run(run: Path) -> Config:
         raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
     config = load(run / "config.yaml")
     above = (parent / config.data.path for parent in run.resolve().parents)
-    if not Path(config.data.path).exists() and (place := next(filter(Path.exists, above), None)):
+    prepared = (place for place in above if (place / "dataset.json").is_file())
+    if not Path(config.data.path).exists() and (place := next(prepared, None)):
         return config.model_copy(update={"data": config.data.model_copy(update={"path": str(place)})})
     return config
 

@@ -87,3 +87,22 @@ def _number(text: str) -> Any:
         return float(text) if any(character.isdigit() for character in text) else text
     except ValueError:
         return text
+
+
+# Keys that only another kind of file has at its top, and what takes such a file
+OTHER_FILES = {
+    frozenset(
+        {"config", "sizes"}
+    ): "is a ladder; give it to `emergence-train ladder`, or `config` the file that it names",
+    frozenset({"task", "fractions"}): "is a sweep of small models; give it to `emergence-train grok`",
+    frozenset({"method", "parameters"}): "is a sweep of W&B; give it to `wandb sweep`",
+}
+
+
+def of_a_run(path: Path) -> dict:
+    """The tree in a run's YAML file. Raises InputError for a file that another command takes."""
+    tree = read(path)
+    for keys, what in OTHER_FILES.items():
+        if keys <= set(tree):
+            raise InputError(f"{path}: {what}")
+    return tree

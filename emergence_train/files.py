@@ -102,6 +102,22 @@ def _no_formula(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
+def json_lines(text: str) -> list:
+    """The values of JSON lines; blank lines are none. Only a line feed ends a line: U+2028 and its like may stand in a text.
+
+    Raises:
+        ValueError: a line is no JSON; by its number.
+    """
+    values = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                values.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {str(error).split(': line 1 ')[0]}") from None
+    return values
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256 as hex."""
     with open(path, "rb") as file:

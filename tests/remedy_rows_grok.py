@@ -64,11 +64,16 @@ SWEEPS = [
     ),
     table("has two answers; remove a row", TABLE + "a b,2\n"),
     table("questions; give at least 4", "question,answer\na,1\n"),
+    table("has the same {}, so nothing can be learnt; give at least 2", "question,answer\na,1\nb,1\nc,1\nd,1\n"),
+    table("twice; give each column a name of its own", "question,question,answer\na,b,1\n"),
     table(
         "cannot be read ({}); give CSV with a header or JSONL", "question,answer\n" + "a" * 140_000 + ",1\n"
     ),  # csv takes 131,072
 ]
 SWEEPS_EXEMPT = {  # of a message: why it has no row
+    "is a column of question too; leave it out there": "tried where its situation is made: grokking/test_grokking_tasks.py",
+    "is a list or an object; give text or a number": "tried where its situation is made: grokking/test_grokking_tasks.py",
+    "more memory than there is; lower stack": "a machine whose memory is full: grokking/test_runner.py",
     "give an object a line, and at most {} of them": "tried where its situation is made: grokking/test_grokking_tasks.py",
     "no GPU is visible here; set device to cpu": "a machine without a GPU, and some have one",
     "stopped, every stack is saved; run the same command": "tried where its situation is made: grokking/test_runner.py",
@@ -83,6 +88,7 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "tokens, fewer than --prefix and --continuation together": "evaluation/test_memorisation_probe.py",
     "cannot be read ({}); give JSONL, an object with text a line": "evaluation/test_memorisation_probe.py",
     "has no text; give an object with text a line": "evaluation/test_memorisation_probe.py",
+    "half of a surrogate pair, which is no text; leave it out": "evaluation/test_memorisation_probe.py",
     "has no rows; give the texts to ask about": "evaluation/test_memorisation_probe.py",
     "items: no column {}; give {}": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",
     "trained sequences and {} controls; probe at least 2": "analysis/memorisation/test_memorisation.py",

@@ -268,7 +268,7 @@ RUNS = [
         lambda at: (at.setenv("WANDB_MODE", "offline"), ["sync", str(at.folder / "runs" / "run")])[-1],
     ),
     in_run(
-        "has no checkpoint yet; wait for the first one",
+        "has no checkpoint with losses by position yet; wait for the first one",
         lambda run: shutil.rmtree(run / "positions"),
         lambda at: ["report", str(at.folder / "runs" / "run")],
     ),

@@ -29,14 +29,27 @@ def test_data_of_a_run_are_looked_for_above_it(tmp_path, monkeypatch):
     run, elsewhere = tmp_path / "runs" / "r", tmp_path / "elsewhere"
     for folder in (run, elsewhere, tmp_path / "data" / "d"):
         folder.mkdir(parents=True)
+    (tmp_path / "data" / "d" / "dataset.json").touch()
+    (tmp_path / "runs" / "data" / "d").mkdir(parents=True)  # nearer, and nothing prepared
     (run / "config.yaml").write_text(yaml.safe_dump(small_config("data/d", "runs")))
     monkeypatch.chdir(elsewhere)
     assert config.load_run(run).data.path == str(tmp_path / "data" / "d")
     (elsewhere / "data" / "d").mkdir(parents=True)
     assert config.load_run(run).data.path == "data/d"
     (elsewhere / "data" / "d").rmdir()
-    (tmp_path / "data" / "d").rmdir()
+    (tmp_path / "data" / "d" / "dataset.json").unlink()
     assert config.load_run(run).data.path == "data/d"  # nowhere: as it is written
+
+
+def test_a_file_for_another_command_names_it():
+    from support import ROOT
+
+    for file, command in (("ladders/tiny", "emergence-train ladder"), ("grok/tiny", "emergence-train grok")):
+        with pytest.raises(InputError, match=f"{file}.yaml: is a .*; give it to `{command}`"):
+            config.load(ROOT / "configs" / f"{file}.yaml")
+    for file in (ROOT / "configs" / "sweeps").glob("*.yaml"):
+        with pytest.raises(InputError, match="is a sweep of W&B; give it to `wandb sweep`"):
+            config.load(file)
 
 
 def test_every_shipped_configuration_loads():

@@ -35,9 +35,11 @@ KEYS = ["params", "passes", "times"]
 def shares(table: pd.DataFrame) -> list[dict]:
     """Of pieces that a run was trained on, the share produced exactly, by size, passes and times a pass; and of its controls."""
     rows = []
-    for key, group in table[table["seen"] > 0].groupby(KEYS):
-        controls = table[(table["seen"] == 0) & (table[KEYS] == list(key)).all(axis=1)]
-        parts = [group, controls]
+    for key, group in table.groupby(KEYS):
+        inside = group["seen"] > 0
+        parts, controls = [group[inside], group[~inside]], group[~inside]
+        if not inside.any():
+            continue
         by_seed = [part.groupby("seed")["extracted"].mean() for part in parts]
         losses = [mean_of(part["loss"]) for part in parts]
         rows.append(

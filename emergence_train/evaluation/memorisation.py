@@ -9,7 +9,7 @@ pass is complete, those that stand in the data and may not have been drawn yet a
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 
 from emergence_train import config as configs
+from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.data import identity
 from emergence_train.data.dataset import Dataset
@@ -34,6 +35,8 @@ from emergence_train.parallel.ranks import on_every_rank, start
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 PIECE = 1 << 22  # tokens hashed at once
+HEAD = 256  # characters a token that are read of a long text
+SURROGATE = re.compile("[\ud800-\udfff]")
 ROWS = 16  # sequences in a forward pass
 UNSEEN = 0.01  # greatest chance of not having been drawn yet of a text that counts as trained
 
@@ -167,13 +170,15 @@ def read_texts(path: Path) -> list[str]:
         InputError: it cannot be read, or a line has no text.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = files.json_lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); give JSONL, an object with text a line") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise InputError(f"{path}: row {number} has no text; give an object with text a line")
+        if SURROGATE.search(row["text"]):
+            raise InputError(f"{path}: row {number} has half of a surrogate pair, which is no text; leave it out")
     if not rows:
         raise InputError(f"{path}: has no rows; give the texts to ask about")
     return list(dict.fromkeys(row["text"] for row in rows))
@@ -181,7 +186,10 @@ def read_texts(path: Path) -> list[str]:
 
 def first_tokens(texts: list[str], tokenizer: Tokenizer, probe: Probe) -> np.ndarray:
     """(n, L) first tokens of each text, int64; raises InputError where a text is too short."""
-    ids = [encoding.ids[: probe.length] for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    heads = [
+        text[: HEAD * probe.length] for text in texts
+    ]  # of a book, say: what follows changes no token so far before it
+    ids = [encoding.ids[: probe.length] for encoding in tokenizer.encode_batch(heads, add_special_tokens=False)]
     for text, row in zip(texts, ids):
         if len(row) < probe.length:
             raise InputError(

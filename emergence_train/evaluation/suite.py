@@ -155,7 +155,7 @@ def _of_steps(wanted: TaskConfig, steps: int) -> items.StepsTask:
             f"task {wanted.task!r}: steps are of planted skills ({', '.join(planted.SKILLS)}); a file's rows have steps of "
             "their own; leave steps out"
         )
-    name, count = wanted.name or f"{wanted.task}-{steps}-steps", wanted.items or 200
+    name, count = wanted.table_name, wanted.items or 200
     drawn = synthetic.planted_steps(wanted.task, steps, count, wanted.seed)
     if len(drawn) < count:
         raise InputError(

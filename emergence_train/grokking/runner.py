@@ -60,16 +60,14 @@ def train_stack(store: Store, table: QuestionTable, job: Job, stop: Callable[[],
     """Train a stack until every run has ended; False where `stop` asked to end before, with the state saved.
 
     Raises:
-        RunError: a file cannot be written.
+        InputError: the stack takes more memory than there is. RunError: a file cannot be written.
     """
     training = store.plan.sweep.training
     left = [run for run in job.runs if store.read_curve(run) is None]
     if not left:
         store.remove_state(job.runs)
         return True
-    stack = Stack(left, table, training, torch.device(store.plan.sweep.device))
-    if not store.restore(job.runs, stack):
-        stack.measure()
+    stack = _begun(store, table, job, left)
     saved = time.monotonic()
     while stack.update < training.updates:
         stack.step()
@@ -94,6 +92,26 @@ def train_stack(store: Store, table: QuestionTable, job: Job, stop: Callable[[],
             store.write_curve(run, stack.curves[run.name])
     store.remove_state(job.runs)
     return True
+
+
+def _begun(store: Store, table: QuestionTable, job: Job, left: list[Run]) -> Stack:
+    """The stack of the runs that are left, as it was saved or new.
+
+    Raises:
+        InputError: it takes more memory than there is.
+    """
+    try:
+        stack = Stack(left, table, store.plan.sweep.training, torch.device(store.plan.sweep.device))
+        if not store.restore(job.runs, stack):
+            stack.measure()
+    except RuntimeError as error:  # torch has no class of its own for a CPU's
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise InputError(
+                f"{store.plan.path}: models.{left[0].model}: {len(left)} runs at once take more memory than there is; "
+                "lower stack, or the model's sizes"
+            ) from None
+        raise
+    return stack
 
 
 def settle_in() -> None:

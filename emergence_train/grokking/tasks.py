@@ -1,8 +1,8 @@
 """Tasks as tables: every question with its answer. Which of them are trained on is drawn by each run."""
 
 import csv
+import io
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
+from emergence_train import files
 from emergence_train.errors import InputError
 from emergence_train.section import Section
 
@@ -85,6 +86,12 @@ class AnyTable(Section):
     question: list[str] = Field(default=["question"], min_length=1, description="its columns")
     answer: str = Field(default="answer", description="its column; every distinct text is a class")
 
+    @model_validator(mode="after")
+    def _answer_is_not_asked(self) -> "AnyTable":
+        if self.answer in self.question:
+            raise ValueError(f"the answer {self.answer!r} is a column of question too; leave it out there")
+        return self
+
 
 Task = Annotated[Modular | Permutations | Parity | AnyTable, Field(discriminator="kind")]
 
@@ -93,7 +100,7 @@ def load(task: Modular | Permutations | Parity | AnyTable, folder: Path) -> Ques
     """The table of a task; `folder` is where its file's name begins.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or has a question with two answers.
+        InputError: the file cannot be read, lacks a column, or has a question with two answers or one answer for all.
     """
     if isinstance(task, Modular):
         return _modular(task)
@@ -177,12 +184,17 @@ def _from_file(path: Path, columns: list[str], answer: str) -> QuestionTable:
             raise InputError(
                 f"{path}: row {number} has no {missing[0]!r} (it has {', '.join(map(str, filled))}); name its columns in task"
             )
+        nested = [name for name in (*columns, answer) if isinstance(row[name], list | dict)]
+        if nested:
+            raise InputError(f"{path}: row {number}: {nested[0]!r} is a list or an object; give text or a number")
         cells = [str(row[name]) for name in columns]
         question = tuple(cells[0].split()) if len(columns) == 1 else tuple(cells)
         if questions.setdefault(question, str(row[answer])) != str(row[answer]):
             raise InputError(f"{path}: row {number}: the question {' '.join(question)!r} has two answers; remove a row")
     if len(questions) < 4:
         raise InputError(f"{path}: has {len(questions)} questions; give at least 4")
+    if len(set(questions.values())) < 2:
+        raise InputError(f"{path}: every question has the same {answer!r}, so nothing can be learnt; give at least 2")
     longest = max(map(len, questions))
     padded = [(PADDING,) * (longest - len(question)) + question for question in questions]
     symbols = {text: k for k, text in enumerate(sorted({text for question in padded for text in question}))}
@@ -198,14 +210,20 @@ def _from_file(path: Path, columns: list[str], answer: str) -> QuestionTable:
 def _rows(path: Path) -> list[dict]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = list(csv.DictReader(text.splitlines()))
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        rows = files.json_lines(text) if path.suffix == ".jsonl" else _csv_rows(path, text)
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path}: cannot be read ({' '.join(str(error).split())}); give CSV with a header or JSONL"
         ) from None
     if not all(isinstance(row, dict) for row in rows) or len(rows) > MOST_ROWS:
         raise InputError(f"{path}: give an object a line, and at most {MOST_ROWS:,} of them")
     return rows
+
+
+def _csv_rows(path: Path, text: str) -> list[dict]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    names = reader.fieldnames or []
+    for name in names:
+        if list(names).count(name) > 1:
+            raise InputError(f"{path}: the header has {name!r} twice; give each column a name of its own")
+    return list(reader)

@@ -214,8 +214,8 @@ def _warnings(training: Training, gpu: str) -> Iterator[str]:
         )
     if training.linears == "fp8" and not GPUS[gpu].fp8:
         yield (
-            f"training.linears fp8: {gpu} has no fp8, it would be emulated and save no time; set training.linears=bf16, or plan "
-            f"for h100-80gb"
+            f"training.linears fp8: {gpu} has no fp8, it would be emulated, slower than bf16, whose time this is; set "
+            f"training.linears=bf16, or plan for h100-80gb"
         )
 
 

@@ -152,7 +152,9 @@ class _Refusal:
         if bad.any():
             row = int(np.argmax(np.asarray(bad)))
             place = f"row {self.before + row + 1}, column {column.name!r}"
-            raise InputError(f"{self.path}: {place}: {column.iloc[row]!r} {what}")
+            value = column.iloc[row]
+            shown = value.item() if isinstance(value, np.generic) else value  # numpy's repr names its type
+            raise InputError(f"{self.path}: {place}: {shown!r} {what}")
 
 
 def _typed(column: pd.Series, kind: pa.DataType, refuse: _Refusal, sparse: bool = False) -> pd.Series:

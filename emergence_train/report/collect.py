@@ -175,9 +175,10 @@ def load_run(directory: Path, name: str) -> Run:
     if metrics.header is None:
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not any((directory / "positions").glob("*.parquet")):
-        raise InputError(f"{directory}: has no checkpoint yet; wait for the first one")
+        raise InputError(f"{directory}: has no checkpoint with losses by position yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
-    forecast, no_forecast = _analysed(lambda: _series(directory, name, list(positions.values()), metrics))
+    curve, unread = _read_curve(metrics)
+    forecast, no_forecast = _analysed(lambda: _series(directory, name, list(positions.values()), curve))
     return Run(
         name=name,
         directory=directory,
@@ -190,7 +191,7 @@ def load_run(directory: Path, name: str) -> Run:
         metrics=metrics,
         ood=_ood(directory),
         forecast=forecast,
-        no_forecast=no_forecast,
+        no_forecast=unread + no_forecast,
     )
 
 
@@ -214,8 +215,15 @@ def _all_fits(positions: dict[str, PositionMatrix]) -> pd.DataFrame:
     return pd.concat(fits, ignore_index=True) if fits else pd.DataFrame(columns=["step", "tokens", "split"])
 
 
-def _series(directory: Path, name: str, matrices: list[PositionMatrix], metrics: Metrics) -> list[Series]:
-    curve = tables.read(tables.CURVES, metrics) if len(metrics.train("step")) else None
+def _read_curve(metrics: Metrics) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
+    """The training curve, and why it cannot be read: the held-out splits are forecast without it."""
+    try:
+        return (tables.read(tables.CURVES, metrics) if len(metrics.train("step")) else None), ()
+    except InputError as error:
+        return None, (f"training loss: {error}",)
+
+
+def _series(directory: Path, name: str, matrices: list[PositionMatrix], curve: pd.DataFrame | None) -> list[Series]:
     shown = [matrix for matrix in matrices if matrix.keys["split"].iloc[0] in SPLITS]
     return temporal.run_series(directory, shown, curve, name=name)
 

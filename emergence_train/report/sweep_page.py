@@ -15,7 +15,11 @@ from emergence_train.report.parts import grid, table
 def write_page(out: Path, name: str, result: GrokkingResult, curves: pd.DataFrame) -> Path:
     """Write report.html into `out`; returns its path."""
     run = figures.shown_run(result)
-    delay = f" It knew the held-out questions {run.delay:,} updates after those trained on." if run.delay else ""
+    if run.delay is None:
+        which = f"the first: {run.outcome}. No run knew both kinds of questions"
+    else:
+        which = f"of all the one with the longest delay: {run.outcome}. It knew the held-out questions {run.delay:,}"
+        which += " updates after those trained on"
     sections = [
         ("outcomes", "Outcomes", _outcomes(result) + grid(figures.phase_diagrams(result))),
         ("critical", "How much data it takes", _critical(result) + grid([figures.critical_share(result)])),
@@ -23,8 +27,7 @@ def write_page(out: Path, name: str, result: GrokkingResult, curves: pd.DataFram
         (
             "run",
             "One run",
-            f"<p>{html.escape(run.run)}, of all the one with the longest delay: {run.outcome}.{delay}</p>"
-            + grid(figures.run_curves(run, curves)),
+            f"<p>{html.escape(run.run)}, {which}.</p>" + grid(figures.run_curves(run, curves)),
         ),
         ("efficiency", "What the solutions cost", _efficiency(result)),
     ]
@@ -61,7 +64,7 @@ def _critical(result: GrokkingResult) -> str:
 def _trend(result: GrokkingResult) -> str:
     trend = result.trend
     if trend.value is None or trend.p is None:
-        return "Too few sizes both generalised and did not: the sweep says nothing of how the critical share moves with size."
+        return f"The sweep says nothing of how the critical share moves with size: {result.trend_unknown()}."
     words = "falls" if trend.value < 0 else "grows"
     if trend.p > 0.05:
         words = "does not move beyond chance"

@@ -98,6 +98,7 @@ class Mirror:
                 raise
             reason = " ".join(str(error).split())[:160]
             self.log(f"W&B cannot be reached ({reason}); it is kept offline under {settings['dir']}/wandb")
+            wandb.teardown()  # its own process keeps the id of a run that it could not begin, and would refuse it
             return wandb.init(**settings | {"mode": "offline", "resume": None}, settings=options)
 
     def _work(self, settings: dict, system: bool) -> None:

@@ -6,7 +6,6 @@ removed by the next one of the run.
     NVME_PATH/<run>-<digest of its directory>/zero_stage_3/optimizer/rank0/
 """
 
-import atexit
 import contextlib
 import functools
 import hashlib
@@ -24,8 +23,9 @@ SPARE = 1 << 28  # bytes that stay free: files are padded
 BYTES = 16  # of a parameter: weights, two moments and gradients in float32
 
 
-def in_own_folder(training: Training, parameters: int, run: Path, mesh: Mesh) -> Training:
-    """The section with its nvme_path in a folder of the run's own; as it is where nothing is offloaded there. Collective.
+def in_own_folder(training: Training, parameters: int, run: Path, mesh: Mesh, held: contextlib.ExitStack) -> Training:
+    """The section with its nvme_path in a folder of the run's own; as it is where nothing is offloaded there. Collective. The
+    files are removed when `held` is closed.
 
     Raises:
         InputError: DeepSpeed's asynchronous I/O cannot be compiled here. RunError: the disk is too small or not writable.
@@ -39,7 +39,7 @@ def in_own_folder(training: Training, parameters: int, run: Path, mesh: Mesh) ->
     needed = parameters * BYTES * nodes.count(own) // mesh.world.size
     cleans = nodes.index(own) == mesh.world.rank
     on_every_rank(functools.partial(_prepare, folder, needed, cleans))
-    atexit.register(_remove, folder, mesh.world.rank)
+    held.callback(_remove, folder, mesh.world.rank)
     zero = training.zero.model_copy(update={"nvme_path": str(folder)})
     return training.model_copy(update={"zero": zero})
 

@@ -146,7 +146,7 @@ def _train(
     check_nodes(mesh, run, dataset.a_shard, config.faults.node_check, log)
     watch.at("building the engine")
     order_sums(config.training.deterministic)
-    session, header = _build_session(config, mesh, plan, dataset, evaluator, stop, watch, log, first)
+    session, header = _build_session(config, mesh, plan, dataset, evaluator, stop, watch, log, first, held)
     step = session.restore()
     log(startup_line(config.training, plan, dataset, mesh, header, step))
     try:
@@ -170,13 +170,14 @@ def _build_session(
     watch: Watchdog,
     log: Callable[[str], None],
     first: int,
+    held: contextlib.ExitStack,
 ) -> tuple[Session, dict]:
     """The session with its engine and, on rank 0, its writer; and the run's header."""
     run = config.run_directory
     if config.training.compile:
         stop.compilations.listen()
     graphs = engines.graphs_possible(config.training, config.faults, mesh)
-    training = nvme.in_own_folder(config.training, config.model.parameters(), config.run_directory, mesh)
+    training = nvme.in_own_folder(config.training, config.model.parameters(), run, mesh, held)
     engine = engines.build(config.model, training, config.seed, mesh, graphs=graphs)
     if config.training.linears == "fp8":
         log(fp8.describe(engine.module, mesh.device))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from emergence_train import files
 from emergence_train.checkpoint.format import complete, step_of
-from emergence_train.config import Config, TaskConfig, Training, Zero, load_run
+from emergence_train.config import Config, TaskConfig, Training, Zero, load
 from emergence_train.data.dataset import Dataset, load_index
 from emergence_train.errors import InputError
 from emergence_train.faults.flight_recorder import STACKS
@@ -182,21 +182,16 @@ def _extended(run: Path, before: Any, now: Config) -> str | None:
 
 def other_tasks(run: Path, tasks: list[TaskConfig]) -> str:
     """Keep the tasks of a finished run's later start in its config.yaml; returns what is left to do about them, or ""."""
-    before = load_run(run)
+    before = load(run / "config.yaml")
     if before.tasks == tasks:
         return ""
-    known, scored = {_task_name(task) for task in before.tasks}, _scored(run)
-    names = [(_task_name(task), task) for task in tasks if task not in before.tasks]
+    known, scored = {task.table_name for task in before.tasks}, _scored(run)
+    names = [(task.table_name, task) for task in tasks if task not in before.tasks]
     left = [name for name, _ in names if name in known or name not in scored]
     write_config(run, before.model_copy(update={"tasks": tasks}))
     if not left:
         return ""
     return f", but tasks {', '.join(left)} are new or changed: score them with `emergence-train evaluate {run}`"
-
-
-def _task_name(task: TaskConfig) -> str:
-    """The task's name in the tables."""
-    return task.name or task.task.removeprefix("lm-eval/")
 
 
 def _scored(run: Path) -> set[str]:

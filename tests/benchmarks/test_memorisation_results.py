@@ -126,8 +126,15 @@ def by_halves(gain: float, pieces: int = 60) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def test_counterfactual_is_the_gain_that_was_planted():
-    result = results.measured(by_halves(0.7))
+@pytest.fixture(scope="module")
+def planted():
+    """A gain of 0.7 nats: the table, and what is measured on it."""
+    table = by_halves(0.7)
+    return table, results.measured(table)
+
+
+def test_counterfactual_is_the_gain_that_was_planted(planted):
+    result = planted[1]
     overall = [row for row in result["counterfactual"] if row["seen"] == "all"]
     assert [row["params"] for row in overall] == [1000, 10_000, 100_000]
     for row in result["counterfactual"]:
@@ -142,11 +149,11 @@ def test_counterfactual_is_none_where_nothing_was_learnt():
         assert abs(row["nats"]["value"]) < 0.05 and row["nats"]["low95"] <= 0 <= row["nats"]["high95"]
 
 
-def test_measured_is_the_last_pass_and_counts_controls_of_all():
+def test_measured_is_the_last_pass_and_counts_controls_of_all(planted):
     """An earlier pass of which everything is written changes the shares of that pass alone."""
-    last = by_halves(0.7)
+    last, alone = planted
     early = last.assign(passes=1, step=10, extracted=(last["seen"] > 0).astype(int), seen=last["seen"] / 6)
-    alone, both = results.measured(last), results.measured(pd.concat([early, last]))
+    both = results.measured(pd.concat([early, last]))
     assert both["of_100"] == alone["of_100"] and both["counterfactual"] == alone["counterfactual"]
     assert both["controls"] == 2 * alone["controls"] and both["controls_extracted"] == 0
     assert {row["passes"]: row["extracted"]["value"] for row in both["shares"] if row["times"] == 4}[1] == 1.0

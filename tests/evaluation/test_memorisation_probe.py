@@ -155,12 +155,28 @@ def test_given_texts_are_their_first_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [("{", "cannot be read"), ('{"a": 1}', "row 1 has no text"), ("\n", "has no rows")]
+    ("content", "says"),
+    [
+        ('{"text": "a"}\n\n{', r"cannot be read \(line 3: "),
+        ('{"a": 1}', "row 1 has no text"),
+        ("\n", "has no rows"),
+        ('{"text": "a\\ud800"}', "row 1 has half of a surrogate pair"),
+    ],
 )
 def test_unreadable_texts_are_one_line(tmp_path, content, says):
     (tmp_path / "texts.jsonl").write_text(content)
     with pytest.raises(InputError, match=says):
         read_texts(tmp_path / "texts.jsonl")
+
+
+def test_separators_inside_a_text_end_no_line(tmp_path):
+    """U+2028 and the next line control are ends of lines for str.splitlines, and may stand in JSON as they are."""
+    text = "one\u2028two\x85three"
+    path = tmp_path / "texts.jsonl"
+    path.write_text(
+        json.dumps({"text": text}, ensure_ascii=False) + "\r\n" + '{"text": "b"}', encoding="utf-8", newline=""
+    )
+    assert read_texts(path) == [text, "b"]
 
 
 OFTEN, ABSENT, HALF = 24, 9_000_000, 50  # HALF: samples of a pass of 100

@@ -57,6 +57,10 @@ def tensor(ids):
 
 def test_tasks_of_the_command_line_are_understood(tmp_path):
     own = [TaskConfig(task="copying", items=3), TaskConfig(task="lm-eval/a", shots=1)]
+    steps = TaskConfig(task="cipher", steps=5)  # beside the task of one question, by its name in the tables
+    for both in ([TaskConfig(task="cipher"), steps], [steps, TaskConfig(task="cipher")]):
+        assert chosen(both, ["cipher-5-steps", "cipher"]) == [steps, TaskConfig(task="cipher")]
+    assert chosen(own, ["a"]) == chosen(own, ["lm-eval/a"]) == own[1:]
     assert chosen(own, None) == own and chosen(own, ["copying", "x=y=z.jsonl"]) == [
         own[0],
         TaskConfig(task="x", file="y=z.jsonl"),

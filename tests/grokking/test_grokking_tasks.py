@@ -94,6 +94,8 @@ def test_columns_of_a_csv_are_symbols(tmp_path):
         ("question,reply\na,1\n", "row 1 has no 'answer'"),
         ("question,answer\na,1\nb,\nc,1\nd,2\n", r"row 2 has no 'answer' \(it has question\)"),
         ("question,answer\na,1\n", "has 1 questions; give at least 4"),
+        ("question,answer\na,1\nb,1\nc,1\nd,1\n", "every question has the same 'answer'"),
+        ("question,question,answer\na,b,1\n", "the header has 'question' twice"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, text, says):
@@ -102,8 +104,21 @@ def test_a_wrong_file_is_refused(tmp_path, text, says):
         tasks.load(tasks.AnyTable(kind="table", file="q.csv"), tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[1, 2]\n{"])
-def test_a_file_that_is_no_table_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b'\n{"question": "a", "answer": 1}\n{', r"cannot be read \(line 3: "),
+        (b'{"question": ["a", "b"], "answer": 1}\n', "row 1: 'question' is a list or an object"),
+        (b"[1, 2]\n", "give an object a line"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, content, says):
     (tmp_path / "q.jsonl").write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=says):
         tasks.load(tasks.AnyTable(kind="table", file="q.jsonl"), tmp_path)
+
+
+def test_an_answer_that_is_asked_is_refused():
+    with pytest.raises(ValueError, match="the answer 'b' is a column of question too"):
+        tasks.AnyTable(kind="table", file="q.csv", question=["a", "b"], answer="b")

@@ -151,6 +151,13 @@ def test_a_wrong_sweep_is_one_line(sweep_file, tmp_path, capsys, keys, says):
     assert says in message and len(message.strip().splitlines()) == 1
 
 
+def test_a_stack_beyond_memory_is_one_line(sweep_file, tmp_path, capsys):
+    """10^16 weights, which no machine has room for."""
+    keys = {"models": {"m": {"kind": "mlp", "width": 10**6, "hidden": 10**10}}, "fractions": [0.5]}
+    assert cli.main(["grok", str(sweep_file(**keys)), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 2
+    assert "models.m: 3 runs at once take more memory than there is; lower stack" in capsys.readouterr().err
+
+
 def test_every_sweep_in_configs_is_read():
     files = sorted((ROOT / "configs" / "grok").glob("*.yaml"))
     assert len(files) >= 2

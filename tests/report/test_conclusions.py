@@ -43,6 +43,21 @@ def test_runs_of_two_tokenizers_are_ranked_apart(tmp_path):
     assert f"The lowest loss on iid have a and twin , {loss['a']:.3f}: less than 0.001 nats apart." in text
 
 
+def test_a_nan_in_the_log_costs_the_curve_alone(tmp_path):
+    """Without the curve the held-out losses are what they were; the page says which row, and where to read why."""
+    run = write_run(tmp_path, "a", 1000)
+    log = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    at = next(number for number, row in enumerate(rows) if row["kind"] == "train" and row["step"] > 3)
+    rows[at]["loss"] = float("nan")
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = collect([run])
+    assert any("column 'loss': nan is empty or NaN" in why for why in data.runs[0].no_forecast)
+    text = text_of(data)
+    assert f"{last_iid(run):.3f} nats per token on iid" in text
+    assert "It has no forecast: why ." in re.sub(r"\s+", " ", text)
+
+
 def test_finished_runs_say_where_they_ended_and_what_they_can_do(tmp_path):
     runs = [
         write_run(tmp_path, name, params, seed=n) for n, (name, params) in enumerate((("a <i>", 1000), ("b", 4000)))

@@ -235,3 +235,61 @@ def test_wandb_without_a_network_leaves_the_run_whole(config_file, tmp_path):
     assert list((tmp_path / "runs" / "run" / "wandb").glob("offline-run-*"))
     assert len(metrics(tmp_path / "runs" / "run")) == 12 and time.monotonic() - began < 100
     assert json.loads((tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 12
+
+
+REFUSED = """
+import http.server, os, sys, threading, time
+from pathlib import Path
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        if sys.argv[2] == "never":
+            time.sleep(1000)
+        self.send_response(int(sys.argv[2]))
+        self.end_headers()
+        self.wfile.write(b'{"data": null, "errors": [{"message": "no"}]}')
+    do_GET = do_POST
+    def log_message(self, *values):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+server.daemon_threads = True
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ.update(WANDB_API_KEY="0" * 40, WANDB_BASE_URL=f"http://127.0.0.1:{server.server_address[1]}")
+from emergence_train.logging_config import Wandb
+from emergence_train.tracking import wandb
+wandb.INIT_SECONDS = 4
+mirror = wandb.Mirror(Wandb(mode="online"), "run", Path(sys.argv[1]), {}, print)
+for step in range(1, 6):
+    mirror.send({"step": step, "tokens": step * 8, "train/loss": 1 / step})
+mirror.close(60)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["404", "never"])
+def test_a_server_that_refuses_or_hangs_leaves_it_offline(tmp_path, answer):
+    """With the real client: the client's own process knew the id already, and refused the run that was to be offline."""
+    script, run = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(REFUSED)
+    run.mkdir()
+    began = time.monotonic()
+    done = run_python(str(script), str(run), answer)
+    assert "kept offline" in done.stdout and "stopped" not in done.stdout, done.stdout + done.stderr
+    kept = OfflineRun(run)
+    assert kept.values("train/loss") == {8 * step: 1 / step for step in range(1, 6)}
+    assert kept.run.run_id == module.run_id(run) and time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_branch_has_an_id_of_its_own(config_file, tmp_path):
+    """And the points after the fork; the parent keeps its own."""
+    words = ["train", str(config_file), "logging.wandb=offline", "training.tokens=2048", "checkpoints.every_tokens=512"]
+    assert command(*words, "name=parent").returncode == 0
+    parent = tmp_path / "runs" / "parent"
+    step = sorted((parent / "checkpoints").glob("step-*"))[-2].name.removeprefix("step-").lstrip("0")
+    done = command(*words, "name=child", "--from", f"{parent}@{step}")
+    assert done.returncode == 0, done.stderr
+    runs = [OfflineRun(tmp_path / "runs" / name) for name in ("parent", "child")]
+    assert len({run.run.run_id for run in runs} | {module.run_id(parent)}) == 2
+    steps = [row["step"] for row in runs[1].history() if "train/loss" in row]
+    assert steps == list(range(int(step) + 1, max(steps) + 1))

@@ -37,6 +37,7 @@ def test_a_traced_run_has_the_losses_of_one_that_is_not(config_file, tmp_path):
     assert trace.name == "rank-00000-steps-2-3.json.gz" and not (tmp_path / "runs" / "plain" / "profile").exists()
     seen = events(trace)
     assert {event["name"] for event in seen if str(event.get("name")).startswith("step ")} == {"step 2", "step 3"}
+    assert any(str(event.get("name")).startswith("emergence_") for event in seen)  # our operators by their names
     products = [event for event in seen if event.get("name") == "aten::mm"]
     assert products and all(event["args"]["Input Dims"] for event in products)
 

@@ -105,11 +105,10 @@ def test_losses_and_states_are_those_without(config_file, tmp_path, stage, proce
 
 # Groups of 200,000 elements: some are swapped, those of less than a megabyte a rank are not.
 SMALL_GROUPS = """
-import sys
 from emergence_train import cli
 from emergence_train.training import engine
 engine.NVME_GROUP = 200_000
-sys.exit(cli.main(sys.argv[1:]))
+cli.run()
 """
 
 

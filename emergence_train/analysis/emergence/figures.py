@@ -128,7 +128,7 @@ def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
     ]
     return Figure(
         "Size effect at equal loss",
-        "change for ten times the parameters at the same loss",
+        "change for ten times the parameters",
         "",
         tuple(traces),
         y_names=tuple(names),

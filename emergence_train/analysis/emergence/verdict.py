@@ -209,7 +209,7 @@ def _able_runs(drawn: Posterior, rows: Rows, chance: float, best: float) -> int:
 
 def _too_little(rows: Rows) -> str:
     if len(rows.x) < ROWS:
-        return f"{len(rows.x)} checkpoints, at least {ROWS} are needed"
+        return f"{len(rows.x)} checkpoint{'s' * (len(rows.x) != 1)}, at least {ROWS} are needed"
     if len(np.unique(rows.x)) < LOSSES:
         return f"{len(np.unique(rows.x))} different losses, at least {LOSSES} are needed"
     return ""

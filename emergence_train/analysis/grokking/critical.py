@@ -159,7 +159,7 @@ def trend(fitted: Fit) -> TrendFit:
     """The critical share as a straight line in log10(parameters), one slope for all weight decays, each with its own level.
 
     Only groups in which some runs generalised and some did not say where their critical share is; a weight decay needs
-    two such sizes to take part."""
+    two such sizes to take part. Sizes that share no fraction cannot be compared: no slope, and no p."""
     informative = [k for k, group in enumerate(fitted.groups) if 0 < group.generalised.sum() < len(group.generalised)]
     strata = {}
     for decay in {fitted.groups[k].weight_decay for k in informative}:
@@ -168,7 +168,8 @@ def trend(fitted: Fit) -> TrendFit:
             strata[decay] = members
     used = [k for members in strata.values() for k in members]
     sizes = len({fitted.groups[k].params for k in used})
-    if not used or not any(_rises(fitted.groups[k]) for k in used):
+    p = _permutation([fitted.groups[k] for k in used]) if used else None
+    if p is None or not any(_rises(fitted.groups[k]) for k in used):
         return TrendFit(Interval(None, None, None), None, None, sizes)
     spread = max(np.ptp([np.log10(fitted.groups[k].params) for k in members]) for members in strata.values())
     steepest = 1.5 * (fitted.highest - fitted.lowest) / spread
@@ -178,8 +179,6 @@ def trend(fitted: Fit) -> TrendFit:
     free = float(fitted.likelihood[used].max(2).sum(0).max())
     best = float(profile.max())
     ratio = 2 * max(best - float(profile[SLOPES // 2]), 0.0)
-    p = _permutation([fitted.groups[k] for k in used])
-    p = float(stats.chi2.sf(ratio, 1)) if p is None else p
     scale = min(1.0, float(stats.chi2.isf(p, 1)) / ratio) if ratio > FLAT else 1.0
     spare = len(used) - len(strata) - 1
     return TrendFit(

@@ -52,7 +52,7 @@ def _phase(runs: tuple[RunResult, ...], axis: str, label: str, title: str) -> Fi
     note = "Seeds side by side. Comprehension, grokking: 90% of held-out questions less or more than 1,000 updates after train"
     span = max(float(np.ptp(shares)), 0.1)
     room = (shares.min() - 0.06 * span, shares.max() + 0.24 * span)  # for the legend
-    label_y = "share of the questions trained on"
+    label_y = "share of questions trained on"
     return Figure(title, label, label_y, tuple(traces), x_log=log, y_range=room, note=note)
 
 
@@ -93,7 +93,7 @@ def times(result: GrokkingResult) -> Figure:
         traces.append(Trace(np.array([row.fraction for row in rows]), medians, label, number, points=True))
     return Figure(
         "Time to generalise",
-        "share of the questions trained on",
+        "share of questions trained on",
         "updates until 90% held out",
         tuple(traces),
         y_log=True,

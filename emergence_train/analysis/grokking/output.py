@@ -59,6 +59,8 @@ def format_table(result: GrokkingResult) -> str:
     if trend.value is not None:
         interval = f"[{_number(trend.low95, '+')}, {_number(trend.high95, '+')}]"
         lines.append(f"critical share for ten times the parameters: {trend.value:+.3f} {interval}, p {_p(trend.p)}")
+    else:
+        lines.append(f"critical share for ten times the parameters: unknown, {result.trend_unknown()}")
     if time.value is not None:
         interval = f"[{_number(time.low95)}, {_number(time.high95)}]"
         lines.append(f"time to generalise as share to the power {time.value:.2f} {interval}, p {_p(time.p)}")

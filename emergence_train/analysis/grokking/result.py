@@ -61,7 +61,8 @@ class Trend:
     low95: float | None
     high95: float | None
     p: Annotated[
-        Probability | None, "of no trend, sizes permuted among the runs of one share; null with one size or one share"
+        Probability | None,
+        "of no trend, sizes permuted among the runs of one share; null with one share, or where no share has two sizes",
     ]
     straight_p: Annotated[Probability | None, "of a straight line against a critical share of its own for each size"]
     sizes: Annotated[int, "that both generalised and did not"]
@@ -125,3 +126,17 @@ class GrokkingResult:
     time_trend: TimeTrend
     efficiency: Annotated[tuple[Efficiency, ...], "by size and weight decay, where both were seen at one loss"]
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
+
+    def trend_unknown(self) -> str:
+        """What the sweep lacks where it says nothing of how the critical share moves with size."""
+        if len({row.params for row in self.critical_fraction}) < 2:
+            return "models of one size alone"
+        if len({run.fraction for run in self.runs}) < 2:
+            return "one share alone"
+        if self.trend.sizes < 2:
+            return "fewer than two sizes have both runs that generalised and runs that did not"
+        telling = {row.model for row in self.critical_fraction if 0 < row.generalised < row.runs}
+        tried = {(run.fraction, run.params) for run in self.runs if run.model in telling}
+        if len({fraction for fraction, _ in tried}) == len(tried):
+            return "no share was tried with two of the sizes that tell"
+        return "more data did not go with more runs that generalised"

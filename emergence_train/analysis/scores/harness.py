@@ -28,7 +28,7 @@ def _objects(path: Path) -> tuple[dict, ...]:
     except (OSError, UnicodeDecodeError, InputError):
         return ()
     try:
-        content = [json.loads(line) for line in text.splitlines() if line.strip()]
+        content = [json.loads(line) for line in text.split("\n") if line.strip()]  # U+2028 ends no line
     except (ValueError, RecursionError):
         try:
             content = [json.loads(text)]

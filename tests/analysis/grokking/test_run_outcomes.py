@@ -1,11 +1,14 @@
 """Outcomes and times of curves written by hand."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from emergence_train.analysis.grokking import analyze, curves
 from emergence_train.analysis.grokking.outcomes import outcome, run_result
+from emergence_train.analysis.grokking.output import format_table
 from emergence_train.errors import InputError
 
 
@@ -76,3 +79,35 @@ def test_efficiency_compares_norms_at_equal_loss():
 def test_wrong_curves_are_refused(change, says):
     with pytest.raises(InputError, match=says):
         curves.checked(change(curve([0, 1, 1], [0, 0, 1])))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shares", "able", "says"),
+    [
+        ((100,), (0.4, 0.6), {0.6}, "models of one size alone"),
+        ((100, 900), (0.4,), set(), "one share alone"),
+        ((100, 900), (0.4, 0.6), set(), "fewer than two sizes"),
+        ((100, 900), (0.4, 0.6), {0.4, 0.6}, "fewer than two sizes"),
+        ((100, 900), (0.4, 0.6), {0.4}, "more data did not go with more"),
+    ],
+)
+def test_a_sweep_without_a_trend_says_why(sizes, shares, able, says):
+    """One size, one share, no run or every run that generalises, and those of less data alone; no number is made up."""
+    parts = []
+    for params, share, seed in itertools.product(sizes, shares, (1, 2)):
+        keys = {"model": f"m{params}", "params": params, "fraction": share, "seed": seed}
+        heldout = [0, 0, 1] if share in able else [0, 0, 0]
+        parts.append(curve([0, 1, 1], heldout, run=f"{params}-{share}-{seed}", **keys))
+    result = analyze(pd.concat(parts), budget=1000)
+    trend = result.trend
+    assert (trend.value, trend.low95, trend.high95, trend.p) == (None,) * 4
+    assert says in result.trend_unknown() and f"unknown, {result.trend_unknown()}" in format_table(result)
+
+
+def test_sizes_that_share_no_share_say_so():
+    parts = []
+    for params, share, able in ((100, 0.4, 0), (100, 0.6, 1), (900, 0.5, 0), (900, 0.7, 1)):
+        keys = {"model": f"m{params}", "params": params, "fraction": share, "run": f"{params}-{share}"}
+        parts.append(curve([0, 1, 1], [0, 0, able], **keys))
+    result = analyze(pd.concat(parts), budget=1000)
+    assert result.trend.value is None and result.trend_unknown().startswith("no share was tried with two")
