@@ -152,6 +152,12 @@ def test_a_count_in_billions_has_decimals(sep, tmp_path):
 
 
 @pytest.mark.parametrize("sep", [";", "\t"])
+def test_a_loss_of_no_decimals_changes_no_other(sep, tmp_path):
+    rows = [["step", "loss"], ["1.000", "3,251"], ["2.000", "3"]]
+    assert cells(tmp_path, "\n".join(map(sep.join, rows))) == {"step": ["1000", "2000"], "loss": ["3.251", "3"]}
+
+
+@pytest.mark.parametrize("sep", [";", "\t"])
 def test_one_decimal_comma_makes_all_decimal(sep, tmp_path):
     rows = [["seen_tokens", "loss"], ["1,250", "3,99"], ["2,500", "3,81"]]
     assert cells(tmp_path, "\n".join(map(sep.join, rows)))["seen_tokens"] == ["1.250", "2.500"]

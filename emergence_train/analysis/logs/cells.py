@@ -161,7 +161,8 @@ def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
             decimal.append(name)
     pointed = bool(decimal or either) and any(_has_points(str(name), frame[name]) for name in frame)
     if not pointed:
-        spreads = bool(decimal) and separator in ";\t"
+        between = separator in ";\t"
+        spreads = between and (bool(decimal) or any(SMALL.search(str(name)) for name in either))
         decimal += [name for name in either if spreads or scale_of(name) != 1]
     for name in decimal:
         columns[name] = columns[name].str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
