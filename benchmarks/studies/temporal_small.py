@@ -97,10 +97,9 @@ def curves_of(folder: Path, source: str) -> pd.DataFrame:
         for series in load(run):
             if series.split in SPLITS:
                 rate = series.plan.peak * np.interp(series.step, series.plan.x, series.plan.e)
-                parts.append(
-                    pd.DataFrame({"source": source, "run": run.name, "split": series.split, "step": series.step.astype(int)})
-                    .assign(tokens=series.tokens.astype(int), loss=series.loss, lr=rate)
-                )  # fmt: skip
+                columns = {"step": series.step.astype(int), "tokens": series.tokens.astype(int), "loss": series.loss}
+                about = {"source": source, "run": run.name, "split": series.split}
+                parts.append(pd.DataFrame(about | columns | {"lr": rate}))
     return pd.concat(parts)
 
 

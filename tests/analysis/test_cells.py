@@ -26,10 +26,14 @@ TABLE = "\n".join([HEAD, *ROWS]) + "\n"
 EUROPEAN = "\n".join(
     [
         HEAD.replace(",", ";"),
-        *(f"m-70m;70M;{s:,};{s * 1000:,};{x};piqa;{0.5 + 1 / s};0.01".replace(".", "x").replace(",", ".").replace("x", ",")
-          for s, x in zip(STEPS, LOSSES)),
+        *(
+            f"m-70m;70M;{s:,};{s * 1000:,};{x};piqa;{0.5 + 1 / s};0.01".replace(".", "x")
+            .replace(",", ".")
+            .replace("x", ",")
+            for s, x in zip(STEPS, LOSSES)
+        ),
     ]
-)  # fmt: skip
+)
 
 
 def zstd(data: bytes) -> bytes:

@@ -19,25 +19,33 @@ def lines(form) -> str:
 
 
 MESSY = {
-    "bar.log": lines(lambda s, x: f"\rTraining:  {s // 30}%|##   | {s}/3000 [00:10<01:00, 9.1it/s, loss={x:.4f}, lr=0.001]"),
-    "steps.log": lines(lambda s, x: f"Steps:  {s // 30}%|##   | {s}/3000 [00:10<01:00, 9.1it/s, lr=0.001, step_loss={x}]"),
+    "bar.log": lines(
+        lambda s, x: f"\rTraining:  {s // 30}%|##   | {s}/3000 [00:10<01:00, 9.1it/s, loss={x:.4f}, lr=0.001]"
+    ),
+    "steps.log": lines(
+        lambda s, x: f"Steps:  {s // 30}%|##   | {s}/3000 [00:10<01:00, 9.1it/s, lr=0.001, step_loss={x}]"
+    ),
     "rows.json": json.dumps([{"step": s, "train": {"loss": LOSS[s]}, "lr": 1e-3} for s in STEPS]),
     "columns.json": json.dumps({"step": STEPS, "loss": list(LOSS.values())}),
     "pandas.json": json.dumps({"step": dict(enumerate(STEPS)), "loss": dict(enumerate(LOSS.values()))}),
     "thousands.csv": "Step,Train Loss\n" + lines(lambda s, x: f"{s / 1000}k,{x}"),
     "units.csv": "timestamp;iteration;loss (nats)\n" + lines(lambda s, x: f"2026-11-01;{s};{x}".replace(".", ",")),
     "bits.csv": "step,loss [bits]\n" + lines(lambda s, x: f"{s},{x / math.log(2):.9f}"),
-    "logger.log": lines(lambda s, x: f"2026-11-01 10:00:00 | INFO | t:log:123 - epoch=0 global_step={s} train/loss={x} lr=1e-3"),
+    "logger.log": lines(
+        lambda s, x: f"2026-11-01 10:00:00 | INFO | t:log:123 - epoch=0 global_step={s} train/loss={x} lr=1e-3"
+    ),
     "python.log": lines(lambda s, x: str({"step": s, "train": {"loss": x}, "lr": 1e-3})),
     "prefix.log": lines(lambda s, x: "[rank0] 10:00:00 INFO " + json.dumps({"step": s, "loss": x})),
     "yaml.log": lines(lambda s, x: f"- step: {s}\n  loss: {x}"),
     "fairseq.log": lines(
-        lambda s, x: f'| INFO | train_inner | {{"update": 0.1, "loss": "{x / math.log(2):.6f}", "ppl": "{math.exp(x):.2f}", '
-        f'"num_updates": "{s}"}}'
+        lambda s, x: (
+            f'| INFO | train_inner | {{"update": 0.1, "loss": "{x / math.log(2):.6f}", "ppl": "{math.exp(x):.2f}", '
+            f'"num_updates": "{s}"}}'
+        )
     ),
     "twice.csv": "step,loss\n" + lines(lambda s, x: f"{s},{x}").replace("1500,", "step,loss\n1500,"),
     "long.csv": "Run ID,Metric,Step,Value\n" + lines(lambda s, x: f"a,loss,{s},{x}\na,lr,{s},0.001"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MESSY)

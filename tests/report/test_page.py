@@ -200,7 +200,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file or directory"):
         report([tmp_path / "elsewhere.csv"])
     (tmp_path / "metrics.jsonl").write_text('{"kind": "run", "run": "r", "params": 3}\n')
-    with pytest.raises(InputError, match="no checkpoint yet"):
+    with pytest.raises(InputError, match="no checkpoint with losses by position yet"):
         report([tmp_path])
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train"}\n')
     with pytest.raises(InputError, match="no line of kind 'run'"):

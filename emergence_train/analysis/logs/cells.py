@@ -7,10 +7,12 @@
 A line `sep=;`, which Excel reads, and comments (#) before the header are passed over; a header may be such a comment itself.
 """
 
+import contextlib
 import csv
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -86,13 +88,23 @@ def _read_text(text: str, suffix: str) -> pd.DataFrame:
     return frame.where(frame != "", None)
 
 
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Cells of any length for the time being: the limit is the whole process's."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+@_long_cells()
 def _has_row_labels(body: str, separator: str) -> bool:
     """Whether the rows have one cell more than the header has names, their label, as R's write.table writes them.
 
     Raises ValueError where rows have more cells for another reason: read by the names, the decimals of "3,25" would be
     another column's. Labels differ from row to row, and are words, in quotes or 1, 2, 3; the decimals behind them have points.
     """
-    csv.field_size_limit(LONGEST)
     rows = csv.reader(io.StringIO(body), delimiter=separator, skipinitialspace=True)
     width = len(next(rows, []))
     at, cells = next(((k, row) for k, row in enumerate(rows, 1) if len(row) > width), (0, []))
