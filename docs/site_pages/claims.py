@@ -54,8 +54,8 @@ def own_runs() -> Claim:
     return Claim(
         "... also by position, on IID and OOD text",
         TEMPORAL,
-        f"seven runs of 0.2 and 0.9M, 1,500 steps, by an earlier prior: {shown[0]}; eight of 0.1 to 0.4M, 800 steps, to which "
-        f"nothing was fitted: {shown[1]}",
+        f"seven runs of 0.2 and 0.9M, 1,500 steps, by an earlier prior: {shown[0]}; eight of 0.1 to 0.4M, 800 steps, to "
+        f"which no number was fitted (six of them were seen before the prior's last change of form): {shown[1]}",
         HOLDS if quotient < 0.9 else NOT if quotient > 1.1 else "no better here",
         note("2026-11-21-own-runs") + ", " + note("2026-11-27-small-runs-fall-on"),
         "benchmarks/studies/temporal_runs.py",

@@ -57,7 +57,7 @@ def one_curve() -> Claim:
         LOSS,
         f"accuracy of tasks that are not at chance throughout: size adds to the loss (p below 0.05) {', '.join(shown)}; chance "
         f"alone gives {0.05 * count:.1f}. An effect worth naming, by its interval: {', '.join(named) or 'none'}",
-        "no effect of size found" if stats.binom.sf(apart - 1, count, 0.05) > 0.05 else f"{NOT} in some",
+        f"size adds in {len(named)} of {count}" if stats.binom.sf(apart - 1, count, 0.05) > 0.05 else f"{NOT} in some",
         KINDS,
         COMMAND,
     )

@@ -120,7 +120,9 @@ def chosen(tasks: list[TaskConfig], names: list[str] | None, include_path: str |
 
     `include_path`: a directory of lm-eval's task files, beside its own, for tasks named lm-eval/NAME.
     """
-    own = {task.task: task for task in tasks if not task.name} | {task.table_name: task for task in tasks}
+    kinds = [task.task for task in tasks]  # a task's kind names it where it is the only one
+    own = {task.task: task for task in tasks if not task.name and kinds.count(task.task) == 1}
+    own |= {task.table_name: task for task in tasks}
     wanted = [own.get(name) or _named(name) for name in names] if names else tasks
     if include_path is None:
         return wanted

@@ -81,14 +81,19 @@ def _best(runs: Sequence[Run]) -> str:
     if len(last) < 2:
         return ""
     if len(groups := _by_tokenizer([run for _, run in last])) > 1:
-        ranked = [group for group in groups if len(group) > 1]
+        ranked = [group for group in groups if len(group) > 1 and group[0].header.get("vocabulary") is not None]
         lowest = "; ".join(f"<b>{html.escape(group[0].name)}</b>, {_of_group(group)}" for group in ranked)
         some = " (of some it is not known)" if any(run.header.get("vocabulary") is None for _, run in last) else ""
         about = f"The runs have different tokenizers{some}: their losses do not compare."
         return f"<p>{about}{f' The lowest loss on iid with each: {lowest}.' if ranked else ''}</p>"
     (loss, best), (second, following) = sorted(last, key=lambda pair: pair[0])[:2]
     if second - loss < SAME:
-        names = f"<b>{html.escape(best.name)}</b> and <b>{html.escape(following.name)}</b>"
+        alike = [
+            f"<b>{html.escape(run.name)}</b>"
+            for other, run in sorted(last, key=lambda pair: pair[0])
+            if other - loss < SAME
+        ]
+        names = f"{', '.join(alike[:-1])} and {alike[-1]}"
         return f"<p>The lowest loss on iid have {names}, {loss:.3f}: less than {SAME} nats apart.</p>"
     other = "" if len({_prepared(run) for _, run in last} - {None}) < 2 else OTHER_DATA
     return (
