@@ -11,7 +11,8 @@ import pytest
 
 from emergence_train.analysis import logs
 from emergence_train.analysis.logs import LogOptions, format_of
-from emergence_train.analysis.logs.fields import FIELD, NAME, NUMBER, fields_of
+from emergence_train.analysis.logs.fields import FIELD, NAME, NUMBER, fields_of, read_fields
+from emergence_train.analysis.logs.text import read_nanogpt
 from emergence_train.errors import InputError
 
 STEPS = np.arange(10, 210, 10)
@@ -297,3 +298,31 @@ def test_fields_are_those_of_a_search_that_goes_back():
     ]
     for text in texts:
         assert [field for field in FIELD.findall(text) if field[1]] == loose.findall(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "iter {s:,}: loss {x:.3f}, time 251ms",
+        "step {s:,}/19,560 | loss {x:.3f} | time 251ms",
+        "step {s}, loss {x:.3f}",
+        "step: {s:,}/19,560 loss: {x:.3f}",
+        "tokens per step: 524288 | step: {s} | loss: {x:.3f}",
+        "tokens/step: 524288 | step: {s} | loss: {x:.3f}",
+        "train/step: {s} | loss: {x:.3f}",
+        "step: {s}.0 loss: {x:.3f}",
+        "step {s}.0 loss {x:.3f}",
+    ],
+)
+def test_a_step_is_whole_in_any_hand(line, tmp_path):
+    rows = [(500 * k, 6 - k / 8) for k in range(1, 9)]
+    (tmp_path / "x.log").write_text("".join(line.format(s=s, x=x) + "\n" for s, x in rows))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert list(zip(curve.frame["step"], curve.frame["loss"])) == rows
+
+
+def test_the_planned_last_step_may_have_commas(tmp_path):
+    for reader, line in ((read_nanogpt, "step {:,}/19,560 | loss 5.5"), (read_fields, "step: {:,}/19,560 loss: 5.5")):
+        (tmp_path / "x.log").write_text("".join(line.format(500 * k) + "\n" for k in range(1, 9)))
+        (log,) = reader(tmp_path / "x.log")
+        assert log.end_step == 19560

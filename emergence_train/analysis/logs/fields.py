@@ -30,9 +30,10 @@ NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*+(?: [A-Za-z0-9_(][\w./()-]*+)*+)"
 FIELD = re.compile(rf"['\"]?{NAME}(?:['\"]?\s*[:=]\s*['\"]?{NUMBER})?")
 # A step, with the planned last one: "step: 10/8000", "[step=10", "iter 40", "step 10"
 # but no share ("Steps: 1%"), no part of one ("update: 0.1") and no time ("time/step: 100ms")
-WHOLE = r"((?>\d[\d,]*))(?![\d.]*%|\.\d|m?s\b)(?:\s*/\s*(\d+))?"
+WHOLE = r"((?>\d[\d,]*))(?:\.0+)?+(?![\d.]*%|\.?\d|m?s\b)(?:\s*/\s*(\d[\d,]*))?"
+RATES = r"(?<!per )(?<!tokens/)(?<!tok/)(?<!samples/)(?<!time/)(?<!ms/)"  # "tokens per step: 524288"; "train/step: 100" is a step
 STEP = re.compile(
-    rf"(?:\b(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
+    rf"(?:{RATES}\b(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
 )
 BAR = re.compile(
@@ -102,7 +103,7 @@ def read_fields(path: Path) -> list[Log]:
             rows.append(fields | {name: step for name, (step, _) in steps.items()})
             places.append(number)
             planned = next((end for _, end in steps.values() if end), None)
-            ends.append(int(planned) if planned else None)
+            ends.append(int(planned.replace(",", "")) if planned else None)
             below = True
         elif below and BELOW.fullmatch(line):
             rows[-1] |= fields_of(line)

@@ -18,7 +18,8 @@ from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.errors import InputError
 
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
-STEP = re.compile(r"\b(?:iter|step)\s*:?\s*(\d++)(?!\.\d)(?:\s*/\s*(\d+))?\b", re.IGNORECASE)
+WHOLE = r"(\d++(?:,\d{3}(?!\d))*+)"
+STEP = re.compile(rf"(?<!per )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE)
 LOSS = re.compile(rf"(?<!val )(?<!validation )(?<!eval )\bloss:?\s+{NUMBER}", re.IGNORECASE)
 EVALUATION = re.compile(
     r"\btrain loss .*\bval loss", re.IGNORECASE
@@ -55,9 +56,9 @@ def read_nanogpt(path: Path) -> list[Log]:
             continue
         step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
         if step and loss and step.start() < loss.start() and not EVALUATION.search(line):
-            rows.append({"step": step[1], "loss": loss[1]} | ({"lr": rate[1]} if rate else {}))
+            rows.append({"step": step[1].replace(",", ""), "loss": loss[1]} | ({"lr": rate[1]} if rate else {}))
             places.append(number)
-            end = int(step[2]) if step[2] else end
+            end = _whole(step[2]) if step[2] else end
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
     return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end))
