@@ -293,3 +293,20 @@ def test_a_score_with_its_error_may_have_a_decimal_comma(tmp_path):
     )
     rows, _ = with_scores([tmp_path / "s.csv"], ScoreOptions())
     assert tables.read(tables.EVALUATIONS, rows)["value"].tolist() == [0.351, 0.36]
+
+
+@pytest.mark.parametrize("sep", ["\t", ",", ";"])
+def test_a_separator_behind_every_row_is_passed_over(sep, tmp_path):
+    text = "\n".join(sep.join(row) for row in (("step", "loss"), ("100", "5.500", ""), ("200", "5.250", "")))
+    assert cells(tmp_path, text) == {"step": ["100", "200"], "loss": ["5.500", "5.250"]}
+
+
+def test_a_row_too_long_names_the_separator(tmp_path):
+    (tmp_path / "x.tsv").write_text("step\tloss\n100\t5.5\n200\t5.2\t\n")
+    with pytest.raises(InputError, match="a tab too many"):
+        read_table(tmp_path / "x.tsv")
+
+
+def test_a_perplexity_may_be_above_a_thousand(tmp_path):
+    frame = cells(tmp_path, 'step,perplexity\n100,"3,000"\n200,"2,000"\n')
+    assert numbers_of(pd.Series(frame["perplexity"])).tolist() == [3000, 2000]

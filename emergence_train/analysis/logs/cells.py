@@ -71,6 +71,8 @@ def header_of(path: Path) -> list[str]:
 
 def _read_text(text: str, suffix: str) -> pd.DataFrame:
     body, separator = _from_header(text, suffix)
+    if _rows_end_in(separator, body):
+        body = body.replace("\n", f"{separator}\n", 1)  # the header as the rows: a column of no name and no cells
     labelled = _has_row_labels(body, separator)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows that are cut to the header's width
@@ -99,6 +101,15 @@ def _long_cells() -> Iterator[None]:
 
 
 @_long_cells()
+def _rows_end_in(separator: str, body: str) -> bool:
+    """Whether every row, and not the header, has a separator at its end; between commas only where decimals have points."""
+    header, *rows = [*filter(None, csv.reader(io.StringIO(body), delimiter=separator, skipinitialspace=True))] or [[]]
+    if not rows or {*map(len, rows)} != {len(header) + 1} or any(row[-1].strip() for row in rows):
+        return False
+    return separator != "," or any(re.fullmatch(r"[-+]?\d*\.\d+", cell) for row in rows for cell in row)
+
+
+@_long_cells()
 def _has_row_labels(body: str, separator: str) -> bool:
     """Whether the rows have one cell more than the header has names, their label, as R's write.table writes them.
 
@@ -118,8 +129,10 @@ def _has_row_labels(body: str, separator: str) -> bool:
         points = any(re.fullmatch(r"[-+]?\d*\.\d+(?:e[-+]?\d+)?", cell) for row in every for cell in row[1:])
         if named and points and len({*labels}) == len(labels) and {*map(len, every)} == {width + 1}:
             return True
+    mark = {",": "comma", ";": "semicolon", "\t": "tab"}.get(separator, repr(separator))
+    reason = f"{'decimal commas between commas, or ' if separator == ',' else ''}a {mark} too many?"
     raise ValueError(
-        f"its row {at} has {len(cells)} cells and its header {width}: decimal commas between commas, or a comma at the end? "
+        f"its row {at} has {len(cells)} cells and its header {width}: {reason} "
         f"write it with semicolons or points, and the header as the rows"
     )
 
@@ -208,7 +221,9 @@ def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool | N
         return False
     if with_comma.map(lambda cell: DECIMAL.fullmatch(cell) is not None).any():
         return True
-    if SMALL.search(name) and (separator == ";" or cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all()):
+    thousands = re.search(r"perplexity|ppl", name, re.IGNORECASE)  # a perplexity may be above 1000
+    alike = not thousands and cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all()
+    if SMALL.search(name) and (separator == ";" or alike):
         return True
     if separator == ";" and not COUNTED.search(name) and scale_of(name) == 1:
         return True
