@@ -186,9 +186,8 @@ def read_texts(path: Path) -> list[str]:
 
 def first_tokens(texts: list[str], tokenizer: Tokenizer, probe: Probe) -> np.ndarray:
     """(n, L) first tokens of each text, int64; raises InputError where a text is too short."""
-    heads = [
-        text[: HEAD * probe.length] for text in texts
-    ]  # of a book, say: what follows changes no token so far before it
+    # Of a book, say: what follows changes no token so far before it.
+    heads = [text[: HEAD * probe.length] for text in texts]
     ids = [encoding.ids[: probe.length] for encoding in tokenizer.encode_batch(heads, add_special_tokens=False)]
     for text, row in zip(texts, ids):
         if len(row) < probe.length:

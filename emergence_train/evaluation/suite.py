@@ -71,7 +71,7 @@ class Suite:
         return sum(len(request.ids) == self.longest + 1 for request in (*self.requests, *self.answers))
 
     def _task(self, wanted: TaskConfig) -> items.Task | items.StepsTask | items.AnswerTask | items.OpenTask:
-        name = wanted.name or wanted.task
+        name = wanted.table_name
         if wanted.steps is not None:
             return _of_steps(wanted, wanted.steps)
         if wanted.file:

@@ -28,6 +28,8 @@ EVENTS = {
     40: [{"kind": "straggler", "rank": 3, "operation": "forward", "seconds": 0.25, "share": 0.2}],
 }
 
+COMMAND = [sys.executable, "-m", "emergence_train", "watch"]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -127,16 +129,12 @@ def test_a_terminal_obeys_nothing_that_a_model_wrote(tmp_path):
     assert "\x1b" not in text and "\x07" not in text and "a\ufffd[31m" in text
 
 
-def test_on_a_terminal_the_screen_is_drawn_until_the_run_ends(tmp_path):
-    """A pseudo-terminal of 100 columns and 30 lines, on a run that is finished: once, and a line that stays."""
-    run = run_files.write(tmp_path / "r", 60, every=20)
+def watched(run, terminal, size=None) -> bytes:
+    """What `watch` writes to a pseudo-terminal of this kind, of (lines, columns), until it ends by itself."""
     here, there = pty.openpty()
-    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "TERM": "xterm-256color"}
-    variables = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "emergence_train", "watch", str(run)], stdin=there, stdout=there, env=variables | paths
-    )
+    if size is not None:
+        fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    watching = subprocess.Popen(COMMAND + [str(run)], stdin=there, stdout=there, env=variables(terminal))
     os.close(there)
     shown = b""
     with contextlib.suppress(OSError):  # the other end is closed
@@ -144,8 +142,20 @@ def test_on_a_terminal_the_screen_is_drawn_until_the_run_ends(tmp_path):
             shown += piece
     os.close(here)
     assert watching.wait(60 * PATIENCE) == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert "60 of 60" in text and "training loss" in text and "\x1b[1m" in shown.decode()
+    return shown
+
+
+def variables(terminal):
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "TERM": terminal}
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")} | paths
+
+
+def test_on_a_terminal_the_screen_is_drawn_until_the_run_ends(tmp_path):
+    """A pseudo-terminal of 100 columns and 30 lines, on a run that is finished: once, and a line that stays."""
+    run = run_files.write(tmp_path / "r", 60, every=20)
+    shown = watched(run, "xterm-256color", (30, 100)).decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    assert "60 of 60" in text and "training loss" in text and "\x1b[1m" in shown
     assert text.rstrip().splitlines()[-1].startswith("r: finished  step 60/60")
 
 
@@ -153,20 +163,9 @@ def test_a_dumb_terminal_and_a_pipe_get_one_line_a_run(tmp_path):
     """TERM=dumb has no screen that can be drawn again; a line of a log is one line, however long it is."""
     run = run_files.write(tmp_path / ("r" * 60), 60, every=20, total=400, name="r" * 60)
     run_files.session(run, ended="2026-01-01", reason="stop requested by a signal that has a rather long name")
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "TERM": "dumb"}
-    command = [sys.executable, "-m", "emergence_train", "watch", str(run)]
-    variables = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | paths
-    piped = subprocess.run(command, env=variables, capture_output=True, text=True)
+    piped = subprocess.run(COMMAND + [str(run)], env=variables("dumb"), capture_output=True, text=True)
     assert len(piped.stdout.splitlines()) == 1 and "rather long name)" in piped.stdout
-    here, there = pty.openpty()
-    watching = subprocess.Popen(command, stdin=there, stdout=there, env=variables)
-    os.close(there)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other end is closed
-        while piece := os.read(here, 65536):
-            shown += piece
-    os.close(here)
-    assert watching.wait(60 * PATIENCE) == 0
+    shown = watched(run, "dumb")
     assert shown.decode().strip() == piped.stdout.strip() and b"\x1b" not in shown
 
 

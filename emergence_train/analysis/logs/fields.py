@@ -36,9 +36,8 @@ STEP = re.compile(
     rf"(?:{RATES}\b(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
 )
-BAR = re.compile(
-    r"^(?!\s*epoch).*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<", re.IGNORECASE
-)  # tqdm's; one an epoch counts anew in each
+# tqdm's; one an epoch counts anew in each
+BAR = re.compile(r"^(?!\s*epoch).*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<", re.IGNORECASE)
 VALIDATES = re.compile(r"\b(?:validat\w*|valid|val|eval\w*|dev|test)\s+(?:global_)?(?:step|iter)", re.IGNORECASE)
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it

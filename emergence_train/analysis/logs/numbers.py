@@ -28,10 +28,9 @@ def scale_of(column: object) -> float:
 
 def scales_of(raw: pd.Series, column: object) -> pd.Series:
     """`scale_of` for each cell of a column: 1 where the cell says its own, as "70M" of "Params (M)"."""
-    if scale_of(column) == 1:
-        return pd.Series(1.0, raw.index)
-    own = raw.map(lambda value: isinstance(value, str) and value.strip()[-1:].upper() in {*SI})
-    return pd.Series(scale_of(column), raw.index).mask(own, 1.0)
+    scales = pd.Series(scale_of(column), raw.index)
+    own = raw.map(lambda value: isinstance(value, str) and value.strip()[-1:].upper() in SI)
+    return scales.mask(own, 1.0)
 
 
 def with_points(raw: pd.Series) -> pd.Series:

@@ -21,9 +21,8 @@ NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 WHOLE = r"(\d++(?:,\d{3}(?!\d))*+)"
 STEP = re.compile(rf"(?<!per )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE)
 LOSS = re.compile(rf"(?<!val )(?<!validation )(?<!eval )\bloss:?\s+{NUMBER}", re.IGNORECASE)
-EVALUATION = re.compile(
-    r"\btrain loss .*\bval loss", re.IGNORECASE
-)  # nanoGPT's estimate of both, beside the losses of its steps
+# nanoGPT's estimate of both, beside the losses of its steps
+EVALUATION = re.compile(r"\btrain loss .*\bval loss", re.IGNORECASE)
 RATE = re.compile(rf"\b(?:lr|learning rate):?\s+{NUMBER}", re.IGNORECASE)
 MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
 PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
