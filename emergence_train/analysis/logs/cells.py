@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
-from emergence_train.analysis.logs.numbers import DECIMAL, ONE_COMMA, scale_of
+from emergence_train.analysis.logs.numbers import DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
 from emergence_train.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -34,8 +34,6 @@ POINT = r"[-+]?(?:\d+\.(?:\d\d?|\d{4,})|0*\.\d+)(?:e[-+]?\d+)?\s*%?"  # before d
 PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
 GAPS = r"(?<=\d)[ \u00a0\u202f\u2009'’_](?=\d{3}(?!\d))"  # what else parts thousands: 1 000, 1'000, 1_000
 UNPLAIN = re.compile("[, \u00a0\u202f\u2009'’_]")  # in a column that may need rewriting
-SMALL = re.compile(r"loss|perplexity|nll|entropy|\blr\b|rate|acc|score|value|bpb|chance|std", re.IGNORECASE)
-COUNTED = re.compile(r"step|iter|token|param|sample|update|items|^n$", re.IGNORECASE)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -187,7 +185,7 @@ def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
     pointed = bool(decimal or either) and any(_has_points(str(name), frame[name]) for name in frame)
     if not pointed:
         between = separator in ";\t"
-        spreads = between and (bool(decimal) or any(SMALL.search(str(name)) for name in either))
+        spreads = between and (bool(decimal) or any(role_of(name) == "small" for name in either))
         decimal += [name for name in either if spreads or scale_of(name) != 1]
     for name in decimal:
         columns[name] = columns[name].str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
@@ -199,20 +197,22 @@ def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
 
 def _is_count(name: str) -> bool:
     """Whether a column is of whole numbers by its name: "step", but neither "loss_step" nor "Tokens (B)"."""
-    return bool(COUNTED.search(name)) and not SMALL.search(name) and scale_of(name) == 1
+    return role_of(name) == "count" and scale_of(name) == 1
 
 
 def _has_points(name: str, cells: pd.Series) -> bool:
     """Whether a column that is known by its name has points before decimals; a loss of 3.990 has."""
-    if SMALL.search(name):
+    role = role_of(name)
+    if role in ("small", "perplexity"):
         return bool(cells.str.fullmatch(POINT + r"|[-+]?\d+\.\d+").any())
-    return bool(COUNTED.search(name)) and bool(cells.str.fullmatch(POINT).any())
+    return role == "count" and bool(cells.str.fullmatch(POINT).any())
 
 
 def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool | None:
     """Whether the commas of a column of numbers stand before decimals, and not between thousands; None: either may be.
 
-    Three digits behind the only comma are decimals in a loss, or between semicolons; in a count the other columns decide.
+    Three digits behind the only comma are decimals in a loss, or between semicolons; in a count the other columns decide. In a
+    perplexity they are thousands where cells below 1000 have no comma.
     """
     with_comma = cells[cells.str.contains(",", regex=False)]
     if with_comma.empty or (cells.str.contains(r"\..*\.|\.\d*$", regex=True) & ~cells.str.contains(",")).any():
@@ -221,10 +221,13 @@ def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool | N
         return False
     if with_comma.map(lambda cell: DECIMAL.fullmatch(cell) is not None).any():
         return True
-    thousands = re.search(r"perplexity|ppl", name, re.IGNORECASE)  # a perplexity may be above 1000
-    alike = not thousands and cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all()
-    if SMALL.search(name) and (separator == ";" or alike):
+    role = role_of(name)
+    if role == "perplexity":  # which may be above 1000
+        alike = cells.map(lambda cell: EITHER.fullmatch(cell) is not None).all()
+        return (True if separator == ";" else None) if alike else False
+    alike = cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all()
+    if role == "small" and (separator == ";" or alike):
         return True
-    if separator == ";" and not COUNTED.search(name) and scale_of(name) == 1:
+    if separator == ";" and role != "count" and scale_of(name) == 1:
         return True
     return None

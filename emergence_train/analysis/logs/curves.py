@@ -9,7 +9,7 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
-from emergence_train.analysis.logs.numbers import numbers_of, scales_of
+from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.resumption import logged_again, resumed
 from emergence_train.errors import InputError, listed
 
@@ -96,7 +96,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
         )
-    values = pd.DataFrame({name: numbers_of(log.rows[columns[name]]) for name in columns if name != "run"})
+    roles = {**ROLES, "loss": _role_of_loss(log, columns["loss"], options)}
+    values = pd.DataFrame({n: numbers_of(log.rows[columns[n]], roles[n]) for n in columns if n != "run"})
     for name in {"step", "tokens", "params"} & set(values):
         values[name] *= scales_of(log.rows[columns[name]], columns[name])
     column, name = columns["loss"], plain(columns["loss"])
@@ -124,9 +125,21 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     return Curve(log, options.run or log.name, _params(values, options), frame.reset_index(drop=True), notes)
 
 
+def _role_of_loss(log: Log, column: str, options: LogOptions) -> Role:
+    """Small, or a perplexity, whose "5,500" may be either. Raises InputError where all its cells are so."""
+    unit = options.loss_unit or units.unit_of(plain(column))
+    role: Role = "perplexity" if unit == "perplexity" else "small"
+    if is_ambiguous(log.rows[column], role):
+        example = log.rows[column].dropna().iloc[0]
+        raise InputError(
+            f"{log.path}: {column!r} may have decimal commas or thousands ({example!r}); write its decimals with points"
+        )
+    return role
+
+
 def _perplexity(log: Log) -> pd.Series | None:
     column = next((column for column in log.rows.columns if plain(column) in PERPLEXITY.split()), None)
-    return None if column is None else numbers_of(log.rows[column])
+    return None if column is None else numbers_of(log.rows[column], "perplexity")
 
 
 def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
-from emergence_train.analysis.logs.numbers import SI, scales_of, with_points
+from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, SI, Role, scales_of, with_points
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
 
@@ -31,15 +31,20 @@ ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error 
 NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
 
 
-def _numbers(cells: pd.Series) -> pd.Series:
+def _numbers(cells: pd.Series, role: Role = "small") -> pd.Series:
     """Cells as float64: 35.2% as 0.352 in a column in which every cell has the sign, 1,000 as 1000, 70M in full; NaN for none."""
     words = cells.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
     known = _known(words).astype(str)
     percent = len(known) and known.str.endswith("%").all()
     end = "% " if percent else " "
-    text = with_points(words.map(lambda cell: ERROR.split(cell)[0].rstrip(end) if isinstance(cell, str) else cell))
+    shown = words.map(lambda cell: ERROR.split(cell)[0].rstrip(end) if isinstance(cell, str) else cell)
+    text = with_points(shown, role)
     text = text.map(lambda cell: _in_full(cell) if isinstance(cell, str) else cell)
     return pd.to_numeric(text, errors="coerce").astype(float) / (100 if percent else 1)
+
+
+def _role_of(metric: str) -> Role:
+    return "perplexity" if PERPLEXITY.search(metric) else "small"
 
 
 def _in_full(text: str) -> str | float:
@@ -131,7 +136,7 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
 
 def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
     """Our columns of the table; those of numbers as float64."""
-    columns = {ours: _numbers(frame[name]) if ours in NUMERIC else frame[name] for ours, name in known.items()}
+    columns = {ours: _numbers(frame[n], ROLES[ours]) if ours in NUMERIC else frame[n] for ours, n in known.items()}
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
     return pd.DataFrame(columns, index=frame.index)
@@ -140,7 +145,7 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
 def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metrics: list[str]) -> Scores:
     """A row of each metric's column, for a table with a row a task."""
     place = _typed(frame, known)
-    parts = [place.assign(metric=metric.lower(), value=_numbers(frame[metric])) for metric in metrics]
+    parts = [place.assign(metric=metric.lower(), value=_numbers(frame[metric], _role_of(metric))) for metric in metrics]
     note = f"{path}: a row a task, a column a metric ({', '.join(metrics)}){_left_out(frame, metrics)}"
     return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
 
@@ -150,7 +155,7 @@ def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Map
     place = _typed(frame, {ours: name for ours, name in known.items() if ours in PLACE})
     parts = []
     for column, (task, metric) in wide.items():
-        values = _numbers(frame[column])
+        values = _numbers(frame[column], _role_of(metric))
         parts.append(place.assign(task=task, metric=metric.lower(), value=values)[values.notna()])
     left = [str(column) for column in frame if column not in wide and column not in known.values()]
     note = f"{path}: a column a task, {len(wide)} of them"
