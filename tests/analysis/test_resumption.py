@@ -99,3 +99,50 @@ def test_no_resumption_changes_the_model(column, tmp_path):
     parts = ["s,,10,1000,10", "m,,1010,3000,10"]
     assert ladder(tmp_path, column, "step", parts) == ["m", "s"]
     assert ladder(tmp_path, "job", "step", parts) == ["x"]
+
+
+def curve(step: float, size: float = 1.0, start: float = 0.0) -> float:
+    return 2 + 7 / (1 + (step - start) / (40 * size)) ** 0.4
+
+
+def every(first: int, last: int, interval: int) -> list[int]:
+    return list(range(first, last + 1, interval))
+
+
+POWERS = [2**k for k in range(10)]
+# what it is: parts of (id, steps, loss by step)
+ONE = {
+    "rarer from 1000 on": [("a", every(100, 900, 100), curve), ("b", every(1000, 9000, 1000), curve)],
+    "rarer, the step before again": [("a", every(100, 1000, 100), curve), ("b", every(1000, 9000, 1000), curve)],
+    "much rarer": [("a", every(10, 490, 10), curve), ("b", every(500, 9000, 500), curve)],
+    "powers, then even": [("a", POWERS, curve), ("b", every(1000, 9000, 1000), curve)],
+    "powers go on": [("a", POWERS, curve), ("b", [1024, 2048, 4096], curve)],
+    "two rows at the end": [("a", [1000, 2000, 4000], curve), ("b", [8000, 16000], curve)],
+    "a short last part": [("a", every(100, 5000, 100), curve), ("b", [5100, 5200], curve)],
+    "a short first part": [("a", [100, 200], curve), ("b", every(300, 5000, 100), curve)],
+    "three jobs": [("a", POWERS, curve), ("b", every(600, 900, 100), curve), ("c", every(1000, 9000, 1000), curve)],
+}
+TWO = {
+    "seeds": [("a", every(100, 3000, 100), curve), ("b", every(100, 3000, 100), lambda s: curve(s) + 0.01)],
+    "seeds on other grids": [("a", every(10, 3000, 10), curve), ("b", every(100, 3000, 100), curve)],
+    "seeds, one stopped early": [("a", every(100, 400, 100), curve), ("b", every(100, 3000, 100), curve)],
+    "fine-tuned from step 0": [("a", every(0, 3000, 100), curve), ("b", every(0, 900, 100), lambda s: 2.6 - s / 5e3)],
+    "fine-tuned briefly": [("a", every(100, 3000, 100), curve), ("b", every(0, 90, 10), lambda s: 2.6 - s / 5e3)],
+    "fresh, logged from where the other ended": [
+        ("a", every(10, 90, 10), curve),
+        ("b", every(100, 3000, 100), lambda s: curve(s, 100)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", [*ONE, *TWO])
+def test_jobs_of_one_run_and_of_two(name, tmp_path):
+    """Rows may lie further apart after a resumption; a run of its own begins high, or with the other."""
+    parts = (ONE | TWO)[name]
+    rows = [f"{job},{step},{loss(step):.6f}" for job, steps, loss in parts for step in steps]
+    every_step = sorted({step for _, steps, _ in parts for step in steps})
+    for column in ("job", "job_id", "run_id", "slurm_job_id"):
+        (tmp_path / "x.csv").write_text("\n".join([f"{column},step,loss", *rows]) + "\n")
+        curves = logs.read(tmp_path / "x.csv", LogOptions())
+        assert [c.run for c in curves] == (["x"] if name in ONE else ["a", "b"])
+        assert name in TWO or curves[0].frame["step"].tolist() == every_step

@@ -26,7 +26,10 @@ NAMES = {
     "run": "run",
 }
 # What else may name the runs of a file, where it has more than one value and is no resumption (resumption.py)
-RUNS = "run_name run_id experiment experiment_name exp exp_name model model_name name trial seed job_name job_id job"
+RUNS = (
+    "run_name run_id experiment experiment_name exp exp_name model model_name name trial seed job_name job_id job "
+    "slurm_job_id slurm_jobid jobid wandb_run_id run_uuid"
+)
 # Where a log has no training loss: validation losses, then what units.py converts
 VALIDATION = (
     "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
