@@ -32,6 +32,8 @@ EXEMPT = (
         "make room, or set training.zero.nvme_path to another": OTHER_TESTS + "training/test_nvme.py",
         "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
         "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",
+        "its results have no metrics that are numbers; give": OTHER_TESTS + "analysis/test_harnesses.py",
+        "has no rows of scores; name a file that has some": OTHER_TESTS + "analysis/test_json_scores.py",
         "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",
         "it or its {} is no JSON that can be read; give another --format": "only with --format helm of a file that is none",
         "is no port; give a number from 0 to 65535": "a typing error",

@@ -81,7 +81,7 @@ def read(path: Path, options: LogOptions) -> list[Curve]:
     """The training curves of a log, a run each. Raises InputError for what no format takes."""
     name = format_of(path) if options.format == "auto" else options.format
     if name is None:
-        raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}")
+        raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}, or a table a header")
     try:
         return curves_of(FORMATS[name].read(path), options)
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@
     step;loss            1.000;3,25      (spreadsheets of half of Europe)
     "step","loss"        "1,000","3,25"  (the same, exported with commas between the columns)
 
+Tables that are made to be read (Markdown, columns parted by blanks; typeset.py) are such, in files of any name.
 A line `sep=;`, which Excel reads, and comments (#) before the header are passed over; a header may be such a comment itself.
 """
 
@@ -19,11 +20,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emergence_train.analysis.logs import typeset
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
 from emergence_train.analysis.logs.numbers import DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
 from emergence_train.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+DATA = (".json", ".jsonl", ".ndjson")  # whose text is no table
 LONGEST = 2**31 - 1  # characters of a cell
 HEAD = 100_000  # bytes of a file that its kind is recognised by
 SEPARATORS = ",;\t|"
@@ -44,6 +47,8 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = frame.where(frame.notna(), None)
         else:
             frame = _read_text(text_of(path), suffix_of(path))
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except (OSError, ValueError, csv.Error, pd.errors.ParserWarning, pa.ArrowException) as error:
         raise InputError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
@@ -57,17 +62,33 @@ def read_table(path: Path) -> pd.DataFrame:
 def header_of(path: Path) -> list[str]:
     """The names of a table's columns; none where it is no table."""
     try:
-        if suffix_of(path) == ".parquet":
-            return list(pq.read_schema(path).names)
-        if suffix_of(path) not in SUFFIXES:
-            return []
-        body, separator = _from_header(text_of(path, HEAD, errors="replace"), suffix_of(path))
-        return list(pd.read_csv(io.StringIO(body.partition("\n")[0]), nrows=0, sep=separator, skipinitialspace=True))
+        return columns_of(path)
     except (OSError, ValueError, pa.ArrowException, InputError):
         return []
 
 
+def columns_of(path: Path) -> list[str]:
+    """As header_of; raises InputError and others for a table that cannot be read."""
+    if suffix_of(path) == ".parquet":
+        return list(pq.read_schema(path).names)
+    text, suffix = _plain_table(text_of(path, HEAD, errors="replace"), suffix_of(path))
+    if suffix not in SUFFIXES:
+        return []
+    body, separator = _from_header(text, suffix)
+    return list(pd.read_csv(io.StringIO(body.partition("\n")[0]), nrows=0, sep=separator, skipinitialspace=True))
+
+
+def _plain_table(text: str, suffix: str) -> tuple[str, str]:
+    """The text and its kind, of a typeset table with tabs between the cells; a last line that is cut off is no row."""
+    if suffix in DATA:
+        return text, suffix
+    table = typeset.parted(text if len(text) < HEAD or "\n" not in text else text[: text.rindex("\n") + 1])
+    return (text, suffix) if table is None else (table, typeset.SUFFIX)
+
+
 def _read_text(text: str, suffix: str) -> pd.DataFrame:
+    if suffix not in DATA and (table := typeset.parted(text)) is not None:
+        text, suffix = table, typeset.SUFFIX
     body, separator = _from_header(text, suffix)
     if _rows_end_in(separator, body):
         body = body.replace("\n", f"{separator}\n", 1)  # the header as the rows: a column of no name and no cells

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.analysis.logs.cells import SUFFIXES, header_of, read_table
+from emergence_train.analysis.logs.cells import DATA, SUFFIXES, columns_of, header_of, read_table
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.log import Format, Log
+from emergence_train.analysis.logs.names import known_names, plain
 from emergence_train.errors import InputError
 
 METRICS = ("metric", "metric_name", "key", "tag")  # columns that say which metric a row's value is of
@@ -65,10 +66,20 @@ def _is_wandb(path: Path, _: str) -> bool:
     return "_step" in names or any(_charted(names))
 
 
+def _is_typeset(path: Path) -> bool:
+    """A file of another name with a table whose columns are known, or with several, as its reader says then."""
+    if not path.is_file() or suffix_of(path) in DATA:
+        return False
+    try:
+        return any(plain(name) in known_names() for name in columns_of(path))
+    except (InputError, OSError, ValueError):
+        return True
+
+
 WANDB = Format("wandb", "W&B: a chart's or a history's CSV", _is_wandb, read_wandb)
 CSV = Format(
     "csv",
-    "a table with a header line: .csv, .tsv, .parquet",
-    lambda path, _: suffix_of(path) in SUFFIXES,
+    "a table with a header line: .csv, .tsv, .parquet, Markdown, LaTeX, columns parted by blanks",
+    lambda path, _: suffix_of(path) in SUFFIXES or _is_typeset(path),
     read_csv,
 )

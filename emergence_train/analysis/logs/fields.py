@@ -9,10 +9,13 @@ OLMo            [step=10/8000,epoch=0]
                     throughput/total_tokens=41,943,040
 Composer        [batch=10/8000]:
                     Train loss/train/total: 7.1234
+                [metric][batch=10]: loss/train/total: 7.1234        (its FileLogger, a line a field)
+Levanter        ... :: {"tracker": "json_logger", "event": "log", "step": 10, "metrics": {"train/loss": 7.1234, ...}}
 """
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
@@ -99,11 +102,15 @@ def read_fields(path: Path) -> list[Log]:
             fields = fields_of(line)
             if VALIDATES.search(line):  # torchtitan's "validate step: 10  loss: 3.1" is no training loss
                 fields = {f"val_{name}": value for name, value in fields.items()}
-            rows.append(fields | {name: step for name, (step, _) in steps.items()})
+            below = True
+            row = fields | {name: step for name, (step, _) in steps.items()}
+            if rows and _is_more_of(rows[-1], row, steps.keys()):
+                rows[-1] |= row
+                continue
+            rows.append(row)
             places.append(number)
             planned = next((end for _, end in steps.values() if end), None)
             ends.append(int(planned.replace(",", "")) if planned else None)
-            below = True
         elif below and BELOW.fullmatch(line):
             rows[-1] |= fields_of(line)
         else:
@@ -121,6 +128,12 @@ def read_fields(path: Path) -> list[Log]:
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
     return finished_apart(Log(stem_of(path), path, frame, end_step=end))
+
+
+def _is_more_of(before: dict, row: dict, steps: Collection[str]) -> bool:
+    """Whether a line has other fields of the step of the line before, as Composer's FileLogger and Levanter write them."""
+    same = before.keys() & row.keys()
+    return bool(same & {*steps}) and all(before[name] == row[name] for name in same)
 
 
 def _with_a_loss(rows: list[dict]) -> list[int]:

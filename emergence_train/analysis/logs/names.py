@@ -40,6 +40,9 @@ OTHER_UNITS = [
     for split in ("", "train_", "val_", "eval_")
     for name in ("loss_bits", "ppl", "perplexity", "bpb", "bits_per_byte")
 ]
+WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # what loggers put a row's numbers into
+RATE = re.compile(r"(^|_)(lr|learning_rate)(_|$)")  # that of one optimizer or group: "lr-Adam/group0"
+NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
 QUANTITIES = tuple(NAMES)
 SHOWN = 12  # columns named in a message
 
@@ -58,6 +61,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
             known.setdefault(plain(column), column)
     for column in list(known.values()):  # "loss (nats)"
         known.setdefault(plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))), column)
+        known.setdefault(plain(WRAPPED.sub("", str(column))), column)
     columns = {}
     for quantity, names in NAMES.items():
         if quantity in options.columns:
@@ -71,6 +75,10 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
             columns[quantity] = column
     if "loss" not in columns and len(others := [c for c in known.values() if _ends_with_loss(c)]) == 1:
         columns["loss"] = others[0]
+    if "lr" not in columns and (
+        rates := [c for name, c in known.items() if RATE.search(name) and not NO_RATE.search(name)]
+    ):
+        columns["lr"] = rates[0]
     if "run" not in columns and (
         column := next((known[n] for n in RUNS.split() if _tells_apart(log, known.get(n))), None)
     ):

@@ -49,7 +49,7 @@ def resumed(log: Log, columns: Mapping[str, str], parts: Sequence[pd.DataFrame])
     A part that goes on begins at the end of what is there, or a little before it, at the checkpoint: no more than REPLAYED of it
     comes again. And it leads beyond it: a branch that ends where the run ends, as one with a decay, is a run of its own. So is
     a model of another size, and what begins within its own first interval, however little of the others' steps that is; unless
-    the id is a job's and the loss goes on from where it was: rows may lie further apart in the later part.
+    the id is a job's and the loss continues from where it was: rows may lie further apart in the later part.
     """
     along = columns.get("step") or columns.get("tokens")
     if along is None or plain(columns.get("run", "")) in MODELS.split() or _sizes(columns, parts) > 1:

@@ -5,7 +5,7 @@ llm.c     step  100/19560 | loss 6.123456 (+1.2z)| norm 0.31 (-)| lr 8.57e-05 | 
           step  100/19560 | train loss 6.123456 | norm 0.3100 | lr 8.57e-05 | ...       (its train_gpt2.py)
           s:99 trl:6.1234 lr:0.000086 norm:0.31    (its main.log; a validation is "s:250 tel:5.9")
 Megatron  iteration      100/  500000 | consumed samples:  25600 | ... | learning rate: 1.5E-05 | lm loss: 6.1E+00 | ...
-          (arguments above: "seq_length ................ 2048")
+          (arguments above: "seq_length ................ 2048"; GPT-NeoX's log is alike, without the samples)
 """
 
 import re
@@ -28,8 +28,9 @@ MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
 PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
 
 MEGATRON = re.compile(r"\biteration\s+(\d+)/\s*(\d+)\s*\|")
-FIELD = re.compile(rf"([A-Za-z][A-Za-z \-]*?)\s*:\s*{NUMBER}\s*(?:\||$)")
+FIELD = re.compile(rf"([A-Za-z][A-Za-z_ \-]*?)\s*:\s*{NUMBER}\s*(?:\||$)")
 LENGTH = re.compile(r"\bseq_length\s*\.*\s+(\d+)\b")
+BATCH = re.compile(r"^\s*(?:global|train)_batch_size\s*\.*\s+(\d+)\b")
 WANTED = ("consumed samples", "consumed tokens", "learning rate", "lm loss")
 
 
@@ -64,14 +65,16 @@ def read_nanogpt(path: Path) -> list[Log]:
 
 
 def read_megatron(path: Path) -> list[Log]:
-    """Lines of an iteration; tokens from the samples and the arguments' seq_length, where the log has them."""
-    rows, places, length, end = [], [], None, None
+    """Lines of an iteration; tokens from the samples, else the batch size, and the seq_length of the arguments."""
+    rows, places, length, batch, end = [], [], None, None, None
     for number, line in enumerate(_lines(path), 1):
         if (match := LENGTH.search(line)) and "iteration" not in line:
             length = int(match[1])
+        if match := BATCH.search(line):
+            batch = int(match[1])
         if not (iteration := MEGATRON.search(line)):
             continue
-        fields = {name.strip(): value for name, value in FIELD.findall(line)}
+        fields = {name.strip().replace("_", " "): value for name, value in FIELD.findall(line)}
         row = {"iteration": iteration[1]} | {name: fields[name] for name in WANTED if name in fields}
         if length and "consumed tokens" not in row and "consumed samples" in row:
             row["consumed tokens"] = _whole(row["consumed samples"]) * length
@@ -80,7 +83,9 @@ def read_megatron(path: Path) -> list[Log]:
         end = int(iteration[2])
     if not rows:
         raise InputError(f"{path}: no line of an iteration, as 'iteration 100/ 5000 | ...'; give another --format")
-    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), end_step=end))
+    counted = any("consumed tokens" in row or "consumed samples" in row for row in rows)
+    per_step = None if counted or not length or not batch else length * batch
+    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end))
 
 
 def _has_loss(line: str) -> bool:
