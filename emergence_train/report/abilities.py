@@ -78,7 +78,12 @@ def _verdicts(result: EmergenceResult) -> str:
             ]
         )
     head = ["task, metric", "verdict", "probability", "η (nats)", "plateau", "chance", "items", "checkpoints"]
-    mirage = "".join(f"<p>Mirage check, {_name(check)}: {html.escape(check.says)}.</p>" for check in result.mirage)
+    checks = "".join(f"<li>{_name(check)}: {html.escape(check.says)}.</li>" for check in result.mirage)
+    mirage = (
+        f"<p>Mirage check: is the threshold there in a metric that does not count all or nothing?</p><ul>{checks}</ul>"
+        if checks
+        else ""
+    )
     return table(head, rows, "Verdicts") + mirage
 
 
@@ -119,7 +124,7 @@ def _sizes(tasks: Sequence[TaskResult]) -> str:
         "sizes among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column "
         "predicts each size from the others: 1 is noise alone.</p>"
     )
-    return text + (table(head, rows, "Size at equal loss") if rows else "") + unknown
+    return (text + table(head, rows, "Size at equal loss") if rows else "") + unknown
 
 
 def _timeline(result: EmergenceResult, runs: list[Run]) -> str:
@@ -166,11 +171,12 @@ def _when(tokens: Interval) -> str:
 def _thresholds(marked: list[Marked], ends: np.ndarray) -> list[Trace]:
     """Thresholds as dashed lines with their intervals, between two numbers of tokens."""
     flat = ends * 0
+    several = Counter(ability.task for ability, _ in marked)
     return [
         Trace(
             ends,
             flat + eta.value,
-            f"η of {ability.task}",
+            f"η of {ability.task}" + (f", {ability.metric}" if several[ability.task] > 1 else ""),
             OBSERVED - number % 3,
             dashed=True,
             low=flat + eta.low95,

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
@@ -13,12 +14,16 @@ from emergence_train.analysis.temporal.result import RunResult
 from emergence_train.errors import listed
 from emergence_train.report import seeds
 from emergence_train.report.collect import FRACTION, ReportData, Run
-from emergence_train.report.parts import table
+from emergence_train.report.parts import count, table
 from emergence_train.run_differences import differences, read_config
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
 MOST_KEYS = 12  # columns of the table of what differs
 ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
+MOST_TASKS = 6
+WHERE = ("Above chance", "Not above chance", "Below chance")
+LAST_STEPS = 64  # whose mean is the loss at some place
+ROSE = 0.3  # nats that the loss must have risen by at the end to be named
 SAME = 0.001  # nats: losses that are written alike
 FEW_KEYS = 4  # settings named in a sentence
 OTHER_DATA = (
@@ -162,9 +167,35 @@ def _sentence(run: Run, able: str | None) -> str:
         parts.append(newest)
     elif done and run.no_forecast and len(run.curve):
         parts.append('It has no forecast: <a href="#outlook">why</a>.')
+    if trouble := _trouble(run):
+        parts.append(trouble)
     if able:
         parts.append(able)
     return " ".join(parts)
+
+
+def _trouble(run: Run) -> str:
+    """What went wrong in training and is to be looked at; "" where nothing did."""
+    loss = run.curve["loss"].to_numpy(float)
+    broken = ~np.isfinite(loss)
+    parts = []
+    if broken.any():
+        first = int(run.curve["step"].to_numpy()[int(np.argmax(broken))])
+        parts.append(f"has no number at {count(int(broken.sum()), 'step')}, first at {first:,}")
+    means = pd.Series(loss[~broken]).rolling(LAST_STEPS).mean().dropna().to_numpy()
+    if len(means) and (above := float(means[-1] - means.min())) > max(
+        ROSE, 3 * float(np.std(loss[~broken][-LAST_STEPS:]))
+    ):
+        parts.append(f"ended {above:.2f} nats above its lowest (means of {LAST_STEPS} steps)")
+    events = {kind: len(run.metrics.of_kind(kind)) for kind in ("skipped", "rewind")}
+    counts = [
+        count(number, noun)
+        for noun, number in (("skipped batch", events["skipped"]), ("rewind", events["rewind"]))
+        if number
+    ]
+    words = [f"Its training loss {' and '.join(parts)}."] if parts else []
+    words += [f"It had {' and '.join(counts)}."] if counts else []
+    return f"<b>Look at:</b> {' '.join(words)}" if words else ""
 
 
 def _last_step(run: Run) -> int:
@@ -195,10 +226,10 @@ def _newest_forecast(run: Run) -> str | None:
 
 
 def _able(data: ReportData) -> dict[str, str]:
-    """For each run, which tasks are above chance by more than two standard errors at its last evaluation, and which not."""
+    """For each run, which tasks are above or below chance by more than two standard errors at its last evaluation."""
     if data.emergence is None:
         return {}
-    scores: dict[str, tuple[list[str], list[str]]] = {}
+    scores: dict[str, dict[str, list[str]]] = {}
     for task, finding in main_metrics(data.emergence):
         frame = finding.task.frame
         for name, rows in frame.groupby("run", observed=True):
@@ -206,14 +237,13 @@ def _able(data: ReportData) -> dict[str, str]:
             if last["chance"] is None or not np.isfinite([last["chance"], last["stderr"], last["value"]]).all():
                 continue
             sign = 1 if last["higher_is_better"] else -1
-            above = sign * (last["value"] - last["chance"]) > 2 * last["stderr"]
-            able, unable = scores.setdefault(str(name), ([], []))
+            beyond = sign * (last["value"] - last["chance"]) / max(last["stderr"], 1e-12)
+            where = "Above chance" if beyond > 2 else "Below chance" if beyond < -2 else "Not above chance"
             text = html.escape(f"{task.task} ({last['value']:.2f}, chance {last['chance']:.2f})")
-            (able if above else unable).append(text)
+            scores.setdefault(str(name), {}).setdefault(where, []).append(text)
     return {
-        name: (f"Above chance: {', '.join(able[:6])}{' ...' if len(able) > 6 else ''}. " if able else "")
-        + (f"Not above chance: {', '.join(unable[:6])}{' ...' if len(unable) > 6 else ''}." if unable else "")
-        for name, (able, unable) in scores.items()
+        name: " ".join(f"{where}: {listed(places[where], MOST_TASKS)}." for where in WHERE if where in places)
+        for name, places in scores.items()
     }
 
 
