@@ -31,6 +31,8 @@ EXEMPT = (
         "install them (libaio-dev), or give cpu": OTHER_TESTS + "training/test_nvme.py",
         "make room, or set training.zero.nvme_path to another": OTHER_TESTS + "training/test_nvme.py",
         "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
+        "is empty; wait for the run's first line": OTHER_TESTS + "report/test_serve.py",
+        "is finished and has no losses by position; restore its positions/": OTHER_TESTS + "report/test_serve.py",
         "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",
         "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",
         "it or its {} is no JSON that can be read; give another --format": "only with --format helm of a file that is none",

@@ -22,6 +22,16 @@ from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.explanation_table import survival
 from emergence_train.report.parts import grid, table
 
+MEANINGS = {
+    "emergent": "flat, then a rise",
+    "gradual": "a rise all along",
+    "u-shaped": "first worse, then better",
+    "inverted-u": "first better, then worse",
+    "inverse": "worse all along",
+    "at-chance": "never beyond chance",
+    "saturated": "as good as it gets from the start",
+    "not-identified": "these rows do not decide",
+}
 PANELS = 12  # tasks drawn
 Marked = tuple[Ability, LossInterval]  # an ability and its threshold
 
@@ -77,6 +87,10 @@ def _verdicts(result: EmergenceResult) -> str:
                 str(task.rows),
             ]
         )
+    present = {task.verdict for task in result.tasks}
+    words = "; ".join(
+        f"<b>{name}</b>: {MEANINGS[name]}" for name in VERDICT_ORDER if name in present and name in MEANINGS
+    )
     head = ["task, metric", "verdict", "probability", "η (nats)", "plateau", "chance", "items", "checkpoints"]
     checks = "".join(f"<li>{_name(check)}: {html.escape(check.says)}.</li>" for check in result.mirage)
     mirage = (
@@ -84,7 +98,8 @@ def _verdicts(result: EmergenceResult) -> str:
         if checks
         else ""
     )
-    return table(head, rows, "Verdicts") + mirage
+    about = f"<p>What a score does as the loss falls. {words}. η is the loss at which a rise begins.</p>"
+    return about + table(head, rows, "Verdicts") + mirage
 
 
 def _sizes(tasks: Sequence[TaskResult]) -> str:

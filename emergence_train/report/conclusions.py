@@ -10,9 +10,9 @@ import pandas as pd
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
-from emergence_train.analysis.temporal.result import RunResult
+from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
-from emergence_train.report import seeds
+from emergence_train.report import per_byte, seeds
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.parts import count, table
 from emergence_train.run_differences import differences, read_config
@@ -52,7 +52,12 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
         (
             "conclusions",
             "In short",
-            _best(data.runs) + ("" if several else seeds.best(data.runs)) + _one_side(data.runs) + shown + rest,
+            _best(data.runs)
+            + ("" if several else seeds.best(data.runs))
+            + _how_sure(data.runs)
+            + _one_side(data.runs)
+            + shown
+            + rest,
         )
     ]
 
@@ -86,11 +91,7 @@ def _best(runs: Sequence[Run]) -> str:
     if len(last) < 2:
         return ""
     if len(groups := _by_tokenizer([run for _, run in last])) > 1:
-        ranked = [group for group in groups if len(group) > 1 and group[0].header.get("vocabulary") is not None]
-        lowest = "; ".join(f"<b>{html.escape(group[0].name)}</b>, {_of_group(group)}" for group in ranked)
-        some = " (of some it is not known)" if any(run.header.get("vocabulary") is None for _, run in last) else ""
-        about = f"The runs have different tokenizers{some}: their losses do not compare."
-        return f"<p>{about}{f' The lowest loss on iid with each: {lowest}.' if ranked else ''}</p>"
+        return _best_of_each(groups)
     (loss, best), (second, following) = sorted(last, key=lambda pair: pair[0])[:2]
     if second - loss < SAME:
         alike = [
@@ -100,10 +101,37 @@ def _best(runs: Sequence[Run]) -> str:
         ]
         names = f"{', '.join(alike[:-1])} and {alike[-1]}"
         return f"<p>The lowest loss on iid have {names}, {loss:.3f}: less than {SAME} nats apart.</p>"
-    other = "" if len({_prepared(run) for _, run in last} - {None}) < 2 else OTHER_DATA
     return (
         f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next, "
-        f"{html.escape(following.name)}{_apart_by(best, following)}.{other}</p>"
+        f"{html.escape(following.name)}{_apart_by(best, following)}.{_beside_seeds(runs, second - loss)}"
+        f"{_other_data([run for _, run in last])}</p>"
+    )
+
+
+def _beside_seeds(runs: Sequence[Run], lead: float) -> str:
+    """Whether a lead of one run is more than seeds alone make: 1.96 standard deviations of a difference of two runs."""
+    deviation = seeds.deviation(runs)
+    if deviation is None:
+        return ""
+    much = "more than" if lead > 1.96 * np.sqrt(2) * deviation else "no more than"
+    return f" That is {much} seeds alone make: runs that differ by nothing else have an SD of {deviation:.3f}."
+
+
+def _other_data(runs: Sequence[Run]) -> str:
+    return OTHER_DATA if len({_prepared(run) for run in runs} - {None}) > 1 else ""
+
+
+def _best_of_each(groups: list[list[Run]]) -> str:
+    """The lowest loss with each of several tokenizers; of all per byte; and the seeds of the one that most runs have."""
+    known = [group for group in groups if group[0].header.get("vocabulary") is not None]
+    lowest = "; ".join(f"<b>{html.escape(group[0].name)}</b>, {_of_group(group)}" for group in known if len(group) > 1)
+    some = "" if len(known) == len(groups) else " (of some it is not known)"
+    largest = max(groups, key=len)
+    ranks = f" The lowest loss on iid with each: {lowest}.{_other_data(largest)}" if lowest else ""
+    whose = f"<p>Of the runs with the tokenizer of {html.escape(largest[0].name)}: "
+    return (
+        f"<p>The runs have different tokenizers{some}: their losses do not compare.{ranks}</p>{per_byte.ranked(groups)}"
+        + seeds.best(largest).replace("<p>", whose)
     )
 
 
@@ -112,10 +140,29 @@ def _of_group(group: Sequence[Run]) -> str:
     return f"{_iid_loss(group[0]):.3f} (of {len(group)} runs)"
 
 
+def _finals(runs: Sequence[Run]) -> list[tuple[Final, float]]:
+    """Forecasts of the end and what came, where it is known: of each run that of iid, or of training."""
+    finals = [_of_iid(run)[0].final for run in runs if run.forecast is not None and run.forecast.runs]
+    return [(final, final.actual) for final in finals if final.actual is not None]
+
+
+def _how_sure(runs: Sequence[Run]) -> str:
+    """How the forecasts of several finished runs came out, together."""
+    finals = _finals(runs)
+    if len(finals) < 3:
+        return ""
+    inside = sum(final.low95 <= actual <= final.high95 for final, actual in finals)
+    error = np.median([abs(actual - final.loss) for final, actual in finals])
+    reach = np.median([final.high95 - final.low95 for final, _ in finals]) / 2
+    return (
+        f"<p>From the first {FRACTION:.0%} of each finished run its end was forecast: {inside} of {len(finals)} came out inside "
+        f"the 95% interval, off by {error:.3f} nats in the median; half an interval is {reach:.3f}.</p>"
+    )
+
+
 def _one_side(runs: Sequence[Run]) -> str:
     """Whether all finished runs came out on the same side of what was forecast of them."""
-    finals = [_of_iid(run)[0].final for run in runs if run.forecast is not None and run.forecast.runs]
-    errors = [final.actual - final.loss for final in finals if final.actual is not None]
+    errors = [actual - final.loss for final, actual in _finals(runs)]
     if len(errors) < ONE_SIDE or min(errors) < 0 < max(errors):
         return ""
     sizes = sorted(abs(error) for error in errors)
@@ -165,7 +212,7 @@ def _sentence(run: Run, able: str | None) -> str:
         parts += [_outcome(result) for result in _of_iid(run)]
     elif not done and (newest := _newest_forecast(run)):
         parts.append(newest)
-    elif done and run.no_forecast and len(run.curve):
+    elif run.no_forecast and len(run.curve):
         parts.append('It has no forecast: <a href="#outlook">why</a>.')
     if trouble := _trouble(run):
         parts.append(trouble)

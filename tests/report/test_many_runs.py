@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from scipy.stats import ttest_ind
 
 from emergence_train.analysis.figures import Figure, Trace
 from emergence_train.recorder.metrics import Metrics
-from emergence_train.report import first_look
+from emergence_train.report import conclusions, first_look, per_byte, seeds
 from emergence_train.report.collect import Run
 from emergence_train.report.conclusions import _trouble
 from emergence_train.report.page import colouring
@@ -78,3 +80,44 @@ def test_trouble_in_training_is_named(tmp_path):
 
 def first_trouble(loss, tmp_path, rows=()):
     return re.sub("<.*?>", "", _trouble(run(loss, tmp_path, rows)))
+
+
+@pytest.mark.parametrize(
+    ("lead", "words"), [(0.02, "no more than seeds alone make"), (0.5, "more than seeds alone make")]
+)
+def test_a_lead_is_held_against_the_spread_of_seeds(tmp_path, lead, words):
+    """Two sizes of three seeds, SD 0.05 in each: a lead of 0.02 says nothing, one of 0.5 does."""
+    runs = [with_loss(tmp_path, *values) for values in spread_runs(lead)]
+    assert seeds.deviation(runs) == pytest.approx(0.05)
+    text = re.sub("<.*?>", "", conclusions._best(runs))
+    assert f"That is {words}: runs that differ by nothing else have an SD of 0.050" in text
+    first, second = ([run.means["loss"][0] for run in runs if run.params == size] for size in (1, 2))
+    p = float(ttest_ind(first, second, equal_var=False).pvalue)
+    assert p < 0.05 and f"apart by more than seeds explain (Welch's t, p = {p:.2g})" in seeds.best(runs)
+
+
+def spread_runs(lead):
+    """(size, seed, loss): two sizes of three seeds, and one run of another size below all of them by `lead`."""
+    seeded = [(size, seed, 2.75 + 0.2 * int(size) + 0.05 * seed) for size in ("1", "2") for seed in (1, 2, 3)]
+    return [*seeded, ("3", 1, 3.0 - lead)]
+
+
+def with_loss(tmp_path, size, seed, loss):
+    directory = tmp_path / f"{size}-{seed}"
+    directory.mkdir()
+    (directory / "config.yaml").write_text(yaml.safe_dump({"model": {"width": size}, "seed": seed}))
+    means = pd.DataFrame({"step": [1], "tokens": [10], "split": ["iid"], "loss": [loss]})
+    empty = pd.DataFrame({"step": [], "tokens": [], "split": [], "loss": []})
+    header = {"run": directory.name, "vocabulary": "v"}
+    return Run(directory.name, directory, int(size), header, {}, means, empty, empty, Metrics(directory, header))
+
+
+def test_runs_of_two_tokenizers_compare_per_byte(tmp_path):
+    runs = [with_loss(tmp_path, "1", seed, 3.0) for seed in (1, 2)]
+    assert per_byte.ranked([[runs[0]], [runs[1]]]) == ""
+    for run, values in zip(runs, ([2.9, 1.5], [2.9, 1.25])):
+        (run.directory / "evaluations").mkdir()
+        frame = pd.DataFrame({"step": [1, 2], "bits_per_byte": values})
+        frame.to_parquet(run.directory / "evaluations" / "step-1.parquet")
+    text = per_byte.ranked([[runs[0]], [runs[1]]])
+    assert "<b>1-2</b> 1.250, <b>1-1</b> 1.500 bits per byte" in text
