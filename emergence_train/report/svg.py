@@ -31,7 +31,7 @@ CLIP = (
 def palette_css() -> str:
     """The palette as CSS variables --c0, --c1, ... that follow the colour scheme."""
     light, dark = (";".join(f"--c{n}:{pair[k]}" for n, pair in enumerate(PALETTE)) for k in (0, 1))
-    return f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    return f":root{{{light}}}@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}"
 
 
 def figure_svg(figure: Figure, drawn: list[Trace]) -> str:
