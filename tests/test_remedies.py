@@ -32,6 +32,8 @@ EXEMPT = (
         "make room, or set training.zero.nvme_path to another": OTHER_TESTS + "training/test_nvme.py",
         "they do not compare; analyse runs of the same prepared data": "needs runs of two tokenizers and an emergent task",
         "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",
+        "is a task that is generated, and its scores would be": OTHER_TESTS + "evaluation/test_offline.py",
+        "tokens, which one sequence takes; give longer text": OTHER_TESTS + "convert/test_hf_import.py",
         "its results have no metrics that are numbers; give": OTHER_TESTS + "analysis/test_harnesses.py",
         "has no rows of scores; name a file that has some": OTHER_TESTS + "analysis/test_json_scores.py",
         "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",
