@@ -34,6 +34,8 @@ EXEMPT = (
         "is empty; wait for the run's first line": OTHER_TESTS + "report/test_serve.py",
         "is finished and has no losses by position; restore its positions/": OTHER_TESTS + "report/test_serve.py",
         "--serve {}: the port {}; give another, or 0": OTHER_TESTS + "report/test_serve.py",
+        "is a task that is generated, and its scores would be": OTHER_TESTS + "evaluation/test_offline.py",
+        "tokens, which one sequence takes; give longer text": OTHER_TESTS + "convert/test_hf_import.py",
         "its results have no metrics that are numbers; give": OTHER_TESTS + "analysis/test_harnesses.py",
         "has no rows of scores; name a file that has some": OTHER_TESTS + "analysis/test_json_scores.py",
         "its W&B files hold no history; name a run": OTHER_TESTS + "analysis/test_wandb_offline.py",
