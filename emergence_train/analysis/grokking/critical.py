@@ -184,8 +184,11 @@ def trend(fitted: Fit) -> TrendFit:
     ratio = 2 * max(best - float(profile[SLOPES // 2]), 0.0)
     scale = min(1.0, float(stats.chi2.isf(p, 1)) / ratio) if ratio > FLAT else 1.0
     spare = len(used) - len(strata) - 1
+    slope = Fit._interval(slopes, best + max(scale, LEAST_SCALE) * (profile - best), -np.inf, np.inf)
+    if slope.low95 is None and slope.high95 is None:  # a value that nothing bounds is none
+        slope = Interval(None, None, None)
     return TrendFit(
-        Fit._interval(slopes, best + max(scale, LEAST_SCALE) * (profile - best), -np.inf, np.inf),
+        slope,
         p,
         float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None,
         sizes,

@@ -154,4 +154,6 @@ class GrokkingResult:
         tried = {(run.fraction, run.params) for run in self.runs if run.model in telling}
         if len({fraction for fraction, _ in tried}) == len(tried):
             return "no share was tried with two of the sizes that tell"
+        if self.trend.p is not None:
+            return "the runs bound it on neither side"
         return "more data did not go with more runs that generalised"

@@ -65,8 +65,8 @@ def test_one_other_run_cannot_tell():
     acc, loglik = findings(ladder(values, able=1))
     assert loglik.verdict.name == "at-chance" and acc.verdict.name != "at-chance"
     acc = replace(acc, verdict=replace(acc.verdict, able=frozenset({0})))
-    told = with_able_runs((acc, loglik))[1].verdict
-    assert told.name == "not-identified" and "too few others" in told.reason and told.able_runs == 0
+    verdict = with_able_runs((acc, loglik))[1].verdict
+    assert verdict.name == "not-identified" and "too few others" in verdict.reason and verdict.able_runs == 0
 
 
 def test_the_level_of_the_test_is_kept_on_skewed_scatter():
