@@ -266,6 +266,15 @@ def test_colours_of_text_are_those_of_wcag_aa():
                 assert contrast(text, ground) >= 4.5, (text, ground)
 
 
+def test_a_run_that_has_just_begun_has_seen_less_than_40_percent(tmp_path):
+    begun = report([write_run(tmp_path, "begun", until=20)], tmp_path / "begun-page").read_text()
+    assert "Fitted to all there is so far, less than 40% of the planned tokens; " in begun
+    assert (
+        "the first 40% of each run"
+        in report([write_run(tmp_path, "half", until=40)], tmp_path / "half-page").read_text()
+    )
+
+
 def test_tables_of_anyone_get_a_page(page, tmp_path):
     """Positions and curves that no run directory made, another framework's log, results of tasks alone."""
     run = page.parents[1] / "large"
