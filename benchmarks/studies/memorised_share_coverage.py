@@ -2,9 +2,9 @@
 
     python benchmarks/studies/memorised_share_coverage.py
 
-The interval of one share (Wilson), that of trained less controls (Newcombe), and how often Fisher's p is below 0.05 where both are the
-same, for 5 to 200 sequences and shares from 0 to 1, sequences taken as independent; and where pieces of one text succeed or fail
-together in tens, which the intervals do not know. Writes benchmarks/results/memorised_share_coverage.json.
+The interval of one share (Wilson), that of trained less controls (Newcombe), and how often Fisher's p is below 0.05 where
+both are the same, for 5 to 200 sequences and shares from 0 to 1, sequences taken as independent; and where pieces of one text
+succeed or fail together in tens, which the intervals do not know. Writes benchmarks/results/memorised_share_coverage.json.
 """
 
 import json

@@ -2,9 +2,10 @@
 
     python benchmarks/studies/planted_threshold_coverage.py [--simulations 300]
 
-Two sizes, five shares of the mixture, two seeds (and five); a run learns the skill with the chances of grokking_small_sweeps.py in the
-logarithm of the share, which are half at the threshold, or with noise of its final accuracy around the limit. No trend, or three
-times less for the larger size. Writes benchmarks/results/planted_threshold_coverage.json.
+Two sizes, five shares of the mixture, two seeds (and five); a run learns the skill with the chances of
+grokking_small_sweeps.py in the logarithm of the share, which are half at the threshold, or with noise of its final accuracy
+around the limit. No trend, or three times less for the larger size. Writes
+benchmarks/results/planted_threshold_coverage.json.
 """
 
 import argparse
@@ -73,7 +74,10 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=300)
     count = parser.parse_args().simulations
     cells = [cell(form, seeds, factor, count) for form in FORMS for seeds in (2, 5) for factor in (1.0, 1 / 3)]
-    result = {**provenance(f"python benchmarks/studies/planted_threshold_coverage.py --simulations {count}"), "cells": cells}
+    result = {
+        **provenance(f"python benchmarks/studies/planted_threshold_coverage.py --simulations {count}"),
+        "cells": cells,
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for row in cells:
         print(*row.values())
