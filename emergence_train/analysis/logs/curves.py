@@ -105,7 +105,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
-    notes = [_reading(columns, options, per_step), *units.notes(name, column, unit)]
+    notes = [_reading(columns, options, per_step), *log.notes, *units.notes(name, column, unit)]
     if "run" in columns and log.rows[columns["run"]].nunique() > 1:
         run = columns["run"]
         notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")
