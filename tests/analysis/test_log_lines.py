@@ -38,6 +38,16 @@ TEXTS = {
     ),
     "tutorial.log": text(lambda s, x: f"{in_epoch(s, 1)}, Loss: {x}"),
     "from_zero.log": text(lambda s, x: f"{in_epoch(s, 0)}, Loss: {x}"),
+    "pytorch.log": text(
+        lambda s, x: f"| epoch   {s // 1001 + 1} | {(s - 1) % 1000 + 1:4d}/ 1000 batches | lr 5.00 | loss {x}"
+    ),
+    "mmengine.log": text(lambda s, x: f"2026/01/01 - mmengine - INFO - Iter(train) [{s:6d}/3000]  lr: 0.1  loss: {x}"),
+    "in_epochs.log": text(
+        lambda s, x: f"INFO - Epoch(train)  [{s // 1001 + 1}][{(s - 1) % 1000 + 1:4d}/1000]  lr: 0.1  loss: {x}"
+    ),
+    "lingua.jsonl": text(
+        lambda s, x: json.dumps({"global_step": s, "acc_step": 0, "optim": {"lr": 1}, "loss": {"out": x}})
+    ),
     "counted_on.log": text(lambda s, x: f"Epoch {(s - 1) // 1000}, iteration {s}/3000 loss: {x}"),
     "cut.log": text(lambda s, x: f"step: {s}, loss: {x}") + "step: 3100, lo",
     "table.txt": "step,loss\n" + text(lambda s, x: f"{s},{x}"),
@@ -47,12 +57,15 @@ TEXTS = {
 }
 
 
+EPOCHS = ("tutorial.log", "from_zero.log", "pytorch.log", "in_epochs.log")
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_known_curve_is_read(name, tmp_path):
     (tmp_path / name).write_text(TEXTS[name])
     (curve,) = logs.read(tmp_path / name, LogOptions())
     assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
-    assert (name in ("tutorial.log", "from_zero.log")) == any("counted through" in note for note in curve.notes)
+    assert (name in EPOCHS) == any("counted through" in note for note in curve.notes)
     assert ("ranks" in name or "torchrun" in name) == any("those of rank 0 count" in note for note in curve.notes)
     if name == "before.log":
         assert curve.frame["tokens"].tolist() == [10**6 * s for s in STEPS] and curve.log.end_step == 10_000

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 RANK = re.compile(r"^.{0,40}?\b(?:rank|default)\s?[=:]?\s?(\d+)\b", re.IGNORECASE)  # default0: torchrun's prefix
 LOSS = re.compile(r"loss", re.IGNORECASE)
 IN_EPOCH = re.compile(
-    r"\bepoch\W{0,3}(\d+)(?:\s*/\s*(\d+))?\W+(?:step|batch|iter(?:ation)?)s?\W{0,3}(\d+)\s*/\s*(\d+)\W?", re.IGNORECASE
+    r"\bepoch(?:\(train\))?\W{0,4}(\d+)(?:\s*/\s*(\d+))?\W{1,8}"  # the epoch, then what counts in it
+    r"(?:(?:step|batch|iter(?:ation)?)s?\W{0,3}|\[\s*|(?=\d+\s*/\s*\d+\s+(?:batches|steps)\b))"
+    r"(\d+)\s*/\s*(\d+)(?:\s+(?:batches|steps))?\W?",
+    re.IGNORECASE,
 )
-
+ITER = re.compile(r"\bIter\(train\)\s*\[\s*(\d+)/(\d+)\]")  # mmengine's
 # "12.3B tokens", but no rate
 TOKENS_BEFORE = re.compile(r"(?<![\w.,/=:])(\d[\d,]*(?:\.\d+)?[KMBT])\s+(?:tokens|toks?)\b(?!\s*[/=:]|\s+per\b)")
 
@@ -26,7 +29,7 @@ class Lines:
 
 
 def lines_of(text: str) -> Lines:
-    lines, notes = text.splitlines(), []
+    lines, notes = ITER.sub(r"iter: \1/\2 ", text).splitlines(), []
     if (rank := _rank(lines)) is not None:
         lines = ["" if LOSS.search(line) and _rank_of(line) not in (None, rank) else line for line in lines]
         notes.append(f"lines of several ranks: those of rank {rank} count")

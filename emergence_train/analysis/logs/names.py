@@ -16,7 +16,7 @@ NAMES = {
     "train_batch time_batch train_time_batch _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
-    "loss_train_total train_loss_train_total loss_metrics_global_avg_loss",
+    "loss_train_total loss_out train_loss_train_total loss_metrics_global_avg_loss",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
     "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
     "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
