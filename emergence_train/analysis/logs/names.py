@@ -124,8 +124,9 @@ def _increases(cells: pd.Series) -> bool:
 
 
 def _tells_apart(log: Log, column: str | None) -> bool:
-    """Whether a column has several values, each in several rows."""
+    """Whether a column has several values in several rows each; some may have one alone, as of a job that crashed."""
     if column is None:
         return False
     counts: pd.Series = log.rows[column].value_counts()
-    return len(counts) > 1 and bool(counts.min() > 1)
+    several = int((counts > 1).sum())
+    return several > 1 and len(counts) <= 2 * several

@@ -51,6 +51,8 @@ def read_nanogpt(path: Path) -> list[Log]:
     rows, places, per_step, end = [], [], None, None
     text = _lines(path)
     for number, line in enumerate(text.lines, 1):
+        if not line:
+            continue
         if match := PER_STEP.search(line):
             per_step = _whole(match[1])
         if match := MAIN_LOG.search(line):
@@ -61,7 +63,7 @@ def read_nanogpt(path: Path) -> list[Log]:
             continue
         step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
         if step and loss and step.start() < loss.start() and not EVALUATION.search(line):
-            tokens = TOKENS.search(line) or TOKENS_BEFORE.search(line)
+            tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
             more = {"lr": rate, "tokens": tokens}
             rows.append({"step": step[1].replace(",", ""), "loss": loss[1]})
             rows[-1] |= {name: match[1] for name, match in more.items() if match}
