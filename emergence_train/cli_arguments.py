@@ -278,6 +278,8 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="show it once and exit; --json does too")
     text = "between two looks (default: 2; without a terminal a line every 30)"
     parser.add_argument("--seconds", type=float, metavar="S", help=text)
+    text = "for a stopped run to be resumed (default: for ever on a terminal, 0 without one)"
+    parser.add_argument("--wait", type=float, metavar="MINUTES", help=text)
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:

@@ -161,7 +161,8 @@ def verb_watch(arguments: argparse.Namespace) -> dict | None:
     if arguments.json:
         runs = progress.run_directories(places)
         return {"runs": [details.as_json(details.details(run)) for run in runs]}
-    live.watch(places, seconds=arguments.seconds, once=arguments.once)
+    wait = None if arguments.wait is None else 60 * arguments.wait
+    live.watch(places, seconds=arguments.seconds, once=arguments.once, wait=wait)
     return None
 
 

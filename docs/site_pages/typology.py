@@ -56,6 +56,28 @@ def _bent() -> str:
     return "No task here is U-shaped; that kind is known from the simulation alone."
 
 
+SHOWN, HIDDEN = (
+    ("emergent", "gradual", "saturated"),
+    ("at-chance", "inverse"),
+)  # verdicts that say an ability is there, or is not
+
+
+def beside_the_source() -> str:
+    """What the first source's own list of tasks above chance says, and what the verdicts say; each task on which they differ."""
+    rows = [row for row in load_result("typology.json")["tasks"] if "source_above_chance" in row]
+    lines = []
+    for listed, label, against in ((True, "above chance", HIDDEN), (False, "not listed", SHOWN)):
+        tasks = [row for row in rows if row["source_above_chance"] is listed]
+        differ = [
+            "{task} ({verdict}; {small:+.2f}, {lowest_loss:+.2f})".format(**row, **row["above"])
+            for row in tasks
+            if row["verdict"] in against
+        ]
+        lines.append([label, str(len(tasks)), _counted([row["verdict"] for row in tasks]), ", ".join(differ) or "none"])
+    head = ["the source's list", "tasks", "verdicts here", "on which they differ"]
+    return table(head, lines)
+
+
 def own() -> str:
     """Verdicts of own runs: real and generated tasks of the ladder, planted ones of the quickstart's fresh seeds."""
     ladder = [
@@ -207,6 +229,18 @@ def page() -> str:
             "",
             public(),
             _bent(),
+            "",
+            "### What the source says of its tasks",
+            "",
+            "mlfoundations/scaling predicts the error of 17 of its 46 tasks, those with a model of 0.154B at least 10 points",
+            "above chance (arXiv 2403.08540). It calls none emergent, inverse or U-shaped, so this is all there is to compare.",
+            "In brackets: the verdict, how far above chance the best model up to 0.154B is, and the mean of the three of the",
+            "lowest losses. Gemstones' repository has no such list.",
+            "",
+            beside_the_source(),
+            "",
+            "The lists ask different things: the best of many models may be above chance by luck or by always giving the",
+            "commoner answer, and a task that is at chance in a small model may have its threshold further on.",
             "",
             "## Own runs",
             "",

@@ -22,6 +22,16 @@ from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.explanation_table import survival
 from emergence_train.report.parts import grid, table
 
+MEANINGS = {
+    "emergent": "flat, then a rise",
+    "gradual": "a rise all along",
+    "u-shaped": "first worse, then better",
+    "inverted-u": "first better, then worse",
+    "inverse": "worse all along",
+    "at-chance": "never beyond chance",
+    "saturated": "as good as it gets from the start",
+    "not-identified": "these rows do not decide",
+}
 PANELS = 12  # tasks drawn
 Marked = tuple[Ability, LossInterval]  # an ability and its threshold
 
@@ -77,9 +87,19 @@ def _verdicts(result: EmergenceResult) -> str:
                 str(task.rows),
             ]
         )
+    present = {task.verdict for task in result.tasks}
+    words = "; ".join(
+        f"<b>{name}</b>: {MEANINGS[name]}" for name in VERDICT_ORDER if name in present and name in MEANINGS
+    )
     head = ["task, metric", "verdict", "probability", "η (nats)", "plateau", "chance", "items", "checkpoints"]
-    mirage = "".join(f"<p>Mirage check, {_name(check)}: {html.escape(check.says)}.</p>" for check in result.mirage)
-    return table(head, rows, "Verdicts") + mirage
+    checks = "".join(f"<li>{_name(check)}: {html.escape(check.says)}.</li>" for check in result.mirage)
+    mirage = (
+        f"<p>Mirage check: is the threshold there in a metric that does not count all or nothing?</p><ul>{checks}</ul>"
+        if checks
+        else ""
+    )
+    about = f"<p>What a score does as the loss falls. {words}. η is the loss at which a rise begins.</p>"
+    return about + table(head, rows, "Verdicts") + mirage
 
 
 def _sizes(tasks: Sequence[TaskResult]) -> str:
@@ -119,7 +139,7 @@ def _sizes(tasks: Sequence[TaskResult]) -> str:
         "sizes among pieces of runs. R² is what one curve for all sizes explains, of loss or of compute. The last column "
         "predicts each size from the others: 1 is noise alone.</p>"
     )
-    return text + (table(head, rows, "Size at equal loss") if rows else "") + unknown
+    return (text + table(head, rows, "Size at equal loss") if rows else "") + unknown
 
 
 def _timeline(result: EmergenceResult, runs: list[Run]) -> str:
@@ -166,11 +186,12 @@ def _when(tokens: Interval) -> str:
 def _thresholds(marked: list[Marked], ends: np.ndarray) -> list[Trace]:
     """Thresholds as dashed lines with their intervals, between two numbers of tokens."""
     flat = ends * 0
+    several = Counter(ability.task for ability, _ in marked)
     return [
         Trace(
             ends,
             flat + eta.value,
-            f"η of {ability.task}",
+            f"η of {ability.task}" + (f", {ability.metric}" if several[ability.task] > 1 else ""),
             OBSERVED - number % 3,
             dashed=True,
             low=flat + eta.low95,

@@ -1,6 +1,6 @@
 // Draws a chart from the data beside it, at the size that it has on the screen.
 "use strict";
-const SHAPES = { square: "M-1-1h2v2h-2z", triangle: "M0-1.2 1.15 0.9h-2.3z",
+const SHAPES = { square: "M-1-1h2v2h-2z", triangle: "M0-1.2 1.15 0.9h-2.3z", down: "M0 1.2 1.15-0.9h-2.3z",
   cross: "M-1.2-0.6-0.6-1.2 0-0.6 0.6-1.2 1.2-0.6 0.6 0 1.2 0.6 0.6 1.2 0 0.6-0.6 1.2-1.2 0.6-0.6 0z" };
 const COLOURS = 8, RAMP = JSON.parse(document.getElementById("ramp").textContent);
 const RUNS = JSON.parse(document.getElementById("runs")?.textContent ?? '{"keys":[],"runs":{}}');
@@ -33,6 +33,12 @@ const colours = (trace) => {
 
 // The name that a trace is shown and hidden under.
 const key = (trace) => trace.r || trace.l || "";
+
+// A name without its middle where it is too long.
+const fitted = (name, most) => {
+  const end = Math.ceil((most - 1) / 2);
+  return name.length <= most ? name : `${name.slice(0, most - 1 - end)}…${name.slice(-end)}`;
+};
 
 class Chart {
   constructor(figure) {
@@ -76,7 +82,8 @@ class Chart {
     const own = !this.zoom.x && this.log.y === !!data.yl && this.data.s.every((trace) => this.shown(trace));
     if (!y) y = names || own || !ys.length ? data.yr : limits(least(ys), most(ys), this.log.y);
     if (!y[0] && this.log.y) y = [1e-12, y[1]];
-    const labels = names || ticks(y[0], y[1], this.log.y, 5).map(short);
+    this.names = names && names.map((name) => fitted(name, Math.floor((width / 2 - 34) / 7.2)));
+    const labels = this.names || ticks(y[0], y[1], this.log.y, 5).map(short);
     const left = Math.min(34 + 7.2 * Math.max(...labels.map((label) => label.length), 1), width / 2);
     const ends = data.f ? [width - 12, left] : [left, width - 12];
     Object.assign(this, { width, height, left, top: 10, bottom: height - 46 });
@@ -109,10 +116,10 @@ class Chart {
       last = x;
       out += `<text x="${x}" y="${bottom + 17}" text-anchor="middle">${text}</text>`;
     }
-    const down = data.n ? data.n.map((name, i) => [i, name]) : ticks(this.y.low, this.y.high, this.log.y, 5).map((v) => [v, short(v)]);
+    const down = data.n ? this.names.map((name, i) => [i, name]) : ticks(this.y.low, this.y.high, this.log.y, 5).map((v) => [v, short(v)]);
     for (const [value, text] of down) {
       const y = this.y.at(value);
-      out += `<path class="grid" d="M${left} ${y}H${right}"/><text x="${left - 6}" y="${y + 4}" text-anchor="end">${escape(text)}</text>`;
+      out += `<path class="grid" d="M${left} ${y}H${right}"/><text x="${left - 6}" y="${y + 4}" text-anchor="end">${escape(text)}${data.n ? `<title>${escape(data.n[value])}</title>` : ""}</text>`;
     }
     out += `<text class="label" x="${(left + right) / 2}" y="${height - 8}" text-anchor="middle">${escape(data.x)}</text>`;
     const middle = (top + bottom) / 2;

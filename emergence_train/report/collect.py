@@ -16,6 +16,7 @@ from emergence_train.errors import InputError
 from emergence_train.recorder import tables
 from emergence_train.recorder.metrics import Metrics
 from emergence_train.recorder.naming import names_of
+from emergence_train.recorder.sessions import read_sessions
 from emergence_train.report.reading import AS_THEY_ARE, Reading
 from emergence_train.run_differences import read_config
 
@@ -173,8 +174,15 @@ def load_run(directory: Path, name: str) -> Run:
     """A run directory with its temporal analysis, to be shown by `name`."""
     metrics = Metrics.read(directory)
     if metrics.header is None:
+        if not (directory / "metrics.jsonl").read_bytes().strip():
+            raise InputError(f"{directory / 'metrics.jsonl'}: is empty; wait for the run's first line")
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not any((directory / "positions").glob("*.parquet")):
+        if _is_over(directory, metrics):
+            raise InputError(
+                f"{directory}: is finished and has no losses by position; restore its positions/, or give "
+                f"{directory / 'metrics.jsonl'} for a page of its losses"
+            )
         raise InputError(f"{directory}: has no checkpoint with losses by position yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
     curve, unread = _read_curve(metrics)
@@ -193,6 +201,14 @@ def load_run(directory: Path, name: str) -> Run:
         forecast=forecast,
         no_forecast=unread + no_forecast,
     )
+
+
+def _is_over(directory: Path, metrics: Metrics) -> bool:
+    """Whether a run has reached its planned end, or its process has ended without a failure."""
+    total = int((metrics.header or {}).get("total_tokens") or 0)
+    tokens, sessions = metrics.train("tokens"), read_sessions(directory)
+    over = bool(total) and len(tokens) > 0 and float(tokens[-1]) >= total
+    return over or bool(sessions and sessions[-1].get("exit_code") == 0)
 
 
 def _ood(directory: Path) -> tuple[str, ...]:

@@ -5,20 +5,25 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
-from emergence_train.analysis.temporal.result import RunResult
+from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
-from emergence_train.report import seeds
+from emergence_train.report import per_byte, seeds
 from emergence_train.report.collect import FRACTION, ReportData, Run
-from emergence_train.report.parts import table
+from emergence_train.report.parts import count, table
 from emergence_train.run_differences import differences, read_config
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
 MOST_KEYS = 12  # columns of the table of what differs
 ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
+MOST_TASKS = 6
+WHERE = ("Above chance", "Not above chance", "Below chance")
+LAST_STEPS = 64  # whose mean is the loss at some place
+ROSE = 0.3  # nats that the loss must have risen by at the end to be named
 SAME = 0.001  # nats: losses that are written alike
 FEW_KEYS = 4  # settings named in a sentence
 OTHER_DATA = (
@@ -47,7 +52,12 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
         (
             "conclusions",
             "In short",
-            _best(data.runs) + ("" if several else seeds.best(data.runs)) + _one_side(data.runs) + shown + rest,
+            _best(data.runs)
+            + ("" if several else seeds.best(data.runs))
+            + _how_sure(data.runs)
+            + _one_side(data.runs)
+            + shown
+            + rest,
         )
     ]
 
@@ -81,11 +91,7 @@ def _best(runs: Sequence[Run]) -> str:
     if len(last) < 2:
         return ""
     if len(groups := _by_tokenizer([run for _, run in last])) > 1:
-        ranked = [group for group in groups if len(group) > 1 and group[0].header.get("vocabulary") is not None]
-        lowest = "; ".join(f"<b>{html.escape(group[0].name)}</b>, {_of_group(group)}" for group in ranked)
-        some = " (of some it is not known)" if any(run.header.get("vocabulary") is None for _, run in last) else ""
-        about = f"The runs have different tokenizers{some}: their losses do not compare."
-        return f"<p>{about}{f' The lowest loss on iid with each: {lowest}.' if ranked else ''}</p>"
+        return _best_of_each(groups)
     (loss, best), (second, following) = sorted(last, key=lambda pair: pair[0])[:2]
     if second - loss < SAME:
         alike = [
@@ -95,10 +101,37 @@ def _best(runs: Sequence[Run]) -> str:
         ]
         names = f"{', '.join(alike[:-1])} and {alike[-1]}"
         return f"<p>The lowest loss on iid have {names}, {loss:.3f}: less than {SAME} nats apart.</p>"
-    other = "" if len({_prepared(run) for _, run in last} - {None}) < 2 else OTHER_DATA
     return (
         f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next, "
-        f"{html.escape(following.name)}{_apart_by(best, following)}.{other}</p>"
+        f"{html.escape(following.name)}{_apart_by(best, following)}.{_beside_seeds(runs, second - loss)}"
+        f"{_other_data([run for _, run in last])}</p>"
+    )
+
+
+def _beside_seeds(runs: Sequence[Run], lead: float) -> str:
+    """Whether a lead of one run is more than seeds alone make: 1.96 standard deviations of a difference of two runs."""
+    deviation = seeds.deviation(runs)
+    if deviation is None:
+        return ""
+    much = "more than" if lead > 1.96 * np.sqrt(2) * deviation else "no more than"
+    return f" That is {much} seeds alone make: runs that differ by nothing else have an SD of {deviation:.3f}."
+
+
+def _other_data(runs: Sequence[Run]) -> str:
+    return OTHER_DATA if len({_prepared(run) for run in runs} - {None}) > 1 else ""
+
+
+def _best_of_each(groups: list[list[Run]]) -> str:
+    """The lowest loss with each of several tokenizers; of all per byte; and the seeds of the one that most runs have."""
+    known = [group for group in groups if group[0].header.get("vocabulary") is not None]
+    lowest = "; ".join(f"<b>{html.escape(group[0].name)}</b>, {_of_group(group)}" for group in known if len(group) > 1)
+    some = "" if len(known) == len(groups) else " (of some it is not known)"
+    largest = max(groups, key=len)
+    ranks = f" The lowest loss on iid with each: {lowest}.{_other_data(largest)}" if lowest else ""
+    whose = f"<p>Of the runs with the tokenizer of {html.escape(largest[0].name)}: "
+    return (
+        f"<p>The runs have different tokenizers{some}: their losses do not compare.{ranks}</p>{per_byte.ranked(groups)}"
+        + seeds.best(largest).replace("<p>", whose)
     )
 
 
@@ -107,10 +140,29 @@ def _of_group(group: Sequence[Run]) -> str:
     return f"{_iid_loss(group[0]):.3f} (of {len(group)} runs)"
 
 
+def _finals(runs: Sequence[Run]) -> list[tuple[Final, float]]:
+    """Forecasts of the end and what came, where it is known: of each run that of iid, or of training."""
+    finals = [_of_iid(run)[0].final for run in runs if run.forecast is not None and run.forecast.runs]
+    return [(final, final.actual) for final in finals if final.actual is not None]
+
+
+def _how_sure(runs: Sequence[Run]) -> str:
+    """How the forecasts of several finished runs came out, together."""
+    finals = _finals(runs)
+    if len(finals) < 3:
+        return ""
+    inside = sum(final.low95 <= actual <= final.high95 for final, actual in finals)
+    error = np.median([abs(actual - final.loss) for final, actual in finals])
+    reach = np.median([final.high95 - final.low95 for final, _ in finals]) / 2
+    return (
+        f"<p>From the first {FRACTION:.0%} of each finished run its end was forecast: {inside} of {len(finals)} came out inside "
+        f"the 95% interval, off by {error:.3f} nats in the median; half an interval is {reach:.3f}.</p>"
+    )
+
+
 def _one_side(runs: Sequence[Run]) -> str:
     """Whether all finished runs came out on the same side of what was forecast of them."""
-    finals = [_of_iid(run)[0].final for run in runs if run.forecast is not None and run.forecast.runs]
-    errors = [final.actual - final.loss for final in finals if final.actual is not None]
+    errors = [actual - final.loss for final, actual in _finals(runs)]
     if len(errors) < ONE_SIDE or min(errors) < 0 < max(errors):
         return ""
     sizes = sorted(abs(error) for error in errors)
@@ -160,11 +212,37 @@ def _sentence(run: Run, able: str | None) -> str:
         parts += [_outcome(result) for result in _of_iid(run)]
     elif not done and (newest := _newest_forecast(run)):
         parts.append(newest)
-    elif done and run.no_forecast and len(run.curve):
+    elif run.no_forecast and len(run.curve):
         parts.append('It has no forecast: <a href="#outlook">why</a>.')
+    if trouble := _trouble(run):
+        parts.append(trouble)
     if able:
         parts.append(able)
     return " ".join(parts)
+
+
+def _trouble(run: Run) -> str:
+    """What went wrong in training and is to be looked at; "" where nothing did."""
+    loss = run.curve["loss"].to_numpy(float)
+    broken = ~np.isfinite(loss)
+    parts = []
+    if broken.any():
+        first = int(run.curve["step"].to_numpy()[int(np.argmax(broken))])
+        parts.append(f"has no number at {count(int(broken.sum()), 'step')}, first at {first:,}")
+    means = pd.Series(loss[~broken]).rolling(LAST_STEPS).mean().dropna().to_numpy()
+    if len(means) and (above := float(means[-1] - means.min())) > max(
+        ROSE, 3 * float(np.std(loss[~broken][-LAST_STEPS:]))
+    ):
+        parts.append(f"ended {above:.2f} nats above its lowest (means of {LAST_STEPS} steps)")
+    events = {kind: len(run.metrics.of_kind(kind)) for kind in ("skipped", "rewind")}
+    counts = [
+        count(number, noun)
+        for noun, number in (("skipped batch", events["skipped"]), ("rewind", events["rewind"]))
+        if number
+    ]
+    words = [f"Its training loss {' and '.join(parts)}."] if parts else []
+    words += [f"It had {' and '.join(counts)}."] if counts else []
+    return f"<b>Look at:</b> {' '.join(words)}" if words else ""
 
 
 def _last_step(run: Run) -> int:
@@ -195,10 +273,10 @@ def _newest_forecast(run: Run) -> str | None:
 
 
 def _able(data: ReportData) -> dict[str, str]:
-    """For each run, which tasks are above chance by more than two standard errors at its last evaluation, and which not."""
+    """For each run, which tasks are above or below chance by more than two standard errors at its last evaluation."""
     if data.emergence is None:
         return {}
-    scores: dict[str, tuple[list[str], list[str]]] = {}
+    scores: dict[str, dict[str, list[str]]] = {}
     for task, finding in main_metrics(data.emergence):
         frame = finding.task.frame
         for name, rows in frame.groupby("run", observed=True):
@@ -206,14 +284,13 @@ def _able(data: ReportData) -> dict[str, str]:
             if last["chance"] is None or not np.isfinite([last["chance"], last["stderr"], last["value"]]).all():
                 continue
             sign = 1 if last["higher_is_better"] else -1
-            above = sign * (last["value"] - last["chance"]) > 2 * last["stderr"]
-            able, unable = scores.setdefault(str(name), ([], []))
+            beyond = sign * (last["value"] - last["chance"]) / max(last["stderr"], 1e-12)
+            where = "Above chance" if beyond > 2 else "Below chance" if beyond < -2 else "Not above chance"
             text = html.escape(f"{task.task} ({last['value']:.2f}, chance {last['chance']:.2f})")
-            (able if above else unable).append(text)
+            scores.setdefault(str(name), {}).setdefault(where, []).append(text)
     return {
-        name: (f"Above chance: {', '.join(able[:6])}{' ...' if len(able) > 6 else ''}. " if able else "")
-        + (f"Not above chance: {', '.join(unable[:6])}{' ...' if len(unable) > 6 else ''}." if unable else "")
-        for name, (able, unable) in scores.items()
+        name: " ".join(f"{where}: {listed(places[where], MOST_TASKS)}." for where in WHERE if where in places)
+        for name, places in scores.items()
     }
 
 

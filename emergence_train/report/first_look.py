@@ -6,12 +6,17 @@ import re
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.figures import Figure, Trace
+from emergence_train.analysis.figures import Figure, Trace, short
 from emergence_train.analysis.temporal.figures import by_position, has_curve, last_checkpoints
 from emergence_train.report.collect import SPLIT_ORDER, Run
-from emergence_train.report.parts import grid, smoothed, table
+from emergence_train.report.parts import count, folded, grid, smoothed, table
 
+MOST_PANELS = 18  # runs that have a panel of their own in a section
 MANY = 8  # runs from which on a figure of all shows less of each
+LAW = ("a0", "a1", "a2")
+UNKNOWN = "not identified"
+FEWEST = 3  # points of a figure of the law's numbers
+FLAT = 6.0  # a spike that is so many times as high as the rest of the losses would leave them flat: it is cut
 
 
 def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
@@ -31,10 +36,12 @@ def _summary(runs: list[Run]) -> str:
     runs = [run for run in runs if len(run.means)]
     if not runs:
         return ""
-    head = ["run", "parameters (non-embedding)", "tokens", "iid loss", "ood loss", "a0", "a1", "a2", "tokens/s"]
+    fits = [run.last(run.fits, "iid") for run in runs]
+    known = [name for name in LAW if any(_estimate(fit, name) not in ("–", UNKNOWN) for fit in fits)]
+    head = ["run", "parameters (non-embedding)", "tokens", "iid loss", "ood loss", *known, "tokens/s"]
     rows = []
-    for run in runs:
-        iid, ood, fit = run.last(run.means, "iid"), run.last(run.means, "ood"), run.last(run.fits, "iid")
+    for run, fit in zip(runs, fits):
+        iid, ood = run.last(run.means, "iid"), run.last(run.means, "ood")
         speed = run.curve["tokens_per_second"].median()
         rows.append(
             [
@@ -43,7 +50,7 @@ def _summary(runs: list[Run]) -> str:
                 f"{run.tokens:,}",
                 _loss(iid),
                 _loss(ood),
-                *(_estimate(fit, name) for name in ("a0", "a1", "a2")),
+                *(_estimate(fit, name) for name in known),
                 f"{speed:,.0f}" if np.isfinite(speed) else "–",
             ]
         )
@@ -51,8 +58,14 @@ def _summary(runs: list[Run]) -> str:
         f"<p>{_splits(runs)} Losses are in nats per token; position 1 is the first predicted token, which sees one token of "
         "context.</p><p>The position law of arXiv 2404.17785, loss at position i = a0 / (1 + a1 i) + a2, is fitted at each "
         "checkpoint: a0 is what context is worth, a1 how soon it is had, a2 the loss with unlimited context. "
-        "Brackets are 95% profile intervals.</p>" + table(head, rows, "Runs")
+        f"Brackets are 95% profile intervals.{_unknown(known)}</p>" + table(head, rows, "Runs")
     )
+
+
+def _unknown(known: list[str]) -> str:
+    """Which numbers of the law have no column, and why."""
+    missing = [name for name in LAW if name not in known]
+    return f" The curves identify {' and '.join(missing)} of no run at its last checkpoint." if missing else ""
 
 
 def _splits(runs: list[Run]) -> str:
@@ -74,7 +87,7 @@ def _estimate(fit: pd.Series | None, name: str) -> str:
     if fit is None:
         return "–"
     if not np.isfinite([fit[f"{name}_low"], fit[f"{name}_high"]]).all():
-        return f'<span title="{html.escape(str(fit["status"]))}">not identified</span>'
+        return UNKNOWN
     return f"{fit[name]:.3g} [{fit[f'{name}_low']:.3g}, {fit[f'{name}_high']:.3g}]"
 
 
@@ -116,10 +129,27 @@ def _of_split(runs: list[Run], split: str, first: bool) -> str:
     sent around, and of the other splits one figure shows the last checkpoint of each."""
     there = [run for run in runs if split in run.positions]
     if first or len(runs) <= MANY:
-        curves = max(40 // len(runs), 12 if first else 6)
-        return grid(_position_figure(run, split, curves) for run in there)
+        curves = max(40 // len(runs), (8 if len(runs) > MANY else 12) if first else 6)
+        return folded([_position_figure(run, split, curves) for run in lowest(there)], "runs") + _left_out(there)
     lines = [(run.name, number, run.positions[split], None) for number, run in enumerate(runs) if run in there]
     return grid([last_checkpoints(f"Last checkpoint of each run, {split}", lines, bands=False)])
+
+
+def lowest(runs: list[Run]) -> list[Run]:
+    """The runs that are drawn one by one, in their order: all, or of too many those with the lowest loss on iid."""
+    if len(runs) <= MOST_PANELS:
+        return runs
+    losses = [float(run.iid()["loss"].iloc[-1]) if len(run.iid()) else np.inf for run in runs]
+    return [runs[number] for number in sorted(np.argsort(losses, kind="stable")[:MOST_PANELS])]
+
+
+def _left_out(runs: list[Run]) -> str:
+    """Says of which runs there is no panel."""
+    if len(runs) <= MOST_PANELS:
+        return ""
+    return (
+        f"<p>Of {len(runs)} runs, those {MOST_PANELS} with the lowest loss on iid; a page of fewer runs has each.</p>"
+    )
 
 
 def _position_figure(run: Run, split: str, curves: int) -> Figure:
@@ -150,7 +180,7 @@ def _law(runs: list[Run]) -> str:
         "a1": "a1: how soon it is had (1 / position)",
         "a2": "a2: loss with unlimited context (nats)",
     }
-    figures = []
+    figures, sparse = [], []
     for name, title in meaning.items():
         traces, left_out = [], 0
         for number, run in enumerate(runs):
@@ -162,23 +192,32 @@ def _law(runs: list[Run]) -> str:
             tokens, value, low, high = (
                 rows.loc[bounded, column].to_numpy(float) for column in ("tokens", name, f"{name}_low", f"{name}_high")
             )
-            traces.append(Trace(tokens, value, run.name, number, points=True, low=low, high=high, run=run.name))
-        note = f"{left_out} checkpoints whose curve does not bound {name} are left out." if left_out else ""
+            band = {"low": low, "high": high} if len(runs) <= MANY else {}
+            traces.append(Trace(tokens, value, run.name, number, points=True, run=run.name, **band))
+        if sum(len(trace.x) for trace in traces) < FEWEST:
+            sparse.append(name)
+            continue
+        note = f"Without {count(left_out, 'checkpoint')} whose curve does not bound {name}." if left_out else ""
         figures.append(Figure(title, "tokens", name, tuple(traces), x_log=True, y_log=name != "a2", note=note))
     drawn = grid(figures)
-    return f"<p>On iid, with 95% profile intervals as bands.</p>{drawn}" if drawn else ""
+    unknown = f" Fewer than {FEWEST} checkpoints bound {' and '.join(sparse)}: not drawn." if sparse else ""
+    return f"<p>On iid, with 95% profile intervals as bands.{unknown}</p>{drawn}" if drawn else ""
 
 
 def _by_tokens(runs: list[Run]) -> str:
     training = []
     for number, run in enumerate(runs):
-        curve = smoothed(run.curve)
+        curve = smoothed(run.curve, bins=120 if len(runs) <= MANY else 60)
         if curve.empty:  # an imported run: it was trained elsewhere
             continue
         tokens, loss, low, high = (curve[name].to_numpy() for name in ("tokens", "loss", "low", "high"))
-        training.append(Trace(tokens, loss, run.name, number, low=low, high=high, run=run.name))
-    note = "Mean of steps in bins equal in log tokens; the band holds every step of a bin."
-    figures = [Figure("Training", "tokens", "loss (nats)", tuple(training), x_log=True, note=note)]
+        band = {"low": low, "high": high} if len(runs) <= MANY else {}
+        training.append(Trace(tokens, loss, run.name, number, run=run.name, **band))
+    y_range, cut = _without_spikes(training)
+    note = "Mean of steps in bins equal in log tokens"
+    note += "; the band holds every step of a bin." if len(runs) <= MANY else "."
+    note += f" Spikes up to {short(cut)} are cut; log y shows them." if cut else ""
+    figures = [Figure("Training", "tokens", "loss (nats)", tuple(training), x_log=True, y_range=y_range, note=note)]
     for split in ("iid", "ood"):
         marks = tuple(
             Trace(rows["tokens"].to_numpy(), rows["loss"].to_numpy(), run.name, number, points=True, run=run.name)
@@ -190,6 +229,22 @@ def _by_tokens(runs: list[Run]) -> str:
     return grid(figures)
 
 
+def _without_spikes(traces: list[Trace]) -> tuple[tuple[float, float] | None, float]:
+    """Limits of y that leave the losses readable beside a spike, and how high it goes; (None, 0) where there is none."""
+    if not traces:
+        return None, 0.0
+    tops = np.concatenate([trace.y if trace.high is None else trace.high for trace in traces])
+    lows = np.concatenate([trace.y if trace.low is None else trace.low for trace in traces])
+    tops, lows = tops[np.isfinite(tops)], lows[np.isfinite(lows)]
+    if not len(tops) or not len(lows):
+        return None, 0.0
+    low, usual, most = float(lows.min()), float(np.quantile(tops, 0.95)), float(tops.max())
+    if most - low < FLAT * (usual - low):
+        return None, 0.0
+    room = 0.04 * (usual - low)
+    return (low - room, usual + 10 * room), most
+
+
 def _speed(runs: list[Run]) -> str:
     traces = []
     for number, run in enumerate(runs):
@@ -199,7 +254,9 @@ def _speed(runs: list[Run]) -> str:
         parts = rows.groupby(np.arange(len(rows)) * 60 // max(len(rows), 1))
         tokens = parts["tokens"].median().to_numpy()
         low, middle, high = (parts["tokens_per_second"].quantile(q).to_numpy() for q in (0.1, 0.5, 0.9))
-        traces.append(Trace(tokens, middle, run.name, number, low=low, high=high, run=run.name))
-    about = "<p>Training alone, without validation and saving. Median of neighbouring steps; the band holds 80% of them.</p>"
+        band = {"low": low, "high": high} if len(runs) <= MANY else {}
+        traces.append(Trace(tokens, middle, run.name, number, run=run.name, **band))
+    about = "Training alone, without validation and saving. Median of neighbouring steps"
+    about = f"<p>{about}{'; the band holds 80% of them' if len(runs) <= MANY else ''}.</p>"
     drawn = grid([Figure("Speed", "tokens", "tokens/s", tuple(traces), y_log=True)])
     return about + drawn if drawn else ""

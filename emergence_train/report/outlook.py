@@ -2,16 +2,22 @@
 
 import html
 
-from emergence_train.analysis.figures import Figure
+import numpy as np
+
+from emergence_train.analysis.figures import FORECAST, HELD_OUT, Figure, Trace, interval
 from emergence_train.analysis.temporal.figures import FEWEST, forecast, parameters, residuals
 from emergence_train.analysis.temporal.tables import RunAnalysis
 from emergence_train.errors import listed
 from emergence_train.report.collect import FRACTION, SPLITS, Run
-from emergence_train.report.parts import grid, table
+from emergence_train.report.first_look import MANY, lowest
+from emergence_train.report.parts import folded, grid, table
 
 LABELS = {None: "training loss, every step", "iid": "iid, every checkpoint"}
 POINTS, FEWEST_POINTS = 150, 40  # drawn of a curve of few runs, and of many
+LINES = 12  # checkpoints drawn of the residuals
 FEW = 4  # runs
+FEW_ENDS = 3  # runs from which on their ends are compared in a figure
+WIDE = 6  # columns from which on the errors are turned: a run a row
 SHOWN = 6  # names of runs in a sentence
 
 
@@ -20,8 +26,11 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     notes = _missing(runs)
     analyses = [(run, analysis) for run in runs for analysis in _by_split(run)]
     points = max(POINTS * FEW // max(len(runs), FEW), FEWEST_POINTS)
+    drawn = {run.name for run in lowest(runs)}
     fans = [
-        forecast(analysis, f"{run.name}, {LABELS[analysis.series.split]}", points=points) for run, analysis in analyses
+        forecast(analysis, f"{run.name}, {LABELS[analysis.series.split]}", points=points)
+        for run, analysis in analyses
+        if run.name in drawn and (len(runs) <= MANY or analysis is _by_split(run)[-1])
     ]
     share = f"{FRACTION:.0%}"
     text = (
@@ -31,8 +40,28 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     )
     if not notes and not analyses:
         return []
-    body = text + "".join(notes) + grid(fans) + _notes(analyses) + _table(analyses)
-    return [("outlook", "Forecast and outcome", body), *_laws(analyses, share)]
+    body = text + "".join(notes) + _ends(analyses) + folded(fans, "runs") + _notes(analyses) + _table(analyses)
+    return [("outlook", "Forecast and outcome", body), *_laws(analyses, share, drawn)]
+
+
+def _ends(analyses: list[tuple[Run, RunAnalysis]]) -> str:
+    """The forecasts of the end of several runs in one figure, each beside what came; of a run that of iid, where there is one."""
+    finals = {run.name: analysis.result.final for run, analysis in analyses}  # the last one of a run is of iid
+    if len(finals) < FEW_ENDS:
+        return ""
+    traces: list[Trace] = []
+    for place, final in enumerate(finals.values()):
+        traces += interval(final.low95, final.loss, final.high95, place, "" if place else "forecast, 95%", FORECAST)
+    came = [(final.actual, place) for place, final in enumerate(finals.values()) if final.actual is not None]
+    if came:
+        x, y = np.array(came, float).T
+        traces.append(Trace(x, y, "what came", HELD_OUT, line=False, points=True, marker="triangle"))
+    inside = sum(final.low95 <= final.actual <= final.high95 for final in finals.values() if final.actual is not None)
+    note = f"{inside} of {len(came)} came out inside." if came else ""
+    title = "The end of each run: forecast, and what came"
+    return grid(
+        [Figure(title, "loss at the end (nats per token)", "", tuple(traces), y_names=tuple(finals), note=note)]
+    )
 
 
 def _missing(runs: list[Run]) -> list[str]:
@@ -80,18 +109,23 @@ def _by_split(run: Run) -> list[RunAnalysis]:
     return sorted(run.forecast.runs, key=lambda analysis: SPLITS.index(analysis.series.split))
 
 
-def _laws(analyses: list[tuple[Run, RunAnalysis]], share: str) -> list[tuple[str, str, str]]:
+def _laws(analyses: list[tuple[Run, RunAnalysis]], share: str, drawn: set[str]) -> list[tuple[str, str, str]]:
     """The sections on the position law's parameters and residuals; none where no law was fitted."""
     laws: list[Figure] = []
     missed: list[Figure] = []
-    unbounded: list[str] = []
+    unbounded: dict[str, list[str]] = {}
     for run, analysis in analyses:
         if analysis.positions is None:
             continue
         figures, missing = parameters(analysis, analysis.positions, run.name)
+        for name in missing:
+            unbounded.setdefault(name, []).append(run.name)
+        if run.name not in drawn:
+            continue
         laws += figures
-        unbounded += [f"{html.escape(run.name)}: {name}" for name in missing]
-        missed.append(residuals(analysis, analysis.positions, f"{run.name}, iid"))
+        missed.append(
+            residuals(analysis, analysis.positions, f"{run.name}, iid", lines=LINES if len(drawn) <= MANY else 6)
+        )
     if not laws:
         return []
     text = (
@@ -101,14 +135,15 @@ def _laws(analyses: list[tuple[Run, RunAnalysis]], share: str) -> list[tuple[str
         "follows the learning-rate schedule.</p>"
     )
     if unbounded:
-        text += f"<p>Bounded by the data at fewer than {FEWEST} checkpoints, and not drawn: {'; '.join(unbounded)}.</p>"
+        names = "; ".join(f"{name} of {html.escape(listed(of, SHOWN))}" for name, of in unbounded.items())
+        text += f"<p>Bounded by the data at fewer than {FEWEST} checkpoints, and not drawn: {names}.</p>"
     about = (
         "<p>Measured loss minus the position law fitted at the same checkpoint, by position. Where lines leave the grey "
         "band (95% of the sampling noise at the last checkpoint) together, the law's form is at fault, not the noise.</p>"
     )
     return [
-        ("laws", "The law's numbers and their forecast", text + grid(laws)),
-        ("residuals", "What the position law misses", about + grid(missed)),
+        ("laws", "The law's numbers and their forecast", text + folded(laws, "figures")),
+        ("residuals", "What the position law misses", about + folded(missed, "runs")),
     ]
 
 
@@ -121,7 +156,7 @@ def _table(analyses: list[tuple[Run, RunAnalysis]]) -> str:
     ]
     if not columns:
         return ""
-    head = ["law"] + [
+    heads = [
         f"{html.escape(run.name)}<br>{html.escape(result.split or 'training')}, {result.models[0].heldout_points} rows"
         for run, result, _ in columns
     ]
@@ -137,6 +172,11 @@ def _table(analyses: list[tuple[Run, RunAnalysis]]) -> str:
             below = "" if score is None or score.r2 is None else f"{score.r2:.2f}"
             cells.append(f'{text}<br><span class="soft">{below} {mark}</span>')
         rows.append(cells)
+    head = ["law", *heads]
+    if len(columns) > WIDE:
+        names = [row[0] for row in rows]
+        rows = [[title, *cells] for title, *cells in zip(heads, *(row[1:] for row in rows))]
+        head = ["run", *names]
     return (
         "<h3>Error on the held-out part: MSE (nats²), R² below it</h3><p>The law marked selected was chosen before, from the "
         "observed part alone; the least error is bold.</p>" + table(head, rows, "Errors on the held-out part")

@@ -118,6 +118,18 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   seen.observe(figure);
 }
 
+// On paper every chart is drawn as on the screen, also one that was never scrolled to.
+const printing = matchMedia("print");
+const drawAll = () => {
+  for (const chart of charts) {
+    if (!chart.figure.checkVisibility()) continue;
+    if (!chart.svg) begin(chart);
+    else chart.draw();
+  }
+};
+addEventListener("beforeprint", drawAll);
+printing.addEventListener("change", drawAll);
+
 let waiting = 0;
 addEventListener("resize", () => {
   clearTimeout(waiting);
@@ -139,6 +151,7 @@ for (const hint of document.querySelectorAll("[data-live]")) hint.hidden = false
 // Colour the runs by a setting.
 const by = document.getElementById("colour");
 if (by) {
+  page.colour = by.value;
   by.addEventListener("change", () => { page.colour = by.value; refresh(null); });
 }
 

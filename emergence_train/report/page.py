@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emergence_train import files
-from emergence_train.analysis.figures import ramp_colours
+from emergence_train.analysis.figures import PALETTE, ramp_colours
 from emergence_train.errors import InputError
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import abilities, conclusions, explanation_table, first_look, origin, outlook, seeds, svg
@@ -17,6 +17,10 @@ from emergence_train.report.reading import AS_THEY_ARE, Reading
 HERE = Path(__file__).parent
 SCRIPTS = ("axes.js", "chart.js", "cursor.js", "numbers.js", "page.js")
 MOST_NAMES = 8  # in the heading
+ORDER = (  # what most readers come for first
+    *("conclusions", "summary", "tokens", "seeds", "outlook", "emergence", "explanations", "position", "sizes", "law"),
+    *("laws", "residuals", "speed", "origin"),
+)
 SHADES = 24  # of the ramp that page.js colours with
 
 
@@ -51,6 +55,7 @@ def page(data: ReportData, version: str = "") -> str:
         *explanation_table.sections(data),
         *origin.sections(runs),
     ]
+    sections.sort(key=lambda section: ORDER.index(section[0]))
     names = ", ".join(data.names)
     if len(data.names) > MOST_NAMES:
         names = f"{len(data.names)} runs, {data.names[0]} to {data.names[-1]}"
@@ -86,9 +91,10 @@ def document(
         '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>emergence-train: {names}</title><link rel="icon" href="data:,">'
         f"<style>{svg.palette_css()}{(HERE / 'page.css').read_text(encoding='utf-8')}</style></head><body>"
+        '<a class="skip" href="#main">Skip to the text</a>'
         f'<header><h1>{html.escape(heading)}</h1><p class="soft">{names} · {today}</p>{live}'
         f'<nav aria-label="Sections">{links}</nav>{_controls(settings or {})}</header>'
-        f"<main>{svg.CLIP}{bodies}</main>{ramp}<script>{script}</script></body></html>\n"
+        f'<main id="main" tabindex="-1">{svg.CLIP}{bodies}</main>{ramp}<script>{script}</script></body></html>\n'
     )
 
 
@@ -101,8 +107,22 @@ def _controls(settings: dict[str, dict[str, str]]) -> str:
     )
     if not keys:
         return hint
-    options = "".join(f'<option value="{html.escape(key)}">{html.escape(key)}</option>' for key in keys)
+    first = colouring(settings)
+    options = "".join(
+        f'<option value="{html.escape(key)}"{" selected" if key == first else ""}>{html.escape(key)}</option>'
+        for key in keys
+    )
     return (
         f'{hint}<p data-live hidden><label for="colour">Colour the runs by</label> <select id="colour">'
         f'<option value="">run</option>{options}</select></p>{as_script({"keys": keys, "runs": settings}, "runs")}'
     )
+
+
+def colouring(settings: dict[str, dict[str, str]]) -> str:
+    """The setting that more runs than there are colours are coloured by at first: of those with no more values than colours the
+    one with the most, seeds apart; "" for fewer runs, which have a colour each."""
+    if len(settings) <= len(PALETTE):
+        return ""
+    values = {key: len({each[key] for each in settings.values()}) for key in next(iter(settings.values()), {})}
+    fit = [key for key, many in values.items() if many <= len(PALETTE) and key.rpartition(".")[2] != "seed"]
+    return max(fit, key=lambda key: (values[key], key == "width"), default="")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
+from scipy.stats import ttest_ind
 
 from emergence_train.analysis.figures import Figure, Trace, short
 from emergence_train.report.collect import ReportData, Run
@@ -85,7 +86,30 @@ def best(runs: Sequence[Run]) -> str:
     name = min(losses, key=lambda name: float(losses[name].mean()))
     mean, deviation = spread(losses[name])
     lead = "The lowest mean over seeds has" if len(losses) > 1 else "Over its seeds,"
-    return f"<p>{lead} <b>{html.escape(name)}</b>: {mean} on iid; its {len(losses[name])} seeds have an SD of {deviation}.</p>"
+    text = f"{lead} <b>{html.escape(name)}</b>: {mean} on iid; its {len(losses[name])} seeds have an SD of {deviation}"
+    return f"<p>{text}{_beside_next(name, losses)}.</p>"
+
+
+def _beside_next(name: str, losses: dict[str, np.ndarray]) -> str:
+    """Whether the group with the lowest mean is apart from the next one."""
+    others = [other for other in losses if other != name]
+    if not others:
+        return ""
+    following = min(others, key=lambda other: float(losses[other].mean()))
+    p = float(ttest_ind(losses[name], losses[following], equal_var=False).pvalue)
+    verdict = "apart by more than seeds explain" if p < 0.05 else "which of the two is lower is open"
+    return (
+        f"; the next, {html.escape(following)}, has {spread(losses[following])[0]}: {verdict} (Welch's t, p = {p:.2g})"
+    )
+
+
+def deviation(runs: Sequence[Run]) -> float | None:
+    """Standard deviation of the last loss on iid between seeds, pooled over the groups; None where no group has two."""
+    losses = [_last(members, "iid") for members in grouped(runs).values()]
+    freedom = sum(len(values) - 1 for values in losses if len(values) > 1)
+    if not freedom:
+        return None
+    return float(np.sqrt(sum(((values - values.mean()) ** 2).sum() for values in losses if len(values) > 1) / freedom))
 
 
 def _last(runs: Sequence[Run], split: str) -> np.ndarray:

@@ -20,6 +20,7 @@ HOSTS = ("127.0.0.1", "localhost")  # a page elsewhere whose name was made to le
 LOOK_SECONDS = 1.0  # between two looks at the files
 LEAST_SECONDS = 3.0  # between two pages; also as long as the last one took, so that half a CPU stays free
 PARTS = ("config.yaml", "metrics.jsonl", "positions/*", "evaluations/*")  # of a run, what the page shows
+NOT_BEGUN = "no run has begun there yet; waiting for its first line (if it is elsewhere, name its directory)"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
@@ -40,7 +41,8 @@ class RunsRead:
 class LivePage:
     """The newest page of `paths` and its version; `update` makes it again where a file has changed.
 
-    While there is nothing to show yet, the page says why and waits. A page that is there stays when a later one fails.
+    Runs that have not begun are left out until they do. While there is nothing to show yet, the page says why and waits.
+    A page that is there stays when a later one fails.
     """
 
     def __init__(self, paths: list[Path], reading: Reading, log: Callable[[str], None]) -> None:
@@ -56,8 +58,12 @@ class LivePage:
         if files == self._files:
             return False
         self._files, before = files, self.version
+        waiting = [path for path in self.paths if not_begun(path)]
         try:
-            self._show(page.page(page.collected(self.paths, self.reading, self._load), "@"))
+            if len(waiting) == len(self.paths):
+                raise InputError(f"{', '.join(map(str, waiting))}: {NOT_BEGUN}")
+            begun = [path for path in self.paths if path not in waiting]
+            self._show(page.page(page.collected(begun, self.reading, self._load), "@"))
             self._problem = ""
         except Exception as error:  # a file that is being written, or none yet: later ones may do
             self._fail(error)
@@ -79,6 +85,13 @@ class LivePage:
     def _show(self, text: str) -> None:
         self.version = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.text = text.replace('data-version="@"', f'data-version="{self.version}"', 1).encode()
+
+
+def not_begun(path: Path) -> bool:
+    """Whether a path is that of a run that may be about to begin: nothing is there yet, or a directory without a log."""
+    if not path.exists():
+        return not path.suffix  # of a file that is not there the name may be wrong
+    return path.is_dir() and not is_run(path) and ((path / "config.yaml").is_file() or not any(path.iterdir()))
 
 
 def stamps(paths: list[Path]) -> Iterator[tuple[str, int, int]]:

@@ -19,6 +19,7 @@ MANY = 60  # points of a trace from which on they are drawn small
 SHAPES: dict[Marker, str] = {  # of radius 1, round the middle
     "square": "M-1-1h2v2h-2z",
     "triangle": "M0-1.2 1.15 0.9h-2.3z",
+    "down": "M0 1.2 1.15-0.9h-2.3z",
     "cross": "M-1.2-0.6-0.6-1.2 0-0.6 0.6-1.2 1.2-0.6 0.6 0 1.2 0.6 0.6 1.2 0 0.6-0.6 1.2-1.2 0.6-0.6 0z",
 }
 CLIP = (
@@ -30,7 +31,7 @@ CLIP = (
 def palette_css() -> str:
     """The palette as CSS variables --c0, --c1, ... that follow the colour scheme."""
     light, dark = (";".join(f"--c{n}:{pair[k]}" for n, pair in enumerate(PALETTE)) for k in (0, 1))
-    return f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    return f":root{{{light}}}@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}"
 
 
 def figure_svg(figure: Figure, drawn: list[Trace]) -> str:

@@ -39,9 +39,10 @@ def write_page(out: Path, name: str, result: GrokkingResult, curves: pd.DataFram
 def _outcomes(result: GrokkingResult) -> str:
     counts = ", ".join(f"{number} {outcome}" for outcome, number in result.outcomes.items())
     censored = sum(run.censored for run in result.runs)
+    warning = f"<p><strong>Warning: {html.escape(text)}.</strong></p>" if (text := result.warning()) else ""
     return (
-        f"<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended with the budget before "
-        "they generalised: they might have later.</p>"
+        f"{warning}<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended with the budget "
+        "before they generalised: they might have later.</p>"
     )
 
 
@@ -52,7 +53,7 @@ def _critical(result: GrokkingResult) -> str:
             f"{row.params:,}",
             f"{row.weight_decay:g}",
             f"{row.generalised} of {row.runs}",
-            _shown(row.value),
+            _shown(row.value) if row.reason is None else html.escape(f"unknown: {row.reason}"),
             f"{_shown(row.low95)} to {_shown(row.high95)}",
         ]
         for row in result.critical_fraction

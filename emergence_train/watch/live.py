@@ -16,11 +16,11 @@ from emergence_train.recorder.naming import names_of
 from emergence_train.run_differences import differences_by_origin
 from emergence_train.watch.details import details
 from emergence_train.watch.listing import table
-from emergence_train.watch.progress import Progress, progress, run_directories
+from emergence_train.watch.progress import Progress, duration, progress, run_directories
 from emergence_train.watch.screen import fitting, line, screen
 
 SECONDS, LINE_SECONDS = 2.0, 30.0  # between screens; between lines of a log
-ENDED = ("finished", "stopped", "imported")
+LOST_SECONDS = 3600.0  # stale for so long: nobody who reads a file is kept waiting for it
 
 
 def console(piped: int | None = None) -> Console:
@@ -32,35 +32,69 @@ def console(piped: int | None = None) -> Console:
     return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
-def watch(places: list[Path], *, seconds: float | None = None, once: bool = False) -> None:
-    """Show runs until none is running any more, or the user interrupts; with `once` as they are now."""
+class Patience:
+    """Whether to look again: while a run is running, and for `seconds` after the last one while a stopped one may be resumed.
+
+    `for_ever` of stale runs: on a terminal someone can leave; without one they are given up after LOST_SECONDS.
+    """
+
+    def __init__(self, seconds: float, for_ever: bool) -> None:
+        self.seconds, self.for_ever = seconds, for_ever
+        self._since: float | None = None
+
+    def more(self, runs: list[Progress]) -> bool:
+        """Whether any of `runs` is worth another look."""
+        if any(run.state == "running" or (run.state == "stale" and not self._lost(run)) for run in runs):
+            self._since = None
+            return True
+        self._since = time.monotonic() if self._since is None else self._since
+        return any(run.awaited for run in runs) and time.monotonic() - self._since < self.seconds
+
+    def note(self, runs: list[Progress]) -> str:
+        """What is waited for, and how to leave; "" while a run is running."""
+        if self._since is None or not any(run.awaited for run in runs):
+            return ""
+        limit = "" if math.isinf(self.seconds) else f", {duration(self.seconds)} at most"
+        return f"waiting for a requeue, or the same train command, to resume it{limit}; Ctrl-C leaves"
+
+    def _lost(self, run: Progress) -> bool:
+        return not self.for_ever and run.age_seconds > LOST_SECONDS
+
+
+def watch(places: list[Path], *, seconds: float | None = None, once: bool = False, wait: float | None = None) -> None:
+    """Show runs until none is running any more, or the user interrupts; with `once` as they are now.
+
+    wait: seconds for which a stopped run that did not fail is waited for: by default for ever on a terminal, and not at
+    all without one, so that no script hangs.
+    """
     out = console()
     if once:
         out.print(_view(places, out)[0])
         return
     with contextlib.suppress(KeyboardInterrupt):
         if out.is_terminal and not out.is_dumb_terminal:  # TERM=dumb: no place to draw the same lines again
-            _on_terminal(places, out, seconds or SECONDS)
+            _on_terminal(places, out, seconds or SECONDS, Patience(math.inf if wait is None else wait, True))
         else:
-            _as_lines(places, lambda text: out.print(text, soft_wrap=True), seconds or LINE_SECONDS)
+            patience = Patience(wait or 0.0, False)
+            _as_lines(places, lambda text: out.print(text, soft_wrap=True), seconds or LINE_SECONDS, patience)
 
 
-def _on_terminal(places: list[Path], out: Console, seconds: float) -> None:
+def _on_terminal(places: list[Path], out: Console, seconds: float, patience: Patience) -> None:
     with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            shown, runs = _view(places, out, live=True)
+            shown, runs = _view(places, out, live=True, patience=patience)
             live.update(shown, refresh=True)
-            if all(run.state in ENDED for run in runs):
+            if not patience.more(runs):
                 break
             time.sleep(seconds)
     for run in runs:
         out.print(line(run))
 
 
-def _as_lines(places: list[Path], log: Callable[[str], None], seconds: float) -> None:
+def _as_lines(places: list[Path], log: Callable[[str], None], seconds: float, patience: Patience) -> None:
     """A line for a run where anything has changed, at once where that is its state."""
     shown: dict[Path, Progress] = {}
-    logged_at = -math.inf
+    logged_at, noted = -math.inf, False
     while True:
         due = time.monotonic() - logged_at >= seconds
         runs = _runs(places)
@@ -71,8 +105,11 @@ def _as_lines(places: list[Path], log: Callable[[str], None], seconds: float) ->
                 shown[run.path] = run
         if due:
             logged_at = time.monotonic()
-        if all(run.state in ENDED for run in runs):
+        if not patience.more(runs):
             return
+        if (note := patience.note(runs)) and not noted:
+            log(note)
+        noted = bool(note)
         time.sleep(min(seconds, SECONDS))
 
 
@@ -83,13 +120,19 @@ def _runs(places: list[Path]) -> list[Progress]:
     return [progress(run, names.get(run)) for run in directories]
 
 
-def _view(places: list[Path], out: Console, live: bool = False) -> tuple[RenderableType, list[Progress]]:
+def _view(
+    places: list[Path], out: Console, live: bool = False, patience: Patience | None = None
+) -> tuple[RenderableType, list[Progress]]:
     """One run with all there is to see of it (`live`: what the terminal has lines for), several as a table."""
     directories = run_directories(places)
     if len(directories) == 1:
         shown = details(directories[0])
-        return (fitting(shown, out) if live else screen(shown, out)), [shown.progress]
+        runs, note = [shown.progress], ""
+        if patience is not None and patience.more(runs):
+            note = patience.note(runs)
+        return (fitting(shown, out, note) if live else screen(shown, out)), runs
     names = names_of(directories)
     runs = [progress(run, names.get(run)) for run in directories]
     rows = list(zip(runs, differences_by_origin(directories)))
-    return Group(table(rows, out), *(line(run) for run in runs if run.reason)), runs
+    note = patience.note(runs) if patience is not None and patience.more(runs) else ""
+    return Group(table(rows, out), *(line(run) for run in runs if run.reason), *([note] if note else [])), runs

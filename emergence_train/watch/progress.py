@@ -20,6 +20,7 @@ END_BYTES = 1 << 17  # of the log's end: 700 steps
 RECENT = 64  # steps that loss and speed are means of
 QUIET_SECONDS = 120.0  # without a row, at least: then a run is stale
 QUIET_STEPS, QUIET_CHECKPOINTS = 20, 3  # and without a row for so many times a step, and a checkpoint's measurements
+FAILED = (1, 2)  # exit codes after which the same command alone would not help; others are resumed by a requeue
 TABLE = re.compile(r"step-\d{10}\.parquet")
 STATES = ("running", "finished", "stopped", "stale", "imported")
 
@@ -56,6 +57,7 @@ class Progress:
     mfu: float | None  # a share of the devices' dense bf16 peak
     eta_seconds: float | None  # with the checkpoints' measurements, without saving; None where nothing is running
     age_seconds: float  # since the log was written
+    awaited: bool = False  # it is stopped and a requeue may resume it: it did not fail
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         last = end.checkpoint.get("validation", {})
     step, speed = last.get("step", 0), _median(end.train, "tokens_per_second")
     sessions, age = read_sessions(run), max(0.0, time.time() - end.modified)
+    session = sessions[-1] if sessions else {}
     state, reason = _state(end, sessions, step, total_steps, age, step_tokens / speed if speed else 0.0)
     return Progress(
         name=name or run_name(run),
@@ -145,9 +148,10 @@ def progress_of(run: Path, end: LogEnd, name: str | None = None) -> Progress:
         lr=last.get("lr"),
         grad_norm=last.get("grad_norm"),
         tokens_per_second=speed,
-        mfu=_mfu(header, sessions[-1] if sessions else {}, speed),
+        mfu=_mfu(header, session, speed),
         eta_seconds=_eta(end, total_steps, step, step_tokens, speed) if state == "running" else None,
         age_seconds=age,
+        awaited=state == "stopped" and session.get("exit_code") not in FAILED,
     )
 
 

@@ -49,11 +49,11 @@ def screen(shown: Details, console: Console) -> RenderableType:
     return Group(head, grid, *samples)
 
 
-def fitting(shown: Details, console: Console) -> RenderableType:
+def fitting(shown: Details, console: Console, note: str = "") -> RenderableType:
     """The screen where the terminal has the lines for it, else its parts without frames, as many as there are lines for; the
-    names of those left out are in the last line."""
+    names of those left out are in the last line. `note`: a line that is always there, below the state."""
     room = console.height - 1
-    whole = screen(shown, console)
+    whole: RenderableType = Group(Text(note, "yellow"), screen(shown, console)) if note else screen(shown, console)
     if _lines(whole, console) <= room:
         return whole
     unicode = _unicode(console)
@@ -69,7 +69,8 @@ def fitting(shown: Details, console: Console) -> RenderableType:
         *([("samples", _samples(shown))] if shown.samples else []),
         *([("loss by position", _positions(shown, console.width, LOW_HEIGHT, unicode))] if shown.positions else []),
     ]
-    taken: list[RenderableType] = [Group(_title(shown.progress), _head(shown.progress, console.width))]
+    head = [_title(shown.progress), *([Text(note, "yellow")] if note else []), _head(shown.progress, console.width)]
+    taken: list[RenderableType] = [Group(*head)]
     left = []
     room -= _lines(taken[0], console) + 1  # the last line
     for title, body in parts:

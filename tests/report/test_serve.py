@@ -55,7 +55,11 @@ def test_only_the_page_is_served(served):
 def test_the_page_follows_the_files(tmp_path):
     lines = []
     live = LivePage([tmp_path / "run"], Reading(), lines.append)
-    assert live.update() and b"no such file" in live.text and b'id="waiting"' in live.text
+    assert (
+        live.update()
+        and b"no run has begun there yet; waiting for its first line" in live.text
+        and b'id="waiting"' in live.text
+    )
     run = write_run(tmp_path, "run", positions=4, until=20)
     assert live.update() and b'id="position"' in live.text and not live.update()
     first = live.version
@@ -109,3 +113,33 @@ def test_ctrl_c_ends_it_with_0(tmp_path):
         assert process.returncode == 0 and rest == "no longer served\n"
     finally:
         process.kill()
+
+
+def test_a_run_that_has_not_begun_is_waited_for_beside_others(tmp_path):
+    """Its directory with a configuration, or not even that; the page of the others is there meanwhile."""
+    done, coming = write_run(tmp_path, "done", positions=4, until=20), tmp_path / "coming"
+    live = LivePage([done, coming], Reading(), print)
+    assert live.update() and b"<b>done</b>" in live.text and b"coming" not in live.text
+    coming.mkdir()
+    (coming / "config.yaml").write_text("name: coming\n")
+    alone = LivePage([coming], Reading(), print)
+    assert alone.update() and b"no run has begun there yet" in alone.text
+    (coming / "metrics.jsonl").write_text("")
+    assert alone.update() and b"is empty; wait for the run" in alone.text
+    (coming / "metrics.jsonl").unlink()
+    write_run(tmp_path, "late", positions=4, until=20)
+    for name in ("metrics.jsonl", "positions"):
+        (tmp_path / "late" / name).rename(coming / name)
+    assert live.update() and b"<b>late</b>" in live.text
+
+
+def test_a_finished_run_without_positions_is_not_waited_for(tmp_path):
+    run = write_run(tmp_path, "run", positions=4)
+    for table in (run / "positions").iterdir():
+        table.unlink()
+    with pytest.raises(InputError, match="is finished and has no losses by position.*metrics.jsonl for a page"):
+        load_run(run, "run")
+    assert (
+        b"a training loss of 3.225 nats per token"
+        in page.report([run / "metrics.jsonl"], tmp_path / "out").read_bytes()
+    )

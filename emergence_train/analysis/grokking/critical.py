@@ -91,6 +91,7 @@ def _crossing(grid: np.ndarray, above: np.ndarray) -> float | None:
 def fit(groups: list[Group]) -> Fit:
     """The likelihood of all groups on one grid."""
     shares = np.unique(np.concatenate([group.fractions for group in groups]))
+    shares = shares if len(shares) else np.array([0.5])  # no run at all: a flat likelihood
     span = max(float(shares[-1] - shares[0]), 0.05)
     gap = float(np.diff(shares).min()) if len(shares) > 1 else span
     centres = np.linspace(shares[0] - REACH * span, shares[-1] + REACH * span, CENTRES)
@@ -116,6 +117,8 @@ def any_shape(group: Group) -> tuple[float | None, float | None]:
     For c between two shares the chances below are at most half and those above at least half; the best such chances are the
     isotonic ones of either side, cut off at half.
     """
+    if not len(group.fractions):
+        return None, None
     shares, place = np.unique(group.fractions, return_inverse=True)
     runs, able = np.bincount(place), np.bincount(place, weights=group.generalised)
     best = _binomial(isotonic(able, runs), able, runs)
@@ -181,8 +184,11 @@ def trend(fitted: Fit) -> TrendFit:
     ratio = 2 * max(best - float(profile[SLOPES // 2]), 0.0)
     scale = min(1.0, float(stats.chi2.isf(p, 1)) / ratio) if ratio > FLAT else 1.0
     spare = len(used) - len(strata) - 1
+    slope = Fit._interval(slopes, best + max(scale, LEAST_SCALE) * (profile - best), -np.inf, np.inf)
+    if slope.low95 is None and slope.high95 is None:  # a value that nothing bounds is none
+        slope = Interval(None, None, None)
     return TrendFit(
-        Fit._interval(slopes, best + max(scale, LEAST_SCALE) * (profile - best), -np.inf, np.inf),
+        slope,
         p,
         float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None,
         sizes,
@@ -191,6 +197,8 @@ def trend(fitted: Fit) -> TrendFit:
 
 def _rises(group: Group) -> bool:
     """Whether more data went with more runs that generalise: the most likely chances are not all one."""
+    if not len(group.fractions):
+        return False
     _, place = np.unique(group.fractions, return_inverse=True)
     runs, able = np.bincount(place), np.bincount(place, weights=group.generalised)
     return bool(np.ptp(isotonic(able, runs)) > 0)

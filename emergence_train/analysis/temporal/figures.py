@@ -26,6 +26,7 @@ POINTS = 1000  # points drawn of a curve at most
 CURVES = 40  # checkpoints drawn against position
 BINS = 40  # bins of position, equal in the logarithm
 CHECKPOINTS = 12  # points drawn of the residuals
+SPIKE = 3.0  # held-out losses so many times as high as the forecast and 95% of them reach are cut
 FEWEST = 3  # checkpoints with a closed interval required to draw a parameter
 UNITS = {"a0": "nats", "a1": "1 / position", "a2": "nats"}
 NATS = "loss (nats per token)"
@@ -76,22 +77,36 @@ def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: i
     before = before[
         before <= np.quantile(before, 0.9)
     ]  # an untrained model's losses would compress the rest of the axis
-    shown = np.concatenate([before, loss[~run.seen], mean, rows["low95"], rows["high95"]])
+    ahead_of_it = np.concatenate([mean, rows["low95"], rows["high95"]])
+    shown = np.concatenate([before, _without_spikes(loss[~run.seen], ahead_of_it), ahead_of_it])
     room = 0.05 * float(np.ptp(shown)) + 1e-3
     y_range = float(shown.min()) - room, float(shown.max()) + room
-    traces += _above(x[run.seen], loss[run.seen], float(shown.max()), points)
+    top = float(shown.max())
+    traces += _above(x[run.seen], loss[run.seen], top, points)
+    traces += _above(x[~run.seen], loss[~run.seen], top, points, "held out", HELD_OUT)
     return Figure(title, label, NATS, tuple(traces), y_range=y_range, note=_coverage_note(run))
 
 
-def _above(x: np.ndarray, loss: np.ndarray, top: float, points: int) -> list[Trace]:
-    """What was observed above the figure, at its upper edge; not the untrained model, before the loss first is in the figure."""
+def _without_spikes(held: np.ndarray, forecast: np.ndarray) -> np.ndarray:
+    """The held-out losses that set the axis: without those by which everything else would be flat."""
+    if not len(held) or not len(forecast):
+        return held
+    usual = np.r_[forecast, np.quantile(held, 0.95)]
+    return held[held <= usual.min() + SPIKE * float(np.ptp(usual))]
+
+
+def _above(
+    x: np.ndarray, loss: np.ndarray, top: float, points: int, what: str = "observed", colour: int = OBSERVED
+) -> list[Trace]:
+    """What lies above the figure, at its upper edge; not the untrained model, before the loss first is in the figure."""
     high = loss > top
-    high[: int(np.argmin(high))] = False
+    if what == "observed":
+        high[: int(np.argmin(high))] = False
     if not high.any():
         return []
-    label = f"observed above the figure, up to {short(loss[high].max())}"
+    label = f"{what} above the figure, up to {short(loss[high].max())}"
     shown = x[high][envelope(loss[high], points)]
-    return [Trace(shown, np.full(len(shown), top), label, OBSERVED, line=False, points=True)]
+    return [Trace(shown, np.full(len(shown), top), label, colour, line=False, points=True)]
 
 
 def _coverage_note(run: RunAnalysis) -> str:
@@ -185,7 +200,8 @@ def _parameter(run: RunAnalysis, rows: pd.DataFrame, name: str, bounded: np.ndar
     x, _, label = _progress(run)
     low, value, high = (rows[f"{name}{end}"].to_numpy(float) for end in ("_low", "", "_high"))
     left_out = int((~bounded).sum())
-    notes = [f"{left_out} checkpoints whose curve does not bound {name} are left out."] if left_out else []
+    some = "1 checkpoint" if left_out == 1 else f"{left_out} checkpoints"
+    notes = [f"Without {some} whose curve does not bound {name}."] if left_out else []
     traces = []
     if f"{name}_law" in rows:
         law, reach = rows[f"{name}_law"].to_numpy(float), 1.96 * rows[f"{name}_law_sd"].to_numpy(float)
@@ -211,17 +227,20 @@ def _parameter(run: RunAnalysis, rows: pd.DataFrame, name: str, bounded: np.ndar
     )
 
 
-def residuals(run: RunAnalysis, positions: PositionTables, title: str) -> Figure:
-    """Loss minus the position law fitted at the same checkpoint, by position, with the last checkpoint's sampling noise."""
+def residuals(run: RunAnalysis, positions: PositionTables, title: str, *, lines: int = CHECKPOINTS) -> Figure:
+    """Loss minus the position law fitted at the same checkpoint, by position, for at most `lines` checkpoints, with the last
+    one's sampling noise."""
     rows = positions.residuals
     steps = np.sort(rows["step"].unique())
-    chosen = steps[even(len(steps), CHECKPOINTS)]
+    chosen = steps[even(len(steps), lines)]
     progress, _, label = _progress(run)
     trained = dict(zip(run.series.step.astype(int), progress))
     last = rows[rows["step"] == steps[-1]]
     middle = np.sqrt(last["position_low"] * last["position_high"]).to_numpy(float)
     noise = 1.96 * last["stderr"].to_numpy(float)
-    traces = [Trace(middle, np.zeros(len(middle)), "sampling noise, 95%", OBSERVED, low=-noise, high=noise)]
+    zero = np.zeros(len(middle))
+    traces = [Trace(middle, zero, "sampling noise, 95%", OBSERVED, line=False, low=-noise, high=noise)]
+    traces.append(Trace(middle, zero, "", OBSERVED))
     ramp = Ramp(label, trained[chosen[0]], trained[chosen[-1]])
     unit = "tokens" if run.series.by_tokens else "steps"
     for step, shade in zip(chosen, ramp.shades(np.array([trained[step] for step in chosen]))):
