@@ -65,7 +65,7 @@ def verb_memorise(arguments: argparse.Namespace) -> dict:
         from emergence_train.recorder.naming import names_of
         from emergence_train.report.memorise_page import write_page
 
-    probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed)
+    probe = Probe(arguments.prefix, arguments.continuation, arguments.items, arguments.seed, least=2)
     texts = read_texts(Path(arguments.texts)) if arguments.texts else None
     log = progress_log(arguments)
     try:

@@ -295,9 +295,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def add_scores(parser: argparse.ArgumentParser) -> None:
     """The results, and how those of other programs are read."""
-    text = "run directories, Parquet or CSV tables, results of lm-eval, OLMES or HELM"
+    text = "run directories, Parquet or CSV tables, results of lm-eval, lighteval, OLMES or HELM"
     parser.add_argument("tables", nargs="+", metavar="TABLE_OR_RUN", help=text)
-    text = "of results: auto, evaluations (ours), lm-eval, olmes, helm or csv (default: auto)"
+    text = "of results: auto, evaluations (ours), lm-eval, lighteval, olmes, helm or csv (default: auto)"
     parser.add_argument("--format", default="auto", metavar="FORMAT", help=text)
     parser.add_argument("--run", metavar="NAME", help="of results: the run's name")
     add_sizes(parser)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationError, model_validator
 
-from emergence_train import config_tree, interpolation
+from emergence_train import config_tree, files, interpolation
 from emergence_train.data_config import Data
 from emergence_train.errors import InputError
 from emergence_train.logging_config import Logging, Samples
@@ -426,16 +426,15 @@ def _validated(tree: dict, path: str | Path) -> Config:
 def load_run(run: Path) -> Config:
     """The resolved configuration that a run directory holds.
 
-    Its data are looked for from here, and, where they are not there, from every directory above the run.
+    Its data and the files of its tasks are looked for from here, else from every directory above the run.
     """
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: is not a run directory (it has no config.yaml)")
     config = load(run / "config.yaml")
-    above = (parent / config.data.path for parent in run.resolve().parents)
-    prepared = (place for place in above if (place / "dataset.json").is_file())
-    if not Path(config.data.path).exists() and (place := next(prepared, None)):
-        return config.model_copy(update={"data": config.data.model_copy(update={"path": str(place)})})
-    return config
+    data = config.data.model_copy(update={"path": files.from_run(run, config.data.path, "dataset.json")})
+    paths = ("file", "include_path")
+    tasks = [task.model_copy(update={k: files.from_run(run, getattr(task, k)) for k in paths}) for task in config.tasks]
+    return config.model_copy(update={"data": data, "tasks": tasks})
 
 
 def _expand_mode(tree: dict) -> None:

@@ -157,6 +157,14 @@ def make_directory(path: Path) -> None:
         fsync_directory(path.parent)
 
 
+def from_run(run: Path, path: str | None, file: str = "") -> str | None:
+    """A path of a run's configuration that is not there (with `file`) from here: from the nearest directory above the run."""
+    if path is None or Path(path).exists():
+        return path
+    places = (parent / path for parent in run.resolve().parents)
+    return next((str(place) for place in places if (place / file).exists()), path)
+
+
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Within, an OSError is raised as the one line that names `path`."""

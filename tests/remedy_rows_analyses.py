@@ -283,6 +283,8 @@ POSITIONS = "run,params,step,tokens,split,position,count,loss_sum,loss_sq_sum,co
     for p in (1, 2, 3, 4)
     for loss in [2 + step**-0.3 + 1 / p]
 )
+MARKDOWN = "| step | loss |\n|---|---|\n" + PLAIN.partition("\n")[2].replace(",", " | ")
+PERPLEXITIES = "step\tperplexity\n" + "".join(f"{k}\t{5.5 - k / 10:.3f}\n" for k in range(1, 31))
 LOGS = [
     Row(
         "are for logs and tables of curves; leave them out",
@@ -369,6 +371,13 @@ LOGS = [
         name="log.txt",
     ),
     log("not a log that is known; give --format {}", SAID, "--format", "csv", name="log.dat", then=PLAIN),
+    log(
+        "tables of other columns; keep one",
+        MARKDOWN + "\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+        name="x.md",
+        then=MARKDOWN,
+    ),
+    log("write its decimals with points", PERPLEXITIES.replace(".", ","), then=PERPLEXITIES),
     log("give --format if it is a text log", "a\nb,c\n" + TEXT, "--format", "nanogpt", wrong=("--format", "csv")),
 ]
 

@@ -90,6 +90,7 @@ SWEEPS_EXEMPT = {  # of a message: why it has no row
     "has no text; give an object with text a line": "evaluation/test_memorisation_probe.py",
     "half of a surrogate pair, which is no text; leave it out": "evaluation/test_memorisation_probe.py",
     "has no rows; give the texts to ask about": "evaluation/test_memorisation_probe.py",
+    "never, which are the controls; give at least {} of each": "evaluation/test_memorisation_probe.py",
     "items: no column {}; give {}": "Python's own frames alone reach it: analysis/memorisation/test_memorisation.py",
     "trained sequences and {} controls; probe at least 2": "analysis/memorisation/test_memorisation.py",
     "form {} is unknown; choose from {}": "Python alone: simulations",

@@ -18,6 +18,7 @@ from emergence_train import files
 from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import step_name
 from emergence_train.convert.hf_names import WRAPPED, hf_config, hf_weights
+from emergence_train.convert.logits import LogitsCompared, compare, in_words
 from emergence_train.convert.model_card import model_card
 from emergence_train.data import identity
 from emergence_train.data import tokenizer as tokenizers
@@ -34,7 +35,10 @@ FILE_BYTES = 5 * 10**9  # of weights in one file; more go into several with an i
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: `files` with their bytes and SHA-256, `loss` in nats per token by split; `pushed`: its page, or None."""
+    """What was written: `files` with their bytes and SHA-256, `loss` in nats per token by split; `pushed`: its page, or None.
+
+    `logits`: the largest difference from the run's own and their scale; None where they were not compared.
+    """
 
     export: str
     run: str
@@ -45,6 +49,7 @@ class Exported:
     parameters: int
     loss: dict[str, float]
     files: list[dict]
+    logits: LogitsCompared | None = None
     pushed: str | None = None
 
 
@@ -74,6 +79,7 @@ def export(
     named = _by_their_names(weights, config.model)
     _write_weights(out, {name: weight.to(DTYPES[dtype]) for name, weight in named.items()}, file_bytes)
     architecture = (settings.get("architectures") or [settings["model_type"]])[0]
+    compared = compare(config.model, weights, out)
     card = model_card(
         run,
         step,
@@ -84,9 +90,11 @@ def export(
         training=config.training,
         imported=config.imported,
         architecture=architecture,
+        logits=in_words(compared),
     )
     files.write_bytes(out / "README.md", card.encode())
     log(f"{chosen.name} of {config.name} as {architecture}: {out}")
+    log(f"logits {in_words(compared)}")
     return Exported(
         export=str(out),
         run=config.name,
@@ -97,6 +105,7 @@ def export(
         parameters=config.model.parameters(),
         loss=_losses(run, step),
         files=[files.describe(out, path) for path in sorted(out.iterdir())],
+        logits=None if isinstance(compared, str) else compared,
     )
 
 

@@ -248,7 +248,15 @@ def _data(
     parts |= {"path": str(run / "data"), "sequence": sequence}
     parts["tokenizer"] = {"file": str(run / identity.TOKENIZER), "end_of_text": end}
     data = Data.model_validate(parts)
-    prepare(data, log)
+    try:
+        prepare(data, log, trained=False)
+    except InputError as error:
+        if texts and "for one validation sequence" in str(error):
+            raise InputError(
+                f"--data {' '.join(texts)[:80]}: has no {sequence + 1} tokens, which one sequence takes; give longer text, or "
+                f"a shorter --sequence"
+            ) from None
+        raise
     return data, begin
 
 

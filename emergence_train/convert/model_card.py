@@ -29,14 +29,19 @@ def model_card(
     training: Training,
     imported: Imported | None,
     architecture: str,
+    logits: str,
 ) -> str:
-    """The card of the checkpoint of `step`, which had been trained on `tokens` tokens (0: not known)."""
+    """The card of the checkpoint of `step`, which had been trained on `tokens` tokens (0: not known).
+
+    `logits`: how they compare with the run's.
+    """
     facts = [
         ("architecture", architecture),
         (
             "parameters",
             f"{model.parameters():,}, {model.non_embedding_parameters():,} of them outside embedding and head",
         ),
+        ("logits", logits),
         ("step", f"{step:,}"),
         ("tokens", f"{tokens:,}" if tokens else "not known"),
     ]

@@ -1,5 +1,6 @@
 """A prepared data set: batches of training samples by global index, and the validation windows."""
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,19 @@ class Dataset:
         self.streams = [
             shards.TokenStream(self.root, self.index["domains"][domain]["shards"], dtype) for domain in self.domains
         ]
-        weights = [source.weight for source in data.sources if source.weight > 0]
-        self.sampler = Sampler([len(stream) for stream in self.streams], weights, data.sequence, seed)
+        self._weights = [source.weight for source in data.sources if source.weight > 0]
+        self._seed = seed
+        if self.index.get("trained", True):
+            self.sampler  # noqa: B018  raises where there is too little text
         self.windows = {
             domain: np.memmap(self.root / entry["file"], dtype=dtype, mode="r").reshape(entry["sequences"], -1)
             for domain, entry in self.index["validation"]["sets"].items()
         }
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """Which window a sample is. Raises InputError where a domain has less training text than a sequence."""
+        return Sampler([len(stream) for stream in self.streams], self._weights, self.sequence, self._seed)
 
     def sample(self, index: int) -> np.ndarray:
         """The `sequence + 1` tokens of global sample `index`, int64."""
@@ -90,7 +98,8 @@ class Dataset:
                     f"{self.root}: has no domain {source.domain!r} (it has "
                     f"{', '.join(self.index['domains'])}); prepare again under another data.path"
                 )
-            if source.weight > 0 and not self.index["domains"][source.domain]["shards"]:
+            trained = source.weight > 0 and self.index.get("trained", True)
+            if trained and not self.index["domains"][source.domain]["shards"]:
                 raise InputError(
                     f"{self.root}: holds no training text of the domain {source.domain!r}; set its weight to 0, or prepare "
                     f"more of it under another data.path"

@@ -52,6 +52,7 @@ class Index(_Strict):
     tokenizer: Tokenizer
     domains: dict[str, Domain]
     validation: Validation
+    trained: bool = True  # False: for validation alone, of an imported run; training text may be missing
 
     @model_validator(mode="after")
     def _sizes(self) -> "Index":

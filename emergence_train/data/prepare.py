@@ -28,12 +28,16 @@ from emergence_train.errors import InputError
 
 BYTES_A_TOKEN = 2.0  # a low estimate, for the check of free space
 MOST_HELD_OUT = 0.5  # of a source too small for any validation sequence at data.validation.fraction
+ALL_HELD_OUT = 1 - 1e-9  # where nothing is trained
 OURS = ("recipe.json", "tokenizer.json", "verified.json", "parts", "train", "validation")
 PROGRESS_SECONDS = 5.0
 
 
-def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
-    """Prepare `data.path` and return it; does nothing where it was prepared from the same configuration and files."""
+def prepare(data: Data, log: Callable[[str], None] = print, *, trained: bool = True) -> Path:
+    """Prepare `data.path` and return it; does nothing where it was prepared from the same configuration and files.
+
+    `trained`: every source needs text for training too, and not for validation alone.
+    """
     root = Path(data.path)
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: is a file; data.path must be a directory, or not exist")
@@ -58,10 +62,10 @@ def prepare(data: Data, log: Callable[[str], None] = print) -> Path:
             files.write_json(root / "recipe.json", recipe | {"made_from": made_from})
             sources.check_overlap(data)  # now that there is something of ours that a pattern could take
         _sweep(root)
-        return _prepare(data, root, made_from, log)
+        return _prepare(data, root, made_from, log, trained)
 
 
-def _prepare(data: Data, root: Path, made_from: dict, log: Callable[[str], None]) -> Path:
+def _prepare(data: Data, root: Path, made_from: dict, log: Callable[[str], None], trained: bool) -> Path:
     encoder = _tokenizer(data, root, log)
     end = tokenizer.end_of_text(encoder, data.tokenizer.end_of_text)
     dtype = shards.token_dtype(tokenizer.size(encoder))
@@ -71,8 +75,10 @@ def _prepare(data: Data, root: Path, made_from: dict, log: Callable[[str], None]
         for source in [*data.sources, *data.ood]:
             fraction = 1.0 if source in data.ood else data.validation.fraction
             reader = PartReader(data, source, root, dtype, end, needed[source.domain], fraction)
-            parts[source.domain] = _enough_held_out(data, reader, workers, log)
-    _check_lengths(data, parts)
+            most = MOST_HELD_OUT if trained else ALL_HELD_OUT
+            parts[source.domain] = _enough_held_out(data, reader, workers, most, log)
+    if trained:
+        _check_lengths(data, parts)
     index: dict[str, Any] = {
         "format": 1,
         "sequence": data.sequence,
@@ -86,6 +92,8 @@ def _prepare(data: Data, root: Path, made_from: dict, log: Callable[[str], None]
         "domains": {source.domain: _domain(source, parts[source.domain]) for source in data.sources},
         "validation": _validation_sets(data, root, parts, dtype, end, log),
     }
+    if not trained:
+        index["trained"] = False
     _check_unchanged(made_from, _made_from(data), root)
     files.write_json(root / "dataset.json", index)
     shutil.rmtree(root / "parts", ignore_errors=True)
@@ -329,11 +337,13 @@ def _own(data: Data, source: Source) -> int:
     return own if source.weight > 0 else 0
 
 
-def _enough_held_out(data: Data, reader: PartReader, workers: Workers, log: Callable[[str], None]) -> list[dict]:
-    """The source's parts, with a larger held-out fraction where it is too small for any validation window."""
+def _enough_held_out(
+    data: Data, reader: PartReader, workers: Workers, most: float, log: Callable[[str], None]
+) -> list[dict]:
+    """The source's parts, with a larger held-out fraction, up to `most`, where it is too small for any validation window."""
     parts = tokenize_source(reader, workers, log)
-    while not reader.windows(parts) and len(parts) == 1 and reader.most and reader.fraction < MOST_HELD_OUT:
-        reader.restart(min(4 * reader.fraction, MOST_HELD_OUT))
+    while not reader.windows(parts) and len(parts) == 1 and reader.most and reader.fraction < most:
+        reader.restart(min(4 * reader.fraction, most))
         parts = tokenize_source(reader, workers, log)
         if reader.windows(parts):
             log(

@@ -85,7 +85,7 @@ class TokenStream:
         return tokens, np.load(self.root / shard["documents"]["file"], mmap_mode="r")
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
         """`length` tokens from `start`, as int64."""

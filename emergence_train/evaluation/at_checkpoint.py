@@ -1,5 +1,6 @@
 """Evaluate a checkpoint: tasks, and losses that are comparable between tokenizers."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,6 +72,6 @@ class Evaluator:
             step=step,
             tokens=tokens,
             loss=losses["iid"],
-            unigram_loss=self.unigram["iid"],
+            unigram_loss=self.unigram.get("iid", math.nan),
             bits_per_byte=self.comparable(losses)["bits_per_byte"]["iid"],
         )

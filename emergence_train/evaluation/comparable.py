@@ -29,8 +29,11 @@ def unigram_cross_entropy(counts: np.ndarray, targets: np.ndarray) -> float:
 def unigram_losses(dataset: Dataset) -> dict[str, float]:
     """Cross-entropy of each validation split under the unigram model of the training mixture, nats per token.
 
-    Frequencies are those of the domains' first UNIGRAM_TOKENS training tokens, mixed by the training weights.
+    Frequencies are those of the domains' first UNIGRAM_TOKENS training tokens, mixed by the training weights. Nothing where a
+    domain has no training text, as of an imported run.
     """
+    if not all(map(len, dataset.streams)):
+        return {}
     weights = {domain: dataset.index["domains"][domain]["weight"] for domain in dataset.domains}
     counts = np.zeros(dataset.vocabulary)
     for domain, stream in zip(dataset.domains, dataset.streams):

@@ -43,12 +43,13 @@ UNSEEN = 0.01  # greatest chance of not having been drawn yet of a text that cou
 
 @dataclass(frozen=True)
 class Probe:
-    """What is asked: `prefix` tokens are given, `continuation` tokens must follow; `items` of each kind."""
+    """What is asked: `prefix` tokens are given, `continuation` tokens must follow; `items` of each kind, where they are drawn."""
 
     prefix: int = 32
     continuation: int = 16
     items: int = 200
     seed: int = 0
+    least: int = 1  # texts of one's own that were trained on, and that were not; an interval needs 2 of each
 
     @property
     def length(self) -> int:
@@ -93,6 +94,7 @@ def probe_run(
     else:
         tokens = first_tokens(texts, load_file(run / identity.TOKENIZER), probe)
         tokens, seen = trained_or_not(dataset, tokens, samples, f"{run}: step {step}", log)
+        enough_texts(seen, probe.least, f"{run}: step {step}")
     log(f"{config.name}, step {step}: {(seen > 0).sum()} trained sequences, {(seen == 0).sum()} controls")
     model = on_every_rank(lambda: load_model(config.model, folder).to(mesh.device))
     return pd.DataFrame(
@@ -161,6 +163,16 @@ def trained_or_not(
             raise InputError(f"{left_out}, and none surely was; give a later --step")
         log(f"{left_out} and are left out; give a later --step to ask about them")
     return tokens[known], seen[known]
+
+
+def enough_texts(seen: np.ndarray, least: int, place: str) -> None:
+    """Raises InputError where fewer than `least` texts were `seen` (n,) or fewer were not, before a model is loaded."""
+    trained = int((seen > 0).sum())
+    if min(trained, len(seen) - trained) < least:
+        raise InputError(
+            f"{place}: {trained} of the texts were trained on and {len(seen) - trained} never, which are the controls; give at "
+            f"least {least} of each"
+        )
 
 
 def read_texts(path: Path) -> list[str]:

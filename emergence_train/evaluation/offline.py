@@ -16,7 +16,7 @@ from emergence_train.evaluation.at_checkpoint import Evaluator, Scores
 from emergence_train.evaluation.positions import validate
 from emergence_train.evaluation.saved_model import load_model
 from emergence_train.evaluation.score_tables import write
-from emergence_train.evaluation.suite import LM_EVAL
+from emergence_train.evaluation.suite import KNOWN, LM_EVAL
 from emergence_train.models.config import ModelConfig
 from emergence_train.models.imported import Imported
 from emergence_train.parallel.mesh import Mesh
@@ -104,10 +104,8 @@ def format_result(result: dict) -> str:
     """The table that the command line prints."""
     lines = [f"{result['run']}, step {result['step']}, {result['tokens']:,} tokens"]
     for split, loss in result["loss"].items():
-        lines.append(
-            f"  {split:<16} {loss:.4f} nats/token  {result['bits_per_byte'].get(split, float('nan')):.4f} bits/byte  "
-            f"log PPLu {result['log_pplu'].get(split, float('nan')):+.4f}"
-        )
+        line = f"  {split:<16} {loss:.4f} nats/token  {result['bits_per_byte'].get(split, float('nan')):.4f} bits/byte"
+        lines.append(line + (f"  log PPLu {result['log_pplu'][split]:+.4f}" if split in result["log_pplu"] else ""))
     for row in result["tasks"]:
         stderr = "" if row["stderr"] is None else f" +- {row['stderr']:.4f}"
         chance = "" if row["chance"] is None else f"  chance {row['chance']:.3g}"
@@ -141,4 +139,9 @@ def _named(text: str) -> TaskConfig:
         return TaskConfig(task=name)
     if not name or not file or name.startswith(LM_EVAL):
         raise InputError(f"--tasks {text}: write it as NAME=ITEMS.jsonl")
+    if name in KNOWN:
+        raise InputError(
+            f"--tasks {text}: {name} is a task that is generated, and its scores would be in one table; give the file another "
+            f"name, as my-{name}={file}"
+        )
     return TaskConfig(task=name, file=file)

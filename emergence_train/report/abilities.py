@@ -236,11 +236,8 @@ def _fan(ahead: LossForecast, run: Run, marked: list[Marked]) -> Figure:
     for number, (ability, eta) in enumerate(mine):
         at = next(crossing.tokens for crossing in ability.runs if crossing.run == run.name)
         heights += [eta.low95, eta.high95]
-        if at.value is not None and at.low95 is not None:
-            bar, point = np.array([at.low95, at.high95 if at.high95 is not None else future[-1]]), np.array([at.value])
-            colour, label = 1 + number % 3, f"{ability.task}: {_when(at)}"
-            traces.append(Trace(bar, bar * 0 + eta.value, "", colour))
-            traces.append(Trace(point, point * 0 + eta.value, label, colour, line=False, points=True))
+        if at.low95 is not None:
+            traces += _reached(at, eta.value, float(future[-1]), f"{ability.task}: {_when(at)}", 1 + number % 3)
     room = 0.04 * (max(heights) - min(heights)) + 0.01
     return Figure(
         f"{run.name}: loss to come",
@@ -250,6 +247,20 @@ def _fan(ahead: LossForecast, run: Run, marked: list[Marked]) -> Figure:
         x_log=True,
         y_range=(min(heights) - room, max(heights) + room),
     )
+
+
+def _reached(at: Interval, eta: float, end: float, label: str, colour: int) -> list[Trace]:
+    """The interval of when a threshold is reached, with an arrow at the forecast's `end` where it is open, and its value."""
+    bar = np.array([at.low95, end if at.high95 is None else at.high95], float)
+    traces = [Trace(bar, bar * 0 + eta, "", colour)]
+    if at.high95 is None:
+        edge = np.array([end])
+        arrow = label if at.value is None else ""
+        traces.append(Trace(edge, edge * 0 + eta, arrow, colour, line=False, points=True, marker="right"))
+    if at.value is not None:
+        point = np.array([at.value])
+        traces.append(Trace(point, point * 0 + eta, label, colour, line=False, points=True))
+    return traces
 
 
 def _history(run: Run) -> Figure | None:

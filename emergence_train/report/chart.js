@@ -1,6 +1,7 @@
 // Draws a chart from the data beside it, at the size that it has on the screen.
 "use strict";
-const SHAPES = { square: "M-1-1h2v2h-2z", triangle: "M0-1.2 1.15 0.9h-2.3z",
+const SHAPES = { square: "M-1-1h2v2h-2z", triangle: "M0-1.2 1.15 0.9h-2.3z", down: "M0 1.2 1.15-0.9h-2.3z",
+  right: "M1.2 0-0.9 1.15v-2.3z",
   cross: "M-1.2-0.6-0.6-1.2 0-0.6 0.6-1.2 1.2-0.6 0.6 0 1.2 0.6 0.6 1.2 0 0.6-0.6 1.2-1.2 0.6-0.6 0z" };
 const COLOURS = 8, RAMP = JSON.parse(document.getElementById("ramp").textContent);
 const RUNS = JSON.parse(document.getElementById("runs")?.textContent ?? '{"keys":[],"runs":{}}');

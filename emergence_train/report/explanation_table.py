@@ -84,7 +84,12 @@ def _survives(task: Survival, groups: dict[str, str]) -> str:
         for size in task.sizes
     )
     where = f"{short(task.tokens)} tokens, {task.loss:.2f} nats"
-    return f"<b>{shown_name(task, groups)}</b> ({where}; largest: {short(task.largest)}): {sizes}."
+    alone = (
+        " One run a size: the intervals are of items alone, and other runs may differ by more."
+        if task.interval_of == "items"
+        else ""
+    )
+    return f"<b>{shown_name(task, groups)}</b> ({where}; largest: {short(task.largest)}): {sizes}.{alone}"
 
 
 def _kept(kept: Kept) -> str:

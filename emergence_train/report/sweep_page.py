@@ -39,9 +39,10 @@ def write_page(out: Path, name: str, result: GrokkingResult, curves: pd.DataFram
 def _outcomes(result: GrokkingResult) -> str:
     counts = ", ".join(f"{number} {outcome}" for outcome, number in result.outcomes.items())
     censored = sum(run.censored for run in result.runs)
+    warning = f"<p><strong>Warning: {html.escape(text)}.</strong></p>" if (text := result.warning()) else ""
     return (
-        f"<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended with the budget before "
-        "they generalised: they might have later.</p>"
+        f"{warning}<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended with the budget "
+        "before they generalised: they might have later.</p>"
     )
 
 
@@ -52,7 +53,7 @@ def _critical(result: GrokkingResult) -> str:
             f"{row.params:,}",
             f"{row.weight_decay:g}",
             f"{row.generalised} of {row.runs}",
-            _shown(row.value),
+            _shown(row.value) if row.reason is None else html.escape(f"unknown: {row.reason}"),
             f"{_shown(row.low95)} to {_shown(row.high95)}",
         ]
         for row in result.critical_fraction
@@ -64,13 +65,13 @@ def _critical(result: GrokkingResult) -> str:
 def _trend(result: GrokkingResult) -> str:
     trend = result.trend
     if trend.value is None or trend.p is None:
-        return f"The sweep says nothing of how the critical share moves with size: {result.trend_unknown()}."
+        return f"The sweep says nothing of how the critical share moves with size: {result.trend_unknown()}{result.few_runs()}."
     words = "falls" if trend.value < 0 else "grows"
     if trend.p > 0.05:
         words = "does not move beyond chance"
     line = (
         f"For ten times the parameters the critical share {words}: {trend.value:+.3f}, 95% interval {_shown(trend.low95)} to "
-        f"{_shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes."
+        f"{_shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes{result.few_runs()}."
     )
     if trend.straight_p is not None and trend.straight_p < 0.05:
         line += f" It is no straight line in the logarithm of the parameters (p = {trend.straight_p:.2g})."

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 
 import numpy as np
@@ -310,3 +311,64 @@ def test_a_row_too_long_names_the_separator(tmp_path):
 def test_a_perplexity_may_be_above_a_thousand(tmp_path):
     frame = cells(tmp_path, 'step,perplexity\n100,"3,000"\n200,"2,000"\n')
     assert numbers_of(pd.Series(frame["perplexity"])).tolist() == [3000, 2000]
+
+
+def written_as(name: str, path, rows: dict[str, list[str]]):
+    """The same cells, all of them text, in a file without a separator."""
+    frame = pd.DataFrame(rows, dtype=object)
+    file = path / name
+    if name.endswith(".parquet"):
+        frame.to_parquet(file)
+    elif name.endswith(".jsonl"):
+        frame.to_json(file, orient="records", lines=True)
+    else:
+        file.write_text(json.dumps(frame.to_dict(orient="records" if name == "rows.json" else "list")))
+    return file
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "rows.json", "columns.json"])
+def test_a_comma_is_what_the_column_holds(name, tmp_path):
+    """Text without a separator: a loss of 5500 nats is none, steps, tokens and what is accumulated are no fractions."""
+    rows = {
+        "step": ["1,000", "2,000", "3,000"],
+        "accumulated_tokens": ["1,000", "2,000", "3,000"],
+        "loss": ["5,500", "5,250", "5,125"],
+        "lr": ["0,001", "0,001", "0,001"],
+    }
+    options = LogOptions(columns={"tokens": "accumulated_tokens"})
+    (curve,) = logs.read(written_as(name, tmp_path, rows), options)
+    assert curve.frame["step"].tolist() == curve.frame["tokens"].tolist() == [1000, 2000, 3000]
+    assert curve.frame["loss"].tolist() == [5.5, 5.25, 5.125] and set(curve.frame["lr"]) == {0.001}
+    rows["x"] = rows.pop("loss")
+    (curve,) = logs.read(written_as(name, tmp_path, rows), LogOptions(columns={"loss": "x"}))
+    assert curve.frame["loss"].tolist() == [5.5, 5.25, 5.125]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.csv"])
+def test_a_perplexity_of_thousands_or_decimals_is_refused(name, tmp_path):
+    """Nobody can tell 5.5 from 5500 there; a cell below 1000 without a comma can."""
+    for cells_, expected in (
+        (["5,500", "5,250"], None),
+        (["5,500", "950"], [5500, 950]),
+        (["5,5", "5,25"], [5.5, 5.25]),
+    ):
+        rows = {"step": ["1", "2"], "perplexity": cells_}
+        if name == "x.csv":
+            (file := tmp_path / name).write_text("step\tperplexity\n" + "\n".join(map("{}\t{}".format, "12", cells_)))
+        else:
+            file = written_as(name, tmp_path, rows)
+        if expected is None:
+            with pytest.raises(InputError, match="'perplexity' may have decimal commas or thousands .'5,500'."):
+                logs.read(file, LogOptions())
+        else:
+            (curve,) = logs.read(file, LogOptions())
+            np.testing.assert_allclose(np.exp(curve.frame["loss"]), expected)
+
+
+@pytest.mark.parametrize("sep", ["\t", ";", ","])
+def test_perplexities_fall_below_a_thousand(sep, tmp_path):
+    cell = '"{}"' if sep == "," else "{}"
+    text = "\n".join(f"{step}{sep}{cell.format(ppl)}" for step, ppl in ((1, "12,345"), (2, "1,034"), (3, "987")))
+    (tmp_path / "x.csv").write_text(f"step{sep}perplexity\n{text}\n")
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    np.testing.assert_allclose(np.exp(curve.frame["loss"]), [12345, 1034, 987])

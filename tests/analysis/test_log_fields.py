@@ -326,3 +326,15 @@ def test_the_planned_last_step_may_have_commas(tmp_path):
         (tmp_path / "x.log").write_text("".join(line.format(500 * k) + "\n" for k in range(1, 9)))
         (log,) = reader(tmp_path / "x.log")
         assert log.end_step == 19560
+
+
+def test_an_update_with_a_point_is_a_part_of_an_epoch(tmp_path):
+    """fairseq's "update" is 0.0, 0.5, 1.0 of an epoch; its num_updates are steps."""
+    rows = [f'{{"epoch": 1, "update": {k / 2:.1f}, "loss": "{5 - k / 10:.3f}"}}' for k in range(6)]
+    (tmp_path / "x.log").write_text("\n".join(f"INFO | train | {row}" for row in rows))
+    with pytest.raises(InputError, match="not a log that is known"):
+        logs.read(tmp_path / "x.log", LogOptions())
+    rows = [row.replace("}", f', "num_updates": "{10 * k}"}}') for k, row in enumerate(rows)]
+    (tmp_path / "x.log").write_text("\n".join(f"INFO | train | {row}" for row in rows))
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions())
+    assert curve.frame["step"].tolist() == [0, 10, 20, 30, 40, 50]

@@ -67,6 +67,18 @@ def test_a_pattern_and_a_column_name_a_run_together(tmp_path):
     assert (a.run, b.run) == ("a", "b")
 
 
+def test_a_job_that_crashed_joins_no_two(tmp_path):
+    """One row of a third job: two runs, and a note; of one that is resumed later, a row of it."""
+    rows = [f"{job},{step},{4 - step / 1000 + job}" for job in (1, 2) for step in range(100, 2001, 100)]
+    (tmp_path / "x.csv").write_text("\n".join(["job_id,step,loss", *rows, "3,100,9"]))
+    curves = logs.read(tmp_path / "x.csv", LogOptions())
+    assert [curve.run for curve in curves] == ["1", "2"] and "left out: 'job_id' 3, one row each" in curves[0].notes
+    rows = [f"{1 + (step > 900) + (step > 1000)},{step},{4 - step / 1000}" for step in range(100, 2001, 100)]
+    (tmp_path / "x.csv").write_text("\n".join(["job_id,step,loss", *rows]))
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["step"].tolist() == list(range(100, 2001, 100))
+
+
 LADDERS = {
     "sizes": ["s,70M,200,1000,200", "m,280M,800,4000,800"],
     "tokens": ["s,,1e6,2e7,1e6", "m,,2e7,4e8,2e7"],
@@ -99,3 +111,51 @@ def test_no_resumption_changes_the_model(column, tmp_path):
     parts = ["s,,10,1000,10", "m,,1010,3000,10"]
     assert ladder(tmp_path, column, "step", parts) == ["m", "s"]
     assert ladder(tmp_path, "job", "step", parts) == ["x"]
+
+
+def curve(step: float, size: float = 1.0, start: float = 0.0) -> float:
+    return 2 + 7 / (1 + (step - start) / (40 * size)) ** 0.4
+
+
+def every(first: int, last: int, interval: int) -> list[int]:
+    return list(range(first, last + 1, interval))
+
+
+POWERS = [2**k for k in range(10)]
+# what it is: parts of (id, steps, loss by step)
+ONE = {
+    "rarer from 1000 on": [("a", every(100, 900, 100), curve), ("b", every(1000, 9000, 1000), curve)],
+    "rarer, the step before again": [("a", every(100, 1000, 100), curve), ("b", every(1000, 9000, 1000), curve)],
+    "much rarer": [("a", every(10, 490, 10), curve), ("b", every(500, 9000, 500), curve)],
+    "powers, then even": [("a", POWERS, curve), ("b", every(1000, 9000, 1000), curve)],
+    "few rows again": [("a", [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], curve), ("b", every(600, 9000, 100), curve)],
+    "powers go on": [("a", POWERS, curve), ("b", [1024, 2048, 4096], curve)],
+    "two rows at the end": [("a", [1000, 2000, 4000], curve), ("b", [8000, 16000], curve)],
+    "a short last part": [("a", every(100, 5000, 100), curve), ("b", [5100, 5200], curve)],
+    "a short first part": [("a", [100, 200], curve), ("b", every(300, 5000, 100), curve)],
+    "three jobs": [("a", POWERS, curve), ("b", every(600, 900, 100), curve), ("c", every(1000, 9000, 1000), curve)],
+}
+TWO = {
+    "seeds": [("a", every(100, 3000, 100), curve), ("b", every(100, 3000, 100), lambda s: curve(s) + 0.01)],
+    "seeds on other grids": [("a", every(10, 3000, 10), curve), ("b", every(100, 3000, 100), curve)],
+    "seeds, one stopped early": [("a", every(100, 400, 100), curve), ("b", every(100, 3000, 100), curve)],
+    "fine-tuned from step 0": [("a", every(0, 3000, 100), curve), ("b", every(0, 900, 100), lambda s: 2.6 - s / 5e3)],
+    "fine-tuned briefly": [("a", every(100, 3000, 100), curve), ("b", every(0, 90, 10), lambda s: 2.6 - s / 5e3)],
+    "fresh, logged from where the other ended": [
+        ("a", every(10, 90, 10), curve),
+        ("b", every(100, 3000, 100), lambda s: curve(s, 100)),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", [*ONE, *TWO])
+def test_jobs_of_one_run_and_of_two(name, tmp_path):
+    """Rows may lie further apart after a resumption; a run of its own begins high, or with the other."""
+    parts = (ONE | TWO)[name]
+    rows = [f"{job},{step},{loss(step):.6f}" for job, steps, loss in parts for step in steps]
+    every_step = sorted({step for _, steps, _ in parts for step in steps})
+    for column in ("job", "job_id", "run_id", "slurm_job_id"):
+        (tmp_path / "x.csv").write_text("\n".join([f"{column},step,loss", *rows]) + "\n")
+        curves = logs.read(tmp_path / "x.csv", LogOptions())
+        assert [c.run for c in curves] == (["x"] if name in ONE else ["a", "b"])
+        assert name in TWO or curves[0].frame["step"].tolist() == every_step

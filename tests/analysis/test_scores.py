@@ -293,7 +293,7 @@ def test_wrong_options_of_results_are_one_line(tmp_path):
     own = tmp_path / "runs" / "r"
     (own / "evaluations").mkdir(parents=True)
     assert "is a table of evaluations, which says all of that itself" in str(refusal([own], run="r"))
-    assert set(FORMATS) == {"lm-eval", "olmes", "helm", "csv"}
+    assert set(FORMATS) == {"lm-eval", "lighteval", "olmes", "helm", "csv"}
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 Read in the repositories at the commits given; facts of the formats, none of their code.
 """
 
+import json
+
 import numpy as np
 import pytest
 
@@ -147,6 +149,45 @@ def composer(step, loss, rate):
     yield f"[Eval batch=8/8] Eval on eval data:\n\t Eval metrics/eval/LanguageCrossEntropy: {9.9:.4f}"
 
 
+def composer_file(step, loss, rate):
+    """mosaicml/composer, composer/loggers/file_logger.py, 6405188: a line a metric, and what the console was shown."""
+    metrics = {
+        "time/batch": step - 1,
+        "time/token": (step - 1) * 4096,
+        "loss/train/total": loss,
+        "lr-Adam/group0": rate,
+    }
+    for name, value in metrics.items():
+        yield f"[metric][batch={step}]: {name}: {value if isinstance(value, int) else format(value, '.4f')} "
+    yield f"[metric][batch={step}]: metrics/eval/LanguageCrossEntropy: {9.9:.4f} \n[hyperparameter]: seed: 17 "
+
+
+def levanter(step, loss, rate):
+    """stanford-crfm/levanter, src/levanter/tracker/json_logger.py, callbacks/_metrics.py and utils/logging.py, 9263f81."""
+    prefix = "2026-01-02T03:04:05 - 0 - levanter.json_logger - json_logger.py:66 - INFO ::"
+    for metrics in (
+        {"optim/learning_rate": rate},
+        {"train/loss": loss, "global_step": step, "run_progress": step / 400},
+        {"throughput/total_tokens": step * 4096, "throughput/tokens_per_second": 5123.4, "throughput/mfu": 41.2},
+    ):
+        yield f"{prefix} {json.dumps({'tracker': 'json_logger', 'event': 'log', 'step': step, 'metrics': metrics})}"
+    evaluated = {"eval/loss": 9.9, "eval/loading_time": 0.1}
+    yield f"{prefix} {json.dumps({'tracker': 'json_logger', 'event': 'log', 'step': step, 'metrics': evaluated})}"
+
+
+def gpt_neox(step, loss, rate):
+    """EleutherAI/gpt-neox, megatron/logging.py, training.py and neox_arguments/arguments.py, ea7aefd: no samples."""
+    if step == 10:
+        for name, value in (("train_batch_size", 2), ("seq_length", 2048), ("train_iters", 400)):
+            yield f"  {name} {'.' * (32 - len(name))} {value}{'.' * 25}updated"
+    yield (
+        f" samples/sec: {96.123:.3f} | iteration {step:8d}/{400:8d} | elapsed time per iteration (ms): {210.3:.1f} |"
+        f" learning rate: {rate:.3E} | approx flops per GPU: 120.5TFLOPS | lm_loss: {loss:.6E} | loss scale: {1.0:.1f} |"
+        f" number of skipped iterations: {0:3d} | number of nan iterations: {0:3d} |"
+    )
+    yield f" validation results at iteration {step} | lm_loss value: {9.9:.6E} | lm_loss_ppl value: {9.9:.6E} | "
+
+
 # writer: (format, planned last step, tokens a step, the digits of its rate, None: it has none)
 WRITERS = {
     torchtitan: ("text", None, 0, None),
@@ -162,6 +203,9 @@ WRITERS = {
     nanochat: ("nanogpt", 400, 4096, None),
     modded_nanogpt: ("text", 400, 0, None),
     composer: ("text", 400, 4096, None),
+    composer_file: ("text", None, 4096, lambda rate: f"{rate:.4f}"),
+    levanter: ("text", None, 4096, exactly),
+    gpt_neox: ("megatron", 400, 4096, exactly),
 }
 
 
@@ -173,7 +217,7 @@ def test_log_of_a_framework_is_read(writer, tmp_path):
     name, end, per_step, digits = WRITERS[writer]
     assert format_of(path) == name
     (curve,) = logs.read(path, LogOptions())
-    before = writer is composer  # its counters are of the batches before
+    before = writer in (composer, composer_file)  # its counters are of the batches before
     assert curve.frame["step"].tolist() == STEPS.tolist()
     assert curve.frame["loss"].tolist() == LOSSES.tolist()
     assert curve.frame["tokens"].tolist() == ((STEPS - before) * per_step).tolist()

@@ -12,6 +12,7 @@ from emergence_train.checkpoint import format as checkpoints
 from emergence_train.checkpoint.format import STATE, shard_name, step_name
 from emergence_train.convert.hf_export import export, export_tokenizer, push
 from emergence_train.convert.hf_import import ImportOptions, import_hf
+from emergence_train.convert.logits import compare
 from emergence_train.errors import InputError, RunError
 from emergence_train.models.decoder import Decoder
 from emergence_train.recorder import tables
@@ -153,7 +154,9 @@ def test_the_card_and_the_result_have_what_was_measured(tmp_path, config_file, c
         path.name: files.sha256(path) for path in out.iterdir()
     }
     assert len(list(out.glob("model-*.safetensors"))) > 1
+    assert result["logits"]["max_difference"] < 1e-5 < result["logits"]["scale"] and result["logits"]["tokens"] == 64
     card = (out / "README.md").read_text()
+    assert f"differ from the run's by {result['logits']['max_difference']:.2g} at most over 64 tokens" in card
     for split in ("train", "iid", "ood", "manuals", "speeches"):
         assert f"| {split} | {means[split]:.4f} |" in card
     iid = positions[positions["split"] == "iid"].set_index("position")
@@ -161,6 +164,19 @@ def test_the_card_and_the_result_have_what_was_measured(tmp_path, config_file, c
         assert f"| {position} | {iid['loss_sum'][position] / iid['count'][position]:.4f} |" in card
     [accuracy] = tables.read(tables.EVALUATIONS, run).query("metric == 'acc'")["value"]
     assert f"| copying | acc | {accuracy:.4f}" in card and "| manuals | 66.7% |" in card and "cosine, peak 0.01" in card
+
+
+def test_logits_of_other_weights_differ(tmp_path, data_path):
+    """What is recorded with the export is no constant: an exported norm is changed."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    run, decoder = saved_run(tmp_path, data_path, {})
+    exported = export(run, 7, tmp_path / "hf", lambda line: None)
+    assert exported.logits is not None and exported.logits.max_difference < 1e-5
+    file = tmp_path / "hf" / "model.safetensors"
+    weights = safetensors.load_file(file)
+    safetensors.save_file(weights | {"model.norm.weight": 1.5 * weights["model.norm.weight"]}, file, {"format": "pt"})
+    changed = compare(config.load_run(run).model, dict(decoder.named_parameters()), tmp_path / "hf")
+    assert changed.max_difference > 0.5 * changed.scale
 
 
 def test_push_uploads_the_directory_or_says_how(tmp_path, data_path, monkeypatch):

@@ -96,6 +96,30 @@ def test_import_has_the_same_logits_and_losses(kind, tmp_path, data_path, config
     assert config.model.parameters() == sum(p.numel() for p in theirs.parameters())
 
 
+def test_one_short_text_is_enough(tmp_path, data_path, monkeypatch, capsys):
+    """None of it is for training; tasks are scored from another directory, and a file of the run is found there."""
+    saved(tmp_path / "hf", data_path, "llama")
+    (tmp_path / "x.txt").write_text("Some words of a text that is short and about nothing at all. " * 9)
+    monkeypatch.chdir(tmp_path)
+    texts = {"texts": ["x.txt"], "tokens_per_step": 10}
+    run = import_hf(["hf"], tmp_path / "runs" / "r", ImportOptions(**texts), lambda line: None)
+    table = tables.read(tables.POSITIONS, run)
+    assert set(table["split"]) == {"iid"} and table["count"].gt(0).all()
+    (tmp_path / "items.jsonl").write_text('{"context": "a", "choices": [" b", " c"], "answer": 0}\n')
+    content = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(content.replace("tasks: []", "tasks: [{task: mine, file: items.jsonl}]"))
+    monkeypatch.chdir("/")
+    rows = evaluate(run, tasks=["mine"], log=lambda line: None)["tasks"]
+    assert {row["task"] for row in rows} == {"mine"} and rows[0]["items"] == 1
+    with pytest.raises(InputError, match="a domain 'text'|a source has .* tokens, fewer than one sequence"):
+        Dataset(configs.load_run(run).data, 0).sampler  # noqa: B018
+    (tmp_path / "x.txt").write_text("Too short.")
+    with pytest.raises(InputError, match="has no 65 tokens, which one sequence takes; give longer text, or a shorter"):
+        import_hf(
+            [str(tmp_path / "hf")], tmp_path / "s", ImportOptions(texts=[str(tmp_path / "x.txt")]), lambda line: None
+        )
+
+
 def losses_by_position(model, dataset, split: str) -> list[list[float]]:
     """-log p of each target, one sequence and one position at a time, in float64 from the model's logits."""
     losses: list[list[float]] = [[] for _ in range(dataset.sequence)]

@@ -17,6 +17,20 @@ def test_every_public_task_is_counted_once():
     assert line[2] == f"{len(emergent)}: {', '.join(sorted(emergent))}"
 
 
+def test_the_sources_list_is_compared_task_by_task():
+    rows = [row for row in load_result("typology.json")["tasks"] if row["source"] == "gadre"]
+    assert sum(row["source_above_chance"] for row in rows) == 17 and len(rows) == 46
+    for row in rows:  # what the list claims: a small model 10 points above chance
+        assert not row["source_above_chance"] or row["above"]["small"] >= 0.0995, row["task"]
+    listed, others = typology.beside_the_source().splitlines()[2:4]
+    for row in rows:
+        differs = row["verdict"] in (
+            ("at-chance", "inverse") if row["source_above_chance"] else ("emergent", "gradual")
+        )
+        line = listed if row["source_above_chance"] else others
+        assert (f"{row['task']} ({row['verdict']};" in line) is differs, row["task"]
+
+
 def test_explanations_turn_with_the_numbers(monkeypatch):
     plain = typology.load_result
 
@@ -24,9 +38,9 @@ def test_explanations_turn_with_the_numbers(monkeypatch):
         result = copy.deepcopy(plain(name))
         if name == "critical_instances.json":
             for run in result["runs"]:
-                run["memorised"]["extracted"] = 5
                 if "composition" in run:
-                    run["composition"] |= {"explained": {"value": 0.3, "low95": 0.1, "high95": 0.5}}
+                    run["composition"] |= {"explained": {"value": 0.3, "low95": 0.1, "high95": 0.4}}
+            result["told_by"]["instances"] = {"area": 0.55, "sign": 1, "pairs": 20}
         if name == "critical_mass.json":
             result["told_by"]["loss"] = {"area": 0.97, "sign": -1}
             result["told_by"]["skill_tokens"]["area"] = 0.6

@@ -15,6 +15,7 @@ from emergence_train.errors import InputError
 from emergence_train.evaluation.memorisation import (
     Probe,
     continuation_loss,
+    enough_texts,
     extracted,
     first_tokens,
     occurrences,
@@ -216,6 +217,15 @@ def test_texts_of_half_a_pass_are_not_taken_for_trained():
             "run: step 5: 20 texts of the data may not have been trained on yet and are left out; give a later --step to ask "
             "about them"
         ]
+
+
+@pytest.mark.parametrize(("seen", "least"), [([3.0, 1.0, 0.0], 2), ([1.0, 0.0, 0.0], 2), ([1.0, 2.0], 1), ([0.0], 1)])
+def test_too_few_texts_say_how_many_are_needed(seen, least):
+    trained = sum(times > 0 for times in seen)
+    says = f"run: step 5: {trained} of the texts were trained on and {len(seen) - trained} never.*give at least {least} of each"
+    with pytest.raises(InputError, match=says):
+        enough_texts(np.array(seen), least, "run: step 5")
+    enough_texts(np.array([1.0, 0.0] * least), least, "run: step 5")
 
 
 def test_texts_none_of_which_was_surely_trained_are_refused():

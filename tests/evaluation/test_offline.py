@@ -70,6 +70,9 @@ def test_tasks_of_the_command_line_are_understood(tmp_path):
     for text in ("=a.jsonl", "a=", "lm-eval/a=b.jsonl"):
         with pytest.raises(InputError, match="write it as NAME=ITEMS.jsonl"):
             chosen(own, [text])
+    for taken in ("copying", "continuation"):
+        with pytest.raises(InputError, match=f"{taken} is a task that is generated.*as my-{taken}=a.jsonl"):
+            chosen(own, [f"{taken}=a.jsonl"])
     with pytest.raises(InputError, match="no such directory; give one that holds lm-eval's task files"):
         chosen(own, ["lm-eval/a"], str(tmp_path / "none"))
     with pytest.raises(InputError, match="is for tasks of lm-eval; name one, as --tasks lm-eval/NAME"):

@@ -18,6 +18,7 @@ from emergence_train.analysis.emergence import table as emergence_table
 from emergence_train.analysis.emergence.explanations import explanations
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Finding
 from emergence_train.analysis.emergence.forecast import crossing, draw_all, loss_forecast
+from emergence_train.analysis.emergence.inherited import with_able_runs
 from emergence_train.analysis.emergence.law import fit_size_law, least_size, losses_at_equal_tokens
 from emergence_train.analysis.emergence.mirage import binned, continuous, emergence_score, mirage
 from emergence_train.analysis.emergence.result import (
@@ -73,7 +74,7 @@ def investigate(
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     names = names_of(paths) if names is None else names
     metrics, families, notes = emergence_table.load(paths, names, options)
-    findings = tuple(find(task) for task in metrics)
+    findings = with_able_runs(find(task) for task in metrics)
     tasks = tuple(task_result(finding) for finding in findings)
     laws, abilities, forecasts, notes_ahead = _ahead(findings, run_directories(paths, names))
     checks = mirage(tasks)

@@ -80,6 +80,7 @@ def _key(task: TaskResult | Ability | Survival) -> dict[str, str]:
 
 def _survival_row(task: Survival, size: SizeSurvival) -> dict[str, Any]:
     row = _key(task) | {"largest": task.largest, "params": size.params, "runs": size.runs}
+    row["interval_of"] = task.interval_of
     for name, at, kept in (("tokens", task.tokens, size.at_equal_tokens), ("loss", task.loss, size.at_equal_loss)):
         shares = {f"share_at_equal_{name}_{key}": value for key, value in as_json(kept.share).items()}
         row |= {name: at} | shares | {f"at_equal_{name}": kept.verdict}
@@ -183,7 +184,8 @@ def _survival_line(task: Survival) -> str:
         f"{size.at_equal_loss.share.value:.0%} ({size.at_equal_loss.verdict}) at equal loss"
         for size in task.sizes
     )
-    return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}"
+    alone = "; one run a size, so other runs may differ by more" if task.interval_of == "items" else ""
+    return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}{alone}"
 
 
 def _note_lines(tasks: Iterable[TaskResult], most: int = 8) -> list[str]:

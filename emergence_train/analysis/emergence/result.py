@@ -239,6 +239,10 @@ class Survival(TaskKey):
     largest: Parameters
     tokens: Tokens
     loss: Nats
+    interval_of: Annotated[
+        Literal["items", "items and runs"],
+        "what the intervals are of. Of items: each size is one run, and another run of it may differ by more",
+    ]
     sizes: tuple[SizeSurvival, ...]
 
 

@@ -3,7 +3,8 @@ at equal tokens and at equal loss.
 
 The loss perspective (arXiv 2403.15796) says: all of it at equal loss, less at equal tokens. Within a run performance is
 interpolated between the two checkpoints around the place, linear in the loss or in the logarithm of tokens; runs of one size are
-averaged. Intervals are of the items and, where a size has several runs, of the runs.
+averaged. Intervals are of the items and, where any size has several runs, of the runs: their variance is pooled over sizes, and
+Student's t has its degrees of freedom. Without such a size how much runs differ is not known, and the result says so.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class Point:
     above: float
     variance: float
     runs: int
+    freedom: float = np.inf  # degrees of freedom of the variance
 
 
 def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
@@ -54,8 +56,19 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
         for size in task.sizes[:-1]
         if size in at_tokens and size in at_loss
     )
-    names = {"family": task.family, "task": task.task, "metric": task.metric}
-    return Survival(**names, largest=largest, tokens=tokens, loss=loss, sizes=sizes) if sizes else None
+    if not sizes:
+        return None
+    several = any(point.runs > 1 for point in at_tokens.values())
+    return Survival(
+        family=task.family,
+        task=task.task,
+        metric=task.metric,
+        largest=largest,
+        tokens=tokens,
+        loss=loss,
+        interval_of="items and runs" if several else "items",
+        sizes=sizes,
+    )
 
 
 def _points(task: TaskMetric, runs: dict, place: Callable) -> dict[int, Point]:
@@ -69,13 +82,16 @@ def _points(task: TaskMetric, runs: dict, place: Callable) -> dict[int, Point]:
             value = (1 - weight) * y[first] + weight * y[second]
             spread = (1 - weight) ** 2 * variance[first] + weight**2 * variance[second]
             by_size.setdefault(int(rows["params"].iloc[0]), []).append((value - task.chance, spread))
-    points = {}
-    for size, values in by_size.items():
-        above, variance = np.array(values).T
-        sampling = variance.mean() / len(above)
-        between_runs = above.var(ddof=1) / len(above) if len(above) > 1 else 0.0
-        points[size] = Point(float(above.mean()), float(max(sampling, between_runs)), len(above))
-    return points
+    freedom = sum(len(values) - 1 for values in by_size.values())
+    squares = sum(float(np.var([above for above, _ in values])) * len(values) for values in by_size.values())
+    return {size: _point(values, squares / max(freedom, 1), freedom) for size, values in by_size.items()}
+
+
+def _point(values: list[tuple[float, float]], between_runs: float, freedom: int) -> Point:
+    """Of a size's runs (above chance, sampling variance); `between_runs`: the variance of runs, of so many degrees of freedom."""
+    above, sampling = np.array(values).mean(0)
+    of_items, of_runs = sampling / len(values), between_runs / len(values)
+    return Point(float(above), float(max(of_items, of_runs)), len(values), freedom if of_runs > of_items else np.inf)
 
 
 def _at(axis: np.ndarray, place: float) -> tuple[int, int, float] | None:
@@ -95,8 +111,16 @@ def _unclear(point: Point | None) -> bool:
 
 def _kept(size: Point, largest: Point, rng: np.random.Generator) -> Kept:
     """The share that `size` keeps of `largest`, both drawn around their estimates."""
-    draws = size.above + np.sqrt(size.variance) * rng.standard_normal(DRAWS)
-    draws /= largest.above + np.sqrt(largest.variance) * rng.standard_normal(DRAWS)
+    draws = _drawn(size, rng)
+    draws /= _drawn(largest, rng)
     low, high = (float(bound) for bound in np.quantile(draws, [0.025, 0.975]))
     verdict: KeptVerdict = "kept" if low > HALF else "lost" if high < HALF else "open"
     return Kept(share=Interval(size.above / largest.above, low, high), verdict=verdict)
+
+
+def _drawn(point: Point, rng: np.random.Generator) -> np.ndarray:
+    """(DRAWS,) of a size's performance above chance."""
+    known = np.isfinite(point.freedom)
+    return point.above + np.sqrt(point.variance) * (
+        rng.standard_t(point.freedom, DRAWS) if known else rng.standard_normal(DRAWS)
+    )

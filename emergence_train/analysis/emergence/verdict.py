@@ -58,8 +58,12 @@ class Verdict:
     posterior: Posterior | None
     reason: str = ""
     begins_by: float | None = None
-    able_runs: int = 0  # of a common curve at chance: single runs far above it
+    able: frozenset[int] = frozenset()  # of a common curve at chance: codes of the single runs far above it
     eta_draws: np.ndarray = field(default_factory=lambda: np.empty(0))  # (S,) of which `eta` is the median and interval
+
+    @property
+    def able_runs(self) -> int:
+        return len(self.able)
 
 
 def judge(
@@ -91,8 +95,10 @@ def judge(
         reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
     if top == "at-chance" and (able := _able_runs(drawn, rows, chance, best)):
-        reason = f"{able} of {len(np.unique(rows.run))} runs are far above chance at losses at which the others are not"
-        return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able_runs=able)
+        reason = (
+            f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance at losses at which the others are not"
+        )
+        return Verdict("not-identified", 1.0, probabilities, None, None, change, drawn, reason, able=able)
     if top != "emergent":
         return Verdict(top, probabilities[top], probabilities, None, None, change, drawn)
     these = names == "emergent"
@@ -190,21 +196,27 @@ def _guessing(drawn: Posterior, rows: Rows, chance: float) -> np.ndarray:
     return np.all(np.abs(drawn.curves - level) <= room, axis=1)
 
 
-def _able_runs(drawn: Posterior, rows: Rows, chance: float, best: float) -> int:
-    """Of several runs, how many end far above the common curve, by their SIDE checkpoints of the lowest losses. All checkpoints
+def last_rows(rows: Rows, code: int) -> np.ndarray:
+    """Indices of a run's SIDE checkpoints of the lowest losses; fewer where it has fewer."""
+    own = np.flatnonzero(rows.run == code)
+    return own[np.argsort(rows.x[own], kind="stable")[-SIDE:]]
+
+
+def _able_runs(drawn: Posterior, rows: Rows, chance: float, best: float) -> frozenset[int]:
+    """Of several runs, those that end far above the common curve, by their SIDE checkpoints of the lowest losses. All checkpoints
     of a run answer the same items, so that the mean of several is no surer than one."""
     codes = np.unique(rows.run)
     if rows.items is None or len(codes) < 2 or not 0 < chance < best:
-        return 0
-    level, able = drawn.curves.mean(0), 0
+        return frozenset()
+    level, able = drawn.curves.mean(0), set()
     for code in codes:
-        own = np.flatnonzero(rows.run == code)
-        last = own[np.argsort(rows.x[own], kind="stable")[-SIDE:]]
+        last = last_rows(rows, code)
         there = max(float(np.interp(rows.x[last], drawn.grid, level).mean()), chance)
         above = float(rows.y[last].mean()) - there
         error = np.sqrt(there * (1 - there) / np.median(rows.items[last]))
-        able += len(last) == SIDE and above > max(FAR * error, APART * (best - chance))
-    return able
+        if len(last) == SIDE and above > max(FAR * error, APART * (best - chance)):
+            able.add(int(code))
+    return frozenset(able)
 
 
 def _too_little(rows: Rows) -> str:

@@ -1,6 +1,7 @@
 """From curves to the result of a sweep."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -33,35 +34,41 @@ def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
     runs = tuple(run_result(curve, budget) for _, curve in rows.groupby("run", sort=False))
     runs = tuple(sorted(runs, key=lambda run: (run.params, run.weight_decay, run.fraction, run.seed)))
     groups = _groups(runs)
+    # A run that diverged says nothing of how much data is needed.
+    known = [[run for run in members if run.outcome != "diverged"] for members in groups]
     fitted = critical.fit(
         [
             critical.Group(
-                np.array([run.fraction for run in members]),
-                np.array([run.heldout_90 is not None for run in members]),
-                members[0].params,
-                members[0].weight_decay,
+                np.array([run.fraction for run in members], dtype=float),
+                np.array([run.heldout_90 is not None for run in members], dtype=bool),
+                of[0].params,
+                of[0].weight_decay,
             )
-            for members in groups
+            for of, members in zip(groups, known)
         ]
     )
     moved = critical.trend(fitted)
-    return GrokkingResult(
+    result = GrokkingResult(
         budget=budget,
         outcomes=dict(Counter(run.outcome for run in runs)),
         runs=runs,
-        critical_fraction=tuple(_critical(members, fitted, number) for number, members in enumerate(groups)),
+        critical_fraction=tuple(_critical(of, known[number], fitted, number) for number, of in enumerate(groups)),
         trend=Trend(
             value=moved.slope.value,
             low95=moved.slope.low95,
             high95=moved.slope.high95,
             p=moved.p,
+            least_p=moved.least_p,
             straight_p=moved.straight_p,
             sizes=moved.sizes,
         ),
-        times=_times(groups),
-        time_trend=_time_trend(groups),
+        times=_times(known),
+        time_trend=_time_trend([members for members in known if members]),
         efficiency=tuple(row for members in groups if (row := efficiency(members, rows, budget)) is not None),
     )
+    if moved.slope.value is not None:
+        return result
+    return replace(result, trend=replace(result.trend, reason=result.trend_unknown()))
 
 
 def _groups(runs: tuple[RunResult, ...]) -> list[list[RunResult]]:
@@ -72,24 +79,48 @@ def _groups(runs: tuple[RunResult, ...]) -> list[list[RunResult]]:
     return list(groups.values())
 
 
-def _critical(members: list[RunResult], fitted: critical.Fit, number: int) -> CriticalFraction:
+def _critical(of: list[RunResult], members: list[RunResult], fitted: critical.Fit, number: int) -> CriticalFraction:
+    """Of all runs `of` one size and weight decay by its `members` that did not diverge."""
     share = fitted.critical(number)
     return CriticalFraction(
-        model=members[0].model,
-        params=members[0].params,
-        weight_decay=members[0].weight_decay,
+        model=of[0].model,
+        params=of[0].params,
+        weight_decay=of[0].weight_decay,
         value=share.value,
         low95=share.low95,
         high95=share.high95,
         runs=len(members),
-        generalised=sum(run.heldout_90 is not None for run in members),
+        generalised=(generalised := sum(run.heldout_90 is not None for run in members)),
+        reason=None if share.value is not None else _unknown(members, generalised),
     )
+
+
+def _unknown(members: list[RunResult], generalised: int) -> str:
+    """Why these runs have no critical share."""
+    if not members:
+        return "every run diverged"
+    if generalised == 0:
+        return "no run generalised within the budget"
+    if generalised == len(members):
+        return "every run generalised"
+    if len({run.fraction for run in members}) == 1:
+        return "one share alone"
+    rates = [
+        np.mean([run.heldout_90 is not None for run in members if run.fraction == share]) for share in _shares(members)
+    ]
+    if rates[0] >= max(rates):
+        return "more data did not go with more runs that generalised"
+    return "half of the runs generalise at no place between two shares"
+
+
+def _shares(members: list[RunResult]) -> list[float]:
+    return sorted({run.fraction for run in members})
 
 
 def _times(groups: list[list[RunResult]]) -> tuple[MedianTime, ...]:
     rows = []
     for members in groups:
-        for share in sorted({run.fraction for run in members}):
+        for share in _shares(members):
             part = [run for run in members if run.fraction == share]
             times, happened = _survival(part)
             median = median_time(times, happened)
@@ -116,6 +147,8 @@ def _survival(runs: list[RunResult]) -> tuple[np.ndarray, np.ndarray]:
 
 def _time_trend(groups: list[list[RunResult]]) -> TimeTrend:
     runs = [run for members in groups for run in members]
+    if not runs:
+        return TimeTrend(value=None, low95=None, high95=None, p=None, runs=0, generalised=0)
     times, happened = _survival(runs)
     numbers = np.repeat(np.arange(len(groups)), [len(members) for members in groups])
     slope, p = time_trend(np.array([run.fraction for run in runs]), times, happened, numbers)

@@ -91,6 +91,7 @@ def _crossing(grid: np.ndarray, above: np.ndarray) -> float | None:
 def fit(groups: list[Group]) -> Fit:
     """The likelihood of all groups on one grid."""
     shares = np.unique(np.concatenate([group.fractions for group in groups]))
+    shares = shares if len(shares) else np.array([0.5])  # no run at all: a flat likelihood
     span = max(float(shares[-1] - shares[0]), 0.05)
     gap = float(np.diff(shares).min()) if len(shares) > 1 else span
     centres = np.linspace(shares[0] - REACH * span, shares[-1] + REACH * span, CENTRES)
@@ -116,6 +117,8 @@ def any_shape(group: Group) -> tuple[float | None, float | None]:
     For c between two shares the chances below are at most half and those above at least half; the best such chances are the
     isotonic ones of either side, cut off at half.
     """
+    if not len(group.fractions):
+        return None, None
     shares, place = np.unique(group.fractions, return_inverse=True)
     runs, able = np.bincount(place), np.bincount(place, weights=group.generalised)
     best = _binomial(isotonic(able, runs), able, runs)
@@ -153,6 +156,7 @@ class TrendFit:
     p: float | None
     straight_p: float | None
     sizes: int
+    least_p: float | None = None  # the smallest p of any deal of these runs
 
 
 def trend(fitted: Fit) -> TrendFit:
@@ -168,7 +172,7 @@ def trend(fitted: Fit) -> TrendFit:
             strata[decay] = members
     used = [k for members in strata.values() for k in members]
     sizes = len({fitted.groups[k].params for k in used})
-    p = _permutation([fitted.groups[k] for k in used]) if used else None
+    p, least_p = _permutation([fitted.groups[k] for k in used]) if used else (None, None)
     if p is None or not any(_rises(fitted.groups[k]) for k in used):
         return TrendFit(Interval(None, None, None), None, None, sizes)
     spread = max(np.ptp([np.log10(fitted.groups[k].params) for k in members]) for members in strata.values())
@@ -181,23 +185,30 @@ def trend(fitted: Fit) -> TrendFit:
     ratio = 2 * max(best - float(profile[SLOPES // 2]), 0.0)
     scale = min(1.0, float(stats.chi2.isf(p, 1)) / ratio) if ratio > FLAT else 1.0
     spare = len(used) - len(strata) - 1
+    slope = Fit._interval(slopes, best + max(scale, LEAST_SCALE) * (profile - best), -np.inf, np.inf)
+    if slope.low95 is None and slope.high95 is None:  # a value that nothing bounds is none
+        slope = Interval(None, None, None)
     return TrendFit(
-        Fit._interval(slopes, best + max(scale, LEAST_SCALE) * (profile - best), -np.inf, np.inf),
+        slope,
         p,
         float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None,
         sizes,
+        least_p,
     )
 
 
 def _rises(group: Group) -> bool:
     """Whether more data went with more runs that generalise: the most likely chances are not all one."""
+    if not len(group.fractions):
+        return False
     _, place = np.unique(group.fractions, return_inverse=True)
     runs, able = np.bincount(place), np.bincount(place, weights=group.generalised)
     return bool(np.ptp(isotonic(able, runs)) > 0)
 
 
-def _permutation(groups: list[Group]) -> float | None:
-    """Two-sided p of no trend, sizes dealt anew among the runs of one share and weight decay; None where no share has two sizes.
+def _permutation(groups: list[Group]) -> tuple[float | None, float | None]:
+    """(two-sided p of no trend, the least p of any deal), sizes dealt anew among the runs of one share and weight decay; None
+    where no share has two sizes.
 
     Where none of the deals goes as far, the normal tail of the same sum (Mantel 1963) is taken, if it is smaller.
     """
@@ -215,12 +226,13 @@ def _permutation(groups: list[Group]) -> float | None:
         if len(right) > 1:
             variance += right.var() * len(right) / (len(right) - 1) * float(centred @ centred)
     if not compared:
-        return None
-    beyond = int((np.abs(dealt) >= abs(observed) - 1e-9).sum())
-    p = (1 + beyond) / (1 + DEALS)
-    if beyond or variance == 0:
-        return p
-    return min(p, float(stats.chi2.sf(observed**2 / variance, 1)))
+        return None, None
+    size_of_deal = np.abs(dealt)
+    beyond, farthest = (int((size_of_deal >= far - 1e-9).sum()) for far in (abs(observed), size_of_deal.max()))
+    p, least = (1 + beyond) / (1 + DEALS), (1 + farthest) / (1 + DEALS)
+    if not beyond and variance > 0:
+        p = min(p, float(stats.chi2.sf(observed**2 / variance, 1)))
+    return p, min(p, least)
 
 
 def _stratum(fitted: Fit, members: list[int], slopes: np.ndarray) -> np.ndarray:

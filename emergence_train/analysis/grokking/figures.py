@@ -11,7 +11,12 @@ OUTCOMES: dict[Outcome, tuple[int, Marker]] = {  # place in the palette, marker
     "grokking": (0, "triangle"),
     "memorisation": (1, "square"),
     "confusion": (7, "cross"),
+    "diverged": (5, "cross"),
 }
+UP: Marker = "triangle"
+DOWN: Marker = "down"
+OPEN = 0.15  # of the range of shares: how far beyond it an open end is drawn
+BESIDE = 1.06  # factor between the places of two weight decays of one size
 APART = 0.028  # between seeds of one place, of the axis' width in the logarithm
 
 
@@ -57,21 +62,30 @@ def _phase(runs: tuple[RunResult, ...], axis: str, label: str, title: str) -> Fi
 
 
 def critical_share(result: GrokkingResult) -> Figure:
-    """Critical share against size with its interval, a trace for each weight decay that has any."""
+    """Critical share against size with its interval, a trace for each weight decay that has any run.
+
+    An end that the sweep does not bound is drawn to the edge and ends in an arrow; without a value there is no point."""
+    shares = np.array([run.fraction for run in result.runs])
+    room = OPEN * max(float(np.ptp(shares)), 0.1)
+    bottom, top = max(float(shares.min()) - room, 0.0), min(float(shares.max()) + room, 1.0)
     traces = []
-    for number, decay in enumerate(sorted({row.weight_decay for row in result.critical_fraction})):
-        rows = [row for row in result.critical_fraction if row.weight_decay == decay and row.value is not None]
-        columns = [np.array([getattr(row, name) for row in rows], dtype=float) for name in ("value", "low95", "high95")]
-        value, low, high = columns
-        x = np.array([row.params for row in rows], dtype=float)
-        name = f"weight decay {decay:g}"
-        traces.append(Trace(x, value, name, number, line=False, points=True))
-        bounded = np.isfinite(low) & np.isfinite(high)
-        traces.append(
-            Trace(x[bounded], value[bounded], "", number, line=False, low=low[bounded], high=high[bounded], bars=True)
-        )
+    decays = sorted({row.weight_decay for row in result.critical_fraction})
+    for number, decay in enumerate(decays):
+        rows = [row for row in result.critical_fraction if row.weight_decay == decay and row.runs]
+        columns = [[getattr(row, name) for row in rows] for name in ("params", "value", "low95", "high95")]
+        x, value, low, high = np.array(columns, dtype=float)
+        x = x * BESIDE ** (number - (len(decays) - 1) / 2)
+        traces.append(Trace(x, value, f"weight decay {decay:g}", number, line=False, points=True))
+        ends = np.where(np.isnan(low), bottom, low), np.where(np.isnan(high), top, high)
+        traces.append(Trace(x, ends[0], "", number, line=False, low=ends[0], high=ends[1], bars=True))
+        for open_end, place, marker in ((np.isnan(low), bottom, DOWN), (np.isnan(high), top, UP)):
+            y = np.full(int(open_end.sum()), place)
+            traces.append(Trace(x[open_end], y, "", number, line=False, points=True, marker=marker))
     title = "Critical share: half of the seeds generalise within the budget"
-    return Figure(title, "parameters", "share of the questions", tuple(traces), x_log=True, note="95% intervals")
+    note = "95% intervals; an arrow: not bounded by the shares that were tried"
+    edge = 0.25 * room  # for the arrows
+    span = (bottom - edge, top + edge)
+    return Figure(title, "parameters", "share of the questions", tuple(traces), x_log=True, y_range=span, note=note)
 
 
 def times(result: GrokkingResult) -> Figure:

@@ -15,8 +15,11 @@ def first_at(updates: np.ndarray, accuracy: np.ndarray, level: float) -> int | N
     return int(updates[np.argmax(reached)]) if reached.any() else None
 
 
-def outcome(train_90: int | None, heldout_90: int | None) -> Outcome:
-    """Comprehension, grokking, memorisation or confusion."""
+def outcome(train_90: int | None, heldout_90: int | None, finite: bool = True) -> Outcome:
+    """Comprehension, grokking, memorisation or confusion; diverged where the loss did not stay `finite` and the run had not
+    generalised before."""
+    if not finite and heldout_90 is None:
+        return "diverged"
     if train_90 is None:
         return "confusion"
     if heldout_90 is None:
@@ -27,6 +30,7 @@ def outcome(train_90: int | None, heldout_90: int | None) -> Outcome:
 def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
     """The result of one run. `curve`: its rows by update; `budget`: updates that it could have had."""
     updates, last = curve["update"].to_numpy(), curve.iloc[-1]
+    finite = bool(np.isfinite([last["train_loss"], last["heldout_loss"], last["norm"]]).all())
     times = {
         f"{side}_{percent}": first_at(updates, curve[f"{side}_accuracy"].to_numpy(), percent / 100)
         for side in ("train", "heldout")
@@ -40,8 +44,8 @@ def run_result(curve: pd.DataFrame, budget: int) -> RunResult:
         fraction=float(last["fraction"]),
         weight_decay=float(last["weight_decay"]),
         seed=int(last["seed"]),
-        outcome=outcome(times["train_90"], times["heldout_90"]),
-        censored=times["heldout_90"] is None and int(last["update"]) >= budget,
+        outcome=outcome(times["train_90"], times["heldout_90"], finite),
+        censored=finite and times["heldout_90"] is None and int(last["update"]) >= budget,
         delay=times["heldout_90"] - times["train_90"] if known else None,  # type: ignore[operator]
         updates=int(last["update"]),
         train_accuracy=float(last["train_accuracy"]),

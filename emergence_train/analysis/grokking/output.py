@@ -45,22 +45,31 @@ def _figures(out: Path, result: GrokkingResult, curves: pd.DataFrame, suffixes: 
 def format_table(result: GrokkingResult) -> str:
     """The short table: outcomes, a line for each size and weight decay, then what moves with what."""
     counts = ", ".join(f"{number} {name}" for name, number in result.outcomes.items())
+    warning = result.warning()
     width = max(5, *(len(row.model) for row in result.critical_fraction))
     lines = [
+        *([f"warning: {warning}"] if warning else []),
         f"{len(result.runs)} runs of at most {result.budget:,} updates: {counts}",
         f"{'model':<{width}} {'params':>9}  decay  generalised  critical share [95%]",
     ]
     for row in result.critical_fraction:
-        share = "not between two shares" if row.value is None else f"{row.value:.3f}"
+        share = "unknown" if row.value is None else f"{row.value:.3f}"
         ends = f"[{_number(row.low95)}, {_number(row.high95)}]"
         counted = f"{row.generalised} of {row.runs}"
-        lines.append(f"{row.model:<{width}} {row.params:>9,}  {row.weight_decay:<5g}  {counted:<11}  {share} {ends}")
+        why = f"; {row.reason}" if row.reason else ""
+        lines.append(
+            f"{row.model:<{width}} {row.params:>9,}  {row.weight_decay:<5g}  {counted:<11}  {share} {ends}{why}"
+        )
     trend, time = result.trend, result.time_trend
     if trend.value is not None:
         interval = f"[{_number(trend.low95, '+')}, {_number(trend.high95, '+')}]"
-        lines.append(f"critical share for ten times the parameters: {trend.value:+.3f} {interval}, p {_p(trend.p)}")
+        lines.append(
+            f"critical share for ten times the parameters: {trend.value:+.3f} {interval}, p {_p(trend.p)}{result.few_runs()}"
+        )
     else:
-        lines.append(f"critical share for ten times the parameters: unknown, {result.trend_unknown()}")
+        lines.append(
+            f"critical share for ten times the parameters: unknown, {result.trend_unknown()}{result.few_runs()}"
+        )
     if time.value is not None:
         interval = f"[{_number(time.low95)}, {_number(time.high95)}]"
         lines.append(f"time to generalise as share to the power {time.value:.2f} {interval}, p {_p(time.p)}")

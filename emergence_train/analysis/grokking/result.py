@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from emergence_train.analysis.results import Probability, Share, Unit, absent
 
-Outcome = Literal["comprehension", "grokking", "memorisation", "confusion"]
+Outcome = Literal["comprehension", "grokking", "memorisation", "confusion", "diverged"]
 Updates = Annotated[int, Unit("updates")]
 Params = Annotated[int, Unit("parameters"), "all that are trained, embeddings among them"]
 Norm = Annotated[float, Unit("Euclidean norm of all parameters")]
@@ -24,7 +24,8 @@ class RunResult:
     outcome: Annotated[
         Outcome,
         "comprehension: train and held-out accuracy both reached 90%, less than 1,000 updates apart; grokking: both, further "
-        "apart; memorisation: train alone; confusion: not train",
+        "apart; memorisation: train alone; confusion: not train; diverged: it ended with a loss that is not "
+        "finite before it generalised",
     ]
     censored: Annotated[bool, "the budget ended before the held-out accuracy reached 90%: it might have later"]
     train_90: Annotated[Updates | None, "train accuracy at 90%"]
@@ -48,8 +49,9 @@ class CriticalFraction:
     value: Annotated[Share | None, "null where it is not between two shares of the sweep, or more data did not help"]
     low95: Annotated[Share | None, "null where the sweep has no lower bound"]
     high95: Annotated[Share | None, "null where the sweep has no upper bound"]
-    runs: int
+    runs: Annotated[int, "without those that diverged: they say nothing of how much data is needed"]
     generalised: Annotated[int, "of the runs"]
+    reason: Annotated[str | None, "why value is null"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,13 @@ class Trend:
         Probability | None,
         "of no trend, sizes permuted among the runs of one share; null with one share, or where no share has two sizes",
     ]
+    least_p: Annotated[
+        Probability | None,
+        "the smallest p that these runs could have given, whichever size they were of: above 0.05 they are too few",
+    ]
     straight_p: Annotated[Probability | None, "of a straight line against a critical share of its own for each size"]
     sizes: Annotated[int, "that both generalised and did not"]
+    reason: Annotated[str | None, "why value is null"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,16 +134,35 @@ class GrokkingResult:
     efficiency: Annotated[tuple[Efficiency, ...], "by size and weight decay, where both were seen at one loss"]
     figures: Annotated[tuple[str, ...] | None, "file names, once written"] = absent()
 
+    def warning(self) -> str | None:
+        """What must be known before any number is read: runs whose loss did not stay finite."""
+        lost = [run for run in self.runs if run.outcome == "diverged"]
+        if not lost:
+            return None
+        return (
+            f"{len(lost)} of {len(self.runs)} runs diverged, the first after {min(run.updates for run in lost):,} updates: their "
+            "loss is not finite, and critical shares and times leave them out; lower training.lr"
+        )
+
+    def few_runs(self) -> str:
+        """That no p below 0.05 was possible, where that is so; else nothing."""
+        least = self.trend.least_p
+        return f"; of these runs no p below {least:.2g} was possible" if least is not None and least > 0.05 else ""
+
     def trend_unknown(self) -> str:
         """What the sweep lacks where it says nothing of how the critical share moves with size."""
         if len({row.params for row in self.critical_fraction}) < 2:
             return "models of one size alone"
         if len({run.fraction for run in self.runs}) < 2:
             return "one share alone"
+        if all(run.outcome == "diverged" for run in self.runs):
+            return "every run diverged"
         if self.trend.sizes < 2:
             return "fewer than two sizes have both runs that generalised and runs that did not"
         telling = {row.model for row in self.critical_fraction if 0 < row.generalised < row.runs}
         tried = {(run.fraction, run.params) for run in self.runs if run.model in telling}
         if len({fraction for fraction, _ in tried}) == len(tried):
             return "no share was tried with two of the sizes that tell"
+        if self.trend.p is not None:
+            return "the runs bound it on neither side"
         return "more data did not go with more runs that generalised"

@@ -12,6 +12,7 @@ from emergence_train.analysis.logs.fields import FIELDS
 from emergence_train.analysis.logs.jsonl import JSONL
 from emergence_train.analysis.logs.lightning import LIGHTNING
 from emergence_train.analysis.logs.log import LogOptions
+from emergence_train.analysis.logs.mlflow import MLFLOW
 from emergence_train.analysis.logs.names import QUANTITIES
 from emergence_train.analysis.logs.tensorboard import TENSORBOARD
 from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
@@ -23,7 +24,8 @@ __all__ = ["FORMATS", "HEAD", "QUANTITIES", "Curve", "LogOptions", "columns_of",
 
 # In the order in which "auto" asks them
 FORMATS = {
-    entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
+    entry.name: entry
+    for entry in (TENSORBOARD, MLFLOW, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
 }
 
 
@@ -81,7 +83,7 @@ def read(path: Path, options: LogOptions) -> list[Curve]:
     """The training curves of a log, a run each. Raises InputError for what no format takes."""
     name = format_of(path) if options.format == "auto" else options.format
     if name is None:
-        raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}")
+        raise InputError(f"{path}: not a log that is known; give --format {', '.join(FORMATS)}, or a table a header")
     try:
         return curves_of(FORMATS[name].read(path), options)
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@
     step;loss            1.000;3,25      (spreadsheets of half of Europe)
     "step","loss"        "1,000","3,25"  (the same, exported with commas between the columns)
 
+Tables that are made to be read (Markdown, columns parted by blanks; typeset.py) are such, in files of any name.
 A line `sep=;`, which Excel reads, and comments (#) before the header are passed over; a header may be such a comment itself.
 """
 
@@ -19,11 +20,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emergence_train.analysis.logs import typeset
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
-from emergence_train.analysis.logs.numbers import DECIMAL, ONE_COMMA, scale_of
+from emergence_train.analysis.logs.numbers import DECIMAL, EITHER, ONE_COMMA, role_of, scale_of
 from emergence_train.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+DATA = (".json", ".jsonl", ".ndjson")  # whose text is no table
 LONGEST = 2**31 - 1  # characters of a cell
 HEAD = 100_000  # bytes of a file that its kind is recognised by
 SEPARATORS = ",;\t|"
@@ -34,18 +37,19 @@ POINT = r"[-+]?(?:\d+\.(?:\d\d?|\d{4,})|0*\.\d+)(?:e[-+]?\d+)?\s*%?"  # before d
 PARTED = r"\d{1,3}(?:\.\d{3})*|"  # a whole number whose thousands are parted by points; or nothing
 GAPS = r"(?<=\d)[ \u00a0\u202f\u2009'’_](?=\d{3}(?!\d))"  # what else parts thousands: 1 000, 1'000, 1_000
 UNPLAIN = re.compile("[, \u00a0\u202f\u2009'’_]")  # in a column that may need rewriting
-SMALL = re.compile(r"loss|perplexity|nll|entropy|\blr\b|rate|acc|score|value|bpb|chance|std", re.IGNORECASE)
-COUNTED = re.compile(r"step|iter|token|param|sample|update|items|^n$", re.IGNORECASE)
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """A file's cells as they are: text of CSV and TSV, empty ones None; the index counts rows from 1. Raises InputError."""
     try:
         if suffix_of(path) == ".parquet":
-            frame = pq.read_table(path).to_pandas().astype(object)
+            frame = pq.read_table(path).to_pandas()
+            frame = (frame.reset_index() if frame.index.name else frame).astype(object)
             frame = frame.where(frame.notna(), None)
         else:
             frame = _read_text(text_of(path), suffix_of(path))
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except (OSError, ValueError, csv.Error, pd.errors.ParserWarning, pa.ArrowException) as error:
         raise InputError(
             f"{path}: cannot be read as a table ({' '.join(str(error).split())[:160]}); give --format if it is a text log"
@@ -59,17 +63,44 @@ def read_table(path: Path) -> pd.DataFrame:
 def header_of(path: Path) -> list[str]:
     """The names of a table's columns; none where it is no table."""
     try:
-        if suffix_of(path) == ".parquet":
-            return list(pq.read_schema(path).names)
-        if suffix_of(path) not in SUFFIXES:
-            return []
-        body, separator = _from_header(text_of(path, HEAD, errors="replace"), suffix_of(path))
-        return list(pd.read_csv(io.StringIO(body.partition("\n")[0]), nrows=0, sep=separator, skipinitialspace=True))
+        return columns_of(path)
     except (OSError, ValueError, pa.ArrowException, InputError):
         return []
 
 
+def columns_of(path: Path) -> list[str]:
+    """As header_of; raises InputError and others for a table that cannot be read."""
+    if suffix_of(path) == ".parquet":
+        return list(pq.read_schema(path).names)
+    text, suffix = _plain_table(text_of(path, HEAD, errors="replace"), suffix_of(path))
+    if suffix not in SUFFIXES:
+        return []
+    body, separator = _from_header(text, suffix)
+    return list(pd.read_csv(io.StringIO(body.partition("\n")[0]), nrows=0, sep=separator, skipinitialspace=True))
+
+
+def _plain_table(text: str, suffix: str) -> tuple[str, str]:
+    """The text and its kind, of a typeset table with tabs between the cells; a last line that is cut off is no row."""
+    if suffix in DATA:
+        return text, suffix
+    if suffix not in SUFFIXES and _is_delimited(text):
+        return text, ".csv"
+    table = typeset.parted(text if len(text) < HEAD or "\n" not in text else text[: text.rindex("\n") + 1])
+    return (text, suffix) if table is None else (table, typeset.SUFFIX)
+
+
+def _is_delimited(text: str) -> bool:
+    """Whether a file of another name begins as a table with a header does, each of whose rows has a number."""
+    body, separator = _from_header(text, "")
+    rows = [line.split(separator) for line in body.split("\n")[:3] if line]
+    alike = len(rows) > 1 and len(rows[0]) > 1 and len({*map(len, rows)}) == 1
+    return alike and not any(map(_is_number, rows[0])) and all(any(map(_is_number, row)) for row in rows[1:])
+
+
 def _read_text(text: str, suffix: str) -> pd.DataFrame:
+    delimited = suffix not in (*SUFFIXES, *DATA) and _is_delimited(text)
+    if suffix not in DATA and not delimited and (table := typeset.parted(text)) is not None:
+        text, suffix = table, typeset.SUFFIX
     body, separator = _from_header(text, suffix)
     if _rows_end_in(separator, body):
         body = body.replace("\n", f"{separator}\n", 1)  # the header as the rows: a column of no name and no cells
@@ -187,7 +218,7 @@ def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
     pointed = bool(decimal or either) and any(_has_points(str(name), frame[name]) for name in frame)
     if not pointed:
         between = separator in ";\t"
-        spreads = between and (bool(decimal) or any(SMALL.search(str(name)) for name in either))
+        spreads = between and (bool(decimal) or any(role_of(name) == "small" for name in either))
         decimal += [name for name in either if spreads or scale_of(name) != 1]
     for name in decimal:
         columns[name] = columns[name].str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
@@ -199,20 +230,22 @@ def _with_points(frame: pd.DataFrame, separator: str) -> pd.DataFrame:
 
 def _is_count(name: str) -> bool:
     """Whether a column is of whole numbers by its name: "step", but neither "loss_step" nor "Tokens (B)"."""
-    return bool(COUNTED.search(name)) and not SMALL.search(name) and scale_of(name) == 1
+    return role_of(name) == "count" and scale_of(name) == 1
 
 
 def _has_points(name: str, cells: pd.Series) -> bool:
     """Whether a column that is known by its name has points before decimals; a loss of 3.990 has."""
-    if SMALL.search(name):
+    role = role_of(name)
+    if role in ("small", "perplexity"):
         return bool(cells.str.fullmatch(POINT + r"|[-+]?\d+\.\d+").any())
-    return bool(COUNTED.search(name)) and bool(cells.str.fullmatch(POINT).any())
+    return role == "count" and bool(cells.str.fullmatch(POINT).any())
 
 
 def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool | None:
     """Whether the commas of a column of numbers stand before decimals, and not between thousands; None: either may be.
 
-    Three digits behind the only comma are decimals in a loss, or between semicolons; in a count the other columns decide.
+    Three digits behind the only comma are decimals in a loss, or between semicolons; in a count the other columns decide. In a
+    perplexity they are thousands where cells below 1000 have no comma.
     """
     with_comma = cells[cells.str.contains(",", regex=False)]
     if with_comma.empty or (cells.str.contains(r"\..*\.|\.\d*$", regex=True) & ~cells.str.contains(",")).any():
@@ -221,10 +254,13 @@ def _has_decimal_commas(name: str, cells: pd.Series, separator: str) -> bool | N
         return False
     if with_comma.map(lambda cell: DECIMAL.fullmatch(cell) is not None).any():
         return True
-    thousands = re.search(r"perplexity|ppl", name, re.IGNORECASE)  # a perplexity may be above 1000
-    alike = not thousands and cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all()
-    if SMALL.search(name) and (separator == ";" or alike):
+    role = role_of(name)
+    if role == "perplexity":  # which may be above 1000
+        alike = cells.map(lambda cell: EITHER.fullmatch(cell) is not None).all()
+        return (True if separator == ";" else None) if alike else False
+    alike = cells.str.fullmatch(r"[-+]?\d{1,3},\d{3}").all()
+    if role == "small" and (separator == ";" or alike):
         return True
-    if separator == ";" and not COUNTED.search(name) and scale_of(name) == 1:
+    if separator == ";" and role != "count" and scale_of(name) == 1:
         return True
     return None

@@ -9,7 +9,7 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
-from emergence_train.analysis.logs.numbers import numbers_of, scales_of
+from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.resumption import logged_again, resumed
 from emergence_train.errors import InputError, listed
 
@@ -79,6 +79,9 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
     whole = resumed(log, columns, [rows for _, rows in parts]) if guessed else None
     if whole is not None:
         return [(replace(log, rows=whole), options)]
+    if guessed and (lonely := [name for name, rows in parts if len(rows) == 1]):
+        notes = (*log.notes, f"left out: {column!r} {listed(lonely, SHOWN)}, one row each")
+        log, parts = replace(log, notes=notes), [(name, rows) for name, rows in parts if len(rows) > 1]
     return [(replace(log, name=f"{log.name}-{name}" if several else name, rows=rows), options) for name, rows in parts]
 
 
@@ -96,7 +99,8 @@ def _curve(log: Log, options: LogOptions) -> Curve:
             f"{log.path}: no column was recognised as {' or '.join(missing)} (it has {listed(log.rows, SHOWN)}); give "
             f"{flags}{several}"
         )
-    values = pd.DataFrame({name: numbers_of(log.rows[columns[name]]) for name in columns if name != "run"})
+    roles = {**ROLES, "loss": _role_of_loss(log, columns["loss"], options)}
+    values = pd.DataFrame({n: numbers_of(log.rows[columns[n]], roles[n]) for n in columns if n != "run"})
     for name in {"step", "tokens", "params"} & set(values):
         values[name] *= scales_of(log.rows[columns[name]], columns[name])
     column, name = columns["loss"], plain(columns["loss"])
@@ -104,7 +108,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
-    notes = [_reading(columns, options, per_step), *units.notes(name, column, unit)]
+    notes = [_reading(columns, options, per_step), *log.notes, *units.notes(name, column, unit)]
     if "run" in columns and log.rows[columns["run"]].nunique() > 1:
         run = columns["run"]
         notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")
@@ -124,9 +128,21 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     return Curve(log, options.run or log.name, _params(values, options), frame.reset_index(drop=True), notes)
 
 
+def _role_of_loss(log: Log, column: str, options: LogOptions) -> Role:
+    """Small, or a perplexity, whose "5,500" may be either. Raises InputError where all its cells are so."""
+    unit = options.loss_unit or units.unit_of(plain(column))
+    role: Role = "perplexity" if unit == "perplexity" else "small"
+    if is_ambiguous(log.rows[column], role):
+        example = log.rows[column].dropna().iloc[0]
+        raise InputError(
+            f"{log.path}: {column!r} may have decimal commas or thousands ({example!r}); write its decimals with points"
+        )
+    return role
+
+
 def _perplexity(log: Log) -> pd.Series | None:
     column = next((column for column in log.rows.columns if plain(column) in PERPLEXITY.split()), None)
-    return None if column is None else numbers_of(log.rows[column])
+    return None if column is None else numbers_of(log.rows[column], "perplexity")
 
 
 def _steps_of(tokens: pd.Series, per_step: int | None) -> pd.Series:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from emergence_train.analysis.logs.cells import SUFFIXES, header_of, read_table
+from emergence_train.analysis.logs.cells import DATA, SUFFIXES, columns_of, header_of, read_table
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of
 from emergence_train.analysis.logs.log import Format, Log
+from emergence_train.analysis.logs.names import known_names, plain
 from emergence_train.errors import InputError
 
-METRICS = ("metric", "metric_name", "key", "tag")  # columns that say which metric a row's value is of
+METRICS = ("metric", "metric_name", "metricname", "key", "tag")  # columns that say which metric a row's value is of
 TIME = ("relative time", "wall time", "_runtime", "_timestamp", "_wall_time")
 
 
@@ -51,10 +52,11 @@ def _a_column_a_metric(frame: pd.DataFrame) -> pd.DataFrame:
     """A table of the columns metric and value, as MLflow's, with a column for each metric; another as it is."""
     names = {str(column).strip().lower(): column for column in frame.columns}
     metric = next((names[name] for name in METRICS if name in names), None)
-    if metric is None or "value" not in names or not frame[metric].notna().all():
+    value = next((names[name] for name in ("value", "metricvalue", "metric_value") if name in names), None)
+    if metric is None or value is None or not frame[metric].notna().all():
         return frame
-    place = frame.drop(columns=[metric, names["value"]])
-    values = {name: frame[names["value"]].where(frame[metric] == name) for name in frame[metric].unique()}
+    place = frame.drop(columns=[metric, value])
+    values = {name: frame[value].where(frame[metric] == name) for name in frame[metric].unique()}
     return place.assign(**{str(name): cells.where(cells.notna(), None) for name, cells in values.items()})
 
 
@@ -65,10 +67,20 @@ def _is_wandb(path: Path, _: str) -> bool:
     return "_step" in names or any(_charted(names))
 
 
+def _is_typeset(path: Path) -> bool:
+    """A file of another name with a table whose columns are known, or with several, as its reader says then."""
+    if not path.is_file() or suffix_of(path) in DATA:
+        return False
+    try:
+        return any(plain(name) in known_names() for name in columns_of(path))
+    except (InputError, OSError, ValueError):
+        return True
+
+
 WANDB = Format("wandb", "W&B: a chart's or a history's CSV", _is_wandb, read_wandb)
 CSV = Format(
     "csv",
-    "a table with a header line: .csv, .tsv, .parquet",
-    lambda path, _: suffix_of(path) in SUFFIXES,
+    "a table with a header line: .csv, .tsv, .parquet, Markdown, LaTeX, columns parted by blanks",
+    lambda path, _: suffix_of(path) in SUFFIXES or _is_typeset(path),
     read_csv,
 )

@@ -6,35 +6,8 @@ from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.log import Format, Log, frame_of
+from emergence_train.analysis.logs.records import flat, records_of
 from emergence_train.errors import InputError
-
-
-def _flat(row: dict, prefix: str = "") -> dict:
-    """{"train": {"loss": 1}} as {"train/loss": 1}."""
-    flat: dict = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif not isinstance(value, list):
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def records_of(text: str) -> list[dict] | None:
-    """The rows of one JSON value: a list of objects, or an object of columns (as lists, or as pandas writes them); else None."""
-    if text.lstrip()[:1] not in ("[", "{"):
-        return None
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
-        return content
-    if isinstance(content, dict) and len(content) > 1:
-        columns = [list(column.values()) if isinstance(column, dict) else column for column in content.values()]
-        if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
-            return [dict(zip(content, cells)) for cells in zip(*columns)]
-    return None
 
 
 def read_jsonl(path: Path) -> list[Log]:
@@ -42,7 +15,7 @@ def read_jsonl(path: Path) -> list[Log]:
     rows, places = [], []
     text = text_of(path)
     if (records := records_of(text)) is not None:
-        return [Log(stem_of(path), path, frame_of([_flat(row) for row in records]))]
+        return [Log(stem_of(path), path, frame_of([flat(row) for row in records]))]
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -55,7 +28,7 @@ def read_jsonl(path: Path) -> list[Log]:
             raise InputError(f"{path}: row {number} is not JSON ({error}); remove that line") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}: row {number} is not a JSON object; remove that line")
-        rows.append(_flat(row))
+        rows.append(flat(row))
         places.append(number)
     if not rows:
         raise InputError(f"{path}: has no rows; name a log that has some")

@@ -1,6 +1,7 @@
 """Cells of a log as numbers: 1,000, 1.2B and what is none."""
 
 import re
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,25 @@ DECIMAL = re.compile(
 )
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
 ONE_COMMA = re.compile(r"[-+]?\d+,\d+(?:e[-+]?\d+)?\s*[%kmbgt]?", re.IGNORECASE)
+EITHER = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")  # 5,500: one of both
+# What a column's numbers are: small ones, whose only comma is decimal, or counts, whose commas part thousands
+Role = Literal["small", "count", "perplexity"]
+ROLES: dict[str, Role] = dict.fromkeys(("loss", "lr", "value", "stderr", "chance"), "small")
+ROLES |= dict.fromkeys(("step", "tokens", "params", "items"), "count")
+PERPLEXITY = re.compile(r"perplexity|(?<![a-z])ppl(?![a-z])", re.IGNORECASE)  # a number that may be above 1000
+SMALL = re.compile(
+    r"loss|entropy|accuracy|learning.?rate|(?<![a-z])(lr|rate|nll|acc|scores?|values?|bpb|chance|std|stderr)(?![a-z])",
+    re.IGNORECASE,
+)
+COUNTED = re.compile(r"step|iter|token|param|sample|update|items|^n$", re.IGNORECASE)
+
+
+def role_of(column: object) -> Role | None:
+    """What a column holds by its name: "loss_step" losses, "accumulated_tokens" counts; None: its name does not say."""
+    name = str(column)
+    if PERPLEXITY.search(name):
+        return "perplexity"
+    return "small" if SMALL.search(name) else "count" if COUNTED.search(name) else None
 
 
 def scale_of(column: object) -> float:
@@ -33,15 +53,19 @@ def scales_of(raw: pd.Series, column: object) -> pd.Series:
     return scales.mask(own, 1.0)
 
 
-def with_points(raw: pd.Series) -> pd.Series:
+def with_points(raw: pd.Series, role: Role | None = None) -> pd.Series:
     """A column's text with "1,000" as 1000 and "3,99" as 3.99; other commas stay, so that what has them is no number.
 
-    Three digits behind the only comma ("3,985") are decimals where another cell's surely are.
+    Three digits behind the only comma ("3,985") are decimals where another cell's surely are, and in a column of small
+    numbers without points: a loss of 3985 nats is none.
     """
     if not any(isinstance(value, str) and "," in value for value in raw):
         return raw
     text = raw.map(lambda value: value.strip() if isinstance(value, str) else value)
-    decimal = any(isinstance(value, str) and DECIMAL.fullmatch(value) for value in text)
+    words = [value for value in text if isinstance(value, str)]
+    decimal = any(map(DECIMAL.fullmatch, words))
+    if role == "small" and not any("." in word for word in words):
+        decimal |= all(ONE_COMMA.fullmatch(word) for word in words if "," in word)
 
     def plain(value: object) -> object:
         if not isinstance(value, str) or "," not in value:
@@ -53,17 +77,23 @@ def with_points(raw: pd.Series) -> pd.Series:
     return text.map(plain)
 
 
-def numbers_of(raw: pd.Series) -> pd.Series:
+def is_ambiguous(raw: pd.Series, role: Role | None) -> bool:
+    """Whether every cell of a column is as "5,500", and its role says neither 5.5 nor 5500."""
+    known = raw[raw.notna() & raw.ne("")]
+    return role == "perplexity" and len(known) > 0 and all(EITHER.fullmatch(str(value).strip()) for value in known)
+
+
+def numbers_of(raw: pd.Series, role: Role | None = None) -> pd.Series:
     """A column's cells as float64: NaN where a row lacks it, infinite where what stands there is no finite number."""
     absent = raw.isna() & raw.map(lambda value: not isinstance(value, float)) | raw.eq("")
-    text = with_points(raw)
+    text = with_points(raw, role)
     numbers = pd.to_numeric(text, errors="coerce").astype(float)
     if (short := numbers.isna() & ~absent).any():
-        numbers[short] = text[short].map(_in_full)
+        numbers[short] = text[short].map(in_full)
     return numbers.where(numbers.notna() & np.isfinite(numbers), np.inf).mask(absent, np.nan)
 
 
-def _in_full(text: object) -> float:
+def in_full(text: object) -> float:
     """1.2B as 1,200,000,000; NaN for what is no number."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGBT])\s*", str(text), re.IGNORECASE)
-    return float(match[1]) * SI[match[2].upper()] if match else np.nan
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGBT]?)\s*", str(text), re.IGNORECASE)
+    return float(match[1]) * SI.get(match[2].upper(), 1.0) if match else np.nan

@@ -1,6 +1,8 @@
 """A run that was stopped and resumed, in one log: its rows are one run's, and of steps that come again the later rows count."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,32 @@ RISES = 4  # a log whose step rises so many times as often as it falls is in the
 REPLAYED = 0.25  # the largest share of a run that a resumption trains again; two runs side by side share more
 NEAR = 2  # intervals between rows: a resumption begins no further behind the last row
 FIRST = 1.5  # intervals from step 0 within which a run of its own begins
+CONTINUES = (
+    0.1  # of the fall of the loss so far: no further from it is the loss of a step that a resumption trains again
+)
+JOBS = re.compile(r"job|run_?u?u?id|attempt|restart|session")  # ids that a start of the same run changes
 MODELS = "model model_name experiment experiment_name exp exp_name"  # columns that no resumption changes
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one id, ascending by step; `ahead`: how far from its last row another of its own may be expected."""
+
+    step: np.ndarray
+    loss: np.ndarray
+    rows: pd.DataFrame
+
+    @property
+    def interval(self) -> float:
+        """Steps between rows: the median."""
+        apart = np.diff(np.unique(self.step))
+        return float(np.median(apart)) if len(apart) else 0.0
+
+    @property
+    def ahead(self) -> float:
+        """The last interval, as much longer again as it was longer than the one before it (rows at 1, 2, 4, 8)."""
+        apart = np.diff(np.unique(self.step))
+        return float(apart[-1] * max(1.0, apart[-1] / apart[-2])) if len(apart) > 1 else self.interval
 
 
 def resumed(log: Log, columns: Mapping[str, str], parts: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
@@ -21,43 +48,67 @@ def resumed(log: Log, columns: Mapping[str, str], parts: Sequence[pd.DataFrame])
 
     A part that goes on begins at the end of what is there, or a little before it, at the checkpoint: no more than REPLAYED of it
     comes again. And it leads beyond it: a branch that ends where the run ends, as one with a decay, is a run of its own. So is
-    what begins within its own first interval, however little of the others' steps that is, and a model of another size.
+    a model of another size, and what begins within its own first interval, however little of the others' steps that is; unless
+    the id is a job's and the loss continues from where it was: rows may lie further apart in the later part.
     """
     along = columns.get("step") or columns.get("tokens")
     if along is None or plain(columns.get("run", "")) in MODELS.split() or _sizes(columns, parts) > 1:
         return None
-    spans = []
-    for rows in parts:
-        step = numbers_of(rows[along])
-        step = step[np.isfinite(step)]
-        if len(step):
-            spans.append((float(step.min()), float(step.max()), _interval(step), rows))
-    if not spans:
+    known = [part for rows in parts if (part := _part(rows, along, columns.get("loss"))) is not None]
+    if not known:
         return None
-    spans.sort(key=lambda span: (span[0], span[3].index[0]))
-    first, front, interval = spans[0][:3]
-    for k, (begin, end, own, _) in enumerate(spans[1:], 2):
-        interval = max(interval, own)
-        if begin - front > NEAR * interval or begin < FIRST * own:
+    known.sort(key=lambda part: (part.step[0], part.rows.index[0]))
+    first, front, interval = known[0].step[0], known[0].step[-1], known[0].interval
+    is_job = JOBS.search(plain(columns.get("run", ""))) is not None
+    for k, part in enumerate(known[1:], 1):
+        begin, end, before = part.step[0], part.step[-1], known[k - 1]
+        interval = max(interval, part.interval)
+        if begin - front > NEAR * max(interval, before.ahead):
             return None
-        if begin <= first or front - begin > REPLAYED * (front - first):
+        if begin < FIRST * part.interval and not (is_job and _continues(known[:k], part)):
             return None
-        if end <= front and (k == len(spans) or end == front or spans[k][0] > end):
+        if begin <= first or front - begin > REPLAYED * (front - first) and not (is_job and _few_rows(known[:k], part)):
+            return None
+        if end <= front and (k + 1 == len(known) or end == front or known[k + 1].step[0] > end):
             return None
         front = max(front, end)
-    return pd.concat([rows for *_, rows in spans])
+    return pd.concat([part.rows for part in known])
 
 
-def _interval(step: pd.Series) -> float:
-    """Steps between rows: the median."""
-    apart = np.diff(np.unique(step))
-    return float(np.median(apart)) if len(apart) else 0.0
+def _part(rows: pd.DataFrame, along: str, loss: str | None) -> _Part | None:
+    step = numbers_of(rows[along], "count").to_numpy()
+    losses = np.full(len(step), np.nan) if loss is None else numbers_of(rows[loss], "small").to_numpy()
+    order = np.argsort(step, kind="stable")
+    order = order[np.isfinite(step[order])]
+    return _Part(step[order], losses[order], rows) if len(order) else None
+
+
+def _few_rows(before: Sequence[_Part], part: _Part) -> bool:
+    """Whether few rows come again though many steps do, as in a log at steps 1, 2, 5, 10, ...; and the loss continues there."""
+    steps = np.concatenate([p.step for p in before])
+    return bool((steps >= part.step[0]).mean() <= REPLAYED) and _continues(before, part)
+
+
+def _continues(before: Sequence[_Part], part: _Part) -> bool:
+    """Whether a part's first loss is where the curve before it had come to, and not where that began."""
+    step, loss = np.concatenate([p.step for p in before]), np.concatenate([p.loss for p in before])
+    order = np.argsort(step, kind="stable")
+    order = order[np.isfinite(loss[order])]
+    losses = part.loss[np.isfinite(part.loss)]
+    if len(order) < 2 or not len(losses):
+        return False
+    step, loss = step[order], loss[order]
+    here = float(np.interp(part.step[0], step, loss))
+    off = abs(float(losses[0]) - here)
+    if part.step[0] > step[-1]:
+        return off < abs(losses[0] - loss[0])
+    return off <= CONTINUES * abs(loss[0] - here)
 
 
 def _sizes(columns: Mapping[str, str], parts: Sequence[pd.DataFrame]) -> int:
     """How many parameters the parts have, if a column says them."""
     name = columns.get("params")
-    known = [] if name is None else [numbers_of(rows[name]).dropna() for rows in parts]
+    known = [] if name is None else [numbers_of(rows[name], "count").dropna() for rows in parts]
     return len({size for sizes in known for size in sizes.unique()})
 
 

@@ -1,5 +1,6 @@
 """Task results that other programs wrote, read as `evaluations`: recognised by their content, completed by what the user says."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pandas as pd
 from emergence_train.analysis.logs.cells import SUFFIXES as TABLES
 from emergence_train.analysis.logs.encoded import suffix_of
 from emergence_train.analysis.scores.complete import completed
-from emergence_train.analysis.scores.harness import LM_EVAL, OLMES
+from emergence_train.analysis.scores.harness import ALL, LIGHTEVAL, LM_EVAL, METRICS, OLMES
 from emergence_train.analysis.scores.helm_runs import HELM
 from emergence_train.analysis.scores.options import QUANTITIES, ScoreOptions, Scores, options_of
 from emergence_train.analysis.scores.score_tables import TABLE
@@ -18,8 +19,15 @@ from emergence_train.recorder.tables import Frame
 
 __all__ = ["FORMATS", "QUANTITIES", "ScoreOptions", "holds_scores", "options_of", "read", "with_scores"]
 
-FORMATS = {entry.name: entry for entry in (LM_EVAL, OLMES, HELM, TABLE)}  # in the order in which "auto" asks them
-SUFFIXES = (".json", ".jsonl", *TABLES)
+FORMATS = {
+    entry.name: entry for entry in (LM_EVAL, LIGHTEVAL, OLMES, HELM, TABLE)
+}  # in the order in which "auto" asks them
+# Of results; .md and the like may hold a table that is made to be read
+SUFFIXES = (".json", ".jsonl", ".ndjson", *TABLES, ".md", ".txt", ".tex", ".dat")
+# What harnesses write beside their results, an object an item
+ITEMS = re.compile(
+    r"predictions|requests|recorded-inputs|^samples_|per_instance|scenario_state|instances", re.IGNORECASE
+)
 
 
 def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[str | Path | Frame], list[str]]:
@@ -40,7 +48,7 @@ def with_scores(paths: list[str | Path], options: ScoreOptions) -> tuple[list[st
 
 def holds_scores(path: Path) -> bool:
     """Whether a path that is no run holds task results: a table of evaluations, or results of other programs."""
-    if suffix_of(path) in TABLES and path.is_file() and {"task", "metric", "value"} <= set(TABLE.columns(path)):
+    if suffix_of(path) in SUFFIXES and path.is_file() and {"task", "metric", "value"} <= set(TABLE.columns(path)):
         return True
     return _is_foreign(path, ScoreOptions())
 
@@ -50,13 +58,17 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     files = [file for file in sorted(path.rglob("*")) if suffix_of(file) in SUFFIXES and file.is_file()]
-    return [file for file in files if _format_of(file) is not None]
+    whole = {
+        file.parent for file in files if file.name == ALL
+    }  # OLMES writes the same again a task, and as metrics.json
+    files = [file for file in files if file.name == ALL or not (file.parent in whole and METRICS.search(file.name))]
+    return [file for file in files if not ITEMS.search(file.name) and _format_of(file) is not None]
 
 
 def read(file: Path, options: ScoreOptions) -> list[Scores]:
     """The scores of a file, a part for each run and step that it names."""
     name = _format_of(file) if options.format == "auto" else options.format
-    if name is None and options.columns and suffix_of(file) in TABLES:
+    if name is None and options.columns and TABLE.columns(file):
         name = TABLE.name
     if name is None:
         raise InputError(f"{file}: not task results that are known; give --format {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""Results of the harnesses as JSON: lm-eval's results_*.json, and OLMES' (oe-eval's) metrics.json and metrics-all.jsonl."""
+"""Results of the harnesses as JSON: results_*.json of lm-eval and lighteval, metrics.json and metrics-all.jsonl of OLMES."""
 
 import functools
 import json
@@ -84,7 +84,47 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
     return [Scores(path, pd.DataFrame(rows), f"{path}: lm-eval, {len(content['results'])} tasks of {_named(place)}")]
 
 
+# -------------------------------------------------------------------------------------------------------------- lighteval
+
+
+def _is_lighteval(path: Path) -> bool:
+    objects = _objects(path)
+    return len(objects) == 1 and {"config_general", "results"} <= objects[0].keys()
+
+
+def _read_lighteval(path: Path, options: ScoreOptions) -> list[Scores]:
+    """A row a metric of "task|shots"; averages over tasks are left out."""
+    content = _objects(path)[0]
+    general = content["config_general"] or {}
+    model: Any = general.get("model_config") or {}
+    place = place_of(
+        str(general.get("model_name") or model.get("model_name") or path.parent.name), model.get("revision")
+    )
+    if place["step"] is None:
+        place["step"] = place_of(str(path.parent))["step"]
+    rows = []
+    for name, values in content["results"].items():
+        task = re.sub(r"\|\d+(\|\d+)?$", "", name)
+        if name == "all" or task.endswith("_average") or not isinstance(values, dict):
+            continue
+        for metric, value in values.items():
+            if metric.endswith("_stderr") or not _is_number(value):
+                continue
+            error = values.get(f"{metric}_stderr")
+            stderr = error if _is_number(error) else math.nan
+            rows.append(place | {"task": task, "metric": metric, "value": float(value), "stderr": stderr})
+    if not rows:
+        raise InputError(
+            f"{path}: its results have no metrics that are numbers; give results_*.json of lighteval that has some"
+        )
+    return [Scores(path, pd.DataFrame(rows), f"{path}: lighteval, {len(rows)} metrics of {_named(place)}")]
+
+
 # ------------------------------------------------------------------------------------------------------------------ OLMES
+
+ALL = "metrics-all.jsonl"
+COUNTS = ("num_instances", "no_answer", "task_idx")  # of instances, no scores
+METRICS = re.compile(r"^(metrics|task-\d+-.*-metrics)\.json$")  # what that repeats
 
 
 def _records(path: Path) -> Iterator[dict]:
@@ -94,25 +134,34 @@ def _records(path: Path) -> Iterator[dict]:
             yield entry
         for key in ("tasks", "metrics", "all_primary_scores"):
             for inner in entry.get(key) or () if isinstance(entry.get(key), list) else ():
-                if isinstance(inner, dict) and "task_name" in inner:
-                    yield {**{k: v for k, v in entry.items() if k in ("model_config", "model_name")}, **inner}
+                if isinstance(inner, dict) and ("task_name" in inner or {"task", "task_config"} <= inner.keys()):
+                    named = inner if "task_name" in inner else {**inner, "task_name": inner["task"], "metrics": inner}
+                    yield {**{k: v for k, v in entry.items() if k in ("model_config", "model_name")}, **named}
 
 
 def _read_olmes(path: Path, options: ScoreOptions) -> list[Scores]:
     rows, names = [], set()
     for record in _records(path):
         model: Any = record.get("model_config") or {}
-        name = str(model.get("model_path") or model.get("model") or record.get("model_name") or path.parent.name)
+        if not isinstance(model, dict):
+            model = dict(ARGUMENT.findall(str(model)))
+        name = str(
+            model.get("model") or _first(model.get("model_path")) or record.get("model_name") or path.parent.name
+        )
         place = place_of(name, model.get("revision"))
+        if place["step"] is None:
+            place["step"] = place_of(str(path.parent))["step"]
         names.add(_named(place))
         for metric, value in (record.get("metrics") or {}).items():
             if not _is_number(value) or metric.endswith("_stderr") or _is_another(metric, record["metrics"]):
+                continue
+            if metric in COUNTS:
                 continue
             error = record["metrics"].get(f"{metric}_stderr")
             rows.append(
                 place
                 | {
-                    "task": record.get("alias") or record["task_name"],
+                    "task": record.get("alias") or _alias(record) or record["task_name"],
                     "metric": metric,
                     "value": float(value),
                     "stderr": float(error) if _is_number(error) else math.nan,
@@ -122,6 +171,16 @@ def _read_olmes(path: Path, options: ScoreOptions) -> list[Scores]:
     if not rows:
         raise InputError(f"{path}: its tasks have no metrics that are numbers; give oe-eval's metrics-all.jsonl")
     return [Scores(path, pd.DataFrame(rows), f"{path}: OLMES, {len(rows)} metrics of {', '.join(sorted(names))}")]
+
+
+def _first(path: object) -> object:
+    return path[0] if isinstance(path, list) and path else path
+
+
+def _alias(record: dict) -> str | None:
+    """What a variant of a task is called: "arc_easy:mc" and not "arc_easy" alone."""
+    metadata = (record.get("task_config") or {}).get("metadata") or {}
+    return metadata.get("alias") if isinstance(metadata, dict) else None
 
 
 def _is_another(metric: str, metrics: dict) -> bool:
@@ -139,5 +198,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+LIGHTEVAL = Format("lighteval", _is_lighteval, _read_lighteval)
 LM_EVAL = Format("lm-eval", _is_lm_eval, _read_lm_eval)
 OLMES = Format("olmes", lambda path: any(True for _ in _records(path)), _read_olmes)

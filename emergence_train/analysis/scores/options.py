@@ -18,7 +18,7 @@ NAMES = {
     "step": "step model_step global_step train_step iteration checkpoint_step",
     "tokens": "tokens tokens_seen trained_tokens n_tokens total_tokens tokens_trained",
     "loss": "loss eval_loss val_loss validation_loss c4_loss iid_loss lm_loss",
-    "task": "task task_name benchmark dataset eval eval_name scenario",
+    "task": "task tasks task_name benchmark dataset eval eval_name scenario",
     "metric": "metric metric_name measure",
     "value": "value score result metric_value primary_score",
     "stderr": "stderr std_err standard_error",
@@ -83,7 +83,7 @@ def options_of(
     loss: str | None,
 ) -> ScoreOptions:
     """ScoreOptions from the command line's words. Raises InputError."""
-    known = ("auto", "evaluations", "lm-eval", "olmes", "helm", "csv")
+    known = ("auto", "evaluations", "lm-eval", "lighteval", "olmes", "helm", "csv")
     if format not in known:
         raise InputError(f"--format {format}: unknown; choose {', '.join(known)}")
     named = columns_of(columns, QUANTITIES, "value=accuracy")
@@ -103,6 +103,8 @@ def place_of(model: str, revision: str | None = None) -> dict:
     name = revision or (parts[-1] if parts else "")
     step, tokens = STEP.search(name), TOKENS.search(name)
     run = "/".join(parts[:-1][-1:]) if step and not revision and len(parts) > 1 else "/".join(parts[-1:])
+    if step and run == name and not revision:  # the model's name without it
+        run = re.sub(r"^[-_@.]+|[-_@.]+$", "", re.sub("--+", "-", TOKENS.sub("", name.replace(step[0], "")))) or run
     size = SIZE.search(run)
     return {
         "run": run or None,

@@ -1,4 +1,4 @@
-"""Tables of task results: a row a score, or a column a task (as OLMo's and HELM's)."""
+"""Tables of task results: a row a score, or a column a task (as OLMo's and HELM's); typeset ones and JSON too."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
-from emergence_train.analysis.logs.numbers import SI, scales_of, with_points
+from emergence_train.analysis.logs.encoded import suffix_of
+from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, SI, Role, scales_of, with_points
+from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
 from emergence_train.errors import InputError, listed
 
@@ -26,20 +28,31 @@ BARE = re.compile(rf"^({CHOICES}|lambada(_openai)?|gsm8k|math|humaneval|mbpp|tri
 HELM_COLUMN = re.compile(r"^(?P<task>.+) - (?P<metric>.+)$")
 HELM_MODEL = ("model/adapter", "model")
 HELM_METRIC = {"em": "exact_match", "accuracy": "accuracy", "f1": "f1"}
+# Words before a metric that are no task: "train/acc" is a column of a log
+NO_TASK = re.compile(
+    r"(train(ing)?|val(id|idation)?|eval(uation)?|test|dev|metrics?|results?|scores?|mean|average|avg|all|lm|mlm|(next_|mean_)?token"
+    r"|top_?\d+|[/_])+"
+)
 PLACE = ("run", "params", "step", "tokens", "loss", "chance")
 ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error of the number before it
+ERROR_OF = re.compile(r"[_ ](stderr|std_?err|se)$")
 NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
 
 
-def _numbers(cells: pd.Series) -> pd.Series:
+def _numbers(cells: pd.Series, role: Role = "small") -> pd.Series:
     """Cells as float64: 35.2% as 0.352 in a column in which every cell has the sign, 1,000 as 1000, 70M in full; NaN for none."""
     words = cells.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
     known = _known(words).astype(str)
     percent = len(known) and known.str.endswith("%").all()
     end = "% " if percent else " "
-    text = with_points(words.map(lambda cell: ERROR.split(cell)[0].rstrip(end) if isinstance(cell, str) else cell))
+    shown = words.map(lambda cell: ERROR.split(cell)[0].rstrip(end) if isinstance(cell, str) else cell)
+    text = with_points(shown, role)
     text = text.map(lambda cell: _in_full(cell) if isinstance(cell, str) else cell)
     return pd.to_numeric(text, errors="coerce").astype(float) / (100 if percent else 1)
+
+
+def _role_of(metric: str) -> Role:
+    return "perplexity" if PERPLEXITY.search(metric) else "small"
 
 
 def _in_full(text: str) -> str | float:
@@ -82,8 +95,12 @@ def _recognised(columns: list[str], given: Mapping[str, str], path: Path) -> dic
     return {ours: name for ours, name in {**named, **given}.items() if name is not None}
 
 
+def _columns(path: Path) -> list[str]:
+    return json_tables.columns(path) if suffix_of(path) in json_tables.SUFFIXES else header_of(path)
+
+
 def _is_table(path: Path) -> bool:
-    columns = header_of(path)
+    columns = _columns(path)
     known = _recognised(columns, {}, path)
     return ("task" in known and ("value" in known or bool(_metrics(columns)))) or bool(_wide(columns, known))
 
@@ -93,7 +110,11 @@ def _wide(columns: list[str], known: Mapping[str, str]) -> dict[str, tuple[str, 
     taken = set(known.values())
     matches = {column: WIDE.match(str(column).strip()) for column in columns if column not in taken}
     bare = {column: _plain(column) for column in columns if column not in taken and BARE.match(_plain(column))}
-    named = {column: (match["task"], match["metric"]) for column, match in matches.items() if match}
+    named = {
+        column: (match["task"], match["metric"])
+        for column, match in matches.items()
+        if match and not NO_TASK.fullmatch(match["task"].lower())
+    }
     metrics = {task: "accuracy" if re.fullmatch(CHOICES, task) else "score" for task in bare.values()}
     return named or {column: (task, metrics[task]) for column, task in bare.items()}
 
@@ -104,16 +125,18 @@ def _metrics(columns: list[str]) -> list[str]:
 
 
 def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
-    frame = read_table(path)
+    frame = json_tables.frame(path) if suffix_of(path) in json_tables.SUFFIXES else read_table(path)
     columns = list(frame.columns)
     known = _recognised(columns, options.columns, path)
+    if "task" in known:  # tables to be read name a task once above its metrics
+        frame[known["task"]] = frame[known["task"]].ffill()
     wide = {} if "task" in known and "value" in known else _wide(columns, known)
     if wide:
         for ours in ("task", "metric", "value"):
             known.pop(ours, None)
-        return [_melted(path, frame, known, wide)]
+        return [_named_by_file(_melted(path, frame, known, wide))]
     if "task" in known and "value" not in known and (metrics := _metrics(columns)):
-        return [_by_metric(path, frame, known, metrics)]
+        return [_named_by_file(_by_metric(path, frame, known, metrics))]
     missing = [ours for ours in ("task", "value") if ours not in known]
     if missing:
         flags = " ".join(f"--column {ours}=NAME" for ours in missing)
@@ -126,12 +149,26 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
         rows["metric"] = "score"
     reading = ", ".join(f"{ours} from {name!r}" for ours, name in known.items())
     bad = _left_out(frame, [known[ours] for ours in NUMERIC if ours in known])
-    return [Scores(path, _placed(rows), f"{path}: a row a score; {reading}{bad}")]
+    return [_named_by_file(Scores(path, _placed(rows), f"{path}: a row a score; {reading}{bad}"))]
+
+
+def _named_by_file(scores: Scores) -> Scores:
+    """With the step that a file or its directory is named after, and the run above it, where no column says them."""
+    rows, path = scores.rows, scores.path.resolve()
+    if "step" in rows or "tokens" in rows:
+        return scores
+    way = path.parent / path.name.split(".")[0]
+    place = next((known for known in map(place_of, (str(way), str(path.parent))) if known["step"] is not None), None)
+    if place is None:
+        return scores
+    named = {"step": place["step"], "tokens": place["tokens"], "run": place["run"], "params": place["params"]}
+    rows = rows.assign(**{ours: value for ours, value in named.items() if ours not in rows and value is not None})
+    return Scores(scores.path, rows, f"{scores.note}; step {place['step']} from its name")
 
 
 def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
     """Our columns of the table; those of numbers as float64."""
-    columns = {ours: _numbers(frame[name]) if ours in NUMERIC else frame[name] for ours, name in known.items()}
+    columns = {ours: _numbers(frame[n], ROLES[ours]) if ours in NUMERIC else frame[n] for ours, n in known.items()}
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
     return pd.DataFrame(columns, index=frame.index)
@@ -140,7 +177,7 @@ def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
 def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metrics: list[str]) -> Scores:
     """A row of each metric's column, for a table with a row a task."""
     place = _typed(frame, known)
-    parts = [place.assign(metric=metric.lower(), value=_numbers(frame[metric])) for metric in metrics]
+    parts = [place.assign(metric=metric.lower(), value=_numbers(frame[metric], _role_of(metric))) for metric in metrics]
     note = f"{path}: a row a task, a column a metric ({', '.join(metrics)}){_left_out(frame, metrics)}"
     return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
 
@@ -148,11 +185,16 @@ def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metric
 def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Mapping[str, tuple[str, str]]) -> Scores:
     """A row of each task's column."""
     place = _typed(frame, {ours: name for ours, name in known.items() if ours in PLACE})
-    parts = []
+    parts, errors = [], []
     for column, (task, metric) in wide.items():
-        values = _numbers(frame[column])
-        parts.append(place.assign(task=task, metric=metric.lower(), value=values)[values.notna()])
-    left = [str(column) for column in frame if column not in wide and column not in known.values()]
+        values = _numbers(frame[column], _role_of(metric))
+        error = next((other for other in frame if ERROR_OF.sub("", str(other)) == column != other), None)
+        rows = place.assign(task=task, metric=metric.lower(), value=values)
+        if error is not None:
+            rows["stderr"] = _numbers(frame[error])
+            errors.append(error)
+        parts.append(rows[values.notna()])
+    left = [str(column) for column in frame if column not in [*wide, *errors, *known.values()]]
     note = f"{path}: a column a task, {len(wide)} of them"
     note += (
         f"; {', '.join(f'{ours} from {known[ours]!r}' for ours in known if ours in PLACE)}"
@@ -204,4 +246,4 @@ def _read_helm(path: Path, options: ScoreOptions) -> list[Scores]:
 
 
 HELM = Format("helm", _is_helm, _read_helm, header_of)
-TABLE = Format("csv", _is_table, _read_table, header_of)
+TABLE = Format("csv", _is_table, _read_table, _columns)

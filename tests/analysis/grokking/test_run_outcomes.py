@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emergence_train.analysis.grokking import analyze, curves
+from emergence_train.analysis.grokking import analyze, curves, figures
 from emergence_train.analysis.grokking.outcomes import outcome, run_result
 from emergence_train.analysis.grokking.output import format_table
 from emergence_train.errors import InputError
@@ -41,6 +41,69 @@ def test_times_are_the_first_measurements_at_90_and_99_percent():
     assert (run.train_90, run.train_99, run.heldout_90, run.heldout_99) == (500, 1500, 2000, None)
     assert run.outcome == "grokking" and run.delay == 1500 and run.updates == 2500
     assert run.heldout_accuracy == 0.985 and not run.censored
+
+
+def sweep(able: dict[float, int], lost: float | None = None, seeds: int = 3, params: int = 100) -> list[pd.DataFrame]:
+    """Curves of one size: at each share so many of the seeds generalise; at the share `lost` none has a finite loss."""
+    parts = []
+    for share, seed in itertools.product(able, range(seeds)):
+        heldout = [0, 0, 1] if seed < able[share] else [0, 0, 0]
+        keys = {"model": f"m{params}", "params": params, "fraction": share, "seed": seed}
+        part = curve([0, 1, 1], heldout, run=f"{params}-{share}-{seed}", **keys)
+        if share == lost:
+            part.loc[part["update"] > 0, ["train_loss", "heldout_loss", "norm"]] = np.nan
+        parts.append(part)
+    return parts
+
+
+def test_a_run_whose_loss_is_not_finite_diverged():
+    parts = sweep({0.4: 0, 0.6: 3, 0.8: 0}, lost=0.8)
+    result = analyze(pd.concat(parts), budget=1000)
+    assert result.outcomes == {"memorisation": 3, "comprehension": 3, "diverged": 3}
+    assert not any(run.censored for run in result.runs if run.outcome == "diverged")
+    assert result.warning().startswith("3 of 9 runs diverged, the first after 1,000 updates")
+    assert format_table(result).startswith("warning: 3 of 9 runs diverged")
+    without = analyze(pd.concat(parts[:6]), budget=1000)
+    assert result.critical_fraction == without.critical_fraction and without.warning() is None
+
+
+def test_a_run_that_generalised_before_it_diverged_counts():
+    part = curve([0, 1, 1], [0, 1, 1])
+    part.loc[2, ["train_loss", "norm"]] = np.nan
+    assert run_result(part, budget=1000).outcome == "comprehension"
+
+
+def test_a_sweep_that_diverged_has_no_number():
+    result = analyze(pd.concat(sweep({0.4: 0}, lost=0.4) + sweep({0.4: 0}, lost=0.4, params=900)), budget=1000)
+    for row in result.critical_fraction:
+        assert (row.value, row.low95, row.high95, row.runs, row.reason) == (None, None, None, 0, "every run diverged")
+    assert result.trend.p is None and result.time_trend.runs == 0 and result.trend.reason == "one share alone"
+    assert not figures.critical_share(result).drawable()
+
+
+@pytest.mark.parametrize(
+    ("able", "ends", "reason"),
+    [
+        ({0.4: 0, 0.6: 0}, (True, False), "no run generalised"),
+        ({0.4: 3, 0.6: 3}, (False, True), "every run generalised"),
+        ({0.4: 1, 0.6: 0}, (False, False), "more data did not go with more"),
+        ({0.4: 1}, (False, False), "one share alone"),
+        ({0.4: 0, 0.6: 0, 0.8: 1}, (True, False), "half of the runs"),
+    ],
+)
+def test_a_critical_share_that_is_not_known_says_why(able, ends, reason):
+    """No number is made up; what bounds there are stay, and what is open is drawn to the edge with an arrow."""
+    result = analyze(pd.concat(sweep(able)), budget=1000)
+    (row,) = result.critical_fraction
+    assert row.value is None and row.reason.startswith(reason)
+    assert (row.low95 is not None, row.high95 is not None) == ends
+    assert f"; {row.reason}" in format_table(result)
+    drawn = figures.critical_share(result).drawable()
+    (bar,) = [trace for trace in drawn if trace.bars]
+    arrows = {trace.marker: float(trace.y[0]) for trace in drawn if trace.marker != "circle"}
+    assert set(arrows) == {name for name, known in zip(("down", "triangle"), ends) if not known}
+    assert arrows.get("down", row.low95) == bar.low[0] and arrows.get("triangle", row.high95) == bar.high[0]
+    assert not [trace for trace in drawn if trace.marker == "circle" and trace.points]
 
 
 @pytest.mark.parametrize(("budget", "censored"), [(1000, True), (5000, False)])

@@ -1,0 +1,82 @@
+"""Runs that the accuracy of a task shows to have an ability, asked of the task's continuous metrics.
+
+Whether a run has learnt a task is told by its accuracy, whose chance and sampling are known. A log-likelihood has no chance
+level, so that where a few of the runs have learnt it and one curve of the loss stays flat, it would be called at chance beside an
+accuracy that is not. It inherits those runs where their scores stand apart from the others' in it as well.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+from scipy import stats
+
+from emergence_train.analysis.emergence.finding import Finding
+from emergence_train.analysis.emergence.mirage import STEP, continuous
+from emergence_train.analysis.emergence.verdict import SIDE, last_rows
+
+LEVEL = (
+    0.05  # of the one-sided test that able runs stand apart; benchmarks/studies/inherited_ability.py has what it calls
+)
+LEAST_OTHERS = 2  # runs without the ability, whose scatter is the measure
+
+
+def with_able_runs(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings, where a continuous metric at chance is not-identified for the sake of runs that its task's accuracy shows."""
+    findings = tuple(findings)
+    shown: dict[tuple[str, str], frozenset[str]] = {}
+    for finding in findings:
+        task = finding.task
+        if finding.verdict.able and not continuous(task.metric) and not STEP.match(task.metric):
+            key = (task.family, task.task)
+            shown[key] = shown.get(key, frozenset()) | _names(finding)
+    return tuple(_inheriting(finding, shown.get((finding.task.family, finding.task.task))) for finding in findings)
+
+
+def _names(finding: Finding) -> frozenset[str]:
+    codes = finding.task.rows.run
+    return frozenset(finding.task.frame["run"].to_numpy()[np.isin(codes, list(finding.verdict.able))])
+
+
+def _inheriting(finding: Finding, able: frozenset[str] | None) -> Finding:
+    task, verdict = finding.task, finding.verdict
+    if not able or verdict.name != "at-chance" or not continuous(task.metric):
+        return finding
+    names = dict(zip(task.frame["run"], task.rows.run))
+    codes = frozenset(int(code) for name, code in names.items() if name in able)
+    apart = stand_apart(finding, codes)
+    if apart is False:
+        return finding
+    counted = f"{len(codes)} of {len(names)} runs"
+    if apart:
+        reason = f"{counted} are far above chance by the accuracy, and stand apart from the others in {task.metric} too"
+    else:
+        reason = f"{counted} are far above chance by the accuracy; too few others to tell whether they stand apart here"
+    changed = replace(
+        verdict, name="not-identified", probability=1.0, reason=reason, able=codes if apart else frozenset()
+    )
+    return replace(finding, verdict=changed)
+
+
+def stand_apart(finding: Finding, able: frozenset[int]) -> bool | None:
+    """Whether the runs `able` end above the others: Student's one-sided test of one mean against the scatter of the others'.
+
+    Each run counts with the mean, over its SIDE checkpoints of the lowest losses, of what its score is above the common curve.
+    The scatter is that of runs without the ability alone: what the able ones differ in among themselves says nothing of chance.
+    The difference must also be a relevant change (TaskMetric.smallest). None with fewer than two others, or no able run.
+    """
+    task, drawn = finding.task, finding.verdict.posterior
+    if drawn is None:
+        return None
+    level, above = drawn.curves.mean(0), {}
+    for code in np.unique(task.rows.run):
+        last = last_rows(task.rows, code)
+        if len(last) == SIDE:
+            above[int(code)] = float((task.rows.y[last] - np.interp(task.rows.x[last], drawn.grid, level)).mean())
+    ours = np.array([value for code, value in above.items() if code in able])
+    others = np.array([value for code, value in above.items() if code not in able])
+    if len(others) < LEAST_OTHERS or not len(ours):
+        return None
+    gap = float(ours.mean() - others.mean())
+    error = others.std(ddof=1) * np.sqrt(1 / len(ours) + 1 / len(others))
+    return bool(gap > task.smallest and gap > stats.t.isf(LEVEL, len(others) - 1) * error)

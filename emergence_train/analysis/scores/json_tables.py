@@ -1,0 +1,86 @@
+"""Scores in JSON that no harness wrote, as the cells of a table: a row a score, or {task: {metric: value}} a checkpoint.
+
+[{"step": 1000, "task": "piqa", "metric": "acc", "value": 0.6}, ...]        also a row a line
+{"piqa": {"acc": 0.6, "acc_stderr": 0.01}, ...}                             the step from the file's name
+{"step": 1000, "loss": 2.9, "results": {"piqa": {"acc": 0.6}}}              a line a checkpoint
+{"step1000": {"piqa": {"acc": 0.6}}, ...}, {"my-70m": {...}, ...}           a checkpoint or a model a key
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train.analysis.logs.encoded import suffix_of, text_of
+from emergence_train.analysis.logs.log import frame_of
+from emergence_train.analysis.logs.records import flat, records_of
+from emergence_train.analysis.scores.options import STEP
+from emergence_train.errors import InputError
+
+SUFFIXES = (".json", ".jsonl", ".ndjson")
+LONGEST = 100_000_000  # bytes of a file that may be scores
+# Words around the scores that are no task's, and what a row of one item has
+AROUND = re.compile(r"^(results?|scores?|metrics?|eval\w*|tasks?|downstream|benchmarks?)/", re.IGNORECASE)
+ITEM = {"doc_id", "instance_id", "question_id", "doc", "id"}
+
+
+def columns(path: Path) -> list[str]:
+    """The names of the table that a file's JSON is; none where it is none."""
+    if suffix_of(path) not in SUFFIXES or not path.is_file() or path.stat().st_size > LONGEST:
+        return []
+    try:
+        return list(frame(path).columns)
+    except (OSError, ValueError, InputError, RecursionError):
+        return []
+
+
+def frame(path: Path) -> pd.DataFrame:
+    """Its cells; None where a row lacks one. Raises InputError."""
+    rows = _rows(text_of(path))
+    if not rows:
+        raise InputError(f"{path}: has no rows of scores; name a file that has some")
+    return frame_of([{_inner(name): value for name, value in flat(row).items()} for row in rows])
+
+
+def _inner(name: str) -> str:
+    while (match := AROUND.match(name)) is not None:
+        name = name[match.end() :]
+    return name
+
+
+def _rows(text: str) -> list[dict]:
+    records = records_of(text)
+    if records is None:
+        try:
+            records = [json.loads(text)]
+        except ValueError:
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if any(not isinstance(row, dict) or ITEM & row.keys() for row in records):
+        return []
+    return [row for record in records for row in _rows_of(record)]
+
+
+def _rows_of(record: dict) -> list[dict]:
+    """The rows of an object: of a list that it holds, with what stands beside it, of each checkpoint or model, or itself."""
+    lists = {key: v for key, v in record.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
+    if len(lists) == 1:
+        (key,) = lists
+        beside = flat({name: value for name, value in record.items() if name != key})
+        return [beside | row for row in lists[key]]
+    if record and all(map(_is_step, record)) and all(isinstance(value, dict) for value in record.values()):
+        return [{"step": int(_is_step(key)[1])} | inner for key, inner in record.items()]  # type: ignore[index]
+    if len(record) > 1 and all(map(_has_tasks, record.values())):
+        return [{"model": key} | inner for key, inner in record.items()]
+    return [record]
+
+
+def _is_step(key: str) -> re.Match[str] | None:
+    return STEP.fullmatch(key) or re.fullmatch(r"0*(\d+)", key)
+
+
+def _has_tasks(value: object) -> bool:
+    """Whether it is {task: {metric: value}}, or has it behind a word around it."""
+    return (
+        isinstance(value, dict) and bool(value) and all(isinstance(inner, dict) and inner for inner in value.values())
+    )
