@@ -28,7 +28,7 @@ def test_survival_has_both_shares_of_each_size():
     assert "1k parameters keep 20% [10%, 30%] (lost) at equal tokens, 95% [85%, 105%] (kept) at equal loss" in text
     assert "keep 50% [40%, 60%] (open) at equal tokens, 100% [90%, 110%] (kept) at equal loss" in text
     assert "3.25 nats" in text and text.count("One run a size: the intervals are of items alone") == 1
-    assert "One run a size" not in explanation_table.survival((Survival(**about, interval_of="items and runs"),))
+    assert "One run a size" not in explanation_table.survival((Survival(**about, interval_of="items and runs"),), {})
 
 
 def test_survival_of_continuous_metrics_alone_is_nothing():
