@@ -1,6 +1,6 @@
 """A skill from few instances repeated or many seen once: does the number of instances decide, what is memorised, or the loss?
 
-    python benchmarks/studies/critical_instances.py --sizes 0.1m 0.4m --seeds 31 --work DIR
+    python benchmarks/studies/critical_instances.py --sizes 0.1m --seeds 31 32 --also 0.4m:31:1,2,4,8,32,900 --work DIR
 
 The quickstart's configuration for TOKENS tokens, its planted skill (`latest`) at 18.9% of them as a file of LINES lines, of which
 1 to 900 are distinct and the rest repeats in random order: equal skill tokens, equal other text, other variety. Each run is
@@ -165,12 +165,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["0.1m", "0.4m"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[31])
+    parser.add_argument(
+        "--also", nargs="*", default=[], help="SIZE:SEED:N,N,...: some numbers of instances of another size"
+    )
     parser.add_argument("--work", type=Path, required=True, help="directory for data and runs")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     prepare(work, arguments.seeds)
     cells = [(size, distinct, seed) for seed in arguments.seeds for size in arguments.sizes for distinct in DISTINCT]
+    for size, seed, counts in (word.split(":") for word in arguments.also):
+        cells += [(size, int(distinct), int(seed)) for distinct in counts.split(",")]
     os.chdir(work)  # the runs name their data from here
     tables, runs = [], []
     for size, distinct, seed in cells:
@@ -186,6 +191,7 @@ def main() -> None:
     last = rows.groupby(["size", "share", "seed"]).tail(1)
     shares, change = critical(last)
     words = f"--sizes {' '.join(arguments.sizes)} --seeds {' '.join(map(str, arguments.seeds))}"
+    words += f" --also {' '.join(arguments.also)}" if arguments.also else ""
     result = {
         "command": f"python benchmarks/studies/critical_instances.py {words} --work DIR",
         "environment": environment(torch.device("cpu")),

@@ -259,18 +259,42 @@ def loss_or_mass() -> Claim:
     )
 
 
+def memorised_pairs(result: dict) -> str:
+    """How often the run with the skill is the one that has memorised more, or fewer, of its items."""
+    by = (result["told_by"] or {}).get("instances")
+    if by is None or by["area"] is None:
+        return "nothing is known of those memorised"
+    return f"that with {'more' if by['sign'] > 0 else 'fewer'} of them memorised in {by['area']:.0%}"
+
+
+def memorised_verdict(result: dict) -> str:
+    """Whether more memorised items go with the skill: it does not hold where fewer do in most pairs."""
+    by = (result["told_by"] or {}).get("instances")
+    if by is None or by["area"] is None or by["area"] < 0.75:
+        return CANNOT
+    return HOLDS if by["sign"] > 0 and by["area"] > 0.9 else f"{NOT} for this skill" if by["sign"] < 0 else CANNOT
+
+
 def few_instances() -> Claim:
     result = load_result("critical_instances.json")
     runs = sorted(result["runs"], key=lambda run: run["distinct"])
     able = [run for run in runs if run["accuracy"] >= result["able"]]
-    scores = ", ".join(f"{run['accuracy']:.2f} from {run['distinct']}" for run in runs)
+    by_cell: dict[tuple[str, int], list[str]] = {}
+    for run in runs:
+        by_cell.setdefault((run["size"], run["distinct"]), []).append(f"{run['accuracy']:.2f}")
+    sizes = sorted({size for size, _ in by_cell})
+    scores = "; ".join(
+        f"{size.upper()}: " + ", ".join(f"{'/'.join(got)} from {n}" for (of, n), got in by_cell.items() if of == size)
+        for size in sizes
+    )
     written = max((run["memorised"]["extracted"] for run in able), default=0)
     return Claim(
         "... of a skill of few instances, each repeated",
         TALK,
-        f"0.1M, one seed, the same number of the skill's lines, so many of them distinct; accuracy on unseen lines (chance "
-        f"0.25): {scores}. Of its own lines no run that learnt it writes more than {written} from the beginning",
-        f"{NOT} for this skill" if able and written == 0 else CANNOT,
+        f"the same number of the skill's lines, so many of them distinct; accuracy on unseen lines (chance 0.25), a number a "
+        f"seed: {scores}. Of its own lines no run that learnt it writes more than {written} from the beginning; of two runs, one "
+        f"with the skill, it is {memorised_pairs(result)}",
+        memorised_verdict(result),
         note("2026-11-27-a-handful-of-lines"),
         "benchmarks/studies/critical_instances.py",
     )

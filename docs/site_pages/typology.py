@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from docs.site_pages.claims import CANNOT, HOLDS, NOT
+from docs.site_pages.claims import CANNOT, HOLDS, NOT, memorised_pairs, memorised_verdict
 from docs.site_pages.markdown import code, table
 from docs.site_pages.measurements import load_result
 
@@ -155,9 +155,9 @@ def composition() -> list[str]:
     return [
         "all steps must be right",
         "the whole is the product of its steps, and the steps rise smoothly",
-        f"six values of a line scored one by one: the product explains {parts} of the whole's curve over checkpoints, and the "
-        f"whole is {beyond} above it: steps come right together. Of five letters of a cipher, facts apart, it explains {cipher} "
-        "(composition_runs.json)",
+        f"six values of a line scored one by one, {len(rows)} runs: the product explains {parts} of the whole's curve over "
+        f"checkpoints, and the whole is {beyond} above it: steps come right together, more or less so by run. Of five letters "
+        f"of a cipher, facts apart, it explains {cipher} (composition_runs.json)",
         verdict,
         code("critical_instances.json"),
     ]
@@ -181,12 +181,14 @@ def instances() -> list[str]:
     able = [run for run in result["runs"] if run["accuracy"] >= result["able"]]
     fewest = min((run["distinct"] for run in able), default=None)
     most = max((run["memorised"]["extracted"] for run in able), default=0)
+    distinct = result["told_by"]["share"] if result["told_by"] else {"area": 0.5}
     return [
         "critical number of memorised items",
         "it comes where enough distinct instances are memorised",
         f"at equal tokens of the skill {len(able)} of {len(result['runs'])} runs learn it, from {fewest} distinct lines on; they "
-        f"write at most {most} of their own lines from the beginning ({_drawn(result['runs'])}: no interval, nothing of size)",
-        f"{NOT} for this skill" if most == 0 else CANNOT,
+        f"write at most {most} of their own lines from the beginning. Of two runs, one with the skill, that with more distinct "
+        f"lines has it in {distinct['area']:.0%} of pairs, {memorised_pairs(result)} ({_drawn(result['runs'])})",
+        memorised_verdict(result),
         code("critical_instances.json"),
     ]
 

@@ -36,7 +36,7 @@ METADATA = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}
 # A PDF embeds its font: more than half the time of all three.
 DEFAULT, WITH_PDF = (".png", ".svg"), (".png", ".svg", ".pdf")
 SHADES = 64  # steps of a colour bar
-MARKERS = {"circle": "o", "square": "s", "triangle": "^", "down": "v", "cross": "X"}
+MARKERS = {"circle": "o", "square": "s", "triangle": "^", "down": "v", "right": ">", "cross": "X"}
 
 
 def save(

@@ -40,7 +40,7 @@ VIRIDIS = (
 )
 FORECAST, HELD_OUT, OBSERVED = 0, 1, 7  # their places in the palette
 INTERVALS = "50, 80 and 95% intervals"
-Marker = Literal["circle", "square", "triangle", "down", "cross"]
+Marker = Literal["circle", "square", "triangle", "down", "right", "cross"]
 
 
 @dataclass(frozen=True)

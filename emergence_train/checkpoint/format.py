@@ -140,21 +140,23 @@ def size(path: Path) -> int:
 
 
 def newest(run: Path, step: int | None = None) -> Path:
-    """Path of the verified checkpoint of `step`, by default the newest complete one; InputError where there is none."""
-    folder = run / "checkpoints"
-    candidates = complete(folder)
-    if step is not None:
-        candidates = [path for path in candidates if path.name == step_name(step)]
-    wrong = []
-    for path in reversed(candidates):
-        wrong = problems(path)
-        if not wrong:
-            return path
-    if wrong:
-        raise InputError(f"{wrong[0]}; restore it or choose another step")
-    steps = [str(step_of(path)) for path in complete(folder)]
-    there = f"has states of steps {', '.join(steps)}" if steps else "holds no state (checkpoints.save_state)"
-    raise InputError(f"{run}: has no checkpoint{'' if step is None else f' of step {step}'}; it {there}")
+    """Path of the verified checkpoint of `step`, by default the newest one.
+
+    Raises InputError where there is none, or it is damaged: an older one would answer another question unasked.
+    """
+    candidates = complete(run / "checkpoints")
+    chosen = candidates[-1:] if step is None else [path for path in candidates if path.name == step_name(step)]
+    if not chosen:
+        steps = [str(step_of(path)) for path in candidates]
+        there = f"has states of steps {', '.join(steps)}" if steps else "holds no state (checkpoints.save_state)"
+        raise InputError(f"{run}: has no checkpoint{'' if step is None else f' of step {step}'}; it {there}")
+    if wrong := problems(chosen[0]):
+        whole = (step_of(path) for path in reversed(candidates) if path != chosen[0] and not problems(path))
+        other = next(whole, None)
+        raise InputError(
+            f"{wrong[0]}; restore it{'' if other is None else f', or choose step {other}, which is whole'}"
+        )
+    return chosen[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- writing

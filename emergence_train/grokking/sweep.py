@@ -129,8 +129,8 @@ def read(path: str | Path) -> Sweep:
         raise InputError(f"{path}: {where}: {what}; see configs/grok for examples") from None
 
 
-def runs_of(sweep: Sweep, questions: int) -> tuple[Run, ...]:
-    """Every run of a sweep over a table of so many questions, smaller shares first.
+def runs_of(sweep: Sweep, questions: int, path: str | Path = "sweep") -> tuple[Run, ...]:
+    """Every run of a sweep over a table of so many questions, smaller shares first; `path` is its file, for errors.
 
     Raises:
         InputError: a share that leaves nothing to train on or nothing held out.
@@ -141,7 +141,8 @@ def runs_of(sweep: Sweep, questions: int) -> tuple[Run, ...]:
         trained_on = round(fraction * questions)
         if not 0 < trained_on < questions:
             raise InputError(
-                f"fractions: {fraction:g} of {questions} questions leaves none to train on or to hold out; choose another"
+                f"{path}: fractions: {fraction:g} of {questions} questions leaves none to train on or to hold out; "
+                "choose another"
             )
         runs.append(Run(name, section, fraction, decay, seed, trained_on))
     return tuple(runs)

@@ -179,7 +179,12 @@ class Recorder:
         chance: float | None = None,
         higher_is_better: bool = True,
     ) -> None:
-        """Add a task's result, for the next checkpoint's evaluations table; on rank 0, other ranks' are not written."""
+        """Add a task's result, for the next checkpoint's evaluations table; on rank 0, other ranks' are not written.
+
+        Raises InputError for a value that is not finite, which the analyses would refuse with the whole table.
+        """
+        if not math.isfinite(value):
+            raise InputError(f"{task}, {metric}: {value} is not a finite number; leave this result out")
         row = {"task": task, "metric": metric, "value": value, "stderr": stderr, "items": items, "chance": chance}
         self._evaluations.append({**row, "higher_is_better": higher_is_better})
 

@@ -3,6 +3,7 @@
 import html
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,13 +14,13 @@ from emergence_train.analysis.emergence.result import (
     EmergenceResult,
     LossForecast,
     LossInterval,
-    TaskKey,
     TaskResult,
 )
 from emergence_train.analysis.figures import FORECAST, INTERVALS, OBSERVED, Figure, Trace, short
 from emergence_train.analysis.results import Interval
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.explanation_table import survival
+from emergence_train.report.families import legend, letters, shown_name
 from emergence_train.report.parts import grid, table
 
 MEANINGS = {
@@ -45,20 +46,26 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
     result = data.emergence.result
     shown = main_metrics(data.emergence)
     colours = {name: number for number, name in enumerate(data.names)}
-    panels = [performance(task, finding, runs=colours) for task, finding in shown[:PANELS]]
-    sizes = size_effects(data.emergence)
+    groups = letters(result)
+    panels = [
+        replace(panel, title=f"{groups[task.family]}: {panel.title}") if groups else panel
+        for task, finding in shown[:PANELS]
+        for panel in [performance(task, finding, runs=colours)]
+    ]
+    sizes = size_effects(data.emergence, groups)
     body = (
         f"<p>{html.escape(result.convention)} Loss falls to the right; lines are the posterior mean of performance given "
         "loss with its 95% band, all sizes together. If loss is all that matters, the runs share one curve.</p>"
         + "".join(f'<p class="note">{html.escape(note)}</p>' for note in result.notes)
+        + legend(result)
         + grid(panels)
         + (f"<p>{len(shown) - PANELS} more tasks are in the table.</p>" if len(shown) > PANELS else "")
         + "<h3>Verdicts</h3>"
         + _verdicts(result)
         + "<h3>Does size matter once loss is known?</h3>"
         + (grid([sizes]) if sizes is not None else "")
-        + _sizes(result.tasks)
-        + survival(result.survival)
+        + _sizes(result.tasks, groups)
+        + survival(result.survival, groups)
         + "<h3>When runs gain abilities</h3>"
         + _timeline(result, data.runs)
         + history
@@ -67,17 +74,13 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
     return [("emergence", "Tasks against loss", body)]
 
 
-def _name(task: TaskKey) -> str:
-    return html.escape(f"{task.task}, {task.metric}")
-
-
 def _verdicts(result: EmergenceResult) -> str:
-    rows = []
+    rows, groups = [], letters(result)
     for task in sorted(result.tasks, key=lambda task: (task.task, VERDICT_ORDER.index(task.verdict))):
         eta = task.eta
         rows.append(
             [
-                _name(task),
+                shown_name(task, groups),
                 task.verdict,
                 f"{task.probability:.2f}",
                 f"{eta.value:.3f} [{eta.low95:.3f}, {eta.high95:.3f}]" if eta is not None else "–",
@@ -92,7 +95,7 @@ def _verdicts(result: EmergenceResult) -> str:
         f"<b>{name}</b>: {MEANINGS[name]}" for name in VERDICT_ORDER if name in present and name in MEANINGS
     )
     head = ["task, metric", "verdict", "probability", "η (nats)", "plateau", "chance", "items", "checkpoints"]
-    checks = "".join(f"<li>{_name(check)}: {html.escape(check.says)}.</li>" for check in result.mirage)
+    checks = "".join(f"<li>{shown_name(check, groups)}: {html.escape(check.says)}.</li>" for check in result.mirage)
     mirage = (
         f"<p>Mirage check: is the threshold there in a metric that does not count all or nothing?</p><ul>{checks}</ul>"
         if checks
@@ -102,7 +105,7 @@ def _verdicts(result: EmergenceResult) -> str:
     return about + table(head, rows, "Verdicts") + mirage
 
 
-def _sizes(tasks: Sequence[TaskResult]) -> str:
+def _sizes(tasks: Sequence[TaskResult], groups: dict[str, str]) -> str:
     rows = []
     reasons: Counter[str] = Counter()
     for task in tasks:
@@ -118,7 +121,7 @@ def _sizes(tasks: Sequence[TaskResult]) -> str:
         shares = (task.collapse.r2_loss, task.collapse.r2_compute)
         rows.append(
             [
-                _name(task),
+                shown_name(task, groups),
                 f"{size.value:+.3f} [{size.low95:+.3f}, {size.high95:+.3f}]",
                 f"{size.p:.3f}",
                 *("–" if share is None else f"{share:.3f}" for share in shares),
@@ -147,6 +150,7 @@ def _timeline(result: EmergenceResult, runs: list[Run]) -> str:
     if not result.abilities:
         return "<p>No task has a threshold here, so there is none to wait for.</p>"
     tasks = {task.key: task for task in result.tasks}
+    groups = letters(result)
     discrete = {ability.key[:2] for ability in result.abilities if not tasks[ability.key].continuous}
     marked = [
         (ability, eta)
@@ -156,7 +160,7 @@ def _timeline(result: EmergenceResult, runs: list[Run]) -> str:
     ]
     rows = [
         [
-            _name(ability),
+            shown_name(ability, groups),
             html.escape(run.run),
             run.status.replace("-", " "),
             _when(run.tokens),
@@ -232,11 +236,8 @@ def _fan(ahead: LossForecast, run: Run, marked: list[Marked]) -> Figure:
     for number, (ability, eta) in enumerate(mine):
         at = next(crossing.tokens for crossing in ability.runs if crossing.run == run.name)
         heights += [eta.low95, eta.high95]
-        if at.value is not None and at.low95 is not None:
-            bar, point = np.array([at.low95, at.high95 if at.high95 is not None else future[-1]]), np.array([at.value])
-            colour, label = 1 + number % 3, f"{ability.task}: {_when(at)}"
-            traces.append(Trace(bar, bar * 0 + eta.value, "", colour))
-            traces.append(Trace(point, point * 0 + eta.value, label, colour, line=False, points=True))
+        if at.low95 is not None:
+            traces += _reached(at, eta.value, float(future[-1]), f"{ability.task}: {_when(at)}", 1 + number % 3)
     room = 0.04 * (max(heights) - min(heights)) + 0.01
     return Figure(
         f"{run.name}: loss to come",
@@ -246,6 +247,20 @@ def _fan(ahead: LossForecast, run: Run, marked: list[Marked]) -> Figure:
         x_log=True,
         y_range=(min(heights) - room, max(heights) + room),
     )
+
+
+def _reached(at: Interval, eta: float, end: float, label: str, colour: int) -> list[Trace]:
+    """The interval of when a threshold is reached, with an arrow at the forecast's `end` where it is open, and its value."""
+    bar = np.array([at.low95, end if at.high95 is None else at.high95], float)
+    traces = [Trace(bar, bar * 0 + eta, "", colour)]
+    if at.high95 is None:
+        edge = np.array([end])
+        arrow = label if at.value is None else ""
+        traces.append(Trace(edge, edge * 0 + eta, arrow, colour, line=False, points=True, marker="right"))
+    if at.value is not None:
+        point = np.array([at.value])
+        traces.append(Trace(point, point * 0 + eta, label, colour, line=False, points=True))
+    return traces
 
 
 def _history(run: Run) -> Figure | None:

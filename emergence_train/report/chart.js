@@ -1,6 +1,7 @@
 // Draws a chart from the data beside it, at the size that it has on the screen.
 "use strict";
 const SHAPES = { square: "M-1-1h2v2h-2z", triangle: "M0-1.2 1.15 0.9h-2.3z", down: "M0 1.2 1.15-0.9h-2.3z",
+  right: "M1.2 0-0.9 1.15v-2.3z",
   cross: "M-1.2-0.6-0.6-1.2 0-0.6 0.6-1.2 1.2-0.6 0.6 0 1.2 0.6 0.6 1.2 0 0.6-0.6 1.2-1.2 0.6-0.6 0z" };
 const COLOURS = 8, RAMP = JSON.parse(document.getElementById("ramp").textContent);
 const RUNS = JSON.parse(document.getElementById("runs")?.textContent ?? '{"keys":[],"runs":{}}');
@@ -20,7 +21,7 @@ const category = (run) => {
   if (values.every((v) => v !== "" && isFinite(v))) values.sort((a, b) => a - b);
   const value = RUNS.runs[run][page.colour], place = values.indexOf(value);
   const ordered = values.length > 3 && values.every((v) => isFinite(v));
-  return { value, style: ordered ? ramp(place / (values.length - 1)) : place % COLOURS };
+  return { value, place, style: ordered ? ramp(place / (values.length - 1)) : place % COLOURS };
 };
 
 const colours = (trace) => {
@@ -117,12 +118,17 @@ class Chart {
       out += `<text x="${x}" y="${bottom + 17}" text-anchor="middle">${text}</text>`;
     }
     const down = data.n ? this.names.map((name, i) => [i, name]) : ticks(this.y.low, this.y.high, this.log.y, 5).map((v) => [v, short(v)]);
+    let above = Infinity;
     for (const [value, text] of down) {
       const y = this.y.at(value);
-      out += `<path class="grid" d="M${left} ${y}H${right}"/><text x="${left - 6}" y="${y + 4}" text-anchor="end">${escape(text)}${data.n ? `<title>${escape(data.n[value])}</title>` : ""}</text>`;
+      out += `<path class="grid" d="M${left} ${y}H${right}"/>`;
+      if (!data.n && above - y < 13) continue; // no room above the one before
+      above = data.n ? Infinity : y;
+      out += `<text x="${left - 6}" y="${y + 4}" text-anchor="end">${escape(text)}${data.n ? `<title>${escape(data.n[value])}</title>` : ""}</text>`;
     }
-    out += `<text class="label" x="${(left + right) / 2}" y="${height - 8}" text-anchor="middle">${escape(data.x)}</text>`;
-    const middle = (top + bottom) / 2;
+    const half = 3.4 * data.x.length + 2, centre = Math.max(half, Math.min((left + right) / 2, this.width - half));
+    out += `<text class="label" x="${centre}" y="${height - 8}" text-anchor="middle">${escape(data.x)}</text>`;
+    const tall = 3.4 * data.y.length + 2, middle = Math.max(tall, Math.min((top + bottom) / 2, height - tall));
     return out + `<text class="label" transform="translate(12 ${middle}) rotate(-90)" text-anchor="middle">${escape(data.y)}</text>`;
   }
 

@@ -14,6 +14,7 @@ from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
 from emergence_train.report import per_byte, seeds
 from emergence_train.report.collect import FRACTION, ReportData, Run
+from emergence_train.report.families import legend, letters
 from emergence_train.report.parts import count, table
 from emergence_train.run_differences import differences, read_config
 
@@ -300,21 +301,21 @@ def _verdicts(data: ReportData) -> str:
         return ""
     named: dict[str, list[str]] = {}
     metrics = main_metrics(data.emergence)
-    families = {family.family: listed(family.runs, 1) for family in data.emergence.result.families}
-    apart = len({task.family for task, _ in metrics}) > 1
+    groups = letters(data.emergence.result)
     for task, finding in metrics:
         eta = task.eta
         where = f" from {eta.value:.2f} nats [{eta.low95:.2f}, {eta.high95:.2f}]" if eta else ""
         named.setdefault(finding.verdict.name, []).append(
-            html.escape(f"{task.task} ({families[task.family]})" if apart else task.task) + where
+            html.escape(f"{groups[task.family]}: {task.task}" if groups else task.task) + where
         )
     verdicts = "; ".join(
         f"<b>{name}</b>: {', '.join(named[name][:6])}{' ...' if len(named[name]) > 6 else ''}"
         for name in VERDICT_ORDER
         if name in named
     )
-    together = "runs whose losses compare together" if apart else "all runs together"
-    return f"<p>Tasks as the loss falls, {together}: {verdicts}.</p>" if verdicts else ""
+    together = "runs whose losses compare together" if groups else "all runs together"
+    which = legend(data.emergence.result)
+    return f"<p>Tasks as the loss falls, {together}: {verdicts}.</p>{which}" if verdicts else ""
 
 
 def settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:

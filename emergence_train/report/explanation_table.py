@@ -5,6 +5,7 @@ import html
 from emergence_train.analysis.emergence.result import EmergenceResult, Explanation, Kept, Survival
 from emergence_train.analysis.figures import short
 from emergence_train.report.collect import ReportData
+from emergence_train.report.families import letters, shown_name
 from emergence_train.report.parts import table
 
 NAMES = {
@@ -35,9 +36,10 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
 
 
 def _table(result: EmergenceResult) -> str:
+    groups = letters(result)
     rows = [
         [
-            html.escape(f"{entry.task}, {entry.metric}"),
+            shown_name(entry, groups),
             NAMES[entry.explanation],
             html.escape(entry.evidence),
             shown(entry),
@@ -60,9 +62,11 @@ def _end(low: float) -> str:
     return f"{low:.2f}" if low >= -1 else "&lt; -1"
 
 
-def survival(tasks: tuple[Survival, ...]) -> str:
+def survival(tasks: tuple[Survival, ...], groups: dict[str, str]) -> str:
     """A line for each ability that the largest size has: what each smaller size keeps of it."""
-    lines = "".join(f"<li>{_survives(task)}</li>" for task in tasks if task.metric.startswith(("acc", "exact_match")))
+    lines = "".join(
+        f"<li>{_survives(task, groups)}</li>" for task in tasks if task.metric.startswith(("acc", "exact_match"))
+    )
     if not lines:
         return ""
     return (
@@ -73,7 +77,7 @@ def survival(tasks: tuple[Survival, ...]) -> str:
     )
 
 
-def _survives(task: Survival) -> str:
+def _survives(task: Survival, groups: dict[str, str]) -> str:
     sizes = "; ".join(
         f"{short(size.params)} parameters keep {_kept(size.at_equal_tokens)} at equal tokens, "
         f"{_kept(size.at_equal_loss)} at equal loss"
@@ -85,7 +89,7 @@ def _survives(task: Survival) -> str:
         if task.interval_of == "items"
         else ""
     )
-    return f"<b>{html.escape(f'{task.task}, {task.metric}')}</b> ({where}; largest: {short(task.largest)}): {sizes}.{alone}"
+    return f"<b>{shown_name(task, groups)}</b> ({where}; largest: {short(task.largest)}): {sizes}.{alone}"
 
 
 def _kept(kept: Kept) -> str:

@@ -10,10 +10,28 @@ const button = (text, title, act, pressed) => {
   return made;
 };
 
+// One tab stop for a row of buttons; the arrow keys go along it.
+const roving = (box) => {
+  const buttons = [...box.querySelectorAll("button")];
+  for (const one of buttons) one.tabIndex = one === buttons[0] ? 0 : -1;
+  if (box.dataset.roving) return; // listens already, to buttons that come later too
+  box.dataset.roving = "1";
+  box.addEventListener("focusin", (event) => {
+    for (const one of box.querySelectorAll("button")) one.tabIndex = one === event.target ? 0 : -1;
+  });
+  box.addEventListener("keydown", (event) => {
+    const list = [...box.querySelectorAll("button")], at = list.indexOf(event.target);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: list.length - 1 }[event.key];
+    if (at < 0 || to === undefined) return;
+    list[(to + list.length) % list.length].focus();
+    event.preventDefault();
+  });
+};
+
 const tools = (chart) => {
   const { data } = chart, row = document.createElement("div"), numbers = document.createElement("div");
   row.className = "tools";
-  row.setAttribute("role", "group");
+  row.setAttribute("role", "toolbar");
   row.setAttribute("aria-label", `${data.t}: tools`);
   const positive = { x: data.xs.every((xs) => xs.every((v) => v > 0)),
     y: !data.n && data.s.every((trace) => [trace.y, trace.lo, trace.hi].every((ys) => !ys || ys.every((v) => v > 0))) };
@@ -41,6 +59,7 @@ const tools = (chart) => {
   numbers.setAttribute("aria-label", `${data.t}: numbers`);
   numbers.hidden = true;
   chart.figure.append(row, numbers);
+  roving(row);
 };
 
 // A legend entry for each name, or for each value of the setting that colours the runs.
@@ -57,7 +76,9 @@ const legend = (chart) => {
     entries.set(name, entry);
   }
   for (const old of box.querySelectorAll(".entry")) old.remove();
-  for (const [name, { trace, keys }] of entries) {
+  const place = ([, { trace }]) => category(trace.r)?.place ?? -1;
+  const sorted = page.colour ? [...entries].sort((a, b) => place(a) - place(b)) : [...entries];
+  for (const [name, { trace, keys }] of sorted) {
     const on = [...keys].some((k) => !chart.hidden.has(k) && !page.hidden.has(k));
     const made = button("", "hide or show; with Shift: this one alone", (self, event) => {
       const all = new Set([...entries.values()].flatMap((entry) => [...entry.keys]));
@@ -68,7 +89,7 @@ const legend = (chart) => {
         hide ? set.add(k) : set.delete(k);
       }
       refresh(chart);
-      box.querySelectorAll(".entry")[[...entries.keys()].indexOf(name)]?.focus();
+      box.querySelectorAll(".entry")[sorted.findIndex(([other]) => other === name)]?.focus();
     }, on);
     const kind = !trace.y ? "area" : trace.k.includes("d") ? "dashed" : trace.k.includes("p") && !trace.k.includes("l") ? "dots" : "";
     const sign = trace.m ? `<svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><path class="point" style="${colours(trace)}" ` +
@@ -77,6 +98,10 @@ const legend = (chart) => {
     made.innerHTML = sign + escape(name);
     box.append(made);
   }
+  if (!entries.size) return;
+  box.setAttribute("role", "toolbar");
+  box.setAttribute("aria-label", `${chart.data.t}: legend`);
+  roving(box);
 };
 
 // Draw again what a change of the page's runs or colours concerns, or this chart alone.

@@ -13,6 +13,7 @@ from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.parts import grid, smoothed, table
 from emergence_train.run_differences import differences, seed_groups, telling
 
+ALIKE = 1e-9  # nats: losses that do not differ
 SIZE = ""  # stands among the keys of settings for the number of parameters
 
 
@@ -96,6 +97,10 @@ def _beside_next(name: str, losses: dict[str, np.ndarray]) -> str:
     if not others:
         return ""
     following = min(others, key=lambda other: float(losses[other].mean()))
+    if (
+        max(float(np.ptp(losses[name])), float(np.ptp(losses[following]))) < ALIKE
+    ):  # copies: there is no spread to go by
+        return ""
     p = float(ttest_ind(losses[name], losses[following], equal_var=False).pvalue)
     verdict = "apart by more than seeds explain" if p < 0.05 else "which of the two is lower is open"
     return (

@@ -20,6 +20,7 @@ SHAPES: dict[Marker, str] = {  # of radius 1, round the middle
     "square": "M-1-1h2v2h-2z",
     "triangle": "M0-1.2 1.15 0.9h-2.3z",
     "down": "M0 1.2 1.15-0.9h-2.3z",
+    "right": "M1.2 0-0.9 1.15v-2.3z",
     "cross": "M-1.2-0.6-0.6-1.2 0-0.6 0.6-1.2 1.2-0.6 0.6 0 1.2 0.6 0.6 1.2 0 0.6-0.6 1.2-1.2 0.6-0.6 0z",
 }
 CLIP = (

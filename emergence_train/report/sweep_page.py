@@ -65,13 +65,13 @@ def _critical(result: GrokkingResult) -> str:
 def _trend(result: GrokkingResult) -> str:
     trend = result.trend
     if trend.value is None or trend.p is None:
-        return f"The sweep says nothing of how the critical share moves with size: {result.trend_unknown()}."
+        return f"The sweep says nothing of how the critical share moves with size: {result.trend_unknown()}{result.few_runs()}."
     words = "falls" if trend.value < 0 else "grows"
     if trend.p > 0.05:
         words = "does not move beyond chance"
     line = (
         f"For ten times the parameters the critical share {words}: {trend.value:+.3f}, 95% interval {_shown(trend.low95)} to "
-        f"{_shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes."
+        f"{_shown(trend.high95)}, p = {trend.p:.2g}, over {trend.sizes} sizes{result.few_runs()}."
     )
     if trend.straight_p is not None and trend.straight_p < 0.05:
         line += f" It is no straight line in the logarithm of the parameters (p = {trend.straight_p:.2g})."

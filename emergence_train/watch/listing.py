@@ -16,6 +16,7 @@ from emergence_train.watch.progress import Forecast, Progress, progress, run_dir
 
 STYLES = {"running": "green", "finished": "bold", "stopped": "red", "stale": "yellow", "imported": "dim"}
 PIPED = 240  # columns without a terminal
+NARROW = 72  # columns below which the names of runs would be broken by the columns beside them
 FEW = 3  # differences of a run that are shown in a table
 
 
@@ -41,18 +42,24 @@ def progress_json(run: Progress) -> dict:
 
 
 def table(rows: list[tuple[Progress, dict[str, Any]]], console: Console) -> Table:
-    """As many columns as the console is wide; what differs is the last one."""
-    wide = console.width >= 110
+    """As many columns as the console is wide; what differs is the last one. A column that no run has anything in is left out."""
+    wide, narrow = console.width >= 110, console.width < NARROW
+    ends = any(end(run.forecast) != "-" for run, _ in rows)
+    differ = any(different for _, different in rows)
     shown = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     numbers = ["step", *(["tokens"] if wide else []), "loss", *(["iid"] if wide else [])]
     shown.add_column("run", overflow="fold", ratio=None)
     shown.add_column("state", no_wrap=True)
     for name in numbers:
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("end, 95%", no_wrap=True)
-    shown.add_column("tok/s", justify="right", no_wrap=True)
-    if any(different for _, different in rows):
+    if ends:
+        shown.add_column("end, 95%", no_wrap=True)
+    if not narrow:
+        shown.add_column("tok/s", justify="right", no_wrap=True)
+    if differ and not narrow:
         shown.add_column("differs", overflow="fold")
+    elif differ:
+        shown.caption, shown.caption_justify = "what differs: on a wider terminal, or --json", "left"
     first = telling([different for _, different in rows])
     for run, different in rows:
         cells = {
@@ -62,8 +69,9 @@ def table(rows: list[tuple[Progress, dict[str, Any]]], console: Console) -> Tabl
             "iid": number(run.iid, 3),
         }
         line: list[Any] = [printable(run.name), Text(run.state, STYLES[run.state]), *(cells[name] for name in numbers)]
-        line += [end(run.forecast, 3 if wide else 2), short_number(run.tokens_per_second)]
-        shown.add_row(*line, *([differing(different, first)] if different else []))
+        line += [end(run.forecast, 3 if wide else 2)] if ends else []
+        line += [] if narrow else [short_number(run.tokens_per_second)]
+        shown.add_row(*line, *([differing(different, first)] if different and not narrow else []))
     return shown
 
 

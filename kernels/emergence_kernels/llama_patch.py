@@ -117,9 +117,17 @@ def _causal_forward(model: Any, original: Any, *args: Any, labels: Tensor | None
 
 
 def _register_attention() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+        from transformers.masking_utils import sdpa_mask
+    except ImportError as error:
+        import transformers
+
+        raise ImportError(
+            f"patch_llama: needs transformers 5 or newer, this is {transformers.__version__}; pip install -U transformers, or "
+            f"give attention=False"
+        ) from error
 
     def forward(
         module: nn.Module,

@@ -249,5 +249,16 @@ def test_a_named_format_is_not_guessed(tmp_path):
 
 
 def test_every_format_says_what_it_reads():
-    assert set(FORMATS) == {"tensorboard", "hf", "wandb", "jsonl", "megatron", "nanogpt", "text", "lightning", "csv"}
+    assert set(FORMATS) == {
+        "tensorboard",
+        "mlflow",
+        "hf",
+        "wandb",
+        "jsonl",
+        "megatron",
+        "nanogpt",
+        "text",
+        "lightning",
+        "csv",
+    }
     assert all(entry.description for entry in FORMATS.values())

@@ -67,6 +67,18 @@ def test_a_pattern_and_a_column_name_a_run_together(tmp_path):
     assert (a.run, b.run) == ("a", "b")
 
 
+def test_a_job_that_crashed_joins_no_two(tmp_path):
+    """One row of a third job: two runs, and a note; of one that is resumed later, a row of it."""
+    rows = [f"{job},{step},{4 - step / 1000 + job}" for job in (1, 2) for step in range(100, 2001, 100)]
+    (tmp_path / "x.csv").write_text("\n".join(["job_id,step,loss", *rows, "3,100,9"]))
+    curves = logs.read(tmp_path / "x.csv", LogOptions())
+    assert [curve.run for curve in curves] == ["1", "2"] and "left out: 'job_id' 3, one row each" in curves[0].notes
+    rows = [f"{1 + (step > 900) + (step > 1000)},{step},{4 - step / 1000}" for step in range(100, 2001, 100)]
+    (tmp_path / "x.csv").write_text("\n".join(["job_id,step,loss", *rows]))
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["step"].tolist() == list(range(100, 2001, 100))
+
+
 LADDERS = {
     "sizes": ["s,70M,200,1000,200", "m,280M,800,4000,800"],
     "tokens": ["s,,1e6,2e7,1e6", "m,,2e7,4e8,2e7"],
@@ -116,6 +128,7 @@ ONE = {
     "rarer, the step before again": [("a", every(100, 1000, 100), curve), ("b", every(1000, 9000, 1000), curve)],
     "much rarer": [("a", every(10, 490, 10), curve), ("b", every(500, 9000, 500), curve)],
     "powers, then even": [("a", POWERS, curve), ("b", every(1000, 9000, 1000), curve)],
+    "few rows again": [("a", [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], curve), ("b", every(600, 9000, 100), curve)],
     "powers go on": [("a", POWERS, curve), ("b", [1024, 2048, 4096], curve)],
     "two rows at the end": [("a", [1000, 2000, 4000], curve), ("b", [8000, 16000], curve)],
     "a short last part": [("a", every(100, 5000, 100), curve), ("b", [5100, 5200], curve)],

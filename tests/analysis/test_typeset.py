@@ -98,7 +98,6 @@ NONE = {
     "prose.txt": "Starting training\nLoading 5\nLoading 6\n",
     "ragged.txt": "step loss\n100 5.5\n200\n",
     "thousands.txt": "step loss\n1 000 5.5\n2 000 5.25\n100 6.0\n",
-    "no_rule.txt": "step | loss\n100 | 5.5\n",
     "labels_twice.txt": "step loss\na 100 5.5\na 200 5.25\n",
 }
 

@@ -150,13 +150,16 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path):
     (tmp_path / "checkpoints" / ".step-0000000012.tmp").mkdir()
     assert newest(tmp_path) == later and newest(tmp_path, 4).name == step_name(4)
     (later / checkpoints.shard_name(0, 2)).write_bytes(b"")
-    assert newest(tmp_path).name == step_name(4)
-    with pytest.raises(InputError, match="bytes instead of"):
-        newest(tmp_path, 8)
+    for step in (None, 8):
+        with pytest.raises(InputError, match="bytes instead of.*; restore it, or choose step 4, which is whole"):
+            newest(tmp_path, step)
     with pytest.raises(InputError, match="has states of steps 4, 8"):
         newest(tmp_path, 6)
     with pytest.raises(InputError, match="holds no state"):
         newest(tmp_path / "elsewhere")
+    (tmp_path / "checkpoints" / step_name(4) / checkpoints.shard_name(0, 2)).write_bytes(b"")
+    with pytest.raises(InputError, match="restore it$"):
+        newest(tmp_path)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, STATE, "shard-00000-of-00002.safetensors"])

@@ -38,9 +38,9 @@ def test_explanations_turn_with_the_numbers(monkeypatch):
         result = copy.deepcopy(plain(name))
         if name == "critical_instances.json":
             for run in result["runs"]:
-                run["memorised"]["extracted"] = 5
                 if "composition" in run:
-                    run["composition"] |= {"explained": {"value": 0.3, "low95": 0.1, "high95": 0.5}}
+                    run["composition"] |= {"explained": {"value": 0.3, "low95": 0.1, "high95": 0.4}}
+            result["told_by"]["instances"] = {"area": 0.55, "sign": 1, "pairs": 20}
         if name == "critical_mass.json":
             result["told_by"]["loss"] = {"area": 0.97, "sign": -1}
             result["told_by"]["skill_tokens"]["area"] = 0.6

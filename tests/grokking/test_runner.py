@@ -136,7 +136,10 @@ def test_progress_names_the_time_that_is_left(sweep_file, tmp_path):
     ("keys", "says"),
     [
         ({"seeds": [1, 1]}, "seeds: a value is listed twice; list each once"),
-        ({"fractions": [0.001]}, "leaves none to train on or to hold out; choose another"),
+        (
+            {"fractions": [0.001]},
+            ".yaml: fractions: 0.001 of 49 questions leaves none to train on or to hold out; choose another",
+        ),
         ({"models": {"m": {"kind": "mlp", "width": 16}}}, "models.m.mlp.hidden"),
         ({"models": {"m": {"kind": "rnn"}}}, "models.m"),
         ({"task": {"kind": "modular", "modulus": 9, "operation": "divide"}}, "prime modulus"),

@@ -170,6 +170,8 @@ def test_misuse_is_named_and_its_remedy_works(tmp_path):
         with pytest.raises(InputError, match="checkpoint 1 has no losses"):
             recorder.checkpoint(1, 10)
         recorder.add(torch.ones(2, 6))
+        with pytest.raises(InputError, match="skill, accuracy: nan is not a finite number"):
+            recorder.evaluation("skill", "accuracy", float("nan"))
         recorder.evaluation("skill", "accuracy", 0.5)
         with pytest.raises(InputError, match="need the loss on held-out text"):
             recorder.checkpoint(1, 10)

@@ -91,6 +91,26 @@ def test_keys_read_values_zoom_and_reset(text, tmp_path):
     assert result["near"][0] > result["full"][0] and result["again"] == result["full"]
 
 
+def test_a_row_of_buttons_is_one_tab_stop(text, tmp_path):
+    """Arrows go along it and round its ends; a legend that is made again keeps the focus where it was."""
+    script = f"""{WITH_RUNS}
+    const press = (key) => document.activeElement.dispatchEvent(
+      new KeyboardEvent('keydown', {{key, bubbles: true, cancelable: true}}));
+    const out = [];
+    for (const box of chart.figure.querySelectorAll('[role=toolbar]')) {{
+      const list = () => [...box.querySelectorAll('button')], stops = () => list().filter((b) => b.tabIndex === 0).length;
+      const at = () => list().indexOf(document.activeElement), seen = [list().length, stops()];
+      list()[0].focus(); press('ArrowRight'); seen.push(at()); press('Home'); press('ArrowLeft'); seen.push(at() - list().length);
+      press('Home'); document.activeElement.click(); seen.push(at(), stops());
+      out.push([box.getAttribute('aria-label').split(': ')[1], ...seen]);
+    }}
+    return {{out, first: document.querySelector('a').getAttribute('href')}};"""
+    seen = in_browser(text, script, tmp_path)
+    assert seen["errors"] == [] and seen["result"]["first"] == "#main"
+    for name, buttons, *rest in seen["result"]["out"]:
+        assert name in ("legend", "tools") and buttons > 1 and rest == [1, 1, -1, 0, 1]
+
+
 def test_pointer_shows_all_lines_and_drags_a_zoom(text, tmp_path):
     """Every line is named at the cursor, charts of the same axis show it too, a drag keeps that range, a double click all."""
     script = f"""{WITH_RUNS}

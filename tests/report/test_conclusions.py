@@ -184,4 +184,5 @@ def test_verdicts_say_whose_they_are_where_losses_do_not_compare(tmp_path):
     tables.write(tables.EVALUATIONS, pd.read_parquet(path), path, vocabulary="w")
     text = re.sub(r"\s+", " ", text_of(collect(runs)))
     assert "runs whose losses compare together" in text
-    assert "jump <i> (one)" in text and "jump <i> (two)" in text and "steady (two)" in text
+    assert "A: jump <i>" in text and "B: jump <i>" in text and "B: steady" in text
+    assert re.search(r"A ?: (one|two) B ?: (one|two)", text)

@@ -22,16 +22,18 @@ def test_survival_has_both_shares_of_each_size():
         SizeSurvival(params=1000, runs=1, at_equal_tokens=kept(0.2, "lost"), at_equal_loss=kept(0.95, "kept")),
         SizeSurvival(params=30_000, runs=1, at_equal_tokens=kept(0.5, "open"), at_equal_loss=kept(1.0, "kept")),
     )
-    text = explanation_table.survival((Survival(**KEY, largest=9_000_000, tokens=80_000, loss=3.25, sizes=sizes),))
+    about = KEY | {"largest": 9_000_000, "tokens": 80_000, "loss": 3.25, "sizes": sizes}
+    text = explanation_table.survival((Survival(**about, interval_of="items"),), {})
     assert text.count("<li>") == 1 and "&lt;b&gt;jump" in text and "<b>jump" not in text
     assert "1k parameters keep 20% [10%, 30%] (lost) at equal tokens, 95% [85%, 105%] (kept) at equal loss" in text
     assert "keep 50% [40%, 60%] (open) at equal tokens, 100% [90%, 110%] (kept) at equal loss" in text
-    assert "3.25 nats" in text
+    assert "3.25 nats" in text and text.count("One run a size: the intervals are of items alone") == 1
+    assert "One run a size" not in explanation_table.survival((Survival(**about, interval_of="items and runs"),), {})
 
 
 def test_survival_of_continuous_metrics_alone_is_nothing():
-    brier = Survival(**KEY | {"metric": "brier"}, largest=9, tokens=8, loss=3.0, sizes=())
-    assert explanation_table.survival((brier,)) == "" == explanation_table.survival(())
+    brier = Survival(**KEY | {"metric": "brier"}, largest=9, tokens=8, loss=3.0, interval_of="items", sizes=())
+    assert explanation_table.survival((brier,), {}) == "" == explanation_table.survival((), {})
 
 
 @pytest.fixture(scope="module")

@@ -266,6 +266,30 @@ def test_colours_of_text_are_those_of_wcag_aa():
                 assert contrast(text, ground) >= 4.5, (text, ground)
 
 
+def test_the_ends_of_several_runs_are_in_one_figure(tmp_path):
+    """Of each run its interval, forecast and outcome, those of the analysis."""
+    paths = [write_run(tmp_path, f"r{n}", 1000 * n, seed=n) for n in (1, 2, 3, 4)]
+    data = collect(paths)
+    text = page_module.page(data)
+    drawn = chart_data(text[text.index("The end of each run: forecast, and what came") :])
+    finals = [next(r.final for r in run.forecast.result.runs if r.split in ("iid", None)) for run in data.runs]
+    assert drawn["n"] == [run.name for run in data.runs] == ["r1", "r2", "r3", "r4"]
+    lines = [drawn["xs"][series["x"]] for series in drawn["s"] if series["k"] == "l"]
+    wanted = [[f.low95, f.high95] for f in finals]
+    assert np.allclose(lines, wanted, rtol=1e-4)
+    (came,) = [series for series in drawn["s"] if series.get("l") == "what came"]
+    assert drawn["xs"][came["x"]] == pytest.approx([f.actual for f in finals], rel=1e-4) and came["y"] == [0, 1, 2, 3]
+
+
+def test_a_run_that_has_just_begun_has_seen_less_than_40_percent(tmp_path):
+    begun = report([write_run(tmp_path, "begun", until=20)], tmp_path / "begun-page").read_text()
+    assert "Fitted to all there is so far, less than 40% of the planned tokens; " in begun
+    assert (
+        "the first 40% of each run"
+        in report([write_run(tmp_path, "half", until=40)], tmp_path / "half-page").read_text()
+    )
+
+
 def test_tables_of_anyone_get_a_page(page, tmp_path):
     """Positions and curves that no run directory made, another framework's log, results of tasks alone."""
     run = page.parents[1] / "large"

@@ -103,3 +103,18 @@ def test_the_command_prints_a_table_or_json(tmp_path, capsys):
     assert {"name", "state", "step", "total_steps", "tokens", "loss", "forecast", "tokens_per_second"} <= set(rows[0])
     assert cli.main(["runs", str(tmp_path / "none")]) == 2
     assert "no such directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_keeps_names_whole(tmp_path, width):
+    """Below 72 columns what differs is left to --json, and said so; a column without any value is left out."""
+    name = "0.05m-1.024m-decay-s"
+    for number in (1, 2):
+        run = run_files.write(tmp_path / f"{name}{number}", 20, every=10, name=f"{name}{number}")
+        (run / "config.yaml").write_text(f"training: {{schedule: {{lr: 0.00{number}}}}}\n")
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(list_runs([tmp_path]), console))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "end, 95%" not in lines[0]
+    assert f"{name}1" in lines[1] and ("--json" in lines[-1]) == (width == 60)
+    assert ("lr 0.001" in " ".join(lines)) == (width == 80)

@@ -100,8 +100,11 @@ def _given_loss(task: TaskResult, finding: Finding, span: tuple[float, float]) -
     return traces
 
 
-def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
-    """Change of performance for ten times the parameters at the same loss, with its 95% interval; None without any."""
+def size_effects(analysis: EmergenceAnalysis, groups: Mapping[str, str] | None = None) -> Figure | None:
+    """Change of performance for ten times the parameters at the same loss, with its 95% interval; None without any.
+
+    groups: names of the families where there are several (default: the first eight characters).
+    """
     names: list[str] = []
     intervals: list[Trace] = []
     many = len({task.family for task in analysis.result.tasks}) > 1
@@ -112,7 +115,8 @@ def size_effects(analysis: EmergenceAnalysis) -> Figure | None:
             continue
         colour = HELD_OUT if effect.details.matters else FORECAST
         intervals += interval(effect.low95, effect.value, effect.high95, len(names), colour=colour)
-        family = f"{task.family[:8]} " if many else ""
+        named = (groups or {}).get(task.family)
+        family = f"{named}: " if named else f"{task.family[:8]} " if many else ""
         names.append(family + f"{task.task}, {task.metric}"[-NAME:])
         smallest = max(smallest, finding.task.smallest)
         if len(names) == LINES:

@@ -58,6 +58,7 @@ def analyze(frame: pd.DataFrame, budget: int) -> GrokkingResult:
             low95=moved.slope.low95,
             high95=moved.slope.high95,
             p=moved.p,
+            least_p=moved.least_p,
             straight_p=moved.straight_p,
             sizes=moved.sizes,
         ),

@@ -156,6 +156,7 @@ class TrendFit:
     p: float | None
     straight_p: float | None
     sizes: int
+    least_p: float | None = None  # the smallest p of any deal of these runs
 
 
 def trend(fitted: Fit) -> TrendFit:
@@ -171,7 +172,7 @@ def trend(fitted: Fit) -> TrendFit:
             strata[decay] = members
     used = [k for members in strata.values() for k in members]
     sizes = len({fitted.groups[k].params for k in used})
-    p = _permutation([fitted.groups[k] for k in used]) if used else None
+    p, least_p = _permutation([fitted.groups[k] for k in used]) if used else (None, None)
     if p is None or not any(_rises(fitted.groups[k]) for k in used):
         return TrendFit(Interval(None, None, None), None, None, sizes)
     spread = max(np.ptp([np.log10(fitted.groups[k].params) for k in members]) for members in strata.values())
@@ -192,6 +193,7 @@ def trend(fitted: Fit) -> TrendFit:
         p,
         float(stats.chi2.sf(2 * max(free - best, 0.0), spare)) if spare > 0 else None,
         sizes,
+        least_p,
     )
 
 
@@ -204,8 +206,9 @@ def _rises(group: Group) -> bool:
     return bool(np.ptp(isotonic(able, runs)) > 0)
 
 
-def _permutation(groups: list[Group]) -> float | None:
-    """Two-sided p of no trend, sizes dealt anew among the runs of one share and weight decay; None where no share has two sizes.
+def _permutation(groups: list[Group]) -> tuple[float | None, float | None]:
+    """(two-sided p of no trend, the least p of any deal), sizes dealt anew among the runs of one share and weight decay; None
+    where no share has two sizes.
 
     Where none of the deals goes as far, the normal tail of the same sum (Mantel 1963) is taken, if it is smaller.
     """
@@ -223,12 +226,13 @@ def _permutation(groups: list[Group]) -> float | None:
         if len(right) > 1:
             variance += right.var() * len(right) / (len(right) - 1) * float(centred @ centred)
     if not compared:
-        return None
-    beyond = int((np.abs(dealt) >= abs(observed) - 1e-9).sum())
-    p = (1 + beyond) / (1 + DEALS)
-    if beyond or variance == 0:
-        return p
-    return min(p, float(stats.chi2.sf(observed**2 / variance, 1)))
+        return None, None
+    size_of_deal = np.abs(dealt)
+    beyond, farthest = (int((size_of_deal >= far - 1e-9).sum()) for far in (abs(observed), size_of_deal.max()))
+    p, least = (1 + beyond) / (1 + DEALS), (1 + farthest) / (1 + DEALS)
+    if not beyond and variance > 0:
+        p = min(p, float(stats.chi2.sf(observed**2 / variance, 1)))
+    return p, min(p, least)
 
 
 def _stratum(fitted: Fit, members: list[int], slopes: np.ndarray) -> np.ndarray:

@@ -63,9 +63,13 @@ def format_table(result: GrokkingResult) -> str:
     trend, time = result.trend, result.time_trend
     if trend.value is not None:
         interval = f"[{_number(trend.low95, '+')}, {_number(trend.high95, '+')}]"
-        lines.append(f"critical share for ten times the parameters: {trend.value:+.3f} {interval}, p {_p(trend.p)}")
+        lines.append(
+            f"critical share for ten times the parameters: {trend.value:+.3f} {interval}, p {_p(trend.p)}{result.few_runs()}"
+        )
     else:
-        lines.append(f"critical share for ten times the parameters: unknown, {result.trend_unknown()}")
+        lines.append(
+            f"critical share for ten times the parameters: unknown, {result.trend_unknown()}{result.few_runs()}"
+        )
     if time.value is not None:
         interval = f"[{_number(time.low95)}, {_number(time.high95)}]"
         lines.append(f"time to generalise as share to the power {time.value:.2f} {interval}, p {_p(time.p)}")

@@ -66,6 +66,10 @@ class Trend:
         Probability | None,
         "of no trend, sizes permuted among the runs of one share; null with one share, or where no share has two sizes",
     ]
+    least_p: Annotated[
+        Probability | None,
+        "the smallest p that these runs could have given, whichever size they were of: above 0.05 they are too few",
+    ]
     straight_p: Annotated[Probability | None, "of a straight line against a critical share of its own for each size"]
     sizes: Annotated[int, "that both generalised and did not"]
     reason: Annotated[str | None, "why value is null"] = None
@@ -139,6 +143,11 @@ class GrokkingResult:
             f"{len(lost)} of {len(self.runs)} runs diverged, the first after {min(run.updates for run in lost):,} updates: their "
             "loss is not finite, and critical shares and times leave them out; lower training.lr"
         )
+
+    def few_runs(self) -> str:
+        """That no p below 0.05 was possible, where that is so; else nothing."""
+        least = self.trend.least_p
+        return f"; of these runs no p below {least:.2g} was possible" if least is not None and least > 0.05 else ""
 
     def trend_unknown(self) -> str:
         """What the sweep lacks where it says nothing of how the critical share moves with size."""

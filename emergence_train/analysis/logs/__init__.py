@@ -12,6 +12,7 @@ from emergence_train.analysis.logs.fields import FIELDS
 from emergence_train.analysis.logs.jsonl import JSONL
 from emergence_train.analysis.logs.lightning import LIGHTNING
 from emergence_train.analysis.logs.log import LogOptions
+from emergence_train.analysis.logs.mlflow import MLFLOW
 from emergence_train.analysis.logs.names import QUANTITIES
 from emergence_train.analysis.logs.tensorboard import TENSORBOARD
 from emergence_train.analysis.logs.text import MEGATRON_FORMAT, NANOGPT
@@ -23,7 +24,8 @@ __all__ = ["FORMATS", "HEAD", "QUANTITIES", "Curve", "LogOptions", "columns_of",
 
 # In the order in which "auto" asks them
 FORMATS = {
-    entry.name: entry for entry in (TENSORBOARD, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
+    entry.name: entry
+    for entry in (TENSORBOARD, MLFLOW, HF, WANDB, JSONL, MEGATRON_FORMAT, NANOGPT, FIELDS, LIGHTNING, CSV)
 }
 
 

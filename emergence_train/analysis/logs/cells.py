@@ -43,7 +43,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """A file's cells as they are: text of CSV and TSV, empty ones None; the index counts rows from 1. Raises InputError."""
     try:
         if suffix_of(path) == ".parquet":
-            frame = pq.read_table(path).to_pandas().astype(object)
+            frame = pq.read_table(path).to_pandas()
+            frame = (frame.reset_index() if frame.index.name else frame).astype(object)
             frame = frame.where(frame.notna(), None)
         else:
             frame = _read_text(text_of(path), suffix_of(path))
@@ -82,12 +83,23 @@ def _plain_table(text: str, suffix: str) -> tuple[str, str]:
     """The text and its kind, of a typeset table with tabs between the cells; a last line that is cut off is no row."""
     if suffix in DATA:
         return text, suffix
+    if suffix not in SUFFIXES and _is_delimited(text):
+        return text, ".csv"
     table = typeset.parted(text if len(text) < HEAD or "\n" not in text else text[: text.rindex("\n") + 1])
     return (text, suffix) if table is None else (table, typeset.SUFFIX)
 
 
+def _is_delimited(text: str) -> bool:
+    """Whether a file of another name begins as a table with a header does, each of whose rows has a number."""
+    body, separator = _from_header(text, "")
+    rows = [line.split(separator) for line in body.split("\n")[:3] if line]
+    alike = len(rows) > 1 and len(rows[0]) > 1 and len({*map(len, rows)}) == 1
+    return alike and not any(map(_is_number, rows[0])) and all(any(map(_is_number, row)) for row in rows[1:])
+
+
 def _read_text(text: str, suffix: str) -> pd.DataFrame:
-    if suffix not in DATA and (table := typeset.parted(text)) is not None:
+    delimited = suffix not in (*SUFFIXES, *DATA) and _is_delimited(text)
+    if suffix not in DATA and not delimited and (table := typeset.parted(text)) is not None:
         text, suffix = table, typeset.SUFFIX
     body, separator = _from_header(text, suffix)
     if _rows_end_in(separator, body):

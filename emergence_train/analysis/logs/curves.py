@@ -79,6 +79,9 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
     whole = resumed(log, columns, [rows for _, rows in parts]) if guessed else None
     if whole is not None:
         return [(replace(log, rows=whole), options)]
+    if guessed and (lonely := [name for name, rows in parts if len(rows) == 1]):
+        notes = (*log.notes, f"left out: {column!r} {listed(lonely, SHOWN)}, one row each")
+        log, parts = replace(log, notes=notes), [(name, rows) for name, rows in parts if len(rows) > 1]
     return [(replace(log, name=f"{log.name}-{name}" if several else name, rows=rows), options) for name, rows in parts]
 
 
@@ -105,7 +108,7 @@ def _curve(log: Log, options: LogOptions) -> Curve:
     if unit not in units.UNITS:
         raise InputError(f"loss unit {unit!r}: unknown; choose nats, bits or perplexity")
     values["loss"] = units.to_nats(values["loss"], unit)
-    notes = [_reading(columns, options, per_step), *units.notes(name, column, unit)]
+    notes = [_reading(columns, options, per_step), *log.notes, *units.notes(name, column, unit)]
     if "run" in columns and log.rows[columns["run"]].nunique() > 1:
         run = columns["run"]
         notes.append(f"{run!r} changes while the steps go on: read as one run; --column run={run} parts it")

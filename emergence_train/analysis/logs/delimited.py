@@ -15,7 +15,7 @@ from emergence_train.analysis.logs.log import Format, Log
 from emergence_train.analysis.logs.names import known_names, plain
 from emergence_train.errors import InputError
 
-METRICS = ("metric", "metric_name", "key", "tag")  # columns that say which metric a row's value is of
+METRICS = ("metric", "metric_name", "metricname", "key", "tag")  # columns that say which metric a row's value is of
 TIME = ("relative time", "wall time", "_runtime", "_timestamp", "_wall_time")
 
 
@@ -52,10 +52,11 @@ def _a_column_a_metric(frame: pd.DataFrame) -> pd.DataFrame:
     """A table of the columns metric and value, as MLflow's, with a column for each metric; another as it is."""
     names = {str(column).strip().lower(): column for column in frame.columns}
     metric = next((names[name] for name in METRICS if name in names), None)
-    if metric is None or "value" not in names or not frame[metric].notna().all():
+    value = next((names[name] for name in ("value", "metricvalue", "metric_value") if name in names), None)
+    if metric is None or value is None or not frame[metric].notna().all():
         return frame
-    place = frame.drop(columns=[metric, names["value"]])
-    values = {name: frame[names["value"]].where(frame[metric] == name) for name in frame[metric].unique()}
+    place = frame.drop(columns=[metric, value])
+    values = {name: frame[value].where(frame[metric] == name) for name in frame[metric].unique()}
     return place.assign(**{str(name): cells.where(cells.notna(), None) for name, cells in values.items()})
 
 

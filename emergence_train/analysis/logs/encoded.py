@@ -1,6 +1,7 @@
 """The text of a file however it lies there: compressed (by its first bytes, not its name), with a byte order mark, in UTF-16."""
 
 import lzma
+import re
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +14,7 @@ COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".lz4")
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 XZ = b"\xfd7zXZ\x00"
 ARCHIVES = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf")  # zip (.xlsx, .ods too), .xls, .rar, .7z
+COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # and other codes of terminals
 UTF16 = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -53,6 +55,11 @@ def _opened(path: Path, head: bytes) -> IO[bytes]:
 
 
 def _decoded(data: bytes, errors: str) -> str:
+    text = _text(data, errors)
+    return COLOUR.sub("", text) if "\x1b" in text else text
+
+
+def _text(data: bytes, errors: str) -> str:
     if encoding := UTF16.get(data[:2]) or _utf16_without_mark(data):
         return data.decode(encoding, errors=errors)
     try:

@@ -19,11 +19,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
+from emergence_train.analysis.logs.lines import TOKENS_BEFORE, lines_of
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
-from emergence_train.analysis.logs.names import known_names, plain
+from emergence_train.analysis.logs.names import NAMES, known_names, plain
+from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.errors import InputError
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Whole or not at all: of 47.22GiB nothing is a number
 NUMBER = r"([-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+|nan|inf)[KMGBT]?)(?!\w|\.\w|,\d)"
 # Words that begin with a letter, a single space between them; the unit behind a number begins none
@@ -33,12 +34,21 @@ NAME = r"(?<![\w.])([A-Za-z_][\w./()-]*+(?: [A-Za-z0-9_(][\w./()-]*+)*+)"
 FIELD = re.compile(rf"['\"]?{NAME}(?:['\"]?\s*[:=]\s*['\"]?{NUMBER})?")
 # A step, with the planned last one: "step: 10/8000", "[step=10", "iter 40", "step 10"
 # but no share ("Steps: 1%"), no part of one ("update: 0.1") and no time ("time/step: 100ms")
-WHOLE = r"((?>\d[\d,]*))(?:\.0+)?+(?![\d.]*%|\.?\d|m?s\b)(?:\s*/\s*(\d[\d,]*))?"
+WHOLE = (
+    r"((?>\d[\d,]*)(?:\.\d+)?[kKM]\b|(?>\d[\d,]*))(?:\.0+)?+(?![\d.]*%|\.?\d|m?s\b)"
+    r"(?:\s*/\s*(\d[\d,]*(?:(?:\.\d+)?[kKM]\b)?))?"
+)
+# "1.2k/10k steps", before its name, but no rate
+SHORT = r"(\d[\d,]*(?:\.\d+)?[kKM]?)"
+STEPS_BEFORE = re.compile(
+    rf"(?<![\w.,/=:]){SHORT}(?:\s*/\s*{SHORT})?\s+(?:steps?|iters|iterations)\b(?!\s*[/=:])", re.IGNORECASE
+)
 RATES = r"(?<!per )(?<!tokens/)(?<!tok/)(?<!samples/)(?<!time/)(?<!ms/)"  # "tokens per step: 524288"; "train/step: 100" is a step
 STEP = re.compile(
     rf"(?:{RATES}\b(global_step|num_updates|step|iteration|iter|update)s?['\"]?\s*[:=]?\s*['\"]?|\[(batch|token|sample)=){WHOLE}",
     re.IGNORECASE,
 )
+BEHIND_A_NUMBER = re.compile(r" \d")  # "iteration 100/3000 loss: 5.9"
 # tqdm's; one an epoch counts anew in each
 BAR = re.compile(r"^(?!\s*epoch).*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<", re.IGNORECASE)
 VALIDATES = re.compile(r"\b(?:validat\w*|valid|val|eval\w*|dev|test)\s+(?:global_)?(?:step|iter)", re.IGNORECASE)
@@ -58,14 +68,16 @@ def fields_of(line: str) -> dict[str, str]:
         if match[2] is None:
             continue
         name = match[1].strip()
-        if line[: match.start()].rstrip(" '\"").endswith((":", "=")):
+        if line[: match.start()].rstrip(" '\"").endswith((":", "=")) or BEHIND_A_NUMBER.search(name):
             name = _behind_a_value(name)
         fields[name] = match[2].rstrip(",")
+    if "tokens" not in fields and (before := TOKENS_BEFORE.search(line)):
+        fields["tokens"] = before[1]
     return fields
 
 
 def _behind_a_value(name: str) -> str:
-    """A name without the word before it that is another field's value: of "device: cuda lr: 3e-4" it is lr."""
+    """A name without the words before it that are of another field: of "device: cuda lr: 3e-4" it is lr."""
     words = name.split(" ")
     ends = (" ".join(words[k:]) for k in range(max(0, len(words) - LONGEST), len(words)))
     return next((end for end in ends if plain(end) in known_names()), name)
@@ -83,11 +95,18 @@ def _steps(line: str) -> dict[str, tuple[str, str | None]]:
             continue
         step = match[3].replace(",", "")
         steps.setdefault(name, (step, match[4] or (bar[2] if bar and bar[1] == step else None)))
+    before = None if steps or bar else STEPS_BEFORE.search(line)
+    if before:
+        steps["step"] = (before[1].replace(",", ""), before[2])
     return steps or ({"step": (bar[1], bar[2])} if bar else {})
 
 
-def _lines(text: str) -> list[str]:
-    return COLOUR.sub("", text).splitlines()
+def _has_tokens(line: str) -> bool:
+    """Whether a line without a step has the tokens of one, beside its loss."""
+    if not (LOSS.search(line) and "tok" in line.lower()):
+        return False
+    names = {plain(name) for name in fields_of(line)}
+    return bool(names & {*NAMES["tokens"].split()})
 
 
 def read_fields(path: Path) -> list[Log]:
@@ -98,11 +117,11 @@ def read_fields(path: Path) -> list[Log]:
     rows: list[dict] = []
     places: list[int] = []
     ends: list[int | None] = []
-    lines = _lines(text_of(path, errors="replace"))
-    below = False
+    text = lines_of(text_of(path, errors="replace"))
+    lines, below = text.lines, False
     for number, line in enumerate(lines, 1):
         steps = _steps(line)
-        if steps:
+        if steps or _has_tokens(line):
             fields = fields_of(line)
             if VALIDATES.search(line):  # torchtitan's "validate step: 10  loss: 3.1" is no training loss
                 fields = {f"val_{name}": value for name, value in fields.items()}
@@ -114,7 +133,7 @@ def read_fields(path: Path) -> list[Log]:
             rows.append(row)
             places.append(number)
             planned = next((end for _, end in steps.values() if end), None)
-            ends.append(int(planned.replace(",", "")) if planned else None)
+            ends.append(round(in_full(planned.replace(",", ""))) if planned else None)
         elif below and BELOW.fullmatch(line):
             rows[-1] |= fields_of(line)
         else:
@@ -131,7 +150,7 @@ def read_fields(path: Path) -> list[Log]:
     frame = frame_of([rows[k] for k in kept], [places[k] for k in kept])
     if len(frame) > ONCE:
         frame = frame.loc[:, frame.notna().sum() > 1]
-    return finished_apart(Log(stem_of(path), path, frame, end_step=end))
+    return finished_apart(Log(stem_of(path), path, frame, end_step=end, notes=text.notes))
 
 
 def _is_more_of(before: dict, row: dict, steps: Collection[str]) -> bool:
@@ -151,10 +170,10 @@ def _with_a_loss(rows: list[dict]) -> list[int]:
 def _takes(path: Path, head: str) -> bool:
     if not path.is_file() or suffix_of(path) in TABLES:
         return False
-    lines = _lines(head)
+    lines = lines_of(head).lines
     if any(map(TRAINER.match, lines)):
         return True
-    with_step = [k for k, line in enumerate(lines) if _steps(line)]
+    with_step = [k for k, line in enumerate(lines) if _steps(line) or _has_tokens(line)]
     return any(_has_loss(lines, k) for k in with_step)
 
 

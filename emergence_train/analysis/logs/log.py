@@ -37,6 +37,7 @@ class Log:
     rows: pd.DataFrame
     tokens_per_step: int | None = None
     end_step: int | None = None
+    notes: tuple[str, ...] = ()  # how its file was read
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ NAMES = {
     "train_batch time_batch train_time_batch _step",
     "loss": "loss train_loss lm_loss train_lm_loss loss_train training_loss train_loss_step train_ce_loss "
     "train_crossentropyloss train_cross_entropy_loss optim_ce_loss nll_loss reduced_train_loss "
-    "loss_train_total train_loss_train_total loss_metrics_global_avg_loss",
+    "loss_train_total loss_out train_loss_train_total loss_metrics_global_avg_loss",
     "lr": "lr learning_rate train_lr train_learning_rate optim_lr optim_learning_rate lr_adamw lr_adam lr_muon "
     "optim_lr_group_0 optim_learning_rate_group0 lr_decoupledadamw_group0 train_lr_decoupledadamw_group0",
     "tokens": "tokens consumed_tokens tokens_seen total_tokens train_tokens num_tokens n_tokens tokens_consumed "
@@ -41,6 +41,10 @@ OTHER_UNITS = [
     for name in ("loss_bits", "ppl", "perplexity", "bpb", "bits_per_byte")
 ]
 WRAPPED = re.compile(r"^(?:metrics?|data|log|values|scalars|history)[/.]")  # what loggers put a row's numbers into
+# A count of all so far, in whatever group a logger puts it; it must increase
+TOKENS = re.compile(
+    r"^(?!.*(?:val|test|per_|batch|target|max|data)).*_(?:tokens|tokens_(?:seen|consumed|trained|processed))$"
+)
 RATE = re.compile(r"(^|_)(lr|learning_rate)(_|$)")  # that of one optimizer or group: "lr-Adam/group0"
 NO_RATE = re.compile(r"loss|max|min|peak|init|base|decay|scale|mult|ratio|warm|end|final|schedule")
 QUANTITIES = tuple(NAMES)
@@ -75,6 +79,17 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
             columns[quantity] = column
     if "loss" not in columns and len(others := [c for c in known.values() if _ends_with_loss(c)]) == 1:
         columns["loss"] = others[0]
+    if (
+        "loss" not in columns
+        and "value" in known
+        and "step" in columns
+        and ("loss" in log.name or "tag" not in log.name)
+    ):
+        columns["loss"] = known["value"]  # TensorBoard's download of one tag, Neptune's of one series
+    if "tokens" not in columns and (
+        counts := [c for n, c in known.items() if TOKENS.search(n) and _increases(log.rows[c])]
+    ):
+        columns["tokens"] = counts[0]
     if "lr" not in columns and (
         rates := [c for name, c in known.items() if RATE.search(name) and not NO_RATE.search(name)]
     ):
@@ -102,9 +117,16 @@ def _ends_with_loss(column: str) -> bool:
     return words[-1] == "loss" and not {"val", "eval", "valid", "validation", "dev", "test"} & set(words)
 
 
+def _increases(cells: pd.Series) -> bool:
+    """Whether a column's numbers rise, but where a run was resumed."""
+    numbers = pd.to_numeric(cells, errors="coerce").dropna().to_numpy()
+    return len(numbers) > 1 and numbers[-1] > numbers[0] and (numbers[1:] >= numbers[:-1]).mean() > 0.9
+
+
 def _tells_apart(log: Log, column: str | None) -> bool:
-    """Whether a column has several values, each in several rows."""
+    """Whether a column has several values in several rows each; some may have one alone, as of a job that crashed."""
     if column is None:
         return False
     counts: pd.Series = log.rows[column].value_counts()
-    return len(counts) > 1 and bool(counts.min() > 1)
+    several = int((counts > 1).sum())
+    return several > 1 and len(counts) <= 2 * several

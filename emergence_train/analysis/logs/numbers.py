@@ -89,11 +89,11 @@ def numbers_of(raw: pd.Series, role: Role | None = None) -> pd.Series:
     text = with_points(raw, role)
     numbers = pd.to_numeric(text, errors="coerce").astype(float)
     if (short := numbers.isna() & ~absent).any():
-        numbers[short] = text[short].map(_in_full)
+        numbers[short] = text[short].map(in_full)
     return numbers.where(numbers.notna() & np.isfinite(numbers), np.inf).mask(absent, np.nan)
 
 
-def _in_full(text: object) -> float:
+def in_full(text: object) -> float:
     """1.2B as 1,200,000,000; NaN for what is no number."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGBT])\s*", str(text), re.IGNORECASE)
-    return float(match[1]) * SI[match[2].upper()] if match else np.nan
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGBT]?)\s*", str(text), re.IGNORECASE)
+    return float(match[1]) * SI.get(match[2].upper(), 1.0) if match else np.nan

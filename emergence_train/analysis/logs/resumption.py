@@ -67,7 +67,7 @@ def resumed(log: Log, columns: Mapping[str, str], parts: Sequence[pd.DataFrame])
             return None
         if begin < FIRST * part.interval and not (is_job and _continues(known[:k], part)):
             return None
-        if begin <= first or front - begin > REPLAYED * (front - first):
+        if begin <= first or front - begin > REPLAYED * (front - first) and not (is_job and _few_rows(known[:k], part)):
             return None
         if end <= front and (k + 1 == len(known) or end == front or known[k + 1].step[0] > end):
             return None
@@ -81,6 +81,12 @@ def _part(rows: pd.DataFrame, along: str, loss: str | None) -> _Part | None:
     order = np.argsort(step, kind="stable")
     order = order[np.isfinite(step[order])]
     return _Part(step[order], losses[order], rows) if len(order) else None
+
+
+def _few_rows(before: Sequence[_Part], part: _Part) -> bool:
+    """Whether few rows come again though many steps do, as in a log at steps 1, 2, 5, 10, ...; and the loss continues there."""
+    steps = np.concatenate([p.step for p in before])
+    return bool((steps >= part.step[0]).mean() <= REPLAYED) and _continues(before, part)
 
 
 def _continues(before: Sequence[_Part], part: _Part) -> bool:

@@ -13,13 +13,17 @@ from pathlib import Path
 
 from emergence_train.analysis.logs.encoded import stem_of, suffix_of, text_of
 from emergence_train.analysis.logs.fields import TABLES, fields_of
+from emergence_train.analysis.logs.lines import TOKENS_BEFORE, Lines, lines_of
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, plain
+from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.errors import InputError
 
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
-WHOLE = r"(\d++(?:,\d{3}(?!\d))*+)"
+DIGITS = r"\d++(?:,\d{3}(?!\d))*+"
+WHOLE = rf"({DIGITS}(?:(?:\.\d+)?[kKM]\b)|{DIGITS})"  # 1200, 1,200 or 1.2k
 STEP = re.compile(rf"(?<!per )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE)
+TOKENS = re.compile(r"(?<![/\w])tokens(?: seen| so far)?\s*:?\s+(\d[\d,]*(?:\.\d+)?[KMBT]?)\b(?!\s*/)")
 LOSS = re.compile(rf"(?<!val )(?<!validation )(?<!eval )\bloss:?\s+{NUMBER}", re.IGNORECASE)
 # nanoGPT's estimate of both, beside the losses of its steps
 EVALUATION = re.compile(r"\btrain loss .*\bval loss", re.IGNORECASE)
@@ -34,18 +38,21 @@ BATCH = re.compile(r"^\s*(?:global|train)_batch_size\s*\.*\s+(\d+)\b")
 WANTED = ("consumed samples", "consumed tokens", "learning rate", "lm loss")
 
 
-def _lines(path: Path) -> list[str]:
-    return text_of(path, errors="replace").splitlines()
+def _lines(path: Path) -> Lines:
+    return lines_of(text_of(path, errors="replace"))
 
 
 def _whole(text: str) -> int:
-    return int(text.replace(",", ""))
+    return round(in_full(text.replace(",", "")))
 
 
 def read_nanogpt(path: Path) -> list[Log]:
     """Lines of a step with its loss. The evaluation's lines ("step 0: train loss 10.9, val loss 10.9") are none."""
     rows, places, per_step, end = [], [], None, None
-    for number, line in enumerate(_lines(path), 1):
+    text = _lines(path)
+    for number, line in enumerate(text.lines, 1):
+        if not line:
+            continue
         if match := PER_STEP.search(line):
             per_step = _whole(match[1])
         if match := MAIN_LOG.search(line):
@@ -56,18 +63,21 @@ def read_nanogpt(path: Path) -> list[Log]:
             continue
         step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
         if step and loss and step.start() < loss.start() and not EVALUATION.search(line):
-            rows.append({"step": step[1].replace(",", ""), "loss": loss[1]} | ({"lr": rate[1]} if rate else {}))
+            tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
+            more = {"lr": rate, "tokens": tokens}
+            rows.append({"step": step[1].replace(",", ""), "loss": loss[1]})
+            rows[-1] |= {name: match[1] for name, match in more.items() if match}
             places.append(number)
             end = _whole(step[2]) if step[2] else end
     if not rows:
         raise InputError(f"{path}: no line has a step and its loss, as 'iter 100: loss 6.1'; give --format or a table")
-    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end))
+    return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end, text.notes))
 
 
 def read_megatron(path: Path) -> list[Log]:
     """Lines of an iteration; tokens from the samples, else the batch size, and the seq_length of the arguments."""
     rows, places, length, batch, end = [], [], None, None, None
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path).lines, 1):
         if (match := LENGTH.search(line)) and "iteration" not in line:
             length = int(match[1])
         if match := BATCH.search(line):
@@ -102,9 +112,9 @@ def _is_megatron(path: Path, head: str) -> bool:
 
 def _is_nanogpt(path: Path, head: str) -> bool:
     """A step and its loss a line, unless most lines name both as "step: 10 loss: 5.9": those may have tokens too."""
-    lines = [line for line in head.splitlines() if _has_loss(line)]
+    lines = [line for line in lines_of(head).lines if _has_loss(line)]
     named = sum(_names_both(line) for line in lines)
-    return _is_text(path) and bool(lines) and (bool(PER_STEP.search(head)) or 2 * named <= len(lines))
+    return _is_text(path) and bool(lines) and (bool(PER_STEP.search(head)) or 2 * named < len(lines))
 
 
 def _names_both(line: str) -> bool:

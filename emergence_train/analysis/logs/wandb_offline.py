@@ -12,6 +12,7 @@ from typing import Any
 
 from emergence_train.analysis.logs import delimited
 from emergence_train.analysis.logs.log import Format, Log, frame_of
+from emergence_train.analysis.logs.records import flat
 from emergence_train.errors import InputError
 
 HEADER, BLOCK = 7, 1 << 15  # bytes: of the file and of each piece; of a block
@@ -76,11 +77,11 @@ def _parsed(file: Path) -> Iterator[Any]:
 
 
 def _row(items: Any) -> dict:
-    row = {}
+    row: dict = {}
     for item in items:
         value = json.loads(item.value_json)
-        if not isinstance(value, (dict, list)):
-            row["/".join(item.nested_key) or item.key] = value
+        if not isinstance(value, list):  # an object of older versions has what newer ones write as nested keys
+            row |= flat({"/".join(item.nested_key) or item.key: value})
     return row
 
 

@@ -104,7 +104,7 @@ def place_of(model: str, revision: str | None = None) -> dict:
     step, tokens = STEP.search(name), TOKENS.search(name)
     run = "/".join(parts[:-1][-1:]) if step and not revision and len(parts) > 1 else "/".join(parts[-1:])
     if step and run == name and not revision:  # the model's name without it
-        run = re.sub(r"^[-_@.]+|[-_@.]+$", "", TOKENS.sub("", name.replace(step[0], ""))) or run
+        run = re.sub(r"^[-_@.]+|[-_@.]+$", "", re.sub("--+", "-", TOKENS.sub("", name.replace(step[0], "")))) or run
     size = SIZE.search(run)
     return {
         "run": run or None,

@@ -31,6 +31,11 @@ class FittedRun:
                 f"{where}: {int(seen.sum())} checkpoint(s) in the observed part, a forecast needs at least 4; "
                 f"raise the fit fraction or log more often"
             )
+        beyond = self._named_end_beyond_rows() if fraction is not None else None
+        if beyond is not None and series.ahead.schedule is None:
+            raise InputError(f"{where}: {beyond}; leave one of --fit-fraction and --to-tokens out")
+        if beyond is not None:
+            series.notes.append(f"{beyond}; leave --fit-fraction out for a forecast to there")
         self.seen = seen
         self.x, self.y = series.step[seen], series.loss[seen]
         held = ~seen
@@ -50,6 +55,13 @@ class FittedRun:
             )
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+
+    def _named_end_beyond_rows(self) -> str | None:
+        """That the user asks for an end beyond the last row, by more than the rows' distance; None: no such thing."""
+        end, tokens = self.series.ahead.to_tokens, self.series.tokens
+        if end is None or end <= 2 * tokens[-1] - tokens[-2]:
+            return None
+        return f"--fit-fraction forecasts rows that exist, up to {tokens[-1]:,.0f} tokens, and --to-tokens asks for {end:,}"
 
     @property
     def held_out(self) -> bool:
@@ -74,7 +86,7 @@ class FittedRun:
             return self.series.tokens[~self.seen]
         if not self.series.by_tokens:
             return np.zeros(len(self.future))
-        return self.future * self.series.tokens[-1] / self.series.step[-1]
+        return self.series.tokens_at(self.future)
 
     @property
     def selected(self) -> str:

@@ -12,6 +12,7 @@ from ..backends.checks import autocast, check_float, checks_values, require
 from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
+from ..backends.tracing import profiled
 from . import compiled as compiled_attention
 from . import flash as flash_backend
 from .document_ranges import DocumentPlan, planned, starts_of_documents
@@ -22,6 +23,7 @@ OWN = ("triton", "cuda")  # backends whose kernels are called from here; the oth
 MAX_HEAD_DIM = 128  # bound of the Triton kernels, which pad head dims to 16, 32, 64 or 128
 
 
+@profiled
 def attention(
     q: Tensor,
     k: Tensor,

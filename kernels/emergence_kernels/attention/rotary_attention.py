@@ -18,12 +18,14 @@ from torch import Tensor
 from ..backends.checks import autocast, check_float, require
 from ..backends.dispatch import dtype_limits, resolve_backend
 from ..backends.register_op import Op, register_graph_op
+from ..backends.tracing import profiled
 from ..rotary.op import check_angles, rotary, rotate
 from .document_ranges import DocumentPlan
 from .op import OWN, as_plan, by_others, checked, kernels_of, sinks_gradient
 from .options import SCHEMA, SINKS, Options
 
 
+@profiled
 def rotary_attention(
     qkv: Tensor,
     cos: Tensor,

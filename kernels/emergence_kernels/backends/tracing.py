@@ -1,7 +1,11 @@
-"""Functions that torch.compile treats as constants."""
+"""Functions that torch.compile treats as constants, and names for torch's profiler."""
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
+
+import torch
+from torch.autograd import profiler
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -11,3 +15,18 @@ def constant_while_tracing(function: Function) -> Function:
     torch's own imports dynamo and Triton, which takes seconds also in a program that compiles nothing."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def profiled(function: Function) -> Function:
+    """The function under the name emergence_kernels::NAME in traces of torch's profiler; while none runs, and in compiled graphs,
+    nothing but a call more."""
+    name = f"emergence_kernels::{function.__name__}"
+
+    @functools.wraps(function)
+    def run(*inputs: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling() or not profiler._is_profiler_enabled:
+            return function(*inputs, **options)
+        with profiler.record_function(name):
+            return function(*inputs, **options)
+
+    return cast(Function, run)

@@ -7,11 +7,13 @@ from ..backends.checks import autocast, check_loss_inputs, require
 from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
+from ..backends.tracing import profiled
 from . import reference
 from .options import RowOptions
 from .rows import rows_of
 
 
+@profiled
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

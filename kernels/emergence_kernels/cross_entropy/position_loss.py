@@ -9,6 +9,7 @@ from ..backends.checks import autocast, check_loss_inputs, check_weights, requir
 from ..backends.dispatch import dtype_limits, resolve_backend, slow_products
 from ..backends.ranking import fastest
 from ..backends.register_op import Op, register_op
+from ..backends.tracing import profiled
 from . import reference
 from .options import RowOptions
 from .rows import rows_of
@@ -32,6 +33,7 @@ class PositionLoss(NamedTuple):
     positions: PositionSums
 
 
+@profiled
 def position_loss(
     hidden: Tensor,
     weight: Tensor,

@@ -226,3 +226,21 @@ def test_intervals_hold_the_truth_of_other_forms():
         small += [moved.p < 0.05] if slope == 0 else []
     assert np.mean(held) >= 0.87 and np.mean(slopes) >= 0.8  # of 95%, less two standard errors and discreteness
     assert np.mean(small) <= 0.25
+
+
+@pytest.mark.parametrize("apart", [1, 2, 3, 4])
+def test_the_least_p_is_that_of_all_that_differ(apart):
+    """One run of two sizes at each share; at so many the larger alone generalises: all on one side have a chance of 2 / 2^n."""
+    smaller = np.arange(6) >= 5
+    larger = np.arange(6) >= 5 - apart
+    groups = [critical.Group(SHARES, smaller, 1000), critical.Group(SHARES, larger, 9000)]
+    trend = critical.trend(critical.fit(groups))
+    assert trend.p == trend.least_p == pytest.approx(2 / 2**apart, abs=0.03)
+
+
+def test_a_trend_open_on_both_sides_is_none():
+    """One run of each size at each share, one of which differs: p is 1, and no slope is bounded."""
+    groups = [critical.Group(SHARES, np.arange(6) >= place, params) for place, params in ((3, 1000), (2, 2000))]
+    trend = critical.trend(critical.fit(groups))
+    assert (trend.p, trend.least_p) == (1.0, 1.0)
+    assert (trend.slope.value, trend.slope.low95, trend.slope.high95) == (None,) * 3

@@ -1,0 +1,55 @@
+"""MLflow's file store: mlruns/EXPERIMENT/RUN/metrics/NAME, a line "time value step" for each value; meta.yaml names the run."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from emergence_train.analysis.logs.log import Format, Log
+from emergence_train.errors import InputError
+
+METRICS = "metrics"
+NAME = re.compile(r"^run_name:\s*['\"]?(.*?)['\"]?\s*$", re.MULTILINE)
+
+
+def _runs(path: Path) -> list[Path]:
+    """The directories of runs in a store, an experiment or a run's own."""
+    if not path.is_dir():
+        return []
+    depths = ([path], path.glob("*"), path.glob("*/*"))
+    return next((runs for depth in depths if (runs := sorted(filter(_is_run, depth)))), [])
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / METRICS).is_dir() and (folder / "meta.yaml").is_file()
+
+
+def read_mlflow(path: Path) -> list[Log]:
+    """A run each directory, a column each metric; of a step that was logged again the last value counts."""
+    logs = []
+    for folder in _runs(path):
+        columns = {
+            file.relative_to(folder / METRICS).as_posix(): _values(file)
+            for file in sorted((folder / METRICS).rglob("*"))
+            if file.is_file()
+        }
+        if columns:
+            rows = pd.DataFrame(columns).sort_index().rename_axis("step").reset_index().astype(object)
+            rows.index = pd.RangeIndex(1, len(rows) + 1)
+            named = NAME.search((folder / "meta.yaml").read_text(encoding="utf-8", errors="replace"))
+            logs.append(Log((named and named[1]) or folder.name, path, rows.where(rows.notna(), None)))
+    if not logs:
+        raise InputError(f"{path}: its runs have no metrics; name a run that has logged a loss")
+    return logs
+
+
+def _values(file: Path) -> pd.Series:
+    """Values by step; a last line that is cut off is left out."""
+    cells = [line.split(" ") for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    known = {int(row[2]): float(row[1]) for row in cells if len(row) == 3 and row[2].isdigit()}
+    return pd.Series(known, dtype=float)
+
+
+MLFLOW = Format(
+    "mlflow", "MLflow's file store: mlruns, an experiment or a run", lambda path, _: bool(_runs(path)), read_mlflow
+)

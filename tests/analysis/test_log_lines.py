@@ -1,0 +1,127 @@
+"""What a fourth stranger brought: the same known curve as trackers, tutorials and launchers of several ranks write it."""
+
+import json
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from emergence_train.analysis import logs
+from emergence_train.analysis.logs import LogOptions
+from emergence_train.analysis.logs.wandb_offline import _row
+from emergence_train.errors import InputError
+
+STEPS = list(range(100, 3001, 100))
+LOSSES = [round(2 + 3 * step**-0.3, 3) for step in STEPS]
+ROWS = [*zip(STEPS, LOSSES)]
+
+
+def text(form) -> str:
+    return "".join(f"{form(step, loss)}\n" for step, loss in ROWS)
+
+
+def in_epoch(step: int, base: int) -> str:
+    """Step 100 of 1000 in one of three epochs."""
+    return f"Epoch [{(step - 1) // 1000 + base}/3], Step [{(step - 1) % 1000 + 1}/1000]"
+
+
+TEXTS = {
+    "colours.log": text(
+        lambda s, x: f"\x1b[32m10:00\x1b[0m | step \x1b[36m{s}\x1b[0m/3000 | loss \x1b[1;33m{x}\x1b[0m"
+    ),
+    "ranks.log": text(lambda s, x: f"[rank1]: step {s} loss {x + 1}\n[rank0]: step {s} loss {x}"),
+    "torchrun.log": text(lambda s, x: f"[default1]:step={s} loss={x + 1:.3f}\n[default0]:step={s} loss={x:.3e}"),
+    "last_rank.log": "rank 0: step 1 of the warm-up\n" + text(lambda s, x: f"rank 3: step: {s} loss: {x}"),
+    "thousands.log": text(lambda s, x: f"step {s / 1000:.1f}k/10k | loss {x}"),
+    "before.log": text(
+        lambda s, x: f"{s / 1000:.1f}k/10k steps | {s / 1000:.1f}B tokens | loss={x:.3e} | 1.2k tokens/s"
+    ),
+    "tutorial.log": text(lambda s, x: f"{in_epoch(s, 1)}, Loss: {x}"),
+    "from_zero.log": text(lambda s, x: f"{in_epoch(s, 0)}, Loss: {x}"),
+    "pytorch.log": text(
+        lambda s, x: f"| epoch   {s // 1001 + 1} | {(s - 1) % 1000 + 1:4d}/ 1000 batches | lr 5.00 | loss {x}"
+    ),
+    "mmengine.log": text(lambda s, x: f"2026/01/01 - mmengine - INFO - Iter(train) [{s:6d}/3000]  lr: 0.1  loss: {x}"),
+    "in_epochs.log": text(
+        lambda s, x: f"INFO - Epoch(train)  [{s // 1001 + 1}][{(s - 1) % 1000 + 1:4d}/1000]  lr: 0.1  loss: {x}"
+    ),
+    "lingua.jsonl": text(
+        lambda s, x: json.dumps({"global_step": s, "acc_step": 0, "optim": {"lr": 1}, "loss": {"out": x}})
+    ),
+    "counted_on.log": text(lambda s, x: f"Epoch {(s - 1) // 1000}, iteration {s}/3000 loss: {x}"),
+    "cut.log": text(lambda s, x: f"step: {s}, loss: {x}") + "step: 3100, lo",
+    "table.txt": "step,loss\n" + text(lambda s, x: f"{s},{x}"),
+    "run-a-tag-train_loss.csv": "Wall time,Step,Value\n" + text(lambda s, x: f"1.7e9,{s},{x}"),
+    "series.csv": ",step,value,timestamp\n" + text(lambda s, x: f"{s},{s}.0,{x},2026-01-01"),
+    "comet.csv": "metricName,metricValue,step\n" + text(lambda s, x: f"loss,{x},{s}\nlr,0.1,{s}"),
+}
+
+
+EPOCHS = ("tutorial.log", "from_zero.log", "pytorch.log", "in_epochs.log")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_known_curve_is_read(name, tmp_path):
+    (tmp_path / name).write_text(TEXTS[name])
+    (curve,) = logs.read(tmp_path / name, LogOptions())
+    assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
+    assert (name in EPOCHS) == any("counted through" in note for note in curve.notes)
+    assert ("ranks" in name or "torchrun" in name) == any("those of rank 0 count" in note for note in curve.notes)
+    if name == "before.log":
+        assert curve.frame["tokens"].tolist() == [10**6 * s for s in STEPS] and curve.log.end_step == 10_000
+
+
+def test_tokens_are_enough_for_a_line(tmp_path):
+    (tmp_path / "x.log").write_text(
+        text(lambda s, x: f"tokens seen: {s / 1000:.3f}B tokens, train loss = {x}, ppl = 9")
+    )
+    (curve,) = logs.read(tmp_path / "x.log", LogOptions(tokens_per_step=1_000_000))
+    assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
+
+
+def test_a_tag_of_no_loss_is_none(tmp_path):
+    (tmp_path / "run-a-tag-train_lr.csv").write_text(TEXTS["run-a-tag-train_loss.csv"])
+    with pytest.raises(InputError, match="no column was recognised as loss"):
+        logs.read(tmp_path / "run-a-tag-train_lr.csv", LogOptions())
+
+
+def test_an_index_of_pandas_is_a_column(tmp_path):
+    pd.DataFrame({"loss": LOSSES}, pd.Index(STEPS, name="step")).to_parquet(tmp_path / "x.parquet")
+    (curve,) = logs.read(tmp_path / "x.parquet", LogOptions())
+    assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
+
+
+@pytest.mark.parametrize("of", ["mlruns", "mlruns/0", "mlruns/0/5f"])
+def test_the_store_of_mlflow_is_read(of, tmp_path):
+    """As mlflow 2.17 writes it; the last value of a step counts, and so does no line that is cut off."""
+    run = tmp_path / "mlruns" / "0" / "5f"
+    (run / "metrics" / "train").mkdir(parents=True)
+    (run / "meta.yaml").write_text("artifact_uri: file:///x\nrun_id: 5f\nrun_name: mine\nstatus: 3\n")
+    (run / "metrics" / "train" / "loss").write_text("17 9.9 100\n" + text(lambda s, x: f"17 {x} {s}") + "17 2.")
+    (run / "metrics" / "lr").write_text("17 0.001 100\n17 0.001 3000\n")
+    (curve,) = logs.read(tmp_path / of, LogOptions())
+    assert curve.run == "mine" and set(curve.frame["lr"]) == {0.001}
+    assert curve.frame["step"].tolist() == STEPS and curve.frame["loss"].tolist() == LOSSES
+    for file in (run / "metrics" / "train" / "loss", run / "metrics" / "lr"):
+        file.unlink()
+    with pytest.raises(InputError, match="its runs have no metrics; name a run that has logged a loss"):
+        logs.read(tmp_path / of, LogOptions())
+
+
+def test_objects_in_a_history_are_nested_keys():
+    """wandb 0.17 writes {"train": {"loss": 1}} as one item, 0.31 as the key train/loss."""
+    item = SimpleNamespace(
+        key="train", nested_key=[], value_json=json.dumps({"loss": 1.5, "media": [1], "a": {"b": 2}})
+    )
+    new = SimpleNamespace(key="", nested_key=["train", "lr"], value_json="0.1")
+    assert _row([item, new]) == {"train/loss": 1.5, "train/a/b": 2, "train/lr": 0.1}
+
+
+def test_tokens_in_a_group_are_tokens_if_they_rise(tmp_path):
+    rows = text(lambda s, x: f"{s},{x},{1000 * s},4096,7")
+    (tmp_path / "x.csv").write_text("step,loss,perf/tokens_seen,perf/batch_tokens,data/max_tokens\n" + rows)
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert curve.frame["tokens"].tolist() == [1000 * s for s in STEPS]
+    (tmp_path / "x.csv").write_text("step,loss,perf/tokens\n" + text(lambda s, x: f"{s},{x},4096"))
+    (curve,) = logs.read(tmp_path / "x.csv", LogOptions())
+    assert set(curve.frame["tokens"]) == {0}
