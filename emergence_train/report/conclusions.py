@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -285,14 +286,26 @@ def _able(data: ReportData) -> dict[str, str]:
             if last["chance"] is None or not np.isfinite([last["chance"], last["stderr"], last["value"]]).all():
                 continue
             sign = 1 if last["higher_is_better"] else -1
-            beyond = sign * (last["value"] - last["chance"]) / max(last["stderr"], 1e-12)
+            beyond = sign * (last["value"] - last["chance"]) / _error(last)
             where = "Above chance" if beyond > 2 else "Below chance" if beyond < -2 else "Not above chance"
-            text = html.escape(f"{task.task} ({last['value']:.2f}, chance {last['chance']:.2f})")
+            text = html.escape(f"{task.task} ({_short_share(last['value'])}, chance {_short_share(last['chance'])})")
             scores.setdefault(str(name), {}).setdefault(where, []).append(text)
     return {
         name: " ".join(f"{where}: {listed(places[where], MOST_TASKS)}." for where in WHERE if where in places)
         for name, places in scores.items()
     }
+
+
+def _error(row: pd.Series) -> float:
+    """The standard error of a score, at least what guessing has: where none or all of few items are right, its own is 0."""
+    chance, items = float(row["chance"]), float(row["items"])
+    guessing = math.sqrt(chance * (1 - chance) / items) if 0 < chance < 1 and items > 0 else 0.0
+    return max(float(row["stderr"]), guessing, 1e-12)
+
+
+def _short_share(value: float) -> str:
+    """Two decimals, or two digits of what they would show as 0."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.2g}"
 
 
 def _verdicts(data: ReportData) -> str:
