@@ -14,14 +14,13 @@ from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
-from emergence_train.report import per_byte, seeds
+from emergence_train.report import per_byte, seeds, what_differs
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.families import legend, letters
-from emergence_train.report.parts import count, table
-from emergence_train.run_differences import differences, read_config, seed_groups
+from emergence_train.report.parts import count
+from emergence_train.run_differences import differences, seed_groups
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
-MOST_KEYS = 12  # columns of the table of what differs
 ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
 MOST_TASKS = 6
 WHERE = ("Above chance", "Not above chance", "Below chance")
@@ -50,7 +49,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
             f"{_listed(sentences[FIRST_RUNS:])}</details>"
         )
     )
-    rest = _verdicts(data) + _differences(data.runs)
+    rest = _verdicts(data) + what_differs.shown(data.runs)
     return [
         (
             "conclusions",
@@ -333,25 +332,3 @@ def _verdicts(data: ReportData) -> str:
     together = "runs whose losses compare together" if groups else "all runs together"
     which = legend(data.emergence.result)
     return f"<p>Tasks as the loss falls, {together}: {verdicts}.</p>{which}" if verdicts else ""
-
-
-def settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """Of each run its values of the settings that are not the same in all; nothing of a single run, or of tables."""
-    if len(runs) < 2 or not any(read_config(run.directory) for run in runs):
-        return {}
-    values = differences([run.directory for run in runs])
-    return {run.name: {key: str(value) for key, value in each.items()} for run, each in zip(runs, values)}
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    """A table of the settings that are not the same in all runs."""
-    named = settings(runs)
-    if not named:
-        return ""
-    keys = list(named[runs[0].name])
-    if not keys:
-        return "<h3>What differs</h3><p>Nothing in their configurations.</p>"
-    head = ["run", *map(html.escape, keys[:MOST_KEYS])]
-    rows = [[html.escape(name), *map(html.escape, list(each.values())[:MOST_KEYS])] for name, each in named.items()]
-    left = f"<p>{len(keys) - MOST_KEYS} more settings differ.</p>" if len(keys) > MOST_KEYS else ""
-    return f"<h3>What differs</h3>{table(head, rows, 'What differs between the runs')}{left}"
