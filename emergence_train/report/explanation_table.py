@@ -84,11 +84,11 @@ def _survives(task: Survival, groups: dict[str, str]) -> str:
         for size in task.sizes
     )
     where = f"{short(task.tokens)} tokens, {task.loss:.2f} nats"
-    alone = (
-        " One run a size: the intervals are of items alone, and other runs may differ by more."
-        if task.interval_of == "items"
-        else ""
-    )
+    alone = {
+        "items": " One run a size: the intervals are of items alone, and other runs may differ by more.",
+        "items and runs of some sizes": " Sizes of one run are taken to differ by luck as the others do.",
+        "items and runs": "",
+    }[task.interval_of]
     return f"<b>{shown_name(task, groups)}</b> ({where}; largest: {short(task.largest)}): {sizes}.{alone}"
 
 
