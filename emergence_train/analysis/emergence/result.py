@@ -19,6 +19,7 @@ VerdictName = Literal[
     "emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified", "inverted-u"
 ]
 KeptVerdict = Literal["kept", "lost", "open"]
+IntervalOf = Literal["items", "items and runs of some sizes", "items and runs"]
 ExplanationName = Literal["metric", "steps", "loss", "tokens", "compute"]
 Explained = Literal["explains", "in-part", "does-not", "open"]
 Status = Literal["reached", "expected", "open", "not-before-the-end"]
@@ -240,8 +241,9 @@ class Survival(TaskKey):
     tokens: Tokens
     loss: Nats
     interval_of: Annotated[
-        Literal["items", "items and runs"],
-        "what the intervals are of. Of items: each size is one run, and another run of it may differ by more",
+        IntervalOf,
+        "what the intervals are of. Of items: each size is one run, and another run of it may differ by more. Of runs of some "
+        "sizes: the others, of one run each, are taken to differ as those do",
     ]
     sizes: tuple[SizeSurvival, ...]
 
