@@ -185,8 +185,9 @@ def posterior(rows: Rows, scale: float, rng: np.random.Generator, grid: np.ndarr
     data = _Binned(rows, smooth, correlation)
     basis = _Basis(data.x, ONSETS, COARSE)
     for _ in range(2):  # the second time with the noise estimated by the first
-        smooth = _Fits(data, scale, basis).mean_curve(rows.x)
-        correlation = _correlation(rows, smooth)
+        fits = _Fits(data, scale, basis)
+        smooth = fits.mean_curve(rows.x)
+        correlation = min(_correlation(rows, curve) for curve in (smooth, fits.best_curve(rows.x)))
         data = _Binned(rows, smooth, correlation)
     coarse = _Fits(data, scale, basis)
     fits = _Fits(data, scale, _Basis(data.x, coarse.likely_onsets(), FINE), share=coarse.family_weight())
@@ -270,7 +271,9 @@ class _Fits:
         sgg, ll, rr = (np.maximum(part, 0) for part in (sgg, ll, rr))
 
         # Dispersion first from the best fit of each kind, then the ridge that the prior on changes amounts to.
-        rss_free = syy - np.max(np.r_[sgy**2 / np.maximum(sgg, 1e-300), 0.0])
+        self.free_slope = sgy / np.maximum(sgg, 1e-300)
+        self.explained = sgy * self.free_slope
+        rss_free = syy - np.max(self.explained)
         shrink = data.effective / data.n
         degrees = max(data.effective - 4, 1.0)
         self.dispersion = (PRIOR_DISPERSION + max(rss_free, 0) * shrink) / (PRIOR_DISPERSION + degrees) / shrink
@@ -317,6 +320,12 @@ class _Fits:
         first = max(int(np.searchsorted(share, 1e-4)) - 1, 0)
         last = min(int(np.searchsorted(share, 1 - 1e-4)) + 1, len(ONSETS) - 1)
         return np.linspace(max(ONSETS[first] - MARGIN, 0), min(ONSETS[last] + MARGIN, 0.97), 41)
+
+    def best_curve(self, x: np.ndarray) -> np.ndarray:
+        """The best fit of all shapes that do not turn at `x`, (n,), its change not shrunk as the mean's is: a change that is taken
+        too small leaves residuals of one sign behind it, which would pass for correlation."""
+        k = int(np.argmax(self.explained))
+        return self.data.mean + self.free_slope[k] * (self.basis.at(k, x) - self.centre[k])
 
     def mean_curve(self, x: np.ndarray) -> np.ndarray:
         """Posterior mean of performance at `x`, (n,)."""

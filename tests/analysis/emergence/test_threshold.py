@@ -93,3 +93,20 @@ def test_intervals_cover_thresholds_of_simulated_items():
     inside = [row["inside"] for row in rows if row["verdict"] == "emergent"]
     assert len(inside) >= 16 and np.mean(inside) >= 0.85
     assert all(row["width"] >= row["gap"] for row in rows if row["verdict"] == "emergent")
+
+
+def test_a_jump_above_zeros_is_no_noise():
+    """Exact zeros, then 0.5 to 0.6 in two of three runs: what a jump taken too small leaves is no correlation."""
+    losses = [
+        [5.82, 5.09, 4.56, 4.15, 3.86, 3.64, 3.49, 3.36],
+        [5.81, 4.95, 4.31, 3.85, 3.50, 3.24, 3.06, 2.88],
+        [5.81, 4.81, 4.10, 3.55, 3.15, 2.84, 2.60, 2.45],
+    ]
+    scores = [[0.0] * 8, [0.0] * 5 + [0.61, 0.59, 0.573], [0.0] * 4 + [0.6, 0.567, 0.543, 0.527]]
+    frame = pd.concat(
+        pd.DataFrame({"run": f"r{k}", "params": 10 ** (7 + k), "step": range(1, 9), "loss": loss, "value": score})
+        for k, (loss, score) in enumerate(zip(losses, scores))
+    )
+    frame = frame.assign(tokens=frame["step"], task="t", metric="acc", stderr=np.nan, items=300, chance=0.0)
+    verdict = find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True))).verdict
+    assert verdict.name == "emergent" and verdict.probability > 0.9
