@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,14 +14,13 @@ from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
-from emergence_train.report import per_byte, seeds
+from emergence_train.report import per_byte, seeds, what_differs
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.families import legend, letters
-from emergence_train.report.parts import count, table
-from emergence_train.run_differences import differences, read_config, seed_groups
+from emergence_train.report.parts import count
+from emergence_train.run_differences import differences, seed_groups
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
-MOST_KEYS = 12  # columns of the table of what differs
 ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
 MOST_TASKS = 6
 WHERE = ("Above chance", "Not above chance", "Below chance")
@@ -49,7 +49,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
             f"{_listed(sentences[FIRST_RUNS:])}</details>"
         )
     )
-    rest = _verdicts(data) + _differences(data.runs)
+    rest = _verdicts(data) + what_differs.shown(data.runs)
     return [
         (
             "conclusions",
@@ -289,14 +289,26 @@ def _able(data: ReportData) -> dict[str, str]:
             if last["chance"] is None or not np.isfinite([last["chance"], last["stderr"], last["value"]]).all():
                 continue
             sign = 1 if last["higher_is_better"] else -1
-            beyond = sign * (last["value"] - last["chance"]) / max(last["stderr"], 1e-12)
+            beyond = sign * (last["value"] - last["chance"]) / _error(last)
             where = "Above chance" if beyond > 2 else "Below chance" if beyond < -2 else "Not above chance"
-            text = html.escape(f"{task.task} ({last['value']:.2f}, chance {last['chance']:.2f})")
+            text = html.escape(f"{task.task} ({_short_share(last['value'])}, chance {_short_share(last['chance'])})")
             scores.setdefault(str(name), {}).setdefault(where, []).append(text)
     return {
         name: " ".join(f"{where}: {listed(places[where], MOST_TASKS)}." for where in WHERE if where in places)
         for name, places in scores.items()
     }
+
+
+def _error(row: pd.Series) -> float:
+    """The standard error of a score, at least what guessing has: where none or all of few items are right, its own is 0."""
+    chance, items = float(row["chance"]), float(row["items"])
+    guessing = math.sqrt(chance * (1 - chance) / items) if 0 < chance < 1 and items > 0 else 0.0
+    return max(float(row["stderr"]), guessing, 1e-12)
+
+
+def _short_share(value: float) -> str:
+    """Two decimals, or two digits of what they would show as 0."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.2g}"
 
 
 def _verdicts(data: ReportData) -> str:
@@ -320,25 +332,3 @@ def _verdicts(data: ReportData) -> str:
     together = "runs whose losses compare together" if groups else "all runs together"
     which = legend(data.emergence.result)
     return f"<p>Tasks as the loss falls, {together}: {verdicts}.</p>{which}" if verdicts else ""
-
-
-def settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """Of each run its values of the settings that are not the same in all; nothing of a single run, or of tables."""
-    if len(runs) < 2 or not any(read_config(run.directory) for run in runs):
-        return {}
-    values = differences([run.directory for run in runs])
-    return {run.name: {key: str(value) for key, value in each.items()} for run, each in zip(runs, values)}
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    """A table of the settings that are not the same in all runs."""
-    named = settings(runs)
-    if not named:
-        return ""
-    keys = list(named[runs[0].name])
-    if not keys:
-        return "<h3>What differs</h3><p>Nothing in their configurations.</p>"
-    head = ["run", *map(html.escape, keys[:MOST_KEYS])]
-    rows = [[html.escape(name), *map(html.escape, list(each.values())[:MOST_KEYS])] for name, each in named.items()]
-    left = f"<p>{len(keys) - MOST_KEYS} more settings differ.</p>" if len(keys) > MOST_KEYS else ""
-    return f"<h3>What differs</h3>{table(head, rows, 'What differs between the runs')}{left}"

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
 from emergence_train.analysis.figures import Figure, Trace, short
+from emergence_train.analysis.temporal.figures import EVERY_STEP
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.parts import grid, smoothed, table
 from emergence_train.run_differences import differences, seed_groups, telling
@@ -69,7 +70,8 @@ def _figure(title: str, split: str, groups: dict[str, list[Run]]) -> Figure:
         band = {"low": low, "high": high} if len(runs) > 1 else {}
         label = f"{name}, {len(runs)} seeds" if len(runs) > 1 else name
         traces.append(Trace(tokens, mean, label, number, points=split != "train", **band))
-    return Figure(title, "tokens", "loss (nats)", tuple(traces), x_log=True)
+    reduced = f"means over seeds of bins of steps; {EVERY_STEP}" if split == "train" else ""
+    return Figure(title, "tokens", "loss (nats)", tuple(traces), x_log=True, reduced=reduced)
 
 
 def _curve(run: Run, split: str) -> pd.DataFrame:

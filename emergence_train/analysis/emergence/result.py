@@ -103,7 +103,7 @@ class SizeDetails:
     rows_in_overlap: int
     r2_loss: Share
     r2_loss_and_size: Share
-    correlation: Annotated[float, "of neighbouring checkpoints of a run"]
+    correlation: Annotated[float, "of neighbouring checkpoints of a run, half a standard error above the estimate"]
     held_out: tuple[HeldOutSize, ...]
 
 
