@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from emergence_train.analysis.logs.encoded import COMPRESSED, suffix_of
-from emergence_train.analysis.scores import SUFFIXES
 from emergence_train.errors import InputError, describe
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import page
@@ -22,16 +20,12 @@ HOSTS = ("127.0.0.1", "localhost")  # a page elsewhere whose name was made to le
 LOOK_SECONDS = 1.0  # between two looks at the files
 LEAST_SECONDS = 3.0  # between two pages; also as long as the last one took, so that half a CPU stays free
 PARTS = ("config.yaml", "metrics.jsonl", "positions/*", "evaluations/*")  # of a run, what the page shows
-FILES = (
-    *SUFFIXES,
-    *COMPRESSED,
-    ".log",
-    ".out",
-    ".err",
-    ".wandb",
-    ".yaml",
-    ".yml",
-)  # a run's own name may have points too
+FILES = frozenset(  # what the name of a file ends in; that of a run may have a point too
+    (
+        *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".md", ".txt", ".tex", ".dat", ".yaml", ".yml"),
+        *(".log", ".out", ".err", ".wandb", ".gz", ".bz2", ".zst", ".xz", ".lz4", ".zip", ".html"),
+    )
+)
 NOT_BEGUN = "no run has begun there yet; waiting for its first line (if it is elsewhere, name its directory)"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
@@ -117,9 +111,7 @@ def not_begun(path: Path) -> bool:
     """Whether a path is that of a run that may be about to begin: nothing is there yet, or a directory without a log and with no
     file but its configuration and hidden ones (its lock)."""
     if not path.exists():
-        return {path.suffix.lower(), suffix_of(path)}.isdisjoint(
-            FILES
-        )  # of a file that is not there the name may be wrong
+        return path.suffix.lower() not in FILES  # of a file that is not there the name may be wrong
     if not path.is_dir() or is_run(path):
         return False
     return (path / "config.yaml").is_file() or all(

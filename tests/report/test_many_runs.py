@@ -109,7 +109,7 @@ def test_few_seeds_need_a_larger_lead(tmp_path, others, quantile, times, much):
     assert f"That is {much} than seeds alone make" in text
 
 
-def test_seeds_are_held_against_no_lead_of_a_seed_of_two_seeds_or_of_copies(tmp_path):
+def test_a_lead_of_a_seed_or_beside_two_or_copies_says_nothing(tmp_path):
     """One degree of freedom says next to nothing; the best and the next of one group differ by what their seeds make."""
     losses = [("1", 1, 3.0), ("1", 2, 3.1), ("2", 1, 2.0), ("1", 3, 3.2), ("2", 2, 2.5)]
     runs = [with_loss(tmp_path, *values) for values in losses]

@@ -13,11 +13,14 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 
+from emergence_train.analysis.logs.encoded import COMPRESSED
+from emergence_train.analysis.logs.fields import TABLES
+from emergence_train.analysis.scores import SUFFIXES
 from emergence_train.errors import InputError
 from emergence_train.report import page
 from emergence_train.report.collect import load_run
 from emergence_train.report.reading import Reading
-from emergence_train.report.serve import ADDRESS, LivePage, handler, serve, stamps
+from emergence_train.report.serve import ADDRESS, FILES, LivePage, handler, serve, stamps
 from report.test_page import write_run
 
 
@@ -146,6 +149,7 @@ def test_a_name_with_points_is_that_of_a_run_to_come(tmp_path, name):
     "name", ["train.log", "log.CSV", "log.txt.gz", "run.jsonl", "slurm-12.out", "t.parquet", "x.gz"]
 )
 def test_a_file_that_is_not_there_is_not_waited_for(tmp_path, name):
+    assert {*SUFFIXES, *TABLES, *COMPRESSED} <= FILES  # all that the readers know by its name
     live = LivePage([tmp_path / name], Reading(), print)
     assert live.update() and b"no such file" in live.text
 
