@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +62,8 @@ class ScoreOptions:
 
     @property
     def given(self) -> bool:
-        return self != ScoreOptions()
+        """Whether the command line says anything of the results; runs elsewhere are named by its other files."""
+        return replace(self, elsewhere=frozenset()) != ScoreOptions()
 
 
 @dataclass(frozen=True)
