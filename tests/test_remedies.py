@@ -117,6 +117,8 @@ EXEMPT = (
         "no column was recognised as {} (it has {}); give {}": OTHER_TESTS + "analysis/test_scores.py",
         "none of its scores is a number; name their column": OTHER_TESTS + "analysis/test_messy_logs.py",
         "has no scores; give results": "an empty list of tasks",
+        "; write it in all cells of a task or in none": OTHER_TESTS + "analysis/test_score_units.py",
+        "; write all of a run's in one unit": OTHER_TESTS + "analysis/test_score_units.py",
         "not said by the results; give {}": OTHER_TESTS + "analysis/test_scores.py",
         "no such run; the results are of": OTHER_TESTS + "analysis/test_scores.py",
         "the results have no such metric; give a log": OTHER_TESTS + "analysis/test_scores.py",

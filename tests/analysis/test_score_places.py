@@ -118,7 +118,7 @@ def test_models_of_lm_eval_are_runs(model, tmp_path):
     ]  # fmt: skip
 
 
-def test_results_of_several_models_in_a_steps_directory_keep_their_names(tmp_path):
+def test_models_in_a_steps_directory_keep_their_names(tmp_path):
     for size in ("70m", "160m"):
         path = tmp_path / "results" / "step1000" / f"{size}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,9 @@ MOST_FILES = 3  # of which each has a note
 ACCURACY = re.compile(
     r"^(acc|accuracy|acc_norm|acc_raw|acc_per_char|acc_per_token|acc_uncond|len_norm|exact_match|em)$"
 )
+GENERATED = re.compile(
+    r"exact_match|em$"
+)  # answers that models write, which may be right as rarely as one in a thousand
 FLAGS = {
     "run": "--run NAME (or --column run=NAME)",
     "params": "--params N, or RUN=N for each run (or --column params=NAME)",
@@ -181,8 +184,22 @@ def _fill_chance(frame: pd.DataFrame, notes: list[str]) -> None:
         level = next(names, None)
         if level is not None:
             same = (frame["task"] == task) & (frame["metric"] == metric) & frame["chance"].isna()
-            level *= 100 if frame.loc[same, "value"].max() > 1 else 1
-            frame.loc[same, "chance"] = level
-            filled.add(f"{task} {level:.3g}")
+            percent = _in_percent(frame[same], str(metric))
+            frame.loc[same, "chance"] = percent.map({True: 100 * level, False: level})
+            both = [f"{100 * level:.3g}{'' if percent.all() else ' (percent)'}"] * bool(percent.any())
+            filled.add(f"{task} {' or '.join([f'{level:.3g}'] * (not percent.all()) + both)}")
     if filled:
         notes.append(f"chance by the number of choices: {', '.join(sorted(filled))}")
+
+
+def _in_percent(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """Whether each accuracy of a task of few choices is in percent; a run's are in one unit. Raises InputError."""
+    percent = rows.groupby("run")["value"].transform("max") > 1
+    mixed = rows[percent & (rows["value"] > 0) & (rows["value"] <= 1)]
+    if len(mixed) and not GENERATED.match(metric):
+        run, task, low = mixed.iloc[0][["run", "task", "value"]]
+        high = rows.loc[rows["run"] == run, "value"].max()
+        raise InputError(
+            f"{run!r} holds shares and percents of {task}, {metric} ({low:g} and {high:g}); write all of a run's in one unit"
+        )
+    return percent

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.cells import ABSENT, header_of, read_table
 from emergence_train.analysis.logs.encoded import suffix_of
-from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, SI, Role, scales_of, with_points
+from emergence_train.analysis.logs.numbers import PERPLEXITY, ROLES, Role, scales_of
 from emergence_train.analysis.scores import json_tables
 from emergence_train.analysis.scores.options import NAMES, Format, ScoreOptions, Scores, place_of
+from emergence_train.analysis.scores.percents import SIGNED, in_one_unit, numbers, signed
 from emergence_train.errors import InputError, listed
 
 METRIC = (
@@ -34,30 +36,12 @@ NO_TASK = re.compile(
     r"|top_?\d+|[/_])+"
 )
 PLACE = ("run", "params", "step", "tokens", "loss", "chance")
-ERROR = re.compile(r"\s*(?:±|\+/-|\+-)")  # what stands behind it is the error of the number before it
 ERROR_OF = re.compile(r"[_ ](stderr|std_?err|se)$")
 NUMERIC = ("params", "step", "tokens", "loss", "value", "stderr", "items", "chance")
 
 
-def _numbers(cells: pd.Series, role: Role = "small") -> pd.Series:
-    """Cells as float64: 35.2% as 0.352 in a column in which every cell has the sign, 1,000 as 1000, 70M in full; NaN for none."""
-    words = cells.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
-    known = _known(words).astype(str)
-    percent = len(known) and known.str.endswith("%").all()
-    end = "% " if percent else " "
-    shown = words.map(lambda cell: ERROR.split(cell)[0].rstrip(end) if isinstance(cell, str) else cell)
-    text = with_points(shown, role)
-    text = text.map(lambda cell: _in_full(cell) if isinstance(cell, str) else cell)
-    return pd.to_numeric(text, errors="coerce").astype(float) / (100 if percent else 1)
-
-
 def _role_of(metric: str) -> Role:
     return "perplexity" if PERPLEXITY.search(metric) else "small"
-
-
-def _in_full(text: str) -> str | float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMBT])", text, re.IGNORECASE)
-    return float(match[1]) * SI[match[2].upper()] if match else text
 
 
 def _known(cells: pd.Series) -> pd.Series:
@@ -70,7 +54,7 @@ def _left_out(frame: pd.DataFrame, columns: Iterable[str]) -> str:
     parts = []
     for name in columns:
         words = _known(frame[name])
-        bad = words[_numbers(words).isna()]
+        bad = words[numbers(words).isna()]
         if len(bad):
             parts.append(f"{len(bad)} of {name!r} (row {bad.index[0]}: {str(bad.iloc[0])[:30]!r})")
     return f"; left out, no numbers: {', '.join(parts)}" if parts else ""
@@ -144,12 +128,12 @@ def _read_table(path: Path, options: ScoreOptions) -> list[Scores]:
             f"{path}: no column was recognised as {' or '.join(missing)} (it has {', '.join(map(str, columns[:12]))}); "
             f"give {flags}"
         )
-    rows = _typed(frame, known)
+    rows, extra = _typed(frame, known)
     if "metric" not in rows:
         rows["metric"] = "score"
     reading = ", ".join(f"{ours} from {name!r}" for ours, name in known.items())
     bad = _left_out(frame, [known[ours] for ours in NUMERIC if ours in known])
-    return [_named_by_file(Scores(path, _placed(rows), f"{path}: a row a score; {reading}{bad}"))]
+    return [_named_by_file(_scores(path, rows, f"{path}: a row a score; {reading}{extra}{bad}"))]
 
 
 def _named_by_file(scores: Scores) -> Scores:
@@ -166,44 +150,61 @@ def _named_by_file(scores: Scores) -> Scores:
     return Scores(scores.path, rows, f"{scores.note}; step {place['step']} from its name")
 
 
-def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
-    """Our columns of the table; those of numbers as float64."""
-    columns = {ours: _numbers(frame[n], ROLES[ours]) if ours in NUMERIC else frame[n] for ours, n in known.items()}
+def _typed(frame: pd.DataFrame, known: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
+    """-> (our columns of the table, those of numbers as float64 and losses in nats; what to say of the losses)."""
+    columns = {ours: numbers(frame[n], ROLES[ours]) if ours in NUMERIC else frame[n] for ours, n in known.items()}
     for ours in {"params", "step", "tokens"} & set(columns):
         columns[ours] *= scales_of(frame[known[ours]], known[ours])
-    return pd.DataFrame(columns, index=frame.index)
+    for ours in {"value", "stderr", "chance"} & set(columns):
+        columns[SIGNED.format(ours)] = signed(frame[known[ours]])
+    if "loss" not in known:
+        return pd.DataFrame(columns, index=frame.index), ""
+    name = known["loss"]
+    unit = units.unit_of(_plain(name))
+    if unit == "perplexity":
+        columns["loss"] = numbers(frame[name], "perplexity")
+    columns["loss"] = units.to_nats(columns["loss"], unit)
+    extra = units.notes(_plain(name), name, unit, remedy="; a name with nats says otherwise")
+    return pd.DataFrame(columns, index=frame.index), "".join(f"; {note}" for note in extra)
+
+
+def _scored(frame: pd.DataFrame, column: str, metric: str) -> tuple[dict[str, pd.Series], list[str]]:
+    """-> (value and, where a column has it, stderr of a column of scores; the names of the columns of errors)."""
+    columns = {"value": numbers(frame[column], _role_of(metric)), SIGNED.format("value"): signed(frame[column])}
+    errors = [str(other) for other in frame if ERROR_OF.sub("", str(other)) == column != other][:1]
+    for error in errors:
+        columns |= {"stderr": numbers(frame[error]), SIGNED.format("stderr"): signed(frame[error])}
+    return columns, errors
+
+
+def _scores(path: Path, rows: pd.DataFrame, note: str) -> Scores:
+    rows, extra = in_one_unit(path, rows)
+    return Scores(path, _placed(rows), note + extra)
 
 
 def _by_metric(path: Path, frame: pd.DataFrame, known: Mapping[str, str], metrics: list[str]) -> Scores:
     """A row of each metric's column, for a table with a row a task."""
-    place = _typed(frame, known)
-    parts = [place.assign(metric=metric.lower(), value=_numbers(frame[metric], _role_of(metric))) for metric in metrics]
-    note = f"{path}: a row a task, a column a metric ({', '.join(metrics)}){_left_out(frame, metrics)}"
-    return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
+    place, extra = _typed(frame, known)
+    parts = [place.assign(metric=metric.lower(), **_scored(frame, metric, metric)[0]) for metric in metrics]
+    note = f"{path}: a row a task, a column a metric ({', '.join(metrics)}){extra}{_left_out(frame, metrics)}"
+    return _scores(path, pd.concat(parts, ignore_index=True), note)
 
 
 def _melted(path: Path, frame: pd.DataFrame, known: Mapping[str, str], wide: Mapping[str, tuple[str, str]]) -> Scores:
     """A row of each task's column."""
-    place = _typed(frame, {ours: name for ours, name in known.items() if ours in PLACE})
+    place, extra = _typed(frame, {ours: name for ours, name in known.items() if ours in PLACE})
     parts, errors = [], []
     for column, (task, metric) in wide.items():
-        values = _numbers(frame[column], _role_of(metric))
-        error = next((other for other in frame if ERROR_OF.sub("", str(other)) == column != other), None)
-        rows = place.assign(task=task, metric=metric.lower(), value=values)
-        if error is not None:
-            rows["stderr"] = _numbers(frame[error])
-            errors.append(error)
-        parts.append(rows[values.notna()])
+        columns, own = _scored(frame, column, metric)
+        errors += own
+        parts.append(place.assign(task=task, metric=metric.lower(), **columns)[columns["value"].notna()])
     left = [str(column) for column in frame if column not in [*wide, *errors, *known.values()]]
     note = f"{path}: a column a task, {len(wide)} of them"
-    note += (
-        f"; {', '.join(f'{ours} from {known[ours]!r}' for ours in known if ours in PLACE)}"
-        if len(place.columns)
-        else ""
-    )
+    named = ", ".join(f"{ours} from {known[ours]!r}" for ours in known if ours in PLACE)
+    note += f"; {named}" if named else ""
     note += f"; left out: {listed(left, 12)}" if left else ""
-    note += _left_out(frame, wide)
-    return Scores(path, _placed(pd.concat(parts, ignore_index=True)), note)
+    note += extra + _left_out(frame, wide)
+    return _scores(path, pd.concat(parts, ignore_index=True), note)
 
 
 def _placed(rows: pd.DataFrame) -> pd.DataFrame:
