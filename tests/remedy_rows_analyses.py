@@ -181,6 +181,11 @@ ANALYSES = [
         lambda at: at.temporal(at.curve(), "--schedule", "wsd,lr=1e-3,decay=1e5,final=0.1"),
     ),
     Row(
+        "leave one of --fit-fraction and --to-tokens out",
+        lambda at: at.temporal(at.curve(), "--to-tokens", "9e6", "--fit-fraction", 0.5),
+        lambda at: at.temporal(at.curve(), "--to-tokens", "9e6"),
+    ),
+    Row(
         "give the rate up to there with --schedule",
         lambda at: at.temporal(logged_run(at), "--to-tokens", "9e6"),
         lambda at: at.temporal(logged_run(at), "--to-tokens", "9e6", "--schedule", "constant,lr=1e-3"),

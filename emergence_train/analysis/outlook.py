@@ -1,5 +1,6 @@
 """What lies ahead of a run: its planned end and learning rate, from a configuration or from the command line."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +8,17 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.errors import InputError
 from emergence_train.optim.schedule import Schedule, learning_rate
 
 KEYS = {"lr": "lr", "warmup": "warmup_tokens", "final": "final_ratio", "decay": "decay_tokens", "shape": "decay_shape"}
 EXAMPLE = "cosine,lr=3e-4,warmup=2e9,final=0.1"
 POINTS = 2000  # at which a plan is computed
+AT_PEAK = 0.999  # a rate of this share of the peak has not begun to fall
+FALL_ROWS = 5  # different rates of a fall, at least, that its course is read from
+SAME = 0.003  # of the fall seen: a course that leaves no row by more is the one that the rows follow
+ROUGH = 0.02  # likewise, where the rates are rounded
 
 
 @dataclass(frozen=True)
@@ -91,3 +97,53 @@ def planned_rates(path: Path, points: int = POINTS) -> np.ndarray | None:
     """(K, 2) tokens and learning rate that a run directory's config.yaml plans; None if it plans none."""
     planned = planned_schedule(path)
     return None if planned is None else rates_of(*planned, points)
+
+
+def continued(plan: PlannedSchedule, end: float) -> tuple[PlannedSchedule, str] | None:
+    """The plan up to step `end`, where its rows fall in a way that says how they go on, and that way in words.
+
+    Courses: a cosine that ends at `end`; and from the last row at the peak a straight line, 1 - sqrt, or the inverse square
+    root of the steps. One is taken where it meets every row of the fall within SAME of it, or their rounding. None: the
+    rate has not begun to fall, or falls in another way.
+    """
+    x, e = plan.rows
+    falls = np.flatnonzero(e >= AT_PEAK)[-1] + 1
+    if len(np.unique(e[falls:])) < FALL_ROWS:
+        return None
+    ahead = np.linspace(x[-1], end, POINTS)[1:]
+    fall = 1 - float(e[-1])
+    enough = min(SAME * fall + _rounding(plan.peak * e[falls:]) / plan.peak, ROUGH * fall)
+    best: tuple[float, np.ndarray, str] | None = None
+    for name, miss, rates in _courses(x, e, falls, ahead, end):
+        if miss <= enough and rates[-1] > -0.01 and (best is None or miss < best[0]):
+            best = miss, np.maximum(rates, 0.0), name
+    if best is None:
+        return None
+    whole = PlannedSchedule(np.r_[x, ahead], plan.peak * np.r_[e, best[1]], plan.tokens / plan.x[-1])
+    return whole, best[2]
+
+
+def _rounding(rate: np.ndarray) -> float:
+    """By how much rates (n,) are off where all were written with two to four digits; 0 where they have more."""
+    for digits in (2, 3, 4):
+        if all(np.isclose(float(f"{value:.{digits}g}"), value, rtol=1e-9) for value in rate):
+            return 0.5 * 10.0 ** (np.floor(np.log10(max(rate.max(), 1e-30))) - digits + 1)
+    return 0.0
+
+
+def _courses(
+    x: np.ndarray, e: np.ndarray, falls: int, ahead: np.ndarray, end: float
+) -> Iterator[tuple[str, float, np.ndarray]]:
+    """(name, largest miss of a row of the fall, rates at `ahead`) of each course; each is a line in one variable."""
+    for start in np.linspace(0, x[falls - 1], 41):  # rows seldom show where a warm-up ended
+        at, later = (np.cos(np.pi * (steps - start) / (end - start)) for steps in (x[falls:], ahead))
+        slope, level = np.polyfit(at, e[falls:], 1)
+        yield "a cosine", float(np.abs(level + slope * at - e[falls:]).max()), level + slope * later
+    turned = {
+        "a straight line": (lambda rate: rate, lambda line: line),
+        "1 - sqrt": (lambda rate: (1 - rate) ** 2, lambda line: 1 - np.sqrt(np.maximum(line, 0))),
+        "an inverse square root": (lambda rate: rate**-2.0, lambda line: np.maximum(line, 1e-9) ** -0.5),
+    }
+    for name, (turn, back) in turned.items():
+        slope, level = np.polyfit(x[falls:], turn(np.maximum(e[falls:], 1e-6)), 1)
+        yield name, float(np.abs(back(level + slope * x[falls:]) - e[falls:]).max()), back(level + slope * ahead)

@@ -64,6 +64,7 @@ class PlannedSchedule:
         if len(x) == 0 or not np.all(np.isfinite(rate)) or np.any(rate < 0) or rate.max() <= 0:
             raise InputError("learning rate: must be finite, not negative and somewhere above 0; correct the column lr")
         self.peak = float(rate.max())
+        self.rows = x, rate / self.peak  # as given: steps, and rates as shares of the peak
         self.tokens = float(x[-1]) * step_tokens  # of the whole run, 0 where unknown
         e = rate / self.peak
         if x[0] > 1:

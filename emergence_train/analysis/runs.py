@@ -22,7 +22,7 @@ from emergence_train.analysis import logs
 from emergence_train.analysis.logs import HEAD, Curve, LogOptions
 from emergence_train.analysis.logs.cells import header_of
 from emergence_train.analysis.logs.encoded import text_of
-from emergence_train.analysis.outlook import Ahead, planned_schedule, rates_of
+from emergence_train.analysis.outlook import Ahead, continued, planned_schedule, rates_of
 from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.position_matrix import PositionMatrix, observed_rows, read_matrices
 from emergence_train.errors import InputError
@@ -33,6 +33,8 @@ from emergence_train.recorder.naming import display_names, is_run
 
 MULTIPLIER = 0.3  # a peak rate from here on is no rate that Adam or Muon trains with, but a factor of one
 TYPICAL_PEAK = 1e-3  # of the runs that the laws' constants come from
+SAME_BATCH = 0.01  # rows within this share of all tokens of one number of tokens a step have that
+LAST_ROWS = 3  # at least, that say how many tokens a step trains on from now on
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Series:
     by_tokens: bool = True  # False: tokens are unusable, shares of the run are counted in steps
     source: Path | None = None  # the run directory or log that is this run; None: a table, which may hold several
     logged_end: int | None = None  # planned last step, where a log names it
+    ahead: Ahead = Ahead()  # what the user says of its rest
     notes: list[str] = field(default_factory=list)
     vocabulary: str = ""  # the tokenizer that a run directory names
     params: int = 0  # non-embedding, of a log that says them or is given them
@@ -59,6 +62,34 @@ class Series:
     def progress(self) -> np.ndarray:
         """(C,) share of the planned run behind each row."""
         return self.tokens / self.end_tokens if self.by_tokens else self.step / self.end_step
+
+    @property
+    def batch_grows(self) -> bool:
+        """Whether the rows are off one number of tokens a step by more than their rounding."""
+        straight = self.step * (self.tokens[-1] / self.step[-1])
+        return bool(self.by_tokens and np.abs(self.tokens - straight).max() > SAME_BATCH * self.tokens[-1])
+
+    def _knots(self, to: float) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and tokens by the rows; beyond them, to step `to`, by the tokens a step of the last ones."""
+        steps, tokens = np.r_[0.0, self.step], np.r_[0.0, self.tokens]
+        if not self.batch_grows:
+            return np.array([0.0, to]), np.array([0.0, to * tokens[-1] / steps[-1]])
+        back = max(LAST_ROWS, len(self.step) // 20)
+        batch = (tokens[-1] - tokens[-back - 1]) / (steps[-1] - steps[-back - 1])
+        return np.r_[steps, steps[-1] + to], np.r_[tokens, tokens[-1] + to * batch]
+
+    def tokens_at(self, step: np.ndarray | float) -> np.ndarray:
+        """Tokens trained at steps (m,)."""
+        return np.interp(step, *self._knots(float(np.max(step, initial=1.0))))
+
+    def steps_at(self, tokens: np.ndarray | float) -> np.ndarray:
+        """Steps at which tokens (m,) are trained; the tokens themselves where the rows have none."""
+        if not self.by_tokens:
+            return np.asarray(tokens, float)
+        # as many steps as the smallest batch would need
+        least = np.diff(np.r_[0.0, self.tokens]).min() / np.diff(np.r_[0.0, self.step]).max()
+        steps, known = self._knots(float(np.max(tokens, initial=1.0)) / least)
+        return np.interp(tokens, known, steps)
 
 
 def load(
@@ -282,31 +313,41 @@ def _set_plan(series: Series, recorded: Series | None, planned_lr: np.ndarray | 
     """Set the learning rate of the whole run and its planned end."""
     if not len(series.step):
         raise InputError(f"run {series.run!r}: no row after step 0, so nothing to fit; name one that has trained")
-    series.end_step, series.end_tokens = int(series.step[-1]), int(series.tokens[-1])
+    series.end_step, series.end_tokens, series.ahead = int(series.step[-1]), int(series.tokens[-1]), ahead
     if ahead.to_tokens is not None and not series.by_tokens:
         raise InputError(
             f"run {series.run!r}: its rows have no tokens, which --to-tokens counts; give --tokens-per-step"
         )
-    step_tokens = series.tokens[-1] / series.step[-1] if series.by_tokens else 0.0
-    per_step = step_tokens or 1.0
-    end = _logged_end(series, recorded) * per_step
+    end = float(series.tokens_at(_logged_end(series, recorded))) if series.by_tokens else _logged_end(series, recorded)
     plan = series.plan or (recorded.plan if recorded else None)
     planned = _given_rates(series, planned_lr) if planned_lr is not None else _scheduled(series, ahead, end)
     if planned is not None:
-        logged, plan = plan, PlannedSchedule(planned[:, 0] / per_step, planned[:, 1], step_tokens)
-        end = float(planned[-1, 0])
+        steps, end = series.steps_at(planned[:, 0]), float(planned[-1, 0])
+        logged, plan = plan, PlannedSchedule(steps, planned[:, 1], end / steps[-1] if series.by_tokens else 0.0)
         _compare(series, plan, logged)
     elif ahead.to_tokens is not None:
         end = float(ahead.to_tokens)
         _refuse_past(series, end, "--to-tokens")
     series.plan = plan = _as_rates(series, plan)
     if end > (series.end_tokens if series.by_tokens else series.end_step) * 1.001:
-        series.end_step, series.end_tokens = math.ceil(end / per_step - 1e-6), int(end) if series.by_tokens else 0
+        series.end_step = math.ceil(float(series.steps_at(end)) - 1e-6)
+        series.end_tokens = int(end) if series.by_tokens else 0
         if plan is not None and plan.x[-1] < series.end_step * 0.999:
-            rate = float(plan.peak * plan.e[-1])
-            series.notes.append(
-                f"the learning rate after step {plan.x[-1]:.0f} is not known and taken to stay at {rate:.3g}; give --schedule"
-            )
+            series.plan = _continued(series, plan)
+
+
+def _continued(series: Series, plan: PlannedSchedule) -> PlannedSchedule:
+    """The plan to the run's end where its rows say how they go on; otherwise as it is, and the forecast leaves room."""
+    longer = continued(plan, series.end_step)
+    last = float(plan.peak * plan.e[-1])
+    begin = f"the learning rate after step {plan.x[-1]:.0f} is not known and taken to"
+    if longer is None:
+        series.notes.append(f"{begin} stay at {last:.3g}; give --schedule")
+        return plan
+    whole, course = longer
+    end = float(whole.peak * whole.e[-1])
+    series.notes.append(f"{begin} go on from {last:.3g} to {end:.3g} as {course}, as its rows do; give --schedule")
+    return whole
 
 
 def _logged_end(series: Series, recorded: Series | None) -> float:

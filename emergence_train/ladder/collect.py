@@ -6,7 +6,7 @@ from pathlib import Path
 from emergence_train import files
 from emergence_train.errors import InputError
 from emergence_train.ladder.file import INDEX, Ladder, read
-from emergence_train.recorder.naming import is_run
+from emergence_train.recorder.naming import is_run, runs_below
 
 
 def write_index(ladder: Ladder) -> None:
@@ -16,7 +16,10 @@ def write_index(ladder: Ladder) -> None:
 
 
 def expanded(paths: list[str]) -> list[str]:
-    """The paths, with the runs that have begun in the place of a ladder's file or directory."""
+    """The paths, with the runs that have a checkpoint in the place of a ladder's file or directory, or of any that holds runs.
+
+    A page that `report` has written, which `runs/*` names beside the runs, is left out.
+    """
     runs: list[str] = []
     for given in paths:
         path = Path(given)
@@ -24,19 +27,37 @@ def expanded(paths: list[str]) -> list[str]:
             path = read(path).out
             if not (path / INDEX).is_file():
                 raise InputError(f"{given}: no run has begun; run `emergence-train ladder {given}` first")
-        runs += _runs(path) if (path / INDEX).is_file() else [given]
+        if is_run(path) or (path / "positions").is_dir():
+            runs.append(given)
+        elif (path / INDEX).is_file():
+            runs += _with_checkpoint(path, _of_ladder(path), "of this ladder")
+        elif below := runs_below(path):
+            runs += _with_checkpoint(path, below, "in it")
+        elif len(paths) == 1 or not _is_report(path):
+            runs.append(given)
     return runs
 
 
-def _runs(out: Path) -> list[str]:
-    """Those with a checkpoint: one that has just begun has no tables yet."""
+def _of_ladder(out: Path) -> list[Path]:
     try:
         names = json.loads((out / INDEX).read_text())["runs"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{out / INDEX}: cannot be read ({' '.join(str(error).split())}); run the ladder again"
         ) from None
-    begun = [out / name for name in names if is_run(out / name) and any((out / name).glob("positions/step-*"))]
+    return [out / name for name in names]
+
+
+def _with_checkpoint(place: Path, runs: list[Path], whose: str) -> list[str]:
+    """A run that has just begun has no tables yet."""
+    begun = [str(run) for run in runs if is_run(run) and any(run.glob("positions/step-*"))]
     if not begun:
-        raise InputError(f"{out}: no run of this ladder has a checkpoint yet; wait for one")
-    return [str(run) for run in begun]
+        raise InputError(f"{place}: no run {whose} has a checkpoint yet; wait for one")
+    return begun
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a directory holds a page and the analyses beside it, and nothing else."""
+    if not (path / "report.html").is_file():
+        return False
+    return all(entry.name == "report.html" or (entry / "result.json").is_file() for entry in path.iterdir())

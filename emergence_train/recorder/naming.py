@@ -1,6 +1,7 @@
 """The names that runs are shown by where several are looked at together: their own, and their directory's where two share one."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +34,21 @@ def _label(name: str, place: Path, length: int) -> str:
 def is_run(path: Path) -> bool:
     """Whether a path is a run directory that has begun."""
     return (path / "metrics.jsonl").is_file()
+
+
+def runs_below(place: Path, depth: int = 2) -> list[Path]:
+    """The run directories in a directory, at most `depth` levels down, by name. Hidden ones are not looked into."""
+    try:
+        inside = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    runs: list[Path] = []
+    for path in (place / name for name in inside):
+        if is_run(path):
+            runs.append(path)
+        elif depth > 1:
+            runs += runs_below(path, depth - 1)
+    return runs
 
 
 def run_name(directory: Path) -> str:

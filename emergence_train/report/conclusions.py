@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
@@ -17,7 +18,7 @@ from emergence_train.report import per_byte, seeds, what_differs
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.families import legend, letters
 from emergence_train.report.parts import count
-from emergence_train.run_differences import differences
+from emergence_train.run_differences import differences, seed_groups
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
 ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
@@ -104,17 +105,20 @@ def _best(runs: Sequence[Run]) -> str:
         return f"<p>The lowest loss on iid have {names}, {loss:.3f}: less than {SAME} nats apart.</p>"
     return (
         f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next, "
-        f"{html.escape(following.name)}{_apart_by(best, following)}.{_beside_seeds(runs, second - loss)}"
+        f"{html.escape(following.name)}{_apart_by(best, following)}.{_beside_seeds(runs, best, following)}"
         f"{_other_data([run for _, run in last])}</p>"
     )
 
 
-def _beside_seeds(runs: Sequence[Run], lead: float) -> str:
-    """Whether a lead of one run is more than seeds alone make: 1.96 standard deviations of a difference of two runs."""
-    deviation = seeds.deviation(runs)
-    if deviation is None:
+def _beside_seeds(runs: Sequence[Run], best: Run, following: Run) -> str:
+    """Whether the lead of one run is more than seeds alone make: than the 95% interval of a difference of two runs, by Student's
+    t with the degrees of freedom of the SD between seeds. Nothing of two runs that differ by their seed alone."""
+    known = seeds.deviation(runs)
+    if known is None or len(seed_groups([best.directory, following.directory])) == 1:
         return ""
-    much = "more than" if lead > 1.96 * np.sqrt(2) * deviation else "no more than"
+    deviation, freedom = known
+    reach = float(student.ppf(0.975, freedom)) * np.sqrt(2) * deviation
+    much = "more than" if _iid_loss(following) - _iid_loss(best) > reach else "no more than"
     return f" That is {much} seeds alone make: runs that differ by nothing else have an SD of {deviation:.3f}."
 
 

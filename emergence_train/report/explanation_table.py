@@ -16,6 +16,10 @@ NAMES = {
     "compute": "training compute: size and tokens together",
 }
 VERDICTS = {"explains": "explains it", "in-part": "in part", "does-not": "does not explain it", "open": "cannot tell"}
+ALONE = {
+    "items": " One run a size: the intervals are of items alone, and other runs may differ by more.",
+    "items and runs of some sizes": " Sizes of one run are taken to differ by luck as the others do.",
+}
 ABOUT = (
     "<p>For each task with a threshold, or that some runs can do and others not at the same loss, what was measured of each "
     "explanation. They do not exclude one another: loss, tokens and compute go together, and only runs that are unlike tell "
@@ -79,11 +83,7 @@ def survival(tasks: tuple[Survival, ...], groups: dict[str, str]) -> str:
     ]
     if not rows:
         return ""
-    alone = (
-        " One run a size: the intervals are of items alone, and other runs may differ by more."
-        if any(task.interval_of == "items" for task in shown)
-        else ""
-    )
+    alone = "".join(text for whose, text in ALONE.items() if any(task.interval_of == whose for task in shown))
     head = ["task, metric", "parameters", "keeps at equal tokens", "tokens", "keeps at equal loss", "loss (nats)"]
     return (
         "<h3>Does it hold in a smaller model?</h3><p>Of what the largest size has above chance, the share that a smaller one "

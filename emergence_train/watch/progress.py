@@ -13,7 +13,7 @@ from emergence_train.models.flops import flops_share
 from emergence_train.recorder.layout import step_name, step_of
 from emergence_train.recorder.log_file import LogFile, rows_of
 from emergence_train.recorder.metrics import TRAIN
-from emergence_train.recorder.naming import is_run, run_name
+from emergence_train.recorder.naming import is_run, run_name, runs_below
 from emergence_train.recorder.sessions import alive, read_sessions
 
 END_BYTES = 1 << 17  # of the log's end: 700 steps
@@ -75,26 +75,12 @@ def run_directories(places: list[Path]) -> list[Path]:
     """The runs in each place: itself, or those in it, at most two levels down. InputError where there is none."""
     runs: list[Path] = []
     for place in places:
-        inside = [place] if is_run(place) else _runs_below(place, 2)
+        inside = [place] if is_run(place) else runs_below(place)
         if not inside:
             what = "holds no run that has begun" if place.is_dir() else "no such directory"
             raise InputError(f"{place}: {what}; name a run directory, or one that holds run directories")
         runs += inside
     return list(dict.fromkeys(runs))
-
-
-def _runs_below(place: Path, depth: int) -> list[Path]:
-    try:
-        inside = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
-    runs: list[Path] = []
-    for path in (place / name for name in inside):
-        if is_run(path):
-            runs.append(path)
-        elif depth > 1:
-            runs += _runs_below(path, depth - 1)
-    return runs
 
 
 def progress(run: Path, name: str | None = None) -> Progress:

@@ -32,6 +32,26 @@ def test_other_paths_stay_as_they_are(tmp_path):
     assert expanded(paths) == paths
 
 
+def test_a_directory_of_runs_stands_for_them(tmp_path):
+    """At most two levels down, and `runs/*` may name a page that `report` wrote beside them."""
+    places = [tmp_path / name for name in ("b", "a", "more/c")]
+    for place in places:
+        (place / "positions").mkdir(parents=True)
+        (place / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match="no run in it has a checkpoint yet; wait for one"):
+        expanded([str(tmp_path)])
+    for place in places[1:]:
+        (place / "positions" / "step-0000000004.parquet").touch()
+    page = tmp_path / "page"
+    (page / "temporal").mkdir(parents=True)
+    for name in ("report.html", "temporal/result.json"):
+        (page / name).touch()
+    assert expanded([str(tmp_path), "x.csv"]) == [*map(str, places[1:]), "x.csv"]
+    assert expanded([str(places[0]), str(page)]) == [str(places[0])]
+    (page / "log.csv").touch()  # somebody's own log, and a page of it
+    assert expanded([str(places[0]), str(page)]) == [str(places[0]), str(page)]
+
+
 def test_a_ladder_that_has_not_begun_is_one_line(ladder_file):
     path = ladder_file()
     with pytest.raises(InputError, match="no run has begun; run `emergence-train ladder .*ladder.yaml` first"):

@@ -32,6 +32,8 @@ def test_survival_has_both_shares_of_each_size():
     ]
     assert text.count("One run a size: the intervals are of items alone") == 1
     assert "One run a size" not in explanation_table.survival((Survival(**about, interval_of="items and runs"),), {})
+    some = explanation_table.survival((Survival(**about, interval_of="items and runs of some sizes"),), {})
+    assert "Sizes of one run are taken to differ by luck as the others do" in some and "One run a size" not in some
 
 
 def test_survival_of_continuous_metrics_alone_is_nothing():

@@ -5,9 +5,9 @@ The loss range is mapped to x in [0, 1], 0 its highest loss and 1 its lowest. A 
     performance = c + A g(x)              g a fixed shape, 0 at its foot, spanning 1 over the range
     performance = c + A left(x) + B right(x)    for curves that turn (U and its mirror)
 
-A finite list of shapes represents all of them (onset on a grid, powers, caps, S-curves), so there is no optimiser and no
-starting value. Noise is quasi-binomial: the items' own variance times a dispersion that is estimated, and within a run
-neighbouring checkpoints may be correlated, which lowers the number of independent rows.
+A finite list of shapes represents all of them (onset on a grid, powers, caps, S-curves; jumps between neighbouring rows), so
+there is no optimiser and no starting value. Noise is quasi-binomial: the items' own variance times a dispersion that is
+estimated, and within a run neighbouring checkpoints may be correlated, which lowers the number of independent rows.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,15 @@ BINS = 160  # more rows than this are binned by loss before the shapes are fitte
 ONSETS = np.linspace(0, 0.96, 49)
 # (powers of u, rates of 1 - exp(-rate u), widths of a straight rise, widths of an S-shaped rise, rates of 1 - exp(-rate u^3)),
 # u in [0, 1] from the onset
-COARSE = ((0.5, 0.75, 1.0, 1.5, 2.0, 3.0), (3.0, 8.0), (0.15, 0.4), (0.15, 0.35, 0.65, 1.0), (2.0, 10.0, 50.0))
-RANGES = ((0.4, 3.5), (0.7, 14), (0.1, 0.95), (0.1, 1.3), (1.0, 100.0))
+COARSE = (
+    (0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    (3.0, 8.0),
+    (0.06, 0.15, 0.4),
+    (0.06, 0.15, 0.35, 0.65, 1.0),
+    (2.0, 10.0, 50.0),
+)
+JUMPS = (1.0, 0.6, 0.3)  # shares of a rise that come at once, between two rows; the rest of it is straight
+RANGES = ((0.4, 3.5), (0.7, 14), (0.03, 0.95), (0.04, 1.3), (1.0, 100.0))
 FINE = tuple(tuple(np.geomspace(low, high, 14)) for low, high in RANGES)
 MARGIN = 0.04  # the finer grid of onsets extends the coarse one by this
 TURNS = np.linspace(0.1, 0.9, 17)
@@ -117,6 +124,22 @@ _TURN_POWERS = ((1.0, 1.0), (2.0, 2.0), (1.0, 2.0), (2.0, 1.0), (0.6, 1.0), (1.0
 _TURNS = [(t, p, q) for t in TURNS for p, q in _TURN_POWERS]
 
 
+def _jumps(x: np.ndarray, onsets: np.ndarray) -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray]:
+    """(middle of a gap between neighbouring rows, share of the rise that comes at once) of each jump within the grid `onsets`,
+    the gaps' lengths and the prior weights: in all that of one form, as likely at any place as at another."""
+    rows = np.unique(x)
+    low, high = np.maximum(rows[:-1], onsets[0]), np.minimum(rows[1:], onsets[-1])
+    gaps = np.flatnonzero(high > low)
+    mass = (high - low)[gaps] / max(onsets[-1] - onsets[0], 1e-12) * len(onsets) / len(JUMPS)
+    middle = (rows[:-1] + rows[1:])[gaps] / 2
+    jumps = [(float(at), share) for at in middle for share in JUMPS]
+    return jumps, np.repeat(np.diff(rows)[gaps], len(JUMPS)), np.repeat(mass, len(JUMPS))
+
+
+def _jump(x: np.ndarray, at: float, share: float) -> np.ndarray:
+    return (x > at) * (share + (1 - share) * np.maximum(x - at, 0) / (1 - at))
+
+
 class _Basis:
     """Every hypothesis' shape at `x` (n,): `g` (K, n) of those with one coefficient, `left` and `right` (J, n) of turns."""
 
@@ -125,14 +148,18 @@ class _Basis:
         self.onsets = onsets
         u = np.maximum(x - onsets[:, None], 0) / (1 - onsets[:, None])
         rises = np.stack([form(u) for form, _ in self.forms], axis=1).reshape(-1, len(x))  # by onset, then by form
-        self.g = np.vstack([*(smooth(x) for smooth in _SMOOTH), rises])
-        self.family = np.repeat(["smooth", "onset"], [len(_SMOOTH), len(rises)])
-        unit = np.linspace(0, 1, 1001)
-        self.foot = np.array(
-            [np.interp(FIRST, form(unit), unit) for form, _ in self.forms]
-        )  # in units of the rise's length
-        self.onset = np.r_[np.zeros(len(_SMOOTH)), np.repeat(onsets, len(self.forms))]
-        self.prior = np.r_[np.ones(len(_SMOOTH)), np.tile([weight for _, weight in self.forms], len(onsets))]
+        self.jumps, gaps, mass = _jumps(x, onsets)
+        jumps = [_jump(x, at, share) for at, share in self.jumps]
+        self.g = np.vstack([*(smooth(x) for smooth in _SMOOTH), rises, *jumps])
+        self.family = np.repeat(["smooth", "onset"], [len(_SMOOTH), len(rises) + len(jumps)])
+        unit, spacing = np.linspace(0, 1, 1001), np.ptp(onsets) / (len(onsets) - 1)
+        feet = [np.interp(FIRST, form(unit), unit) for form, _ in self.forms]  # in units of the rise's length
+        none = np.zeros(len(_SMOOTH))
+        # (K,) each shape's onset, the length in which it may as well lie, the length of its foot, and its prior weight
+        self.onset = np.r_[none, np.repeat(onsets, len(self.forms)), [at for at, _ in self.jumps]]
+        self.spread = np.r_[none, np.full(len(rises), spacing), gaps]
+        self.foot = np.r_[none, np.outer(1 - onsets, feet).ravel(), np.zeros(len(jumps))]
+        self.prior = np.r_[none + 1, np.tile([weight for _, weight in self.forms], len(onsets)), mass]
         self.left, self.right = (np.stack(part) for part in zip(*(self.turn_at(j, x) for j in range(len(_TURNS)))))
 
     def at(self, k: int, x: np.ndarray) -> np.ndarray:
@@ -140,6 +167,8 @@ class _Basis:
         if k < len(_SMOOTH):
             return _SMOOTH[k](x)
         e, form = divmod(k - len(_SMOOTH), len(self.forms))
+        if e >= len(self.onsets):
+            return _jump(x, *self.jumps[k - len(_SMOOTH) - len(self.onsets) * len(self.forms)])
         return self.forms[form][0](np.maximum(x - self.onsets[e], 0) / (1 - self.onsets[e]))
 
     @staticmethod
@@ -180,8 +209,9 @@ def _correlation(rows: Rows, mean: np.ndarray) -> float:
     return neighbour_correlation((rows.y - mean) / np.sqrt(rows.variance_at(mean)[0]), rows.run, rows.order)
 
 
-def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarray) -> float:
-    """Correlation of neighbouring checkpoints' residuals within runs, less that expected by chance; in [0, 0.9]."""
+def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarray, errors: float = -1.0) -> float:
+    """Correlation of neighbouring checkpoints' residuals within runs, in [0, 0.9]; `errors` standard errors more, by default one
+    less: that is what chance gives."""
     sorting = np.lexsort((order, run))
     residual, run = residual[sorting], run[sorting]
     pairs = run[1:] == run[:-1]
@@ -190,7 +220,7 @@ def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarr
     if count < 5 or total <= 0:
         return 0.0
     correlation = np.sum(residual[1:][pairs] * residual[:-1][pairs]) / total
-    return float(np.clip(correlation - 1 / np.sqrt(count), 0, 0.9))
+    return float(np.clip(correlation + errors / np.sqrt(count), 0, 0.9))
 
 
 class _Binned:
@@ -279,7 +309,10 @@ class _Fits:
 
     def likely_onsets(self) -> np.ndarray:
         """A finer grid over the onsets that hold all but a few thousandths of a percent of their family's weight."""
-        by_onset = self.weight[self.kinds == "onset"].reshape(len(self.basis.onsets), -1).sum(1)
+        these = self.kinds == "onset"
+        onset = self.basis.onset[these[1 : 1 + len(self.basis.onset)]]
+        nearest = np.rint(np.interp(onset, ONSETS, np.arange(len(ONSETS)))).astype(int)
+        by_onset = np.bincount(nearest, self.weight[these], len(ONSETS))
         share = np.cumsum(by_onset) / max(by_onset.sum(), 1e-300)
         first = max(int(np.searchsorted(share, 1e-4)) - 1, 0)
         last = min(int(np.searchsorted(share, 1 - 1e-4)) + 1, len(ONSETS) - 1)
@@ -287,18 +320,17 @@ class _Fits:
 
     def mean_curve(self, x: np.ndarray) -> np.ndarray:
         """Posterior mean of performance at `x`, (n,)."""
-        places = np.linspace(0, 1, 129)
         count = len(self.basis.g)
-        mean = np.full(len(places), self.data.mean)
+        mean = np.full(len(x), self.data.mean)
         for k in map(int, np.flatnonzero(self.weight[1 : count + 1] > 1e-3)):
-            mean += self.weight[1 + k] * self.slope[k] * (self.basis.at(k, places) - self.centre[k])
+            mean += self.weight[1 + k] * self.slope[k] * (self.basis.at(k, x) - self.centre[k])
         for j in map(int, np.flatnonzero(self.weight[count + 1 :] > 1e-3)):
-            left, right = self.basis.turn_at(j, places)
+            left, right = self.basis.turn_at(j, x)
             mean += self.weight[count + 1 + j] * (
                 self.turn_coef[j, 0] * (left - self.left_centre[j])
                 + self.turn_coef[j, 1] * (right - self.right_centre[j])
             )
-        return np.interp(x, places, mean)
+        return mean
 
     def draw(self, rng: np.random.Generator, grid: np.ndarray, dispersion: float, correlation: float) -> Posterior:
         chosen = np.sort(rng.choice(len(self.weight), DRAWS, p=self.weight))
@@ -308,7 +340,6 @@ class _Fits:
         curves = np.empty((DRAWS, len(grid)))
         onset, foot, change, before = (np.zeros(DRAWS) for _ in range(4))
         count = len(self.basis.g)
-        spacing = np.ptp(self.basis.onsets) / (len(self.basis.onsets) - 1)
         for k in np.unique(chosen):
             these = np.flatnonzero(chosen == k)
             if k == 0:
@@ -318,9 +349,8 @@ class _Fits:
                 curves[these] = middle[these, None] + a[:, None] * (self.basis.at(k - 1, grid) - self.centre[k - 1])
                 change[these] = a
                 if self.basis.family[k - 1] == "onset":
-                    onset[these] = self.basis.onset[k - 1] + spacing * rng.uniform(-0.5, 0.5, len(these))
-                    form = (k - 1 - len(_SMOOTH)) % len(self.basis.forms)
-                    foot[these] = self.basis.foot[form] * (1 - self.basis.onset[k - 1])
+                    spread = self.basis.spread[k - 1] * rng.uniform(-0.5, 0.5, len(these))
+                    onset[these], foot[these] = self.basis.onset[k - 1] + spread, self.basis.foot[k - 1]
             else:
                 j = k - 1 - count
                 var_l, cov, var_r = self.turn_cov[j]

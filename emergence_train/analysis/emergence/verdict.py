@@ -14,8 +14,9 @@ by the same rules, and the shares of the draws are the verdict's probabilities:
   inverse        a fall
   u-shaped       a fall, then a rise
   inverted-u     a rise, then a fall of at least TURNED of it
-  not-identified no verdict has enough probability, there are too few rows, or a common curve is at chance and single runs are
-                 far above it: what they can do does not follow the loss
+  not-identified no verdict has enough probability, there are too few rows, a rise after a plateau has fewer than SIDE rows or is
+                 gone without its best one, or a common curve is at chance and single runs are far above it: what they can do
+                 does not follow the loss
 """
 
 import typing
@@ -40,6 +41,8 @@ GUESSING = 2.0
 UNKNOWN_CEILING = 0.85
 # A run is far above a common curve from so many standard errors of a checkpoint's score, and such a share of what can be reached.
 FAR, APART = 6.0, 0.2
+SURVIVES = 0.25  # probability of a rise that must be left without its best row
+RISES = ("emergent", "gradual")
 ROWS, LOSSES = 6, 4  # fewest rows and fewest different losses
 VERDICTS: tuple[VerdictName, ...] = typing.get_args(VerdictName)
 
@@ -91,9 +94,16 @@ def judge(
     top = max((name for name in VERDICTS if name != "not-identified"), key=probabilities.__getitem__)
     change = _interval(drawn.curves[:, -1] - drawn.curves[:, 0])
     if probabilities[top] < SURE.get(top, 0.5):
-        known = sorted(((p, n) for n, p in probabilities.items()), reverse=True)[:2]
-        reason = "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
+        reason = _undecided(probabilities)
         return Verdict("not-identified", 1 - probabilities[top], probabilities, None, None, change, drawn, reason)
+    if top in RISES:
+        rest = _without_best(rows)
+        left = posterior(rest, scale, rng.spawn(1)[0])
+        others = call(left, rest, chance=chance, best=best, smallest=smallest, majority=majority)
+        risen = float(np.isin(others, (*RISES, "not-identified")).mean())
+        if risen < SURVIVES:
+            reason = f"{top} by one checkpoint alone: without the highest score a rise has probability {risen:.2f}"
+            return Verdict("not-identified", 1 - risen, probabilities, None, None, change, drawn, reason)
     if top == "at-chance" and (able := _able_runs(drawn, rows, chance, best)):
         reason = (
             f"{len(able)} of {len(np.unique(rows.run))} runs are far above chance at losses at which the others are not"
@@ -118,6 +128,22 @@ def judge(
     )
 
 
+def _undecided(probabilities: dict[VerdictName, float]) -> str:
+    if probabilities["not-identified"] >= 0.5:
+        return f"a rise after a plateau, which fewer than {SIDE} checkpoints show"
+    known = sorted(((p, n) for n, p in probabilities.items() if n != "not-identified"), reverse=True)[:2]
+    return "the rows fit " + " and ".join(f"{n} (probability {p:.2f})" for p, n in known if p > 0.005)
+
+
+def _without_best(rows: Rows) -> Rows:
+    """The rows but for that of the highest score, on the range that is left: a rise of which it is all may be luck."""
+    keep = np.arange(len(rows.x)) != int(rows.y.argmax())
+    x = rows.x[keep]
+    items = None if rows.items is None else rows.items[keep]
+    x = (x - x.min()) / max(float(np.ptp(x)), 1e-12)
+    return Rows(x, rows.y[keep], rows.variance[keep], rows.run[keep], rows.order[keep], items)
+
+
 def _begins_by(onset: np.ndarray, probability: float) -> float:
     """The latest start of the range, as a share of it, from which enough of the drawn plateaus are long enough.
 
@@ -139,9 +165,11 @@ def call(
     least = np.where(
         share >= CEILING, np.maximum(smallest, CEILING_CHANGE * (span if np.isfinite(span) else 0)), smallest
     )
-    _name_straight(names, drawn, _real_plateau(drawn, rows), least)
-    _name_turns(names, drawn, _real_plateau(drawn, rows), least)
+    plateau, followed = _real_plateau(drawn, rows)
+    _name_straight(names, drawn, plateau & followed, least)
+    _name_turns(names, drawn, plateau & followed, least)
     names[~_shown(names, drawn, chance, span, majority)] = "at-chance"
+    names[(names == "gradual") & (drawn.kind == "onset") & plateau & ~followed] = "not-identified"
     if np.isfinite(chance):
         names[_guessing(drawn, rows, chance)] = "at-chance"
     flat = names == "at-chance"
@@ -149,11 +177,11 @@ def call(
     return names
 
 
-def _real_plateau(drawn: Posterior, rows: Rows) -> np.ndarray:
-    """(S,) whether the plateau before each drawn onset is long enough, with checkpoints on both sides."""
+def _real_plateau(drawn: Posterior, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) whether the plateau before each drawn onset is long enough, with enough checkpoints; whether enough follow it."""
     ordered = np.sort(rows.x)
     before = np.searchsorted(ordered, drawn.onset - 1e-9)
-    return (drawn.onset >= PLATEAU) & (before >= SIDE) & (len(ordered) - before >= SIDE)
+    return (drawn.onset >= PLATEAU) & (before >= SIDE), len(ordered) - before >= SIDE
 
 
 def _name_straight(names: np.ndarray, drawn: Posterior, plateau: np.ndarray, least: np.ndarray) -> None:

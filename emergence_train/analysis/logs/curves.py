@@ -11,6 +11,7 @@ from emergence_train.analysis.logs.log import Log, LogOptions
 from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
 from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
 from emergence_train.analysis.logs.resumption import logged_again, resumed
+from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
 
 PERPLEXITY = "ppl train_ppl perplexity train_perplexity"  # beside a loss
@@ -69,6 +70,8 @@ def _by_column(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, 
 
 def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, LogOptions]]:
     """A run for each value of the column that names them. `several`: there are other logs, so that the log's own name stays."""
+    columns = find(log, options)
+    log = training_rows(log, columns, "loss" in options.columns)
     columns = find(log, options)
     column = columns.get("run")
     if column is None:

@@ -23,6 +23,7 @@ from emergence_train.analysis.logs.lines import TOKENS_BEFORE, lines_of
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, known_names, plain
 from emergence_train.analysis.logs.numbers import in_full
+from emergence_train.analysis.logs.validation import SPLIT, split_of
 from emergence_train.errors import InputError
 
 # Whole or not at all: of 47.22GiB nothing is a number
@@ -51,7 +52,6 @@ STEP = re.compile(
 BEHIND_A_NUMBER = re.compile(r" \d")  # "iteration 100/3000 loss: 5.9"
 # tqdm's; one an epoch counts anew in each
 BAR = re.compile(r"^(?!\s*epoch).*\|\s*(\d+)/(\d+)\s*\[[\d:?]+<", re.IGNORECASE)
-VALIDATES = re.compile(r"\b(?:validat\w*|valid|val|eval\w*|dev|test)\s+(?:global_)?(?:step|iter)", re.IGNORECASE)
 LOSS = re.compile(r"loss", re.IGNORECASE)
 TRAINER = re.compile(r"^\{'loss': ")  # what transformers' Trainer prints: no step in it
 BELOW = re.compile(r"\s+[A-Za-z_][^:=]*\s*[:=]\s*\S*[^\s,]\s*")  # an indented line that is one field
@@ -123,10 +123,8 @@ def read_fields(path: Path) -> list[Log]:
         steps = _steps(line)
         if steps or _has_tokens(line):
             fields = fields_of(line)
-            if VALIDATES.search(line):  # torchtitan's "validate step: 10  loss: 3.1" is no training loss
-                fields = {f"val_{name}": value for name, value in fields.items()}
             below = True
-            row = fields | {name: step for name, (step, _) in steps.items()}
+            row = fields | {SPLIT: split_of(line)} | {name: step for name, (step, _) in steps.items()}
             if rows and _is_more_of(rows[-1], row, steps.keys()):
                 rows[-1] |= row
                 continue

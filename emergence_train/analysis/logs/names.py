@@ -35,6 +35,8 @@ VALIDATION = (
     "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
     "val_iid_loss"
 )
+# Words of a validation's name
+VALIDATES = re.compile(r"val|valid(?:at\w*)?|eval(?:s|uat\w*)?|dev|test(?:ing|set)?|held|heldout|holdout")
 OTHER_UNITS = [
     f"{split}{name}"
     for split in ("", "train_", "val_", "eval_")
@@ -114,7 +116,7 @@ def _all(quantity: str, names: str) -> list[str]:
 def _ends_with_loss(column: str) -> bool:
     """metrics/loss, but none of a validation."""
     words = plain(column).split("_")
-    return words[-1] == "loss" and not {"val", "eval", "valid", "validation", "dev", "test"} & set(words)
+    return words[-1] == "loss" and not any(map(VALIDATES.fullmatch, words))
 
 
 def _increases(cells: pd.Series) -> bool:

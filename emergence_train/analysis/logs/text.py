@@ -17,6 +17,7 @@ from emergence_train.analysis.logs.lines import TOKENS_BEFORE, Lines, lines_of
 from emergence_train.analysis.logs.log import Format, Log, finished_apart, frame_of
 from emergence_train.analysis.logs.names import NAMES, plain
 from emergence_train.analysis.logs.numbers import in_full
+from emergence_train.analysis.logs.validation import SPLIT, TRAINING, split_of, without_validation
 from emergence_train.errors import InputError
 
 NUMBER = r"([-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
@@ -24,9 +25,10 @@ DIGITS = r"\d++(?:,\d{3}(?!\d))*+"
 WHOLE = rf"({DIGITS}(?:(?:\.\d+)?[kKM]\b)|{DIGITS})"  # 1200, 1,200 or 1.2k
 STEP = re.compile(rf"(?<!per )\b(?:iter|step)\s*:?\s*{WHOLE}(?:\.0+)?+(?!\.?\d)(?:\s*/\s*{WHOLE})?\b", re.IGNORECASE)
 TOKENS = re.compile(r"(?<![/\w])tokens(?: seen| so far)?\s*:?\s+(\d[\d,]*(?:\.\d+)?[KMBT]?)\b(?!\s*/)")
-LOSS = re.compile(rf"(?<!val )(?<!validation )(?<!eval )\bloss:?\s+{NUMBER}", re.IGNORECASE)
+LOSS = re.compile(rf"\bloss:?\s+{NUMBER}", re.IGNORECASE)
 # nanoGPT's estimate of both, beside the losses of its steps
 EVALUATION = re.compile(r"\btrain loss .*\bval loss", re.IGNORECASE)
+TRAIN_LOSS = re.compile(r"train(?:ing)?[_/]loss", re.IGNORECASE)
 RATE = re.compile(rf"\b(?:lr|learning rate):?\s+{NUMBER}", re.IGNORECASE)
 MAIN_LOG = re.compile(rf"^s:(\d+) (trl|tel):{NUMBER}(?: lr:{NUMBER})?")
 PER_STEP = re.compile(r"(?:tokens per iteration will be:|\|\s*total batch size\s*\||^Total batch size)\s*([\d,]+)")
@@ -61,11 +63,11 @@ def read_nanogpt(path: Path) -> list[Log]:
                 rows[-1]["lr"] = match[4]
             places.append(number)
             continue
-        step, loss, rate = STEP.search(line), LOSS.search(line), RATE.search(line)
+        step, loss, rate = STEP.search(line), _loss(line), RATE.search(line)
         if step and loss and step.start() < loss.start() and not EVALUATION.search(line):
             tokens = "tok" in line.lower() and (TOKENS.search(line) or TOKENS_BEFORE.search(line))
             more = {"lr": rate, "tokens": tokens}
-            rows.append({"step": step[1].replace(",", ""), "loss": loss[1]})
+            rows.append({"step": step[1].replace(",", ""), "loss": loss[1], SPLIT: split_of(line)})
             rows[-1] |= {name: match[1] for name, match in more.items() if match}
             places.append(number)
             end = _whole(step[2]) if step[2] else end
@@ -98,8 +100,13 @@ def read_megatron(path: Path) -> list[Log]:
     return finished_apart(Log(stem_of(path), path, frame_of(rows, places), per_step, end))
 
 
+def _loss(line: str) -> re.Match[str] | None:
+    """The loss of a line's step, which is not what the line names as a validation's."""
+    return LOSS.search(without_validation(line))
+
+
 def _has_loss(line: str) -> bool:
-    return bool(STEP.search(line) and LOSS.search(line) and not EVALUATION.search(line) or MAIN_LOG.search(line))
+    return bool(STEP.search(line) and _loss(line) and not EVALUATION.search(line) or MAIN_LOG.search(line))
 
 
 def _is_text(path: Path) -> bool:
@@ -111,8 +118,13 @@ def _is_megatron(path: Path, head: str) -> bool:
 
 
 def _is_nanogpt(path: Path, head: str) -> bool:
-    """A step and its loss a line, unless most lines name both as "step: 10 loss: 5.9": those may have tokens too."""
+    """A step and its loss a line, unless most lines name both as "step: 10 loss: 5.9": those may have tokens too.
+
+    Nor where such lines are a validation's, and the training calls its loss otherwise.
+    """
     lines = [line for line in lines_of(head).lines if _has_loss(line)]
+    if TRAIN_LOSS.search(head) and not any(split_of(line) == TRAINING for line in lines):
+        return False
     named = sum(_names_both(line) for line in lines)
     return _is_text(path) and bool(lines) and (bool(PER_STEP.search(head)) or 2 * named < len(lines))
 

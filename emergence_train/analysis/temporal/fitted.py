@@ -6,6 +6,7 @@ import pandas as pd
 from emergence_train.analysis.runs import Series
 from emergence_train.analysis.temporal.fitted_positions import LEVELS, coverage, fit_positions_of
 from emergence_train.analysis.temporal.forecast import Forecast, forecast
+from emergence_train.analysis.temporal.jumps import find_jump, note_of
 from emergence_train.analysis.temporal.mean_law import CLASSICAL, LAWS
 from emergence_train.analysis.temporal.result import Final, ForecastPoint, MeanLaw, ModelScore, RunResult
 from emergence_train.analysis.temporal.tables import RunAnalysis
@@ -31,6 +32,11 @@ class FittedRun:
                 f"{where}: {int(seen.sum())} checkpoint(s) in the observed part, a forecast needs at least 4; "
                 f"raise the fit fraction or log more often"
             )
+        beyond = self._named_end_beyond_rows() if fraction is not None else None
+        if beyond is not None and series.ahead.schedule is None:
+            raise InputError(f"{where}: {beyond}; leave one of --fit-fraction and --to-tokens out")
+        if beyond is not None:
+            series.notes.append(f"{beyond}; leave --fit-fraction out for a forecast to there")
         self.seen = seen
         self.x, self.y = series.step[seen], series.loss[seen]
         held = ~seen
@@ -50,6 +56,13 @@ class FittedRun:
             )
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+
+    def _named_end_beyond_rows(self) -> str | None:
+        """That the user asks for an end beyond the last row, by more than the rows' distance; None: no such thing."""
+        end, tokens = self.series.ahead.to_tokens, self.series.tokens
+        if end is None or end <= 2 * tokens[-1] - tokens[-2]:
+            return None
+        return f"--fit-fraction forecasts rows that exist, up to {tokens[-1]:,.0f} tokens, and --to-tokens asks for {end:,}"
 
     @property
     def held_out(self) -> bool:
@@ -74,7 +87,7 @@ class FittedRun:
             return self.series.tokens[~self.seen]
         if not self.series.by_tokens:
             return np.zeros(len(self.future))
-        return self.future * self.series.tokens[-1] / self.series.step[-1]
+        return self.series.tokens_at(self.future)
 
     @property
     def selected(self) -> str:
@@ -115,6 +128,9 @@ class FittedRun:
             final[f"curve_low{percent}"], final[f"curve_high{percent}"] = float(low[-1]), float(high[-1])
         thin = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))]
         notes = [*series.notes, *level.notes]
+        jump = find_jump(self.x, self.y, series.plan)
+        if jump is not None:
+            notes.append(note_of(jump))
         if self.fraction is not None and series.plan is not None:
             notes.append("the learning rate of the held-out part is taken as planned, not as observed")
         ahead = thin.to_dict("records") if self.nothing_to_forecast is None else []

@@ -18,6 +18,7 @@ from emergence_train.errors import InputError
 ORIGINS = (0.5, 0.7)  # shares of the observed part from which the backtest forecasts the rest of it
 SHARPNESS = 2  # weights fall with this power of the backtest error
 PRIOR_WEIGHT = {"schedule": 4.0, "annealing": 1.0, "multi-power": 1.0}  # prior weights, from public curves
+COOLDOWN = 0.2  # share of a run in which an unknown rate may fall from its last value to 0
 YOUNG = 2000  # steps before which a note says how little of the fall ahead is known
 
 
@@ -70,18 +71,15 @@ def forecast(
             f"not identified: {len(curve.x)} points after warm-up in the later part of the observed run, a forecast "
             f"needs {MINIMUM}; observe longer or log more often"
         )
-    shift_low = np.zeros(len(x_future))
-    if plan is not None:
-        used = plan
-    else:
-        used = PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
-        drop, _ = prior.decay("mixed", "fast^0.75", used)
-        shift_low = drop * np.clip(1 - x[-1] / np.maximum(x_future, x[-1]), 0, 1)
-        if x_future[-1] > x[-1]:
-            notes.append(
-                "learning rate unknown: the forecast is for a rate that stays as it is; low bounds leave room for a "
-                f"decay to 0 ({drop:.2f} nats, from other runs)"
-            )
+    used = plan or PlannedSchedule(np.array([0.0, max(x[-1], 1.0)]), np.array([1e-3, 1e-3]))
+    shift_low = _room_for_decay(used, x_future, x[-1] if plan is None else used.x[-1], prior)
+    if shift_low.any():
+        notes.append(
+            "learning rate unknown"
+            + (f" after step {used.x[-1]:.0f}" if plan is not None else "")
+            + ": the forecast is for a rate that stays as it is; low bounds leave room for a decay to 0 "
+            f"({shift_low.max():.2f} nats at the end, from other runs)"
+        )
     fits = {name: fit(LAWS[name], curve, used, prior) for name in laws}
     scores = _backtest(x, y, used, prior, laws)
     weights = _weights(scores, curve.noise)
@@ -94,6 +92,17 @@ def forecast(
         notes += _identification(fits["schedule"], used, x_future, prior)
     mean, sd = _combine([fits[name] for name in weights], list(weights.values()), x_future)
     return Forecast(x_future, mean, sd, curve.noise, weights, scores, fits, shift_low, notes)
+
+
+def _room_for_decay(plan: PlannedSchedule, x: np.ndarray, known: float, prior: priors.Prior) -> np.ndarray:
+    """(m,) nats by which the loss at steps `x` may be lower where the rate is known up to step `known` only.
+
+    A decay to 0 takes what is left of the drop, all of it in the last COOLDOWN of the steps, as most do.
+    """
+    drop, _ = prior.decay("mixed", "fast^0.75", plan)
+    left = float(plan.e[-1]) ** 0.75
+    beyond = np.maximum(x, known)
+    return np.where(beyond > known * 1.001, drop * left * np.minimum((1 - known / beyond) / COOLDOWN, 1.0), 0.0)
 
 
 def _combine(fits: Sequence[Fit], weights: Sequence[float], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

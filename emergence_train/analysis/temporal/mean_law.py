@@ -96,9 +96,8 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
     start = max(start, warm)
     keep = x >= max(start, 1e-9)
-    # second differences: the curve's own slope must not count as noise
-    noise = float(np.median(np.abs(np.diff(y[keep], 2))) / 0.6745 / np.sqrt(6)) if keep.sum() > 3 else 0.0
-    x, y = x[keep], _without_spikes(y, noise)[keep]
+    noise = noise_of(y[keep])
+    x, y = x[keep], without_spikes(y, noise)[keep]
     if len(x) <= BINS:
         return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0)  # of fewer rows the noise is not known
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
@@ -109,7 +108,12 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling))
 
 
-def _without_spikes(y: np.ndarray, noise: float) -> np.ndarray:
+def noise_of(y: np.ndarray) -> float:
+    """Standard deviation of losses (n,) about their curve, nats; of second differences, so that its slope does not count."""
+    return float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
+
+
+def without_spikes(y: np.ndarray, noise: float) -> np.ndarray:
     """Losses (n,) with those far from the median of their neighbours set to it; a curve that falls is left as it is."""
     if len(y) < NEAR:
         return y
@@ -130,6 +134,9 @@ class Fit:
 
     law: Law
     weight: np.ndarray  # (J,) sums to 1
+    spread_weight: (
+        np.ndarray
+    )  # (J,) likewise, where the exponent may be another than the prior's: how far the mean may be off
     coef: np.ndarray  # (J, 3)
     covariance: np.ndarray  # (J, 3, 3)
     labels: list[tuple[str, str, float]]  # clock, kernel, shape
@@ -160,7 +167,7 @@ class Fit:
 
     def _spread(self, features: np.ndarray, each: np.ndarray, mean: np.ndarray) -> np.ndarray:
         inner = ((features @ self.covariance) * features).sum(2)
-        return self.weight @ (inner + each**2) - mean**2
+        return self.spread_weight @ (inner + (each - mean) ** 2)
 
     @property
     def constants(self) -> LawConstants:
@@ -212,18 +219,19 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
         residual = target - (rows @ coef[:, :, None])[:, :, 0]
         sse = (residual**2).sum(1)
         cost = sse + v * (coef[:, 2] / known.sd_b) ** 2
-        best = int(np.argmin(cost))
+        best = int(np.argmin(np.where(np.isfinite(known.log_prior), cost, np.inf)))
         variance = (sse[best] + GUESS_WEIGHT * GUESS**2) / (max(count - 4, 0) + GUESS_WEIGHT)
     coef, covariance = known.continued(coef, np.linalg.inv(normal) * v)
-    log_weight = -cost / (2 * v) + known.log_prior - 50.0 * (coef[:, 1] < 0)
-    weight = np.exp(log_weight - log_weight.max())
+    log_evidence = -cost / (2 * v) - 50.0 * (coef[:, 1] < 0)
+    weight, spread_weight = _weights(log_evidence + known.log_prior), _weights(log_evidence + known.log_prior_elsewhere)
     if not borrowed:  # a baseline forecasts with its one best fit
-        weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
+        weight = spread_weight = (np.arange(len(weight)) == np.argmax(weight)).astype(float)
     coef[:, 2] += known.mean_b
     decays = features[:, :, 2]
     return Fit(
         law,
-        weight / weight.sum(),
+        weight,
+        spread_weight,
         coef,
         covariance,
         labels,
@@ -236,6 +244,11 @@ def _fit(law: Law, curve: Curve, plan: PlannedSchedule, prior: priors.Prior, sha
     )
 
 
+def _weights(log_weight: np.ndarray) -> np.ndarray:
+    weight = np.exp(log_weight - log_weight.max())
+    return weight / weight.sum()
+
+
 @dataclass(frozen=True)
 class Borrowed:
     """What a law's J hypotheses take from other runs: a Gaussian on B, their log prior, and how A changes ahead."""
@@ -243,13 +256,14 @@ class Borrowed:
     mean_b: np.ndarray  # (J,) nats; coefficients of B are counted from it
     sd_b: np.ndarray
     log_prior: np.ndarray  # (J,)
+    log_prior_elsewhere: np.ndarray  # (J,)
     change: tuple[float, float] = (0.0, 0.0)  # log of A ahead over A behind: mean and standard deviation
     above: float = 0.0  # nats, standard deviation of A ahead on top of that
 
     @classmethod
     def nothing(cls, hypotheses: int) -> "Borrowed":
         zero = np.zeros(hypotheses)
-        return cls(zero, np.full(hypotheses, np.inf), zero)
+        return cls(zero, np.full(hypotheses, np.inf), zero, zero)
 
     def continued(self, coef: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients (J, 3) and their covariance (J, 3, 3) of the curve ahead; at the window's end nothing moves."""
@@ -265,13 +279,14 @@ def _borrow(law: Law, prior: priors.Prior, plan: PlannedSchedule, labels: list, 
     blocks = labels[::shapes]
     mean_b, sd_b = np.repeat([prior.decay(clock, kernel, plan) for clock, kernel, _ in blocks], shapes, axis=0).T
     if law.basis != "power":
-        return Borrowed(mean_b, sd_b, np.zeros(len(labels)))
+        return Borrowed(mean_b, sd_b, np.zeros(len(labels)), np.zeros(len(labels)))
     loss = float(curve.y[-MINIMUM:].mean())
     small = prior.smallness(plan, curve.x[-1])
-    log_prior = prior.log_exponent(np.array([label[2] for label in labels]), small)
+    exponents = np.array([label[2] for label in labels])
+    like, elsewhere = prior.log_exponent(exponents, small), prior.log_exponent_elsewhere(exponents, small)
     change = prior.log_change(curve.x[-1], loss, small, plan.mean_share_after(curve.x[-1]))
     # small runs were observed at any loss
-    return Borrowed(mean_b, sd_b, log_prior, change, (1 - (small or 0.0)) * prior.ahead.above(loss))
+    return Borrowed(mean_b, sd_b, like, elsewhere, change, (1 - (small or 0.0)) * prior.ahead.above(loss))
 
 
 def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
@@ -282,7 +297,7 @@ def _clock(name: str, x: np.ndarray, plan: PlannedSchedule) -> np.ndarray:
 
 
 SHAPES = {
-    "power": np.geomspace(0.2, 1.4, 28),
+    "power": np.geomspace(priors.LEAST_EXPONENT * 7 ** (-10 / 27), 7 * priors.LEAST_EXPONENT, 38),  # 0.1 to 1.4
     "reciprocal": np.geomspace(1e-2, 1e4, 60),
     "logarithmic": np.ones(1),
 }

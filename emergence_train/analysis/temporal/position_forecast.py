@@ -66,7 +66,8 @@ class PositionForecast:
 
     def interval(self, level: int) -> tuple[np.ndarray, np.ndarray]:
         """(low, high), both (m, P), at 50, 80 or 95 percent."""
-        return self.loss - Z[level] * self.sd, self.loss + Z[level] * self.sd
+        width = Z[level] * self.sd
+        return self.loss - width - self.level.shift_low[:, None], self.loss + width
 
 
 def forecast_positions(

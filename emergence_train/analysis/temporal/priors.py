@@ -29,6 +29,9 @@ OUTSIDE = 0.4  # standard deviation of log B where the peak rate says nothing
 STEPS, AGE = 2000, 0.75  # where Ahead.sd is stated, and how fast it falls with the steps
 # Log sds of exponent and fall ahead where a batch is below the prior's and the run is not like those of small_runs.json either
 SMALL_UNKNOWN = (0.4, 0.5)
+LEAST_EXPONENT = 0.2  # the mean of a forecast is of no lower one: the prior, and small_runs.json, were fitted so
+PUBLISHED = (0.35, 0.42)  # middle and log sd of published exponents: 95% are 0.15 to 0.8
+OTHERS = 0.5  # prior probability that a run's exponent is one of those and not of the laboratories'
 MARGIN = 1.25  # a rate, or tokens a step, so much outside theirs still count as known
 UNKNOWN_TOKENS = 0.1  # added in quadrature to the log sd of B where the tokens are not known
 
@@ -142,7 +145,17 @@ class Prior:
                 mean ** (1 - small) * self.small.exponent**small,
                 _between(SMALL_UNKNOWN[0], self.small.exponent_sd, small),
             )
-        return -0.5 * (np.log(exponent / mean) / sd) ** 2
+        density = -0.5 * (np.log(exponent / mean) / sd) ** 2 - np.log(sd)
+        return np.where(exponent >= LEAST_EXPONENT, density, -np.inf)
+
+    def log_exponent_elsewhere(self, exponent: np.ndarray, small: float | None = None) -> np.ndarray:
+        """Likewise of a run that may not be like the prior's: OTHERS of the density is as published exponents spread, less where
+        it is like the small runs, whose exponents are known."""
+        middle, sd = PUBLISHED
+        published = -0.5 * (np.log(exponent / middle) / sd) ** 2 - np.log(sd)
+        share = OTHERS * (1 - (small or 0.0))
+        own = self.log_exponent(exponent, small)
+        return np.logaddexp(np.log1p(-share) + own, np.log(max(share, 1e-300)) + published)
 
     def log_change(
         self, steps: float, loss: float, small: float | None = None, rate: float = 1.0

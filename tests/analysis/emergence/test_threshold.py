@@ -4,9 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from emergence_train.analysis.emergence.shapes import COARSE, Rows, _Basis, posterior
+from emergence_train.analysis.emergence import table as emergence_table
+from emergence_train.analysis.emergence.analyze import find
+from emergence_train.analysis.emergence.shapes import COARSE, JUMPS, Rows, _Basis, _jump, _jumps, posterior
 from emergence_train.analysis.emergence.threshold import OF_FOOT, SHAPE, threshold
 
 STUDY = Path(__file__).parents[3] / "benchmarks" / "studies" / "emergence_thresholds.py"
@@ -42,12 +45,46 @@ def test_a_threshold_is_the_less_known_the_longer_its_foot():
 def test_feet_of_drawn_rises_are_where_they_reach_a_fiftieth():
     """By hand: a power p of u is at 0.02 where u = 0.02^(1/p), of the rise's length."""
     basis = _Basis(np.linspace(0, 1, 50), np.array([0.2, 0.6]), COARSE)
-    assert basis.foot[: len(COARSE[0])] == pytest.approx(0.02 ** (1 / np.array(COARSE[0])), rel=0.01, abs=1e-3)
+    powers = np.flatnonzero(basis.onset == 0.2)[: len(COARSE[0])]
+    assert basis.foot[powers] == pytest.approx(0.8 * 0.02 ** (1 / np.array(COARSE[0])), rel=0.01, abs=1e-3)
     x = np.linspace(0, 1, 101)
     rows = Rows(x, np.where(x > 0.4, (x - 0.4) ** 2, 0), np.full(101, 1e-8), np.zeros(101, int), np.arange(101))
     drawn = posterior(rows, 0.5, np.random.default_rng(0))
     assert np.median(drawn.foot[drawn.kind == "onset"]) == pytest.approx(0.6 * 0.02**0.5, rel=0.2)
     assert np.all(drawn.foot[drawn.kind != "onset"] == 0)
+
+
+def jump(seed: int, after) -> tuple[float, float, float, float, float]:
+    """(last loss at chance, first loss above it, low, eta, high) of 60 rows at 0.25 that jump and go on by `after`."""
+    rng = np.random.default_rng([seed, 18])
+    loss = np.sort(rng.uniform(2, 4, 60))[::-1]
+    first = int(rng.integers(25, 50))
+    rest = (loss[first] - loss[first:]) / (loss[first] - 2)
+    share = np.r_[np.full(first, 0.25), after(rest)]
+    frame = pd.DataFrame({"run": "a", "params": 1, "step": range(1, 61), "tokens": range(1, 61), "loss": loss})
+    frame = frame.assign(task="t", metric="acc", value=rng.binomial(4000, share) / 4000, stderr=0.01, items=4000)
+    finding = find(emergence_table.task_metric("", "t", "acc", frame.assign(chance=0.25, higher_is_better=True)))
+    assert finding.verdict.name == "emergent"
+    value, high, low = (finding.task.loss_at(share) for share in finding.verdict.eta)
+    return loss[first - 1], loss[first], low, value, high
+
+
+@pytest.mark.parametrize("after", [lambda u: 0.6 + 0 * u, lambda u: 0.45 + 0.3 * np.log1p(4 * u) / np.log(5)])
+def test_a_jump_is_held_where_it_lies(after):
+    """At chance, then at once far above it: the interval holds the whole gap between the two rows, and little more."""
+    for seed in range(4):
+        before, behind, low, value, high = jump(seed, after)
+        assert low - 0.01 < behind < before < high + 0.01 and high - low < 0.5
+        assert abs(value - (before + behind) / 2) < 0.08
+
+
+def test_jumps_lie_between_neighbouring_rows():
+    """By hand: three gaps, of which the last is outside the grid of onsets; weights in proportion to the gaps within it."""
+    jumps, gaps, mass = _jumps(np.array([0.0, 0.1, 0.1, 0.4, 1.0]), np.array([0.05, 0.2, 0.35]))
+    assert [at for at, _ in jumps[:: len(JUMPS)]] == pytest.approx([0.05, 0.25])
+    assert gaps[:: len(JUMPS)] == pytest.approx([0.1, 0.3])
+    assert mass.sum() == pytest.approx(3) and mass[-1] / mass[0] == pytest.approx(5)
+    assert _jump(np.array([0.2, 0.3, 1.0]), 0.25, 0.6) == pytest.approx([0, 0.6 + 0.4 * 0.05 / 0.75, 1])
 
 
 def test_intervals_cover_thresholds_of_simulated_items():

@@ -100,3 +100,31 @@ def test_more_rows_add_no_certainty_without_end():
     frame = frame.assign(task="t", metric="acc", value=value, stderr=0.004, items=14_000, chance=0.25)
     finding = find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True)))
     assert finding.verdict.posterior.effective < 60
+
+
+@pytest.mark.parametrize(("after", "verdict"), [(1, "not-identified"), (2, "not-identified"), (3, "emergent")])
+def test_a_rise_of_fewer_than_three_rows_is_no_ability(after, verdict):
+    """60 rows at chance but for those of the lowest losses: one or two may be luck."""
+    for seed in range(4):
+        rng = np.random.default_rng([seed, 19])
+        loss = np.linspace(4, 2, 60)
+        value = rng.binomial(1000, 0.25 + 0.3 * (np.arange(60) >= 60 - after)) / 1000
+        frame = pd.DataFrame({"run": "a", "params": 1, "step": range(1, 61), "tokens": range(1, 61), "loss": loss})
+        frame = frame.assign(task="t", metric="acc", value=value, stderr=0.014, items=1000, chance=0.25)
+        named = find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True))).verdict
+        assert named.name == verdict, (seed, named.reason)
+
+
+def test_a_rise_by_one_lucky_row_says_so():
+    """Ladders at chance but for the row of the lowest loss, which scores 0.3 more."""
+    reasons = []
+    for seed in range(6):
+        rng = np.random.default_rng([seed, 20])
+        frame = simulate.ladder(rng, sizes=4, checkpoints=16)
+        value = rng.binomial(1000, 0.25, len(frame)) / 1000 + 0.3 * (frame["loss"] == frame["loss"].min())
+        frame = frame.assign(task="t", metric="acc", value=value, stderr=0.014, items=1000, chance=0.25)
+        named = find(emergence_table.task_metric("", "t", "acc", frame.assign(higher_is_better=True))).verdict
+        assert named.name == "not-identified"
+        reasons.append(named.reason)
+    assert any("by one checkpoint alone" in reason for reason in reasons)
+    assert any("fewer than 3 checkpoints show" in reason for reason in reasons)

@@ -326,3 +326,17 @@ def test_white_noise_counts_as_that_of_independent_rows():
     errors = np.array([mean[0] for mean, _ in fits]) - true[-1]
     stated = np.median([sd[0] for _, sd in fits])
     assert 0.7 < stated / np.sqrt(np.mean(errors**2)) < 1.6
+
+
+def test_other_exponents_widen_and_move_nothing(monkeypatch):
+    """Of a power law at a constant rate with an exponent that no laboratory had the interval alone grows, and holds the end."""
+    x = np.linspace(200.0, 20000, 100)
+    y = 2 + 2.2 * (1 + x / 50) ** -0.25
+    seen = x <= 4000
+    ahead = forecast(x[seen], y[seen], x[~seen], plan_of("constant"))
+    low, high = ahead.interval(95)
+    assert low[-1] < y[-1] < high[-1]
+    monkeypatch.setattr(priors, "OTHERS", 0.0)
+    alone = forecast(x[seen], y[seen], x[~seen], plan_of("constant"))
+    np.testing.assert_allclose(alone.mean, ahead.mean, atol=1e-12)
+    assert alone.sd[-1] < 0.7 * ahead.sd[-1] and alone.interval(95)[0][-1] > y[-1]

@@ -9,7 +9,8 @@ import yaml
 
 from emergence_train import cli
 from emergence_train.analysis.logs import LogOptions
-from emergence_train.analysis.outlook import Ahead, parse_schedule, rates_of
+from emergence_train.analysis.outlook import Ahead, continued, parse_schedule, rates_of
+from emergence_train.analysis.planned_schedule import PlannedSchedule
 from emergence_train.analysis.runs import load
 from emergence_train.analysis.temporal import analyze_temporal, simulate
 from emergence_train.errors import InputError
@@ -107,9 +108,93 @@ def test_an_end_before_the_last_row_is_refused(tmp_path):
 
 
 def test_a_rate_that_is_not_known_to_the_end_is_noted(tmp_path):
-    series = loaded(tmp_path, curve(), Ahead(20000 * EACH))
+    series = loaded(tmp_path, curve(kind="constant"), Ahead(20000 * EACH))
     assert (series.end_step, series.end_tokens) == (20000, 20000 * EACH)
     assert any("after step 8000 is not known and taken to stay" in note for note in series.notes)
+    series = loaded(tmp_path, curve(), Ahead(20000 * EACH))
+    assert any("to go on from 0.000689 to 0.0001 as a cosine" in note for note in series.notes)
+    assert series.plan.share(np.array([14000.0]))[0] == pytest.approx(
+        simulate.learning_rate("cosine", AT)[7000] * 1000, 0.01
+    )
+
+
+AT = np.linspace(0, 20000, 10001)
+COURSES = {
+    "cosine": lambda t: 0.5 + 0.5 * np.cos(np.pi * t),
+    "line": lambda t: 1 - 0.9 * t,
+    "decay": lambda t: np.clip((1 - t) / 0.7, 0, 1),
+    "sqrt": lambda t: 1 - np.sqrt(np.clip((t - 0.3) / 0.7, 0, 1)),
+    "inverse": lambda t: (1 + np.clip(t - 0.02, 0, 1) / 0.02) ** -0.5,
+}
+
+
+@pytest.mark.parametrize("digits", [17, 3])
+@pytest.mark.parametrize("course", sorted(COURSES))
+def test_a_fall_that_has_begun_goes_on(course, digits):
+    """Courses by their own formulas, seen at 80 rows to half of the run, printed with so many digits."""
+    x = np.linspace(125, 10000, 80)
+    rate = np.array([float(f"{r:.{digits}g}") for r in 6e-4 * COURSES[course](x / 20000) * np.minimum(1, x / 300)])
+    whole, _ = continued(PlannedSchedule(x, rate), 20000)
+    np.testing.assert_allclose(whole.share(AT[5000:]), COURSES[course](AT[5000:] / 20000), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        np.full(80, 6e-4),
+        np.where(np.arange(80) < 60, 6e-4, 3e-4),  # a stair
+        6e-4 * (1 - 0.002 * np.maximum(np.arange(80) - 76, 0)),  # four rows of a fall
+        6e-4 * np.random.default_rng(0).uniform(0.5, 1, 80),
+    ],
+)
+def test_other_rates_are_not_continued(rate):
+    assert continued(PlannedSchedule(np.linspace(125, 10000, 80), rate), 20000) is None
+
+
+def test_an_unknown_rest_leaves_room_for_a_decay(tmp_path):
+    """A WSD run seen before its decay, with its rate, without it and with all of it planned, and where it ended."""
+    seen, truth = curve(12000, "wsd"), simulate.curve(np.random.default_rng(0), "wsd", rows=120)[1][-1]
+    ends = []
+    for frame in (seen, seen.drop(columns="lr")):
+        path = written(frame, tmp_path)
+        (run,) = analyze_temporal(path, ahead=Ahead(20000 * EACH)).runs
+        ends.append(run.final)
+        assert run.final.curve_low95 < truth < run.final.curve_high95
+        assert any("low bounds leave room for a decay to 0" in note for note in run.notes)
+    assert ends[0].low95 == pytest.approx(ends[1].low95, abs=0.05)
+
+
+def ramp(total=5e9) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and tokens of a run whose steps grow from 2^17 to 2^20 tokens, counted one by one."""
+    tokens = [0]
+    while tokens[-1] < total:
+        tokens.append(tokens[-1] + (2**17 if tokens[-1] < 5e8 else 2**19 if tokens[-1] < 1e9 else 2**20))
+    return np.arange(1, len(tokens)), np.array(tokens[1:])
+
+
+def test_a_batch_that_grows_keeps_steps_and_tokens_together(tmp_path):
+    steps, tokens = ramp()
+    rows = np.flatnonzero((steps % 50 == 0) & (tokens <= 2e9))
+    rate = 6e-4 * (0.1 + 0.45 * (1 + np.cos(np.pi * tokens / tokens[-1]))) * np.minimum(1, tokens / 1e8)
+    loss = 2.5 + 6 * (steps + 50.0) ** -0.3
+    frame = pd.DataFrame({"run": "r", "params": 7, "step": steps, "tokens": tokens, "lr": rate, "loss": loss}).loc[rows]
+    series = loaded(tmp_path, frame, Ahead(int(tokens[-1]), parse_schedule(f"cosine,lr=6e-4,warmup={10**8},final=0.1")))
+    assert abs(series.end_step - steps[-1]) <= 1
+    np.testing.assert_allclose(series.tokens_at(steps[rows[0] :: 100]), tokens[rows[0] :: 100], rtol=0.01)
+    np.testing.assert_allclose(series.steps_at(tokens[rows[0] :: 100]), steps[rows[0] :: 100], rtol=0.01)
+    at = steps[rows[-1] :: 200]
+    np.testing.assert_allclose(series.plan.share(at) * series.plan.peak, rate[at - 1], atol=0.02 * 6e-4)
+    assert series.notes == [] and series.plan.tokens == pytest.approx(tokens[-1], rel=1e-3)
+
+
+def test_an_end_beyond_the_rows_that_are_scored_is_refused(tmp_path):
+    path, far = written(curve(), tmp_path), 20000 * EACH
+    with pytest.raises(InputError, match="rows that exist, up to 2,000,000,000 tokens, and --to-tokens asks for 5,0"):
+        analyze_temporal(path, fit_fraction=0.3, ahead=Ahead(far))
+    schedule = parse_schedule(f"cosine,lr=1e-3,warmup={200 * EACH},final=0.1")
+    (run,) = analyze_temporal(path, fit_fraction=0.3, ahead=Ahead(far, schedule)).runs
+    assert run.final.step == 8000 and any("leave --fit-fraction out" in note for note in run.notes)
+    assert analyze_temporal(path, fit_fraction=0.3, ahead=Ahead(8000 * EACH)).runs[0].final.step == 8000
 
 
 def test_multipliers_of_a_rate_are_no_rates(tmp_path):
