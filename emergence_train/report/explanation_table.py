@@ -88,7 +88,7 @@ def survival(tasks: tuple[Survival, ...], groups: dict[str, str]) -> str:
     return (
         "<h3>Does it hold in a smaller model?</h3><p>Of what the largest size has above chance, the share that a smaller one "
         "keeps [95%], at the most tokens and at the lowest loss that all runs have reached. More than half is kept, less is "
-        f"lost; open: the interval holds both.{alone}</p>" + table(head, rows, "What smaller sizes keep")
+        f"lost; open: the interval reaches over one half.{alone}</p>" + table(head, rows, "What smaller sizes keep")
     )
 
 
