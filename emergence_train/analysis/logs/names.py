@@ -6,6 +6,7 @@ import re
 import pandas as pd
 
 from emergence_train.analysis.logs.log import Log, LogOptions
+from emergence_train.analysis.logs.numbers import is_logarithm, without_unit
 from emergence_train.errors import InputError, listed
 
 # The names by which frameworks log each quantity, the likeliest first, as `plain` writes them. A counter that the logger
@@ -66,7 +67,10 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         if log.rows[column].notna().any():
             known.setdefault(plain(column), column)
     for column in list(known.values()):  # "loss (nats)"
+        if is_logarithm(column):
+            continue
         known.setdefault(plain(re.sub(r"\(.*?\)|\[.*?\]", "", str(column))), column)
+        known.setdefault(plain(WRAPPED.sub("", without_unit(column))), column)
         known.setdefault(plain(WRAPPED.sub("", str(column))), column)
     columns = {}
     for quantity, names in NAMES.items():
@@ -89,7 +93,7 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
     ):
         columns["loss"] = known["value"]  # TensorBoard's download of one tag, Neptune's of one series
     if "tokens" not in columns and (
-        counts := [c for n, c in known.items() if TOKENS.search(n) and _increases(log.rows[c])]
+        counts := [c for n, c in known.items() if TOKENS.search(n) and not is_logarithm(c) and _increases(log.rows[c])]
     ):
         columns["tokens"] = counts[0]
     if "lr" not in columns and (

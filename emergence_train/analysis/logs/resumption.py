@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from emergence_train.analysis.logs.counters import RISES
 from emergence_train.analysis.logs.log import Log
 from emergence_train.analysis.logs.names import plain
 from emergence_train.analysis.logs.numbers import numbers_of
 
-RISES = 4  # a log whose step rises so many times as often as it falls is in the order of time
 REPLAYED = 0.25  # the largest share of a run that a resumption trains again; two runs side by side share more
 NEAR = 2  # intervals between rows: a resumption begins no further behind the last row
 FIRST = 1.5  # intervals from step 0 within which a run of its own begins
