@@ -9,9 +9,9 @@ import pandas as pd
 from emergence_train.analysis.logs import units
 from emergence_train.analysis.logs.counters import counted_on, through_epochs
 from emergence_train.analysis.logs.log import Log, LogOptions
-from emergence_train.analysis.logs.names import NAMES, SHOWN, VALIDATION, find, plain
+from emergence_train.analysis.logs.names import NAMES, ONE_RUN, SHOWN, VALIDATION, find, plain
 from emergence_train.analysis.logs.numbers import ROLES, Role, is_ambiguous, numbers_of, scales_of
-from emergence_train.analysis.logs.resumption import logged_again, resumed
+from emergence_train.analysis.logs.resumption import JOBS, logged_again, resumed
 from emergence_train.analysis.logs.validation import training_rows
 from emergence_train.errors import InputError, listed
 
@@ -85,6 +85,10 @@ def _by_run(log: Log, options: LogOptions, several: bool) -> list[tuple[Log, Log
     whole = resumed(log, columns, [rows for _, rows in parts]) if guessed else None
     if whole is not None:
         return [(replace(log, rows=whole), options)]
+    if JOBS.search(plain(column)) and guessed and len(parts) > 1:
+        log = replace(
+            log, notes=(*log.notes, f"a run for each {column!r}; --column run={ONE_RUN} reads all rows as one")
+        )
     if guessed and (lonely := [name for name, rows in parts if len(rows) == 1]):
         notes = (*log.notes, f"left out: {column!r} {listed(lonely, SHOWN)}, one row each")
         log, parts = replace(log, notes=notes), [(name, rows) for name, rows in parts if len(rows) > 1]

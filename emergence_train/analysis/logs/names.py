@@ -31,6 +31,7 @@ RUNS = (
     "run_name run_id experiment experiment_name exp exp_name model model_name name trial seed job_name job_id job "
     "slurm_job_id slurm_jobid jobid wandb_run_id run_uuid"
 )
+ONE_RUN = "-"  # instead of a column's name: nothing names runs
 # Where a log has no training loss: validation losses, then what units.py converts
 VALIDATION = (
     "val_loss eval_loss valid_loss validation_loss dev_loss test_loss loss_val loss_eval loss_valid loss_validation "
@@ -74,6 +75,8 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         known.setdefault(plain(WRAPPED.sub("", str(column))), column)
     columns = {}
     for quantity, names in NAMES.items():
+        if quantity == "run" and options.columns.get("run") == ONE_RUN:
+            continue
         if quantity in options.columns:
             if (column := options.columns[quantity]) not in log.rows:
                 raise InputError(
@@ -100,8 +103,10 @@ def find(log: Log, options: LogOptions) -> dict[str, str]:
         rates := [c for name, c in known.items() if RATE.search(name) and not NO_RATE.search(name)]
     ):
         columns["lr"] = rates[0]
-    if "run" not in columns and (
-        column := next((known[n] for n in RUNS.split() if _tells_apart(log, known.get(n))), None)
+    if (
+        "run" not in columns
+        and "run" not in options.columns
+        and (column := next((known[n] for n in RUNS.split() if _tells_apart(log, known.get(n))), None))
     ):
         columns["run"] = column
     return columns
