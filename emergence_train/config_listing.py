@@ -12,8 +12,9 @@ from pydantic_core import PydanticUndefined
 
 from emergence_train.section import Section
 
-COMMENT = 34  # column in which the descriptions begin
-NARROWEST = 80
+COMMENT = 34  # column in which the descriptions begin; less on a narrow terminal
+USUAL = 80  # columns where there is no terminal
+NARROWEST = 60
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def as_json(section: Section) -> dict:
 
 def as_yaml(section: Section, width: int | None = None) -> str:
     """The tree as YAML with the descriptions as comments; `*` marks what is not its default, which the comment then names."""
-    width = max(width or shutil.get_terminal_size((NARROWEST, 24)).columns, NARROWEST)
+    width = max(width or shutil.get_terminal_size((USUAL, 24)).columns, NARROWEST)
     lines: list[str] = []
     before: list[str] = []
     described: set[str] = set()  # without indices: the items of a list have the same keys
@@ -92,14 +93,28 @@ def _dashed(above: list[str], before: list[str], name: str) -> str:
 def _entry(indent: str, name: str, entry: Entry, description: str, width: int) -> list[str]:
     """`name: value  # description`, the description continued below in its own column."""
     indent = indent[2:] if name.startswith("- ") else indent
-    text = f"{indent}{name}: {_value(entry.value)}"
+    text, column = f"{indent}{name}: {_value(entry.value)}", min(COMMENT, width - 30)
     marks = [f"* default {_value(entry.default)}"] if entry.changed else []
     note = "; ".join([*marks, *filter(None, [description])])
-    comment = textwrap.wrap(note, width - COMMENT - 2, break_long_words=False, break_on_hyphens=False)
-    if len(text) >= COMMENT - 1:
-        return [text, *(f"{'':{COMMENT}}# {line}" for line in comment)]
+    comment = textwrap.wrap(note, width - column - 2, break_long_words=False, break_on_hyphens=False)
+    if len(text) >= column - 1:
+        return [*_lines(text, entry.value, width), *(f"{'':{column}}# {line}" for line in comment)]
     first, *rest = comment or [""]
-    return [f"{text:{COMMENT}}# {first}".rstrip(" #"), *(f"{'':{COMMENT}}# {line}" for line in rest)]
+    return [f"{text:{column}}# {first}".rstrip(" #"), *(f"{'':{column}}# {line}" for line in rest)]
+
+
+def _lines(text: str, value: Any, width: int) -> list[str]:
+    """`name: value`, a list too long for one line broken behind its commas: YAML reads it the same."""
+    if len(text) <= width or not isinstance(value, list):
+        return [text]
+    start = text.index("[") + 1
+    lines = [text[:start]]
+    for number, item in enumerate(map(json.dumps, value), 1):
+        part = item + ("," if number < len(value) else "]")
+        if len(lines[-1]) + 1 + len(part) > width and lines[-1].strip():
+            lines.append(" " * (len(text) - len(text.lstrip()) + 4))
+        lines[-1] += part if lines[-1].endswith(("[", " ")) else f" {part}"
+    return lines
 
 
 def _value(value: Any) -> str:

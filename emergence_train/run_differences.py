@@ -103,8 +103,7 @@ def _short_names(keys: list[str]) -> list[str]:
         parts = key.split(".")
         ends = [".".join(parts[-k:]) for k in range(1, len(parts) + 1)]
         others = [f".{other}" for other in keys if other != key]
-        # an index alone names nothing
-        names.append(
-            next((e for e in ends if not e[0].isdigit() and not any(o.endswith(f".{e}") for o in others)), key)
-        )
+        # an index or "kind" alone names nothing
+        clear = (e for e in ends if not e[0].isdigit() and e != "kind")
+        names.append(next((e for e in clear if not any(o.endswith(f".{e}") for o in others)), key))
     return names

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from emergence_train import cli, config, config_listing
+from emergence_train.planning.planner import GPUS
 from support import ROOT
 
 
@@ -14,10 +15,16 @@ def test_what_it_prints_is_the_same_configuration(path, tmp_path):
     """Loaded again, it gives the same tree; a file of another kind (of a ladder) is not tried."""
     if "training" not in yaml.safe_load(path.read_text()):
         pytest.skip("no configuration of a run")
-    before = config.load(path, ["logging.wandb_project='yes: #1'", "tasks=[{task: copying}, {task: t, file: a b}]"])
-    for width in (80, 200):
+    prompts = ", ".join(f"'of {number},  [a: b] #'" for number in range(12))
+    over = [
+        "logging.wandb_project='yes: #1'",
+        "tasks=[{task: copying}, {task: t, file: a b}]",
+        f"samples.prompts=[{prompts}]",
+    ]
+    before = config.load(path, over)
+    for width in (60, 80, 200):
         text = config_listing.as_yaml(before, width)
-        assert max(map(len, text.splitlines())) <= max(width, 130)
+        assert max(map(len, text.splitlines())) <= width
         (tmp_path / "again.yaml").write_text(text)
         assert config.load(tmp_path / "again.yaml") == before
 
@@ -63,5 +70,6 @@ def test_the_cost_is_that_of_plan(capsys):
 
 def test_without_a_gpu_the_command_for_the_cost_is_named(config_file, capsys):
     assert cli.main(["config", str(config_file)]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(f"# emergence-train plan {config_file} --gpus N --gpu KIND") and "h100-80gb" in last
+    *above, last = capsys.readouterr().out.splitlines()
+    assert last == f"# emergence-train plan {config_file} --gpus N --gpu KIND"
+    assert all(kind in " ".join(above[-2:]) for kind in GPUS)

@@ -2,11 +2,11 @@
 
     python benchmarks/studies/survival_coverage.py [--simulations 100]
 
-Three sizes with 1, 2, 3 or 5 runs each, whose loss is Chinchilla's form and whose ability an arctangent of the loss, which the
-analysis does not contain. A smaller size has all of it at equal loss, or 0.3 less for every tenth of the parameters. Runs
-differ by luck: of nothing, of a lognormal or of Student's t with four degrees of freedom. Prints a line a cell: luck, runs a
-size, share of intervals that hold, share of verdicts (kept, lost) that are wrong, median width. Writes
-benchmarks/results/survival_coverage.json.
+Three sizes with 1, 2, 3 or 5 runs each, or with two of the smallest or the largest and one of the others. The loss is
+Chinchilla's form and the ability an arctangent of the loss, which the analysis does not contain. A smaller size has all of it at
+equal loss, or 0.3 less for every tenth of the parameters. Runs differ by luck: of nothing, of a lognormal or of Student's t with
+four degrees of freedom. Prints a line a cell: luck, runs of each size, share of intervals that hold, share of verdicts (kept,
+lost) that are wrong, median width, how many. Writes benchmarks/results/survival_coverage.json.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from emergence_train.analysis.emergence.verdict import Verdict  # noqa: E402
 CHANCE, ITEMS = 0.25, 600
 SIZES = (100_000, 1_000_000, 10_000_000)
 TOKENS = np.geomspace(1e6, 1e9, 25).round()
+RUNS = ((1, 1, 1), (2, 2, 2), (3, 3, 3), (5, 5, 5), (2, 1, 1), (1, 1, 2))  # of each size, smallest first
 LUCK = {"none": 0.0, "lognormal, 10%": 0.1, "lognormal, 25%": 0.25, "Student, 10%": 0.1, "Student, 25%": 0.25}
 PENALTIES = (0.0, 0.3)
 NO_EFFECT = SizeEffect(None, None, None, None)  # survival does not read it
@@ -65,11 +66,11 @@ def factor(luck: str, rng: np.random.Generator) -> float:
     return float(np.exp(spread * rng.standard_normal() - spread**2 / 2))
 
 
-def table(luck: str, runs: int, penalty: float, rng: np.random.Generator) -> pd.DataFrame:
+def table(luck: str, runs: tuple[int, ...], penalty: float, rng: np.random.Generator) -> pd.DataFrame:
     parts = []
-    for params in SIZES:
+    for params, number in zip(SIZES, runs):
         loss = loss_of(params)
-        for run in range(runs):
+        for run in range(number):
             share = np.clip(CHANCE + factor(luck, rng) * kept_at_equal_loss(params, penalty) * above(loss), 0, 1)
             columns = {"step": np.arange(1, len(loss) + 1), "tokens": TOKENS, "loss": loss}
             columns["value"] = rng.binomial(ITEMS, share) / ITEMS
@@ -78,12 +79,13 @@ def table(luck: str, runs: int, penalty: float, rng: np.random.Generator) -> pd.
     return pd.concat(parts, ignore_index=True).assign(**constant, higher_is_better=True)
 
 
-def cell(luck: str, runs: int, count: int) -> dict:
+def cell(luck: str, runs: tuple[int, ...], count: int) -> dict:
     judged = Verdict("gradual", 1.0, {}, None, None, (0.0, 0.0, 0.0), None, "")
     held, wrong, widths = [], [], []
+    alike = runs[:1] if len(set(runs)) == 1 else runs
     for number in range(count):
         for penalty in PENALTIES:
-            rng = np.random.default_rng([number, runs, list(LUCK).index(luck), int(penalty > 0)])
+            rng = np.random.default_rng([number, *alike, list(LUCK).index(luck), int(penalty > 0)])
             task = task_metric("", "t", "acc", table(luck, runs, penalty, rng))
             result = survival(Finding(task, judged, NO_EFFECT), rng)
             for size in result.sizes if result else ():
@@ -94,7 +96,7 @@ def cell(luck: str, runs: int, count: int) -> dict:
                     wrong.append(kept.verdict == ("lost" if share > HALF else "kept"))
     return {
         "luck": luck,
-        "runs": runs,
+        "runs": ", ".join(map(str, alike)),
         "coverage95": round(float(np.mean(held)), 4),
         "verdict_wrong": round(float(np.mean(wrong)), 4),
         "median_width": round(float(np.median(widths)), 3),
@@ -108,7 +110,7 @@ def main() -> None:
     count = parser.parse_args().simulations
     begin, cells = time.process_time(), []
     for luck in LUCK:
-        for runs in (1, 2, 3, 5):
+        for runs in RUNS:
             cells.append(cell(luck, runs, count))
             print(*cells[-1].values(), sep="  ", flush=True)
     result = {

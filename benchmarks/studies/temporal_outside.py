@@ -1,6 +1,6 @@
 """Do forecasts hold on curves whose form is not among the analysis' own laws?
 
-    python benchmarks/studies/temporal_outside.py [--cases 24]
+    python benchmarks/studies/temporal_outside.py [--cases 12] [--label shipped|laboratories]
 
 temporal_coverage.py simulates the law that the analysis fits, with constants from its own prior: it checks the arithmetic.
 Here the noiseless loss is of other forms, and of power laws whose exponent is not the prior's:
@@ -14,10 +14,13 @@ log         E + A / log(e + w / k)^1.5
 
 The rate's own part is a floor that relaxes towards peak * drop * (rate / peak)^q within some steps at the peak rate. Cases
 differ in length, rows, noise, peak, batch and drop. Scored is the noiseless end against the 95% interval without a row's noise.
-Nothing is fitted here. Writes benchmarks/results/temporal_outside.json.
+Nothing is fitted here. Writes its label of benchmarks/results/temporal_outside.json: "laboratories" is without the allowance for
+exponents that no laboratory of the prior has (priors.OTHERS), to show its effect.
 """
 
 import argparse
+import json
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ import pandas as pd
 from temporal_coverage import provenance
 
 from emergence_train.analysis.planned_schedule import PlannedSchedule
+from emergence_train.analysis.temporal import priors
 from emergence_train.analysis.temporal.forecast import forecast
 from emergence_train.analysis.temporal.mean_law import CLASSICAL
 from emergence_train.files import write_json
@@ -151,25 +155,31 @@ def study(cases: int, first: int = 0, log: Callable[[str], None] = print) -> pd.
     for form in FORMS:
         for schedule in SCHEDULES:
             for seed in range(first, first + cases):
-                found = scores(draw(form, schedule, seed))
-                rows += [{"form": form, "schedule": schedule, "seed": seed} | row for row in found]
+                each = scores(draw(form, schedule, seed))
+                rows += [{"form": form, "schedule": schedule, "seed": seed} | row for row in each]
         log(f"{form}: {by(pd.DataFrame(rows).query('form == @form'), 'fraction')}")
     return pd.DataFrame(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=24)
-    cases, begin = parser.parse_args().cases, time.time()
-    rows = study(cases)
-    result = provenance(f"python benchmarks/studies/temporal_outside.py --cases {cases}") | {
-        "cases of a form and schedule": cases,
+    parser.add_argument("--cases", type=int, default=12)
+    parser.add_argument("--label", choices=("shipped", "laboratories"), default="shipped")
+    arguments, begin = parser.parse_args(), time.time()
+    if arguments.label == "laboratories":
+        priors.OTHERS = 0.0
+    rows = study(arguments.cases)
+    command = f"python benchmarks/studies/temporal_outside.py --cases {arguments.cases} --label {arguments.label}"
+    result = provenance(command) | {
+        "device": f"CPU, {platform.machine()}",
+        "cases of a form and schedule": arguments.cases,
         "all": by(rows, "fraction"),
         "schedules": by(rows, "schedule", "fraction"),
         "forms": by(rows, "form", "schedule", "fraction"),
         "seconds": round(time.time() - begin, 1),
     }
-    write_json(TARGET, result)
+    both = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.is_file() else {}
+    write_json(TARGET, both | {arguments.label: result})
 
 
 if __name__ == "__main__":

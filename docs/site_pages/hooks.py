@@ -29,6 +29,7 @@ PARTS = {
     "exit-codes": reference.exit_codes,
     "cost-of-checkpoints": measurements.checkpoints,
     "public-forecasts": measurements.public_forecasts,
+    "outside-forms": measurements.outside_forms,
 }
 
 

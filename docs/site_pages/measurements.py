@@ -159,6 +159,27 @@ def public_forecasts() -> str:
     return table(head, rows) + "\n" + _source(name, result)
 
 
+def outside_forms() -> str:
+    """Ends held on forms that the temporal law does not contain, with other exponents allowed for and without."""
+    name = "temporal_outside.json"
+    result = load_result(name)
+    shipped, alone = result["shipped"], result["laboratories"]
+
+    def held(parts: dict) -> str:
+        return ", ".join(f"{100 * part['ends held']:.0f}" for part in parts.values())
+
+    schedules, fractions = list(shipped["schedules"]), [f"{float(part):.0%}" for part in shipped["all"]]
+    rows = [
+        [form, *(held(of[schedule]) for schedule in schedules), held(alone["forms"][form]["constant"])]
+        for form, of in shipped["forms"].items()
+    ]
+    rows.append(
+        ["all", *(held(shipped["schedules"][each]) for each in schedules), held(alone["schedules"]["constant"])]
+    )
+    head = [f"% of ends held from {', '.join(fractions)}", *schedules, "constant, laboratories' exponents alone"]
+    return table(head, rows) + "\n" + _source(name, shipped)
+
+
 def plans() -> str:
     """Misses of `plan`: medians of what was held out, and every step."""
     name = "plan_published.json"

@@ -80,6 +80,12 @@ class Ramp:
         return np.clip((np.log(np.maximum(values, 1)) - low) / max(high - low, 1e-9), 0, 1)
 
 
+def fitted(name: str, most: int) -> str:
+    """A name without its middle where it has more than `most` characters: how it begins and ends tells names apart."""
+    end = most // 2
+    return name if len(name) <= most else f"{name[: most - 1 - end]}…{name[-end:]}"
+
+
 @dataclass(frozen=True)
 class Figure:
     """Axes and traces. Axis labels have units. A log axis omits values that are not positive."""
@@ -95,6 +101,7 @@ class Figure:
     y_names: tuple[str, ...] = ()  # names of y = 0, 1, ... from the top; no numbers then
     ramp: Ramp | None = None
     note: str = ""
+    reduced: str = ""  # what of the rows is drawn, and where all are; "": all of them
 
     def drawable(self) -> list[Trace]:
         """The traces without points that are not finite, or not positive on a log axis; without empty traces."""

@@ -349,5 +349,9 @@ def _host_lines(planned: RunPlan) -> list[str]:
 def as_comments(planned: RunPlan | None, config: str) -> str:
     """The plan as comments below a configuration; without one, the command that makes it."""
     if planned is None:
-        return f"\n# emergence-train plan {config} --gpus N --gpu KIND for its cost; KIND is one of {', '.join(GPUS)}"
+        names = list(GPUS)
+        return (
+            f"\n# for its cost, with KIND one of {', '.join(names[:2])},\n# {', '.join(names[2:])}:"
+            f"\n# emergence-train plan {config} --gpus N --gpu KIND"
+        )
     return "".join(f"\n# {line}".rstrip() for line in ["", *format_table(planned).splitlines()])

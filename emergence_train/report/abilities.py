@@ -14,6 +14,7 @@ from emergence_train.analysis.emergence.result import (
     EmergenceResult,
     LossForecast,
     LossInterval,
+    SizeEffect,
     TaskResult,
 )
 from emergence_train.analysis.figures import FORECAST, INTERVALS, OBSERVED, Figure, Trace, short
@@ -122,7 +123,7 @@ def _sizes(tasks: Sequence[TaskResult], groups: dict[str, str]) -> str:
         rows.append(
             [
                 shown_name(task, groups),
-                f"{size.value:+.3f} [{size.low95:+.3f}, {size.high95:+.3f}]",
+                _change(size),
                 f"{size.p:.3f}",
                 *("–" if share is None else f"{share:.3f}" for share in shares),
                 f"{max(errors):.1f}" if errors else "–",
@@ -143,6 +144,14 @@ def _sizes(tasks: Sequence[TaskResult], groups: dict[str, str]) -> str:
         "predicts each size from the others: 1 is noise alone.</p>"
     )
     return (text + table(head, rows, "Size at equal loss") if rows else "") + unknown
+
+
+def _change(size: SizeEffect) -> str:
+    """The change with its interval, to thousandths, or to two digits where those would show 0."""
+    ends = [size.value, size.low95, size.high95]
+    form = "+.3f" if any(end is None or abs(end) >= 0.001 for end in ends) else "+.1e"
+    value, low, high = ("open" if end is None else f"{end:{form}}" for end in ends)
+    return f"{value} [{low}, {high}]"
 
 
 def _timeline(result: EmergenceResult, runs: list[Run]) -> str:

@@ -35,6 +35,13 @@ const colours = (trace) => {
 // The name that a trace is shown and hidden under.
 const key = (trace) => trace.r || trace.l || "";
 
+// How wide a text is on an axis, in pixels.
+const pen = document.createElement("canvas").getContext("2d");
+const wide = (text) => {
+  pen.font = `12.5px ${getComputedStyle(document.body).fontFamily}`;
+  return pen.measureText(text).width;
+};
+
 // A name without its middle where it is too long.
 const fitted = (name, most) => {
   const end = Math.ceil((most - 1) / 2);
@@ -83,17 +90,21 @@ class Chart {
     const own = !this.zoom.x && this.log.y === !!data.yl && this.data.s.every((trace) => this.shown(trace));
     if (!y) y = names || own || !ys.length ? data.yr : limits(least(ys), most(ys), this.log.y);
     if (!y[0] && this.log.y) y = [1e-12, y[1]];
-    this.names = names && names.map((name) => fitted(name, Math.floor((width / 2 - 34) / 7.2)));
+    const side = data.y ? 34 : 12; // beside the labels
+    this.names = names && names.map((name) => {
+      let most = name.length;
+      while (most > 3 && wide(fitted(name, most)) > width / 2 - side) most -= 1;
+      return fitted(name, most);
+    });
     const labels = this.names || ticks(y[0], y[1], this.log.y, 5).map(short);
-    const left = Math.min(34 + 7.2 * Math.max(...labels.map((label) => label.length), 1), width / 2);
+    const left = Math.min(side + Math.max(...labels.map(wide), 7), width / 2);
     const ends = data.f ? [width - 12, left] : [left, width - 12];
     Object.assign(this, { width, height, left, top: 10, bottom: height - 46 });
     this.x = axis(x[0], x[1], this.log.x, ...ends);
     this.y = axis(y[0], y[1], this.log.y, this.bottom, this.top);
   }
 
-  draw() {
-    const width = Math.max(this.plot.clientWidth, 200);
+  draw(width = Math.max(this.plot.clientWidth, 200)) {
     this.setAxes(width);
     const { left, top, bottom, height, data } = this, right = width - 12;
     const w = right - left, h = bottom - top;

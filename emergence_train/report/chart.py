@@ -37,7 +37,7 @@ def chart_data(figure: Figure, drawn: list[Trace]) -> dict:
 
     Keys: t title, x and y the labels, xl and yl log axes, f falling x, xr and yr limits, n names of rows, xs the arrays of x;
     s the traces: l label, r run, x number of its array, y, lo, hi, c colour or h shade, k of "line points dashed bars" the
-    first letters, m marker.
+    first letters, m marker. d: what of the rows is drawn, and where all of them are.
     """
     x_limits, y_limits = figure.limits()
     arrays: dict[tuple[float, ...], int] = {}
@@ -59,6 +59,7 @@ def chart_data(figure: Figure, drawn: list[Trace]) -> dict:
     flags = {"xl": figure.x_log, "yl": figure.y_log, "f": figure.x_falling}
     data |= {name: 1 for name, given in flags.items() if given}
     data |= {"n": list(figure.y_names)} if figure.y_names else {}
+    data |= {"d": figure.reduced} if figure.reduced else {}
     return data | {"xs": [list(array) for array in arrays], "s": series}
 
 

@@ -26,6 +26,14 @@ CURVE = ("step", "tokens", "loss", "tokens_per_second")
 SPLIT_ORDER = {"iid": 0, "ood": 1, "train": 2}  # then the domains
 
 
+class NotYet(InputError):
+    """A run that has begun and cannot be shown yet: what it lacks will come."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        super().__init__(text)
+        self.directory = directory
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's files and its temporal analysis.
@@ -171,11 +179,14 @@ def _from_series(name: str, series: list[Series], to_end: bool) -> Run:
 
 
 def load_run(directory: Path, name: str) -> Run:
-    """A run directory with its temporal analysis, to be shown by `name`."""
+    """A run directory with its temporal analysis, to be shown by `name`. Raises NotYet before its first checkpoint, InputError
+    for one that has none to come, or that cannot be read."""
     metrics = Metrics.read(directory)
     if metrics.header is None:
-        if not (directory / "metrics.jsonl").read_bytes().strip():
-            raise InputError(f"{directory / 'metrics.jsonl'}: is empty; wait for the run's first line")
+        text = (directory / "metrics.jsonl").read_bytes()
+        if not text.strip() or b"\n" not in text:
+            lacks = "holds half a line" if text.strip() else "is empty"
+            raise NotYet(directory, f"{directory / 'metrics.jsonl'}: {lacks}; wait for the run's first line")
         raise InputError(f"{directory / 'metrics.jsonl'}: has no line of kind 'run'; is this a run directory?")
     if not any((directory / "positions").glob("*.parquet")):
         if _is_over(directory, metrics):
@@ -183,7 +194,7 @@ def load_run(directory: Path, name: str) -> Run:
                 f"{directory}: is finished and has no losses by position; restore its positions/, or give "
                 f"{directory / 'metrics.jsonl'} for a page of its losses"
             )
-        raise InputError(f"{directory}: has no checkpoint with losses by position yet; wait for the first one")
+        raise NotYet(directory, f"{directory}: has no checkpoint with losses by position yet; wait for the first one")
     positions = {str(matrix.keys["split"].iloc[0]): matrix for matrix in read_matrices(directory)}
     curve, unread = _read_curve(metrics)
     forecast, no_forecast = _analysed(lambda: _series(directory, name, list(positions.values()), curve))

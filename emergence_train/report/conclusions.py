@@ -2,24 +2,25 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from emergence_train.analysis.emergence.figures import main_metrics
 from emergence_train.analysis.emergence.result import VERDICT_ORDER
 from emergence_train.analysis.figures import short
 from emergence_train.analysis.temporal.result import Final, RunResult
 from emergence_train.errors import listed
-from emergence_train.report import per_byte, seeds
+from emergence_train.report import per_byte, seeds, what_differs
 from emergence_train.report.collect import FRACTION, ReportData, Run
 from emergence_train.report.families import legend, letters
-from emergence_train.report.parts import count, table
-from emergence_train.run_differences import differences, read_config
+from emergence_train.report.parts import count
+from emergence_train.run_differences import differences, seed_groups
 
 MOST_RUNS, FIRST_RUNS = 8, 3  # with more runs than these, only the first sentences are open
-MOST_KEYS = 12  # columns of the table of what differs
 ONE_SIDE = 6  # outcomes that all lie on one side of their forecasts: by chance in 1 of 32 pages
 MOST_TASKS = 6
 WHERE = ("Above chance", "Not above chance", "Below chance")
@@ -48,7 +49,7 @@ def sections(data: ReportData) -> list[tuple[str, str, str]]:
             f"{_listed(sentences[FIRST_RUNS:])}</details>"
         )
     )
-    rest = _verdicts(data) + _differences(data.runs)
+    rest = _verdicts(data) + what_differs.shown(data.runs)
     return [
         (
             "conclusions",
@@ -104,17 +105,20 @@ def _best(runs: Sequence[Run]) -> str:
         return f"<p>The lowest loss on iid have {names}, {loss:.3f}: less than {SAME} nats apart.</p>"
     return (
         f"<p>The lowest loss on iid has <b>{html.escape(best.name)}</b>, {second - loss:.3f} nats below the next, "
-        f"{html.escape(following.name)}{_apart_by(best, following)}.{_beside_seeds(runs, second - loss)}"
+        f"{html.escape(following.name)}{_apart_by(best, following)}.{_beside_seeds(runs, best, following)}"
         f"{_other_data([run for _, run in last])}</p>"
     )
 
 
-def _beside_seeds(runs: Sequence[Run], lead: float) -> str:
-    """Whether a lead of one run is more than seeds alone make: 1.96 standard deviations of a difference of two runs."""
-    deviation = seeds.deviation(runs)
-    if deviation is None:
+def _beside_seeds(runs: Sequence[Run], best: Run, following: Run) -> str:
+    """Whether the lead of one run is more than seeds alone make: than the 95% interval of a difference of two runs, by Student's
+    t with the degrees of freedom of the SD between seeds. Nothing of two runs that differ by their seed alone."""
+    known = seeds.deviation(runs)
+    if known is None or len(seed_groups([best.directory, following.directory])) == 1:
         return ""
-    much = "more than" if lead > 1.96 * np.sqrt(2) * deviation else "no more than"
+    deviation, freedom = known
+    reach = float(student.ppf(0.975, freedom)) * np.sqrt(2) * deviation
+    much = "more than" if _iid_loss(following) - _iid_loss(best) > reach else "no more than"
     return f" That is {much} seeds alone make: runs that differ by nothing else have an SD of {deviation:.3f}."
 
 
@@ -285,14 +289,26 @@ def _able(data: ReportData) -> dict[str, str]:
             if last["chance"] is None or not np.isfinite([last["chance"], last["stderr"], last["value"]]).all():
                 continue
             sign = 1 if last["higher_is_better"] else -1
-            beyond = sign * (last["value"] - last["chance"]) / max(last["stderr"], 1e-12)
+            beyond = sign * (last["value"] - last["chance"]) / _error(last)
             where = "Above chance" if beyond > 2 else "Below chance" if beyond < -2 else "Not above chance"
-            text = html.escape(f"{task.task} ({last['value']:.2f}, chance {last['chance']:.2f})")
+            text = html.escape(f"{task.task} ({_short_share(last['value'])}, chance {_short_share(last['chance'])})")
             scores.setdefault(str(name), {}).setdefault(where, []).append(text)
     return {
         name: " ".join(f"{where}: {listed(places[where], MOST_TASKS)}." for where in WHERE if where in places)
         for name, places in scores.items()
     }
+
+
+def _error(row: pd.Series) -> float:
+    """The standard error of a score, at least what guessing has: where none or all of few items are right, its own is 0."""
+    chance, items = float(row["chance"]), float(row["items"])
+    guessing = math.sqrt(chance * (1 - chance) / items) if 0 < chance < 1 and items > 0 else 0.0
+    return max(float(row["stderr"]), guessing, 1e-12)
+
+
+def _short_share(value: float) -> str:
+    """Two decimals, or two digits of what they would show as 0."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.2g}"
 
 
 def _verdicts(data: ReportData) -> str:
@@ -316,25 +332,3 @@ def _verdicts(data: ReportData) -> str:
     together = "runs whose losses compare together" if groups else "all runs together"
     which = legend(data.emergence.result)
     return f"<p>Tasks as the loss falls, {together}: {verdicts}.</p>{which}" if verdicts else ""
-
-
-def settings(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """Of each run its values of the settings that are not the same in all; nothing of a single run, or of tables."""
-    if len(runs) < 2 or not any(read_config(run.directory) for run in runs):
-        return {}
-    values = differences([run.directory for run in runs])
-    return {run.name: {key: str(value) for key, value in each.items()} for run, each in zip(runs, values)}
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    """A table of the settings that are not the same in all runs."""
-    named = settings(runs)
-    if not named:
-        return ""
-    keys = list(named[runs[0].name])
-    if not keys:
-        return "<h3>What differs</h3><p>Nothing in their configurations.</p>"
-    head = ["run", *map(html.escape, keys[:MOST_KEYS])]
-    rows = [[html.escape(name), *map(html.escape, list(each.values())[:MOST_KEYS])] for name, each in named.items()]
-    left = f"<p>{len(keys) - MOST_KEYS} more settings differ.</p>" if len(keys) > MOST_KEYS else ""
-    return f"<h3>What differs</h3>{table(head, rows, 'What differs between the runs')}{left}"

@@ -16,6 +16,10 @@ NAMES = {
     "compute": "training compute: size and tokens together",
 }
 VERDICTS = {"explains": "explains it", "in-part": "in part", "does-not": "does not explain it", "open": "cannot tell"}
+ALONE = {
+    "items": " One run a size: the intervals are of items alone, and other runs may differ by more.",
+    "items and runs of some sizes": " Sizes of one run are taken to differ by luck as the others do.",
+}
 ABOUT = (
     "<p>For each task with a threshold, or that some runs can do and others not at the same loss, what was measured of each "
     "explanation. They do not exclude one another: loss, tokens and compute go together, and only runs that are unlike tell "
@@ -63,33 +67,29 @@ def _end(low: float) -> str:
 
 
 def survival(tasks: tuple[Survival, ...], groups: dict[str, str]) -> str:
-    """A line for each ability that the largest size has: what each smaller size keeps of it."""
-    lines = "".join(
-        f"<li>{_survives(task, groups)}</li>" for task in tasks if task.metric.startswith(("acc", "exact_match"))
-    )
-    if not lines:
+    """A row for each smaller size and ability that the largest size has: what it keeps of it."""
+    shown = [task for task in tasks if task.metric.startswith(("acc", "exact_match"))]
+    rows = [
+        [
+            shown_name(task, groups),
+            f"{short(size.params)} of {short(task.largest)}",
+            _kept(size.at_equal_tokens),
+            short(task.tokens),
+            _kept(size.at_equal_loss),
+            f"{task.loss:.2f}",
+        ]
+        for task in shown
+        for size in task.sizes
+    ]
+    if not rows:
         return ""
+    alone = "".join(text for whose, text in ALONE.items() if any(task.interval_of == whose for task in shown))
+    head = ["task, metric", "parameters", "keeps at equal tokens", "tokens", "keeps at equal loss", "loss (nats)"]
     return (
         "<h3>Does it hold in a smaller model?</h3><p>Of what the largest size has above chance, the share that a smaller one "
         "keeps [95%], at the most tokens and at the lowest loss that all runs have reached. More than half is kept, less is "
-        "lost.</p>"
-        f"<ul>{lines}</ul>"
+        f"lost; open: the interval holds both.{alone}</p>" + table(head, rows, "What smaller sizes keep")
     )
-
-
-def _survives(task: Survival, groups: dict[str, str]) -> str:
-    sizes = "; ".join(
-        f"{short(size.params)} parameters keep {_kept(size.at_equal_tokens)} at equal tokens, "
-        f"{_kept(size.at_equal_loss)} at equal loss"
-        for size in task.sizes
-    )
-    where = f"{short(task.tokens)} tokens, {task.loss:.2f} nats"
-    alone = (
-        " One run a size: the intervals are of items alone, and other runs may differ by more."
-        if task.interval_of == "items"
-        else ""
-    )
-    return f"<b>{shown_name(task, groups)}</b> ({where}; largest: {short(task.largest)}): {sizes}.{alone}"
 
 
 def _kept(kept: Kept) -> str:

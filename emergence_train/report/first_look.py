@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from emergence_train.analysis.figures import Figure, Trace, short
-from emergence_train.analysis.temporal.figures import by_position, has_curve, last_checkpoints
+from emergence_train.analysis.temporal.figures import EVERY_STEP, by_position, has_curve, last_checkpoints
 from emergence_train.report.collect import SPLIT_ORDER, Run
 from emergence_train.report.parts import count, folded, grid, smoothed, table
 
@@ -205,9 +205,9 @@ def _law(runs: list[Run]) -> str:
 
 
 def _by_tokens(runs: list[Run]) -> str:
-    training = []
+    training, bins = [], 120 if len(runs) <= MANY else 60
     for number, run in enumerate(runs):
-        curve = smoothed(run.curve, bins=120 if len(runs) <= MANY else 60)
+        curve = smoothed(run.curve, bins)
         if curve.empty:  # an imported run: it was trained elsewhere
             continue
         tokens, loss, low, high = (curve[name].to_numpy() for name in ("tokens", "loss", "low", "high"))
@@ -217,7 +217,19 @@ def _by_tokens(runs: list[Run]) -> str:
     note = "Mean of steps in bins equal in log tokens"
     note += "; the band holds every step of a bin." if len(runs) <= MANY else "."
     note += f" Spikes up to {short(cut)} are cut; log y shows them." if cut else ""
-    figures = [Figure("Training", "tokens", "loss (nats)", tuple(training), x_log=True, y_range=y_range, note=note)]
+    reduced = f"means of at most {bins} bins; {EVERY_STEP}"
+    figures = [
+        Figure(
+            "Training",
+            "tokens",
+            "loss (nats)",
+            tuple(training),
+            x_log=True,
+            y_range=y_range,
+            note=note,
+            reduced=reduced,
+        )
+    ]
     for split in ("iid", "ood"):
         marks = tuple(
             Trace(rows["tokens"].to_numpy(), rows["loss"].to_numpy(), run.name, number, points=True, run=run.name)
@@ -258,5 +270,6 @@ def _speed(runs: list[Run]) -> str:
         traces.append(Trace(tokens, middle, run.name, number, run=run.name, **band))
     about = "Training alone, without validation and saving. Median of neighbouring steps"
     about = f"<p>{about}{'; the band holds 80% of them' if len(runs) <= MANY else ''}.</p>"
-    drawn = grid([Figure("Speed", "tokens", "tokens/s", tuple(traces), y_log=True)])
+    reduced = f"medians of at most 60 groups of steps; {EVERY_STEP}"
+    drawn = grid([Figure("Speed", "tokens", "tokens/s", tuple(traces), y_log=True, reduced=reduced)])
     return about + drawn if drawn else ""

@@ -18,7 +18,8 @@ def sections(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
         return []
     head = ["run", "started", "device", "processes", "starts", "commit", "emergence-train", "torch"]
     listed = table(head, rows, "How the runs came about") if rows else ""
-    return [("origin", "How the runs came about", listed + shown)]
+    paper = '<p class="paper">The configurations are in each run\'s config.yaml.</p>' if shown else ""
+    return [("origin", "How the runs came about", listed + paper + shown)]
 
 
 def _row(run: Run) -> list[str]:
@@ -39,6 +40,6 @@ def _configuration(run: Run) -> str:
         return ""
     name = html.escape(run.name)
     return (
-        f'<details><summary>Configuration of {name}</summary><pre tabindex="0" role="region" '
+        f'<details class="long"><summary>Configuration of {name}</summary><pre tabindex="0" role="region" '
         f'aria-label="Configuration of {name}">{html.escape(text)}</pre></details>'
     )

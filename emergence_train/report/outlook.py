@@ -40,7 +40,7 @@ def sections(runs: list[Run]) -> list[tuple[str, str, str]]:
     )
     if not notes and not analyses:
         return []
-    body = text + "".join(notes) + _ends(analyses) + folded(fans, "runs") + _notes(analyses) + _table(analyses)
+    body = text + "".join(notes) + _ends(analyses) + folded(fans, "charts") + _notes(analyses) + _table(analyses)
     return [("outlook", "Forecast and outcome", body), *_laws(analyses, share, drawn)]
 
 
@@ -169,7 +169,7 @@ def _table(analyses: list[tuple[Run, RunAnalysis]]) -> str:
             score = laws.get(law)
             mark = "selected" if law == result.selected else ""
             best = min(other.mse for other in laws.values() if other.mse is not None)
-            text = "–" if score is None else f"{score.mse:.2e}"
+            text = "–" if score is None else f"{score.mse:#.3g}"
             text = f"<b>{text}</b>" if score is not None and score.mse == best else text
             below = "" if score is None or score.r2 is None else f"{score.r2:.2f}"
             cells.append(f'{text}<br><span class="soft">{below} {mark}</span>')

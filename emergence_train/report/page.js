@@ -48,10 +48,11 @@ const tools = (chart) => {
   const show = button("numbers", "the numbers as a table", (made) => {
     numbers.hidden = !numbers.hidden;
     made.setAttribute("aria-expanded", !numbers.hidden);
-    if (!numbers.hidden) numbers.innerHTML = table(...rowsOf(chart));
+    if (!numbers.hidden) numbers.innerHTML = (data.d ? `<p class="note">As drawn: ${escape(data.d)}.</p>` : "") + table(...rowsOf(chart));
   });
   show.setAttribute("aria-expanded", false);
-  row.append(show, button("CSV", "save the numbers", () => save(`${data.t}.csv`, "text/csv", csv(...rowsOf(chart)))),
+  const [text, title] = data.d ? ["CSV as drawn", `save ${data.d}`] : ["CSV", "save the numbers"];
+  row.append(show, button(text, title, () => save(`${data.t}.csv`, "text/csv", csv(...rowsOf(chart)))),
     button("SVG", "save the picture", () => save(`${data.t}.svg`, "image/svg+xml", picture(chart))));
   numbers.className = "numbers";
   numbers.tabIndex = 0;
@@ -143,17 +144,27 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   seen.observe(figure);
 }
 
-// On paper every chart is drawn as on the screen, also one that was never scrolled to.
-const printing = matchMedia("print");
-const drawAll = () => {
+// On paper every chart is drawn, also one that was never scrolled to, and what is folded is open. All of it before the pages are
+// counted: what grows later is cut off at the end.
+const PAPER = 700, GAP = 10, SINGLE = 544, FRAME = 26; // pixels: A4 within its margins, and as page.css has them in print
+const onPaper = (figure) => {
+  const many = figure.parentElement.children.length, columns = many === 3 ? 3 : 2;
+  return (many === 1 ? SINGLE : (PAPER - GAP * (columns - 1)) / columns) - FRAME;
+};
+const folded = [];
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details:not([open], .long)")) folded.push(part);
+  for (const part of folded) part.open = true;
   for (const chart of charts) {
     if (!chart.figure.checkVisibility()) continue;
     if (!chart.svg) begin(chart);
-    else chart.draw();
+    chart.draw(onPaper(chart.figure));
   }
-};
-addEventListener("beforeprint", drawAll);
-printing.addEventListener("change", drawAll);
+});
+addEventListener("afterprint", () => {
+  for (const part of folded.splice(0)) part.open = false;
+  for (const chart of charts) if (chart.svg && chart.onScreen) chart.draw();
+});
 
 let waiting = 0;
 addEventListener("resize", () => {

@@ -9,7 +9,17 @@ from emergence_train import files
 from emergence_train.analysis.figures import PALETTE, ramp_colours
 from emergence_train.errors import InputError
 from emergence_train.recorder.naming import is_run
-from emergence_train.report import abilities, conclusions, explanation_table, first_look, origin, outlook, seeds, svg
+from emergence_train.report import (
+    abilities,
+    conclusions,
+    explanation_table,
+    first_look,
+    origin,
+    outlook,
+    seeds,
+    svg,
+    what_differs,
+)
 from emergence_train.report.chart import as_script
 from emergence_train.report.collect import ReportData, Run, collect
 from emergence_train.report.reading import AS_THEY_ARE, Reading
@@ -59,7 +69,7 @@ def page(data: ReportData, version: str = "") -> str:
     names = ", ".join(data.names)
     if len(data.names) > MOST_NAMES:
         names = f"{len(data.names)} runs, {data.names[0]} to {data.names[-1]}"
-    settings = conclusions.settings(runs)
+    settings = what_differs.settings(runs)
     return document(names, "Loss by position and by tokens", sections, settings=settings, version=version)
 
 

@@ -9,11 +9,13 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
 from emergence_train.analysis.figures import Figure, Trace, short
+from emergence_train.analysis.temporal.figures import EVERY_STEP
 from emergence_train.report.collect import ReportData, Run
 from emergence_train.report.parts import grid, smoothed, table
 from emergence_train.run_differences import differences, seed_groups, telling
 
 ALIKE = 1e-9  # nats: losses that do not differ
+LEAST_FREEDOM = 2  # of the SD that a lead is held against: with one it would have to be 18 of them
 SIZE = ""  # stands among the keys of settings for the number of parameters
 
 
@@ -68,7 +70,8 @@ def _figure(title: str, split: str, groups: dict[str, list[Run]]) -> Figure:
         band = {"low": low, "high": high} if len(runs) > 1 else {}
         label = f"{name}, {len(runs)} seeds" if len(runs) > 1 else name
         traces.append(Trace(tokens, mean, label, number, points=split != "train", **band))
-    return Figure(title, "tokens", "loss (nats)", tuple(traces), x_log=True)
+    reduced = f"means over seeds of bins of steps; {EVERY_STEP}" if split == "train" else ""
+    return Figure(title, "tokens", "loss (nats)", tuple(traces), x_log=True, reduced=reduced)
 
 
 def _curve(run: Run, split: str) -> pd.DataFrame:
@@ -108,13 +111,16 @@ def _beside_next(name: str, losses: dict[str, np.ndarray]) -> str:
     )
 
 
-def deviation(runs: Sequence[Run]) -> float | None:
-    """Standard deviation of the last loss on iid between seeds, pooled over the groups; None where no group has two."""
-    losses = [_last(members, "iid") for members in grouped(runs).values()]
-    freedom = sum(len(values) - 1 for values in losses if len(values) > 1)
-    if not freedom:
+def deviation(runs: Sequence[Run]) -> tuple[float, int] | None:
+    """(standard deviation of the last loss on iid between seeds, pooled over the groups; its degrees of freedom).
+
+    None with fewer than LEAST_FREEDOM of them, or where the seeds are copies."""
+    losses = [values for members in grouped(runs).values() if len(values := _last(members, "iid")) > 1]
+    freedom = sum(len(values) - 1 for values in losses)
+    if freedom < LEAST_FREEDOM:
         return None
-    return float(np.sqrt(sum(((values - values.mean()) ** 2).sum() for values in losses if len(values) > 1) / freedom))
+    pooled = float(np.sqrt(sum(((values - values.mean()) ** 2).sum() for values in losses) / freedom))
+    return (pooled, freedom) if pooled > ALIKE else None
 
 
 def _last(runs: Sequence[Run], split: str) -> np.ndarray:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from emergence_train.analysis.logs.encoded import COMPRESSED, suffix_of
+from emergence_train.analysis.scores import SUFFIXES
 from emergence_train.errors import InputError, describe
 from emergence_train.recorder.naming import is_run
 from emergence_train.report import page
-from emergence_train.report.collect import Run, load_run
+from emergence_train.report.collect import NotYet, ReportData, Run, load_run
 from emergence_train.report.reading import Reading
 
 ADDRESS = "127.0.0.1"
@@ -20,6 +22,16 @@ HOSTS = ("127.0.0.1", "localhost")  # a page elsewhere whose name was made to le
 LOOK_SECONDS = 1.0  # between two looks at the files
 LEAST_SECONDS = 3.0  # between two pages; also as long as the last one took, so that half a CPU stays free
 PARTS = ("config.yaml", "metrics.jsonl", "positions/*", "evaluations/*")  # of a run, what the page shows
+FILES = (
+    *SUFFIXES,
+    *COMPRESSED,
+    ".log",
+    ".out",
+    ".err",
+    ".wandb",
+    ".yaml",
+    ".yml",
+)  # a run's own name may have points too
 NOT_BEGUN = "no run has begun there yet; waiting for its first line (if it is elsewhere, name its directory)"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
@@ -41,7 +53,8 @@ class RunsRead:
 class LivePage:
     """The newest page of `paths` and its version; `update` makes it again where a file has changed.
 
-    Runs that have not begun are left out until they do. While there is nothing to show yet, the page says why and waits.
+    Runs that have not begun, or have no checkpoint yet, are left out until they have. While there is nothing to show yet, the
+    page says why and waits.
     A page that is there stays when a later one fails.
     """
 
@@ -58,22 +71,35 @@ class LivePage:
         if files == self._files:
             return False
         self._files, before = files, self.version
-        waiting = [path for path in self.paths if not_begun(path)]
         try:
-            if len(waiting) == len(self.paths):
-                raise InputError(f"{', '.join(map(str, waiting))}: {NOT_BEGUN}")
-            begun = [path for path in self.paths if path not in waiting]
-            self._show(page.page(page.collected(begun, self.reading, self._load), "@"))
-            self._problem = ""
+            data, waiting = self._begun()
+            self._show(page.page(data, "@"))
+            self._say(f"left out so far: {'; '.join(waiting)}" if waiting else "")
         except Exception as error:  # a file that is being written, or none yet: later ones may do
             self._fail(error)
         return self.version != before
 
+    def _begun(self) -> tuple[ReportData, list[str]]:
+        """What can be shown of the paths, and why the others cannot yet. Raises InputError where none can."""
+        begun = [path for path in self.paths if not not_begun(path)]
+        waiting = [f"{path}: {NOT_BEGUN}" for path in self.paths if path not in begun]
+        while begun:
+            try:
+                return page.collected(begun, self.reading, self._load), waiting
+            except NotYet as error:
+                begun.remove(error.directory)
+                waiting.append(str(error))
+        raise InputError("; ".join(waiting))
+
+    def _say(self, text: str) -> None:
+        """Log what keeps the page from being whole, once."""
+        if text and text != self._problem:
+            self.log(text)
+        self._problem = text
+
     def _fail(self, error: Exception) -> None:
         problem = str(error) if isinstance(error, InputError) else describe(error)
-        if problem != self._problem:
-            self.log(f"no new page: {problem}")
-        self._problem = problem
+        self._say(f"no new page: {problem}")
         if not self.text or b'id="waiting"' in self.text:
             names = ", ".join(path.name for path in self.paths)
             self._show(
@@ -88,10 +114,17 @@ class LivePage:
 
 
 def not_begun(path: Path) -> bool:
-    """Whether a path is that of a run that may be about to begin: nothing is there yet, or a directory without a log."""
+    """Whether a path is that of a run that may be about to begin: nothing is there yet, or a directory without a log and with no
+    file but its configuration and hidden ones (its lock)."""
     if not path.exists():
-        return not path.suffix  # of a file that is not there the name may be wrong
-    return path.is_dir() and not is_run(path) and ((path / "config.yaml").is_file() or not any(path.iterdir()))
+        return {path.suffix.lower(), suffix_of(path)}.isdisjoint(
+            FILES
+        )  # of a file that is not there the name may be wrong
+    if not path.is_dir() or is_run(path):
+        return False
+    return (path / "config.yaml").is_file() or all(
+        file.name.startswith(".") for file in path.rglob("*") if file.is_file()
+    )
 
 
 def stamps(paths: list[Path]) -> Iterator[tuple[str, int, int]]:

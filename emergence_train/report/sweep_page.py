@@ -7,9 +7,15 @@ import pandas as pd
 
 from emergence_train import files
 from emergence_train.analysis.grokking import figures
-from emergence_train.analysis.grokking.result import GrokkingResult
+from emergence_train.analysis.grokking.result import APART, GrokkingResult
 from emergence_train.report.page import document
 from emergence_train.report.parts import grid, table
+
+MEANINGS = (
+    "A model is trained on a share of a task's questions and asked the others too. <b>Comprehension</b>: it answers the others "
+    f"less than {APART:,} updates after those trained on; <b>grokking</b>: later than that; <b>memorisation</b>: not at all; "
+    "<b>confusion</b>: it does not answer those trained on. Answered: nine of ten are right."
+)
 
 
 def write_page(out: Path, name: str, result: GrokkingResult, curves: pd.DataFrame) -> Path:
@@ -32,7 +38,7 @@ def write_page(out: Path, name: str, result: GrokkingResult, curves: pd.DataFram
         ("efficiency", "What the solutions cost", _efficiency(result)),
     ]
     path = out / "report.html"
-    files.write_bytes(path, document(name, "Delayed generalization", sections).encode())
+    files.write_bytes(path, document(name, "Delayed generalisation", sections).encode())
     return path
 
 
@@ -42,7 +48,7 @@ def _outcomes(result: GrokkingResult) -> str:
     warning = f"<p><strong>Warning: {html.escape(text)}.</strong></p>" if (text := result.warning()) else ""
     return (
         f"{warning}<p>{len(result.runs)} runs of at most {result.budget:,} updates: {counts}. {censored} ended with the budget "
-        "before they generalised: they might have later.</p>"
+        f"before they generalised: they might have later.</p><p>{MEANINGS}</p>"
     )
 
 
@@ -59,7 +65,8 @@ def _critical(result: GrokkingResult) -> str:
         for row in result.critical_fraction
     ]
     head = ["model", "parameters", "weight decay", "generalised", "critical share", "95% interval"]
-    return f"<p>{_trend(result)}</p>" + table(head, rows, "critical share by size")
+    about = "The critical share is the one from which half of the seeds generalise within the budget."
+    return f"<p>{about} {_trend(result)}</p>" + table(head, rows, "critical share by size")
 
 
 def _trend(result: GrokkingResult) -> str:

@@ -324,3 +324,12 @@ def test_results_that_the_real_lm_eval_writes_are_read(tmp_path, monkeypatch):
     row = frame.loc["model-5m", 300, "sums", "acc"]
     assert (row["value"], row["stderr"], row["items"]) == (wanted["acc,none"], wanted["acc_stderr,none"], 20)
     assert (row["params"], row["loss"], row["tokens"]) == (5_000_000, 2.5, 3000) and "lm-eval, 1 tasks" in notes[0]
+
+
+def test_our_table_beside_a_log_keeps_its_own_columns(tmp_path):
+    """That a page has logs too says nothing of the scores: a table of ours is read as ours, with its unigram_loss."""
+    row = {"run": "a", "params": 9, "step": 1, "tokens": 5, "loss": 3.0, "task": "t", "metric": "acc", "value": 0.5}
+    file = tmp_path / "scores.csv"
+    pd.DataFrame([row | {"unigram_loss": 5.5}]).to_csv(file, index=False)
+    frame, notes = read([file], elsewhere=frozenset({"curve"}))
+    assert frame["unigram_loss"].tolist() == [5.5] and not notes

@@ -186,6 +186,40 @@ def test_numbers_are_a_table_a_csv_and_a_picture(text, tmp_path):
     assert result["root"] == "svg" and not result["error"] and "r0.1-1" in result["texts"]
 
 
+def test_what_is_drawn_of_more_rows_is_called_so(text, tmp_path):
+    """The training curve is drawn in bins: the button says so, its title and the table where every step is; iid has every row."""
+    script = """const of = (title) => {
+      const { figure } = charts.find((c) => c.data.t === title), [show] = figure.querySelectorAll('[aria-expanded]');
+      show.click();
+      const save = [...figure.querySelectorAll('.tools button')].find((b) => b.textContent.startsWith('CSV'));
+      return [save.textContent, save.title, figure.querySelector('.numbers .note')?.textContent ?? ''];
+    };
+    return [of('Training'), of('Validation, iid')];"""
+    binned, whole = in_browser(text, script, tmp_path)["result"]
+    assert binned[0] == "CSV as drawn" and "120 bins; every step: metrics.jsonl" in binned[1]
+    assert binned[2] == f"As drawn: {binned[1].removeprefix('save ')}."
+    assert whole == ["CSV", "save the numbers", ""]
+
+
+def test_paper_has_what_is_folded_and_screen_is_as_before(text, tmp_path):
+    """Before pages are counted: every shown chart is drawn, as wide as its place on paper; configurations stay folded."""
+    script = """const open = () => [...document.querySelectorAll('details:not(.long)')].map((d) => d.open);
+    const width = (f) => f.querySelector('svg').viewBox.baseVal.width, before = open();
+    document.querySelector('details:not(.long)').insertAdjacentHTML('beforebegin', '<details open class="mine"></details>');
+    dispatchEvent(new Event('beforeprint'));
+    const on = open(), shown = charts.filter((c) => c.figure.checkVisibility());
+    const fit = shown.every((c) => c.svg && Math.abs(width(c.figure) - onPaper(c.figure)) < 0.01);
+    const long = [...document.querySelectorAll('details.long')].map((d) => d.open);
+    dispatchEvent(new Event('afterprint'));
+    const back = charts.filter((c) => c.onScreen && c.svg).every((c) => width(c.figure) === c.plot.clientWidth);
+    return {before, on, fit, long, after: open(), back, shown: shown.length};"""
+    seen = in_browser(text, script, tmp_path)
+    result = seen["result"]
+    assert seen["errors"] == [] and result["shown"] > 10 and result["fit"] and result["back"]
+    assert result["before"] and not any(result["before"]) and all(result["on"]) and not any(result["long"])
+    assert result["after"] == [True, *result["before"]], "what the reader had opened stays open"
+
+
 def test_without_script_everything_is_there(text, tmp_path):
     """Every chart has its picture and every split is shown; what needs the script is not."""
     static = re.sub(r"<script(?! type).*?</script>", "", text, flags=re.S)

@@ -36,6 +36,13 @@ def test_the_data_are_the_traces():
     assert third["k"] == "lp" and "l" not in third
 
 
+def test_a_figure_of_fewer_rows_says_so():
+    """What the button is called by; a figure of all rows has nothing to say."""
+    traces = (Trace(np.array([1.0, 2.0]), np.array([3.0, 4.0]), "a"),)
+    assert "d" not in chart_data(figure_html(Figure("t", "x", "y", traces)))
+    assert chart_data(figure_html(Figure("t", "x", "y", traces, reduced="half <of> it")))["d"] == "half <of> it"
+
+
 def test_unlabelled_traces_are_in_no_legend():
     x = np.array([1.0, 2.0])
     band = Trace(x, x, "band", line=False, low=x - 1, high=x + 1)

@@ -186,3 +186,17 @@ def test_verdicts_say_whose_they_are_where_losses_do_not_compare(tmp_path):
     assert "runs whose losses compare together" in text
     assert "A: jump <i>" in text and "B: jump <i>" in text and "B: steady" in text
     assert re.search(r"A ?: (one|two) B ?: (one|two)", text)
+
+
+def test_nothing_right_of_few_items_is_not_below_a_low_chance(tmp_path):
+    """Of 200 items guessed at 1/1024 none is right in 82 of 100 trials; of 4,000 at 1/4 none is below chance."""
+    run = write_run(tmp_path, "a", 1000)
+    write_evaluations(run, 1000)
+    file = run / "evaluations" / "all.parquet"
+    frame = pd.read_parquet(file)
+    hard = frame[frame["task"] == "steady"].assign(task="hard", value=0.0, stderr=0.0, items=200, chance=1 / 1024)
+    never = frame[frame["task"] == "steady"].assign(task="never", value=0.0, stderr=0.0)
+    tables.write(tables.EVALUATIONS, pd.concat([frame, hard, never]), file, vocabulary="v")
+    text = text_of(collect([run]))
+    assert "Not above chance: hard (0.00, chance 0.00098)" in text
+    assert "Below chance: never (0.00, chance 0.25)" in text

@@ -24,11 +24,16 @@ def test_survival_has_both_shares_of_each_size():
     )
     about = KEY | {"largest": 9_000_000, "tokens": 80_000, "loss": 3.25, "sizes": sizes}
     text = explanation_table.survival((Survival(**about, interval_of="items"),), {})
-    assert text.count("<li>") == 1 and "&lt;b&gt;jump" in text and "<b>jump" not in text
-    assert "1k parameters keep 20% [10%, 30%] (lost) at equal tokens, 95% [85%, 105%] (kept) at equal loss" in text
-    assert "keep 50% [40%, 60%] (open) at equal tokens, 100% [90%, 110%] (kept) at equal loss" in text
-    assert "3.25 nats" in text and text.count("One run a size: the intervals are of items alone") == 1
+    assert "&lt;b&gt;jump" in text and "<b>jump" not in text
+    _, *rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", text)]
+    assert [row[1:] for row in rows] == [
+        ["1k of 9M", "20% [10%, 30%] (lost)", "80k", "95% [85%, 105%] (kept)", "3.25"],
+        ["30k of 9M", "50% [40%, 60%] (open)", "80k", "100% [90%, 110%] (kept)", "3.25"],
+    ]
+    assert text.count("One run a size: the intervals are of items alone") == 1
     assert "One run a size" not in explanation_table.survival((Survival(**about, interval_of="items and runs"),), {})
+    some = explanation_table.survival((Survival(**about, interval_of="items and runs of some sizes"),), {})
+    assert "Sizes of one run are taken to differ by luck as the others do" in some and "One run a size" not in some
 
 
 def test_survival_of_continuous_metrics_alone_is_nothing():

@@ -1,6 +1,7 @@
 """What the page leaves folded, cuts or colours together so that many runs, and spikes, stay readable."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -88,12 +89,36 @@ def first_trouble(loss, tmp_path, rows=()):
 def test_a_lead_is_held_against_the_spread_of_seeds(tmp_path, lead, words):
     """Two sizes of three seeds, SD 0.05 in each: a lead of 0.02 says nothing, one of 0.5 does."""
     runs = [with_loss(tmp_path, *values) for values in spread_runs(lead)]
-    assert seeds.deviation(runs) == pytest.approx(0.05)
+    assert seeds.deviation(runs) == (pytest.approx(0.05), 4)
     text = re.sub("<.*?>", "", conclusions._best(runs))
     assert f"That is {words}: runs that differ by nothing else have an SD of 0.050" in text
     first, second = ([run.means["loss"][0] for run in runs if run.params == size] for size in (1, 2))
     p = float(ttest_ind(first, second, equal_var=False).pvalue)
     assert p < 0.05 and f"apart by more than seeds explain (Welch's t, p = {p:.2g})" in seeds.best(runs)
+
+
+@pytest.mark.parametrize(("others", "quantile"), [(3, 4.302653), (4, 3.182446), (5, 2.776445)])
+@pytest.mark.parametrize(("times", "much"), [(0.99, "no more"), (1.01, "more")])
+def test_few_seeds_need_a_larger_lead(tmp_path, others, quantile, times, much):
+    """Runs of one group and a lower one of another size, about the limit by a printed table of Student's t (97.5%)."""
+    values = 3 + 0.05 * np.arange(others)
+    deviation = float(np.sqrt(((values - values.mean()) ** 2).sum() / (others - 1)))
+    lower = 3 - times * quantile * np.sqrt(2) * deviation
+    runs = [with_loss(tmp_path, "1", seed, value) for seed, value in enumerate(values)]
+    text = conclusions._best([*runs, with_loss(tmp_path, "2", 0, lower)])
+    assert f"That is {much} than seeds alone make" in text
+
+
+def test_seeds_are_held_against_no_lead_of_a_seed_of_two_seeds_or_of_copies(tmp_path):
+    """One degree of freedom says next to nothing; the best and the next of one group differ by what their seeds make."""
+    losses = [("1", 1, 3.0), ("1", 2, 3.1), ("2", 1, 2.0), ("1", 3, 3.2), ("2", 2, 2.5)]
+    runs = [with_loss(tmp_path, *values) for values in losses]
+    assert seeds.deviation(runs[:3]) is None and "seeds alone make" not in conclusions._best(runs[:3])
+    assert seeds.deviation(runs[:4]) == (pytest.approx(0.1), 2)
+    assert "That is more than seeds alone make" in conclusions._best(runs[:4])
+    assert "seeds alone make" not in conclusions._best(runs) and "seed alone" in conclusions._best(runs)
+    copies = [replace(run, means=run.means.assign(loss=3.0)) for run in runs[:2] + runs[3:4]]
+    assert seeds.deviation(copies) is None and "seeds alone make" not in conclusions._best([*copies, runs[2]])
 
 
 def spread_runs(lead):

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,53 @@ def test_a_run_that_has_not_begun_is_waited_for_beside_others(tmp_path):
     for name in ("metrics.jsonl", "positions"):
         (tmp_path / "late" / name).rename(coming / name)
     assert live.update() and b"<b>late</b>" in live.text
+
+
+@pytest.mark.parametrize("name", ["b", "b-lr0.003", "m-1.4b", "v2.1", "run.d", "a.b.c"])
+def test_a_name_with_points_is_that_of_a_run_to_come(tmp_path, name):
+    live = LivePage([write_run(tmp_path, "a", positions=4, until=20), tmp_path / name], Reading(), print)
+    assert live.update() and b"<b>a</b>" in live.text
+    alone = LivePage([tmp_path / name], Reading(), print)
+    assert alone.update() and b"no run has begun there yet" in alone.text
+
+
+@pytest.mark.parametrize(
+    "name", ["train.log", "log.CSV", "log.txt.gz", "run.jsonl", "slurm-12.out", "t.parquet", "x.gz"]
+)
+def test_a_file_that_is_not_there_is_not_waited_for(tmp_path, name):
+    live = LivePage([tmp_path / name], Reading(), print)
+    assert live.update() and b"no such file" in live.text
+
+
+@pytest.mark.parametrize("state", ["locked", "folders", "empty log", "half a header", "failed"])
+def test_a_run_that_is_just_beginning_does_not_stop_the_others(tmp_path, state):
+    """Everything that a run's directory holds before its first checkpoint; the others' page goes on, and is told what lacks."""
+    a, c, lines = write_run(tmp_path, "a", positions=4, until=20), tmp_path / "c", []
+    whole = write_run(tmp_path, "whole", positions=4, until=20)
+    rows = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
+    c.mkdir()
+    if state == "locked":
+        (c / ".lock").touch()
+    elif state == "folders":
+        (c / "positions").mkdir()
+    else:
+        text = {"empty log": "", "half a header": rows[0][:20], "failed": "".join(rows[:9])}[state]
+        (c / "metrics.jsonl").write_text(text)
+    if state == "failed":
+        (c / "environment.json").write_text(json.dumps({"sessions": [{"exit_code": 1, "ended": "then"}]}))
+    paths = [a, c, tmp_path / "d"] if state == "failed" else [c, a]
+    live = LivePage(paths, Reading(), lines.append)
+    assert live.update() and b"<b>a</b>" in live.text and b"<b>c</b>" not in live.text
+    assert len(lines) == 1 and lines[0].startswith("left out so far: ") and str(c) in lines[0]
+    first = live.version
+    with open(a / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"kind": "train", "step": 21, "tokens": 21000, "lr": 0.1, "loss": 3.0}) + "\n")
+    assert live.update() and live.version != first and len(lines) == 1
+    if state == "failed":
+        (c / "metrics.jsonl").unlink()
+        for name in ("metrics.jsonl", "positions"):
+            shutil.move(whole / name, c / name)
+        assert live.update() and b"<b>whole</b>" in live.text and b"<b>a</b>" in live.text
 
 
 def test_a_finished_run_without_positions_is_not_waited_for(tmp_path):

@@ -7,11 +7,12 @@ import pandas as pd
 
 from emergence_train.analysis.emergence.finding import EmergenceAnalysis, Finding
 from emergence_train.analysis.emergence.result import VERDICT_ORDER, Ability, TaskResult
-from emergence_train.analysis.figures import FORECAST, HELD_OUT, OBSERVED, Figure, Ramp, Trace, interval
+from emergence_train.analysis.figures import FORECAST, HELD_OUT, OBSERVED, Figure, Ramp, Trace, fitted, interval
 
 POINTS = 250  # drawn in a panel at most
 LINES = 30  # of the size figure and the timeline
-NAME = 34  # characters of a line's name
+NAME = 40  # characters of a line's name
+EVERY_SCORE = "every score: evaluations/ of the run, open_run(RUN).evaluations in Python"
 THRESHOLD = HELD_OUT  # its colour
 AGAINST = {"loss": "loss (nats per token), falling", "compute": "training compute, 6 x parameters x tokens (FLOP)"}
 
@@ -73,6 +74,7 @@ def performance(
         x_log=against == "compute",
         x_falling=against == "loss",
         y_range=span,
+        reduced=f"{POINTS} of {len(value)} scores; {EVERY_SCORE}" if len(value) > POINTS else "",
         ramp=ramp,
         note=f"{task.verdict}, probability {task.probability:.2f}" + (f"; {task.reason}" if task.reason else ""),
     )
@@ -117,7 +119,7 @@ def size_effects(analysis: EmergenceAnalysis, groups: Mapping[str, str] | None =
         intervals += interval(effect.low95, effect.value, effect.high95, len(names), colour=colour)
         named = (groups or {}).get(task.family)
         family = f"{named}: " if named else f"{task.family[:8]} " if many else ""
-        names.append(family + f"{task.task}, {task.metric}"[-NAME:])
+        names.append(family + fitted(f"{task.task}, {task.metric}", NAME))
         smallest = max(smallest, finding.task.smallest)
         if len(names) == LINES:
             break
@@ -163,5 +165,5 @@ def timeline(abilities: Sequence[Ability], continuous: Mapping[tuple[str, str, s
         "",
         tuple(traces),
         x_log=True,
-        y_names=tuple(f"{run.run[-NAME:]}: {task.task}"[:NAME] for task, run in lines),
+        y_names=tuple(fitted(f"{run.run}: {task.task}", NAME) for task, run in lines),
     )

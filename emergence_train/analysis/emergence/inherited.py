@@ -30,7 +30,9 @@ def with_able_runs(findings: Iterable[Finding]) -> tuple[Finding, ...]:
         if finding.verdict.able and not continuous(task.metric) and not STEP.match(task.metric):
             key = (task.family, task.task)
             shown[key] = shown.get(key, frozenset()) | _names(finding)
-    return tuple(_inheriting(finding, shown.get((finding.task.family, finding.task.task))) for finding in findings)
+    return tuple(
+        _inheriting(finding, shown.get((finding.task.family, finding.task.task), frozenset())) for finding in findings
+    )
 
 
 def _names(finding: Finding) -> frozenset[str]:
@@ -38,12 +40,13 @@ def _names(finding: Finding) -> frozenset[str]:
     return frozenset(finding.task.frame["run"].to_numpy()[np.isin(codes, list(finding.verdict.able))])
 
 
-def _inheriting(finding: Finding, able: frozenset[str] | None) -> Finding:
+def _inheriting(finding: Finding, able: frozenset[str]) -> Finding:
+    """The finding as the able runs among its own change it: those that lack the metric say nothing of it."""
     task, verdict = finding.task, finding.verdict
-    if not able or verdict.name != "at-chance" or not continuous(task.metric):
-        return finding
     names = dict(zip(task.frame["run"], task.rows.run))
     codes = frozenset(int(code) for name, code in names.items() if name in able)
+    if not codes or verdict.name != "at-chance" or not continuous(task.metric):
+        return finding
     apart = stand_apart(finding, codes)
     if apart is False:
         return finding
@@ -51,7 +54,10 @@ def _inheriting(finding: Finding, able: frozenset[str] | None) -> Finding:
     if apart:
         reason = f"{counted} are far above chance by the accuracy, and stand apart from the others in {task.metric} too"
     else:
-        reason = f"{counted} are far above chance by the accuracy; too few others to tell whether they stand apart here"
+        reason = (
+            f"{counted} are far above chance by the accuracy; too few of them or of others have {SIDE} checkpoints here "
+            "to tell whether they stand apart"
+        )
     changed = replace(
         verdict, name="not-identified", probability=1.0, reason=reason, able=codes if apart else frozenset()
     )
@@ -63,7 +69,8 @@ def stand_apart(finding: Finding, able: frozenset[int]) -> bool | None:
 
     Each run counts with the mean, over its SIDE checkpoints of the lowest losses, of what its score is above the common curve.
     The scatter is that of runs without the ability alone: what the able ones differ in among themselves says nothing of chance.
-    The difference must also be a relevant change (TaskMetric.smallest). None with fewer than two others, or no able run.
+    The difference must also be a relevant change (TaskMetric.smallest). None with fewer than two others, or no able run, of SIDE
+    checkpoints.
     """
     task, drawn = finding.task, finding.verdict.posterior
     if drawn is None:

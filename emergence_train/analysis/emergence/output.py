@@ -184,7 +184,11 @@ def _survival_line(task: Survival) -> str:
         f"{size.at_equal_loss.share.value:.0%} ({size.at_equal_loss.verdict}) at equal loss"
         for size in task.sizes
     )
-    alone = "; one run a size, so other runs may differ by more" if task.interval_of == "items" else ""
+    alone = {
+        "items": "; one run a size, so other runs may differ by more",
+        "items and runs of some sizes": "; sizes of one run are taken to differ by luck as the others do",
+        "items and runs": "",
+    }[task.interval_of]
     return f"survival, {task.task} ({task.metric}), of what {task.largest:,} parameters have: {sizes}{alone}"
 
 

@@ -19,6 +19,7 @@ VerdictName = Literal[
     "emergent", "gradual", "u-shaped", "inverse", "at-chance", "saturated", "not-identified", "inverted-u"
 ]
 KeptVerdict = Literal["kept", "lost", "open"]
+IntervalOf = Literal["items", "items and runs of some sizes", "items and runs"]
 ExplanationName = Literal["metric", "steps", "loss", "tokens", "compute"]
 Explained = Literal["explains", "in-part", "does-not", "open"]
 Status = Literal["reached", "expected", "open", "not-before-the-end"]
@@ -102,7 +103,7 @@ class SizeDetails:
     rows_in_overlap: int
     r2_loss: Share
     r2_loss_and_size: Share
-    correlation: Annotated[float, "of neighbouring checkpoints of a run"]
+    correlation: Annotated[float, "of neighbouring checkpoints of a run, half a standard error above the estimate"]
     held_out: tuple[HeldOutSize, ...]
 
 
@@ -240,8 +241,9 @@ class Survival(TaskKey):
     tokens: Tokens
     loss: Nats
     interval_of: Annotated[
-        Literal["items", "items and runs"],
-        "what the intervals are of. Of items: each size is one run, and another run of it may differ by more",
+        IntervalOf,
+        "what the intervals are of. Of items: each size is one run, and another run of it may differ by more. Of runs of some "
+        "sizes: the others, of one run each, are taken to differ as those do",
     ]
     sizes: tuple[SizeSurvival, ...]
 

@@ -209,8 +209,9 @@ def _correlation(rows: Rows, mean: np.ndarray) -> float:
     return neighbour_correlation((rows.y - mean) / np.sqrt(rows.variance_at(mean)[0]), rows.run, rows.order)
 
 
-def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarray) -> float:
-    """Correlation of neighbouring checkpoints' residuals within runs, less that expected by chance; in [0, 0.9]."""
+def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarray, errors: float = -1.0) -> float:
+    """Correlation of neighbouring checkpoints' residuals within runs, in [0, 0.9]; `errors` standard errors more, by default one
+    less: that is what chance gives."""
     sorting = np.lexsort((order, run))
     residual, run = residual[sorting], run[sorting]
     pairs = run[1:] == run[:-1]
@@ -219,7 +220,7 @@ def neighbour_correlation(residual: np.ndarray, run: np.ndarray, order: np.ndarr
     if count < 5 or total <= 0:
         return 0.0
     correlation = np.sum(residual[1:][pairs] * residual[:-1][pairs]) / total
-    return float(np.clip(correlation - 1 / np.sqrt(count), 0, 0.9))
+    return float(np.clip(correlation + errors / np.sqrt(count), 0, 0.9))
 
 
 class _Binned:

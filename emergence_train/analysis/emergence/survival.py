@@ -4,7 +4,8 @@ at equal tokens and at equal loss.
 The loss perspective (arXiv 2403.15796) says: all of it at equal loss, less at equal tokens. Within a run performance is
 interpolated between the two checkpoints around the place, linear in the loss or in the logarithm of tokens; runs of one size are
 averaged. Intervals are of the items and, where any size has several runs, of the runs: their variance is pooled over sizes, and
-Student's t has its degrees of freedom. Without such a size how much runs differ is not known, and the result says so.
+Student's t has its degrees of freedom; sizes of one run beside them are taken to differ as much. Where each size is one run, how
+much runs differ is not known. The result says which it is.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emergence_train.analysis.emergence.finding import Finding
-from emergence_train.analysis.emergence.result import Kept, KeptVerdict, SizeSurvival, Survival
+from emergence_train.analysis.emergence.result import IntervalOf, Kept, KeptVerdict, SizeSurvival, Survival
 from emergence_train.analysis.emergence.table import TaskMetric
 from emergence_train.analysis.results import Interval
 
@@ -58,7 +59,7 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
     )
     if not sizes:
         return None
-    several = any(point.runs > 1 for point in at_tokens.values())
+    compared = [*(size.params for size in sizes), largest]
     return Survival(
         family=task.family,
         task=task.task,
@@ -66,7 +67,7 @@ def survival(finding: Finding, rng: np.random.Generator) -> Survival | None:
         largest=largest,
         tokens=tokens,
         loss=loss,
-        interval_of="items and runs" if several else "items",
+        interval_of=_interval_of([at[size] for at in (at_tokens, at_loss) for size in compared]),
         sizes=sizes,
     )
 
@@ -88,10 +89,12 @@ def _points(task: TaskMetric, runs: dict, place: Callable) -> dict[int, Point]:
 
 
 def _point(values: list[tuple[float, float]], between_runs: float, freedom: int) -> Point:
-    """Of a size's runs (above chance, sampling variance); `between_runs`: the variance of runs, of so many degrees of freedom."""
+    """Of a size's runs (above chance, sampling variance); `between_runs`: the variance of runs, of so many degrees of freedom.
+
+    Where that is below the variance of items, which is part of it, it is so by chance: its degrees of freedom are no more."""
     above, sampling = np.array(values).mean(0)
-    of_items, of_runs = sampling / len(values), between_runs / len(values)
-    return Point(float(above), float(max(of_items, of_runs)), len(values), freedom if of_runs > of_items else np.inf)
+    variance = max(sampling, between_runs) / len(values)
+    return Point(float(above), float(variance), len(values), freedom or np.inf)
 
 
 def _at(axis: np.ndarray, place: float) -> tuple[int, int, float] | None:
@@ -103,6 +106,13 @@ def _at(axis: np.ndarray, place: float) -> tuple[int, int, float] | None:
     first = max(second - 1, 0)
     gap = axis[second] - axis[first]
     return first, second, float(np.clip((place - axis[first]) / gap, 0, 1)) if gap > 0 else 1.0
+
+
+def _interval_of(points: list[Point]) -> IntervalOf:
+    """What the intervals of points that are compared are of."""
+    if all(point.runs > 1 for point in points):
+        return "items and runs"
+    return "items and runs of some sizes" if any(np.isfinite(point.freedom) for point in points) else "items"
 
 
 def _unclear(point: Point | None) -> bool:

@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from emergence_train.analysis.grokking.result import Outcome, RunResult
+from emergence_train.analysis.grokking.result import APART, Outcome, RunResult
 
-APART = 1000  # updates between comprehension and grokking
 GENERALISED = 0.9
 
 

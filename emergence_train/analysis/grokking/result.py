@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from emergence_train.analysis.results import Probability, Share, Unit, absent
 
+APART = 1000  # updates between comprehension and grokking
 Outcome = Literal["comprehension", "grokking", "memorisation", "confusion", "diverged"]
 Updates = Annotated[int, Unit("updates")]
 Params = Annotated[int, Unit("parameters"), "all that are trained, embeddings among them"]

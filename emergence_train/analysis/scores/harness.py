@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
-from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of
+from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of_results
 from emergence_train.errors import InputError
 
 NO_METRIC = ("alias", "name", "sample_len", "sample_count", "samples")
@@ -56,9 +56,7 @@ def _read_lm_eval(path: Path, options: ScoreOptions) -> list[Scores]:
     if not isinstance(arguments, dict):
         arguments = dict(ARGUMENT.findall(str(arguments or "")))
     model = str(arguments.get("pretrained") or arguments.get("path") or content.get("model_name") or path.parent.name)
-    place = place_of(model, arguments.get("revision"))
-    if place["step"] is None:  # its own directory may be named after the step
-        place["step"] = place_of(str(path.parent))["step"]
+    place = place_of_results(model, arguments.get("revision"), path.parent)
     if settings.get("model_num_parameters"):
         place["params"] = int(settings["model_num_parameters"])
     rows = []
@@ -97,11 +95,8 @@ def _read_lighteval(path: Path, options: ScoreOptions) -> list[Scores]:
     content = _objects(path)[0]
     general = content["config_general"] or {}
     model: Any = general.get("model_config") or {}
-    place = place_of(
-        str(general.get("model_name") or model.get("model_name") or path.parent.name), model.get("revision")
-    )
-    if place["step"] is None:
-        place["step"] = place_of(str(path.parent))["step"]
+    named = str(general.get("model_name") or model.get("model_name") or path.parent.name)
+    place = place_of_results(named, model.get("revision"), path.parent)
     rows = []
     for name, values in content["results"].items():
         task = re.sub(r"\|\d+(\|\d+)?$", "", name)
@@ -148,9 +143,7 @@ def _read_olmes(path: Path, options: ScoreOptions) -> list[Scores]:
         name = str(
             model.get("model") or _first(model.get("model_path")) or record.get("model_name") or path.parent.name
         )
-        place = place_of(name, model.get("revision"))
-        if place["step"] is None:
-            place["step"] = place_of(str(path.parent))["step"]
+        place = place_of_results(name, model.get("revision"), path.parent)
         names.add(_named(place))
         for metric, value in (record.get("metrics") or {}).items():
             if not _is_number(value) or metric.endswith("_stderr") or _is_another(metric, record["metrics"]):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from emergence_train.analysis.logs.encoded import text_of
 from emergence_train.analysis.scores import score_tables
-from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of
+from emergence_train.analysis.scores.options import Format, ScoreOptions, Scores, place_of_results
 from emergence_train.errors import InputError, listed
 
 STATS, SPEC = "stats.json", "run_spec.json"
@@ -50,9 +50,7 @@ def _read_run(path: Path) -> list[Scores]:
         raise InputError(f"{path}: it or its {SPEC} is no JSON that can be read; give another --format")
     adapter = spec.get("adapter_spec") or {}
     model, _, revision = str(adapter.get("model") or adapter.get("model_deployment") or "").partition("@")
-    place = place_of(model or path.parent.name, revision or None)
-    if place["step"] is None:  # its suite's directory may be named after the step
-        place["step"] = place_of(str(path.parent.parent))["step"]
+    place = place_of_results(model or path.parent.name, revision or None, path.parent.parent)  # that of its suite
     values = _by_metric(stats)
     items = values.pop("num_instances", (None, ""))[0]
     scores = {name: value for name, value in values.items() if METRIC.search(name)}

@@ -15,7 +15,7 @@ import pandas as pd
 from emergence_train.analysis.logs.encoded import suffix_of, text_of
 from emergence_train.analysis.logs.log import frame_of
 from emergence_train.analysis.logs.records import flat, records_of
-from emergence_train.analysis.scores.options import STEP
+from emergence_train.analysis.scores.options import step_of
 from emergence_train.errors import InputError
 
 SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -68,15 +68,15 @@ def _rows_of(record: dict) -> list[dict]:
         (key,) = lists
         beside = flat({name: value for name, value in record.items() if name != key})
         return [beside | row for row in lists[key]]
-    if record and all(map(_is_step, record)) and all(isinstance(value, dict) for value in record.values()):
-        return [{"step": int(_is_step(key)[1])} | inner for key, inner in record.items()]  # type: ignore[index]
+    if (
+        record
+        and all(step_of(key) is not None for key in record)
+        and all(isinstance(value, dict) for value in record.values())
+    ):
+        return [{"step": step_of(key)} | inner for key, inner in record.items()]
     if len(record) > 1 and all(map(_has_tasks, record.values())):
         return [{"model": key} | inner for key, inner in record.items()]
     return [record]
-
-
-def _is_step(key: str) -> re.Match[str] | None:
-    return STEP.fullmatch(key) or re.fullmatch(r"0*(\d+)", key)
 
 
 def _has_tasks(value: object) -> bool:

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
 from emergence_train.analysis.logs import columns_of
-from emergence_train.analysis.logs.numbers import SI
+from emergence_train.analysis.logs.numbers import in_full
 from emergence_train.errors import InputError
 
 # Ours, and what others call them, the likeliest first; words joined by underscores.
@@ -27,11 +27,21 @@ NAMES = {
     "higher_is_better": "higher_is_better",
 }
 QUANTITIES = tuple(NAMES)
-STEP = re.compile(r"(?:step|checkpoint|iter|ckpt)[-_]?0*(\d+)", re.IGNORECASE)
-TOKENS = re.compile(r"tokens(\d+(?:\.\d+)?)([BMT])", re.IGNORECASE)  # in the name of a revision: step1000-tokens4B
-SIZE = re.compile(
-    r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([kmb])(?![a-z0-9])", re.IGNORECASE
-)  # in the name of a model: 70m, 1.4b
+NUMBER = r"\d+(?:\.\d+)?"
+# In the name of a model, a revision or a directory: step1000, ckpt_1.5k, step1000-tokens4B, 70m
+STEP = re.compile(rf"(?:steps?|checkpoint|iter(?:ation)?|ckpt)[-_= ]?({NUMBER}[km](?![a-z0-9])|\d+)", re.IGNORECASE)
+TOKENS = re.compile(rf"tokens[-_=]?({NUMBER}[bmt])", re.IGNORECASE)
+SIZE = re.compile(rf"(?<![a-z0-9.])({NUMBER}[kmb])(?![a-z0-9])", re.IGNORECASE)
+BEHIND = re.compile(  # tokens without the word: 1.1B-step-50K-105b
+    rf"(?P<place>{SIZE.pattern}.*{STEP.pattern})-(?P<tokens>{NUMBER}[bt])(?![a-z0-9])", re.IGNORECASE
+)
+SEPARATORS = r"[-_@.:=()\[\]\s]*"
+# What a directory of a checkpoint is called beside its step, and what holds it, whoever's model it is
+NO_MODEL = re.compile(
+    rf"(?:{SEPARATORS}(?:hf|hugging_?face|transformers|pytorch|safetensors|converted|export(ed)?|(un)?sharded|models?|weights"
+    rf"|checkpoints?|ckpts?|global|train|epoch[-_=]?\d*|stage[-_=]?\d*|final|latest|last|best)(?![a-z]))*{SEPARATORS}",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,8 @@ class ScoreOptions:
 
     @property
     def given(self) -> bool:
-        return self != ScoreOptions()
+        """Whether the command line says anything of the results; runs elsewhere are named by its other files."""
+        return replace(self, elsewhere=frozenset()) != ScoreOptions()
 
 
 @dataclass(frozen=True)
@@ -98,17 +109,50 @@ def options_of(
 
 
 def place_of(model: str, revision: str | None = None) -> dict:
-    """run, step, tokens and params as far as a model's name or path and its revision say them; params by its size's name."""
-    parts = [part for part in model.rstrip("/").split("/") if part]
-    name = revision or (parts[-1] if parts else "")
-    step, tokens = STEP.search(name), TOKENS.search(name)
-    run = "/".join(parts[:-1][-1:]) if step and not revision and len(parts) > 1 else "/".join(parts[-1:])
-    if step and run == name and not revision:  # the model's name without it
-        run = re.sub(r"^[-_@.]+|[-_@.]+$", "", re.sub("--+", "-", TOKENS.sub("", name.replace(step[0], "")))) or run
-    size = SIZE.search(run)
+    """run, step, tokens and params as far as a model's name or path and its revision say them; params by its size's name.
+
+    The run is the last part of the path that is more than a step and what checkpoints are called, without the step.
+    """
+    parts = [BEHIND.sub(r"\g<place>-tokens\g<tokens>", part) for part in model.split("/") if part]
+    bare = [_without_step(part) for part in parts]
+    own = next((k for k in reversed(range(len(parts))) if not NO_MODEL.fullmatch(bare[k])), 0)
+    names = [*parts[own:], revision or ""]
+    step = next(filter(None, map(STEP.search, reversed(names))), None)
+    tokens = next(filter(None, map(TOKENS.search, reversed(names))), None)
+    run = next((name for name in reversed(bare[: own + 1]) if name), None)
+    size = SIZE.search(run or "")
     return {
-        "run": run or None,
-        "step": int(step[1]) if step else None,
-        "tokens": int(float(tokens[1]) * SI[tokens[2].upper()]) if tokens else None,
-        "params": int(float(size[1]) * SI[size[2].upper()]) if size else None,
+        "run": run,
+        "step": round(in_full(step[1])) if step else None,
+        "tokens": round(in_full(tokens[1])) if tokens else None,
+        "params": round(in_full(size[1])) if size else None,
     }
+
+
+def place_of_results(model: str, revision: str | None, folder: Path) -> dict:
+    """`place_of`; where the model says no step, the directory of its results may.
+
+    That then says the run too where the model is a path on a disk, as "./current", unless its name has a size.
+    """
+    place, own = place_of(model, revision), place_of(str(folder.resolve()))
+    if place["step"] is not None or own["step"] is None:
+        return place
+    is_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    named = place["params"] is not None or (own["params"] is None and not is_path)
+    known = {
+        name: value for name, value in own.items() if value is not None and not (named and name in ("run", "params"))
+    }
+    return place | known
+
+
+def _without_step(name: str) -> str:
+    shorter = name
+    for named in (STEP, TOKENS):
+        shorter = re.sub(rf"{SEPARATORS}{named.pattern}", "", shorter, flags=re.IGNORECASE)
+    return name if shorter == name else re.sub(rf"^{SEPARATORS}|{SEPARATORS}$", "", shorter)
+
+
+def step_of(name: str) -> int | None:
+    """The step that a name is and nothing else: step1000, ckpt-1.5k or 1000."""
+    match = STEP.fullmatch(name) or re.fullmatch(r"(\d+)", name)
+    return round(in_full(match[1])) if match else None

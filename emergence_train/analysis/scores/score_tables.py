@@ -157,7 +157,7 @@ def _named_by_file(scores: Scores) -> Scores:
     rows, path = scores.rows, scores.path.resolve()
     if "step" in rows or "tokens" in rows:
         return scores
-    way = path.parent / path.name.split(".")[0]
+    way = path.parent / re.sub(r"(\.[A-Za-z]\w*)+$", "", path.name)  # but step1.5k.json is of step 1,500
     place = next((known for known in map(place_of, (str(way), str(path.parent))) if known["step"] is not None), None)
     if place is None:
         return scores
@@ -214,8 +214,8 @@ def _placed(rows: pd.DataFrame) -> pd.DataFrame:
     for name in ("step", "tokens", "params"):
         if name not in rows and places[name].notna().any():
             rows[name] = places[name]
-            if name == "step":
-                rows["run"] = places["run"]
+    if "step" in rows:
+        rows["run"] = rows["run"].where(places["step"].isna() | (places["step"] != rows["step"]), places["run"])
     return rows
 
 

@@ -30,6 +30,8 @@ SPIKE = 3.0  # held-out losses so many times as high as the forecast and 95% of 
 FEWEST = 3  # checkpoints with a closed interval required to draw a parameter
 UNITS = {"a0": "nats", "a1": "1 / position", "a2": "nats"}
 NATS = "loss (nats per token)"
+EVERY_STEP = "every step: metrics.jsonl of the run, open_run(RUN).curve in Python"
+EVERY_POSITION = "every position and checkpoint: positions/ of the run, open_run(RUN).positions in Python"
 
 
 def run_figures(run: RunAnalysis) -> dict[str, tuple[Figure, ...]]:
@@ -84,7 +86,17 @@ def forecast(run: RunAnalysis, title: str, *, baselines: bool = False, points: i
     top = float(shown.max())
     traces += _above(x[run.seen], loss[run.seen], top, points)
     traces += _above(x[~run.seen], loss[~run.seen], top, points, "held out", HELD_OUT)
-    return Figure(title, label, NATS, tuple(traces), y_range=y_range, note=_coverage_note(run))
+    drawn = f"at most {points} points of each series" if max(len(loss), len(rows)) > points else ""
+    every = EVERY_STEP if run.series.split is None else EVERY_POSITION
+    return Figure(
+        title,
+        label,
+        NATS,
+        tuple(traces),
+        y_range=y_range,
+        note=_coverage_note(run),
+        reduced=f"{drawn}; {every}" if drawn else "",
+    )
 
 
 def _without_spikes(held: np.ndarray, forecast: np.ndarray) -> np.ndarray:
@@ -155,7 +167,8 @@ def by_position(
         bin_of = position_bins(matrix.position, BINS)
         mean = np.bincount(bin_of, end) / np.bincount(bin_of)
         traces.append(Trace(x, mean, "forecast at the end", HELD_OUT, dashed=True))
-    return Figure(title, "token position", NATS, tuple(traces), x_log=True, ramp=ramp, note=note)
+    reduced = f"means of {len(x)} bins of position, {len(chosen)} of {len(trained)} checkpoints; {EVERY_POSITION}"
+    return Figure(title, "token position", NATS, tuple(traces), x_log=True, ramp=ramp, note=note, reduced=reduced)
 
 
 def has_curve(fit: pd.Series | None) -> bool:
@@ -182,7 +195,8 @@ def last_checkpoints(
         traces.append(Trace(x, y, label, colour, line=not law and not bands, points=True, run=label, **ends))
         if law:
             traces.append(_law(matrix, fit, Trace(x, y, "", colour, run=label)))
-    return Figure(title, "token position", NATS, tuple(traces), x_log=True)
+    reduced = f"means of at most {BINS} bins of position; {EVERY_POSITION}"
+    return Figure(title, "token position", NATS, tuple(traces), x_log=True, reduced=reduced)
 
 
 def parameters(run: RunAnalysis, positions: PositionTables, title: str) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
@@ -246,4 +260,5 @@ def residuals(run: RunAnalysis, positions: PositionTables, title: str, *, lines:
     for step, shade in zip(chosen, ramp.shades(np.array([trained[step] for step in chosen]))):
         residual = rows.loc[rows["step"] == step, "residual"].to_numpy(float)
         traces.append(Trace(middle, residual, f"{short(trained[step])} {unit}", shade=float(shade)))
-    return Figure(title, "token position", "loss - law (nats)", tuple(traces), x_log=True, ramp=ramp)
+    reduced = f"bins of position, {len(chosen)} of {len(steps)} checkpoints; {EVERY_POSITION}"
+    return Figure(title, "token position", "loss - law (nats)", tuple(traces), x_log=True, ramp=ramp, reduced=reduced)

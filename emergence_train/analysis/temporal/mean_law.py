@@ -96,9 +96,8 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     start = min(WINDOW * x[-1], max(FURTHEST * x[-1], x[-WANTED:][0]), x[-MINIMUM:][0])
     start = max(start, warm)
     keep = x >= max(start, 1e-9)
-    # second differences: the curve's own slope must not count as noise
-    noise = float(np.median(np.abs(np.diff(y[keep], 2))) / 0.6745 / np.sqrt(6)) if keep.sum() > 3 else 0.0
-    x, y = x[keep], _without_spikes(y, noise)[keep]
+    noise = noise_of(y[keep])
+    x, y = x[keep], without_spikes(y, noise)[keep]
     if len(x) <= BINS:
         return Curve(x, y, noise, noise**2 if len(x) > WANTED else 0.0)  # of fewer rows the noise is not known
     edges = np.geomspace(x[0], x[-1] * (1 + 1e-12), BINS + 1)
@@ -109,7 +108,12 @@ def observed_part(x: np.ndarray, y: np.ndarray, plan: PlannedSchedule | None) ->
     return Curve(np.bincount(bin_of, x) / count, np.bincount(bin_of, y) / count, noise, float(sampling))
 
 
-def _without_spikes(y: np.ndarray, noise: float) -> np.ndarray:
+def noise_of(y: np.ndarray) -> float:
+    """Standard deviation of losses (n,) about their curve, nats; of second differences, so that its slope does not count."""
+    return float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / np.sqrt(6)) if len(y) > 3 else 0.0
+
+
+def without_spikes(y: np.ndarray, noise: float) -> np.ndarray:
     """Losses (n,) with those far from the median of their neighbours set to it; a curve that falls is left as it is."""
     if len(y) < NEAR:
         return y

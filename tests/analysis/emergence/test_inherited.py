@@ -66,7 +66,20 @@ def test_one_other_run_cannot_tell():
     assert loglik.verdict.name == "at-chance" and acc.verdict.name != "at-chance"
     acc = replace(acc, verdict=replace(acc.verdict, able=frozenset({0})))
     verdict = with_able_runs((acc, loglik))[1].verdict
-    assert verdict.name == "not-identified" and "too few others" in verdict.reason and verdict.able_runs == 0
+    assert (
+        verdict.name == "not-identified" and "too few of them or of others" in verdict.reason and verdict.able_runs == 0
+    )
+
+
+@pytest.mark.parametrize("others", [4, 2, 1])
+def test_a_metric_without_the_able_runs_is_left_as_it_was(others):
+    """The able runs were scored by the accuracy alone: of the others' log-likelihood they say nothing."""
+    frame = ladder(levels(2 + others, spread=0.2), able=2)
+    frame = frame[(frame["metric"] == "acc") | ~frame["run"].isin(["r0", "r1"])]
+    acc, loglik = findings(frame)
+    acc = replace(acc, verdict=replace(acc.verdict, able=frozenset({0, 1})))
+    loglik = replace(loglik, verdict=replace(loglik.verdict, name="at-chance", able=frozenset()))
+    assert with_able_runs((acc, loglik)) == (acc, loglik)
 
 
 def test_the_level_of_the_test_is_kept_on_skewed_scatter():
