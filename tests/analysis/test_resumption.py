@@ -205,7 +205,7 @@ def test_a_job_that_lost_much_is_one_run(column, name, tmp_path):
         assert len(curves) == len(parts)
         assert column == "seed" or any("--column run=- reads all rows as one" in note for note in curves[0].notes)
         curves = logs.read(tmp_path / "x.csv", whole)
-    (one,) = curves
+    (joined,) = curves
     kept = [step for step in sorted(latest) if name != "not as far yet" or step <= 1600]
-    assert one.frame["step"].tolist() == kept
-    assert one.frame["loss"].tolist() == [latest[step] for step in kept]
+    assert joined.frame["step"].tolist() == kept
+    assert joined.frame["loss"].tolist() == [latest[step] for step in kept]

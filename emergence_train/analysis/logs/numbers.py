@@ -18,7 +18,7 @@ MULTIPLES = {
 FACTORS = {word: factor for factor, words in MULTIPLES.items() for word in words.split()}
 WORDS = "|".join(sorted((word for word in FACTORS if len(word) > 1), key=len, reverse=True))
 UNIT = f"{WORDS}|[kmgbt]"
-POWER = r"1e\+?\d+|10\s*(?:\^|\*\*|e)\s*\d+|1(?:[,_. ']?000)+|0{3,9}s?"
+POWER = r"1e\+?\d+|10\s*(?:\^|\*\*)\s*\d+|1(?:[,_. ']?000)+|0{3,9}s?"
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _OF = r"(?:tok(?:en)?s?|params?|parameters)(?![a-z])"
 # What a column of counts is written in by its name: "Tokens (B)", "params [x 10^6]", "tokens_in_billions", "tokens/1e9"; and
@@ -90,7 +90,7 @@ def _factor(unit: str) -> float:
     unit = unit.lower()
     if unit in FACTORS:
         return FACTORS[unit]
-    if power := re.fullmatch(r"(?:1e\+?|10\s*(?:\^|\*\*|e)\s*)(\d+)", unit):
+    if power := re.fullmatch(r"(?:1e\+?|10\s*(?:\^|\*\*)\s*)(\d+)", unit):
         return 10.0 ** int(power[1])
     return 10.0 ** unit.count("0")
 
